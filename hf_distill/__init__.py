@@ -1,0 +1,34 @@
+"""Knowledge distillation on Hugging Face Transformers.
+
+The names are loaded on first use: `import hf_distill` and the check of a recipe's text stay fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hf_distill.errors import UserError
+    from hf_distill.reader import load_recipe
+    from hf_distill.run import distill
+    from hf_distill.trainer import DistillationTrainer
+    from hf_distill.training_args import DistillationArguments
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "DistillationArguments": "training_args",
+    "DistillationTrainer": "trainer",
+    "UserError": "errors",
+    "distill": "run",
+    "load_recipe": "reader",
+}
+
+__all__ = ["DistillationArguments", "DistillationTrainer", "UserError", "distill", "load_recipe"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'hf_distill' has no attribute '{name}'")
+    return getattr(import_module(f"hf_distill.{_MODULES[name]}"), name)

@@ -1,0 +1,39 @@
+"""The one exception a user's mistake raises: a line per mistake, no traceback, exit status 2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """One or more mistakes in a recipe, its data or the way a run was started.
+
+    Each mistake is one line: what was wanted, what was found, what to do. The command line prints the
+    lines to stderr and exits with status 2; a Python caller sees a `ValueError`.
+
+    Args:
+        *mistakes: The lines.
+        key: Dotted path of the recipe key at fault, relative to whoever raises (`"model"` in a teacher,
+            `"columns.text"` in `data`). `Recipe.locate` turns it into `file:line: path` further up.
+    """
+
+    def __init__(self, *mistakes: str, key: str = "") -> None:
+        super().__init__("\n".join(mistakes))
+        self.mistakes = mistakes
+        self.key = key
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """Return `" Did you mean 'x'?"`, or the list of choices when none of them is close.
+
+    >>> did_you_mean("temprature", ["temperature", "weight"])
+    " Did you mean 'temperature'?"
+    >>> did_you_mean("zzz", ["kl", "labels"])
+    ' Known: kl, labels.'
+    """
+    known = list(choices)
+    close = get_close_matches(word, known, n=1)
+    if close:
+        return f" Did you mean '{close[0]}'?"
+    return f" Known: {', '.join(known)}."

@@ -1,0 +1,136 @@
+"""The recipe: what a run is made of, as frozen typed objects. Reading one from YAML is `reader.py`'s work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import Field, SkipValidation
+
+from hf_distill.component import component
+from hf_distill.errors import UserError
+from hf_distill.objectives.base import Objective
+from hf_distill.students.base import Student
+from hf_distill.tasks.base import Task
+from hf_distill.teachers.base import Teacher
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a recipe was read: its file and the line of every key path (`"objectives[1].weight"` -> 12)."""
+
+    file: str
+    lines: Mapping[str, int]
+
+    def locate(self, path: str) -> str:
+        """Return `file:line: path`; the line is that of the nearest key above `path` that the file holds."""
+        at = path
+        while at and at not in self.lines:
+            at = at[: max(at.rfind("."), at.rfind("["), 0)]
+        return f"{self.file}:{self.lines.get(at, 1)}: {path}"
+
+
+@component
+class Data:
+    """Where the examples come from.
+
+    Attributes:
+        path: Hub id, local file or directory, `package:NAME/PATH` (a file inside an installed Python package), or
+            a mapping from split name to one or more files.
+        name: Configuration of a Hub dataset (`sst2` of `nyu-mll/glue`).
+        revision: Git revision of a Hub dataset.
+        columns: Role -> column (`{text: sentence}`); a role left out is looked up under its own name.
+        splits: `train` and `eval` -> split of the dataset, `datasets` slicing included (`"train[:2000]"`).
+        labels: Names of integer labels, in the order of the integers, where the dataset does not carry them.
+        max_length: Longest input in tokens; longer ones are truncated. The tokenizer's limit if left out.
+    """
+
+    path: str | dict[str, str | list[str]]
+    name: str | None = None
+    revision: str | None = None
+    columns: dict[str, str] = Field(default_factory=dict)
+    splits: dict[str, str] = Field(default_factory=lambda: {"train": "train", "eval": "validation"})
+    labels: list[str] | None = None
+    max_length: Annotated[int, Field(gt=0)] | None = None
+
+
+@component
+class Evaluation:
+    """How models are compared.
+
+    Attributes:
+        metrics: Names from `metrics.METRICS`, or `evaluate/<id or local path>` for the `evaluate` library. The first is
+            the headline metric of the report. The task's own list if left out.
+    """
+
+    metrics: list[str] = Field(default_factory=list)
+
+
+@component
+class ReportOptions:
+    """What the report measures beyond the one student.
+
+    Attributes:
+        baseline: Also train the same student, from the same start and with the same budget, without the teacher.
+        seeds: Train student (and baseline) this many times with consecutive seeds; the gain then has a spread.
+        latency: Measure the speed of every model after training.
+    """
+
+    baseline: bool = False
+    seeds: Annotated[int, Field(ge=1)] = 1
+    latency: bool = True
+
+
+@component
+class Hub:
+    """Where the finished student is published.
+
+    Attributes:
+        push: Push at the end of the run. The token comes from the environment or the login store, never from here.
+        repo_id: `user/name`; the name of `output_dir` under the logged-in user if left out.
+        private: Visibility of a repository that the push creates; the Hub's default if left out.
+    """
+
+    push: bool = False
+    repo_id: str | None = None
+    private: bool | None = None
+
+
+@component
+class Recipe:
+    """One distillation run.
+
+    Attributes:
+        training: Arguments of `transformers.TrainingArguments`; names and types are checked when the recipe is read, but
+            the object is only built when the run starts (`bf16=True` raises on a machine without it).
+        tokenizer: Model whose tokenizer feeds both models; the student's own (or the teacher's) if left out.
+        origin: Set by the reader, so that a mistake found later still names its line.
+    """
+
+    task: SkipValidation[Task]
+    data: Data
+    teacher: SkipValidation[Teacher]
+    student: SkipValidation[Student]
+    objectives: SkipValidation[tuple[Objective, ...]]
+    training: dict[str, Any]
+    tokenizer: str | None = None
+    evaluation: Evaluation = Evaluation()
+    report: ReportOptions = ReportOptions()
+    hub: Hub = Hub()
+    origin: SkipValidation[Origin | None] = Field(default=None, repr=False, kw_only=True)
+
+    def mistake(self, path: str, message: str) -> UserError:
+        """Return the error for the key at `path`, with file and line where the recipe was read from a file."""
+        place = self.origin.locate(path) if self.origin else path
+        return UserError(f"{place}: {message}" if place else message)
+
+    @contextmanager
+    def locate(self, section: str) -> Iterator[None]:
+        """Give a `UserError` raised inside the block the recipe's file, line and `section` path."""
+        try:
+            yield
+        except UserError as error:
+            path = ".".join(part for part in (section, error.key) if part)
+            raise UserError(*(self.mistake(path, line).mistakes[0] for line in error.mistakes)) from error

@@ -1,0 +1,185 @@
+"""Rows: which logits of a batch count, and what their labels are.
+
+Every objective on logits sees `(rows, classes)` and nothing else. What a row is (an example, one class of a
+multi-label example, a token) is the layout's business, so a new objective works for every task and a new task
+for every objective.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+# What a sum is divided by: rows that count, rows that have a label, or examples.
+Unit = Literal["row", "label", "example"]
+UNITS: tuple[Unit, ...] = ("row", "label", "example")
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The logits of one micro-batch that count.
+
+    Attributes:
+        student: `(rows, classes)`, float32 or better.
+        teacher: Same shape, detached, classes in the student's order; None without a teacher.
+        labels: `(rows,)`: class indices with -100 where there is no label, or float values with NaN.
+        example: `(rows,)`, the index in the batch of the example each row belongs to.
+        examples: Batch size.
+    """
+
+    student: Tensor
+    teacher: Tensor | None
+    labels: Tensor
+    example: Tensor
+    examples: int
+
+    def sum_by_example(self, values: Tensor) -> Tensor:
+        """Sum a value per row into `(batch,)`."""
+        if len(values) == self.examples:  # one row an example: nothing to add up
+            return values
+        return values.new_zeros(self.examples).index_add(0, self.example, values)
+
+    def agreement(self) -> Tensor:
+        """Return how many rows of each example have the same top class in both models, `(batch,)`."""
+        if self.teacher is None or self.student.shape[-1] == 1:
+            return self.student.new_zeros(self.examples)
+        return self.sum_by_example((self.student.argmax(-1) == self.teacher.argmax(-1)).to(self.student.dtype))
+
+
+class RowLayout(ABC):
+    """Turns the logits of both models and a batch into `Rows`, and counts rows from the batch alone."""
+
+    @abstractmethod
+    def select(self, student: Tensor, teacher: Tensor | None, inputs: Mapping[str, Tensor]) -> Rows:
+        """Return the rows that count; logits as the models gave them, in their own dtype."""
+
+    @abstractmethod
+    def counts(self, inputs: Mapping[str, Tensor]) -> dict[Unit, Tensor]:
+        """Return how many of each unit every example has, `(batch,)` each. Needs no forward pass."""
+
+
+def _upcast(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+@dataclass(frozen=True)
+class ExampleRows(RowLayout):
+    """Sequence classification and regression: logits `(batch, width)`.
+
+    Attributes:
+        kind: `"classes"`: one row an example. `"binary"` (multi-label): one row of two classes per example and
+            label, with logits `[0, z]`, whose softmax is `[1 - sigmoid(z), sigmoid(z)]`, so that every objective on
+            classes is, unchanged, its multi-label form. `"values"` (regression): one row per example and value.
+        width: Number of labels (values) of the head.
+        teacher_columns: Column of the teacher's logits for each of the student's, where their orders differ.
+    """
+
+    kind: Literal["classes", "binary", "values"] = "classes"
+    width: int = 2
+    teacher_columns: tuple[int, ...] | None = None
+
+    def select(self, student: Tensor, teacher: Tensor | None, inputs: Mapping[str, Tensor]) -> Rows:
+        """See `RowLayout.select`."""
+        batch = len(student)
+        if teacher is not None and self.teacher_columns is not None:
+            teacher = teacher[:, list(self.teacher_columns)]
+        example = torch.arange(batch, device=student.device)
+        if self.kind != "classes":
+            example = example.repeat_interleave(self.width)
+        return Rows(
+            student=self._rows(student),
+            teacher=None if teacher is None else self._rows(teacher.detach()),
+            labels=self._labels(inputs, student),
+            example=example,
+            examples=batch,
+        )
+
+    def _rows(self, logits: Tensor) -> Tensor:
+        logits = _upcast(logits)
+        if self.kind == "classes":
+            return logits
+        flat = logits.reshape(-1)
+        return torch.stack((torch.zeros_like(flat), flat), -1) if self.kind == "binary" else flat.unsqueeze(-1)
+
+    def _labels(self, inputs: Mapping[str, Tensor], logits: Tensor) -> Tensor:
+        labels = inputs.get("labels")
+        if labels is None:
+            missing = IGNORED if self.kind != "values" else float("nan")
+            return torch.full((logits.numel() if self.kind != "classes" else len(logits),), missing, device=logits.device)
+        if self.kind == "values":
+            return labels.reshape(-1).to(_upcast(logits).dtype)
+        if self.kind == "binary":
+            return torch.where(labels.isnan(), IGNORED, labels).reshape(-1).long()
+        return labels.long()
+
+    def counts(self, inputs: Mapping[str, Tensor]) -> dict[Unit, Tensor]:
+        """See `RowLayout.counts`."""
+        first = next(iter(inputs.values()))
+        ones = torch.ones(len(first), device=first.device)
+        rows = ones if self.kind == "classes" else ones * self.width
+        labels = inputs.get("labels")
+        if labels is None:
+            labelled = torch.zeros_like(ones)
+        elif self.kind == "classes":
+            labelled = (labels != IGNORED).float()
+        else:
+            labelled = (~labels.isnan()).reshape(len(first), -1).sum(-1).float()
+        return {"row": rows, "label": labelled, "example": ones}
+
+
+@dataclass(frozen=True)
+class TokenRows(RowLayout):
+    """Per-token heads: logits `(batch, tokens, classes)`, one row a token whose label is not -100.
+
+    Without labels every token the attention mask keeps is a row.
+
+    Attributes:
+        shift: Logits at position i predict token i + 1 (causal language models).
+        classes: Columns that are tokens. Models pad their embedding to round sizes, each to its own; the columns
+            past the vocabulary are no tokens and would take part in the softmax.
+    """
+
+    shift: bool = False
+    classes: int | None = None
+
+    def _mask(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        labels = inputs.get("labels")
+        if labels is not None:
+            mask = labels != IGNORED
+        else:
+            mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])) != 0
+        return mask[:, 1:] if self.shift else mask
+
+    def select(self, student: Tensor, teacher: Tensor | None, inputs: Mapping[str, Tensor]) -> Rows:
+        """See `RowLayout.select`."""
+        mask = self._mask(inputs)
+        labels = inputs.get("labels")
+        if labels is None:
+            labels = torch.full(student.shape[:2], IGNORED, device=student.device)
+        if self.shift:
+            labels = labels[:, 1:]
+        return Rows(
+            student=self._rows(student, mask),
+            teacher=None if teacher is None else self._rows(teacher.detach(), mask),
+            labels=labels[mask],
+            example=mask.nonzero()[:, 0],
+            examples=len(student),
+        )
+
+    def _rows(self, logits: Tensor, mask: Tensor) -> Tensor:
+        if self.shift:
+            logits = logits[:, :-1]
+        return _upcast(logits[mask][:, : self.classes])
+
+    def counts(self, inputs: Mapping[str, Tensor]) -> dict[Unit, Tensor]:
+        """See `RowLayout.counts`."""
+        rows = self._mask(inputs).sum(-1).float()
+        labelled = rows if "labels" in inputs else torch.zeros_like(rows)
+        return {"row": rows, "label": labelled, "example": torch.ones_like(rows)}

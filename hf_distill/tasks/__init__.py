@@ -1,0 +1,12 @@
+"""What a batch means. This table is the list of tasks, by Hub pipeline tag."""
+
+from __future__ import annotations
+
+from hf_distill.tasks.base import Prepared, Task
+from hf_distill.tasks.text_classification import TextClassification
+
+TASKS: dict[str, type[Task]] = {
+    "text-classification": TextClassification,
+}
+
+__all__ = ["TASKS", "Prepared", "Task", "TextClassification"]

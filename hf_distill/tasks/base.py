@@ -1,0 +1,88 @@
+"""What a task is: how examples become model inputs, which logits count, and how predictions are judged."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from hf_distill.component import component
+
+if TYPE_CHECKING:
+    import numpy as np
+    from datasets import Dataset
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from hf_distill.models import Head
+    from hf_distill.objectives.base import Objective
+    from hf_distill.rows import RowLayout
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a task makes of raw data: everything a trainer needs to know about it.
+
+    Attributes:
+        train: Tokenised; columns `input_ids`, `attention_mask`, ..., `labels` (where there are any) and `length`.
+        eval: Likewise, sorted by length (metrics do not depend on the order, padding does).
+        head: How to load a model for the task.
+        layout: Which logits count.
+        collator: Pads examples to a batch.
+        metrics: `(logits, labels) -> {name: value}` over the eval split; the first name is the headline.
+        judged: Whether the eval split has labels at all; without them only agreement can be reported.
+        label_names: Class names in the order of the student's head; None for regression.
+    """
+
+    train: Dataset
+    eval: Dataset
+    head: Head
+    layout: RowLayout
+    collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
+    metrics: Callable[[np.ndarray, np.ndarray], dict[str, float]]
+    judged: bool
+    label_names: tuple[str, ...] | None
+
+
+@component
+class Task(ABC):
+    """A Hub pipeline tag."""
+
+    name: ClassVar[str]
+    auto_class: ClassVar[str]
+    # Role -> whether a recipe must have a column for it.
+    roles: ClassVar[Mapping[str, bool]]
+
+    @abstractmethod
+    def prepare(
+        self,
+        splits: Mapping[str, Dataset],
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        teacher: PretrainedConfig | None,
+        student: PretrainedConfig | None,
+        max_length: int | None,
+        label_names: list[str] | None,
+        metrics: list[str],
+    ) -> Prepared:
+        """Tokenise and describe the data.
+
+        Args:
+            splits: `train` and `eval`, columns already renamed to their roles.
+            tokenizer: Feeds both models.
+            teacher: Configuration of a teacher that brings its own head; None for a head still to be trained.
+            student: Likewise.
+            max_length: Longest input in tokens.
+            label_names: Names of integer labels, from the recipe.
+            metrics: Names, headline first; the task's own choice if empty.
+
+        Raises:
+            UserError: The data does not fit the task.
+        """
+
+    def check(self, objectives: tuple[Objective, ...], prepared: Prepared) -> None:
+        """Refuse objectives that mean nothing on this data.
+
+        Raises:
+            UserError: An objective does not fit.
+        """

@@ -1,0 +1,48 @@
+"""What a teacher is: a recipe entry that loads (or first trains) the model to learn from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from hf_distill.component import component
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from hf_distill.models import Head
+
+
+class FineTune(Protocol):
+    """Trains a model on the run's own data, or finds it trained; the run provides it to teachers that need it."""
+
+    def __call__(
+        self, model: PreTrainedModel, training: dict[str, object], directory: str | None
+    ) -> PreTrainedModel:
+        """Return `model` trained with the `labels` objective.
+
+        Args:
+            model: Where to start.
+            training: Training arguments that differ from the recipe's.
+            directory: Where to keep it; beside the student if None.
+        """
+
+
+@component
+class Teacher(ABC):
+    """Where the teacher comes from."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def config(self) -> PretrainedConfig:
+        """Return the teacher's configuration, without loading weights."""
+
+    @property
+    @abstractmethod
+    def has_head(self) -> bool:
+        """Whether the checkpoint brings the task's head, and with it an order of labels."""
+
+    @abstractmethod
+    def load(self, head: Head, fine_tune: FineTune) -> PreTrainedModel:
+        """Return the model, in eval mode."""

@@ -1,0 +1,54 @@
+"""A teacher that the run first trains on the task."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from hf_distill.component import component
+from hf_distill.models import Head, load_model, open_config
+from hf_distill.teachers.base import FineTune, Teacher
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+@component
+class FinetunedTeacher(Teacher):
+    """A checkpoint without the task's head, fine-tuned on the recipe's train split before distillation.
+
+    The result is kept and used again by the next run while model, data and settings stay the same.
+
+    Attributes:
+        model: Hub id, local directory or `package:NAME/PATH`.
+        training: Training arguments that differ from the recipe's own `training`.
+        output_dir: Where to keep fine-tuned teachers, one folder for each combination of model, data and settings;
+            `_teacher` beside the student if left out. Share one between recipes to fine-tune once.
+        revision: Git revision on the Hub.
+        trust_remote_code: Run model code from the checkpoint.
+    """
+
+    name: ClassVar[str] = "finetuned"
+
+    model: str
+    training: dict[str, Any] = Field(default_factory=dict)
+    output_dir: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def has_head(self) -> bool:
+        """See `Teacher.has_head`."""
+        return False
+
+    def config(self) -> PretrainedConfig:
+        """See `Teacher.config`."""
+        return open_config(self.model, revision=self.revision, trust_remote_code=self.trust_remote_code)
+
+    def load(self, head: Head, fine_tune: FineTune) -> PreTrainedModel:
+        """Fine-tune the checkpoint, or find it fine-tuned."""
+        model, _ = load_model(
+            self.model, head, revision=self.revision, trust_remote_code=self.trust_remote_code
+        )
+        return fine_tune(model, self.training, self.output_dir).eval()

@@ -1,0 +1,66 @@
+"""A teacher that is already good at the task."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from hf_distill.component import component
+from hf_distill.errors import UserError
+from hf_distill.models import Head, load_model, open_config
+from hf_distill.teachers.base import FineTune, Teacher
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@component
+class PretrainedTeacher(Teacher):
+    """A checkpoint with a trained head for the task.
+
+    Attributes:
+        model: Hub id, local directory or `package:NAME/PATH`.
+        revision: Git revision on the Hub.
+        dtype: Of the weights; `auto` is the checkpoint's own. Half precision halves the teacher's memory.
+        trust_remote_code: Run model code from the checkpoint.
+    """
+
+    name: ClassVar[str] = "pretrained"
+
+    model: str
+    revision: str | None = None
+    dtype: Dtype = "float32"
+    trust_remote_code: bool = False
+
+    @property
+    def has_head(self) -> bool:
+        """See `Teacher.has_head`."""
+        return True
+
+    def config(self) -> PretrainedConfig:
+        """See `Teacher.config`."""
+        return open_config(self.model, revision=self.revision, trust_remote_code=self.trust_remote_code)
+
+    def load(self, head: Head, fine_tune: FineTune) -> PreTrainedModel:
+        """Load the checkpoint with its own labels.
+
+        Raises:
+            UserError: The checkpoint holds no head for the task: it would teach noise.
+        """
+        model, missing = load_model(
+            self.model,
+            head,
+            own_head=True,
+            dtype=self.dtype,
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+        )
+        if missing:
+            raise UserError(
+                f"'{self.model}' has no trained head for this task (its checkpoint lacks {', '.join(missing[:3])}), so it "
+                "would teach noise. Name a fine-tuned model, or let this run fine-tune it: "
+                "teacher: {name: finetuned, model: ...}.",
+                key="model",
+            )
+        return model
