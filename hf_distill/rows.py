@@ -56,6 +56,11 @@ class Rows:
 class RowLayout(ABC):
     """Turns the logits of both models and a batch into `Rows`, and counts rows from the batch alone."""
 
+    @property
+    def has_classes(self) -> bool:
+        """Whether rows are distributions over classes, so that two models can agree on the top one."""
+        return True
+
     @abstractmethod
     def select(self, student: Tensor, teacher: Tensor | None, inputs: Mapping[str, Tensor]) -> Rows:
         """Return the rows that count; logits as the models gave them, in their own dtype."""
@@ -84,6 +89,11 @@ class ExampleRows(RowLayout):
     kind: Literal["classes", "binary", "values"] = "classes"
     width: int = 2
     teacher_columns: tuple[int, ...] | None = None
+
+    @property
+    def has_classes(self) -> bool:
+        """See `RowLayout.has_classes`."""
+        return self.kind != "values"
 
     def select(self, student: Tensor, teacher: Tensor | None, inputs: Mapping[str, Tensor]) -> Rows:
         """See `RowLayout.select`."""

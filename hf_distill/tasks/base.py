@@ -29,9 +29,11 @@ class Prepared:
         head: How to load a model for the task.
         layout: Which logits count.
         collator: Pads examples to a batch.
-        metrics: `(logits, labels) -> {name: value}` over the eval split; the first name is the headline.
-        judged: Whether the eval split has labels at all; without them only agreement can be reported.
-        label_names: Class names in the order of the student's head; None for regression.
+        metrics: `(logits, labels) -> {name: value}` over the eval split.
+        metric_names: What `metrics` returns, the headline first; empty where the eval split has no labels, and
+            only agreement can be reported.
+        label_names: Class names in the order of the student's head; None where nothing names them.
+        labelled: Whether the train split has labels.
     """
 
     train: Dataset
@@ -40,8 +42,9 @@ class Prepared:
     layout: RowLayout
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
     metrics: Callable[[np.ndarray, np.ndarray], dict[str, float]]
-    judged: bool
+    metric_names: tuple[str, ...]
     label_names: tuple[str, ...] | None
+    labelled: bool
 
 
 @component

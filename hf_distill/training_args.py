@@ -1,0 +1,48 @@
+"""Training arguments: Transformers' own, less the few that would break a promise of this package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
+
+
+@dataclass
+class DistillationArguments(TrainingArguments):
+    """`transformers.TrainingArguments` with two other defaults and a check.
+
+    Everything that describes the loss lives in the objectives, so there is no new argument.
+
+    Defaults that differ: `hub_strategy` is `"end"` (only a finished student is published) and `use_cpu` is true where
+    there is no accelerator (`bf16=True` then works on CPUs, and processes started by `torchrun` on a CPU-only
+    machine find each other).
+
+    Raises:
+        ValueError: An argument that this trainer would have to ignore, or that would make the loss depend on how
+            a batch is split. Each message says what to use instead.
+    """
+
+    hub_strategy: HubStrategy | str = HubStrategy.END
+
+    def __post_init__(self) -> None:
+        """Check, then let Transformers do its own checks."""
+        if not torch.accelerator.is_available():
+            self.use_cpu = True
+        if self.label_smoothing_factor != 0:
+            raise ValueError("label_smoothing_factor is not applied to a distillation loss; leave it at 0.")
+        if self.use_liger_kernel:
+            raise ValueError("use_liger_kernel fuses the loss into the model and drops the logits; leave it off.")
+        if not self.average_tokens_across_devices:
+            raise ValueError(
+                "average_tokens_across_devices=False makes the loss depend on the number of processes; leave it on."
+            )
+        if self.hub_token is not None:
+            raise ValueError(
+                "hub_token would be written to training_args.bin in clear. Set the HF_TOKEN environment variable or "
+                "run `hf auth login` instead."
+            )
+        if HubStrategy(self.hub_strategy) is not HubStrategy.END:
+            raise ValueError("hub_strategy must be 'end': only the finished student is published.")
+        super().__post_init__()
