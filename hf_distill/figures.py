@@ -1,0 +1,192 @@
+"""Numbers of a report beside the metrics: calibration, confusion with the teacher, groups, the noise of a gain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How far a model's confidence is from its accuracy.
+
+    Attributes:
+        ece: Expected calibration error, 0 to 1.
+        counts: Predictions in each bin of confidence; the bins divide 0 to 1 evenly.
+        confidence: Mean confidence of each bin; None for an empty one.
+        accuracy: Share of right predictions of each bin; None for an empty one.
+    """
+
+    ece: float
+    counts: tuple[int, ...]
+    confidence: tuple[float | None, ...]
+    accuracy: tuple[float | None, ...]
+
+
+def calibration(probabilities: Array, labels: Array, bins: int = 15) -> Calibration:
+    """Return the expected calibration error of the most likely class, and the bins it is made of.
+
+    `sum_b n_b / n * |accuracy_b - confidence_b|`, bins of equal width, closed at the upper end (Guo et al. 2017,
+    arXiv 1706.04599, equation 3).
+
+    Args:
+        probabilities: `(rows, classes)`, each row sums to 1.
+        labels: `(rows,)`, class indices; rows with a negative one are left out.
+        bins: Number of bins.
+
+    >>> round(calibration(np.array([[0.9, 0.1], [0.3, 0.7]]), np.array([0, 0])).ece, 6)
+    0.4
+    """
+    labelled = labels >= 0
+    probabilities, labels = probabilities[labelled], labels[labelled]
+    # Upper edges inclusive: `right=True` gives edge[i - 1] < confidence <= edge[i].
+    confidence = probabilities.max(-1).astype(np.float64)
+    place = np.clip(np.digitize(confidence, np.linspace(0.0, 1.0, bins + 1), right=True) - 1, 0, bins - 1)
+    counts = np.bincount(place, minlength=bins)
+    confident = np.bincount(place, confidence, bins)
+    right = np.bincount(place, probabilities.argmax(-1) == labels, bins)
+    rows = max(len(labels), 1)
+    return Calibration(
+        ece=float(np.abs(right - confident).sum() / rows),
+        counts=tuple(int(count) for count in counts),
+        confidence=_means(confident, counts),
+        accuracy=_means(right, counts),
+    )
+
+
+def _means(sums: Array, counts: Array) -> tuple[float | None, ...]:
+    return tuple(float(total / count) if count else None for total, count in zip(sums, counts, strict=True))
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """What the student says where the teacher says something else.
+
+    Attributes:
+        names: Class names.
+        counts: `counts[i][j]`: predictions where the teacher says class i and the student class j.
+        left_out: Classes that are not shown; their predictions are in no cell.
+    """
+
+    names: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+    left_out: int = 0
+
+
+def confusion(student: Array, teacher: Array, names: Sequence[str] | None = None, *, limit: int = 20) -> Confusion:
+    """Count predictions of the student against those of the teacher.
+
+    Args:
+        student: Predicted class indices, any shape.
+        teacher: Likewise, same shape; where negative, nothing is counted.
+        names: Names of the classes; their numbers if None.
+        limit: Classes to keep, those in most disagreements. A vocabulary's full matrix would not fit in memory.
+
+    >>> confusion(np.array([0, 1, 1]), np.array([0, 0, 1]), ["no", "yes"]).counts
+    ((1, 1), (0, 1))
+    """
+    counted = (teacher >= 0) & (student >= 0)
+    student, teacher = student[counted].ravel(), teacher[counted].ravel()
+    different = student != teacher
+    classes = len(names) if names is not None else int(max(student.max(initial=-1), teacher.max(initial=-1))) + 1
+    confused = np.bincount(np.concatenate((student[different], teacher[different])), minlength=classes)
+    # A stable sort: among equally confused classes the lower index, so that a report does not change by itself.
+    kept = np.sort(np.argsort(-confused, kind="stable")[:limit])
+    place = np.full(classes, -1)
+    place[kept] = np.arange(len(kept))
+    rows, columns = place[teacher], place[student]
+    shown = (rows >= 0) & (columns >= 0)
+    counts = np.bincount(rows[shown] * len(kept) + columns[shown], minlength=len(kept) ** 2).reshape(len(kept), -1)
+    return Confusion(
+        names=tuple(names[index] if names is not None else str(index) for index in kept),
+        counts=tuple(tuple(int(count) for count in row) for row in counts),
+        left_out=classes - len(kept),
+    )
+
+
+@dataclass(frozen=True)
+class Group:
+    """The share of right predictions on a part of the eval split.
+
+    Attributes:
+        name: Of the group.
+        count: Labelled rows in it.
+        accuracy: Model -> share of right predictions.
+    """
+
+    name: str
+    count: int
+    accuracy: Mapping[str, float]
+
+
+def by_label(
+    predictions: Mapping[str, Array], labels: Array, names: Sequence[str] | None = None, *, limit: int = 50
+) -> tuple[Group, ...]:
+    """Return the accuracy on the rows of each label: an average hides a class that the student gave up.
+
+    Args:
+        predictions: Model -> predicted class indices `(rows,)`.
+        labels: `(rows,)`; negative ones are left out.
+        names: Names of the classes; their numbers if None.
+        limit: Labels to keep, the most frequent.
+
+    >>> by_label({"student": np.array([0, 0, 1])}, np.array([0, 1, 1]), ["no", "yes"])[1]
+    Group(name='yes', count=2, accuracy={'student': 0.5})
+    """
+    present, counts = np.unique(labels[labels >= 0], return_counts=True)
+    kept = np.sort(np.argsort(-counts, kind="stable")[:limit])
+    return tuple(
+        Group(
+            name=names[label] if names is not None else str(label),
+            count=int(count),
+            accuracy={model: float((guess[labels == label] == label).mean()) for model, guess in predictions.items()},
+        )
+        for label, count in zip(present[kept].tolist(), counts[kept], strict=True)
+    )
+
+
+def gain_error(
+    metrics: Callable[[Array, Array], Mapping[str, float]],
+    metric: str,
+    student: Array,
+    baseline: Array,
+    labels: Array,
+    *,
+    samples: int = 200,
+    seed: int = 0,
+) -> float | None:
+    """Return the standard error of a gain: how much it would move on another eval split of the same size.
+
+    Paired bootstrap: both models are judged on the same resampled examples, so that what is hard for both does not
+    count as noise. It says nothing of how much another seed would change the models.
+
+    Args:
+        metrics: `(logits, labels) -> {name: value}`.
+        metric: The one to look at.
+        student: Logits, first axis examples.
+        baseline: Likewise, of the student trained without teacher.
+        labels: First axis examples.
+        samples: Resampled eval splits.
+        seed: Of the resampling.
+
+    Returns:
+        The standard deviation of `student - baseline`; None where the metric is not defined on the samples.
+    """
+    rng = np.random.default_rng(seed)
+    gains = []
+    for _ in range(samples):
+        rows = rng.integers(0, len(labels), len(labels))
+        student_value, baseline_value = (
+            metrics(logits[rows], labels[rows]).get(metric, math.nan) for logits in (student, baseline)
+        )
+        gain = student_value - baseline_value
+        if math.isfinite(gain):
+            gains.append(gain)
+    return float(np.std(gains, ddof=1)) if len(gains) > 1 else None

@@ -1,0 +1,158 @@
+"""Did distillation help, and what did it cost? In sentences, with the noise said and nothing bad left out."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from hf_distill.report_text import metric_value, percent, signed, unsigned
+
+if TYPE_CHECKING:
+    from hf_distill.figures import Group
+    from hf_distill.report import Report
+
+LINES = 4
+# A difference of expected calibration errors below this is within what the choice of bins does.
+CALIBRATION = 0.01
+
+
+def verdict(report: Report) -> list[str]:
+    """Return one to four sentences, the most important first."""
+    lines = [_kept(report), _gain(report), *_cautions(report)]
+    return [line for line in lines if line][:LINES]
+
+
+def _kept(report: Report) -> str:
+    teacher, student = report.headline("teacher"), report.headline("student")
+    if teacher is None or student is None:
+        return f"{_unjudged(report)} {_cost(report)}".strip()
+    values = [metric_value(report, report.metric, value).removesuffix(" %") for value in (student, teacher)]
+    kept = report.retention
+    if kept is None or kept < 0:
+        start = f"The student's {report.metric} is {values[0]} against the teacher's {values[1]}"
+    elif not report.greater_is_better:
+        change = f"{abs(1 / kept - 1) * 100:.1f} % {'more' if kept < 1 else 'less'}" if kept != 1 else "the same"
+        start = f"The student's {report.metric} is {values[0]} against the teacher's {values[1]} ({change})"
+    elif kept > 1:
+        start = f"The student's {report.metric} is above the teacher's ({values[0]} against {values[1]})"
+    else:
+        start = f"The student kept {percent(kept)} of the teacher's {report.metric} ({values[0]} of {values[1]})"
+    return f"{start}{_cost(report, sentence=False)}"
+
+
+def _unjudged(report: Report) -> str:
+    if report.agreement is None:
+        return f"No {report.metric} was measured: what the student lost is not known."
+    rows = f"of {report.eval_rows:,} eval rows" if report.eval_rows else "of the eval rows"
+    return (
+        f"Student and teacher predict the same on {percent(report.agreement)} {rows}; without labels in the eval split "
+        "it is not known which of them is right."
+    )
+
+
+def _cost(report: Report, *, sentence: bool = True) -> str:
+    """Return what the student's size and speed are: what got better in one clause, what did not in its own sentence."""
+    better, worse = [], []
+    ratio = report.compression
+    if ratio is not None:
+        if ratio > 1.005:
+            better.append(f"{_times(ratio)} times fewer parameters")
+        elif ratio < 0.995:
+            worse.append(f"It is larger than the teacher: {_times(1 / ratio)} times the parameters.")
+        else:
+            worse.append("It is not smaller than the teacher.")
+    speed = report.speedup
+    if speed is not None:
+        # A few percent are within what a second measurement would change.
+        if speed > 1.05:
+            better.append(f"{_times(speed)} times the speed at batch 1")
+        elif speed < 0.95:
+            worse.append(f"It is slower: {_times(1 / speed)} times the teacher's latency at batch 1.")
+        else:
+            worse.append("It is not faster at batch 1.")
+    gained = " and ".join(better)
+    start = (f"It has {gained}." if gained else "") if sentence else f" with {gained}." if gained else "."
+    return " ".join([start, *worse])
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio < 1.1 else f"{ratio:.1f}"
+
+
+def _gain(report: Report) -> str:
+    gain = report.gain
+    if gain is None:
+        if report.baseline is None:
+            return (
+                "Whether the teacher helped is not known: the same student was not trained without it "
+                "(report: {baseline: true} does that)."
+            )
+        return f"Whether the teacher helped is not known: there is no {report.metric} to compare."
+    helped = gain > 0 if report.greater_is_better else gain < 0
+    noise = report.noise
+    against = f"{signed(report, gain)} {report.metric} against the same student trained without it"
+    facts = f"({_facts(report)})"
+    if noise is None:
+        start = "The teacher seems to have helped" if helped else "The teacher did not help"
+        return f"{start}: {against} {facts}. The noise of this difference is not known."
+    if abs(gain) <= noise:
+        return f"The teacher's share is within noise: {against} {facts}. This run does not show that it helped."
+    if len(report.gains) > 1:
+        return f"The teacher {'helped' if helped else 'hurt'}: {against} {facts}."
+    # The eval split's noise is not all the noise there is.
+    return f"The teacher {'helped' if helped else 'hurt'}: {against} {facts}. Other seeds were not tried."
+
+
+def _facts(report: Report) -> str:
+    noise, seeds = report.noise, len(report.gains)
+    interval = f"; 95 % interval ± {unsigned(report, noise)}" if noise is not None else ""
+    if report.gain_std is not None:
+        return f"mean of {seeds} seeds, standard deviation {unsigned(report, report.gain_std)}{interval}"
+    values = [
+        metric_value(report, report.metric, report.headline(model)).removesuffix(" %")
+        for model in ("student", "baseline")
+    ]
+    size = f" from {report.eval_rows:,} eval rows" if interval and report.eval_rows else ""
+    return f"{values[0]} against {values[1]}, one seed{interval}{size}"
+
+
+def _cautions(report: Report) -> list[str]:
+    lines = []
+    teacher, baseline = report.headline("teacher"), report.headline("baseline")
+    if teacher is not None and baseline is not None:
+        ahead = baseline > teacher if report.greater_is_better else baseline < teacher
+        if ahead:
+            values = [metric_value(report, report.metric, value).removesuffix(" %") for value in (teacher, baseline)]
+            lines.append(
+                f"The teacher itself is worse than the same student trained without it: {report.metric} "
+                f"{values[0]} against {values[1]}."
+            )
+    if (group := _worst(report)) is not None:
+        lines.append(
+            f"The loss is not even: on '{group.name}' ({group.count:,} rows) accuracy fell from "
+            f"{percent(group.accuracy['teacher'])} to {percent(group.accuracy['student'])}."
+        )
+    errors = [report.calibration[model].ece for model in ("teacher", "student") if model in report.calibration]
+    if len(errors) == 2 and errors[1] - errors[0] > CALIBRATION:
+        lines.append(
+            f"Calibration got worse: expected calibration error {percent(errors[1])} against the teacher's "
+            f"{percent(errors[0])}."
+        )
+    return lines
+
+
+def _worst(report: Report) -> Group | None:
+    """Return the group that lost most, if it lost clearly more than the whole."""
+    compared = [group for group in report.groups if {"teacher", "student"} <= group.accuracy.keys()]
+    total = sum(group.count for group in compared)
+    if len(compared) < 2 or not total:
+        return None
+
+    def lost(group: Group) -> float:
+        return group.accuracy["teacher"] - group.accuracy["student"]
+
+    overall = sum(lost(group) * group.count for group in compared) / total
+    worst = max(compared, key=lost)
+    # Three standard errors: the worst of many groups looks bad by chance alone.
+    error = math.sqrt(sum(p * (1 - p) for p in (worst.accuracy["teacher"], worst.accuracy["student"])) / worst.count)
+    return worst if lost(worst) > max(overall, 0.0) + 3 * error else None
