@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hf_distill.component import component
+from hf_distill.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -37,3 +38,40 @@ class Student(ABC):
     def own_config(self) -> PretrainedConfig | None:
         """Return the configuration of the student's own checkpoint; None where it is derived from the teacher."""
         return None
+
+
+def with_head(config: PretrainedConfig, head: Head) -> PretrainedConfig:
+    """Write the head's settings into `config` and return it."""
+    # num_labels first: setting it may replace the label names.
+    for key in sorted(head.settings, key=lambda key: key != "num_labels"):
+        setattr(config, key, head.settings[key])
+    return config
+
+
+def is_per_layer(key: str, value: object, total: int | None) -> bool:
+    """Whether a configuration value has an entry for each layer (`layer_types`, `num_attention_heads_per_layer`)."""
+    # The name counts too: `eos_token_id` may be a list as long as the model is deep.
+    return isinstance(value, list | tuple) and len(value) == total and ("layer" in key or "block" in key)
+
+
+def build(model_class: Any, config: PretrainedConfig, key: str) -> PreTrainedModel:
+    """Return a float32 model with random weights, in eval mode.
+
+    Args:
+        model_class: A model class, or an Auto class.
+        config: Its configuration.
+        key: Recipe key to blame.
+
+    Raises:
+        UserError: The configuration makes no model.
+    """
+    import torch
+
+    create = getattr(model_class, "from_config", None) or model_class._from_config
+    try:
+        model: PreTrainedModel = create(config, dtype=torch.float32).eval()
+    # Model code fails in any way it likes on sizes that do not fit: ValueError, AssertionError, ZeroDivisionError ...
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{type(config).__name__} with these values makes no model: {reason}", key=key) from error
+    return model

@@ -1,0 +1,131 @@
+"""A student of any size, from random weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from hf_distill.component import component
+from hf_distill.errors import UserError, did_you_mean
+from hf_distill.models import Head, open_config
+from hf_distill.students.base import Student, build, is_per_layer, with_head
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+# The task decides about labels, the student is always float32, and the rest is no property of an architecture.
+NOT_HERE = {
+    *("num_labels", "id2label", "label2id", "problem_type"),
+    *("dtype", "torch_dtype", "quantization_config"),
+    *("architectures", "transformers_version", "model_type", "name_or_path"),
+}
+
+
+@component
+class FromConfig(Student):
+    """A configuration with changes; weights are random and follow torch's seed.
+
+    Relations: `copy_layers` starts from the teacher's weights, which usually learns faster; this one can be
+    narrower than the teacher, or another architecture.
+
+    Attributes:
+        overrides: What differs, in the words of the model's configuration class: `{num_hidden_layers: 4, hidden_size:
+            128, num_attention_heads: 4}`. All else stays as it was (`intermediate_size`, for one), but for values that
+            only follow from these: `head_dim`, `num_key_value_heads` where every head has its own, and lists with an
+            entry for each layer.
+        model: Whose configuration to start from: Hub id, local directory or `package:NAME/PATH`; the teacher's if left
+            out. The vocabulary and its special tokens stay the teacher's, whose tokenizer feeds both models.
+    """
+
+    name: ClassVar[str] = "from_config"
+
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    model: str | None = None
+
+    def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
+        """See `Student.config`."""
+        import torch
+        from transformers import AutoModel
+
+        base = teacher if self.model is None else open_config(self.model)
+        given = self._given(base)
+        values = {**base.to_dict(), **_vocabulary_of(teacher, base), **_consequences(base, given), **given}
+        for key in ("quantization_config", "dtype", "_name_or_path"):  # a description of the teacher's weights
+            values.pop(key, None)
+        try:
+            config = type(base).from_dict(values)
+        # A configuration class fails in any way it likes: its own errors, ValueError, ZeroDivisionError ...
+        except Exception as error:
+            raise UserError(f"{type(base).__name__} refuses them: {_reason(error)}", key="overrides") from error
+        _check_heads(config)
+        with torch.device("meta"):  # shapes only: no memory, no random numbers
+            build(AutoModel, config, key="overrides")
+        return config
+
+    def make(self, teacher: PreTrainedModel, head: Head) -> PreTrainedModel:
+        """Build the model with random weights."""
+        import transformers
+
+        model_class: Any = type(teacher) if self.model is None else getattr(transformers, head.auto_class)
+        return build(model_class, with_head(self.config(teacher.config), head), key="overrides")
+
+    def _given(self, base: PretrainedConfig) -> dict[str, Any]:
+        """Return the overrides under the names that `base` stores them by (`num_hidden_layers` -> `n_layer`)."""
+        known = {key for key in {*vars(base), *base.attribute_map} if not key.startswith("_")} - NOT_HERE
+        for key in self.overrides:
+            if key in NOT_HERE:
+                raise UserError("not for a recipe to set here; the task decides.", key=f"overrides.{key}")
+            if key not in known:
+                hint = did_you_mean(key, sorted(known))
+                raise UserError(f"{type(base).__name__} has no such key.{hint}", key=f"overrides.{key}")
+        return {base.attribute_map.get(key, key): value for key, value in self.overrides.items()}
+
+
+def _vocabulary_of(teacher: PretrainedConfig, base: PretrainedConfig) -> dict[str, Any]:
+    """Return what ties `base` to a tokenizer, as the teacher has it: sizes and special tokens."""
+    keys = [key for key in vars(base) if key.endswith("_token_id") or key in ("vocab_size", "type_vocab_size")]
+    # A teacher without segments (DistilBERT) says nothing about how many its tokenizer gives.
+    return {key: getattr(teacher, key, None) for key in keys if hasattr(teacher, key) or key.endswith("_token_id")}
+
+
+def _consequences(base: PretrainedConfig, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the values that only followed from the ones now overridden."""
+
+    def new(name: str) -> Any:
+        stored = base.attribute_map.get(name, name)
+        return given.get(stored, getattr(base, stored, None))
+
+    follows: dict[str, Any] = {}
+    layers = getattr(base, "num_hidden_layers", None)
+    if new("num_hidden_layers") != layers:
+        # None: the class fills in its own pattern.
+        follows.update({key: None for key, value in vars(base).items() if is_per_layer(key, value, layers)})
+    heads, size = getattr(base, "num_attention_heads", None), getattr(base, "hidden_size", None)
+    if isinstance(new("num_attention_heads"), int) and isinstance(new("hidden_size"), int) and heads and size:
+        if getattr(base, "num_key_value_heads", None) == heads:
+            follows["num_key_value_heads"] = new("num_attention_heads")
+        if isinstance(getattr(base, "head_dim", None), int) and base.head_dim * heads == size:
+            follows["head_dim"] = new("hidden_size") // max(new("num_attention_heads"), 1)
+    return {key: value for key, value in follows.items() if key in vars(base)}
+
+
+def _check_heads(config: PretrainedConfig) -> None:
+    """Refuse sizes that a model is built with but cannot run with, or that say nothing."""
+    layers, size = getattr(config, "num_hidden_layers", 1), getattr(config, "hidden_size", None)
+    heads, groups = getattr(config, "num_attention_heads", None), getattr(config, "num_key_value_heads", None)
+    if isinstance(layers, int) and layers < 1:
+        raise UserError(f"num_hidden_layers is {layers}; want at least 1.", key="overrides")
+    if not isinstance(heads, int) or not isinstance(size, int):
+        return
+    if heads < 1 or (size % heads and not getattr(config, "head_dim", None)):
+        raise UserError(f"hidden_size {size} cannot be divided by num_attention_heads {heads}.", key="overrides")
+    if isinstance(groups, int) and (groups < 1 or heads % groups):
+        raise UserError(
+            f"num_attention_heads {heads} cannot be divided by num_key_value_heads {groups}.", key="overrides"
+        )
+
+
+def _reason(error: Exception) -> str:
+    # huggingface_hub's strict dataclasses put the cause on a line of its own.
+    return " ".join(line.strip() for line in str(error).splitlines()) or type(error).__name__
