@@ -1,0 +1,68 @@
+# make test, make quickstart: both create .venv, install into it what constraints.txt pins, and run.
+# Written for GNU make 3.81 (macOS) and later.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Overrides for `make quickstart`: make quickstart ARGS="training.num_train_epochs=1"
+ARGS ?=
+PYTEST_ARGS ?= -n auto --maxprocesses 4
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# There while pip installs: an environment that an interruption left half-filled is made anew.
+UNFINISHED := $(VENV)/.unfinished
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# One process with all cores, on a machine with GPUs the first of them.
+LAUNCH := $(BIN)/accelerate launch --config_file recipes/accelerate/one_process.yaml \
+	$(if $(CUDA_VISIBLE_DEVICES),,--gpu_ids 0)
+THREADS := $(BIN)/python -c "import torch; print(torch.get_num_threads())"
+
+# The interpreter an old environment was made with may be gone.
+ifeq ($(wildcard $(BIN)/python),)
+$(shell rm -f $(STAMP))
+endif
+
+.PHONY: help install test check slow quickstart schema format clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*##/\1:/p' Makefile
+
+install: $(STAMP)  ## create .venv and install everything into it
+
+test: check  ## ruff, mypy and the tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(STAMP)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+
+slow: $(STAMP)  ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+quickstart: $(STAMP)  ## fetch a real model and real data, distil, report (about 5 minutes on 2 cores)
+	$(BIN)/python scripts/fetch_quickstart.py
+	$(LAUNCH) --num_cpu_threads_per_process $$($(THREADS)) scripts/distill.py recipes/quickstart.yaml $(ARGS)
+
+schema: $(STAMP)  ## write recipes/recipe.schema.json anew
+	$(BIN)/python -m hf_distill.schema
+
+format: $(STAMP)  ## format, and repair what ruff can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove caches and build products; .venv, data and outputs stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage
+	find hf_distill tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo "hf_distill needs Python 3.10 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." \
+		"Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	@if [ -e $(UNFINISHED) ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		echo "creating $(VENV)"; $(PYTHON) -m venv --clear $(VENV); fi
+	@touch $(UNFINISHED)
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+	@rm -f $(UNFINISHED)
