@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import Any, TypeVar, dataclass_transform
+from dataclasses import field
+from typing import Any, TypeVar, cast
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
+from typing_extensions import dataclass_transform  # in typing from Python 3.11 on
 
 Class = TypeVar("Class")
 
@@ -14,7 +15,7 @@ Class = TypeVar("Class")
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
 
-@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field,))
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field, field))
 def component(cls: type[Class]) -> type[Class]:
     """Make `cls` a recipe entry.
 
@@ -22,7 +23,19 @@ def component(cls: type[Class]) -> type[Class]:
     object through the same checks. Nothing heavy may happen in a component's constructor: reading a
     recipe must stay free.
     """
-    return dataclass(frozen=True, kw_only=True, config=STRICT)(cls)
+    # Without pydantic's mypy plugin its decorator has a type of its own.
+    return cast("type[Class]", dataclass(frozen=True, kw_only=True, config=STRICT)(cls))
+
+
+def settings(instance: Any) -> dict[str, Any]:
+    """Return the fields of a component that differ from their default, as a recipe would give them."""
+    values = {
+        # Not `dataclasses.fields`: it does not see the default factories that pydantic's `Field` declares.
+        name: getattr(instance, name)
+        for name, info in type(instance).__pydantic_fields__.items()
+        if getattr(instance, name) != info.get_default(call_default_factory=True)
+    }
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
 def entry(instance: Any) -> dict[str, Any]:
@@ -32,10 +45,4 @@ def entry(instance: Any) -> dict[str, Any]:
     >>> entry(KLDivergence(temperature=4.0))
     {'name': 'kl', 'temperature': 4.0}
     """
-    values = {
-        field.name: getattr(instance, field.name)
-        for field in fields(instance)
-        if field.init and getattr(instance, field.name) != field.default
-    }
-    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-    return {"name": instance.name, **plain}
+    return {"name": instance.name, **settings(instance)}

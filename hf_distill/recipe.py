@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from pydantic import Field, SkipValidation
@@ -19,17 +19,29 @@ from hf_distill.teachers.base import Teacher
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a recipe was read: its file and the line of every key path (`"objectives[1].weight"` -> 12)."""
+    """Where a recipe was read.
+
+    Attributes:
+        file: As the user named it.
+        lines: Key path -> line, for every key of the file (`"objectives[1].weight"` -> 12).
+        overrides: Key path -> the `key=value` of the command line that set it.
+    """
 
     file: str
     lines: Mapping[str, int]
+    overrides: Mapping[str, str] = field(default_factory=dict)
+
+    def nearest(self, path: str) -> str:
+        """Return `path` if it was given, else the nearest key above it that was; `""` for the whole recipe."""
+        while path and path not in self.lines and path not in self.overrides:
+            path = path[: max(path.rfind("."), path.rfind("["), 0)]
+        return path
 
     def locate(self, path: str) -> str:
-        """Return `file:line: path`; the line is that of the nearest key above `path` that the file holds."""
-        at = path
-        while at and at not in self.lines:
-            at = at[: max(at.rfind("."), at.rfind("["), 0)]
-        return f"{self.file}:{self.lines.get(at, 1)}: {path}"
+        """Return `file:line: path`, or `override 'key=value': path` for what came from the command line."""
+        at = self.nearest(path)
+        place = f"override '{self.overrides[at]}'" if at in self.overrides else f"{self.file}:{self.lines.get(at, 1)}"
+        return f"{place}: {path}" if path else place
 
 
 @component
@@ -103,8 +115,8 @@ class Recipe:
     """One distillation run.
 
     Attributes:
-        training: Arguments of `transformers.TrainingArguments`; names and types are checked when the recipe is read, but
-            the object is only built when the run starts (`bf16=True` raises on a machine without it).
+        training: Arguments of `transformers.TrainingArguments`; names and types are checked when the recipe is read,
+            but the object is only built when the run starts (`bf16=True` raises on a machine without it).
         tokenizer: Model whose tokenizer feeds both models; the student's own (or the teacher's) if left out.
         origin: Set by the reader, so that a mistake found later still names its line.
     """
@@ -119,7 +131,7 @@ class Recipe:
     evaluation: Evaluation = Evaluation()
     report: ReportOptions = ReportOptions()
     hub: Hub = Hub()
-    origin: SkipValidation[Origin | None] = Field(default=None, repr=False, kw_only=True)
+    origin: SkipValidation[Origin | None] = field(default=None, repr=False, compare=False)
 
     def mistake(self, path: str, message: str) -> UserError:
         """Return the error for the key at `path`, with file and line where the recipe was read from a file."""
