@@ -140,7 +140,7 @@ def _speed(report: Report) -> list[Row]:
             ("p90, batch 1", {key: milliseconds(it.single.p90_ms) for key, it in known.items()}),
             (f"latency, {batch}", {key: milliseconds(it.batch.median_ms) for key, it in known.items()}),
             (f"p90, {batch}", {key: milliseconds(it.batch.p90_ms) for key, it in known.items()}),
-            ("throughput", {key: f"{number(it.throughput)} examples/s" for key, it in known.items()}),
+            ("throughput (examples/s)", {key: number(it.throughput) for key, it in known.items()}),
         )
     ]
 
