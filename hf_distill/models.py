@@ -77,6 +77,12 @@ def open_config(model: str, *, revision: str | None = None, trust_remote_code: b
     return config
 
 
+def has_head(config: PretrainedConfig, auto_class: str) -> bool:
+    """Whether a checkpoint was saved with the head that `auto_class` gives (`...ForSequenceClassification`)."""
+    ending = auto_class.removeprefix("AutoModel")
+    return any(name.endswith(ending) for name in config.architectures or [])
+
+
 def open_tokenizer(model: str, *, key: str = "tokenizer", trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Return a model's tokenizer.
 

@@ -20,6 +20,11 @@ class Student(ABC):
 
     name: ClassVar[str]
 
+    @property
+    def source(self) -> str | None:
+        """The model the entry names, if it names one."""
+        return getattr(self, "model", None)
+
     @abstractmethod
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
         """Return the configuration the student will have, without loading weights.

@@ -34,6 +34,11 @@ class Teacher(ABC):
 
     name: ClassVar[str]
 
+    @property
+    def source(self) -> str | None:
+        """The model the entry names, if it names one."""
+        return getattr(self, "model", None)
+
     @abstractmethod
     def config(self) -> PretrainedConfig:
         """Return the teacher's configuration, without loading weights."""

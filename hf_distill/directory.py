@@ -1,0 +1,89 @@
+"""The directory of a run: whose it is, whether it may be written, what a restart removes."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from hf_distill.errors import UserError
+from hf_distill.files import check_writable, write_atomic
+from hf_distill.fit import RECORD
+
+RECIPE = "recipe.yaml"
+# Underscored, so that `Trainer.push_to_hub` leaves them out.
+TEACHERS = "_teacher"
+RUNS = "_runs"
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """`training.output_dir`.
+
+    Attributes:
+        path: Where.
+        recipe: Resolved text of the recipe that is to run there; its `report` and `hub` sections may change
+            between runs, as they change nothing that was computed.
+    """
+
+    path: Path
+    recipe: str
+
+    def check(self, restart: bool) -> None:
+        """Refuse a directory that holds something else. Writes nothing.
+
+        Raises:
+            UserError: Another recipe's run, or files that are no run at all.
+        """
+        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+            return
+        if not self.path.is_dir():
+            raise UserError(f"{self.path} is a file; wanted a directory.", key="output_dir")
+        held = self.path / RECIPE
+        if not held.is_file():
+            raise UserError(
+                f"{self.path} is not empty and holds no run of this package; its files might be overwritten. Choose "
+                "another directory, or empty it.",
+                key="output_dir",
+            )
+        different = _differences(held.read_text(encoding="utf-8"), self.recipe)
+        if different and not restart:
+            raise UserError(
+                f"{self.path} holds a run of another recipe (different: {', '.join(different)}). Choose another "
+                "directory, go back to that recipe to resume, or start over with --restart.",
+                key="output_dir",
+            )
+
+    def claim(self, restart: bool) -> None:
+        """Create the directory, remove what a restart is to redo, and write the recipe. For one process only.
+
+        A fine-tuned teacher stays: it is found again by model, data and settings, or not used.
+
+        Raises:
+            UserError: The directory cannot be written.
+        """
+        try:
+            check_writable(self.path)
+        except UserError as error:
+            raise UserError(*error.mistakes, key="output_dir") from error
+        if restart:
+            for stale in (*self.path.glob("checkpoint-*"), self.path / RUNS):
+                shutil.rmtree(stale, ignore_errors=True)
+            for name in (RECORD, "report.json", "report.html", "README.md"):
+                (self.path / name).unlink(missing_ok=True)
+        write_atomic(self.path / RECIPE, self.recipe)
+
+    def tidy(self) -> None:
+        """Remove the checkpoints of a finished run; the models themselves stay."""
+        for stale in (*self.path.glob("checkpoint-*"), *self.path.glob(f"{RUNS}/*/checkpoint-*")):
+            shutil.rmtree(stale, ignore_errors=True)
+
+
+def _differences(held: str, wanted: str) -> list[str]:
+    """Return the sections in which two resolved recipes differ, `report` and `hub` aside."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="safe", pure=True)
+    one, other = yaml.load(held) or {}, yaml.load(wanted) or {}
+    keys = sorted((set(one) | set(other)) - {"report", "hub"})
+    return [key for key in keys if one.get(key) != other.get(key)]

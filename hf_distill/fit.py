@@ -1,0 +1,171 @@
+"""Training one model in one directory: from scratch, from its last checkpoint, or not at all when it is already there."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_distill.component import entry
+from hf_distill.errors import UserError
+from hf_distill.files import dataset_fingerprint, fingerprint, last_complete_checkpoint, model_fingerprint, write_atomic
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.trainer_utils import PredictionOutput
+
+    from hf_distill.objectives import Objective
+    from hf_distill.tasks import Prepared
+    from hf_distill.trainer import DistillationTrainer
+
+RECORD = "_fit.json"
+# They say where a run writes and how it talks, not what it computes.
+_NOT_COMPUTED = ("output_dir", "run_name", "report_to", "disable_tqdm", "logging_", "log_", "save_", "eval_", "push_", "hub_")
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained model.
+
+    Attributes:
+        model: In eval mode.
+        trainer: What trained it (or would have), for a push.
+        history: `log_history` of the training.
+        seconds: Of training, over all the runs it took.
+        reused: Whether it was found finished.
+    """
+
+    model: PreTrainedModel
+    trainer: DistillationTrainer
+    history: list[dict[str, Any]]
+    seconds: float
+    reused: bool
+
+
+@dataclass(frozen=True)
+class Fitter:
+    """Trains models on the same data.
+
+    Attributes:
+        prepared: The data.
+        tokenizer: Saved with every model.
+    """
+
+    prepared: Prepared
+    tokenizer: PreTrainedTokenizerBase
+
+    def key(
+        self,
+        model: PreTrainedModel,
+        teacher: PreTrainedModel | None,
+        objectives: Sequence[Objective],
+        training: Mapping[str, Any],
+    ) -> str:
+        """Return a fingerprint of all that decides what the training computes."""
+        settings = {key: value for key, value in training.items() if not key.startswith(_NOT_COMPUTED)}
+        return fingerprint(
+            model_fingerprint(model),
+            None if teacher is None else model_fingerprint(teacher),
+            [dataset_fingerprint(self.prepared.train), dataset_fingerprint(self.prepared.eval)],
+            [entry(objective) for objective in objectives],
+            settings,
+        )
+
+    def fit(
+        self,
+        model: PreTrainedModel,
+        *,
+        objectives: Sequence[Objective],
+        training: Mapping[str, Any],
+        directory: str | Path,
+        teacher: PreTrainedModel | None = None,
+    ) -> Fitted:
+        """Train `model` in `directory`, or find it there.
+
+        A finished training with the same models, data, objectives and settings is loaded; an interrupted one goes on
+        from its last complete checkpoint and ends with the weights it would have had.
+
+        Raises:
+            UserError: The directory holds another training.
+        """
+        directory = Path(directory)
+        key = self.key(model, teacher, objectives, training)
+        record = read_record(directory)
+        if record and record["key"] != key:
+            raise UserError(
+                f"{directory} holds a training with other models, data or settings. Start over with --restart, or choose "
+                "another training.output_dir."
+            )
+        if record and record["finished"]:
+            trainer = self._trainer(_load(type(model), directory), objectives, training, directory, teacher)
+            return Fitted(trainer.model.eval(), trainer, record["history"], record["seconds"], reused=True)
+        trainer = self._trainer(model, objectives, training, directory, teacher)
+        before = record["seconds"] if record else 0.0
+        _write_record(trainer, directory, {"key": key, "finished": False, "seconds": before, "history": []})
+        checkpoint = last_complete_checkpoint(directory)
+        started = time.perf_counter()
+        trainer.train(resume_from_checkpoint=checkpoint)
+        seconds = before + time.perf_counter() - started
+        trainer.save_model(str(directory), _internal_call=True)
+        history = trainer.state.log_history
+        _write_record(trainer, directory, {"key": key, "finished": True, "seconds": seconds, "history": history})
+        return Fitted(trainer.model.eval(), trainer, history, seconds, reused=False)
+
+    def predict(self, model: PreTrainedModel, training: Mapping[str, Any]) -> PredictionOutput:
+        """Return a model's logits on the eval split, in its order; the model's own loss plays no part."""
+        from hf_distill.objectives import Labels
+
+        quiet = {**training, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+        directory = Path(training["output_dir"])
+        return self._trainer(model, (Labels(),), quiet, directory, None).predict(self.prepared.eval)
+
+    def _trainer(
+        self,
+        model: PreTrainedModel,
+        objectives: Sequence[Objective],
+        training: Mapping[str, Any],
+        directory: Path,
+        teacher: PreTrainedModel | None,
+    ) -> DistillationTrainer:
+        from hf_distill.trainer import DistillationTrainer
+        from hf_distill.training_args import DistillationArguments
+
+        return DistillationTrainer(
+            model,
+            DistillationArguments(**{**training, "output_dir": str(directory)}),
+            teacher=teacher,
+            objectives=objectives,
+            layout=self.prepared.layout,
+            train_dataset=self.prepared.train,
+            eval_dataset=self.prepared.eval,
+            data_collator=self.prepared.collator,
+            processing_class=self.tokenizer,
+            compute_metrics=self._metrics if self.prepared.metric_names else None,
+        )
+
+    def _metrics(self, prediction: Any) -> dict[str, float]:
+        return self.prepared.metrics(prediction.predictions, prediction.label_ids)
+
+
+def read_record(directory: Path) -> dict[str, Any] | None:
+    """Return what `fit` wrote about a directory; None where it wrote nothing that can be read."""
+    try:
+        record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and {"key", "finished", "seconds", "history"} <= set(record) else None
+
+
+def _write_record(trainer: DistillationTrainer, directory: Path, record: dict[str, Any]) -> None:
+    if trainer.is_world_process_zero():
+        directory.mkdir(parents=True, exist_ok=True)
+        write_atomic(directory / RECORD, json.dumps(record))
+    trainer.accelerator.wait_for_everyone()
+
+
+def _load(model_class: type[PreTrainedModel], directory: Path) -> PreTrainedModel:
+    model: PreTrainedModel = model_class.from_pretrained(str(directory), dtype="float32", use_safetensors=True)
+    return model
