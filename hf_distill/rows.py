@@ -42,8 +42,7 @@ class Rows:
 
     def sum_by_example(self, values: Tensor) -> Tensor:
         """Sum a value per row into `(batch,)`."""
-        if len(values) == self.examples:  # one row an example: nothing to add up
-            return values
+        # No short cut for as many rows as examples: they may all be tokens of one example.
         return values.new_zeros(self.examples).index_add(0, self.example, values)
 
     def agreement(self) -> Tensor:
@@ -122,7 +121,8 @@ class ExampleRows(RowLayout):
         labels = inputs.get("labels")
         if labels is None:
             missing = IGNORED if self.kind != "values" else float("nan")
-            return torch.full((logits.numel() if self.kind != "classes" else len(logits),), missing, device=logits.device)
+            rows = len(logits) if self.kind == "classes" else logits.numel()
+            return torch.full((rows,), missing, device=logits.device)
         if self.kind == "values":
             return labels.reshape(-1).to(_upcast(logits).dtype)
         if self.kind == "binary":
@@ -151,7 +151,7 @@ class TokenRows(RowLayout):
     Without labels every token the attention mask keeps is a row.
 
     Attributes:
-        shift: Logits at position i predict token i + 1 (causal language models).
+        shift: Logits at position i predict token i + 1 (causal language models), if position i is no padding.
         classes: Columns that are tokens. Models pad their embedding to round sizes, each to its own; the columns
             past the vocabulary are no tokens and would take part in the softmax.
     """
@@ -160,12 +160,15 @@ class TokenRows(RowLayout):
     classes: int | None = None
 
     def _mask(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        labels = inputs.get("labels")
+        labels, attended = inputs.get("labels"), inputs.get("attention_mask")
         if labels is not None:
             mask = labels != IGNORED
         else:
-            mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])) != 0
-        return mask[:, 1:] if self.shift else mask
+            mask = (torch.ones_like(inputs["input_ids"]) if attended is None else attended) != 0
+        if not self.shift:
+            return mask
+        # After padding on the left the first token's predecessor is padding, and predicts nothing.
+        return mask[:, 1:] if attended is None else mask[:, 1:] & (attended[:, :-1] != 0)
 
     def select(self, student: Tensor, teacher: Tensor | None, inputs: Mapping[str, Tensor]) -> Rows:
         """See `RowLayout.select`."""
