@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,13 +97,50 @@ def load_splits(data: Data, roles: Mapping[str, bool]) -> dict[str, Dataset]:
     return {split: _columns(_load(data, split), split, data, roles) for split in SPLITS}
 
 
-def _load(data: Data, split: str) -> Dataset:
-    from datasets import load_dataset, load_from_disk
-    from datasets.exceptions import DatasetGenerationError
+def peek(data: Data, roles: Mapping[str, bool]) -> dict[str, dict[str, Any]] | None:
+    """Return the first row of each split by role, without reading the rest; None for data on the Hub.
+
+    Raises:
+        UserError: As `load_splits`, as far as a first row can tell.
+    """
+    from datasets import load_dataset
 
     path, options = _source(data)
-    wanted, key = data.splits[split], f"splits.{split}"
+    if path not in {builder for builder, _ in BUILDERS.values()} and not Path(path).exists():
+        return None
+    if Path(path, "dataset_dict.json").is_file():
+        return {split: dataset[0] for split, dataset in load_splits(data, roles).items()}
+    rows = {}
+    for split in SPLITS:
+        name = data.splits[split].partition("[")[0]  # a stream cannot be sliced
+        with _readable(name, split):
+            stream = load_dataset(path, split=name, streaming=True, **options)
+            row = next(iter(stream), None)
+        if row is None:
+            raise UserError(f"the split '{name}' is empty: no example to {split} on.", key=f"splits.{split}")
+        rows[split] = {role: row[column] for column, role in _roles(list(row), split, data, roles).items()}
+    return rows
+
+
+@contextmanager
+def _readable(wanted: str, split: str) -> Iterator[None]:
+    """Turn what `datasets` raises on data it cannot read into one line."""
+    from datasets.exceptions import DatasetGenerationError
+
     try:
+        yield
+    except (OSError, ValueError, DatasetGenerationError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        key = f"splits.{split}" if "split" in str(error).lower() else "path"
+        raise UserError(f"cannot read split '{wanted}': {reason}", key=key) from error
+
+
+def _load(data: Data, split: str) -> Dataset:
+    from datasets import load_dataset, load_from_disk
+
+    path, options = _source(data)
+    wanted = data.splits[split]
+    with _readable(wanted, split):
         if Path(path, "dataset_dict.json").is_file():
             available = load_from_disk(path)
             if wanted not in available:
@@ -110,30 +148,28 @@ def _load(data: Data, split: str) -> Dataset:
             dataset = available[wanted]
         else:
             dataset = load_dataset(path, split=wanted, **options)
-    except (OSError, ValueError, DatasetGenerationError) as error:
-        unknown_split = "split" in str(error).lower()
-        cause = error.__cause__ or error
-        reason = " ".join(str(cause).split())[:300]
-        raise UserError(
-            f"cannot read split '{wanted}': {reason}", key=key if unknown_split else "path"
-        ) from error
     if len(dataset) == 0:
-        raise UserError(f"the split '{wanted}' is empty: no example to {split} on.", key=key)
+        raise UserError(f"the split '{wanted}' is empty: no example to {split} on.", key=f"splits.{split}")
     return dataset
 
 
 def _columns(dataset: Dataset, split: str, data: Data, roles: Mapping[str, bool]) -> Dataset:
+    found = _roles(dataset.column_names, split, data, roles)
+    # Renaming happens after the selection: a leftover column may carry the name of a role.
+    return dataset.select_columns(list(found)).rename_columns({c: r for c, r in found.items() if c != r})
+
+
+def _roles(columns: list[str], split: str, data: Data, roles: Mapping[str, bool]) -> dict[str, str]:
+    """Return column -> role for the columns a task uses."""
     found: dict[str, str] = {}
     for role, required in roles.items():
         column = data.columns.get(role, role)
-        if column in dataset.column_names:
+        if column in columns:
             found[column] = role
         elif role in data.columns or required:
-            key = f"columns.{role}" if role in data.columns else "columns"
             raise UserError(
                 f"the {split} split has no column '{column}' for the role '{role}'."
-                f"{did_you_mean(column, dataset.column_names)} Say which one: columns: {{{role}: ...}}.",
-                key=key,
+                f"{did_you_mean(column, columns)} Say which one: columns: {{{role}: ...}}.",
+                key=f"columns.{role}" if role in data.columns else "columns",
             )
-    # Renaming happens after the selection: a leftover column may carry the name of a role.
-    return dataset.select_columns(list(found)).rename_columns({c: r for c, r in found.items() if c != r})
+    return found

@@ -1,0 +1,153 @@
+"""`--check`: open what is local (configurations, tokenizers, the first rows) and say what a run would do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_distill.component import entry
+from hf_distill.data import check_data, peek
+from hf_distill.directory import RunDirectory
+from hf_distill.errors import UserError
+from hf_distill.launch import check_launch
+from hf_distill.models import resolve
+from hf_distill.pairing import Pair, open_pair
+from hf_distill.reader import dump_recipe
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from hf_distill.recipe import Recipe
+
+
+@dataclass
+class _Findings:
+    """Lines of the plan, mistakes, and what could not be looked at."""
+
+    plan: list[str] = field(default_factory=list)
+    mistakes: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
+
+
+def check(recipe: Recipe) -> str:
+    """Check a recipe against all that is on this machine, without weights, without training, without writing.
+
+    Models and data that live on the Hub are not fetched: they are listed as not checked.
+
+    Args:
+        recipe: The recipe.
+
+    Returns:
+        What a run would do, line by line.
+
+    Raises:
+        UserError: Every mistake found.
+    """
+    check_launch()
+    found = _Findings()
+    directory = RunDirectory(Path(recipe.training["output_dir"]).expanduser(), dump_recipe(recipe))
+    for section, step in (
+        ("", lambda: _check_pair(recipe, found)),
+        ("data", lambda: _check_data(recipe, found)),
+        ("training", lambda: directory.check(restart=False)),
+    ):
+        try:
+            with recipe.locate(section):
+                step()
+        except UserError as error:
+            found.mistakes += [line for line in error.mistakes if line not in found.mistakes]
+    if found.mistakes:
+        raise UserError(*found.mistakes)
+    found.plan += [f"objective   {_words(entry(objective))}" for objective in recipe.objectives]
+    found.plan += [f"training    {_words(recipe.training)}", f"report      {_report(recipe)}"]
+    found.plan += [f"hub         push to {recipe.hub.repo_id or directory.path.name}"] if recipe.hub.push else []
+    found.plan += [f"not checked {line}" for line in found.unchecked]
+    return "\n".join(found.plan)
+
+
+def is_local(source: str | None) -> bool:
+    """Whether a model named in a recipe can be opened without the Hub.
+
+    Raises:
+        UserError: It is meant as a local path or package and is not there.
+    """
+    return source is None or Path(resolve(source)).exists()
+
+
+def _check_pair(recipe: Recipe, found: _Findings) -> None:
+    local = True
+    for side, source in (("teacher", recipe.teacher.source), ("student", recipe.student.source)):
+        with _relative(side):
+            local &= is_local(source)
+    if not local:
+        found.plan += [f"teacher     {_words(entry(recipe.teacher))}", f"student     {_words(entry(recipe.student))}"]
+        found.unchecked.append("models: they are on the Hub, and --check fetches nothing")
+        return
+    pair = open_pair(recipe)
+    found.plan += [
+        f"task        {recipe.task.name}",
+        f"teacher     {_words(entry(recipe.teacher))}: {_size(recipe, pair.teacher)}",
+        f"student     {_words(entry(recipe.student))}: {_size(recipe, pair.student)}",
+        f"tokenizer   {_tokenizer(pair)}",
+    ]
+
+
+class _relative:  # noqa: N801 - reads as a statement
+    """Put a section in front of the key of a `UserError` raised inside."""
+
+    def __init__(self, section: str) -> None:
+        self.section = section
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, UserError):
+            raise UserError(*error.mistakes, key=f"{self.section}.{error.key}".rstrip(".")) from error
+
+
+def _check_data(recipe: Recipe, found: _Findings) -> None:
+    check_data(recipe.data, recipe.task.roles)
+    rows = peek(recipe.data, recipe.task.roles)
+    if rows is None:
+        found.unchecked.append("data: it is on the Hub, and --check fetches nothing")
+        return
+    found.plan += [f"{split:<11} {recipe.data.splits[split]}: {_words(row)}" for split, row in rows.items()]
+
+
+def _size(recipe: Recipe, config: PretrainedConfig) -> str:
+    """Return layers, width and parameters of the model a configuration makes, without making its weights."""
+    import torch
+    import transformers
+
+    with torch.device("meta"):
+        model: Any = getattr(transformers, recipe.task.auto_class).from_config(config)
+    text = config.get_text_config()
+    return (
+        f"{config.model_type}, {text.num_hidden_layers} layers of {text.hidden_size}, "
+        f"{model.num_parameters() / 1e6:.1f} M parameters"
+    )
+
+
+def _tokenizer(pair: Pair) -> str:
+    length = "no limit" if pair.max_length is None else f"at most {pair.max_length} tokens"
+    return f"{type(pair.tokenizer).__name__}, {len(pair.tokenizer)} tokens; inputs of {length}"
+
+
+def _report(recipe: Recipe) -> str:
+    seeds = "1 seed" if recipe.report.seeds == 1 else f"{recipe.report.seeds} seeds"
+    return f"{'with' if recipe.report.baseline else 'without'} baseline, {seeds}"
+
+
+def _words(values: dict[str, Any]) -> str:
+    """Return `kl (weight 0.5, temperature 2.0)` for an entry, `key value, ...` for another mapping."""
+    rest = ", ".join(f"{key} {_short(value)}" for key, value in values.items() if key != "name")
+    if "name" not in values:
+        return rest
+    return f"{values['name']} ({rest})" if rest else str(values["name"])
+
+
+def _short(value: Any, limit: int = 60) -> str:
+    text = str(value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
