@@ -1,0 +1,127 @@
+"""The command line: `hf-distill RECIPE.yaml [section.key=value ...]`. Turns errors into lines and exit statuses."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Iterator, Sequence
+
+from hf_distill import __version__
+from hf_distill.errors import UserError
+
+# Exit statuses: 0 done, 2 the recipe, its data or the launch is at fault, 1 anything else.
+FAULT = 2
+FAILED = 1
+
+EPILOG = """examples:
+  hf-distill recipe.yaml --check
+  hf-distill recipe.yaml training.learning_rate=1e-4 objectives.0.weight=0.7 report.baseline=true
+  accelerate launch scripts/distill.py recipe.yaml
+
+The same command again resumes a run that was interrupted."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a recipe, or check it, and return the exit status.
+
+    Args:
+        argv: Arguments without the program's name; those of the process if None.
+
+    Returns:
+        0 done; 2 the recipe, its data or the launch is at fault; 1 interrupted, or the disk is full.
+
+    Raises:
+        SystemExit: From argparse: 0 after `--help` and `--version`, 2 for a wrong argument.
+        Exception: Any other failure, with its traceback; Python then exits with 1.
+    """
+    arguments = _arguments(argv)
+    try:
+        _run(arguments)
+    except UserError as error:
+        _say("\n".join(error.mistakes))
+        return FAULT
+    except KeyboardInterrupt:
+        _say(f"\nInterrupted.{'' if arguments.check else ' The same command again resumes from the last checkpoint.'}")
+        return FAILED
+    except Exception as error:
+        if not (full := _full_disk(error)):
+            raise
+        _say(f"The disk is full{full}. Free some space; the same command again resumes from the last checkpoint.")
+        return FAILED
+    return 0
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="hf-distill",
+        description="Distil a Hugging Face model into a smaller one, as a recipe says.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("recipe", metavar="RECIPE.yaml", help="what to distil, and how")
+    parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="replaces a value of the recipe")
+    parser.add_argument(
+        "--check", action="store_true", help="check the recipe and print what would happen; no training"
+    )
+    parser.add_argument("--restart", action="store_true", help="start over where the output directory holds a run")
+    parser.add_argument("--version", action="version", version=f"hf_distill {__version__}")
+    # Intermixed: `RECIPE --check key=value` and `RECIPE key=value --check` are the same.
+    arguments, unknown = parser.parse_known_intermixed_args(argv)
+    if unknown:
+        hint = "A recipe's values are set without dashes, as in training.learning_rate=1e-4."
+        parser.error(f"unknown option {unknown[0]}. {hint}")
+    return arguments
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    """Read the recipe, then check or run it. Everything heavy is imported as late as it can be."""
+    from hf_distill.reader import load_recipe
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if arguments.check:
+        from hf_distill.check import check
+
+        text = check(recipe)
+        if _is_first():
+            print(text)
+        return
+    from hf_distill.run import distill
+
+    distill(recipe, restart=arguments.restart)
+
+
+def _is_first() -> bool:
+    """Whether this is the first of the processes that a launcher started on this machine."""
+    return os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"
+
+
+def _say(text: str) -> None:
+    """Print to stderr, once: all processes of a launch come to the same error."""
+    if _is_first():
+        print(text, file=sys.stderr)
+
+
+def _full_disk(error: BaseException) -> str:
+    """Return where a disk is full, if that is behind an error; else nothing."""
+    for cause in _chain(error):
+        number = cause.errno if isinstance(cause, OSError) else None
+        # safetensors and arrow pass the system's message on in errors of their own.
+        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(cause):
+            name = cause.filename if isinstance(cause, OSError) else None
+            return f" ({name})" if name else " (of the output directory or of a cache)"
+    return ""
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,299 @@
+"""YAML and `key=value` overrides -> `Recipe`, and back. All mistakes of a recipe are told at once."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from importlib import import_module
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from ruamel.yaml import YAML
+
+from hf_distill.component import entry, settings
+from hf_distill.document import Document, describe, join, read_document
+from hf_distill.errors import UserError, did_you_mean
+from hf_distill.objectives import OBJECTIVES, Objective
+from hf_distill.overrides import apply_overrides
+from hf_distill.recipe import Data, Evaluation, Hub, Recipe, ReportOptions
+from hf_distill.students import STUDENTS, Student
+from hf_distill.tasks import TASKS, Task
+from hf_distill.teachers import TEACHERS, Teacher
+from hf_distill.training_keys import training_mistakes
+from hf_distill.wording import explain, unknown_key
+
+Part = TypeVar("Part")
+
+SECTIONS: dict[str, type] = {"data": Data, "evaluation": Evaluation, "report": ReportOptions, "hub": Hub}
+SECTION_KEYS = [key for key in Recipe.__annotations__ if key != "origin"]
+REQUIRED = {
+    "task": "a Hub pipeline tag: {tasks}",
+    "data": "where the examples come from, such as {{path: nyu-mll/glue, name: sst2}}",
+    "teacher": "the model to learn from, such as {{name: pretrained, model: ...}}",
+    "student": "the model to train, such as {{name: pretrained, model: ...}}",
+    "objectives": "a list of what is compared, such as [{{name: kl, temperature: 2.0}}]",
+    "training.output_dir": "the directory for the student and its report",
+}
+PLUGIN = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*)")
+
+
+def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe. Nothing it names is opened: neither models nor data nor devices.
+
+    Args:
+        path: A YAML file. Local paths in it are relative to the current directory.
+        overrides: `section.key=value`, values in YAML, list entries by number: `objectives.0.weight=0.7`.
+
+    Raises:
+        UserError: Every mistake as one line: `file:line: key: what was wanted, what was found, what to do`.
+    """
+    document = read_document(os.fspath(path))
+    apply_overrides(document, overrides)
+    return _Reading(document).recipe()
+
+
+class _Reading:
+    """One recipe being read: builds what can be built and collects what cannot."""
+
+    def __init__(self, document: Document) -> None:
+        self.data = document.data
+        self.origin = document.origin
+        self.mistakes: list[tuple[str, str]] = []
+
+    def add(self, path: str, message: str) -> None:
+        """Note the mistake at a key path."""
+        self.mistakes.append((path, message))
+
+    def recipe(self) -> Recipe:
+        """Build the recipe.
+
+        Raises:
+            UserError: Something is wrong with it.
+        """
+        for key in self.data:
+            if key not in SECTION_KEYS:
+                self.add(key, unknown_key(key, SECTION_KEYS))
+        parts: dict[str, Any] = {
+            "task": self.component("task", self.data.get("task"), TASKS, Task),
+            "teacher": self.component("teacher", self.data.get("teacher"), TEACHERS, Teacher),
+            "student": self.component("student", self.data.get("student"), STUDENTS, Student),
+            "objectives": self.objectives(),
+            "training": self.training("training"),
+        }
+        parts |= {key: self.section(key, cls) for key, cls in SECTIONS.items() if key in self.data}
+        if "tokenizer" in self.data:
+            parts["tokenizer"] = self.validate(str, self.data["tokenizer"], "tokenizer")
+        self.required()
+        self.data_keys(parts["task"])
+        if self.mistakes:
+            raise UserError(*self.lines())
+        return Recipe(**parts, origin=self.origin)
+
+    def required(self) -> None:
+        """Note what every recipe must have and this one has not."""
+        for path, wanted in REQUIRED.items():
+            section, _, key = path.partition(".")
+            value = self.data.get(section)
+            if key:
+                # A section that is no mapping at all has had its line.
+                value = value.get(key) if isinstance(value, dict) else None if value is None else "?"
+            if value is None or value == "":
+                self.add(path, f"missing. Wanted: {wanted.format(tasks=', '.join(TASKS))}.")
+
+    def lines(self) -> list[str]:
+        """Return the mistakes in the order of the file; those of overrides come last, in their order."""
+        given = list(dict.fromkeys(self.origin.overrides.values()))
+
+        def place(mistake: tuple[str, str]) -> tuple[int, int]:
+            at = self.origin.nearest(mistake[0])
+            if at in self.origin.overrides:
+                return 1, given.index(self.origin.overrides[at])
+            return 0, self.origin.lines.get(at, 1)
+
+        return [f"{self.origin.locate(path)}: {what}" for path, what in sorted(self.mistakes, key=place)]
+
+    def validate(self, cls: type[Part], data: Any, path: str) -> Part | None:
+        """Return `data` as an instance of `cls`; None, and the mistakes are noted, where it is none."""
+        try:
+            # As JSON, pydantic's strict mode takes a mapping for a dataclass and a list for a tuple, and still no text
+            # for a number.
+            return TypeAdapter(cls).validate_json(json.dumps(data))
+        except ValidationError as error:
+            self.mistakes += explain(error, data, path, cls)
+            return None
+
+    def section(self, key: str, cls: type[Part]) -> Part | None:
+        """Read a section that is one fixed dataclass."""
+        value = self.data[key]
+        if isinstance(value, dict):
+            return self.validate(cls, value, key)
+        if value is not None or key not in REQUIRED:  # else it is told as missing
+            hint = f" Write {{path: {value}}}." if cls is Data and isinstance(value, str) else ""
+            self.add(key, f"wanted a mapping (key: value), found {describe(value)}.{hint}")
+        return None
+
+    def component(self, path: str, value: Any, table: Mapping[str, type[Part]], base: type[Part]) -> Part | None:
+        """Read an entry of one of the four tables: a mapping with a name, or the name alone."""
+        if value is None and path in REQUIRED:
+            return None
+        short = isinstance(value, str)
+        if short:
+            value = {"name": value}
+        known = f"Known: {', '.join(table)}; or module:Class."
+        if not isinstance(value, dict):
+            self.add(path, f"wanted a mapping {{name: ...}} or a name, found {describe(value)}. {known}")
+            return None
+        name = value.get("name")
+        if not isinstance(name, str):
+            what = f"wanted text, found {describe(name)}." if "name" in value else "missing."
+            self.add(join(path, "name"), f"{what} {known}")
+            return None
+        cls = table.get(name) or self.outside(name, path if short else join(path, "name"), table, base)
+        if cls is None:
+            return None
+        given = {key: item for key, item in value.items() if key != "name"}
+        training = given.get("training")
+        if isinstance(training, dict) and "training" in getattr(cls, "__pydantic_fields__", ()):
+            self.training(join(path, "training"))
+        return self.validate(cls, given, path)
+
+    def outside(self, name: str, path: str, table: Mapping[str, type[Part]], base: type[Part]) -> type[Part] | None:
+        """Import `module:Class`, or note why it will not do."""
+        kind = base.__name__.lower()
+        match = PLUGIN.fullmatch(name)
+        if match is None:
+            hint = did_you_mean(name, table)
+            if kind in ("teacher", "student") and "Did you" not in hint:
+                hint += f" A model goes under 'model': {{name: pretrained, model: {name}}}."
+            self.add(path, f"unknown {kind} '{name}'.{hint}")
+            return None
+        try:
+            module = import_module(match["module"])
+        except Exception as error:  # whatever the module does on import: to the recipe's author it is one line
+            reason = next(iter(str(error).splitlines()), "")
+            what = f"cannot import '{match['module']}' ({type(error).__name__}: {reason})."
+            self.add(path, f"{what} The module must be installed or on PYTHONPATH.")
+            return None
+        found: type[Part] | None = getattr(module, match["name"], None)
+        if fault := _unfit(found, base):
+            self.add(path, f"'{name}' {fault}")
+            return None
+        return found
+
+    def objectives(self) -> tuple[Objective, ...]:
+        """Read the list of objectives; it must give something to train on."""
+        value = self.data.get("objectives")
+        if not isinstance(value, list):
+            if value is not None:
+                hint = f" Write [{value}]." if isinstance(value, str) else ""
+                self.add("objectives", f"wanted a list, each entry after '- ', found {describe(value)}.{hint}")
+            return ()
+        if not value:
+            self.add("objectives", "an empty list. Wanted: at least one, such as {name: kl, temperature: 2.0}.")
+        base: Any = Objective  # mypy would have no abstract class passed
+        found = [self.component(join("objectives", i), item, OBJECTIVES, base) for i, item in enumerate(value)]
+        for index, item in enumerate(found):
+            if item is not None and item in found[:index]:
+                first = join("objectives", found.index(item))
+                self.add(join("objectives", index), f"the same as {first}. Keep one; its weight can be larger.")
+        built = tuple(item for item in found if item is not None)
+        if built and len(built) == len(value) and not any(item.weight for item in built):
+            self.add("objectives", "every weight is 0, so there is nothing to train on. Give one a weight above 0.")
+        return built
+
+    def training(self, path: str) -> dict[str, Any]:
+        """Check training arguments, the recipe's own or those that a teacher is first trained with."""
+        values: Any = self.data.get("training") if path == "training" else self.data["teacher"]["training"]
+        if not isinstance(values, dict):
+            if values is not None:
+                self.add(path, f"wanted a mapping (key: value), found {describe(values)}.")
+            return {}
+        own = path == "training"
+        checked = {key: value for key, value in values.items() if key != "output_dir" or (own and value is not None)}
+        for key, message in training_mistakes(checked):
+            self.add(join(path, key), message)
+        if "output_dir" in values and not own:
+            owner = path.rpartition(".")[0]
+            self.add(join(path, "output_dir"), f"not set here. Where to keep the result is {owner}.output_dir.")
+        return values
+
+    def data_keys(self, task: Task | None) -> None:
+        """Check mappings of `data` whose keys are fixed, but not by a type."""
+        data = self.data.get("data")
+        known = {"splits": ("train", "eval"), "columns": tuple(task.roles) if task else ()}
+        for key, choices in known.items():
+            given = data.get(key) if isinstance(data, dict) else None
+            for word in given if isinstance(given, dict) and choices else ():
+                if word not in choices:
+                    self.add(f"data.{key}.{word}", f"unknown key.{did_you_mean(word, choices)}")
+
+
+def _unfit(found: Any, base: type) -> str | None:
+    """Return why what was imported cannot be an entry of `base`'s table; None if it can."""
+    if found is None:
+        return "does not exist: the module has no such name."
+    if not isinstance(found, type) or not issubclass(found, base):
+        return f"is not a subclass of {base.__module__}.{base.__name__}."
+    if "__pydantic_validator__" not in vars(found):
+        return "is not a recipe entry. Put `@component` (from hf_distill.component) above the class."
+    if inspect.isabstract(found):
+        missing: Any = getattr(found, "__abstractmethods__", ())
+        return f"is abstract: it does not define {', '.join(sorted(missing))}."
+    if not isinstance(getattr(found, "name", None), str):
+        return "has no name. Add `name: ClassVar[str] = ...` to the class."
+    return None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return a recipe as YAML that reads back to an equal one; what has its default value is left out.
+
+    >>> print(dump_recipe(load_recipe("recipes/bert.yaml")))  # doctest: +SKIP
+    """
+    content: dict[str, Any] = {
+        "task": _entry(recipe.task, TASKS),
+        "data": settings(recipe.data),
+        "teacher": _entry(recipe.teacher, TEACHERS),
+        "student": _entry(recipe.student, STUDENTS),
+        "objectives": [_entry(objective, OBJECTIVES) for objective in recipe.objectives],
+        "training": dict(recipe.training),
+    }
+    if list(content["task"]) == ["name"]:
+        content["task"] = content["task"]["name"]
+    if recipe.tokenizer is not None:
+        content["tokenizer"] = recipe.tokenizer
+    for key in ("evaluation", "report", "hub"):
+        if changed := settings(getattr(recipe, key)):
+            content[key] = changed
+    yaml: Any = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False
+    yaml.width = 4096
+    stream = io.StringIO()
+    yaml.dump(_plain(content), stream)
+    return stream.getvalue()
+
+
+def _entry(instance: Any, table: Mapping[str, type]) -> dict[str, Any]:
+    cls = type(instance)
+    fields = entry(instance)
+    if table.get(instance.name) is not cls:
+        fields["name"] = f"{cls.__module__}:{cls.__qualname__}"
+    return fields
+
+
+def _plain(value: Any) -> Any:
+    """Return what a Python user may have put into a recipe (paths, enumerations, tuples) as YAML's own types."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,189 @@
+"""What a recipe's author reads: pydantic's errors in the words of YAML, and what foreign words are called here."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import ValidationError
+
+from hf_distill.document import describe, join
+from hf_distill.errors import UserError, did_you_mean
+
+# pydantic's error type -> what was wanted. A word for a type is followed by nothing, a bound by pydantic's context.
+WANTED = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "dict_type": "a mapping (key: value)",
+    "dataclass_type": "a mapping (key: value)",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "none_required": "null",
+    "literal_error": "{expected}",
+    "greater_than": "a number above {gt}",
+    "greater_than_equal": "a number of at least {ge}",
+    "less_than": "a number below {lt}",
+    "less_than_equal": "a number of at most {le}",
+    "too_short": "at least {min_length} entries",
+    "too_long": "at most {max_length} entries",
+    "string_too_short": "text of at least {min_length} characters",
+}
+
+BOUNDS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
+SHORT = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "float": "float32"}
+
+# Words of other systems -> ours; only said where the entry has a key of that name.
+ELSEWHERE = {
+    **dict.fromkeys(("alpha", "beta", "lambda", "gamma", "coefficient", "coef", "factor", "scale"), "weight"),
+    **dict.fromkeys(("T", "tau", "temp"), "temperature"),
+    **dict.fromkeys(("type", "kind", "method", "class", "key"), "name"),
+    **dict.fromkeys(("model_name_or_path", "model_id", "pretrained_model_name_or_path", "checkpoint"), "model"),
+    **dict.fromkeys(("num_layers", "num_hidden_layers", "n_layers"), "layers"),
+    **dict.fromkeys(("dataset_name", "dataset", "file", "files", "data_files", "data_dir"), "path"),
+    **dict.fromkeys(("config", "config_name", "dataset_config_name", "subset"), "name"),
+    **dict.fromkeys(("max_seq_length", "max_seq_len", "max_len"), "max_length"),
+    **dict.fromkeys(("torch_dtype", "precision"), "dtype"),
+    **dict.fromkeys(("hub_model_id", "repo", "model_repo"), "repo_id"),
+    **dict.fromkeys(("push_to_hub",), "push"),
+    **dict.fromkeys(("datasets", "train_data"), "data"),
+    **dict.fromkeys(("loss", "losses", "criterion", "criterions", "objective"), "objectives"),
+    **dict.fromkeys(("teacher_model",), "teacher"),
+    **dict.fromkeys(("student_model",), "student"),
+    **dict.fromkeys(("train", "trainer", "args", "training_args", "training_arguments"), "training"),
+    **dict.fromkeys(("metrics", "eval"), "evaluation"),
+}
+TOKEN = "unknown key. A token never goes in a recipe: set the environment variable HF_TOKEN, or run `hf auth login`."
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """Return the message for a key that an entry does not have.
+
+    >>> unknown_key("alpha", ["name", "weight", "temperature"])
+    "unknown key. It is called 'weight' here."
+    >>> unknown_key("temprature", ["name", "weight", "temperature"])
+    "unknown key. Did you mean 'temperature'?"
+    """
+    choices = list(known)
+    if key in ("token", "hub_token", "use_auth_token"):
+        return TOKEN
+    if ELSEWHERE.get(key) in choices:
+        return f"unknown key. It is called '{ELSEWHERE[key]}' here."
+    return f"unknown key.{did_you_mean(key, choices)}"
+
+
+def attributes(cls: type) -> dict[str, str]:
+    """Return what the `Attributes:` sections of a class and its bases say about each field."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        _, _, section = inspect.cleandoc(vars(base).get("__doc__") or "").partition("Attributes:\n")
+        # A section ends at the next line that is not indented.
+        block = re.split(r"\n(?=\S)", section)[0]
+        for name, text in re.findall(r"^ {4}(\w+): (.*(?:\n {6,}.*)*)", block, re.MULTILINE):
+            found[name] = " ".join(text.split())
+    return found
+
+
+def explain(error: ValidationError, data: Any, path: str, cls: type | None = None) -> Iterator[tuple[str, str]]:
+    """Yield path and message of each mistake that pydantic found.
+
+    Args:
+        error: From validating `data`.
+        data: Plain data.
+        path: Of `data` in the recipe.
+        cls: The component, where `data` are its fields.
+    """
+    # A union reports each of its members; what they wanted is told in one line.
+    wrong: dict[str, list[dict[str, Any]]] = {}
+    values: dict[str, Any] = {}
+    for item in error.errors(include_url=False):
+        where, value = _find(data, item, path)
+        if item["type"] == "unexpected_keyword_argument":
+            known = [*getattr(cls, "__pydantic_fields__", ())]
+            yield where, unknown_key(str(item["loc"][-1]), ["name", *known] if hasattr(cls, "name") else known)
+        elif item["type"] == "missing":
+            said = attributes(cls).get(str(item["loc"][-1]), "") if cls else ""
+            yield where, f"missing.{' Wanted: ' if said else ''}{said}"
+        elif isinstance(item.get("ctx", {}).get("error"), UserError):
+            own = item["ctx"]["error"]
+            yield from ((".".join(part for part in (where, own.key) if part), line) for line in own.mistakes)
+        else:
+            wrong.setdefault(where, []).append(dict(item))
+            values[where] = value
+    for where, items in wrong.items():
+        # Of the members of a union, the one that got further into the value is the one that was meant.
+        if not any(other.startswith((f"{where}.", f"{where}[")) for other in wrong):
+            yield where, _sentence(items, values[where])
+
+
+def _find(data: Any, item: Mapping[str, Any], path: str) -> tuple[str, Any]:
+    """Return path and value of an error, leaving out the union members that pydantic puts into its location."""
+    location = item["loc"]
+    for index, token in enumerate(location):
+        if (isinstance(data, dict) and token in data) or (isinstance(data, list) and token in range(len(data))):
+            data, path = data[token], join(path, token)
+        elif index == len(location) - 1 and item["type"] == "missing":
+            path = join(path, token)
+    return path, data
+
+
+def _sentence(items: list[dict[str, Any]], value: Any) -> str:
+    """Say what was wanted, what was found and what to do."""
+    kinds = [item["type"] for item in items]
+    if not all(kind in WANTED for kind in kinds):
+        item = next(item for item in items if item["type"] not in WANTED)
+        if "error" in item.get("ctx", {}):
+            return f"{item['ctx']['error']}"
+        return f"{item['msg'].replace('Input should', 'it should')}, found {describe(value)}."
+    wanted = " or ".join(dict.fromkeys(WANTED[item["type"]].format(**_readable(item.get("ctx", {}))) for item in items))
+    wanted = wanted.replace("true or false or", "true, false or")
+    # "a number above 0, found -1": that it is a whole number is not the point.
+    found = str(value) if set(kinds) <= BOUNDS else describe(value)
+    return f"wanted {wanted}, found {found}.{_advice(kinds, items, value)}"
+
+
+def _readable(context: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers and words of an error: `1`, not `1.0`, and of a long list its start."""
+    shown = dict(context)
+    for key, bound in context.items():
+        if isinstance(bound, float) and bound.is_integer():
+            shown[key] = int(bound)
+    words = str(context.get("expected", "")).split(", ")
+    if len(words) > 14:
+        shown["expected"] = f"one of {len(words) + 1} words ({', '.join(words[:4])}, ...)"
+    return shown
+
+
+def _advice(kinds: list[str], items: list[dict[str, Any]], value: Any) -> str:
+    """Return what to do, where that is not plain from what was wanted."""
+    expected = " ".join(str(item.get("ctx", {}).get("expected", "")) for item in items)
+    options = re.findall(r"'([^']*)'", expected)
+    if isinstance(value, str) and (close := get_close_matches(SHORT.get(value, value), options, n=1)):
+        return f" Did you mean '{close[0]}'?"
+    if value is None:
+        return " Give it a value or remove the key."
+    if "bool_type" in kinds and str(value).lower() in ("yes", "on", "y", "no", "off", "n", "true", "false", "1", "0"):
+        return f" Write {'true' if str(value).lower() in ('yes', 'on', 'y', 'true', '1') else 'false'}, without quotes."
+    if isinstance(value, str) and {"int_type", "float_type"} & set(kinds) and _is_number(value):
+        return " Remove the quotes."
+    if isinstance(value, float) and "int_type" in kinds and value.is_integer():
+        return f" Write {int(value)}."
+    if kinds == ["string_type"] and isinstance(value, int | float):
+        return " Put it in quotes."
+    if "list_type" in kinds and isinstance(value, str):
+        return f" Write [{value}]."
+    return ""
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
