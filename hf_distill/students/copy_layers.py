@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from itertools import pairwise
+from textwrap import shorten
 from typing import TYPE_CHECKING, ClassVar
 
 from hf_distill.component import component
@@ -67,10 +68,10 @@ class CopyLayers(Student):
         try:
             student.load_state_dict(_renumber(teacher.state_dict(), place, kept))
         except RuntimeError as error:
-            mismatch = str(error).splitlines()[1].strip()
+            mismatch = shorten(str(error).partition("\n")[2], 150, placeholder=" ...")
             raise UserError(
-                f"layers {kept} of the teacher do not fit together in a {type(teacher).__name__}: {mismatch}"
-                " Its layers are not all alike; choose others, or use student: {name: from_config}.",
+                f"layers {kept} of the teacher do not fit together in a {type(teacher).__name__}: {mismatch} "
+                "Its layers are not all alike; choose others, or use student: {name: from_config}.",
                 key="layers",
             ) from error
         for new, old in enumerate(kept):

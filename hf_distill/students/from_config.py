@@ -50,9 +50,8 @@ class FromConfig(Student):
 
         base = teacher if self.model is None else open_config(self.model)
         given = self._given(base)
-        values = {**base.to_dict(), **_vocabulary_of(teacher, base), **_consequences(base, given), **given}
-        for key in ("quantization_config", "dtype", "_name_or_path"):  # a description of the teacher's weights
-            values.pop(key, None)
+        kept = {key: value for key, value in base.to_dict().items() if key not in _outdated(base, given)}
+        values = {**kept, **_vocabulary_of(teacher, base), **_consequences(base, given), **given}
         try:
             config = type(base).from_dict(values)
         # A configuration class fails in any way it likes: its own errors, ValueError, ZeroDivisionError ...
@@ -68,7 +67,8 @@ class FromConfig(Student):
         import transformers
 
         model_class: Any = type(teacher) if self.model is None else getattr(transformers, head.auto_class)
-        return build(model_class, with_head(self.config(teacher.config), head), key="overrides")
+        config = with_head(self.config(teacher.config), head)
+        return build(model_class, config, key="model" if self.model else "overrides")
 
     def _given(self, base: PretrainedConfig) -> dict[str, Any]:
         """Return the overrides under the names that `base` stores them by (`num_hidden_layers` -> `n_layer`)."""
@@ -89,6 +89,15 @@ def _vocabulary_of(teacher: PretrainedConfig, base: PretrainedConfig) -> dict[st
     return {key: getattr(teacher, key, None) for key in keys if hasattr(teacher, key) or key.endswith("_token_id")}
 
 
+def _outdated(base: PretrainedConfig, given: dict[str, Any]) -> set[str]:
+    """Return what is left to the configuration class: what describes weights, and its own pattern of layers."""
+    outdated = {"quantization_config", "dtype", "_name_or_path"}
+    layers = getattr(base, "num_hidden_layers", None)
+    if given.get(base.attribute_map.get("num_hidden_layers", "num_hidden_layers"), layers) != layers:
+        outdated |= {key for key, value in vars(base).items() if is_per_layer(key, value, layers)}
+    return outdated
+
+
 def _consequences(base: PretrainedConfig, given: dict[str, Any]) -> dict[str, Any]:
     """Return the values that only followed from the ones now overridden."""
 
@@ -97,10 +106,6 @@ def _consequences(base: PretrainedConfig, given: dict[str, Any]) -> dict[str, An
         return given.get(stored, getattr(base, stored, None))
 
     follows: dict[str, Any] = {}
-    layers = getattr(base, "num_hidden_layers", None)
-    if new("num_hidden_layers") != layers:
-        # None: the class fills in its own pattern.
-        follows.update({key: None for key, value in vars(base).items() if is_per_layer(key, value, layers)})
     heads, size = getattr(base, "num_attention_heads", None), getattr(base, "hidden_size", None)
     if isinstance(new("num_attention_heads"), int) and isinstance(new("hidden_size"), int) and heads and size:
         if getattr(base, "num_key_value_heads", None) == heads:
