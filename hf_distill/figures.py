@@ -95,7 +95,7 @@ def confusion(student: Array, teacher: Array, names: Sequence[str] | None = None
     counted = (teacher >= 0) & (student >= 0)
     student, teacher = student[counted].ravel(), teacher[counted].ravel()
     different = student != teacher
-    classes = len(names) if names is not None else int(max(student.max(initial=-1), teacher.max(initial=-1))) + 1
+    classes = max(len(names or ()), int(student.max(initial=-1)) + 1, int(teacher.max(initial=-1)) + 1)
     confused = np.bincount(np.concatenate((student[different], teacher[different])), minlength=classes)
     # A stable sort: among equally confused classes the lower index, so that a report does not change by itself.
     kept = np.sort(np.argsort(-confused, kind="stable")[:limit])
@@ -103,12 +103,19 @@ def confusion(student: Array, teacher: Array, names: Sequence[str] | None = None
     place[kept] = np.arange(len(kept))
     rows, columns = place[teacher], place[student]
     shown = (rows >= 0) & (columns >= 0)
-    counts = np.bincount(rows[shown] * len(kept) + columns[shown], minlength=len(kept) ** 2).reshape(len(kept), -1)
+    counts = np.bincount(rows[shown] * len(kept) + columns[shown], minlength=len(kept) ** 2).reshape(
+        len(kept), len(kept)
+    )
     return Confusion(
-        names=tuple(names[index] if names is not None else str(index) for index in kept),
+        names=tuple(_name(index, names) for index in kept.tolist()),
         counts=tuple(tuple(int(count) for count in row) for row in counts),
         left_out=classes - len(kept),
     )
+
+
+def _name(label: int, names: Sequence[str] | None) -> str:
+    # A teacher may have classes that the recipe's names do not reach.
+    return names[label] if names is not None and label < len(names) else str(label)
 
 
 @dataclass(frozen=True)
@@ -144,7 +151,7 @@ def by_label(
     kept = np.sort(np.argsort(-counts, kind="stable")[:limit])
     return tuple(
         Group(
-            name=names[label] if names is not None else str(label),
+            name=_name(label, names),
             count=int(count),
             accuracy={model: float((guess[labels == label] == label).mean()) for model, guess in predictions.items()},
         )

@@ -8,7 +8,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
@@ -65,11 +65,13 @@ class Plot:
         title: Above it.
         svg: The `<svg>` element; empty where it could not be drawn.
         note: Below it.
+        wide: Whether it needs the width of the page to be read.
     """
 
     title: str
     svg: str
     note: str = ""
+    wide: bool = False
 
 
 def plots(report: Report) -> list[Plot]:
@@ -82,10 +84,13 @@ def plots(report: Report) -> list[Plot]:
         found.append(_plot("Latency", _latency, report, note=note))
     for title, curves in _panels(report).items():
         note = "Thin line: training. Dots: eval split." if title.startswith("objective/") else "On the eval split."
+        if len({run for run, _ in curves}) > len({_model(run) for run, _ in curves}):
+            note += " Paler: the other seeds."
         found.append(_plot(title, _curves, curves, note=note))
     if report.confusion is not None and report.confusion.counts:
         note = _confusion_note(report.confusion)
-        found.append(_plot("Student against teacher", _confusion, report.confusion, note=note))
+        plot = _plot("Student against teacher", _confusion, report.confusion, note=note)
+        found.append(replace(plot, wide=len(report.confusion.names) > 8))
     if report.calibration:
         note = "On the dashed line confidence is accuracy, below it a model is too sure. Larger dots: more predictions."
         found.append(_plot("Calibration", _calibration, report.calibration, note=note))
@@ -157,18 +162,23 @@ def _metrics(figure: Figure, report: Report) -> None:
     for axes, name in zip(figure.subplots(len(names), 1, squeeze=False)[:, 0], names, strict=True):
         values = {key: model.metrics.get(name) for key, model in report.models.items()}
         finite = {key: float(value) for key, value in values.items() if value is not None and math.isfinite(value)}
-        _bars(axes, finite, {key: metric_value(report, name, value) for key, value in finite.items()}, {})
-        for key in ("student", "baseline"):
-            seeds = [getattr(seed, key) or {} for seed in report.seeds]
-            dots = [seed[name] for seed in seeds if seed.get(name) is not None and math.isfinite(seed[name])]
-            if len(dots) > 1 and key in finite:
-                axes.plot(dots, [list(finite).index(key)] * len(dots), "|", color=INK, markersize=7)
+        seeds = {key: _over_seeds(report, key, name) for key in ("student", "baseline") if key in finite}
+        texts = {key: metric_value(report, name, value) for key, value in finite.items()}
+        _bars(axes, finite, texts, {key: max(found) for key, found in seeds.items() if len(found) > 1})
+        for key, found in seeds.items():
+            if len(found) > 1:
+                axes.plot(found, [list(finite).index(key)] * len(found), "|", color=INK, markersize=7)
         axes.set_title(shorten(name, 60), loc="left", fontsize=9, pad=2)
+
+
+def _over_seeds(report: Report, model: str, metric: str) -> list[float]:
+    values = [(getattr(seed, model) or {}).get(metric) for seed in report.seeds]
+    return [float(value) for value in values if value is not None and math.isfinite(value)]
 
 
 def _metrics_note(report: Report) -> str:
     left = len(metric_names(report)) - PANELS
-    seeds = "Small strokes: the other seeds. " if len(report.seeds) > 1 else ""
+    seeds = "Small strokes: every seed. " if len(report.seeds) > 1 else ""
     return f"{seeds}{f'{left} more in the table.' if left > 0 else ''}".strip()
 
 
@@ -206,12 +216,16 @@ def _panels(report: Report) -> dict[str, Curves]:
     return {title: panels[title] for title in order[:PANELS]}
 
 
+def _model(run: str) -> str:
+    return next((name for name in COLOURS if run.startswith(name)), "baseline")
+
+
 def _curves(figure: Figure, curves: Curves) -> None:
     axes = figure.subplots()
     figure.set_size_inches(WIDTH, 2.5)
     seen: set[tuple[str, bool]] = set()
     for (run, evaluated), (steps, values) in curves.items():
-        model = next((name for name in COLOURS if run.startswith(name)), "baseline")
+        model = _model(run)
         stride = max(1, len(steps) // POINTS)
         several = (model, evaluated) in seen  # further seeds stay in the background
         seen.add((model, evaluated))

@@ -150,6 +150,8 @@ class Report:
 
         The larger of two: the spread over seeds (Student's t), and the sampling error of the eval split.
         """
+        if not self.gains:
+            return None
         known = []
         if self.gain_std is not None:
             n = len(self.gains)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.model_card import TEMPLATES, model_name, recipe_of, teachers
-from hf_distill.plots import COLOURS, Plot, plots
+from hf_distill.plots import COLOURS, plots
 from hf_distill.report_text import TITLES, metric_value, number, percent, rows, signed, speed_note
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def html(report: Report) -> str:
         lstrip_blocks=True,
     )
     recipe = recipe_of(report.recipe)
-    drawn = [Plot(plot.title, Markup(plot.svg), plot.note) for plot in plots(report)]
+    drawn = [replace(plot, svg=Markup(plot.svg)) for plot in plots(report)]
     return environment.get_template("report.html.jinja").render(
         name=model_name(recipe),
         teachers=[teacher.name for teacher in teachers(recipe)],

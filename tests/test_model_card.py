@@ -1,0 +1,123 @@
+"""The model card: valid on the Hub, true to the report, silent about the machine it was made on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from reports import RECIPE, model, regression, unlabelled, whole
+
+from hf_distill.model_card import card, objectives, place, recipe_of
+from hf_distill.report import Report
+
+
+def parsed(report: Report, tmp_path: Path) -> ModelCard:
+    (tmp_path / "README.md").write_text(card(report), encoding="utf-8")
+    return ModelCard.load(tmp_path / "README.md")
+
+
+@pytest.mark.parametrize("report", [whole(), regression(), unlabelled(), whole(baseline=None), whole(recipe="")])
+def test_metadata_is_valid(report: Report, tmp_path: Path) -> None:
+    """The Hub refuses a push whose front matter it cannot read."""
+    text = card(report)
+    assert text.startswith("---\n")
+    head = yaml.safe_load(text.split("\n---\n", 1)[0].removeprefix("---\n"))
+    assert head["library_name"] == "transformers"
+    assert head["pipeline_tag"] == report.task
+    assert head["tags"] == ["distillation", "hf_distill"]
+    assert text.count("\n---\n") == 1
+    assert parsed(report, tmp_path).data.to_dict() == head
+
+
+def test_metadata_says_what_the_report_says(tmp_path: Path) -> None:
+    """Metrics of the teacher in the student's model index would be a false claim on a leaderboard."""
+    data = parsed(whole(), tmp_path).data
+    assert data.base_model == "textattack/bert-base-uncased-SST-2"
+    assert data.datasets == ["nyu-mll/glue"]
+    found = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert found == {"accuracy": 0.831, "f1": 0.82, "matthews": 0.66}
+    first = data.eval_results[0]
+    assert (first.dataset_type, first.dataset_config, first.dataset_split) == ("nyu-mll/glue", "sst2", "validation")
+    assert data.model_name == "bert-small"
+
+
+def test_numbers_that_are_none_are_left_out(tmp_path: Path) -> None:
+    """`.nan` in a model index makes the Hub refuse the card."""
+    data = parsed(whole(student=model(1, None, accuracy=float("nan"), f1=0.5)), tmp_path).data
+    assert [result.metric_type for result in data.eval_results] == ["f1"]
+
+
+def test_no_path_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of users, projects and servers stand in paths; the card is public."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    home = tmp_path / "secret-project"
+    recipe = f"""
+task: text-classification
+tokenizer: {home}/tokenizer-x
+data: {{path: {{train: {home}/a.csv, eval: [data/b.csv, "C:\\\\secret-project\\\\c.csv"]}}}}
+teacher: {{name: finetuned, model: runs/mine, output_dir: ~/secret-project/teachers}}
+student: {{name: pretrained, model: "package:secret_project/models/tiny"}}
+objectives: [{{name: labels}}]
+evaluation: {{metrics: [evaluate/{home}/metric.py]}}
+training: {{output_dir: {home}/out, logging_dir: secret-project/logs, resume_from_checkpoint: secret-project/x,
+  hub_token: hf_secret-project}}
+"""
+    text = card(whole(recipe=recipe))
+    assert "secret-project" not in text
+    assert "secret_project" not in text
+    assert str(tmp_path) not in text
+    assert "runs/" not in text
+    for name in ("`mine`", "`a.csv`", "`b.csv`", "`c.csv`", "`tiny`", "tokenizer-x", "# out", "metric.py"):
+        assert name in text
+    data = parsed(whole(recipe=recipe), tmp_path).data
+    assert (data.base_model, data.datasets) == (None, None)
+
+
+def test_local_and_hub() -> None:
+    """A local folder published as `base_model` links to somebody else's model."""
+    assert place("bert-base-uncased").on_hub
+    assert place("user/data.v2").on_hub
+    for local in ("./user/model", "../model", "~/model", "/model", "a/b/c", "data/train.csv", "tests", "package:a/b"):
+        assert not place(local).on_hub, local
+
+
+def test_the_card_has_the_table_and_the_verdict() -> None:
+    """A card without what was lost is an advertisement."""
+    report = whole()
+    text = card(report)
+    for line in report.verdict():
+        assert f"- {line}" in text
+    assert "| | teacher | student | student without teacher |\n|---|---:|---:|---:|\n" in text
+    assert "| **accuracy** | 85.2 % | 83.1 % | 81.9 % |\n" in text
+    assert "| latency, batch 1 | 20.0 ms | 10.0 ms | 10.0 ms |" in text
+    assert "licence of the teacher" in text
+    assert 'pipeline("text-classification", model="bert-small")' in text
+
+
+def test_the_loss_is_described() -> None:
+    """Without temperature and weights nobody can repeat the run."""
+    lines = objectives(recipe_of(RECIPE))
+    assert lines[0] == (
+        "`kl` (weight 0.5, temperature 2): `T^2 * KL(teacher || student)`, both softened by the temperature."
+    )
+    assert lines[1].startswith("`labels` (weight 0.5): ")
+    defaults = objectives({"objectives": [{"name": "kl"}, {"name": "my.module:Loss", "weight": 2, "margin": 0.1}]})
+    assert defaults[0].startswith("`kl` (weight 1, temperature 1): ")
+    assert defaults[1] == "`my.module:Loss` (weight 2, margin 0.1)"
+
+
+def test_the_recipe_can_be_copied() -> None:
+    """A recipe that cannot be read again, or that ends its code block early, helps nobody."""
+    text = card(whole(recipe=RECIPE + "notes: 'ends ``` here'\n"))
+    block = text.split("````yaml\n")[1].split("\n````\n")[0]
+    expected = recipe_of(RECIPE)
+    expected["training"]["output_dir"] = "bert-small"
+    assert recipe_of(block) == {**expected, "notes": "ends ``` here"}
+
+
+def test_the_hub_name_is_used() -> None:
+    """The snippet must load the model from where it was pushed."""
+    assert 'model="me/small"' in card(whole(recipe=RECIPE + "hub: {push: true, repo_id: me/small}\n"))
