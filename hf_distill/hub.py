@@ -26,10 +26,31 @@ def check_rights(repo_id: str | None, private: bool | None, output_dir: str) -> 
             private one was asked for: its push would publish the weights.
         output_dir: Directory of the run.
 
+    Several processes must all call it, after building `TrainingArguments` (which settle how they talk).
+
     Raises:
         UserError: One line; its `key` is `repo_id` or `private` where that key of `hub:` is at fault. The token is
             never part of it.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return _check_rights(repo_id, private, output_dir)
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    # One process asks, and all of them go on or raise: the Hub limits questions, and a lone error would hang the rest.
+    answer: list[Any] = [None]
+    if PartialState().is_main_process:
+        try:
+            answer = [_check_rights(repo_id, private, output_dir)]
+        except UserError as error:
+            answer = [error]
+    broadcast_object_list(answer)
+    if isinstance(answer[0], UserError):
+        raise answer[0]
+    return str(answer[0])
+
+
+def _check_rights(repo_id: str | None, private: bool | None, output_dir: str) -> str:
     from huggingface_hub import HfApi, constants, get_token
 
     if constants.is_offline_mode():

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from fake_hub import BAD_TOKEN, FINE_TOKEN, READ_TOKEN, TOKENS, WRITE_TOKEN, FakeHub, fake_hub
 
 __all__ = ["fake_hub"]
@@ -29,8 +30,10 @@ for case in json.loads(sys.argv[1]):
 """
 
 
-def _python(hub: FakeHub, home: Path, token: str | None, *arguments: object, **environment: str) -> list[str]:
-    """Run Python as a client of the hub; return the lines that it prints."""
+def _python(
+    hub: FakeHub, home: Path, token: str | None, *arguments: object, status: int = 0, **environment: str
+) -> list[str]:
+    """Run Python as a client of the hub; return the lines that it prints, to stderr where it is to fail."""
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": str(ROOT), **hub.environment(home, token), **environment},
@@ -39,9 +42,9 @@ def _python(hub: FakeHub, home: Path, token: str | None, *arguments: object, **e
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == status, done.stderr
     assert not any(token in done.stdout + done.stderr for token in TOKENS)
-    return done.stdout.splitlines()
+    return (done.stderr if status else done.stdout).splitlines()
 
 
 def _check(hub: FakeHub, home: Path, token: str | None, *cases: tuple[str | None, bool | None], **environment: str):
@@ -108,6 +111,36 @@ def test_no_hub_to_push_to(fake_hub, tmp_path):
     assert fake_hub.requests == []
     (line,) = _check(fake_hub, tmp_path, WRITE_TOKEN, ("ada/x", None), HF_ENDPOINT="http://127.0.0.1:9")
     assert line.startswith("! no connection to http://127.0.0.1:9 (ConnectError)")
+
+
+TWO = """
+import os, sys
+from accelerate import PartialState
+from hf_distill.errors import UserError
+from hf_distill.hub import check_rights
+rank = PartialState(cpu=True).process_index
+results = [check_rights("lab/student", None, "out")]
+try:
+    check_rights("press/student", None, "out")
+except UserError as error:
+    results.append(f"{error.key}! {error}")
+with open(f"{sys.argv[1]}.{rank}", "w") as file:
+    file.write("\\n".join(results))
+os._exit(0)  # gloo now and then aborts at exit, after all is done
+"""
+
+
+@pytest.mark.slow
+def test_one_process_of_many_asks(fake_hub, tmp_path):
+    """An error on one process alone leaves the others waiting for it until the launcher's timeout."""
+    (tmp_path / "two.py").write_text(TWO)
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    _python(fake_hub, tmp_path, WRITE_TOKEN, *launch, tmp_path / "two.py", tmp_path / "result")
+    results = [(tmp_path / f"result.{rank}").read_text().splitlines() for rank in (0, 1)]
+    assert results[0] == results[1]
+    assert results[0][0] == "lab/student"
+    assert results[0][1].startswith("repo_id! the token may not write to press/student")
+    assert len(fake_hub.asked("whoami")) == 2
 
 
 def test_malformed_names(fake_hub, tmp_path):
@@ -233,6 +266,45 @@ def test_pushed_student_is_the_trained_one_and_nothing_else(fake_hub, tmp_path, 
     assert pushed == local
     assert json.loads(pushed)[0] == 2
     assert fake_hub.asked("GET /lab/student/resolve/.*/model.safetensors")
+
+
+RECIPE = """
+task: text-classification
+data:
+  path: {{train: {splits.train}, validation: {splits.validation}}}
+  columns: {{text: sentence, label: label}}
+teacher: {{name: pretrained, model: {teacher}}}
+student: {{name: copy_layers, layers: 2}}
+objectives:
+  - {{name: kl, weight: 0.5, temperature: 2.0}}
+  - {{name: labels, weight: 0.5}}
+training: {{output_dir: {out}, max_steps: 2, save_steps: 1, save_strategy: steps, report_to: none}}
+report: {{baseline: true, latency: false}}
+hub: {{push: true, repo_id: student, private: true}}
+"""
+
+
+@pytest.mark.slow
+def test_recipe_that_pushes(fake_hub, tmp_path, make_model, sentiment_csv):
+    """The baseline, the checkpoints and the teacher lie beside the student, and are not to be published with it."""
+    out, recipe = tmp_path / "out", tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.format(splits=sentiment_csv, teacher=make_model(layers=4), out=out))
+    script = ROOT / "scripts" / "distill.py"
+    *_, line = _python(fake_hub, tmp_path / "home", READ_TOKEN, script, recipe, status=2)
+    assert "recipe.yaml:" in line
+    assert "hub: the token may only read" in line
+    assert not list(out.glob("*.safetensors"))  # said before training
+    _python(fake_hub, tmp_path / "home", WRITE_TOKEN, script, recipe)
+    repo = fake_hub.repos["ada/student"]
+    assert repo.private
+    assert repo.messages == ["initial commit", "Distilled with hf_distill"]
+    assert set(repo.files) == STUDENT_FILES | {"recipe.yaml", "report.json", "report.html"}
+    for name, content in repo.files.items():
+        assert content == (out / name).read_bytes()
+    assert str(tmp_path).encode() not in repo.files["README.md"]
+    _assert_no_token(fake_hub, tmp_path)
+    pushed, local = _python(fake_hub, tmp_path / "home", READ_TOKEN, "-c", LOAD, "ada/student", out)
+    assert pushed == local
 
 
 def _assert_no_token(hub: FakeHub, *folders: Path) -> None:
