@@ -18,15 +18,14 @@ def check_rights(repo_id: str | None, private: bool | None, output_dir: str) -> 
     """Create the repository that a run pushes to, or say why the push would fail; return its full id.
 
     Creating it is the only sure test, and what `Trainer` does in its constructor. An existing repository is taken as
-    it is, after asking whether the token may write to it.
+    it is, after asking whether the token may write to it. Where a run has several processes, all must call this, after
+    building `TrainingArguments` (which settle how they talk); one asks.
 
     Args:
         repo_id: `namespace/name`, or a name under the logged-in user; the name of `output_dir` if left out.
         private: Visibility of a new repository; the Hub's default if left out. A public repository is refused when a
             private one was asked for: its push would publish the weights.
         output_dir: Directory of the run.
-
-    Several processes must all call it, after building `TrainingArguments` (which settle how they talk).
 
     Raises:
         UserError: One line; its `key` is `repo_id` or `private` where that key of `hub:` is at fault. The token is
