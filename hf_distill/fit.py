@@ -130,10 +130,13 @@ class Fitter:
         directory: Path,
         teacher: PreTrainedModel | None,
     ) -> DistillationTrainer:
+        from transformers import ProgressCallback
+
+        from hf_distill.progress import ProgressBar
         from hf_distill.trainer import DistillationTrainer
         from hf_distill.training_args import DistillationArguments
 
-        return DistillationTrainer(
+        trainer = DistillationTrainer(
             model,
             DistillationArguments(**{**training, "output_dir": str(directory)}),
             teacher=teacher,
@@ -145,6 +148,9 @@ class Fitter:
             processing_class=self.tokenizer,
             compute_metrics=self._metrics if self.prepared.metric_names else None,
         )
+        if trainer.pop_callback(ProgressCallback) is not None:  # None under disable_tqdm
+            trainer.add_callback(ProgressBar)
+        return trainer
 
     def _metrics(self, prediction: Any) -> dict[str, float]:
         return self.prepared.metrics(prediction.predictions, prediction.label_ids)

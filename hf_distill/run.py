@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformers.utils.logging import disable_progress_bar
+
 from hf_distill.assess import Judged, agreement, class_figures, environment, judge, latencies
 from hf_distill.data import load_splits
 from hf_distill.directory import RUNS, TEACHERS, RunDirectory
@@ -64,6 +66,8 @@ def distill(recipe: Recipe, *, restart: bool = False) -> Report:
         UserError: The recipe, its data or the way it was launched is at fault.
     """
     check_launch()
+    # The bars of loading and saving shards say nothing; those of training stay.
+    disable_progress_bar()
     run = _open(recipe, restart)
     with run.stage("teacher"), recipe.locate("teacher"):
         teacher = recipe.teacher.load(run.prepared.head, run.fine_tune)
