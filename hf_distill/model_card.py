@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_distill.report_text import TITLES, metric_names, rows, speed_note
+from hf_distill.report_text import TITLES, metric_names, metric_title, rows, speed_note
 
 if TYPE_CHECKING:
     from hf_distill.report import Report
@@ -168,7 +168,7 @@ def _data(report: Report, recipe: Mapping[str, Any], name: str) -> Any:
             dataset_name=first.name,
             dataset_config=data.get("name"),
             dataset_split=(data.get("splits") or {}).get("eval"),
-            metric_type=key.split("/")[-1],
+            metric_type=metric_title(key),
             metric_value=round(float(value), 6),
         )
         for key, value in metrics.items()

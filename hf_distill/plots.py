@@ -16,7 +16,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from hf_distill.report_text import metric_names, metric_value, milliseconds, percent
+from hf_distill.report_text import metric_names, metric_title, metric_value, milliseconds, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -168,7 +168,7 @@ def _metrics(figure: Figure, report: Report) -> None:
         for key, found in seeds.items():
             if len(found) > 1:
                 axes.plot(found, [list(finite).index(key)] * len(found), "|", color=INK, markersize=7)
-        axes.set_title(shorten(name, 60), loc="left", fontsize=9, pad=2)
+        axes.set_title(shorten(metric_title(name), 60), loc="left", fontsize=9, pad=2)
 
 
 def _over_seeds(report: Report, model: str, metric: str) -> list[float]:

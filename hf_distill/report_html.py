@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_distill.model_card import TEMPLATES, model_name, recipe_of, teachers
 from hf_distill.plots import COLOURS, plots
-from hf_distill.report_text import TITLES, metric_value, number, percent, rows, signed, speed_note
+from hf_distill.report_text import TITLES, metric_title, metric_value, number, percent, rows, signed, speed_note
 
 if TYPE_CHECKING:
     from hf_distill.figures import Group
@@ -60,6 +60,7 @@ def html(report: Report) -> str:
         seeds=list(_seeds(report)),
         groups=[(group, _lost(group)) for group in _groups(report)],
         percent=percent,
+        metric=metric_title(report.metric),
         plots=drawn,
         settings=list(_flat(report.settings)),
     )
@@ -68,9 +69,9 @@ def html(report: Report) -> str:
 def tiles(report: Report) -> list[Tile]:
     """Return the numbers that are read first."""
     found = []
-    if (kept := report.retention) is not None:
+    if (kept := report.retention) is not None and report.metric != "agreement":
         word = "kept" if report.greater_is_better else "kept (error, teacher / student)"
-        found.append(Tile(percent(kept), f"of the teacher's {report.metric} {word}"))
+        found.append(Tile(percent(kept), f"of the teacher's {metric_title(report.metric)} {word}"))
     elif report.agreement is not None:
         found.append(Tile(percent(report.agreement), "agreement with the teacher"))
     if (gain := report.gain) is not None:

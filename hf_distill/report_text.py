@@ -74,9 +74,20 @@ def milliseconds(value: float) -> str:
     return f"{value:.{digits}f} ms"
 
 
+def metric_title(metric: str) -> str:
+    """Return what a metric is called; of a script of the `evaluate` library, nothing of its path but its name.
+
+    >>> metric_title("f1_macro"), metric_title("evaluate//home/me/squad.py#f1")
+    ('f1_macro', 'squad f1')
+    """
+    if not metric.startswith("evaluate/"):
+        return metric
+    return metric.split("/")[-1].replace(".py", "").replace("#", " ")
+
+
 def is_share(report: Report, metric: str) -> bool:
     """Return whether a metric is shown in percent."""
-    words = metric.lower().replace("-", "_").split("/")[-1]
+    words = metric_title(metric).lower().replace("-", "_").replace(" ", "_")
     if not any(words == share or words.startswith(f"{share}_") or words.endswith(f"_{share}") for share in SHARES):
         return False
     values = [model.metrics.get(metric) for model in report.models.values()]
@@ -84,8 +95,9 @@ def is_share(report: Report, metric: str) -> bool:
 
 
 def metric_names(report: Report) -> list[str]:
-    """Return the names of all metrics, the headline first."""
+    """Return the names of all metrics, the headline first. Agreement is not one: it has its own row."""
     names = dict.fromkeys(name for model in report.models.values() for name in model.metrics)
+    names.pop("agreement", None)
     return sorted(names, key=lambda name: name != report.metric)
 
 
@@ -111,7 +123,7 @@ def rows(report: Report) -> list[Row]:
     """Return the table: metrics, agreement, calibration, size, speed. What was not measured has no row."""
     models = report.models
     table = [
-        Row(name, {key: metric_value(report, name, model.metrics.get(name)) for key, model in models.items()},
+        Row(metric_title(name), {key: metric_value(report, name, model.metrics.get(name)) for key, model in models.items()},
             headline=name == report.metric)
         for name in metric_names(report)
     ]  # fmt: skip

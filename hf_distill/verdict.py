@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from hf_distill.report_text import metric_value, percent, signed, unsigned
+from hf_distill.report_text import metric_title, metric_value, percent, signed, unsigned
 
 if TYPE_CHECKING:
     from hf_distill.figures import Group
     from hf_distill.report import Report
 
 LINES = 4
+# The headline where the eval split has no labels; it says what the student took over, not what is right.
+AGREEMENT = "agreement"
 # A difference of expected calibration errors below this is within what the choice of bins does.
 CALIBRATION = 0.01
 
@@ -24,25 +26,27 @@ def verdict(report: Report) -> list[str]:
 
 def _kept(report: Report) -> str:
     teacher, student = report.headline("teacher"), report.headline("student")
-    if teacher is None or student is None:
+    if teacher is None or student is None or report.metric == AGREEMENT:
         return f"{_unjudged(report)} {_cost(report)}".strip()
     values = [metric_value(report, report.metric, value).removesuffix(" %") for value in (student, teacher)]
     kept = report.retention
-    if kept is None or kept < 0:
-        start = f"The student's {report.metric} is {values[0]} against the teacher's {values[1]}"
+    if kept is None or kept <= 0:
+        start = f"The student's {metric_title(report.metric)} is {values[0]} against the teacher's {values[1]}"
     elif not report.greater_is_better:
         change = f"{abs(1 / kept - 1) * 100:.1f} % {'more' if kept < 1 else 'less'}" if kept != 1 else "the same"
-        start = f"The student's {report.metric} is {values[0]} against the teacher's {values[1]} ({change})"
+        start = (
+            f"The student's {metric_title(report.metric)} is {values[0]} against the teacher's {values[1]} ({change})"
+        )
     elif kept > 1:
-        start = f"The student's {report.metric} is above the teacher's ({values[0]} against {values[1]})"
+        start = f"The student's {metric_title(report.metric)} is above the teacher's ({values[0]} against {values[1]})"
     else:
-        start = f"The student kept {percent(kept)} of the teacher's {report.metric} ({values[0]} of {values[1]})"
+        start = f"The student kept {percent(kept)} of the teacher's {metric_title(report.metric)} ({values[0]} of {values[1]})"
     return f"{start}{_cost(report, sentence=False)}"
 
 
 def _unjudged(report: Report) -> str:
     if report.agreement is None:
-        return f"No {report.metric} was measured: what the student lost is not known."
+        return f"No {metric_title(report.metric)} was measured: what the student lost is not known."
     rows = f"of {report.eval_rows:,} eval rows" if report.eval_rows else "of the eval rows"
     return (
         f"Student and teacher predict the same on {percent(report.agreement)} {rows}; without labels in the eval split "
@@ -87,10 +91,15 @@ def _gain(report: Report) -> str:
                 "Whether the teacher helped is not known: the same student was not trained without it "
                 "(report: {baseline: true} does that)."
             )
-        return f"Whether the teacher helped is not known: there is no {report.metric} to compare."
+        return f"Whether the teacher helped is not known: there is no {metric_title(report.metric)} to compare."
+    if report.metric == AGREEMENT:
+        return (
+            f"With the teacher the student agrees with it on {signed(report, gain)} compared with the same student "
+            "trained without it; whether that made it better is not known."
+        )
     helped = gain > 0 if report.greater_is_better else gain < 0
     noise = report.noise
-    against = f"{signed(report, gain)} {report.metric} against the same student trained without it"
+    against = f"{signed(report, gain)} {metric_title(report.metric)} against the same student trained without it"
     facts = f"({_facts(report)})"
     if noise is None:
         start = "The teacher seems to have helped" if helped else "The teacher did not help"
@@ -124,7 +133,7 @@ def _cautions(report: Report) -> list[str]:
         if ahead:
             values = [metric_value(report, report.metric, value).removesuffix(" %") for value in (teacher, baseline)]
             lines.append(
-                f"The teacher itself is worse than the same student trained without it: {report.metric} "
+                f"The teacher itself is worse than the same student trained without it: {metric_title(report.metric)} "
                 f"{values[0]} against {values[1]}."
             )
     if (group := _worst(report)) is not None:

@@ -123,3 +123,8 @@ def test_gain_error_of_an_undefined_metric() -> None:
     ones = np.ones((4, 2))
     assert gain_error(lambda *_: {"x": float("nan")}, "x", ones, ones, np.ones(4)) is None
     assert gain_error(lambda *_: {}, "x", ones, ones, np.ones(4)) is None
+
+    def refuses(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        raise ValueError("only one class present")
+
+    assert gain_error(refuses, "x", ones, ones, np.ones(4)) is None

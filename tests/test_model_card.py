@@ -65,7 +65,9 @@ evaluation: {{metrics: [evaluate/{home}/metric.py]}}
 training: {{output_dir: {home}/out, logging_dir: secret-project/logs, resume_from_checkpoint: secret-project/x,
   hub_token: hf_secret-project}}
 """
-    text = card(whole(recipe=recipe))
+    metric = f"evaluate/{home}/metric.py"
+    judged = {name: model(1, None, **{metric: 0.5}) for name in ("teacher", "student", "baseline")}
+    text = card(whole(recipe=recipe, metric=metric, **judged))
     assert "secret-project" not in text
     assert "secret_project" not in text
     assert str(tmp_path) not in text

@@ -269,5 +269,16 @@ def test_without_labels_baseline_or_metric() -> None:
     assert "there is no agreement to compare" in verdict(unlabelled(baseline=model(1, None)))
     assert "20.0 % more" not in verdict(regression())
     assert "0.5 against the teacher's 0.4 (25.0 % more)" in verdict(regression())
+    agreeing = unlabelled(
+        teacher=model(2, None, agreement=1.0),
+        student=model(1, None, agreement=0.932),
+        baseline=model(1, None, agreement=0.9),
+    )
+    text = verdict(agreeing)
+    assert "agrees with it on +3.2 points" in text
+    assert "kept" not in text
+    assert "helped" not in text
+    perfect = verdict(regression(teacher=model(2, None, mse=0.0)))
+    assert "The student's mse is 0.5 against the teacher's 0" in perfect
     negative = whole(student=model(1, None, accuracy=-0.1))
     assert "-0.1 against the teacher's 0.852" in verdict(negative)

@@ -92,9 +92,8 @@ def test_ids_are_unique(page: str) -> None:
 
 def test_plots_take_their_colours_from_the_page(page: str) -> None:
     """Black text in a plot cannot be read in dark mode."""
-    found = set(
-        re.findall(r"(?:fill|stroke): ?(#\w+|var\(--\w+\)|\w+)", "".join(re.findall("<svg.*?</svg>", page, re.S)))
-    )
+    drawn = "".join(re.findall("<svg.*?</svg>", page, flags=re.DOTALL))
+    found = set(re.findall(r"(?:fill|stroke): ?(#\w+|var\(--\w+\)|\w+)", drawn))
     assert found <= {"none", *plots.VARIABLES.values()}
     for text in re.findall(r"<text[^>]*>", page):
         assert "var(--ink)" in text
@@ -173,9 +172,8 @@ def test_many_classes_and_metrics() -> None:
     """Forty classes, thirty metrics: a page, not a wall; and nothing is dropped without a word."""
     names = tuple(f"a rather long intent name {index}" for index in range(40))
     metrics = {f"metric_{index}": 0.5 for index in range(30)}
-    report = whole(
-        names, teacher=model(2, None, accuracy=0.9, **metrics), student=model(1, None, accuracy=0.8, **metrics)
-    )
+    teacher, student = (model(size, None, accuracy=0.8, **metrics) for size in (2, 1))
+    report = whole(names, teacher=teacher, student=student)
     text = Page(html(report)).text
     assert "20 more are not shown" in text
     assert "more in the table" in text
