@@ -150,6 +150,15 @@ def test_gradient_reaches_the_student_only(objective: Objective, layout: RowLayo
     assert (student.grad.flatten(1) != 0).any(1).sum() >= BATCH - 1  # all examples but the one without labels
 
 
+@pytest.mark.parametrize("objective", [pair for pair in OBJECTIVE if isinstance(pair.values[0], RowObjective)])
+def test_rows_called_directly_spare_the_teacher(objective: RowObjective) -> None:
+    """Losses are also used outside the trainer, where nobody has detached the teacher's logits before."""
+    torch.manual_seed(0)
+    student, teacher = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3, requires_grad=True)
+    objective.rows(student, teacher, torch.tensor([0, 1, 2, IGNORED])).sum().backward()
+    assert teacher.grad is None
+
+
 @pytest.mark.parametrize(("objective", "layout"), WITH_TEACHER)
 def test_zero_at_the_teacher(objective: Objective, layout: RowLayout) -> None:
     """A loss whose minimum is elsewhere teaches something other than to be like the teacher."""
