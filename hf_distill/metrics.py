@@ -112,6 +112,8 @@ def _auc(judged: Judged) -> float:
 
 _LABELS: tuple[Kind, ...] = ("classes", "binary")
 
+# f1, precision and recall: of class 1 where there are two, the mean over the classes that occur where there are more,
+# pooled over labels (micro) where an example has several. Several values: correlations are averaged over columns.
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(("classes",), _sklearn("accuracy_score")),
     "balanced_accuracy": Metric(("classes",), _sklearn("balanced_accuracy_score")),
