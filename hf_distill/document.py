@@ -232,4 +232,7 @@ def _reword(error: MarkedYAMLError) -> tuple[int, str]:
         return line, f"not valid YAML: {problem.removeprefix('found ')}. Text that starts with '*' goes in quotes."
     if "another document" in problem:
         return line, "a second document starts at '---'. One file holds one recipe."
-    return line, f"not valid YAML: {problem.replace('expected the node content, but', 'a value was expected,')}."
+    problem = problem.replace("expected the node content, but", "a value was expected,").replace(
+        "'<stream end>'", "the end"
+    )
+    return line, f"not valid YAML: {problem}."

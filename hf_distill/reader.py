@@ -32,11 +32,11 @@ Part = TypeVar("Part")
 SECTIONS: dict[str, type] = {"data": Data, "evaluation": Evaluation, "report": ReportOptions, "hub": Hub}
 SECTION_KEYS = [key for key in Recipe.__annotations__ if key != "origin"]
 REQUIRED = {
-    "task": "a Hub pipeline tag: {tasks}",
-    "data": "where the examples come from, such as {{path: nyu-mll/glue, name: sst2}}",
-    "teacher": "the model to learn from, such as {{name: pretrained, model: ...}}",
-    "student": "the model to train, such as {{name: pretrained, model: ...}}",
-    "objectives": "a list of what is compared, such as [{{name: kl, temperature: 2.0}}]",
+    "task": f"a Hub pipeline tag: {', '.join(TASKS)}",
+    "data": "where the examples come from, such as {path: nyu-mll/glue, name: sst2}",
+    "teacher": "the model to learn from, such as {name: pretrained, model: ...}",
+    "student": "the model to train, such as {name: pretrained, model: ...}",
+    "objectives": "a list of what is compared, such as [{name: kl, temperature: 2.0}]",
     "training.output_dir": "the directory for the student and its report",
 }
 PLUGIN = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*)")
@@ -83,7 +83,7 @@ class _Reading:
             "teacher": self.component("teacher", self.data.get("teacher"), TEACHERS, Teacher),
             "student": self.component("student", self.data.get("student"), STUDENTS, Student),
             "objectives": self.objectives(),
-            "training": self.training("training"),
+            "training": self.training("training", self.data.get("training")),
         }
         parts |= {key: self.section(key, cls) for key, cls in SECTIONS.items() if key in self.data}
         if "tokenizer" in self.data:
@@ -103,7 +103,7 @@ class _Reading:
                 # A section that is no mapping at all has had its line.
                 value = value.get(key) if isinstance(value, dict) else None if value is None else "?"
             if value is None or value == "":
-                self.add(path, f"missing. Wanted: {wanted.format(tasks=', '.join(TASKS))}.")
+                self.add(path, f"missing. Wanted: {wanted}.")
 
     def lines(self) -> list[str]:
         """Return the mistakes in the order of the file; those of overrides come last, in their order."""
@@ -157,9 +157,8 @@ class _Reading:
         if cls is None:
             return None
         given = {key: item for key, item in value.items() if key != "name"}
-        training = given.get("training")
-        if isinstance(training, dict) and "training" in getattr(cls, "__pydantic_fields__", ()):
-            self.training(join(path, "training"))
+        if isinstance(given.get("training"), dict) and "training" in getattr(cls, "__pydantic_fields__", ()):
+            self.training(join(path, "training"), given["training"])
         return self.validate(cls, given, path)
 
     def outside(self, name: str, path: str, table: Mapping[str, type[Part]], base: type[Part]) -> type[Part] | None:
@@ -206,19 +205,18 @@ class _Reading:
             self.add("objectives", "every weight is 0, so there is nothing to train on. Give one a weight above 0.")
         return built
 
-    def training(self, path: str) -> dict[str, Any]:
+    def training(self, path: str, values: Any) -> dict[str, Any]:
         """Check training arguments, the recipe's own or those that a teacher is first trained with."""
-        values: Any = self.data.get("training") if path == "training" else self.data["teacher"]["training"]
         if not isinstance(values, dict):
-            if values is not None:
+            if values is not None:  # else `training.output_dir` is told as missing
                 self.add(path, f"wanted a mapping (key: value), found {describe(values)}.")
             return {}
-        own = path == "training"
-        checked = {key: value for key, value in values.items() if key != "output_dir" or (own and value is not None)}
+        owner, _, _ = path.rpartition(".")
+        # Missing, whether the key is there or not, is told elsewhere; a teacher has its directory in a field.
+        checked = {key: item for key, item in values.items() if key != "output_dir" or not (owner or item is None)}
         for key, message in training_mistakes(checked):
             self.add(join(path, key), message)
-        if "output_dir" in values and not own:
-            owner = path.rpartition(".")[0]
+        if owner and "output_dir" in values:
             self.add(join(path, "output_dir"), f"not set here. Where to keep the result is {owner}.output_dir.")
         return values
 
@@ -250,10 +248,7 @@ def _unfit(found: Any, base: type) -> str | None:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """Return a recipe as YAML that reads back to an equal one; what has its default value is left out.
-
-    >>> print(dump_recipe(load_recipe("recipes/bert.yaml")))  # doctest: +SKIP
-    """
+    """Return a recipe as YAML that reads back to an equal one; what has its default value is left out."""
     content: dict[str, Any] = {
         "task": _entry(recipe.task, TASKS),
         "data": settings(recipe.data),

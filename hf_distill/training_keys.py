@@ -172,7 +172,7 @@ def _value_mistakes(key: str, value: Any, argument: Argument) -> Iterator[tuple[
     except ValidationError as error:
         yield from explain(error, value, key)
         return
-    if key in AT_LEAST and value < AT_LEAST[key]:
+    if key in AT_LEAST and value is not None and value < AT_LEAST[key]:
         yield key, f"wanted a number of at least {AT_LEAST[key]}, found {value}."
     if key in FIXED and value != FIXED[key][0]:
         yield key, f"cannot be {json.dumps(value)}: {FIXED[key][1]} Remove the key."

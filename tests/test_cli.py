@@ -1,0 +1,242 @@
+"""The command line: `hf_distill/cli.py`, `scripts/distill.py`."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from hf_distill import __version__
+from hf_distill.cli import main
+from hf_distill.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "scripts" / "distill.py"
+RECIPE = """\
+task: text-classification
+data: {path: x.csv}
+teacher: {name: pretrained, model: big}
+student: {name: pretrained, model: small}
+objectives: [kl]
+training: {output_dir: out}
+"""
+
+
+@pytest.fixture(autouse=True)
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe `r.yaml` in the current directory, and no launcher around."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    path = Path("r.yaml")
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """What was called in place of a run or a check."""
+    made: list[tuple[Any, ...]] = []
+
+    def distill(recipe: Any, *, restart: bool = False) -> None:
+        made.append(("distill", recipe, restart))
+
+    def check(recipe: Any) -> str:
+        made.append(("check", recipe))
+        return "what would happen"
+
+    _replace(monkeypatch, distill=distill, check=check)
+    return made
+
+
+def _replace(monkeypatch: pytest.MonkeyPatch, **functions: Callable[..., Any]) -> None:
+    for module, name in (("run", "distill"), ("check", "check")):
+        if name in functions:
+            fake = ModuleType(f"hf_distill.{module}")
+            setattr(fake, name, functions[name])
+            monkeypatch.setitem(sys.modules, fake.__name__, fake)
+
+
+def _failing(error: BaseException) -> Callable[..., Any]:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    return fail
+
+
+def test_a_run(calls: list[tuple[Any, ...]]) -> None:
+    """Overrides and flags must reach the run wherever they stand between the arguments."""
+    assert main(["r.yaml", "training.seed=1", "--restart", "objectives.0.weight=2"]) == 0
+    ((name, recipe, restart),) = calls
+    assert (name, restart) == ("distill", True)
+    assert recipe.training == {"output_dir": "out", "seed": 1}
+    assert recipe.objectives[0].weight == 2.0
+    assert main(["r.yaml"]) == 0
+    assert calls[1][2] is False
+
+
+def test_a_check_runs_nothing(calls: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]) -> None:
+    """`--check` after an override, as people add it to the end of a command, must not start the run."""
+    assert main(["r.yaml", "training.seed=1", "--check"]) == 0
+    assert main(["--check", "r.yaml", "training.seed=1"]) == 0
+    assert [call[0] for call in calls] == ["check", "check"]
+    assert calls[0][1] == calls[1][1]
+    assert capsys.readouterr().out == "what would happen\n" * 2
+
+
+def test_mistakes_in_a_recipe(calls: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]) -> None:
+    """Status 2 and one line each: scripts that sweep tell a wrong recipe from a crash by it."""
+    assert main(["r.yaml", "report.baselin=true", "objectives.0.T=2"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.splitlines() == [
+        "override 'report.baselin=true': report.baselin: unknown key. Did you mean 'baseline'?",
+        "override 'objectives.0.T=2': objectives[0].T: unknown key. It is called 'temperature' here.",
+    ]
+    assert calls == []
+
+
+def test_mistakes_found_by_the_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Data or a launch at fault end like a recipe at fault: status 2, no traceback."""
+    _replace(monkeypatch, distill=_failing(UserError("r.yaml:2: data: one", "r.yaml:3: teacher: two")))
+    assert main(["r.yaml"]) == 2
+    assert capsys.readouterr().err == "r.yaml:2: data: one\nr.yaml:3: teacher: two\n"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "speaks"),
+    [
+        ({"RANK": "0", "LOCAL_RANK": "0"}, True),
+        ({"RANK": "1", "LOCAL_RANK": "1"}, False),
+        ({"RANK": "8", "LOCAL_RANK": "0"}, True),  # first of its machine, whose screen nobody else writes to
+        ({"RANK": "3"}, False),
+    ],
+)
+def test_of_several_processes_one_speaks(
+    ranks: dict[str, str], speaks: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Eight copies of ten mistakes hide the one that matters; the status is that of all."""
+    for name, value in ranks.items():
+        monkeypatch.setenv(name, value)
+    assert main(["none.yaml"]) == 2
+    assert bool(capsys.readouterr().err) is speaks
+
+
+def test_interruption(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Somebody who presses Ctrl-C must learn that nothing is lost."""
+    _replace(monkeypatch, distill=_failing(KeyboardInterrupt()), check=_failing(KeyboardInterrupt()))
+    assert main(["r.yaml"]) == 1
+    assert capsys.readouterr().err == "\nInterrupted. The same command again resumes from the last checkpoint.\n"
+    assert main(["r.yaml", "--check"]) == 1
+    assert capsys.readouterr().err == "\nInterrupted.\n"
+
+
+def _wrapped() -> Exception:
+    error = RuntimeError("could not save")
+    error.__cause__ = OSError(errno.ENOSPC, "No space left on device", "out/model.safetensors")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "where"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "out/x.bin"), " (out/x.bin)"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "out/x.bin"), " (out/x.bin)"),
+        (_wrapped(), " (out/model.safetensors)"),
+        (ValueError("I/O error: No space left on device (os error 28)"), " (of the output directory or of a cache)"),
+    ],
+)
+def test_a_full_disk(
+    error: Exception, where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A hundred lines of traceback out of safetensors do not say what to do."""
+    _replace(monkeypatch, distill=_failing(error))
+    assert main(["r.yaml"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"The disk is full{where}. Free some space; the same command again resumes from the last checkpoint."
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EACCES, "no"), ValueError("a bug"), RuntimeError("CUDA out of memory")]
+)
+def test_other_failures_keep_their_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our own bugs must stay visible: a swallowed traceback cannot be reported."""
+    _replace(monkeypatch, distill=_failing(error))
+    with pytest.raises(type(error)) as raised:
+        main(["r.yaml"])
+    assert raised.value is error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "the following arguments are required: RECIPE.yaml"),
+        (
+            ["r.yaml", "--learning_rate", "1e-4"],
+            "unknown option --learning_rate. A recipe's values are set without dashes",
+        ),
+        (["r.yaml", "--chek"], "unknown option --chek."),
+        (["r.yaml", "--rest"], "unknown option --rest."),
+    ],
+)
+def test_wrong_arguments(
+    arguments: list[str], said: str, calls: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An abbreviation that is taken for `--restart` would throw a run away."""
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
+    assert calls == []
+
+
+def _python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env={**os.environ, **environment}, check=False
+    )
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_is_fast(option: str) -> None:
+    """Ten seconds of imports before a usage line."""
+    code = (
+        "import sys\nfrom hf_distill.cli import main\n"
+        f"try: main(['{option}'])\nexcept SystemExit as stop: assert stop.code == 0\n"
+        "print({'torch', 'transformers', 'numpy', 'pydantic', 'ruamel'} & set(sys.modules))"
+    )
+    done = _python("-c", code, PYTHONPATH=str(ROOT))
+    assert done.stdout.splitlines()[-1] == "set()", done.stderr
+    assert ("section.key=value" if option == "--help" else __version__) in done.stdout
+
+
+def test_the_script_is_the_command() -> None:
+    """`accelerate launch` starts the script; its status must be that of the command."""
+    Path("r.yaml").write_text("task: [a")
+    done = _python(str(SCRIPT), "r.yaml", PYTHONPATH=str(ROOT))
+    assert done.returncode == 2
+    assert done.stderr == "r.yaml:1: not valid YAML: the '[' opened here is not closed, or a comma is missing in it.\n"
+    assert done.stdout == ""
+
+
+def test_the_script_without_the_package() -> None:
+    """The first thing that happens to somebody who cloned and did not install."""
+    done = _python("-S", "-E", str(SCRIPT), "r.yaml")  # -S: no site-packages
+    assert done.returncode == 1
+    assert done.stderr == "hf_distill is not installed in this Python. In the clone: pip install -e .\n"
+
+
+def test_a_missing_dependency_is_not_taken_for_a_missing_package() -> None:
+    """Told to install what is installed, people give up."""
+    code = f"import sys, runpy; sys.path.insert(0, {str(ROOT)!r}); sys.argv = ['x', 'r.yaml']\n"
+    code += f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    done = _python("-S", "-E", "-c", code)
+    assert done.returncode == 1
+    assert "ModuleNotFoundError: No module named" in done.stderr
+    assert "not installed in this Python" not in done.stderr
