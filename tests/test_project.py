@@ -120,7 +120,7 @@ def test_no_path_of_a_machine_is_in_the_repository() -> None:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:
         pytest.skip("not a git checkout")
-    # /home/me and the like are examples, of paths that must not be published.
+    # Homes of "me" and "user" are examples, of paths that must not be published.
     own = re.compile(r"(?<![\w.:/])/(?:home|Users|root|mnt|work|workspace)/(?!me/|user/|you/)\w|[A-Z]:\\\\?Users")
     for name in filter(None, listed.stdout.split("\0")):
         path = ROOT / name
