@@ -29,6 +29,13 @@ class Calibration:
     confidence: tuple[float | None, ...]
     accuracy: tuple[float | None, ...]
 
+    @property
+    def error(self) -> float:
+        """Standard error of the accuracy, which no calibration error can be known better than."""
+        rows = max(sum(self.counts), 1)
+        right = sum(n * share for n, share in zip(self.counts, self.accuracy, strict=True) if share is not None) / rows
+        return math.sqrt(max(right * (1 - right), 0.0) / rows)
+
 
 def calibration(probabilities: Array, labels: Array, bins: int = 15) -> Calibration:
     """Return the expected calibration error of the most likely class, and the bins it is made of.

@@ -156,19 +156,21 @@ class Report:
         if self.gain_std is not None:
             n = len(self.gains)
             known.append((T_95[n - 2] if n - 2 < len(T_95) else NORMAL_95) * self.gain_std / math.sqrt(n))
-        if (error := self.gain_error if self.gain_error is not None else self._binomial_error()) is not None:
+        error = self.gain_error if self.gain_error is not None else self.binomial_error("student", "baseline")
+        if error is not None:
             known.append(NORMAL_95 * error)
         return max(known) if known else None
 
-    def _binomial_error(self) -> float | None:
-        # For a share of right predictions only. Both models see the same rows, which this ignores: it is too wide
-        # rather than too narrow.
-        shares = (self.headline("student"), self.headline("baseline"))
-        if self.metric not in ("accuracy", "exact_match") or not self.eval_rows:
+    def binomial_error(self, one: str, other: str) -> float | None:
+        """Return the standard error of a difference between two models where the headline metric is a share of rows.
+
+        That both models see the same rows is ignored: it is too wide rather than too narrow.
+        """
+        shares = [self.headline(one), self.headline(other)]
+        known = [share for share in shares if share is not None and 0 <= share <= 1]
+        if self.metric not in ("accuracy", "exact_match") or not self.eval_rows or len(known) < 2:
             return None
-        if any(share is None or not 0 <= share <= 1 for share in shares):
-            return None
-        return math.sqrt(sum(share * (1 - share) / self.eval_rows for share in shares if share is not None))
+        return math.sqrt(sum(share * (1 - share) for share in known) / self.eval_rows)
 
     @property
     def compression(self) -> float | None:

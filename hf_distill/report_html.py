@@ -80,9 +80,14 @@ def tiles(report: Report) -> list[Tile]:
         doubt = ": within noise" if report.noise is not None and not sure else ""
         tone = ("good" if helped else "bad") if sure else ""
         found.append(Tile(signed(report, gain), f"through the teacher{doubt}", tone))
-    for ratio, label in ((report.compression, "fewer parameters"), (report.speedup, "the speed at batch 1")):
+    for ratio, better, worse in (
+        (report.compression, "fewer parameters", "the parameters"),
+        (report.speedup, "the speed at batch 1", "the latency at batch 1"),
+    ):
         if ratio is not None:
-            found.append(Tile(f"{ratio:.{1 if ratio < 10 else 0}f}×", label, "bad" if ratio < 1 else ""))
+            times = max(ratio, 1 / ratio)
+            label, tone = (better, "") if ratio >= 1 else (worse, "bad")
+            found.append(Tile(f"{times:.{1 if times < 10 else 0}f}×", label, tone))
     return found
 
 

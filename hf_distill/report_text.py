@@ -122,11 +122,10 @@ def unsigned(report: Report, value: float) -> str:
 def rows(report: Report) -> list[Row]:
     """Return the table: metrics, agreement, calibration, size, speed. What was not measured has no row."""
     models = report.models
-    table = [
-        Row(metric_title(name), {key: metric_value(report, name, model.metrics.get(name)) for key, model in models.items()},
-            headline=name == report.metric)
-        for name in metric_names(report)
-    ]  # fmt: skip
+    table = []
+    for name in metric_names(report):
+        values = {key: metric_value(report, name, model.metrics.get(name)) for key, model in models.items()}
+        table.append(Row(metric_title(name), values, headline=name == report.metric))
     if report.agreement is not None:
         agreement = {"teacher": None, "student": report.agreement, "baseline": report.baseline_agreement}
         cells = {key: percent(agreement[key]) for key in models}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from hf_distill.report import NORMAL_95
 from hf_distill.report_text import metric_title, metric_value, percent, signed, unsigned
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 LINES = 4
 # The headline where the eval split has no labels; it says what the student took over, not what is right.
 AGREEMENT = "agreement"
-# A difference of expected calibration errors below this is within what the choice of bins does.
+# A smaller difference of expected calibration errors is what another choice of bins would do.
 CALIBRATION = 0.01
 
 
@@ -29,19 +30,26 @@ def _kept(report: Report) -> str:
     if teacher is None or student is None or report.metric == AGREEMENT:
         return f"{_unjudged(report)} {_cost(report)}".strip()
     values = [metric_value(report, report.metric, value).removesuffix(" %") for value in (student, teacher)]
-    kept = report.retention
+    kept, name = report.retention, metric_title(report.metric)
     if kept is None or kept <= 0:
-        start = f"The student's {metric_title(report.metric)} is {values[0]} against the teacher's {values[1]}"
+        start = f"The student's {name} is {values[0]} against the teacher's {values[1]}"
     elif not report.greater_is_better:
         change = f"{abs(1 / kept - 1) * 100:.1f} % {'more' if kept < 1 else 'less'}" if kept != 1 else "the same"
-        start = (
-            f"The student's {metric_title(report.metric)} is {values[0]} against the teacher's {values[1]} ({change})"
-        )
+        start = f"The student's {name} is {values[0]} against the teacher's {values[1]} ({change})"
     elif kept > 1:
-        start = f"The student's {metric_title(report.metric)} is above the teacher's ({values[0]} against {values[1]})"
+        doubt = ", within noise" if not _apart(report, "student", "teacher") else ""
+        start = f"The student's {name} is above the teacher's ({values[0]} against {values[1]}{doubt})"
     else:
-        start = f"The student kept {percent(kept)} of the teacher's {metric_title(report.metric)} ({values[0]} of {values[1]})"
+        start = f"The student kept {percent(kept)} of the teacher's {name} ({values[0]} of {values[1]})"
     return f"{start}{_cost(report, sentence=False)}"
+
+
+def _apart(report: Report, one: str, other: str) -> bool:
+    """Return whether two models differ by more than the eval split's noise, as far as that is known."""
+    values, error = (report.headline(one), report.headline(other)), report.binomial_error(one, other)
+    if values[0] is None or values[1] is None:
+        return False
+    return abs(values[0] - values[1]) > NORMAL_95 * (error or 0.0)
 
 
 def _unjudged(report: Report) -> str:
@@ -130,7 +138,7 @@ def _cautions(report: Report) -> list[str]:
     teacher, baseline = report.headline("teacher"), report.headline("baseline")
     if teacher is not None and baseline is not None:
         ahead = baseline > teacher if report.greater_is_better else baseline < teacher
-        if ahead:
+        if ahead and _apart(report, "teacher", "baseline"):
             values = [metric_value(report, report.metric, value).removesuffix(" %") for value in (teacher, baseline)]
             lines.append(
                 f"The teacher itself is worse than the same student trained without it: {metric_title(report.metric)} "
@@ -141,12 +149,13 @@ def _cautions(report: Report) -> list[str]:
             f"The loss is not even: on '{group.name}' ({group.count:,} rows) accuracy fell from "
             f"{percent(group.accuracy['teacher'])} to {percent(group.accuracy['student'])}."
         )
-    errors = [report.calibration[model].ece for model in ("teacher", "student") if model in report.calibration]
-    if len(errors) == 2 and errors[1] - errors[0] > CALIBRATION:
-        lines.append(
-            f"Calibration got worse: expected calibration error {percent(errors[1])} against the teacher's "
-            f"{percent(errors[0])}."
-        )
+    if {"teacher", "student"} <= report.calibration.keys():
+        before, after = report.calibration["teacher"], report.calibration["student"]
+        if after.ece - before.ece > max(CALIBRATION, NORMAL_95 * after.error):
+            lines.append(
+                f"Calibration got worse: expected calibration error {percent(after.ece)} against the teacher's "
+                f"{percent(before.ece)}."
+            )
     return lines
 
 

@@ -224,11 +224,11 @@ def test_a_teacher_that_hurt() -> None:
 
 def test_a_student_that_is_larger_or_slower() -> None:
     """`0.5 times fewer parameters` reads like a gain."""
-    text = verdict(whole(student=model(4_000_000, speed(30.0, 500.0), accuracy=0.86)))
+    text = verdict(whole(student=model(4_000_000, speed(30.0, 500.0), accuracy=0.88)))
     assert "It is larger than the teacher: 2.0 times the parameters." in text
     assert "It is slower: 1.5 times the teacher's latency at batch 1." in text
     assert "times fewer" not in text
-    assert "above the teacher's (86.0 against 85.2)" in text
+    assert "above the teacher's (88.0 against 85.2)" in text
     text = verdict(whole(student=model(2_000_000, speed(20.1, 500.0), accuracy=0.85)))
     assert "It is not smaller" in text
     assert "It is not faster" in text
@@ -238,6 +238,10 @@ def test_a_bad_teacher() -> None:
     """Whoever beats the teacher without it should not distil from it."""
     text = verdict(whole(teacher=model(2, None, accuracy=0.80)))
     assert "The teacher itself is worse than the same student trained without it: accuracy 80.0 against 81.9." in text
+    assert "(83.1 against 80.0)" in text
+    text = verdict(whole(teacher=model(2, None, accuracy=0.80), eval_rows=100))
+    assert "The teacher itself" not in text
+    assert "(83.1 against 80.0, within noise)" in text
 
 
 def test_calibration_that_got_worse() -> None:
@@ -247,6 +251,8 @@ def test_calibration_that_got_worse() -> None:
     assert "Calibration got worse: expected calibration error 8.0 % against the teacher's 2.0 %." in verdict(
         whole(calibration=swapped)
     )
+    few = {name: replace(one, counts=tuple(min(n, 1) for n in one.counts)) for name, one in swapped.items()}
+    assert "Calibration" not in verdict(whole(calibration=few))
     assert "Calibration" not in verdict(whole(calibration=dict.fromkeys(swapped, swapped["teacher"])))
 
 
