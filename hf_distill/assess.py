@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +12,17 @@ import torch
 
 from hf_distill import figures
 from hf_distill.latency import Latency, measure_all
+from hf_distill.metrics import greater_is_better
+from hf_distill.report import ModelResult, Report, SeedResult
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from hf_distill.fit import Fitter
+    from hf_distill.fit import Fitted
+    from hf_distill.stages import Run
     from hf_distill.tasks import Prepared
+
+AGREEMENT = "agreement"
 
 
 @dataclass(frozen=True)
@@ -27,41 +32,85 @@ class Judged:
     Attributes:
         logits: `(rows, width)`, classes in the student's order.
         labels: `(rows, ...)`; None where the split has none.
-        metrics: Empty where the split has no labels.
+        agreement: Share of rows where the teacher predicts the same; None for regression.
+        metrics: The task's; where the split has no labels, the agreement is all there is.
     """
 
     logits: np.ndarray[Any, Any]
     labels: np.ndarray[Any, Any] | None
-    metrics: dict[str, float]
+    agreement: float | None
+    metrics: Mapping[str, float]
 
 
-def judge(fitter: Fitter, model: PreTrainedModel, training: Mapping[str, Any], columns: Any = None) -> Judged:
+def assess(run: Run, teacher: PreTrainedModel, students: Sequence[Fitted], baselines: Sequence[Fitted]) -> Report:
+    """Judge all models on the eval split and put the report together.
+
+    Args:
+        run: The run they come from.
+        teacher: Its teacher.
+        students: One a seed, the saved one first.
+        baselines: Likewise, or empty.
+    """
+    models = {"teacher": teacher, "student": students[0].model}
+    if baselines:
+        models["baseline"] = baselines[0].model
+    target = judge(run, teacher)
+    judged = {name: target if name == "teacher" else judge(run, model, target) for name, model in models.items()}
+    speeds = _latencies(run, models) if run.recipe.report.latency else {}
+    results = {name: ModelResult.of(model, judged[name].metrics, speeds.get(name)) for name, model in models.items()}
+    metric = (*run.prepared.metric_names, AGREEMENT)[0]
+    return Report(
+        task=run.recipe.task.name,
+        metric=metric,
+        greater_is_better=metric == AGREEMENT or greater_is_better(metric),
+        teacher=results["teacher"],
+        student=results["student"],
+        baseline=results.get("baseline"),
+        agreement=judged["student"].agreement,
+        baseline_agreement=judged["baseline"].agreement if baselines else None,
+        eval_rows=len(run.prepared.eval),
+        gain_error=_gain_error(run.prepared, judged, metric),
+        seeds=_seeds(run, students, baselines, judged),
+        history=run.histories,
+        settings=_settings(run),
+        recipe=run.directory.recipe,
+        **class_figures(run.prepared, judged),
+    )
+
+
+def judge(run: Run, model: PreTrainedModel, teacher: Judged | None = None) -> Judged:
     """Predict the eval split.
 
     Args:
-        fitter: The run's data.
-        model: Any of its models.
-        training: Arguments of the run: batch size, precision.
-        columns: Order of the model's classes in the student's terms, if it differs.
+        run: Its data and precision.
+        model: A student, or the teacher, whose classes are brought into the student's order.
+        teacher: The teacher's predictions; None if `model` is the teacher.
     """
-    output = fitter.predict(model, training)
+    prepared = run.prepared
+    output = run.fitter.predict(model, run.training)
     logits = np.asarray(output.predictions)
-    if columns is not None:
+    columns = getattr(prepared.layout, "teacher_columns", None)
+    if teacher is None and columns is not None:
         logits = logits[:, list(columns)]
-    prepared = fitter.prepared
     labels = None if output.label_ids is None else np.asarray(output.label_ids)
-    metrics = prepared.metrics(logits, labels) if prepared.metric_names and labels is not None else {}
-    return Judged(logits, labels, metrics)
+    share = _agreement(prepared, logits, logits if teacher is None else teacher.logits)
+    metrics: Mapping[str, float] = {} if share is None else {AGREEMENT: share}
+    if prepared.metric_names and labels is not None:
+        metrics = prepared.metrics(logits, labels)
+    return Judged(logits, labels, share, metrics)
 
 
-def agreement(prepared: Prepared, student: Judged, teacher: Judged) -> float | None:
-    """Return the share of rows where both models predict the same; None for regression."""
+def _agreement(prepared: Prepared, student: np.ndarray[Any, Any], teacher: np.ndarray[Any, Any]) -> float | None:
     if not prepared.layout.has_classes:
         return None
-    rows = prepared.layout.select(
-        torch.from_numpy(student.logits), torch.from_numpy(teacher.logits), {"input_ids": torch.zeros(len(student.logits))}
+    # Both in the student's order already, so the layout must not permute: it sees the teacher as a student.
+    one, other = (
+        prepared.layout.select(torch.from_numpy(logits), None, {"input_ids": torch.zeros(len(logits))}).student.argmax(
+            -1
+        )
+        for logits in (student, teacher)
     )
-    return float(rows.agreement().sum()) / max(len(rows.student), 1)
+    return float((one == other).double().mean())
 
 
 def class_figures(prepared: Prepared, judged: Mapping[str, Judged]) -> dict[str, Any]:
@@ -82,6 +131,45 @@ def class_figures(prepared: Prepared, judged: Mapping[str, Judged]) -> dict[str,
 def _softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     probabilities: np.ndarray[Any, Any] = torch.from_numpy(logits).double().softmax(-1).numpy()
     return probabilities
+
+
+def _seeds(
+    run: Run, students: Sequence[Fitted], baselines: Sequence[Fitted], judged: Mapping[str, Judged]
+) -> tuple[SeedResult, ...]:
+    """Judge the models of the other seeds; the first seed's are judged already."""
+    if len(students) < 2:
+        return ()
+
+    def metrics(name: str, trained: Sequence[Fitted]) -> list[Mapping[str, float]]:
+        rest = [judge(run, one.model, judged["teacher"]).metrics for one in trained[1:]]
+        return [judged[name].metrics, *rest]
+
+    without = metrics("baseline", baselines) if baselines else [None] * len(students)
+    return tuple(
+        SeedResult(seed=seed, student=student, baseline=baseline)
+        for seed, student, baseline in zip(run.seeds, metrics("student", students), without, strict=True)
+    )
+
+
+def _gain_error(prepared: Prepared, judged: Mapping[str, Judged], metric: str) -> float | None:
+    labels = judged["student"].labels
+    if "baseline" not in judged or labels is None or metric == AGREEMENT:
+        return None
+    logits = (judged["student"].logits, judged["baseline"].logits)
+    return figures.gain_error(prepared.metrics, metric, *logits, labels)
+
+
+def _latencies(run: Run, models: Mapping[str, PreTrainedModel]) -> dict[str, Latency]:
+    """Measure on the first process while the others wait, and tell them."""
+    from accelerate.utils import broadcast_object_list
+
+    measured: list[Any] = [None]
+    if run.is_main:
+        measured = [latencies(run.prepared, models, run.args.per_device_eval_batch_size)]
+    if run.args.world_size > 1:
+        broadcast_object_list(measured)
+    found: dict[str, Latency] = measured[0]
+    return found
 
 
 def latencies(prepared: Prepared, models: Mapping[str, PreTrainedModel], batch_size: int) -> dict[str, Latency]:
@@ -112,4 +200,17 @@ def environment() -> dict[str, str]:
         "accelerate": accelerate.__version__,
         "datasets": datasets.__version__,
         "python": platform.python_version(),
+    }
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    precision = "bf16" if run.args.bf16 else "fp16" if run.args.fp16 else "fp32"
+    return {
+        "versions": environment(),
+        "device": str(run.args.device),
+        "processes": run.args.world_size,
+        "precision": f"{precision} (training and metrics); latency in each model's own dtype",
+        "train_rows": len(run.prepared.train),
+        "eval_rows": len(run.prepared.eval),
+        "seconds": {name: round(value, 1) for name, value in run.seconds.items()},
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.component import entry
-from hf_distill.data import check_data, peek
+from hf_distill.data import peek
 from hf_distill.directory import RunDirectory
 from hf_distill.errors import UserError
 from hf_distill.launch import check_launch
@@ -46,22 +46,20 @@ def check(recipe: Recipe) -> str:
     """
     check_launch()
     found = _Findings()
-    directory = RunDirectory(Path(recipe.training["output_dir"]).expanduser(), dump_recipe(recipe))
-    for section, step in (
-        ("", lambda: _check_pair(recipe, found)),
-        ("data", lambda: _check_data(recipe, found)),
-        ("training", lambda: directory.check(restart=False)),
-    ):
+    for step in (_check_pair, _check_data, _check_place):
         try:
-            with recipe.locate(section):
-                step()
+            step(recipe, found)
         except UserError as error:
             found.mistakes += [line for line in error.mistakes if line not in found.mistakes]
     if found.mistakes:
         raise UserError(*found.mistakes)
     found.plan += [f"objective   {_words(entry(objective))}" for objective in recipe.objectives]
     found.plan += [f"training    {_words(recipe.training)}", f"report      {_report(recipe)}"]
-    found.plan += [f"hub         push to {recipe.hub.repo_id or directory.path.name}"] if recipe.hub.push else []
+    found.plan += (
+        [f"hub         push to {recipe.hub.repo_id or Path(recipe.training['output_dir']).name}"]
+        if recipe.hub.push
+        else []
+    )
     found.plan += [f"not checked {line}" for line in found.unchecked]
     return "\n".join(found.plan)
 
@@ -78,7 +76,7 @@ def is_local(source: str | None) -> bool:
 def _check_pair(recipe: Recipe, found: _Findings) -> None:
     local = True
     for side, source in (("teacher", recipe.teacher.source), ("student", recipe.student.source)):
-        with _relative(side):
+        with recipe.locate(side):
             local &= is_local(source)
     if not local:
         found.plan += [f"teacher     {_words(entry(recipe.teacher))}", f"student     {_words(entry(recipe.student))}"]
@@ -93,27 +91,19 @@ def _check_pair(recipe: Recipe, found: _Findings) -> None:
     ]
 
 
-class _relative:  # noqa: N801 - reads as a statement
-    """Put a section in front of the key of a `UserError` raised inside."""
-
-    def __init__(self, section: str) -> None:
-        self.section = section
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, UserError):
-            raise UserError(*error.mistakes, key=f"{self.section}.{error.key}".rstrip(".")) from error
-
-
 def _check_data(recipe: Recipe, found: _Findings) -> None:
-    check_data(recipe.data, recipe.task.roles)
-    rows = peek(recipe.data, recipe.task.roles)
+    with recipe.locate("data"):
+        rows = peek(recipe.data, recipe.task.roles)
     if rows is None:
         found.unchecked.append("data: it is on the Hub, and --check fetches nothing")
         return
     found.plan += [f"{split:<11} {recipe.data.splits[split]}: {_words(row)}" for split, row in rows.items()]
+
+
+def _check_place(recipe: Recipe, found: _Findings) -> None:
+    with recipe.locate("training"):
+        place = RunDirectory(Path(recipe.training["output_dir"]).expanduser(), dump_recipe(recipe))
+        place.check(restart=False)
 
 
 def _size(recipe: Recipe, config: PretrainedConfig) -> str:
@@ -122,7 +112,8 @@ def _size(recipe: Recipe, config: PretrainedConfig) -> str:
     import transformers
 
     with torch.device("meta"):
-        model: Any = getattr(transformers, recipe.task.auto_class).from_config(config)
+        auto_class: Any = getattr(transformers, recipe.task.auto_class)
+        model = auto_class.from_config(config)
     text = config.get_text_config()
     return (
         f"{config.model_type}, {text.num_hidden_layers} layers of {text.hidden_size}, "

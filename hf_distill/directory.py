@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hf_distill.errors import UserError
 from hf_distill.files import check_writable, write_atomic
@@ -79,11 +80,28 @@ class RunDirectory:
             shutil.rmtree(stale, ignore_errors=True)
 
 
+def held_recipe(path: Path) -> dict[str, Any] | None:
+    """Return the recipe that a directory's run was started with, as plain values; None where there is none."""
+    file = path / RECIPE
+    return _plain(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def _plain(text: str) -> dict[str, Any]:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        content = YAML(typ="safe", pure=True).load(text)
+    except YAMLError:  # not ours, then: it differs in everything
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def _differences(held: str, wanted: str) -> list[str]:
     """Return the sections in which two resolved recipes differ, `report` and `hub` aside."""
-    from ruamel.yaml import YAML
-
-    yaml = YAML(typ="safe", pure=True)
-    one, other = yaml.load(held) or {}, yaml.load(wanted) or {}
+    one, other = _plain(held), _plain(wanted)
+    training = other.get("training", {})
+    if training.get("bf16") == "auto":  # whatever the probe said when the run began
+        other["training"] = {**training, "bf16": one.get("training", {}).get("bf16", "auto")}
     keys = sorted((set(one) | set(other)) - {"report", "hub"})
     return [key for key in keys if one.get(key) != other.get(key)]

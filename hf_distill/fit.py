@@ -1,4 +1,4 @@
-"""Training one model in one directory: from scratch, from its last checkpoint, or not at all when it is already there."""
+"""Training one model in one directory: from scratch, from its last checkpoint, or not at all where it is finished."""
 
 from __future__ import annotations
 
@@ -23,7 +23,18 @@ if TYPE_CHECKING:
 
 RECORD = "_fit.json"
 # They say where a run writes and how it talks, not what it computes.
-_NOT_COMPUTED = ("output_dir", "run_name", "report_to", "disable_tqdm", "logging_", "log_", "save_", "eval_", "push_", "hub_")
+_NOT_COMPUTED = (
+    "output_dir",
+    "run_name",
+    "report_to",
+    "disable_tqdm",
+    "logging_",
+    "log_",
+    "save_",
+    "eval_",
+    "push_",
+    "hub_",
+)
 
 
 @dataclass(frozen=True)
@@ -96,12 +107,12 @@ class Fitter:
         record = read_record(directory)
         if record and record["key"] != key:
             raise UserError(
-                f"{directory} holds a training with other models, data or settings. Start over with --restart, or choose "
-                "another training.output_dir."
+                f"{directory} holds a training with other models, data or settings. Start over with --restart, or "
+                "choose another training.output_dir."
             )
         if record and record["finished"]:
             trainer = self._trainer(_load(type(model), directory), objectives, training, directory, teacher)
-            return Fitted(trainer.model.eval(), trainer, record["history"], record["seconds"], reused=True)
+            return Fitted(_finished(trainer), trainer, record["history"], record["seconds"], reused=True)
         trainer = self._trainer(model, objectives, training, directory, teacher)
         before = record["seconds"] if record else 0.0
         _write_record(trainer, directory, {"key": key, "finished": False, "seconds": before, "history": []})
@@ -112,7 +123,7 @@ class Fitter:
         trainer.save_model(str(directory), _internal_call=True)
         history = trainer.state.log_history
         _write_record(trainer, directory, {"key": key, "finished": True, "seconds": seconds, "history": history})
-        return Fitted(trainer.model.eval(), trainer, history, seconds, reused=False)
+        return Fitted(_finished(trainer), trainer, history, seconds, reused=False)
 
     def predict(self, model: PreTrainedModel, training: Mapping[str, Any]) -> PredictionOutput:
         """Return a model's logits on the eval split, in its order; the model's own loss plays no part."""
@@ -154,6 +165,12 @@ class Fitter:
 
     def _metrics(self, prediction: Any) -> dict[str, float]:
         return self.prepared.metrics(prediction.predictions, prediction.label_ids)
+
+
+def _finished(trainer: DistillationTrainer) -> PreTrainedModel:
+    model: PreTrainedModel = trainer.model
+    model.train(False)
+    return model
 
 
 def read_record(directory: Path) -> dict[str, Any] | None:

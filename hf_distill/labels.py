@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from hf_distill.errors import UserError
@@ -10,18 +10,31 @@ from hf_distill.errors import UserError
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+# Transformers' and torch's mark of a position without label.
+IGNORED = -100
+
 
 def label_names(config: PretrainedConfig) -> tuple[str, ...] | None:
-    """Return a head's label names in order, or None when they are Transformers' placeholders (`LABEL_0`, ...)."""
+    """Return a head's label names in order, or None where they only number the classes (`LABEL_0`, ...)."""
     id2label: dict[int, str] = config.id2label or {}
-    names = tuple(str(id2label[index]) for index in sorted(id2label))
-    if all(name == f"LABEL_{index}" for index, name in enumerate(names)):
-        return None
-    return names
+    return real_names([str(id2label[index]) for index in sorted(id2label)])
+
+
+def real_names(names: Iterable[str]) -> tuple[str, ...] | None:
+    """Return the names, or None where they say nothing but the position (`LABEL_0`, `LABEL_1` or `0`, `1`).
+
+    >>> real_names(["LABEL_0", "LABEL_1"])
+    >>> real_names(["1", "0"])
+    ('1', '0')
+    """
+    given = tuple(names)
+    return None if all(name in (f"LABEL_{at}", str(at)) for at, name in enumerate(given)) else given
 
 
 def positions(wanted: Sequence[str], found: Sequence[str], *, whose: str) -> tuple[int, ...]:
-    """Return, for each wanted name, its position among the found ones. Case is ignored (`NEGATIVE` is `negative`).
+    """Return, for each wanted name, its position among the found ones.
+
+    Case is ignored (`NEGATIVE` is `negative`), unless two of the names differ in nothing else.
 
     Args:
         wanted: Names in the order wanted.
@@ -34,14 +47,15 @@ def positions(wanted: Sequence[str], found: Sequence[str], *, whose: str) -> tup
     >>> positions(["negative", "positive"], ["POSITIVE", "NEGATIVE"], whose="the teacher")
     (1, 0)
     """
-    at = {name.casefold(): index for index, name in enumerate(found)}
-    keys = [name.casefold() for name in wanted]
-    if len(at) != len(found) or set(at) != set(keys) or len(set(keys)) != len(keys):
-        raise UserError(
-            f"label names differ: wanted {shorten(wanted)}, but {whose} has {shorten(found)}. "
-            "They may stand in another order, but must be the same names."
-        )
-    return tuple(at[key] for key in keys)
+    for spell in (str, str.casefold):
+        at = {spell(name): index for index, name in enumerate(found)}
+        keys = [spell(name) for name in wanted]
+        if len(at) == len(found) == len(keys) and set(at) == set(keys):
+            return tuple(at[key] for key in keys)
+    raise UserError(
+        f"label names differ: wanted {shorten(wanted)}, but {whose} has {shorten(found)}. "
+        "They may stand in another order, but must be the same names."
+    )
 
 
 def shorten(names: Sequence[str], limit: int = 8) -> str:

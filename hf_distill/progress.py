@@ -12,8 +12,10 @@ from transformers import ProgressCallback, TrainerControl, TrainerState, Trainin
 _QUIET = ("runtime", "per_second", "preparation_time", "epoch")
 
 
-class ProgressBar(ProgressCallback):  # type: ignore[misc]
+class ProgressBar(ProgressCallback):
     """Transformers' bar with the logs in it instead of a dictionary printed at every logging step."""
+
+    training_bar: Any
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -28,7 +30,7 @@ class ProgressBar(ProgressCallback):  # type: ignore[misc]
     def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
         """Show the bar of an evaluation where somebody can watch it."""
         if sys.stderr.isatty():
-            super().on_prediction_step(*args, **kwargs)
+            super().on_prediction_step(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def on_log(
         self,
@@ -56,5 +58,7 @@ def summary(logs: dict[str, Any]) -> str:
     """
     names = {key: key.removeprefix("eval_").removeprefix("objective/") for key in logs}
     return "  ".join(
-        f"{names[key]} {value:.4g}" for key, value in logs.items() if not key.endswith(_QUIET) and isinstance(value, float)
+        f"{names[key]} {value:.4g}"
+        for key, value in logs.items()
+        if not key.endswith(_QUIET) and isinstance(value, float)
     )

@@ -15,11 +15,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hf_distill.labels import IGNORED
+
 # What a sum is divided by: rows that count, rows that have a label, or examples.
 Unit = Literal["row", "label", "example"]
 UNITS: tuple[Unit, ...] = ("row", "label", "example")
-
-IGNORED = -100
 
 
 @dataclass(frozen=True)

@@ -244,7 +244,7 @@ def test_faulty_data_leaves_nothing_behind(write_recipe: WriteRecipe, tmp_path: 
     """A run that stops at its data must not leave a directory that the corrected run then refuses."""
     path = write_recipe()
     with pytest.raises(UserError, match=r"recipe\.yaml:1: data\.columns\.text: .*no column 'sentense'"):
-        run(path, "data.columns.text=sentense") if False else run(_with_column(path, "sentense"))
+        run(_with_column(path, "sentense"))
     assert not (tmp_path / "out").exists()
     run(_with_column(path, "sentence"))
 
@@ -421,7 +421,9 @@ def test_decoder_classifiers_distil(write_recipe: WriteRecipe, make_model: Any) 
     for kind in ("gpt2", "llama"):
         teacher = {"name": "pretrained", "model": str(make_model(kind, layers=2))}
         report = run(
-            write_recipe(teacher=teacher, student={"name": "copy_layers", "layers": 1}), "report.latency=false", restart=True
+            write_recipe(teacher=teacher, student={"name": "copy_layers", "layers": 1}),
+            "report.latency=false",
+            restart=True,
         )
         assert report.agreement is not None
 
@@ -482,7 +484,9 @@ def test_a_faulty_training_argument_is_one_line(write_recipe: WriteRecipe) -> No
     assert "\n" not in str(caught.value)
 
 
-def test_python_recipe_objects_run(write_recipe: WriteRecipe, tmp_path: Path, make_model: Any, sentiment_csv: Any) -> None:
+def test_python_recipe_objects_run(
+    write_recipe: WriteRecipe, tmp_path: Path, make_model: Any, sentiment_csv: Any
+) -> None:
     """A recipe built in Python has no file; its messages and the report must not depend on one."""
     from hf_distill import distill
     from hf_distill.objectives import KLDivergence
@@ -509,7 +513,12 @@ def test_python_recipe_objects_run(write_recipe: WriteRecipe, tmp_path: Path, ma
 @pytest.mark.slow
 def test_two_processes_write_what_one_writes(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     """With several processes the loss, the data order or the report could differ, or files be written twice."""
-    training = {"max_steps": 6, "eval_strategy": "no", "train_sampling_strategy": "group_by_length", "lr_scheduler_type": "constant"}
+    training = {
+        "max_steps": 6,
+        "eval_strategy": "no",
+        "train_sampling_strategy": "group_by_length",
+        "lr_scheduler_type": "constant",
+    }
     model = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     student = {"name": "from_config", "overrides": {"num_hidden_layers": 1, **model}}
     one = write_recipe(student=student, training={**training, "output_dir": str(tmp_path / "one")})
@@ -518,7 +527,16 @@ def test_two_processes_write_what_one_writes(write_recipe: WriteRecipe, tmp_path
     done = subprocess.run(
         [
             *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
-            *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29655"),
+            *(
+                "--num_machines",
+                "1",
+                "--mixed_precision",
+                "no",
+                "--dynamo_backend",
+                "no",
+                "--main_process_port",
+                "29655",
+            ),
             *(str(REPO / "scripts" / "distill.py"), str(two), "training.use_cpu=true"),
         ],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -533,3 +551,21 @@ def test_two_processes_write_what_one_writes(write_recipe: WriteRecipe, tmp_path
     assert content["agreement"] == pytest.approx(single.agreement)
     ours, theirs = weights(tmp_path / "one"), weights(tmp_path / "out")
     assert all(ours[name].sub(theirs[name]).abs().max() < 1e-4 for name in ours)
+
+
+def test_a_run_keeps_the_precision_it_began_with(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The probe behind `bf16: auto` is a timing; answering differently on another day, it would end the run for good."""
+    from hf_distill import load_recipe, precision
+    from hf_distill.check import check
+
+    monkeypatch.setattr(precision, "_probe", lambda use_cpu: precision.Probe(True, "fast here"))
+    path = write_recipe(training={"bf16": "auto"})
+    run(path)
+    assert load_recipe(tmp_path / "out" / "recipe.yaml").training["bf16"] is True
+    monkeypatch.setattr(precision, "_probe", lambda use_cpu: precision.Probe(False, "slow today"))
+    written = (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns
+    assert "bf16 auto" in check(load_recipe(path))
+    run(path)
+    assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == written

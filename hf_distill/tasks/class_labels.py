@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_distill.errors import UserError
-from hf_distill.labels import label_names, positions, shorten
-from hf_distill.rows import IGNORED
+from hf_distill.labels import IGNORED, label_names, positions, shorten
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -48,7 +48,5 @@ class FinetunedTeacher(Teacher):
 
     def load(self, head: Head, fine_tune: FineTune) -> PreTrainedModel:
         """Fine-tune the checkpoint, or find it fine-tuned."""
-        model, _ = load_model(
-            self.model, head, revision=self.revision, trust_remote_code=self.trust_remote_code
-        )
-        return fine_tune(model, self.training, self.output_dir).eval()
+        model, _ = load_model(self.model, head, revision=self.revision, trust_remote_code=self.trust_remote_code)
+        return fine_tune(model, self.training, self.output_dir)

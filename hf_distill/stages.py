@@ -1,0 +1,225 @@
+"""The stages of a run: opening it, training teacher, student and baseline. `run.py` puts them in order."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_distill.data import load_splits
+from hf_distill.directory import RUNS, TEACHERS, RunDirectory, held_recipe
+from hf_distill.errors import UserError
+from hf_distill.fit import Fitted, Fitter
+from hf_distill.launch import check_launch, use_all_cores, use_cpu_if_needed
+from hf_distill.narrator import Narrator
+from hf_distill.objectives import Labels, Objective
+from hf_distill.pairing import open_pair
+from hf_distill.precision import resolve_bf16
+from hf_distill.reader import dump_recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from hf_distill.recipe import Recipe
+    from hf_distill.tasks import Prepared
+    from hf_distill.training_args import DistillationArguments
+
+logger = logging.getLogger(__name__)
+
+# Where a recipe says nothing. A run must be resumable and have curves to show; Transformers' own defaults would do
+# neither before step 500.
+TRAINING_DEFAULTS = {
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 1,
+    "logging_steps": 0.02,
+}
+# A teacher's fine-tuning takes everything from the recipe's training but how it learns.
+_LEARNING = ("num_train_epochs", "max_steps", "learning_rate", "lr_scheduler", "warmup", "weight_decay")
+
+
+@dataclass
+class Run:
+    """What the stages of a run share.
+
+    Attributes:
+        recipe: What was asked for.
+        training: Its training arguments with defaults, precision and device settled.
+        directory: Where it writes.
+        prepared: Its data.
+        fitter: Trains models on it.
+        narrator: Tells the user what is going on.
+        hub: Arguments that let the student's trainer push.
+        args: Built once, for what it knows about processes.
+        seconds: Of each stage and training.
+        histories: Name of a training -> its `log_history`.
+    """
+
+    recipe: Recipe
+    training: dict[str, Any]
+    directory: RunDirectory
+    prepared: Prepared
+    fitter: Fitter
+    narrator: Narrator
+    hub: dict[str, Any]
+    args: DistillationArguments
+    seconds: dict[str, float] = field(default_factory=dict)
+    histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files."""
+        return bool(self.args.process_index == 0)
+
+    @property
+    def seeds(self) -> range:
+        """Seeds of the students, the saved one's first."""
+        return range(self.args.seed, self.args.seed + self.recipe.report.seeds)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Announce a part of the run and take its time."""
+        self.narrator.stage(name)
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - started
+
+    def fine_tune(self, model: PreTrainedModel, training: dict[str, Any], directory: str | None) -> PreTrainedModel:
+        """Train a teacher on the labels (see `teachers.base.FineTune`)."""
+        if not self.prepared.labelled:
+            raise UserError("the train split has no labels to fine-tune the teacher on. Name a fine-tuned model.")
+        own = {key: value for key, value in self.training.items() if not key.startswith(_LEARNING)}
+        settings, _ = resolve_bf16({**own, **training})
+        root = Path(directory).expanduser() if directory else self.directory.path / TEACHERS
+        # One folder for each combination: changing a setting never overwrites a teacher that took hours.
+        key = self.fitter.key(model, None, (Labels(),), settings)
+        fitted = self.fitter.fit(model, objectives=(Labels(),), training=settings, directory=root / key)
+        self._remember("teacher", fitted)
+        return fitted.model
+
+    def train_student(self, teacher: PreTrainedModel, seed: int, *, baseline: bool = False) -> Fitted:
+        """Make and train a student; the baseline is the same one, from the same start, on labels alone."""
+        from transformers import set_seed
+
+        first = seed == self.args.seed
+        name = ("baseline" if baseline else "student") + ("" if first else f" seed {seed}")
+        place = self.directory.path if first and not baseline else self.directory.path / RUNS / name.replace(" ", "-")
+        with self.stage(name):
+            set_seed(seed)
+            with self.recipe.locate("student"):
+                student = self.recipe.student.make(teacher, self.prepared.head)
+            if first and not baseline:
+                self._warn_if_larger(student, teacher)
+            objectives: Sequence[Objective] = (Labels(),) if baseline else self.recipe.objectives
+            fitted = self.fitter.fit(
+                student,
+                objectives=objectives,
+                training={**self.training, "seed": seed, **(self.hub if first and not baseline else {})},
+                directory=place,
+                teacher=None if baseline else teacher,
+            )
+        self._remember(name, fitted)
+        return fitted
+
+    def _warn_if_larger(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+        if student.num_parameters() > teacher.num_parameters() and self.is_main:
+            logger.warning(
+                "the student (%s parameters) is larger than its teacher (%s): this run will not make anything smaller",
+                f"{student.num_parameters():,}",
+                f"{teacher.num_parameters():,}",
+            )
+
+    def _remember(self, name: str, fitted: Fitted) -> None:
+        self.histories[name] = fitted.history
+        self.seconds[f"{name} training"] = fitted.seconds
+        if fitted.reused:
+            self.narrator.say(f"{name}: found finished, not trained again")
+
+
+def open_run(recipe: Recipe, restart: bool) -> Run:
+    """Check everything that can be checked before a weight is loaded, then claim the output directory.
+
+    Raises:
+        UserError: The recipe, its data or the way it was launched is at fault; nothing has been written.
+    """
+    threads = use_all_cores()
+    path = Path(recipe.training["output_dir"]).expanduser()
+    training, precision = _settle(recipe, None if restart else held_recipe(path))
+    directory = RunDirectory(path, dump_recipe(_with_precision(recipe, training)))
+    args = _arguments(recipe, training)
+    # Again: some faults of a launch only show once the processes should have found each other.
+    check_launch()
+    with recipe.locate("training"):
+        directory.check(restart)
+    narrator = Narrator(enabled=args.process_index == 0)
+    for line in filter(None, (threads, precision)):
+        narrator.say(line)
+    hub = _claim_repository(recipe, directory.path) if recipe.hub.push else {}
+    pair = open_pair(recipe)
+    with args.main_process_first(desc="data"), recipe.locate("data"):
+        splits = load_splits(recipe.data, recipe.task.roles)
+        prepared = recipe.task.prepare(
+            splits,
+            tokenizer=pair.tokenizer,
+            teacher=pair.teacher_head,
+            student=pair.student_head,
+            max_length=pair.max_length,
+            label_names=recipe.data.labels,
+            metrics=recipe.evaluation.metrics,
+        )
+    _check_objectives(recipe, prepared)
+    if args.process_index == 0:
+        with recipe.locate("training"):
+            directory.claim(restart)
+    return Run(recipe, training, directory, prepared, Fitter(prepared, pair.tokenizer), narrator, hub, args)
+
+
+def _settle(recipe: Recipe, held: Mapping[str, Any] | None) -> tuple[dict[str, Any], str | None]:
+    """Return the training arguments with defaults, device and precision settled, and a line about the precision.
+
+    A run that began keeps its precision: on another day the probe might answer differently, and the run could not
+    be resumed.
+    """
+    training = use_cpu_if_needed({**TRAINING_DEFAULTS, **recipe.training})
+    begun = (held or {}).get("training", {}).get("bf16")
+    if training.get("bf16") == "auto" and isinstance(begun, bool):
+        return {**training, "bf16": begun}, f"bf16: {'on' if begun else 'off'} (as this run began)"
+    return resolve_bf16(training)
+
+
+def _with_precision(recipe: Recipe, training: Mapping[str, Any]) -> Recipe:
+    """Return the recipe with `bf16: auto` replaced by what was settled."""
+    if recipe.training.get("bf16") != "auto":
+        return recipe
+    return replace(recipe, training={**recipe.training, "bf16": training["bf16"]})
+
+
+def _arguments(recipe: Recipe, training: Mapping[str, Any]) -> DistillationArguments:
+    """Build the arguments once, which checks values against each other and starts the processes' group."""
+    from hf_distill.training_args import DistillationArguments
+
+    try:
+        return DistillationArguments(**training)
+    except (ValueError, TypeError) as error:
+        raise recipe.mistake("training", " ".join(str(error).split())) from error
+
+
+def _claim_repository(recipe: Recipe, directory: Path) -> dict[str, Any]:
+    from hf_distill.hub import check_rights
+
+    with recipe.locate("hub"):
+        repository = check_rights(recipe.hub.repo_id, recipe.hub.private, str(directory))
+    return {"push_to_hub": True, "hub_model_id": repository, "hub_private_repo": recipe.hub.private}
+
+
+def _check_objectives(recipe: Recipe, prepared: Prepared) -> None:
+    with recipe.locate(""):
+        recipe.task.check(recipe.objectives, prepared)
+    if recipe.report.baseline and not prepared.labelled:
+        raise recipe.mistake(
+            "report.baseline", "a baseline learns from labels, but the train split has none. Set it to false."
+        )
