@@ -190,8 +190,8 @@ def _one_or_more(names: list[str]) -> str | list[str] | None:
     return names[0] if len(names) == 1 else names or None
 
 
-def _student(entry: Mapping[str, Any]) -> str:
-    """Return how the student was made: `copy_layers (layers 6)`, `pretrained (model [...](...))`."""
+def _made(entry: Mapping[str, Any]) -> str:
+    """Return where a model came from: `copy_layers (layers 6)`, `pretrained (model [...](...))`."""
     settings = public({key: value for key, value in entry.items() if key not in ("name", "model")})
     texts = [f"model {place(model).link}" for model in _models(entry)]
     texts += [f"{key.replace('_', ' ')} {value}" for key, value in settings.items()]
@@ -215,7 +215,8 @@ def card(report: Report) -> str:
         data=datasets(recipe),
         data_name=(recipe.get("data") or {}).get("name"),
         objectives=objectives(recipe),
-        student=_student(recipe.get("student") or {}),
+        student=_made(recipe.get("student") or {}),
+        teacher=_made(recipe.get("teacher") or {}),
         titles=[TITLES[model] for model in report.models],
         rows=[(row.label.replace("|", "\\|"), row.headline, [row.cells[key] for key in report.models])
               for row in rows(report)],
@@ -234,7 +235,7 @@ def _dump(content: Any) -> str:
     buffer = io.StringIO()
     writer = YAML(typ="safe", pure=True)
     writer.default_flow_style = None
-    writer.width = 100
+    writer.width = 4096
     writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     writer.dump(content, buffer)
     return buffer.getvalue().strip()

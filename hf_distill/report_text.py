@@ -167,7 +167,8 @@ def speed_note(report: Report) -> str:
         return f"{timing.batch_size}{tokens} ({timing.repeats} repeats)"
 
     dtypes = sorted({model.latency.dtype for model in report.models.values() if model.latency})
+    threads = f"{latency.threads} CPU thread{'' if latency.threads == 1 else 's'}"
     return (
-        f"One forward pass, {' and '.join(dtypes)}, on {latency.device} with {latency.threads} CPU threads; "
+        f"One forward pass, {' and '.join(dtypes)}, on {latency.device} with {threads}; "
         f"batches of {shape(latency.single)} and {shape(latency.batch)}, the models in turns."
     )

@@ -41,7 +41,17 @@ def _kept(report: Report) -> str:
         start = f"The student's {name} is above the teacher's ({values[0]} against {values[1]}{doubt})"
     else:
         start = f"The student kept {percent(kept)} of the teacher's {name} ({values[0]} of {values[1]})"
-    return f"{start}{_cost(report, sentence=False)}"
+    return f"{start}{_cost(report, sentence=False)}{_over_seeds(report)}"
+
+
+def _over_seeds(report: Report) -> str:
+    # The saved student is one draw; the first seed may have been lucky.
+    values = [seed.student.get(report.metric) for seed in report.seeds]
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    if len(known) < 2:
+        return ""
+    average = metric_value(report, report.metric, sum(known) / len(known))
+    return f" Over {len(known)} seeds it is {average.removesuffix(' %')} on average."
 
 
 def _apart(report: Report, one: str, other: str) -> bool:

@@ -96,6 +96,8 @@ def test_the_card_has_the_table_and_the_verdict() -> None:
     assert "| **accuracy** | 85.2 % | 83.1 % | 81.9 % |\n" in text
     assert "| latency, batch 1 | 20.0 ms | 10.0 ms | 10.0 ms |" in text
     assert "licence of the teacher" in text
+    assert "- **Teacher**: `pretrained` (model [textattack/bert-base-uncased-SST-2](https://hugg" in text
+    assert "- **Student**: `copy_layers` (layers 6)\n" in text
     assert 'pipeline("text-classification", model="bert-small")' in text
 
 

@@ -211,6 +211,7 @@ def test_noise_is_called_noise() -> None:
     text = verdict(several_seeds((0.831, 0.832, 0.830), (0.819, 0.820, 0.8185)))
     assert "The teacher helped: +1.2 points" in text
     assert "3 seeds" in text
+    assert "Over 3 seeds it is 83.1 on average." in text
 
 
 def test_a_teacher_that_hurt() -> None:
