@@ -68,7 +68,7 @@ def assess(run: Run, teacher: PreTrainedModel, students: Sequence[Fitted], basel
         baseline=results.get("baseline"),
         agreement=judged["student"].agreement,
         baseline_agreement=judged["baseline"].agreement if baselines else None,
-        eval_rows=len(run.prepared.eval),
+        eval_rows=_labelled_rows(run.prepared, judged["student"]),
         gain_error=_gain_error(run.prepared, judged, metric),
         seeds=_seeds(run, students, baselines, judged),
         history=run.histories,
@@ -149,6 +149,12 @@ def _seeds(
         SeedResult(seed=seed, student=student, baseline=baseline)
         for seed, student, baseline in zip(run.seeds, metrics("student", students), without, strict=True)
     )
+
+
+def _labelled_rows(prepared: Prepared, judged: Judged) -> int:
+    if judged.labels is None:
+        return 0
+    return int(prepared.layout.counts({"labels": torch.from_numpy(judged.labels)})["label"].sum())
 
 
 def _gain_error(prepared: Prepared, judged: Mapping[str, Judged], metric: str) -> float | None:

@@ -114,16 +114,28 @@ class Fitter:
             trainer = self._trainer(_load(type(model), directory), objectives, training, directory, teacher)
             return Fitted(_finished(trainer), trainer, record["history"], record["seconds"], reused=True)
         trainer = self._trainer(model, objectives, training, directory, teacher)
-        before = record["seconds"] if record else 0.0
+        seconds = self._train(trainer, directory, key, record["seconds"] if record else 0.0)
+        return Fitted(_finished(trainer), trainer, trainer.state.log_history, seconds, reused=False)
+
+    def _train(self, trainer: DistillationTrainer, directory: Path, key: str, before: float) -> float:
+        """Train or go on training, save, and return the seconds it took, those `before` included."""
+        from hf_distill.interrupt import StopOnInterrupt
+
         _write_record(trainer, directory, {"key": key, "finished": False, "seconds": before, "history": []})
-        checkpoint = last_complete_checkpoint(directory)
+        interrupt = StopOnInterrupt()
+        trainer.add_callback(interrupt)
         started = time.perf_counter()
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with interrupt:
+            trainer.train(resume_from_checkpoint=last_complete_checkpoint(directory))
         seconds = before + time.perf_counter() - started
-        trainer.save_model(str(directory), _internal_call=True)
-        history = trainer.state.log_history
-        _write_record(trainer, directory, {"key": key, "finished": True, "seconds": seconds, "history": history})
-        return Fitted(_finished(trainer), trainer, history, seconds, reused=False)
+        done = not interrupt.interrupted
+        history = trainer.state.log_history if done else []
+        if done:
+            trainer.save_model(str(directory), _internal_call=True)
+        _write_record(trainer, directory, {"key": key, "finished": done, "seconds": seconds, "history": history})
+        if not done:
+            raise KeyboardInterrupt
+        return seconds
 
     def predict(self, model: PreTrainedModel, training: Mapping[str, Any]) -> PredictionOutput:
         """Return a model's logits on the eval split, in its order; the model's own loss plays no part."""
