@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformers.models.auto import modeling_auto
 
@@ -10,36 +10,44 @@ from hf_distill.labels import label_names, positions
 from hf_distill.rows import ExampleRows, RowLayout, TokenRows
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from torch import nn
+    from transformers import PretrainedConfig
 
 
-def infer_layout(
-    student: PreTrainedModel,
-    teacher: PreTrainedModel | None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-) -> RowLayout:
+def base_model(model: nn.Module) -> nn.Module:
+    """Return the Transformers model inside a PEFT wrapper, or the model itself."""
+    get_base_model = getattr(model, "get_base_model", None)
+    base: nn.Module = get_base_model() if get_base_model else model
+    return base
+
+
+def infer_layout(student: nn.Module, teacher: nn.Module | None, processing_class: Any = None) -> RowLayout:
     """Return which logits count, from the student's class and both configurations.
 
     Args:
         student: A sequence classifier, token classifier, masked or causal language model (PEFT-wrapped or not).
         teacher: Model of the same kind.
-        tokenizer: Tells which columns of a vocabulary-sized head are tokens.
+        processing_class: If it is a tokenizer (or has one), it tells which columns of a vocabulary-sized head are
+            tokens.
 
     Raises:
         ValueError: The class is none of these, or the two heads do not fit each other.
     """
-    get_base_model = getattr(student, "get_base_model", None)
-    name = type(get_base_model() if get_base_model else student).__name__
-    if name in _classes("SEQUENCE_CLASSIFICATION"):
-        return _example_rows(student.config, teacher.config if teacher else None)
-    if name in _classes("TOKEN_CLASSIFICATION"):
-        return TokenRows()
-    causal = name in _classes("CAUSAL_LM")
-    if causal or name in _classes("MASKED_LM"):
-        return TokenRows(shift=causal, classes=_vocabulary(student, teacher, tokenizer))
+    student = base_model(student)
+    name = type(student).__name__
+    config: Any = getattr(student, "config", None)
+    if config is not None and not config.is_encoder_decoder:
+        theirs: Any = None if teacher is None else base_model(teacher).config
+        if name in _classes("SEQUENCE_CLASSIFICATION"):
+            return _example_rows(config, theirs)
+        if name in _classes("TOKEN_CLASSIFICATION"):
+            return _label_rows(config, theirs)
+        causal = name in _classes("CAUSAL_LM")
+        if causal or name in _classes("MASKED_LM"):
+            return TokenRows(shift=causal, classes=_vocabulary(config, theirs, processing_class))
     raise ValueError(
-        f"cannot tell which logits of {name} count. Wanted: a sequence or token classifier, a masked or a causal language "
-        "model. For another head pass `layout=` (a hf_distill.rows.RowLayout)."
+        f"cannot tell which logits of {name} count. Wanted: a sequence or token classifier, a masked or a causal "
+        "language model; no encoder-decoder. For another head pass `layout=` (a hf_distill.rows.RowLayout)."
     )
 
 
@@ -51,30 +59,44 @@ def _classes(kind: str) -> set[str]:
 
 
 def _example_rows(student: PretrainedConfig, teacher: PretrainedConfig | None) -> ExampleRows:
-    width: int = student.num_labels
+    width = int(student.num_labels or 0)
+    columns = _teacher_columns(student, teacher)
     if width == 1 or student.problem_type == "regression":
-        kind = "values"
-    else:
-        kind = "binary" if student.problem_type == "multi_label_classification" else "classes"
-    columns = None
-    if teacher is not None:
-        if teacher.num_labels != width:
-            raise ValueError(f"the student's head has {width} labels, the teacher's {teacher.num_labels}.")
-        ours, theirs = label_names(student), label_names(teacher)
-        if ours and theirs:
-            columns = positions(ours, theirs, whose="the teacher")
+        return ExampleRows(kind="values", width=width, teacher_columns=columns)
+    kind = "binary" if student.problem_type == "multi_label_classification" else "classes"
     return ExampleRows(kind=kind, width=width, teacher_columns=columns)  # type: ignore[arg-type]
 
 
-def _vocabulary(
-    student: PreTrainedModel, teacher: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase | None
-) -> int | None:
-    widths = {model.config.get_text_config().vocab_size for model in (student, teacher) if model is not None}
-    if tokenizer is not None:
-        return min(*widths, max(tokenizer.get_vocab().values()) + 1)
+def _label_rows(student: PretrainedConfig, teacher: PretrainedConfig | None) -> TokenRows:
+    columns = _teacher_columns(student, teacher)
+    if columns is not None and columns != tuple(sorted(columns)):
+        raise ValueError(
+            "student and teacher have the same labels in another order, and token classifiers are compared column by "
+            "column. Give the student the teacher's order (id2label)."
+        )
+    return TokenRows()
+
+
+def _teacher_columns(student: PretrainedConfig, teacher: PretrainedConfig | None) -> tuple[int, ...] | None:
+    """Return the teacher's column of each of the student's labels; None where names do not tell."""
+    if teacher is None:
+        return None
+    if teacher.num_labels != student.num_labels:
+        raise ValueError(f"the student's head has {student.num_labels} labels, the teacher's {teacher.num_labels}.")
+    ours, theirs = label_names(student), label_names(teacher)
+    return positions(ours, theirs, whose="the teacher") if ours and theirs else None
+
+
+def _vocabulary(student: PretrainedConfig, teacher: PretrainedConfig | None, processing_class: Any) -> int | None:
+    """Return how many columns of the heads are tokens; None for all."""
+    widths: set[int] = {config.get_text_config().vocab_size for config in (student, teacher) if config is not None}
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    if hasattr(tokenizer, "get_vocab"):
+        last: int = max(tokenizer.get_vocab().values())
+        return min(*widths, last + 1)
     if len(widths) > 1:
         raise ValueError(
-            f"the heads have {' and '.join(map(str, sorted(widths)))} columns. Pass the tokenizer as `processing_class`, so "
-            "that padding columns can be told from tokens."
+            f"the heads have {' and '.join(map(str, sorted(widths)))} columns. Pass the tokenizer as "
+            "`processing_class`, so that padding columns can be told from tokens."
         )
     return None

@@ -1,10 +1,12 @@
-"""Length grouping that survives a resume and is the same on every process."""
+"""Data order that survives a resume and is the same on every process."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
 
 
@@ -33,4 +35,31 @@ class EpochLengthGroupedSampler(LengthGroupedSampler):
     def __iter__(self) -> Iterator[int]:
         """Yield the indices of one epoch."""
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+        indices: list[int] = get_length_grouped_indices(  # type: ignore[no-untyped-call]
+            self.lengths, self.batch_size, generator=generator
+        )
+        return iter(indices)
+
+
+class SetEpoch(TrainerCallback):
+    """Sets the epoch of the samplers at its beginning, however deep they are.
+
+    A resumed epoch skips the batches that were seen, for which accelerate puts one more sampler around ours; on
+    several processes its data loader's `set_epoch` then stops short of it, and the rest of the epoch would be that of
+    epoch 0.
+    """
+
+    def on_epoch_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        train_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """See `TrainerCallback`."""
+        sampler = getattr(train_dataloader, "batch_sampler", None)
+        while sampler is not None:
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(int(state.epoch))
+            sampler = getattr(sampler, "batch_sampler", getattr(sampler, "sampler", None))

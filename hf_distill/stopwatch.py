@@ -3,43 +3,57 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
+MOST_EVENTS = 1000
+
 
 class Stopwatch:
-    """Adds up the seconds spent inside `with stopwatch:` blocks.
+    """Adds up the seconds spent inside `with stopwatch.running():` blocks.
 
-    On CUDA the time is taken by events that the device records as it gets there and that are read only in
-    `drain`, so that a step is never held up; elsewhere by the wall clock.
+    On an accelerator the time is taken by events that the device records as it gets there, so that a step is never
+    held up; on a CPU by the wall clock.
+
+    Args:
+        device: Where the work is done.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        # torch.cuda.Event, torch.xpu.Event, torch.mps.Event: one interface.
+        self._event: Any = None if device.type == "cpu" else getattr(getattr(torch, device.type, None), "Event", None)
+        self._pending: deque[tuple[Any, Any]] = deque()
         self._seconds = 0.0
-        self._cuda = device.type == "cuda"
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Count the time spent inside the block."""
-        if self._cuda:
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            yield
-            end.record()
-            self._events.append((start, end))
-        else:
+        if self._event is None:
             before = time.perf_counter()
             yield
             self._seconds += time.perf_counter() - before
+            return
+        start, end = self._event(enable_timing=True), self._event(enable_timing=True)
+        start.record()
+        yield
+        end.record()
+        self._pending.append((start, end))
+        # A run that never logs must not pile up events; one of the oldest is over long ago.
+        if len(self._pending) > MOST_EVENTS:
+            self._read()
 
     def drain(self) -> float:
         """Return the seconds counted since the last call. Waits for the device."""
-        if self._events:
-            self._events[-1][1].synchronize()
-            self._seconds += sum(start.elapsed_time(end) for start, end in self._events) / 1000
-            self._events.clear()
+        while self._pending:
+            self._read()
         seconds, self._seconds = self._seconds, 0.0
         return seconds
+
+    def _read(self) -> None:
+        start, end = self._pending.popleft()
+        end.synchronize()
+        self._seconds += start.elapsed_time(end) / 1000

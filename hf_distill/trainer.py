@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, has_length
 
-from hf_distill.layouts import infer_layout
-from hf_distill.objectives import Comparison, KLDivergence, Labels, Objective
+from hf_distill.layouts import base_model, infer_layout
+from hf_distill.objectives import Comparison, KLDivergence, Labels, LogitsMSE, Objective, RowObjective
 from hf_distill.rows import UNITS, RowLayout
-from hf_distill.sampler import EpochLengthGroupedSampler
+from hf_distill.sampler import EpochLengthGroupedSampler, SetEpoch
 from hf_distill.stopwatch import Stopwatch
-from hf_distill.training_args import DistillationArguments
-
-DEFAULT_OBJECTIVES: tuple[Objective, ...] = (KLDivergence(weight=0.5, temperature=2.0), Labels(weight=0.5))
+from hf_distill.training_args import DistillationArguments, check_arguments
 
 
 class DistillationTrainer(Trainer):
@@ -35,15 +35,18 @@ class DistillationTrainer(Trainer):
 
     Logged besides what `Trainer` logs: `objective/<name>` (unweighted), `agreement` (share of rows where both
     models have the same top class) and, in training, `teacher_share` of the step time. Evaluation reports the same
-    as `eval_...`, summed over examples, so that it does not depend on the batch size.
+    as `eval_...`, summed over examples, so that it does not depend on the batch size. An objective for which the
+    data has nothing to count (`labels` without labels) is left out there.
 
     Args:
         model: The student.
         args: `DistillationArguments`, or `TrainingArguments` whose values pass the same check.
-        teacher: The model to learn from, its task head trained. None only where no objective needs it.
-        objectives: Terms of the loss; by default half `kl` at temperature 2, half `labels`.
+        teacher: The model to learn from, its task head trained. It is frozen and moved to the training device. None
+            only where no objective needs it.
+        objectives: Terms of the loss; by default half `kl` at temperature 2 (`logits_mse` for regression), half
+            `labels`.
         layout: Which logits count; read from the student's class if left out.
-        **trainer: Everything else as `transformers.Trainer`.
+        **trainer: Everything else as `transformers.Trainer`, except `compute_loss_func`.
 
     Raises:
         ValueError: The models, objectives or arguments do not fit together.
@@ -52,58 +55,74 @@ class DistillationTrainer(Trainer):
     # compute_loss divides by counts of the whole accumulation window: Trainer must not divide again.
     loss_is_scaled_for_ga = True
 
+    model: PreTrainedModel
+
     def __init__(
         self,
         model: PreTrainedModel | nn.Module | None = None,
-        args: DistillationArguments | None = None,
+        args: TrainingArguments | None = None,
         *,
-        teacher: PreTrainedModel | None = None,
+        teacher: PreTrainedModel | nn.Module | None = None,
         objectives: Sequence[Objective] | None = None,
         layout: RowLayout | None = None,
         **trainer: Any,
     ) -> None:
         args = args if args is not None else DistillationArguments(output_dir="trainer_output")
-        self.objectives = tuple(DEFAULT_OBJECTIVES if objectives is None else objectives)
-        if not self.objectives:
-            raise ValueError("no objective: pass at least one, e.g. KLDivergence(temperature=2.0).")
-        wanting = [objective.name for objective in self.objectives if objective.needs_teacher]
-        if teacher is None and wanting:
-            raise ValueError(f"the objectives {', '.join(wanting)} need a teacher; pass `teacher=`.")
-        if teacher is not None and teacher is model:
-            raise ValueError("teacher and student are the same object; the teacher would be trained too.")
+        check_arguments(args)
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"{args.n_gpu} GPUs in one process (DataParallel) is not supported. Start one process a GPU: "
+                "`accelerate launch ...`, or hide the others with CUDA_VISIBLE_DEVICES."
+            )
+        if trainer.get("compute_loss_func") is not None:
+            raise ValueError("compute_loss_func would be ignored: the loss is the sum of `objectives`.")
         super().__init__(model=model, args=args, **trainer)
-        self._refuse_unsupported()
+        self._check_parallelism()
         self.layout = layout or infer_layout(self.model, teacher, self.processing_class)
+        self.objectives = tuple(_defaults(self.layout) if objectives is None else objectives)
+        self._check_objectives(teacher)
         self.teacher = self._place(teacher)
+        if hasattr(self.model, "add_model_tags"):
+            self.model.add_model_tags(["distillation", "hf_distill"])
         self.term_names = _unique([objective.name for objective in self.objectives])
+        self.add_callback(SetEpoch)
         # Set by whoever writes the card, so that a push keeps it.
         self.has_model_card = False
-        self._forward_keys = {
-            id(one): set(inspect.signature(one.forward).parameters) for one in (self._base_model(), self.teacher) if one
-        }
-        self._requests = {f"output_{name}": True for objective in self.objectives for name in objective.outputs}
-        self._weights = torch.tensor([objective.weight for objective in self.objectives], device=self.args.device)
-        self._units = torch.tensor([UNITS.index(objective.unit) for objective in self.objectives], device=self.args.device)
+        self._student_takes = _parameters(self.model)
+        self._teacher_takes = _parameters(self.teacher) if self.teacher is not None else frozenset()
+        self._outputs = {f"output_{name}": True for objective in self.objectives for name in objective.outputs}
+        units = [UNITS.index(objective.unit) for objective in self.objectives]
+        self._units = torch.tensor(units, device=self.args.device)
+        # Terms and agreement, summed over the steps since the last log.
         self._totals = torch.zeros(len(self.objectives) + 1, device=self.args.device)
-        self._windows = 0
+        self._steps = 0
         self._teacher_watch = Stopwatch(self.args.device)
         self._step_watch = Stopwatch(self.args.device)
         self._eval_sums: list[Tensor] = []
 
     # ---- Construction ----
 
-    def _refuse_unsupported(self) -> None:
-        if self.args.n_gpu > 1:
-            raise ValueError(
-                f"{self.args.n_gpu} GPUs in one process (DataParallel) is not supported. Start one process a GPU: "
-                "`accelerate launch ...`, or hide the others with CUDA_VISIBLE_DEVICES."
-            )
+    def _check_parallelism(self) -> None:
         if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
             raise ValueError("DeepSpeed ZeRO-3 is not supported: it would shard the teacher. Use ZeRO-2 or FSDP.")
         if max(self.get_tp_size(), self.get_cp_size(), self.get_sp_size()) > 1:
             raise ValueError("tensor, context and sequence parallelism are not supported.")
 
-    def _place(self, teacher: PreTrainedModel | None) -> PreTrainedModel | None:
+    def _check_objectives(self, teacher: nn.Module | None) -> None:
+        if not self.objectives:
+            raise ValueError("no objective: pass at least one, e.g. KLDivergence(temperature=2.0).")
+        wanting = [objective.name for objective in self.objectives if objective.needs_teacher]
+        if teacher is None and wanting:
+            raise ValueError(f"objectives that need a teacher: {', '.join(wanting)}. Pass `teacher=`.")
+        for objective in self.objectives:
+            takes_values = not isinstance(objective, RowObjective) or objective.takes_values
+            if not self.layout.has_classes and not takes_values:
+                raise ValueError(
+                    f"'{objective.name}' compares distributions over classes, but this is regression. Use logits_mse "
+                    "for the teacher's values and labels for the true ones."
+                )
+
+    def _place(self, teacher: nn.Module | None) -> nn.Module | None:
         """Freeze the teacher and move it to the device.
 
         Not through `accelerator.prepare_model`: that would list it as a trained model, and `evaluation_loop` would
@@ -111,38 +130,33 @@ class DistillationTrainer(Trainer):
         """
         if teacher is None:
             return None
+        trained = {id(parameter) for parameter in self.model.parameters() if parameter.requires_grad}
+        if teacher is self.model or any(id(parameter) in trained for parameter in teacher.parameters()):
+            raise ValueError(
+                "the teacher is the student, or shares weights with it that will be trained: it would change with "
+                "every step. Make the student from a copy, e.g. copy.deepcopy(teacher)."
+            )
         teacher.eval().requires_grad_(False)
-        if hasattr(teacher.config, "use_cache"):
-            teacher.config.use_cache = False
         dispatched = getattr(teacher, "hf_device_map", None) or getattr(teacher, "is_quantized", False)
         return teacher if dispatched else teacher.to(self.args.device)
 
-    def _base_model(self) -> nn.Module:
-        get_base_model = getattr(self.model, "get_base_model", None)
-        base: nn.Module = get_base_model() if get_base_model else self.model
-        return base
+    # ---- Data ----
 
     def _set_signature_columns_if_needed(self) -> None:
         """Keep the columns that only the teacher takes (`token_type_ids` for a DistilBERT student of a BERT)."""
         if self._signature_columns is None:
             super()._set_signature_columns_if_needed()
-            if self.teacher is not None:
-                taken = inspect.signature(self.teacher.forward).parameters
-                self._signature_columns += [name for name in taken if name not in self._signature_columns]
+            taken: Any = self._signature_columns
+            self._signature_columns = taken + sorted(self._teacher_takes.difference(taken))
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.train_sampling_strategy != "group_by_length" or not has_length(dataset):
-            return super()._get_train_sampler(train_dataset)
-        # The data set handed in here has lost its length column to `remove_unused_columns`.
-        column = self.args.length_column_name
-        if column in getattr(self.train_dataset, "column_names", []):
-            lengths = list(self.train_dataset[column])
-        else:
-            lengths = [len(example["input_ids"]) for example in dataset]
+        # The data set handed in has lost its length column to `remove_unused_columns`.
+        sampler = super()._get_train_sampler(self.train_dataset)
+        if not isinstance(sampler, LengthGroupedSampler):
+            return sampler
         step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return EpochLengthGroupedSampler(step, lengths, seed)
+        return EpochLengthGroupedSampler(step, list(sampler.lengths), seed)
 
     def _get_eval_sampler(self, eval_dataset: Dataset[Any]) -> Sampler[int] | None:
         """Keep the order of the data set: predictions of two models are compared row by row."""
@@ -152,16 +166,24 @@ class DistillationTrainer(Trainer):
 
     # ---- Loss ----
 
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Forget what an earlier or aborted training left unlogged."""
+        self._totals.zero_()
+        self._steps = 0
+        self._step_watch.drain()
+        self._teacher_watch.drain()
+        return super()._inner_training_loop(*args, **kwargs)
+
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """Count every unit over the accumulation window and all processes: `(units,)` in the order of `UNITS`."""
-        self._windows += 1
-        return self._count(batch_samples, device)
+        self._steps += bool(batch_samples)
+        return self._count(batch_samples)
 
-    def _count(self, batches: list[Any], device: torch.device) -> Tensor:
-        totals = torch.zeros(len(UNITS), device=device)
+    def _count(self, batches: list[Any]) -> Tensor:
+        totals = torch.zeros(len(UNITS), device=self.args.device)
         for batch in batches:
             counts = self.layout.counts(batch)
-            totals += torch.stack([counts[unit].sum() for unit in UNITS]).to(device)
+            totals += torch.stack([counts[unit].sum() for unit in UNITS]).to(totals)
         if self.args.world_size > 1:
             totals = self.accelerator.reduce(totals, reduction="sum")
         # Nothing to count means nothing to sum: 0 / 1, not NaN.
@@ -192,52 +214,61 @@ class DistillationTrainer(Trainer):
         Returns:
             A scalar whose mean over processes, summed over micro-batches, is the loss of the step.
         """
-        counts = num_items_in_batch
-        if not isinstance(counts, Tensor):
-            counts = self._count([inputs], self.args.device)
+        counts = num_items_in_batch if isinstance(num_items_in_batch, Tensor) else self._count([inputs])
         comparison = self._compare(model, inputs)
-        sums = [objective.per_example(comparison).sum() for objective in self.objectives]
         # DDP averages gradients over processes, and the counts are global: hence the factor.
-        scale = self.accelerator.num_processes / counts
-        terms = torch.stack(sums) * scale[self._units]
+        processes = self.accelerator.num_processes
+        weights = [objective.weight for objective in self.objectives]
+        terms = self._per_example(comparison).sum(0) * processes / counts[self._units]
         if model.training:
-            agreement = comparison.rows.agreement().sum() * scale[UNITS.index("row")]
-            self._totals += torch.cat((terms.detach(), agreement.reshape(1))).to(self._totals)
-        loss = (terms * self._weights).sum()
+            agreement = comparison.rows.agreement().sum() * processes / counts[UNITS.index("row")]
+            self._totals += torch.cat((terms.detach(), agreement.reshape(1).to(terms)))
+        loss = torch.stack([term * weight for term, weight in zip(terms, weights, strict=True)]).sum()
         return (loss, comparison.student) if return_outputs else loss
 
     def _compare(self, model: nn.Module, inputs: Mapping[str, Any]) -> Comparison:
         """Run both models on the same batch, the teacher once and without gradient."""
         teacher = None
         if self.teacher is not None:
-            if self.teacher.training:  # somebody called .train() on it; dropout would make its targets noise
-                self.teacher.eval()
-            with torch.no_grad(), self.accelerator.autocast(), self._teacher_watch.running():
-                teacher = self.teacher(**self._forward_inputs(self.teacher, inputs))
-        student = model(**self._forward_inputs(self._base_model(), inputs))
+            self.teacher.eval()  # whatever happened to it since the last batch: with dropout its targets are noise
+            watch = self._teacher_watch.running() if model.training else nullcontext()
+            with torch.no_grad(), self.accelerator.autocast(), watch:
+                teacher = self.teacher(**self._forward_inputs(self._teacher_takes, inputs, use_cache=False))
+        student = model(**self._forward_inputs(self._student_takes, inputs))
         rows = self.layout.select(student["logits"], None if teacher is None else teacher["logits"], inputs)
         return Comparison(rows=rows, student=student, teacher=teacher, inputs=inputs)
 
-    def _forward_inputs(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        # Without labels: the model would compute a loss of its own, and not always the right one.
-        taken = self._forward_keys[id(model)]
-        kept = {key: value for key, value in inputs.items() if key in taken and key != "labels"}
-        return {**kept, **self._requests}
+    def _forward_inputs(self, taken: frozenset[str], inputs: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
+        given = {**settings, **inputs}
+        return {**{key: value for key, value in given.items() if key in taken}, **self._outputs}
+
+    def _per_example(self, comparison: Comparison) -> Tensor:
+        """Return the sum of every objective for every example, `(batch, objectives)`, float32 or better."""
+        columns = []
+        for name, objective in zip(self.term_names, self.objectives, strict=True):
+            sums = objective.per_example(comparison)
+            if sums.shape != (comparison.rows.examples,):  # a mean would go unnoticed, and be divided once more
+                raise ValueError(
+                    f"objective '{name}': per_example must return the sum of each of the {comparison.rows.examples} "
+                    f"examples, shape ({comparison.rows.examples},); found {tuple(sums.shape)}."
+                )
+            columns.append(sums.to(torch.promote_types(sums.dtype, torch.float32)))
+        return torch.stack(columns, -1)
 
     # ---- Logging ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the objectives, the agreement and the teacher's share to the training logs."""
-        if "loss" in logs and self._windows:
-            totals = self.accelerator.reduce(self._totals / self._windows, reduction="mean").tolist()
-            logs.update({f"objective/{name}": value for name, value in zip(self.term_names, totals, strict=False)})
+        if "loss" in logs and self._steps:
+            *terms, agreement = self.accelerator.reduce(self._totals / self._steps, reduction="mean").tolist()
+            logs.update({f"objective/{name}": term for name, term in zip(self.term_names, terms, strict=True)})
             if self._reports_agreement:
-                logs["agreement"] = totals[-1]
-            seconds = self._step_watch.drain()
+                logs["agreement"] = agreement
+            seconds, teacher_seconds = self._step_watch.drain(), self._teacher_watch.drain()
             if self.teacher is not None and seconds > 0:
-                logs["teacher_share"] = self._teacher_watch.drain() / seconds
+                logs["teacher_share"] = teacher_seconds / seconds
             self._totals.zero_()
-            self._windows = 0
+            self._steps = 0
         super().log(logs, start_time)
 
     @property
@@ -253,19 +284,19 @@ class DistillationTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Run both models on a batch; keep the sums of each example for `evaluation_loop`.
+        """Run both models on a batch; keep its sums for `evaluation_loop`.
 
         Returns no loss: `Trainer` would average it over batches.
         """
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             comparison = self._compare(model, inputs)
+            sums = self._per_example(comparison)
             counts = self.layout.counts(inputs)
-            columns = [objective.per_example(comparison) for objective in self.objectives]
-            columns += [comparison.rows.agreement(), *(counts[unit] for unit in UNITS)]
-            sums = torch.stack([column.to(columns[0]) for column in columns], -1)
+            others = torch.stack([comparison.rows.agreement(), *(counts[unit].to(sums) for unit in UNITS)], -1)
         # Per example, because gathering drops the examples that were repeated to fill the last batch.
-        self._eval_sums.append(self.gather_function(sums).cpu().double().sum(0))
+        gathered: Tensor = self.accelerator.gather_for_metrics(torch.cat((sums, others.to(sums)), -1))
+        self._eval_sums.append(gathered.sum(0))
         if prediction_loss_only:
             return None, None, None
         logits: Tensor = comparison.student["logits"].detach()
@@ -281,40 +312,51 @@ class DistillationTrainer(Trainer):
     ) -> EvalLoopOutput:
         """Evaluate as `Trainer` does, with the loss taken over all examples rather than averaged over batches."""
         self._eval_sums = []
-        self._teacher_watch.drain()
-        output = super().evaluation_loop(
-            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-        )
-        self._teacher_watch.drain()
-        if self._eval_sums:
-            sums = torch.stack(self._eval_sums).sum(0)
-            split = len(self.objectives)
-            counts = sums[split + 1 :].clamp(min=1)
-            terms = (sums[:split] / counts[self._units.cpu()]).tolist()
-            loss = sum(weight * term for weight, term in zip(self._weights.tolist(), terms, strict=True))
-            output.metrics[f"{metric_key_prefix}_loss"] = loss
-            for name, term in zip(self.term_names, terms, strict=True):
-                output.metrics[f"{metric_key_prefix}_objective/{name}"] = term
-            if self._reports_agreement:
-                agreement = (sums[split] / counts[UNITS.index("row")]).item()
-                output.metrics[f"{metric_key_prefix}_agreement"] = agreement
-        return output
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        figures = {f"{metric_key_prefix}_{name}": value for name, value in self._eval_figures().items()}
+        return output._replace(metrics={**(output.metrics or {}), **figures})
+
+    def _eval_figures(self) -> dict[str, float]:
+        """Return loss, objectives and agreement over all that was evaluated; what has no count has no value."""
+        if not self._eval_sums:
+            return {}
+        sums = torch.stack(self._eval_sums).cpu().double().sum(0).tolist()
+        terms, agreed, counts = sums[: len(self.objectives)], sums[len(self.objectives)], sums[-len(UNITS) :]
+        figures: dict[str, float] = {}
+        loss = 0.0
+        for name, objective, term in zip(self.term_names, self.objectives, terms, strict=True):
+            if count := counts[UNITS.index(objective.unit)]:
+                figures[f"objective/{name}"] = term / count
+                loss += objective.weight * term / count
+        if figures:
+            figures = {"loss": loss, **figures}
+        if self._reports_agreement and (rows := counts[UNITS.index("row")]):
+            figures["agreement"] = agreed / rows
+        return figures
 
     # ---- Saving ----
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save as `Trainer` does; what is exported (not a checkpoint) holds no pickled arguments."""
         super()._save(output_dir, state_dict)
-        directory = Path(output_dir or self.args.output_dir)
-        if self.args.should_save and not directory.name.startswith(PREFIX_CHECKPOINT_DIR):
+        directory = Path(output_dir or self.args.output_dir or ".")
+        if self.args.should_save and not directory.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
             (directory / "training_args.bin").unlink(missing_ok=True)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Draft a card, unless the run has already written one."""
         if not self.has_model_card:
-            tags = kwargs.pop("tags", None) or []
-            kwargs["tags"] = [*([tags] if isinstance(tags, str) else tags), "distillation", "hf_distill"]
             super().create_model_card(*args, **kwargs)
+
+
+def _defaults(layout: RowLayout) -> tuple[Objective, ...]:
+    match: Objective = KLDivergence(weight=0.5, temperature=2.0) if layout.has_classes else LogitsMSE(weight=0.5)
+    return match, Labels(weight=0.5)
+
+
+def _parameters(model: nn.Module) -> frozenset[str]:
+    """Return what `forward` takes, without the labels: from them a model would compute a loss of its own."""
+    return frozenset(inspect.signature(base_model(model).forward).parameters) - {"labels"}
 
 
 def _unique(names: list[str]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from accelerate.utils import is_torch_xla_available
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
@@ -20,29 +21,44 @@ class DistillationArguments(TrainingArguments):
     machine find each other).
 
     Raises:
-        ValueError: An argument that this trainer would have to ignore, or that would make the loss depend on how
-            a batch is split. Each message says what to use instead.
+        ValueError: See `check_arguments`.
     """
 
     hub_strategy: HubStrategy | str = HubStrategy.END
 
     def __post_init__(self) -> None:
         """Check, then let Transformers do its own checks."""
-        if not torch.accelerator.is_available():
+        if not torch.accelerator.is_available() and not is_torch_xla_available():
             self.use_cpu = True
-        if self.label_smoothing_factor != 0:
-            raise ValueError("label_smoothing_factor is not applied to a distillation loss; leave it at 0.")
-        if self.use_liger_kernel:
-            raise ValueError("use_liger_kernel fuses the loss into the model and drops the logits; leave it off.")
-        if not self.average_tokens_across_devices:
-            raise ValueError(
-                "average_tokens_across_devices=False makes the loss depend on the number of processes; leave it on."
-            )
-        if self.hub_token is not None:
-            raise ValueError(
-                "hub_token would be written to training_args.bin in clear. Set the HF_TOKEN environment variable or "
-                "run `hf auth login` instead."
-            )
-        if HubStrategy(self.hub_strategy) is not HubStrategy.END:
-            raise ValueError("hub_strategy must be 'end': only the finished student is published.")
-        super().__post_init__()
+        check_arguments(self)
+        super().__post_init__()  # type: ignore[no-untyped-call]
+
+
+def check_arguments(args: TrainingArguments) -> None:
+    """Refuse what `DistillationTrainer` would have to ignore or could not keep its promises with.
+
+    Raises:
+        ValueError: Says what is wrong and what to use instead.
+    """
+    if args.label_smoothing_factor != 0:
+        raise ValueError("label_smoothing_factor is not applied to a distillation loss; leave it at 0.")
+    if args.use_liger_kernel:
+        raise ValueError("use_liger_kernel fuses the loss into the model and drops the logits; leave it off.")
+    if not args.average_tokens_across_devices:
+        raise ValueError(
+            "average_tokens_across_devices=False makes the loss depend on the number of processes; leave it on."
+        )
+    if "loss" in args.include_for_metrics:
+        raise ValueError(
+            "include_for_metrics=['loss'] asks for the loss of every batch, which is not computed; `eval_loss` and "
+            "`eval_objective/...` are taken over the whole data set. Remove it."
+        )
+    if args.hub_token is not None:
+        raise ValueError(
+            "hub_token would be written to training_args.bin in clear. Set the HF_TOKEN environment variable or "
+            "run `hf auth login` instead."
+        )
+    if args.push_to_hub and HubStrategy(args.hub_strategy) is not HubStrategy.END:
+        raise ValueError(
+            "hub_strategy must be 'end': only the finished student is published. Use DistillationArguments."
+        )
