@@ -1,0 +1,246 @@
+"""What the invariance tests train: tiny models in float64, a batch that is hard to split, and a trainer that takes notes.
+
+Used by the tests, by the worker that runs as two processes, and by the script that prints the table.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
+
+from hf_distill import DistillationArguments, DistillationTrainer
+from hf_distill.objectives import KLDivergence, Labels, LogitsMSE, Objective
+
+# Trainer collects garbage before it trains; without a look at all that was imported that is four times faster.
+gc.freeze()
+
+STEP = 8
+"""Examples of an optimiser step, however it is split."""
+
+VOCABULARY = 40
+NAN = float("nan")
+
+# Sentences and tokens, shifted and not, with ignored labels and with examples that have none.
+KINDS = (
+    "classification",
+    "multi-label",
+    "regression",
+    "token-classification",
+    "masked-lm",
+    "causal-lm",
+    "causal-lm-gpt2",
+)
+
+CLASSES: dict[str, Objective] = {
+    "kl": KLDivergence(weight=0.5, temperature=2.0),
+    "labels": Labels(weight=0.3),
+    "logits_mse": LogitsMSE(weight=0.2),
+}
+VALUES: dict[str, Objective] = {"labels": Labels(weight=0.3), "logits_mse": LogitsMSE(weight=0.7)}
+
+
+def objectives(kind: str) -> tuple[Objective, ...]:
+    return tuple((VALUES if kind == "regression" else CLASSES).values())
+
+
+def make_model(kind: str, layers: int, seed: int, dropout: float = 0.0, dtype: torch.dtype = torch.float64) -> Any:
+    torch.manual_seed(seed)
+    common: dict[str, Any] = {"vocab_size": VOCABULARY, "num_labels": 3, "initializer_range": 0.3, "pad_token_id": 0}
+    model: PreTrainedModel
+    if kind == "causal-lm-gpt2":
+        config = transformers.GPT2Config(
+            **common, n_layer=layers, n_embd=16, n_head=2, n_positions=32,
+            resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout, bos_token_id=1, eos_token_id=1,
+        )  # fmt: skip
+        model = transformers.GPT2LMHeadModel(config)
+    elif kind == "causal-lm":
+        llama = transformers.LlamaConfig(
+            **common, num_hidden_layers=layers, hidden_size=16, num_attention_heads=2, num_key_value_heads=1,
+            intermediate_size=24, max_position_embeddings=32, attention_dropout=dropout,
+        )  # fmt: skip
+        model = transformers.LlamaForCausalLM(llama)
+    else:
+        if kind == "regression":
+            common |= {"num_labels": 2, "problem_type": "regression"}
+        if kind == "multi-label":
+            common |= {"problem_type": "multi_label_classification"}
+        bert = transformers.BertConfig(
+            **common, num_hidden_layers=layers, hidden_size=16, num_attention_heads=2, intermediate_size=24,
+            max_position_embeddings=32, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
+        )  # fmt: skip
+        heads = {
+            "token-classification": transformers.BertForTokenClassification,
+            "masked-lm": transformers.BertForMaskedLM,
+        }
+        model = heads.get(kind, transformers.BertForSequenceClassification)(bert)
+    return model.to(dtype)
+
+
+def make_models(kind: str, **settings: Any) -> tuple[Any, Any]:
+    """Return a one-layer student and a two-layer teacher."""
+    return make_model(kind, 1, seed=1, **settings), make_model(kind, 2, seed=2, **settings)
+
+
+def make_rows(kind: str, count: int = 24, masked: Sequence[int] = ()) -> list[dict[str, Any]]:
+    """Return examples of 3 to 14 tokens; those in `masked`, and every fifth, have no label at all."""
+    chance = random.Random(3)
+    rows = []
+    for index in range(count):
+        ids = [chance.randrange(2, VOCABULARY) for _ in range(chance.randint(3, 14))]
+        unlabelled = index in masked or index % 5 == 4
+        rows.append({"input_ids": ids, "length": len(ids), "labels": _labels(kind, ids, chance, unlabelled)})
+    return rows
+
+
+def _labels(kind: str, ids: list[int], chance: random.Random, unlabelled: bool) -> Any:
+    if kind == "classification":
+        label = chance.randrange(3)
+        return -100 if unlabelled else label
+    if kind == "multi-label":
+        multi = [float(chance.randrange(2)) for _ in range(3)]
+        return [NAN] * 3 if unlabelled else multi
+    if kind == "regression":
+        values = [chance.randrange(-16, 17) / 8 for _ in range(2)]  # exact in float32
+        return [NAN] * 2 if unlabelled else values
+    if kind == "token-classification":
+        labels = [chance.choice((-100, 0, 1, 2)) for _ in ids]
+    elif kind == "masked-lm":
+        labels = [token if chance.random() < 0.4 else -100 for token in ids]
+    else:
+        prompt = chance.randrange(len(ids))  # as in instruction tuning: nothing is learned from the prompt
+        labels = [-100] * prompt + ids[prompt:]
+    return [-100] * len(ids) if unlabelled else labels
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Pads on the right to the longest example, and then to a multiple of `multiple`."""
+
+    multiple: int = 1
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        longest = max(len(row["input_ids"]) for row in rows)
+        width = -(-longest // self.multiple) * self.multiple
+        ids = [row["input_ids"] for row in rows]
+        batch = {
+            "input_ids": torch.tensor([one + [0] * (width - len(one)) for one in ids]),
+            "attention_mask": torch.tensor([[1] * len(one) + [0] * (width - len(one)) for one in ids]),
+        }
+        if "labels" in rows[0]:
+            labels = [row["labels"] for row in rows]
+            if isinstance(labels[0], list) and isinstance(labels[0][0], int):
+                labels = [one + [-100] * (width - len(one)) for one in labels]
+            batch["labels"] = torch.tensor(labels)
+        return batch
+
+
+@dataclass
+class Record:
+    """What happened in each optimiser step.
+
+    Attributes:
+        losses: As `compute_loss` returned them: in the model's precision, where the logs are float32.
+        gradients: By parameter, before any clipping.
+        logs: The training logs.
+        weights: At the end.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    gradients: list[dict[str, Tensor]] = field(default_factory=list)
+    logs: list[dict[str, Any]] = field(default_factory=list)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+
+class NotingTrainer(DistillationTrainer):
+    """Writes a `Record`; computes nothing of its own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.record = Record()
+        self.micro: list[Tensor] = []
+        self.add_callback(_Notes(self))
+        self.remove_callback(PrinterCallback)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self.micro.append(loss)
+        return loss
+
+
+class _Notes(TrainerCallback):
+    def __init__(self, trainer: NotingTrainer) -> None:
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer = self.trainer
+        loss = trainer.accelerator.reduce(torch.stack(trainer.micro).sum(), reduction="mean")
+        trainer.micro.clear()
+        trainer.record.losses.append(loss.item())
+        gradients = {name: one.grad for name, one in trainer.model.named_parameters() if one.grad is not None}
+        trainer.record.gradients.append({name: gradient.clone() for name, gradient in gradients.items()})
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+        if "loss" in logs:
+            self.trainer.record.logs.append(dict(logs))
+
+
+def arguments(output_dir: str | Path, **settings: Any) -> DistillationArguments:
+    quiet: dict[str, Any] = {"report_to": "none", "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1}
+    optimiser = {"optim": "sgd", "learning_rate": 0.05, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
+    return DistillationArguments(output_dir=str(output_dir), **{**quiet, **optimiser, **settings})
+
+
+def make_trainer(
+    kind: str,
+    output_dir: str | Path,
+    *,
+    rows: list[dict[str, Any]] | None = None,
+    collator: Collator | None = None,
+    terms: Sequence[Objective] | None = None,
+    dropout: float = 0.0,
+    dtype: torch.dtype = torch.float64,
+    **settings: Any,
+) -> NotingTrainer:
+    student, teacher = make_models(kind, dropout=dropout, dtype=dtype)
+    rows = make_rows(kind) if rows is None else rows
+    return NotingTrainer(
+        student,
+        arguments(output_dir, **settings),
+        teacher=teacher,
+        objectives=objectives(kind) if terms is None else terms,
+        train_dataset=datasets.Dataset.from_list(rows),
+        eval_dataset=datasets.Dataset.from_list(make_rows(kind, 13)),
+        data_collator=collator or Collator(),
+    )
+
+
+def train(trainer: NotingTrainer, **settings: Any) -> Record:
+    trainer.train(**settings)
+    trainer.record.weights = {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
+    return trainer.record
+
+
+def split(batch_size: int, processes: int = 1) -> dict[str, int]:
+    """Return the arguments that make a step of `STEP` examples from micro-batches of `batch_size`."""
+    steps = STEP // (batch_size * processes)
+    return {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": steps}
+
+
+def largest_difference(one: Record, other: Record) -> float:
+    """Return the largest difference of any gradient entry, relative to the largest entry of that step."""
+    worst = 0.0
+    for mine, theirs in zip(one.gradients, other.gradients, strict=True):
+        assert mine.keys() == theirs.keys()
+        scale = max(float(gradient.abs().max()) for gradient in mine.values())
+        worst = max(worst, *(float((mine[name] - theirs[name]).abs().max()) / scale for name in mine))
+    return worst

@@ -1,0 +1,54 @@
+"""Starting the worker, alone or as two processes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+WORKER = Path(__file__).with_name("worker.py")
+LAUNCH = (
+    "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+    "--mixed_precision", "no", "--dynamo_backend", "no",
+)  # fmt: skip
+
+
+def run_worker(job: str, directory: Path, *launcher: str) -> subprocess.CompletedProcess[str]:
+    tests, root = WORKER.parents[1], WORKER.parents[2]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+        "PYTHONPATH": os.pathsep.join((str(tests), str(root), os.environ.get("PYTHONPATH", ""))),
+    }
+    command = [sys.executable, *launcher, str(WORKER), job, str(directory)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def as_two_processes(job: str, directory: Path) -> Any:
+    """Return the result of a job run by two processes.
+
+    Judged by what it wrote, and tried twice: gloo on a busy machine now and then loses a connection at the start, or
+    its threads at the end.
+    """
+    for attempt in ("first", "second"):
+        output = directory / attempt
+        output.mkdir(parents=True)
+        finished = run_worker(job, output, *LAUNCH, "--main_process_port", str(_free_port()))
+        if (output / "result.pt").exists():
+            processes, result = torch.load(output / "result.pt", weights_only=False)
+            assert processes == 2, "accelerate started one process"
+            return result
+    raise AssertionError(finished.stderr[-3000:])
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

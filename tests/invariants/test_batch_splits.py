@@ -1,0 +1,242 @@
+"""Promise 1: the loss and the gradient of a step do not depend on how its examples are split, and are the right ones."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from invariants.cases import (
+    KINDS,
+    STEP,
+    Collator,
+    NotingTrainer,
+    Record,
+    largest_difference,
+    make_models,
+    make_rows,
+    make_trainer,
+    objectives,
+    split,
+    train,
+)
+from invariants.processes import as_two_processes
+from invariants.worker import SAMPLED
+
+from hf_distill.objectives import Labels
+
+Array = np.ndarray[Any, Any]
+
+# float64 throughout; what is left is the order of additions.
+ROUNDING = 1e-12
+# Logged values are float32.
+FLOAT32 = 1e-5
+
+
+def assert_same(found: Record, wanted: Record) -> None:
+    assert found.losses == pytest.approx(wanted.losses, rel=ROUNDING)
+    assert largest_difference(found, wanted) < ROUNDING
+    for one, other in zip(found.logs, wanted.logs, strict=True):
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=ROUNDING)
+        assert one.keys() == other.keys()
+        names = [name for name in other if name in ("loss", "agreement") or name.startswith("objective/")]
+        assert {name: one[name] for name in names} == pytest.approx({name: other[name] for name in names}, rel=FLOAT32)
+
+
+@pytest.mark.parametrize(("kind", "sampling"), SAMPLED)
+def test_one_process(kind: str, sampling: str, tmp_path: Path) -> None:
+    """A loss averaged per micro-batch weights short batches like long ones, and one divided by nothing grows with the
+    accumulation: both train, and nothing tells."""
+
+    def run(batch_size: int) -> Record:
+        settings = {"train_sampling_strategy": sampling, "num_train_epochs": 1, **split(batch_size)}
+        return train(make_trainer(kind, tmp_path, **settings))
+
+    whole = run(8)
+    assert len(whole.losses) == 3
+    for batch_size in (4, 2, 1):
+        assert_same(run(batch_size), whole)
+
+
+def test_two_processes(tmp_path: Path) -> None:
+    """Forgetting that DDP averages halves the gradient on two processes; counting on each weights them wrongly.
+
+    Evaluation has 13 rows in batches of 2: accelerate fills the last ones with repeated rows, which must not count.
+    """
+    found = as_two_processes("splits", tmp_path)
+    assert list(found) == list(SAMPLED)
+    for kind, sampling in SAMPLED:
+        settings = {"train_sampling_strategy": sampling, "num_train_epochs": 1, "per_device_eval_batch_size": 13}
+        trainer = make_trainer(kind, tmp_path, **settings, **split(8))
+        record, predicted = found[kind, sampling]
+        assert_same(record, train(trainer))
+        alone = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
+        assert figures(predicted.metrics) == pytest.approx(figures(alone.metrics), rel=FLOAT32)
+        lengths = [len(ids) for ids in trainer.eval_dataset["input_ids"]]
+        for one, other, length in zip(predicted.predictions, alone.predictions, lengths, strict=True):
+            # One row of logits an example, or one a token, of which those of padding are nobody's business.
+            np.testing.assert_allclose(one[:length], other[:length], rtol=1e-6, atol=1e-9)
+
+
+def figures(metrics: dict[str, float] | None) -> dict[str, float]:
+    assert metrics is not None
+    chosen = {name: value for name, value in metrics.items() if not name.endswith(("runtime", "second", "time"))}
+    assert len(chosen) >= 3
+    return chosen
+
+
+# --- against the formulas ---------------------------------------------------------------------------------------------
+
+
+def softmax(logits: Array) -> Array:
+    exponents: Array = np.exp(logits - logits.max(-1, keepdims=True))
+    return exponents / exponents.sum(-1, keepdims=True)
+
+
+def formula(name: str, student: Array, teacher: Array, label: Any) -> tuple[float, Array]:
+    """Return an objective's value for one row of logits, and its gradient in the student's logits."""
+    if name == "kl":  # T^2 sum p (log p - log q)
+        temperature = 2.0
+        p, q = softmax(teacher / temperature), softmax(student / temperature)
+        return float(temperature**2 * (p * (np.log(p) - np.log(q))).sum()), temperature * (q - p)
+    if name == "logits_mse":
+        return float(((student - teacher) ** 2).mean()), 2 * (student - teacher) / student.size
+    if isinstance(label, float) and student.size == 1:
+        return float((student - label).item() ** 2), 2 * (student - label)
+    q = softmax(student)
+    return float(-np.log(q[int(label)])), q - np.eye(student.size)[int(label)]
+
+
+def rows_of(kind: str, logits: Array, example: dict[str, Any]) -> list[tuple[Any, Any]]:
+    """Return position in the logits and label of every row of an example; None where it has no label."""
+    labels = example["labels"]
+    if kind == "classification":
+        return [((0,), None if labels == -100 else labels)]
+    if kind in ("multi-label", "regression"):
+        return [((0, index), None if math.isnan(label) else label) for index, label in enumerate(labels)]
+    shift = int(kind.startswith("causal"))
+    return [((0, at - shift), label) for at, label in enumerate(labels) if label != -100 and at >= shift]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_loss_and_gradient_are_those_of_the_formulas(kind: str, tmp_path: Path) -> None:
+    """All splits could agree on a wrong number: wrong shift, padding counted, T^2 missing, wrong divisor.
+
+    The reference runs one example at a time, so it knows no padding, and takes values and derivatives of the
+    published formulas in NumPy.
+    """
+    rows = make_rows(kind)[:STEP]
+    student, teacher = make_models(kind)
+    terms = {objective.name: objective for objective in objectives(kind)}
+    sums, counts = dict.fromkeys(terms, 0.0), dict.fromkeys(terms, 0)
+    outputs, slopes = [], []
+    for example in rows:
+        ids = torch.tensor([example["input_ids"]])
+        output = student.eval()(input_ids=ids).logits
+        mine, theirs = output.detach().numpy(), teacher.eval()(input_ids=ids).logits.detach().numpy()
+        slope = {name: np.zeros_like(mine) for name in terms}
+        for place, label in rows_of(kind, mine, example):
+            for name in terms:
+                if name == "labels" and label is None:
+                    continue
+                counts[name] += 1
+                s, t = np.atleast_1d(mine[place]), np.atleast_1d(theirs[place])
+                if kind == "multi-label":  # each label is two classes with logits 0 and z
+                    s, t = np.array([0.0, s[0]]), np.array([0.0, t[0]])
+                value, gradient = formula(name, s, t, label)
+                sums[name] += value
+                slope[name][place] += gradient[-1] if kind == "multi-label" else gradient.reshape(mine[place].shape)
+        outputs.append(output)
+        slopes.append(slope)
+    for output, slope in zip(outputs, slopes, strict=True):
+        total = sum(terms[name].weight * slope[name] / counts[name] for name in terms)
+        output.backward(torch.from_numpy(np.asarray(total)))
+    record = train(make_trainer(kind, tmp_path, train_sampling_strategy="sequential", max_steps=1, **split(4)))
+    means = {name: sums[name] / counts[name] for name in terms}
+    # Llama computes its norms in float32.
+    rounding = 1e-6 if kind == "causal-lm" else ROUNDING
+    assert record.losses == pytest.approx([sum(terms[name].weight * means[name] for name in terms)], rel=rounding)
+    assert {name: record.logs[0][f"objective/{name}"] for name in terms} == pytest.approx(means, rel=FLOAT32)
+    wanted = {name: one.grad for name, one in student.named_parameters() if one.grad is not None}
+    assert largest_difference(record, Record(gradients=[wanted])) < rounding
+
+
+# --- what makes a window uneven ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["classification", "causal-lm-gpt2"])
+def test_last_window_of_an_epoch_may_be_short(kind: str, tmp_path: Path) -> None:
+    """20 examples in steps of 8: divided by the planned length of the window, the last step would be half as long."""
+    rows = make_rows(kind, 20)
+
+    def run(batch_size: int) -> Record:
+        return train(make_trainer(kind, tmp_path, rows=rows, num_train_epochs=2, **split(batch_size)))
+
+    whole = run(8)
+    assert len(whole.losses) == 6
+    assert_same(run(4), whole)
+    assert_same(run(2), whole)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_window_without_labels_costs_nothing(kind: str, tmp_path: Path) -> None:
+    """0 / 0 is NaN, and one NaN in a gradient is the end of the model; `logging_nan_inf_filter` even hides it."""
+    rows = make_rows(kind, STEP, masked=range(STEP))
+    settings: dict[str, Any] = {"rows": rows, "terms": [Labels()], "num_train_epochs": 1, **split(4)}
+    record = train(make_trainer(kind, tmp_path, **settings))
+    assert record.losses == [0.0]
+    assert record.logs[0]["grad_norm"] == 0.0
+    assert record.logs[0]["objective/labels"] == 0.0
+    assert all(bool((gradient == 0).all()) for gradient in record.gradients[0].values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_changes_nothing(kind: str, tmp_path: Path) -> None:
+    """Padding that is counted makes the loss depend on the longest example of the batch."""
+
+    def run(multiple: int) -> Record:
+        return train(make_trainer(kind, tmp_path, collator=Collator(multiple), num_train_epochs=1, **split(4)))
+
+    assert_same(run(16), run(1))
+
+
+@pytest.mark.parametrize("kind", ["classification", "masked-lm"])
+def test_bert_is_not_scaled_by_the_accumulation(kind: str, tmp_path: Path) -> None:
+    """The stock Trainer trains BERT with a gradient as many times too large as there are micro-batches: its heads take
+    `num_items_in_batch` and ignore it. Our labels term must not be theirs."""
+
+    def norm(batch_size: int) -> float:
+        trainer = make_trainer(kind, tmp_path, terms=[Labels()], max_steps=1, **split(batch_size))
+        trainer.model.forward = refuse_labels(trainer)
+        return float(train(trainer).logs[0]["grad_norm"])
+
+    assert norm(1) == pytest.approx(norm(8), rel=ROUNDING)
+
+
+def refuse_labels(trainer: NotingTrainer) -> Any:
+    forward = trainer.model.forward
+
+    def checked(**inputs: Any) -> Any:
+        assert "labels" not in inputs
+        assert "num_items_in_batch" not in inputs
+        output = forward(**inputs)
+        assert output.loss is None
+        return output
+
+    return checked
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_eval_loss_does_not_depend_on_the_batch_size(kind: str, tmp_path: Path) -> None:
+    """`Trainer` averages the loss over batches: 1, 2, 4, 5 and 10 rows a batch give five eval losses, and choosing the
+    best checkpoint by them chooses the batch size."""
+    trainer = make_trainer(kind, tmp_path)
+    wanted = None
+    for batch_size in (1, 2, 4, 5, 10):
+        trainer.args.per_device_eval_batch_size = batch_size
+        found = figures(trainer.evaluate())
+        wanted = found if wanted is None else wanted
+        assert found == pytest.approx(wanted, rel=ROUNDING)

@@ -1,0 +1,86 @@
+"""A run that was killed and goes on ends with the weights, to the bit, of one that was not."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from invariants.cases import Record, make_rows, make_trainer, train
+from invariants.processes import as_two_processes, run_worker
+from invariants.worker import RESUMED, STOPS
+
+from hf_distill.files import last_complete_checkpoint
+
+# Within an epoch of three steps, at its end, at the start of the next, and in the last.
+AFTER = (1, 3, 4, 7)
+
+
+def assert_bit_identical(found: Record, wanted: Record) -> None:
+    assert wanted.weights.keys() == found.weights.keys()
+    different = [name for name, value in wanted.weights.items() if not torch.equal(found.weights[name], value)]
+    assert different == []
+
+
+@pytest.mark.parametrize("kind", ["classification", "causal-lm-gpt2"])
+@pytest.mark.parametrize("sampling", ["random", "group_by_length", "batch_rebalance"])
+def test_every_step(kind: str, sampling: str, tmp_path: Path) -> None:
+    """Length grouping of Transformers draws its order from the generator that dropout uses: after a resume the rest of
+    the epoch has other batches, some examples twice and some never.
+
+    With dropout, accumulation, and an epoch whose last window is short.
+    """
+    rows = make_rows(kind, 20)
+    settings = {**RESUMED, "train_sampling_strategy": sampling, "per_device_train_batch_size": 4, "rows": rows}
+    whole = train(make_trainer(kind, tmp_path / "whole", **settings))
+    assert len(whole.losses) == RESUMED["max_steps"]
+    for step in AFTER:
+        directory = tmp_path / f"after-{step}"
+        shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", directory / f"checkpoint-{step}")
+        rest = train(make_trainer(kind, directory, **settings), resume_from_checkpoint=True)
+        assert rest.losses == whole.losses[step:]
+        assert_bit_identical(rest, whole)
+
+
+def test_dropout_is_at_work(tmp_path: Path) -> None:
+    """Without dropout the tests above would not notice a generator that was not restored."""
+    settings = {**RESUMED, "per_device_train_batch_size": 4}
+    one, other = (train(make_trainer("classification", tmp_path, **settings, seed=seed)) for seed in (1, 2))
+    assert one.losses != other.losses
+    assert train(make_trainer("classification", tmp_path, **{**settings, "dropout": 0.0})).losses != one.losses
+
+
+def test_another_training_of_the_same_trainer_logs_its_own_steps_only(tmp_path: Path) -> None:
+    """Sums left from steps that were never logged would be added to the first log of the next training."""
+    trainer = make_trainer("classification", tmp_path, max_steps=2, logging_steps=3, learning_rate=0.0)
+    train(trainer)
+    trainer.args.logging_steps = 1
+    trainer.train()
+    first = trainer.record.logs[0]
+    weighted = sum(o.weight * first[f"objective/{o.name}"] for o in trainer.objectives)
+    assert weighted == pytest.approx(first["loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_killed(tmp_path: Path) -> None:
+    """The same for a process that gets no chance to say goodbye: what a checkpoint needs is on disk when it is named."""
+    finished = run_worker("kill", tmp_path / "killed")
+    assert finished.returncode == -signal.SIGKILL, finished.stderr[-2000:]
+    checkpoint = last_complete_checkpoint(tmp_path / "killed")
+    assert checkpoint is not None
+    assert checkpoint.endswith("checkpoint-4")
+    kind, settings = "causal-lm-gpt2", {**RESUMED, "per_device_train_batch_size": 4}
+    rest = train(make_trainer(kind, tmp_path / "killed", **settings), resume_from_checkpoint=checkpoint)
+    assert_bit_identical(rest, train(make_trainer(kind, tmp_path / "whole", **settings)))
+
+
+def test_two_processes(tmp_path: Path) -> None:
+    """On several processes accelerate's `set_epoch` does not reach the sampler of a resumed epoch: without a word it
+    would be trained in the order of the first."""
+    found = as_two_processes("resume", tmp_path)
+    assert list(found) == list(STOPS)
+    for (_, step), (whole, rest) in found.items():
+        assert rest.losses == whole.losses[step:]
+        assert_bit_identical(rest, whole)

@@ -1,0 +1,83 @@
+"""What runs as two processes, or is killed: `worker.py JOB OUTPUT_DIR`. Writes its result to OUTPUT_DIR/result.pt."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from invariants.cases import KINDS, NotingTrainer, make_trainer, split, train
+from transformers import TrainerCallback
+
+SAMPLED = (
+    *((kind, "random") for kind in KINDS),
+    ("classification", "group_by_length"),
+    ("causal-lm", "group_by_length"),
+)
+# Steps after which a run is stopped: within an epoch, at its end, within the next.
+STOPS = (("random", 4), ("group_by_length", 3), ("group_by_length", 4), ("batch_rebalance", 5))
+# Short windows at the end of each epoch of 3 steps, dropout, two epochs and a half.
+RESUMED: dict[str, Any] = {
+    "dropout": 0.1, "dtype": torch.float32, "optim": "adamw_torch", "max_steps": 8,
+    "save_strategy": "steps", "save_steps": 1, "gradient_accumulation_steps": 2,
+}  # fmt: skip
+
+
+class Stop(TrainerCallback):
+    """Ends a run after a step, by word or by force."""
+
+    def __init__(self, step: int, kill: bool = False) -> None:
+        self.step = step
+        self.kill = kill
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step and self.kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+        control.should_training_stop = state.global_step == self.step
+
+
+def splits(directory: Path) -> tuple[NotingTrainer, Any]:
+    """Train and evaluate every kind of model in steps of 2 processes x 4."""
+    result = {}
+    for kind, sampling in SAMPLED:
+        settings = {"train_sampling_strategy": sampling, "per_device_eval_batch_size": 2, **split(4, processes=2)}
+        trainer = make_trainer(kind, directory, num_train_epochs=1, **settings)
+        result[kind, sampling] = (train(trainer), trainer.predict(trainer.eval_dataset, metric_key_prefix="eval"))
+    return trainer, result
+
+
+def resume(directory: Path) -> tuple[NotingTrainer, Any]:
+    """Train straight through, and in two parts; return the weights of both."""
+    result = {}
+    for sampling, step in STOPS:
+        settings = {**RESUMED, "train_sampling_strategy": sampling, "per_device_train_batch_size": 2}
+        whole, halves = directory / f"whole-{sampling}-{step}", directory / f"halves-{sampling}-{step}"
+        straight = train(make_trainer("classification", whole, **settings))
+        first = make_trainer("classification", halves, **settings)
+        first.add_callback(Stop(step))
+        first.train()
+        trainer = make_trainer("classification", halves, **settings)
+        rest = train(trainer, resume_from_checkpoint=str(halves / f"checkpoint-{step}"))
+        result[sampling, step] = (straight, rest)
+    return trainer, result
+
+
+def kill(directory: Path) -> tuple[NotingTrainer, Any]:
+    """Train until killed."""
+    trainer = make_trainer("causal-lm-gpt2", directory, per_device_train_batch_size=4, **RESUMED)
+    trainer.add_callback(Stop(4, kill=True))
+    return trainer, train(trainer)
+
+
+if __name__ == "__main__":
+    output = Path(sys.argv[2])
+    last, found = {"splits": splits, "resume": resume, "kill": kill}[sys.argv[1]](output)
+    if last.is_world_process_zero():
+        torch.save((last.args.world_size, found), output / "result.pt")
+    # Without these, one run in ten aborts in the interpreter's shutdown, after all its work (threads of gloo).
+    last.end()
+    sys.stdout.flush()
+    os._exit(0)
