@@ -56,11 +56,15 @@ class Place:
 def place(location: str) -> Place:
     """Return how the card may name a model or data set; nothing of a local path but its last component.
 
+    Where a file lies inside a Python package is the same for everybody and says where to get it.
+
     >>> place("google-bert/bert-base-uncased")
     Place(name='google-bert/bert-base-uncased', on_hub=True)
-    >>> place("package:tiny_models/data/bert"), place("/home/me/secret/bert/")
-    (Place(name='bert', on_hub=False), Place(name='bert', on_hub=False))
+    >>> place("package:tiny_models/bert"), place("/home/me/secret/bert/")
+    (Place(name='package:tiny_models/bert', on_hub=False), Place(name='bert', on_hub=False))
     """
+    if location.startswith("package:"):
+        return Place(location, False)
     on_hub = HUB_ID.fullmatch(location) is not None and not location.startswith(".")
     if on_hub and not DATA_FILE.search(location) and not Path(location).exists():
         return Place(location, True)
@@ -96,7 +100,7 @@ def public(recipe: Any, key: str = "") -> Any:
         return recipe
     if key in LOCATIONS:
         return place(recipe).name
-    path_like = recipe.startswith(("package:", "/", "~", "./", "../")) or "\\" in recipe or recipe.count("/") > 1
+    path_like = recipe.startswith(("/", "~", "./", "../")) or "\\" in recipe or recipe.count("/") > 1
     return _last(recipe) if path_like or key.endswith(("_dir", "_path", "_file", "_checkpoint")) else recipe
 
 

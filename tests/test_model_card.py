@@ -59,7 +59,7 @@ task: text-classification
 tokenizer: {home}/tokenizer-x
 data: {{path: {{train: {home}/a.csv, eval: [data/b.csv, "C:\\\\secret-project\\\\c.csv"]}}}}
 teacher: {{name: finetuned, model: runs/mine, output_dir: ~/secret-project/teachers}}
-student: {{name: pretrained, model: "package:secret_project/models/tiny"}}
+student: {{name: pretrained, model: "package:tiny_models/models/tiny"}}
 objectives: [{{name: labels}}]
 evaluation: {{metrics: [evaluate/{home}/metric.py]}}
 training: {{output_dir: {home}/out, logging_dir: secret-project/logs, resume_from_checkpoint: secret-project/x,
