@@ -1,30 +1,27 @@
-"""Raw examples: from the Hub, files or directories to `train` and `eval` with columns named by their role."""
+"""Raw examples: what the recipe names, read into `train` and `eval` with columns named by their role."""
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.errors import UserError, did_you_mean
-from hf_distill.models import resolve
+from hf_distill.sources import CUT, Source, find_source, no_split
 
 if TYPE_CHECKING:
+    import pyarrow as pa  # type: ignore[import-untyped]
     from datasets import Dataset
 
     from hf_distill.recipe import Data
 
+logger = logging.getLogger(__name__)
+
 SPLITS = ("train", "eval")
-BUILDERS = {
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"delimiter": "\t"}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-    ".parquet": ("parquet", {}),
-    ".txt": ("text", {}),
-    ".arrow": ("arrow", {}),
-}
 
 
 def check_data(data: Data, roles: Mapping[str, bool]) -> None:
@@ -43,44 +40,12 @@ def check_data(data: Data, roles: Mapping[str, bool]) -> None:
     for split in data.splits:
         if split not in SPLITS:
             raise UserError(f"not a split of a run. Wanted: {' and '.join(SPLITS)}.", key=f"splits.{split}")
-    missing = [split for split in SPLITS if split not in data.splits]
-    if missing:
-        raise UserError(
-            f"no '{missing[0]}' split. Name one, or cut it from another: splits: {{train: 'train[:90%]', eval: 'train[90%:]'}}.",
-            key="splits",
-        )
-    _source(data)
-
-
-def _source(data: Data) -> tuple[str, dict[str, Any]]:
-    """Return the arguments of `load_dataset` (the path first) for what the recipe names."""
-    if isinstance(data.path, str):
-        where = resolve(data.path, "path")
-        if not Path(where).is_file():
-            return where, {"name": data.name, "revision": data.revision}
-        builder, options = _builder(where, "path")
-        return builder, {"data_files": where, **options}
-    files: dict[str, list[str]] = {}
-    builders = []
-    for split, named in data.path.items():
-        key = f"path.{split}"
-        files[split] = [resolve(one, key) for one in ([named] if isinstance(named, str) else named)]
-        if not files[split]:
-            raise UserError("no file named.", key=key)
-        builders += [_builder(one, key) for one in files[split]]
-    if any(one != builders[0] for one in builders):
-        raise UserError("the files are of different kinds; one run reads one kind.", key="path")
-    return builders[0][0], {"data_files": files, **builders[0][1]}
-
-
-def _builder(file: str, key: str) -> tuple[str, dict[str, Any]]:
-    path = Path(file)
-    if not path.is_file():
-        raise UserError(f"no such file: {file}.", key=key)
-    found = BUILDERS.get(path.suffix.lower())
-    if found is None:
-        raise UserError(f"cannot read '{path.name}'. Wanted one of {', '.join(BUILDERS)}.", key=key)
-    return found
+    for split in SPLITS:
+        if split not in data.splits:
+            raise UserError(f"no '{split}' split. Name one, or cut it from another: {CUT}.", key="splits")
+    source = find_source(data)
+    for split in SPLITS:
+        source.files_of(source.instruction(data, split), split)
 
 
 def load_splits(data: Data, roles: Mapping[str, bool]) -> dict[str, Dataset]:
@@ -94,7 +59,22 @@ def load_splits(data: Data, roles: Mapping[str, bool]) -> dict[str, Dataset]:
         UserError: The data cannot be found or read, a split is empty or missing, a column is missing.
     """
     check_data(data, roles)
-    return {split: _columns(_load(data, split), split, data, roles) for split in SPLITS}
+    source = find_source(data)
+    wanted = {split: source.instruction(data, split) for split in SPLITS}
+    if wanted["train"] == wanted["eval"]:
+        logger.warning(
+            "train and eval are both '%s': the report will say what the student remembers, not what it learned. "
+            "Cut them apart: %s",
+            wanted["train"],
+            CUT,
+        )
+    loaded = {split: _load(source, wanted[split], split) for split in SPLITS}
+    found = _find_columns({split: dataset.column_names for split, dataset in loaded.items()}, data, roles)
+    # Renaming happens after the selection: a leftover column may carry the name of a role.
+    return {
+        split: loaded[split].select_columns(list(mine)).rename_columns({c: r for c, r in mine.items() if c != r})
+        for split, mine in found.items()
+    }
 
 
 def peek(data: Data, roles: Mapping[str, bool]) -> dict[str, dict[str, Any]] | None:
@@ -105,71 +85,141 @@ def peek(data: Data, roles: Mapping[str, bool]) -> dict[str, dict[str, Any]] | N
     """
     from datasets import load_dataset
 
-    path, options = _source(data)
-    if path not in {builder for builder, _ in BUILDERS.values()} and not Path(path).exists():
+    check_data(data, roles)
+    source = find_source(data)
+    if not source.files and not os.path.exists(source.path):
         return None
-    if Path(path, "dataset_dict.json").is_file():
-        return {split: dataset[0] for split, dataset in load_splits(data, roles).items()}
     rows = {}
     for split in SPLITS:
-        name = data.splits[split].partition("[")[0]  # a stream cannot be sliced
-        with _readable(name, split):
-            stream = load_dataset(path, split=name, streaming=True, **options)
+        wanted = source.instruction(data, split)
+        first = wanted.partition("+")[0].partition("[")[0].strip()  # a stream cannot be sliced
+        files = source.files_of(first, split)
+        with _readable(source, files, first, split):
+            stream = load_dataset(source.path, split=first, data_files=files or None, streaming=True, **source.options)
             row = next(iter(stream), None)
         if row is None:
-            raise UserError(f"the split '{name}' is empty: no example to {split} on.", key=f"splits.{split}")
-        rows[split] = {role: row[column] for column, role in _roles(list(row), split, data, roles).items()}
-    return rows
+            raise _empty(first, split)
+        rows[split] = row
+    found = _find_columns({split: list(row) for split, row in rows.items()}, data, roles)
+    return {split: {role: rows[split][name] for name, role in mine.items()} for split, mine in found.items()}
 
 
-@contextmanager
-def _readable(wanted: str, split: str) -> Iterator[None]:
-    """Turn what `datasets` raises on data it cannot read into one line."""
-    from datasets.exceptions import DatasetGenerationError
-
-    try:
-        yield
-    except (OSError, ValueError, DatasetGenerationError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())[:300]
-        key = f"splits.{split}" if "split" in str(error).lower() else "path"
-        raise UserError(f"cannot read split '{wanted}': {reason}", key=key) from error
+def column(dataset: Dataset, name: str) -> pa.ChunkedArray:
+    """Return a column as Arrow holds it: no Python object for each of a million rows."""
+    return dataset.select_columns([name]).with_format("arrow")[:][name]
 
 
-def _load(data: Data, split: str) -> Dataset:
-    from datasets import load_dataset, load_from_disk
+# ---- Reading ---------------------------------------------------------------------------------------------------------
 
-    path, options = _source(data)
-    wanted = data.splits[split]
-    with _readable(wanted, split):
-        if Path(path, "dataset_dict.json").is_file():
-            available = load_from_disk(path)
-            if wanted not in available:
-                raise ValueError(f"no split '{wanted}'. It has {', '.join(available)}; slices of it are not read.")
-            dataset = available[wanted]
-        else:
-            dataset = load_dataset(path, split=wanted, **options)
+
+def _load(source: Source, wanted: str, split: str) -> Dataset:
+    from datasets import load_dataset
+
+    files = source.files_of(wanted, split)
+    with _readable(source, files, wanted, split):
+        dataset = load_dataset(source.path, split=wanted, data_files=files or None, **source.options)
     if len(dataset) == 0:
-        raise UserError(f"the split '{wanted}' is empty: no example to {split} on.", key=f"splits.{split}")
+        raise _empty(wanted, split)
     return dataset
 
 
-def _columns(dataset: Dataset, split: str, data: Data, roles: Mapping[str, bool]) -> Dataset:
-    found = _roles(dataset.column_names, split, data, roles)
-    # Renaming happens after the selection: a leftover column may carry the name of a role.
-    return dataset.select_columns(list(found)).rename_columns({c: r for c, r in found.items() if c != r})
+def _empty(wanted: str, split: str) -> UserError:
+    return UserError(f"the split '{wanted}' is empty: no example to {split} on.", key=f"splits.{split}")
 
 
-def _roles(columns: list[str], split: str, data: Data, roles: Mapping[str, bool]) -> dict[str, str]:
-    """Return column -> role for the columns a task uses."""
-    found: dict[str, str] = {}
+@contextmanager
+def _readable(source: Source, files: Mapping[str, list[str]], wanted: str, split: str) -> Iterator[None]:
+    """Turn whatever `datasets` raises on data it cannot read into one line."""
+    try:
+        yield
+    # Every format fails in its own way: pandas, pyarrow, json, the Hub.
+    except Exception as error:
+        if _disk_is_full(error):  # no fault of the recipe
+            raise
+        if "corresponds to no data" in str(error):
+            raise _empty(wanted, split) from error
+        raise _wrong_split(wanted, split, error) or _unreadable(source, files, error) from error
+
+
+def _wrong_split(wanted: str, split: str, error: Exception) -> UserError | None:
+    """Return the mistake in what `splits` says, if that is what `datasets` complains of."""
+    unknown = re.search(r"Unknown split \"(.+?)\"\. Should be one of \[(.*)\]", str(error))
+    if unknown:
+        return no_split(unknown[1], re.findall(r"'([^']+)'", unknown[2]), split)
+    if "Unrecognized instruction format" in str(error):
+        return UserError(
+            f"cannot read '{wanted}' as a split. Wanted one such as 'train' or 'train[:90%]'.", key=f"splits.{split}"
+        )
+    return None
+
+
+def _unreadable(source: Source, files: Mapping[str, list[str]], error: Exception) -> UserError:
+    paths = [path for group in files.values() for path in group]
+    what = f"'{paths[0]}'" if len(paths) == 1 else f"one of {len(paths)} files ('{paths[0]}', ...)" if paths else ""
+    if not paths:
+        here = os.path.exists(source.path)
+        what = f"'{source.path}'" if here else f"'{source.path}', which is no file or directory here"
+    return UserError(f"cannot read {what}: {_reason(error)}", key=source.key(files))
+
+
+def _reason(error: Exception) -> str:
+    """Return what `datasets` found wrong, in one line that says what to do."""
+    from datasets.exceptions import DatasetGenerationError
+
+    for paragraph in str(error).split("\n\n"):
+        if paragraph.startswith("All the data files must have the same columns"):
+            return paragraph
+    cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
+    text = " ".join(str(cause).split()) or type(cause).__name__
+    if isinstance(cause, UnicodeDecodeError):
+        byte = cause.object[cause.start]
+        return f"it is not UTF-8 (byte 0x{byte:02x}). Convert it, for example: iconv -f LATIN1 -t UTF-8 OLD > NEW"
+    ragged = re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", text)
+    if ragged:
+        return (
+            f"line {ragged[2]} has {ragged[3]} fields, those above it {ragged[1]}. A text that contains the delimiter "
+            "stands between double quotes."
+        )
+    if text.startswith("JSON parse error"):
+        return f"{text} (rows counted from 0). Wanted one JSON object a line, or one list of objects."
+    return text[:300]
+
+
+def _disk_is_full(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+# ---- Columns ---------------------------------------------------------------------------------------------------------
+
+
+def _find_columns(columns: Mapping[str, list[str]], data: Data, roles: Mapping[str, bool]) -> dict[str, dict[str, str]]:
+    """Return column -> role for each split; a role that is not required may be missing in one of them."""
+    found: dict[str, dict[str, str]] = {split: {} for split in columns}
     for role, required in roles.items():
-        column = data.columns.get(role, role)
-        if column in columns:
-            found[column] = role
-        elif role in data.columns or required:
+        wanted = data.columns.get(role, role)
+        named = role in data.columns
+        key = f"columns.{role}" if named else "columns"
+        without = [split for split, names in columns.items() if wanted not in names]
+        if without and (required or (named and len(without) == len(columns))):
+            known = columns[without[0]]
             raise UserError(
-                f"the {split} split has no column '{column}' for the role '{role}'."
-                f"{did_you_mean(column, columns)} Say which one: columns: {{{role}: ...}}.",
-                key=f"columns.{role}" if role in data.columns else "columns",
+                f"the {without[0]} split has no column '{wanted}' for the role '{role}'.{did_you_mean(wanted, known)}"
+                f"{_delimiter(known)} Say which one: columns: {{{role}: ...}}.",
+                key=key,
             )
+        if without and named:
+            logger.warning("the %s split has no column '%s' and goes without %s", without[0], wanted, role)
+        for split in set(columns) - set(without):
+            if wanted in found[split]:
+                raise UserError(f"'{wanted}' is the column of the role '{found[split][wanted]}' already.", key=key)
+            found[split][wanted] = role
     return found
+
+
+def _delimiter(columns: list[str]) -> str:
+    signs = [sign for sign in ";\t|" if sign in columns[0]] if len(columns) == 1 else []
+    return f" Its delimiter seems to be {signs[0]!r}; wanted commas, or tabs in a .tsv file." if signs else ""

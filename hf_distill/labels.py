@@ -16,8 +16,8 @@ IGNORED = -100
 
 def label_names(config: PretrainedConfig) -> tuple[str, ...] | None:
     """Return a head's label names in order, or None where they only number the classes (`LABEL_0`, ...)."""
-    id2label: dict[int, str] = config.id2label or {}
-    return real_names([str(id2label[index]) for index in sorted(id2label)])
+    id2label = config.id2label or {}
+    return real_names(str(name) for _, name in sorted(id2label.items()))
 
 
 def real_names(names: Iterable[str]) -> tuple[str, ...] | None:

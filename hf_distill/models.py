@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import re
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +16,12 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 PACKAGE = "package:"
+# `name` or `user/name`; whatever has another shape, or the ending of a file, can only have been meant as a path.
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_FILE = re.compile(
+    r"\.(csv|tsv|jsonl?|parquet|txt|arrow|gz|bz2|xz|zst|zip|py|ya?ml|safetensors|gguf|bin|pth?)", re.IGNORECASE
+)
+_LABELS = ("num_labels", "id2label", "label2id", "problem_type")
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,9 @@ class Head:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
+# ---- Locations -------------------------------------------------------------------------------------------------------
+
+
 def resolve(location: str, key: str = "model") -> str:
     """Return what `from_pretrained` and `load_dataset` understand.
 
@@ -38,25 +50,52 @@ def resolve(location: str, key: str = "model") -> str:
         UserError: The package is not installed, or the path is not there.
     """
     if location.startswith(PACKAGE):
-        package, _, inside = location.removeprefix(PACKAGE).partition("/")
-        spec = importlib.util.find_spec(package) if package.isidentifier() else None
-        if spec is None or not spec.submodule_search_locations:
-            raise UserError(f"no Python package '{package}' is installed here. Install it with pip.", key=key)
-        path = Path(spec.submodule_search_locations[0]) / inside
-        if not path.exists():
-            raise UserError(f"the package '{package}' has no '{inside}' inside (looked for {path}).", key=key)
-        return str(path)
-    path = Path(location).expanduser()
-    if path.exists():
-        return str(path)
+        return _in_package(location.removeprefix(PACKAGE), key)
+    path = os.path.expanduser(location)
+    if location and os.path.exists(path):
+        return path
     if _looks_like_path(location):
-        raise UserError(f"no such file or directory: {location} (looked from {Path.cwd()}).", key=key)
+        raise UserError(f"no such file or directory: '{location}' (looked from {Path.cwd()}).{_sibling(path)}", key=key)
     return location
 
 
+def _in_package(location: str, key: str) -> str:
+    package, _, inside = location.partition("/")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        name = package.replace("-", "_")
+        hint = f" In Python its name may be '{name}'." if name != package and name.isidentifier() else ""
+        raise UserError(f"no Python package '{package}' is installed here. Install it with pip.{hint}", key=key)
+    paths = [Path(place) / inside for place in spec.submodule_search_locations]
+    for path in paths:
+        if path.exists():
+            return str(path)
+    raise UserError(f"the package '{package}' has no '{inside}' inside (looked for {paths[0]}).", key=key)
+
+
 def _looks_like_path(location: str) -> bool:
-    # A Hub id is `name` or `user/name`; everything else can only have been meant as a path.
-    return location.startswith((".", "/", "~")) or location.count("/") > 1 or "\\" in location
+    return _HUB_ID.fullmatch(location) is None or _FILE.fullmatch(Path(location).suffix) is not None
+
+
+def _sibling(path: str) -> str:
+    """Return `" Did you mean 'x'?"` where something of a similar name is there."""
+    folder, name = os.path.split(path.rstrip("/\\"))
+    try:
+        close = get_close_matches(name, os.listdir(folder or "."), n=1)
+    except OSError:
+        return ""
+    return f" Did you mean '{os.path.join(folder, close[0])}'?" if close else ""
+
+
+def _directory(model: str, key: str) -> str:
+    """Resolve the location of a model, which is never a single file."""
+    where = resolve(model, key)
+    if os.path.isfile(where):
+        raise UserError(f"'{model}' is a file. Wanted the directory that save_pretrained wrote, or a Hub id.", key=key)
+    return where
+
+
+# ---- Opening ---------------------------------------------------------------------------------------------------------
 
 
 def open_config(model: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -67,23 +106,51 @@ def open_config(model: str, *, revision: str | None = None, trust_remote_code: b
     """
     from transformers import AutoConfig
 
-    where = resolve(model)
+    where = _directory(model, "model")
+    if os.path.isdir(where) and not os.path.isfile(os.path.join(where, "config.json")):
+        raise UserError(f"'{model}' is no Transformers model: it has no config.json.{_what_it_is(where)}", key="model")
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(
             where, revision=revision, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot open '{model}': {_first_line(error)}", key="model") from error
+    # Configuration classes check their values, each in its own way; remote code may raise anything.
+    except Exception as error:
+        raise _cannot_open(f"'{model}'", where, error, "model") from error
     return config
+
+
+def _what_it_is(directory: str) -> str:
+    if os.path.isfile(os.path.join(directory, "adapter_config.json")):
+        return " It is a PEFT adapter: merge it into its base model (merge_and_unload) and save the whole."
+    inside = sorted(Path(directory).glob("*/config.json"))
+    if inside:
+        return f" Did you mean '{inside[-1].parent}'?"
+    return " Wanted the directory that save_pretrained wrote."
+
+
+def _cannot_open(what: str, where: str, error: Exception, key: str) -> UserError:
+    """Return the one line for whatever Transformers raised."""
+    if "trust_remote_code" in str(error):
+        return UserError(
+            f"{what} comes with Python code of its own, which would run with your rights. Read it, then set "
+            "trust_remote_code: true.",
+            key=key,
+        )
+    if not os.path.exists(where) and isinstance(error, OSError):
+        return UserError(f"{what} is no directory here and cannot be had from the Hub: {_first_line(error)}", key=key)
+    return UserError(f"cannot open {what}: {_first_line(error)}", key=key)
 
 
 def has_head(config: PretrainedConfig, auto_class: str) -> bool:
     """Whether a checkpoint was saved with the head that `auto_class` gives (`...ForSequenceClassification`)."""
     ending = auto_class.removeprefix("AutoModel")
-    return any(name.endswith(ending) for name in config.architectures or [])
+    own_code = auto_class in (getattr(config, "auto_map", None) or {})
+    return own_code or any(name.endswith(ending) for name in config.architectures or [])
 
 
-def open_tokenizer(model: str, *, key: str = "tokenizer", trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def open_tokenizer(
+    model: str, *, key: str = "tokenizer", revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
     """Return a model's tokenizer.
 
     Raises:
@@ -91,12 +158,26 @@ def open_tokenizer(model: str, *, key: str = "tokenizer", trust_remote_code: boo
     """
     from transformers import AutoTokenizer
 
-    where = resolve(model, key)
+    where = _directory(model, key)
+    what = f"the tokenizer of '{model}'"
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot open the tokenizer of '{model}': {_first_line(error)}", key=key) from error
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            where, revision=revision, trust_remote_code=trust_remote_code
+        )
+    # Broken files raise whatever the parser of their format raises.
+    except Exception as error:
+        raise _cannot_open(what, where, error, key) from error
+    # Where the files are missing, Transformers 5 makes a tokenizer that knows its special tokens and nothing else.
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+        raise UserError(
+            f"'{model}' has no tokenizer. Save one beside the model, or name a model whose tokenizer feeds both: "
+            "tokenizer: ...",
+            key=key,
+        )
     return tokenizer
+
+
+# ---- Weights ---------------------------------------------------------------------------------------------------------
 
 
 def load_model(
@@ -120,17 +201,17 @@ def load_model(
         trust_remote_code: Run model code from the checkpoint.
 
     Returns:
-        The model in eval mode, and the names of weights that the checkpoint did not hold (a new head, usually).
+        The model in eval mode, and the names of weights that were made new: those the checkpoint does not hold (a
+        head, usually), or holds in another size (the head of another task).
 
     Raises:
-        UserError: It is not there, not reachable, or holds no safetensors.
+        UserError: It is not there, not reachable, holds no safetensors, or not the weights its configuration describes.
     """
     import transformers
 
     auto_class = getattr(transformers, head.auto_class)
-    labels = ("num_labels", "id2label", "label2id", "problem_type") if own_head else ()
-    settings = {key: value for key, value in head.settings.items() if key not in labels}
-    where = resolve(model)
+    settings = {key: value for key, value in head.settings.items() if not (own_head and key in _LABELS)}
+    where = _directory(model, "model")
     try:
         loaded, info = auto_class.from_pretrained(
             where,
@@ -138,12 +219,53 @@ def load_model(
             revision=revision,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # of the head; `_check_backbone` sees to the rest
             output_loading_info=True,
             **settings,
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"cannot load '{model}' with {head.auto_class}: {_first_line(error)}", key="model") from error
-    return loaded.eval(), sorted(info["missing_keys"])
+    # SafetensorError is a plain Exception, and model code fails in any way it likes.
+    except Exception as error:
+        raise _cannot_load(model, where, error) from error
+    new = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
+    _check_backbone(loaded, new, model)
+    return loaded.eval(), new
+
+
+def _check_backbone(loaded: PreTrainedModel, new: list[str], model: str) -> None:
+    """Refuse a checkpoint that lacks more than a head: the rest of the model would be random."""
+    prefix = f"{loaded.base_model_prefix}."
+    # A pooler is part of the head in all but name: language models are saved without it.
+    random = [name for name in new if name.startswith(prefix) and "pooler" not in name]
+    if random:
+        raise UserError(
+            f"the weights of '{model}' are not those its config.json describes: {len(random)} tensors of "
+            f"{type(loaded).__name__} are missing or of another size ({random[0]}, ...).",
+            key="model",
+        )
+
+
+def _cannot_load(model: str, where: str, error: Exception) -> UserError:
+    files = sorted(Path(where).glob("*.safetensors"))
+    pointer = next((file for file in files if _begins_with(file, b"version https://git-lfs")), None)
+    if pointer is not None:
+        reason = f"'{pointer.name}' is a Git LFS pointer, not the weights. Fetch them with `git lfs pull`."
+    elif type(error).__name__ == "SafetensorError":
+        reason = f"a safetensors file is damaged or cut off ({_first_line(error)}). Fetch or save it again."
+    elif not files and any(Path(where).glob("*.bin")):
+        reason = (
+            "its weights are pickled (.bin), and loading a pickle runs any code in it; only safetensors are read. If "
+            "you trust the file, load it once with from_pretrained and write it with save_pretrained."
+        )
+    elif os.path.isdir(where) and not files:
+        reason = "it has no model.safetensors."
+    else:
+        return _cannot_open(f"'{model}'", where, error, "model")
+    return UserError(f"cannot load '{model}': {reason}", key="model")
+
+
+def _begins_with(file: Path, start: bytes) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(len(start)) == start
 
 
 def _first_line(error: Exception) -> str:

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hf_distill.errors import UserError
+from hf_distill.labels import label_names, positions
 from hf_distill.models import has_head, open_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from hf_distill.recipe import Recipe
+    from hf_distill.students.base import Student
+    from hf_distill.teachers.base import Teacher
 
-# Positions of these models start after the padding index, so two of them hold no token.
-_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "xlm-roberta-xl", "data2vec-text")
+logger = logging.getLogger(__name__)
+
+# Positions of these models start after the padding index, so that the first rows of the table hold no token.
+OFFSET_POSITIONS = (
+    *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod", "camembert", "data2vec-text"),
+    *("mpnet", "longformer", "luke", "ibert", "lilt", "markuplm", "layoutlmv3", "esm"),
+)
+# No tokenizer knows a limit as high: Transformers writes 10^30 for "none".
+NO_LIMIT = 1_000_000
+PROBE = "The Quick brown fox's 12 jumps - naïve, (über) 北京!"
 
 
 @dataclass(frozen=True)
@@ -42,92 +54,161 @@ def open_pair(recipe: Recipe) -> Pair:
     """Open both configurations and the tokenizer, and check that one can teach the other.
 
     Raises:
-        UserError: A model is not there, the vocabularies differ, or the wanted length is beyond what a model takes.
+        UserError: A model is not there, the teacher has no head to teach with, vocabularies or label names differ, or
+            the wanted length is beyond what a model takes.
     """
+    auto_class = recipe.task.auto_class
     with recipe.locate("teacher"):
         teacher = recipe.teacher.config()
+        teacher_head = teacher if recipe.teacher.has_head else None
+        if teacher_head is not None:
+            _check_trained(teacher_head, auto_class)
     with recipe.locate("student"):
         student = recipe.student.config(teacher)
         own = recipe.student.own_config()
+        student_head = own if own is not None and has_head(own, auto_class) else None
+        if teacher_head is not None and student_head is not None:
+            _check_labels(student_head, teacher_head)
     with recipe.locate(""):
-        tokenizer = _tokenizer(recipe)
+        tokenizer = _tokenizer(recipe, None if own is None else recipe.student)
     for side, config in (("teacher", teacher), ("student", student)):
         with recipe.locate(side):
             _check_vocabulary(tokenizer, config)
     with recipe.locate("data"):
-        limit = _longest_input(recipe, tokenizer, (teacher, student))
-    return Pair(
-        teacher=teacher,
-        student=student,
-        tokenizer=tokenizer,
-        teacher_head=teacher if recipe.teacher.has_head else None,
-        student_head=own if own is not None and has_head(own, recipe.task.auto_class) else None,
-        max_length=limit,
-    )
+        limit = _longest_input(recipe.data.max_length, tokenizer, (teacher, student))
+    return Pair(teacher, student, tokenizer, teacher_head, student_head, limit)
 
 
-def _tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
-    """Open the tokenizer of the run; refuse two models that number their tokens differently."""
-    sources = {"student": recipe.student.source, "teacher": recipe.teacher.source}
-    named = {side: source for side, source in sources.items() if source is not None}
+# ---- Heads -----------------------------------------------------------------------------------------------------------
+
+
+def _check_trained(teacher: PretrainedConfig, auto_class: str) -> None:
+    """Refuse a teacher saved with another head; one whose configuration does not say is found out when it is loaded."""
+    if teacher.architectures and not has_head(teacher, auto_class):
+        raise UserError(
+            f"this checkpoint is a {teacher.architectures[0]}: it has no trained head for the task (wanted "
+            f"...{auto_class.removeprefix('AutoModel')}) and would teach noise. Name a fine-tuned model, or let this "
+            "run fine-tune it: teacher: {name: finetuned, model: ...}.",
+            key="model",
+        )
+
+
+def _check_labels(student: PretrainedConfig, teacher: PretrainedConfig) -> None:
+    way_out = "Start from a checkpoint without a head for this task, or from one trained on the same classes."
+    if student.num_labels != teacher.num_labels:
+        raise UserError(
+            f"its head has {student.num_labels} outputs, the teacher's {teacher.num_labels}. {way_out}", key="model"
+        )
+    ours, theirs = label_names(student), label_names(teacher)
+    if ours and theirs:
+        try:
+            positions(ours, theirs, whose="the teacher")
+        except UserError as error:
+            raise UserError(f"{error} {way_out}", key="model") from error
+
+
+# ---- Tokenizers ------------------------------------------------------------------------------------------------------
+
+
+def _tokenizer(recipe: Recipe, student: Student | None) -> PreTrainedTokenizerBase:
+    """Open the tokenizer of the run; refuse two models that number their tokens differently.
+
+    Args:
+        recipe: Names the teacher and perhaps a tokenizer.
+        student: Where it has a checkpoint of its own; others take over the teacher's vocabulary.
+    """
     opened: dict[str, PreTrainedTokenizerBase] = {}
     if recipe.tokenizer is not None:
-        opened["tokenizer"] = open_tokenizer(recipe.tokenizer, key="tokenizer")
-    for side, source in named.items():
+        opened["tokenizer"] = open_tokenizer(recipe.tokenizer)
+    failed: UserError | None = None
+    for side, entry in (("student", student), ("teacher", recipe.teacher)):
+        if entry is None or entry.source is None:
+            continue
         try:
-            opened[side] = open_tokenizer(source, key=f"{side}.model")
-        except UserError:
-            # Weights saved without their tokenizer are fine as long as somebody names one.
-            if not opened and side == list(named)[-1]:
-                raise
-    first = next(iter(opened))
-    for side, tokenizer in opened.items():
-        if tokenizer.get_vocab() != opened[first].get_vocab():
-            raise UserError(
-                f"the vocabularies of {first} and {side} differ ({_describe(opened[first])} and {_describe(tokenizer)}), so "
-                "the same text would reach the models as different tokens and one batch cannot feed both. Choose a student "
-                "of the teacher's family, or student: {name: copy_layers, ...}.",
-                key=f"{side}.model" if side in named else side,
-            )
-    tokenizer = opened[first]
+            opened[side] = _tokenizer_of(entry, entry.source, side)
+        except UserError as error:
+            failed = error
+            logger.warning("%s; whether it takes the same tokens cannot be checked", error)
+    if not opened:
+        raise failed or UserError("no model here has a tokenizer. Name one: tokenizer: ...", key="tokenizer")
+    (first, tokenizer), *others = opened.items()
+    for side, other in others:
+        _check_same(first, tokenizer, side, other, key="tokenizer" if side == "tokenizer" else f"{side}.model")
     if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise UserError("it has neither a padding token nor an end of text to pad with.", key="tokenizer")
         # Decoders come without one. Padding is masked, so any token does; the end of text is the custom.
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def _describe(tokenizer: PreTrainedTokenizerBase) -> str:
-    return f"{len(tokenizer)} tokens of {type(tokenizer).__name__}"
+def _tokenizer_of(entry: Student | Teacher, source: str, side: str) -> PreTrainedTokenizerBase:
+    return open_tokenizer(
+        source,
+        key=f"{side}.model",
+        revision=getattr(entry, "revision", None),
+        trust_remote_code=getattr(entry, "trust_remote_code", False),
+    )
+
+
+def _check_same(
+    first: str, tokenizer: PreTrainedTokenizerBase, side: str, other: PreTrainedTokenizerBase, key: str
+) -> None:
+    ours, theirs = tokenizer.get_vocab(), other.get_vocab()
+    if ours != theirs:
+        raise UserError(
+            f"the vocabularies of {first} and {side} differ ({_difference(ours, theirs)}), so the same text would "
+            "reach the models as different tokens and one batch cannot feed both. Choose a student of the teacher's "
+            "family, or student: {name: copy_layers, ...}.",
+            key=key,
+        )
+    if first != "tokenizer" and tokenizer(PROBE)["input_ids"] != other(PROBE)["input_ids"]:
+        raise UserError(
+            f"{first} and {side} have the same vocabulary but split text differently (case, accents or special "
+            "tokens). Say which of them feeds both: tokenizer: ...",
+            key=key,
+        )
+
+
+def _difference(ours: dict[str, int], theirs: dict[str, int]) -> str:
+    if len(ours) != len(theirs):
+        return f"{len(ours)} and {len(theirs)} tokens"
+    token = next(token for token, number in ours.items() if theirs.get(token) != number)
+    return f"{token!r} is number {ours[token]} in one and {theirs.get(token, 'missing')} in the other"
 
 
 def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
-    rows: int = config.get_text_config().vocab_size
+    rows: int | None = getattr(config.get_text_config(), "vocab_size", None)
     highest = max(tokenizer.get_vocab().values())
-    if highest >= rows:
+    if rows is not None and highest >= rows:
         raise UserError(
             f"the tokenizer has a token number {highest}, but the model's vocabulary ends at {rows - 1}. "
-            "Name the tokenizer that belongs to the model.",
+            "Name the tokenizer that belongs to the model: tokenizer: ...",
             key="model",
         )
 
 
+# ---- Length ----------------------------------------------------------------------------------------------------------
+
+
 def _longest_input(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, configs: tuple[PretrainedConfig, ...]
+    wanted: int | None, tokenizer: PreTrainedTokenizerBase, configs: tuple[PretrainedConfig, ...]
 ) -> int | None:
-    limits = []
-    for config in configs:
-        positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-        if isinstance(positions, int) and positions > 0:
-            offset = (config.pad_token_id or 0) + 1 if config.model_type in _OFFSET_POSITIONS else 0
-            limits.append(positions - offset)
-    wanted = recipe.data.max_length
+    limits = [limit for limit in map(_positions, configs) if limit is not None]
     if limits and wanted is not None and wanted > min(limits):
         raise UserError(
             f"{wanted} tokens are more than the models take; wanted at most {min(limits)}.", key="max_length"
         )
     if wanted is not None:
         return wanted
-    # A tokenizer that knows no limit says 10^30.
-    limits += [tokenizer.model_max_length] if tokenizer.model_max_length < 1_000_000 else []
-    return min(limits) if limits else None
+    if tokenizer.model_max_length < NO_LIMIT:
+        limits.append(tokenizer.model_max_length)
+    return min(limits, default=None)
 
+
+def _positions(config: PretrainedConfig) -> int | None:
+    """Return how many tokens a model has positions for; None where it has no table of them."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions <= 0 or getattr(config, "position_biased_input", True) is False:
+        return None
+    return positions - (config.pad_token_id or 0) - 1 if config.model_type in OFFSET_POSITIONS else positions

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hf_distill.component import component
+from hf_distill.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,5 +88,20 @@ class Task(ABC):
         """Refuse objectives that mean nothing on this data.
 
         Raises:
-            UserError: An objective does not fit.
+            UserError: A softmax over one predicted value, which is constant and its loss silently zero; an objective
+                on labels where there are none.
         """
+        for index, objective in enumerate(objectives):
+            key = f"objectives[{index}]"
+            if not prepared.layout.has_classes and not getattr(objective, "takes_values", True):
+                raise UserError(
+                    f"'{objective.name}' compares distributions over classes, but this is regression. "
+                    "Use logits_mse for the teacher's values and labels for the true ones.",
+                    key=key,
+                )
+            if objective.unit == "label" and not prepared.labelled:
+                raise UserError(
+                    f"'{objective.name}' needs labels, but the train split has none. Leave it out, since the teacher's "
+                    "targets need no labels; or say which column they are: data: {columns: {label: ...}}.",
+                    key=key,
+                )

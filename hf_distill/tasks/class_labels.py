@@ -1,25 +1,30 @@
-"""Reading a label column: what kind of problem it is, what its classes are called, and in which order they stand."""
+"""The label space of a run: what the classes are called, and in which order they stand."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_distill.errors import UserError
-from hf_distill.labels import IGNORED, label_names, positions, shorten
+from hf_distill.labels import IGNORED, label_names, positions, real_names, shorten
+from hf_distill.tasks.label_column import LabelColumn, read_column
+from hf_distill.tasks.problem import Problem, check_classes, find_problem, is_multi_hot, value_count
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PretrainedConfig
 
-Problem = Literal["single_label", "multi_label", "regression"]
 Kind = Literal["classes", "binary", "values"]
+Names = tuple[str, ...]
 _KINDS: dict[Problem, Kind] = {"single_label": "classes", "multi_label": "binary", "regression": "values"}
+_SAY_NAMES = "Say which name each number has: data: {labels: [name of 0, name of 1, ...]}."
+_NOTHING = ("", "na", "n/a", "nan", "null", "none", "-", "?")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Labelling:
     """How a label column maps to the student's head.
 
@@ -28,59 +33,120 @@ class Labelling:
         width: Columns of the head.
         names: Class names in the order of the head; None where neither data nor models name them.
         teacher_columns: Column of the teacher's head for each of the student's, where the orders differ.
-        index: Raw value of a label -> column of the head.
+        index: Label as the data has it -> column of the head; of multi-hot lists, position -> column.
+        missing: What stands for "no label".
+        multi_hot: Whether lists are one 0 or 1 for each class, rather than the classes that hold.
         labelled: Splits with at least one label.
     """
 
     problem: Problem
     width: int
-    names: tuple[str, ...] | None
-    teacher_columns: tuple[int, ...] | None
+    names: Names | None = None
+    teacher_columns: tuple[int, ...] | None = None
     index: Mapping[Any, int]
-    labelled: frozenset[str]
+    missing: tuple[int | None, ...]
     multi_hot: bool = False
+    labelled: tuple[str, ...]
 
     @property
     def kind(self) -> Kind:
         """Row kind of the problem, as in `rows.ExampleRows`."""
         return _KINDS[self.problem]
 
-    def has_labels(self, split: str) -> bool:
-        """Whether any example of the split has a label."""
-        return split in self.labelled
-
     def encode(self, values: Sequence[Any]) -> list[Any]:
         """Return labels as the loss wants them: indices (-100: none), floats (NaN: none), or rows of floats."""
         if self.problem == "single_label":
-            return [IGNORED if _missing(value) else self.index[value] for value in values]
-        if self.problem == "regression":
-            return [math.nan if value is None else float(value) for value in values]
-        return [self._multi(value) for value in values]
+            return [IGNORED if value in self.missing else self.index[value] for value in values]
+        rows = [[math.nan] * self.width if value in self.missing else self._row(value) for value in values]
+        return [row[0] for row in rows] if self.problem == "regression" and self.width == 1 else rows
 
-    def _multi(self, value: Sequence[Any] | None) -> list[float]:
-        if value is None:
-            return [math.nan] * self.width
+    def _row(self, value: Any) -> list[float]:
+        if self.problem == "regression":
+            return [float(item) for item in (value if isinstance(value, list) else [value])]
+        holding = (position for position, item in enumerate(value) if item) if self.multi_hot else value
         row = [0.0] * self.width
-        for position, item in enumerate(value):
-            if not self.multi_hot:
-                row[self.index[item]] = 1.0
-            elif item:
-                row[self.index[position]] = 1.0
+        for item in holding:
+            row[self.index[item]] = 1.0
         return row
+
+
+@dataclass(frozen=True)
+class _Heads:
+    """The models that bring a trained head.
+
+    Attributes:
+        student: Configuration.
+        teacher: Configuration.
+    """
+
+    student: PretrainedConfig | None
+    teacher: PretrainedConfig | None
+
+    @property
+    def ours(self) -> Names | None:
+        """Names of the student's classes, where it has any."""
+        return None if self.student is None else label_names(self.student)
+
+    @property
+    def theirs(self) -> Names | None:
+        """Names of the teacher's classes, where it has any."""
+        return None if self.teacher is None else label_names(self.teacher)
+
+    @property
+    def width(self) -> int | None:
+        """Columns of the heads; None without any."""
+        head = self.teacher or self.student
+        return None if head is None else head.num_labels
+
+    def check_width(self, width: int, what: str) -> None:
+        """Refuse a head of another size."""
+        for whose, head in (("teacher", self.teacher), ("student", self.student)):
+            if head is not None and head.num_labels != width:
+                names = label_names(head)
+                called = f" {shorten(names)}" if names else ""
+                raise UserError(
+                    f"the labels are {width} {what}, but the {whose}'s head has {head.num_labels} outputs{called}.",
+                    key="columns.label",
+                )
+
+
+@dataclass(frozen=True)
+class _Classes:
+    """The classes as the data numbers them.
+
+    Attributes:
+        numbers: Label as the data has it -> number.
+        names: Name of each number, where known.
+        width: How many there are.
+    """
+
+    numbers: Mapping[Any, int]
+    names: Names | None
+    width: int
 
 
 def read_labels(
     splits: Mapping[str, Dataset],
     *,
     problem: Problem | None,
-    names: list[str] | None,
+    names: Sequence[str] | None,
     teacher: PretrainedConfig | None,
     student: PretrainedConfig | None,
 ) -> Labelling:
     """Work out the label space of a run.
 
+    What a column holds, where the recipe does not say (`problem`):
+
+    - text, booleans, integers: one class an example. Integers are a scale where the teacher is a regression model.
+    - floats: regression. Whole numbers may also be classes, read as floats because of gaps: the teacher's head decides,
+      and without one the column is refused.
+    - lists: several classes an example. Those of one length throughout that hold only 0 and 1 are one entry a class;
+      in others the items are the classes that hold, by name or by number. In both, an empty list means that none holds.
+
+    None is "no label", and so are -100 among integers, and -1 in a `ClassLabel` column.
+
     The order of the classes is the student's where it brings a trained head, else the teacher's, else the data's;
-    the others are matched to it by name, never by number.
+    the others are matched to it by name. Numbers that nobody names are taken to mean the same in all of them.
 
     Args:
         splits: Splits that have a `label` column.
@@ -92,178 +158,154 @@ def read_labels(
     Raises:
         UserError: The labels do not fit the problem, the names or the models.
     """
-    feature = next((split.features["label"] for split in splits.values()), None)
-    # `datasets` writes a missing label of a ClassLabel column as -1 (the test splits of GLUE).
-    none = -1 if hasattr(feature, "str2int") else None
-    columns = {
-        name: [None if value is not None and value == none else value for value in split["label"]]
-        for name, split in splits.items()
-    }
-    problem = problem or _problem(feature, columns, teacher)
-    labelled = frozenset(name for name, values in columns.items() if any(not _missing(value) for value in values))
+    column = read_column(splits)
+    problem = problem or find_problem(column, teacher or student)
+    heads = _Heads(student, teacher)
+    shared: dict[str, Any] = {"problem": problem, "missing": column.missing, "labelled": column.labelled}
     if problem == "regression":
-        width = _regression_width(columns, teacher)
-        return Labelling(problem, width, None, None, {}, labelled)
-    multi_hot = problem == "multi_label" and _is_multi_hot(columns)
-    declared = getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
-    known = tuple(names or declared or ())
-    heads = [config.num_labels for config in (student, teacher) if config is not None]
-    raw = _raw_classes(columns, problem, multi_hot, known, heads)
-    matched = _match(problem, raw, teacher, student, labelled, multi_hot)
-    return matched if none is None else replace(matched, index={none: IGNORED, **matched.index})
+        if names:
+            raise UserError("names are for classes, but this is regression. Leave them out.", key="labels")
+        width = value_count(column) or heads.width or 1
+        heads.check_width(width, "number(s) for each text")
+        return Labelling(width=width, index={}, **shared)
+    check_classes(column, problem)
+    multi_hot = problem == "multi_label" and is_multi_hot(column)
+    classes = _find_classes(column, real_names(names or column.names or ()), heads, multi_hot)
+    if classes.width < 2 and problem == "single_label":
+        raise UserError("all labels are the same class; wanted at least two.", key="columns.label")
+    heads.check_width(classes.width, "classes")
+    order, at, teacher_columns = _put_in_order(classes, heads, key="labels" if names else "columns.label")
+    return Labelling(
+        width=classes.width,
+        names=order,
+        teacher_columns=teacher_columns,
+        index={value: at[number] for value, number in classes.numbers.items()},
+        multi_hot=multi_hot,
+        **shared,
+    )
 
 
-def _missing(value: Any) -> bool:
-    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value == IGNORED)
+# ---- Which classes there are -----------------------------------------------------------------------------------------
 
 
-def _problem(feature: Any, columns: Mapping[str, list[Any]], teacher: PretrainedConfig | None) -> Problem:
-    """Read the problem from the label column, or from the teacher's head where there are no labels."""
-    if feature is None:
-        if teacher is None:
-            return "single_label"
-        declared = {"multi_label_classification": "multi_label", "regression": "regression"}
-        fallback = "regression" if teacher.num_labels == 1 else "single_label"
-        return declared.get(teacher.problem_type or "", fallback)  # type: ignore[return-value]
-    values = [value for column in columns.values() for value in column if value is not None]
-    if any(isinstance(value, list) for value in values):
-        return "multi_label"
-    floats = [value for value in values if isinstance(value, float)]
-    if not floats:
-        return "single_label"
-    if all(value.is_integer() for value in floats if math.isfinite(value)):
-        raise UserError(
-            "the label column holds whole numbers as floats (1.0), which may be classes with gaps or a scale. Say which: "
-            "task: {name: text-classification, problem: single_label} or problem: regression.",
-            key="columns.label",
-        )
-    return "regression"
+def _find_classes(column: LabelColumn, stated: Names | None, heads: _Heads, multi_hot: bool) -> _Classes:
+    """Return the classes of the data; every label is one of them.
 
-
-def _regression_width(columns: Mapping[str, list[Any]], teacher: PretrainedConfig | None) -> int:
-    for name, values in columns.items():
-        for row, value in enumerate(values):
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise _bad(name, row, value, "a number (the problem is regression)")
-            if not math.isfinite(value):
-                raise _bad(name, row, value, "a finite number; leave the label empty where there is none")
-    if teacher is not None and teacher.num_labels != 1:
-        raise UserError(
-            f"the labels are numbers (regression), but the teacher has a head of {teacher.num_labels} classes.",
-            key="columns.label",
-        )
-    return 1
-
-
-def _bad(split: str, row: int, value: Any, wanted: str) -> UserError:
-    return UserError(f"row {row} of the {split} split has the label {value!r}; wanted {wanted}.", key="columns.label")
-
-
-def _is_multi_hot(columns: Mapping[str, list[Any]]) -> bool:
-    """Whether lists are one 0/1 entry per class rather than the names or numbers of the classes that hold."""
-    rows = [row for column in columns.values() for row in column if row is not None]
-    lengths = {len(row) for row in rows}
-    return len(lengths) == 1 and lengths != {0} and all(item in (0, 1) for row in rows for item in row) and lengths != {1}
-
-
-@dataclass(frozen=True)
-class _Raw:
-    """Classes as the data has them: raw value -> position, and their names where known."""
-
-    values: tuple[Any, ...]
-    names: tuple[str, ...] | None
-
-
-def _raw_classes(
-    columns: Mapping[str, list[Any]], problem: Problem, multi_hot: bool, known: tuple[str, ...], heads: list[int]
-) -> _Raw:
-    """Return the classes of the data, every label checked against them."""
-    items = _items(columns, problem)
+    Args:
+        column: The labels.
+        stated: Names of the numbers, from the recipe or the column.
+        heads: Models that bring a trained head.
+        multi_hot: Whether labels are lists of one 0 or 1 for each class.
+    """
+    if stated and len(set(stated)) < len(stated):
+        raise UserError(f"a name stands twice in {shorten(stated)}.", key="labels")
     if multi_hot:
-        return _counted(len(next(row for column in columns.values() for row in column if row is not None)), known)
-    if any(isinstance(value, str) for _, _, value in items):
-        return _text_classes(items, known)
-    if not items and not known and not heads:
+        width = max(column.lengths)
+        if stated and len(stated) != width:
+            raise UserError(f"{len(stated)} names {shorten(stated)} for {width} classes.", key="labels")
+        return _Classes({number: number for number in range(width)}, stated, width)
+    if column.holds(str):
+        return _by_name(column, stated, heads)
+    if not column.values and not stated and heads.width is None:
         raise UserError("no example has a label, and no model's head says what the classes are.", key="columns.label")
-    for split, row, value in items:
-        if not isinstance(value, (bool, int)) and not (isinstance(value, float) and value.is_integer()):
-            raise _bad(split, row, value, "the number or the name of a class; leave it empty where there is none")
-    highest = max((int(value) for _, _, value in items), default=-1)
-    raw = _counted(len(known) or (heads[0] if heads else highest + 1), known)
-    for split, row, value in items:
-        if not 0 <= value < len(raw.values):
-            raise _bad(split, row, value, f"0 to {len(raw.values) - 1}, or nothing for a row without label")
-    return raw
+    return _by_number(column, {value: int(value) for value in column.values}, stated, heads)
 
 
-def _items(columns: Mapping[str, list[Any]], problem: Problem) -> list[tuple[str, int, Any]]:
-    """Return every single label with its split and row."""
-    items = []
-    for split, values in columns.items():
-        for row, value in enumerate(values):
-            if _missing(value):
-                continue
-            if problem == "multi_label" and not isinstance(value, list):
-                raise _bad(split, row, value, "a list (the problem is multi_label)")
-            if problem == "single_label" and isinstance(value, list):
-                raise _bad(split, row, value, "one class (the problem is single_label)")
-            items += [(split, row, item) for item in (value if isinstance(value, list) else [value])]
-    return items
-
-
-def _counted(width: int, known: tuple[str, ...]) -> _Raw:
-    if known and len(known) != width:
-        raise UserError(f"{len(known)} label names {shorten(known)} for {width} classes.", key="labels")
-    if width < 2:
-        raise UserError("all labels are the same class; wanted at least two classes.", key="columns.label")
-    return _Raw(tuple(range(width)), known or None)
-
-
-def _text_classes(items: list[tuple[str, int, Any]], known: tuple[str, ...]) -> _Raw:
-    for split, row, value in items:
-        if not isinstance(value, str):
-            raise _bad(split, row, value, "a text, like the other labels")
-        if known and value not in known:
-            raise _bad(split, row, value, f"one of {shorten(known)}")
-    found = known or tuple(sorted({value for _, _, value in items}))
-    if len(found) < 2:
-        raise UserError(f"all labels are {found[0]!r}; wanted at least two classes.", key="columns.label")
-    return _Raw(found, found)
-
-
-def _match(
-    problem: Problem,
-    raw: _Raw,
-    teacher: PretrainedConfig | None,
-    student: PretrainedConfig | None,
-    labelled: frozenset[str],
-    multi_hot: bool,
-) -> Labelling:
-    """Choose the order of the classes and bring data and teacher into it."""
-    theirs = label_names(teacher) if teacher is not None else None
-    ours = label_names(student) if student is not None else None
-    if raw.names is None and ours and theirs and positions(ours, theirs, whose="the teacher") != tuple(range(len(ours))):
+def _by_name(column: LabelColumn, stated: Names | None, heads: _Heads) -> _Classes:
+    """Return the classes of text labels: the data says which there are, but only others say in which order."""
+    texts: tuple[str, ...] = column.values
+    # The names of a student say nothing about a teacher that has none.
+    nameless_teacher = heads.teacher is not None and heads.theirs is None
+    names = stated or (None if nameless_teacher else heads.ours or heads.theirs)
+    found = _look_up(texts, names or ())
+    if names and None not in found.values():
+        return _Classes({text: number for text, number in found.items() if number is not None}, names, len(names))
+    numbers = {text: int(match[1]) for text in texts if (match := re.fullmatch(r"(?:LABEL_)?([0-9]+)", text))}
+    if len(numbers) == len(texts):  # and no model that calls its classes so
+        return _by_number(column, numbers, stated, heads)
+    if names:
+        raise column.refuse(lambda text: found[text] is None, f"one of {shorten(names)}")
+    if nameless_teacher:
         raise UserError(
-            "student and teacher name the classes in different orders, so a bare number says nothing. Name the numbers: "
-            "data: {labels: [name of 0, name of 1, ...]}.",
+            f"the labels are names {shorten(texts)}, but the teacher only numbers its classes. {_SAY_NAMES}",
             key="labels",
         )
-    order = ours or theirs or raw.names
-    width = len(raw.values)
-    for whose, config in (("the teacher", teacher), ("the student", student)):
-        if config is not None and config.num_labels != width:
-            raise UserError(f"the data has {width} classes, but {whose} has {config.num_labels}.", key="columns.label")
-    # Where the data names its classes they must be the heads' names; else a number means the head's order.
-    at = positions(raw.names, order, whose="the model") if raw.names and order else tuple(range(width))
-    columns = positions(order, theirs, whose="the teacher") if order and theirs else tuple(range(width))
-    return Labelling(
-        problem=problem,
-        width=width,
-        names=order,
-        teacher_columns=None if columns == tuple(range(width)) else columns,
-        index={value: at[index] for index, value in enumerate(raw.values)},
-        labelled=labelled,
-        multi_hot=multi_hot,
-    )
+    _refuse_gaps(column)
+    names = tuple(sorted(texts))
+    return _Classes({name: number for number, name in enumerate(names)}, names, len(names))
+
+
+def _by_number(column: LabelColumn, numbers: Mapping[Any, int], stated: Names | None, heads: _Heads) -> _Classes:
+    """Return the classes of numbered labels; numbers that are not 0, 1, 2 ... are their own names."""
+    if any(number < 0 for number in numbers.values()):
+        raise column.refuse(lambda value: numbers[value] < 0, "0 or more; leave it empty for a row without label")
+    width = len(stated) if stated else heads.width
+    if width is None:
+        order = {number: at for at, number in enumerate(sorted(set(numbers.values())))}
+        names = real_names(str(number) for number in order)
+        return _Classes({value: order[number] for value, number in numbers.items()}, names, len(order))
+    if any(number >= width for number in numbers.values()):
+        raise column.refuse(lambda value: numbers[value] >= width, f"0 to {width - 1}, since there are {width} classes")
+    return _Classes(numbers, stated, width)
+
+
+def _look_up(texts: Sequence[str], names: Sequence[str]) -> dict[str, int | None]:
+    """Return the position of each text among the names; case only counts where names differ in nothing else."""
+    exact = {name: at for at, name in enumerate(names)}
+    folded = {name.casefold(): at for at, name in enumerate(names)}
+    loose = folded if len(folded) == len(names) else {}
+    return {text: exact.get(text, loose.get(text.casefold())) for text in texts}
+
+
+def _refuse_gaps(column: LabelColumn) -> None:
+    """Refuse numbers with an "NA" among them, which is a gap and no class; whoever means a class can name it."""
+    gaps = [text for text in column.values if text.strip().casefold() in _NOTHING]
+    if gaps and any(re.fullmatch(r"\s*[-+]?[0-9.]+\s*", text) for text in column.values):
+        wanted = "a number like the others, or an empty cell where there is no label"
+        raise column.refuse(lambda text: text in gaps, wanted)
+
+
+# ---- In which order --------------------------------------------------------------------------------------------------
+
+
+def _put_in_order(
+    classes: _Classes, heads: _Heads, key: str
+) -> tuple[Names | None, Sequence[int], tuple[int, ...] | None]:
+    """Choose the order of the student's head and bring data and teacher into it.
+
+    Args:
+        classes: Of the data.
+        heads: Models that bring a trained head.
+        key: What names the data's classes.
+
+    Returns:
+        The names in order; column of the head for each number of the data; column of the teacher's head for each
+        of the student's, None where they are the same.
+    """
+    ours, theirs = heads.ours, heads.theirs
+    unchanged = tuple(range(classes.width))
+    # Bare numbers are the teacher's. Are they also the positions of the student's names?
+    if ours and heads.teacher is not None and classes.names is None and (theirs is None or _differ(ours, theirs)):
+        other = f"as {shorten(theirs)}" if theirs else "without names"
+        raise UserError(
+            f"the student has its classes as {shorten(ours)}, the teacher {other}, and the data does not name them. "
+            f"{_SAY_NAMES}",
+            key="labels",
+        )
+    order = ours or theirs or classes.names
+    at: Sequence[int] = unchanged
+    if order and classes.names:
+        try:
+            at = positions(classes.names, order, whose="the model")
+        except UserError as error:
+            raise UserError(f"{error} {_SAY_NAMES}", key=key) from error
+    # A teacher without names was trained on the data's numbers.
+    known = theirs or classes.names
+    if heads.teacher is None or order is None or known is None:
+        return order, at, None
+    columns = positions(order, known, whose="the teacher")
+    return order, at, None if columns == unchanged else columns
+
+
+def _differ(ours: Names, theirs: Names) -> bool:
+    return positions(ours, theirs, whose="the teacher") != tuple(range(len(ours)))

@@ -4,35 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from hf_distill import __version__
 from hf_distill.component import component
+from hf_distill.data import column
 from hf_distill.errors import UserError
 from hf_distill.models import Head
 from hf_distill.tasks.base import Prepared, Task
 from hf_distill.tasks.class_labels import Labelling, read_labels
+from hf_distill.tasks.problem import PROBLEM_TYPES, Problem
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-    from hf_distill.objectives.base import Objective
-
-Problem = Literal["single_label", "multi_label", "regression"]
-_PROBLEM_TYPES = {
-    "single_label": "single_label_classification",
-    "multi_label": "multi_label_classification",
-    "regression": "regression",
-}
-
 
 @component
 class TextClassification(Task):
-    """Sequence classification and regression.
+    """Sequence classification and regression, of one text or of a pair.
 
     Attributes:
-        problem: Read from the label column if left out: text or integers are one label, lists are several, floats
-            are regression.
+        problem: `single_label`, `multi_label` or `regression`. Read from the label column if left out: text and
+            integers are one label, lists are several, floats are regression (see `class_labels.read_labels`).
     """
 
     name: ClassVar[str] = "text-classification"
@@ -58,10 +52,7 @@ class TextClassification(Task):
         from hf_distill.metrics import DEFAULTS, check, score
         from hf_distill.rows import ExampleRows
 
-        for name, split in splits.items():
-            for role in ("text", "text_pair"):
-                if role in split.column_names:
-                    _check_text(split, name, role)
+        _check_texts(splits)
         labelling = read_labels(
             {name: split for name, split in splits.items() if "label" in split.column_names},
             problem=self.problem,
@@ -69,70 +60,72 @@ class TextClassification(Task):
             teacher=teacher,
             student=student,
         )
-        kind, width = labelling.kind, labelling.width
-        judged = labelling.has_labels("eval")
-        names = metrics or list(DEFAULTS[kind])
-        check(names, kind, width)
-        tokenised = {name: _tokenise(split, tokenizer, max_length, labelling) for name, split in splits.items()}
+        names = metrics or list(DEFAULTS[labelling.kind])
+        check(names, labelling.kind, labelling.width)
+        pair = "text_pair" in splits["train"].column_names
+        _check_length(tokenizer, max_length, pair)
+        tokenised = {name: _tokenise(split, name, tokenizer, max_length, labelling) for name, split in splits.items()}
         return Prepared(
             train=tokenised["train"],
             eval=tokenised["eval"].sort("length"),
             head=Head(self.auto_class, _settings(labelling, tokenizer)),
-            layout=ExampleRows(kind=kind, width=width, teacher_columns=labelling.teacher_columns),
+            layout=ExampleRows(kind=labelling.kind, width=labelling.width, teacher_columns=labelling.teacher_columns),
             collator=DataCollatorWithPadding(tokenizer),
-            metrics=partial(score, names, kind=kind),
-            metric_names=tuple(names) if judged else (),
+            metrics=partial(score, names, kind=labelling.kind),
+            metric_names=tuple(names) if "eval" in labelling.labelled else (),
             label_names=labelling.names,
-            labelled=labelling.has_labels("train"),
+            labelled="train" in labelling.labelled,
         )
 
-    def check(self, objectives: tuple[Objective, ...], prepared: Prepared) -> None:
-        """Refuse a softmax over one predicted value: it is constant, and its loss silently zero.
 
-        Raises:
-            UserError: An objective does not fit.
-        """
-        from hf_distill.objectives.base import RowObjective
+def _check_texts(splits: Mapping[str, Dataset]) -> None:
+    """Refuse columns that do not hold a text in every row, and a pair in one split only."""
+    import pyarrow.compute as pc  # type: ignore[import-untyped]
 
-        for index, objective in enumerate(objectives):
-            key = f"objectives[{index}]"
-            fits = not isinstance(objective, RowObjective) or objective.takes_values
-            if not prepared.layout.has_classes and not fits:
-                raise UserError(
-                    f"'{objective.name}' compares distributions over classes, but this is regression. "
-                    "Use logits_mse for the teacher's values and labels for the true ones.",
-                    key=key,
-                )
-            if objective.unit == "label" and not prepared.labelled:
-                raise UserError(
-                    f"'{objective.name}' needs labels, but the train split has none. Leave it out: the teacher's "
-                    "targets need no labels.",
-                    key=key,
-                )
-
-
-def _check_text(split: Dataset, name: str, role: str) -> None:
-    """Refuse a text column that does not hold text in every row."""
-    dtype = getattr(split.features[role], "dtype", "a list")
-    if dtype not in ("string", "large_string"):
+    having = [name for name, split in splits.items() if "text_pair" in split.column_names]
+    if having and len(having) < len(splits):
         raise UserError(
-            f"the column of the role '{role}' holds {dtype} in the {name} split; wanted text.", key=f"columns.{role}"
+            f"only the {having[0]} split has a second text; the models would see something else in the other.",
+            key="columns.text_pair",
         )
-    missing = [row for row, value in enumerate(split[role]) if value is None]
-    if missing:
+    for name, split in splits.items():
+        for role in ("text", "text_pair") if having else ("text",):
+            texts, key = column(split, role), f"columns.{role}"
+            if len(texts) == texts.null_count:
+                raise UserError(f"the {name} split has no {role} in any row.", key=key)
+            if str(texts.type) not in ("string", "large_string"):
+                raise UserError(
+                    f"the column of the role '{role}' holds {texts.type} in the {name} split; wanted text. "
+                    "Name another column, or convert it.",
+                    key=key,
+                )
+            if texts.null_count:
+                first = pc.index(pc.is_null(texts), True).as_py()
+                raise UserError(
+                    f"{texts.null_count} of {len(split)} texts of the {name} split are missing (None), the first in "
+                    f"row {first}, counted from 0. Drop or fill these rows.",
+                    key=key,
+                )
+
+
+def _check_length(tokenizer: PreTrainedTokenizerBase, max_length: int | None, pair: bool) -> None:
+    added = tokenizer.num_special_tokens_to_add(pair=pair)
+    if max_length is not None and max_length <= added:
         raise UserError(
-            f"{len(missing)} of {len(split)} texts of the {name} split are missing (None), the first in row {missing[0]}, "
-            "counted from 0. Drop or fill these rows.",
-            key=f"columns.{role}",
+            f"{max_length} tokens leave no room for text: the tokenizer adds {added} of its own. Wanted more.",
+            key="max_length",
         )
 
 
 def _tokenise(
-    split: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None, labelling: Labelling
+    split: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None, labelling: Labelling
 ) -> Dataset:
-    """Return the model inputs, `labels` and `length` of a split."""
+    """Return the model inputs, `labels` and `length` of a split; found again in the cache on the next run."""
+    import pyarrow.compute as pc
 
-    def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
+    # `datasets` hashes what this function refers to. The default argument makes our version part of it, because a
+    # method of an installed class (`labelling.encode`) is hashed by its name alone.
+    def encode(batch: dict[str, list[Any]], _version: str = __version__) -> dict[str, Any]:
         encoded = dict(
             tokenizer(batch["text"], batch.get("text_pair"), truncation=max_length is not None, max_length=max_length)
         )
@@ -141,13 +134,21 @@ def _tokenise(
             encoded["labels"] = labelling.encode(batch["label"])
         return encoded
 
-    return split.map(encode, batched=True, remove_columns=split.column_names, desc="Tokenising")
+    tokenised = split.map(encode, batched=True, remove_columns=split.column_names, desc=f"Tokenising {name}")
+    empty = pc.index(column(tokenised, "length"), 0).as_py()
+    if empty >= 0:
+        # Some decoders add no token of their own; what such a model answers to nothing is arbitrary.
+        raise UserError(
+            f"row {empty} (counted from 0) of the {name} split is empty: the tokenizer gives no token for it. Drop it.",
+            key="columns.text",
+        )
+    return tokenised
 
 
 def _settings(labelling: Labelling, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "num_labels": labelling.width,
-        "problem_type": _PROBLEM_TYPES[labelling.problem],
+        "problem_type": PROBLEM_TYPES[labelling.problem],
         # Decoder classifiers find the last token by it.
         "pad_token_id": tokenizer.pad_token_id,
     }

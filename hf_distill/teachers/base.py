@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 class FineTune(Protocol):
     """Trains a model on the run's own data, or finds it trained; the run provides it to teachers that need it."""
 
-    def __call__(
-        self, model: PreTrainedModel, training: dict[str, object], directory: str | None
-    ) -> PreTrainedModel:
+    def __call__(self, model: PreTrainedModel, training: dict[str, object], directory: str | None) -> PreTrainedModel:
         """Return `model` trained with the `labels` objective.
 
         Args:

@@ -58,8 +58,8 @@ class PretrainedTeacher(Teacher):
         )
         if missing:
             raise UserError(
-                f"'{self.model}' has no trained head for this task (its checkpoint lacks {', '.join(missing[:3])}), so it "
-                "would teach noise. Name a fine-tuned model, or let this run fine-tune it: "
+                f"'{self.model}' has no trained head for this task (its checkpoint lacks {', '.join(missing[:3])}), so "
+                "it would teach noise. Name a fine-tuned model, or let this run fine-tune it: "
                 "teacher: {name: finetuned, model: ...}.",
                 key="model",
             )

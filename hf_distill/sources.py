@@ -1,0 +1,177 @@
+"""Where raw examples are: a Hub dataset, a directory, files, or what `save_to_disk` wrote."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_distill.errors import UserError, did_you_mean
+from hf_distill.models import resolve
+
+if TYPE_CHECKING:
+    from hf_distill.recipe import Data
+
+CUT = "splits: {train: 'train[:90%]', eval: 'train[90%:]'}"
+# Only an empty cell is a missing one: pandas would also drop the texts and classes "None", "NA" and "null".
+_CSV = {"keep_default_na": False, "na_values": [""]}
+BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".csv": ("csv", _CSV),
+    ".tsv": ("csv", {"delimiter": "\t", **_CSV}),
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+    ".parquet": ("parquet", {}),
+    ".txt": ("text", {}),
+    ".arrow": ("arrow", {}),
+}
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What `load_dataset` is asked for.
+
+    Attributes:
+        path: Name of a builder where there are files, else a directory or Hub id.
+        options: Further arguments.
+        files: Split -> its files; empty where `load_dataset` finds the splits itself.
+        named: Whether it is the recipe that names the splits of `files`.
+    """
+
+    path: str
+    options: Mapping[str, Any]
+    files: Mapping[str, list[str]] = field(default_factory=dict)
+    named: bool = False
+
+    def instruction(self, data: Data, split: str) -> str:
+        """Return the part of the data, slicing included, that is a split of the run."""
+        wanted = data.splits[split]
+        fields: Any = type(data)
+        usual = fields.__pydantic_fields__["splits"].get_default(call_default_factory=True)
+        # `path: {train: ..., eval: ...}` says it all.
+        said = self.named and wanted == usual.get(split) and wanted not in self.files and split in self.files
+        return split if said else wanted
+
+    def files_of(self, instruction: str, split: str) -> dict[str, list[str]]:
+        """Return the files that an instruction such as `train[:90%]+extra` needs.
+
+        Those alone: `load_dataset` wants all files it is given to have the same columns, and eval may lack labels.
+
+        Raises:
+            UserError: There is no such split.
+        """
+        if not self.files:
+            return {}
+        names = [part.partition("[")[0].strip() for part in instruction.split("+")]
+        for name in names:
+            if name not in self.files:
+                raise no_split(name, self.files, split)
+        return {name: self.files[name] for name in names}
+
+    def key(self, files: Mapping[str, list[str]]) -> str:
+        """Return the recipe key that names these files."""
+        return f"path.{next(iter(files))}" if self.named and len(files) == 1 else "path"
+
+
+def no_split(name: str, known: Iterable[str], split: str) -> UserError:
+    """Return the error for a split that the data does not have."""
+    known = list(known)
+    hint = did_you_mean(name, known)
+    if len(known) == 1:
+        hint = f" There is only '{known[0]}'. Cut both from it: {CUT}."
+    return UserError(f"the data has no split '{name}'.{hint}", key=f"splits.{split}")
+
+
+def find_source(data: Data) -> Source:
+    """Return where the examples are, without reading them.
+
+    Raises:
+        UserError: A path is not there, or a file of a kind that is not read.
+    """
+    if isinstance(data.path, dict):
+        return _from_files({split: _paths(named, f"path.{split}") for split, named in data.path.items()}, named=True)
+    if _is_pattern(data.path):
+        return _from_files({"train": _paths(data.path, "path")})
+    where = resolve(data.path, "path")
+    if os.path.isfile(where):
+        if data.name is not None:
+            raise UserError("a file has no configurations. Leave 'name' out.", key="name")
+        return _from_files({"train": [where]})
+    saved = _saved_to_disk(Path(where))
+    return _from_files(saved) if saved else Source(where, {"name": data.name, "revision": data.revision})
+
+
+def _is_pattern(path: str) -> bool:
+    return glob.has_magic(path) and not os.path.exists(os.path.expanduser(path))
+
+
+def _paths(named: str | list[str], key: str) -> list[str]:
+    """Return the files that a recipe names, with `*` filled in."""
+    found: list[str] = []
+    for one in [named] if isinstance(named, str) else named:
+        if not _is_pattern(one):
+            found.append(resolve(one, key))
+            continue
+        matches = sorted(glob.glob(os.path.expanduser(one), recursive=True))
+        if not matches:
+            raise UserError(f"no file matches '{one}' (looked from {Path.cwd()}).", key=key)
+        found += matches
+    if not found:
+        raise UserError("no file named.", key=key)
+    return found
+
+
+def _from_files(files: Mapping[str, list[str]], *, named: bool = False) -> Source:
+    builders = []
+    for split, paths in files.items():
+        builders += [_builder(path, f"path.{split}" if named else "path") for path in paths]
+    if not builders:
+        raise UserError("no file named.", key="path")
+    if any(one != builders[0] for one in builders):
+        raise UserError("the files are of different kinds; one run reads one kind.", key="path")
+    return Source(*builders[0], files, named)
+
+
+def _builder(file: str, key: str) -> tuple[str, dict[str, Any]]:
+    path = Path(file)
+    if not path.is_file():
+        what = "a directory; wanted files" if path.is_dir() else "not there"
+        raise UserError(f"'{file}' is {what}.", key=key)
+    plain = path.with_suffix("") if path.suffix.lower() in _COMPRESSED else path
+    found = BUILDERS.get(plain.suffix.lower())
+    if found is None:
+        raise UserError(
+            f"cannot tell what '{path.name}' holds. Wanted a name that ends in {', '.join(BUILDERS)}.", key=key
+        )
+    if path.stat().st_size == 0:
+        raise UserError(f"'{file}' is empty.", key=key)
+    return found
+
+
+def _saved_to_disk(directory: Path) -> dict[str, list[str]] | None:
+    """Return the files of what `save_to_disk` wrote, one dataset ("train") or several; None for anything else.
+
+    They are read as files, not with `load_from_disk`: slices work as everywhere, and nothing is written beside them.
+    """
+    try:
+        if (directory / "dataset_dict.json").is_file():
+            names = json.loads((directory / "dataset_dict.json").read_bytes())["splits"]
+            return {name: _arrow_files(directory / name) for name in names}
+        if (directory / "state.json").is_file() and (directory / "dataset_info.json").is_file():
+            return {"train": _arrow_files(directory)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"'{directory}' is not what save_to_disk writes, or not all of it: {type(error).__name__}: {error}.",
+            key="path",
+        ) from error
+    return None
+
+
+def _arrow_files(directory: Path) -> list[str]:
+    # Not `*.arrow`: what `map` cached lies there too.
+    state = json.loads((directory / "state.json").read_bytes())
+    return [str(directory / file["filename"]) for file in state["_data_files"]]

@@ -1,0 +1,159 @@
+"""What the labels of a task are: one class an example, several, or numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+from hf_distill.data import column as arrow_column
+from hf_distill.errors import UserError
+from hf_distill.tasks.label_column import LabelColumn
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+Problem = Literal["single_label", "multi_label", "regression"]
+# What Transformers calls them in a model's configuration.
+PROBLEM_TYPES: dict[Problem, str] = {
+    "single_label": "single_label_classification",
+    "multi_label": "multi_label_classification",
+    "regression": "regression",
+}
+_IN_WORDS = {"single_label": "one class", "multi_label": "several classes", "regression": "numbers"}
+
+
+def find_problem(column: LabelColumn, head: PretrainedConfig | None) -> Problem:
+    """Read the problem from the labels, and from a model's head where they leave it open.
+
+    Args:
+        column: The labels.
+        head: Configuration of a model with a trained head.
+
+    Raises:
+        UserError: They leave it open and there is no head, or the head was trained for another problem.
+    """
+    trained = _trained_for(head)
+    if not column.labelled:
+        return trained or "single_label"
+    found = _looks_like(column, trained, head)
+    if trained and found != trained:
+        raise UserError(
+            f"the labels are {_IN_WORDS[found]} for each text, but the model's head was trained to predict "
+            f"{_IN_WORDS[trained]}. Name another model or, if that is meant, say so: "
+            f"task: {{name: text-classification, problem: {found}}}.",
+            key="columns.label",
+        )
+    return found
+
+
+def _trained_for(head: PretrainedConfig | None) -> Problem | None:
+    """Return what a head was trained for, where its configuration says so."""
+    if head is None:
+        return None
+    said: dict[str | None, Problem] = {name: problem for problem, name in PROBLEM_TYPES.items()}
+    return said.get(head.problem_type, "regression" if head.num_labels == 1 else None)
+
+
+def _looks_like(column: LabelColumn, trained: Problem | None, head: PretrainedConfig | None) -> Problem:
+    scale = trained == "regression"
+    if column.lists:
+        return "regression" if scale else "multi_label"
+    if column.holds(int):
+        return "regression" if scale else "single_label"
+    if not column.holds(int, float):
+        return "single_label"
+    if any(not value.is_integer() for value in column.values if isinstance(value, float)):
+        return "regression"
+    if head is None:
+        raise UserError(
+            "the labels are whole numbers written as floats (1.0): classes in a column with gaps, or a scale. Say "
+            "which: task: {name: text-classification, problem: single_label}, or problem: regression.",
+            key="columns.label",
+        )
+    return trained or "single_label"
+
+
+def value_count(column: LabelColumn) -> int | None:
+    """Return how many numbers each example has (regression); None where no example has any.
+
+    Raises:
+        UserError: Something is no finite number, or the lists are of different lengths.
+    """
+    if any(not _is_number(value) for value in column.values):
+        wanted = "finite numbers (the problem is regression); leave a label empty where there is none"
+        raise column.refuse(lambda value: not _is_number(value), wanted)
+    lengths = column.lengths if column.lists else frozenset({1} if column.values else ())
+    most = max(lengths, default=1)
+    if lengths - {most} or most == 0:
+        wanted = f"{max(most, 1)} values, as in other rows"
+        raise column.refuse(lambda row: len(row) != max(most, 1), wanted, whole=True)
+    return most if lengths else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_classes(column: LabelColumn, problem: Problem) -> None:
+    """Refuse labels that cannot be classes, one or several an example.
+
+    Raises:
+        UserError: There are some.
+    """
+    if column.labelled and column.lists != (problem == "multi_label"):
+        wanted = "a list" if problem == "multi_label" else "one class"
+        raise column.refuse(lambda _: True, f"{wanted} (the problem is {problem})", whole=True)
+    if any(not _is_class(value) for value in column.values):
+        raise column.refuse(
+            lambda value: not _is_class(value), "the name or the number of a class; leave it empty where there is none"
+        )
+    texts = sum(isinstance(value, str) for value in column.values)
+    if 0 < texts < len(column.values):
+        raise column.refuse(lambda value: isinstance(value, str), "a number, like the other labels")
+
+
+def _is_class(value: Any) -> bool:
+    return isinstance(value, str | bool | int) or (isinstance(value, float) and value.is_integer())
+
+
+def is_multi_hot(column: LabelColumn) -> bool:
+    """Whether lists are one 0 or 1 for each class rather than the classes that hold.
+
+    They are where all have the same length, empty ones aside, and hold nothing but 0 and 1; for lists of one integer
+    that would be ambiguous, and they are classes. Floats and booleans are never numbers of classes.
+
+    Raises:
+        UserError: Lists that are neither, so that one of them is wrong.
+    """
+    if column.names or column.holds(str) or not column.values:
+        return False
+    lengths = column.lengths - {0}
+    integers = column.holds(int)
+    if len(lengths) == 1 and all(value in (0, 1) for value in column.values):
+        return not (integers and lengths == {1})
+    if integers:
+        _check_repeats(column)
+        return False
+    most = max(lengths)
+    raise column.refuse(
+        lambda row: len(row) not in (0, most) or any(item not in (0, 1) for item in row),
+        f"one 0 or 1 for each of {most} classes, since the lists hold floats or booleans; for {most} numbers to "
+        "predict say task: {name: text-classification, problem: regression}",
+        whole=True,
+    )
+
+
+def _check_repeats(column: LabelColumn) -> None:
+    """Refuse lists with a number twice: they are 0/1 entries with one of them wrong, not numbers of classes."""
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.compute as pc  # type: ignore[import-untyped]
+
+    for split in column.splits.values():
+        for chunk in arrow_column(split, "label").chunks:
+            pairs = pa.table({"row": pc.list_parent_indices(chunk), "item": pc.list_flatten(chunk)})
+            if pairs.group_by(["row", "item"]).aggregate([]).num_rows < pairs.num_rows:
+                raise column.refuse(
+                    lambda row: len(set(row)) < len(row),
+                    "each class once; lists of one 0 or 1 for each class must all be of the same length",
+                    whole=True,
+                )
