@@ -1,4 +1,4 @@
-"""What the invariance tests train: tiny models in float64, a batch that is hard to split, and a trainer that takes notes.
+"""What the invariance tests train: tiny models in float64, data that is hard to split, a trainer that takes notes.
 
 Used by the tests, by the worker that runs as two processes, and by the script that prints the table.
 """

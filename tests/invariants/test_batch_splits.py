@@ -1,4 +1,4 @@
-"""Promise 1: the loss and the gradient of a step do not depend on how its examples are split, and are the right ones."""
+"""Promise 1: loss and gradient of a step do not depend on how its examples are split, and are the right ones."""
 
 from __future__ import annotations
 

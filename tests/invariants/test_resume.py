@@ -65,7 +65,7 @@ def test_another_training_of_the_same_trainer_logs_its_own_steps_only(tmp_path: 
 
 @pytest.mark.slow
 def test_killed(tmp_path: Path) -> None:
-    """The same for a process that gets no chance to say goodbye: what a checkpoint needs is on disk when it is named."""
+    """The same for a process that gets no chance to say goodbye: what a checkpoint needs is on disk by then."""
     finished = run_worker("kill", tmp_path / "killed")
     assert finished.returncode == -signal.SIGKILL, finished.stderr[-2000:]
     checkpoint = last_complete_checkpoint(tmp_path / "killed")

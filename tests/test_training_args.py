@@ -1,0 +1,56 @@
+"""Training arguments: Transformers' own, less those that would be ignored or break a promise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainingArguments
+
+from hf_distill import DistillationArguments
+from hf_distill.training_args import check_arguments
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "label smoothing": ({"label_smoothing_factor": 0.1}, "not applied to a distillation loss; leave it at 0"),
+    "fused loss": ({"use_liger_kernel": True}, "drops the logits; leave it off"),
+    "local counts": ({"average_tokens_across_devices": False}, "depend on the number of processes; leave it on"),
+    "batch losses": ({"include_for_metrics": ["inputs", "loss"]}, r"include_for_metrics=\['loss'\].*Remove it"),
+    "token": ({"hub_token": "hf_secret"}, "hub_token .* HF_TOKEN environment variable"),
+    "every save": ({"push_to_hub": True, "hub_strategy": "every_save"}, "hub_strategy must be 'end'"),
+}
+
+
+@pytest.mark.parametrize("settings", [pytest.param(case[0], id=name) for name, case in REFUSED.items()])
+def test_refused(settings: dict[str, Any], tmp_path: Path) -> None:
+    """An argument that is accepted and ignored was believed to work; a token in training_args.bin gets published."""
+    message = next(text for given, text in REFUSED.values() if given is settings)
+    with pytest.raises(ValueError, match=message) as refusal:
+        DistillationArguments(output_dir=str(tmp_path), **settings)
+    assert "hf_secret" not in str(refusal.value)
+    if not settings.get("use_liger_kernel"):  # Transformers refuses it first where the package is missing
+        with pytest.raises(ValueError, match=message):
+            check_arguments(TrainingArguments(output_dir=str(tmp_path), use_cpu=True, **settings))
+
+
+def test_defaults(tmp_path: Path) -> None:
+    """Every other default is Transformers': a user's knowledge of them must hold."""
+    ours, theirs = DistillationArguments(output_dir=str(tmp_path)), TrainingArguments(output_dir=str(tmp_path))
+    check_arguments(theirs)  # its `hub_strategy`, "every_save", does no harm without a push
+    different = {name for name, value in ours.to_dict().items() if value != theirs.to_dict()[name]}
+    assert different <= {"hub_strategy", "use_cpu", "dataloader_pin_memory", "logging_dir"}
+    assert ours.hub_strategy == "end"
+    assert DistillationArguments(output_dir=str(tmp_path), push_to_hub=True).hub_strategy == "end"
+
+
+def test_a_machine_without_accelerator_uses_its_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without `use_cpu` bf16 raises there, and processes of torchrun each take themselves for the only one. With
+    an accelerator it must stay off: a run on the CPU by mistake looks like a slow one."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    args = DistillationArguments(output_dir=str(tmp_path), bf16=True)
+    assert args.use_cpu
+    assert args.device.type == "cpu"
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(TrainingArguments, "__post_init__", lambda self: None)
+    assert not DistillationArguments(output_dir=str(tmp_path)).use_cpu
