@@ -13,8 +13,9 @@ STAMP := $(VENV)/.installed
 UNFINISHED := $(VENV)/.unfinished
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-# One process with all cores, on a machine with GPUs the first of them.
-LAUNCH := $(BIN)/accelerate launch --config_file recipes/accelerate/one_process.yaml \
+# One process with all cores, on a machine with GPUs the first of them. Quiet: no traceback of the launcher's own below
+# the line that says what is wrong.
+LAUNCH := $(BIN)/accelerate launch --quiet --config_file recipes/accelerate/one_process.yaml \
 	$(if $(CUDA_VISIBLE_DEVICES),,--gpu_ids 0)
 THREADS := $(BIN)/python -c "import torch; print(torch.get_num_threads())"
 
