@@ -164,10 +164,8 @@ def _saved_to_disk(directory: Path) -> dict[str, list[str]] | None:
         if (directory / "state.json").is_file() and (directory / "dataset_info.json").is_file():
             return {"train": _arrow_files(directory)}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"'{directory}' is not what save_to_disk writes, or not all of it: {type(error).__name__}: {error}.",
-            key="path",
-        ) from error
+        reason = "its state.json does not list the files" if isinstance(error, KeyError | TypeError) else error
+        raise UserError(f"'{directory}' is not all of what save_to_disk writes: {reason}.", key="path") from error
     return None
 
 

@@ -103,7 +103,8 @@ def check_classes(column: LabelColumn, problem: Problem) -> None:
     if column.labelled and column.lists != (problem == "multi_label"):
         wanted = "a list" if problem == "multi_label" else "one class"
         raise column.refuse(lambda _: True, f"{wanted} (the problem is {problem})", whole=True)
-    if any(not _is_class(value) for value in column.values):
+    # Of floats in lists, `is_multi_hot` says more.
+    if any(not _is_class(value) for value in column.values if not (column.lists and isinstance(value, float))):
         raise column.refuse(
             lambda value: not _is_class(value), "the name or the number of a class; leave it empty where there is none"
         )

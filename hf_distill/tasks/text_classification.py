@@ -67,7 +67,7 @@ class TextClassification(Task):
         tokenised = {name: _tokenise(split, name, tokenizer, max_length, labelling) for name, split in splits.items()}
         return Prepared(
             train=tokenised["train"],
-            eval=tokenised["eval"].sort("length"),
+            eval=_by_length(tokenised["eval"]),
             head=Head(self.auto_class, _settings(labelling, tokenizer)),
             layout=ExampleRows(kind=labelling.kind, width=labelling.width, teacher_columns=labelling.teacher_columns),
             collator=DataCollatorWithPadding(tokenizer),
@@ -143,6 +143,12 @@ def _tokenise(
             key="columns.text",
         )
     return tokenised
+
+
+def _by_length(split: Dataset) -> Dataset:
+    import numpy as np
+
+    return split.select(np.argsort(column(split, "length").to_numpy(), kind="stable"))
 
 
 def _settings(labelling: Labelling, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
