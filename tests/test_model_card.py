@@ -72,7 +72,8 @@ training: {{output_dir: {home}/out, logging_dir: secret-project/logs, resume_fro
     assert "secret_project" not in text
     assert str(tmp_path) not in text
     assert "runs/" not in text
-    for name in ("`mine`", "`a.csv`", "`b.csv`", "`c.csv`", "`tiny`", "tokenizer-x", "# out", "metric.py"):
+    in_package = "`package:tiny_models/models/tiny`"
+    for name in ("`mine`", "`a.csv`", "`b.csv`", "`c.csv`", in_package, "tokenizer-x", "# out", "metric.py"):
         assert name in text
     data = parsed(whole(recipe=recipe), tmp_path).data
     assert (data.base_model, data.datasets) == (None, None)
