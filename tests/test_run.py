@@ -93,7 +93,8 @@ def test_a_run_writes_a_student_a_card_a_recipe_and_a_report(write_recipe: Write
         *("README.md", "recipe.yaml", "report.json", "report.html"),
     }
     student, info = AutoModelForSequenceClassification.from_pretrained(out, output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
     assert student.config.num_hidden_layers == 2
     assert student.config.id2label == {0: "negative", 1: "positive"}
     assert AutoTokenizer.from_pretrained(out)("a great film")["input_ids"]
@@ -556,7 +557,7 @@ def test_two_processes_write_what_one_writes(write_recipe: WriteRecipe, tmp_path
 def test_a_run_keeps_the_precision_it_began_with(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The probe behind `bf16: auto` is a timing; answering differently on another day, it would end the run for good."""
+    """The probe behind `bf16: auto` is a timing: another answer on another day would make the run another one."""
     from hf_distill import load_recipe, precision
     from hf_distill.check import check
 
