@@ -317,16 +317,28 @@ def test_objective_that_averages_is_refused(tmp_path: Path) -> None:
         make_trainer("classification", tmp_path, terms=[Averaged()], max_steps=1, **split(4)).train()
 
 
+@component
+class Threes(Objective):
+    """Returns 3 for every example, in half precision."""
+
+    name: ClassVar[str] = "threes"
+    unit: ClassVar[Any] = "example"
+
+    def per_example(self, comparison: Comparison) -> Tensor:
+        """See `Objective.per_example`."""
+        logits: Tensor = comparison.student["logits"]
+        return (3 + 0 * logits[:, 0]).bfloat16()
+
+
 def test_half_precision_sums_are_added_in_single(tmp_path: Path) -> None:
-    """In bfloat16, 256 + 1 is 256: counts stacked with such sums would stop counting."""
-    student, teacher = make_models("classification", dtype=torch.bfloat16)
-    trainer = quiet(
-        student, small(tmp_path, per_device_eval_batch_size=300), teacher=teacher, objectives=[HiddenDistance()],
-        eval_dataset=rows("classification", 300),
-    )  # fmt: skip
-    whole = trainer.evaluate()["eval_objective/hidden_distance"]
-    trainer.args.per_device_eval_batch_size = 7
-    assert trainer.evaluate()["eval_objective/hidden_distance"] == pytest.approx(whole, rel=0.01)
+    """In bfloat16, 256 + 1 is 256: added up in the precision of a plugin, sums and counts would stop counting."""
+    student, teacher = make_models("classification", dtype=torch.float32)
+    args = small(tmp_path, max_steps=1, per_device_train_batch_size=257, per_device_eval_batch_size=257)
+    data = rows("classification", 257)
+    trainer = quiet(student, args, teacher=teacher, objectives=[Threes()], train_dataset=data, eval_dataset=data)
+    assert trainer.evaluate()["eval_objective/threes"] == 3
+    trainer.train()
+    assert trainer.state.log_history[-2]["objective/threes"] == 3
 
 
 # --- what goes in -----------------------------------------------------------------------------------------------------
@@ -445,8 +457,16 @@ def test_peft_teacher(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     student, teacher = make_models("classification", dtype=torch.float32)
     lora = peft.get_peft_model(teacher, peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"]))
-    trainer = quiet(student, small(tmp_path), teacher=lora, train_dataset=rows("classification"))
+
+    def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        batch = Collator()(examples)
+        return {**batch, "token_type_ids": batch["attention_mask"]}
+
+    data = rows("classification")
+    trainer = quiet(student, small(tmp_path), teacher=lora, train_dataset=data, data_collator=collate)
+    calls = record_calls(teacher)
     trainer.train()
+    assert all(set(inputs) > {"input_ids", "token_type_ids"} for inputs, _ in calls)
     assert not any(parameter.requires_grad for parameter in lora.parameters())
     assert trainer.state.log_history[0]["objective/kl"] > 0
 

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -110,7 +111,7 @@ def formula(name: str, student: Array, teacher: Array, label: Any) -> tuple[floa
     return float(-np.log(q[int(label)])), q - np.eye(student.size)[int(label)]
 
 
-def rows_of(kind: str, logits: Array, example: dict[str, Any]) -> list[tuple[Any, Any]]:
+def places(kind: str, example: dict[str, Any]) -> list[tuple[Any, Any]]:
     """Return position in the logits and label of every row of an example; None where it has no label."""
     labels = example["labels"]
     if kind == "classification":
@@ -119,6 +120,12 @@ def rows_of(kind: str, logits: Array, example: dict[str, Any]) -> list[tuple[Any
         return [((0, index), None if math.isnan(label) else label) for index, label in enumerate(labels)]
     shift = int(kind.startswith("causal"))
     return [((0, at - shift), label) for at, label in enumerate(labels) if label != -100 and at >= shift]
+
+
+def logits_at(kind: str, logits: Array, place: Any) -> Array:
+    found = np.atleast_1d(logits[place])
+    # Each label of a multi-label example is two classes with logits 0 and z.
+    return np.array([0.0, found[0]]) if kind == "multi-label" else found
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -130,36 +137,39 @@ def test_loss_and_gradient_are_those_of_the_formulas(kind: str, tmp_path: Path) 
     """
     rows = make_rows(kind)[:STEP]
     student, teacher = make_models(kind)
-    terms = {objective.name: objective for objective in objectives(kind)}
-    sums, counts = dict.fromkeys(terms, 0.0), dict.fromkeys(terms, 0)
-    outputs, slopes = [], []
+    weights = {objective.name: objective.weight for objective in objectives(kind)}
+    sums, counts, agreed = dict.fromkeys(weights, 0.0), dict.fromkeys(weights, 0), []
+    outputs = []
     for example in rows:
         ids = torch.tensor([example["input_ids"]])
         output = student.eval()(input_ids=ids).logits
         mine, theirs = output.detach().numpy(), teacher.eval()(input_ids=ids).logits.detach().numpy()
-        slope = {name: np.zeros_like(mine) for name in terms}
-        for place, label in rows_of(kind, mine, example):
-            for name in terms:
-                if name == "labels" and label is None:
-                    continue
+        slopes = {name: np.zeros_like(mine) for name in weights}
+        for place, label in places(kind, example):
+            s, t = logits_at(kind, mine, place), logits_at(kind, theirs, place)
+            agreed.append(s.argmax() == t.argmax())
+            for name in weights if label is not None else weights.keys() - {"labels"}:
+                value, slope = formula(name, s, t, label)
                 counts[name] += 1
-                s, t = np.atleast_1d(mine[place]), np.atleast_1d(theirs[place])
-                if kind == "multi-label":  # each label is two classes with logits 0 and z
-                    s, t = np.array([0.0, s[0]]), np.array([0.0, t[0]])
-                value, gradient = formula(name, s, t, label)
                 sums[name] += value
-                slope[name][place] += gradient[-1] if kind == "multi-label" else gradient.reshape(mine[place].shape)
-        outputs.append(output)
-        slopes.append(slope)
-    for output, slope in zip(outputs, slopes, strict=True):
-        total = sum(terms[name].weight * slope[name] / counts[name] for name in terms)
-        output.backward(torch.from_numpy(np.asarray(total)))
-    record = train(make_trainer(kind, tmp_path, train_sampling_strategy="sequential", max_steps=1, **split(4)))
-    means = {name: sums[name] / counts[name] for name in terms}
+                slopes[name][place] += slope.reshape(-1)[-1] if kind in ("multi-label", "regression") else slope
+        outputs.append((output, slopes))
+    for output, slopes in outputs:
+        output.backward(torch.from_numpy(sum(weights[name] * slopes[name] / counts[name] for name in weights)))
+    means = {f"objective/{name}": sums[name] / counts[name] for name in weights}
+    if kind != "regression":
+        means["agreement"] = float(np.mean(agreed))
+    loss = sum(weights[name] * means[f"objective/{name}"] for name in weights)
     # Llama computes its norms in float32.
     rounding = 1e-6 if kind == "causal-lm" else ROUNDING
-    assert record.losses == pytest.approx([sum(terms[name].weight * means[name] for name in terms)], rel=rounding)
-    assert {name: record.logs[0][f"objective/{name}"] for name in terms} == pytest.approx(means, rel=FLOAT32)
+
+    trainer = make_trainer(kind, tmp_path, train_sampling_strategy="sequential", max_steps=1, **split(4))
+    evaluated = trainer.evaluate(datasets.Dataset.from_list(rows))
+    assert {name: evaluated[f"eval_{name}"] for name in means} == pytest.approx(means, rel=rounding)
+    assert evaluated["eval_loss"] == pytest.approx(loss, rel=rounding)
+    record = train(trainer)
+    assert {name: record.logs[0][name] for name in means} == pytest.approx(means, rel=FLOAT32)
+    assert record.losses == pytest.approx([loss], rel=rounding)
     wanted = {name: one.grad for name, one in student.named_parameters() if one.grad is not None}
     assert largest_difference(record, Record(gradients=[wanted])) < rounding
 
@@ -227,6 +237,17 @@ def refuse_labels(trainer: NotingTrainer) -> Any:
         return output
 
     return checked
+
+
+def test_models_that_take_no_loss_arguments(tmp_path: Path) -> None:
+    """By default `Trainer` divides the loss of such a model once more, by the number of micro-batches."""
+
+    def run(batch_size: int) -> Record:
+        trainer = make_trainer("classification", tmp_path, max_steps=1, **split(batch_size))
+        trainer.model_accepts_loss_kwargs = False
+        return train(trainer)
+
+    assert_same(run(2), run(8))
 
 
 @pytest.mark.parametrize("kind", KINDS)
