@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.errors import UserError, did_you_mean
+from hf_distill.models import sibling
 from hf_distill.sources import CUT, Source, find_source, no_split
 
 if TYPE_CHECKING:
@@ -61,20 +62,40 @@ def load_splits(data: Data, roles: Mapping[str, bool]) -> dict[str, Dataset]:
     check_data(data, roles)
     source = find_source(data)
     wanted = {split: source.instruction(data, split) for split in SPLITS}
-    if wanted["train"] == wanted["eval"]:
+    loaded = {split: _load(source, wanted[split], split) for split in SPLITS}
+    if shared := _shared_rows(loaded, wanted):
         logger.warning(
-            "train and eval are both '%s': the report will say what the student remembers, not what it learned. "
-            "Cut them apart: %s",
+            "%s rows of the eval split ('%s') are also in train ('%s'): the report will say what the student "
+            "remembers, not what it learned. Cut them apart: %s",
+            shared,
+            wanted["eval"],
             wanted["train"],
             CUT,
         )
-    loaded = {split: _load(source, wanted[split], split) for split in SPLITS}
     found = _find_columns({split: dataset.column_names for split, dataset in loaded.items()}, data, roles)
     # Renaming happens after the selection: a leftover column may carry the name of a role.
     return {
         split: loaded[split].select_columns(list(mine)).rename_columns({c: r for c, r in mine.items() if c != r})
         for split, mine in found.items()
     }
+
+
+def _shared_rows(loaded: Mapping[str, Dataset], wanted: Mapping[str, str]) -> int:
+    """Return how many rows two instructions such as `train` and `train[:10%]` have in common."""
+    from datasets import ReadInstruction
+
+    sizes = {name: info.num_examples for data in loaded.values() for name, info in (data.info.splits or {}).items()}
+    try:
+        train, judged = (ReadInstruction.from_spec(wanted[split]).to_absolute(sizes) for split in SPLITS)
+    except (ValueError, AssertionError):  # "all" names no split
+        return 0
+    overlaps = (
+        min(one.to, other.to) - max(one.from_, other.from_)
+        for one in train
+        for other in judged
+        if one.splitname == other.splitname
+    )
+    return sum(max(0, overlap) for overlap in overlaps)
 
 
 def peek(data: Data, roles: Mapping[str, bool]) -> dict[str, dict[str, Any]] | None:
@@ -155,11 +176,12 @@ def _wrong_split(wanted: str, split: str, error: Exception) -> UserError | None:
 
 def _unreadable(source: Source, files: Mapping[str, list[str]], error: Exception) -> UserError:
     paths = [path for group in files.values() for path in group]
-    what = f"'{paths[0]}'" if len(paths) == 1 else f"one of {len(paths)} files ('{paths[0]}', ...)" if paths else ""
-    if not paths:
-        here = os.path.exists(source.path)
-        what = f"'{source.path}'" if here else f"'{source.path}', which is no file or directory here"
-    return UserError(f"cannot read {what}: {_reason(error)}", key=source.key(files))
+    what, hint = f"'{paths[0] if paths else source.path}'", ""
+    if len(paths) > 1:
+        what = f"one of {len(paths)} files ({what}, ...)"
+    if not paths and not os.path.exists(source.path):
+        what, hint = f"{what}, which is no file or directory here", sibling(source.path)
+    return UserError(f"cannot read {what}: {_reason(error)}{hint}", key=source.key(files))
 
 
 def _reason(error: Exception) -> str:
@@ -206,9 +228,9 @@ def _find_columns(columns: Mapping[str, list[str]], data: Data, roles: Mapping[s
         without = [split for split, names in columns.items() if wanted not in names]
         if without and (required or (named and len(without) == len(columns))):
             known = columns[without[0]]
+            hint = did_you_mean(wanted, known) + f" Say which one: columns: {{{role}: ...}}."
             raise UserError(
-                f"the {without[0]} split has no column '{wanted}' for the role '{role}'.{did_you_mean(wanted, known)}"
-                f"{_delimiter(known)} Say which one: columns: {{{role}: ...}}.",
+                f"the {without[0]} split has no column '{wanted}' for the role '{role}'.{_delimiter(known) or hint}",
                 key=key,
             )
         if without and named:

@@ -55,7 +55,7 @@ def resolve(location: str, key: str = "model") -> str:
     if location and os.path.exists(path):
         return path
     if _looks_like_path(location):
-        raise UserError(f"no such file or directory: '{location}' (looked from {Path.cwd()}).{_sibling(path)}", key=key)
+        raise UserError(f"no such file or directory: '{location}' (looked from {Path.cwd()}).{sibling(path)}", key=key)
     return location
 
 
@@ -77,7 +77,7 @@ def _looks_like_path(location: str) -> bool:
     return _HUB_ID.fullmatch(location) is None or _FILE.fullmatch(Path(location).suffix) is not None
 
 
-def _sibling(path: str) -> str:
+def sibling(path: str) -> str:
     """Return `" Did you mean 'x'?"` where something of a similar name is there."""
     folder, name = os.path.split(path.rstrip("/\\"))
     try:
@@ -137,7 +137,8 @@ def _cannot_open(what: str, where: str, error: Exception, key: str) -> UserError
             key=key,
         )
     if not os.path.exists(where) and isinstance(error, OSError):
-        return UserError(f"{what} is no directory here and cannot be had from the Hub: {_first_line(error)}", key=key)
+        reason = f"is no directory here and cannot be had from the Hub: {_first_line(error)}"
+        return UserError(f"{what} {reason}{sibling(where)}", key=key)
     return UserError(f"cannot open {what}: {_first_line(error)}", key=key)
 
 

@@ -120,20 +120,22 @@ def _tokenizer(recipe: Recipe, student: Student | None) -> PreTrainedTokenizerBa
     opened: dict[str, PreTrainedTokenizerBase] = {}
     if recipe.tokenizer is not None:
         opened["tokenizer"] = open_tokenizer(recipe.tokenizer)
-    failed: UserError | None = None
+    failed: list[UserError] = []
     for side, entry in (("student", student), ("teacher", recipe.teacher)):
         if entry is None or entry.source is None:
             continue
         try:
             opened[side] = _tokenizer_of(entry, entry.source, side)
         except UserError as error:
-            failed = error
-            logger.warning("%s; whether it takes the same tokens cannot be checked", error)
+            failed.append(error)
     if not opened:
-        raise failed or UserError("no model here has a tokenizer. Name one: tokenizer: ...", key="tokenizer")
+        raise failed[-1] if failed else UserError("no model here has a tokenizer. Name one.", key="tokenizer")
+    for fault in failed:
+        logger.warning("%s Whether it takes the same tokens cannot be checked.", fault)
     (first, tokenizer), *others = opened.items()
     for side, other in others:
-        _check_same(first, tokenizer, side, other, key="tokenizer" if side == "tokenizer" else f"{side}.model")
+        # Of teacher and student, it is the student that is easily exchanged.
+        _check_same(first, tokenizer, side, other, key=f"{'student' if first == 'student' else side}.model")
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise UserError("it has neither a padding token nor an end of text to pad with.", key="tokenizer")

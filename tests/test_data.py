@@ -216,11 +216,26 @@ def test_a_named_label_missing_in_one_split_is_said(tmp_path: Path, caplog: pyte
     ]
 
 
-def test_the_same_rows_to_train_and_to_judge_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A report on the training rows flatters the student."""
+@pytest.mark.parametrize(
+    ("train", "judged", "shared"),
+    [
+        ("train", "train", 4),
+        ("train", "train[3:]", 1),
+        ("train[:75%]", "train[50%:]", 1),
+        ("train[:3]", "train[3:]", 0),
+        ("train[:1]+train[2:]", "train[:3]", 2),
+        ("train[-1:]", "train[:-1]", 0),
+    ],
+)
+def test_the_same_rows_to_train_and_to_judge_are_said(
+    train: str, judged: str, shared: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A report on rows that were trained on flatters the student."""
     with caplog.at_level(logging.WARNING, "hf_distill"):
-        load_splits(Data(path=write(tmp_path / "a.csv", CSV), splits={"train": "train", "eval": "train"}), ROLES)
-    assert "remembers" in caplog.text
+        load_splits(Data(path=write(tmp_path / "a.csv", CSV), splits={"train": train, "eval": judged}), ROLES)
+    said = [record.getMessage() for record in caplog.records]
+    assert bool(said) == bool(shared)
+    assert all(line.startswith(f"{shared} rows of the eval split ('{judged}') are also in train") for line in said)
 
 
 # ---- Splits ----------------------------------------------------------------------------------------------------------

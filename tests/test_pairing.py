@@ -106,7 +106,7 @@ def test_the_same_vocabulary_is_enough(make_model: Any) -> None:
 def test_vocabularies_that_differ(make_model: Any) -> None:
     """The same number is another word: the student learns to answer to gibberish."""
     line = mistake(make_model("bert"), make_model("roberta"))
-    assert line.startswith("teacher.model: the vocabularies of student and teacher differ (")
+    assert line.startswith("student.model: the vocabularies of student and teacher differ (")
     assert "student: {name: copy_layers, ...}" in line
     words = ["film", "great"]
     line = mistake(make_model("bert", vocab=words), make_model("bert", vocab=words[::-1]))
@@ -132,7 +132,7 @@ def test_the_same_vocabulary_and_another_way_to_split(make_model: Any, tmp_path:
     vocab = transformers.AutoTokenizer.from_pretrained(str(bert)).get_vocab()
     transformers.BertTokenizer(vocab=vocab, do_lower_case=False, model_max_length=64).save_pretrained(cased)
     line = mistake(bert, cased)
-    assert line.startswith("teacher.model: student and teacher have the same vocabulary but split text differently")
+    assert line.startswith("student.model: student and teacher have the same vocabulary but split text differently")
     chosen = pair(bert, cased, tokenizer=str(bert)).tokenizer
     assert chosen.tokenize("GREAT") == ["great"]
 
@@ -152,7 +152,7 @@ def test_weights_without_a_tokenizer(make_model: Any, tmp_path: Path, caplog: py
         found = pair(bert, bare)
     assert found.tokenizer.tokenize("great") == ["great"]
     assert len(caplog.records) == 1
-    assert "whether it takes the same tokens cannot be checked" in caplog.text
+    assert "Whether it takes the same tokens cannot be checked." in caplog.text
     assert mistake(bare, CopyLayers(layers=2)).startswith(f"teacher.model: '{bare}' has no tokenizer.")
 
 
