@@ -154,7 +154,7 @@ class DistillationTrainer(Trainer):
         sampler = super()._get_train_sampler(self.train_dataset)
         if not isinstance(sampler, LengthGroupedSampler):
             return sampler
-        step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        step = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return EpochLengthGroupedSampler(step, list(sampler.lengths), seed)
 

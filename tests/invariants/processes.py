@@ -16,6 +16,11 @@ LAUNCH = (
     "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
     "--mixed_precision", "no", "--dynamo_backend", "no",
 )  # fmt: skip
+SHARDED_LAUNCH = (
+    *(word for word in LAUNCH if word != "--multi_gpu"),
+    "--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "NO_WRAP",
+    "--fsdp_state_dict_type", "FULL_STATE_DICT",
+)  # fmt: skip
 
 
 def run_worker(job: str, directory: Path, *launcher: str) -> subprocess.CompletedProcess[str]:
@@ -30,7 +35,7 @@ def run_worker(job: str, directory: Path, *launcher: str) -> subprocess.Complete
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
-def as_two_processes(job: str, directory: Path) -> Any:
+def as_two_processes(job: str, directory: Path, launch: tuple[str, ...] = LAUNCH) -> Any:
     """Return the result of a job run by two processes.
 
     Judged by what it wrote, and tried twice: gloo on a busy machine now and then loses a connection at the start, or
@@ -39,7 +44,7 @@ def as_two_processes(job: str, directory: Path) -> Any:
     for attempt in ("first", "second"):
         output = directory / attempt
         output.mkdir(parents=True)
-        finished = run_worker(job, output, *LAUNCH, "--main_process_port", str(_free_port()))
+        finished = run_worker(job, output, *launch, "--main_process_port", str(_free_port()))
         if (output / "result.pt").exists():
             processes, result = torch.load(output / "result.pt", weights_only=False)
             assert processes == 2, "accelerate started one process"

@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from invariants import cases
 from invariants.cases import KINDS, NotingTrainer, make_trainer, split, train
 from transformers import TrainerCallback
+
+from hf_distill import DistillationArguments
 
 SAMPLED = (
     *((kind, "random") for kind in KINDS),
     ("classification", "group_by_length"),
     ("causal-lm", "group_by_length"),
 )
+SHARDED = ("classification", "causal-lm")
 # Steps after which a run is stopped: within an epoch, at its end, within the next.
 STOPS = (("random", 4), ("group_by_length", 3), ("group_by_length", 4), ("batch_rebalance", 5))
 # Short windows at the end of each epoch of 3 steps, dropout, two epochs and a half.
@@ -65,6 +69,40 @@ def resume(directory: Path) -> tuple[NotingTrainer, Any]:
     return trainer, result
 
 
+def fsdp(directory: Path) -> tuple[NotingTrainer, Any]:
+    """Train sharded; return logs and an evaluation.
+
+    accelerate shards on accelerators only. Told that this is one, it shards on CPUs as well.
+    """
+    from accelerate import DistributedType, PartialState
+
+    plain = cases.arguments
+
+    def arguments(*args: Any, **settings: Any) -> DistillationArguments:
+        found = plain(*args, **settings)
+        gpu = {"distributed_type": DistributedType.MULTI_GPU, "device": torch.device("cpu"), "_cpu": False}
+        PartialState._shared_state.update(gpu)
+        return found
+
+    cases.arguments = arguments
+    result = {}
+    for kind in SHARDED:
+        trainer = make_trainer(kind, directory, num_train_epochs=1, dtype=torch.float32, **split(4, processes=2))
+        trainer.record.gradients = NoNotes()
+        trainer.train()
+        assert trainer.accelerator.distributed_type == DistributedType.FSDP
+        result[kind] = (trainer.record.logs, trainer.evaluate())
+        trainer.save_model(str(directory / kind))
+    return trainer, result
+
+
+class NoNotes(list[Any]):
+    """Shards of gradients are not worth keeping."""
+
+    def append(self, _: Any) -> None:
+        """Forget it."""
+
+
 def kill(directory: Path) -> tuple[NotingTrainer, Any]:
     """Train until killed."""
     trainer = make_trainer("causal-lm-gpt2", directory, per_device_train_batch_size=4, **RESUMED)
@@ -74,7 +112,7 @@ def kill(directory: Path) -> tuple[NotingTrainer, Any]:
 
 if __name__ == "__main__":
     output = Path(sys.argv[2])
-    last, found = {"splits": splits, "resume": resume, "kill": kill}[sys.argv[1]](output)
+    last, found = {"splits": splits, "resume": resume, "fsdp": fsdp, "kill": kill}[sys.argv[1]](output)
     if last.is_world_process_zero():
         torch.save((last.args.world_size, found), output / "result.pt")
     # Without these, one run in ten aborts in the interpreter's shutdown, after all its work (threads of gloo).
