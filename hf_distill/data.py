@@ -41,9 +41,6 @@ def check_data(data: Data, roles: Mapping[str, bool]) -> None:
     for split in data.splits:
         if split not in SPLITS:
             raise UserError(f"not a split of a run. Wanted: {' and '.join(SPLITS)}.", key=f"splits.{split}")
-    for split in SPLITS:
-        if split not in data.splits:
-            raise UserError(f"no '{split}' split. Name one, or cut it from another: {CUT}.", key="splits")
     source = find_source(data)
     for split in SPLITS:
         source.files_of(source.instruction(data, split), split)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -214,22 +216,37 @@ def load_model(
     settings = {key: value for key, value in head.settings.items() if not (own_head and key in _LABELS)}
     where = _directory(model, "model")
     try:
-        loaded, info = auto_class.from_pretrained(
-            where,
-            dtype=dtype,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # of the head; `_check_backbone` sees to the rest
-            output_loading_info=True,
-            **settings,
-        )
+        with _quiet():
+            loaded, info = auto_class.from_pretrained(
+                where,
+                dtype=dtype,
+                # By name: only for main does Transformers look for the converted weights of an old repository.
+                revision=revision or "main",
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # of the head; `_check_backbone` sees to the rest
+                output_loading_info=True,
+                **settings,
+            )
     # SafetensorError is a plain Exception, and model code fails in any way it likes.
     except Exception as error:
         raise _cannot_load(model, where, error) from error
     new = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
     _check_backbone(loaded, new, model)
     return loaded.eval(), new
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Transformers' report of missing weights back: a new head is what was asked for, the rest is checked here."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _check_backbone(loaded: PreTrainedModel, new: list[str], model: str) -> None:

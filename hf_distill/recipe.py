@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from pydantic import Field, SkipValidation
+from pydantic import Field, SkipValidation, field_validator
 
 from hf_distill.component import component
 from hf_distill.errors import UserError
@@ -15,6 +15,9 @@ from hf_distill.objectives.base import Objective
 from hf_distill.students.base import Student
 from hf_distill.tasks.base import Task
 from hf_distill.teachers.base import Teacher
+
+# Split of a run -> what data sets on the Hub mostly call it.
+USUAL_SPLITS = {"train": "train", "eval": "validation"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ class Data:
         name: Configuration of a Hub dataset (`sst2` of `nyu-mll/glue`).
         revision: Git revision of a Hub dataset.
         columns: Role -> column (`{text: sentence}`); a role left out is looked up under its own name.
-        splits: `train` and `eval` -> split of the dataset, `datasets` slicing included (`"train[:2000]"`).
+        splits: `train` and `eval` -> split of the dataset, slicing included (`"train[:2000]"`); one that is left out is
+            `train` or `validation`.
         labels: Names of integer labels, in the order of the integers, where the dataset does not carry them.
         max_length: Longest input in tokens; longer ones are truncated. The tokenizer's limit if left out.
     """
@@ -63,9 +67,15 @@ class Data:
     name: str | None = None
     revision: str | None = None
     columns: dict[str, str] = Field(default_factory=dict)
-    splits: dict[str, str] = Field(default_factory=lambda: {"train": "train", "eval": "validation"})
+    splits: dict[str, str] = Field(default_factory=lambda: dict(USUAL_SPLITS))
     labels: list[str] | None = None
     max_length: Annotated[int, Field(gt=0)] | None = None
+
+    @field_validator("splits")
+    @classmethod
+    def _fill_in(cls, splits: dict[str, str]) -> dict[str, str]:
+        """Naming one split, in a recipe or on the command line, leaves the other where it usually is."""
+        return {**USUAL_SPLITS, **splits}
 
 
 @component

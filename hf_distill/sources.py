@@ -49,11 +49,11 @@ class Source:
 
     def instruction(self, data: Data, split: str) -> str:
         """Return the part of the data, slicing included, that is a split of the run."""
+        from hf_distill.recipe import USUAL_SPLITS
+
         wanted = data.splits[split]
-        fields: Any = type(data)
-        usual = fields.__pydantic_fields__["splits"].get_default(call_default_factory=True)
         # `path: {train: ..., eval: ...}` says it all.
-        said = self.named and wanted == usual.get(split) and wanted not in self.files and split in self.files
+        said = self.named and wanted == USUAL_SPLITS[split] and wanted not in self.files and split in self.files
         return split if said else wanted
 
     def files_of(self, instruction: str, split: str) -> dict[str, list[str]]:

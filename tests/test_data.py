@@ -248,7 +248,6 @@ def test_the_same_rows_to_train_and_to_judge_are_said(
         ({"train": "train[:3]", "eval": "train[9:]"}, "splits.eval", "'train[9:]' is empty: no example to eval on"),
         ({"train": "train[:x]", "eval": "train"}, "splits.train", "cannot read 'train[:x]' as a split"),
         ({"train": "train[50%:10%]", "eval": "train"}, "splits.train", "is empty: no example to train on"),
-        ({"train": "train"}, "splits", "no 'eval' split. Name one, or cut it from another"),
         ({"train": "train", "eval": "train", "test": "train"}, "splits.test", "Wanted: train and eval"),
     ],
 )

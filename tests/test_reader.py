@@ -622,7 +622,6 @@ def test_broken_yaml_is_told_before_transformers_is_imported() -> None:
     assert not heavy - {"torch"}
 
 
-@pytest.mark.xfail(strict=False, reason="tasks/class_labels.py imports rows.py, and with it torch, for a constant")
 def test_the_tables_are_read_without_torch() -> None:
     """They are read before a recipe's text is; an import of torch in one of them costs every `--check` two seconds."""
     assert not imported_by("import hf_distill.reader")[1]
