@@ -239,10 +239,12 @@ def load_model(
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Transformers' report of missing weights back: a new head is what was asked for, the rest is checked here."""
+    from logging import ERROR
+
     from transformers.utils import logging
 
     before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(ERROR)
     try:
         yield
     finally:
