@@ -329,7 +329,9 @@ def test_regression(labels: list[Any], options: dict[str, Any], encoded: list[An
     [
         ([0.5, NAN], "row 1 (counted from 0) of the train split has the label nan; wanted finite numbers"),
         ([0.5, math.inf], "has the label inf; wanted finite numbers"),
-        (["0.5", "1.5"], "has the label '0.5'; wanted finite numbers (the problem is regression)"),
+        (["0.5", "1.5"], "row 0 (counted from 0) of the train split has the label '0.5'; wanted finite numbers"),
+        (["0.5", "n/a"], "row 1 (counted from 0) of the train split has the label 'n/a'; wanted finite numbers"),
+        ([0.5, None, NAN, math.inf], "row 2 (counted from 0) of the train split has the label nan"),
         ([True, False], "has the label True; wanted finite numbers"),
         ([[0.5, 1.0], [0.5]], "has the label [0.5]; wanted 2 values, as in other rows"),
         ([[], []], "has the label []; wanted 1 values"),
@@ -337,9 +339,11 @@ def test_regression(labels: list[Any], options: dict[str, Any], encoded: list[An
 )
 def test_what_is_no_number(labels: list[Any], says: str) -> None:
     """One NaN makes every weight NaN one step later."""
-    key, line = mistake(labels, problem="regression")
-    assert key == "columns.label"
-    assert says in line
+    for options in ({"problem": "regression"}, {"teacher": head(width=1)}):
+        if not isinstance(labels[0], list | bool) or "problem" in options:
+            key, line = mistake(labels, **options)
+            assert key == "columns.label"
+            assert says in line
 
 
 def test_numbers_and_heads() -> None:

@@ -58,7 +58,8 @@ def _looks_like(column: LabelColumn, trained: Problem | None, head: PretrainedCo
     scale = trained == "regression"
     if column.lists:
         return "regression" if scale else "multi_label"
-    if column.holds(int):
+    # Text that spells numbers is a scale with an "n/a" in it, which is refused by name.
+    if column.holds(int) or any(map(_spells_number, column.values)):
         return "regression" if scale else "single_label"
     if not column.holds(int, float):
         return "single_label"
@@ -80,8 +81,10 @@ def value_count(column: LabelColumn) -> int | None:
         UserError: Something is no finite number, or the lists are of different lengths.
     """
     if any(not _is_number(value) for value in column.values):
-        wanted = "finite numbers (the problem is regression); leave a label empty where there is none"
-        raise column.refuse(lambda value: not _is_number(value), wanted)
+        # One "n/a" makes all of a column text; it is the one to show.
+        spelled = all(_is_number(value) or _spells_number(value) for value in column.values)
+        wanted = "finite numbers, not text (the problem is regression); leave a label empty where there is none"
+        raise column.refuse(lambda value: not (_is_number(value) or (not spelled and _spells_number(value))), wanted)
     lengths = column.lengths if column.lists else frozenset({1} if column.values else ())
     most = max(lengths, default=1)
     if lengths - {most} or most == 0:
@@ -92,6 +95,13 @@ def value_count(column: LabelColumn) -> int | None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _spells_number(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and math.isfinite(float(value))
+    except ValueError:
+        return False
 
 
 def check_classes(column: LabelColumn, problem: Problem) -> None:
