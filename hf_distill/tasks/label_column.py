@@ -71,43 +71,45 @@ def read_column(splits: Mapping[str, Dataset]) -> LabelColumn:
     Raises:
         UserError: They hold something that is no label, or not the same kind of thing.
     """
+    parts = [_read_split(name, split) for name, split in splits.items()]
+    missing = tuple(dict.fromkeys(value for part in parts for value in part.missing)) or (None,)
+    names = list(dict.fromkeys(part.names for part in parts if part.names))
+    if len(names) > 1:
+        raise UserError(
+            f"the splits order their classes differently: {shorten(names[0])} and {shorten(names[1])}.",
+            key="columns.label",
+        )
+    if len({part.lists for part in parts if part.labelled}) > 1:
+        raise UserError("the label is a list in one split and none in the other.", key="columns.label")
+    lists = any(part.lists for part in parts)
+    values = dict.fromkeys(value for part in parts for value in part.values if lists or value not in missing)
+    return LabelColumn(
+        splits=splits,
+        lists=lists,
+        values=tuple(values),
+        lengths=frozenset[int]().union(*(part.lengths for part in parts)),
+        missing=missing,
+        names=names[0] if names else None,
+        labelled=tuple(name for part in parts for name in part.labelled),
+    )
+
+
+def _read_split(name: str, split: Dataset) -> LabelColumn:
     import pyarrow as pa
     import pyarrow.compute as pc  # type: ignore[import-untyped]
 
-    listed: dict[str, bool] = {}
-    values: dict[Any, None] = {}
-    lengths: set[int] = set()
-    missing: dict[int | None, None] = {None: None}
-    names: tuple[str, ...] | None = None
-    labelled = []
-    for name, split in splits.items():
-        labels = column(split, "label")
-        items = labels
-        if not pa.types.is_null(labels.type):
-            listed[name] = _is_list(labels.type)
-        if listed.get(name):
-            lengths |= set(pc.list_value_length(labels).unique().drop_null().to_pylist())
-            items = pc.list_flatten(labels)
-        _check_type(items.type, name)
-        declared = _declared(split.features["label"])
-        if declared and names and declared != names:
-            raise UserError(
-                f"the splits order their classes differently: {shorten(names)} and {shorten(declared)}.",
-                key="columns.label",
-            )
-        names = names or declared
-        if pa.types.is_integer(items.type):
-            missing |= {IGNORED: None, **({-1: None} if declared and not listed[name] else {})}
-        found = items.unique().to_pylist()
-        held = [value for value in found if listed.get(name) or value not in missing]
-        values |= dict.fromkeys(held)
-        if labels.null_count < len(labels) if listed.get(name) else held:
-            labelled.append(name)
-    if len(set(listed.values())) > 1:
-        raise UserError("the label is a list in one split and none in the other.", key="columns.label")
-    return LabelColumn(
-        splits, any(listed.values()), tuple(values), frozenset(lengths), tuple(missing), names, tuple(labelled)
-    )
+    labels = column(split, "label")
+    lists = _is_list(labels.type)
+    items = pc.list_flatten(labels) if lists else labels
+    _check_type(items.type, name)
+    names = _declared(split.features["label"])
+    missing: tuple[int | None, ...] = (None,)
+    if pa.types.is_integer(items.type) and not lists:
+        missing = (None, IGNORED, -1) if names else (None, IGNORED)
+    values = tuple(value for value in items.unique().to_pylist() if lists or value not in missing)
+    lengths = pc.list_value_length(labels).unique().drop_null().to_pylist() if lists else []
+    labelled = labels.null_count < len(labels) if lists else bool(values)
+    return LabelColumn({name: split}, lists, values, frozenset(lengths), missing, names, (name,) if labelled else ())
 
 
 def _is_list(kind: pa.DataType) -> bool:
