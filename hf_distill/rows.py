@@ -23,19 +23,53 @@ UNITS: tuple[Unit, ...] = ("row", "label", "example")
 
 
 @dataclass(frozen=True)
+class SparseRows:
+    """A teacher's rows of which the likeliest classes were kept, and the mass of the others.
+
+    Attributes:
+        indices: Which classes, `(rows, k)`; different ones within a row.
+        log_probabilities: Theirs, `(rows, k)`.
+        remaining: Logarithm of the mass of all other classes, `(rows,)`; -inf where none is left.
+        temperature: The one at which they were taken. The logits are gone, so it is the only one they can be used at.
+    """
+
+    indices: Tensor
+    log_probabilities: Tensor
+    remaining: Tensor
+    temperature: float = 1.0
+
+    @classmethod
+    def of(cls, logits: Tensor, classes: int, temperature: float = 1.0) -> SparseRows:
+        """Keep the likeliest `classes` of every row.
+
+        >>> kept = SparseRows.of(torch.tensor([[0.5, 0.3, 0.2]]).log(), 2)
+        >>> kept.indices, kept.log_probabilities.exp(), kept.remaining.exp()
+        (tensor([[0, 1]]), tensor([[0.5000, 0.3000]]), tensor([0.2000]))
+        """
+        log_probabilities = (_upcast(logits.detach()) / temperature).log_softmax(-1)
+        kept, indices = log_probabilities.topk(min(classes, logits.shape[-1]))
+        remaining = log_probabilities.scatter(-1, indices, -torch.inf).logsumexp(-1)
+        return cls(indices, kept, remaining, temperature)
+
+    def top_class(self) -> Tensor:
+        """Return the likeliest class of every row, `(rows,)`."""
+        return self.indices.gather(-1, self.log_probabilities.argmax(-1, keepdim=True)).squeeze(-1)
+
+
+@dataclass(frozen=True)
 class Rows:
     """The logits of one micro-batch that count.
 
     Attributes:
         student: `(rows, classes)`, float32 or better.
-        teacher: Same shape, detached, classes in the student's order; None without a teacher.
+        teacher: Same shape, detached, classes in the student's order, or what was kept of it; None without a teacher.
         labels: `(rows,)`: class indices with -100 where there is no label, or float values with NaN.
         example: `(rows,)`, the index in the batch of the example each row belongs to.
         examples: Batch size.
     """
 
     student: Tensor
-    teacher: Tensor | None
+    teacher: Tensor | SparseRows | None
     labels: Tensor
     example: Tensor
     examples: int
@@ -49,7 +83,8 @@ class Rows:
         """Return how many rows of each example have the same top class in both models, `(batch,)`."""
         if self.teacher is None or self.student.shape[-1] == 1:
             return self.student.new_zeros(self.examples)
-        return self.sum_by_example((self.student.argmax(-1) == self.teacher.argmax(-1)).to(self.student.dtype))
+        top = self.teacher.top_class() if isinstance(self.teacher, SparseRows) else self.teacher.argmax(-1)
+        return self.sum_by_example((self.student.argmax(-1) == top).to(self.student.dtype))
 
 
 class RowLayout(ABC):

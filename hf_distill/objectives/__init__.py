@@ -3,12 +3,49 @@
 from __future__ import annotations
 
 from hf_distill.objectives.base import Comparison, Objective, RowObjective
-from hf_distill.objectives.logits import KLDivergence, Labels, LogitsMSE
+from hf_distill.objectives.logits import Labels, LogitsMSE, Ranking
+from hf_distill.objectives.softened import (
+    AdaptiveKL,
+    DecoupledKL,
+    JensenShannon,
+    KLDivergence,
+    ReverseKL,
+    SkewedKL,
+    SkewedReverseKL,
+    SoftCrossEntropy,
+    TotalVariation,
+)
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "kl": KLDivergence,
-    "labels": Labels,
+    "reverse_kl": ReverseKL,
+    "js": JensenShannon,
+    "skewed_kl": SkewedKL,
+    "skewed_reverse_kl": SkewedReverseKL,
+    "adaptive_kl": AdaptiveKL,
+    "total_variation": TotalVariation,
+    "soft_cross_entropy": SoftCrossEntropy,
+    "decoupled_kl": DecoupledKL,
+    "ranking": Ranking,
     "logits_mse": LogitsMSE,
+    "labels": Labels,
 }
 
-__all__ = ["OBJECTIVES", "Comparison", "KLDivergence", "Labels", "LogitsMSE", "Objective", "RowObjective"]
+__all__ = [
+    "OBJECTIVES",
+    "AdaptiveKL",
+    "Comparison",
+    "DecoupledKL",
+    "JensenShannon",
+    "KLDivergence",
+    "Labels",
+    "LogitsMSE",
+    "Objective",
+    "Ranking",
+    "ReverseKL",
+    "RowObjective",
+    "SkewedKL",
+    "SkewedReverseKL",
+    "SoftCrossEntropy",
+    "TotalVariation",
+]

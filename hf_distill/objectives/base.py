@@ -14,7 +14,7 @@ from hf_distill.component import component
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hf_distill.rows import Rows, Unit
+    from hf_distill.rows import Rows, SparseRows, Unit
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,9 @@ class RowObjective(Objective):
 
     # Whether the objective is defined for a regression head, whose "logits" are the predicted values.
     takes_values: ClassVar[bool] = False
+    # Whether a teacher's likeliest classes and the mass of the others (`rows.SparseRows`) are enough; if not, why.
+    takes_sparse: ClassVar[bool] = False
+    needs_all_classes: ClassVar[str] = "it needs the teacher's logits of all classes"
 
     @abstractmethod
     def rows(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
@@ -76,7 +79,8 @@ class RowObjective(Objective):
 
         Args:
             student: Logits `(rows, classes)`, float32 (float64 where the model computes in it).
-            teacher: Logits of the same shape, detached; None where the run has no teacher.
+            teacher: Logits of the same shape, detached; with `takes_sparse` also `SparseRows`; None where the run has
+                no teacher.
             labels: Class indices `(rows,)`, -100 for a row without label; or float targets with NaN.
 
         Returns:
@@ -86,4 +90,21 @@ class RowObjective(Objective):
     def per_example(self, comparison: Comparison) -> Tensor:
         """Sum `rows` within each example."""
         rows = comparison.rows
-        return rows.sum_by_example(self.rows(rows.student, rows.teacher, rows.labels))
+        teacher: Any = rows.teacher  # a class that takes no sparse teacher may leave it out of its signature
+        if self.needs_teacher and not self.takes_sparse:
+            teacher = self.dense(teacher)
+        return rows.sum_by_example(self.rows(rows.student, teacher, rows.labels))
+
+    def dense(self, teacher: Tensor | SparseRows | None) -> Tensor:
+        """Return the teacher's logits.
+
+        Raises:
+            ValueError: There is no teacher, or only a part of it.
+        """
+        from hf_distill.rows import SparseRows
+
+        if teacher is None:
+            raise ValueError(f"'{self.name}' needs a teacher.")
+        if isinstance(teacher, SparseRows):
+            raise ValueError(f"'{self.name}' takes no sparse teacher: {self.needs_all_classes}.")
+        return teacher

@@ -1,38 +1,68 @@
-"""Divergences as pure functions of logits: one value per row, no reduction, computed in float32 or better."""
+"""Losses as pure functions of logits: one value per row, no reduction, computed in float32 or better."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_distill.labels import IGNORED
+from hf_distill.rows import SparseRows
 
-def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """Kullback-Leibler divergence of the softened distributions, scaled by the squared temperature.
 
-    `T^2 * sum_v p_v (log p_v - log q_v)` with `p = softmax(teacher / T)` and `q = softmax(student / T)`
-    (Hinton, Vinyals and Dean 2015, arXiv 1503.02531, section 2: the gradients of the soft targets scale as
-    1 / T^2, so the factor keeps their size when T changes).
+def log_distributions(student: Tensor, teacher: Tensor | SparseRows, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Return the log-probabilities that a divergence compares: the teacher's and the student's, softened.
 
-    Relations: for large T and logits with zero mean the gradient tends to half that of `logits_mse`
-    (section 2.1 there). Cross-entropy with soft targets has the same gradient but not the same value.
+    `log softmax(logits / T)`. Of a sparse teacher with `k` classes a row there are `k + 1` columns: those classes and a
+    tail bucket with the mass of all others, in both distributions. Putting classes together never increases an
+    f-divergence (data processing inequality), so what a divergence gives is at least 0 and at most its dense value.
 
     Args:
         student: Logits `(rows, classes)`.
-        teacher: Logits of the same shape; no gradient flows to it.
+        teacher: Logits of the same shape, or `SparseRows`; no gradient flows to it.
         temperature: `T > 0`.
 
-    Returns:
-        `(rows,)`, never negative beyond rounding.
+    Raises:
+        ValueError: The sparse teacher was stored at another temperature. `p^(1/T)` of a bucket is not that of its
+            classes, so it cannot be softened any more.
 
-    >>> logits = torch.tensor([[2.0, 0.0, -1.0]])
-    >>> kl_divergence(logits, logits, temperature=3.0)
-    tensor([0.])
+    >>> log_p, log_q = log_distributions(torch.zeros(1, 4), torch.zeros(1, 4))
+    >>> log_p.exp(), log_q.exp()
+    (tensor([[0.2500, 0.2500, 0.2500, 0.2500]]), tensor([[0.2500, 0.2500, 0.2500, 0.2500]]))
+    >>> log_p, log_q = log_distributions(torch.zeros(1, 4), SparseRows.of(torch.zeros(1, 4), 1))
+    >>> log_p.exp(), log_q.exp()
+    (tensor([[0.2500, 0.7500]]), tensor([[0.2500, 0.7500]]))
     """
-    log_q = F.log_softmax(student / temperature, dim=-1)
+    log_q = F.log_softmax(_full(student) / temperature, dim=-1)
+    if not isinstance(teacher, SparseRows):
+        with torch.no_grad():
+            return F.log_softmax(_full(teacher) / temperature, dim=-1), log_q
+    if teacher.temperature != temperature:
+        raise ValueError(
+            f"the teacher's probabilities were stored at temperature {teacher.temperature:g}, and {temperature:g} is "
+            "wanted. Classes put together in a tail cannot be softened any more: store them at the temperature of use."
+        )
     with torch.no_grad():
-        log_p = F.log_softmax(teacher / temperature, dim=-1)
-    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1) * temperature**2
+        log_p = teacher.log_probabilities.to(log_q.dtype)
+        if every := log_p.shape[-1] == log_q.shape[-1]:
+            log_p = log_p - log_p.logsumexp(-1, keepdim=True)
+        else:
+            # A tail of exactly 0 would make every divergence from the student's infinite.
+            remaining = teacher.remaining.to(log_q.dtype).clamp(min=math.log(torch.finfo(torch.float32).tiny))
+            # What was stored in half precision no longer sums to 1, and divergences could fall below 0.
+            log_p = torch.cat((log_p, remaining.unsqueeze(-1)), -1).log_softmax(-1)
+    kept = log_q.gather(-1, teacher.indices)
+    if every:
+        return log_p, kept
+    # Summed over the classes themselves: 1 - sum(kept) has no digits left where the sum is almost 1.
+    tail = log_q.scatter(-1, teacher.indices, -math.inf).logsumexp(-1, keepdim=True)
+    return log_p, torch.cat((kept, tail), -1)
+
+
+def _full(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def mean_squared_error(student: Tensor, teacher: Tensor) -> Tensor:
@@ -50,21 +80,54 @@ def mean_squared_error(student: Tensor, teacher: Tensor) -> Tensor:
     >>> mean_squared_error(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 4.0]]))
     tensor([2.])
     """
-    return (student - teacher.detach()).square().mean(-1)
+    return (_full(student) - _full(teacher.detach())).square().mean(-1)
 
 
-def label_loss(student: Tensor, labels: Tensor) -> Tensor:
+def logistic_ranking(student: Tensor, teacher: Tensor) -> Tensor:
+    """Pairwise logistic loss: does the student order the classes as the teacher does?
+
+    The mean of `log(1 + exp(s_j - s_i))` over all pairs whose `teacher_i > teacher_j`: RankNet (Burges et al. 2005,
+    equation 3, with a target probability of 1), as in DistillKit's `logistic_ranking`, which takes the mean over the
+    pairs of a whole micro-batch.
+
+    Relations: of the teacher only the order counts, by no means its probabilities. There is no finite minimum, since a
+    wider margin always costs less, so it goes beside a divergence or the labels rather than alone.
+
+    Args:
+        student: Logits of the classes to compare, `(rows, classes)`.
+        teacher: Logits or log-probabilities of the same shape; no gradient flows to it.
+
+    Returns:
+        `(rows,)`; 0 where the teacher prefers none to another.
+
+    >>> logistic_ranking(torch.zeros(1, 3), torch.tensor([[2.0, 1.0, 1.0]]))
+    tensor([0.6931])
+    """
+    student, teacher = _full(student), teacher.detach()
+    preferred = teacher.unsqueeze(-1) > teacher.unsqueeze(-2)
+    losses = F.softplus(student.unsqueeze(-2) - student.unsqueeze(-1)) * preferred
+    return losses.sum((-2, -1)) / preferred.sum((-2, -1)).clamp(min=1)
+
+
+def label_loss(student: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """Loss against the ground truth: cross-entropy for class indices, squared error for values.
 
     `-log softmax(student)_label`, or `(student - label)^2` where `labels` is a float tensor (regression: one
-    class). A row without label (-100, NaN) costs 0 and has no gradient.
+    class). A row without label (-100, NaN) costs 0 and has no gradient. With smoothing `e` the target is `1 - e` times
+    the label plus `e / V` for every class (Szegedy et al. 2016, arXiv 1512.00567, section 7).
+
+    Relations: smoothing is `soft_cross_entropy` with a teacher that knows the label and else nothing.
 
     Args:
         student: Logits `(rows, classes)`; predicted values `(rows, 1)` for regression.
         labels: `(rows,)`, integer or float.
+        smoothing: `0 <= e < 1`.
 
     Returns:
         `(rows,)`.
+
+    Raises:
+        ValueError: Smoothing was asked for, and the labels are values.
 
     >>> label_loss(torch.zeros(2, 4), torch.tensor([1, -100]))
     tensor([1.3863, 0.0000])
@@ -72,7 +135,11 @@ def label_loss(student: Tensor, labels: Tensor) -> Tensor:
     tensor([0.2500, 0.0000])
     """
     if not labels.is_floating_point():
-        return F.cross_entropy(student, labels, reduction="none", ignore_index=-100)
+        return F.cross_entropy(
+            _full(student), labels, reduction="none", ignore_index=IGNORED, label_smoothing=smoothing
+        )
+    if smoothing:
+        raise ValueError("label_smoothing spreads a label over classes, but these labels are values. Set it to 0.")
     labelled = ~labels.isnan()
     # Masked before the square: NaN * 0 is NaN, also in the gradient.
     difference = torch.where(labelled, student.squeeze(-1) - torch.where(labelled, labels, 0.0), 0.0)

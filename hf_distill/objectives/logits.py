@@ -1,4 +1,4 @@
-"""Objectives on logits."""
+"""Objectives on logits that are no divergence: squared error, ranking, labels."""
 
 from __future__ import annotations
 
@@ -12,35 +12,17 @@ from hf_distill.objectives.base import RowObjective
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hf_distill.rows import Unit
-
-
-@component
-class KLDivergence(RowObjective):
-    """`T^2 * KL(teacher || student)`, both softened by the temperature. See `functional.kl_divergence`.
-
-    Attributes:
-        weight: Factor of the term.
-        temperature: `T > 0`. Higher values show the student more of how the teacher ranks the wrong classes.
-    """
-
-    name: ClassVar[str] = "kl"
-
-    temperature: Annotated[float, Field(gt=0.0)] = 1.0
-
-    def rows(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
-        """See `functional.kl_divergence`."""
-        from hf_distill.objectives.functional import kl_divergence
-
-        assert teacher is not None
-        return kl_divergence(student, teacher, self.temperature)
+    from hf_distill.rows import SparseRows, Unit
 
 
 @component
 class LogitsMSE(RowObjective):
     """Mean squared error of the logits. See `functional.mean_squared_error`.
 
-    The teacher's term for regression, where a softmax over the one predicted value says nothing.
+    The teacher's term for regression, where a softmax over the one predicted value says nothing. It has no temperature:
+    the squared one would cancel it.
+
+    Relations: the limit of twice `kl` for a large temperature, where both models' logits have mean zero.
 
     Attributes:
         weight: Factor of the term.
@@ -48,13 +30,48 @@ class LogitsMSE(RowObjective):
 
     name: ClassVar[str] = "logits_mse"
     takes_values: ClassVar[bool] = True
+    needs_all_classes: ClassVar[str] = "it compares logits, and log-probabilities are those only up to a constant"
 
-    def rows(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
+    def rows(self, student: Tensor, teacher: Tensor | SparseRows | None, labels: Tensor) -> Tensor:
         """See `functional.mean_squared_error`."""
         from hf_distill.objectives.functional import mean_squared_error
 
-        assert teacher is not None
-        return mean_squared_error(student, teacher)
+        return mean_squared_error(student, self.dense(teacher))
+
+
+@component
+class Ranking(RowObjective):
+    """Does the student order the teacher's likeliest classes as the teacher does? See `functional.logistic_ranking`.
+
+    It has no minimum at the teacher: combine it with another objective. A sparse teacher gives the dense value as
+    long as it holds `top` classes.
+
+    Attributes:
+        weight: Factor of the term.
+        top: How many of the teacher's likeliest classes are compared, each with each.
+    """
+
+    name: ClassVar[str] = "ranking"
+    takes_sparse: ClassVar[bool] = True
+
+    top: Annotated[int, Field(ge=2)] = 8
+
+    def rows(self, student: Tensor, teacher: Tensor | SparseRows | None, labels: Tensor) -> Tensor:
+        """See `functional.logistic_ranking`."""
+        from hf_distill.objectives.functional import logistic_ranking
+        from hf_distill.rows import SparseRows
+
+        top = min(self.top, student.shape[-1])
+        if not isinstance(teacher, SparseRows):
+            values, indices = self.dense(teacher).topk(top)
+            return logistic_ranking(student.gather(-1, indices), values)
+        if (kept := teacher.indices.shape[-1]) < top:
+            raise ValueError(
+                f"'{self.name}' compares the teacher's {top} likeliest classes, and {kept} were kept. Keep more, or "
+                f"set top to {kept} at most."
+            )
+        values, places = teacher.log_probabilities.topk(top)
+        return logistic_ranking(student.gather(-1, teacher.indices.gather(-1, places)), values)
 
 
 @component
@@ -66,15 +83,19 @@ class Labels(RowObjective):
 
     Attributes:
         weight: Factor of the term.
+        label_smoothing: Share of the target that is spread evenly over all classes; not for regression.
     """
 
     name: ClassVar[str] = "labels"
     unit: ClassVar[Unit] = "label"
     needs_teacher: ClassVar[bool] = False
     takes_values: ClassVar[bool] = True
+    takes_sparse: ClassVar[bool] = True
 
-    def rows(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+    def rows(self, student: Tensor, teacher: Tensor | SparseRows | None, labels: Tensor) -> Tensor:
         """See `functional.label_loss`."""
         from hf_distill.objectives.functional import label_loss
 
-        return label_loss(student, labels)
+        return label_loss(student, labels, self.label_smoothing)
