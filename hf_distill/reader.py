@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from hf_distill.component import entry, settings
 from hf_distill.document import Document, describe, join, read_document
 from hf_distill.errors import UserError, did_you_mean
-from hf_distill.objectives import OBJECTIVES, Objective
+from hf_distill.objectives import OBJECTIVES, PRESETS, Objective
 from hf_distill.overrides import apply_overrides
 from hf_distill.recipe import Data, Evaluation, Hub, Recipe, ReportOptions
 from hf_distill.students import STUDENTS, Student
@@ -30,7 +30,8 @@ from hf_distill.wording import explain, unknown_key
 Part = TypeVar("Part")
 
 SECTIONS: dict[str, type] = {"data": Data, "evaluation": Evaluation, "report": ReportOptions, "hub": Hub}
-SECTION_KEYS = [key for key in Recipe.__annotations__ if key != "origin"]
+# A preset stands for objectives, and is gone once it is read.
+SECTION_KEYS = [*(key for key in Recipe.__annotations__ if key != "origin"), "preset"]
 REQUIRED = {
     "task": f"a Hub pipeline tag: {', '.join(TASKS)}",
     "data": "where the examples come from, such as {path: nyu-mll/glue, name: sst2}",
@@ -62,6 +63,12 @@ class _Reading:
 
     def __init__(self, document: Document) -> None:
         self.data = document.data
+        if self.data.get("objectives") is None:
+            # Where to look for a mistake in what the preset stands for.
+            if "preset" in document.overrides:
+                document.overrides["objectives"] = document.overrides["preset"]
+            elif "preset" in document.lines:
+                document.lines["objectives"] = document.lines["preset"]
         self.origin = document.origin
         self.mistakes: list[tuple[str, str]] = []
 
@@ -102,6 +109,8 @@ class _Reading:
             if key:
                 # A section that is no mapping at all has had its line.
                 value = value.get(key) if isinstance(value, dict) else None if value is None else "?"
+            if path == "objectives" and self.data.get("preset") is not None:
+                continue
             if value is None or value == "":
                 self.add(path, f"missing. Wanted: {wanted}.")
 
@@ -187,6 +196,8 @@ class _Reading:
     def objectives(self) -> tuple[Objective, ...]:
         """Read the list of objectives; it must give something to train on."""
         value = self.data.get("objectives")
+        if (name := self.data.get("preset")) is not None:
+            return self.preset(name, alone=value is None)
         if not isinstance(value, list):
             if value is not None:
                 hint = f" Write [{value}]." if isinstance(value, str) else ""
@@ -204,6 +215,19 @@ class _Reading:
         if built and len(built) == len(value) and not any(item.weight for item in built):
             self.add("objectives", "every weight is 0, so there is nothing to train on. Give one a weight above 0.")
         return built
+
+    def preset(self, name: Any, alone: bool) -> tuple[Objective, ...]:
+        """Return the objectives that a preset stands for."""
+        if not isinstance(name, str):
+            self.add("preset", f"wanted text, found {describe(name)}. Known: {', '.join(PRESETS)}.")
+        elif name not in PRESETS:
+            self.add("preset", f"unknown preset '{name}'.{did_you_mean(name, PRESETS)}")
+        elif not alone:
+            spelled = json.dumps([_entry(objective, OBJECTIVES) for objective in PRESETS[name]])
+            self.add("preset", f"given together with objectives. Keep one: '{name}' is {spelled}.")
+        else:
+            return PRESETS[name]
+        return ()
 
     def training(self, path: str, values: Any) -> dict[str, Any]:
         """Check training arguments, the recipe's own or those that a teacher is first trained with."""

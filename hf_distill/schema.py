@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from hf_distill.objectives import OBJECTIVES
+from hf_distill.objectives import OBJECTIVES, PRESETS
 from hf_distill.reader import PLUGIN, REQUIRED, SECTIONS
 from hf_distill.recipe import Recipe
 from hf_distill.students import STUDENTS
@@ -45,6 +45,10 @@ def recipe_schema() -> Schema:
             "items": _entry(OBJECTIVES),
             "description": "What is compared; the loss is the weighted sum.",
         },
+        "preset": {
+            "enum": list(PRESETS),
+            "description": "What another system compares by default, in place of objectives.",
+        },
         "training": {"$ref": "#/$defs/training", "required": ["output_dir"], "description": said["training"]},
         "tokenizer": {"type": "string", "description": said["tokenizer"]},
     }
@@ -55,7 +59,8 @@ def recipe_schema() -> Schema:
         "title": "hf_distill recipe",
         "type": "object",
         "additionalProperties": False,
-        "required": [key.split(".")[0] for key in REQUIRED],
+        "required": [key.split(".")[0] for key in REQUIRED if key != "objectives"],
+        "oneOf": [{"required": ["objectives"]}, {"required": ["preset"]}],
         "properties": properties,
         "$defs": {"training": _training()},
     }

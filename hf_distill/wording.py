@@ -59,6 +59,8 @@ ELSEWHERE = {
     **dict.fromkeys(("train", "trainer", "args", "training_args", "training_arguments"), "training"),
     **dict.fromkeys(("metrics", "eval"), "evaluation"),
 }
+# Greek letters that weigh one thing against another inside an entry that has one of these: not its weight.
+SHARES = {"teacher_share", "skew", "head_mass", "target_weight"}
 TOKEN = "unknown key. A token never goes in a recipe: set the environment variable HF_TOKEN, or run `hf auth login`."
 
 
@@ -73,7 +75,8 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     choices = list(known)
     if key in ("token", "hub_token", "use_auth_token"):
         return TOKEN
-    if ELSEWHERE.get(key) in choices:
+    inside = key in ("alpha", "beta", "lambda", "gamma") and SHARES & set(choices)
+    if ELSEWHERE.get(key) in choices and not inside:
         return f"unknown key. It is called '{ELSEWHERE[key]}' here."
     return f"unknown key.{did_you_mean(key, choices)}"
 

@@ -619,7 +619,7 @@ def adaptive(p: np.ndarray, q: np.ndarray, head_mass: float) -> tuple[float, flo
     gaps, mass = [0.0, 0.0], 0.0
     for place, v in enumerate(order):
         mass += p[v]
-        gaps[place > 0 and mass > head_mass] += abs(p[v] - q[v])
+        gaps[int(place > 0 and mass > head_mass)] += abs(p[v] - q[v])
     return gaps[0] / sum(gaps), gaps[1] / sum(gaps)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from hf_distill.component import entry, settings
 from hf_distill.errors import UserError
-from hf_distill.objectives import OBJECTIVES, KLDivergence, Labels
+from hf_distill.objectives import OBJECTIVES, PRESETS, KLDivergence, Labels
 from hf_distill.reader import dump_recipe, load_recipe
 from hf_distill.recipe import Data, Recipe
 from hf_distill.students import STUDENTS, PretrainedStudent
@@ -292,7 +292,7 @@ def test_duplicate_keys() -> None:
     ]
 
 
-KEYS = "task, data, teacher, student, objectives, training, tokenizer, evaluation, report, hub"
+KEYS = "task, data, teacher, student, objectives, training, tokenizer, evaluation, report, hub, preset"
 OWN_MODEL = "A model goes under 'model': {name: pretrained, model: bert-base}."
 # Line of WHOLE that is replaced (11: added) -> the line(s) instead -> what is said, without the file's name.
 WRONG: list[tuple[int, str, list[str]]] = [
@@ -317,11 +317,18 @@ WRONG: list[tuple[int, str, list[str]]] = [
     (6, "  - {name: kl, alpha: 0.5}", ["6: objectives[0].alpha: unknown key. It is called 'weight' here."]),
     (6, "  - {name: kl, beta: 0.5}", ["6: objectives[0].beta: unknown key. It is called 'weight' here."]),
     (6, "  - {name: kl, lambda: 0.5}", ["6: objectives[0].lambda: unknown key. It is called 'weight' here."]),
+    (
+        6,
+        "  - {name: js, beta: 0.5}",
+        ["6: objectives[0].beta: unknown key. Known: name, weight, temperature, temperature_squared, teacher_share."],
+    ),
+    (6, "  - {name: js, teacher_share: 1}", ["6: objectives[0].teacher_share: wanted a number below 1, found 1."]),
+    (6, "  - {name: ranking, top: 1}", ["6: objectives[0].top: wanted a number of at least 2, found 1."]),
     (6, "  - {name: kl, T: 2}", ["6: objectives[0].T: unknown key. It is called 'temperature' here."]),
     (
         7,
         "  - {name: labels, temperature: 2}",
-        ["7: objectives[1].temperature: unknown key. Known: name, weight."],
+        ["7: objectives[1].temperature: unknown key. Known: name, weight, label_smoothing."],
     ),
     (11, "report: {basline: true}", ["11: report.basline: unknown key. Did you mean 'baseline'?"]),
     (11, "evaluation: {metric: [a]}", ["11: evaluation.metric: unknown key. Did you mean 'metrics'?"]),
@@ -362,7 +369,7 @@ WRONG: list[tuple[int, str, list[str]]] = [
         6,
         "  - {name: 5}",
         [
-            "6: objectives[0].name: wanted text, found the whole number 5. Known: kl, labels, logits_mse; or "
+            f"6: objectives[0].name: wanted text, found the whole number 5. Known: {', '.join(OBJECTIVES)}; or "
             "module:Class."
         ],
     ),
@@ -524,6 +531,53 @@ def test_what_a_wrong_recipe_is_told(number: int, line: str, said: list[str]) ->
 def test_objectives_that_train_nothing(value: str, said: str) -> None:
     """Without anything to minimise a run would finish, and its student would be its start."""
     assert mistakes(WHOLE, f"objectives={value}") == [f"override 'objectives={value}': objectives: {said}"]
+
+
+PRESET = "\n".join(line for line in WHOLE.splitlines() if not line.startswith("  - ")).replace(
+    "objectives:", "preset: NAME"
+)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_read_as_its_objectives(name: str) -> None:
+    """The recipe saved beside the model must name the loss itself: what a preset means may change with the version."""
+    recipe = load(text=PRESET.replace("NAME", name))
+    assert recipe.objectives == PRESETS[name]
+    saved = dump_recipe(recipe)
+    assert "preset" not in saved
+    assert load(text=saved) == recipe
+    assert load(f"preset={name}", "objectives=").objectives == PRESETS[name]
+
+
+def test_a_mistake_in_a_preset_is_told_at_its_line() -> None:
+    """A regression refuses `kl`; without a line for what a preset stands for, the whole recipe would be at fault."""
+    recipe = load(text=PRESET.replace("NAME", "modelopt"))
+    assert recipe.mistake("objectives[0]", "x").mistakes == ("r.yaml:5: objectives[0]: x",)
+    recipe = load("preset=modelopt", text=PRESET.replace("NAME", "dkd"))
+    assert recipe.mistake("objectives[0]", "x").mistakes == ("override 'preset=modelopt': objectives[0]: x",)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("distilkit", "unknown preset 'distilkit'. Did you mean 'distillkit'?"),
+        ("zzz", f"unknown preset 'zzz'. Known: {', '.join(PRESETS)}."),
+        ("[kl]", f"wanted text, found a list. Known: {', '.join(PRESETS)}."),
+    ],
+)
+def test_presets_that_do_not_exist(value: str, said: str) -> None:
+    """A misspelt preset must not train with another loss, nor hide what else is wrong."""
+    assert mistakes(PRESET.replace("NAME", value)) == [f"r.yaml:5: preset: {said}"]
+
+
+def test_a_preset_and_objectives_exclude_each_other() -> None:
+    """One of the two would be ignored in silence; the message has what to write to change the preset."""
+    said = (
+        """given together with objectives. Keep one: 'sparseml' is """
+        """[{"name": "kl", "weight": 0.5, "temperature": 2.0}, {"name": "labels", "weight": 0.5}]."""
+    )
+    assert mistakes(WHOLE + "preset: sparseml\n") == [f"r.yaml:11: preset: {said}"]
+    assert mistakes(PRESET.replace("NAME", "sparseml"), "objectives.0.weight=1") == [f"r.yaml:5: preset: {said}"]
 
 
 def test_all_mistakes_at_once_in_the_order_of_the_file() -> None:

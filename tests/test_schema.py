@@ -14,7 +14,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from hf_distill.errors import UserError
-from hf_distill.objectives import OBJECTIVES
+from hf_distill.objectives import OBJECTIVES, PRESETS
 from hf_distill.reader import load_recipe
 from hf_distill.schema import recipe_schema
 from hf_distill.training_keys import OWNED
@@ -88,6 +88,9 @@ BASE: dict[str, Any] = {
         ({"training": {"output_dir": "out", "ddp_backend": None, "warmup_steps": 0.1}}, True),
         ({"report": {"baseline": True, "seeds": 3}}, True),
         ({"data": {"path": {"train": ["a", "b"]}, "columns": {"text": "sentence"}}}, True),
+        ({"objectives": [{"name": "js", "teacher_share": 0.1}, {"name": "labels", "label_smoothing": 0.1}]}, True),
+        ({"preset": "distillkit"}, False),
+        ({"objectives": [{"name": "js", "teacher_share": 1.0}]}, False),
         ({"foo": 1}, False),
         ({"data": {}}, False),
         ({"data": "x.csv"}, False),
@@ -122,6 +125,22 @@ def test_it_agrees_with_the_reader(change: dict[str, Any], right: bool, tmp_path
         assert not right
     else:
         assert right
+
+
+@pytest.mark.parametrize(("preset", "right"), [*((name, True) for name in PRESETS), ("distilkit", False), (5, False)])
+def test_a_preset_in_place_of_objectives(preset: object, right: bool, tmp_path: Path) -> None:
+    """An editor that asks for `objectives` beside a preset asks for a mistake."""
+    recipe = {key: value for key, value in BASE.items() if key != "objectives"}
+    assert not validator().is_valid(recipe)
+    recipe["preset"] = preset
+    assert validator().is_valid(recipe) is right
+    path = tmp_path / "r.yaml"
+    path.write_text(json.dumps(recipe))
+    if right:
+        assert load_recipe(path).objectives
+    else:
+        with pytest.raises(UserError):
+            load_recipe(path)
 
 
 def test_a_class_from_outside_fits() -> None:

@@ -1,9 +1,10 @@
-"""What is compared. This table is the list of objectives."""
+"""What is compared. This table is the list of objectives; `presets.py` has lists that other systems are known for."""
 
 from __future__ import annotations
 
 from hf_distill.objectives.base import Comparison, Objective, RowObjective
 from hf_distill.objectives.logits import Labels, LogitsMSE, Ranking
+from hf_distill.objectives.presets import PRESETS
 from hf_distill.objectives.softened import (
     AdaptiveKL,
     DecoupledKL,
@@ -33,6 +34,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
 
 __all__ = [
     "OBJECTIVES",
+    "PRESETS",
     "AdaptiveKL",
     "Comparison",
     "DecoupledKL",
