@@ -84,7 +84,6 @@ BY_PRESET = [
     (1.9293, "ModelOpt KDTrainer, zynthe", "modelopt", TEMPERATURE, "shifted"),
     (1.9209, "DistilBERT research code", "distilbert", None, "attention"),
     (1.8965, "SparseML; torchdistill and silverspoon on [B*L, V]", "sparseml", None, "all"),
-    (1.8965, "tunix, mean over all positions", "tunix", None, "all"),
     (2.5242, "TextBrewer kd_ce, logits_mask from the labels", "textbrewer", TEMPERATURE, "labels"),
     (2.5525, "TextBrewer kd_ce, the mask forgotten", "textbrewer", TEMPERATURE, "all"),
     (2.9165, "torchtune ForwardKLLoss, DistiLLM forward_kl", "torchtune", None, "labels"),

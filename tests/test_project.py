@@ -254,7 +254,7 @@ def test_the_example_of_an_own_objective_works(tmp_path: Path, monkeypatch: pyte
 
 def test_every_recipe_key_is_documented() -> None:
     """A key that docs/recipe.md leaves out exists only for those who read the source."""
-    from hf_distill.objectives import OBJECTIVES
+    from hf_distill.objectives import OBJECTIVES, PRESETS
     from hf_distill.recipe import Data, Evaluation, Hub, Recipe, ReportOptions
     from hf_distill.students import STUDENTS
     from hf_distill.tasks import TASKS
@@ -263,7 +263,7 @@ def test_every_recipe_key_is_documented() -> None:
     text = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
     tables: list[dict[str, Any]] = [OBJECTIVES, STUDENTS, TASKS, TEACHERS]
     components = [component for table in tables for component in table.values()]
-    keys = {name for table in tables for name in table}
+    keys = {name for table in tables for name in table} | set(PRESETS)
     for part in (Recipe, Data, Evaluation, Hub, ReportOptions, *components):
         keys |= {field.name for field in fields(part) if field.init}
     assert sorted(key for key in keys - {"origin"} if f"`{key}`" not in text) == []
