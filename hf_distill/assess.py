@@ -27,19 +27,20 @@ AGREEMENT = "agreement"
 
 @dataclass(frozen=True)
 class Judged:
-    """A model's predictions on the eval split, in the order of the split.
+    """What a model does on the eval split.
 
     Attributes:
-        logits: `(rows, width)`, classes in the student's order.
-        labels: `(rows, ...)`; None where the split has none.
-        agreement: Share of rows where the teacher predicts the same; None for regression.
         metrics: The task's; where the split has no labels, the agreement is all there is.
+        agreement: Share of rows where the teacher predicts the same; None for regression.
+        logits: `(rows, width)` in the order of the split, classes in the student's order; None for a task that
+            does not keep them.
+        labels: `(rows, ...)`; None where the split has none.
     """
 
-    logits: np.ndarray[Any, Any]
-    labels: np.ndarray[Any, Any] | None
-    agreement: float | None
     metrics: Mapping[str, float]
+    agreement: float | None
+    logits: np.ndarray[Any, Any] | None
+    labels: np.ndarray[Any, Any] | None
 
 
 def assess(run: Run, teacher: PreTrainedModel, students: Sequence[Fitted], baselines: Sequence[Fitted]) -> Report:
@@ -54,8 +55,7 @@ def assess(run: Run, teacher: PreTrainedModel, students: Sequence[Fitted], basel
     models = {"teacher": teacher, "student": students[0].model}
     if baselines:
         models["baseline"] = baselines[0].model
-    target = judge(run, teacher)
-    judged = {name: target if name == "teacher" else judge(run, model, target) for name, model in models.items()}
+    judged = {name: judge(run, model, None if name == "teacher" else teacher) for name, model in models.items()}
     speeds = _latencies(run, models) if run.recipe.report.latency else {}
     results = {name: ModelResult.of(model, judged[name].metrics, speeds.get(name)) for name, model in models.items()}
     metric = (*run.prepared.metric_names, AGREEMENT)[0]
@@ -70,7 +70,7 @@ def assess(run: Run, teacher: PreTrainedModel, students: Sequence[Fitted], basel
         baseline_agreement=judged["baseline"].agreement if baselines else None,
         eval_rows=_labelled_rows(run.prepared, judged["student"]),
         gain_error=_gain_error(run.prepared, judged, metric),
-        seeds=_seeds(run, students, baselines, judged),
+        seeds=_seeds(run, teacher, students, baselines, judged),
         history=run.histories,
         settings=_settings(run),
         recipe=run.directory.recipe,
@@ -78,52 +78,45 @@ def assess(run: Run, teacher: PreTrainedModel, students: Sequence[Fitted], basel
     )
 
 
-def judge(run: Run, model: PreTrainedModel, teacher: Judged | None = None) -> Judged:
+def judge(run: Run, model: PreTrainedModel, teacher: PreTrainedModel | None) -> Judged:
     """Predict the eval split.
 
     Args:
         run: Its data and precision.
-        model: A student, or the teacher, whose classes are brought into the student's order.
-        teacher: The teacher's predictions; None if `model` is the teacher.
+        model: A student, or the teacher itself.
+        teacher: Whose predictions to compare with; None if `model` is the teacher.
     """
     prepared = run.prepared
-    output = run.fitter.predict(model, run.training)
-    logits = np.asarray(output.predictions)
+    output = run.fitter.predict(model, run.training, teacher)
+    figures = {key.removeprefix("test_"): value for key, value in (output.metrics or {}).items()}
+    share = figures.get(AGREEMENT)
+    if teacher is None and prepared.layout.has_classes:
+        share = 1.0
+    logits = None if output.predictions is None else np.asarray(output.predictions)
     columns = getattr(prepared.layout, "teacher_columns", None)
-    if teacher is None and columns is not None:
-        logits = logits[:, list(columns)]
+    if teacher is None and logits is not None and columns is not None:
+        logits = logits[..., list(columns)]
     labels = None if output.label_ids is None else np.asarray(output.label_ids)
-    share = _agreement(prepared, logits, logits if teacher is None else teacher.logits)
     metrics: Mapping[str, float] = {} if share is None else {AGREEMENT: share}
-    if prepared.metric_names and labels is not None:
+    if prepared.metric_names and prepared.summary is not None:
+        metrics = prepared.summary(figures)
+    elif prepared.metric_names and logits is not None and labels is not None:
         metrics = prepared.metrics(logits, labels)
-    return Judged(logits, labels, share, metrics)
-
-
-def _agreement(prepared: Prepared, student: np.ndarray[Any, Any], teacher: np.ndarray[Any, Any]) -> float | None:
-    if not prepared.layout.has_classes:
-        return None
-    # Both in the student's order already, so the layout must not permute: it sees the teacher as a student.
-    one, other = (
-        prepared.layout.select(torch.from_numpy(logits), None, {"input_ids": torch.zeros(len(logits))}).student.argmax(
-            -1
-        )
-        for logits in (student, teacher)
-    )
-    return float((one == other).double().mean())
+    return Judged(metrics, share, logits, labels)
 
 
 def class_figures(prepared: Prepared, judged: Mapping[str, Judged]) -> dict[str, Any]:
     """Return the figures of a single-label classifier: confusion with the teacher, calibration, accuracy by class."""
     labels = judged["student"].labels
-    if getattr(prepared.layout, "kind", None) != "classes":
+    logits = {name: one.logits for name, one in judged.items() if one.logits is not None}
+    if getattr(prepared.layout, "kind", None) != "classes" or len(logits) < len(judged):
         return {}
-    guesses = {name: one.logits.argmax(-1) for name, one in judged.items()}
+    guesses = {name: one.argmax(-1) for name, one in logits.items()}
     found: dict[str, Any] = {
         "confusion": figures.confusion(guesses["student"], guesses["teacher"], prepared.label_names)
     }
     if prepared.metric_names and labels is not None:
-        found["calibration"] = {name: figures.calibration(_softmax(one.logits), labels) for name, one in judged.items()}
+        found["calibration"] = {name: figures.calibration(_softmax(one), labels) for name, one in logits.items()}
         found["groups"] = figures.by_label(guesses, labels, prepared.label_names)
     return found
 
@@ -134,14 +127,18 @@ def _softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def _seeds(
-    run: Run, students: Sequence[Fitted], baselines: Sequence[Fitted], judged: Mapping[str, Judged]
+    run: Run,
+    teacher: PreTrainedModel,
+    students: Sequence[Fitted],
+    baselines: Sequence[Fitted],
+    judged: Mapping[str, Judged],
 ) -> tuple[SeedResult, ...]:
     """Judge the models of the other seeds; the first seed's are judged already."""
     if len(students) < 2:
         return ()
 
     def metrics(name: str, trained: Sequence[Fitted]) -> list[Mapping[str, float]]:
-        rest = [judge(run, one.model, judged["teacher"]).metrics for one in trained[1:]]
+        rest = [judge(run, one.model, teacher).metrics for one in trained[1:]]
         return [judged[name].metrics, *rest]
 
     without = metrics("baseline", baselines) if baselines else [None] * len(students)
@@ -151,18 +148,19 @@ def _seeds(
     )
 
 
-def _labelled_rows(prepared: Prepared, judged: Judged) -> int:
+def _labelled_rows(prepared: Prepared, judged: Judged) -> int | None:
     if judged.labels is None:
-        return 0
+        return None
     return int(prepared.layout.counts({"labels": torch.from_numpy(judged.labels)})["label"].sum())
 
 
 def _gain_error(prepared: Prepared, judged: Mapping[str, Judged], metric: str) -> float | None:
-    labels = judged["student"].labels
-    if "baseline" not in judged or labels is None or metric == AGREEMENT:
+    if "baseline" not in judged or metric == AGREEMENT:
         return None
-    logits = (judged["student"].logits, judged["baseline"].logits)
-    return figures.gain_error(prepared.metrics, metric, *logits, labels)
+    student, baseline, labels = judged["student"].logits, judged["baseline"].logits, judged["student"].labels
+    if student is None or baseline is None or labels is None:
+        return None
+    return figures.gain_error(prepared.metrics, metric, student, baseline, labels)
 
 
 def _latencies(run: Run, models: Mapping[str, PreTrainedModel]) -> dict[str, Latency]:

@@ -137,13 +137,20 @@ class Fitter:
             raise KeyboardInterrupt
         return seconds
 
-    def predict(self, model: PreTrainedModel, training: Mapping[str, Any]) -> PredictionOutput:
-        """Return a model's logits on the eval split, in its order; the model's own loss plays no part."""
+    def predict(
+        self, model: PreTrainedModel, training: Mapping[str, Any], teacher: PreTrainedModel | None = None
+    ) -> PredictionOutput:
+        """Return a model's logits on the eval split, in its order, and its figures there.
+
+        The figures are `test_objective/labels` and, with a teacher to compare with, `test_agreement`.
+        """
         from hf_distill.objectives import Labels
 
         quiet = {**training, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
-        directory = Path(training["output_dir"])
-        return self._trainer(model, (Labels(),), quiet, directory, None).predict(self.prepared.eval)
+        trainer = self._trainer(model, (Labels(),), quiet, Path(training["output_dir"]), teacher)
+        output = trainer.predict(self.prepared.eval)
+        _finished(trainer)
+        return output
 
     def _trainer(
         self,
@@ -161,7 +168,9 @@ class Fitter:
 
         trainer = DistillationTrainer(
             model,
-            DistillationArguments(**{**training, "output_dir": str(directory)}),
+            DistillationArguments(
+                **{**training, "output_dir": str(directory), "prediction_loss_only": self.prepared.summary is not None}
+            ),
             teacher=teacher,
             objectives=objectives,
             layout=self.prepared.layout,
@@ -169,7 +178,7 @@ class Fitter:
             eval_dataset=self.prepared.eval,
             data_collator=self.prepared.collator,
             processing_class=self.tokenizer,
-            compute_metrics=self._metrics if self.prepared.metric_names else None,
+            compute_metrics=self._metrics if self.prepared.metric_names and self.prepared.summary is None else None,
         )
         if trainer.pop_callback(ProgressCallback) is not None:  # None under disable_tqdm
             trainer.add_callback(ProgressBar)
@@ -180,7 +189,11 @@ class Fitter:
 
 
 def _finished(trainer: DistillationTrainer) -> PreTrainedModel:
-    model: PreTrainedModel = trainer.model
+    """Return the model as it was before the trainer: in eval mode, its forward pass no longer under autocast.
+
+    accelerate leaves the wrapper on; whoever times the model in float32 would time bf16.
+    """
+    model: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     model.train(False)
     return model
 

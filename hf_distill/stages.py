@@ -17,7 +17,7 @@ from hf_distill.fit import Fitted, Fitter
 from hf_distill.launch import check_launch, use_all_cores, use_cpu_if_needed
 from hf_distill.narrator import Narrator
 from hf_distill.objectives import Labels, Objective
-from hf_distill.pairing import open_pair
+from hf_distill.pairing import Pair, open_pair
 from hf_distill.precision import resolve_bf16
 from hf_distill.reader import dump_recipe
 
@@ -160,9 +160,20 @@ def open_run(recipe: Recipe, restart: bool) -> Run:
         narrator.say(line)
     hub = _claim_repository(recipe, directory.path) if recipe.hub.push else {}
     pair = open_pair(recipe)
-    with args.main_process_first(desc="data"), recipe.locate("data"):
+    with args.main_process_first(desc="data"):
+        prepared = _prepare(recipe, pair)
+    _check_objectives(recipe, prepared)
+    if args.process_index == 0:
+        with recipe.locate("training"):
+            directory.claim(restart)
+    return Run(recipe, training, directory, prepared, Fitter(prepared, pair.tokenizer), narrator, hub, args)
+
+
+def _prepare(recipe: Recipe, pair: Pair) -> Prepared:
+    with recipe.locate("data"):
         splits = load_splits(recipe.data, recipe.task.roles)
-        prepared = recipe.task.prepare(
+    try:
+        return recipe.task.prepare(
             splits,
             tokenizer=pair.tokenizer,
             teacher=pair.teacher_head,
@@ -171,11 +182,9 @@ def open_run(recipe: Recipe, restart: bool) -> Run:
             label_names=recipe.data.labels,
             metrics=recipe.evaluation.metrics,
         )
-    _check_objectives(recipe, prepared)
-    if args.process_index == 0:
-        with recipe.locate("training"):
-            directory.claim(restart)
-    return Run(recipe, training, directory, prepared, Fitter(prepared, pair.tokenizer), narrator, hub, args)
+    except UserError as error:
+        with recipe.locate("evaluation" if error.key == "metrics" else "data"):
+            raise
 
 
 def _settle(recipe: Recipe, held: Mapping[str, Any] | None) -> tuple[dict[str, Any], str | None]:

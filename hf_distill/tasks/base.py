@@ -31,6 +31,8 @@ class Prepared:
         layout: Which logits count.
         collator: Pads examples to a batch.
         metrics: `(logits, labels) -> {name: value}` over the eval split.
+        summary: `{figure: value} -> {name: value}`, in place of `metrics` for a task whose logits are too many to keep:
+            the figures are means over the whole eval split (`objective/labels`, from which comes the perplexity).
         metric_names: What `metrics` returns, the headline first; empty where the eval split has no labels, and
             only agreement can be reported.
         label_names: Class names in the order of the student's head; None where nothing names them.
@@ -46,6 +48,7 @@ class Prepared:
     metric_names: tuple[str, ...]
     label_names: tuple[str, ...] | None
     labelled: bool
+    summary: Callable[[Mapping[str, float]], dict[str, float]] | None = None
 
 
 @component
