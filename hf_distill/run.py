@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from hf_distill.assess import assess
@@ -38,6 +39,7 @@ def distill(recipe: Recipe, *, restart: bool = False) -> Report:
     disable_progress_bar()  # type: ignore[no-untyped-call]
     run = open_run(recipe, restart)
     with run.stage("teacher"), recipe.locate("teacher"):
+        set_seed(run.args.seed)  # for a new head: with another one a fine-tuned teacher would not be found again
         teacher = recipe.teacher.load(run.prepared.head, run.fine_tune)
     students: list[Fitted] = []
     baselines: list[Fitted] = []
