@@ -15,8 +15,9 @@ from hf_distill.models import resolve
 if TYPE_CHECKING:
     import numpy as np
 
-# As in `rows.ExampleRows`: one label, several labels, or numbers.
-Kind = Literal["classes", "binary", "values"]
+# As in `rows.ExampleRows`: one label, several labels, or numbers; or the tokens of a language model, whose figures come
+# from `tasks.Prepared.summary`.
+Kind = Literal["classes", "binary", "values", "tokens"]
 
 EVALUATE = "evaluate/"
 
@@ -110,6 +111,10 @@ def _auc(judged: Judged) -> float:
         return math.nan
 
 
+def _summarised(judged: Judged) -> float:
+    raise AssertionError("computed by the task, from figures over the whole split")
+
+
 _LABELS: tuple[Kind, ...] = ("classes", "binary")
 
 # f1, precision and recall: of class 1 where there are two, the mean over the classes that occur where there are more,
@@ -131,12 +136,14 @@ METRICS: dict[str, Metric] = {
     "mse": Metric(("values",), _sklearn("mean_squared_error"), greater_is_better=False),
     "mae": Metric(("values",), _sklearn("mean_absolute_error"), greater_is_better=False),
     "r2": Metric(("values",), _sklearn("r2_score")),
+    "perplexity": Metric(("tokens",), _summarised, greater_is_better=False),
 }
 
 DEFAULTS: dict[Kind, tuple[str, ...]] = {
     "classes": ("accuracy", "f1", "mcc"),
     "binary": ("f1_micro", "f1_macro", "exact_match"),
     "values": ("pearson", "spearman", "mse"),
+    "tokens": ("perplexity",),
 }
 
 
@@ -168,6 +175,12 @@ def check(names: Sequence[str], kind: Kind, num_labels: int) -> None:
     import numpy as np
 
     for name in names:
+        if name.startswith(EVALUATE) and kind == "tokens":
+            raise UserError(
+                f"'{name}' judges predictions, and those of a language model are not kept. Use "
+                f"{', '.join(DEFAULTS[kind])}.",
+                key="metrics",
+            )
         if name.startswith(EVALUATE):
             if kind == "classes":
                 labels = np.arange(max(num_labels, 2))
@@ -176,7 +189,12 @@ def check(names: Sequence[str], kind: Kind, num_labels: int) -> None:
             _evaluate(name, Judged(labels, labels, labels), kind)
         elif kind not in _find(name).kinds:
             fitting = [known for known, metric in METRICS.items() if kind in metric.kinds]
-            what = {"classes": "one label of several", "binary": "several labels", "values": "numbers"}[kind]
+            what = {
+                "classes": "one label of several",
+                "binary": "several labels",
+                "values": "numbers",
+                "tokens": "tokens",
+            }[kind]
             raise UserError(
                 f"'{name}' does not judge {what}, which this task predicts. Use {', '.join(fitting)}.", key="metrics"
             )

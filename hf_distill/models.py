@@ -146,9 +146,14 @@ def _cannot_open(what: str, where: str, error: Exception, key: str) -> UserError
 
 def has_head(config: PretrainedConfig, auto_class: str) -> bool:
     """Whether a checkpoint was saved with the head that `auto_class` gives (`...ForSequenceClassification`)."""
+    from transformers.models.auto import modeling_auto
+
     ending = auto_class.removeprefix("AutoModel")
+    # By the table, because not all names end alike: GPT2LMHeadModel is a causal language model.
+    table = getattr(modeling_auto, auto_class)._model_mapping._model_mapping
+    known = {name for names in table.values() for name in ([names] if isinstance(names, str) else names)}
     own_code = auto_class in (getattr(config, "auto_map", None) or {})
-    return own_code or any(name.endswith(ending) for name in config.architectures or [])
+    return own_code or any(name in known or name.endswith(ending) for name in config.architectures or [])
 
 
 def open_tokenizer(

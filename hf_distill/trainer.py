@@ -76,7 +76,13 @@ class DistillationTrainer(Trainer):
             )
         if trainer.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func would be ignored: the loss is the sum of `objectives`.")
+        use_cache = getattr(getattr(model, "config", None), "use_cache", None)
         super().__init__(model=model, args=args, **trainer)
+        config: Any = getattr(self.model, "config", None)
+        if config is not None and use_cache is not None:
+            # Trainer turns it off for good, and the exported student would generate without a cache, many times slower.
+            # Training has no use for one: see `_compare`.
+            config.use_cache = use_cache
         self._check_parallelism()
         self.layout = layout or infer_layout(self.model, teacher, self.processing_class)
         self.objectives = tuple(_defaults(self.layout) if objectives is None else objectives)
@@ -234,7 +240,7 @@ class DistillationTrainer(Trainer):
             watch = self._teacher_watch.running() if model.training else nullcontext()
             with torch.no_grad(), self.accelerator.autocast(), watch:
                 teacher = self.teacher(**self._forward_inputs(self._teacher_takes, inputs, use_cache=False))
-        student = model(**self._forward_inputs(self._student_takes, inputs))
+        student = model(**self._forward_inputs(self._student_takes, inputs, use_cache=self.args.use_cache))
         rows = self.layout.select(student["logits"], None if teacher is None else teacher["logits"], inputs)
         return Comparison(rows=rows, student=student, teacher=teacher, inputs=inputs)
 

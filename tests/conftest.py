@@ -114,8 +114,8 @@ class MakeModel(Protocol):
 
         Args:
             kind: `bert`, `distilbert`, `roberta`, `llama`, `gpt2` (sequence classifiers), `bert-tokens` (token
-                classifier) or `bert-bare` (no head, as most pretrained encoders come). As in life, `llama` and
-                `gpt2` have no padding token.
+                classifier), `llama-lm`, `gpt2-lm`, `bert-mlm` (language models) or `bert-bare` (no head, as most
+                pretrained encoders come). As in life, `llama` and `gpt2` have no padding token.
             layers: Depth.
             labels: Names of the labels; a single one makes a regression head.
             vocab: Words that are one token; any other lower-case word is spelled out.
@@ -173,10 +173,10 @@ def _tokenizer(kind: str, words: Sequence[str]) -> PreTrainedTokenizerBase:
         "roberta": (transformers.RobertaTokenizer, ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]),
         "llama": (transformers.LlamaTokenizer, ["<unk>", "<s>", "</s>"]),
         "gpt2": (transformers.GPT2Tokenizer, ["<|endoftext|>"]),
-    }[kind]
+    }[kind.partition("-")[0]]
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
     spaces = tokenizers.pre_tokenizers
-    bpe.pre_tokenizer = spaces.Metaspace() if kind == "llama" else spaces.ByteLevel(add_prefix_space=True)
+    bpe.pre_tokenizer = spaces.Metaspace() if kind.startswith("llama") else spaces.ByteLevel(add_prefix_space=True)
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=10_000, special_tokens=bpe_special, initial_alphabet=list(letters), show_progress=False
     )
@@ -210,9 +210,9 @@ def _config(
         return transformers.BertConfig(**{**names, **encoder, **settings})
     if kind == "roberta":
         return transformers.RobertaConfig(**{**names, **encoder, "type_vocab_size": 1, **settings})
-    if kind == "llama":
+    if kind.startswith("llama"):
         return transformers.LlamaConfig(**{**names, **encoder, "num_key_value_heads": 2, **settings})
-    if kind == "gpt2":
+    if kind.startswith("gpt2"):
         shape = {"n_layer": layers, "n_embd": 32, "n_head": 4, "n_positions": 64}
         return transformers.GPT2Config(**{**names, **shape, **settings})
     shape = {"n_layers": layers, "dim": 32, "n_heads": 4, "hidden_dim": 64, "max_position_embeddings": 64}
@@ -226,11 +226,14 @@ def _save_model(kind: str, config: PretrainedConfig, seed: int, directory: Path)
     class_ = {
         "bert": transformers.BertForSequenceClassification,
         "bert-tokens": transformers.BertForTokenClassification,
+        "bert-mlm": transformers.BertForMaskedLM,
         "bert-bare": transformers.BertModel,
         "distilbert": transformers.DistilBertForSequenceClassification,
         "roberta": transformers.RobertaForSequenceClassification,
         "llama": transformers.LlamaForSequenceClassification,
+        "llama-lm": transformers.LlamaForCausalLM,
         "gpt2": transformers.GPT2ForSequenceClassification,
+        "gpt2-lm": transformers.GPT2LMHeadModel,
     }[kind]
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -341,7 +341,7 @@ WRONG: list[tuple[int, str, list[str]]] = [
         ],
     ),
     # what must be there
-    (1, "", ["1: task: missing. Wanted: a Hub pipeline tag: text-classification."]),
+    (1, "", [f"1: task: missing. Wanted: a Hub pipeline tag: {', '.join(TASKS)}."]),
     (2, "", ["1: data: missing. Wanted: where the examples come from, such as {path: nyu-mll/glue, name: sst2}."]),
     (3, "", ["1: teacher: missing. Wanted: the model to learn from, such as {name: pretrained, model: ...}."]),
     (4, "student:", ["4: student: missing. Wanted: the model to train, such as {name: pretrained, model: ...}."]),

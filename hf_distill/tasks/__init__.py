@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from hf_distill.tasks.base import Prepared, Task
 from hf_distill.tasks.text_classification import TextClassification
+from hf_distill.tasks.text_generation import TextGeneration
 
 TASKS: dict[str, type[Task]] = {
     "text-classification": TextClassification,
+    "text-generation": TextGeneration,
 }
 
-__all__ = ["TASKS", "Prepared", "Task", "TextClassification"]
+__all__ = ["TASKS", "Prepared", "Task", "TextClassification", "TextGeneration"]

@@ -1,0 +1,117 @@
+"""What the language-model tasks share: reading text columns, padding tokens, the perplexity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hf_distill.data import column
+from hf_distill.errors import UserError
+from hf_distill.labels import IGNORED
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class PadTokens:
+    """Pads token ids and their labels on the right.
+
+    What is padding follows from the length of each example, never from the id: where the end of text is also the
+    padding token, as in most decoders, its labels must survive.
+
+    Attributes:
+        pad_token_id: Stands where there is no token; masked.
+    """
+
+    pad_token_id: int
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Return `input_ids`, `attention_mask` and `labels`, `(batch, longest)` each; -100 where there is no label."""
+        import torch
+
+        longest = max(len(example["input_ids"]) for example in examples)
+
+        def pad(rows: list[list[int]], value: int) -> Tensor:
+            return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows])
+
+        ids = [example["input_ids"] for example in examples]
+        return {
+            "input_ids": pad(ids, self.pad_token_id),
+            "attention_mask": pad([[1] * len(row) for row in ids], 0),
+            "labels": pad([example["labels"] for example in examples], IGNORED),
+        }
+
+
+def token_features(*flags: str, labels: bool = True) -> Features:
+    """Return the columns of a tokenised split: said rather than guessed, because a first batch may be empty."""
+    from datasets import Features, List, Value
+
+    ids = {name: List(Value("int32")) for name in ("input_ids", *(["labels"] if labels else []))}
+    return Features({**ids, "length": Value("int64"), **{flag: Value("bool") for flag in flags}})
+
+
+def check_texts(splits: Mapping[str, Dataset], roles: Sequence[str]) -> None:
+    """Refuse columns that do not hold a text in every row.
+
+    Raises:
+        UserError: Another type, or a missing text.
+    """
+    import pyarrow.compute as pc  # type: ignore[import-untyped]
+
+    for name, split in splits.items():
+        for role in roles:
+            texts, key = column(split, role), f"columns.{role}"
+            if texts.null_count:
+                first = pc.index(pc.is_null(texts), True).as_py()
+                raise UserError(
+                    f"{texts.null_count} of {len(split)} entries of the {name} split are missing (None), the first in "
+                    f"row {first}, counted from 0. Drop or fill these rows.",
+                    key=key,
+                )
+            if str(texts.type) not in ("string", "large_string"):
+                raise UserError(
+                    f"the column of the role '{role}' holds {texts.type} in the {name} split; wanted text. "
+                    "Name another column, or convert it.",
+                    key=key,
+                )
+
+
+def by_length(split: Dataset) -> Dataset:
+    """Return the split sorted by length; examples of one length stay in order."""
+    import numpy as np
+
+    return split.select(np.argsort(column(split, "length").to_numpy(), kind="stable"))
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return what to pad with. Any token does, because padding is masked."""
+    number: int | None = tokenizer.pad_token_id
+    return 0 if number is None else number
+
+
+def vocabulary(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return how many columns of a head are tokens; models pad their embeddings to round sizes."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def perplexity(figures: Mapping[str, float]) -> dict[str, float]:
+    """Return the perplexity from the mean loss of a labelled token, `Prepared.summary` of a language model.
+
+    >>> perplexity({"objective/labels": 0.0})
+    {'perplexity': 1.0}
+    """
+    loss = figures.get("objective/labels", math.nan)
+    try:
+        return {"perplexity": math.exp(loss)}
+    except OverflowError:  # above 709 nats a token
+        return {"perplexity": math.inf}
+
+
+def no_logits(*_: Any) -> dict[str, float]:
+    """Stand for `Prepared.metrics` where no logits are kept."""
+    raise AssertionError("a language model's logits are not kept: see Prepared.summary")
