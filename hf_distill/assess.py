@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from hf_distill import figures
+from hf_distill.labels import IGNORED
 from hf_distill.latency import Latency, measure_all
 from hf_distill.metrics import greater_is_better
 from hf_distill.report import ModelResult, Report, SeedResult
@@ -92,7 +93,8 @@ def judge(run: Run, model: PreTrainedModel, teacher: PreTrainedModel | None) -> 
     share = figures.get(AGREEMENT)
     if teacher is None and prepared.layout.has_classes:
         share = 1.0
-    logits = None if output.predictions is None else np.asarray(output.predictions)
+    predictions: Any = output.predictions  # None where they are not kept, whatever the annotation says
+    logits = None if predictions is None else np.asarray(predictions)
     columns = getattr(prepared.layout, "teacher_columns", None)
     if teacher is None and logits is not None and columns is not None:
         logits = logits[..., list(columns)]
@@ -106,11 +108,16 @@ def judge(run: Run, model: PreTrainedModel, teacher: PreTrainedModel | None) -> 
 
 
 def class_figures(prepared: Prepared, judged: Mapping[str, Judged]) -> dict[str, Any]:
-    """Return the figures of a single-label classifier: confusion with the teacher, calibration, accuracy by class."""
+    """Return the figures of a classifier with one label a row: confusion with the teacher, calibration, by class."""
     labels = judged["student"].labels
     logits = {name: one.logits for name, one in judged.items() if one.logits is not None}
     if getattr(prepared.layout, "kind", None) != "classes" or len(logits) < len(judged):
         return {}
+    if any(one.ndim == 3 for one in logits.values()):  # rows are tokens, those that count
+        if labels is None:
+            return {}
+        counted = labels != IGNORED
+        logits, labels = {name: one[counted] for name, one in logits.items()}, labels[counted]
     guesses = {name: one.argmax(-1) for name, one in logits.items()}
     found: dict[str, Any] = {
         "confusion": figures.confusion(guesses["student"], guesses["teacher"], prepared.label_names)

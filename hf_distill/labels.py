@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 # Transformers' and torch's mark of a position without label.
 IGNORED = -100
+# Ours, beside it: a position that counts, of which the label is not known. The teacher has an answer there.
+UNLABELLED = -1
 
 
 def label_names(config: PretrainedConfig) -> tuple[str, ...] | None:

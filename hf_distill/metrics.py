@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_distill.errors import UserError, did_you_mean
+from hf_distill.labels import shorten
 from hf_distill.models import resolve
 
 if TYPE_CHECKING:
     import numpy as np
 
 # As in `rows.ExampleRows`: one label, several labels, or numbers; or the tokens of a language model, whose figures come
-# from `tasks.Prepared.summary`.
-Kind = Literal["classes", "binary", "values", "tokens"]
+# from `tasks.Prepared.summary`; or one label for each word of a sentence.
+Kind = Literal["classes", "binary", "values", "tokens", "tags"]
+
+Names = tuple[str, ...]
 
 EVALUATE = "evaluate/"
 
@@ -30,11 +34,14 @@ class Judged:
         labels: Class indices `(rows,)`, 0 and 1 `(rows, labels)`, or numbers `(rows, values)`.
         predicted: Likewise.
         logits: `(rows, width)`, float64.
+        sentences: Of tags: their names, sentence by sentence, the true ones and the predicted ones. What is above has a
+            row for each word.
     """
 
     labels: np.ndarray
     predicted: np.ndarray
     logits: np.ndarray
+    sentences: Sequence[tuple[Names, Names]] = ()
 
 
 @dataclass(frozen=True)
@@ -115,22 +122,47 @@ def _summarised(judged: Judged) -> float:
     raise AssertionError("computed by the task, from figures over the whole split")
 
 
+@lru_cache(maxsize=1 << 15)
+def _spans(tags: Names) -> frozenset[tuple[str, int, int]]:
+    """Return type, first and last word of every entity; kept, because a bootstrap asks for the same ones again."""
+    from seqeval.metrics.sequence_labeling import get_entities
+
+    return frozenset(get_entities(list(tags)))
+
+
+def _span(divisor: Callable[[int, int], float]) -> Callable[[Judged], float]:
+    """Entities right in type and both ends, of `divisor(true, predicted)`; as in seqeval, 0 where there are none."""
+
+    def compute(judged: Judged) -> float:
+        pairs = [(_spans(true), _spans(predicted)) for true, predicted in judged.sentences]
+        right = sum(len(true & predicted) for true, predicted in pairs)
+        count = divisor(sum(len(true) for true, _ in pairs), sum(len(predicted) for _, predicted in pairs))
+        return right / count if count else 0.0
+
+    return compute
+
+
 _LABELS: tuple[Kind, ...] = ("classes", "binary")
+_SINGLE: tuple[Kind, ...] = ("classes", "tags")
 
 # f1, precision and recall: of class 1 where there are two, the mean over the classes that occur where there are more,
 # pooled over labels (micro) where an example has several. Several values: correlations are averaged over columns.
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(("classes",), _sklearn("accuracy_score")),
-    "balanced_accuracy": Metric(("classes",), _sklearn("balanced_accuracy_score")),
+    "balanced_accuracy": Metric(_SINGLE, _sklearn("balanced_accuracy_score")),
     "f1": Metric(_LABELS, _averaged("f1_score")),
-    "f1_macro": Metric(_LABELS, _averaged("f1_score", "macro")),
+    "f1_macro": Metric((*_LABELS, "tags"), _averaged("f1_score", "macro")),
     "f1_micro": Metric(_LABELS, _averaged("f1_score", "micro")),
     "precision": Metric(_LABELS, _averaged("precision_score")),
     "recall": Metric(_LABELS, _averaged("recall_score")),
-    "mcc": Metric(("classes",), _sklearn("matthews_corrcoef")),
+    "mcc": Metric(_SINGLE, _sklearn("matthews_corrcoef")),
     "auc": Metric(_LABELS, _auc),
     "exact_match": Metric(("binary",), _sklearn("accuracy_score")),
     "hamming_loss": Metric(("binary",), _sklearn("hamming_loss"), greater_is_better=False),
+    "span_f1": Metric(("tags",), _span(lambda true, predicted: (true + predicted) / 2)),
+    "span_precision": Metric(("tags",), _span(lambda true, predicted: predicted)),
+    "span_recall": Metric(("tags",), _span(lambda true, predicted: true)),
+    "token_accuracy": Metric(("tags",), _sklearn("accuracy_score")),
     "pearson": Metric(("values",), _correlation("pearsonr")),
     "spearman": Metric(("values",), _correlation("spearmanr")),
     "mse": Metric(("values",), _sklearn("mean_squared_error"), greater_is_better=False),
@@ -144,7 +176,20 @@ DEFAULTS: dict[Kind, tuple[str, ...]] = {
     "binary": ("f1_micro", "f1_macro", "exact_match"),
     "values": ("pearson", "spearman", "mse"),
     "tokens": ("perplexity",),
+    "tags": ("span_f1", "span_precision", "span_recall", "token_accuracy"),
 }
+# Where the tags mark no spans (parts of speech).
+PLAIN_TAGS = ("token_accuracy", "f1_macro")
+
+
+def marks_spans(label_names: Sequence[str] | None) -> bool:
+    """Whether tags mark spans, as `B-PER`, `I-PER` and `O` do (BIO, also with `E-` for the last word and `S-` for one).
+
+    >>> marks_spans(["O", "B-PER", "I-PER"]), marks_spans(["NOUN", "VERB"])
+    (True, False)
+    """
+    names = set(label_names or ()) - {"O"}
+    return bool(names) and all(re.fullmatch(r"[BIES]-.+", name) for name in names)
 
 
 def greater_is_better(name: str) -> bool:
@@ -158,7 +203,7 @@ def greater_is_better(name: str) -> bool:
 _ERRORS = ("mse", "mae", "rmse", "mape", "smape", "mase", "wer", "cer", "ter", "perplexity", "brier_score", "log_loss")
 
 
-def check(names: Sequence[str], kind: Kind, num_labels: int) -> None:
+def check(names: Sequence[str], kind: Kind, num_labels: int, label_names: Sequence[str] | None = None) -> None:
     """Refuse metrics that cannot be computed, before anything is trained.
 
     Those of the `evaluate` library are loaded here and tried on perfect predictions. Their code comes from the Hub
@@ -168,6 +213,7 @@ def check(names: Sequence[str], kind: Kind, num_labels: int) -> None:
         names: From `METRICS`, or `evaluate/<id or local path>`; `evaluate/squad#f1` picks one of several numbers.
         kind: What the task predicts.
         num_labels: Width of the head.
+        label_names: Of tags, where they have any.
 
     Raises:
         UserError: A name is unknown, or its metric does not fit.
@@ -182,11 +228,12 @@ def check(names: Sequence[str], kind: Kind, num_labels: int) -> None:
                 key="metrics",
             )
         if name.startswith(EVALUATE):
-            if kind == "classes":
+            if kind in _SINGLE:
                 labels = np.arange(max(num_labels, 2))
             else:
                 labels = np.stack([np.arange(4) % 2] * num_labels, -1).astype(int if kind == "binary" else float)
-            _evaluate(name, Judged(labels, labels, labels), kind)
+            tags = tuple(label_names or map(str, labels.tolist()))
+            _evaluate(name, Judged(labels, labels, labels, [(tags, tags)]), kind)
         elif kind not in _find(name).kinds:
             fitting = [known for known, metric in METRICS.items() if kind in metric.kinds]
             what = {
@@ -194,20 +241,36 @@ def check(names: Sequence[str], kind: Kind, num_labels: int) -> None:
                 "binary": "several labels",
                 "values": "numbers",
                 "tokens": "tokens",
+                "tags": "one label for each word",
             }[kind]
             raise UserError(
                 f"'{name}' does not judge {what}, which this task predicts. Use {', '.join(fitting)}.", key="metrics"
             )
+        elif name.startswith("span_") and not marks_spans(label_names):
+            raise UserError(
+                f"'{name}' judges spans, which are marked by tags such as B-PER, I-PER and O; found "
+                f"{shorten(label_names or ('tags without names',))}. Use {', '.join(PLAIN_TAGS)}.",
+                key="metrics",
+            )
 
 
-def score(names: Sequence[str], logits: np.ndarray, labels: np.ndarray, kind: Kind) -> dict[str, float]:
+def score(
+    names: Sequence[str],
+    logits: np.ndarray,
+    labels: np.ndarray,
+    kind: Kind,
+    label_names: Sequence[str] | None = None,
+) -> dict[str, float]:
     """Return each metric over the rows that have a label, in the order of `names`.
 
     Args:
         names: As in `check`.
-        logits: `(rows, classes)`, `(rows, labels)`, or `(rows,)` and `(rows, values)`.
-        labels: Class indices `(rows,)`, -100 for none; 0 or 1 `(rows, labels)`, or numbers, a row with NaN for none.
+        logits: `(rows, classes)`, `(rows, labels)`, or `(rows,)` and `(rows, values)`; for tags
+            `(rows, tokens, classes)`.
+        labels: Class indices `(rows,)`, -100 for none; 0 or 1 `(rows, labels)`, or numbers, a row with NaN for none;
+            for tags `(rows, tokens)`, negative for none.
         kind: What they are.
+        label_names: Of tags, where they have any.
 
     Returns:
         Plain floats; NaN where a metric is undefined (correlation with a constant), where no row has a label, and
@@ -219,7 +282,7 @@ def score(names: Sequence[str], logits: np.ndarray, labels: np.ndarray, kind: Ki
     """
     import numpy as np
 
-    judged = _judge(logits, labels, kind)
+    judged = _judge_tags(logits, labels, label_names) if kind == "tags" else _judge(logits, labels, kind)
     finite = not np.isnan(judged.logits).any() and (kind != "values" or np.isfinite(judged.logits).all())
     if len(judged.labels) == 0 or not finite:
         return dict.fromkeys(names, math.nan)
@@ -247,6 +310,20 @@ def _judge(logits: np.ndarray, labels: np.ndarray, kind: Kind) -> Judged:
     return Judged(labels, logits, logits)
 
 
+def _judge_tags(logits: np.ndarray, labels: np.ndarray, names: Sequence[str] | None) -> Judged:
+    import numpy as np
+
+    labels, predicted = np.asarray(labels), np.asarray(logits).argmax(-1)
+    called = tuple(names or map(str, range(logits.shape[-1])))
+    labelled = labels >= 0
+    sentences = [
+        tuple(tuple(called[tag] for tag in tags[counted].tolist()) for tags in (true, guess))
+        for true, guess, counted in zip(labels, predicted, labelled, strict=True)
+    ]
+    rows = np.asarray(logits[labelled], dtype=np.float64)
+    return Judged(labels[labelled], predicted[labelled], rows, sentences)  # type: ignore[arg-type]
+
+
 def _find(name: str) -> Metric:
     if name not in METRICS:
         hint = did_you_mean(name, METRICS)
@@ -259,11 +336,17 @@ def _evaluate(name: str, judged: Judged, kind: Kind) -> float:
 
     location, _, wanted = name.removeprefix(EVALUATE).partition("#")
     labels, predicted = judged.labels, judged.predicted
+    # Metrics of tags take their names, sentence by sentence (seqeval, poseval).
+    sentences = [list(pair) for pair in zip(*judged.sentences, strict=True)]
     if kind == "values" and labels.shape[1] == 1:
         labels, predicted = labels[:, 0], predicted[:, 0]
     module = _load(location, {"binary": "multilabel", "values": "multilist" if labels.ndim == 2 else None}.get(kind))
     try:
-        results: dict[str, Any] = module.compute(predictions=predicted.tolist(), references=labels.tolist())
+        results: dict[str, Any] = (
+            module.compute(predictions=sentences[1], references=sentences[0])
+            if kind == "tags"
+            else module.compute(predictions=predicted.tolist(), references=labels.tolist())
+        )
     # Metric scripts are anyone's code and fail in any way they like.
     except Exception as error:
         raise UserError(f"'{name}' does not fit this task's predictions: {_line(error)}", key="metrics") from error

@@ -10,12 +10,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from hf_distill.labels import IGNORED
+from hf_distill.labels import IGNORED, UNLABELLED
 
 # What a sum is divided by: rows that count, rows that have a label, or examples.
 Unit = Literal["row", "label", "example"]
@@ -183,16 +183,22 @@ class ExampleRows(RowLayout):
 class TokenRows(RowLayout):
     """Per-token heads: logits `(batch, tokens, classes)`, one row a token whose label is not -100.
 
-    Without labels every token the attention mask keeps is a row.
+    Without labels every token the attention mask keeps is a row. A task that knows better which ones count writes
+    `labels.UNLABELLED` where it does not know the label: such a row has only the teacher's answer.
 
     Attributes:
         shift: Logits at position i predict token i + 1 (causal language models), if position i is no padding.
         classes: Columns that are tokens. Models pad their embedding to round sizes, each to its own; the columns
             past the vocabulary are no tokens and would take part in the softmax.
+        teacher_columns: Column of the teacher's logits for each of the student's, where their orders differ.
     """
+
+    # As in `ExampleRows`: a token has one label.
+    kind: ClassVar[Literal["classes"]] = "classes"
 
     shift: bool = False
     classes: int | None = None
+    teacher_columns: tuple[int, ...] | None = None
 
     def _mask(self, inputs: Mapping[str, Tensor]) -> Tensor:
         labels, attended = inputs.get("labels"), inputs.get("attention_mask")
@@ -215,8 +221,8 @@ class TokenRows(RowLayout):
             labels = labels[:, 1:]
         return Rows(
             student=self._rows(student, mask),
-            teacher=None if teacher is None else self._rows(teacher.detach(), mask),
-            labels=labels[mask],
+            teacher=None if teacher is None else self._teacher_rows(teacher.detach(), mask),
+            labels=labels[mask].masked_fill(labels[mask] == UNLABELLED, IGNORED),
             example=mask.nonzero()[:, 0],
             examples=len(student),
         )
@@ -226,8 +232,17 @@ class TokenRows(RowLayout):
             logits = logits[:, :-1]
         return _upcast(logits[mask][:, : self.classes])
 
+    def _teacher_rows(self, logits: Tensor, mask: Tensor) -> Tensor:
+        rows = self._rows(logits, mask)
+        return rows if self.teacher_columns is None else rows[:, list(self.teacher_columns)]
+
     def counts(self, inputs: Mapping[str, Tensor]) -> dict[Unit, Tensor]:
         """See `RowLayout.counts`."""
-        rows = self._mask(inputs).sum(-1).float()
-        labelled = rows if "labels" in inputs else torch.zeros_like(rows)
+        mask, labels = self._mask(inputs), inputs.get("labels")
+        rows = mask.sum(-1).float()
+        if labels is None:
+            labelled = torch.zeros_like(rows)
+        else:
+            known = (labels[:, 1:] if self.shift else labels) != UNLABELLED
+            labelled = (mask & known).sum(-1).float()
         return {"row": rows, "label": labelled, "example": torch.ones_like(rows)}

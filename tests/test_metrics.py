@@ -127,11 +127,15 @@ def test_every_metric_is_a_plain_float_best_at_the_truth(name: str) -> None:
         if kind == "classes":
             labels: Any = np.array([0, 1, 2, 1, 0, 2])
             truth = np.eye(3)[labels]
+        elif kind == "tags":
+            labels = np.array([[0, 1, -100], [2, 0, 1], [0, 0, 2], [1, 2, 0]])
+            truth = np.eye(3)[labels.clip(0)]
         else:
             labels = np.array([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
             truth = labels if kind == "values" else labels * 2 - 1
-        best = score([name], truth, labels, kind)[name]
-        worse = score([name], np.roll(truth, 1, axis=0), labels, kind)[name]
+        tags = ("O", "B-X", "I-X") if kind == "tags" else None
+        best = score([name], truth, labels, kind, tags)[name]
+        worse = score([name], np.roll(truth, 1, axis=0), labels, kind, tags)[name]
         assert type(best) is float
         assert best == (1.0 if greater_is_better(name) else 0.0)
         assert (worse < best) if greater_is_better(name) else (worse > best)
@@ -141,7 +145,7 @@ def test_order_is_kept_and_defaults_exist() -> None:
     """The first metric is the headline of the report: sorted by name, another one would be compared."""
     assert list(score(["mcc", "accuracy", "f1"], TWO, TWO_LABELS, "classes")) == ["mcc", "accuracy", "f1"]
     for kind, names in DEFAULTS.items():
-        check(names, kind, 2)
+        check(names, kind, 2, ("O", "B-X"))
 
 
 @pytest.mark.parametrize("kind", ["classes", "binary", "values"])

@@ -188,3 +188,25 @@ def test_the_teacher_is_detached(name: str) -> None:
     assert rows.teacher is not None
     assert rows.student.requires_grad
     assert not rows.teacher.requires_grad
+
+
+def test_tokens_that_count_without_a_label() -> None:
+    """Taken for class -1, or left out, an unlabelled word is either an error far away or lost to the teacher."""
+    labels = torch.tensor([[-100, 1, -1, -100], [-1, -100, -1, 0]])
+    layout = TokenRows()
+    rows = layout.select(torch.arange(24.0).reshape(2, 4, 3), None, {"labels": labels})
+    assert rows.labels.tolist() == [1, IGNORED, IGNORED, IGNORED, 0]
+    assert rows.student[:, 0].tolist() == [3.0, 6.0, 12.0, 18.0, 21.0]
+    counts = layout.counts({"labels": labels})
+    assert (counts["row"].tolist(), counts["label"].tolist()) == ([2, 3], [1, 1])
+    shifted = TokenRows(shift=True).counts({"labels": labels})
+    assert (shifted["row"].tolist(), shifted["label"].tolist()) == ([2, 2], [1, 1])
+
+
+def test_tokens_of_a_teacher_in_another_order() -> None:
+    """Of the teacher alone: permuting both, or neither, compares different classes."""
+    logits = torch.randn(2, 4, 3)
+    inputs = {"labels": torch.zeros(2, 4, dtype=torch.long)}
+    rows = TokenRows(teacher_columns=(2, 0, 1)).select(logits, logits[..., [1, 2, 0]], inputs)
+    assert torch.equal(rows.student, logits.reshape(8, 3))
+    assert torch.equal(rows.student, rows.teacher)  # type: ignore[arg-type]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from hf_distill.tasks.base import Prepared, Task
 from hf_distill.tasks.text_classification import TextClassification
 from hf_distill.tasks.text_generation import TextGeneration
+from hf_distill.tasks.token_classification import TokenClassification
 
 TASKS: dict[str, type[Task]] = {
     "text-classification": TextClassification,
     "text-generation": TextGeneration,
+    "token-classification": TokenClassification,
 }
 
-__all__ = ["TASKS", "Prepared", "Task", "TextClassification", "TextGeneration"]
+__all__ = ["TASKS", "Prepared", "Task", "TextClassification", "TextGeneration", "TokenClassification"]

@@ -59,6 +59,8 @@ class Task(ABC):
     auto_class: ClassVar[str]
     # Role -> whether a recipe must have a column for it.
     roles: ClassVar[Mapping[str, bool]]
+    # The one of them that holds what is to be predicted.
+    label_role: ClassVar[str] = "label"
 
     @abstractmethod
     def prepare(
@@ -103,8 +105,9 @@ class Task(ABC):
                     key=key,
                 )
             if objective.unit == "label" and not prepared.labelled:
+                where = f"data: {{columns: {{{self.label_role}: ...}}}}"
                 raise UserError(
                     f"'{objective.name}' needs labels, but the train split has none. Leave it out, since the teacher's "
-                    "targets need no labels; or say which column they are: data: {columns: {label: ...}}.",
+                    f"targets need no labels; or say which column they are: {where}.",
                     key=key,
                 )

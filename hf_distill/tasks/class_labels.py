@@ -60,6 +60,14 @@ class Labelling:
         rows = [[math.nan] * self.width if value in self.missing else self._row(value) for value in values]
         return [row[0] for row in rows] if self.problem == "regression" and self.width == 1 else rows
 
+    def settings(self) -> dict[str, Any]:
+        """Return the configuration of a head for these labels."""
+        settings: dict[str, Any] = {"num_labels": self.width}
+        if self.names is not None:
+            settings["id2label"] = dict(enumerate(self.names))
+            settings["label2id"] = {name: index for index, name in enumerate(self.names)}
+        return settings
+
     def _row(self, value: Any) -> list[float]:
         if self.problem == "regression":
             return [float(item) for item in (value if isinstance(value, list) else [value])]
@@ -98,7 +106,7 @@ class _Heads:
         head = self.teacher or self.student
         return None if head is None else head.num_labels
 
-    def check_width(self, width: int, what: str) -> None:
+    def check_width(self, width: int, what: str, key: str) -> None:
         """Refuse a head of another size."""
         for whose, head in (("teacher", self.teacher), ("student", self.student)):
             if head is not None and head.num_labels != width:
@@ -106,7 +114,7 @@ class _Heads:
                 called = f" {shorten(names)}" if names else ""
                 raise UserError(
                     f"the labels are {width} {what}, but the {whose}'s head has {head.num_labels} outputs{called}.",
-                    key="columns.label",
+                    key=key,
                 )
 
 
@@ -132,6 +140,8 @@ def read_labels(
     names: Sequence[str] | None,
     teacher: PretrainedConfig | None,
     student: PretrainedConfig | None,
+    role: str = "label",
+    nested: bool = False,
 ) -> Labelling:
     """Work out the label space of a run.
 
@@ -149,16 +159,18 @@ def read_labels(
     the others are matched to it by name. Numbers that nobody names are taken to mean the same in all of them.
 
     Args:
-        splits: Splits that have a `label` column.
+        splits: Splits that have the column of labels.
         problem: From the recipe; read from the column if None.
         names: Names of integer labels, from the recipe.
         teacher: Configuration of a teacher with a trained head.
         student: Configuration of a student with a trained head.
+        role: Of the column.
+        nested: Whether a row holds a list of labels, one for each of its words. An empty list, or None, has none.
 
     Raises:
         UserError: The labels do not fit the problem, the names or the models.
     """
-    column = read_column(splits)
+    column = read_column(splits, role, nested=nested)
     problem = problem or find_problem(column, teacher or student)
     heads = _Heads(student, teacher)
     shared: dict[str, Any] = {"problem": problem, "missing": column.missing, "labelled": column.labelled}
@@ -166,15 +178,15 @@ def read_labels(
         if names:
             raise UserError("names are for classes, but this is regression. Leave them out.", key="labels")
         width = value_count(column) or heads.width or 1
-        heads.check_width(width, "number(s) for each text")
+        heads.check_width(width, "number(s) for each text", column.key)
         return Labelling(width=width, index={}, **shared)
     check_classes(column, problem)
     multi_hot = problem == "multi_label" and is_multi_hot(column)
     classes = _find_classes(column, real_names(names or column.names or ()), heads, multi_hot)
     if classes.width < 2 and problem == "single_label":
-        raise UserError("all labels are the same class; wanted at least two.", key="columns.label")
-    heads.check_width(classes.width, "classes")
-    order, at, teacher_columns = _put_in_order(classes, heads, key="labels" if names else "columns.label")
+        raise UserError("all labels are the same class; wanted at least two.", key=column.key)
+    heads.check_width(classes.width, "classes", column.key)
+    order, at, teacher_columns = _put_in_order(classes, heads, key="labels" if names else column.key)
     return Labelling(
         width=classes.width,
         names=order,
@@ -207,7 +219,7 @@ def _find_classes(column: LabelColumn, stated: Names | None, heads: _Heads, mult
     if column.holds(str):
         return _by_name(column, stated, heads)
     if not column.values and not stated and heads.width is None:
-        raise UserError("no example has a label, and no model's head says what the classes are.", key="columns.label")
+        raise UserError("no example has a label, and no model's head says what the classes are.", key=column.key)
     return _by_number(column, {value: int(value) for value in column.values}, stated, heads)
 
 

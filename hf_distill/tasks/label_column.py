@@ -1,4 +1,4 @@
-"""What a label column holds: its distinct values, without a Python object for each of its rows."""
+"""What a column of labels holds: its distinct values, without a Python object for each of its rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LabelColumn:
-    """The `label` column over all splits that have one.
+    """The column of labels over all splits that have one.
 
     Attributes:
         splits: Those splits.
@@ -28,6 +28,9 @@ class LabelColumn:
             writes it (the test splits of GLUE).
         names: Class names that the column declares (`ClassLabel`), in the order of its integers.
         labelled: Splits with at least one label.
+        role: Of the column.
+        nested: Whether a row holds many labels, one for each of its words: `values`, `lists` and `missing` are about
+            one of them.
     """
 
     splits: Mapping[str, Dataset]
@@ -37,6 +40,13 @@ class LabelColumn:
     missing: tuple[int | None, ...]
     names: tuple[str, ...] | None
     labelled: tuple[str, ...]
+    role: str = "label"
+    nested: bool = False
+
+    @property
+    def key(self) -> str:
+        """Where the recipe names the column."""
+        return f"columns.{self.role}"
 
     def holds(self, *types: type) -> bool:
         """Whether there are labels and all are of one of these types; True is no integer here."""
@@ -51,36 +61,39 @@ class LabelColumn:
             whole: Show lists to `bad` as they are.
         """
         for name, split in self.splits.items():
-            for row, value in enumerate(split["label"][:]):
+            rows = enumerate(split[self.role][:])
+            for row, value in ((row, one) for row, all in rows for one in ((all or []) if self.nested else [all])):
                 items = value if isinstance(value, list) and not whole else [value]
                 if not (value is None or value in self.missing) and any(bad(item) for item in items):
                     shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:77]}..."
                     return UserError(
                         f"row {row} (counted from 0) of the {name} split has the label {shown}; wanted {wanted}.",
-                        key="columns.label",
+                        key=self.key,
                     )
         raise AssertionError("no label is bad")
 
 
-def read_column(splits: Mapping[str, Dataset]) -> LabelColumn:
-    """Read the label columns.
+def read_column(splits: Mapping[str, Dataset], role: str = "label", *, nested: bool = False) -> LabelColumn:
+    """Read the columns of labels.
 
     Args:
-        splits: Splits that have a `label` column; none is fine.
+        splits: Splits that have the column; none is fine.
+        role: Of the column.
+        nested: Whether a row holds many labels, one for each of its words.
 
     Raises:
         UserError: They hold something that is no label, or not the same kind of thing.
     """
-    parts = [_read_split(name, split) for name, split in splits.items()]
+    parts = [_read_split(name, split, role, nested) for name, split in splits.items()]
     missing = tuple(dict.fromkeys(value for part in parts for value in part.missing)) or (None,)
     names = list(dict.fromkeys(part.names for part in parts if part.names))
     if len(names) > 1:
         raise UserError(
             f"the splits order their classes differently: {shorten(names[0])} and {shorten(names[1])}.",
-            key="columns.label",
+            key=f"columns.{role}",
         )
     if len({part.lists for part in parts if part.labelled}) > 1:
-        raise UserError("the label is a list in one split and none in the other.", key="columns.label")
+        raise UserError("the label is a list in one split and none in the other.", key=f"columns.{role}")
     lists = any(part.lists for part in parts)
     values = dict.fromkeys(value for part in parts for value in part.values if lists or value not in missing)
     return LabelColumn(
@@ -91,18 +104,22 @@ def read_column(splits: Mapping[str, Dataset]) -> LabelColumn:
         missing=missing,
         names=names[0] if names else None,
         labelled=tuple(name for part in parts for name in part.labelled),
+        role=role,
+        nested=nested,
     )
 
 
-def _read_split(name: str, split: Dataset) -> LabelColumn:
+def _read_split(name: str, split: Dataset, role: str, nested: bool) -> LabelColumn:
     import pyarrow as pa
     import pyarrow.compute as pc  # type: ignore[import-untyped]
 
-    labels = column(split, "label")
+    labels = column(split, role)
+    if nested:
+        labels = _flat(labels, name, role)
     lists = _is_list(labels.type)
     items = pc.list_flatten(labels) if lists else labels
-    _check_type(items.type, name)
-    names = _declared(split.features["label"])
+    _check_type(items.type, name, role)
+    names = _declared(split.features[role])
     missing: tuple[int | None, ...] = (None,)
     if pa.types.is_integer(items.type) and not lists:
         missing = (None, IGNORED, -1) if names else (None, IGNORED)
@@ -112,13 +129,29 @@ def _read_split(name: str, split: Dataset) -> LabelColumn:
     return LabelColumn({name: split}, lists, values, frozenset(lengths), missing, names, (name,) if labelled else ())
 
 
+def _flat(labels: pa.ChunkedArray, split: str, role: str) -> pa.ChunkedArray:
+    """Return the labels of all rows one after the other."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_null(labels.type):
+        return labels
+    if not _is_list(labels.type) or _is_list(labels.type.value_type):
+        raise UserError(
+            f"the column of the role '{role}' holds {labels.type} in the {split} split; wanted a list in every row, of "
+            "one label for each word. A CSV file cannot hold lists; JSON and Parquet can.",
+            key=f"columns.{role}",
+        )
+    return pc.list_flatten(labels)
+
+
 def _is_list(kind: pa.DataType) -> bool:
     import pyarrow as pa
 
     return any(test(kind) for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
 
 
-def _check_type(kind: pa.DataType, split: str) -> None:
+def _check_type(kind: pa.DataType, split: str, role: str) -> None:
     import pyarrow as pa
 
     tests = ("is_null", "is_boolean", "is_integer", "is_floating", "is_string", "is_large_string")
@@ -127,8 +160,8 @@ def _check_type(kind: pa.DataType, split: str) -> None:
     # `datasets` reads JSON whose values are now text, now numbers, as this type.
     what = "text and numbers mixed" if "json" in str(kind) else str(kind)
     raise UserError(
-        f"the label column of the {split} split holds {what}; wanted text, numbers, or lists of either.",
-        key="columns.label",
+        f"the {role} column of the {split} split holds {what}; wanted text, numbers, or lists of either.",
+        key=f"columns.{role}",
     )
 
 

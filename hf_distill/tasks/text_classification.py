@@ -63,11 +63,11 @@ class TextClassification(Task):
         names = metrics or list(DEFAULTS[labelling.kind])
         check(names, labelling.kind, labelling.width)
         pair = "text_pair" in splits["train"].column_names
-        _check_length(tokenizer, max_length, pair)
+        check_length(tokenizer, max_length, pair)
         tokenised = {name: _tokenise(split, name, tokenizer, max_length, labelling) for name, split in splits.items()}
         return Prepared(
             train=tokenised["train"],
-            eval=_by_length(tokenised["eval"]),
+            eval=by_length(tokenised["eval"]),
             head=Head(self.auto_class, _settings(labelling, tokenizer)),
             layout=ExampleRows(kind=labelling.kind, width=labelling.width, teacher_columns=labelling.teacher_columns),
             collator=DataCollatorWithPadding(tokenizer),
@@ -108,7 +108,12 @@ def _check_texts(splits: Mapping[str, Dataset]) -> None:
                 )
 
 
-def _check_length(tokenizer: PreTrainedTokenizerBase, max_length: int | None, pair: bool) -> None:
+def check_length(tokenizer: PreTrainedTokenizerBase, max_length: int | None, pair: bool = False) -> None:
+    """Refuse a length that the tokens of the tokenizer's own fill.
+
+    Raises:
+        UserError: It is.
+    """
     added = tokenizer.num_special_tokens_to_add(pair=pair)
     if max_length is not None and max_length <= added:
         raise UserError(
@@ -145,20 +150,17 @@ def _tokenise(
     return tokenised
 
 
-def _by_length(split: Dataset) -> Dataset:
+def by_length(split: Dataset) -> Dataset:
+    """Return the split sorted by length; examples of one length stay in order."""
     import numpy as np
 
     return split.select(np.argsort(column(split, "length").to_numpy(), kind="stable"))
 
 
 def _settings(labelling: Labelling, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    settings: dict[str, Any] = {
-        "num_labels": labelling.width,
+    return {
+        **labelling.settings(),
         "problem_type": PROBLEM_TYPES[labelling.problem],
         # Decoder classifiers find the last token by it.
         "pad_token_id": tokenizer.pad_token_id,
     }
-    if labelling.names is not None:
-        settings["id2label"] = dict(enumerate(labelling.names))
-        settings["label2id"] = {name: index for index, name in enumerate(labelling.names)}
-    return settings

@@ -1,0 +1,281 @@
+"""Token classification: one label for each word of a sentence (named entities, parts of speech)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from hf_distill import __version__
+from hf_distill.component import component
+from hf_distill.data import column
+from hf_distill.errors import UserError
+from hf_distill.labels import IGNORED, UNLABELLED
+from hf_distill.models import Head
+from hf_distill.tasks.base import Prepared, Task
+from hf_distill.tasks.class_labels import Labelling, read_labels
+from hf_distill.tasks.text_classification import by_length, check_length
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+_TAGS = "columns.tags"
+
+
+@component
+class TokenClassification(Task):
+    """One label for each word.
+
+    A word counts once, at its first sub-word, however many the tokenizer makes of it; its other sub-words and the
+    special tokens are no rows. A word without tag still has the teacher's answer. Metrics are over words.
+
+    Attributes:
+        label_all_subwords: In training, let the other sub-words count as well; inside a word, `B-PER` goes on as
+            `I-PER`. Evaluation stays with the first ones.
+    """
+
+    name: ClassVar[str] = "token-classification"
+    auto_class: ClassVar[str] = "AutoModelForTokenClassification"
+    roles: ClassVar[Mapping[str, bool]] = {"tokens": True, "tags": False}
+    label_role: ClassVar[str] = "tags"
+
+    label_all_subwords: bool = False
+
+    def prepare(
+        self,
+        splits: Mapping[str, Dataset],
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        teacher: PretrainedConfig | None,
+        student: PretrainedConfig | None,
+        max_length: int | None,
+        label_names: list[str] | None,
+        metrics: list[str],
+    ) -> Prepared:
+        """See `Task.prepare`."""
+        from transformers import DataCollatorForTokenClassification
+
+        from hf_distill.metrics import DEFAULTS, PLAIN_TAGS, check, marks_spans, score
+        from hf_distill.rows import TokenRows
+
+        _check_words(splits)
+        labelling = read_labels(
+            {name: split for name, split in splits.items() if "tags" in split.column_names},
+            problem="single_label",
+            names=label_names,
+            teacher=teacher,
+            student=student,
+            role="tags",
+            nested=True,
+        )
+        spans = marks_spans(labelling.names)
+        names = metrics or list(DEFAULTS["tags"] if spans else PLAIN_TAGS)
+        check(names, "tags", labelling.width, labelling.names)
+        if not spans and not metrics:
+            logger.info("the tags mark no spans (B-..., I-..., O): judged word by word")
+        leading_space = _leading_space(tokenizer)
+        check_length(tokenizer, max_length)
+        aligner = Aligner(tokenizer, leading_space, max_length, labelling, _continuations(labelling))
+        tokenised = {
+            name: _tokenise(split, name, aligner, self.label_all_subwords and name == "train")
+            for name, split in splits.items()
+        }
+        return Prepared(
+            train=tokenised["train"],
+            eval=by_length(tokenised["eval"]),
+            head=Head(self.auto_class, labelling.settings()),
+            layout=TokenRows(teacher_columns=labelling.teacher_columns),
+            collator=DataCollatorForTokenClassification(tokenizer, label_pad_token_id=IGNORED),
+            metrics=partial(score, names, kind="tags", label_names=labelling.names),
+            metric_names=tuple(names) if "eval" in labelling.labelled else (),
+            label_names=labelling.names,
+            labelled="train" in labelling.labelled,
+        )
+
+
+# ---- What the columns hold -------------------------------------------------------------------------------------------
+
+
+def _check_words(splits: Mapping[str, Dataset]) -> None:
+    """Refuse `tokens` that are not one or more words in every row, and `tags` that are not as many."""
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.compute as pc  # type: ignore[import-untyped]
+
+    for name, split in splits.items():
+        words = column(split, "tokens")
+        if str(getattr(words.type, "value_type", None)) not in ("string", "large_string"):
+            raise UserError(
+                f"the column of the role 'tokens' holds {words.type} in the {name} split; wanted a list of words in "
+                "every row. A CSV file cannot hold lists; JSON and Parquet can.",
+                key="columns.tokens",
+            )
+        lengths = pc.fill_null(pc.list_value_length(words), 0)
+        _refuse_row(pc.equal(lengths, 0), name, "has no words. Drop it.")
+        flat = words.combine_chunks()
+        missing = pc.is_null(pc.list_flatten(flat))
+        if pc.any(missing).as_py():
+            row = pc.list_parent_indices(flat)[pc.index(missing, True).as_py()].as_py()
+            raise _at(row, name, "has a missing word (None). Drop or fill it.")
+        if "tags" not in split.column_names:
+            continue
+        tags = column(split, "tags")
+        if not hasattr(tags.type, "value_type") or pa.types.is_dictionary(tags.type):
+            continue  # no tags, or refused by `read_labels`
+        wrong = pc.and_(pc.is_valid(tags), pc.not_equal(pc.list_value_length(tags), lengths))
+        row = pc.index(pc.fill_null(wrong, False), True).as_py()
+        if row >= 0:
+            counts = f"{lengths[row].as_py()} words and {len(tags[row])} tags"
+            raise _at(row, name, f"has {counts}. Wanted one for each word; None where a word has none.", _TAGS)
+
+
+def _refuse_row(bad: Any, split: str, what: str) -> None:
+    import pyarrow.compute as pc
+
+    row = pc.index(bad, True).as_py()
+    if row >= 0:
+        raise _at(row, split, what)
+
+
+def _at(row: int, split: str, what: str, key: str = "columns.tokens") -> UserError:
+    return UserError(f"row {row} (counted from 0) of the {split} split {what}", key=key)
+
+
+# ---- From words to sub-words -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Aligner:
+    """Gives the labels of words to their sub-words.
+
+    Attributes:
+        tokenizer: A fast one, which tells the word of each token.
+        leading_space: Whether all words but the first are given to it with the space before them.
+        max_length: Longest input in tokens.
+        labelling: How tags map to the head.
+        continuation: Column of the head -> the one that a word's other sub-words have.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    leading_space: bool
+    max_length: int | None
+    labelling: Labelling
+    continuation: Mapping[int, int]
+
+    def encode(
+        self, sentences: Sequence[Sequence[str]], tags: Sequence[Sequence[Any] | None] | None, all_subwords: bool
+    ) -> dict[str, Any]:
+        """Return the model inputs, `labels`, `length`, and how many words were `cut` or are `silent` (no token).
+
+        Args:
+            sentences: Words.
+            tags: As the data has them, one for each word; None for a sentence without, or for all.
+            all_subwords: Whether sub-words that go on with a word count.
+        """
+        spaced = [
+            [f" {word}" if self.leading_space and at else word for at, word in enumerate(words)] for words in sentences
+        ]
+        encoding = self.tokenizer(
+            spaced, is_split_into_words=True, truncation=self.max_length is not None, max_length=self.max_length
+        )
+        encoded: dict[str, Any] = {**encoding, "labels": [], "length": [], "cut": [], "silent": []}
+        for row, words in enumerate(sentences):
+            known = None if tags is None else tags[row]
+            labels = [UNLABELLED] * len(words)
+            if known is not None:
+                labels = [UNLABELLED if label == IGNORED else label for label in self.labelling.encode(known)]
+            places = encoding.word_ids(row)
+            seen = {place for place in places if place is not None}
+            # Truncation takes whole tails; a word missing before the last one made no token.
+            last = max(seen, default=-1)
+            full = self.max_length is not None and len(places) >= self.max_length
+            cut = len(words) - 1 - last if full else 0
+            encoded["labels"].append(self._spread(places, labels, all_subwords))
+            encoded["length"].append(len(places))
+            encoded["cut"].append(cut)
+            encoded["silent"].append(len(words) - len(seen) - cut)
+        return encoded
+
+    def _spread(self, places: Sequence[int | None], labels: Sequence[int], all_subwords: bool) -> list[int]:
+        spread = []
+        for before, place in zip([None, *places], places, strict=False):
+            if place is None:
+                spread.append(IGNORED)
+            elif place != before:
+                spread.append(labels[place])
+            elif all_subwords:
+                spread.append(self.continuation.get(labels[place], labels[place]))
+            else:
+                spread.append(IGNORED)
+        return spread
+
+
+def _leading_space(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether words must bring the space before them, to be tokenised as in running text.
+
+    Byte-level tokenizers (RoBERTa, GPT-2) have one token for a word at the start of a text and another for the same
+    word after a space; given words without spaces they take the former for all, which the models have hardly seen.
+
+    Raises:
+        UserError: The tokenizer cannot tell which token belongs to which word.
+    """
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"{type(tokenizer).__name__} does not tell which token belongs to which word (it is no fast tokenizer), so "
+            "tags cannot be aligned. Name a model with a tokenizer.json: tokenizer: ...",
+            key="columns.tokens",
+        )
+    text = tokenizer("a a", add_special_tokens=False)["input_ids"]
+
+    def fits(words: list[str]) -> bool:
+        ids: Any = tokenizer(words, is_split_into_words=True, add_special_tokens=False)["input_ids"]
+        return bool(ids == text)
+
+    if fits(["a", "a"]):
+        return False
+    if not fits(["a", " a"]):
+        logger.warning(
+            "%s splits words differently on their own and in running text: the student will be trained on another "
+            "spelling than it reads in use. Choose models with another tokenizer if you can.",
+            type(tokenizer).__name__,
+        )
+        return False
+    return True
+
+
+def _continuations(labelling: Labelling) -> dict[int, int]:
+    """Return, for each label B-X, the label I-X; what is not listed goes on as it is."""
+    at = {name: index for index, name in enumerate(labelling.names or ())}
+    return {index: at[f"I-{name[2:]}"] for name, index in at.items() if name.startswith("B-") and f"I-{name[2:]}" in at}
+
+
+def _tokenise(split: Dataset, name: str, aligner: Aligner, all_subwords: bool) -> Dataset:
+    """Return the model inputs, `labels` and `length` of a split; found again in the cache on the next run."""
+    import pyarrow.compute as pc
+
+    # `datasets` hashes what this function refers to; the default argument makes our version part of it, because a
+    # method of an installed class is hashed by its name alone.
+    def encode(batch: dict[str, list[Any]], _version: str = __version__) -> dict[str, Any]:
+        return aligner.encode(batch["tokens"], batch.get("tags"), all_subwords)
+
+    tokenised = split.map(encode, batched=True, remove_columns=split.column_names, desc=f"Tokenising {name}")
+    sums: dict[str, int] = {key: pc.sum(column(tokenised, key)).as_py() for key in ("cut", "silent")}
+    words = pc.sum(pc.list_value_length(column(split, "tokens"))).as_py()
+    if sums["cut"]:
+        logger.warning(
+            "%s of %s words of the %s split lie beyond max_length (%s tokens) and are left out, of the metrics too",
+            *(f"{sums['cut']:,}", f"{words:,}", name, aligner.max_length),
+        )
+    if sums["silent"]:
+        logger.warning(
+            "%s words of the %s split give no token (empty, or nothing but control characters) and are left out",
+            *(f"{sums['silent']:,}", name),
+        )
+    empty = pc.index(column(tokenised, "length"), 0).as_py()
+    if empty >= 0:
+        raise _at(empty, name, "is empty: the tokenizer gives no token for it. Drop it.")
+    return tokenised.remove_columns(["cut", "silent"])
