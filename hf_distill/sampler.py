@@ -42,7 +42,7 @@ class EpochLengthGroupedSampler(LengthGroupedSampler):
 
 
 class SetEpoch(TrainerCallback):
-    """Sets the epoch of the samplers at its beginning, however deep they are.
+    """Sets the epoch of the samplers at its beginning, however deep they are, and of a collator that wants to know it.
 
     A resumed epoch skips the batches that were seen, for which accelerate puts one more sampler around ours; on
     several processes its data loader's `set_epoch` then stops short of it, and the rest of the epoch would be that of
@@ -58,6 +58,9 @@ class SetEpoch(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """See `TrainerCallback`."""
+        collator: Any = getattr(train_dataloader, "collate_fn", None)
+        if hasattr(collator, "set_epoch"):
+            collator.set_epoch(int(state.epoch))
         sampler = getattr(train_dataloader, "batch_sampler", None)
         while sampler is not None:
             if hasattr(sampler, "set_epoch"):

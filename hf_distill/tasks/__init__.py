@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from hf_distill.tasks.base import Prepared, Task
+from hf_distill.tasks.fill_mask import FillMask
 from hf_distill.tasks.text_classification import TextClassification
 from hf_distill.tasks.text_generation import TextGeneration
 from hf_distill.tasks.token_classification import TokenClassification
 
 TASKS: dict[str, type[Task]] = {
+    "fill-mask": FillMask,
     "text-classification": TextClassification,
     "text-generation": TextGeneration,
     "token-classification": TokenClassification,
 }
 
-__all__ = ["TASKS", "Prepared", "Task", "TextClassification", "TextGeneration", "TokenClassification"]
+__all__ = ["TASKS", "FillMask", "Prepared", "Task", "TextClassification", "TextGeneration", "TokenClassification"]

@@ -1,0 +1,279 @@
+"""Fill-mask: masked language models, with masks that change from epoch to epoch and depend on nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from hf_distill import __version__
+from hf_distill.component import component
+from hf_distill.errors import UserError
+from hf_distill.labels import IGNORED, UNLABELLED
+from hf_distill.models import Head
+from hf_distill.tasks.base import Prepared, Task
+from hf_distill.tasks.language import (
+    PadTokens,
+    by_length,
+    check_texts,
+    no_logits,
+    pad_token_id,
+    perplexity,
+    token_features,
+    vocabulary,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import numpy as np
+    from datasets import Dataset
+    from torch import Tensor
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+# Of the chosen tokens: these many become the mask, these many another token, the rest stay as they are
+# (BERT, Devlin et al. 2019, arXiv 1810.04805, section 3.1).
+MASKED, REPLACED = 0.8, 0.1
+# No epoch of a training: the masks of the eval split never change.
+EVAL = -1
+
+
+@component
+class FillMask(Task):
+    """Masked language models: hidden tokens are predicted from all others.
+
+    Both models see the same masked batch. A text longer than `data.max_length` becomes several examples.
+
+    Attributes:
+        mask_share: Share of the tokens of an example that are hidden and learned; at least one is.
+        whole_word: Hide all tokens of a word or none.
+        loss_on: `masked`: what the models say of hidden tokens. `all`: the teacher's answers about every token, and
+            the labels of the hidden ones.
+        seed: Of the masks. They follow from it, the epoch and the example alone.
+    """
+
+    name: ClassVar[str] = "fill-mask"
+    auto_class: ClassVar[str] = "AutoModelForMaskedLM"
+    roles: ClassVar[Mapping[str, bool]] = {"text": True}
+
+    mask_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
+    whole_word: bool = False
+    loss_on: Literal["masked", "all"] = "masked"
+    seed: int = 0
+
+    def prepare(
+        self,
+        splits: Mapping[str, Dataset],
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        teacher: PretrainedConfig | None,
+        student: PretrainedConfig | None,
+        max_length: int | None,
+        label_names: list[str] | None,
+        metrics: list[str],
+    ) -> Prepared:
+        """See `Task.prepare`."""
+        from hf_distill.metrics import DEFAULTS, check
+        from hf_distill.rows import TokenRows
+
+        names = metrics or list(DEFAULTS["tokens"])
+        width = vocabulary(tokenizer)
+        check(names, "tokens", width)
+        if label_names:
+            raise UserError("names are for classes, and a language model has none. Leave them out.", key="labels")
+        check_texts(splits, ["text"])
+        added = tokenizer.num_special_tokens_to_add()
+        if max_length is not None and max_length <= added:
+            raise UserError(
+                f"{max_length} tokens leave no room for text: the tokenizer adds {added} of its own. Wanted more.",
+                key="max_length",
+            )
+        masker = self._masker(tokenizer)
+        tokenised = {name: _tokenise(split, name, tokenizer, max_length) for name, split in splits.items()}
+        return Prepared(
+            train=tokenised["train"],
+            eval=by_length(_mask_for_good(tokenised["eval"], masker)),
+            head=Head(self.auto_class),
+            layout=TokenRows(classes=width),
+            collator=MaskTokens(masker, PadTokens(pad_token_id(tokenizer))),
+            metrics=no_logits,
+            metric_names=tuple(names),
+            label_names=None,
+            labelled=True,
+            summary=perplexity,
+        )
+
+    def _masker(self, tokenizer: PreTrainedTokenizerBase) -> Masker:
+        if tokenizer.mask_token_id is None:
+            raise UserError(
+                "the tokenizer has no mask token: the models are no masked language models. For those that predict the "
+                "next token use task: text-generation."
+            )
+        special = set(tokenizer.all_special_ids)
+        return Masker(
+            mask_id=tokenizer.mask_token_id,
+            special=frozenset(special),
+            others=tuple(number for number in sorted(tokenizer.get_vocab().values()) if number not in special),
+            inside=_inside(tokenizer) if self.whole_word else frozenset(),
+            share=self.mask_share,
+            seed=self.seed,
+            unmasked=UNLABELLED if self.loss_on == "all" else IGNORED,
+        )
+
+
+def _inside(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Return the tokens that do not begin a word, as the vocabulary's kind marks them."""
+    vocab: dict[str, int] = tokenizer.get_vocab()
+    if any(token.startswith("##") for token in vocab):
+        return frozenset(number for token, number in vocab.items() if token.startswith("##"))
+    for sign in ("Ġ", "▁"):
+        if any(token.startswith(sign) for token in vocab):
+            return frozenset(number for token, number in vocab.items() if not token.startswith(sign))
+    raise UserError("the tokenizer's vocabulary does not say where words begin. Leave out task.whole_word.")
+
+
+# ---- Masks -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Masker:
+    """Hides tokens of an example.
+
+    Which ones follows from the seed, the epoch and the example's tokens: not from its neighbours in the batch, nor from
+    what was drawn before. A step is the same for 8 x 1, 4 x 2 and 2 processes x 4, and after a resume.
+
+    Attributes:
+        mask_id: The mask token.
+        special: Tokens that are never hidden.
+        others: Tokens that may stand for a hidden one.
+        inside: Tokens that belong to the word of the token before them.
+        share: Of the tokens, how many are hidden.
+        seed: Of the masks.
+        unmasked: Label of tokens that are not hidden.
+    """
+
+    mask_id: int
+    special: frozenset[int]
+    others: tuple[int, ...]
+    inside: frozenset[int]
+    share: float
+    seed: int
+    unmasked: int
+
+    def __call__(self, ids: list[int], epoch: int) -> tuple[list[int], list[int]]:
+        """Return the tokens as the models see them, and the labels: the hidden tokens, elsewhere `unmasked` or -100."""
+        draw = self._generator(ids, epoch)
+        words = self._words(ids)
+        seen = list(ids)
+        labels = [IGNORED if token in self.special else self.unmasked for token in ids]
+        for place in self._choose(words, draw):
+            labels[place] = ids[place]
+            fate, other = draw.random(), int(draw.integers(len(self.others)))
+            if fate < MASKED:
+                seen[place] = self.mask_id
+            elif fate < MASKED + REPLACED:
+                seen[place] = self.others[other]
+        return seen, labels
+
+    def _generator(self, ids: list[int], epoch: int) -> np.random.Generator:
+        import numpy as np
+
+        text = f"{self.seed} {epoch} {ids}".encode()
+        return np.random.default_rng(int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little"))
+
+    def _words(self, ids: list[int]) -> list[list[int]]:
+        """Return the places of each word, special tokens left out."""
+        words: list[list[int]] = []
+        before = None
+        for place, token in enumerate(ids):
+            if token not in self.special:
+                if token in self.inside and before is not None and before not in self.special:
+                    words[-1].append(place)
+                else:
+                    words.append([place])
+            before = token
+        return words
+
+    def _choose(self, words: list[list[int]], draw: np.random.Generator) -> Iterable[int]:
+        """Return the places to hide: words in random order, as long as they fit the share; one at least."""
+        wanted = max(1, round(self.share * sum(map(len, words))))
+        chosen: list[int] = []
+        for index in draw.permutation(len(words)).tolist():
+            if not chosen or len(chosen) + len(words[index]) <= wanted:
+                chosen += words[index]
+        return chosen
+
+
+class MaskTokens:
+    """Masks the examples that are not masked yet, and pads.
+
+    Args:
+        masker: Hides tokens.
+        pad: Makes the batch.
+    """
+
+    def __init__(self, masker: Masker, pad: PadTokens) -> None:
+        import torch
+
+        self.masker = masker
+        self.pad = pad
+        # In shared memory: workers of a data loader that outlive an epoch have copies of everything else.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch; `sampler.SetEpoch` calls this."""
+        self._epoch.fill_(epoch)
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """See `PadTokens`."""
+        epoch = int(self._epoch)
+        return self.pad([one if "labels" in one else self._mask(one["input_ids"], epoch) for one in examples])
+
+    def _mask(self, ids: list[int], epoch: int) -> dict[str, Any]:
+        seen, labels = self.masker(ids, epoch)
+        return {"input_ids": seen, "labels": labels}
+
+
+# ---- Tokens ----------------------------------------------------------------------------------------------------------
+
+
+def _tokenise(split: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Dataset:
+    """Return `input_ids` and `length` of a split; found again in the cache on the next run."""
+    cut: dict[str, Any] = {} if max_length is None else {"truncation": True, "max_length": max_length}
+    if cut and tokenizer.is_fast:
+        cut["return_overflowing_tokens"] = True
+
+    # `datasets` hashes what this function refers to; see `text_classification._tokenise`.
+    def encode(batch: dict[str, list[Any]], _version: str = __version__) -> dict[str, list[Any]]:
+        texts = [text for text in batch["text"] if text.strip()]
+        special = set(tokenizer.all_special_ids)
+        found = tokenizer(texts, verbose=False, **cut)["input_ids"] if texts else []
+        kept = [ids for ids in found if not special.issuperset(ids)]
+        return {"input_ids": kept, "length": [len(ids) for ids in kept]}
+
+    tokenised = split.map(
+        encode,
+        batched=True,
+        remove_columns=split.column_names,
+        features=token_features(labels=False),
+        desc=f"Tokenising {name}",
+    )
+    if len(tokenised) == 0:
+        raise UserError(f"no text of the {name} split has a token that could be hidden.", key="columns.text")
+    return tokenised
+
+
+def _mask_for_good(split: Dataset, masker: Masker) -> Dataset:
+    """Return the split with masks that stay: whoever is judged on it is asked the same."""
+
+    def mask(example: dict[str, Any], _version: str = __version__) -> dict[str, Any]:
+        seen, labels = masker(example["input_ids"], EVAL)
+        return {"input_ids": seen, "labels": labels}
+
+    return split.map(mask, features=token_features(), desc="Masking eval")
