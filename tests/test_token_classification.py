@@ -259,6 +259,9 @@ def test_rows_without_tags_still_have_the_teacher(bert: Path) -> None:
     empty = prepare(bert, data, none, teacher=open_config(str(bert)))
     assert (empty.labelled, empty.metric_names) == (True, ())
     assert batch(empty, "eval")["labels"].max() == UNLABELLED
+    assert empty.layout.counts(batch(empty, "eval"))["row"].tolist() == [1, 5, 5]
+    gap = prepare(bert, dataset(tokens=[["bob", "saw", "paris"]], tags=[["B-PER", None, "B-LOC"]]))
+    assert gap.train["labels"][0] == [-100, 1, -1, 0, -100]  # without a model the order is alphabetical
 
 
 # ---- Metrics ---------------------------------------------------------------------------------------------------------
