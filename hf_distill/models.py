@@ -89,12 +89,17 @@ def sibling(path: str) -> str:
     return f" Did you mean '{os.path.join(folder, close[0])}'?" if close else ""
 
 
-def _directory(model: str, key: str) -> str:
-    """Resolve the location of a model, which is never a single file."""
+def _place(model: str, key: str) -> tuple[str, dict[str, str]]:
+    """Resolve the location of a model: a directory or Hub id, and which file in it, where that is a GGUF file."""
     where = resolve(model, key)
-    if os.path.isfile(where):
+    if not os.path.isfile(where):
+        return where, {}
+    directory, name = os.path.split(where)
+    if not name.lower().endswith(".gguf"):
         raise UserError(f"'{model}' is a file. Wanted the directory that save_pretrained wrote, or a Hub id.", key=key)
-    return where
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError(f"'{model}' is read with the package gguf: pip install 'hf-distill[gguf]'.", key=key)
+    return directory or ".", {"gguf_file": name}
 
 
 # ---- Opening ---------------------------------------------------------------------------------------------------------
@@ -108,12 +113,12 @@ def open_config(model: str, *, revision: str | None = None, trust_remote_code: b
     """
     from transformers import AutoConfig
 
-    where = _directory(model, "model")
-    if os.path.isdir(where) and not os.path.isfile(os.path.join(where, "config.json")):
+    where, file = _place(model, "model")
+    if not file and os.path.isdir(where) and not os.path.isfile(os.path.join(where, "config.json")):
         raise UserError(f"'{model}' is no Transformers model: it has no config.json.{_what_it_is(where)}", key="model")
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(
-            where, revision=revision, trust_remote_code=trust_remote_code
+            where, revision=revision, trust_remote_code=trust_remote_code, **file
         )
     # Configuration classes check their values, each in its own way; remote code may raise anything.
     except Exception as error:
@@ -166,11 +171,11 @@ def open_tokenizer(
     """
     from transformers import AutoTokenizer
 
-    where = _directory(model, key)
+    where, file = _place(model, key)
     what = f"the tokenizer of '{model}'"
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            where, revision=revision, trust_remote_code=trust_remote_code
+            where, revision=revision, trust_remote_code=trust_remote_code, **file
         )
     # Broken files raise whatever the parser of their format raises.
     except Exception as error:
@@ -199,8 +204,10 @@ def load_model(
 ) -> tuple[PreTrainedModel, list[str]]:
     """Load a model with the task's head.
 
+    The weights of a GGUF file are expanded from what they were quantized to: they train and save as any others.
+
     Args:
-        model: Hub id, local path or `package:NAME/PATH`.
+        model: Hub id, local path (a directory or a .gguf file) or `package:NAME/PATH`.
         head: The task's Auto class and head settings.
         own_head: Keep the checkpoint's own label settings instead of the task's.
         dtype: Of the weights. The default is float32, not the checkpoint's: a student trained in pure bfloat16
@@ -219,7 +226,10 @@ def load_model(
 
     auto_class = getattr(transformers, head.auto_class)
     settings = {key: value for key, value in head.settings.items() if not (own_head and key in _LABELS)}
-    where = _directory(model, "model")
+    where, file = _place(model, "model")
+    if file:
+        # Without this Transformers expands them too, but takes the model for a quantized one that cannot be trained.
+        settings |= {**file, "quantization_config": transformers.GgufConfig(dequantize=True)}
     try:
         with _quiet():
             loaded, info = auto_class.from_pretrained(
@@ -235,6 +245,8 @@ def load_model(
             )
     # SafetensorError is a plain Exception, and model code fails in any way it likes.
     except Exception as error:
+        if file:
+            raise _cannot_open(f"'{model}'", where, error, "model") from error
         raise _cannot_load(model, where, error) from error
     new = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
     _check_backbone(loaded, new, model)

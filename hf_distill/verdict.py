@@ -35,6 +35,8 @@ def _kept(report: Report) -> str:
         start = f"The student's {name} is {values[0]} against the teacher's {values[1]}"
     elif not report.greater_is_better:
         change = f"{abs(1 / kept - 1) * 100:.1f} % {'more' if kept < 1 else 'less'}" if kept != 1 else "the same"
+        if kept < 0.5:  # a perplexity may be any number of times the teacher's
+            change = f"{_times(1 / kept)} times as much"
         start = f"The student's {name} is {values[0]} against the teacher's {values[1]} ({change})"
     elif kept > 1:
         doubt = ", within noise" if not _apart(report, "student", "teacher") else ""

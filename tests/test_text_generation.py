@@ -428,3 +428,21 @@ def test_a_student_with_another_vocabulary_is_refused(make_model: Any, tmp_path:
             {"text": TEXTS},
             student={"name": "pretrained", "model": str(student)},
         )
+
+
+def test_a_perplexity_far_above_the_teachers_is_a_number_of_times() -> None:
+    """Read as a share kept, or as a percentage with seven digits, the headline says nothing."""
+    from reports import model
+
+    from hf_distill.report import Report
+
+    for student, says in ((12.0, "(20.0 % more)"), (9.0, "(10.0 % less)"), (420.0, "(42.0 times as much)")):
+        results = {"teacher": model(2, None, perplexity=10.0), "student": model(1, None, perplexity=student)}
+        baseline = model(1, None, perplexity=student + 1)
+        report = Report(
+            task="text-generation", metric="perplexity", greater_is_better=False, baseline=baseline, **results
+        )
+        assert report.verdict()[0].startswith(
+            f"The student's perplexity is {student:g} against the teacher's 10 {says}"
+        )
+        assert report.verdict()[1].startswith("The teacher seems to have helped: -1 perplexity against")
