@@ -140,5 +140,5 @@ def _words(values: dict[str, Any]) -> str:
 
 
 def _short(value: Any, limit: int = 60) -> str:
-    text = str(value)
+    text = " ".join(str(value).split())  # a text may have lines of its own
     return text if len(text) <= limit else f"{text[: limit - 3]}..."

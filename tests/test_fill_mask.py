@@ -249,6 +249,12 @@ def test_loss_on_all_is_the_teachers_word_on_every_token(make_model: Any) -> Non
     few_rows = masked.layout.counts(collator_of(masked)(rows_of(masked)))
     assert all_rows["row"].tolist() == [length - 2 for length in prepared.train["length"]]
     assert all_rows["label"].tolist() == few_rows["label"].tolist() == few_rows["row"].tolist()
+    logits = torch.randn(len(TEXTS), max(prepared.train["length"]), 160)
+    losses = []
+    for one in (prepared, masked):
+        rows = one.layout.select(logits, None, collator_of(one)(rows_of(one)))
+        losses.append(Labels().rows(rows.student, None, rows.labels).sum())
+    assert torch.allclose(*losses)
 
 
 # ---- Whole runs ------------------------------------------------------------------------------------------------------
