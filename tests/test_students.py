@@ -223,6 +223,21 @@ def test_head_settings_reach_the_student() -> None:
     assert {key: getattr(config, key) for key in settings} == settings
 
 
+def test_layers_of_another_model_than_the_teacher(make_model: Any) -> None:
+    """Copying from the fine-tuned teacher all the same would hand the baseline what the teacher has learned."""
+    base = make_model("bert-bare", layers=4, seed=3)
+    teacher = make_teacher("bert")
+    student = CopyLayers(layers=[0, 3], model=str(base))
+    assert student.config(teacher.config).num_hidden_layers == 2
+    made = student.make(teacher, Head(CLASSIFY, {"num_labels": 3}))
+    whole = transformers.AutoModel.from_pretrained(base)
+    for new, old in enumerate([0, 3]):
+        ours, theirs = made.bert.encoder.layer[new].state_dict(), whole.encoder.layer[old].state_dict()
+        assert all(ours[name].equal(theirs[name]) for name in theirs)
+    assert made.bert.embeddings.word_embeddings.weight.equal(whole.embeddings.word_embeddings.weight)
+    assert made.config.num_labels == 3
+
+
 @pytest.mark.parametrize(
     ("names", "words"),
     [(["good", "bad", "odd"], "wrongly"), (["bad", "good"], "2 labels"), (["bad", "good", "x"], "label names differ")],

@@ -1,4 +1,4 @@
-"""A student made of some of the teacher's layers."""
+"""A student made of some of a larger model's layers, mostly the teacher's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from hf_distill.component import component
 from hf_distill.errors import UserError
 from hf_distill.labels import label_names, positions
-from hf_distill.models import Head
+from hf_distill.models import Head, load_model, open_config
 from hf_distill.students.base import Student, build, is_per_layer, with_head
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ POSITION = {"layer_idx", "layer_id", "layer_number", "training", "gradient_check
 
 @component
 class CopyLayers(Student):
-    """The teacher with fewer layers: embeddings, head and the chosen layers are copied.
+    """A model with fewer layers: embeddings, head and the chosen layers are copied.
 
     The start of DistilBERT (Sanh et al. 2019, arXiv 1910.01108, section 2). Works for every encoder or decoder
     that keeps its layers in one list: the BERT, RoBERTa, DistilBERT, GPT-2 and Llama families and most others.
@@ -33,18 +33,25 @@ class CopyLayers(Student):
     Attributes:
         layers: How many, or which ones, counted from 0 (`[0, 2, 4, 7, 9, 11]`). A number is spread evenly from the
             first layer to the last (see `spread`); with 1 it is the first.
+        model: Whose layers: Hub id, local directory or `package:NAME/PATH`; the teacher's if left out. A fine-tuned
+            teacher's layers know the task already, and so does a baseline that starts from them; the layers of the
+            checkpoint it was fine-tuned from do not.
     """
 
     name: ClassVar[str] = "copy_layers"
 
     layers: int | list[int]
+    model: str | None = None
 
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
         """See `Student.config`."""
-        total = layer_count(teacher)
+        return self._shortened(teacher if self.model is None else open_config(self.model))
+
+    def _shortened(self, whole: PretrainedConfig) -> PretrainedConfig:
+        total = layer_count(whole)
         kept = self.chosen(total)
-        config = copy.deepcopy(teacher)
-        for key, value in vars(teacher).items():
+        config = copy.deepcopy(whole)
+        for key, value in vars(whole).items():
             if is_per_layer(key, value, total):
                 setattr(config, key, [value[index] for index in kept])
         config.num_hidden_layers = len(kept)
@@ -58,26 +65,27 @@ class CopyLayers(Student):
             UserError: The teacher keeps its layers in a way that is not understood, its labels are not the task's, or
                 a layer would work differently at its new position.
         """
-        if getattr(teacher, "is_quantized", False):
-            raise UserError("the teacher's weights are quantized: they cannot be copied. Load it whole.", key="name")
-        place, layers = find_layers(teacher)
+        whole = teacher if self.model is None else load_model(self.model, head)[0]
+        if getattr(whole, "is_quantized", False):
+            raise UserError("its weights are quantized: they cannot be copied. Load the model whole.", key="name")
+        place, layers = find_layers(whole)
         kept = self.chosen(len(layers))
-        config = with_head(self.config(teacher.config), head)
-        _check_labels(config, teacher.config)
-        student = build(type(teacher), config, key="layers")
+        config = with_head(self._shortened(whole.config), head)
+        _check_labels(config, whole.config)
+        student = build(type(whole), config, key="layers")
         try:
-            student.load_state_dict(_renumber(teacher.state_dict(), place, kept))
+            student.load_state_dict(_renumber(whole.state_dict(), place, kept))
         except RuntimeError as error:
             mismatch = shorten(str(error).partition("\n")[2], 150, placeholder=" ...")
             raise UserError(
-                f"layers {kept} of the teacher do not fit together in a {type(teacher).__name__}: {mismatch} "
+                f"layers {kept} do not fit together in a {type(whole).__name__}: {mismatch} "
                 "Its layers are not all alike; choose others, or use student: {name: from_config}.",
                 key="layers",
             ) from error
         for new, old in enumerate(kept):
             _check_alike(student.get_submodule(f"{place}.{new}"), layers[old], old)
         if student.can_generate():
-            student.generation_config = copy.deepcopy(teacher.generation_config)
+            student.generation_config = copy.deepcopy(whole.generation_config)
         return student
 
     def chosen(self, total: int) -> list[int]:
@@ -88,13 +96,13 @@ class CopyLayers(Student):
         """
         if isinstance(self.layers, int):
             if not 1 <= self.layers <= total:
-                raise UserError(f"{self.layers} is not between 1 and the teacher's {total} layers.", key="layers")
+                raise UserError(f"{self.layers} is not between 1 and the {total} layers there are.", key="layers")
             return spread(self.layers, total)
         kept = self.layers
         if not kept or not all(0 <= index < total for index in kept):
-            raise UserError(f"{kept}: want one or more of the teacher's layers, 0 to {total - 1}.", key="layers")
+            raise UserError(f"{kept}: want one or more of the layers there are, 0 to {total - 1}.", key="layers")
         if any(later <= earlier for earlier, later in pairwise(kept)):
-            raise UserError(f"{kept}: want each layer once, in the teacher's order: {sorted(set(kept))}.", key="layers")
+            raise UserError(f"{kept}: want each layer once, in their order: {sorted(set(kept))}.", key="layers")
         return kept
 
 
