@@ -114,7 +114,7 @@ def signed(report: Report, value: float) -> str:
 def unsigned(report: Report, value: float) -> str:
     """Return the size of a difference on the headline metric, in points where it is shown in percent."""
     if not is_share(report, report.metric):
-        return f"{value:.3g}"
+        return f"{value:.3g}" if value < 1000 else f"{value:.0f}"  # no 1.93e+03
     points = value * 100
     return f"{points:.{2 if 0 < points < 0.095 else 1}f} points"
 
