@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,6 +11,7 @@ from hf_distill import __version__
 from hf_distill.component import component
 from hf_distill.data import column
 from hf_distill.errors import UserError
+from hf_distill.files import fingerprint
 from hf_distill.models import Head
 from hf_distill.tasks.base import Prepared, Task
 from hf_distill.tasks.class_labels import Labelling, read_labels
@@ -128,9 +130,7 @@ def _tokenise(
     """Return the model inputs, `labels` and `length` of a split; found again in the cache on the next run."""
     import pyarrow.compute as pc
 
-    # `datasets` hashes what this function refers to. The default argument makes our version part of it, because a
-    # method of an installed class (`labelling.encode`) is hashed by its name alone.
-    def encode(batch: dict[str, list[Any]], _version: str = __version__) -> dict[str, Any]:
+    def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
         encoded = dict(
             tokenizer(batch["text"], batch.get("text_pair"), truncation=max_length is not None, max_length=max_length)
         )
@@ -139,7 +139,13 @@ def _tokenise(
             encoded["labels"] = labelling.encode(batch["label"])
         return encoded
 
-    tokenised = split.map(encode, batched=True, remove_columns=split.column_names, desc=f"Tokenising {name}")
+    tokenised = split.map(
+        encode,
+        batched=True,
+        remove_columns=split.column_names,
+        desc=f"Tokenising {name}",
+        new_fingerprint=_cache_key(split, tokenizer, max_length, labelling),
+    )
     empty = pc.index(column(tokenised, "length"), 0).as_py()
     if empty >= 0:
         # Some decoders add no token of their own; what such a model answers to nothing is arbitrary.
@@ -148,6 +154,23 @@ def _tokenise(
             key="columns.text",
         )
     return tokenised
+
+
+def _cache_key(
+    split: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None, labelling: Labelling
+) -> str | None:
+    """Return what the tokens depend on, so that the next run finds them; None leaves it to `datasets`.
+
+    `datasets` hashes a pickle of the function, whose bytes also depend on which equal strings are one object in this
+    process.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    state = json.loads(backend.to_str())
+    for key in ("truncation", "padding"):  # of the last call
+        state.pop(key, None)
+    return fingerprint(__version__, split._fingerprint, state, type(tokenizer).__name__, max_length, repr(labelling))
 
 
 def by_length(split: Dataset) -> Dataset:
