@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 
@@ -298,7 +299,8 @@ def test_a_rerun_finds_the_tokens_in_the_cache(make_model: Any, tmp_path: Path) 
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(Path(__file__).parent), str(path), str(model)],
-        env={**os.environ, "PYTHONHASHSEED": "1"},
+        # Where this process looks, whatever another test has done to the environment since.
+        env={**os.environ, "PYTHONHASHSEED": "1", "HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE)},
         capture_output=True,
         text=True,
         check=False,
