@@ -81,13 +81,6 @@ def check_texts(splits: Mapping[str, Dataset], roles: Sequence[str]) -> None:
                 )
 
 
-def by_length(split: Dataset) -> Dataset:
-    """Return the split sorted by length; examples of one length stay in order."""
-    import numpy as np
-
-    return split.select(np.argsort(column(split, "length").to_numpy(), kind="stable"))
-
-
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return what to pad with. Any token does, because padding is masked."""
     number: int | None = tokenizer.pad_token_id

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hf_distill import __version__
 from hf_distill.component import component
-from hf_distill.data import column
+from hf_distill.data import by_length, column
 from hf_distill.errors import UserError
 from hf_distill.files import fingerprint
 from hf_distill.models import Head
@@ -171,13 +171,6 @@ def _cache_key(
     for key in ("truncation", "padding"):  # of the last call
         state.pop(key, None)
     return fingerprint(__version__, split._fingerprint, state, type(tokenizer).__name__, max_length, repr(labelling))
-
-
-def by_length(split: Dataset) -> Dataset:
-    """Return the split sorted by length; examples of one length stay in order."""
-    import numpy as np
-
-    return split.select(np.argsort(column(split, "length").to_numpy(), kind="stable"))
 
 
 def _settings(labelling: Labelling, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

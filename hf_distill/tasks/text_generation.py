@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hf_distill import __version__
 from hf_distill.component import component
-from hf_distill.data import column
+from hf_distill.data import by_length, column
 from hf_distill.errors import UserError
 from hf_distill.labels import IGNORED
 from hf_distill.models import Head
 from hf_distill.tasks.base import Prepared, Task
 from hf_distill.tasks.language import (
     PadTokens,
-    by_length,
     check_texts,
     no_logits,
     pad_token_id,

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hf_distill import __version__
 from hf_distill.component import component
-from hf_distill.data import column
+from hf_distill.data import by_length, column
 from hf_distill.errors import UserError
 from hf_distill.labels import IGNORED, UNLABELLED
 from hf_distill.models import Head
 from hf_distill.tasks.base import Prepared, Task
 from hf_distill.tasks.class_labels import Labelling, read_labels
-from hf_distill.tasks.text_classification import by_length, check_length
+from hf_distill.tasks.text_classification import check_length
 
 if TYPE_CHECKING:
     from datasets import Dataset

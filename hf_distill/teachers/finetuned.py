@@ -22,7 +22,8 @@ class FinetunedTeacher(Teacher):
 
     Attributes:
         model: Hub id, local directory or `package:NAME/PATH`.
-        training: Training arguments that differ from the recipe's own `training`.
+        training: Training arguments for the teacher. How it learns (epochs, steps, learning rate, schedule, warm-up,
+            weight decay) is Transformers' default where this says nothing; all else is the recipe's own `training`.
         output_dir: Where to keep fine-tuned teachers, one folder for each combination of model, data and settings;
             `_teacher` beside the student if left out. Share one between recipes to fine-tune once.
         revision: Git revision on the Hub.
