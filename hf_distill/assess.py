@@ -95,13 +95,15 @@ def judge(run: Run, model: PreTrainedModel, teacher: PreTrainedModel | None) -> 
         share = 1.0
     predictions: Any = output.predictions  # None where they are not kept, whatever the annotation says
     logits = None if predictions is None else np.asarray(predictions)
-    columns = getattr(prepared.layout, "teacher_columns", None)
+    columns = prepared.layout.teacher_columns
     if teacher is None and logits is not None and columns is not None:
         logits = logits[..., list(columns)]
     labels = None if output.label_ids is None else np.asarray(output.label_ids)
     metrics: Mapping[str, float] = {} if share is None else {AGREEMENT: share}
     if prepared.metric_names and prepared.summary is not None:
         metrics = prepared.summary(figures)
+        if prepared.generate is not None:
+            metrics = {**metrics, **prepared.generate(model, run.args.per_device_eval_batch_size)}
     elif prepared.metric_names and logits is not None and labels is not None:
         metrics = prepared.metrics(logits, labels)
     return Judged(metrics, share, logits, labels)
@@ -111,7 +113,7 @@ def class_figures(prepared: Prepared, judged: Mapping[str, Judged]) -> dict[str,
     """Return the figures of a classifier with one label a row: confusion with the teacher, calibration, by class."""
     labels = judged["student"].labels
     logits = {name: one.logits for name, one in judged.items() if one.logits is not None}
-    if getattr(prepared.layout, "kind", None) != "classes" or len(logits) < len(judged):
+    if not prepared.layout.has_named_classes or len(logits) < len(judged):
         return {}
     if any(one.ndim == 3 for one in logits.values()):  # rows are tokens, those that count
         if labels is None:

@@ -35,7 +35,13 @@ def settings(instance: Any) -> dict[str, Any]:
         for name, info in type(instance).__pydantic_fields__.items()
         if getattr(instance, name) != info.get_default(call_default_factory=True)
     }
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+    return {key: _written(value) for key, value in values.items()}
+
+
+def _written(value: Any) -> Any:
+    if hasattr(type(value), "__pydantic_fields__"):  # a component inside another one
+        return settings(value)
+    return [_written(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def entry(instance: Any) -> dict[str, Any]:

@@ -193,7 +193,10 @@ def _finished(trainer: DistillationTrainer) -> PreTrainedModel:
 
     accelerate leaves the wrapper on; whoever times the model in float32 would time bf16.
     """
+    from hf_distill.learned import detach
+
     model: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    detach(model)
     model.train(False)
     return model
 

@@ -212,7 +212,7 @@ class _Reading:
                 first = join("objectives", found.index(item))
                 self.add(join("objectives", index), f"the same as {first}. Keep one; its weight can be larger.")
         built = tuple(item for item in found if item is not None)
-        if built and len(built) == len(value) and not any(item.weight for item in built):
+        if built and len(built) == len(value) and not any(item.has_weight for item in built):
             self.add("objectives", "every weight is 0, so there is nothing to train on. Give one a weight above 0.")
         return built
 

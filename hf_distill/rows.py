@@ -10,16 +10,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from hf_distill.labels import IGNORED, UNLABELLED
 
-# What a sum is divided by: rows that count, rows that have a label, or examples.
-Unit = Literal["row", "label", "example"]
-UNITS: tuple[Unit, ...] = ("row", "label", "example")
+# What a sum is divided by: rows that count, rows that have a label, examples, tokens that are no padding, or ordered
+# pairs of two examples of the same micro-batch.
+Unit = Literal["row", "label", "example", "token", "pair"]
+UNITS: tuple[Unit, ...] = ("row", "label", "example", "token", "pair")
 
 
 @dataclass(frozen=True)
@@ -95,13 +96,51 @@ class RowLayout(ABC):
         """Whether rows are distributions over classes, so that two models can agree on the top one."""
         return True
 
+    @property
+    def has_named_classes(self) -> bool:
+        """Whether every row is a distribution over the task's classes, so that figures by class mean something."""
+        return False
+
+    # Column of the teacher's logits for each of the student's, where their orders differ.
+    teacher_columns: tuple[int, ...] | None = None
+
+    def logits(self, outputs: Mapping[str, Any]) -> Tensor:
+        """Return what `select` takes of a model's output; a student's is also what metrics are computed from."""
+        logits: Tensor = outputs["logits"]
+        return logits
+
     @abstractmethod
     def select(self, student: Tensor, teacher: Tensor | None, inputs: Mapping[str, Tensor]) -> Rows:
         """Return the rows that count; logits as the models gave them, in their own dtype."""
 
     @abstractmethod
     def counts(self, inputs: Mapping[str, Tensor]) -> dict[Unit, Tensor]:
-        """Return how many of each unit every example has, `(batch,)` each. Needs no forward pass."""
+        """Return how many rows, labels and examples every example has, `(batch,)` each. Needs no forward pass."""
+
+    def tokens(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return which tokens of the (encoder's) input are no padding, bool `(sequences, tokens)`."""
+        attended = inputs.get("attention_mask")
+        if attended is not None:
+            return attended != 0
+        ids = inputs.get("input_ids")
+        return torch.ones(0, 0, dtype=torch.bool) if ids is None else torch.ones_like(ids, dtype=torch.bool)
+
+    def units(self, inputs: Mapping[str, Tensor]) -> dict[Unit, Tensor]:
+        """Return how many of each unit every example has, `(batch,)` each: `counts`, tokens and pairs."""
+        counts = self.counts(inputs)
+        examples = counts["example"]
+        tokens = self.tokens(inputs).sum(-1).to(examples)
+        counts["token"] = fold(tokens, len(examples)) if len(tokens) else torch.zeros_like(examples)
+        counts["pair"] = examples * (len(examples) - 1)
+        return counts
+
+
+def fold(sequences: Tensor, examples: int) -> Tensor:
+    """Sum a value per sequence into `(examples,)`.
+
+    An example may be several sequences: a batch of B pairs of sentences is the B first ones, then the B second ones.
+    """
+    return sequences.reshape(-1, examples).sum(0)
 
 
 def _upcast(logits: Tensor) -> Tensor:
@@ -128,6 +167,11 @@ class ExampleRows(RowLayout):
     def has_classes(self) -> bool:
         """See `RowLayout.has_classes`."""
         return self.kind != "values"
+
+    @property
+    def has_named_classes(self) -> bool:
+        """See `RowLayout.has_named_classes`."""
+        return self.kind == "classes"
 
     def select(self, student: Tensor, teacher: Tensor | None, inputs: Mapping[str, Tensor]) -> Rows:
         """See `RowLayout.select`."""
@@ -193,12 +237,14 @@ class TokenRows(RowLayout):
         teacher_columns: Column of the teacher's logits for each of the student's, where their orders differ.
     """
 
-    # As in `ExampleRows`: a token has one label.
-    kind: ClassVar[Literal["classes"]] = "classes"
-
     shift: bool = False
     classes: int | None = None
     teacher_columns: tuple[int, ...] | None = None
+
+    @property
+    def has_named_classes(self) -> bool:
+        """See `RowLayout.has_named_classes`."""
+        return self.classes is None
 
     def _mask(self, inputs: Mapping[str, Tensor]) -> Tensor:
         labels, attended = inputs.get("labels"), inputs.get("attention_mask")

@@ -20,6 +20,7 @@ from hf_distill.objectives import Labels, Objective
 from hf_distill.pairing import Pair, open_pair
 from hf_distill.precision import resolve_bf16
 from hf_distill.reader import dump_recipe
+from hf_distill.tasks import Setup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -175,12 +176,14 @@ def _prepare(recipe: Recipe, pair: Pair) -> Prepared:
     try:
         return recipe.task.prepare(
             splits,
-            tokenizer=pair.tokenizer,
-            teacher=pair.teacher_head,
-            student=pair.student_head,
-            max_length=pair.max_length,
-            label_names=recipe.data.labels,
-            metrics=recipe.evaluation.metrics,
+            Setup(
+                tokenizer=pair.tokenizer,
+                teacher=pair.teacher_head,
+                student=pair.student_head,
+                max_length=pair.max_length,
+                label_names=recipe.data.labels,
+                metrics=recipe.evaluation.metrics,
+            ),
         )
     except UserError as error:
         with recipe.locate("evaluation" if error.key == "metrics" else "data"):

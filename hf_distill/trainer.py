@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +17,23 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, has_length
 
 from hf_distill.layouts import base_model, infer_layout
+from hf_distill.learned import attach, load_learned, save_learned
 from hf_distill.objectives import Comparison, KLDivergence, Labels, LogitsMSE, Objective, RowObjective
+from hf_distill.objectives.schedule import number
+from hf_distill.redirect import inside_forward
 from hf_distill.rows import UNITS, RowLayout
 from hf_distill.sampler import EpochLengthGroupedSampler, SetEpoch
 from hf_distill.stopwatch import Stopwatch
 from hf_distill.training_args import DistillationArguments, check_arguments
+
+if TYPE_CHECKING:
+    from hf_distill.objectives.term import Term
+
+
+logger = logging.getLogger(__name__)
+
+# Examples of the train split shown to objectives that choose their layers by the data.
+OBSERVED = 64
 
 
 class DistillationTrainer(Trainer):
@@ -88,6 +101,7 @@ class DistillationTrainer(Trainer):
         self.objectives = tuple(_defaults(self.layout) if objectives is None else objectives)
         self._check_objectives(teacher)
         self.teacher = self._place(teacher)
+        self.terms = self._prepare_terms()
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(["distillation", "hf_distill"])
         self.term_names = _unique([objective.name for objective in self.objectives])
@@ -97,6 +111,7 @@ class DistillationTrainer(Trainer):
         self._student_takes = _parameters(self.model)
         self._teacher_takes = _parameters(self.teacher) if self.teacher is not None else frozenset()
         self._outputs = {f"output_{name}": True for objective in self.objectives for name in objective.outputs}
+        self._differentiates = any(objective.differentiates for objective in self.objectives)
         units = [UNITS.index(objective.unit) for objective in self.objectives]
         self._units = torch.tensor(units, device=self.args.device)
         # Terms and agreement, summed over the steps since the last log.
@@ -105,6 +120,7 @@ class DistillationTrainer(Trainer):
         self._teacher_watch = Stopwatch(self.args.device)
         self._step_watch = Stopwatch(self.args.device)
         self._eval_sums: list[Tensor] = []
+        self._settle_terms()
 
     # ---- Construction ----
 
@@ -145,6 +161,47 @@ class DistillationTrainer(Trainer):
         teacher.eval().requires_grad_(False)
         dispatched = getattr(teacher, "hf_device_map", None) or getattr(teacher, "is_quantized", False)
         return teacher if dispatched else teacher.to(self.args.device)
+
+    def _prepare_terms(self) -> tuple[Term, ...]:
+        """Make the objectives ready for the two models; what they learn becomes part of the student, for the time."""
+        if any(objective.needs_eager_attention for objective in self.objectives):
+            for model in (self.model, self.teacher):
+                _use_eager_attention(model)
+        teacher = None if self.teacher is None else base_model(self.teacher)
+        terms = tuple(objective.prepare(base_model(self.model), teacher) for objective in self.objectives)
+        self.learned = nn.ModuleDict(
+            {str(index): term for index, term in enumerate(terms) if any(True for _ in term.state_dict())}
+        )
+        given: tuple[Any, ...] = (self.model_init, self.optimizer)
+        if self.learned and any(one is not None for one in given):
+            raise ValueError(
+                "an objective here has parts of its own to learn, which the trainer must create together with the "
+                "student and its optimizer. Pass `model`, not `model_init`, and no `optimizers`."
+            )
+        if self.learned and self.args.torch_compile:
+            raise ValueError("torch_compile does not work with objectives that learn projections. Leave one out.")
+        attach(self.model, self.learned.to(self.args.device, next(self.model.parameters()).dtype))
+        return terms
+
+    def _settle_terms(self) -> None:
+        """Show a few batches to the terms that choose by them, the same on every process."""
+        waiting = [term for term in self.terms if term.needs_data]
+        if not waiting or self.train_dataset is None:
+            return
+        examples: Any = self._remove_unused_columns(self.train_dataset, "training")
+        rows = range(min(len(examples), OBSERVED))
+        training = self.model.training
+        self.model.train(False)
+        for start in range(0, len(rows), self._train_batch_size):
+            batch = self.data_collator([examples[row] for row in rows[start : start + self._train_batch_size]])
+            with torch.no_grad(), self._watching():
+                comparison = self._compare(self.model, self._prepare_inputs(batch))
+                for term in waiting:
+                    term.observe(comparison)
+        self.model.train(training)
+        for term in waiting:
+            if (text := term.settle()) and self.is_world_process_zero():
+                logger.info(text)
 
     # ---- Data ----
 
@@ -188,7 +245,7 @@ class DistillationTrainer(Trainer):
     def _count(self, batches: list[Any]) -> Tensor:
         totals = torch.zeros(len(UNITS), device=self.args.device)
         for batch in batches:
-            counts = self.layout.counts(batch)
+            counts = self.layout.units(batch)
             totals += torch.stack([counts[unit].sum() for unit in UNITS]).to(totals)
         if self.args.world_size > 1:
             totals = self.accelerator.reduce(totals, reduction="sum")
@@ -221,28 +278,60 @@ class DistillationTrainer(Trainer):
             A scalar whose mean over processes, summed over micro-batches, is the loss of the step.
         """
         counts = num_items_in_batch if isinstance(num_items_in_batch, Tensor) else self._count([inputs])
-        comparison = self._compare(model, inputs)
+        for term, objective in zip(self.terms, self.objectives, strict=True):
+            term.objective = objective.at(self.state.global_step, self.state.max_steps)
+        sums, agreement, outputs = self._forward(model, inputs)
         # DDP averages gradients over processes, and the counts are global: hence the factor.
         processes = self.accelerator.num_processes
-        weights = [objective.weight for objective in self.objectives]
-        terms = self._per_example(comparison).sum(0) * processes / counts[self._units]
+        weights = [number(term.objective.weight) for term in self.terms]
+        terms = sums.sum(0) * processes / counts[self._units]
         if model.training:
-            agreement = comparison.rows.agreement().sum() * processes / counts[UNITS.index("row")]
+            agreement = agreement.sum() * processes / counts[UNITS.index("row")]
             self._totals += torch.cat((terms.detach(), agreement.reshape(1).to(terms)))
         loss = torch.stack([term * weight for term, weight in zip(terms, weights, strict=True)]).sum()
-        return (loss, comparison.student) if return_outputs else loss
+        return (loss, outputs) if return_outputs else loss
+
+    def _forward(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """Run both models and compare them, all inside the student's forward pass (see `redirect`).
+
+        Returns:
+            The sum of every objective for every example, `(batch, objectives)`; the number of rows of each example
+            where both models agree; and the student's output, detached.
+        """
+        student = self.accelerator.unwrap_model(model, keep_torch_compile=True)
+
+        def compute() -> tuple[Tensor, Tensor, dict[str, Any]]:
+            with self._watching():
+                comparison = self._compare(student, inputs)
+            outputs = {key: value.detach() for key, value in comparison.student.items() if isinstance(value, Tensor)}
+            return self._per_example(comparison), comparison.rows.agreement(), outputs
+
+        wrapped = model is not student or self.is_fsdp_enabled  # FSDP2 wraps in place
+        if not wrapped or self.args.torch_compile:
+            return compute()
+        return inside_forward(model, student, compute, inputs)
+
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for term in self.terms:
+                stack.enter_context(term.watching())
+            yield
 
     def _compare(self, model: nn.Module, inputs: Mapping[str, Any]) -> Comparison:
-        """Run both models on the same batch, the teacher once and without gradient."""
+        """Run both models on the same batch, the teacher once."""
         teacher = None
         if self.teacher is not None:
             self.teacher.eval()  # whatever happened to it since the last batch: with dropout its targets are noise
             watch = self._teacher_watch.running() if model.training else nullcontext()
-            with torch.no_grad(), self.accelerator.autocast(), watch:
+            with torch.set_grad_enabled(self._differentiates), self.accelerator.autocast(), watch:
                 teacher = self.teacher(**self._forward_inputs(self._teacher_takes, inputs, use_cache=False))
         student = model(**self._forward_inputs(self._student_takes, inputs, use_cache=self.args.use_cache))
-        rows = self.layout.select(student["logits"], None if teacher is None else teacher["logits"], inputs)
-        return Comparison(rows=rows, student=student, teacher=teacher, inputs=inputs)
+        rows = self.layout.select(
+            self.layout.logits(student), None if teacher is None else self.layout.logits(teacher), inputs
+        )
+        tokens = self.layout.tokens(inputs)
+        return Comparison(rows=rows, student=student, teacher=teacher, inputs=inputs, tokens=tokens)
 
     def _forward_inputs(self, taken: frozenset[str], inputs: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
         given = {**settings, **inputs}
@@ -251,8 +340,8 @@ class DistillationTrainer(Trainer):
     def _per_example(self, comparison: Comparison) -> Tensor:
         """Return the sum of every objective for every example, `(batch, objectives)`, float32 or better."""
         columns = []
-        for name, objective in zip(self.term_names, self.objectives, strict=True):
-            sums = objective.per_example(comparison)
+        for name, term in zip(self.term_names, self.terms, strict=True):
+            sums = term(comparison)
             if sums.shape != (comparison.rows.examples,):  # a mean would go unnoticed, and be divided once more
                 raise ValueError(
                     f"objective '{name}': per_example must return the sum of each of the {comparison.rows.examples} "
@@ -295,18 +384,19 @@ class DistillationTrainer(Trainer):
         Returns no loss: `Trainer` would average it over batches.
         """
         inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            comparison = self._compare(model, inputs)
-            sums = self._per_example(comparison)
-            counts = self.layout.counts(inputs)
-            others = torch.stack([comparison.rows.agreement(), *(counts[unit].to(sums) for unit in UNITS)], -1)
+        for term, objective in zip(self.terms, self.objectives, strict=True):
+            term.objective = objective.at(1, 1)  # as at the end, so that evaluations can be compared with each other
+        with torch.set_grad_enabled(self._differentiates), self.compute_loss_context_manager():
+            sums, agreement, outputs = self._forward(model, inputs)
+        sums = sums.detach()
+        counts = self.layout.units(inputs)
+        others = torch.stack([agreement, *(counts[unit].to(sums) for unit in UNITS)], -1)
         # Per example, because gathering drops the examples that were repeated to fill the last batch.
         gathered: Tensor = self.accelerator.gather_for_metrics(torch.cat((sums, others.to(sums)), -1))
         self._eval_sums.append(gathered.sum(0))
         if prediction_loss_only:
             return None, None, None
-        logits: Tensor = comparison.student["logits"].detach()
-        return None, logits, inputs.get("labels")
+        return None, self.layout.logits(outputs), inputs.get("labels")
 
     def evaluation_loop(
         self,
@@ -333,7 +423,7 @@ class DistillationTrainer(Trainer):
         for name, objective, term in zip(self.term_names, self.objectives, terms, strict=True):
             if count := counts[UNITS.index(objective.unit)]:
                 figures[f"objective/{name}"] = term / count
-                loss += objective.weight * term / count
+                loss += number(objective.at(1, 1).weight) * term / count
         if figures:
             figures = {"loss": loss, **figures}
         if self._reports_agreement and (rows := counts[UNITS.index("row")]):
@@ -343,11 +433,24 @@ class DistillationTrainer(Trainer):
     # ---- Saving ----
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save as `Trainer` does; what is exported (not a checkpoint) holds no pickled arguments."""
+        """Save as `Trainer` does; what is exported (not a checkpoint) holds no pickled arguments and no projections."""
         super()._save(output_dir, state_dict)
         directory = Path(output_dir or self.args.output_dir or ".")
-        if self.args.should_save and not directory.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
+        if not self.args.should_save:
+            return
+        if not directory.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
             (directory / "training_args.bin").unlink(missing_ok=True)
+        elif self.learned:
+            save_learned(directory, self.learned, state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_learned(Path(resume_from_checkpoint), self.learned)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.state.best_model_checkpoint is not None:
+            load_learned(Path(self.state.best_model_checkpoint), self.learned)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Draft a card, unless the run has already written one."""
@@ -358,6 +461,19 @@ class DistillationTrainer(Trainer):
 def _defaults(layout: RowLayout) -> tuple[Objective, ...]:
     match: Objective = KLDivergence(weight=0.5, temperature=2.0) if layout.has_classes else LogitsMSE(weight=0.5)
     return match, Labels(weight=0.5)
+
+
+def _use_eager_attention(model: nn.Module | None) -> None:
+    """Have attention computed as plain matrix products: the fused kernels keep no maps, and differentiate only once."""
+    base: Any = model and base_model(model)
+    if base is None or base.config._attn_implementation == "eager":
+        return
+    logger.warning(
+        "%s computes attention with '%s', which an objective here cannot look into: switched to 'eager' for this "
+        "training, which is slower and takes memory with the square of the length",
+        *(type(base).__name__, base.config._attn_implementation),
+    )
+    base.set_attn_implementation("eager")
 
 
 def _parameters(model: nn.Module) -> frozenset[str]:

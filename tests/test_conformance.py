@@ -56,7 +56,7 @@ def rows(positions: str = "labels") -> Rows:
 def total(objective: RowObjective, positions: str = "labels") -> float:
     """Return the sum over the rows, which the trainer divides by their number."""
     chosen = rows(positions)
-    return objective.per_example(Comparison(chosen, {}, {}, {})).sum().item()
+    return objective.per_example(Comparison(chosen, {}, {}, {}, torch.ones(0, 0))).sum().item()
 
 
 def mean(objective: RowObjective, positions: str = "labels") -> float:

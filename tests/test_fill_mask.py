@@ -15,7 +15,7 @@ import torch
 from hf_distill.errors import UserError
 from hf_distill.models import load_model, open_tokenizer
 from hf_distill.objectives import KLDivergence, Labels
-from hf_distill.tasks import FillMask, Prepared
+from hf_distill.tasks import FillMask, Prepared, Setup
 
 TEXTS = [
     "a great film",
@@ -36,12 +36,10 @@ def prepare(
     data = Dataset.from_dict({"text": list(texts)})
     return FillMask(**task).prepare(
         {"train": data, "eval": data},
-        tokenizer=tokenizer or open_tokenizer(str(model)),
-        teacher=None,
-        student=None,
-        max_length=max_length,
-        label_names=None,
-        metrics=[],
+        Setup(
+            tokenizer=tokenizer or open_tokenizer(str(model)),
+            max_length=max_length,
+        ),
     )
 
 

@@ -81,7 +81,9 @@ class Batch:
         teacher = self.teacher if teacher is None else teacher
         rows = self.layout.select(student, teacher if objective.needs_teacher else None, self.inputs)
         theirs: Mapping[str, Any] | None = {"logits": teacher} if objective.needs_teacher else None
-        return objective.per_example(Comparison(rows, {"logits": student}, theirs, self.inputs))
+        return objective.per_example(
+            Comparison(rows, {"logits": student}, theirs, self.inputs, self.layout.tokens(self.inputs))
+        )
 
     def part(self, where: slice) -> Batch:
         inputs = {key: value[where] for key, value in self.inputs.items()}
@@ -241,10 +243,11 @@ def test_the_split_into_batches_does_not_matter(objective: Objective, layout: Ro
     batch = make_batch(layout)
     parts = [batch.part(slice(0, 1)), batch.part(slice(1, 4)), batch.part(slice(4, BATCH))]
     torch.testing.assert_close(torch.cat([part.losses(objective) for part in parts]), batch.losses(objective))
-    whole = layout.counts(batch.inputs)
+    whole = layout.units(batch.inputs)
     for unit in UNITS:
-        counted = torch.cat([layout.counts(part.inputs)[unit] for part in parts])
-        assert torch.equal(counted, whole[unit])
+        if unit != "pair":  # pairs are those within a batch
+            counted = torch.cat([layout.units(part.inputs)[unit] for part in parts])
+            assert torch.equal(counted, whole[unit])
 
 
 @pytest.mark.parametrize("labelled", [True, False], ids=["labels", "no labels"])
@@ -273,7 +276,7 @@ def test_padding_does_not_matter(objective: Objective, layout: RowLayout, left: 
     padded = Batch(layout, student, teacher, padded_inputs)
     torch.testing.assert_close(padded.losses(objective), plain.losses(objective))
     for unit in UNITS:
-        assert torch.equal(layout.counts(padded_inputs)[unit], layout.counts(inputs)[unit])
+        assert torch.equal(layout.units(padded_inputs)[unit], layout.units(inputs)[unit])
 
 
 @pytest.mark.parametrize(("objective", "layout"), PAIRS)
@@ -454,8 +457,8 @@ def test_a_class_from_outside_gets_no_sparse_teacher() -> None:
     student, teacher, labels = wide()
     rows = Rows(student, SparseRows.of(teacher, 4), labels, example=torch.arange(5), examples=5)
     with pytest.raises(ValueError, match="'logits_mse' takes no sparse teacher"):
-        LogitsMSE().per_example(Comparison(rows, {}, {}, {}))
-    assert KLDivergence().per_example(Comparison(rows, {}, {}, {})).shape == (5,)
+        LogitsMSE().per_example(Comparison(rows, {}, {}, {}, torch.ones(0, 0)))
+    assert KLDivergence().per_example(Comparison(rows, {}, {}, {}, torch.ones(0, 0))).shape == (5,)
     assert torch.equal(rows.agreement(), dataclasses.replace(rows, teacher=teacher).agreement())
 
 

@@ -44,7 +44,7 @@ CASES: dict[str, tuple[RowLayout, dict[str, Tensor], tuple[int, ...]]] = {
 def select(name: str) -> tuple[Rows, dict[Any, Tensor]]:
     layout, inputs, shape = CASES[name]
     torch.manual_seed(0)
-    return layout.select(torch.randn(shape), torch.randn(shape), inputs), layout.counts(inputs)
+    return layout.select(torch.randn(shape), torch.randn(shape), inputs), layout.units(inputs)
 
 
 @pytest.mark.parametrize("name", CASES)

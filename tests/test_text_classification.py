@@ -18,7 +18,7 @@ from hf_distill.data import load_splits
 from hf_distill.errors import UserError
 from hf_distill.models import load_model, open_config, open_tokenizer
 from hf_distill.recipe import Data
-from hf_distill.tasks import Prepared, TextClassification
+from hf_distill.tasks import Prepared, Setup, TextClassification
 
 TEXTS = ["a great film", "dull", "the plot is moving and the cast is charming"]
 NAN = math.nan
@@ -46,12 +46,14 @@ def prepare(
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     return (task or TextClassification()).prepare(
         {"train": train, "eval": train if eval is None else eval},
-        tokenizer=tokenizer,
-        teacher=teacher,
-        student=student,
-        max_length=max_length,
-        label_names=names,
-        metrics=list(metrics),
+        Setup(
+            tokenizer=tokenizer,
+            teacher=teacher,
+            student=student,
+            max_length=max_length,
+            label_names=names,
+            metrics=list(metrics),
+        ),
     )
 
 

@@ -15,7 +15,7 @@ import torch
 from hf_distill.errors import UserError
 from hf_distill.models import has_head, load_model, open_config, open_tokenizer
 from hf_distill.objectives import KLDivergence, Labels
-from hf_distill.tasks import Prepared, TextGeneration
+from hf_distill.tasks import Prepared, Setup, TextGeneration
 
 TEXTS = ["a great film", "the plot is moving and the cast is charming .", "dull", "it was a very bad story !"]
 CHATML = (
@@ -53,12 +53,11 @@ def prepare(
     data = Dataset.from_dict(dict(columns))
     return TextGeneration(**task).prepare(
         {"train": data, "eval": data},
-        tokenizer=tokenizer or tokenizer_of(model),
-        teacher=None,
-        student=None,
-        max_length=max_length,
-        label_names=None,
-        metrics=list(metrics),
+        Setup(
+            tokenizer=tokenizer or tokenizer_of(model),
+            max_length=max_length,
+            metrics=list(metrics),
+        ),
     )
 
 

@@ -16,7 +16,7 @@ import torch
 from hf_distill.errors import UserError
 from hf_distill.labels import IGNORED, UNLABELLED
 from hf_distill.models import load_model, open_config, open_tokenizer
-from hf_distill.tasks import Prepared, TokenClassification
+from hf_distill.tasks import Prepared, Setup, TokenClassification
 
 NAMES = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 WORDS = ("anna", "smith", "went", "to", "new", "york", "with", "bob", "and", "saw", "paris", ".")
@@ -46,12 +46,14 @@ def prepare(
 ) -> Prepared:
     return TokenClassification(**task).prepare(
         {"train": train, "eval": train if eval is None else eval},
-        tokenizer=tokenizer or open_tokenizer(str(model)),
-        teacher=teacher,
-        student=student,
-        max_length=max_length,
-        label_names=names,
-        metrics=list(metrics),
+        Setup(
+            tokenizer=tokenizer or open_tokenizer(str(model)),
+            teacher=teacher,
+            student=student,
+            max_length=max_length,
+            label_names=names,
+            metrics=list(metrics),
+        ),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hf_distill.objectives.base import Comparison, Objective, RowObjective
 from hf_distill.objectives.logits import Labels, LogitsMSE, Ranking
 from hf_distill.objectives.presets import PRESETS
+from hf_distill.objectives.schedule import Schedule
 from hf_distill.objectives.softened import (
     AdaptiveKL,
     DecoupledKL,
@@ -46,6 +47,7 @@ __all__ = [
     "Ranking",
     "ReverseKL",
     "RowObjective",
+    "Schedule",
     "SkewedKL",
     "SkewedReverseKL",
     "SoftCrossEntropy",

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field
+from typing_extensions import Self  # in typing from Python 3.11 on
 
 from hf_distill.component import component
+from hf_distill.objectives.schedule import Schedule, Weight
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+    from transformers import PretrainedConfig
 
+    from hf_distill.objectives.term import Term
     from hf_distill.rows import Rows, SparseRows, Unit
 
 
@@ -26,12 +29,21 @@ class Comparison:
         student: Output of the student's forward pass (`hidden_states`, ... where an objective asked for them).
         teacher: Output of the teacher's; None where the run has no teacher.
         inputs: The collated batch.
+        tokens: Which tokens of the (encoder's) input are no padding, bool `(sequences, tokens)`; as many sequences as
+            examples, but for tasks whose examples are several (see `fold`).
     """
 
     rows: Rows
     student: Mapping[str, Any]
     teacher: Mapping[str, Any] | None
     inputs: Mapping[str, Tensor]
+    tokens: Tensor
+
+    def fold(self, sequences: Tensor) -> Tensor:
+        """Sum a value per sequence into `(batch,)`. See `rows.fold`."""
+        from hf_distill.rows import fold
+
+        return fold(sequences, self.rows.examples)
 
 
 @component
@@ -42,6 +54,9 @@ class Objective(ABC):
     and `N_k` the number of its `unit`, both over the whole optimiser step (every micro-batch of the
     accumulation window, every process). A subclass never averages.
 
+    Where there is something to choose or to learn that depends on the two models (layers, projections), a subclass is a
+    `PreparedObjective`.
+
     Attributes:
         weight: Factor of the term.
     """
@@ -51,12 +66,63 @@ class Objective(ABC):
     needs_teacher: ClassVar[bool] = True
     # Model outputs wanted besides the logits: "hidden_states", "attentions".
     outputs: ClassVar[frozenset[str]] = frozenset()
+    # Whether it compares the models token by token, so that both must have read the same tokens.
+    by_token: ClassVar[bool] = False
+    # Whether it compares examples of a micro-batch with each other: then the loss depends on how a step is split.
+    within_batch: ClassVar[bool] = False
+    # Whether both models must compute attention as plain matrix products: for maps, or for second derivatives.
+    needs_eager_attention: ClassVar[bool] = False
+    # Whether it differentiates: the models then run with gradients also in evaluation, the teacher (whose weights stay
+    # frozen) also in training.
+    differentiates: ClassVar[bool] = False
 
-    weight: Annotated[float, Field(ge=0.0)] = 1.0
+    weight: Weight = 1.0
+
+    def check(self, student: PretrainedConfig, teacher: PretrainedConfig) -> None:  # noqa: B027
+        """Refuse two models that the objective cannot compare; called before any weight is loaded.
+
+        Raises:
+            UserError: They do not fit; `key` is the setting that would have to change.
+        """
+
+    def prepare(self, student: nn.Module, teacher: nn.Module | None) -> Term:
+        """Return the term of the loss that this objective is for two models, in the state in which training starts."""
+        from hf_distill.objectives.term import Term
+
+        return Term(self)
 
     @abstractmethod
     def per_example(self, comparison: Comparison) -> Tensor:
         """Return the loss sum of every example of the batch, `(batch,)`, differentiable to the student only."""
+
+    def at(self, step: int, steps: int) -> Self:
+        """Return the objective as it is after `step` of `steps` optimiser steps, its schedules replaced by numbers."""
+        moving = {name: value for name, value in vars(self).items() if isinstance(value, Schedule)}
+        if not moving:
+            return self
+        return replace(self, **{name: schedule.at(step, steps) for name, schedule in moving.items()})
+
+    @property
+    def has_weight(self) -> bool:
+        """Whether the weight is above 0 at some time."""
+        return self.weight.start > 0 or self.weight.end > 0 if isinstance(self.weight, Schedule) else self.weight > 0
+
+
+@component
+class PreparedObjective(Objective):
+    """An objective that must be made ready for two models: it defines `prepare`, and its term computes.
+
+    Attributes:
+        weight: Factor of the term.
+    """
+
+    @abstractmethod
+    def prepare(self, student: nn.Module, teacher: nn.Module | None) -> Term:
+        """See `Objective.prepare`."""
+
+    def per_example(self, comparison: Comparison) -> Tensor:
+        """Not to be called: the term does it."""
+        raise TypeError(f"'{self.name}' depends on the two models: call what `prepare(student, teacher)` returns.")
 
 
 @component

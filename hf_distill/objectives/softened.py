@@ -9,6 +9,7 @@ from pydantic import Field
 
 from hf_distill.component import component
 from hf_distill.objectives.base import RowObjective
+from hf_distill.objectives.schedule import Temperature, number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +32,7 @@ class Softened(RowObjective):
 
     takes_sparse: ClassVar[bool] = True
 
-    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    temperature: Temperature = 1.0
     temperature_squared: bool = True
 
     @abstractmethod
@@ -49,8 +50,9 @@ class Softened(RowObjective):
         from hf_distill.objectives.functional import log_distributions
 
         known = teacher if teacher is not None and self.takes_sparse else self.dense(teacher)
-        losses = self.between(*log_distributions(student, known, self.temperature), labels)
-        return losses * self.temperature**2 if self.temperature_squared else losses
+        temperature = number(self.temperature)
+        losses = self.between(*log_distributions(student, known, temperature), labels)
+        return losses * temperature**2 if self.temperature_squared else losses
 
 
 @component

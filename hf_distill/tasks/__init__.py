@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hf_distill.tasks.base import Prepared, Task
+from hf_distill.tasks.base import Prepared, Setup, Task
 from hf_distill.tasks.fill_mask import FillMask
 from hf_distill.tasks.text_classification import TextClassification
 from hf_distill.tasks.text_generation import TextGeneration
@@ -15,4 +15,13 @@ TASKS: dict[str, type[Task]] = {
     "token-classification": TokenClassification,
 }
 
-__all__ = ["TASKS", "FillMask", "Prepared", "Task", "TextClassification", "TextGeneration", "TokenClassification"]
+__all__ = [
+    "TASKS",
+    "FillMask",
+    "Prepared",
+    "Setup",
+    "Task",
+    "TextClassification",
+    "TextGeneration",
+    "TokenClassification",
+]

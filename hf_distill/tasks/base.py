@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,11 +13,34 @@ from hf_distill.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from hf_distill.models import Head
     from hf_distill.objectives.base import Objective
     from hf_distill.rows import RowLayout
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a task prepares data for.
+
+    Attributes:
+        tokenizer: Feeds both models; the student alone where the teacher has one of its own.
+        teacher_tokenizer: The teacher's own, where it differs; None where one feeds both.
+        teacher: Configuration of a teacher that brings its own head; None for a head still to be trained.
+        student: Likewise.
+        max_length: Longest input in tokens; None where nothing limits it.
+        label_names: Names of integer labels, from the recipe.
+        metrics: Names, headline first; the task's own choice if empty.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None
+    teacher: PretrainedConfig | None = None
+    student: PretrainedConfig | None = None
+    max_length: int | None = None
+    label_names: list[str] | None = None
+    metrics: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -33,6 +56,9 @@ class Prepared:
         metrics: `(logits, labels) -> {name: value}` over the eval split.
         summary: `{figure: value} -> {name: value}`, in place of `metrics` for a task whose logits are too many to keep:
             the figures are means over the whole eval split (`objective/labels`, from which comes the perplexity).
+        generate: `(model, batch_size) -> {name: value}` over the eval split, for metrics that take more than a forward
+            pass (of generated text). Called on every process at once, each with the whole model; returns the same on
+            all. Together with `summary`, whose figures come first.
         metric_names: What `metrics` returns, the headline first; empty where the eval split has no labels, and
             only agreement can be reported.
         label_names: Class names in the order of the student's head; None where nothing names them.
@@ -49,6 +75,7 @@ class Prepared:
     label_names: tuple[str, ...] | None
     labelled: bool
     summary: Callable[[Mapping[str, float]], dict[str, float]] | None = None
+    generate: Callable[[PreTrainedModel, int], dict[str, float]] | None = None
 
 
 @component
@@ -61,29 +88,17 @@ class Task(ABC):
     roles: ClassVar[Mapping[str, bool]]
     # The one of them that holds what is to be predicted.
     label_role: ClassVar[str] = "label"
+    # Whether teacher and student may read a text through tokenizers of their own (`Setup.teacher_tokenizer`): not where
+    # their answers are compared token by token.
+    own_tokenizers: ClassVar[bool] = False
 
     @abstractmethod
-    def prepare(
-        self,
-        splits: Mapping[str, Dataset],
-        *,
-        tokenizer: PreTrainedTokenizerBase,
-        teacher: PretrainedConfig | None,
-        student: PretrainedConfig | None,
-        max_length: int | None,
-        label_names: list[str] | None,
-        metrics: list[str],
-    ) -> Prepared:
+    def prepare(self, splits: Mapping[str, Dataset], setup: Setup) -> Prepared:
         """Tokenise and describe the data.
 
         Args:
             splits: `train` and `eval`, columns already renamed to their roles.
-            tokenizer: Feeds both models.
-            teacher: Configuration of a teacher that brings its own head; None for a head still to be trained.
-            student: Likewise.
-            max_length: Longest input in tokens.
-            label_names: Names of integer labels, from the recipe.
-            metrics: Names, headline first; the task's own choice if empty.
+            setup: The models it is prepared for, and what the recipe says about it.
 
         Raises:
             UserError: The data does not fit the task.

@@ -13,13 +13,13 @@ from hf_distill.data import by_length, column
 from hf_distill.errors import UserError
 from hf_distill.files import fingerprint
 from hf_distill.models import Head
-from hf_distill.tasks.base import Prepared, Task
+from hf_distill.tasks.base import Prepared, Setup, Task
 from hf_distill.tasks.class_labels import Labelling, read_labels
 from hf_distill.tasks.problem import PROBLEM_TYPES, Problem
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
 @component
@@ -37,32 +37,23 @@ class TextClassification(Task):
 
     problem: Problem | None = None
 
-    def prepare(
-        self,
-        splits: Mapping[str, Dataset],
-        *,
-        tokenizer: PreTrainedTokenizerBase,
-        teacher: PretrainedConfig | None,
-        student: PretrainedConfig | None,
-        max_length: int | None,
-        label_names: list[str] | None,
-        metrics: list[str],
-    ) -> Prepared:
+    def prepare(self, splits: Mapping[str, Dataset], setup: Setup) -> Prepared:
         """See `Task.prepare`."""
         from transformers import DataCollatorWithPadding
 
         from hf_distill.metrics import DEFAULTS, check, score
         from hf_distill.rows import ExampleRows
 
+        tokenizer, max_length = setup.tokenizer, setup.max_length
         _check_texts(splits)
         labelling = read_labels(
             {name: split for name, split in splits.items() if "label" in split.column_names},
             problem=self.problem,
-            names=label_names,
-            teacher=teacher,
-            student=student,
+            names=setup.label_names,
+            teacher=setup.teacher,
+            student=setup.student,
         )
-        names = metrics or list(DEFAULTS[labelling.kind])
+        names = setup.metrics or list(DEFAULTS[labelling.kind])
         check(names, labelling.kind, labelling.width)
         pair = "text_pair" in splits["train"].column_names
         check_length(tokenizer, max_length, pair)

@@ -15,7 +15,7 @@ from hf_distill.data import by_length, column
 from hf_distill.errors import UserError
 from hf_distill.labels import IGNORED
 from hf_distill.models import Head
-from hf_distill.tasks.base import Prepared, Task
+from hf_distill.tasks.base import Prepared, Setup, Task
 from hf_distill.tasks.language import (
     PadTokens,
     check_texts,
@@ -28,7 +28,7 @@ from hf_distill.tasks.language import (
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -65,25 +65,16 @@ class TextGeneration(Task):
     packed: bool = False
     examples: Form | None = None
 
-    def prepare(
-        self,
-        splits: Mapping[str, Dataset],
-        *,
-        tokenizer: PreTrainedTokenizerBase,
-        teacher: PretrainedConfig | None,
-        student: PretrainedConfig | None,
-        max_length: int | None,
-        label_names: list[str] | None,
-        metrics: list[str],
-    ) -> Prepared:
+    def prepare(self, splits: Mapping[str, Dataset], setup: Setup) -> Prepared:
         """See `Task.prepare`."""
         from hf_distill.metrics import DEFAULTS, check
         from hf_distill.rows import TokenRows
 
-        names = metrics or list(DEFAULTS["tokens"])
+        tokenizer, max_length = setup.tokenizer, setup.max_length
+        names = setup.metrics or list(DEFAULTS["tokens"])
         width = vocabulary(tokenizer)
         check(names, "tokens", width)
-        if label_names:
+        if setup.label_names:
             raise UserError("names are for classes, and a language model has none. Leave them out.", key="labels")
         form = self._form(splits)
         if form != "messages":

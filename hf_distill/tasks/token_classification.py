@@ -14,13 +14,13 @@ from hf_distill.data import by_length, column
 from hf_distill.errors import UserError
 from hf_distill.labels import IGNORED, UNLABELLED
 from hf_distill.models import Head
-from hf_distill.tasks.base import Prepared, Task
+from hf_distill.tasks.base import Prepared, Setup, Task
 from hf_distill.tasks.class_labels import Labelling, read_labels
 from hf_distill.tasks.text_classification import check_length
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -46,37 +46,28 @@ class TokenClassification(Task):
 
     label_all_subwords: bool = False
 
-    def prepare(
-        self,
-        splits: Mapping[str, Dataset],
-        *,
-        tokenizer: PreTrainedTokenizerBase,
-        teacher: PretrainedConfig | None,
-        student: PretrainedConfig | None,
-        max_length: int | None,
-        label_names: list[str] | None,
-        metrics: list[str],
-    ) -> Prepared:
+    def prepare(self, splits: Mapping[str, Dataset], setup: Setup) -> Prepared:
         """See `Task.prepare`."""
         from transformers import DataCollatorForTokenClassification
 
         from hf_distill.metrics import DEFAULTS, PLAIN_TAGS, check, marks_spans, score
         from hf_distill.rows import TokenRows
 
+        tokenizer, max_length = setup.tokenizer, setup.max_length
         _check_words(splits)
         labelling = read_labels(
             {name: split for name, split in splits.items() if "tags" in split.column_names},
             problem="single_label",
-            names=label_names,
-            teacher=teacher,
-            student=student,
+            names=setup.label_names,
+            teacher=setup.teacher,
+            student=setup.student,
             role="tags",
             nested=True,
         )
         spans = marks_spans(labelling.names)
-        names = metrics or list(DEFAULTS["tags"] if spans else PLAIN_TAGS)
+        names = setup.metrics or list(DEFAULTS["tags"] if spans else PLAIN_TAGS)
         check(names, "tags", labelling.width, labelling.names)
-        if not spans and not metrics:
+        if not spans and not setup.metrics:
             logger.info("the tags mark no spans (B-..., I-..., O): judged word by word")
         leading_space = _leading_space(tokenizer)
         check_length(tokenizer, max_length)
