@@ -12,6 +12,7 @@ from hf_distill.directory import RunDirectory
 from hf_distill.errors import UserError
 from hf_distill.launch import check_launch
 from hf_distill.models import resolve
+from hf_distill.objectives.schedule import in_words
 from hf_distill.pairing import Pair, open_pair
 from hf_distill.reader import dump_recipe
 
@@ -140,5 +141,7 @@ def _words(values: dict[str, Any]) -> str:
 
 
 def _short(value: Any, limit: int = 60) -> str:
-    text = " ".join(str(value).split())  # a text may have lines of its own
+    text = " ".join(
+        (in_words(value) if isinstance(value, dict) else str(value)).split()
+    )  # a text may have lines of its own
     return text if len(text) <= limit else f"{text[: limit - 3]}..."

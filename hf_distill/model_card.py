@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_distill.objectives.schedule import in_words
 from hf_distill.report_text import TITLES, metric_names, metric_title, rows, speed_note
 
 if TYPE_CHECKING:
@@ -147,15 +148,11 @@ def objectives(recipe: Mapping[str, Any]) -> list[str]:
         known = OBJECTIVES.get(name)
         if known is not None and "temperature" in getattr(known, "__dataclass_fields__", {}):
             settings.setdefault("temperature", known.__dataclass_fields__["temperature"].default)
-        values = ", ".join(f"{key} {_short(value)}" for key, value in settings.items())
+        values = ", ".join(f"{key} {in_words(value)}" for key, value in settings.items())
         formula = (known.__doc__ or "").strip().splitlines()[0] if known is not None else ""
         formula = re.sub(r"\s*See `[^`]*`\.$", "", formula)
         lines.append(f"`{name}` ({values}){f': {formula}' if formula else ''}")
     return lines
-
-
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _data(report: Report, recipe: Mapping[str, Any], name: str) -> Any:

@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
@@ -58,6 +58,10 @@ ELSEWHERE = {
     **dict.fromkeys(("student_model",), "student"),
     **dict.fromkeys(("train", "trainer", "args", "training_args", "training_arguments"), "training"),
     **dict.fromkeys(("metrics", "eval"), "evaluation"),
+    **dict.fromkeys(("from", "initial", "begin", "first"), "start"),
+    **dict.fromkeys(("to", "final", "last", "stop"), "end"),
+    **dict.fromkeys(("steps", "num_steps", "duration", "fraction", "until"), "over"),
+    **dict.fromkeys(("schedule", "curve", "mode"), "shape"),
 }
 # Greek letters that weigh one thing against another inside an entry that has one of these: not its weight.
 SHARES = {"teacher_share", "skew", "head_mass", "target_weight"}
@@ -105,35 +109,67 @@ def explain(error: ValidationError, data: Any, path: str, cls: type | None = Non
     # A union reports each of its members; what they wanted is told in one line.
     wrong: dict[str, list[dict[str, Any]]] = {}
     values: dict[str, Any] = {}
+    told: list[tuple[str, str]] = []
     for item in error.errors(include_url=False):
-        where, value = _find(data, item, path)
+        where, value, owner = _find(data, item, path, cls)
         if item["type"] == "unexpected_keyword_argument":
-            known = [*getattr(cls, "__pydantic_fields__", ())]
-            yield where, unknown_key(str(item["loc"][-1]), ["name", *known] if hasattr(cls, "name") else known)
+            known = [*getattr(owner, "__pydantic_fields__", ())]
+            told.append((where, unknown_key(where.rpartition(".")[2], _keys(owner, known))))
         elif item["type"] == "missing":
-            said = attributes(cls).get(str(item["loc"][-1]), "") if cls else ""
-            yield where, f"missing.{' Wanted: ' if said else ''}{said}"
+            said = attributes(owner).get(str(item["loc"][-1]), "") if owner else ""
+            told.append((where, f"missing.{' Wanted: ' if said else ''}{said}"))
         elif isinstance(item.get("ctx", {}).get("error"), UserError):
             own = item["ctx"]["error"]
-            yield from ((".".join(part for part in (where, own.key) if part), line) for line in own.mistakes)
+            told += [(".".join(part for part in (where, own.key) if part), line) for line in own.mistakes]
         else:
             wrong.setdefault(where, []).append(dict(item))
             values[where] = value
+    yield from told
+    places = [*wrong, *(where for where, _ in told)]
     for where, items in wrong.items():
         # Of the members of a union, the one that got further into the value is the one that was meant.
-        if not any(other.startswith((f"{where}.", f"{where}[")) for other in wrong):
-            yield where, _sentence(items, values[where])
+        if not any(other.startswith((f"{where}.", f"{where}[")) for other in places):
+            yield where, _sentence(_meant(items), values[where])
 
 
-def _find(data: Any, item: Mapping[str, Any], path: str) -> tuple[str, Any]:
-    """Return path and value of an error, leaving out the union members that pydantic puts into its location."""
+def _keys(cls: type | None, known: list[str]) -> list[str]:
+    return ["name", *known] if hasattr(cls, "name") else known
+
+
+def _meant(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave out that a number may also be a schedule: who wrote a wrong number wants to know what is wrong with it."""
+    plain = [item for item in items if item["type"] != "dataclass_type"]
+    return plain or items
+
+
+def _find(data: Any, item: Mapping[str, Any], path: str, cls: type | None) -> tuple[str, Any, type | None]:
+    """Return path and value of an error, and the component whose key it is about.
+
+    Union members, which pydantic puts into its location, are left out of the path.
+    """
     location = item["loc"]
+    owner = cls
     for index, token in enumerate(location):
         if (isinstance(data, dict) and token in data) or (isinstance(data, list) and token in range(len(data))):
             data, path = data[token], join(path, token)
+            if index < len(location) - 1:
+                owner = _component_of(owner, token)
         elif index == len(location) - 1 and item["type"] == "missing":
             path = join(path, token)
-    return path, data
+    return path, data, owner
+
+
+def _component_of(cls: type | None, key: str | int) -> type | None:
+    """Return the component that a component's field may hold, such as the `Schedule` of a weight."""
+    info = getattr(cls, "__pydantic_fields__", {}).get(key)
+    waiting = [] if info is None else [info.annotation]
+    while waiting:
+        kind = waiting.pop()
+        if hasattr(kind, "__pydantic_fields__"):
+            found: type = kind
+            return found
+        waiting += get_args(kind)
+    return None
 
 
 def _sentence(items: list[dict[str, Any]], value: Any) -> str:

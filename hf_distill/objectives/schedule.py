@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
 from hf_distill.component import component
+from hf_distill.errors import UserError
 
 
 @component
@@ -43,6 +45,25 @@ class Schedule:
         return self.start + (self.end - self.start) * done
 
 
+def in_words(value: Any) -> str:
+    """Return a setting, plain as in a recipe, the way a person reads it.
+
+    >>> in_words({"start": 4.0, "end": 1.0, "over": 0.5})
+    '4 to 1 over 50 % of the training'
+    >>> in_words({"start": 0.0, "end": 1.0, "over": 2000, "shape": "cosine"}), in_words(2.0)
+    ('0 to 1 over 2,000 steps (cosine)', '2')
+    """
+    if isinstance(value, float):
+        return f"{value:g}"
+    if not isinstance(value, Mapping) or not {"start", "end"} <= set(value) <= set(Schedule.__annotations__):
+        return str(value)
+    over, shape = value.get("over", 1.0), value.get("shape", "linear")
+    length = f"{over:,g} steps" if over > 1 else "the training" if over == 1 else f"{100 * over:g} % of the training"
+    if shape == "constant":
+        return f"{value['start']:g}, then {value['end']:g} after {length}"
+    return f"{value['start']:g} to {value['end']:g} over {length}{'' if shape == 'linear' else f' ({shape})'}"
+
+
 def number(value: float | Schedule) -> float:
     """Return a setting that is a number by now (see `Objective.at`).
 
@@ -55,14 +76,16 @@ def number(value: float | Schedule) -> float:
 
 
 def _never_negative(schedule: Schedule) -> Schedule:
-    if min(schedule.start, schedule.end) < 0:
-        raise ValueError("start and end must be 0 or more")
+    for key, value in (("start", schedule.start), ("end", schedule.end)):
+        if value < 0:
+            raise UserError(f"wanted a number of at least 0, found {value:g}.", key=key)
     return schedule
 
 
 def _positive(schedule: Schedule) -> Schedule:
-    if min(schedule.start, schedule.end) <= 0:
-        raise ValueError("start and end must be above 0")
+    for key, value in (("start", schedule.start), ("end", schedule.end)):
+        if value <= 0:
+            raise UserError(f"wanted a number above 0, found {value:g}.", key=key)
     return schedule
 
 
