@@ -17,10 +17,10 @@ from torch import Tensor
 
 from hf_distill.labels import IGNORED, UNLABELLED
 
-# What a sum is divided by: rows that count, rows that have a label, examples, tokens that are no padding, or ordered
-# pairs of two examples of the same micro-batch.
-Unit = Literal["row", "label", "example", "token", "pair"]
-UNITS: tuple[Unit, ...] = ("row", "label", "example", "token", "pair")
+# What a sum is divided by: rows that count, rows that have a label, examples, tokens that are no padding, ordered
+# pairs of two examples of the same micro-batch, or examples of a text, one that fits it and one that does not.
+Unit = Literal["row", "label", "example", "token", "pair", "triple"]
+UNITS: tuple[Unit, ...] = ("row", "label", "example", "token", "pair", "triple")
 
 
 @dataclass(frozen=True)
@@ -126,12 +126,13 @@ class RowLayout(ABC):
         return torch.ones(0, 0, dtype=torch.bool) if ids is None else torch.ones_like(ids, dtype=torch.bool)
 
     def units(self, inputs: Mapping[str, Tensor]) -> dict[Unit, Tensor]:
-        """Return how many of each unit every example has, `(batch,)` each: `counts`, tokens and pairs."""
+        """Return how many of each unit every example has, `(batch,)` each: `counts`, tokens, pairs and triples."""
         counts = self.counts(inputs)
         examples = counts["example"]
         tokens = self.tokens(inputs).sum(-1).to(examples)
         counts["token"] = fold(tokens, len(examples)) if len(tokens) else torch.zeros_like(examples)
         counts["pair"] = examples * (len(examples) - 1)
+        counts["triple"] = torch.zeros_like(examples)  # but for sentence similarity
         return counts
 
 

@@ -72,6 +72,8 @@ class Objective(ABC):
     within_batch: ClassVar[bool] = False
     # Whether both models must compute attention as plain matrix products: for maps, or for second derivatives.
     needs_eager_attention: ClassVar[bool] = False
+    # Names of the tasks it belongs to; empty where it does not care.
+    tasks: ClassVar[tuple[str, ...]] = ()
     # Whether it differentiates: the models then run with gradients also in evaluation, the teacher (whose weights stay
     # frozen) also in training.
     differentiates: ClassVar[bool] = False

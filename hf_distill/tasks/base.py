@@ -113,6 +113,11 @@ class Task(ABC):
         """
         for index, objective in enumerate(objectives):
             key = f"objectives[{index}]"
+            if objective.tasks and self.name not in objective.tasks:
+                raise UserError(
+                    f"'{objective.name}' is for {', '.join(objective.tasks)}, but the task is {self.name}. Leave it out.",
+                    key=key,
+                )
             if not prepared.layout.has_classes and not getattr(objective, "takes_values", True):
                 raise UserError(
                     f"'{objective.name}' compares distributions over classes, but this is regression. "
