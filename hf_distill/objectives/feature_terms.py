@@ -1,0 +1,193 @@
+"""Terms of the loss that compare layers: which tokens count, which layers are paired, learned projections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from hf_distill.labels import IGNORED
+from hf_distill.objectives.similarity import Similarity
+from hf_distill.objectives.term import Term
+
+if TYPE_CHECKING:
+    from hf_distill.objectives.base import Comparison
+    from hf_distill.objectives.features import FeatureObjective
+
+
+@dataclass(frozen=True)
+class Positions:
+    """The tokens of a batch that count.
+
+    Attributes:
+        mask: Which, bool `(sequences, tokens)`.
+        comparison: The batch.
+    """
+
+    mask: Tensor
+    comparison: Comparison
+
+    def select(self, values: Tensor) -> Tensor:
+        """Return the rows that count, `(sequences, tokens, ...)` -> `(positions, ...)`, in float32 or better.
+
+        Picked out rather than multiplied by 0: whatever a model computes for padding, NaN included, is gone.
+        """
+        rows = values[self.mask]
+        return rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum a value per position into `(batch,)`."""
+        sequences = self.mask.nonzero()[:, 0]
+        return self.comparison.fold(values.new_zeros(len(self.mask)).index_add(0, sequences, values))
+
+
+class FeatureTerm(Term):
+    """A term that compares pairs of layers position by position; a subclass defines `compare`.
+
+    Args:
+        objective: What it computes.
+        student: The model to train.
+        teacher: The model to learn from.
+        projected: Whether the student's states pass a learned projection: a matrix without bias for each pair, from
+            the student's width to the teacher's, uniform within `sqrt(6 / (student's width + teacher's))` at the
+            start (Glorot and Bengio 2010), drawn from torch's seed.
+
+    Attributes:
+        pairs: (student's index, teacher's index) of all that is compared; index 0 is the output of the embeddings.
+        projections: One for each pair; empty where there is none.
+        student_stack: Depth, width and heads of what is compared.
+        teacher_stack: The same of the teacher.
+
+    Raises:
+        UserError: The objective does not fit the two models.
+    """
+
+    # Which of the models' outputs is compared.
+    compared: ClassVar[str] = "hidden_states"
+
+    def __init__(
+        self, objective: FeatureObjective, student: nn.Module, teacher: nn.Module | None, *, projected: bool = False
+    ) -> None:
+        super().__init__(objective)
+        if teacher is None:
+            raise ValueError(f"'{objective.name}' needs a teacher.")
+        mine: Any = student.config
+        theirs: Any = teacher.config
+        objective.check(mine, theirs)
+        self.part = objective.part
+        self.student_stack, self.teacher_stack = objective.stacks(mine, theirs)
+        self.pairs = objective.pairs(self.student_stack, self.teacher_stack)
+        self.projections = nn.ModuleList()
+        for _ in self.pairs if projected else ():
+            projection = nn.Linear(self.student_stack.width, self.teacher_stack.width, bias=False)
+            nn.init.xavier_uniform_(projection.weight)
+            self.projections.append(projection)
+        self.needs_data = objective.layers == "similarity"
+        if self.needs_data:
+            self.similarity = Similarity(self.student_stack.depth, self.teacher_stack.depth)
+            # What was measured is part of the training: resumed, it must not be measured again on a trained student.
+            self.register_buffer("chosen_layers", torch.tensor(self.pairs))
+            self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
+                lambda term, _: term._read_chosen()
+            )
+
+    def _read_chosen(self) -> None:
+        chosen: Any = self.chosen_layers
+        self.pairs = tuple((int(mine), int(theirs)) for mine, theirs in chosen.tolist())
+
+    def observe(self, comparison: Comparison) -> None:
+        """Keep some tokens of every layer."""
+        positions = self.positions(comparison)
+        self.similarity.add(
+            self.layers_of(comparison.student, "student", "hidden_states")[1:],
+            self.layers_of(comparison.teacher, "teacher", "hidden_states")[1:],
+            positions.mask,
+        )
+
+    def settle(self) -> str | None:
+        """Choose the layers, and show what was measured."""
+        self.pairs, text = self.similarity.settle(self.pairs)
+        chosen: Any = self.chosen_layers
+        chosen.copy_(torch.tensor(self.pairs))
+        return text
+
+    def positions(self, comparison: Comparison) -> Positions:
+        """Return which tokens count: those that are no padding; in a decoder, those that have a label.
+
+        Raises:
+            ValueError: The decoder is compared, and the batch has no labels.
+        """
+        if self.part != "decoder":
+            return Positions(comparison.tokens, comparison)
+        labels = comparison.inputs.get("labels")
+        if labels is None:
+            raise ValueError(
+                f"'{self.objective.name}' on a decoder counts tokens with a label, and here are no labels."
+            )
+        return Positions(labels != IGNORED, comparison)
+
+    def layers_of(self, output: Mapping[str, Any] | None, whose: str, kind: str | None = None) -> tuple[Tensor, ...]:
+        """Return what a model gave for every layer; for `hidden_states` the first is the output of the embeddings.
+
+        Args:
+            output: Of the model.
+            whose: `student` or `teacher`.
+            kind: `hidden_states` or `attentions`; what the term compares, if left out.
+
+        Raises:
+            ValueError: The model does not give it, or not for every layer.
+        """
+        kind = kind or self.compared
+        stack = self.student_stack if whose == "student" else self.teacher_stack
+        key = f"{self.part}_{kind}" if self.part else kind
+        found: tuple[Tensor, ...] | None = None if output is None else output.get(key)
+        wanted = stack.depth + (kind == "hidden_states")
+        if found is None or any(one is None for one in found) or len(found) != wanted:
+            what = "none" if not found or any(one is None for one in found) else f"{len(found)} instead of {wanted}"
+            raise ValueError(
+                f"'{self.objective.name}' needs {kind.replace('_', ' ')} of all {stack.depth} layers, and {stack.name} "
+                f"gives {what}. Use an objective on the outputs, such as kl, or another model."
+            )
+        return found
+
+    def forward(self, comparison: Comparison) -> Tensor:
+        """Return the sum over the positions of every example, of the mean over pairs of layers, `(batch,)`."""
+        positions = self.positions(comparison)
+        mine = self.layers_of(comparison.student, "student")
+        theirs = self.layers_of(comparison.teacher, "teacher")
+        first = int(self.compared != "hidden_states")
+        losses = [
+            self.compare(place, self.rows(mine[i - first], positions), self.rows(theirs[j - first].detach(), positions))
+            for place, (i, j) in enumerate(self.pairs)
+        ]
+        return self.reduce(torch.stack(losses).mean(0), positions)
+
+    def rows(self, layer: Tensor, positions: Positions) -> Tensor:
+        """Return what is compared of a layer, `(positions, ...)`, float32 or better."""
+        return positions.select(layer)
+
+    def reduce(self, losses: Tensor, positions: Positions) -> Tensor:
+        """Sum `(positions,)` into `(batch,)`."""
+        return positions.sum(losses)
+
+    def projected(self, place: int, states: Tensor) -> Tensor:
+        """Return the student's states in the teacher's width."""
+        if not self.projections:
+            return states
+        projection = self.projections[place]
+        weight: Any = projection.weight
+        found: Tensor = projection(states.to(weight.dtype))
+        return found.to(states.dtype)
+
+    def compare(self, place: int, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return the loss of every position, `(positions,)`.
+
+        Args:
+            place: Which of the pairs of layers.
+            student: `(positions, width)`.
+            teacher: The same of the teacher, without gradient.
+        """
+        raise NotImplementedError

@@ -1,0 +1,86 @@
+"""What objectives on hidden states and attention have in common, as far as a recipe can tell."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from hf_distill.component import component
+from hf_distill.errors import UserError
+from hf_distill.objectives.base import PreparedObjective
+from hf_distill.objectives.layers import Layers, Part, Stack, layer_pairs, read_stack
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from hf_distill.rows import Unit
+
+
+@component
+class FeatureObjective(PreparedObjective):
+    """Compares layers of the student with layers of the teacher, token by token.
+
+    A subclass returns a `feature_terms.FeatureTerm` from `prepare`, and may refuse two models in `check_stacks`. A term
+    sums over the tokens that are no padding and takes the mean over pairs of layers (and, where it says so, over the
+    entries of a state), so that a weight means the same for every width and every number of layers.
+
+    Attributes:
+        weight: Factor of the term.
+        layers: Which layers are compared: `uniform` (student's layer `i` with the teacher's `i * T / S`), `last`,
+            `middle`, `skip` (as `uniform`, without the last), `tail` (counted from the end, without the last),
+            `similarity` (each with the teacher's most similar one, measured before training), or pairs of indices
+            `[[student, teacher], ...]`. Index 0 is the output of the embeddings, 1 that of the first layer.
+        part: Which stack of an encoder-decoder is compared; not given for other models. The decoder's tokens are
+            those that have a label.
+    """
+
+    by_token: ClassVar[bool] = True
+    # The lowest index of a layer: 1 where there is nothing to compare in the output of the embeddings.
+    lowest_layer: ClassVar[int] = 0
+
+    layers: Layers = "uniform"
+    part: Part | None = None
+
+    @property
+    def unit(self) -> Unit:  # type: ignore[override]
+        """What the sum is divided by: tokens of the (encoder's) input, or the decoder's rows."""
+        return "row" if self.part == "decoder" else "token"
+
+    def stacks(self, student: PretrainedConfig, teacher: PretrainedConfig) -> tuple[Stack, Stack]:
+        """Return what is compared of each model.
+
+        Raises:
+            UserError: `part` does not fit one of them.
+        """
+        return read_stack(student, self.part, "student"), read_stack(teacher, self.part, "teacher")
+
+    def pairs(self, student: Stack, teacher: Stack) -> tuple[tuple[int, int], ...]:
+        """Return (student's index, teacher's index) of all that is compared.
+
+        Raises:
+            UserError: An index is out of range.
+        """
+        return layer_pairs(self.layers, student.depth, teacher.depth, lowest=self.lowest_layer)
+
+    def check(self, student: PretrainedConfig, teacher: PretrainedConfig) -> None:
+        """See `Objective.check`."""
+        mine, theirs = self.stacks(student, teacher)
+        self.pairs(mine, theirs)
+        self.check_stacks(mine, theirs)
+
+    def check_stacks(self, student: Stack, teacher: Stack) -> None:
+        """Refuse two stacks whose layers cannot be compared."""
+
+
+def check_heads(stack: Stack) -> int:
+    """Return the number of attention heads.
+
+    Raises:
+        UserError: The model has none.
+    """
+    if stack.heads is None:
+        raise UserError(
+            f"{stack.name} has no attention heads, so there is no attention to compare. Compare hidden states instead: "
+            "{name: hidden}.",
+            key="name",
+        )
+    return stack.heads
