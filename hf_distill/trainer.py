@@ -5,10 +5,13 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import datasets
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
@@ -16,24 +19,18 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, has_length
 
+from hf_distill.eval_sums import EvalSums
 from hf_distill.layouts import base_model, infer_layout
-from hf_distill.learned import attach, load_learned, save_learned
+from hf_distill.learned import FILE, attach, check_learned, detached, load_learned, place, save_learned, split_state
 from hf_distill.objectives import Comparison, KLDivergence, Labels, LogitsMSE, Objective, RowObjective
-from hf_distill.objectives.schedule import number
 from hf_distill.redirect import inside_forward
 from hf_distill.rows import UNITS, RowLayout
 from hf_distill.sampler import EpochLengthGroupedSampler, SetEpoch
 from hf_distill.stopwatch import Stopwatch
+from hf_distill.terms import OBSERVED, Terms
 from hf_distill.training_args import DistillationArguments, check_arguments
 
-if TYPE_CHECKING:
-    from hf_distill.objectives.term import Term
-
-
 logger = logging.getLogger(__name__)
-
-# Examples of the train split shown to objectives that choose their layers by the data.
-OBSERVED = 64
 
 
 class DistillationTrainer(Trainer):
@@ -101,25 +98,20 @@ class DistillationTrainer(Trainer):
         self.objectives = tuple(_defaults(self.layout) if objectives is None else objectives)
         self._check_objectives(teacher)
         self.teacher = self._place(teacher)
-        self.terms = self._prepare_terms()
+        self.terms = self._make_terms()
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(["distillation", "hf_distill"])
-        self.term_names = _unique([objective.name for objective in self.objectives])
         self.add_callback(SetEpoch)
         # Set by whoever writes the card, so that a push keeps it.
         self.has_model_card = False
         self._student_takes = _parameters(self.model)
         self._teacher_takes = _parameters(self.teacher) if self.teacher is not None else frozenset()
-        self._outputs = {f"output_{name}": True for objective in self.objectives for name in objective.outputs}
-        self._differentiates = any(objective.differentiates for objective in self.objectives)
-        units = [UNITS.index(objective.unit) for objective in self.objectives]
-        self._units = torch.tensor(units, device=self.args.device)
         # Terms and agreement, summed over the steps since the last log.
-        self._totals = torch.zeros(len(self.objectives) + 1, device=self.args.device)
+        self._totals = torch.zeros(len(self.terms) + 1, device=self.args.device)
         self._steps = 0
         self._teacher_watch = Stopwatch(self.args.device)
         self._step_watch = Stopwatch(self.args.device)
-        self._eval_sums: list[Tensor] = []
+        self._eval_sums = EvalSums(self.terms)
         self._settle_terms()
 
     # ---- Construction ----
@@ -162,51 +154,50 @@ class DistillationTrainer(Trainer):
         dispatched = getattr(teacher, "hf_device_map", None) or getattr(teacher, "is_quantized", False)
         return teacher if dispatched else teacher.to(self.args.device)
 
-    def _prepare_terms(self) -> tuple[Term, ...]:
+    def _make_terms(self) -> Terms:
         """Make the objectives ready for the two models; what they learn becomes part of the student, for the time."""
-        if any(objective.needs_eager_attention for objective in self.objectives):
-            for model in (self.model, self.teacher):
-                _use_eager_attention(model)
-        teacher = None if self.teacher is None else base_model(self.teacher)
-        terms = tuple(objective.prepare(base_model(self.model), teacher) for objective in self.objectives)
-        self.learned = nn.ModuleDict(
-            {str(index): term for index, term in enumerate(terms) if any(True for _ in term.state_dict())}
-        )
+        terms = Terms(self.objectives, self.model, self.teacher)
         given: tuple[Any, ...] = (self.model_init, self.optimizer)
-        if self.learned and any(one is not None for one in given):
+        if terms.learned and any(one is not None for one in given):
             raise ValueError(
                 "an objective here has parts of its own to learn, which the trainer must create together with the "
                 "student and its optimizer. Pass `model`, not `model_init`, and no `optimizers`."
             )
-        if self.learned and self.args.torch_compile:
-            raise ValueError("torch_compile does not work with objectives that learn projections. Leave one out.")
-        attach(self.model, self.learned.to(self.args.device, next(self.model.parameters()).dtype))
+        if self.args.torch_compile and (terms.learned or terms.watch or terms.differentiates):
+            raise ValueError(
+                "torch_compile does not work with objectives that learn projections, look into the models or "
+                "differentiate. Leave one out."
+            )
+        attach(self.model, place(terms.learned, self.model, self.args.device))
         return terms
 
     def _settle_terms(self) -> None:
         """Show a few batches to the terms that choose by them, the same on every process."""
-        waiting = [term for term in self.terms if term.needs_data]
-        if not waiting or self.train_dataset is None:
+        data: Any = self.train_dataset
+        if not self.terms.undecided or data is None:
             return
-        examples: Any = self._remove_unused_columns(self.train_dataset, "training")
-        rows = range(min(len(examples), OBSERVED))
+        collate = self.data_collator
+        if isinstance(data, datasets.Dataset):
+            data = self._remove_unused_columns(data, "training")
+        else:
+            collate = self._get_collator_with_removed_columns(collate, "training")
+        examples = list(islice(iter(data), OBSERVED))
+        size = self._train_batch_size
+        batches = [collate(examples[start : start + size]) for start in range(0, len(examples), size)]
         training = self.model.training
         self.model.train(False)
-        for start in range(0, len(rows), self._train_batch_size):
-            batch = self.data_collator([examples[row] for row in rows[start : start + self._train_batch_size]])
-            with torch.no_grad(), self._watching():
-                comparison = self._compare(self.model, self._prepare_inputs(batch))
-                for term in waiting:
-                    term.observe(comparison)
-        self.model.train(training)
-        for term in waiting:
-            if (text := term.settle()) and self.is_world_process_zero():
+        for text in self.terms.settle(map(self._prepare_inputs, batches), partial(self._compare, self.model)):
+            if self.is_world_process_zero():
                 logger.info(text)
+        self.model.train(training)
 
     # ---- Data ----
 
     def _set_signature_columns_if_needed(self) -> None:
-        """Keep the columns that only the teacher takes (`token_type_ids` for a DistilBERT student of a BERT)."""
+        """Keep the columns that only the teacher takes.
+
+        They are `token_type_ids` for a DistilBERT student of a BERT, or all tokens of a teacher with its own tokenizer.
+        """
         if self._signature_columns is None:
             super()._set_signature_columns_if_needed()
             taken: Any = self._signature_columns
@@ -235,7 +226,9 @@ class DistillationTrainer(Trainer):
         self._steps = 0
         self._step_watch.drain()
         self._teacher_watch.drain()
-        return super()._inner_training_loop(*args, **kwargs)
+        # For the whole training: activation checkpointing computes attention again in the backward pass.
+        with self.terms.eager_attention():
+            return super()._inner_training_loop(*args, **kwargs)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """Count every unit over the accumulation window and all processes: `(units,)` in the order of `UNITS`."""
@@ -278,17 +271,15 @@ class DistillationTrainer(Trainer):
             A scalar whose mean over processes, summed over micro-batches, is the loss of the step.
         """
         counts = num_items_in_batch if isinstance(num_items_in_batch, Tensor) else self._count([inputs])
-        for term, objective in zip(self.terms, self.objectives, strict=True):
-            term.objective = objective.at(self.state.global_step, self.state.max_steps)
+        self.terms.go_to(self.state.global_step, self.state.max_steps)
         sums, agreement, outputs = self._forward(model, inputs)
         # DDP averages gradients over processes, and the counts are global: hence the factor.
         processes = self.accelerator.num_processes
-        weights = [number(term.objective.weight) for term in self.terms]
-        terms = sums.sum(0) * processes / counts[self._units]
+        terms = sums.sum(0) * processes / self.terms.counts(counts)
         if model.training:
             agreement = agreement.sum() * processes / counts[UNITS.index("row")]
             self._totals += torch.cat((terms.detach(), agreement.reshape(1).to(terms)))
-        loss = torch.stack([term * weight for term, weight in zip(terms, weights, strict=True)]).sum()
+        loss = torch.stack([term * weight for term, weight in zip(terms, self.terms.weights, strict=True)]).sum()
         return (loss, outputs) if return_outputs else loss
 
     def _forward(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Any]]:
@@ -301,22 +292,16 @@ class DistillationTrainer(Trainer):
         student = self.accelerator.unwrap_model(model, keep_torch_compile=True)
 
         def compute() -> tuple[Tensor, Tensor, dict[str, Any]]:
-            with self._watching():
+            with self.terms.watching():
                 comparison = self._compare(student, inputs)
             outputs = {key: value.detach() for key, value in comparison.student.items() if isinstance(value, Tensor)}
-            return self._per_example(comparison), comparison.rows.agreement(), outputs
+            return self.terms.per_example(comparison), comparison.rows.agreement(), outputs
 
         wrapped = model is not student or self.is_fsdp_enabled  # FSDP2 wraps in place
-        if not wrapped or self.args.torch_compile:
-            return compute()
-        return inside_forward(model, student, compute, inputs)
-
-    @contextmanager
-    def _watching(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            for term in self.terms:
-                stack.enter_context(term.watching())
-            yield
+        with self.terms.eager_attention():  # whoever calls `compute_loss` himself is in no training
+            if not wrapped or self.args.torch_compile:
+                return compute()
+            return inside_forward(model, student, compute, inputs)
 
     def _compare(self, model: nn.Module, inputs: Mapping[str, Any]) -> Comparison:
         """Run both models on the same batch, the teacher once."""
@@ -324,7 +309,7 @@ class DistillationTrainer(Trainer):
         if self.teacher is not None:
             self.teacher.eval()  # whatever happened to it since the last batch: with dropout its targets are noise
             watch = self._teacher_watch.running() if model.training else nullcontext()
-            with torch.set_grad_enabled(self._differentiates), self.accelerator.autocast(), watch:
+            with torch.set_grad_enabled(self.terms.differentiates), self.accelerator.autocast(), watch:
                 teacher = self.teacher(**self._forward_inputs(self._teacher_takes, inputs, use_cache=False))
         student = model(**self._forward_inputs(self._student_takes, inputs, use_cache=self.args.use_cache))
         rows = self.layout.select(
@@ -335,20 +320,7 @@ class DistillationTrainer(Trainer):
 
     def _forward_inputs(self, taken: frozenset[str], inputs: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
         given = {**settings, **inputs}
-        return {**{key: value for key, value in given.items() if key in taken}, **self._outputs}
-
-    def _per_example(self, comparison: Comparison) -> Tensor:
-        """Return the sum of every objective for every example, `(batch, objectives)`, float32 or better."""
-        columns = []
-        for name, term in zip(self.term_names, self.terms, strict=True):
-            sums = term(comparison)
-            if sums.shape != (comparison.rows.examples,):  # a mean would go unnoticed, and be divided once more
-                raise ValueError(
-                    f"objective '{name}': per_example must return the sum of each of the {comparison.rows.examples} "
-                    f"examples, shape ({comparison.rows.examples},); found {tuple(sums.shape)}."
-                )
-            columns.append(sums.to(torch.promote_types(sums.dtype, torch.float32)))
-        return torch.stack(columns, -1)
+        return {**{key: value for key, value in given.items() if key in taken}, **self.terms.outputs}
 
     # ---- Logging ----
 
@@ -356,7 +328,7 @@ class DistillationTrainer(Trainer):
         """Add the objectives, the agreement and the teacher's share to the training logs."""
         if "loss" in logs and self._steps:
             *terms, agreement = self.accelerator.reduce(self._totals / self._steps, reduction="mean").tolist()
-            logs.update({f"objective/{name}": term for name, term in zip(self.term_names, terms, strict=True)})
+            logs.update({f"objective/{name}": term for name, term in zip(self.terms.names, terms, strict=True)})
             if self._reports_agreement:
                 logs["agreement"] = agreement
             seconds, teacher_seconds = self._step_watch.drain(), self._teacher_watch.drain()
@@ -384,19 +356,15 @@ class DistillationTrainer(Trainer):
         Returns no loss: `Trainer` would average it over batches.
         """
         inputs = self._prepare_inputs(inputs)
-        for term, objective in zip(self.terms, self.objectives, strict=True):
-            term.objective = objective.at(1, 1)  # as at the end, so that evaluations can be compared with each other
-        with torch.set_grad_enabled(self._differentiates), self.compute_loss_context_manager():
+        self.terms.go_to_end()
+        with torch.set_grad_enabled(self.terms.differentiates), self.compute_loss_context_manager():
             sums, agreement, outputs = self._forward(model, inputs)
-        sums = sums.detach()
-        counts = self.layout.units(inputs)
-        others = torch.stack([agreement, *(counts[unit].to(sums) for unit in UNITS)], -1)
         # Per example, because gathering drops the examples that were repeated to fill the last batch.
-        gathered: Tensor = self.accelerator.gather_for_metrics(torch.cat((sums, others.to(sums)), -1))
-        self._eval_sums.append(gathered.sum(0))
+        columns = EvalSums.columns(sums.detach(), agreement, self.layout.units(inputs))
+        self._eval_sums.add(self.accelerator.gather_for_metrics(columns))
         if prediction_loss_only:
             return None, None, None
-        return None, self.layout.logits(outputs), inputs.get("labels")
+        return None, self.layout.logits(outputs), self.layout.labels(inputs)
 
     def evaluation_loop(
         self,
@@ -407,50 +375,50 @@ class DistillationTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Evaluate as `Trainer` does, with the loss taken over all examples rather than averaged over batches."""
-        self._eval_sums = []
+        self._eval_sums = EvalSums(self.terms)
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        figures = {f"{metric_key_prefix}_{name}": value for name, value in self._eval_figures().items()}
-        return output._replace(metrics={**(output.metrics or {}), **figures})
-
-    def _eval_figures(self) -> dict[str, float]:
-        """Return loss, objectives and agreement over all that was evaluated; what has no count has no value."""
-        if not self._eval_sums:
-            return {}
-        sums = torch.stack(self._eval_sums).cpu().double().sum(0).tolist()
-        terms, agreed, counts = sums[: len(self.objectives)], sums[len(self.objectives)], sums[-len(UNITS) :]
-        figures: dict[str, float] = {}
-        loss = 0.0
-        for name, objective, term in zip(self.term_names, self.objectives, terms, strict=True):
-            if count := counts[UNITS.index(objective.unit)]:
-                figures[f"objective/{name}"] = term / count
-                loss += number(objective.at(1, 1).weight) * term / count
-        if figures:
-            figures = {"loss": loss, **figures}
-        if self._reports_agreement and (rows := counts[UNITS.index("row")]):
-            figures["agreement"] = agreed / rows
-        return figures
+        figures = self._eval_sums.figures(agreement=self._reports_agreement)
+        named = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
+        return output._replace(metrics={**(output.metrics or {}), **named})
 
     # ---- Saving ----
 
+    @property
+    def _sharded(self) -> bool:
+        """Whether weights are saved and loaded by FSDP or DeepSpeed, what was learned among them."""
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save as `Trainer` does; what is exported (not a checkpoint) holds no pickled arguments and no projections."""
-        super()._save(output_dir, state_dict)
+        own, gathered = split_state(state_dict)
+        with nullcontext() if self._sharded else detached(self.model):
+            super()._save(output_dir, own)
         directory = Path(output_dir or self.args.output_dir or ".")
         if not self.args.should_save:
             return
         if not directory.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
             (directory / "training_args.bin").unlink(missing_ok=True)
-        elif self.learned:
-            save_learned(directory, self.learned, state_dict)
+        elif self.terms.learned:
+            save_learned(directory, gathered or self.terms.learned.state_dict())
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        load_learned(Path(resume_from_checkpoint), self.learned)
+        with self._learned_from(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        super()._load_best_model()
-        if self.state.best_model_checkpoint is not None:
-            load_learned(Path(self.state.best_model_checkpoint), self.learned)
+        with self._learned_from(str(self.state.best_model_checkpoint)):
+            super()._load_best_model()
+
+    @contextmanager
+    def _learned_from(self, checkpoint: str) -> Iterator[None]:
+        """Load what was learned from a checkpoint too, after the student, in whose file it would be missed."""
+        directory, learned = Path(checkpoint), self.terms.learned
+        if not self._sharded or (directory / FILE).exists():
+            check_learned(directory, learned)
+        with nullcontext() if self._sharded else detached(self.model):
+            yield
+        if not self._sharded:
+            load_learned(directory, learned)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Draft a card, unless the run has already written one."""
@@ -463,26 +431,6 @@ def _defaults(layout: RowLayout) -> tuple[Objective, ...]:
     return match, Labels(weight=0.5)
 
 
-def _use_eager_attention(model: nn.Module | None) -> None:
-    """Have attention computed as plain matrix products: the fused kernels keep no maps, and differentiate only once."""
-    base: Any = model and base_model(model)
-    if base is None or base.config._attn_implementation == "eager":
-        return
-    logger.warning(
-        "%s computes attention with '%s', which an objective here cannot look into: switched to 'eager' for this "
-        "training, which is slower and takes memory with the square of the length",
-        *(type(base).__name__, base.config._attn_implementation),
-    )
-    base.set_attn_implementation("eager")
-
-
 def _parameters(model: nn.Module) -> frozenset[str]:
     """Return what `forward` takes, without the labels: from them a model would compute a loss of its own."""
-    return frozenset(inspect.signature(base_model(model).forward).parameters) - {"labels"}
-
-
-def _unique(names: list[str]) -> list[str]:
-    """Number repeated names: kl, kl_2."""
-    return [
-        name if (seen := names[:index].count(name)) == 0 else f"{name}_{seen + 1}" for index, name in enumerate(names)
-    ]
+    return frozenset(inspect.signature(base_model(model).forward).parameters) - _LABELS

@@ -104,6 +104,11 @@ class Objective(ABC):
             return self
         return replace(self, **{name: schedule.at(step, steps) for name, schedule in moving.items()})
 
+    def at_end(self) -> Self:
+        """Return the objective as every schedule leaves it, be the training long enough to get there or not."""
+        moving = {name: value.end for name, value in vars(self).items() if isinstance(value, Schedule)}
+        return replace(self, **moving) if moving else self
+
     @property
     def has_weight(self) -> bool:
         """Whether the weight is above 0 at some time."""

@@ -1,0 +1,62 @@
+"""The figures of an evaluation, from sums over its examples: they do not depend on how it was split into batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hf_distill.objectives.schedule import number
+from hf_distill.rows import UNITS
+
+if TYPE_CHECKING:
+    from hf_distill.rows import Unit
+    from hf_distill.terms import Terms
+
+
+class EvalSums:
+    """Adds up what the batches of one evaluation yield.
+
+    Args:
+        terms: Of the training.
+    """
+
+    def __init__(self, terms: Terms) -> None:
+        self.terms = terms
+        self._sums: list[Tensor] = []
+
+    @staticmethod
+    def columns(sums: Tensor, agreement: Tensor, counts: Mapping[Unit, Tensor]) -> Tensor:
+        """Return a batch as `add` takes it, one row an example.
+
+        Args:
+            sums: Of every term, `(batch, terms)`.
+            agreement: Rows where both models agree, `(batch,)`.
+            counts: Of every unit, `(batch,)` each.
+        """
+        others = torch.stack([agreement, *(counts[unit].to(sums) for unit in UNITS)], -1)
+        return torch.cat((sums, others.to(sums)), -1)
+
+    def add(self, columns: Tensor) -> None:
+        """Add the examples of a batch, those of all processes."""
+        self._sums.append(columns.sum(0))
+
+    def figures(self, *, agreement: bool) -> dict[str, float]:
+        """Return loss, objectives and agreement over all that was added; what has no count has no value."""
+        if not self._sums:
+            return {}
+        sums = torch.stack(self._sums).cpu().double().sum(0).tolist()
+        width = len(self.terms)
+        count = dict(zip(UNITS, sums[width + 1 :], strict=True))
+        means: dict[str, float] = {}
+        loss = 0.0
+        for name, objective, value in zip(self.terms.names, self.terms.objectives, sums[:width], strict=True):
+            if count[objective.unit]:
+                means[f"objective/{name}"] = value / count[objective.unit]
+                loss += number(objective.at_end().weight) * means[f"objective/{name}"]
+        figures = {"loss": loss, **means} if means else {}
+        if agreement and count["row"]:
+            figures["agreement"] = sums[width] / count["row"]
+        return figures

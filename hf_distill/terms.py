@@ -1,0 +1,167 @@
+"""The terms of one training: its objectives, made ready for its two models."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, overload
+
+import torch
+from torch import Tensor, nn
+
+from hf_distill.layouts import base_model
+from hf_distill.objectives.schedule import number
+from hf_distill.objectives.term import Term
+from hf_distill.rows import UNITS
+
+if TYPE_CHECKING:
+    from hf_distill.objectives import Comparison, Objective
+
+logger = logging.getLogger(__name__)
+
+# Examples of the train split shown to objectives that choose their layers by the data.
+OBSERVED = 64
+
+
+class Terms(Sequence[Term]):
+    """One term an objective, in their order.
+
+    Args:
+        objectives: What is compared.
+        student: Without wrapper of a distributed training; PEFT's may be there.
+        teacher: Likewise; None where there is none.
+
+    Attributes:
+        objectives: As given.
+        names: Of the objectives, repeated ones numbered: kl, kl_2.
+        learned: The terms that have something to train or to keep.
+        outputs: Arguments that make a model return what the objectives want besides logits.
+        differentiates: Whether one of them does.
+        watch: Whether one of them looks into the models with hooks.
+    """
+
+    def __init__(self, objectives: Sequence[Objective], student: nn.Module, teacher: nn.Module | None) -> None:
+        self.objectives = tuple(objectives)
+        self.names = _unique([objective.name for objective in objectives])
+        models = [base_model(model) for model in (student, teacher) if model is not None]
+        self._terms = tuple(objective.prepare(models[0], (*models, None)[1]) for objective in objectives)
+        self.learned = nn.ModuleDict(
+            {str(index): term for index, term in enumerate(self._terms) if any(True for _ in term.state_dict())}
+        )
+        self.outputs = {f"output_{name}": True for objective in objectives for name in objective.outputs}
+        self.differentiates = any(objective.differentiates for objective in objectives)
+        self.watch = any(type(term).watching is not Term.watching for term in self._terms)
+        self._units = [UNITS.index(objective.unit) for objective in objectives]
+        eager = any(objective.needs_eager_attention for objective in objectives)
+        self._eager: tuple[Any, ...] = tuple(models) if eager else ()
+        self._warned = False
+
+    @overload
+    def __getitem__(self, index: int) -> Term: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Term]: ...
+    def __getitem__(self, index: int | slice) -> Term | Sequence[Term]:
+        """Return the term of an objective."""
+        return self._terms[index]
+
+    def __len__(self) -> int:
+        """Return the number of objectives."""
+        return len(self._terms)
+
+    @property
+    def weights(self) -> list[float]:
+        """Present weight of every term."""
+        return [number(term.objective.weight) for term in self]
+
+    def go_to(self, step: int, steps: int) -> None:
+        """Set what changes during a training to its value after `step` of `steps` optimiser steps."""
+        for term, objective in zip(self, self.objectives, strict=True):
+            term.objective = objective.at(step, steps)
+
+    def go_to_end(self) -> None:
+        """Set it to its last value, so that evaluations can be compared with each other."""
+        for term, objective in zip(self, self.objectives, strict=True):
+            term.objective = objective.at_end()
+
+    def counts(self, units: Tensor) -> Tensor:
+        """Return what the sum of every term is divided by, from the counts of all units in the order of `UNITS`."""
+        return units[self._units]
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Let the terms follow one forward pass of both models."""
+        with ExitStack() as stack:
+            for term in self:
+                stack.enter_context(term.watching())
+            yield
+
+    @contextmanager
+    def eager_attention(self) -> Iterator[None]:
+        """Have attention computed as plain matrix products where a term needs that, and as before afterwards.
+
+        The fused kernels keep no maps, and differentiate only once. Who measures or saves a model later must find it as
+        it was.
+        """
+        changed = []
+        for model in self._eager:
+            if (before := model.config._attn_implementation) != "eager":
+                self._warn(model)
+                model.set_attn_implementation("eager")
+                changed.append((model, before))
+        try:
+            yield
+        finally:
+            for model, before in changed:
+                model.set_attn_implementation(before)
+
+    def _warn(self, model: Any) -> None:
+        if not self._warned:
+            logger.warning(
+                "%s computes attention with '%s', which an objective here cannot look into: 'eager' for this training, "
+                "which is slower and takes memory with the square of the length",
+                *(type(model).__name__, model.config._attn_implementation),
+            )
+        self._warned = True
+
+    def per_example(self, comparison: Comparison) -> Tensor:
+        """Return the sum of every term for every example, `(batch, terms)`, float32 or better.
+
+        Raises:
+            ValueError: An objective returned something else: a mean would go unnoticed, and be divided once more.
+        """
+        columns = []
+        for name, term in zip(self.names, self, strict=True):
+            sums = term(comparison)
+            if sums.shape != (comparison.rows.examples,):
+                raise ValueError(
+                    f"objective '{name}': per_example must return the sum of each of the {comparison.rows.examples} "
+                    f"examples, shape ({comparison.rows.examples},); found {tuple(sums.shape)}."
+                )
+            columns.append(sums.to(torch.promote_types(sums.dtype, torch.float32)))
+        return torch.stack(columns, -1)
+
+    @property
+    def undecided(self) -> list[Term]:
+        """Those that want to see a few batches first."""
+        return [term for term in self if term.needs_data]
+
+    def settle(
+        self, batches: Iterable[Mapping[str, Any]], compare: Callable[[Mapping[str, Any]], Comparison]
+    ) -> Iterator[str]:
+        """Show batches to the undecided terms; yield what they decided."""
+        for batch in batches:
+            with torch.no_grad(), self.eager_attention():
+                with self.watching():
+                    comparison = compare(batch)
+                for term in self.undecided:
+                    term.observe(comparison)
+        for term in self.undecided:
+            if text := term.settle():
+                yield text
+
+
+def _unique(names: list[str]) -> list[str]:
+    return [
+        name if (seen := names[:index].count(name)) == 0 else f"{name}_{seen + 1}" for index, name in enumerate(names)
+    ]
