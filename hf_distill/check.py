@@ -14,10 +14,10 @@ from hf_distill.launch import check_launch
 from hf_distill.models import resolve
 from hf_distill.objectives.schedule import in_words
 from hf_distill.pairing import Pair, open_pair
-from hf_distill.reader import dump_recipe
+from hf_distill.writer import dump_recipe
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from hf_distill.recipe import Recipe
 
@@ -124,7 +124,13 @@ def _size(recipe: Recipe, config: PretrainedConfig) -> str:
 
 def _tokenizer(pair: Pair) -> str:
     length = "no limit" if pair.max_length is None else f"at most {pair.max_length} tokens"
-    return f"{type(pair.tokenizer).__name__}, {len(pair.tokenizer)} tokens; inputs of {length}"
+
+    def words(tokenizer: PreTrainedTokenizerBase) -> str:
+        return f"{type(tokenizer).__name__}, {len(tokenizer)} tokens"
+
+    if pair.teacher_tokenizer is None:
+        return f"{words(pair.tokenizer)}; inputs of {length}"
+    return f"student {words(pair.tokenizer)}; teacher {words(pair.teacher_tokenizer)}; inputs of {length}"
 
 
 def _report(recipe: Recipe) -> str:

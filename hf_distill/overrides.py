@@ -12,7 +12,7 @@ from hf_distill.errors import UserError
 
 KEY = re.compile(r"[^.\[\]=\s]+(\.[^.\[\]=\s]+|\[\d+\])*")
 # Entries that can be given by name alone: `teacher.dtype=...` must not overwrite the name.
-SHORT_FORM = re.compile(r"task|teacher|student|objectives\[\d+\]")
+SHORT_FORM = re.compile(r"task|teacher|student|(stages\[\d+\]\.)?objectives\[\d+\]")
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> None:

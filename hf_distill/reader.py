@@ -1,37 +1,35 @@
-"""YAML and `key=value` overrides -> `Recipe`, and back. All mistakes of a recipe are told at once."""
+"""YAML and `key=value` overrides -> `Recipe`. All mistakes of a recipe are told at once."""
 
 from __future__ import annotations
 
 import inspect
-import io
 import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from enum import Enum
 from importlib import import_module
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
-from ruamel.yaml import YAML
 
-from hf_distill.component import entry, settings
 from hf_distill.document import Document, describe, join, read_document
 from hf_distill.errors import UserError, did_you_mean
 from hf_distill.objectives import OBJECTIVES, PRESETS, Objective
 from hf_distill.overrides import apply_overrides
-from hf_distill.recipe import Data, Evaluation, Hub, Recipe, ReportOptions
+from hf_distill.recipe import Data, Evaluation, Hub, Recipe, ReportOptions, Stage
 from hf_distill.students import STUDENTS, Student
 from hf_distill.tasks import TASKS, Task
 from hf_distill.teachers import TEACHERS, Teacher
-from hf_distill.training_keys import training_mistakes
+from hf_distill.training_keys import SHARED, training_mistakes
 from hf_distill.wording import explain, unknown_key
+from hf_distill.writer import objective_entries
 
 Part = TypeVar("Part")
 
 SECTIONS: dict[str, type] = {"data": Data, "evaluation": Evaluation, "report": ReportOptions, "hub": Hub}
 # A preset stands for objectives, and is gone once it is read.
 SECTION_KEYS = [*(key for key in Recipe.__annotations__ if key != "origin"), "preset"]
+STAGE_KEYS = [*Stage.__annotations__, "preset"]
 REQUIRED = {
     "task": f"a Hub pipeline tag: {', '.join(TASKS)}",
     "data": "where the examples come from, such as {path: nyu-mll/glue, name: sst2}",
@@ -63,12 +61,14 @@ class _Reading:
 
     def __init__(self, document: Document) -> None:
         self.data = document.data
-        if self.data.get("objectives") is None:
-            # Where to look for a mistake in what the preset stands for.
-            if "preset" in document.overrides:
-                document.overrides["objectives"] = document.overrides["preset"]
-            elif "preset" in document.lines:
-                document.lines["objectives"] = document.lines["preset"]
+        for path, given in (("", self.data), *_stages(self.data)):
+            if given.get("objectives") is None:
+                # Where to look for a mistake in what the preset stands for.
+                preset, place = join(path, "preset"), join(path, "objectives")
+                if preset in document.overrides:
+                    document.overrides[place] = document.overrides[preset]
+                elif preset in document.lines:
+                    document.lines[place] = document.lines[preset]
         self.origin = document.origin
         self.mistakes: list[tuple[str, str]] = []
 
@@ -89,8 +89,9 @@ class _Reading:
             "task": self.component("task", self.data.get("task"), TASKS, Task),
             "teacher": self.component("teacher", self.data.get("teacher"), TEACHERS, Teacher),
             "student": self.component("student", self.data.get("student"), STUDENTS, Student),
-            "objectives": self.objectives(),
-            "training": self.training("training", self.data.get("training")),
+            "objectives": self.objectives("", self.data),
+            "stages": self.stages(),
+            "training": self.training("training", self.data.get("training"), {}),
         }
         parts |= {key: self.section(key, cls) for key, cls in SECTIONS.items() if key in self.data}
         if "tokenizer" in self.data:
@@ -109,7 +110,7 @@ class _Reading:
             if key:
                 # A section that is no mapping at all has had its line.
                 value = value.get(key) if isinstance(value, dict) else None if value is None else "?"
-            if path == "objectives" and self.data.get("preset") is not None:
+            if path == "objectives" and any(self.data.get(other) is not None for other in ("preset", "stages")):
                 continue
             if value is None or value == "":
                 self.add(path, f"missing. Wanted: {wanted}.")
@@ -167,7 +168,8 @@ class _Reading:
             return None
         given = {key: item for key, item in value.items() if key != "name"}
         if isinstance(given.get("training"), dict) and "training" in getattr(cls, "__pydantic_fields__", ()):
-            self.training(join(path, "training"), given["training"])
+            elsewhere = {"output_dir": f"Where to keep the result is {path}.output_dir."}
+            self.training(join(path, "training"), given["training"], elsewhere)
         return self.validate(cls, given, path)
 
     def outside(self, name: str, path: str, table: Mapping[str, type[Part]], base: type[Part]) -> type[Part] | None:
@@ -193,55 +195,89 @@ class _Reading:
             return None
         return found
 
-    def objectives(self) -> tuple[Objective, ...]:
-        """Read the list of objectives; it must give something to train on."""
-        value = self.data.get("objectives")
-        if (name := self.data.get("preset")) is not None:
-            return self.preset(name, alone=value is None)
+    def objectives(self, path: str, given: Mapping[str, Any]) -> tuple[Objective, ...]:
+        """Read the list of objectives of the recipe or a stage; it must give something to train on."""
+        value, place = given.get("objectives"), join(path, "objectives")
+        if given.get("preset") is not None:
+            return self.preset(join(path, "preset"), given["preset"], alone=value is None)
         if not isinstance(value, list):
             if value is not None:
                 hint = f" Write [{value}]." if isinstance(value, str) else ""
-                self.add("objectives", f"wanted a list, each entry after '- ', found {describe(value)}.{hint}")
+                self.add(place, f"wanted a list, each entry after '- ', found {describe(value)}.{hint}")
             return ()
         if not value:
-            self.add("objectives", "an empty list. Wanted: at least one, such as {name: kl, temperature: 2.0}.")
+            self.add(place, "an empty list. Wanted: at least one, such as {name: kl, temperature: 2.0}.")
         base: Any = Objective  # mypy would have no abstract class passed
-        found = [self.component(join("objectives", i), item, OBJECTIVES, base) for i, item in enumerate(value)]
+        found = [self.component(join(place, i), item, OBJECTIVES, base) for i, item in enumerate(value)]
         for index, item in enumerate(found):
             if item is not None and item in found[:index]:
-                first = join("objectives", found.index(item))
-                self.add(join("objectives", index), f"the same as {first}. Keep one; its weight can be larger.")
+                first = join(place, found.index(item))
+                self.add(join(place, index), f"the same as {first}. Keep one; its weight can be larger.")
         built = tuple(item for item in found if item is not None)
         if built and len(built) == len(value) and not any(item.has_weight for item in built):
-            self.add("objectives", "every weight is 0, so there is nothing to train on. Give one a weight above 0.")
+            self.add(place, "every weight is 0, so there is nothing to train on. Give one a weight above 0.")
         return built
 
-    def preset(self, name: Any, alone: bool) -> tuple[Objective, ...]:
+    def preset(self, path: str, name: Any, alone: bool) -> tuple[Objective, ...]:
         """Return the objectives that a preset stands for."""
         if not isinstance(name, str):
-            self.add("preset", f"wanted text, found {describe(name)}. Known: {', '.join(PRESETS)}.")
+            self.add(path, f"wanted text, found {describe(name)}. Known: {', '.join(PRESETS)}.")
         elif name not in PRESETS:
-            self.add("preset", f"unknown preset '{name}'.{did_you_mean(name, PRESETS)}")
+            self.add(path, f"unknown preset '{name}'.{did_you_mean(name, PRESETS)}")
         elif not alone:
-            spelled = json.dumps([_entry(objective, OBJECTIVES) for objective in PRESETS[name]])
-            self.add("preset", f"given together with objectives. Keep one: '{name}' is {spelled}.")
+            spelled = json.dumps(objective_entries(PRESETS[name]))
+            self.add(path, f"given together with objectives. Keep one: '{name}' is {spelled}.")
         else:
             return PRESETS[name]
         return ()
 
-    def training(self, path: str, values: Any) -> dict[str, Any]:
-        """Check training arguments, the recipe's own or those that a teacher is first trained with."""
+    def stages(self) -> tuple[Stage, ...]:
+        """Read the list of stages, each with objectives and training arguments of its own."""
+        value = self.data.get("stages")
+        if value is None:
+            return ()
+        if not isinstance(value, list) or not value:
+            found = "an empty list" if value == [] else f"found {describe(value)}"
+            self.add("stages", f"wanted a list, each entry after '- ', such as {{objectives: [...]}}; {found}.")
+            return ()
+        for key in ("objectives", "preset"):
+            if self.data.get(key) is not None:
+                self.add(key, "given together with stages. Each stage has its own: remove this, or the stages.")
+        made = []
+        for index, given in enumerate(value):
+            path = join("stages", index)
+            if not isinstance(given, dict):
+                self.add(path, f"wanted a mapping {{objectives: [...], training: {{...}}}}, found {describe(given)}.")
+                continue
+            for key in given:
+                if key not in STAGE_KEYS:
+                    self.add(join(path, key), unknown_key(key, STAGE_KEYS))
+            if given.get("objectives") is None and given.get("preset") is None:
+                self.add(join(path, "objectives"), f"missing. Wanted: {REQUIRED['objectives']}.")
+            training = self.training(join(path, "training"), given.get("training", {}), SHARED)
+            made.append(Stage(objectives=self.objectives(path, given), training=training))
+        return tuple(made)
+
+    def training(self, path: str, values: Any, elsewhere: Mapping[str, str]) -> dict[str, Any]:
+        """Check training arguments: the recipe's, those of a stage, or those that a teacher is first trained with.
+
+        Args:
+            path: Of the mapping.
+            values: The mapping.
+            elsewhere: Arguments that cannot be set here -> where they are.
+        """
         if not isinstance(values, dict):
-            if values is not None:  # else `training.output_dir` is told as missing
+            if values is not None or path != "training":  # else `training.output_dir` is told as missing
                 self.add(path, f"wanted a mapping (key: value), found {describe(values)}.")
             return {}
-        owner, _, _ = path.rpartition(".")
-        # Missing, whether the key is there or not, is told elsewhere; a teacher has its directory in a field.
-        checked = {key: item for key, item in values.items() if key != "output_dir" or not (owner or item is None)}
+        # Missing, whether the key is there or not, is told elsewhere.
+        missing = {"output_dir"} if values.get("output_dir") is None else set()
+        checked = {key: item for key, item in values.items() if key not in (*elsewhere, *missing)}
         for key, message in training_mistakes(checked):
             self.add(join(path, key), message)
-        if owner and "output_dir" in values:
-            self.add(join(path, "output_dir"), f"not set here. Where to keep the result is {owner}.output_dir.")
+        for key in values:
+            if key in elsewhere:
+                self.add(join(path, key), f"not set here. {elsewhere[key]}")
         return values
 
     def data_keys(self, task: Task | None) -> None:
@@ -253,6 +289,13 @@ class _Reading:
             for word in given if isinstance(given, dict) and choices else ():
                 if word not in choices:
                     self.add(f"data.{key}.{word}", f"unknown key.{did_you_mean(word, choices)}")
+
+
+def _stages(data: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return path and content of each stage that is a mapping."""
+    stages = data.get("stages")
+    listed = stages if isinstance(stages, list) else []
+    return [(join("stages", index), item) for index, item in enumerate(listed) if isinstance(item, dict)]
 
 
 def _unfit(found: Any, base: type) -> str | None:
@@ -269,50 +312,3 @@ def _unfit(found: Any, base: type) -> str | None:
     if not isinstance(getattr(found, "name", None), str):
         return "has no name. Add `name: ClassVar[str] = ...` to the class."
     return None
-
-
-def dump_recipe(recipe: Recipe) -> str:
-    """Return a recipe as YAML that reads back to an equal one; what has its default value is left out."""
-    content: dict[str, Any] = {
-        "task": _entry(recipe.task, TASKS),
-        "data": settings(recipe.data),
-        "teacher": _entry(recipe.teacher, TEACHERS),
-        "student": _entry(recipe.student, STUDENTS),
-        "objectives": [_entry(objective, OBJECTIVES) for objective in recipe.objectives],
-        "training": dict(recipe.training),
-    }
-    if list(content["task"]) == ["name"]:
-        content["task"] = content["task"]["name"]
-    if recipe.tokenizer is not None:
-        content["tokenizer"] = recipe.tokenizer
-    for key in ("evaluation", "report", "hub"):
-        if changed := settings(getattr(recipe, key)):
-            content[key] = changed
-    yaml: Any = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False
-    yaml.width = 4096
-    stream = io.StringIO()
-    yaml.dump(_plain(content), stream)
-    return stream.getvalue()
-
-
-def _entry(instance: Any, table: Mapping[str, type]) -> dict[str, Any]:
-    cls = type(instance)
-    fields = entry(instance)
-    if table.get(instance.name) is not cls:
-        fields["name"] = f"{cls.__module__}:{cls.__qualname__}"
-    return fields
-
-
-def _plain(value: Any) -> Any:
-    """Return what a Python user may have put into a recipe (paths, enumerations, tuples) as YAML's own types."""
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value

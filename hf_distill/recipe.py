@@ -121,10 +121,25 @@ class Hub:
 
 
 @component
+class Stage:
+    """One training of several in a row: it starts where the one before it ended.
+
+    Attributes:
+        objectives: What this stage compares.
+        training: Arguments in which it differs from the recipe's `training`.
+    """
+
+    objectives: SkipValidation[tuple[Objective, ...]]
+    training: dict[str, Any] = Field(default_factory=dict)
+
+
+@component
 class Recipe:
     """One distillation run.
 
     Attributes:
+        objectives: What is compared; empty where every stage has its own.
+        stages: Trainings in a row, in place of one training with `objectives`; all else is the same for them.
         training: Arguments of `transformers.TrainingArguments`; names and types are checked when the recipe is read,
             but the object is only built when the run starts (`bf16=True` raises on a machine without it).
         tokenizer: Model whose tokenizer feeds both models; the student's own (or the teacher's) if left out.
@@ -135,13 +150,23 @@ class Recipe:
     data: Data
     teacher: SkipValidation[Teacher]
     student: SkipValidation[Student]
-    objectives: SkipValidation[tuple[Objective, ...]]
+    objectives: SkipValidation[tuple[Objective, ...]] = ()
+    stages: SkipValidation[tuple[Stage, ...]] = ()
     training: dict[str, Any]
     tokenizer: str | None = None
     evaluation: Evaluation = Evaluation()
     report: ReportOptions = ReportOptions()
     hub: Hub = Hub()
     origin: SkipValidation[Origin | None] = field(default=None, repr=False, compare=False)
+
+    @property
+    def plan(self) -> tuple[Stage, ...]:
+        """The trainings of the student, in their order: one, or the stages."""
+        return self.stages or (Stage(objectives=self.objectives),)
+
+    def stage_path(self, index: int) -> str:
+        """Return the key path of a stage of the plan; `""` where the recipe has none and the path starts with a key."""
+        return f"stages[{index}]" if self.stages else ""
 
     def mistake(self, path: str, message: str) -> UserError:
         """Return the error for the key at `path`, with file and line where the recipe was read from a file."""

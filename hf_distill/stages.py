@@ -19,8 +19,8 @@ from hf_distill.narrator import Narrator
 from hf_distill.objectives import Labels, Objective
 from hf_distill.pairing import Pair, open_pair
 from hf_distill.precision import resolve_bf16
-from hf_distill.reader import dump_recipe
 from hf_distill.tasks import Setup
+from hf_distill.writer import dump_recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -97,8 +97,9 @@ class Run:
         settings, _ = resolve_bf16({**own, **training})
         root = Path(directory).expanduser() if directory else self.directory.path / TEACHERS
         # One folder for each combination: changing a setting never overwrites a teacher that took hours.
-        key = self.fitter.key(model, None, (Labels(),), settings)
-        fitted = self.fitter.fit(model, objectives=(Labels(),), training=settings, directory=root / key)
+        fitter = self.fitter.for_teacher()
+        key = fitter.key(model, None, (Labels(),), settings)
+        fitted = fitter.fit(model, objectives=(Labels(),), training=settings, directory=root / key)
         self._remember("teacher", fitted)
         return fitted.model
 
@@ -167,7 +168,16 @@ def open_run(recipe: Recipe, restart: bool) -> Run:
     if args.process_index == 0:
         with recipe.locate("training"):
             directory.claim(restart)
-    return Run(recipe, training, directory, prepared, Fitter(prepared, pair.tokenizer), narrator, hub, args)
+    return Run(
+        recipe,
+        training,
+        directory,
+        prepared,
+        Fitter(prepared, pair.tokenizer, pair.teacher_tokenizer),
+        narrator,
+        hub,
+        args,
+    )
 
 
 def _prepare(recipe: Recipe, pair: Pair) -> Prepared:
@@ -178,8 +188,10 @@ def _prepare(recipe: Recipe, pair: Pair) -> Prepared:
             splits,
             Setup(
                 tokenizer=pair.tokenizer,
+                teacher_tokenizer=pair.teacher_tokenizer,
                 teacher=pair.teacher_head,
                 student=pair.student_head,
+                configs=(pair.teacher, pair.student),
                 max_length=pair.max_length,
                 label_names=recipe.data.labels,
                 metrics=recipe.evaluation.metrics,

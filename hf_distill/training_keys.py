@@ -39,6 +39,16 @@ OWNED = {
     "parallelism_config": "it is a Python object. Use a configuration file of `accelerate launch`.",
 }
 
+# What a stage cannot set -> where it is set: what holds for the run, or is settled once as its processes start.
+SHARED = {
+    "output_dir": "All stages of a run are kept under training.output_dir.",
+    "seed": "All stages take training.seed; report.seeds counts on from it.",
+    **dict.fromkeys(
+        ("use_cpu", "bf16", "fp16", "tf32", "fsdp", "fsdp_config", "deepspeed", "ddp_backend", "accelerator_config"),
+        "It is the same for all stages, under training.",
+    ),
+}
+
 # The one value that keeps a promise -> why no other.
 FIXED: dict[str, tuple[object, str]] = {
     "label_smoothing_factor": (0, "it would not reach the loss, which is the sum of `objectives`."),

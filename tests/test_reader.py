@@ -15,13 +15,14 @@ import pytest
 from hf_distill.component import entry, settings
 from hf_distill.errors import UserError
 from hf_distill.objectives import OBJECTIVES, PRESETS, KLDivergence, Labels
-from hf_distill.reader import dump_recipe, load_recipe
+from hf_distill.reader import load_recipe
 from hf_distill.recipe import Data, Recipe
 from hf_distill.students import STUDENTS, PretrainedStudent
 from hf_distill.tasks import TASKS, TextClassification
 from hf_distill.teachers import TEACHERS, PretrainedTeacher
 from hf_distill.training_keys import BELONGS, FIXED, FOREIGN, OWNED, RENAMED, training_arguments, training_mistakes
 from hf_distill.wording import attributes
+from hf_distill.writer import dump_recipe
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("**/*.yaml"))
 RECIPES = [path for path in RECIPES if "accelerate" not in path.parts]
@@ -292,7 +293,7 @@ def test_duplicate_keys() -> None:
     ]
 
 
-KEYS = "task, data, teacher, student, objectives, training, tokenizer, evaluation, report, hub, preset"
+KEYS = "task, data, teacher, student, objectives, stages, training, tokenizer, evaluation, report, hub, preset"
 OWN_MODEL = "A model goes under 'model': {name: pretrained, model: bert-base}."
 # Line of WHOLE that is replaced (11: added) -> the line(s) instead -> what is said, without the file's name.
 WRONG: list[tuple[int, str, list[str]]] = [

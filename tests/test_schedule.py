@@ -11,8 +11,9 @@ import pytest
 from hf_distill.errors import UserError
 from hf_distill.objectives import KLDivergence, Labels, Schedule
 from hf_distill.objectives.schedule import in_words
-from hf_distill.reader import dump_recipe, load_recipe
+from hf_distill.reader import load_recipe
 from hf_distill.recipe import Recipe
+from hf_distill.writer import dump_recipe
 
 WHOLE = """\
 task: text-classification
