@@ -87,8 +87,9 @@ def judge(run: Run, model: PreTrainedModel, teacher: PreTrainedModel | None) -> 
         model: A student, or the teacher itself.
         teacher: Whose predictions to compare with; None if `model` is the teacher.
     """
-    prepared = run.prepared
-    output = run.fitter.predict(model, run.training, teacher)
+    fitter = run.fitter if teacher is not None else run.fitter.for_teacher()
+    prepared = fitter.prepared
+    output = fitter.predict(model, run.training, teacher)
     figures = {key.removeprefix("test_"): value for key, value in (output.metrics or {}).items()}
     share = figures.get(AGREEMENT)
     if teacher is None and prepared.layout.has_classes:
@@ -186,16 +187,23 @@ def _latencies(run: Run, models: Mapping[str, PreTrainedModel]) -> dict[str, Lat
 
 
 def latencies(prepared: Prepared, models: Mapping[str, PreTrainedModel], batch_size: int) -> dict[str, Latency]:
-    """Time all models on the same two inputs: the example of median length, and the batch around it."""
+    """Time all models on the same two inputs: the example of median length, and the batch around it.
+
+    They are the same texts in other tokens for a teacher with a tokenizer of its own.
+    """
     middle = len(prepared.eval) // 2  # the split is sorted by length
     start = max(0, min(middle - batch_size // 2, len(prepared.eval) - batch_size))
     around = range(start, min(start + batch_size, len(prepared.eval)))
 
-    def collate(rows: list[int]) -> dict[str, Any]:
-        examples = [{key: value for key, value in prepared.eval[row].items() if key != "length"} for row in rows]
-        return dict(prepared.collator(examples))
+    def collate(data: Prepared) -> tuple[dict[str, Any], dict[str, Any]]:
+        single, batch = (
+            [{key: value for key, value in data.eval[row].items() if not key.endswith("length")} for row in rows]
+            for rows in ([middle], around)
+        )
+        return dict(data.collator(single)), dict(data.collator(batch))
 
-    return measure_all(models, collate([middle]), collate(list(around)))
+    own = {} if prepared.for_teacher is None else {"teacher": collate(prepared.for_teacher)}
+    return measure_all(models, *collate(prepared), own=own)
 
 
 def environment() -> dict[str, str]:
@@ -218,8 +226,11 @@ def environment() -> dict[str, str]:
 
 def _settings(run: Run) -> dict[str, Any]:
     precision = "bf16" if run.args.bf16 else "fp16" if run.args.fp16 else "fp32"
+    names = {"student": run.fitter.tokenizer, "teacher": run.fitter.teacher_tokenizer}
+    two = {"tokenizers": {side: type(one).__name__ for side, one in names.items()}} if all(names.values()) else {}
     return {
         "versions": environment(),
+        **two,
         "device": str(run.args.device),
         "processes": run.args.world_size,
         "precision": f"{precision} (training and metrics); latency in each model's own dtype",

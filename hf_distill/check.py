@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from hf_distill.launch import check_launch
 from hf_distill.models import resolve
 from hf_distill.objectives.schedule import in_words
 from hf_distill.pairing import Pair, open_pair
+from hf_distill.plan import check_plan, remarks
 from hf_distill.writer import dump_recipe
 
 if TYPE_CHECKING:
@@ -54,13 +56,13 @@ def check(recipe: Recipe) -> str:
             found.mistakes += [line for line in error.mistakes if line not in found.mistakes]
     if found.mistakes:
         raise UserError(*found.mistakes)
-    found.plan += [f"objective   {_words(entry(objective))}" for objective in recipe.objectives]
-    found.plan += [f"training    {_words(recipe.training)}", f"report      {_report(recipe)}"]
+    found.plan += [*_stages(recipe), f"training    {_words(recipe.training)}", f"report      {_report(recipe)}"]
     found.plan += (
         [f"hub         push to {recipe.hub.repo_id or Path(recipe.training['output_dir']).name}"]
         if recipe.hub.push
         else []
     )
+    found.plan += [f"note        {line}" for line in remarks(recipe)]
     found.plan += [f"not checked {line}" for line in found.unchecked]
     return "\n".join(found.plan)
 
@@ -84,6 +86,7 @@ def _check_pair(recipe: Recipe, found: _Findings) -> None:
         found.unchecked.append("models: they are on the Hub, and --check fetches nothing")
         return
     pair = open_pair(recipe)
+    check_plan(recipe, pair)
     found.plan += [
         f"task        {recipe.task.name}",
         f"teacher     {_words(entry(recipe.teacher))}: {_size(recipe, pair.teacher)}",
@@ -136,6 +139,13 @@ def _tokenizer(pair: Pair) -> str:
 def _report(recipe: Recipe) -> str:
     seeds = "1 seed" if recipe.report.seeds == 1 else f"{recipe.report.seeds} seeds"
     return f"{'with' if recipe.report.baseline else 'without'} baseline, {seeds}"
+
+
+def _stages(recipe: Recipe) -> Iterator[str]:
+    for number, stage in enumerate(recipe.plan, 1):
+        if recipe.stages:
+            yield f"stage {number:<5} {_words(stage.training) or 'as in training'}"
+        yield from (f"objective   {_words(entry(objective))}" for objective in stage.objectives)
 
 
 def _words(values: dict[str, Any]) -> str:

@@ -63,10 +63,18 @@ class Fitter:
     Attributes:
         prepared: The data.
         tokenizer: Saved with every model.
+        teacher_tokenizer: The teacher's own, where it has one.
     """
 
     prepared: Prepared
     tokenizer: PreTrainedTokenizerBase
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None
+
+    def for_teacher(self) -> Fitter:
+        """Return what trains and judges the teacher itself: on its own tokens, where it has a tokenizer of its own."""
+        if self.prepared.for_teacher is None or self.teacher_tokenizer is None:
+            return self
+        return Fitter(self.prepared.for_teacher, self.teacher_tokenizer)
 
     def key(
         self,
@@ -136,6 +144,15 @@ class Fitter:
         if not done:
             raise KeyboardInterrupt
         return seconds
+
+    def reopen(self, fitted: Fitted) -> PreTrainedModel:
+        """Load a trained model from its directory, for another training from there; what trained it is let go.
+
+        A run that finds the first training finished loads it from there too, and both go on from the same bits.
+        """
+        directory = Path(str(fitted.trainer.args.output_dir))
+        fitted.trainer.accelerator.free_memory()
+        return _load(type(fitted.model), directory)
 
     def predict(
         self, model: PreTrainedModel, training: Mapping[str, Any], teacher: PreTrainedModel | None = None

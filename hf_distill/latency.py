@@ -73,6 +73,7 @@ def measure_all(
     single: Mapping[str, Tensor],
     batch: Mapping[str, Tensor],
     *,
+    own: Mapping[str, tuple[Mapping[str, Tensor], Mapping[str, Tensor]]] | None = None,
     seconds: float = 3.0,
     min_repeats: int = 10,
 ) -> dict[str, Latency]:
@@ -85,6 +86,7 @@ def measure_all(
         models: Each on the device it is to be timed on.
         single: Collated inputs of one example. What a model's `forward` does not name is not passed, `labels` never.
         batch: Collated inputs of a full batch.
+        own: Name of a model -> both inputs, of the same texts, for one with a tokenizer of its own.
         seconds: Time to spend on each model, about; half of it for each of the two inputs.
         min_repeats: Timed passes at least, also where they take longer than that (within reason: up to ten times).
 
@@ -92,18 +94,19 @@ def measure_all(
         The latency of each model, under the same names.
     """
     budget = seconds * len(models) / 2
+    inputs = {name: (own or {}).get(name, (single, batch)) for name in models}
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
         for model in models.values():
             stack.enter_context(_eval_mode(model))
         alone, together = (
-            _time({name: _forward(model, inputs) for name, model in models.items()}, budget, min_repeats)
-            for inputs in (single, batch)
+            _time({name: _forward(model, inputs[name][size]) for name, model in models.items()}, budget, min_repeats)
+            for size in (0, 1)
         )
     return {
         name: Latency(
-            single=_timing(alone[name], single),
-            batch=_timing(together[name], batch),
+            single=_timing(alone[name], inputs[name][0]),
+            batch=_timing(together[name], inputs[name][1]),
             device=device_name(model.device),
             dtype=str(model.dtype).removeprefix("torch."),
             threads=torch.get_num_threads(),

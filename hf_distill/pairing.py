@@ -36,7 +36,8 @@ class Pair:
     Attributes:
         teacher: Configuration.
         student: Configuration.
-        tokenizer: Feeds both.
+        tokenizer: Feeds both; the student alone where the teacher has one of its own.
+        teacher_tokenizer: The teacher's own; None where one feeds both.
         teacher_head: The teacher's configuration where it brings the task's head, else None.
         student_head: Likewise.
         max_length: Longest input both take and the recipe wants; None where nothing limits it.
@@ -45,6 +46,7 @@ class Pair:
     teacher: PretrainedConfig
     student: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
+    teacher_tokenizer: PreTrainedTokenizerBase | None
     teacher_head: PretrainedConfig | None
     student_head: PretrainedConfig | None
     max_length: int | None
@@ -54,8 +56,8 @@ def open_pair(recipe: Recipe) -> Pair:
     """Open both configurations and the tokenizer, and check that one can teach the other.
 
     Raises:
-        UserError: A model is not there, the teacher has no head to teach with, vocabularies or label names differ, or
-            the wanted length is beyond what a model takes.
+        UserError: A model is not there, the teacher has no head to teach with, label names differ, vocabularies differ
+            in a task that compares token by token, or the wanted length is beyond what a model takes.
     """
     auto_class = recipe.task.auto_class
     with recipe.locate("teacher"):
@@ -71,13 +73,13 @@ def open_pair(recipe: Recipe) -> Pair:
         if teacher_head is not None and student_head is not None and "Classification" in auto_class:
             _check_labels(student_head, teacher_head)
     with recipe.locate(""):
-        tokenizer = _tokenizer(recipe, None if own is None else recipe.student)
-    for side, config in (("teacher", teacher), ("student", student)):
+        tokenizer, of_teacher = _tokenizers(recipe)
+    for side, config, reads in (("teacher", teacher, of_teacher or tokenizer), ("student", student, tokenizer)):
         with recipe.locate(side):
-            _check_vocabulary(tokenizer, config)
+            _check_vocabulary(reads, config)
     with recipe.locate("data"):
-        limit = _longest_input(recipe.data.max_length, tokenizer, (teacher, student))
-    return Pair(teacher, student, tokenizer, teacher_head, student_head, limit)
+        limit = _longest_input(recipe.data.max_length, (teacher, student), (tokenizer, of_teacher or tokenizer))
+    return Pair(teacher, student, tokenizer, of_teacher, teacher_head, student_head, limit)
 
 
 # ---- Heads -----------------------------------------------------------------------------------------------------------
@@ -111,35 +113,64 @@ def _check_labels(student: PretrainedConfig, teacher: PretrainedConfig) -> None:
 # ---- Tokenizers ------------------------------------------------------------------------------------------------------
 
 
-def _tokenizer(recipe: Recipe, student: Student | None) -> PreTrainedTokenizerBase:
-    """Open the tokenizer of the run; refuse two models that number their tokens differently.
+def _tokenizers(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase | None]:
+    """Open the tokenizer of the run, and the teacher's own where it reads text in another way than the student.
 
     Args:
-        recipe: Names the teacher and perhaps a tokenizer.
-        student: Where it has a checkpoint of its own; others take over the teacher's vocabulary.
+        recipe: Names the models and perhaps a tokenizer, which then feeds both.
+
+    Raises:
+        UserError: The models number or split tokens differently, and one tokenizer is to feed both.
     """
+    opened = _open_tokenizers(recipe)
+    (first, tokenizer), *others = opened.items()
+    for side, other in others:
+        fault, way_out = _difference(first, tokenizer, side, other)
+        if fault is None:
+            continue
+        if first == "student" and recipe.task.own_tokenizers:
+            return _with_padding(tokenizer, "student.model"), _with_padding(other, "teacher.model")
+        why = f"{recipe.task.name} compares the models token by token, so both have to read the same tokens."
+        if recipe.task.own_tokenizers:
+            why, way_out = (
+                "One tokenizer cannot feed both.",
+                "Leave out `tokenizer`: each model then reads with its own.",
+            )
+        # Of teacher and student, it is the student that is easily exchanged.
+        raise UserError(f"{fault} {why} {way_out}", key=f"{'student' if first == 'student' else side}.model")
+    return _with_padding(tokenizer, "tokenizer"), None
+
+
+def _open_tokenizers(recipe: Recipe) -> dict[str, PreTrainedTokenizerBase]:
+    """Open what there is of `tokenizer`, `student` and `teacher`, in this order; one at least."""
     opened: dict[str, PreTrainedTokenizerBase] = {}
     if recipe.tokenizer is not None:
         opened["tokenizer"] = open_tokenizer(recipe.tokenizer)
     failed: list[UserError] = []
-    for side, entry in (("student", student), ("teacher", recipe.teacher)):
-        if entry is None or entry.source is None:
+    sources = (
+        ("student", recipe.student, recipe.student.vocabulary),
+        ("teacher", recipe.teacher, recipe.teacher.source),
+    )
+    for side, entry, source in sources:
+        if source is None:
             continue
         try:
-            opened[side] = _tokenizer_of(entry, entry.source, side)
+            opened[side] = _tokenizer_of(entry, source, side)
         except UserError as error:
             failed.append(error)
     if not opened:
         raise failed[-1] if failed else UserError("no model here has a tokenizer. Name one.", key="tokenizer")
     for fault in failed:
         logger.warning("%s Whether it takes the same tokens cannot be checked.", fault)
-    (first, tokenizer), *others = opened.items()
-    for side, other in others:
-        # Of teacher and student, it is the student that is easily exchanged.
-        _check_same(first, tokenizer, side, other, key=f"{'student' if first == 'student' else side}.model")
+    return opened
+
+
+def _with_padding(tokenizer: PreTrainedTokenizerBase, key: str) -> PreTrainedTokenizerBase:
+    """Give a tokenizer a padding token if it has none."""
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
-            raise UserError("it has neither a padding token nor an end of text to pad with.", key="tokenizer")
+            whose = "it" if key == "tokenizer" else "its tokenizer"
+            raise UserError(f"{whose} has neither a padding token nor an end of text to pad with.", key=key)
         # Decoders come without one. Padding is masked, so any token does; the end of text is the custom.
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -154,26 +185,24 @@ def _tokenizer_of(entry: Student | Teacher, source: str, side: str) -> PreTraine
     )
 
 
-def _check_same(
-    first: str, tokenizer: PreTrainedTokenizerBase, side: str, other: PreTrainedTokenizerBase, key: str
-) -> None:
+def _difference(
+    first: str, tokenizer: PreTrainedTokenizerBase, side: str, other: PreTrainedTokenizerBase
+) -> tuple[str | None, str]:
+    """Say how two tokenizers differ, and what to do about it; None where one can stand for the other."""
     ours, theirs = tokenizer.get_vocab(), other.get_vocab()
     if ours != theirs:
-        raise UserError(
-            f"the vocabularies of {first} and {side} differ ({_difference(ours, theirs)}), so the same text would "
-            "reach the models as different tokens and one batch cannot feed both. Choose a student of the teacher's "
-            "family, or student: {name: copy_layers, ...}.",
-            key=key,
-        )
+        fault = f"the vocabularies of {first} and {side} differ ({_example(ours, theirs)})."
+        return fault, "Choose a student of the teacher's family, or student: {name: copy_layers, ...}."
+    # The one that the recipe names was chosen, to split text as it does.
     if first != "tokenizer" and tokenizer(PROBE)["input_ids"] != other(PROBE)["input_ids"]:
-        raise UserError(
-            f"{first} and {side} have the same vocabulary but split text differently (case, accents or special "
-            "tokens). Say which of them feeds both: tokenizer: ...",
-            key=key,
+        fault = (
+            f"{first} and {side} have the same vocabulary but split text differently (case, accents, special tokens)."
         )
+        return fault, "Say which of them feeds both: tokenizer: ..."
+    return None, ""
 
 
-def _difference(ours: dict[str, int], theirs: dict[str, int]) -> str:
+def _example(ours: dict[str, int], theirs: dict[str, int]) -> str:
     if len(ours) != len(theirs):
         return f"{len(ours)} and {len(theirs)} tokens"
     token = next(token for token, number in ours.items() if theirs.get(token) != number)
@@ -195,7 +224,7 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PretrainedConf
 
 
 def _longest_input(
-    wanted: int | None, tokenizer: PreTrainedTokenizerBase, configs: tuple[PretrainedConfig, ...]
+    wanted: int | None, configs: tuple[PretrainedConfig, ...], tokenizers: tuple[PreTrainedTokenizerBase, ...]
 ) -> int | None:
     limits = [limit for limit in map(_positions, configs) if limit is not None]
     if limits and wanted is not None and wanted > min(limits):
@@ -204,8 +233,7 @@ def _longest_input(
         )
     if wanted is not None:
         return wanted
-    if tokenizer.model_max_length < NO_LIMIT:
-        limits.append(tokenizer.model_max_length)
+    limits += [tokenizer.model_max_length for tokenizer in tokenizers if tokenizer.model_max_length < NO_LIMIT]
     return min(limits, default=None)
 
 

@@ -40,7 +40,7 @@ def distill(recipe: Recipe, *, restart: bool = False) -> Report:
     run = open_run(recipe, restart)
     with run.stage("teacher"), recipe.locate("teacher"):
         set_seed(run.args.seed)  # for a new head: with another one a fine-tuned teacher would not be found again
-        teacher = recipe.teacher.load(run.prepared.head, run.fine_tune)
+        teacher = recipe.teacher.load(run.fitter.for_teacher().prepared.head, run.fine_tune)
     students: list[Fitted] = []
     baselines: list[Fitted] = []
     for seed in run.seeds:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,8 +16,9 @@ from hf_distill.errors import UserError
 from hf_distill.fit import Fitted, Fitter
 from hf_distill.launch import check_launch, use_all_cores, use_cpu_if_needed
 from hf_distill.narrator import Narrator
-from hf_distill.objectives import Labels, Objective
+from hf_distill.objectives import Labels
 from hf_distill.pairing import Pair, open_pair
+from hf_distill.plan import check_plan, remarks
 from hf_distill.precision import resolve_bf16
 from hf_distill.tasks import Setup
 from hf_distill.writer import dump_recipe
@@ -82,9 +83,14 @@ class Run:
         return range(self.args.seed, self.args.seed + self.recipe.report.seeds)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Announce a part of the run and take its time."""
-        self.narrator.stage(name)
+    def stage(self, name: str, of: int = 1) -> Iterator[None]:
+        """Announce a part of the run and take its time.
+
+        Args:
+            name: Such as `"report"`, or `"student stage 2"`.
+            of: How many stages there are.
+        """
+        self.narrator.stage(name, of)
         started = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - started
@@ -104,28 +110,49 @@ class Run:
         return fitted.model
 
     def train_student(self, teacher: PreTrainedModel, seed: int, *, baseline: bool = False) -> Fitted:
-        """Make and train a student; the baseline is the same one, from the same start, on labels alone."""
+        """Make and train a student, stage by stage.
+
+        The baseline is the same one, from the same start, through the same stages, on labels alone.
+        """
+        first = seed == self.args.seed
+        saved = first and not baseline
+        name = ("baseline" if baseline else "student") + ("" if first else f" seed {seed}")
+        plan = self.recipe.plan
+        student: PreTrainedModel | None = None
+        for number, stage in enumerate(plan, 1):
+            last = number == len(plan)
+            part = name if len(plan) == 1 else f"{name} stage {number}"
+            with self.stage(part, of=len(plan)):
+                if student is None:
+                    student = self._new_student(teacher, seed, warn=saved)
+                fitted = self.fitter.fit(
+                    student,
+                    objectives=(Labels(),) if baseline else stage.objectives,
+                    training={
+                        **self.training,
+                        **stage.training,
+                        "seed": seed,
+                        **(self.hub if saved and last else {}),
+                    },
+                    directory=self.directory.path
+                    if saved and last
+                    else self.directory.path / RUNS / (name if last else part).replace(" ", "-"),
+                    teacher=None if baseline else teacher,
+                )
+            self._remember(part, fitted)
+            if not last:
+                student = self.fitter.reopen(fitted)
+        return fitted
+
+    def _new_student(self, teacher: PreTrainedModel, seed: int, *, warn: bool) -> PreTrainedModel:
         from transformers import set_seed
 
-        first = seed == self.args.seed
-        name = ("baseline" if baseline else "student") + ("" if first else f" seed {seed}")
-        place = self.directory.path if first and not baseline else self.directory.path / RUNS / name.replace(" ", "-")
-        with self.stage(name):
-            set_seed(seed)
-            with self.recipe.locate("student"):
-                student = self.recipe.student.make(teacher, self.prepared.head)
-            if first and not baseline:
-                self._warn_if_larger(student, teacher)
-            objectives: Sequence[Objective] = (Labels(),) if baseline else self.recipe.objectives
-            fitted = self.fitter.fit(
-                student,
-                objectives=objectives,
-                training={**self.training, "seed": seed, **(self.hub if first and not baseline else {})},
-                directory=place,
-                teacher=None if baseline else teacher,
-            )
-        self._remember(name, fitted)
-        return fitted
+        set_seed(seed)
+        with self.recipe.locate("student"):
+            student = self.recipe.student.make(teacher, self.prepared.head)
+        if warn:
+            self._warn_if_larger(student, teacher)
+        return student
 
     def _warn_if_larger(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
         if student.num_parameters() > teacher.num_parameters() and self.is_main:
@@ -162,6 +189,9 @@ def open_run(recipe: Recipe, restart: bool) -> Run:
         narrator.say(line)
     hub = _claim_repository(recipe, directory.path) if recipe.hub.push else {}
     pair = open_pair(recipe)
+    check_plan(recipe, pair)
+    for line in remarks(recipe):
+        narrator.say(line)
     with args.main_process_first(desc="data"):
         prepared = _prepare(recipe, pair)
     _check_objectives(recipe, prepared)
@@ -224,12 +254,21 @@ def _with_precision(recipe: Recipe, training: Mapping[str, Any]) -> Recipe:
 
 def _arguments(recipe: Recipe, training: Mapping[str, Any]) -> DistillationArguments:
     """Build the arguments once, which checks values against each other and starts the processes' group."""
-    from hf_distill.training_args import DistillationArguments
+    args = _build(recipe, "training", training)
+    for index, stage in enumerate(recipe.stages):
+        _build(recipe, f"stages[{index}].training", {**training, **stage.training})
+    return args
+
+
+def _build(recipe: Recipe, path: str, training: Mapping[str, Any]) -> DistillationArguments:
+    from hf_distill.training_args import DistillationArguments, check_devices
 
     try:
-        return DistillationArguments(**training)
+        args = DistillationArguments(**training)
+        check_devices(args)
     except (ValueError, TypeError) as error:
-        raise recipe.mistake("training", " ".join(str(error).split())) from error
+        raise recipe.mistake(path, " ".join(str(error).split())) from error
+    return args
 
 
 def _claim_repository(recipe: Recipe, directory: Path) -> dict[str, Any]:
@@ -241,8 +280,9 @@ def _claim_repository(recipe: Recipe, directory: Path) -> dict[str, Any]:
 
 
 def _check_objectives(recipe: Recipe, prepared: Prepared) -> None:
-    with recipe.locate(""):
-        recipe.task.check(recipe.objectives, prepared)
+    for index, stage in enumerate(recipe.plan):
+        with recipe.locate(recipe.stage_path(index)):
+            recipe.task.check(stage.objectives, prepared)
     if recipe.report.baseline and not prepared.labelled:
         raise recipe.mistake(
             "report.baseline", "a baseline learns from labels, but the train split has none. Set it to false."

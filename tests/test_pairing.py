@@ -11,18 +11,19 @@ from typing import Any
 import pytest
 
 from hf_distill.errors import UserError
+from hf_distill.models import open_tokenizer
 from hf_distill.objectives import KLDivergence
 from hf_distill.pairing import Pair, open_pair
 from hf_distill.recipe import Data, Recipe
 from hf_distill.students import CopyLayers, FromConfig, PretrainedStudent, Student
-from hf_distill.tasks import TextClassification
+from hf_distill.tasks import TASKS
 from hf_distill.teachers import FinetunedTeacher, PretrainedTeacher, Teacher
 
 
 def recipe(teacher: Teacher | Path, student: Student | Path, **sections: Any) -> Recipe:
     data = sections.pop("data", {})
     return Recipe(
-        task=TextClassification(),
+        task=TASKS[sections.pop("task", "text-classification")](),
         data=Data(path="unread.csv", **data),
         teacher=teacher if isinstance(teacher, Teacher) else PretrainedTeacher(model=str(teacher)),
         student=student if isinstance(student, Student) else PretrainedStudent(model=str(student)),
@@ -104,22 +105,80 @@ def test_the_same_vocabulary_is_enough(make_model: Any) -> None:
 
 
 def test_vocabularies_that_differ(make_model: Any) -> None:
-    """The same number is another word: the student learns to answer to gibberish."""
-    line = mistake(make_model("bert"), make_model("roberta"))
-    assert line.startswith("student.model: the vocabularies of student and teacher differ (")
-    assert "student: {name: copy_layers, ...}" in line
+    """Where each token is compared the same number is another word: the student learns to answer to gibberish."""
+    lm = {"task": "text-generation"}
+    teacher, student = make_model("llama-lm"), make_model("gpt2-lm")
+    sizes = [len(open_tokenizer(str(path))) for path in (student, teacher)]
+    assert mistake(teacher, student, **lm) == (
+        f"student.model: the vocabularies of student and teacher differ ({sizes[0]} and {sizes[1]} tokens). "
+        "text-generation compares the models token by token, so both have to read the same tokens. Choose a student of "
+        "the teacher's family, or student: {name: copy_layers, ...}."
+    )
     words = ["film", "great"]
-    line = mistake(make_model("bert", vocab=words), make_model("bert", vocab=words[::-1]))
-    assert "('great' is number 5 in one and 6 in the other)" in line or "('film' is number 6" in line
+    masked = [make_model("bert-mlm", vocab=order) for order in (words, words[::-1])]
+    line = mistake(*masked, task="fill-mask")
+    assert "('great' is number 5 in one and 6 in the other). fill-mask compares the models token by token" in line
+    tagged = mistake(make_model("bert-tokens"), make_model("roberta"), task="token-classification")
+    assert "token-classification compares the models token by token" in tagged
+
+
+def test_a_classifier_and_its_teacher_keep_their_own_tokenizers(make_model: Any) -> None:
+    """They are compared by text; refused, RoBERTa could teach no BERT."""
+    bert, roberta = make_model("bert"), make_model("roberta")
+    found = pair(roberta, bert)
+    assert found.teacher_tokenizer is not None
+    assert [type(one).__name__ for one in (found.tokenizer, found.teacher_tokenizer)] == [
+        "BertTokenizer",
+        "RobertaTokenizer",
+    ]
+    assert pair(bert, make_model("distilbert")).teacher_tokenizer is None
+    decoders = pair(make_model("gpt2"), make_model("llama"))
+    assert decoders.teacher_tokenizer is not None
+    assert decoders.tokenizer.pad_token == "</s>"
+    assert decoders.teacher_tokenizer.pad_token == "<|endoftext|>"
+
+
+def test_each_model_is_checked_against_its_own_tokenizer(make_model: Any, tmp_path: Path) -> None:
+    """RoBERTa's tokens in BERT's embedding are an index error, or a lookup of something else, that nobody asked for."""
+    bert, roberta = make_model("bert"), make_model("roberta")
+    small = copy(roberta, tmp_path / "small", vocab_size=20)
+    line = mistake(small, bert)
+    assert line.startswith("teacher.model: the tokenizer has a token number ")
+    assert line.endswith(
+        "but the model's vocabulary ends at 19. Name the tokenizer that belongs to the model: tokenizer: ..."
+    )
+    assert mistake(roberta, copy(bert, tmp_path / "bert", vocab_size=20)).startswith("student.model: the tokenizer has")
+    # The shorter of all limits holds for both: they read the same part of a text, about.
+    short = copy(roberta, tmp_path / "short", max_position_embeddings=34)
+    assert pair(short, bert).max_length == 32
+    assert mistake(short, bert, data={"max_length": 40}).endswith("wanted at most 32.")
+
+
+def test_layers_of_another_model_come_with_its_tokenizer(make_model: Any) -> None:
+    """Layers of a BERT under a RoBERTa teacher would be fed RoBERTa's tokens, which fit into the table by chance."""
+    bert, roberta = make_model("bert"), make_model("roberta")
+    found = pair(roberta, CopyLayers(layers=2, model=str(bert)))
+    assert found.teacher_tokenizer is not None
+    assert type(found.tokenizer).__name__ == "BertTokenizer"
+    assert pair(roberta, CopyLayers(layers=2)).teacher_tokenizer is None
+    line = mistake(
+        make_model("llama-lm"), CopyLayers(layers=2, model=str(make_model("gpt2-lm"))), task="text-generation"
+    )
+    assert line.startswith("student.model: the vocabularies of student and teacher differ (")
 
 
 def test_a_tokenizer_of_its_own_is_compared_with_both(make_model: Any) -> None:
     """`tokenizer:` does not make two vocabularies one."""
     bert, roberta = make_model("bert"), make_model("roberta")
-    assert mistake(bert, bert, tokenizer=str(roberta)).startswith(
-        "student.model: the vocabularies of tokenizer and student"
+    line = mistake(bert, bert, tokenizer=str(roberta))
+    assert line.startswith("student.model: the vocabularies of tokenizer and student differ (")
+    assert line.endswith("One tokenizer cannot feed both. Leave out `tokenizer`: each model then reads with its own.")
+    assert mistake(bert, roberta, tokenizer=str(bert)).startswith(
+        "student.model: the vocabularies of tokenizer and student differ ("
     )
-    assert pair(bert, bert, tokenizer=str(make_model("distilbert"))).tokenizer is not None
+    found = pair(bert, bert, tokenizer=str(make_model("distilbert")))
+    assert type(found.tokenizer).__name__ == "DistilBertTokenizer"
+    assert found.teacher_tokenizer is None
     assert mistake(bert, bert, tokenizer="./nowhere").startswith("tokenizer: no such file or directory")
 
 
@@ -127,14 +186,24 @@ def test_the_same_vocabulary_and_another_way_to_split(make_model: Any, tmp_path:
     """Cased and uncased tokenizers may share a vocabulary; a teacher fed the other one's tokens is half blind."""
     import transformers
 
-    bert = make_model("bert")
-    cased = copy(bert, tmp_path / "cased")
-    vocab = transformers.AutoTokenizer.from_pretrained(str(bert)).get_vocab()
-    transformers.BertTokenizer(vocab=vocab, do_lower_case=False, model_max_length=64).save_pretrained(cased)
-    line = mistake(bert, cased)
+    def cased(kind: str) -> Path:
+        path = copy(make_model(kind), tmp_path / kind)
+        vocab = transformers.AutoTokenizer.from_pretrained(str(path)).get_vocab()
+        transformers.BertTokenizer(vocab=vocab, do_lower_case=False, model_max_length=64).save_pretrained(path)
+        return path
+
+    masked = make_model("bert-mlm")
+    line = mistake(masked, cased("bert-mlm"), task="fill-mask")
     assert line.startswith("student.model: student and teacher have the same vocabulary but split text differently")
-    chosen = pair(bert, cased, tokenizer=str(bert)).tokenizer
-    assert chosen.tokenize("GREAT") == ["great"]
+    assert line.endswith("Say which of them feeds both: tokenizer: ...")
+    bert, other = make_model("bert"), cased("bert")
+    found = pair(bert, other)
+    assert found.teacher_tokenizer is not None
+    assert found.teacher_tokenizer.tokenize("GREAT") == ["great"]
+    assert found.tokenizer.tokenize("GREAT") != ["great"]
+    chosen = pair(bert, other, tokenizer=str(bert))
+    assert chosen.tokenizer.tokenize("GREAT") == ["great"]
+    assert chosen.teacher_tokenizer is None
 
 
 def test_a_student_built_from_a_configuration_takes_the_teacher_s_tokenizer(make_model: Any) -> None:

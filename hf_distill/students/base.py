@@ -25,6 +25,11 @@ class Student(ABC):
         """The model the entry names, if it names one."""
         return getattr(self, "model", None)
 
+    @property
+    def vocabulary(self) -> str | None:
+        """The model whose tokenizer the student's weights were trained with; None where it takes the teacher's."""
+        return self.source if self.own_config() is not None else None
+
     @abstractmethod
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
         """Return the configuration the student will have, without loading weights.

@@ -29,6 +29,7 @@ class Setup:
         teacher_tokenizer: The teacher's own, where it differs; None where one feeds both.
         teacher: Configuration of a teacher that brings its own head; None for a head still to be trained.
         student: Likewise.
+        configs: Configurations of teacher and student, whether they bring the head or not.
         max_length: Longest input in tokens; None where nothing limits it.
         label_names: Names of integer labels, from the recipe.
         metrics: Names, headline first; the task's own choice if empty.
@@ -38,6 +39,7 @@ class Setup:
     teacher_tokenizer: PreTrainedTokenizerBase | None = None
     teacher: PretrainedConfig | None = None
     student: PretrainedConfig | None = None
+    configs: tuple[PretrainedConfig, ...] = ()
     max_length: int | None = None
     label_names: list[str] | None = None
     metrics: Sequence[str] = ()
@@ -63,6 +65,8 @@ class Prepared:
             only agreement can be reported.
         label_names: Class names in the order of the student's head; None where nothing names them.
         labelled: Whether the train split has labels.
+        for_teacher: The same data, row by row, as the teacher reads it, where it has a tokenizer of its own; None where
+            both read the same tokens.
     """
 
     train: Dataset
@@ -76,6 +80,7 @@ class Prepared:
     labelled: bool
     summary: Callable[[Mapping[str, float]], dict[str, float]] | None = None
     generate: Callable[[PreTrainedModel, int], dict[str, float]] | None = None
+    for_teacher: Prepared | None = None
 
 
 @component
@@ -109,7 +114,7 @@ class Task(ABC):
 
         Raises:
             UserError: A softmax over one predicted value, which is constant and its loss silently zero; an objective
-                on labels where there are none.
+                on labels where there are none; one that compares token by token where each model has its own.
         """
         for index, objective in enumerate(objectives):
             key = f"objectives[{index}]"
@@ -122,6 +127,12 @@ class Task(ABC):
                 raise UserError(
                     f"'{objective.name}' compares distributions over classes, but this is regression. "
                     "Use logits_mse for the teacher's values and labels for the true ones.",
+                    key=key,
+                )
+            if objective.by_token and prepared.for_teacher is not None:
+                raise UserError(
+                    f"'{objective.name}' compares the models token by token, but teacher and student read different "
+                    "tokens (each has its own tokenizer). Leave it out, or choose a student of the teacher's family.",
                     key=key,
                 )
             if objective.unit == "label" and not prepared.labelled:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from hf_distill import __version__
 from hf_distill.component import component
 from hf_distill.data import by_length
 from hf_distill.errors import UserError
@@ -26,6 +25,7 @@ from hf_distill.tasks.language import (
     token_features,
     vocabulary,
 )
+from hf_distill.tasks.tokenising import cache_key, tokenise
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -89,7 +89,7 @@ class FillMask(Task):
         tokenised = {name: _tokenise(split, name, tokenizer, max_length) for name, split in splits.items()}
         return Prepared(
             train=tokenised["train"],
-            eval=by_length(_mask_for_good(tokenised["eval"], masker)),
+            eval=by_length(_mask_for_good(tokenised["eval"], masker, tokenizer)),
             head=Head(self.auto_class),
             layout=TokenRows(classes=width),
             collator=MaskTokens(masker, PadTokens(pad_token_id(tokenizer))),
@@ -240,31 +240,27 @@ def _tokenise(split: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max
     if cut and tokenizer.is_fast:
         cut["return_overflowing_tokens"] = True
 
-    # `datasets` hashes what this function refers to; see `text_classification._tokenise`.
-    def encode(batch: dict[str, list[Any]], _version: str = __version__) -> dict[str, list[Any]]:
+    def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         texts = [text for text in batch["text"] if text.strip()]
         special = set(tokenizer.all_special_ids)
         found = tokenizer(texts, verbose=False, **cut)["input_ids"] if texts else []
         kept = [ids for ids in found if not special.issuperset(ids)]
         return {"input_ids": kept, "length": [len(ids) for ids in kept]}
 
-    tokenised = split.map(
-        encode,
-        batched=True,
-        remove_columns=split.column_names,
-        features=token_features(labels=False),
-        desc=f"Tokenising {name}",
-    )
+    features = token_features(labels=False)
+    tokenised = tokenise(split, name, encode, tokenizer, FillMask.name, max_length, features=features)
     if len(tokenised) == 0:
         raise UserError(f"no text of the {name} split has a token that could be hidden.", key="columns.text")
     return tokenised
 
 
-def _mask_for_good(split: Dataset, masker: Masker) -> Dataset:
+def _mask_for_good(split: Dataset, masker: Masker, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """Return the split with masks that stay: whoever is judged on it is asked the same."""
 
-    def mask(example: dict[str, Any], _version: str = __version__) -> dict[str, Any]:
+    def mask(example: dict[str, Any]) -> dict[str, Any]:
         seen, labels = masker(example["input_ids"], EVAL)
         return {"input_ids": seen, "labels": labels}
 
-    return split.map(mask, features=token_features(), desc="Masking eval")
+    settings = ("masks", masker.share, masker.seed, masker.unmasked, bool(masker.inside))
+    key = cache_key(split, tokenizer, *settings)
+    return split.map(mask, features=token_features(), desc="Masking eval", new_fingerprint=key)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hf_distill import __version__
 from hf_distill.component import component
 from hf_distill.data import by_length, column
 from hf_distill.errors import UserError
-from hf_distill.files import fingerprint
 from hf_distill.models import Head
+from hf_distill.own_tokens import PadBoth, side_by_side, teacher_view
 from hf_distill.tasks.base import Prepared, Setup, Task
 from hf_distill.tasks.class_labels import Labelling, read_labels
 from hf_distill.tasks.problem import PROBLEM_TYPES, Problem
+from hf_distill.tasks.tokenising import tokenise
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 class TextClassification(Task):
     """Sequence classification and regression, of one text or of a pair.
 
+    Teacher and student may have tokenizers of their own: they are compared by text, not by token.
+
     Attributes:
         problem: `single_label`, `multi_label` or `regression`. Read from the label column if left out: text and
             integers are one label, lists are several, floats are regression (see `class_labels.read_labels`).
@@ -34,6 +36,7 @@ class TextClassification(Task):
     name: ClassVar[str] = "text-classification"
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
     roles: ClassVar[Mapping[str, bool]] = {"text": True, "text_pair": False, "label": False}
+    own_tokenizers: ClassVar[bool] = True
 
     problem: Problem | None = None
 
@@ -44,7 +47,6 @@ class TextClassification(Task):
         from hf_distill.metrics import DEFAULTS, check, score
         from hf_distill.rows import ExampleRows
 
-        tokenizer, max_length = setup.tokenizer, setup.max_length
         _check_texts(splits)
         labelling = read_labels(
             {name: split for name, split in splits.items() if "label" in split.column_names},
@@ -56,19 +58,30 @@ class TextClassification(Task):
         names = setup.metrics or list(DEFAULTS[labelling.kind])
         check(names, labelling.kind, labelling.width)
         pair = "text_pair" in splits["train"].column_names
-        check_length(tokenizer, max_length, pair)
-        tokenised = {name: _tokenise(split, name, tokenizer, max_length, labelling) for name, split in splits.items()}
-        return Prepared(
+        for tokenizer in filter(None, (setup.tokenizer, setup.teacher_tokenizer)):
+            check_length(tokenizer, setup.max_length, pair)
+        tokenised = {name: _read(split, name, setup, labelling) for name, split in splits.items()}
+        prepared = Prepared(
             train=tokenised["train"],
             eval=by_length(tokenised["eval"]),
-            head=Head(self.auto_class, _settings(labelling, tokenizer)),
+            head=Head(self.auto_class, _settings(labelling, setup.tokenizer)),
             layout=ExampleRows(kind=labelling.kind, width=labelling.width, teacher_columns=labelling.teacher_columns),
-            collator=DataCollatorWithPadding(tokenizer),
+            collator=DataCollatorWithPadding(setup.tokenizer),
             metrics=partial(score, names, kind=labelling.kind),
             metric_names=tuple(names) if "eval" in labelling.labelled else (),
             label_names=labelling.names,
             labelled="train" in labelling.labelled,
         )
+        if setup.teacher_tokenizer is None:
+            return prepared
+        theirs = replace(
+            prepared,
+            train=teacher_view(prepared.train),
+            eval=teacher_view(prepared.eval),
+            head=Head(self.auto_class, _settings(labelling, setup.teacher_tokenizer)),
+            collator=DataCollatorWithPadding(setup.teacher_tokenizer),
+        )
+        return replace(prepared, collator=PadBoth(prepared.collator, theirs.collator), for_teacher=theirs)
 
 
 def _check_texts(splits: Mapping[str, Dataset]) -> None:
@@ -115,6 +128,14 @@ def check_length(tokenizer: PreTrainedTokenizerBase, max_length: int | None, pai
         )
 
 
+def _read(split: Dataset, name: str, setup: Setup, labelling: Labelling) -> Dataset:
+    """Return a split as the student reads it and, where the teacher has a tokenizer of its own, as the teacher does."""
+    student = _tokenise(split, name, setup.tokenizer, setup.max_length, labelling)
+    if setup.teacher_tokenizer is None:
+        return student
+    return side_by_side(student, _tokenise(split, name, setup.teacher_tokenizer, setup.max_length, labelling))
+
+
 def _tokenise(
     split: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None, labelling: Labelling
 ) -> Dataset:
@@ -130,13 +151,8 @@ def _tokenise(
             encoded["labels"] = labelling.encode(batch["label"])
         return encoded
 
-    tokenised = split.map(
-        encode,
-        batched=True,
-        remove_columns=split.column_names,
-        desc=f"Tokenising {name}",
-        new_fingerprint=_cache_key(split, tokenizer, max_length, labelling),
-    )
+    settings = (TextClassification.name, max_length, repr(labelling))
+    tokenised = tokenise(split, name, encode, tokenizer, *settings)
     empty = pc.index(column(tokenised, "length"), 0).as_py()
     if empty >= 0:
         # Some decoders add no token of their own; what such a model answers to nothing is arbitrary.
@@ -147,27 +163,10 @@ def _tokenise(
     return tokenised
 
 
-def _cache_key(
-    split: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None, labelling: Labelling
-) -> str | None:
-    """Return what the tokens depend on, so that the next run finds them; None leaves it to `datasets`.
-
-    `datasets` hashes a pickle of the function, whose bytes also depend on which equal strings are one object in this
-    process.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return None
-    state = json.loads(backend.to_str())
-    for key in ("truncation", "padding"):  # of the last call
-        state.pop(key, None)
-    return fingerprint(__version__, split._fingerprint, state, type(tokenizer).__name__, max_length, repr(labelling))
-
-
 def _settings(labelling: Labelling, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return {
         **labelling.settings(),
         "problem_type": PROBLEM_TYPES[labelling.problem],
-        # Decoder classifiers find the last token by it.
+        # Decoder classifiers find the last token by it, and RoBERTa counts its positions from it.
         "pad_token_id": tokenizer.pad_token_id,
     }

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from itertools import chain, takewhile
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from hf_distill import __version__
 from hf_distill.component import component
 from hf_distill.data import by_length, column
 from hf_distill.errors import UserError
@@ -25,6 +24,7 @@ from hf_distill.tasks.language import (
     token_features,
     vocabulary,
 )
+from hf_distill.tasks.tokenising import tokenise
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -260,8 +260,7 @@ def _blocks(texts: list[_Tokens], length: int) -> Iterator[_Tokens]:
 def _tokenise(split: Dataset, name: str, encoder: _Encoder) -> Dataset:
     """Return `input_ids`, `labels` and `length` of a split; found again in the cache on the next run."""
 
-    # `datasets` hashes what this function refers to; see `text_classification._tokenise`.
-    def encode(batch: dict[str, list[Any]], _version: str = __version__) -> dict[str, list[Any]]:
+    def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         made, limit = encoder(batch), encoder.max_length
         return {
             "input_ids": [one.ids[:limit] for one in made],
@@ -271,13 +270,9 @@ def _tokenise(split: Dataset, name: str, encoder: _Encoder) -> Dataset:
             "merged": [one.merged for one in made],
         }
 
-    tokenised = split.map(
-        encode,
-        batched=True,
-        remove_columns=split.column_names,
-        features=token_features("cut", "merged"),
-        desc=f"Tokenising {name}",
-    )
+    settings = (TextGeneration.name, encoder.max_length, encoder.form, encoder.packed)
+    features = token_features("cut", "merged")
+    tokenised = tokenise(split, name, encode, encoder.tokenizer, *settings, features=features)
     _say(split, name, tokenised, encoder)
     return tokenised.remove_columns(["cut", "merged"])
 

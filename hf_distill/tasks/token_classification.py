@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hf_distill import __version__
 from hf_distill.component import component
 from hf_distill.data import by_length, column
 from hf_distill.errors import UserError
@@ -17,6 +16,7 @@ from hf_distill.models import Head
 from hf_distill.tasks.base import Prepared, Setup, Task
 from hf_distill.tasks.class_labels import Labelling, read_labels
 from hf_distill.tasks.text_classification import check_length
+from hf_distill.tasks.tokenising import tokenise
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -248,12 +248,11 @@ def _tokenise(split: Dataset, name: str, aligner: Aligner, all_subwords: bool) -
     """Return the model inputs, `labels` and `length` of a split; found again in the cache on the next run."""
     import pyarrow.compute as pc
 
-    # `datasets` hashes what this function refers to; the default argument makes our version part of it, because a
-    # method of an installed class is hashed by its name alone.
-    def encode(batch: dict[str, list[Any]], _version: str = __version__) -> dict[str, Any]:
+    def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
         return aligner.encode(batch["tokens"], batch.get("tags"), all_subwords)
 
-    tokenised = split.map(encode, batched=True, remove_columns=split.column_names, desc=f"Tokenising {name}")
+    settings = (TokenClassification.name, aligner.max_length, all_subwords, repr(aligner.labelling))
+    tokenised = tokenise(split, name, encode, aligner.tokenizer, *settings)
     sums: dict[str, int] = {key: pc.sum(column(tokenised, key)).as_py() for key in ("cut", "silent")}
     words = pc.sum(pc.list_value_length(column(split, "tokens"))).as_py()
     if sums["cut"]:

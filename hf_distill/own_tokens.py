@@ -1,0 +1,75 @@
+"""Two tokenizers: the teacher's tokens stand beside the student's in every example, under a prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+PREFIX = "teacher_"
+# Its presence says that the teacher reads tokens of its own. Other columns of a teacher (cached targets) do not.
+MARK = f"{PREFIX}input_ids"
+# Columns of an example that are no tokens, and the same whoever reads it.
+SHARED = ("labels",)
+
+Value = TypeVar("Value")
+
+
+def teacher_inputs(inputs: Mapping[str, Value]) -> Mapping[str, Value]:
+    """Return what the teacher reads of an example or a batch: its own tokens where there are any, else the student's.
+
+    >>> teacher_inputs({"input_ids": 1, "token_type_ids": 0, "teacher_input_ids": 7})
+    {'input_ids': 7}
+    >>> teacher_inputs({"input_ids": 1, "token_type_ids": 0})
+    {'input_ids': 1, 'token_type_ids': 0}
+    """
+    if MARK not in inputs:
+        return inputs
+    return {key.removeprefix(PREFIX): value for key, value in inputs.items() if key.startswith(PREFIX)}
+
+
+def side_by_side(student: Dataset, teacher: Dataset) -> Dataset:
+    """Return the examples with both models' tokens.
+
+    Args:
+        student: A tokenised split.
+        teacher: The same split in the teacher's tokens, row by row.
+    """
+    from datasets import concatenate_datasets
+
+    own = teacher.remove_columns([name for name in SHARED if name in teacher.column_names])
+    return concatenate_datasets(
+        [student, own.rename_columns({name: f"{PREFIX}{name}" for name in own.column_names})], axis=1
+    )
+
+
+def teacher_view(split: Dataset) -> Dataset:
+    """Return the split, in its order, as the teacher reads it: what `side_by_side` put there under plain names."""
+    own = {name: name.removeprefix(PREFIX) for name in split.column_names if name.startswith(PREFIX)}
+    shared = [name for name in SHARED if name in split.column_names]
+    return split.select_columns([*own, *shared]).rename_columns(own)
+
+
+@dataclass(frozen=True)
+class PadBoth:
+    """Pads both models' tokens, each with its own tokenizer's token and on its own side.
+
+    Attributes:
+        student: Makes a batch of the student's tokens and the labels.
+        teacher: Makes a batch of the teacher's tokens. Not called where examples have none (no teacher is there).
+    """
+
+    student: Callable[[list[dict[str, Any]]], Mapping[str, Any]]
+    teacher: Callable[[list[dict[str, Any]]], Mapping[str, Any]]
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the student's inputs and `labels`, and the teacher's under the prefix."""
+        plain = [{key: value for key, value in one.items() if not key.startswith(PREFIX)} for one in examples]
+        batch = dict(self.student(plain))
+        if MARK not in examples[0]:
+            return batch
+        own = self.teacher([dict(teacher_inputs(one)) for one in examples])
+        return {**batch, **{f"{PREFIX}{key}": value for key, value in own.items()}}

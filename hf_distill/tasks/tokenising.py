@@ -1,0 +1,61 @@
+"""Tokenising a split once: the next run finds it in the cache by what it depends on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from hf_distill import __version__
+from hf_distill.files import fingerprint
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
+    from transformers import PreTrainedTokenizerBase
+
+# Of a tokenizer's Python side; they are no part of what its fast side knows of itself.
+_PYTHON_SIDE = ("truncation_side", "padding_side", "model_input_names", "chat_template", "special_tokens_map")
+
+
+def tokenise(
+    split: Dataset,
+    name: str,
+    encode: Callable[[dict[str, list[Any]]], dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    *settings: Any,
+    features: Features | None = None,
+) -> Dataset:
+    """Return a split with the columns that `encode` makes of its own.
+
+    Args:
+        split: Raw examples.
+        name: What it is called on the progress bar.
+        encode: Batch of raw columns -> batch of new ones.
+        tokenizer: What `encode` tokenises with.
+        *settings: Everything else that decides what `encode` returns, the name of the task first; JSON-able.
+        features: Types of the new columns, where a first batch may be empty.
+    """
+    return split.map(
+        encode,
+        batched=True,
+        remove_columns=split.column_names,
+        features=features,
+        desc=f"Tokenising {name}",
+        new_fingerprint=cache_key(split, tokenizer, *settings),
+    )
+
+
+def cache_key(split: Dataset, tokenizer: PreTrainedTokenizerBase, *settings: Any) -> str | None:
+    """Return the name under which what is made of a split lies in the cache; None leaves it to `datasets`.
+
+    `datasets` hashes a pickle of the function, whose bytes also depend on which equal strings are one object in this
+    process, and on what the tokenizer was last called with.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    state = json.loads(backend.to_str())
+    for key in ("truncation", "padding"):  # of the last call
+        state.pop(key, None)
+    rest = {key: repr(getattr(tokenizer, key, None)) for key in _PYTHON_SIDE}
+    return fingerprint(__version__, split._fingerprint, state, type(tokenizer).__name__, rest, settings)
