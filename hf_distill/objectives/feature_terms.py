@@ -15,7 +15,7 @@ from hf_distill.objectives.term import Term
 
 if TYPE_CHECKING:
     from hf_distill.objectives.base import Comparison
-    from hf_distill.objectives.features import FeatureObjective
+    from hf_distill.objectives.features import StackObjective
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,11 @@ class Positions:
     mask: Tensor
     comparison: Comparison
 
+    @property
+    def sequences(self) -> Tensor:
+        """The sequence of every position, `(positions,)`."""
+        return self.mask.nonzero()[:, 0]
+
     def select(self, values: Tensor) -> Tensor:
         """Return the rows that count, `(sequences, tokens, ...)` -> `(positions, ...)`, in float32 or better.
 
@@ -40,8 +45,7 @@ class Positions:
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum a value per position into `(batch,)`."""
-        sequences = self.mask.nonzero()[:, 0]
-        return self.comparison.fold(values.new_zeros(len(self.mask)).index_add(0, sequences, values))
+        return self.comparison.fold(values.new_zeros(len(self.mask)).index_add(0, self.sequences, values))
 
 
 class FeatureTerm(Term):
@@ -51,9 +55,9 @@ class FeatureTerm(Term):
         objective: What it computes.
         student: The model to train.
         teacher: The model to learn from.
-        projected: Whether the student's states pass a learned projection: a matrix without bias for each pair, from
-            the student's width to the teacher's, uniform within `sqrt(6 / (student's width + teacher's))` at the
-            start (Glorot and Bengio 2010), drawn from torch's seed.
+        projected: Whether the student's states pass a learned projection; None: where the widths differ. It is a matrix
+            without bias for each pair, from the student's width to the teacher's, at the start uniform within
+            `sqrt(6 / (student's width + teacher's))` (Glorot and Bengio 2010), drawn from torch's seed.
 
     Attributes:
         pairs: (student's index, teacher's index) of all that is compared; index 0 is the output of the embeddings.
@@ -69,7 +73,12 @@ class FeatureTerm(Term):
     compared: ClassVar[str] = "hidden_states"
 
     def __init__(
-        self, objective: FeatureObjective, student: nn.Module, teacher: nn.Module | None, *, projected: bool = False
+        self,
+        objective: StackObjective,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        *,
+        projected: bool | None = False,
     ) -> None:
         super().__init__(objective)
         if teacher is None:
@@ -81,11 +90,13 @@ class FeatureTerm(Term):
         self.student_stack, self.teacher_stack = objective.stacks(mine, theirs)
         self.pairs = objective.pairs(self.student_stack, self.teacher_stack)
         self.projections = nn.ModuleList()
+        if projected is None:
+            projected = self.student_stack.width != self.teacher_stack.width
         for _ in self.pairs if projected else ():
             projection = nn.Linear(self.student_stack.width, self.teacher_stack.width, bias=False)
             nn.init.xavier_uniform_(projection.weight)
             self.projections.append(projection)
-        self.needs_data = objective.layers == "similarity"
+        self.needs_data = getattr(objective, "layers", None) == "similarity"
         if self.needs_data:
             self.similarity = Similarity(self.student_stack.depth, self.teacher_stack.depth)
             # What was measured is part of the training: resumed, it must not be measured again on a trained student.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 from hf_distill.component import component
@@ -16,28 +17,22 @@ if TYPE_CHECKING:
 
 
 @component
-class FeatureObjective(PreparedObjective):
-    """Compares layers of the student with layers of the teacher, token by token.
+class StackObjective(PreparedObjective):
+    """Compares what the two models compute on the way, token by token.
 
-    A subclass returns a `feature_terms.FeatureTerm` from `prepare`, and may refuse two models in `check_stacks`. A term
-    sums over the tokens that are no padding and takes the mean over pairs of layers (and, where it says so, over the
-    entries of a state), so that a weight means the same for every width and every number of layers.
+    A subclass returns a `feature_terms.FeatureTerm` from `prepare`, says in `pairs` what it compares, and may refuse
+    two models in `check_stacks`. A term sums over the tokens that are no padding and takes the mean over pairs of
+    layers (and, where it says so, over the entries of a state), so that a weight means the same for every width and
+    depth.
 
     Attributes:
         weight: Factor of the term.
-        layers: Which layers are compared: `uniform` (student's layer `i` with the teacher's `i * T / S`), `last`,
-            `middle`, `skip` (as `uniform`, without the last), `tail` (counted from the end, without the last),
-            `similarity` (each with the teacher's most similar one, measured before training), or pairs of indices
-            `[[student, teacher], ...]`. Index 0 is the output of the embeddings, 1 that of the first layer.
         part: Which stack of an encoder-decoder is compared; not given for other models. The decoder's tokens are
             those that have a label.
     """
 
     by_token: ClassVar[bool] = True
-    # The lowest index of a layer: 1 where there is nothing to compare in the output of the embeddings.
-    lowest_layer: ClassVar[int] = 0
 
-    layers: Layers = "uniform"
     part: Part | None = None
 
     @property
@@ -53,13 +48,13 @@ class FeatureObjective(PreparedObjective):
         """
         return read_stack(student, self.part, "student"), read_stack(teacher, self.part, "teacher")
 
+    @abstractmethod
     def pairs(self, student: Stack, teacher: Stack) -> tuple[tuple[int, int], ...]:
-        """Return (student's index, teacher's index) of all that is compared.
+        """Return (student's index, teacher's index) of all that is compared; 0 is the output of the embeddings.
 
         Raises:
             UserError: An index is out of range.
         """
-        return layer_pairs(self.layers, student.depth, teacher.depth, lowest=self.lowest_layer)
 
     def check(self, student: PretrainedConfig, teacher: PretrainedConfig) -> None:
         """See `Objective.check`."""
@@ -68,7 +63,33 @@ class FeatureObjective(PreparedObjective):
         self.check_stacks(mine, theirs)
 
     def check_stacks(self, student: Stack, teacher: Stack) -> None:
-        """Refuse two stacks whose layers cannot be compared."""
+        """Refuse two stacks whose layers cannot be compared.
+
+        Raises:
+            UserError: They cannot.
+        """
+
+
+@component
+class FeatureObjective(StackObjective):
+    """Compares layers of the student with layers of the teacher that a recipe chooses.
+
+    Attributes:
+        weight: Factor of the term.
+        layers: Which layers are compared: `uniform` (student's layer `i` with the teacher's `i * T / S`), `last`,
+            `middle`, `skip` (as `uniform`, without the last), `tail` (counted from the end, without the last),
+            `similarity` (each with the teacher's most similar one, measured before training), or pairs of indices
+            `[[student, teacher], ...]`. Index 0 is the output of the embeddings, 1 that of the first layer.
+    """
+
+    # The lowest index of a layer: 1 where there is nothing to compare in the output of the embeddings.
+    lowest_layer: ClassVar[int] = 0
+
+    layers: Layers = "uniform"
+
+    def pairs(self, student: Stack, teacher: Stack) -> tuple[tuple[int, int], ...]:
+        """See `layers.layer_pairs`."""
+        return layer_pairs(self.layers, student.depth, teacher.depth, lowest=self.lowest_layer)
 
 
 def check_heads(stack: Stack) -> int:
@@ -79,8 +100,8 @@ def check_heads(stack: Stack) -> int:
     """
     if stack.heads is None:
         raise UserError(
-            f"{stack.name} has no attention heads, so there is no attention to compare. Compare hidden states instead: "
-            "{name: hidden}.",
+            f"{stack.name} has no attention heads, or not in every layer, so there is no attention to compare. Compare "
+            "hidden states instead: {name: hidden}.",
             key="name",
         )
     return stack.heads

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 Part = Literal["encoder", "decoder"]
+# Kinds of layers, in a configuration's `layer_types`, that have no map of attention.
+WITHOUT_MAPS = {"linear_attention", "mamba", "conv", "recurrent"}
 
 
 def _tuples(value: Any) -> Any:
@@ -41,7 +43,8 @@ class Stack:
         name: Which model, for messages.
         depth: Number of blocks.
         width: Entries of a hidden state.
-        heads: Attention heads of a block; None where it has none, or not the same number in every block.
+        heads: Attention heads of a block; None where it has none, or not the same number in every block, or another
+            mechanism in some.
     """
 
     name: str
@@ -78,7 +81,8 @@ def read_stack(config: PretrainedConfig, part: Part | None, whose: str) -> Stack
             "the outputs instead, e.g. {name: kl}.",
             key="name",
         )
-    return Stack(name, depth, width, heads if isinstance(heads, int) else None)
+    everywhere = WITHOUT_MAPS.isdisjoint(getattr(text, "layer_types", None) or ())
+    return Stack(name, depth, width, heads if isinstance(heads, int) and everywhere else None)
 
 
 def layer_pairs(
