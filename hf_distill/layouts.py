@@ -8,6 +8,7 @@ from transformers.models.auto import modeling_auto
 
 from hf_distill.labels import label_names, positions
 from hf_distill.rows import ExampleRows, RowLayout, TokenRows
+from hf_distill.target_rows import TargetRows
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,7 +26,8 @@ def infer_layout(student: nn.Module, teacher: nn.Module | None, processing_class
     """Return which logits count, from the student's class and both configurations.
 
     Args:
-        student: A sequence classifier, token classifier, masked or causal language model (PEFT-wrapped or not).
+        student: A sequence classifier, token classifier, masked, causal or encoder-decoder language model (PEFT-wrapped
+            or not).
         teacher: Model of the same kind.
         processing_class: If it is a tokenizer (or has one), it tells which columns of a vocabulary-sized head are
             tokens.
@@ -36,8 +38,10 @@ def infer_layout(student: nn.Module, teacher: nn.Module | None, processing_class
     student = base_model(student)
     name = type(student).__name__
     config: Any = getattr(student, "config", None)
+    theirs: Any = None if teacher is None else getattr(base_model(teacher), "config", None)
+    if config is not None and config.is_encoder_decoder and name in _classes("SEQ_TO_SEQ_CAUSAL_LM"):
+        return TargetRows(classes=_vocabulary(config, theirs, processing_class))
     if config is not None and not config.is_encoder_decoder:
-        theirs: Any = None if teacher is None else base_model(teacher).config
         if name in _classes("SEQUENCE_CLASSIFICATION"):
             return _example_rows(config, theirs)
         if name in _classes("TOKEN_CLASSIFICATION"):
@@ -46,8 +50,8 @@ def infer_layout(student: nn.Module, teacher: nn.Module | None, processing_class
         if causal or name in _classes("MASKED_LM"):
             return TokenRows(shift=causal, classes=_vocabulary(config, theirs, processing_class))
     raise ValueError(
-        f"cannot tell which logits of {name} count. Wanted: a sequence or token classifier, a masked or a causal "
-        "language model; no encoder-decoder. For another head pass `layout=` (a hf_distill.rows.RowLayout)."
+        f"cannot tell which logits of {name} count. Wanted: a sequence or token classifier without decoder, or "
+        "a masked, causal or encoder-decoder language model. For another head pass `layout=` (a hf_distill.rows.RowLayout)."
     )
 
 

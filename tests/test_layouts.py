@@ -13,6 +13,7 @@ from torch import nn
 
 from hf_distill.layouts import base_model, infer_layout
 from hf_distill.rows import ExampleRows, RowLayout, TokenRows
+from hf_distill.target_rows import TargetRows
 
 LAYOUTS: dict[str, RowLayout] = {
     "classification": ExampleRows(kind="classes", width=3),
@@ -96,13 +97,37 @@ def test_padded_vocabularies(kind: str) -> None:
             infer_layout(student, teacher, no_tokenizer)
 
 
-def test_unknown_heads_are_refused() -> None:
-    """BART is listed among the masked language models: taken for one, a summary would be compared with its input."""
+def bart(head: Any) -> Any:
     shape = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 20, "max_position_embeddings": 8}
     heads = {"encoder_attention_heads": 1, "decoder_attention_heads": 1, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
-    bart = transformers.BartForConditionalGeneration(transformers.BartConfig(**shape, **heads))
+    return head(transformers.BartConfig(**shape, **heads))
+
+
+def test_encoder_decoder_rows_are_the_targets() -> None:
+    """BART is listed among the masked language models: taken for one, a summary would be compared with its input."""
+    student, teacher = (bart(transformers.BartForConditionalGeneration) for _ in range(2))
+    layout = infer_layout(student, teacher, tokenizer(17))
+    assert layout == TargetRows(classes=17)
+    ids, targets = torch.tensor([[3, 4, 5, 6]]), torch.tensor([[7, 2, -100, -100]])
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": targets}
+    with pytest.raises(ValueError, match=r"needs decoder_input_ids; found input_ids, attention_mask, labels"):
+        # As long as the target: BART then reads the source in place of what was said before.
+        layout.select(student(input_ids=ids).logits, None, batch)
+    with pytest.raises(ValueError, match=r"needs labels.*DataCollatorForSeq2Seq\(tokenizer, model=student\)"):
+        layout.units({"input_ids": ids})
+    batch["decoder_input_ids"] = torch.tensor([[2, 7, 1, 1]])
+    rows = layout.select(torch.randn(1, 4, 20), None, batch)
+    assert (tuple(rows.student.shape), rows.labels.tolist()) == ((2, 17), [7, 2])
+    units = layout.units(batch)
+    assert {name: units[name].tolist() for name in ("row", "label", "example", "token")} == {
+        "row": [2], "label": [2], "example": [1], "token": [4],  # tokens: the encoder's
+    }  # fmt: skip
+
+
+def test_unknown_heads_are_refused() -> None:
+    """A guess about which logits count would be a loss on the wrong ones."""
     questions = transformers.BertForQuestionAnswering(make_model("classification", 1, seed=0).config)
-    for model in (bart, questions, nn.Linear(2, 2)):
+    for model in (bart(transformers.BartForSequenceClassification), questions, nn.Linear(2, 2)):
         with pytest.raises(ValueError, match=rf"logits of {type(model).__name__} count.*`layout=`"):
             infer_layout(model, None)
 

@@ -17,7 +17,7 @@ from hf_distill.component import entry
 from hf_distill.errors import UserError
 from hf_distill.models import Head
 from hf_distill.students import STUDENTS, CopyLayers, FromConfig, PretrainedStudent
-from hf_distill.students.copy_layers import find_layers, spread
+from hf_distill.students.copy_layers import find_stacks, spread
 
 CLASSIFY = "AutoModelForSequenceClassification"
 CAUSAL = "AutoModelForCausalLM"
@@ -35,6 +35,10 @@ SIZES: dict[str, Any] = {
     "eos_token_id": 2,
     "initializer_range": 0.2,  # tiny models with 0.02 answer the same whatever their layers do
 }
+GEMMA = {
+    "vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 1, "num_key_value_heads": 1,
+    "head_dim": 8, "intermediate_size": 8,
+}  # fmt: skip
 ALTERNATING = ["full_attention", "sliding_attention", "sliding_attention"] * 2
 FAMILIES: dict[str, dict[str, Any]] = {
     "bert": {},
@@ -133,7 +137,7 @@ def test_layers_in_the_middle_are_skipped(family: str, head: str) -> None:
     assert student.config.num_hidden_layers == 4
 
     shortened = copy.deepcopy(teacher)
-    place, layers = find_layers(shortened)
+    place, layers = find_stacks(shortened)["layers"]
     parent, _, name = place.rpartition(".")
     setattr(shortened.get_submodule(parent), name, torch.nn.ModuleList(layers[index] for index in kept))
     shortened.config.num_hidden_layers = 4
@@ -277,18 +281,131 @@ def test_a_layer_that_depends_on_its_position_is_refused() -> None:
 @pytest.mark.parametrize(
     "make_config",
     [
-        lambda: transformers.T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=2, num_heads=2),
+        lambda: transformers.T5GemmaConfig(encoder=GEMMA, decoder=GEMMA, vocab_size=20),
         lambda: transformers.AlbertConfig(
             vocab_size=20, embedding_size=4, hidden_size=8, num_attention_heads=2, num_hidden_layers=3
         ),
     ],
-    ids=["two stacks", "shared layers"],
+    ids=["two configurations", "shared layers"],
 )
 def test_unknown_architectures_are_refused(make_config: Callable[[], PretrainedConfig]) -> None:
     """Guessing which list holds the layers of an unknown model would drop the wrong ones."""
     teacher = transformers.AutoModelForSequenceClassification.from_config(make_config())
     with pytest.raises(UserError, match=re.escape("student: {name: pretrained")):
         CopyLayers(layers=2).make(teacher, Head(CLASSIFY))
+
+
+# --- copy_layers of encoder-decoder models ----------------------------------------------------------------------------
+
+SEQ2SEQ = "AutoModelForSeq2SeqLM"
+
+
+def make_two_stacks(family: str, encoder: int = 6, decoder: int = 4, **settings: Any) -> PreTrainedModel:
+    common = {"vocab_size": 50, "d_model": 16, "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+    own: dict[str, Any] = {"encoder_layers": encoder, "decoder_layers": decoder, "init_std": 0.2, "dropout": 0.0}
+    own |= {f"{side}_{size}": 16 if "dim" in size else 2 for side in ("encoder", "decoder")
+            for size in ("attention_heads", "ffn_dim")}  # fmt: skip
+    own |= {"max_position_embeddings": 40}
+    if family in ("t5", "umt5"):
+        own = {"num_layers": encoder, "num_decoder_layers": decoder, "d_kv": 8, "d_ff": 16, "num_heads": 2}
+        own |= {"initializer_factor": 3.0, "feed_forward_proj": "gated-gelu" if family == "umt5" else "relu"}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **{**common, **own, **settings})
+    model = transformers.AutoModelForSeq2SeqLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.eval()
+
+
+def target_logits(model: PreTrainedModel) -> torch.Tensor:
+    return logits(model, decoder_input_ids=torch.tensor([[0, 9, 8, 7], [0, 6, 5, 4]]), use_cache=False)
+
+
+@pytest.mark.parametrize("family", ["bart", "mbart", "marian", "pegasus", "m2m_100", "t5", "umt5"])
+def test_layers_of_both_stacks(family: str, tmp_path: Path) -> None:
+    """Decoder layers under the encoder's numbers, or one side's depth applied to the other: half of the student would
+    be at random or missing."""
+    teacher = make_two_stacks(family)
+    student = CopyLayers(layers=[0, 2, 5], decoder_layers=[0, 3]).make(teacher, Head(SEQ2SEQ))
+    shortened = copy.deepcopy(teacher)
+    for side, kept in (("encoder", (0, 2, 5)), ("decoder", (0, 3))):
+        stack = getattr(shortened, f"get_{side}")()
+        name = "block" if family in ("t5", "umt5") else "layers"
+        setattr(stack, name, torch.nn.ModuleList(getattr(stack, name)[index] for index in kept))
+    torch.testing.assert_close(target_logits(student), target_logits(shortened), rtol=0, atol=0)
+    assert not torch.allclose(target_logits(student), target_logits(teacher))
+    student.save_pretrained(tmp_path)
+    again, info = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    torch.testing.assert_close(target_logits(again.eval()), target_logits(student), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("family", ["bart", "t5"])
+def test_numbers_of_layers_of_both_stacks(family: str) -> None:
+    """`layers: 12, decoder_layers: 3` is the published shape; left out, the decoder is as deep as the encoder."""
+    teacher = make_two_stacks(family)
+    whole = CopyLayers(layers=6, decoder_layers=4).make(teacher, Head(SEQ2SEQ))
+    torch.testing.assert_close(target_logits(whole), target_logits(teacher), rtol=0, atol=0)
+    for entries, depths in (({"layers": 6, "decoder_layers": 2}, (6, 2)), ({"layers": 3}, (3, 3))):
+        student = CopyLayers(**entries)
+        made = student.make(teacher, Head(SEQ2SEQ))
+        names = ("layers", "block")
+        found = tuple(
+            len(getattr(stack, next(name for name in names if hasattr(stack, name))))
+            for stack in (made.get_encoder(), made.get_decoder())
+        )
+        assert found == depths
+        assert student.config(teacher.config).to_dict() == {**made.config.to_dict(), "dtype": None}
+
+
+@pytest.mark.parametrize("family", ["bart", "t5"])
+def test_generation_with_cache_of_two_stacks(family: str) -> None:
+    """Kept `layer_idx` of the decoder's self- and cross-attention point into a cache that is shorter."""
+    teacher = make_two_stacks(family)
+    teacher.generation_config.no_repeat_ngram_size = 3
+    student = CopyLayers(layers=2, decoder_layers=[0, 3]).make(teacher, Head(SEQ2SEQ))
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with_cache, without = (student.generate(ids, max_new_tokens=12, use_cache=cached) for cached in (True, False))
+    assert with_cache.tolist() == without.tolist()
+    assert student.generation_config.no_repeat_ngram_size == 3
+
+
+@pytest.mark.parametrize(
+    ("family", "entries", "key", "words"),
+    [
+        ("bart", {"layers": 7}, "layers", "not between 1 and the 6"),
+        ("bart", {"layers": 6}, "decoder_layers", "6 is not between 1 and the 4"),
+        ("t5", {"layers": 6, "decoder_layers": [0, 4]}, "decoder_layers", "0 to 3"),
+        ("t5", {"layers": 6, "decoder_layers": [2, 0]}, "decoder_layers", "in their order: [0, 2]"),
+        ("bert", {"layers": 2, "decoder_layers": 2}, "decoder_layers", "BertConfig describes one stack"),
+    ],
+)
+def test_impossible_stacks_are_refused(family: str, entries: dict[str, Any], key: str, words: str) -> None:
+    """The key that is wrong must be named: the two stacks may be of different depth."""
+    teacher = make_teacher("bert") if family == "bert" else make_two_stacks(family)
+    with pytest.raises(UserError) as caught:
+        CopyLayers(**entries).config(teacher.config)
+    assert caught.value.key == key
+    assert words in str(caught.value)
+
+
+def test_t5_needs_its_first_layers() -> None:
+    """Only the first T5 layer has the table of relative positions: without it the model would not know word order."""
+    with pytest.raises(UserError, match="do not fit together") as caught:
+        CopyLayers(layers=[1, 2], decoder_layers=[0]).make(make_two_stacks("t5"), Head(SEQ2SEQ))
+    assert "\n" not in str(caught.value)
+
+
+def test_from_config_generates_as_its_teacher_does() -> None:
+    """Other lengths or no end token: a student judged by its texts would look worse than it is."""
+    teacher = make_two_stacks("bart", forced_bos_token_id=7)
+    teacher.generation_config.update(min_length=3, forced_bos_token_id=7)
+    student = FromConfig(overrides={"decoder_layers": 1}).make(teacher, Head(SEQ2SEQ))
+    assert student.generation_config.to_dict() == teacher.generation_config.to_dict()
+    assert student.generation_config is not teacher.generation_config
 
 
 # --- from_config ------------------------------------------------------------------------------------------------------
@@ -300,7 +417,7 @@ def test_from_config_has_the_asked_shape(family: str, head: str, tmp_path: Path)
     wanted = FromConfig(overrides={"num_hidden_layers": 2, "hidden_size": 8})
     student = wanted.make(make_teacher(family, head), Head(head))
     assert student.config.num_hidden_layers == 2
-    assert len(find_layers(student)[1]) == 2
+    assert len(find_stacks(student)["layers"][1]) == 2
     assert student.get_input_embeddings().weight.shape[0] == SIZES["vocab_size"]
     assert not student.training
     assert all(parameter.dtype == torch.float32 and parameter.requires_grad for parameter in student.parameters())

@@ -21,18 +21,28 @@ if TYPE_CHECKING:
 POSITION = {"layer_idx", "layer_id", "layer_number", "training", "gradient_checkpointing"}
 
 
+# Where configurations keep the number of layers: of the only stack, of the encoder, of the decoder.
+KEYS = ("num_hidden_layers",)
+ENCODER_KEYS = ("encoder_layers", "num_encoder_layers", "num_layers")
+DECODER_KEYS = ("decoder_layers", "num_decoder_layers")
+
+
 @component
 class CopyLayers(Student):
     """A model with fewer layers: embeddings, head and the chosen layers are copied.
 
     The start of DistilBERT (Sanh et al. 2019, arXiv 1910.01108, section 2). Works for every encoder or decoder
-    that keeps its layers in one list: the BERT, RoBERTa, DistilBERT, GPT-2 and Llama families and most others.
+    that keeps its layers in one list: the BERT, RoBERTa, DistilBERT, GPT-2 and Llama families and most others; and for
+    encoder-decoder models with a list on each side: the BART, Marian, Pegasus and T5 families. There a shallow
+    decoder under a whole encoder costs least and saves most, since the decoder runs once for every token generated
+    (Shleifer and Rush 2020, arXiv 2010.13002: `{layers: 12, decoder_layers: 3}`).
 
     Relations: `from_config` makes a student of any size, but from random weights.
 
     Attributes:
         layers: How many, or which ones, counted from 0 (`[0, 2, 4, 7, 9, 11]`). A number is spread evenly from the
-            first layer to the last (see `spread`); with 1 it is the first.
+            first layer to the last (see `spread`); with 1 it is the first. Of an encoder-decoder model, the encoder's.
+        decoder_layers: Likewise of the decoder of an encoder-decoder model; as `layers` if left out.
         model: Whose layers: Hub id, local directory or `package:NAME/PATH`; the teacher's if left out. A fine-tuned
             teacher's layers know the task already, and so does a baseline that starts from them; the layers of the
             checkpoint it was fine-tuned from do not.
@@ -41,22 +51,40 @@ class CopyLayers(Student):
     name: ClassVar[str] = "copy_layers"
 
     layers: int | list[int]
+    decoder_layers: int | list[int] | None = None
     model: str | None = None
+
+    @property
+    def vocabulary(self) -> str | None:
+        """See `Student.vocabulary`."""
+        return self.model
 
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
         """See `Student.config`."""
         return self._shortened(teacher if self.model is None else open_config(self.model))
 
     def _shortened(self, whole: PretrainedConfig) -> PretrainedConfig:
-        total = layer_count(whole)
-        kept = self.chosen(total)
         config = copy.deepcopy(whole)
-        for key, value in vars(whole).items():
-            if is_per_layer(key, value, total):
-                setattr(config, key, [value[index] for index in kept])
-        config.num_hidden_layers = len(kept)
+        for field, key in self._stacks(whole).items():
+            total = getattr(whole, key)
+            kept = self.chosen(total, field)
+            for name, value in vars(whole).items():
+                # With two stacks of one depth nothing tells whose list it is.
+                if is_per_layer(name, value, total) and not whole.is_encoder_decoder:
+                    setattr(config, name, [value[index] for index in kept])
+            setattr(config, key, len(kept))
         config.name_or_path = ""  # no checkpoint of this shape exists
         return config
+
+    def _stacks(self, whole: PretrainedConfig) -> dict[str, str]:
+        """Return, for each field that chooses layers, the configuration key with their number."""
+        keys = stacks(whole)
+        if self.decoder_layers is not None and len(keys) == 1:
+            raise UserError(
+                f"{type(whole).__name__} describes one stack of layers, no encoder with a decoder. Leave it out.",
+                key="decoder_layers",
+            )
+        return keys
 
     def make(self, teacher: PreTrainedModel, head: Head) -> PreTrainedModel:
         """Copy the weights.
@@ -68,42 +96,51 @@ class CopyLayers(Student):
         whole = teacher if self.model is None else load_model(self.model, head)[0]
         if getattr(whole, "is_quantized", False):
             raise UserError("its weights are quantized: they cannot be copied. Load the model whole.", key="name")
-        place, layers = find_layers(whole)
-        kept = self.chosen(len(layers))
+        found = find_stacks(whole)
+        self._stacks(whole.config)
+        kept = {place: self.chosen(len(layers), field) for field, (place, layers) in found.items()}
+        weights = whole.state_dict()
+        for place, indices in kept.items():
+            weights = _renumber(weights, place, indices)
         config = with_head(self._shortened(whole.config), head)
         _check_labels(config, whole.config)
         student = build(type(whole), config, key="layers")
         try:
-            student.load_state_dict(_renumber(whole.state_dict(), place, kept))
+            student.load_state_dict(weights)
         except RuntimeError as error:
             mismatch = shorten(str(error).partition("\n")[2], 150, placeholder=" ...")
             raise UserError(
-                f"layers {kept} do not fit together in a {type(whole).__name__}: {mismatch} "
+                f"layers {' and '.join(map(str, kept.values()))} do not fit together in a {type(whole).__name__}: {mismatch} "
                 "Its layers are not all alike; choose others, or use student: {name: from_config}.",
                 key="layers",
             ) from error
-        for new, old in enumerate(kept):
-            _check_alike(student.get_submodule(f"{place}.{new}"), layers[old], old)
+        for field, (place, layers) in found.items():
+            for new, old in enumerate(kept[place]):
+                _check_alike(student.get_submodule(f"{place}.{new}"), layers[old], old, field)
         if student.can_generate():
             student.generation_config = copy.deepcopy(whole.generation_config)
         return student
 
-    def chosen(self, total: int) -> list[int]:
+    def chosen(self, total: int, field: str = "layers") -> list[int]:
         """Return which of `total` layers are kept.
+
+        Args:
+            total: Layers there are.
+            field: Of which stack: the field that chooses from it.
 
         Raises:
             UserError: There are not that many, or the list is not increasing.
         """
-        if isinstance(self.layers, int):
-            if not 1 <= self.layers <= total:
-                raise UserError(f"{self.layers} is not between 1 and the {total} layers there are.", key="layers")
-            return spread(self.layers, total)
-        kept = self.layers
-        if not kept or not all(0 <= index < total for index in kept):
-            raise UserError(f"{kept}: want one or more of the layers there are, 0 to {total - 1}.", key="layers")
-        if any(later <= earlier for earlier, later in pairwise(kept)):
-            raise UserError(f"{kept}: want each layer once, in their order: {sorted(set(kept))}.", key="layers")
-        return kept
+        wanted = self.layers if field == "layers" or self.decoder_layers is None else self.decoder_layers
+        if isinstance(wanted, int):
+            if not 1 <= wanted <= total:
+                raise UserError(f"{wanted} is not between 1 and the {total} layers there are.", key=field)
+            return spread(wanted, total)
+        if not wanted or not all(0 <= index < total for index in wanted):
+            raise UserError(f"{wanted}: want one or more of the layers there are, 0 to {total - 1}.", key=field)
+        if any(later <= earlier for earlier, later in pairwise(wanted)):
+            raise UserError(f"{wanted}: want each layer once, in their order: {sorted(set(wanted))}.", key=field)
+        return wanted
 
 
 def spread(count: int, total: int) -> list[int]:
@@ -120,33 +157,45 @@ def spread(count: int, total: int) -> list[int]:
     return [round(index * (total - 1) / (count - 1)) for index in range(count)]
 
 
-def layer_count(config: PretrainedConfig) -> int:
-    """Return the number of layers of the one stack a model has.
+def stacks(config: PretrainedConfig) -> dict[str, str]:
+    """Return `layers`, and `decoder_layers` of an encoder-decoder model -> the key with the number of such layers.
 
     Raises:
-        UserError: It has several stacks, or does not say.
+        UserError: The configuration does not say.
     """
-    count = getattr(config, "num_hidden_layers", None)
-    if config.is_encoder_decoder or not isinstance(count, int) or getattr(config, "is_heterogeneous", False):
+    keys = {"layers": ENCODER_KEYS, "decoder_layers": DECODER_KEYS} if config.is_encoder_decoder else {"layers": KEYS}
+    found = {
+        field: key for field, names in keys.items() for key in names if isinstance(getattr(config, key, None), int)
+    }
+    if len(found) < len(keys) or getattr(config, "is_heterogeneous", False):
         raise UserError(
-            f"copy_layers works for models with one stack of layers; {type(config).__name__} describes something else. "
+            "copy_layers works for models with one stack of layers, or one on each side of encoder and decoder; "
+            f"{type(config).__name__} describes something else. "
             "Name a smaller checkpoint: student: {name: pretrained, model: ...}.",
             key="name",
         )
-    return count
+    return found
 
 
-def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """Return the list of a model's layers and its name (`"bert.encoder.layer"`).
+def find_stacks(model: PreTrainedModel) -> dict[str, tuple[str, nn.ModuleList]]:
+    """Return, for each key of `stacks`, the list of layers and its name (`"bert.encoder.layer"`).
 
     Raises:
         UserError: There is no list as long as the configuration says, or more than one.
     """
+    keys = stacks(model.config)
+    if not model.config.is_encoder_decoder:
+        return {"layers": _find_list(model, model, getattr(model.config, keys["layers"]))}
+    sides = {"layers": model.get_encoder(), "decoder_layers": model.get_decoder()}
+    return {field: _find_list(model, sides[field], getattr(model.config, key)) for field, key in keys.items()}
+
+
+def _find_list(model: PreTrainedModel, side: nn.Module, total: int) -> tuple[str, nn.ModuleList]:
     from torch import nn
 
-    total = layer_count(model.config)
+    prefix = next((f"{name}." for name, module in model.named_modules() if module is side and name), "")
     found: dict[str, nn.ModuleList] = {}
-    for name, module in model.named_modules():
+    for name, module in side.named_modules():
         # A list inside a layer (of experts, say) may happen to be as long.
         inside = any(name.startswith(f"{outer}.") for outer in found)
         if isinstance(module, nn.ModuleList) and len(module) == total and not inside:
@@ -158,7 +207,8 @@ def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
             "student: {name: pretrained, model: ...}, or start from random weights: {name: from_config, ...}.",
             key="name",
         )
-    return next(iter(found.items()))
+    ((name, layers),) = found.items()
+    return prefix + name, layers
 
 
 def _renumber(weights: dict[str, Tensor], place: str, kept: list[int]) -> dict[str, Tensor]:
@@ -187,7 +237,7 @@ def _check_labels(ours: PretrainedConfig, theirs: PretrainedConfig) -> None:
         )
 
 
-def _check_alike(new: nn.Module, old: nn.Module, index: int) -> None:
+def _check_alike(new: nn.Module, old: nn.Module, index: int, field: str) -> None:
     """Refuse a layer that computes something else at its new position.
 
     Equal weights are not enough: a sliding window, a rotary base or a scale may depend on the position, and neither
@@ -205,5 +255,5 @@ def _check_alike(new: nn.Module, old: nn.Module, index: int) -> None:
                 raise UserError(
                     f"layer {index} of the teacher would work differently at its new position: {key} of "
                     f"'{name or 'layer'}' is {was} in the teacher and would be {would_be}. Choose other layers.",
-                    key="layers",
+                    key=field,
                 )

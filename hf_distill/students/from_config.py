@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -68,7 +69,11 @@ class FromConfig(Student):
 
         model_class: Any = type(teacher) if self.model is None else getattr(transformers, head.auto_class)
         config = with_head(self.config(teacher.config), head)
-        return build(model_class, config, key="model" if self.model else "overrides")
+        student = build(model_class, config, key="model" if self.model else "overrides")
+        if self.model is None and student.can_generate():
+            # How long, what never twice, which token first: no property of the sizes.
+            student.generation_config = copy.deepcopy(teacher.generation_config)
+        return student
 
     def _given(self, base: PretrainedConfig) -> dict[str, Any]:
         """Return the overrides under the names that `base` stores them by (`num_hidden_layers` -> `n_layer`)."""

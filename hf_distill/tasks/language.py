@@ -32,19 +32,20 @@ class PadTokens:
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Return `input_ids`, `attention_mask` and `labels`, `(batch, longest)` each; -100 where there is no label."""
-        import torch
-
-        longest = max(len(example["input_ids"]) for example in examples)
-
-        def pad(rows: list[list[int]], value: int) -> Tensor:
-            return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows])
-
         ids = [example["input_ids"] for example in examples]
         return {
             "input_ids": pad(ids, self.pad_token_id),
             "attention_mask": pad([[1] * len(row) for row in ids], 0),
             "labels": pad([example["labels"] for example in examples], IGNORED),
         }
+
+
+def pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    """Fill rows with `value` on the right, `(rows, longest)`."""
+    import torch
+
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows])
 
 
 def token_features(*flags: str, labels: bool = True) -> Features:
