@@ -252,14 +252,16 @@ def _hash_array(digest: hashlib.blake2b, array: pa.Array) -> None:
 def model_fingerprint(model: torch.nn.Module) -> str:
     """Return a hash of what a model computes: its config and the name, shape, dtype and values of every tensor.
 
-    Only what `save_pretrained` keeps goes in, so the hash is the same after saving and loading, on any device and with
-    any number of threads. Tensors above 16 MB are read in place: the exact sum of their bits as integers (one changed
+    Only what `save_pretrained` keeps goes in (of a sentence encoder also how it pools), so the hash is the same after
+    saving and loading, on any device and with any number of threads. Tensors above 16 MB are read in place: the exact sum of their bits as integers (one changed
     value changes it) and a sample of 65,536 values (an exchanged row changes it).
     """
     digest = _digest()
     config = getattr(model, "config", None)
     if config is not None:
         digest.update(json.dumps(_stable(config.to_dict()), sort_keys=True, default=str).encode())
+    if (encoding := getattr(model, "sentence_encoding", None)) is not None:
+        digest.update(repr(encoding).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
         _hash_tensor(digest, tensor)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -33,10 +33,13 @@ class Head:
     Attributes:
         auto_class: Name of a `transformers` Auto class, e.g. `"AutoModelForSequenceClassification"`.
         settings: Configuration overrides: `num_labels`, `id2label`, `problem_type`, `pad_token_id`, ...
+        adapt: Makes of a model that was loaded or built what the task trains, in place; it may meet a model twice. None
+            where the Auto class is enough.
     """
 
     auto_class: str
     settings: dict[str, Any] = field(default_factory=dict)
+    adapt: Callable[[PreTrainedModel], PreTrainedModel] | None = None
 
 
 # ---- Locations -------------------------------------------------------------------------------------------------------
@@ -250,6 +253,9 @@ def load_model(
         raise _cannot_load(model, where, error) from error
     new = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
     _check_backbone(loaded, new, model)
+    if head.adapt is not None:
+        # A backbone is all of the model here: what is new beside it, its pooler, is not used.
+        loaded, new = head.adapt(loaded), [name for name in new if "pooler" not in name]
     return loaded.eval(), new
 
 
@@ -270,7 +276,7 @@ def _quiet() -> Iterator[None]:
 
 def _check_backbone(loaded: PreTrainedModel, new: list[str], model: str) -> None:
     """Refuse a checkpoint that lacks more than a head: the rest of the model would be random."""
-    prefix = f"{loaded.base_model_prefix}."
+    prefix = "" if loaded.base_model is loaded else f"{loaded.base_model_prefix}."
     # A pooler is part of the head in all but name: language models are saved without it.
     random = [name for name in new if name.startswith(prefix) and "pooler" not in name]
     if random:

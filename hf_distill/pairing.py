@@ -62,11 +62,13 @@ def open_pair(recipe: Recipe) -> Pair:
     auto_class = recipe.task.auto_class
     with recipe.locate("teacher"):
         teacher = recipe.teacher.config()
+        recipe.task.check_model(teacher)
         teacher_head = teacher if recipe.teacher.has_head else None
         if teacher_head is not None:
             _check_trained(teacher_head, auto_class)
     with recipe.locate("student"):
         student = recipe.student.config(teacher)
+        recipe.task.check_model(student)
         own = recipe.student.own_config()
         student_head = own if own is not None and has_head(own, auto_class) else None
         # A language model's configuration has label names too, which mean nothing.

@@ -109,6 +109,13 @@ class Task(ABC):
             UserError: The data does not fit the task.
         """
 
+    def check_model(self, config: PretrainedConfig) -> None:  # noqa: B027
+        """Refuse a model the task cannot use, before its weights are loaded.
+
+        Raises:
+            UserError: Its configuration, or what lies beside it, says that it does not fit; `key` is `"model"`.
+        """
+
     def check(self, objectives: tuple[Objective, ...], prepared: Prepared) -> None:
         """Refuse objectives that mean nothing on this data.
 
