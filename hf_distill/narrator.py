@@ -23,10 +23,19 @@ class Narrator:
     def __init__(self, *, enabled: bool) -> None:
         self._console = Console(quiet=not enabled)
 
-    def stage(self, name: str) -> None:
-        """Announce a stage: `"student"`, `"baseline seed 43"`, ..."""
-        kind, _, seed = name.partition(" ")
-        self._console.rule(STAGES.get(kind, kind) + (f" ({seed})" if seed else ""), align="left")
+    def stage(self, name: str, of: int = 1) -> None:
+        """Announce a stage: `"student"`, `"baseline seed 43"`, `"student seed 43 stage 1"`, ...
+
+        Args:
+            name: What begins.
+            of: How many stages of training there are, where the name has a stage.
+        """
+        kind, *rest = name.split()
+        details = dict(zip(rest[::2], rest[1::2], strict=False))
+        title = STAGES.get(kind, kind)
+        if "stage" in details:
+            title = f"{title.partition(':')[0]}: stage {details['stage']} of {of}"
+        self._console.rule(title + (f" (seed {details['seed']})" if "seed" in details else ""), align="left")
 
     def say(self, text: str) -> None:
         """Print a remark."""

@@ -18,11 +18,11 @@ from pydantic import TypeAdapter
 
 from hf_distill.objectives import OBJECTIVES, PRESETS
 from hf_distill.reader import PLUGIN, REQUIRED, SECTIONS
-from hf_distill.recipe import Recipe
+from hf_distill.recipe import Recipe, Stage
 from hf_distill.students import STUDENTS
 from hf_distill.tasks import TASKS
 from hf_distill.teachers import TEACHERS
-from hf_distill.training_keys import AT_LEAST, CONFIG, FIXED, OWNED, training_arguments
+from hf_distill.training_keys import AT_LEAST, CONFIG, FIXED, OWNED, SHARED, training_arguments
 from hf_distill.wording import attributes
 
 Schema = dict[str, Any]
@@ -39,16 +39,8 @@ def recipe_schema() -> Schema:
         "data": _fields(SECTIONS["data"]),
         "teacher": {**_entry(TEACHERS), "description": "Where targets come from."},
         "student": {**_entry(STUDENTS), "description": "Where the model to train comes from."},
-        "objectives": {
-            "type": "array",
-            "minItems": 1,
-            "items": _entry(OBJECTIVES),
-            "description": "What is compared; the loss is the weighted sum.",
-        },
-        "preset": {
-            "enum": list(PRESETS),
-            "description": "What another system compares by default, in place of objectives.",
-        },
+        **_objectives(),
+        "stages": {"type": "array", "minItems": 1, "items": _stage(), "description": said["stages"]},
         "training": {"$ref": "#/$defs/training", "required": ["output_dir"], "description": said["training"]},
         "tokenizer": {"type": "string", "description": said["tokenizer"]},
     }
@@ -60,9 +52,38 @@ def recipe_schema() -> Schema:
         "type": "object",
         "additionalProperties": False,
         "required": [key.split(".")[0] for key in REQUIRED if key != "objectives"],
-        "oneOf": [{"required": ["objectives"]}, {"required": ["preset"]}],
+        "oneOf": [{"required": [key]} for key in ("objectives", "preset", "stages")],
         "properties": properties,
-        "$defs": {"training": _training()},
+        "$defs": {"objective": _entry(OBJECTIVES), "training": _training()},
+    }
+
+
+def _objectives() -> Schema:
+    """Return the two ways to say what is compared, in a recipe or in one of its stages."""
+    return {
+        "objectives": {
+            "type": "array",
+            "minItems": 1,
+            "items": {"$ref": "#/$defs/objective"},
+            "description": "What is compared; the loss is the weighted sum.",
+        },
+        "preset": {
+            "enum": list(PRESETS),
+            "description": "What another system compares by default, in place of objectives.",
+        },
+    }
+
+
+def _stage() -> Schema:
+    """Return the schema of one of several trainings in a row."""
+    elsewhere = {"anyOf": [{"required": [key]} for key in SHARED]}
+    training = {"$ref": "#/$defs/training", "not": elsewhere, "description": attributes(Stage)["training"]}
+    return {
+        "type": "object",
+        "description": _summary(Stage),
+        "additionalProperties": False,
+        "oneOf": [{"required": [key]} for key in ("objectives", "preset")],
+        "properties": {**_objectives(), "training": training},
     }
 
 

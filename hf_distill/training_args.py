@@ -62,3 +62,16 @@ def check_arguments(args: TrainingArguments) -> None:
         raise ValueError(
             "hub_strategy must be 'end': only the finished student is published. Use DistillationArguments."
         )
+
+
+def check_devices(args: TrainingArguments) -> None:
+    """Refuse several GPUs in one process.
+
+    Raises:
+        ValueError: Says how to start one process a GPU.
+    """
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs in one process (DataParallel) is not supported. Start one process a GPU: "
+            "`accelerate launch ...`, or hide the others with CUDA_VISIBLE_DEVICES."
+        )

@@ -42,7 +42,7 @@ def test_the_file_is_up_to_date() -> None:
 def test_it_is_a_schema() -> None:
     """A broken reference makes an editor ignore the whole file without a word."""
     jsonschema.Draft202012Validator.check_schema(recipe_schema())
-    assert not set(_references(recipe_schema())) - {"#/$defs/training"}
+    assert not set(_references(recipe_schema())) - {"#/$defs/training", "#/$defs/objective"}
 
 
 def _references(schema: Any) -> list[str]:
@@ -89,6 +89,11 @@ BASE: dict[str, Any] = {
         ({"report": {"baseline": True, "seeds": 3}}, True),
         ({"data": {"path": {"train": ["a", "b"]}, "columns": {"text": "sentence"}}}, True),
         ({"objectives": [{"name": "js", "teacher_share": 0.1}, {"name": "labels", "label_smoothing": 0.1}]}, True),
+        ({"objectives": [{"name": "kl", "temperature": {"start": 4, "end": 1, "over": 0.5}}]}, True),
+        ({"objectives": [{"name": "kl", "weight": {"start": 0, "end": 1, "shape": "cosine"}}]}, True),
+        ({"objectives": [{"name": "kl", "weight": {"start": 0}}]}, False),
+        ({"objectives": [{"name": "kl", "weight": {"start": 0, "end": 1, "shape": "lineal"}}]}, False),
+        ({"objectives": [{"name": "kl", "weight": {"start": 0, "end": 1, "over": 0}}]}, False),
         ({"preset": "distillkit"}, False),
         ({"objectives": [{"name": "js", "teacher_share": 1.0}]}, False),
         ({"foo": 1}, False),
@@ -143,6 +148,35 @@ def test_a_preset_in_place_of_objectives(preset: object, right: bool, tmp_path: 
             load_recipe(path)
 
 
+@pytest.mark.parametrize(
+    ("stages", "right"),
+    [
+        ([{"objectives": ["kl"]}], True),
+        ([{"preset": "distillkit"}, {"objectives": ["labels"], "training": {"num_train_epochs": 2}}], True),
+        ([], False),
+        ({"objectives": ["kl"]}, False),
+        ([{"training": {"num_train_epochs": 2}}], False),
+        ([{"objectives": ["kl"], "preset": "distillkit"}], False),
+        ([{"objectives": ["kl"], "epochs": 2}], False),
+        ([{"objectives": ["kl"], "training": {"output_dir": "x"}}], False),
+        ([{"objectives": ["kl"], "training": {"seed": 1}}], False),
+        ([{"objectives": ["kl"], "training": {"learning_rate": "fast"}}], False),
+    ],
+)
+def test_stages_in_place_of_objectives(stages: object, right: bool, tmp_path: Path) -> None:
+    """The editor and the reader must agree on what a stage is, and that the top level then has no objectives."""
+    recipe = {key: value for key, value in BASE.items() if key != "objectives"} | {"stages": stages}
+    path = tmp_path / "r.yaml"
+    for given, fits in ((recipe, right), (BASE | recipe, False)):
+        assert validator().is_valid(given) is fits
+        path.write_text(json.dumps(given))
+        if fits:
+            assert load_recipe(path).stages
+        else:
+            with pytest.raises(UserError):
+                load_recipe(path)
+
+
 def test_a_class_from_outside_fits() -> None:
     """Its fields are not known; marking them would forbid extensions in the editor."""
     mine = BASE | {"objectives": ["mine:Loss", {"name": "mine:Loss", "anything": 1}]}
@@ -156,7 +190,7 @@ def test_every_key_is_described() -> None:
         assert schema["properties"][name]["description"]
     kl = next(
         entry
-        for entry in schema["properties"]["objectives"]["items"]["anyOf"]
+        for entry in schema["$defs"]["objective"]["anyOf"]
         if entry.get("properties", {}).get("name", {}).get("const") == "kl"
     )
     assert "wrong classes" in kl["properties"]["temperature"]["description"]
@@ -173,7 +207,7 @@ def test_no_key_that_the_reader_refuses_is_offered() -> None:
 
 def test_every_objective_is_offered() -> None:
     """A table entry that the schema leaves out is marked as a mistake."""
-    entries = recipe_schema()["properties"]["objectives"]["items"]["anyOf"]
+    entries = recipe_schema()["$defs"]["objective"]["anyOf"]
     assert set(OBJECTIVES) == {
         entry["properties"]["name"]["const"]
         for entry in entries

@@ -1,0 +1,70 @@
+"""The objectives of a run, stage by stage: can they compare these two models? Asked before weights are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from hf_distill.document import join
+from hf_distill.errors import UserError
+
+if TYPE_CHECKING:
+    from hf_distill.objectives import Objective
+    from hf_distill.pairing import Pair
+    from hf_distill.recipe import Recipe
+
+
+def objectives_of(recipe: Recipe) -> Iterator[tuple[str, Objective]]:
+    """Yield key path and objective of every stage: `("stages[0].objectives[1]", ...)`."""
+    for index, stage in enumerate(recipe.plan):
+        for number, objective in enumerate(stage.objectives):
+            yield join(join(recipe.stage_path(index), "objectives"), number), objective
+
+
+def check_plan(recipe: Recipe, pair: Pair) -> None:
+    """Refuse objectives that cannot compare these two models.
+
+    Raises:
+        UserError: A line for each mistake.
+    """
+    _check_shape(recipe)
+    mistakes: list[str] = []
+    for path, objective in objectives_of(recipe):
+        try:
+            with recipe.locate(path):
+                objective.check(pair.student, pair.teacher)
+                _check_tokens(objective, pair)
+        except UserError as error:
+            mistakes += error.mistakes
+    if mistakes:
+        raise UserError(*mistakes)
+
+
+def remarks(recipe: Recipe) -> list[str]:
+    """Return what somebody who starts this run should know about its loss, a line each."""
+    within = dict.fromkeys(objective.name for _, objective in objectives_of(recipe) if objective.within_batch)
+    if not within:
+        return []
+    names, verb = ", ".join(within), "compares" if len(within) == 1 else "compare"
+    return [
+        f"{names} {verb} the examples of one micro-batch with each other: unlike other terms, the loss depends on "
+        "per_device_train_batch_size, gradient accumulation and the number of processes"
+    ]
+
+
+def _check_shape(recipe: Recipe) -> None:
+    """Refuse what only a recipe built in Python can be: the reader has lines of its own for it."""
+    if recipe.stages and recipe.objectives:
+        raise recipe.mistake("objectives", "given together with stages. Each stage has its own: remove one of the two.")
+    for index, stage in enumerate(recipe.plan):
+        path = join(recipe.stage_path(index), "objectives")
+        if not any(objective.has_weight for objective in stage.objectives):
+            raise recipe.mistake(path, "nothing to train on. Wanted: at least one with a weight above 0.")
+
+
+def _check_tokens(objective: Objective, pair: Pair) -> None:
+    if objective.by_token and pair.teacher_tokenizer is not None:
+        raise UserError(
+            f"'{objective.name}' compares the models token by token, but each of them has a tokenizer of its own here, "
+            "so that they read different tokens. Leave it out, or choose a student of the teacher's family."
+        )
