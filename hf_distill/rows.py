@@ -21,6 +21,9 @@ from hf_distill.labels import IGNORED, UNLABELLED
 # pairs of two examples of the same micro-batch, or examples of a text, one that fits it and one that does not.
 Unit = Literal["row", "label", "example", "token", "pair", "triple"]
 UNITS: tuple[Unit, ...] = ("row", "label", "example", "token", "pair", "triple")
+# The logit of what is no class of a row: its probability is exactly 0 at any temperature, and unlike that of -inf its
+# logarithm can be subtracted and differentiated.
+IMPOSSIBLE = -1e30
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class Rows:
         labels: `(rows,)`: class indices with -100 where there is no label, or float values with NaN.
         example: `(rows,)`, the index in the batch of the example each row belongs to.
         examples: Batch size.
+        classes: Which columns are classes of a row, bool `(rows, classes)`, where rows have different ones; None where
+            all columns are. The others are `IMPOSSIBLE` in both models.
     """
 
     student: Tensor
@@ -74,6 +79,7 @@ class Rows:
     labels: Tensor
     example: Tensor
     examples: int
+    classes: Tensor | None = None
 
     def sum_by_example(self, values: Tensor) -> Tensor:
         """Sum a value per row into `(batch,)`."""
@@ -103,6 +109,12 @@ class RowLayout(ABC):
 
     # Column of the teacher's logits for each of the student's, where their orders differ.
     teacher_columns: tuple[int, ...] | None = None
+    # What it reads of a batch beside the models' own inputs; the trainer keeps these columns of a data set.
+    columns: tuple[str, ...] = ("labels",)
+
+    def labels(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """Return what metrics compare predictions with; None where the batch has no labels."""
+        return inputs.get("labels")
 
     def logits(self, outputs: Mapping[str, Any]) -> Tensor:
         """Return what `select` takes of a model's output; a student's is also what metrics are computed from."""

@@ -160,9 +160,24 @@ class RowObjective(Objective):
             `(rows,)`; 0 for a row that does not count for this objective.
         """
 
+    @property
+    def takes_impossible(self) -> bool:
+        """Whether classes that neither model holds possible (`rows.IMPOSSIBLE` in both) change nothing.
+
+        If not, rows with different numbers of classes are computed apart, and `rows` sees no such class.
+        """
+        return False
+
     def per_example(self, comparison: Comparison) -> Tensor:
         """Sum `rows` within each example."""
+        from hf_distill.span_rows import by_width
+
         rows = comparison.rows
+        if rows.classes is None or self.takes_impossible:
+            return self._sums(rows)
+        return sum((self._sums(part) for part in by_width(rows)), rows.student.new_zeros(rows.examples))
+
+    def _sums(self, rows: Rows) -> Tensor:
         teacher: Any = rows.teacher  # a class that takes no sparse teacher may leave it out of its signature
         if self.needs_teacher and not self.takes_sparse:
             teacher = self.dense(teacher)

@@ -94,6 +94,11 @@ class Labels(RowObjective):
 
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
 
+    @property
+    def takes_impossible(self) -> bool:
+        """Smoothing would give every column a share. See `RowObjective`."""
+        return self.label_smoothing == 0
+
     def rows(self, student: Tensor, teacher: Tensor | SparseRows | None, labels: Tensor) -> Tensor:
         """See `functional.label_loss`."""
         from hf_distill.objectives.functional import label_loss

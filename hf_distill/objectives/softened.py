@@ -45,6 +45,11 @@ class Softened(RowObjective):
             labels: Class indices `(rows,)`, -100 for a row without label.
         """
 
+    @property
+    def takes_impossible(self) -> bool:
+        """As every sum over classes does in which a class counts by its probability. See `RowObjective`."""
+        return True
+
     def rows(self, student: Tensor, teacher: Tensor | SparseRows | None, labels: Tensor) -> Tensor:
         """See `between`, and `functional.log_distributions` for what a sparse teacher gives."""
         from hf_distill.objectives.functional import log_distributions
