@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from hf_distill.objectives.attention import Attention
 from hf_distill.objectives.base import Comparison, Objective, RowObjective
+from hf_distill.objectives.hidden import Embeddings, Hidden, Hint, Patient
 from hf_distill.objectives.logits import Labels, LogitsMSE, Ranking
 from hf_distill.objectives.presets import PRESETS
 from hf_distill.objectives.schedule import Schedule
@@ -31,19 +33,29 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "ranking": Ranking,
     "logits_mse": LogitsMSE,
     "labels": Labels,
+    "hidden": Hidden,
+    "embeddings": Embeddings,
+    "attention": Attention,
+    "patient": Patient,
+    "hint": Hint,
 }
 
 __all__ = [
     "OBJECTIVES",
     "PRESETS",
     "AdaptiveKL",
+    "Attention",
     "Comparison",
     "DecoupledKL",
+    "Embeddings",
+    "Hidden",
+    "Hint",
     "JensenShannon",
     "KLDivergence",
     "Labels",
     "LogitsMSE",
     "Objective",
+    "Patient",
     "Ranking",
     "ReverseKL",
     "RowObjective",

@@ -2,11 +2,14 @@
 
 What a preset cannot say is how a system reduces rows to a number. Here it is always the mean over the rows (labels) of
 the optimiser step; `docs/loss.md` has what others divide by, and `tests/test_conformance.py` the numbers they report.
+Terms on layers are means over pairs of layers and over the entries of a state, where some of the systems sum.
 """
 
 from __future__ import annotations
 
+from hf_distill.objectives.attention import Attention
 from hf_distill.objectives.base import Objective
+from hf_distill.objectives.hidden import Embeddings, Hidden, Patient
 from hf_distill.objectives.logits import Labels
 from hf_distill.objectives.softened import (
     AdaptiveKL,
@@ -22,11 +25,16 @@ PRESETS: dict[str, tuple[Objective, ...]] = {
     "akl": (AdaptiveKL(head_mass=0.5),),
     # run_distillation.py: 0.8 CE + kl_weight KL.
     "distil_whisper": (KLDivergence(temperature=2.0), Labels(weight=0.8)),
-    # The published run: alpha_ce 5, alpha_mlm 2, T 2. Its third term, alpha_cos 1, compares hidden states, not logits.
-    "distilbert": (KLDivergence(weight=5.0, temperature=2.0), Labels(weight=2.0)),
+    # The published run: alpha_ce 5, alpha_mlm 2, alpha_cos 1, T 2; the script's own defaults are others.
+    "distilbert": (
+        KLDivergence(weight=5.0, temperature=2.0),
+        Labels(weight=2.0),
+        Hidden(layers="last", loss="cosine"),
+    ),
     # Its default loss_functions.
     "distillkit": (KLDivergence(weight=0.5), Labels(weight=0.5)),
-    # Its scripts: --type adaptive-srkl --skew-alpha 0.1 --kd-ratio 1.0; here on the data, not on the student's texts.
+    # Most of its scripts: --type adaptive-srkl --kd-ratio 1.0, and 0.1 as the default skew; some take adaptive-sfkl.
+    # Here on the data, not on the student's texts, and without their second term, labels on another corpus.
     "distillm": (SkewedReverseKL(skew=0.1),),
     # mdistiller's defaults; there the second term is warmed up over the first 20 epochs.
     "dkd": (Labels(), DecoupledKL(temperature=4.0, target_weight=1.0, non_target_weight=8.0)),
@@ -34,12 +42,22 @@ PRESETS: dict[str, tuple[Objective, ...]] = {
     "gkd": (JensenShannon(teacher_share=0.5),),
     # kd_loss_fn kl, kd_ratio 0.5, kd_temperature 1; it would not be squared.
     "kdflow": (KLDivergence(weight=0.5, temperature_squared=False), Labels(weight=0.5)),
-    # LogitsDistillationLoss() as its KDTrainer for Transformers uses it.
+    # LMLogitsLoss(), the form of LogitsDistillationLoss that its KDTrainer for Transformers takes the token mean of.
     "modelopt": (KLDivergence(),),
+    # Its predefined kd.cls: alpha 0.7, T 10, and beta 500 on the mean over 768 entries of what is a sum here.
+    "pkd": (KLDivergence(weight=0.7, temperature=10.0), Labels(weight=0.3), Patient(weight=0.65, layers="skip")),
     # Its modifier's defaults: hardness 0.5, T 2.
     "sparseml": (KLDivergence(weight=0.5, temperature=2.0), Labels(weight=0.5)),
     # DistillationConfig: kd_loss_type ce, T 4, hard_label_weight 0.
     "textbrewer": (SoftCrossEntropy(temperature=4.0, temperature_squared=False),),
+    # Jiao et al. 2020: terms on layers and on predictions, all with weight 1; there in two stages, as sums over layers,
+    # on scores of attention rather than probabilities, and with one projection, with a bias, for all layers.
+    "tinybert": (
+        Embeddings(),
+        Hidden(projection="always"),
+        Attention(),
+        SoftCrossEntropy(),
+    ),
     # ForwardKLLoss, kd_ratio 0.5; it has no temperature, and leaves the teacher's entropy in.
     "torchtune": (SoftCrossEntropy(weight=0.5), Labels(weight=0.5)),
     # LogitStrategy's defaults.
