@@ -23,14 +23,18 @@ from hf_distill.eval_sums import EvalSums
 from hf_distill.layouts import base_model, infer_layout
 from hf_distill.learned import FILE, attach, check_learned, detached, load_learned, place, save_learned, split_state
 from hf_distill.objectives import Comparison, KLDivergence, Labels, LogitsMSE, Objective, RowObjective
+from hf_distill.own_tokens import PREFIX, teacher_inputs
 from hf_distill.redirect import inside_forward
 from hf_distill.rows import UNITS, RowLayout
 from hf_distill.sampler import EpochLengthGroupedSampler, SetEpoch
 from hf_distill.stopwatch import Stopwatch
 from hf_distill.terms import OBSERVED, Terms
-from hf_distill.training_args import DistillationArguments, check_arguments
+from hf_distill.training_args import DistillationArguments, check_arguments, check_devices
 
 logger = logging.getLogger(__name__)
+
+# From these a model would compute a loss of its own.
+_LABELS = {"labels", "start_positions", "end_positions"}
 
 
 class DistillationTrainer(Trainer):
@@ -79,11 +83,7 @@ class DistillationTrainer(Trainer):
     ) -> None:
         args = args if args is not None else DistillationArguments(output_dir="trainer_output")
         check_arguments(args)
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"{args.n_gpu} GPUs in one process (DataParallel) is not supported. Start one process a GPU: "
-                "`accelerate launch ...`, or hide the others with CUDA_VISIBLE_DEVICES."
-            )
+        check_devices(args)
         if trainer.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func would be ignored: the loss is the sum of `objectives`.")
         use_cache = getattr(getattr(model, "config", None), "use_cache", None)
@@ -194,14 +194,15 @@ class DistillationTrainer(Trainer):
     # ---- Data ----
 
     def _set_signature_columns_if_needed(self) -> None:
-        """Keep the columns that only the teacher takes.
+        """Keep the columns that only the teacher or the layout takes.
 
         They are `token_type_ids` for a DistilBERT student of a BERT, or all tokens of a teacher with its own tokenizer.
         """
         if self._signature_columns is None:
             super()._set_signature_columns_if_needed()
             taken: Any = self._signature_columns
-            self._signature_columns = taken + sorted(self._teacher_takes.difference(taken))
+            theirs = {*self._teacher_takes, *(f"{PREFIX}{name}" for name in self._teacher_takes)}
+            self._signature_columns = taken + sorted(theirs.union(self.layout.columns).difference(taken))
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
         # The data set handed in has lost its length column to `remove_unused_columns`.
@@ -310,13 +311,25 @@ class DistillationTrainer(Trainer):
             self.teacher.eval()  # whatever happened to it since the last batch: with dropout its targets are noise
             watch = self._teacher_watch.running() if model.training else nullcontext()
             with torch.set_grad_enabled(self.terms.differentiates), self.accelerator.autocast(), watch:
-                teacher = self.teacher(**self._forward_inputs(self._teacher_takes, inputs, use_cache=False))
+                theirs = self._teacher_inputs(inputs)
+                teacher = self.teacher(**self._forward_inputs(self._teacher_takes, theirs, use_cache=False))
         student = model(**self._forward_inputs(self._student_takes, inputs, use_cache=self.args.use_cache))
         rows = self.layout.select(
             self.layout.logits(student), None if teacher is None else self.layout.logits(teacher), inputs
         )
         tokens = self.layout.tokens(inputs)
         return Comparison(rows=rows, student=student, teacher=teacher, inputs=inputs, tokens=tokens)
+
+    def _teacher_inputs(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return what the teacher reads; refuse to compare tokens where it reads others than the student."""
+        theirs = teacher_inputs(inputs)
+        by_token = [objective.name for objective in self.objectives if objective.by_token]
+        if theirs is not inputs and by_token:
+            raise ValueError(
+                f"{', '.join(by_token)}: the models are compared token by token, but the batch has other tokens for "
+                f"the teacher ('{PREFIX}input_ids')."
+            )
+        return theirs
 
     def _forward_inputs(self, taken: frozenset[str], inputs: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
         given = {**settings, **inputs}
@@ -432,5 +445,5 @@ def _defaults(layout: RowLayout) -> tuple[Objective, ...]:
 
 
 def _parameters(model: nn.Module) -> frozenset[str]:
-    """Return what `forward` takes, without the labels: from them a model would compute a loss of its own."""
+    """Return what `forward` takes, without the labels."""
     return frozenset(inspect.signature(base_model(model).forward).parameters) - _LABELS
