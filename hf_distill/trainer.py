@@ -86,6 +86,7 @@ class DistillationTrainer(Trainer):
         check_devices(args)
         if trainer.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func would be ignored: the loss is the sum of `objectives`.")
+        self._reaches_head = objectives is None or any(isinstance(one, RowObjective) for one in objectives)
         use_cache = getattr(getattr(model, "config", None), "use_cache", None)
         super().__init__(model=model, args=args, **trainer)
         config: Any = getattr(self.model, "config", None)
@@ -115,6 +116,16 @@ class DistillationTrainer(Trainer):
         self._settle_terms()
 
     # ---- Construction ----
+
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        """Let DDP look for unused parameters where no objective reaches the head, also with activation checkpointing.
+
+        There `Trainer` turns it off for good, and the second step fails.
+        """
+        args: dict[str, Any] = super()._build_accelerator_args(**kwargs)
+        if not self._reaches_head and self.args.ddp_find_unused_parameters is None:
+            args["kwargs_handlers"][0].find_unused_parameters = True
+        return args
 
     def _check_parallelism(self) -> None:
         if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:

@@ -53,19 +53,21 @@ def objectives(kind: str) -> tuple[Objective, ...]:
     return tuple((VALUES if kind == "regression" else CLASSES).values())
 
 
-def make_model(kind: str, layers: int, seed: int, dropout: float = 0.0, dtype: torch.dtype = torch.float64) -> Any:
+def make_model(
+    kind: str, layers: int, seed: int, dropout: float = 0.0, dtype: torch.dtype = torch.float64, width: int = 16
+) -> Any:
     torch.manual_seed(seed)
     common: dict[str, Any] = {"vocab_size": VOCABULARY, "num_labels": 3, "initializer_range": 0.3, "pad_token_id": 0}
     model: PreTrainedModel
     if kind == "causal-lm-gpt2":
         config = transformers.GPT2Config(
-            **common, n_layer=layers, n_embd=16, n_head=2, n_positions=32,
+            **common, n_layer=layers, n_embd=width, n_head=2, n_positions=32,
             resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout, bos_token_id=1, eos_token_id=1,
         )  # fmt: skip
         model = transformers.GPT2LMHeadModel(config)
     elif kind == "causal-lm":
         llama = transformers.LlamaConfig(
-            **common, num_hidden_layers=layers, hidden_size=16, num_attention_heads=2, num_key_value_heads=1,
+            **common, num_hidden_layers=layers, hidden_size=width, num_attention_heads=2, num_key_value_heads=1,
             intermediate_size=24, max_position_embeddings=32, attention_dropout=dropout,
         )  # fmt: skip
         model = transformers.LlamaForCausalLM(llama)
@@ -75,7 +77,7 @@ def make_model(kind: str, layers: int, seed: int, dropout: float = 0.0, dtype: t
         if kind == "multi-label":
             common |= {"problem_type": "multi_label_classification"}
         bert = transformers.BertConfig(
-            **common, num_hidden_layers=layers, hidden_size=16, num_attention_heads=2, intermediate_size=24,
+            **common, num_hidden_layers=layers, hidden_size=width, num_attention_heads=2, intermediate_size=24,
             max_position_embeddings=32, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
         )  # fmt: skip
         heads = {
@@ -86,9 +88,9 @@ def make_model(kind: str, layers: int, seed: int, dropout: float = 0.0, dtype: t
     return model.to(dtype)
 
 
-def make_models(kind: str, **settings: Any) -> tuple[Any, Any]:
+def make_models(kind: str, *, teacher_width: int = 16, **settings: Any) -> tuple[Any, Any]:
     """Return a one-layer student and a two-layer teacher."""
-    return make_model(kind, 1, seed=1, **settings), make_model(kind, 2, seed=2, **settings)
+    return make_model(kind, 1, seed=1, **settings), make_model(kind, 2, seed=2, width=teacher_width, **settings)
 
 
 def make_rows(kind: str, count: int = 24, masked: Sequence[int] = ()) -> list[dict[str, Any]]:
@@ -209,9 +211,10 @@ def make_trainer(
     terms: Sequence[Objective] | None = None,
     dropout: float = 0.0,
     dtype: torch.dtype = torch.float64,
+    teacher_width: int = 16,
     **settings: Any,
 ) -> NotingTrainer:
-    student, teacher = make_models(kind, dropout=dropout, dtype=dtype)
+    student, teacher = make_models(kind, dropout=dropout, dtype=dtype, teacher_width=teacher_width)
     rows = make_rows(kind) if rows is None else rows
     return NotingTrainer(
         student,

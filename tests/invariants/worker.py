@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from invariants import cases
 from invariants.cases import KINDS, NotingTrainer, make_trainer, split, train
+from invariants.projected import Hooked, Projected
 from transformers import TrainerCallback
 
 from hf_distill import DistillationArguments
+from hf_distill.objectives import Labels
 
 SAMPLED = (
     *((kind, "random") for kind in KINDS),
@@ -21,12 +23,24 @@ SAMPLED = (
     ("causal-lm", "group_by_length"),
 )
 SHARDED = ("classification", "causal-lm")
+# With a projection; alone, it leaves the head of the student without gradient.
+LEARNED: dict[str, tuple[str, dict[str, Any]]] = {
+    "with labels": ("classification", {"terms": [Projected(weight=0.5), Labels()]}),
+    "alone": ("classification", {"terms": [Projected()]}),
+    "alone, activation checkpointing": ("classification", {"terms": [Projected()], "activation_checkpointing": True}),
+    "hooked": ("causal-lm", {"terms": [Projected(), Hooked(weight=0.1)]}),
+}
 # Steps after which a run is stopped: within an epoch, at its end, within the next.
 STOPS = (("random", 4), ("group_by_length", 3), ("group_by_length", 4), ("batch_rebalance", 5))
 # Short windows at the end of each epoch of 3 steps, dropout, two epochs and a half.
 RESUMED: dict[str, Any] = {
     "dropout": 0.1, "dtype": torch.float32, "optim": "adamw_torch", "max_steps": 8,
     "save_strategy": "steps", "save_steps": 1, "gradient_accumulation_steps": 2,
+}  # fmt: skip
+
+
+LEARNED_SHARDED: dict[str, Any] = {
+    "terms": [Projected(weight=0.5), Labels()], "teacher_width": 24, "num_train_epochs": 1, "dtype": torch.float32,
 }  # fmt: skip
 
 
@@ -53,6 +67,16 @@ def splits(directory: Path) -> tuple[NotingTrainer, Any]:
     return trainer, result
 
 
+def learned(directory: Path) -> tuple[NotingTrainer, Any]:
+    """Train projections in steps of 2 processes x 2 x 2."""
+    result = {}
+    for name, (kind, settings) in LEARNED.items():
+        width = {"teacher_width": 16 if name == "hooked" else 24}
+        trainer = make_trainer(kind, directory, num_train_epochs=1, **width, **settings, **split(2, processes=2))
+        result[name] = (train(trainer), trainer.evaluate())
+    return trainer, result
+
+
 def resume(directory: Path) -> tuple[NotingTrainer, Any]:
     """Train straight through, and in two parts; return the weights of both."""
     result = {}
@@ -69,11 +93,8 @@ def resume(directory: Path) -> tuple[NotingTrainer, Any]:
     return trainer, result
 
 
-def fsdp(directory: Path) -> tuple[NotingTrainer, Any]:
-    """Train sharded; return logs and an evaluation.
-
-    accelerate shards on accelerators only. Told that this is one, it shards on CPUs as well.
-    """
+def shard() -> None:
+    """Have the next trainers shard: accelerate does it on accelerators only, and is told that this is one."""
     from accelerate import DistributedType, PartialState
 
     plain = cases.arguments
@@ -85,6 +106,13 @@ def fsdp(directory: Path) -> tuple[NotingTrainer, Any]:
         return found
 
     cases.arguments = arguments
+
+
+def fsdp(directory: Path) -> tuple[NotingTrainer, Any]:
+    """Train sharded; return logs and an evaluation."""
+    from accelerate import DistributedType
+
+    shard()
     result = {}
     for kind in SHARDED:
         trainer = make_trainer(kind, directory, num_train_epochs=1, dtype=torch.float32, **split(4, processes=2))
@@ -94,6 +122,20 @@ def fsdp(directory: Path) -> tuple[NotingTrainer, Any]:
         result[kind] = (trainer.record.logs, trainer.evaluate())
         trainer.save_model(str(directory / kind))
     return trainer, result
+
+
+def fsdp_learned(directory: Path) -> tuple[NotingTrainer, Any]:
+    """Train a projection sharded, straight through and in two parts; return the logs of both."""
+    settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch", **LEARNED_SHARDED}
+    shard()
+    logs = []
+    for resumed in (False, True):
+        trainer = make_trainer("classification", directory, **settings, **split(4, processes=2))
+        trainer.record.gradients = NoNotes()
+        trainer.train(resume_from_checkpoint=str(directory / "checkpoint-2") if resumed else None)
+        logs.append(trainer.record.logs)
+    trainer.save_model(str(directory / "exported"))
+    return trainer, logs
 
 
 class NoNotes(list[Any]):
@@ -112,7 +154,8 @@ def kill(directory: Path) -> tuple[NotingTrainer, Any]:
 
 if __name__ == "__main__":
     output = Path(sys.argv[2])
-    last, found = {"splits": splits, "resume": resume, "fsdp": fsdp, "kill": kill}[sys.argv[1]](output)
+    jobs = {one.__name__: one for one in (splits, learned, resume, fsdp, fsdp_learned, kill)}
+    last, found = jobs[sys.argv[1]](output)
     if last.is_world_process_zero():
         torch.save((last.args.world_size, found), output / "result.pt")
     # Without these, one run in ten aborts in the interpreter's shutdown, after all its work (threads of gloo).
