@@ -6,6 +6,7 @@ from hf_distill.objectives.attention import Attention
 from hf_distill.objectives.base import Comparison, Objective, RowObjective
 from hf_distill.objectives.hidden import Embeddings, Hidden, Hint, Patient
 from hf_distill.objectives.logits import Labels, LogitsMSE, Ranking
+from hf_distill.objectives.pairwise import Relational, SimilarityPreserving
 from hf_distill.objectives.presets import PRESETS
 from hf_distill.objectives.schedule import Schedule
 from hf_distill.objectives.softened import (
@@ -38,6 +39,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "attention": Attention,
     "patient": Patient,
     "hint": Hint,
+    "similarity_preserving": SimilarityPreserving,
+    "relational": Relational,
 }
 
 __all__ = [
@@ -57,9 +60,11 @@ __all__ = [
     "Objective",
     "Patient",
     "Ranking",
+    "Relational",
     "ReverseKL",
     "RowObjective",
     "Schedule",
+    "SimilarityPreserving",
     "SkewedKL",
     "SkewedReverseKL",
     "SoftCrossEntropy",
