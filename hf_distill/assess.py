@@ -161,6 +161,9 @@ def _seeds(
 def _labelled_rows(prepared: Prepared, judged: Judged) -> int | None:
     if judged.labels is None:
         return None
+    if prepared.scores is not None and judged.logits is not None:
+        scores = prepared.scores(judged.logits, judged.labels)[prepared.metric_names[0]]
+        return int((~np.isnan(scores)).sum())
     return int(prepared.layout.counts({"labels": torch.from_numpy(judged.labels)})["label"].sum())
 
 
@@ -170,7 +173,13 @@ def _gain_error(prepared: Prepared, judged: Mapping[str, Judged], metric: str) -
     student, baseline, labels = judged["student"].logits, judged["baseline"].logits, judged["student"].labels
     if student is None or baseline is None or labels is None:
         return None
-    return figures.gain_error(prepared.metrics, metric, student, baseline, labels)
+    if prepared.scores is None:
+        return figures.gain_error(prepared.metrics, metric, student, baseline, labels)
+    own, other = (prepared.scores(logits, labels)[metric] for logits in (student, baseline))
+    known = ~np.isnan(own + other)
+    if not known.any():
+        return None
+    return figures.gain_error(lambda scores, _: {metric: scores.mean()}, metric, own[known], other[known], own[known])
 
 
 def _latencies(run: Run, models: Mapping[str, PreTrainedModel]) -> dict[str, Latency]:
@@ -236,5 +245,17 @@ def _settings(run: Run) -> dict[str, Any]:
         "precision": f"{precision} (training and metrics); latency in each model's own dtype",
         "train_rows": len(run.prepared.train),
         "eval_rows": len(run.prepared.eval),
+        **_stages(run),
         "seconds": {name: round(value, 1) for name, value in run.seconds.items()},
     }
+
+
+def _stages(run: Run) -> dict[str, Any]:
+    """Return what each stage compared, and what the baseline did in its time."""
+    stages = {
+        f"stage {number}": ", ".join(objective.name for objective in stage.objectives)
+        for number, stage in enumerate(run.recipe.stages, 1)
+    }
+    if stages and run.recipe.report.baseline:
+        stages["baseline"] = "the same stages, with the same training arguments, on labels alone"
+    return stages

@@ -138,21 +138,27 @@ def datasets(recipe: Mapping[str, Any]) -> list[Place]:
 
 
 def objectives(recipe: Mapping[str, Any]) -> list[str]:
-    """Return each term of the loss in words: its weight, its settings, and its formula from its docstring."""
+    """Return each term of the loss in words: its stage, its weight, its settings, its formula from its docstring."""
+    stages = recipe.get("stages") or [recipe]
+    lines = []
+    for number, stage in enumerate(stages, 1):
+        start = f"stage {number} of {len(stages)}: " if len(stages) > 1 else ""
+        lines += [start + _objective(entry) for entry in stage.get("objectives") or ()]
+    return lines
+
+
+def _objective(entry: Mapping[str, Any]) -> str:
     from hf_distill.objectives import OBJECTIVES
 
-    lines = []
-    for entry in recipe.get("objectives") or ():
-        name = str(entry.get("name"))
-        settings = {"weight": entry.get("weight", 1.0), **{key: entry[key] for key in entry if key != "name"}}
-        known = OBJECTIVES.get(name)
-        if known is not None and "temperature" in getattr(known, "__dataclass_fields__", {}):
-            settings.setdefault("temperature", known.__dataclass_fields__["temperature"].default)
-        values = ", ".join(f"{key} {in_words(value)}" for key, value in settings.items())
-        formula = (known.__doc__ or "").strip().splitlines()[0] if known is not None else ""
-        formula = re.sub(r"\s*See `[^`]*`\.$", "", formula)
-        lines.append(f"`{name}` ({values}){f': {formula}' if formula else ''}")
-    return lines
+    name = str(entry.get("name"))
+    settings = {"weight": entry.get("weight", 1.0), **{key: entry[key] for key in entry if key != "name"}}
+    known = OBJECTIVES.get(name)
+    if known is not None and "temperature" in getattr(known, "__dataclass_fields__", {}):
+        settings.setdefault("temperature", known.__dataclass_fields__["temperature"].default)
+    values = ", ".join(f"{key} {in_words(value)}" for key, value in settings.items())
+    formula = (known.__doc__ or "").strip().splitlines()[0] if known is not None else ""
+    formula = re.sub(r"\s*See `[^`]*`\.$", "", formula)
+    return f"`{name}` ({values}){f': {formula}' if formula else ''}"
 
 
 def _data(report: Report, recipe: Mapping[str, Any], name: str) -> Any:
@@ -218,6 +224,7 @@ def card(report: Report) -> str:
         objectives=objectives(recipe),
         student=_made(recipe.get("student") or {}),
         teacher=_made(recipe.get("teacher") or {}),
+        tokenizers=report.settings.get("tokenizers"),
         titles=[TITLES[model] for model in report.models],
         rows=[(row.label.replace("|", "\\|"), row.headline, [row.cells[key] for key in report.models])
               for row in rows(report)],

@@ -32,6 +32,7 @@ def check_plan(recipe: Recipe, pair: Pair) -> None:
     for path, objective in objectives_of(recipe):
         try:
             with recipe.locate(path):
+                recipe.task.check_objective(objective)
                 objective.check(pair.student, pair.teacher)
                 _check_tokens(objective, pair)
         except UserError as error:

@@ -86,6 +86,8 @@ def plots(report: Report) -> list[Plot]:
         note = "Thin line: training. Dots: eval split." if title.startswith("objective/") else "On the eval split."
         if len({run for run, _ in curves}) > len({_model(run) for run, _ in curves}):
             note += " Paler: the other seeds."
+        if any(" stage " in run for run in report.history):
+            note += " Stages one after the other."
         found.append(_plot(title, _curves, curves, note=note))
     if report.confusion is not None and report.confusion.counts:
         note = _confusion_note(report.confusion)
@@ -200,7 +202,11 @@ Curves = dict[tuple[str, bool], Curve]
 
 def _panels(report: Report) -> dict[str, Curves]:
     panels: dict[str, Curves] = {}
-    for run, history in report.history.items():
+    before: dict[str, float] = {}
+    for part, history in report.history.items():
+        # The stages of a training are one curve: each counts its steps on from the one before it.
+        run, offset = part.partition(" stage ")[0], before.get(part.partition(" stage ")[0], 0)
+        before[run] = offset + max((entry["step"] for entry in history if "step" in entry), default=0)
         for entry in history:
             for key, value in entry.items():
                 evaluated = key.startswith("eval_")
@@ -209,7 +215,7 @@ def _panels(report: Report) -> dict[str, Curves]:
                 if wanted and isinstance(value, (int, float)) and math.isfinite(value) and "step" in entry:
                     title = name if name.startswith("objective/") else f"eval {name}"
                     steps, values = panels.setdefault(title, {}).setdefault((run, evaluated), ([], []))
-                    steps.append(entry["step"])
+                    steps.append(offset + entry["step"])
                     values.append(float(value))
     # Objectives first: they are what was minimised. The sum of different terms compares badly between runs.
     order = sorted(panels, key=lambda title: (not title.startswith("objective/"), title == "eval loss"))

@@ -82,7 +82,8 @@ class Report:
         groups: Accuracy by part of the eval split.
         confusion: Student against teacher.
         calibration: Model -> calibration.
-        history: Run (`student`, `baseline`, `teacher`, also `student seed 43`) -> `log_history` of its Trainer.
+        history: Run (`student`, `baseline`, `teacher`, also `student seed 43`, `student stage 1`) -> `log_history` of
+            its Trainer. Stages follow each other in the order of their training.
         settings: Versions, device, threads, precision, processes, seconds of each stage, sizes of the data.
         recipe: The resolved recipe, YAML.
     """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import ipaddress
+import json
 import os
 import random
 import socket
@@ -114,8 +115,9 @@ class MakeModel(Protocol):
 
         Args:
             kind: `bert`, `distilbert`, `roberta`, `llama`, `gpt2` (sequence classifiers), `bert-tokens` (token
-                classifier), `llama-lm`, `gpt2-lm`, `bert-mlm` (language models) or `bert-bare` (no head, as most
-                pretrained encoders come). As in life, `llama` and `gpt2` have no padding token.
+                classifier), `bert-qa` (finds answers), `llama-lm`, `gpt2-lm`, `bert-mlm` (language models), `t5`,
+                `bart` (encoder-decoder language models) or `bert-bare` (no head, as most pretrained encoders come). As
+                in life, `llama` and `gpt2` have no padding token.
             layers: Depth.
             labels: Names of the labels; a single one makes a regression head.
             vocab: Words that are one token; any other lower-case word is spelled out.
@@ -168,9 +170,16 @@ def _tokenizer(kind: str, words: Sequence[str]) -> PreTrainedTokenizerBase:
         vocabulary = {piece: index for index, piece in enumerate(pieces)}
         wordpiece: PreTrainedTokenizerBase = class_(vocab=vocabulary, model_max_length=64)
         return wordpiece
+    if kind == "t5":
+        scores = {"<pad>": 0.0, "</s>": 0.0, "<unk>": 0.0, "▁": -4.0, **dict.fromkeys(words, -1.0)}
+        pieces = {("▁" + piece if piece in words else piece): score for piece, score in scores.items()}
+        unigram = [*pieces.items(), *((letter, -5.0) for letter in letters if letter not in pieces)]
+        t5: PreTrainedTokenizerBase = transformers.T5Tokenizer(vocab=unigram, extra_ids=0, model_max_length=64)
+        return t5
     # The others spell words in BPE: train one in which every word is a single token.
     class_, bpe_special = {
         "roberta": (transformers.RobertaTokenizer, ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]),
+        "bart": (transformers.BartTokenizer, ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]),
         "llama": (transformers.LlamaTokenizer, ["<unk>", "<s>", "</s>"]),
         "gpt2": (transformers.GPT2Tokenizer, ["<|endoftext|>"]),
     }[kind.partition("-")[0]]
@@ -215,6 +224,15 @@ def _config(
     if kind.startswith("gpt2"):
         shape = {"n_layer": layers, "n_embd": 32, "n_head": 4, "n_positions": 64}
         return transformers.GPT2Config(**{**names, **shape, **settings})
+    if kind == "t5":
+        shape = {"num_layers": layers, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_heads": 4}
+        start = {"decoder_start_token_id": tokenizer.pad_token_id, "initializer_factor": 3.0}
+        return transformers.T5Config(**{**names, **shape, **start, **settings})
+    if kind == "bart":
+        both = {"layers": layers, "attention_heads": 4, "ffn_dim": 64}
+        sides = {f"{side}_{key}": value for side in ("encoder", "decoder") for key, value in both.items()}
+        shape = {"d_model": 32, "max_position_embeddings": 64, "init_std": 0.2}
+        return transformers.BartConfig(**{**names, **sides, **shape, **settings})
     shape = {"n_layers": layers, "dim": 32, "n_heads": 4, "hidden_dim": 64, "max_position_embeddings": 64}
     return transformers.DistilBertConfig(**{**names, **shape, **settings})
 
@@ -227,6 +245,7 @@ def _save_model(kind: str, config: PretrainedConfig, seed: int, directory: Path)
         "bert": transformers.BertForSequenceClassification,
         "bert-tokens": transformers.BertForTokenClassification,
         "bert-mlm": transformers.BertForMaskedLM,
+        "bert-qa": transformers.BertForQuestionAnswering,
         "bert-bare": transformers.BertModel,
         "distilbert": transformers.DistilBertForSequenceClassification,
         "roberta": transformers.RobertaForSequenceClassification,
@@ -234,6 +253,8 @@ def _save_model(kind: str, config: PretrainedConfig, seed: int, directory: Path)
         "llama-lm": transformers.LlamaForCausalLM,
         "gpt2": transformers.GPT2ForSequenceClassification,
         "gpt2-lm": transformers.GPT2LMHeadModel,
+        "t5": transformers.T5ForConditionalGeneration,
+        "bart": transformers.BartForConditionalGeneration,
     }[kind]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -271,3 +292,41 @@ def sentiment_csv(tmp_path_factory: pytest.TempPathFactory) -> Splits:
                     words.insert(chance.randint(0, len(words)), chance.choice(adjectives))
                 writer.writerow((" ".join((*words, chance.choice(".!"))), label))
     return splits
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def write_recipe(tmp_path: Path, make_model: Any, sentiment_csv: Any) -> Callable[..., Path]:
+    """Write a small recipe that runs in seconds; keyword arguments replace whole sections, None removes one."""
+    from runs import KL_AND_LABELS
+
+    def write(**sections: Any) -> Path:
+        recipe: dict[str, Any] = {
+            "task": "text-classification",
+            "data": {
+                "path": {"train": str(sentiment_csv.train), "validation": str(sentiment_csv.validation)},
+                "columns": {"text": "sentence"},
+            },
+            "teacher": {"name": "pretrained", "model": str(make_model("bert", layers=4, seed=1))},
+            "student": {"name": "copy_layers", "layers": 2},
+            "objectives": KL_AND_LABELS,
+            "training": {},
+            "report": {"latency": False},
+        }
+        recipe |= sections
+        recipe["training"] = {
+            "output_dir": str(tmp_path / "out"),
+            "per_device_train_batch_size": 8,
+            "num_train_epochs": 1,
+            "learning_rate": 1e-3,
+            "disable_tqdm": True,
+            **recipe["training"],
+        }
+        path = tmp_path / "recipe.yaml"
+        given = {key: value for key, value in recipe.items() if value is not None}
+        path.write_text(json.dumps(given), encoding="utf-8")  # JSON is YAML
+        return path
+
+    return write

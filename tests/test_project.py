@@ -154,7 +154,7 @@ def test_recipes_are_found() -> None:
 def test_recipe_reads(path: Path) -> None:
     """A renamed key would break a recipe that nobody runs here, such as one that needs the Hub."""
     recipe = load_recipe(path)
-    assert recipe.objectives
+    assert all(stage.objectives for stage in recipe.plan)
     text = path.read_text(encoding="utf-8").splitlines()
     schema = re.fullmatch(r"# yaml-language-server: \$schema=(\S+)", text[0])
     assert schema, "the first line names the schema, so that editors complete keys"
@@ -220,7 +220,7 @@ def test_recipes_in_documents_read(tmp_path: Path) -> None:
     for document, text in code_blocks("yaml"):
         if re.search(r"^task:", text, re.M):
             (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
-            assert load_recipe(tmp_path / "recipe.yaml").objectives, document
+            assert load_recipe(tmp_path / "recipe.yaml").plan[0].objectives, document
             count += 1
     assert count
 
@@ -254,8 +254,8 @@ def test_the_example_of_an_own_objective_works(tmp_path: Path, monkeypatch: pyte
 
 def test_every_recipe_key_is_documented() -> None:
     """A key that docs/recipe.md leaves out exists only for those who read the source."""
-    from hf_distill.objectives import OBJECTIVES, PRESETS
-    from hf_distill.recipe import Data, Evaluation, Hub, Recipe, ReportOptions
+    from hf_distill.objectives import OBJECTIVES, PRESETS, Schedule
+    from hf_distill.recipe import Data, Evaluation, Hub, Recipe, ReportOptions, Stage
     from hf_distill.students import STUDENTS
     from hf_distill.tasks import TASKS
     from hf_distill.teachers import TEACHERS
@@ -264,6 +264,6 @@ def test_every_recipe_key_is_documented() -> None:
     tables: list[dict[str, Any]] = [OBJECTIVES, STUDENTS, TASKS, TEACHERS]
     components = [component for table in tables for component in table.values()]
     keys = {name for table in tables for name in table} | set(PRESETS)
-    for part in (Recipe, Data, Evaluation, Hub, ReportOptions, *components):
+    for part in (Recipe, Stage, Schedule, Data, Evaluation, Hub, ReportOptions, *components):
         keys |= {field.name for field in fields(part) if field.init}
     assert sorted(key for key in keys - {"origin"} if f"`{key}`" not in text) == []

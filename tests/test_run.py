@@ -9,76 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import REPO, WriteRecipe, command, run, same, weights
 
 from hf_distill.errors import UserError
-
-REPO = Path(__file__).parents[1]
-KL_AND_LABELS = [{"name": "kl", "weight": 0.5, "temperature": 2.0}, {"name": "labels", "weight": 0.5}]
-WriteRecipe = Callable[..., Path]
-
-
-@pytest.fixture
-def write_recipe(tmp_path: Path, make_model: Any, sentiment_csv: Any) -> WriteRecipe:
-    """Write a small recipe that runs in seconds; keyword arguments replace whole sections."""
-
-    def write(**sections: Any) -> Path:
-        recipe: dict[str, Any] = {
-            "task": "text-classification",
-            "data": {
-                "path": {"train": str(sentiment_csv.train), "validation": str(sentiment_csv.validation)},
-                "columns": {"text": "sentence"},
-            },
-            "teacher": {"name": "pretrained", "model": str(make_model("bert", layers=4, seed=1))},
-            "student": {"name": "copy_layers", "layers": 2},
-            "objectives": KL_AND_LABELS,
-            "training": {},
-            "report": {"latency": False},
-        }
-        recipe |= sections
-        recipe["training"] = {
-            "output_dir": str(tmp_path / "out"),
-            "per_device_train_batch_size": 8,
-            "num_train_epochs": 1,
-            "learning_rate": 1e-3,
-            "disable_tqdm": True,
-            **recipe["training"],
-        }
-        path = tmp_path / "recipe.yaml"
-        path.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
-        return path
-
-    return write
-
-
-def run(path: Path, *overrides: str, restart: bool = False) -> Any:
-    from hf_distill import distill, load_recipe
-
-    return distill(load_recipe(path, overrides), restart=restart)
-
-
-def weights(directory: Path) -> dict[str, Any]:
-    from safetensors.torch import load_file
-
-    return load_file(directory / "model.safetensors")
-
-
-def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
-
-
-def command(path: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(REPO / "scripts" / "distill.py"), str(path), *arguments],
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def test_a_run_writes_a_student_a_card_a_recipe_and_a_report(write_recipe: WriteRecipe, tmp_path: Path) -> None:

@@ -65,6 +65,9 @@ class Prepared:
             only agreement can be reported.
         label_names: Class names in the order of the student's head; None where nothing names them.
         labelled: Whether the train split has labels.
+        scores: `(logits, labels) -> {name: (units,)}`: the metrics of what is judged as a whole, where that is not a
+            row of the eval split but several (the windows of a question). Those of a model are their means, without
+            NaN.
         for_teacher: The same data, row by row, as the teacher reads it, where it has a tokenizer of its own; None where
             both read the same tokens.
     """
@@ -81,6 +84,7 @@ class Prepared:
     summary: Callable[[Mapping[str, float]], dict[str, float]] | None = None
     generate: Callable[[PreTrainedModel, int], dict[str, float]] | None = None
     for_teacher: Prepared | None = None
+    scores: Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]] | None = None
 
 
 @component
@@ -116,31 +120,36 @@ class Task(ABC):
             UserError: Its configuration, or what lies beside it, says that it does not fit; `key` is `"model"`.
         """
 
+    def check_objective(self, objective: Objective) -> None:
+        """Refuse an objective that is for other tasks, before anything is loaded.
+
+        Raises:
+            UserError: It is.
+        """
+        if objective.tasks and self.name not in objective.tasks:
+            raise UserError(
+                f"'{objective.name}' is for {', '.join(objective.tasks)}, but the task is {self.name}. Leave it out."
+            )
+
     def check(self, objectives: tuple[Objective, ...], prepared: Prepared) -> None:
         """Refuse objectives that mean nothing on this data.
 
         Raises:
             UserError: A softmax over one predicted value, which is constant and its loss silently zero; an objective
-                on labels where there are none; one that compares token by token where each model has its own.
+                on labels where there are none.
         """
         for index, objective in enumerate(objectives):
             key = f"objectives[{index}]"
-            if objective.tasks and self.name not in objective.tasks:
-                raise UserError(
-                    f"'{objective.name}' is for {', '.join(objective.tasks)}, but the task is {self.name}. Leave it out.",
-                    key=key,
-                )
             if not prepared.layout.has_classes and not getattr(objective, "takes_values", True):
                 raise UserError(
                     f"'{objective.name}' compares distributions over classes, but this is regression. "
                     "Use logits_mse for the teacher's values and labels for the true ones.",
                     key=key,
                 )
-            if objective.by_token and prepared.for_teacher is not None:
+            if not prepared.layout.has_classes and getattr(objective, "label_smoothing", 0):
                 raise UserError(
-                    f"'{objective.name}' compares the models token by token, but teacher and student read different "
-                    "tokens (each has its own tokenizer). Leave it out, or choose a student of the teacher's family.",
-                    key=key,
+                    "smoothing spreads a label over classes, and this is regression. Remove it.",
+                    key=f"{key}.label_smoothing",
                 )
             if objective.unit == "label" and not prepared.labelled:
                 where = f"data: {{columns: {{{self.label_role}: ...}}}}"
