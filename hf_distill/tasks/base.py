@@ -146,7 +146,7 @@ class Task(ABC):
                     "Use logits_mse for the teacher's values and labels for the true ones.",
                     key=key,
                 )
-            if not prepared.layout.has_classes and getattr(objective, "label_smoothing", 0):
+            if not prepared.layout.has_classes and getattr(objective, "label_smoothing", False):
                 raise UserError(
                     "smoothing spreads a label over classes, and this is regression. Remove it.",
                     key=f"{key}.label_smoothing",
