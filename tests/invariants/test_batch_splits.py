@@ -27,7 +27,7 @@ from invariants.cases import (
 from invariants.processes import SHARDED_LAUNCH, as_two_processes
 from invariants.worker import SAMPLED
 
-from hf_distill.objectives import Labels
+from hf_distill.objectives import Attention, Embeddings, Hidden, Hint, Labels, Objective, Patient
 
 Array = np.ndarray[Any, Any]
 
@@ -104,6 +104,32 @@ def figures(metrics: dict[str, float] | None) -> dict[str, float]:
     chosen = {name: value for name, value in metrics.items() if not name.endswith(("runtime", "second", "time"))}
     assert len(chosen) >= 3
     return chosen
+
+
+FEATURES: tuple[Objective, ...] = (
+    Hidden(projection="always"),
+    Hidden(weight=0.3, loss="cosine", layers="last"),
+    Embeddings(weight=0.5),
+    Attention(compare="kl"),
+    Patient(weight=0.7, layers="last"),
+    Hint(weight=0.2, layers="similarity"),
+)
+
+
+@pytest.mark.parametrize("kind", ["classification", "causal-lm-gpt2"])
+def test_objectives_on_layers(kind: str, tmp_path: Path) -> None:
+    """Their unit is the token, and what they learn has a gradient of its own: a projection that is trained at another
+    rate with another split is another objective after the first step."""
+
+    def run(batch_size: int) -> Record:
+        return train(make_trainer(kind, tmp_path, terms=FEATURES, num_train_epochs=1, **split(batch_size)))
+
+    whole = run(8)
+    learned = [name for name in whole.gradients[-1] if name.startswith("distillation.")]
+    assert len(learned) == 2
+    assert all(bool((step[name] != 0).any()) for step in whole.gradients for name in learned)
+    for batch_size in (4, 1):
+        assert_same(run(batch_size), whole)
 
 
 # --- against the formulas ---------------------------------------------------------------------------------------------
