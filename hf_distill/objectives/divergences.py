@@ -57,7 +57,7 @@ def _mixture(log_p: Tensor, log_q: Tensor, share: float) -> Tensor:
 def jensen_shannon(log_p: Tensor, log_q: Tensor, share: float) -> Tensor:
     """Generalised Jensen-Shannon divergence, `w KL(p || m) + (1 - w) KL(q || m)` with `m = w p + (1 - w) q`.
 
-    Lin 1991, equation 4.1, for two distributions; Agarwal et al. 2024 (arXiv 2306.13649), section 2.
+    Lin 1991, equation 4.1, for two distributions; Agarwal et al. 2024 (arXiv 2306.13649), equation 1.
 
     Args:
         log_p: Log-probabilities `(rows, classes)`.
@@ -93,8 +93,8 @@ def adaptive_kl(log_p: Tensor, log_q: Tensor, head_mass: float) -> Tensor:
     """Adaptive Kullback-Leibler divergence of a student `q` from a teacher `p`, `h KL(p || q) + (1 - h) KL(q || p)`.
 
     `h = g_head / (g_head + g_tail)` with the gaps `g = sum |p_v - q_v|`, over the head and over the tail of the
-    teacher's distribution, as constants: no gradient passes through `h` (Wu et al. 2024, arXiv 2404.02657, section
-    5). The head is that of the authors' code (`AKL.py`): the likeliest classes as long as their mass stays within
+    teacher's distribution, as constants: no gradient passes through `h` (Wu et al. 2024, arXiv 2404.02657).
+    The head is that of the authors' code (`AKL.py`): the likeliest classes as long as their mass stays within
     `head_mass`, and always the likeliest one.
 
     Args:

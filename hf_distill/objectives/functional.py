@@ -68,7 +68,7 @@ def _full(logits: Tensor) -> Tensor:
 def mean_squared_error(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared difference of the logits, mean over classes.
 
-    `1 / V * sum_v (teacher_v - student_v)^2` (Ba and Caruana 2014, arXiv 1312.6184, equation 2, there as a sum).
+    `1 / V * sum_v (teacher_v - student_v)^2` (Ba and Caruana 2014, arXiv 1312.6184, there as a sum).
 
     Args:
         student: Logits `(rows, classes)`.

@@ -110,12 +110,11 @@ class JensenShannon(Softened):
     """Generalised Jensen-Shannon divergence, times `T^2`. See `divergences.jensen_shannon`.
 
     `T^2 * (w KL(p || m) + (1 - w) KL(q || m))` with `m = w p + (1 - w) q` and `w` the teacher's share (Agarwal et al.
-    2024, GKD, arXiv 2306.13649, section 2, where `w` is beta).
+    2024, GKD, arXiv 2306.13649, equation 1, where `w` is beta).
 
     Relations: bounded, by `log 2` for equal shares, so that single rows cannot dominate. Divided by `w` it tends to
-        `kl`
-    as `w` goes to 0, divided by `1 - w` to `reverse_kl` as `w` goes to 1; at both ends it is 0 itself, so they are
-    refused here, where TRL and ms-swift switch to those two.
+    `kl` as `w` goes to 0, divided by `1 - w` to `reverse_kl` as `w` goes to 1; at both ends it is 0 itself, so they
+    are refused here, where TRL and ms-swift switch to those two.
 
     Attributes:
         weight: Factor of the term.
@@ -189,11 +188,11 @@ class AdaptiveKL(Softened):
     """`kl` and `reverse_kl`, each row weighing them by where its gap to the teacher is. See `divergences.adaptive_kl`.
 
     `T^2 * (h KL(p || q) + (1 - h) KL(q || p))`, `h` the share of the gap `sum |p - q|` that lies in the head of the
-    teacher's distribution (Wu et al. 2024, arXiv 2404.02657, section 5).
+    teacher's distribution (Wu et al. 2024, arXiv 2404.02657, as in the authors' AKL.py, whose 0 / 0 for
+    equal models is a half here).
 
     Relations: between `kl`, which first fits the head, and `reverse_kl`, which first fits the tail. `h` is a constant
-        to
-    the gradient, so the gradient is not that of the value. The head in DSKD and KDFlow also holds the class that
+    to the gradient, so the gradient is not that of the value. The head in DSKD and KDFlow also holds the class that
     crosses `head_mass`.
 
     Attributes:
@@ -243,8 +242,7 @@ class SoftCrossEntropy(Softened):
     """`-T^2 * sum_v p_v log q_v`, the cross-entropy with the teacher's distribution. See `divergences.cross_entropy`.
 
     Relations: `kl` plus the teacher's entropy: the same gradient, but the value at the minimum is that entropy.
-        TextBrewer,
-    torchtune and DistiLLM report it. With a sparse teacher it is the cross-entropy of the buckets.
+    TextBrewer, torchtune and DistiLLM report it. With a sparse teacher it is the cross-entropy of the buckets.
 
     Attributes:
         weight: Factor of the term.
