@@ -216,5 +216,5 @@ def _timing(milliseconds: list[float], inputs: Mapping[str, Tensor]) -> Timing:
         p90_ms=float(np.percentile(milliseconds, 90)),
         repeats=len(milliseconds),
         batch_size=len(first),
-        sequence_length=None if tokens is None else int(tokens.shape[1]),
+        sequence_length=None if tokens is None else int(tokens.shape[-1]),
     )

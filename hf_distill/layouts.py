@@ -8,6 +8,8 @@ from transformers.models.auto import modeling_auto
 
 from hf_distill.labels import label_names, positions
 from hf_distill.rows import ExampleRows, RowLayout, TokenRows
+from hf_distill.sentence_encoder import encoding_of
+from hf_distill.similarity_rows import SimilarityRows
 from hf_distill.target_rows import TargetRows
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ def infer_layout(student: nn.Module, teacher: nn.Module | None, processing_class
         ValueError: The class is none of these, or the two heads do not fit each other.
     """
     student = base_model(student)
+    if encoding_of(student) is not None:
+        return SimilarityRows()
     name = type(student).__name__
     config: Any = getattr(student, "config", None)
     theirs: Any = None if teacher is None else getattr(base_model(teacher), "config", None)

@@ -9,6 +9,7 @@ from hf_distill.objectives.logits import Labels, LogitsMSE, Ranking
 from hf_distill.objectives.pairwise import Relational, SimilarityPreserving
 from hf_distill.objectives.presets import PRESETS
 from hf_distill.objectives.schedule import Schedule
+from hf_distill.objectives.sentences import MarginMSE, SentenceEmbedding, SimilarityMatrix
 from hf_distill.objectives.softened import (
     AdaptiveKL,
     DecoupledKL,
@@ -41,6 +42,9 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "hint": Hint,
     "similarity_preserving": SimilarityPreserving,
     "relational": Relational,
+    "sentence_embedding": SentenceEmbedding,
+    "similarity_matrix": SimilarityMatrix,
+    "margin_mse": MarginMSE,
 }
 
 __all__ = [
@@ -57,6 +61,7 @@ __all__ = [
     "KLDivergence",
     "Labels",
     "LogitsMSE",
+    "MarginMSE",
     "Objective",
     "Patient",
     "Ranking",
@@ -64,6 +69,8 @@ __all__ = [
     "ReverseKL",
     "RowObjective",
     "Schedule",
+    "SentenceEmbedding",
+    "SimilarityMatrix",
     "SimilarityPreserving",
     "SkewedKL",
     "SkewedReverseKL",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from hf_distill.tasks.base import Prepared, Setup, Task
 from hf_distill.tasks.fill_mask import FillMask
+from hf_distill.tasks.sentence_similarity import SentenceSimilarity
 from hf_distill.tasks.text_classification import TextClassification
 from hf_distill.tasks.text_generation import TextGeneration
 from hf_distill.tasks.token_classification import TokenClassification
 
 TASKS: dict[str, type[Task]] = {
     "fill-mask": FillMask,
+    "sentence-similarity": SentenceSimilarity,
     "text-classification": TextClassification,
     "text-generation": TextGeneration,
     "token-classification": TokenClassification,
@@ -19,6 +21,7 @@ __all__ = [
     "TASKS",
     "FillMask",
     "Prepared",
+    "SentenceSimilarity",
     "Setup",
     "Task",
     "TextClassification",

@@ -1,0 +1,126 @@
+"""Comparing vectors of texts: `(examples, texts, width)` of both models, one value per example."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity, normalize
+
+from hf_distill.objectives.term import Term
+
+if TYPE_CHECKING:
+    from hf_distill.objectives.base import Comparison, Objective
+    from hf_distill.objectives.sentences import SentenceEmbedding
+
+
+class EmbeddingTerm(Term):
+    """Compares the vector of each text.
+
+    Args:
+        objective: What it computes.
+        student: A sentence encoder.
+        teacher: Another one.
+
+    Attributes:
+        projection: From the student's width to the teacher's, at the start uniform within
+            `sqrt(6 / (student's width + teacher's))`, drawn from torch's seed; None where there is none.
+
+    Raises:
+        UserError: Widths differ and there is to be no projection.
+    """
+
+    def __init__(self, objective: SentenceEmbedding, student: nn.Module, teacher: nn.Module | None) -> None:
+        super().__init__(objective)
+        if teacher is None:
+            raise ValueError(f"'{objective.name}' needs a teacher.")
+        mine: Any = student.config
+        theirs: Any = teacher.config
+        objective.check(mine, theirs)
+        differ = mine.hidden_size != theirs.hidden_size
+        self.projection: nn.Linear | None = None
+        if objective.projection or (objective.projection is None and differ):
+            self.projection = nn.Linear(mine.hidden_size, theirs.hidden_size, bias=False)
+            nn.init.xavier_uniform_(self.projection.weight)
+
+    def forward(self, comparison: Comparison) -> Tensor:
+        """See `Term.forward`."""
+        objective: Any = self.objective
+        student, teacher = both(objective, comparison)
+        if self.projection is not None:
+            student = student @ self.projection.weight.to(student.dtype).T
+        if objective.loss == "cosine":
+            return (1 - cosine_similarity(student, teacher, dim=-1)).mean(-1)
+        return (student - teacher).square().mean((-2, -1))
+
+
+def both(objective: Objective, comparison: Comparison) -> tuple[Tensor, Tensor]:
+    """Return the vectors of both models, `(examples, texts, width)`, float32 or better, the teacher's detached.
+
+    Raises:
+        ValueError: A model is no sentence encoder.
+    """
+    return _vectors(objective, comparison.student), _vectors(objective, comparison.teacher).detach()
+
+
+def _vectors(objective: Objective, outputs: Mapping[str, Any] | None) -> Tensor:
+    vectors = None if outputs is None else outputs.get("sentence_embedding")
+    if vectors is None:
+        raise ValueError(
+            f"'{objective.name}' compares sentence embeddings, and a model has none. Wrap both with "
+            "hf_distill.sentence_encoder.sentence_encoder(model)."
+        )
+    vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+    found: Tensor = vectors.unsqueeze(1) if vectors.dim() == 2 else vectors
+    return found
+
+
+def similarity_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Divergence of each text's similarities to all other texts.
+
+    `KL(p_i || q_i)`, `p_i = softmax over j != i of cos(t_i, t_j) / T`, `q_i` likewise of the student, mean over the
+    texts of an example; 0 where there are no two other texts to choose between.
+
+    Args:
+        student: Vectors `(examples, texts, width)`.
+        teacher: Likewise, of any width.
+        temperature: `T`.
+
+    Returns:
+        `(examples,)`.
+
+    >>> vectors = torch.eye(3).unsqueeze(1)
+    >>> similarity_divergence(vectors, vectors, 0.1)
+    tensor([0., 0., 0.])
+    """
+    log_q, log_p = (_log_neighbours(vectors.flatten(0, 1), temperature) for vectors in (student, teacher))
+    divergences = (log_p.exp() * (log_p - log_q)).sum(-1)
+    return divergences.reshape(student.shape[:2]).mean(-1)
+
+
+def _log_neighbours(vectors: Tensor, temperature: float) -> Tensor:
+    """Return the log-probabilities of all other vectors, `(vectors, vectors - 1)`."""
+    count = len(vectors)
+    unit = normalize(vectors, dim=-1)
+    cosines = unit @ unit.T
+    others = ~torch.eye(count, dtype=torch.bool, device=vectors.device)
+    # Left out rather than set to -inf: nothing infinite is in the gradient.
+    return (cosines[others].reshape(count, max(count - 1, 0)) / temperature).log_softmax(-1)
+
+
+def margins(vectors: Tensor, similarity: Literal["dot", "cosine"]) -> Tensor:
+    """Return how much more similar the first text is to the second than to the third, `(examples,)`.
+
+    Args:
+        vectors: `(examples, 3, width)`.
+        similarity: Of two vectors.
+
+    >>> margins(torch.tensor([[[1.0, 0.0], [3.0, 0.0], [0.0, 2.0]]]), "dot")
+    tensor([3.])
+    """
+    text, fitting, other = vectors[:, :3].unbind(1)
+    if similarity == "cosine":
+        text, fitting, other = (normalize(one, dim=-1) for one in (text, fitting, other))
+    return (text * (fitting - other)).sum(-1)
