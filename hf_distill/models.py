@@ -164,6 +164,14 @@ def has_head(config: PretrainedConfig, auto_class: str) -> bool:
     return own_code or any(name in known or name.endswith(ending) for name in config.architectures or [])
 
 
+def has_class(config: PretrainedConfig, auto_class: str) -> bool:
+    """Whether there is a model of this architecture with the head that `auto_class` gives, trained or not."""
+    import transformers
+
+    own_code = auto_class in (getattr(config, "auto_map", None) or {})
+    return own_code or type(config) in getattr(transformers, auto_class)._model_mapping
+
+
 def open_tokenizer(
     model: str, *, key: str = "tokenizer", revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 from hf_distill.errors import UserError
 from hf_distill.labels import label_names, positions
-from hf_distill.models import has_head, open_tokenizer
+from hf_distill.models import has_class, has_head, open_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from hf_distill.recipe import Recipe
     from hf_distill.students.base import Student
+    from hf_distill.tasks import Task
     from hf_distill.teachers.base import Teacher
 
 logger = logging.getLogger(__name__)
@@ -62,13 +63,13 @@ def open_pair(recipe: Recipe) -> Pair:
     auto_class = recipe.task.auto_class
     with recipe.locate("teacher"):
         teacher = recipe.teacher.config()
-        recipe.task.check_model(teacher)
+        _check_architecture(teacher, recipe.task)
         teacher_head = teacher if recipe.teacher.has_head else None
         if teacher_head is not None:
             _check_trained(teacher_head, auto_class)
     with recipe.locate("student"):
         student = recipe.student.config(teacher)
-        recipe.task.check_model(student)
+        _check_architecture(student, recipe.task)
         own = recipe.student.own_config()
         student_head = own if own is not None and has_head(own, auto_class) else None
         # A language model's configuration has label names too, which mean nothing.
@@ -85,6 +86,28 @@ def open_pair(recipe: Recipe) -> Pair:
 
 
 # ---- Heads -----------------------------------------------------------------------------------------------------------
+
+
+def _check_architecture(config: PretrainedConfig, task: Task) -> None:
+    """Refuse a model of a kind that cannot do the task, whatever its weights."""
+    from hf_distill.tasks import TASKS
+
+    def fits(other: Task) -> bool:
+        try:
+            other.check_model(config)
+        except UserError:
+            return False
+        return has_class(config, other.auto_class)
+
+    if not has_class(config, task.auto_class):
+        able = sorted(name for name, known in TASKS.items() if fits(known()))
+        raise UserError(
+            f"there is no {config.model_type} model with a head for {task.name} (wanted "
+            f"...{task.auto_class.removeprefix('AutoModel')}). Choose another model, or a task it has a head for: "
+            f"{', '.join(able) or 'none here'}.",
+            key="model",
+        )
+    task.check_model(config)
 
 
 def _check_trained(teacher: PretrainedConfig, auto_class: str) -> None:

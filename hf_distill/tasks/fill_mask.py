@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset
     from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,15 @@ class FillMask(Task):
     whole_word: bool = False
     loss_on: Literal["masked", "all"] = "masked"
     seed: int = 0
+
+    def check_model(self, config: PretrainedConfig) -> None:
+        """Refuse models whose answers do not stand at the hidden tokens; see `Task.check_model`."""
+        if config.is_encoder_decoder:
+            raise UserError(
+                f"a {config.model_type} model writes the whole text anew. Wanted an encoder that answers where the "
+                "hidden tokens stand (BERT, RoBERTa, ...).",
+                key="model",
+            )
 
     def prepare(self, splits: Mapping[str, Dataset], setup: Setup) -> Prepared:
         """See `Task.prepare`."""

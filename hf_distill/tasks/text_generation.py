@@ -13,7 +13,7 @@ from hf_distill.component import component
 from hf_distill.data import by_length, column
 from hf_distill.errors import UserError
 from hf_distill.labels import IGNORED
-from hf_distill.models import Head
+from hf_distill.models import Head, has_class
 from hf_distill.tasks.base import Prepared, Setup, Task
 from hf_distill.tasks.language import (
     PadTokens,
@@ -28,7 +28,7 @@ from hf_distill.tasks.tokenising import tokenise
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,22 @@ class TextGeneration(Task):
 
     packed: bool = False
     examples: Form | None = None
+
+    def check_model(self, config: PretrainedConfig) -> None:
+        """Refuse models that see what they are to predict; see `Task.check_model`."""
+        if config.is_encoder_decoder:
+            raise UserError(
+                f"a {config.model_type} model reads with an encoder and writes with a decoder. Wanted one that goes on "
+                "with a text (GPT-2, Llama, ...); or task: summarization or translation.",
+                key="model",
+            )
+        # Encoders have a class for this too, and without `is_decoder` it looks ahead.
+        if has_class(config, "AutoModelForMaskedLM") and not getattr(config, "is_decoder", False):
+            raise UserError(
+                f"a {config.model_type} model sees the words after the one it is to predict. Wanted one that sees only "
+                "those before it (GPT-2, Llama, ...); or task: fill-mask.",
+                key="model",
+            )
 
     def prepare(self, splits: Mapping[str, Dataset], setup: Setup) -> Prepared:
         """See `Task.prepare`."""
