@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import io
 from typing import Any
@@ -16,7 +15,19 @@ from torch import nn
 
 from hf_distill import DistillationArguments, DistillationTrainer, UserError
 from hf_distill.component import entry
-from hf_distill.objectives import OBJECTIVES, Attention, Embeddings, Hidden, Hint, Objective, Patient, RowObjective
+from hf_distill.objectives import (
+    OBJECTIVES,
+    Attention,
+    Embeddings,
+    Hidden,
+    Hint,
+    Objective,
+    Patient,
+    Relational,
+    Relations,
+    RowObjective,
+    SimilarityPreserving,
+)
 from hf_distill.objectives.features import StackObjective
 from hf_distill.objectives.term import Term
 from hf_distill.rows import IGNORED, UNITS
@@ -38,6 +49,9 @@ FEATURE_EXAMPLES: dict[str, list[Objective]] = {
     ],
     "patient": [Patient(), Patient(layers="tail", token="last")],
     "hint": [Hint(), Hint(layers=((1, 2),))],
+    "relations": [Relations(relation_heads=2), Relations(relation_heads=1, of=("keys", "values"), layers="similarity")],
+    "similarity_preserving": [SimilarityPreserving(), SimilarityPreserving(of="first")],
+    "relational": [Relational(), Relational(angle_weight=0.0, of="last")],
 }
 # Not without a reason: a minimum away from the teacher.
 AWAY_FROM_THE_TEACHER: set[str] = set()
@@ -170,7 +184,8 @@ def test_half_precision_is_finite_and_close(objective: Objective) -> None:
     """Squares and logarithms in bfloat16 have two digits; the models may, the loss must not."""
     pair = pair_of("bert")
     term = pair.prepare(objective)
-    found = pair.to(torch.bfloat16).losses(copy.deepcopy(term).bfloat16())
+    half = pair.to(torch.bfloat16)
+    found = half.losses(half.prepare(objective))  # from the same seed
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), pair.losses(term), rtol=0.3, atol=0.05)
 

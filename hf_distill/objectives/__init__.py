@@ -8,6 +8,7 @@ from hf_distill.objectives.hidden import Embeddings, Hidden, Hint, Patient
 from hf_distill.objectives.logits import Labels, LogitsMSE, Ranking
 from hf_distill.objectives.pairwise import Relational, SimilarityPreserving
 from hf_distill.objectives.presets import PRESETS
+from hf_distill.objectives.relations import Relations
 from hf_distill.objectives.schedule import Schedule
 from hf_distill.objectives.sentences import MarginMSE, SentenceEmbedding, SimilarityMatrix
 from hf_distill.objectives.softened import (
@@ -40,6 +41,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "attention": Attention,
     "patient": Patient,
     "hint": Hint,
+    "relations": Relations,
     "similarity_preserving": SimilarityPreserving,
     "relational": Relational,
     "sentence_embedding": SentenceEmbedding,
@@ -66,6 +68,7 @@ __all__ = [
     "Patient",
     "Ranking",
     "Relational",
+    "Relations",
     "ReverseKL",
     "RowObjective",
     "Schedule",

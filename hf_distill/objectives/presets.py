@@ -11,6 +11,7 @@ from hf_distill.objectives.attention import Attention
 from hf_distill.objectives.base import Objective
 from hf_distill.objectives.hidden import Embeddings, Hidden, Patient
 from hf_distill.objectives.logits import Labels
+from hf_distill.objectives.relations import Relations
 from hf_distill.objectives.softened import (
     AdaptiveKL,
     DecoupledKL,
@@ -42,6 +43,12 @@ PRESETS: dict[str, tuple[Objective, ...]] = {
     "gkd": (JensenShannon(teacher_share=0.5),),
     # kd_loss_fn kl, kd_ratio 0.5, kd_temperature 1; it would not be squared.
     "kdflow": (KLDivergence(weight=0.5, temperature_squared=False), Labels(weight=0.5)),
+    # Wang et al. 2020, arXiv 2002.10957: the last layer's attention and values, as many heads in both models. Not
+    # checked against code, of which there is none.
+    "minilm": (Relations(of=("attention", "values")),),
+    # Wang et al. 2021, arXiv 2012.15828, for a teacher of BERT-base's size; as in bloomberg/minilmv2.bb, which is not
+    # the authors'. Larger teachers: 64 relation heads (not checked) and another layer, see Relations.
+    "minilmv2": (Relations(relation_heads=48),),
     # LMLogitsLoss(), the form of LogitsDistillationLoss that its KDTrainer for Transformers takes the token mean of.
     "modelopt": (KLDivergence(),),
     # Its predefined kd.cls: alpha 0.7, T 10, and beta 500 on the mean over 768 entries of what is a sum here.
