@@ -10,6 +10,7 @@ from hf_distill.labels import label_names, positions
 from hf_distill.rows import ExampleRows, RowLayout, TokenRows
 from hf_distill.sentence_encoder import encoding_of
 from hf_distill.similarity_rows import SimilarityRows
+from hf_distill.span_rows import SpanRows
 from hf_distill.target_rows import TargetRows
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ def infer_layout(student: nn.Module, teacher: nn.Module | None, processing_class
     """Return which logits count, from the student's class and both configurations.
 
     Args:
-        student: A sequence classifier, token classifier, masked, causal or encoder-decoder language model (PEFT-wrapped
-            or not).
+        student: A sequence classifier, token classifier, question answerer, masked, causal or encoder-decoder language
+            model (PEFT-wrapped or not).
         teacher: Model of the same kind.
         processing_class: If it is a tokenizer (or has one), it tells which columns of a vocabulary-sized head are
             tokens.
@@ -50,12 +51,15 @@ def infer_layout(student: nn.Module, teacher: nn.Module | None, processing_class
             return _example_rows(config, theirs)
         if name in _classes("TOKEN_CLASSIFICATION"):
             return _label_rows(config, theirs)
+        if name in _classes("QUESTION_ANSWERING"):
+            return SpanRows()
         causal = name in _classes("CAUSAL_LM")
         if causal or name in _classes("MASKED_LM"):
             return TokenRows(shift=causal, classes=_vocabulary(config, theirs, processing_class))
     raise ValueError(
-        f"cannot tell which logits of {name} count. Wanted: a sequence or token classifier without decoder, or "
-        "a masked, causal or encoder-decoder language model. For another head pass `layout=` (a hf_distill.rows.RowLayout)."
+        f"cannot tell which logits of {name} count. Wanted: a sequence or token classifier or a question answerer "
+        "without decoder, or a masked, causal or encoder-decoder language model. For another head pass `layout=` (a "
+        "hf_distill.rows.RowLayout)."
     )
 
 

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 # As in `rows.ExampleRows`: one label, several labels, or numbers; or the tokens of a language model, whose figures come
-# from `tasks.Prepared.summary`; or one label for each word of a sentence.
-Kind = Literal["classes", "binary", "values", "tokens", "tags"]
+# from `tasks.Prepared.summary`; or one label for each word of a sentence; or generated texts (`text_metrics`); or
+# spans of a text (`tasks.answer_scores`).
+Kind = Literal["classes", "binary", "values", "tokens", "tags", "texts", "spans"]
 
 Names = tuple[str, ...]
 
@@ -150,14 +151,14 @@ _SINGLE: tuple[Kind, ...] = ("classes", "tags")
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(("classes",), _sklearn("accuracy_score")),
     "balanced_accuracy": Metric(_SINGLE, _sklearn("balanced_accuracy_score")),
-    "f1": Metric(_LABELS, _averaged("f1_score")),
+    "f1": Metric((*_LABELS, "spans"), _averaged("f1_score")),
     "f1_macro": Metric((*_LABELS, "tags"), _averaged("f1_score", "macro")),
     "f1_micro": Metric(_LABELS, _averaged("f1_score", "micro")),
     "precision": Metric(_LABELS, _averaged("precision_score")),
     "recall": Metric(_LABELS, _averaged("recall_score")),
     "mcc": Metric(_SINGLE, _sklearn("matthews_corrcoef")),
     "auc": Metric(_LABELS, _auc),
-    "exact_match": Metric(("binary",), _sklearn("accuracy_score")),
+    "exact_match": Metric(("binary", "spans"), _sklearn("accuracy_score")),
     "hamming_loss": Metric(("binary",), _sklearn("hamming_loss"), greater_is_better=False),
     "span_f1": Metric(("tags",), _span(lambda true, predicted: (true + predicted) / 2)),
     "span_precision": Metric(("tags",), _span(lambda true, predicted: predicted)),
@@ -168,7 +169,12 @@ METRICS: dict[str, Metric] = {
     "mse": Metric(("values",), _sklearn("mean_squared_error"), greater_is_better=False),
     "mae": Metric(("values",), _sklearn("mean_absolute_error"), greater_is_better=False),
     "r2": Metric(("values",), _sklearn("r2_score")),
-    "perplexity": Metric(("tokens",), _summarised, greater_is_better=False),
+    **{
+        name: Metric(("spans",), _summarised)
+        for name in ("exact_match_has_answer", "f1_has_answer", "accuracy_no_answer")
+    },
+    "perplexity": Metric(("tokens", "texts"), _summarised, greater_is_better=False),
+    **{name: Metric(("texts",), _summarised) for name in ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf")},
 }
 
 DEFAULTS: dict[Kind, tuple[str, ...]] = {
@@ -177,6 +183,8 @@ DEFAULTS: dict[Kind, tuple[str, ...]] = {
     "values": ("pearson", "spearman", "mse"),
     "tokens": ("perplexity",),
     "tags": ("span_f1", "span_precision", "span_recall", "token_accuracy"),
+    "spans": ("f1", "exact_match"),
+    "texts": ("rouge2", "rouge1", "rougeL", "rougeLsum", "perplexity"),
 }
 # Where the tags mark no spans (parts of speech).
 PLAIN_TAGS = ("token_accuracy", "f1_macro")
@@ -227,7 +235,15 @@ def check(names: Sequence[str], kind: Kind, num_labels: int, label_names: Sequen
                 f"{', '.join(DEFAULTS[kind])}.",
                 key="metrics",
             )
-        if name.startswith(EVALUATE):
+        if name.startswith(EVALUATE) and kind == "spans":
+            raise UserError(
+                f"'{name}': answers are judged question by question, by what SQuAD's own scripts compute. Use "
+                f"{', '.join(DEFAULTS[kind])}.",
+                key="metrics",
+            )
+        if name.startswith(EVALUATE) and kind == "texts":
+            judge_texts(name, ["a text"], ["a text"])
+        elif name.startswith(EVALUATE):
             if kind in _SINGLE:
                 labels = np.arange(max(num_labels, 2))
             else:
@@ -242,6 +258,8 @@ def check(names: Sequence[str], kind: Kind, num_labels: int, label_names: Sequen
                 "values": "numbers",
                 "tokens": "tokens",
                 "tags": "one label for each word",
+                "texts": "generated texts",
+                "spans": "answers",
             }[kind]
             raise UserError(
                 f"'{name}' does not judge {what}, which this task predicts. Use {', '.join(fitting)}.", key="metrics"
@@ -332,21 +350,32 @@ def _find(name: str) -> Metric:
 
 
 def _evaluate(name: str, judged: Judged, kind: Kind) -> float:
+    labels, predicted = judged.labels, judged.predicted
+    if kind == "tags":  # their names, sentence by sentence (seqeval, poseval)
+        references, predictions = (list(side) for side in zip(*judged.sentences, strict=True))
+        return _by_library(name, predictions, references)
+    if kind == "values" and labels.shape[1] == 1:
+        labels, predicted = labels[:, 0], predicted[:, 0]
+    config = {"binary": "multilabel", "values": "multilist" if labels.ndim == 2 else None}.get(kind)
+    return _by_library(name, predicted.tolist(), labels.tolist(), config)
+
+
+def judge_texts(name: str, predictions: Sequence[str], references: Sequence[str]) -> float:
+    """Return what a metric of the `evaluate` library says of generated texts.
+
+    Raises:
+        UserError: It cannot be loaded, or does not take texts.
+    """
+    return _by_library(name, list(predictions), list(references))
+
+
+def _by_library(name: str, predictions: list[Any], references: list[Any], config: str | None = None) -> float:
     import numpy as np
 
     location, _, wanted = name.removeprefix(EVALUATE).partition("#")
-    labels, predicted = judged.labels, judged.predicted
-    # Metrics of tags take their names, sentence by sentence (seqeval, poseval).
-    sentences = [list(pair) for pair in zip(*judged.sentences, strict=True)]
-    if kind == "values" and labels.shape[1] == 1:
-        labels, predicted = labels[:, 0], predicted[:, 0]
-    module = _load(location, {"binary": "multilabel", "values": "multilist" if labels.ndim == 2 else None}.get(kind))
+    module = _load(location, config)
     try:
-        results: dict[str, Any] = (
-            module.compute(predictions=sentences[1], references=sentences[0])
-            if kind == "tags"
-            else module.compute(predictions=predicted.tolist(), references=labels.tolist())
-        )
+        results: dict[str, Any] = module.compute(predictions=predictions, references=references)
     # Metric scripts are anyone's code and fail in any way they like.
     except Exception as error:
         raise UserError(f"'{name}' does not fit this task's predictions: {_line(error)}", key="metrics") from error

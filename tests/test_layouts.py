@@ -126,8 +126,8 @@ def test_encoder_decoder_rows_are_the_targets() -> None:
 
 def test_unknown_heads_are_refused() -> None:
     """A guess about which logits count would be a loss on the wrong ones."""
-    questions = transformers.BertForQuestionAnswering(make_model("classification", 1, seed=0).config)
-    for model in (bart(transformers.BartForSequenceClassification), questions, nn.Linear(2, 2)):
+    images = transformers.ViTForImageClassification(transformers.ViTConfig(hidden_size=8, num_hidden_layers=1))
+    for model in (bart(transformers.BartForSequenceClassification), images, nn.Linear(2, 2)):
         with pytest.raises(ValueError, match=rf"logits of {type(model).__name__} count.*`layout=`"):
             infer_layout(model, None)
 
