@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hf_distill.tasks.base import Prepared, Setup, Task
 from hf_distill.tasks.fill_mask import FillMask
+from hf_distill.tasks.question_answering import QuestionAnswering
 from hf_distill.tasks.sentence_similarity import SentenceSimilarity
 from hf_distill.tasks.text_classification import TextClassification
 from hf_distill.tasks.text_generation import TextGeneration
@@ -11,6 +12,7 @@ from hf_distill.tasks.token_classification import TokenClassification
 
 TASKS: dict[str, type[Task]] = {
     "fill-mask": FillMask,
+    "question-answering": QuestionAnswering,
     "sentence-similarity": SentenceSimilarity,
     "text-classification": TextClassification,
     "text-generation": TextGeneration,
@@ -21,6 +23,7 @@ __all__ = [
     "TASKS",
     "FillMask",
     "Prepared",
+    "QuestionAnswering",
     "SentenceSimilarity",
     "Setup",
     "Task",
