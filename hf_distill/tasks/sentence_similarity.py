@@ -103,7 +103,7 @@ class SentenceSimilarity(Task):
 
     def _encoding(self, setup: Setup) -> tuple[Any, int | None]:
         """Return how models pool that do not say, and where texts are cut: no later than the teacher is used to."""
-        from hf_distill.sentence_encoder import Encoding, read_encoding
+        from hf_distill.pooling import Encoding, read_encoding
 
         teachers = None if setup.teacher is None else read_encoding(setup.teacher)
         default = teachers or Encoding()
@@ -122,7 +122,8 @@ class SentenceSimilarity(Task):
 
     def check_model(self, config: PretrainedConfig) -> None:
         """See `Task.check_model`."""
-        from hf_distill.sentence_encoder import check_backbone, read_encoding
+        from hf_distill.pooling import read_encoding
+        from hf_distill.sentence_encoder import check_backbone
 
         check_backbone(config)
         read_encoding(config)
