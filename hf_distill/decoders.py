@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hf_distill.errors import UserError
-
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
@@ -26,18 +24,3 @@ def decoder_positions(config: PretrainedConfig) -> int | None:
         if isinstance(positions, int) and positions > 0:
             return positions
     return None
-
-
-def check_starts(student: PretrainedConfig, teacher: PretrainedConfig) -> None:
-    """Refuse two decoders that begin with different tokens: one batch feeds both.
-
-    Raises:
-        UserError: They do.
-    """
-    ours, theirs = decoder_start(student), decoder_start(teacher)
-    if ours != theirs:
-        raise UserError(
-            f"its decoder begins with token {ours}, the teacher's with {theirs}, so one batch cannot feed both. Choose "
-            "a student of the teacher's family, or student: {name: copy_layers, ...}.",
-            key="model",
-        )

@@ -14,7 +14,10 @@ TITLES = {"teacher": "teacher", "student": "student", "baseline": "student witho
 NOTHING = "-"
 
 # Shares of right answers, shown in percent where they lie between 0 and 1 (`evaluate` gives some in percent already).
-SHARES = ("accuracy", "exact_match", "f1", "precision", "recall", "agreement", "ece")
+SHARES = (
+    *("accuracy", "exact_match", "f1", "precision", "recall", "agreement", "ece"),
+    *("rouge1", "rouge2", "rougel", "rougelsum"),
+)
 
 
 @dataclass(frozen=True)

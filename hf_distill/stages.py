@@ -228,7 +228,9 @@ def _prepare(recipe: Recipe, pair: Pair) -> Prepared:
             ),
         )
     except UserError as error:
-        with recipe.locate("evaluation" if error.key == "metrics" else "data"):
+        # What is not about the data names its own section.
+        own = error.key.partition(".")[0] in ("task", "teacher", "student")
+        with recipe.locate("" if own else "evaluation" if error.key == "metrics" else "data"):
             raise
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from itertools import pairwise
 from textwrap import shorten
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hf_distill.component import component
 from hf_distill.errors import UserError
@@ -109,8 +109,9 @@ class CopyLayers(Student):
             student.load_state_dict(weights)
         except RuntimeError as error:
             mismatch = shorten(str(error).partition("\n")[2], 150, placeholder=" ...")
+            which = " and ".join(map(str, kept.values()))
             raise UserError(
-                f"layers {' and '.join(map(str, kept.values()))} do not fit together in a {type(whole).__name__}: {mismatch} "
+                f"layers {which} do not fit together in a {type(whole).__name__}: {mismatch} "
                 "Its layers are not all alike; choose others, or use student: {name: from_config}.",
                 key="layers",
             ) from error
@@ -186,7 +187,8 @@ def find_stacks(model: PreTrainedModel) -> dict[str, tuple[str, nn.ModuleList]]:
     keys = stacks(model.config)
     if not model.config.is_encoder_decoder:
         return {"layers": _find_list(model, model, getattr(model.config, keys["layers"]))}
-    sides = {"layers": model.get_encoder(), "decoder_layers": model.get_decoder()}
+    untyped: Any = model
+    sides = {"layers": untyped.get_encoder(), "decoder_layers": untyped.get_decoder()}
     return {field: _find_list(model, sides[field], getattr(model.config, key)) for field, key in keys.items()}
 
 

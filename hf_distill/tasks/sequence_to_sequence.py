@@ -1,0 +1,225 @@
+"""Summaries and translations: encoder-decoder models, one task under two pipeline tags."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from hf_distill.component import component
+from hf_distill.data import by_length, column
+from hf_distill.decoders import decoder_positions
+from hf_distill.errors import UserError
+from hf_distill.models import Head
+from hf_distill.pairing import NO_LIMIT
+from hf_distill.tasks.base import Prepared, Setup, Task
+from hf_distill.tasks.generated import REFERENCE, Generator
+from hf_distill.tasks.language import check_texts, no_logits, pad_token_id, perplexity, vocabulary
+from hf_distill.tasks.pairs import PadPairs, PairEncoder, beginning
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+Size = Annotated[int, Field(gt=0)]
+
+
+@component
+class SequenceToSequence(Task):
+    """An encoder reads a source, a decoder writes a target, token by token.
+
+    Every token of the target is learned, its end included, with all before it given (teacher forcing). Models are
+    judged by the texts they generate: all with the same number of beams and the same longest length, and for the rest
+    (shortest length, phrases that may not come twice, first token) each with its own `generation_config`.
+
+    Attributes:
+        prefix: Put before every source; T5 wants to be told what to do (`"summarize: "`).
+        max_target_length: Longest target in tokens; longer ones are truncated. What both decoders and the tokenizer
+            take if left out.
+        num_beams: Beams of the generated texts; 1 takes the likeliest token at every step.
+        max_new_tokens: Longest generated text, in tokens; as the longest target of the eval split if left out.
+    """
+
+    auto_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
+    source_role: ClassVar[str]
+    # In place of those of all texts.
+    own_metrics: ClassVar[tuple[str, ...]] = ()
+
+    prefix: str = ""
+    max_target_length: Size | None = None
+    num_beams: Size = 1
+    max_new_tokens: Size | None = None
+
+    def prepare(self, splits: Mapping[str, Dataset], setup: Setup) -> Prepared:
+        """See `Task.prepare`."""
+        from hf_distill.metrics import DEFAULTS, check
+        from hf_distill.target_rows import TargetRows
+        from hf_distill.text_metrics import check_generated, takes_texts
+
+        tokenizer, width = setup.tokenizer, vocabulary(setup.tokenizer)
+        names = setup.metrics or list(self.own_metrics or DEFAULTS["texts"])
+        check(names, "texts", width)
+        if setup.label_names:
+            raise UserError("names are for classes, and a text is none. Leave them out.", key="labels")
+        splits = {name: self._columns(split) for name, split in splits.items()}
+        roles = (self.source_role, self.label_role)
+        check_texts(splits, roles)
+        begins = beginning(tokenizer, setup.configs, self._set_languages(tokenizer))
+        limits = (setup.max_length, self._target_limit(setup))
+        encoder = PairEncoder(self.name, roles, self.prefix, tokenizer, *limits)
+        tokenised = {name: encoder.tokenise(split, name) for name, split in splits.items()}
+        judged = by_length(tokenised["eval"])
+        check_generated(names, judged[REFERENCE][:])
+        settings = {**self._lengths(judged), **begins.settings}
+        generator = Generator(judged, tokenizer, pad_token_id(tokenizer), names, settings)
+        return Prepared(
+            train=tokenised["train"],
+            eval=judged,
+            head=Head(self.auto_class),
+            layout=TargetRows(classes=width),
+            collator=PadPairs(pad_token_id(tokenizer), begins.token),
+            metrics=no_logits,
+            metric_names=tuple(names),
+            label_names=None,
+            labelled=True,
+            summary=perplexity if "perplexity" in names else _nothing,
+            generate=generator if any(map(takes_texts, names)) else None,
+        )
+
+    def _columns(self, split: Dataset) -> Dataset:
+        """Return a split with the columns of the source and the target."""
+        return split
+
+    def _set_languages(self, tokenizer: PreTrainedTokenizerBase) -> int | None:
+        """Tell a tokenizer of many languages which ones to read, and return the token of the target's."""
+        if hasattr(tokenizer, "src_lang"):
+            raise UserError(
+                f"{type(tokenizer).__name__} is a tokenizer of many languages, which {self.name} does not know how to "
+                "choose from; translation does. Name models of one language.",
+                key="task",
+            )
+        return None
+
+    def _target_limit(self, setup: Setup) -> int | None:
+        limits = [limit for limit in map(decoder_positions, setup.configs) if limit is not None]
+        wanted, added = self.max_target_length, setup.tokenizer.num_special_tokens_to_add()
+        if limits and wanted is not None and wanted > min(limits):
+            raise UserError(
+                f"{wanted} tokens are more than the decoders take; wanted at most {min(limits)}.",
+                key="task.max_target_length",
+            )
+        if wanted is not None and wanted <= added:
+            raise UserError(
+                f"{wanted} tokens leave no room for text: the tokenizer adds {added} of its own. Wanted more.",
+                key="task.max_target_length",
+            )
+        if wanted is None and setup.tokenizer.model_max_length < NO_LIMIT:
+            limits.append(setup.tokenizer.model_max_length)
+        return wanted if wanted is not None else min(limits, default=None)
+
+    def _lengths(self, judged: Dataset) -> dict[str, int]:
+        import pyarrow.compute as pc  # type: ignore[import-untyped]
+
+        longest: int = pc.max(pc.list_value_length(column(judged, "labels"))).as_py()
+        return {"num_beams": self.num_beams, "max_new_tokens": self.max_new_tokens or longest}
+
+
+@component
+class Summarization(SequenceToSequence):
+    """Encoder-decoder models that make a short text of a long one.
+
+    Attributes:
+        prefix: Put before every text; T5 wants to be told what to do (`"summarize: "`).
+        max_target_length: Longest summary in tokens; longer ones are truncated. What both decoders and the tokenizer
+            take if left out.
+        num_beams: Beams of the generated texts; 1 takes the likeliest token at every step.
+        max_new_tokens: Longest generated text, in tokens; as the longest summary of the eval split if left out.
+    """
+
+    name: ClassVar[str] = "summarization"
+    roles: ClassVar[Mapping[str, bool]] = {"text": True, "summary": True}
+    source_role: ClassVar[str] = "text"
+    label_role: ClassVar[str] = "summary"
+
+
+@component
+class Translation(SequenceToSequence):
+    """Encoder-decoder models that say a text in another language.
+
+    Attributes:
+        prefix: Put before every text; T5 wants to be told what to do (`"translate English to German: "`).
+        max_target_length: Longest translation in tokens; longer ones are truncated. What both decoders and the
+            tokenizer take if left out.
+        num_beams: Beams of the generated texts; 1 takes the likeliest token at every step.
+        max_new_tokens: Longest generated text, in tokens; as the longest translation of the eval split if left out.
+        languages: Keys of source and target in a column `translation`, the usual form on the Hub: `[en, de]`.
+        source_language: Of models of many languages (mBART, M2M100, NLLB), as their tokenizer calls it: `eng_Latn`.
+        target_language: Likewise.
+    """
+
+    name: ClassVar[str] = "translation"
+    roles: ClassVar[Mapping[str, bool]] = {"source": False, "target": False, "translation": False}
+    source_role: ClassVar[str] = "source"
+    label_role: ClassVar[str] = "target"
+    own_metrics: ClassVar[tuple[str, ...]] = ("bleu", "chrf", "perplexity")
+
+    languages: tuple[str, str] | None = None
+    source_language: str | None = None
+    target_language: str | None = None
+
+    def _columns(self, split: Dataset) -> Dataset:
+        found, pair = split.column_names, (self.source_role, self.label_role)
+        if self.languages is None and set(pair) <= set(found):
+            return split.select_columns(list(pair))
+        if "translation" not in found or self.languages is None:
+            raise UserError(
+                "nothing to translate. Wanted, in both splits, a column 'source' and a column 'target' (columns: "
+                "{source: ..., target: ...}), or a column 'translation' and task: {name: translation, languages: [en, "
+                "de]}.",
+                key="columns",
+            )
+        flat = split.select_columns(["translation"]).flatten()
+        keys = [name.partition(".")[2] for name in flat.column_names]
+        for language in self.languages:
+            if language not in keys:
+                raise UserError(
+                    f"'{language}' is no key of the column 'translation'; found {', '.join(keys)}.",
+                    key="task.languages",
+                )
+        renamed = {f"translation.{language}": role for language, role in zip(self.languages, pair, strict=True)}
+        return flat.select_columns(list(renamed)).rename_columns(renamed)
+
+    def _set_languages(self, tokenizer: PreTrainedTokenizerBase) -> int | None:
+        wanted = {"src_lang": self.source_language, "tgt_lang": self.target_language}
+        many = hasattr(tokenizer, "src_lang")
+        if not many and any(wanted.values()):
+            raise UserError(
+                f"{type(tokenizer).__name__} is no tokenizer of many languages. Leave them out.",
+                key="task.source_language",
+            )
+        if not many:
+            return None
+        if not all(wanted.values()):
+            raise UserError(
+                f"{type(tokenizer).__name__} is a tokenizer of many languages. Say which to translate: task: {{name: "
+                "translation, source_language: ..., target_language: ...}.",
+                key="task",
+            )
+        _language_token(tokenizer, str(self.source_language), "task.source_language")
+        written = _language_token(tokenizer, str(self.target_language), "task.target_language")
+        for key, language in wanted.items():
+            setattr(tokenizer, key, language)
+        return written
+
+
+def _language_token(tokenizer: PreTrainedTokenizerBase, language: str, key: str) -> int:
+    for token in (language, f"__{language}__"):  # NLLB and mBART; M2M100
+        number: Any = tokenizer.convert_tokens_to_ids(token)
+        if number is not None and number != tokenizer.unk_token_id:
+            return int(number)
+    raise UserError(f"{type(tokenizer).__name__} knows no language '{language}'.", key=key)
+
+
+def _nothing(_: Mapping[str, float]) -> dict[str, float]:
+    return {}
