@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 import torch
 
@@ -274,7 +271,10 @@ def from_csv(path: Path, directory: Path, max_length: int = 32, names: list[str]
 
 
 def test_a_rerun_finds_the_tokens_in_the_cache(make_model: Any, tmp_path: Path) -> None:
-    """A tokenizer changes when it is used; if that changed its hash, every run would tokenise everything again."""
+    """A tokenizer changes when it is used; if that changed its hash, every run would tokenise everything again.
+
+    Other processes: `test_tokenising.py`.
+    """
     rows = [f"{word} film {row},{name}" for row, (word, name) in enumerate(zip("abcde", "nnppn", strict=True))]
     path = tmp_path / "a.csv"
     path.write_text("text,label\n" + "\n".join(rows) + "\n")
@@ -291,22 +291,3 @@ def test_a_rerun_finds_the_tokens_in_the_cache(make_model: Any, tmp_path: Path) 
     for changed in ({"max_length": 16}, {"names": ["p", "n"]}):
         assert not set(first) & set(files(from_csv(path, model, **changed)))
     assert not set(first) & set(files(from_csv(path, make_model("bert", vocab=["film"]))))
-    # Another process has another seed for its hashes.
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from pathlib import Path\n"
-        "from test_text_classification import from_csv\n"
-        "prepared = from_csv(Path(sys.argv[2]), Path(sys.argv[3]))\n"
-        "print(*[file['filename'] for split in (prepared.train, prepared.eval) for file in split.cache_files])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(Path(__file__).parent), str(path), str(model)],
-        # Where this process looks, whatever another test has done to the environment since.
-        env={**os.environ, "PYTHONHASHSEED": "1", "HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split() == first
-    assert "Tokenising" not in done.stderr
