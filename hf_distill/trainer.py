@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, has_length
 
+from hf_distill.errors import UserError
 from hf_distill.eval_sums import EvalSums
 from hf_distill.layouts import base_model, infer_layout
 from hf_distill.learned import FILE, attach, check_learned, detached, load_learned, place, save_learned, split_state
@@ -175,7 +176,7 @@ class DistillationTrainer(Trainer):
                 "student and its optimizer. Pass `model`, not `model_init`, and no `optimizers`."
             )
         if self.args.torch_compile and (terms.learned or terms.watch or terms.differentiates):
-            raise ValueError(
+            raise UserError(
                 "torch_compile does not work with objectives that learn projections, look into the models or "
                 "differentiate. Leave one out."
             )

@@ -433,3 +433,25 @@ def test_smoothing_and_regression(write_recipe: WriteRecipe, make_model: Any, tm
     )
     with pytest.raises(UserError, match=r"objectives\[1\]\.label_smoothing: smoothing spreads a label over classes"):
         run(path)
+
+
+@pytest.mark.usefixtures("never_load")
+def test_an_objective_of_another_task(write_recipe: WriteRecipe) -> None:
+    """Vectors of texts exist in one task only; elsewhere the term would fail inside the first batch."""
+    from hf_distill.check import check
+
+    path = write_recipe(objectives=["kl", "sentence_embedding"])
+    for judge in (check, run):
+        with pytest.raises(UserError, match=r"objectives\[1\]: 'sentence_embedding' is for sentence-similarity, but"):
+            judge(load_recipe(path) if judge is check else path)
+
+
+@pytest.mark.usefixtures("never_load")
+def test_several_gpus_in_one_process(write_recipe: WriteRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Started without a launcher on a machine with four GPUs, a run would load both models and then stop."""
+    from transformers import TrainingArguments
+
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 4)
+    with pytest.raises(UserError, match=r"training: 4 GPUs in one process .*accelerate launch") as error:
+        run(write_recipe())
+    assert len(error.value.mistakes) == 1
