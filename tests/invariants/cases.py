@@ -19,7 +19,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 
 from hf_distill import DistillationArguments, DistillationTrainer
-from hf_distill.objectives import KLDivergence, Labels, LogitsMSE, Objective
+from hf_distill.objectives import KLDivergence, Labels, LogitsMSE, MarginMSE, Objective, SentenceEmbedding
+from hf_distill.sentence_encoder import sentence_encoder
 
 # Trainer collects garbage before it trains; without a look at all that was imported that is four times faster.
 gc.freeze()
@@ -39,6 +40,10 @@ KINDS = (
     "masked-lm",
     "causal-lm",
     "causal-lm-gpt2",
+    "question-answering",
+    "sequence-to-sequence",
+    "sequence-to-sequence-t5",
+    "sentence-similarity",
 )
 
 CLASSES: dict[str, Objective] = {
@@ -49,7 +54,17 @@ CLASSES: dict[str, Objective] = {
 VALUES: dict[str, Objective] = {"labels": Labels(weight=0.3), "logits_mse": LogitsMSE(weight=0.7)}
 
 
+# Of triples.
+SENTENCES: dict[str, Objective] = {
+    **VALUES,
+    "sentence_embedding": SentenceEmbedding(weight=0.5, projection=True),
+    "margin_mse": MarginMSE(weight=0.1),
+}
+
+
 def objectives(kind: str) -> tuple[Objective, ...]:
+    if kind == "sentence-similarity":
+        return tuple(SENTENCES.values())
     return tuple((VALUES if kind == "regression" else CLASSES).values())
 
 
@@ -71,9 +86,25 @@ def make_model(
             intermediate_size=24, max_position_embeddings=32, attention_dropout=dropout,
         )  # fmt: skip
         model = transformers.LlamaForCausalLM(llama)
+    elif kind == "sequence-to-sequence":
+        sides = {f"{side}_{key}": value for side in ("encoder", "decoder")
+                 for key, value in {"layers": layers, "attention_heads": 2, "ffn_dim": 24}.items()}  # fmt: skip
+        bart = transformers.BartConfig(
+            **common, **sides, d_model=width, max_position_embeddings=32, init_std=0.3, dropout=dropout,
+            bos_token_id=1, eos_token_id=1, decoder_start_token_id=1, forced_eos_token_id=None,
+        )  # fmt: skip
+        model = transformers.BartForConditionalGeneration(bart)
+    elif kind == "sequence-to-sequence-t5":
+        t5 = transformers.T5Config(
+            **common, num_layers=layers, d_model=width, d_kv=8, d_ff=24, num_heads=2, dropout_rate=dropout,
+            initializer_factor=0.7, decoder_start_token_id=0,
+        )  # fmt: skip
+        model = transformers.T5ForConditionalGeneration(t5)
     else:
         if kind == "regression":
             common |= {"num_labels": 2, "problem_type": "regression"}
+        if kind == "question-answering":
+            common |= {"num_labels": 2}
         if kind == "multi-label":
             common |= {"problem_type": "multi_label_classification"}
         bert = transformers.BertConfig(
@@ -83,8 +114,12 @@ def make_model(
         heads = {
             "token-classification": transformers.BertForTokenClassification,
             "masked-lm": transformers.BertForMaskedLM,
+            "question-answering": transformers.BertForQuestionAnswering,
         }
-        model = heads.get(kind, transformers.BertForSequenceClassification)(bert)
+        if kind == "sentence-similarity":
+            model = sentence_encoder(transformers.BertModel(bert))
+        else:
+            model = heads.get(kind, transformers.BertForSequenceClassification)(bert)
     return model.to(dtype)
 
 
@@ -100,7 +135,12 @@ def make_rows(kind: str, count: int = 24, masked: Sequence[int] = ()) -> list[di
     for index in range(count):
         ids = [chance.randrange(2, VOCABULARY) for _ in range(chance.randint(3, 14))]
         unlabelled = index in masked or index % 5 == 4
-        rows.append({"input_ids": ids, "length": len(ids), "labels": _labels(kind, ids, chance, unlabelled)})
+        texts: Any = [ids, ids[1:], ids[::-1]] if kind == "sentence-similarity" else ids
+        row = {"input_ids": texts, "length": len(ids)}
+        if kind.startswith("sequence-to-sequence"):  # of another length than what it is made of
+            ids = [chance.randrange(2, VOCABULARY) for _ in range(chance.randint(2, 9))]
+            row["decoder_input_ids"] = [int(kind == "sequence-to-sequence"), *ids[:-1]]
+        rows.append({**row, "labels": _labels(kind, ids, chance, unlabelled)})
     return rows
 
 
@@ -108,12 +148,18 @@ def _labels(kind: str, ids: list[int], chance: random.Random, unlabelled: bool) 
     if kind == "classification":
         label = chance.randrange(3)
         return -100 if unlabelled else label
+    if kind == "sentence-similarity":
+        score = chance.randrange(-8, 9) / 8
+        return NAN if unlabelled else score
     if kind == "multi-label":
         multi = [float(chance.randrange(2)) for _ in range(3)]
         return [NAN] * 3 if unlabelled else multi
     if kind == "regression":
         values = [chance.randrange(-16, 17) / 8 for _ in range(2)]  # exact in float32
         return [NAN] * 2 if unlabelled else values
+    if kind == "question-answering":
+        start = chance.choice([0, *range(2, len(ids))])
+        return [-100, -100] if unlabelled else [start, chance.randrange(start, len(ids)) if start else 0]
     if kind == "token-classification":
         labels = [chance.choice((-100, 0, 1, 2)) for _ in ids]
     elif kind == "masked-lm":
@@ -131,19 +177,23 @@ class Collator:
     multiple: int = 1
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        longest = max(len(row["input_ids"]) for row in rows)
-        width = -(-longest // self.multiple) * self.multiple
+        if isinstance(rows[0]["input_ids"][0], list):
+            texts = self([{"input_ids": text} for row in rows for text in row["input_ids"]])
+            batch = {name: value.unflatten(0, (len(rows), -1)) for name, value in texts.items()}
+            return {**batch, "labels": torch.tensor([row["labels"] for row in rows])}
         ids = [row["input_ids"] for row in rows]
-        batch = {
-            "input_ids": torch.tensor([one + [0] * (width - len(one)) for one in ids]),
-            "attention_mask": torch.tensor([[1] * len(one) + [0] * (width - len(one)) for one in ids]),
-        }
+        batch = {"input_ids": self.pad(ids, 0), "attention_mask": self.pad([[1] * len(one) for one in ids], 0)}
+        if "decoder_input_ids" in rows[0]:
+            batch["decoder_input_ids"] = self.pad([row["decoder_input_ids"] for row in rows], 0)
         if "labels" in rows[0]:
             labels = [row["labels"] for row in rows]
-            if isinstance(labels[0], list) and isinstance(labels[0][0], int):
-                labels = [one + [-100] * (width - len(one)) for one in labels]
-            batch["labels"] = torch.tensor(labels)
+            by_token = isinstance(labels[0], list) and isinstance(labels[0][0], int)
+            batch["labels"] = self.pad(labels, -100) if by_token else torch.tensor(labels)
         return batch
+
+    def pad(self, rows: list[list[int]], value: int) -> Tensor:
+        width = -(-max(map(len, rows)) // self.multiple) * self.multiple
+        return torch.tensor([row + [value] * (width - len(row)) for row in rows])
 
 
 @dataclass

@@ -22,7 +22,7 @@ from invariants.cases import (
 from invariants.processes import as_two_processes
 from transformers import PrinterCallback, Trainer
 
-STOCK = ("classification", "token-classification", "masked-lm", "causal-lm", "causal-lm-gpt2")
+STOCK = ("classification", "token-classification", "masked-lm", "causal-lm", "causal-lm-gpt2", "sequence-to-sequence")
 
 
 def ours(directory: Path) -> None:
