@@ -13,6 +13,7 @@ from torch import nn
 
 from hf_distill.layouts import base_model, infer_layout
 from hf_distill.rows import ExampleRows, RowLayout, TokenRows
+from hf_distill.span_rows import SpanRows
 from hf_distill.target_rows import TargetRows
 
 LAYOUTS: dict[str, RowLayout] = {
@@ -23,6 +24,9 @@ LAYOUTS: dict[str, RowLayout] = {
     "masked-lm": TokenRows(),
     "causal-lm": TokenRows(shift=True),
     "causal-lm-gpt2": TokenRows(shift=True),
+    "sequence-to-sequence": TargetRows(),
+    "sequence-to-sequence-t5": TargetRows(),
+    "question-answering": SpanRows(),
 }
 
 
