@@ -42,6 +42,7 @@ from hf_distill.objectives.base import RowObjective
 from hf_distill.objectives.functional import label_loss, mean_squared_error
 from hf_distill.objectives.softened import Softened
 from hf_distill.rows import IGNORED, UNITS, ExampleRows, RowLayout, Rows, SparseRows, TokenRows
+from hf_distill.span_rows import SpanRows
 
 NAN = math.nan
 BATCH = 6
@@ -101,6 +102,12 @@ def make_batch(layout: RowLayout, *, scale: float = 2.0, dtype: torch.dtype = to
         labels[0, :3], labels[3] = IGNORED, IGNORED
         shape: tuple[int, ...] = (BATCH, tokens, width)
         inputs = {"input_ids": torch.randint(0, width, (BATCH, tokens)), "attention_mask": mask, "labels": labels}
+    elif isinstance(layout, SpanRows):
+        shape = (BATCH, 9, 2)
+        mask = torch.tensor([[at in range(1, 3 + index) for at in range(9)] for index in range(BATCH)]).long()
+        labels = torch.randint(1, 3, (BATCH, 2))
+        labels[2], labels[4, 1] = IGNORED, IGNORED
+        inputs = {"input_ids": torch.ones(BATCH, 9, dtype=torch.long), "context_mask": mask, "labels": labels}
     else:
         assert isinstance(layout, ExampleRows)
         shape = (BATCH, layout.width)
@@ -120,6 +127,7 @@ LAYOUTS: dict[str, RowLayout] = {
     "values": ExampleRows(kind="values", width=2),
     "tokens": TokenRows(),
     "shifted": TokenRows(shift=True, classes=4),
+    "spans": SpanRows(),
 }
 TOKEN_LAYOUTS = [pytest.param(layout, id=name) for name, layout in LAYOUTS.items() if isinstance(layout, TokenRows)]
 

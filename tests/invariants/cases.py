@@ -140,6 +140,8 @@ def make_rows(kind: str, count: int = 24, masked: Sequence[int] = ()) -> list[di
         if kind.startswith("sequence-to-sequence"):  # of another length than what it is made of
             ids = [chance.randrange(2, VOCABULARY) for _ in range(chance.randint(2, 9))]
             row["decoder_input_ids"] = [int(kind == "sequence-to-sequence"), *ids[:-1]]
+        if kind == "question-answering":  # a question of one token, and no answer at the first one
+            row["context_mask"] = [1, 0, *[1] * (len(ids) - 2)]
         rows.append({**row, "labels": _labels(kind, ids, chance, unlabelled)})
     return rows
 
@@ -185,9 +187,11 @@ class Collator:
         batch = {"input_ids": self.pad(ids, 0), "attention_mask": self.pad([[1] * len(one) for one in ids], 0)}
         if "decoder_input_ids" in rows[0]:
             batch["decoder_input_ids"] = self.pad([row["decoder_input_ids"] for row in rows], 0)
+        if "context_mask" in rows[0]:
+            batch["context_mask"] = self.pad([row["context_mask"] for row in rows], 0)
         if "labels" in rows[0]:
             labels = [row["labels"] for row in rows]
-            by_token = isinstance(labels[0], list) and isinstance(labels[0][0], int)
+            by_token = "context_mask" not in batch and isinstance(labels[0], list) and isinstance(labels[0][0], int)
             batch["labels"] = self.pad(labels, -100) if by_token else torch.tensor(labels)
         return batch
 
@@ -297,3 +301,18 @@ def largest_difference(one: Record, other: Record) -> float:
         scale = max(float(gradient.abs().max()) for gradient in mine.values())
         worst = max(worst, *(float((mine[name] - theirs[name]).abs().max()) / scale for name in mine))
     return worst
+
+
+class Numbers:
+    """Writes ids as they are, in place of a tokenizer."""
+
+    def batch_decode(self, ids: Tensor, skip_special_tokens: bool) -> list[str]:
+        return [" ".join(map(str, row)) for row in ids.tolist()]
+
+
+def generator() -> Any:
+    """Return what generates texts for 7 rows: not the same number for each of two processes, whatever the batch."""
+    from hf_distill.tasks.generated import Generator
+
+    rows = datasets.Dataset.from_list(make_rows("sequence-to-sequence", 7)).select_columns(["input_ids"])
+    return Generator(rows, Numbers(), 0, (), {"max_new_tokens": 6, "num_beams": 2})  # type: ignore[arg-type]

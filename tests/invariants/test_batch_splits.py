@@ -16,6 +16,7 @@ from invariants.cases import (
     Collator,
     NotingTrainer,
     Record,
+    generator,
     largest_difference,
     make_models,
     make_rows,
@@ -133,6 +134,16 @@ def test_objectives_on_layers(kind: str, tmp_path: Path) -> None:
         assert_same(run(batch_size), whole)
 
 
+def test_texts_generated_by_two_processes(tmp_path: Path) -> None:
+    """Gathered in the order of the processes, every text would be judged against another row's reference; and each
+    process would report other figures."""
+    found = as_two_processes("generate", tmp_path)
+    model, _ = make_models("sequence-to-sequence")
+    alone = generator().texts(model, 7)
+    assert len(set(alone)) == 7
+    assert found == [alone, alone]
+
+
 # --- against the formulas ---------------------------------------------------------------------------------------------
 
 
@@ -198,8 +209,8 @@ def test_loss_and_gradient_are_those_of_the_formulas(kind: str, tmp_path: Path) 
     outputs = []
     for example in rows:
         inputs = {key: torch.tensor([example[key]]) for key in example if key.endswith("input_ids")}
-        output = student.eval()(**inputs).logits
-        mine, theirs = output.detach().numpy(), teacher.eval()(**inputs).logits.detach().numpy()
+        output = logits_of(student.eval()(**inputs))
+        mine, theirs = output.detach().numpy(), logits_of(teacher.eval()(**inputs)).detach().numpy()
         slopes = {name: np.zeros_like(mine) for name in weights}
         for place, label in places(kind, example):
             s, t = logits_at(kind, mine, place), logits_at(kind, theirs, place)
