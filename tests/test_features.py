@@ -18,6 +18,7 @@ from hf_distill.component import entry
 from hf_distill.objectives import (
     OBJECTIVES,
     Attention,
+    Contrastive,
     Embeddings,
     Hidden,
     Hint,
@@ -51,10 +52,11 @@ FEATURE_EXAMPLES: dict[str, list[Objective]] = {
     "hint": [Hint(), Hint(layers=((1, 2),))],
     "relations": [Relations(relation_heads=2), Relations(relation_heads=1, of=("keys", "values"), layers="similarity")],
     "similarity_preserving": [SimilarityPreserving(), SimilarityPreserving(of="first")],
+    "contrastive": [Contrastive(memory=0), Contrastive(memory=0, loss="crd", width=4)],
     "relational": [Relational(), Relational(angle_weight=0.0, of="last")],
 }
 # Not without a reason: a minimum away from the teacher.
-AWAY_FROM_THE_TEACHER: set[str] = set()
+AWAY_FROM_THE_TEACHER = {"contrastive"}
 
 OBJECTIVE = [
     pytest.param(example, id=str(entry(example))) for examples in FEATURE_EXAMPLES.values() for example in examples

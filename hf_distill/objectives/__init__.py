@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hf_distill.objectives.attention import Attention
 from hf_distill.objectives.base import Comparison, Objective, RowObjective
+from hf_distill.objectives.contrastive import Contrastive
 from hf_distill.objectives.hidden import Embeddings, Hidden, Hint, Patient
 from hf_distill.objectives.logits import Labels, LogitsMSE, Ranking
 from hf_distill.objectives.pairwise import Relational, SimilarityPreserving
@@ -44,6 +45,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "relations": Relations,
     "similarity_preserving": SimilarityPreserving,
     "relational": Relational,
+    "contrastive": Contrastive,
     "sentence_embedding": SentenceEmbedding,
     "similarity_matrix": SimilarityMatrix,
     "margin_mse": MarginMSE,
@@ -55,6 +57,7 @@ __all__ = [
     "AdaptiveKL",
     "Attention",
     "Comparison",
+    "Contrastive",
     "DecoupledKL",
     "Embeddings",
     "Hidden",
