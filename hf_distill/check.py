@@ -82,6 +82,7 @@ def _check_pair(recipe: Recipe, found: _Findings) -> None:
         with recipe.locate(side):
             local &= is_local(source)
     if not local:
+        check_plan(recipe, None)
         found.plan += [f"teacher     {_words(entry(recipe.teacher))}", f"student     {_words(entry(recipe.student))}"]
         found.unchecked.append("models: they are on the Hub, and --check fetches nothing")
         return
