@@ -125,6 +125,11 @@ class RowLayout(ABC):
     def select(self, student: Tensor, teacher: Tensor | None, inputs: Mapping[str, Tensor]) -> Rows:
         """Return the rows that count; logits as the models gave them, in their own dtype."""
 
+    def teacher_rows(self, teacher: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return the teacher's rows as `select` does, but with their graph, for objectives that differentiate."""
+        columns = self.teacher_columns
+        return self.select(teacher if columns is None else teacher[..., list(columns)], None, inputs).student
+
     @abstractmethod
     def counts(self, inputs: Mapping[str, Tensor]) -> dict[Unit, Tensor]:
         """Return how many rows, labels and examples every example has, `(batch,)` each. Needs no forward pass."""

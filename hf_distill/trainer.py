@@ -326,11 +326,18 @@ class DistillationTrainer(Trainer):
                 theirs = self._teacher_inputs(inputs)
                 teacher = self.teacher(**self._forward_inputs(self._teacher_takes, theirs, use_cache=False))
         student = model(**self._forward_inputs(self._student_takes, inputs, use_cache=self.args.use_cache))
-        rows = self.layout.select(
-            self.layout.logits(student), None if teacher is None else self.layout.logits(teacher), inputs
+        logits = None if teacher is None else self.layout.logits(teacher)
+        attached = None
+        if logits is not None and self.terms.differentiates:
+            attached = self.layout.teacher_rows(logits, inputs)
+        return Comparison(
+            rows=self.layout.select(self.layout.logits(student), logits, inputs),
+            student=student,
+            teacher=teacher,
+            inputs=inputs,
+            tokens=self.layout.tokens(inputs),
+            teacher_rows=attached,
         )
-        tokens = self.layout.tokens(inputs)
-        return Comparison(rows=rows, student=student, teacher=teacher, inputs=inputs, tokens=tokens)
 
     def _teacher_inputs(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return what the teacher reads; refuse to compare tokens where it reads others than the student."""

@@ -50,7 +50,8 @@ class Pair:
                 theirs = self.teacher(**given, **wanted)
             mine = self.student(**given, **wanted)
         rows = self.layout.select(mine.logits, theirs.logits, inputs)
-        return Comparison(rows, mine, theirs, inputs, self.layout.tokens(inputs))
+        attached = self.layout.teacher_rows(theirs.logits, inputs) if term.objective.differentiates else None
+        return Comparison(rows, mine, theirs, inputs, self.layout.tokens(inputs), attached)
 
     def losses(self, term: Term, inputs: Inputs | None = None) -> Tensor:
         """Return the sum of every example, `(batch,)`."""

@@ -22,6 +22,7 @@ from hf_distill.objectives import (
     Embeddings,
     Hidden,
     Hint,
+    InputGradient,
     Objective,
     Patient,
     Relational,
@@ -54,6 +55,11 @@ FEATURE_EXAMPLES: dict[str, list[Objective]] = {
     "similarity_preserving": [SimilarityPreserving(), SimilarityPreserving(of="first")],
     "contrastive": [Contrastive(memory=0), Contrastive(memory=0, loss="crd", width=4)],
     "relational": [Relational(), Relational(angle_weight=0.0, of="last")],
+    "input_gradient": [
+        InputGradient(),
+        InputGradient(loss="cosine", classes=2),
+        InputGradient(loss="mse", projection="always"),
+    ],
 }
 # Not without a reason: a minimum away from the teacher.
 AWAY_FROM_THE_TEACHER = {"contrastive"}

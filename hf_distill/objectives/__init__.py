@@ -6,6 +6,7 @@ from hf_distill.objectives.attention import Attention
 from hf_distill.objectives.base import Comparison, Objective, RowObjective
 from hf_distill.objectives.contrastive import Contrastive
 from hf_distill.objectives.hidden import Embeddings, Hidden, Hint, Patient
+from hf_distill.objectives.input_gradient import InputGradient
 from hf_distill.objectives.logits import Labels, LogitsMSE, Ranking
 from hf_distill.objectives.pairwise import Relational, SimilarityPreserving
 from hf_distill.objectives.presets import PRESETS
@@ -45,6 +46,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "relations": Relations,
     "similarity_preserving": SimilarityPreserving,
     "relational": Relational,
+    "input_gradient": InputGradient,
     "contrastive": Contrastive,
     "sentence_embedding": SentenceEmbedding,
     "similarity_matrix": SimilarityMatrix,
@@ -62,6 +64,7 @@ __all__ = [
     "Embeddings",
     "Hidden",
     "Hint",
+    "InputGradient",
     "JensenShannon",
     "KLDivergence",
     "Labels",

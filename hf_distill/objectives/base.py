@@ -31,6 +31,7 @@ class Comparison:
         inputs: The collated batch.
         tokens: Which tokens of the (encoder's) input are no padding, bool `(sequences, tokens)`; as many sequences as
             examples, but for tasks whose examples are several (see `fold`).
+        teacher_rows: The teacher's rows again, with their graph, where an objective differentiates.
     """
 
     rows: Rows
@@ -38,6 +39,7 @@ class Comparison:
     teacher: Mapping[str, Any] | None
     inputs: Mapping[str, Tensor]
     tokens: Tensor
+    teacher_rows: Tensor | None = None
 
     def fold(self, sequences: Tensor) -> Tensor:
         """Sum a value per sequence into `(batch,)`. See `rows.fold`."""
