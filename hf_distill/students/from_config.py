@@ -70,6 +70,7 @@ class FromConfig(Student):
         model_class: Any = type(teacher) if self.model is None else getattr(transformers, head.auto_class)
         config = with_head(self.config(teacher.config), head)
         student = build(model_class, config, key="model" if self.model else "overrides")
+        student = student if head.adapt is None else head.adapt(student)
         if self.model is None and student.can_generate():
             # How long, what never twice, which token first: no property of the sizes.
             student.generation_config = copy.deepcopy(teacher.generation_config)
