@@ -12,6 +12,7 @@ import transformers
 from torch import Tensor, nn
 
 from hf_distill.errors import UserError
+from hf_distill.layouts import base_model
 from hf_distill.objectives.base import Comparison
 from hf_distill.objectives.layers import read_stack
 from hf_distill.objectives.relation_terms import RelationTerm, relation_gap
@@ -378,6 +379,21 @@ def test_gradient_reaches_the_projections_of_the_student_and_hooks_are_gone() ->
     assert all(parameter.grad is None for parameter in teacher.parameters())
     for model in (student, teacher):
         assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_projections_with_adapters_are_found() -> None:
+    """LoRA puts a layer of its own in a projection's place: hooked inside of it, the adapter would not train."""
+    peft = pytest.importorskip("peft")
+    student, teacher, _ = pair()
+    wrapped = peft.get_peft_model(student, peft.LoraConfig(target_modules=["query", "value"], init_lora_weights=False))
+    before = losses(Relations(relation_heads=2), base_model(wrapped), teacher)
+    before.sum().backward()  # type: ignore[no-untyped-call]
+    trained = {
+        name.split(".")[-3] for name, one in wrapped.named_parameters() if one.grad is not None and one.grad.any()
+    }
+    assert trained == {"lora_A", "lora_B"}
+    with wrapped.disable_adapter():
+        assert not torch.allclose(losses(Relations(relation_heads=2), base_model(wrapped), teacher), before)
 
 
 def test_term_holds_no_model() -> None:

@@ -79,7 +79,7 @@ def relation_gap(
     """Return `KL(R_t || R_s)` of every token, mean over heads, `(sequences, tokens)`; meaningless for padding.
 
     `R = softmax(X Y^T / sqrt(d))`, `X` and `Y` cut into `heads` of `d` entries; over the tokens that are no padding,
-    and with `causal` not after the one that looks (Wang et al. 2021, arXiv 2012.15828, equations 4 to 7, with `X = Y`).
+    and with `causal` not after the one that looks (Wang et al. 2021, arXiv 2012.15828, with `X = Y`).
 
     Args:
         student: `X` and `Y`, `(sequences, tokens, width)`.
