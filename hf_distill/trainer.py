@@ -180,6 +180,8 @@ class DistillationTrainer(Trainer):
                 "torch_compile does not work with objectives that learn projections, look into the models or "
                 "differentiate. Leave one out."
             )
+        if self.is_fsdp_enabled and terms.differentiates:
+            raise ValueError("FSDP does not work with objectives that differentiate. Use DDP, or leave them out.")
         attach(self.model, place(terms.learned, self.model, self.args.device))
         return terms
 

@@ -209,6 +209,14 @@ def test_evaluation_keeps_no_graph(tmp_path: Path) -> None:
     assert attached() == before
 
 
+def test_fsdp_is_refused(tmp_path: Path) -> None:
+    """FSDP takes a derivative in the forward pass for the backward pass, and fails in the first step, after loading."""
+    trainer = make_trainer("classification", tmp_path, terms=[InputGradient()])
+    trainer.is_fsdp_enabled = True
+    with pytest.raises(ValueError, match="FSDP does not work with objectives that differentiate"):
+        trainer._make_terms()
+
+
 def test_fused_attention_would_fail(tmp_path: Path) -> None:
     """The reason for plain attention; where this fails no longer, `needs_eager_attention` may go."""
     student, _ = make_models("classification")

@@ -15,7 +15,7 @@ from invariants.projected import Hooked, Projected
 from transformers import TrainerCallback
 
 from hf_distill import DistillationArguments
-from hf_distill.objectives import Labels
+from hf_distill.objectives import InputGradient, Labels
 
 SAMPLED = (
     *((kind, "random") for kind in KINDS),
@@ -28,6 +28,7 @@ LEARNED: dict[str, tuple[str, dict[str, Any]]] = {
     "with labels": ("classification", {"terms": [Projected(weight=0.5), Labels()]}),
     "alone": ("classification", {"terms": [Projected()]}),
     "alone, activation checkpointing": ("classification", {"terms": [Projected()], "activation_checkpointing": True}),
+    "second derivatives": ("classification", {"terms": [InputGradient(), Labels()]}),
     "hooked": ("causal-lm", {"terms": [Projected(), Hooked(weight=0.1)]}),
 }
 # Steps after which a run is stopped: within an epoch, at its end, within the next.
@@ -152,17 +153,9 @@ def kill(directory: Path) -> tuple[NotingTrainer, Any]:
     return trainer, train(trainer)
 
 
-def generate(directory: Path) -> tuple[NotingTrainer, Any]:
-    """Return what each process says that the model generates."""
-    from accelerate.utils import gather_object
-
-    trainer = make_trainer("sequence-to-sequence", directory, max_steps=1, **split(4, processes=2))
-    return trainer, gather_object([cases.generator().texts(trainer.model, 2)])
-
-
 if __name__ == "__main__":
     output = Path(sys.argv[2])
-    jobs = {one.__name__: one for one in (splits, learned, resume, fsdp, fsdp_learned, generate, kill)}
+    jobs = {one.__name__: one for one in (splits, learned, resume, fsdp, fsdp_learned, kill)}
     last, found = jobs[sys.argv[1]](output)
     if last.is_world_process_zero():
         torch.save((last.args.world_size, found), output / "result.pt")
