@@ -116,8 +116,8 @@ class MakeModel(Protocol):
         Args:
             kind: `bert`, `distilbert`, `roberta`, `llama`, `gpt2` (sequence classifiers), `bert-tokens` (token
                 classifier), `bert-qa` (finds answers), `llama-lm`, `gpt2-lm`, `bert-mlm` (language models), `t5`,
-                `bart` (encoder-decoder language models) or `bert-bare` (no head, as most pretrained encoders come). As
-                in life, `llama` and `gpt2` have no padding token.
+                `bart` (encoder-decoder language models) or `bert-bare`, `distilbert-bare`, `roberta-bare` (no head, as
+                most pretrained encoders come). As in life, `llama` and `gpt2` have no padding token.
             layers: Depth.
             labels: Names of the labels; a single one makes a regression head.
             vocab: Words that are one token; any other lower-case word is spelled out.
@@ -166,7 +166,7 @@ def _tokenizer(kind: str, words: Sequence[str]) -> PreTrainedTokenizerBase:
     if kind.startswith(("bert", "distilbert")):
         special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
         pieces = dict.fromkeys((*special, *words, *letters, *(f"##{letter}" for letter in letters)))
-        class_: Any = transformers.DistilBertTokenizer if kind == "distilbert" else transformers.BertTokenizer
+        class_: Any = transformers.DistilBertTokenizer if kind.startswith("distilbert") else transformers.BertTokenizer
         vocabulary = {piece: index for index, piece in enumerate(pieces)}
         wordpiece: PreTrainedTokenizerBase = class_(vocab=vocabulary, model_max_length=64)
         return wordpiece
@@ -213,11 +213,11 @@ def _config(
         "hidden_size": 32,
         "num_attention_heads": 4,
         "intermediate_size": 64,
-        "max_position_embeddings": 64 + 2 * (kind == "roberta"),  # RoBERTa counts from pad_token_id + 1
+        "max_position_embeddings": 64 + 2 * (kind.startswith("roberta")),  # RoBERTa counts from pad_token_id + 1
     }
     if kind.startswith("bert"):
         return transformers.BertConfig(**{**names, **encoder, **settings})
-    if kind == "roberta":
+    if kind.startswith("roberta"):
         return transformers.RobertaConfig(**{**names, **encoder, "type_vocab_size": 1, **settings})
     if kind.startswith("llama"):
         return transformers.LlamaConfig(**{**names, **encoder, "num_key_value_heads": 2, **settings})
@@ -247,6 +247,8 @@ def _save_model(kind: str, config: PretrainedConfig, seed: int, directory: Path)
         "bert-mlm": transformers.BertForMaskedLM,
         "bert-qa": transformers.BertForQuestionAnswering,
         "bert-bare": transformers.BertModel,
+        "distilbert-bare": transformers.DistilBertModel,
+        "roberta-bare": transformers.RobertaModel,
         "distilbert": transformers.DistilBertForSequenceClassification,
         "roberta": transformers.RobertaForSequenceClassification,
         "llama": transformers.LlamaForSequenceClassification,

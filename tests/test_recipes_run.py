@@ -50,7 +50,10 @@ HEADS = {
     "sentence-similarity": "-bare",
 }
 # Where a task's own lengths are made for longer texts than these.
-TASKS = {"question-answering": {"stride": 8}}
+TASKS: dict[str, dict[str, int]] = {
+    "question-answering": {"stride": 8},
+    "summarization": {"max_target_length": 16, "max_new_tokens": 8, "num_beams": 2},
+}
 LENGTH = 40
 ROWS = {"train": 48, "validation": 16}
 PER_DEVICE = 4
