@@ -105,20 +105,17 @@ class Questions:
         Args:
             logits: `(windows, tokens, 2)`, padded on the right with anything.
         """
+        has_nothing = any(at >= 0 for at in self.nothing)
         best: list[tuple[float, str]] = [(-math.inf, "")] * len(self.contexts)
-        nothing = [math.inf if self._has_nothing else -math.inf] * len(self.contexts)
+        nothing = [math.inf if has_nothing else -math.inf] * len(self.contexts)
         for at, row in enumerate(self.row):
             start, end = np.asarray(logits[at, : len(self.allowed[at])], dtype=np.float64).T
             score, first, last = best_span(start, end, self.allowed[at], self.longest)
             if score > best[row][0]:
                 best[row] = score, self.contexts[row][self.starts[at][first] : self.ends[at][last]]
-            if self._has_nothing:
+            if has_nothing:
                 nothing[row] = min(nothing[row], float(start[self.nothing[at]] + end[self.nothing[at]]))
         return ["" if null > score else text for (score, text), null in zip(best, nothing, strict=True)]
-
-    @property
-    def _has_nothing(self) -> bool:
-        return any(at >= 0 for at in self.nothing)
 
     def scores(self, logits: Array, labels: Array | None = None) -> dict[str, Array]:
         """Return the metrics of each question, `(questions,)`; NaN where one is not defined.
