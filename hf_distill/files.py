@@ -253,8 +253,9 @@ def model_fingerprint(model: torch.nn.Module) -> str:
     """Return a hash of what a model computes: its config and the name, shape, dtype and values of every tensor.
 
     Only what `save_pretrained` keeps goes in (of a sentence encoder also how it pools), so the hash is the same after
-    saving and loading, on any device and with any number of threads. Tensors above 16 MB are read in place: the exact sum of their bits as integers (one changed
-    value changes it) and a sample of 65,536 values (an exchanged row changes it).
+    saving and loading, on any device and with any number of threads. Tensors above 16 MB are read in place: the exact
+    sum of their bits as integers (one changed value changes it) and a sample of 65,536 values (an exchanged row changes
+    it).
     """
     digest = _digest()
     config = getattr(model, "config", None)
