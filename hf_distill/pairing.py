@@ -230,7 +230,8 @@ def _difference(
 def _example(ours: dict[str, int], theirs: dict[str, int]) -> str:
     if len(ours) != len(theirs):
         return f"{len(ours)} and {len(theirs)} tokens"
-    token = next(token for token, number in ours.items() if theirs.get(token) != number)
+    # The first by number: a fast tokenizer gives its vocabulary in another order every time.
+    token = min((token for token, number in ours.items() if theirs.get(token) != number), key=ours.__getitem__)
     return f"{token!r} is number {ours[token]} in one and {theirs.get(token, 'missing')} in the other"
 
 

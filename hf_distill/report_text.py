@@ -173,5 +173,14 @@ def speed_note(report: Report) -> str:
     threads = f"{latency.threads} CPU thread{'' if latency.threads == 1 else 's'}"
     return (
         f"One forward pass, {' and '.join(dtypes)}, on {latency.device} with {threads}; "
-        f"batches of {shape(latency.single)} and {shape(latency.batch)}, the models in turns."
+        f"batches of {shape(latency.single)} and {shape(latency.batch)}, the models in turns.{_other_tokens(report)}"
     )
+
+
+def _other_tokens(report: Report) -> str:
+    """Say where the teacher was timed on the same texts in tokens of its own."""
+    ours, theirs = report.student.latency, report.teacher.latency
+    if "tokenizers" not in report.settings or ours is None or theirs is None:
+        return ""
+    lengths = f"{theirs.single.sequence_length} and {theirs.batch.sequence_length}"
+    return f" The teacher read the same texts in its own tokens: {lengths} of them."

@@ -8,6 +8,7 @@ import json
 import random
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -389,6 +390,8 @@ def test_both_tokenizers_are_told_before_a_run(roberta_to_bert: WriteRecipe, mak
 def test_models_are_timed_on_their_own_tokens(make_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the student's shorter input a teacher looks faster than it is, or fails on a number beyond its vocabulary."""
     from hf_distill import assess
+    from hf_distill.report import ModelResult, Report
+    from hf_distill.report_text import speed_note
 
     paths = make_model("roberta", vocab=["film"], seed=1), make_model("bert", seed=2)
     prepared = prepare(*paths, text=TEXTS, label=[0, 1, 1, 0])
@@ -420,3 +423,15 @@ def test_models_are_timed_on_their_own_tokens(make_model: Any, monkeypatch: pyte
         assert seen[name] == expected
         assert found[name].single.sequence_length == len(tokenizer_of(path)(texts[2])["input_ids"])
     assert found["teacher"].single.sequence_length != found["student"].single.sequence_length
+    report = Report(
+        task="text-classification",
+        metric="accuracy",
+        greater_is_better=True,
+        settings={"tokenizers": {}},
+        **{name: ModelResult.of(models[name], {"accuracy": 0.5}, found[name]) for name in ("teacher", "student")},
+    )
+    lengths = [getattr(found["teacher"], size).sequence_length for size in ("single", "batch")]
+    assert speed_note(report).endswith(
+        f"The teacher read the same texts in its own tokens: {lengths[0]} and {lengths[1]} of them."
+    )
+    assert "its own tokens" not in speed_note(replace(report, settings={}))
