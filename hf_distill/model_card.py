@@ -29,6 +29,8 @@ CALLS = {
     "fill-mask": '"... <mask> ..."',
     "zero-shot-classification": '"...", candidate_labels=["...", "..."]',
 }
+# What opens the model, where that is not Transformers alone.
+LIBRARIES = {"sentence-similarity": "sentence-transformers"}
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ def _data(report: Report, recipe: Mapping[str, Any], name: str) -> Any:
         if value is not None and math.isfinite(value)
     ]
     return ModelCardData(
-        library_name="transformers",
+        library_name=LIBRARIES.get(report.task, "transformers"),
         pipeline_tag=report.task,
         tags=["distillation", "hf_distill"],
         base_model=_one_or_more([teacher.name for teacher in teachers(recipe) if teacher.on_hub]),
@@ -218,6 +220,7 @@ def card(report: Report) -> str:
         template_path=str(TEMPLATES / "model_card.md.jinja"),
         name=name,
         task=report.task,
+        library=LIBRARIES.get(report.task, "transformers"),
         teachers=teachers(recipe),
         data=datasets(recipe),
         data_name=(recipe.get("data") or {}).get("name"),
