@@ -647,6 +647,10 @@ def test_a_run_from_pairs_to_report(bert: Path, tmp_path: Path) -> None:
     assert read_encoding(config) == Encoding("cls", False, 64)
     logs = [log for log in report.history["student"] if "eval_objective/sentence_embedding" in log]
     assert logs[-1]["eval_objective/sentence_embedding"] < logs[0]["eval_objective/sentence_embedding"]
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "library_name: sentence-transformers" in card
+    assert 'SentenceTransformer("out")' in card
+    assert "pipeline(" not in card  # Transformers has none for this task
     again = run(tmp_path / "recipe.yaml")  # found finished, loaded from the directory, judged alike
     assert again.student.metrics == report.student.metrics
 
