@@ -55,6 +55,11 @@ class SparseRows:
         remaining = log_probabilities.scatter(-1, indices, -torch.inf).logsumexp(-1)
         return cls(indices, kept, remaining, temperature)
 
+    def __getitem__(self, rows: slice) -> SparseRows:
+        """Return some of the rows."""
+        kept = (self.indices[rows], self.log_probabilities[rows], self.remaining[rows])
+        return SparseRows(*kept, self.temperature)
+
     def top_class(self) -> Tensor:
         """Return the likeliest class of every row, `(rows,)`."""
         return self.indices.gather(-1, self.log_probabilities.argmax(-1, keepdim=True)).squeeze(-1)
@@ -94,6 +99,25 @@ class Rows:
         return self.sum_by_example((self.student.argmax(-1) == top).to(self.student.dtype))
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where the rows of a batch are, known before any logit is made.
+
+    Attributes:
+        mask: Which positions of a model's output, bool `(batch, positions)`; positions past its width are none.
+        labels: See `Rows`.
+        example: See `Rows`.
+    """
+
+    mask: Tensor
+    labels: Tensor
+    example: Tensor
+
+    def pick(self, output: Tensor) -> Tensor:
+        """Return the rows of `(batch, positions, width)`, `(rows, width)`."""
+        return output[:, : self.mask.shape[1]][self.mask]
+
+
 class RowLayout(ABC):
     """Turns the logits of both models and a batch into `Rows`, and counts rows from the batch alone."""
 
@@ -101,6 +125,11 @@ class RowLayout(ABC):
     def has_classes(self) -> bool:
         """Whether rows are distributions over classes, so that two models can agree on the top one."""
         return True
+
+    @property
+    def by_position(self) -> bool:
+        """Whether a row depends on nothing but the head's input at one position (see `places`)."""
+        return False
 
     @property
     def has_named_classes(self) -> bool:
@@ -129,6 +158,10 @@ class RowLayout(ABC):
         """Return the teacher's rows as `select` does, but with their graph, for objectives that differentiate."""
         columns = self.teacher_columns
         return self.select(teacher if columns is None else teacher[..., list(columns)], None, inputs).student
+
+    def places(self, inputs: Mapping[str, Tensor]) -> Places | None:
+        """Return where the rows are, for a head that is applied position by position; None for other heads."""
+        return None
 
     @abstractmethod
     def counts(self, inputs: Mapping[str, Tensor]) -> dict[Unit, Tensor]:
@@ -264,6 +297,11 @@ class TokenRows(RowLayout):
         """See `RowLayout.has_named_classes`."""
         return self.classes is None
 
+    @property
+    def by_position(self) -> bool:
+        """See `RowLayout.by_position`."""
+        return self.teacher_columns is None
+
     def _mask(self, inputs: Mapping[str, Tensor]) -> Tensor:
         labels, attended = inputs.get("labels"), inputs.get("attention_mask")
         if labels is not None:
@@ -277,27 +315,29 @@ class TokenRows(RowLayout):
 
     def select(self, student: Tensor, teacher: Tensor | None, inputs: Mapping[str, Tensor]) -> Rows:
         """See `RowLayout.select`."""
-        mask = self._mask(inputs)
-        labels = inputs.get("labels")
-        if labels is None:
-            labels = torch.full(student.shape[:2], IGNORED, device=student.device)
-        if self.shift:
-            labels = labels[:, 1:]
+        places = self.places(inputs)
         return Rows(
-            student=self._rows(student, mask),
-            teacher=None if teacher is None else self._teacher_rows(teacher.detach(), mask),
-            labels=labels[mask].masked_fill(labels[mask] == UNLABELLED, IGNORED),
-            example=mask.nonzero()[:, 0],
+            student=self._rows(student, places),
+            teacher=None if teacher is None else self._teacher_rows(teacher.detach(), places),
+            labels=places.labels,
+            example=places.example,
             examples=len(student),
         )
 
-    def _rows(self, logits: Tensor, mask: Tensor) -> Tensor:
-        if self.shift:
-            logits = logits[:, :-1]
-        return _upcast(logits[mask][:, : self.classes])
+    def places(self, inputs: Mapping[str, Tensor]) -> Places:
+        """See `RowLayout.places`."""
+        mask, labels = self._mask(inputs), inputs.get("labels")
+        example = mask.nonzero()[:, 0]
+        if labels is None:
+            return Places(mask, torch.full_like(example, IGNORED), example)
+        known = (labels[:, 1:] if self.shift else labels)[mask]
+        return Places(mask, known.masked_fill(known == UNLABELLED, IGNORED), example)
 
-    def _teacher_rows(self, logits: Tensor, mask: Tensor) -> Tensor:
-        rows = self._rows(logits, mask)
+    def _rows(self, logits: Tensor, places: Places) -> Tensor:
+        return _upcast(places.pick(logits)[:, : self.classes])
+
+    def _teacher_rows(self, logits: Tensor, places: Places) -> Tensor:
+        rows = self._rows(logits, places)
         return rows if self.teacher_columns is None else rows[:, list(self.teacher_columns)]
 
     def counts(self, inputs: Mapping[str, Tensor]) -> dict[Unit, Tensor]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hf_distill.rows import Rows, TokenRows
+from hf_distill.rows import Places, TokenRows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,10 +28,10 @@ class TargetRows(TokenRows):
         teacher_columns: Column of the teacher's logits for each of the student's, where their orders differ.
     """
 
-    def select(self, student: Tensor, teacher: Tensor | None, inputs: Mapping[str, Tensor]) -> Rows:
-        """See `RowLayout.select`."""
+    def places(self, inputs: Mapping[str, Tensor]) -> Places:
+        """See `RowLayout.places`."""
         _check(inputs, "labels", "decoder_input_ids")
-        return super().select(student, teacher, inputs)
+        return super().places(inputs)
 
     def counts(self, inputs: Mapping[str, Tensor]) -> dict[Unit, Tensor]:
         """See `RowLayout.counts`."""

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor, nn
 
+from hf_distill.head_rows import HeadRows
 from hf_distill.layouts import base_model
+from hf_distill.objectives.base import RowObjective
 from hf_distill.objectives.schedule import number
 from hf_distill.objectives.term import Term
 from hf_distill.rows import UNITS
@@ -124,15 +126,33 @@ class Terms(Sequence[Term]):
             )
         self._warned = True
 
-    def per_example(self, comparison: Comparison) -> Tensor:
+    @property
+    def needs_logits(self) -> bool:
+        """Whether one of them wants all logits at once."""
+        return any(objective.needs_logits for objective in self.objectives)
+
+    @property
+    def row_objectives(self) -> dict[int, RowObjective]:
+        """Those on logits, by their place."""
+        return {index: one for index, term in enumerate(self) if isinstance(one := term.objective, RowObjective)}
+
+    def per_example(self, comparison: Comparison, shares: Tensor | None = None) -> Tensor:
         """Return the sum of every term for every example, `(batch, terms)`, float32 or better.
+
+        Args:
+            comparison: Of one batch.
+            shares: What the loss multiplies each sum with, apart from its weight, `(terms,)`. Without them sums over
+                `HeadRows` have no gradient.
 
         Raises:
             ValueError: An objective returned something else: a mean would go unnoticed, and be divided once more.
         """
         columns = []
-        for name, term in zip(self.names, self, strict=True):
-            sums = term(comparison)
+        walked: dict[int, Tensor] = {}
+        if isinstance(comparison.rows, HeadRows):
+            walked = self._walk(comparison.rows, shares)
+        for index, (name, term) in enumerate(zip(self.names, self, strict=True)):
+            sums = walked[index] if index in walked else term(comparison)
             if sums.shape != (comparison.rows.examples,):
                 raise ValueError(
                     f"objective '{name}': per_example must return the sum of each of the {comparison.rows.examples} "
@@ -140,6 +160,17 @@ class Terms(Sequence[Term]):
                 )
             columns.append(sums.to(torch.promote_types(sums.dtype, torch.float32)))
         return torch.stack(columns, -1)
+
+    def _walk(self, rows: HeadRows, shares: Tensor | None) -> dict[int, Tensor]:
+        """Evaluate all objectives on logits together, a few rows at a time."""
+        places = list(self.row_objectives)
+        coefficients = None
+        if shares is not None:
+            exact = torch.promote_types(rows.sides[0].dtype, torch.float32)
+            weights = torch.tensor(self.weights, dtype=exact, device=shares.device)
+            coefficients = (weights * shares.to(exact))[places]
+        sums = rows.walk([*self.row_objectives.values()], coefficients)
+        return dict(zip(places, sums.unbind(-1), strict=True))
 
     @property
     def undecided(self) -> list[Term]:

@@ -21,6 +21,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, ha
 
 from hf_distill.errors import UserError
 from hf_distill.eval_sums import EvalSums
+from hf_distill.head_rows import Heads
 from hf_distill.layouts import base_model, infer_layout
 from hf_distill.learned import FILE, attach, check_learned, detached, load_learned, place, save_learned, split_state
 from hf_distill.objectives import Comparison, KLDivergence, Labels, LogitsMSE, Objective, RowObjective
@@ -101,6 +102,7 @@ class DistillationTrainer(Trainer):
         self._check_objectives(teacher)
         self.teacher = self._place(teacher)
         self.terms = self._make_terms()
+        self._heads = self._open_heads()
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(["distillation", "hf_distill"])
         self.add_callback(SetEpoch)
@@ -184,6 +186,13 @@ class DistillationTrainer(Trainer):
             raise ValueError("FSDP does not work with objectives that differentiate. Use DDP, or leave them out.")
         attach(self.model, place(terms.learned, self.model, self.args.device))
         return terms
+
+    def _open_heads(self) -> Heads | None:
+        """Take both models apart at their heads; None where all logits are made at once."""
+        # A float16 gradient taken ahead would miss the loss scale that keeps it from vanishing.
+        if self.args.fp16 or self.args.torch_compile or self.terms.needs_logits or not self.layout.by_position:
+            return None
+        return Heads.open(self.model, self.teacher)
 
     def _settle_terms(self) -> None:
         """Show a few batches to the terms that choose by them, the same on every process."""
@@ -287,18 +296,29 @@ class DistillationTrainer(Trainer):
         """
         counts = num_items_in_batch if isinstance(num_items_in_batch, Tensor) else self._count([inputs])
         self.terms.go_to(self.state.global_step, self.state.max_steps)
-        sums, agreement, outputs = self._forward(model, inputs)
         # DDP averages gradients over processes, and the counts are global: hence the factor.
         processes = self.accelerator.num_processes
-        terms = sums.sum(0) * processes / self.terms.counts(counts)
+        counted = self.terms.counts(counts)
+        heads = None if return_outputs else self._heads
+        exact = counted if counted.device.type == "mps" else counted.double()
+        sums, agreement, outputs = self._forward(model, inputs, heads, processes / exact)
+        terms = sums.sum(0) * processes / counted
         if model.training:
             agreement = agreement.sum() * processes / counts[UNITS.index("row")]
             self._totals += torch.cat((terms.detach(), agreement.reshape(1).to(terms)))
         loss = torch.stack([term * weight for term, weight in zip(terms, self.terms.weights, strict=True)]).sum()
         return (loss, outputs) if return_outputs else loss
 
-    def _forward(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    def _forward(
+        self, model: nn.Module, inputs: dict[str, Any], heads: Heads | None, shares: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """Run both models and compare them, all inside the student's forward pass (see `redirect`).
+
+        Args:
+            model: The student, wrapped or not.
+            inputs: A batch.
+            heads: To go over the rows without ever making all logits (see `head_rows`), if not None.
+            shares: What the loss multiplies the sums with, apart from the weights; None where no gradient is wanted.
 
         Returns:
             The sum of every objective for every example, `(batch, objectives)`; the number of rows of each example
@@ -308,9 +328,10 @@ class DistillationTrainer(Trainer):
 
         def compute() -> tuple[Tensor, Tensor, dict[str, Any]]:
             with self.terms.watching():
-                comparison = self._compare(student, inputs)
+                comparison = self._compare(student, inputs, heads)
             outputs = {key: value.detach() for key, value in comparison.student.items() if isinstance(value, Tensor)}
-            return self.terms.per_example(comparison), comparison.rows.agreement(), outputs
+            sums = self.terms.per_example(comparison, shares)
+            return sums, comparison.rows.agreement(), outputs
 
         wrapped = model is not student or self.is_fsdp_enabled  # FSDP2 wraps in place
         with self.terms.eager_attention():  # whoever calls `compute_loss` himself is in no training
@@ -318,8 +339,26 @@ class DistillationTrainer(Trainer):
                 return compute()
             return inside_forward(model, student, compute, inputs)
 
-    def _compare(self, model: nn.Module, inputs: Mapping[str, Any]) -> Comparison:
+    def _compare(self, model: nn.Module, inputs: Mapping[str, Any], heads: Heads | None = None) -> Comparison:
         """Run both models on the same batch, the teacher once."""
+        with nullcontext() if heads is None else heads.capturing():
+            student, teacher = self._run(model, inputs)
+        logits = None if teacher is None or heads is not None else self.layout.logits(teacher)
+        attached = None
+        if logits is not None and self.terms.differentiates:
+            attached = self.layout.teacher_rows(logits, inputs)
+        rows = None if heads is None else heads.rows(self.layout, inputs)
+        return Comparison(
+            rows=rows or self.layout.select(self.layout.logits(student), logits, inputs),
+            student=student,
+            teacher=teacher,
+            inputs=inputs,
+            tokens=self.layout.tokens(inputs),
+            teacher_rows=attached,
+        )
+
+    def _run(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Return both models' outputs."""
         teacher = None
         if self.teacher is not None:
             self.teacher.eval()  # whatever happened to it since the last batch: with dropout its targets are noise
@@ -328,18 +367,7 @@ class DistillationTrainer(Trainer):
                 theirs = self._teacher_inputs(inputs)
                 teacher = self.teacher(**self._forward_inputs(self._teacher_takes, theirs, use_cache=False))
         student = model(**self._forward_inputs(self._student_takes, inputs, use_cache=self.args.use_cache))
-        logits = None if teacher is None else self.layout.logits(teacher)
-        attached = None
-        if logits is not None and self.terms.differentiates:
-            attached = self.layout.teacher_rows(logits, inputs)
-        return Comparison(
-            rows=self.layout.select(self.layout.logits(student), logits, inputs),
-            student=student,
-            teacher=teacher,
-            inputs=inputs,
-            tokens=self.layout.tokens(inputs),
-            teacher_rows=attached,
-        )
+        return student, teacher
 
     def _teacher_inputs(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return what the teacher reads; refuse to compare tokens where it reads others than the student."""
@@ -392,7 +420,8 @@ class DistillationTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         self.terms.go_to_end()
         with torch.set_grad_enabled(self.terms.differentiates), self.compute_loss_context_manager():
-            sums, agreement, outputs = self._forward(model, inputs)
+            heads = self._heads if prediction_loss_only else None
+            sums, agreement, outputs = self._forward(model, inputs, heads)
         # Per example, because gathering drops the examples that were repeated to fill the last batch.
         columns = EvalSums.columns(sums.detach(), agreement, self.layout.units(inputs))
         self._eval_sums.add(self.accelerator.gather_for_metrics(columns))

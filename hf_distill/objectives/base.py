@@ -66,6 +66,8 @@ class Objective(ABC):
     name: ClassVar[str]
     unit: ClassVar[Unit] = "row"
     needs_teacher: ClassVar[bool] = True
+    # Whether it reads the logits of a whole batch. Without, a vocabulary-sized head never has to make them.
+    needs_logits: ClassVar[bool] = True
     # Model outputs wanted besides the logits: "hidden_states", "attentions".
     outputs: ClassVar[frozenset[str]] = frozenset()
     # Whether it compares the models token by token, so that both must have read the same tokens.
@@ -142,6 +144,7 @@ class RowObjective(Objective):
         weight: Factor of the term.
     """
 
+    needs_logits: ClassVar[bool] = False
     # Whether the objective is defined for a regression head, whose "logits" are the predicted values.
     takes_values: ClassVar[bool] = False
     # Whether a teacher's likeliest classes and the mass of the others (`rows.SparseRows`) are enough; if not, why.
@@ -176,10 +179,11 @@ class RowObjective(Objective):
 
         rows = comparison.rows
         if rows.classes is None or self.takes_impossible:
-            return self._sums(rows)
-        return sum((self._sums(part) for part in by_width(rows)), rows.student.new_zeros(rows.examples))
+            return self.sums(rows)
+        return sum((self.sums(part) for part in by_width(rows)), rows.student.new_zeros(rows.examples))
 
-    def _sums(self, rows: Rows) -> Tensor:
+    def sums(self, rows: Rows) -> Tensor:
+        """Sum the losses of some rows within each example, `(batch,)`; all their columns are classes."""
         teacher: Any = rows.teacher  # a class that takes no sparse teacher may leave it out of its signature
         if self.needs_teacher and not self.takes_sparse:
             teacher = self.dense(teacher)

@@ -53,6 +53,7 @@ class Contrastive(PreparedObjective):
     unit: ClassVar[Unit] = "example"
     outputs: ClassVar[frozenset[str]] = frozenset({"hidden_states"})
     within_batch: ClassVar[bool] = True
+    needs_logits: ClassVar[bool] = False
 
     of: Literal["mean", "first", "last", "embedding"] = "mean"
     loss: Literal["info_nce", "crd"] = "info_nce"

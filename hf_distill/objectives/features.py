@@ -32,6 +32,7 @@ class StackObjective(PreparedObjective):
     """
 
     by_token: ClassVar[bool] = True
+    needs_logits: ClassVar[bool] = False
 
     part: Part | None = None
 

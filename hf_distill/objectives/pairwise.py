@@ -34,6 +34,7 @@ class PairwiseObjective(Objective):
     unit: ClassVar[Unit] = "pair"
     outputs: ClassVar[frozenset[str]] = frozenset({"hidden_states"})
     within_batch: ClassVar[bool] = True
+    needs_logits: ClassVar[bool] = False
 
     of: Literal["mean", "first", "last", "embedding"] = "mean"
 

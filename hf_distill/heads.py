@@ -1,0 +1,117 @@
+"""Taking a language model apart at its output head, so that logits are only ever made for a few rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_distill.layouts import base_model
+
+
+@dataclass(frozen=True)
+class Head:
+    """The last linear map of a model, and what its class does to the result.
+
+    Attributes:
+        linear: The map. BERT's transform, T5's scaling and the like come before it and are part of the model.
+        extra_bias: Added to its result (BART's `final_logits_bias`), `(1, classes)`.
+        scale: Factor of the logits (Cohere's `logit_scale`, Granite's `logits_scaling`).
+        soft_cap: Logits are `soft_cap * tanh(logits / soft_cap)` (Gemma 2).
+    """
+
+    linear: nn.Linear
+    extra_bias: Tensor | None = None
+    scale: float = 1.0
+    soft_cap: float | None = None
+
+    def finish(self, logits: Tensor) -> Tensor:
+        """Return the model's logits from the linear map's result, `(rows, classes)`; the same if nothing follows."""
+        if self.extra_bias is not None:
+            logits = logits + self.extra_bias.to(logits)
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return logits if self.soft_cap is None else self.soft_cap * torch.tanh(logits / self.soft_cap)
+
+
+@dataclass
+class Captured:
+    """What a model would have given to its head.
+
+    Attributes:
+        hidden: `(batch, tokens, width)`; None until the model has run.
+        dtype: Precision in which the model would have multiplied.
+    """
+
+    hidden: Tensor | None = None
+    dtype: torch.dtype = field(default=torch.float32)
+
+
+def open_head(model: nn.Module) -> Head | None:
+    """Return the head of a language model; None if it cannot be taken apart.
+
+    Whether it can is tried out on a few tokens, not read from a list of architectures.
+    """
+    base: Any = base_model(model)
+    linear = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+    if type(linear) is not nn.Linear:  # an adapter on the head, a quantized head, or none
+        return None
+    config = base.config.get_text_config(decoder=True)
+    scaling = getattr(config, "logits_scaling", None)
+    scale = getattr(config, "logit_scale", None) or (1.0 / scaling if scaling else 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+    head = Head(linear, getattr(base, "final_logits_bias", None), float(scale), cap)
+    return head if _fits(base, head) else None
+
+
+@torch.no_grad()
+def _fits(model: Any, head: Head) -> bool:
+    ids = torch.arange(4, device=head.linear.weight.device).unsqueeze(0) % model.config.get_text_config().vocab_size
+    inputs = {"input_ids": ids, **({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})}
+    training = model.training
+    model.train(False)
+    try:
+        wanted = model(**inputs)["logits"]
+        with capturing(model, head) as captured:
+            model(**inputs)
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        IndexError,
+    ):  # a class that does more with its logits than to return them
+        return False
+    finally:
+        model.train(training)
+    if captured.hidden is None:
+        return False
+    found = head.finish(head.linear(captured.hidden))
+    return found.shape == wanted.shape and torch.allclose(found, wanted.to(found), rtol=1e-3, atol=1e-3)
+
+
+@contextmanager
+def capturing(model: nn.Module, head: Head) -> Iterator[Captured]:
+    """Have `model` hand over the input of its head, and return logits with no columns."""
+    base: Any = base_model(model)
+    captured = Captured()
+
+    def forward(hidden: Tensor) -> Tensor:
+        device = hidden.device.type
+        autocast = torch.is_autocast_enabled(device)
+        captured.hidden = hidden
+        captured.dtype = torch.get_autocast_dtype(device) if autocast else head.linear.weight.dtype
+        return hidden.new_empty(*hidden.shape[:-1], 0)
+
+    head.linear.__dict__["forward"] = forward
+    if head.extra_bias is not None:  # added to no columns, it would make them all
+        base._buffers["final_logits_bias"] = head.extra_bias[:, :0]
+    try:
+        yield captured
+    finally:
+        head.linear.__dict__.pop("forward", None)
+        if head.extra_bias is not None:
+            base._buffers["final_logits_bias"] = head.extra_bias
