@@ -180,6 +180,12 @@ class DistillationTrainer(Trainer):
                 "torch_compile does not work with objectives that learn projections, look into the models or "
                 "differentiate. Leave one out."
             )
+        reentrant = (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
+        if self.args.gradient_checkpointing and reentrant and terms.watch:
+            raise UserError(
+                "re-entrant gradient checkpointing computes the layers without gradient, and objectives that look into "
+                "the models would train nothing. Set gradient_checkpointing_kwargs to {use_reentrant: false}."
+            )
         if self.is_fsdp_enabled and terms.differentiates:
             raise ValueError("FSDP does not work with objectives that differentiate. Use DDP, or leave them out.")
         attach(self.model, place(terms.learned, self.model, self.args.device))
