@@ -180,8 +180,8 @@ class DistillationTrainer(Trainer):
                 "torch_compile does not work with objectives that learn projections, look into the models or "
                 "differentiate. Leave one out."
             )
-        reentrant = (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
-        if self.args.gradient_checkpointing and reentrant and terms.watch:
+        checkpointing: Any = self.args.gradient_checkpointing and self.args.gradient_checkpointing_kwargs or {}
+        if terms.watch and checkpointing.get("use_reentrant"):
             raise UserError(
                 "re-entrant gradient checkpointing computes the layers without gradient, and objectives that look into "
                 "the models would train nothing. Set gradient_checkpointing_kwargs to {use_reentrant: false}."
