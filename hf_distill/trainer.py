@@ -180,7 +180,7 @@ class DistillationTrainer(Trainer):
                 "torch_compile does not work with objectives that learn projections, look into the models or "
                 "differentiate. Leave one out."
             )
-        checkpointing: Any = self.args.gradient_checkpointing and self.args.gradient_checkpointing_kwargs or {}
+        checkpointing: Any = (self.args.gradient_checkpointing and self.args.gradient_checkpointing_kwargs) or {}
         if terms.watch and checkpointing.get("use_reentrant"):
             raise UserError(
                 "re-entrant gradient checkpointing computes the layers without gradient, and objectives that look into "
