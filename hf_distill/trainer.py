@@ -182,6 +182,12 @@ class DistillationTrainer(Trainer):
                 "torch_compile does not work with objectives that learn projections, look into the models or "
                 "differentiate. Leave one out."
             )
+        checkpointing: Any = (self.args.gradient_checkpointing and self.args.gradient_checkpointing_kwargs) or {}
+        if terms.watch and checkpointing.get("use_reentrant"):
+            raise UserError(
+                "re-entrant gradient checkpointing computes the layers without gradient, and objectives that look into "
+                "the models would train nothing. Set gradient_checkpointing_kwargs to {use_reentrant: false}."
+            )
         if self.is_fsdp_enabled and terms.differentiates:
             raise ValueError("FSDP does not work with objectives that differentiate. Use DDP, or leave them out.")
         attach(self.model, place(terms.learned, self.model, self.args.device))

@@ -59,7 +59,7 @@ def squared(a: Array, b: Array) -> float:
         (Embeddings(), [(0, 0)], squared),
         (Hint(), [(1, 2)], squared),
     ],
-    ids=str,
+    ids=["uniform", "pairs", "cosine", "normalized", "embeddings", "hint"],
 )
 def test_hidden_states_by_hand(objective: Objective, pairs: list[tuple[int, int]], loss: Any) -> None:
     """Mean over the width and over layers, sum over tokens, each pair through a projection of its own."""

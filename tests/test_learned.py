@@ -26,7 +26,7 @@ from hf_distill.errors import UserError
 from hf_distill.fit import Fitter
 from hf_distill.learned import attach, detach
 from hf_distill.models import Head
-from hf_distill.objectives import Comparison, KLDivergence, Labels, Objective
+from hf_distill.objectives import Attention, Comparison, KLDivergence, Labels, Objective
 from hf_distill.objectives.base import PreparedObjective
 from hf_distill.objectives.term import Term
 from hf_distill.rows import ExampleRows
@@ -320,6 +320,20 @@ def test_what_cannot_know_a_projection_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="torch_compile does not work with objectives that"):
             DistillationTrainer(student, compiled, teacher=two_models(teacher_width=16)[1], objectives=[objective])
     assert not hasattr(student, "distillation")
+
+
+def test_reentrant_checkpointing_is_refused(tmp_path: Path) -> None:
+    """It computes layers without gradient first: what a hook saw there, maps of attention too, would train nothing."""
+    student, teacher = make_models("classification", dtype=torch.float32)
+    settings: dict[str, Any] = {
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": True},
+    }
+    with pytest.raises(UserError, match="use_reentrant: false"):
+        quiet(student, tmp_path, teacher, Attention(), Labels(), **settings)
+    quiet(student, tmp_path, teacher, KLDivergence(), Labels(), **settings).train()
+    settings["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
+    quiet(student, tmp_path, teacher, Attention(), Labels(), **settings).train()
 
 
 def hooks(*models: nn.Module) -> int:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import ast
 import configparser
+import json
 import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from runs import WriteRecipe, run
 
 import hf_distill
 from hf_distill import load_recipe
@@ -22,6 +24,9 @@ try:
     import tomllib
 except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib  # type: ignore[import-not-found, no-redef, unused-ignore]
+
+if TYPE_CHECKING:
+    from conftest import MakeModel
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "accelerate")
@@ -225,6 +230,86 @@ def test_recipes_in_documents_read(tmp_path: Path) -> None:
     assert count
 
 
+def example(name: str) -> str:
+    """Return the Python example of docs/extending.md that is to be saved as `name`."""
+    return next(text for _, text in code_blocks("python") if text.startswith(f"# {name}\n"))
+
+
+def test_parts_of_recipes_in_documents_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list of objectives or stages with a renamed key, or a rule for layers that is none, would be copied too."""
+    (tmp_path / "my_losses.py").write_text(example("my_losses.py"), encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    whole = RECIPES[0].read_text(encoding="utf-8")
+    found = set()
+    for document, text in code_blocks("yaml"):
+        part = re.match(r"(objectives|stages):", text)
+        if part:
+            rest = re.sub(r"^objectives:\n(?: .*\n)+", "", whole, flags=re.M)
+            (tmp_path / "recipe.yaml").write_text(rest + text, encoding="utf-8")
+            assert load_recipe(tmp_path / "recipe.yaml").plan[0].objectives, document
+            found.add((document, part[1]))
+    assert {("README.md", "stages"), ("docs/features.md", "objectives"), ("docs/recipe.md", "stages")} <= found
+
+
+def rows_of(document: str, heading: str) -> dict[str, list[str]]:
+    """Return the rows of the tables in a section, by each name of the first cell; cells as they stand there."""
+    section = (ROOT / document).read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    found = {}
+    for line in section.splitlines():
+        if line.startswith("|"):
+            cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+            found.update(dict.fromkeys(re.findall(r"`([^`]+)`", cells[0]), cells))
+    return found
+
+
+def test_every_objective_has_its_formula_and_says_what_it_was_checked_against() -> None:
+    """An objective that docs/loss.md leaves out is a number nobody can tell the meaning of."""
+    from hf_distill.objectives import OBJECTIVES, PRESETS
+
+    objectives = rows_of("docs/loss.md", "Objectives")
+    assert objectives.keys() == OBJECTIVES.keys()
+    for name, cells in objectives.items():
+        assert len(cells) == 5, name
+        assert all(len(cell) > 2 for cell in cells), name
+        unit = OBJECTIVES[name].unit  # a property where settings decide
+        assert not isinstance(unit, str) or cells[2] == unit, name
+    presets = rows_of("docs/loss.md", "Presets")
+    assert presets.keys() == PRESETS.keys()
+    for name, cells in presets.items():
+        assert {one.name for one in PRESETS[name]} <= set(re.findall(r"`(\w+)`", cells[1])), name
+
+
+def test_every_task_is_described() -> None:
+    """A task that docs/tasks.md leaves out, or whose roles it gets wrong, is found out by an error in a run."""
+    from hf_distill.tasks import TASKS
+
+    text = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
+    tables = [line.split(" | ") for line in text.splitlines() if line.startswith("| [`")]
+    rows = {re.findall(r"`([^`]+)`", cells[0])[0]: cells for cells in tables}
+    assert rows.keys() == TASKS.keys()
+    for name, task in TASKS.items():
+        assert set(re.findall(r"`(\w+)`", rows[name][2])) == set(task.roles), name
+        section = next(part for part in text.split("\n## ") if f"`{name}`" in part.splitlines()[0])
+        assert len(section.splitlines()) > 2, name
+    own = text.split("\n## Two tokenizers\n")[1]
+    for name, task in TASKS.items():
+        assert (f"`{name}`" in own) == task.own_tokenizers, name
+
+
+def test_the_readme_names_all_there_is_to_choose_from() -> None:
+    """What the first page does not name does not exist for a new user."""
+    from hf_distill.objectives import OBJECTIVES
+    from hf_distill.students import STUDENTS
+    from hf_distill.tasks import TASKS
+    from hf_distill.teachers import TEACHERS
+
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    tables: dict[str, Any] = {"tasks": TASKS, "teachers": TEACHERS, "students": STUDENTS, "objectives": OBJECTIVES}
+    for kind, table in tables.items():
+        row = next(line for line in lines if line.startswith(f"| {kind} |"))
+        assert [name for name in table if f"`{name}`" not in row] == [], kind
+
+
 def test_python_in_documents_compiles_and_imports_what_exists() -> None:
     """An example that imports a name that was renamed fails on its first line."""
     from importlib import import_module
@@ -243,13 +328,42 @@ def test_the_example_of_an_own_objective_works(tmp_path: Path, monkeypatch: pyte
     """The class that everyone will copy must be taken by the reader, with its own keys."""
     import torch
 
-    text = next(text for document, text in code_blocks("python") if document == "docs/extending.md")
-    (tmp_path / "my_losses.py").write_text(text, encoding="utf-8")
+    (tmp_path / "my_losses.py").write_text(example("my_losses.py"), encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     recipe = load_recipe(RECIPES[0], ['objectives.0={name: "my_losses:LogitsL1", weight: 0.5, scale: 2.0}'])
     objective: Any = recipe.objectives[0]
     rows = objective.rows(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 4.0]]), torch.tensor([-100]))
     assert rows.tolist() == [2.0]
+
+
+def test_the_example_of_an_own_task_runs(
+    write_recipe: WriteRecipe, make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The class that everyone will copy must make data that trains, with its own roles, keys and metrics."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    (tmp_path / "my_tasks.py").write_text(example("my_tasks.py"), encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    data = tmp_path / "reviews.jsonl"
+    rows = [{"text": f"a {'great' if stars > 2 else 'poor'} film", "stars": stars} for stars in (1, 2, 4, 5)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows * 4), encoding="utf-8")
+    path = write_recipe(
+        task={"name": "my_tasks:Stars", "most": 10},
+        data={"path": {"train": str(data), "validation": str(data)}, "columns": {"review": "text"}},
+        teacher={"name": "pretrained", "model": str(make_model("bert", labels=["stars"]))},
+        objectives=[{"name": "logits_mse", "weight": 0.0}, {"name": "labels"}],  # the teacher's weights are random
+        training={"num_train_epochs": 12, "learning_rate": 3e-3},
+    )
+    report = run(path)
+    assert report.metric == "spearman"
+    student = report.models["student"].metrics
+    assert student.keys() == {"spearman", "mse"}
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    answers = [model(**tokenizer(row["text"], return_tensors="pt")).logits.item() for row in rows]
+    errors = [(answer - row["stars"] / 10) ** 2 for answer, row in zip(answers, rows, strict=True)]
+    assert student["mse"] == pytest.approx(sum(errors) / 4, rel=1e-4)
+    assert student["mse"] < 0.115, "no better than always 0"
 
 
 def test_every_recipe_key_is_documented() -> None:

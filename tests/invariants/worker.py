@@ -153,9 +153,17 @@ def kill(directory: Path) -> tuple[NotingTrainer, Any]:
     return trainer, train(trainer)
 
 
+def generate(directory: Path) -> tuple[NotingTrainer, Any]:
+    """Return what each process says that the model generates."""
+    from accelerate.utils import gather_object
+
+    trainer = make_trainer("sequence-to-sequence", directory, max_steps=1, **split(4, processes=2))
+    return trainer, gather_object([cases.generator().texts(trainer.model, 2)])
+
+
 if __name__ == "__main__":
     output = Path(sys.argv[2])
-    jobs = {one.__name__: one for one in (splits, learned, resume, fsdp, fsdp_learned, kill)}
+    jobs = {one.__name__: one for one in (splits, learned, resume, fsdp, fsdp_learned, generate, kill)}
     last, found = jobs[sys.argv[1]](output)
     if last.is_world_process_zero():
         torch.save((last.args.world_size, found), output / "result.pt")
