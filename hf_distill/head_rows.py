@@ -138,6 +138,8 @@ class HeadRows(Rows):
             The sum of every objective for every example, `(batch, objectives)`.
         """
         linear = self.sides[0].head.linear
+        if coefficients is not None:
+            coefficients = coefficients.to(torch.promote_types(self.sides[0].dtype, torch.float32))
         sums: Tensor
         sums, agreement = _Walk.apply(  # type: ignore[no-untyped-call]
             self.sides[0].hidden, linear.weight, linear.bias, self, tuple(objectives), coefficients

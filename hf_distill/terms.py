@@ -166,9 +166,7 @@ class Terms(Sequence[Term]):
         places = list(self.row_objectives)
         coefficients = None
         if shares is not None:
-            exact = torch.promote_types(rows.sides[0].dtype, torch.float32)
-            weights = torch.tensor(self.weights, dtype=exact, device=shares.device)
-            coefficients = (weights * shares.to(exact))[places]
+            coefficients = (shares.new_tensor(self.weights) * shares)[places]
         sums = rows.walk([*self.row_objectives.values()], coefficients)
         return dict(zip(places, sums.unbind(-1), strict=True))
 
