@@ -32,6 +32,7 @@ def check_plan(recipe: Recipe, pair: Pair | None) -> None:
         UserError: A line for each mistake.
     """
     _check_shape(recipe)
+    _check_lengths(recipe)
     mistakes: list[str] = []
     for path, objective in objectives_of(recipe):
         try:
@@ -66,6 +67,18 @@ def _check_shape(recipe: Recipe) -> None:
         path = join(recipe.stage_path(index), "objectives")
         if not any(objective.has_weight for objective in stage.objectives):
             raise recipe.mistake(path, "nothing to train on. Wanted: at least one with a weight above 0.")
+
+
+def _check_lengths(recipe: Recipe) -> None:
+    """Refuse epochs of a stage that Transformers would not count, since the recipe's `max_steps` goes before them."""
+    steps = recipe.training.get("max_steps", -1)
+    for index, stage in enumerate(recipe.stages):
+        if steps > 0 and "num_train_epochs" in stage.training and "max_steps" not in stage.training:
+            raise recipe.mistake(
+                f"stages[{index}].training.num_train_epochs",
+                f"training.max_steps, {steps}, goes before it, so it would change nothing. Remove one of them, or add "
+                "max_steps: -1 here.",
+            )
 
 
 def _check_tokens(objective: Objective, pair: Pair) -> None:

@@ -11,6 +11,7 @@ import pytest
 from reports import RECIPE, whole
 from runs import WriteRecipe, command, run, same, weights
 
+from hf_distill.check import check
 from hf_distill.component import component
 from hf_distill.errors import UserError
 from hf_distill.model_card import objectives, recipe_of
@@ -251,6 +252,15 @@ def test_a_stage_hands_on_its_best_model(staged: WriteRecipe) -> None:
     }
     assert min(losses["student stage 1"]) < losses["student stage 1"][-1] * 0.9, "or the test says nothing"
     assert losses["student stage 2"] == pytest.approx([min(losses["student stage 1"])])
+
+
+def test_epochs_of_a_stage_that_steps_would_overrule(staged: WriteRecipe) -> None:
+    """`max_steps` goes before `num_train_epochs`, wherever they stand: the stage would take the steps of all others."""
+    stages = [{"objectives": ["kl"], "training": {"num_train_epochs": 2}}, {"objectives": ["kl"]}]
+    path = staged(stages=stages, training={"max_steps": 5})
+    with pytest.raises(UserError, match=r"stages\[0\].training.num_train_epochs: .*max_steps: -1"):
+        check(load_recipe(path))
+    check(load_recipe(path, ["stages.0.training.max_steps=-1"]))
 
 
 def test_a_stage_s_arguments_are_checked_against_each_other_first(staged: WriteRecipe, tmp_path: Path) -> None:

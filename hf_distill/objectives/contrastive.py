@@ -9,6 +9,7 @@ from pydantic import Field
 from hf_distill.component import component
 from hf_distill.objectives.base import PreparedObjective
 from hf_distill.objectives.layers import read_stack
+from hf_distill.objectives.schedule import Temperature
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,7 +60,7 @@ class Contrastive(PreparedObjective):
     loss: Literal["info_nce", "crd"] = "info_nce"
     width: Annotated[int, Field(ge=1)] = 128
     memory: Annotated[int, Field(ge=0)] = 4096
-    temperature: Annotated[float, Field(gt=0.0)] = 0.07
+    temperature: Temperature = 0.07
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> Term:
         """See `contrastive_terms.ContrastiveTerm`."""

@@ -9,6 +9,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from hf_distill.objectives.representations import both
+from hf_distill.objectives.schedule import number
 from hf_distill.objectives.term import Term
 
 if TYPE_CHECKING:
@@ -64,12 +65,12 @@ class ContrastiveTerm(Term):
         candidates = torch.cat((theirs, self.teacher_memory.to(theirs)))
         negative = self._negatives(theirs, candidates)
         student, teachers = _projected(self.student_head, ours), _projected(self.teacher_head, candidates)
-        scores = student @ teachers.T / self.objective.temperature
+        scores = student @ teachers.T / number(self.objective.temperature)
         if self.objective.loss == "info_nce":
             losses = _info_nce(scores, negative)
         else:
             students = torch.cat((student, self.student_memory.to(student)))
-            back = teachers[: len(theirs)] @ students.T / self.objective.temperature
+            back = teachers[: len(theirs)] @ students.T / number(self.objective.temperature)
             means = self._log_means(scores, back, negative)
             losses = _estimation(scores, negative, means[0]) + _estimation(back, negative, means[1])
         if self.training:

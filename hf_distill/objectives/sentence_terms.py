@@ -27,9 +27,6 @@ class EmbeddingTerm(Term):
     Attributes:
         projection: From the student's width to the teacher's, at the start uniform within
             `sqrt(6 / (student's width + teacher's))`, drawn from torch's seed; None where there is none.
-
-    Raises:
-        UserError: Widths differ and there is to be no projection.
     """
 
     def __init__(self, objective: SentenceEmbedding, student: nn.Module, teacher: nn.Module | None) -> None:
@@ -38,10 +35,9 @@ class EmbeddingTerm(Term):
             raise ValueError(f"'{objective.name}' needs a teacher.")
         mine: Any = student.config
         theirs: Any = teacher.config
-        objective.check(mine, theirs)
         differ = mine.hidden_size != theirs.hidden_size
         self.projection: nn.Linear | None = None
-        if objective.projection or (objective.projection is None and differ):
+        if differ or objective.projection == "always":
             self.projection = nn.Linear(mine.hidden_size, theirs.hidden_size, bias=False)
             nn.init.xavier_uniform_(self.projection.weight)
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from hf_distill.component import component
-from hf_distill.errors import UserError
 from hf_distill.objectives.base import Objective, PreparedObjective
 from hf_distill.objectives.schedule import Temperature, number
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers import PretrainedConfig
 
     from hf_distill.objectives.base import Comparison
     from hf_distill.objectives.term import Term
@@ -33,9 +31,9 @@ class SentenceEmbedding(PreparedObjective):
     Attributes:
         weight: Factor of the term.
         loss: `mse` or `cosine`.
-        projection: Whether the student's vectors pass a learned matrix without bias to the teacher's width. Left out,
-            only where the widths differ. It trains with the student and is not exported, so cosines of the student's
-            own vectors are not what is compared: add similarity_matrix or logits_mse.
+        projection: A learned matrix without bias from the student's width to the teacher's. `auto`: where the widths
+            differ; `always`: also where they are equal. It trains with the student and is not exported, so cosines of
+            the student's own vectors are not what is compared: add similarity_matrix or logits_mse.
     """
 
     name: ClassVar[str] = "sentence_embedding"
@@ -43,17 +41,7 @@ class SentenceEmbedding(PreparedObjective):
     tasks: ClassVar[tuple[str, ...]] = _TASKS
 
     loss: Literal["mse", "cosine"] = "mse"
-    projection: bool | None = None
-
-    def check(self, student: PretrainedConfig, teacher: PretrainedConfig) -> None:
-        """See `Objective.check`."""
-        ours, theirs = student.hidden_size, teacher.hidden_size
-        if self.projection is False and ours != theirs:
-            raise UserError(
-                f"the student's vectors have {ours} dimensions, the teacher's {theirs}; without a projection they "
-                "cannot be compared. Leave `projection` out, or use similarity_matrix.",
-                key="projection",
-            )
+    projection: Literal["auto", "always"] = "auto"
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> Term:
         """See `Objective.prepare`."""

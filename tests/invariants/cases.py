@@ -57,7 +57,7 @@ VALUES: dict[str, Objective] = {"labels": Labels(weight=0.3), "logits_mse": Logi
 # Of triples.
 SENTENCES: dict[str, Objective] = {
     **VALUES,
-    "sentence_embedding": SentenceEmbedding(weight=0.5, projection=True),
+    "sentence_embedding": SentenceEmbedding(weight=0.5, projection="always"),
     "margin_mse": MarginMSE(weight=0.1),
 }
 
