@@ -392,7 +392,6 @@ def test_what_depends_on_the_batch_is_said(
     deep: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loss promises not to depend on the batch's split; a term that breaks the promise must be named."""
-    from hf_distill.check import check
     from hf_distill.fit import Fitter
 
     path = deep(1)
@@ -411,6 +410,15 @@ def test_what_depends_on_the_batch_is_said(
     with pytest.raises(KeyboardInterrupt):
         run(path)
     assert said in capsys.readouterr().out
+
+
+def test_pairs_of_a_single_example(staged: WriteRecipe) -> None:
+    """One example at a time has no other to be compared with: the term would be 0 at every step, without a word."""
+    stages = [{"objectives": ["kl"]}, {"objectives": ["labels", "relational"]}]
+    path = staged(stages=stages, training={"per_device_train_batch_size": 1})
+    with pytest.raises(UserError, match=r"stages\[1\].objectives\[1\]: 'relational' .*per_device_train_batch_size"):
+        check(load_recipe(path))
+    check(load_recipe(path, ["stages.1.training.per_device_train_batch_size=2"]))
 
 
 def test_tokens_are_not_compared_where_each_model_has_its_own(deep: Any) -> None:
