@@ -28,6 +28,7 @@ from hf_distill.own_tokens import PREFIX, teacher_inputs
 from hf_distill.redirect import inside_forward
 from hf_distill.rows import UNITS, RowLayout
 from hf_distill.sampler import EpochLengthGroupedSampler, SetEpoch
+from hf_distill.sentence_encoder import encoding_of
 from hf_distill.stopwatch import Stopwatch
 from hf_distill.terms import OBSERVED, Terms
 from hf_distill.training_args import DistillationArguments, check_arguments, check_devices
@@ -87,7 +88,8 @@ class DistillationTrainer(Trainer):
         check_devices(args)
         if trainer.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func would be ignored: the loss is the sum of `objectives`.")
-        self._reaches_head = objectives is None or any(isinstance(one, RowObjective) for one in objectives)
+        heads = objectives is None or any(isinstance(one, RowObjective) for one in objectives)
+        self._reaches_head = heads and encoding_of(model) is None  # no vector of a text passes a backbone's pooler
         use_cache = getattr(getattr(model, "config", None), "use_cache", None)
         super().__init__(model=model, args=args, **trainer)
         config: Any = getattr(self.model, "config", None)
