@@ -115,7 +115,7 @@ class DistillationTrainer(Trainer):
         self._steps = 0
         self._teacher_watch = Stopwatch(self.args.device)
         self._step_watch = Stopwatch(self.args.device)
-        self._eval_sums = EvalSums(self.terms)
+        self.eval_sums = EvalSums(self.terms)
         self._settle_terms()
 
     # ---- Construction ----
@@ -403,7 +403,7 @@ class DistillationTrainer(Trainer):
             sums, agreement, outputs = self._forward(model, inputs)
         # Per example, because gathering drops the examples that were repeated to fill the last batch.
         columns = EvalSums.columns(sums.detach(), agreement, self.layout.units(inputs))
-        self._eval_sums.add(self.accelerator.gather_for_metrics(columns))
+        self.eval_sums.add(self.accelerator.gather_for_metrics(columns))
         if prediction_loss_only:
             return None, None, None
         return None, self.layout.logits(outputs), self.layout.labels(inputs)
@@ -417,9 +417,9 @@ class DistillationTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Evaluate as `Trainer` does, with the loss taken over all examples rather than averaged over batches."""
-        self._eval_sums = EvalSums(self.terms)
+        self.eval_sums = EvalSums(self.terms)
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        figures = self._eval_sums.figures(agreement=self._reports_agreement)
+        figures = self.eval_sums.figures(agreement=self._reports_agreement)
         named = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
         return output._replace(metrics={**(output.metrics or {}), **named})
 
