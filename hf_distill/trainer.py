@@ -253,6 +253,23 @@ class DistillationTrainer(Trainer):
         with self.terms.eager_attention():
             return super()._inner_training_loop(*args, **kwargs)
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor]:
+        """Return the micro-batches of a step and their counts; none at the end of data that has no length.
+
+        `Trainer` would take no step on what is left over there, and add its gradient to the next one.
+        """
+        batches = list(islice(epoch_iterator, num_batches))
+        if 0 < len(batches) < num_batches:
+            if self.state.global_step == 0:
+                raise ValueError(
+                    f"the train data ends after {len(batches)} micro-batches of a process, and "
+                    f"gradient_accumulation_steps is {num_batches}: there would be no step. Lower it."
+                )
+            batches = []
+        return batches, self._get_num_items_in_batch(batches, device)
+
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """Count every unit over the accumulation window and all processes: `(units,)` in the order of `UNITS`."""
         self._steps += bool(batch_samples)
