@@ -465,6 +465,18 @@ def test_an_objective_of_another_task(write_recipe: WriteRecipe) -> None:
 
 
 @pytest.mark.usefixtures("never_load")
+@pytest.mark.parametrize("name", ["similarity_preserving", "relational", "contrastive"])
+def test_an_embedding_of_another_task(name: str, write_recipe: WriteRecipe) -> None:
+    """Other tasks' models return no vector of a text: the term would fail inside the first batch."""
+    path = write_recipe(objectives=["kl", {"name": name, "of": "embedding"}])
+    said = r"yaml:\d+: objectives\[1\]\.of: 'embedding' .* the task is text-classification. Use mean"
+    for judge in (check, run):
+        with pytest.raises(UserError, match=said):
+            judge(load_recipe(path) if judge is check else path)
+    check(load_recipe(path, ["objectives.1.of=mean"]))
+
+
+@pytest.mark.usefixtures("never_load")
 def test_several_gpus_in_one_process(write_recipe: WriteRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """Started without a launcher on a machine with four GPUs, a run would load both models and then stop."""
     from transformers import TrainingArguments
