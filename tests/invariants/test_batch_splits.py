@@ -259,8 +259,8 @@ def test_last_window_of_an_epoch_may_be_short(kind: str, tmp_path: Path) -> None
 
 
 def test_data_without_a_length_may_end_within_a_window(tmp_path: Path) -> None:
-    """`Trainer` takes no step on what is left over of a stream, but adds its gradient, divided by a count of its own, to
-    the next step, whose loss is then that of two."""
+    """`Trainer` takes no step on what is left over of a stream, but adds its gradient, divided by a count of its own,
+    to the next step, whose loss is then that of two."""
     rows = make_rows("classification", 10)
     student, teacher = (model.eval() for model in make_models("classification"))
 
@@ -284,7 +284,7 @@ def test_data_without_a_length_may_end_within_a_window(tmp_path: Path) -> None:
     first, again = (Record(gradients=record.gradients[start : start + 3]) for start in (0, 3))
     assert largest_difference(again, first) < ROUNDING
     trainer.train_dataset = datasets.Dataset.from_list(rows[:2]).to_iterable_dataset()
-    with pytest.raises(ValueError, match="2 micro-batches .* gradient_accumulation_steps is 3"):
+    with pytest.raises(ValueError, match=r"2 micro-batches .* gradient_accumulation_steps is 3"):
         trainer.train()
 
 
