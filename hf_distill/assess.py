@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,12 +36,14 @@ class Judged:
         logits: `(rows, width)` in the order of the split, classes in the student's order; None for a task that
             does not keep them.
         labels: `(rows, ...)`; None where the split has none.
+        losses: Sum and number of the labels of every example, `(rows, 2)`.
     """
 
     metrics: Mapping[str, float]
     agreement: float | None
     logits: np.ndarray[Any, Any] | None
     labels: np.ndarray[Any, Any] | None
+    losses: np.ndarray[Any, Any]
 
 
 def assess(run: Run, teacher: PreTrainedModel, students: Sequence[Fitted], baselines: Sequence[Fitted]) -> Report:
@@ -89,7 +91,7 @@ def judge(run: Run, model: PreTrainedModel, teacher: PreTrainedModel | None) -> 
     """
     fitter = run.fitter if teacher is not None else run.fitter.for_teacher()
     prepared = fitter.prepared
-    output = fitter.predict(model, run.training, teacher)
+    output, losses = fitter.predict(model, run.training, teacher)
     figures = {key.removeprefix("test_"): value for key, value in (output.metrics or {}).items()}
     share = figures.get(AGREEMENT)
     if teacher is None and prepared.layout.has_classes:
@@ -107,7 +109,7 @@ def judge(run: Run, model: PreTrainedModel, teacher: PreTrainedModel | None) -> 
             metrics = {**metrics, **prepared.generate(model, run.args.per_device_eval_batch_size)}
     elif prepared.metric_names and logits is not None and labels is not None:
         metrics = prepared.metrics(logits, labels)
-    return Judged(metrics, share, logits, labels)
+    return Judged(metrics, share, logits, labels, losses)
 
 
 def class_figures(prepared: Prepared, judged: Mapping[str, Judged]) -> dict[str, Any]:
@@ -159,6 +161,8 @@ def _seeds(
 
 
 def _labelled_rows(prepared: Prepared, judged: Judged) -> int | None:
+    if prepared.summary is not None:
+        return int((judged.losses[:, 1] > 0).sum())
     if judged.labels is None:
         return None
     if prepared.scores is not None and judged.logits is not None:
@@ -170,6 +174,8 @@ def _labelled_rows(prepared: Prepared, judged: Judged) -> int | None:
 def _gain_error(prepared: Prepared, judged: Mapping[str, Judged], metric: str) -> float | None:
     if "baseline" not in judged or metric == AGREEMENT:
         return None
+    if prepared.summary is not None:
+        return _gain_error_of_losses(prepared.summary, judged["student"].losses, judged["baseline"].losses, metric)
     student, baseline, labels = judged["student"].logits, judged["baseline"].logits, judged["student"].labels
     if student is None or baseline is None or labels is None:
         return None
@@ -180,6 +186,21 @@ def _gain_error(prepared: Prepared, judged: Mapping[str, Judged], metric: str) -
     if not known.any():
         return None
     return figures.gain_error(lambda scores, _: {metric: scores.mean()}, metric, own[known], other[known], own[known])
+
+
+def _gain_error_of_losses(
+    summary: Callable[[Mapping[str, float]], Mapping[str, float]],
+    student: np.ndarray[Any, Any],
+    baseline: np.ndarray[Any, Any],
+    metric: str,
+) -> float | None:
+    """Return the error of a gain in what follows from the mean loss of a label; None for what does not."""
+
+    def metrics(losses: np.ndarray[Any, Any], _: Any) -> Mapping[str, float]:
+        total, labels = losses.sum(0)
+        return summary({"objective/labels": total / labels}) if labels else {}
+
+    return figures.gain_error(metrics, metric, student, baseline, student)
 
 
 def _latencies(run: Run, models: Mapping[str, PreTrainedModel]) -> dict[str, Latency]:

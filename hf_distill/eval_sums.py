@@ -25,7 +25,7 @@ class EvalSums:
 
     def __init__(self, terms: Terms) -> None:
         self.terms = terms
-        self._sums: list[Tensor] = []
+        self._columns: list[Tensor] = []
 
     @staticmethod
     def columns(sums: Tensor, agreement: Tensor, counts: Mapping[Unit, Tensor]) -> Tensor:
@@ -41,13 +41,22 @@ class EvalSums:
 
     def add(self, columns: Tensor) -> None:
         """Add the examples of a batch, those of all processes."""
-        self._sums.append(columns.sum(0))
+        self._columns.append(columns)
+
+    def examples(self, name: str) -> Tensor:
+        """Return the sum of a term and the number of its unit for every example, in order, float64 `(examples, 2)`."""
+        index = self.terms.names.index(name)
+        unit = len(self.terms) + 1 + UNITS.index(self.terms.objectives[index].unit)
+        return self._rows()[:, [index, unit]]
+
+    def _rows(self) -> Tensor:
+        return torch.cat(self._columns).cpu().double()
 
     def figures(self, *, agreement: bool) -> dict[str, float]:
         """Return loss, objectives and agreement over all that was added; what has no count has no value."""
-        if not self._sums:
+        if not self._columns:
             return {}
-        sums = torch.stack(self._sums).cpu().double().sum(0).tolist()
+        sums = self._rows().sum(0).tolist()
         width = len(self.terms)
         count = dict(zip(UNITS, sums[width + 1 :], strict=True))
         means: dict[str, float] = {}

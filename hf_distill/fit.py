@@ -14,6 +14,7 @@ from hf_distill.errors import UserError
 from hf_distill.files import dataset_fingerprint, fingerprint, last_complete_checkpoint, model_fingerprint, write_atomic
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.trainer_utils import PredictionOutput
 
@@ -156,10 +157,11 @@ class Fitter:
 
     def predict(
         self, model: PreTrainedModel, training: Mapping[str, Any], teacher: PreTrainedModel | None = None
-    ) -> PredictionOutput:
-        """Return a model's logits on the eval split, in its order, and its figures there.
+    ) -> tuple[PredictionOutput, np.ndarray[Any, Any]]:
+        """Return a model's logits on the eval split, in its order, its figures there, and its losses.
 
-        The figures are `test_objective/labels` and, with a teacher to compare with, `test_agreement`.
+        The figures are `test_objective/labels` and, with a teacher to compare with, `test_agreement`; the losses are
+        sum and number of the labels of every example, `(examples, 2)`.
         """
         from hf_distill.objectives import Labels
 
@@ -167,7 +169,7 @@ class Fitter:
         trainer = self._trainer(model, (Labels(),), quiet, Path(training["output_dir"]), teacher)
         output = trainer.predict(self.prepared.eval)
         _finished(trainer)
-        return output
+        return output, trainer.eval_sums.examples("labels").numpy()
 
     def _trainer(
         self,

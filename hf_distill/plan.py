@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from hf_distill.document import join
 from hf_distill.errors import UserError
@@ -15,10 +15,16 @@ if TYPE_CHECKING:
 
 
 def objectives_of(recipe: Recipe) -> Iterator[tuple[str, Objective]]:
-    """Yield key path and objective of every stage: `("stages[0].objectives[1]", ...)`."""
+    """Return key path and objective of every stage: `("stages[0].objectives[1]", ...)`."""
+    return ((path, objective) for path, objective, _ in _settings_of(recipe))
+
+
+def _settings_of(recipe: Recipe) -> Iterator[tuple[str, Objective, dict[str, Any]]]:
+    """Yield key path, objective and training arguments of every stage."""
     for index, stage in enumerate(recipe.plan):
         for number, objective in enumerate(stage.objectives):
-            yield join(join(recipe.stage_path(index), "objectives"), number), objective
+            path = join(join(recipe.stage_path(index), "objectives"), number)
+            yield path, objective, {**recipe.training, **stage.training}
 
 
 def check_plan(recipe: Recipe, pair: Pair | None) -> None:
@@ -34,10 +40,11 @@ def check_plan(recipe: Recipe, pair: Pair | None) -> None:
     _check_shape(recipe)
     _check_lengths(recipe)
     mistakes: list[str] = []
-    for path, objective in objectives_of(recipe):
+    for path, objective, training in _settings_of(recipe):
         try:
             with recipe.locate(path):
                 recipe.task.check_objective(objective)
+                _check_pairs(objective, training)
                 if pair is not None:
                     objective.check(pair.student, pair.teacher)
                     _check_tokens(objective, pair)
@@ -79,6 +86,14 @@ def _check_lengths(recipe: Recipe) -> None:
                 f"training.max_steps, {steps}, goes before it, so it would change nothing. Remove one of them, or add "
                 "max_steps: -1 here.",
             )
+
+
+def _check_pairs(objective: Objective, training: Mapping[str, Any]) -> None:
+    if objective.unit == "pair" and training.get("per_device_train_batch_size") == 1:
+        raise UserError(
+            f"'{objective.name}' compares the examples of a micro-batch with each other, and "
+            "training.per_device_train_batch_size is 1: it would be 0 at every step. Raise that, or leave it out."
+        )
 
 
 def _check_tokens(objective: Objective, pair: Pair) -> None:

@@ -29,6 +29,7 @@ from hf_distill.own_tokens import PREFIX, teacher_inputs
 from hf_distill.redirect import inside_forward
 from hf_distill.rows import UNITS, RowLayout
 from hf_distill.sampler import EpochLengthGroupedSampler, SetEpoch
+from hf_distill.sentence_encoder import encoding_of
 from hf_distill.stopwatch import Stopwatch
 from hf_distill.terms import OBSERVED, Terms
 from hf_distill.training_args import DistillationArguments, check_arguments, check_devices
@@ -88,7 +89,8 @@ class DistillationTrainer(Trainer):
         check_devices(args)
         if trainer.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func would be ignored: the loss is the sum of `objectives`.")
-        self._reaches_head = objectives is None or any(isinstance(one, RowObjective) for one in objectives)
+        heads = objectives is None or any(isinstance(one, RowObjective) for one in objectives)
+        self._reaches_head = heads and encoding_of(model) is None  # no vector of a text passes a backbone's pooler
         use_cache = getattr(getattr(model, "config", None), "use_cache", None)
         super().__init__(model=model, args=args, **trainer)
         config: Any = getattr(self.model, "config", None)
@@ -115,7 +117,7 @@ class DistillationTrainer(Trainer):
         self._steps = 0
         self._teacher_watch = Stopwatch(self.args.device)
         self._step_watch = Stopwatch(self.args.device)
-        self._eval_sums = EvalSums(self.terms)
+        self.eval_sums = EvalSums(self.terms)
         self._settle_terms()
 
     # ---- Construction ----
@@ -259,6 +261,23 @@ class DistillationTrainer(Trainer):
         # For the whole training: activation checkpointing computes attention again in the backward pass.
         with self.terms.eager_attention():
             return super()._inner_training_loop(*args, **kwargs)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor]:
+        """Return the micro-batches of a step and their counts; none at the end of data that has no length.
+
+        `Trainer` would take no step on what is left over there, and add its gradient to the next one.
+        """
+        batches = list(islice(epoch_iterator, num_batches))
+        if 0 < len(batches) < num_batches:
+            if self.state.global_step == 0:
+                raise ValueError(
+                    f"the train data ends after {len(batches)} micro-batches of a process, and "
+                    f"gradient_accumulation_steps is {num_batches}: there would be no step. Lower it."
+                )
+            batches = []
+        return batches, self._get_num_items_in_batch(batches, device)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """Count every unit over the accumulation window and all processes: `(units,)` in the order of `UNITS`."""
@@ -430,7 +449,7 @@ class DistillationTrainer(Trainer):
             sums, agreement, outputs = self._forward(model, inputs, heads)
         # Per example, because gathering drops the examples that were repeated to fill the last batch.
         columns = EvalSums.columns(sums.detach(), agreement, self.layout.units(inputs))
-        self._eval_sums.add(self.accelerator.gather_for_metrics(columns))
+        self.eval_sums.add(self.accelerator.gather_for_metrics(columns))
         if prediction_loss_only:
             return None, None, None
         return None, self.layout.logits(outputs), self.layout.labels(inputs)
@@ -444,9 +463,9 @@ class DistillationTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Evaluate as `Trainer` does, with the loss taken over all examples rather than averaged over batches."""
-        self._eval_sums = EvalSums(self.terms)
+        self.eval_sums = EvalSums(self.terms)
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        figures = self._eval_sums.figures(agreement=self._reports_agreement)
+        figures = self.eval_sums.figures(agreement=self._reports_agreement)
         named = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
         return output._replace(metrics={**(output.metrics or {}), **named})
 

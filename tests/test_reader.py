@@ -398,6 +398,17 @@ WRONG: list[tuple[int, str, list[str]]] = [
         "student: {name: copy_layers, layers: [0, 1.5]}",
         ["4: student.layers[1]: wanted a whole number, found the number 1.5."],
     ),
+    # what is listed twice weighs twice
+    (
+        6,
+        "  - {name: hidden, layers: [[1, 2], [2, 4], [1, 2]]}",
+        ["6: objectives[0].layers: [1, 2] stands twice, and would count twice. Keep one."],
+    ),
+    (
+        6,
+        "  - {name: relations, of: [queries, keys, queries]}",
+        ["6: objectives[0].of: queries stands twice, and would count twice. Keep one."],
+    ),
     # values
     (6, "  - {name: kl, temperature: 0}", ["6: objectives[0].temperature: wanted a number above 0, found 0."]),
     (6, "  - {name: kl, weight: -1}", ["6: objectives[0].weight: wanted a number of at least 0, found -1."]),

@@ -168,6 +168,8 @@ def shrink(path: Path, directory: Path, make_model: MakeModel) -> Path:
         "logging_steps": 1,
         "disable_tqdm": True,
     }
+    for stage in content.get("stages", ()):
+        stage["training"] = {**stage.get("training", {}), "max_steps": 2}
     content["report"] = {**content.get("report", {}), "latency": False, "seeds": 1}
     content.pop("hub", None)
     shrunk = directory / "recipe.yaml"

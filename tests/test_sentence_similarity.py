@@ -513,6 +513,20 @@ def test_objectives_that_need_more_texts_are_refused(bert: Path) -> None:
 # ---- Training --------------------------------------------------------------------------------------------------------
 
 
+def test_a_pooler_without_gradient_is_looked_for(bert: Path, tmp_path: Path) -> None:
+    """No vector passes a backbone's pooler, whatever the objective: with activation checkpointing DDP, told not to look
+    for unused parameters, fails in the second step."""
+    from transformers import AutoModel
+
+    from hf_distill import DistillationArguments, DistillationTrainer
+
+    student, teacher = (sentence_encoder(AutoModel.from_pretrained(bert)) for _ in range(2))
+    args = DistillationArguments(output_dir=str(tmp_path), report_to="none", activation_checkpointing=True)
+    trainer = DistillationTrainer(student, args, teacher=teacher, objectives=[LogitsMSE()])
+    (handler,) = trainer._build_accelerator_args()["kwargs_handlers"]
+    assert handler.find_unused_parameters
+
+
 def test_figures_are_those_of_the_formulas(bert: Path, make_model: Any, tmp_path: Path) -> None:
     """All splits of a step could agree on a wrong number: a wrong divisor, a text of another example, padding counted.
 

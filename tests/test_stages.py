@@ -392,7 +392,6 @@ def test_what_depends_on_the_batch_is_said(
     deep: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loss promises not to depend on the batch's split; a term that breaks the promise must be named."""
-    from hf_distill.check import check
     from hf_distill.fit import Fitter
 
     path = deep(1)
@@ -411,6 +410,15 @@ def test_what_depends_on_the_batch_is_said(
     with pytest.raises(KeyboardInterrupt):
         run(path)
     assert said in capsys.readouterr().out
+
+
+def test_pairs_of_a_single_example(staged: WriteRecipe) -> None:
+    """One example at a time has no other to be compared with: the term would be 0 at every step, without a word."""
+    stages = [{"objectives": ["kl"]}, {"objectives": ["labels", "relational"]}]
+    path = staged(stages=stages, training={"per_device_train_batch_size": 1})
+    with pytest.raises(UserError, match=r"stages\[1\].objectives\[1\]: 'relational' .*per_device_train_batch_size"):
+        check(load_recipe(path))
+    check(load_recipe(path, ["stages.1.training.per_device_train_batch_size=2"]))
 
 
 def test_tokens_are_not_compared_where_each_model_has_its_own(deep: Any) -> None:
@@ -454,6 +462,18 @@ def test_an_objective_of_another_task(write_recipe: WriteRecipe) -> None:
     for judge in (check, run):
         with pytest.raises(UserError, match=r"objectives\[1\]: 'sentence_embedding' is for sentence-similarity, but"):
             judge(load_recipe(path) if judge is check else path)
+
+
+@pytest.mark.usefixtures("never_load")
+@pytest.mark.parametrize("name", ["similarity_preserving", "relational", "contrastive"])
+def test_an_embedding_of_another_task(name: str, write_recipe: WriteRecipe) -> None:
+    """Other tasks' models return no vector of a text: the term would fail inside the first batch."""
+    path = write_recipe(objectives=["kl", {"name": name, "of": "embedding"}])
+    said = r"yaml:\d+: objectives\[1\]\.of: 'embedding' .* the task is text-classification. Use mean"
+    for judge in (check, run):
+        with pytest.raises(UserError, match=said):
+            judge(load_recipe(path) if judge is check else path)
+    check(load_recipe(path, ["objectives.1.of=mean"]))
 
 
 @pytest.mark.usefixtures("never_load")

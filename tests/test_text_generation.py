@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -374,6 +375,21 @@ def token_losses(model: Any, tokenizer: Any, texts: Sequence[str]) -> list[float
     return losses
 
 
+def spread(out: Path, tokenizer: Any) -> float:
+    """Return the standard deviation of the gain over the resampled eval splits that the report draws."""
+    from transformers import AutoModelForCausalLM
+
+    models = [AutoModelForCausalLM.from_pretrained(one, dtype=torch.float64) for one in (out, out / "_runs/baseline")]
+    texts = sorted(TEXTS * 4, key=lambda text: len(tokenizer(text)["input_ids"]))  # as the eval split is
+    known = {text: [token_losses(model, tokenizer, [text]) for model in models] for text in TEXTS}
+    draw, gains = np.random.default_rng(0), []
+    for _ in range(100):
+        chosen = [known[texts[row]] for row in draw.integers(0, len(texts), len(texts))]
+        ours, theirs = ([loss for one in chosen for loss in one[model]] for model in (0, 1))
+        gains.append(math.exp(sum(ours) / len(ours)) - math.exp(sum(theirs) / len(theirs)))
+    return float(np.std(gains, ddof=1))
+
+
 @pytest.mark.parametrize("kind", ["llama-lm", "gpt2-lm"])
 def test_a_run_and_its_perplexities(kind: str, make_model: Any, tmp_path: Path) -> None:
     """The headline would be wrong with padding counted, means of means, or a better student called worse."""
@@ -393,6 +409,8 @@ def test_a_run_and_its_perplexities(kind: str, make_model: Any, tmp_path: Path) 
     student, baseline = report.headline("student"), report.headline("baseline")
     assert report.gain == student - baseline
     assert report.retention == pytest.approx(report.headline("teacher") / student)
+    assert report.gain_error == pytest.approx(spread(tmp_path / "out", tokenizer), rel=1e-3)
+    assert report.eval_rows == 4 * len(TEXTS)
     verdict = report.verdict()
     assert f"perplexity is {student:.4g} against the teacher's" in verdict[0].replace(",", "")
     assert ("seems to have helped" in verdict[1]) == (student < baseline)

@@ -8,9 +8,9 @@ norm.) Maps of attention belong to blocks, so there is none at index 0.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from hf_distill.errors import UserError
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 Part = Literal["encoder", "decoder"]
+Entries = TypeVar("Entries", bound=tuple[Any, ...])
 # Kinds of layers, in a configuration's `layer_types`, that have no map of attention.
 WITHOUT_MAPS = {"linear_attention", "mamba", "conv", "recurrent"}
 
@@ -29,8 +30,19 @@ def _tuples(value: Any) -> Any:
     return tuple(tuple(pair) if isinstance(pair, list | tuple) else pair for pair in value)
 
 
+def each_once(entries: Entries) -> Entries:
+    """Refuse what is listed twice: it would weigh twice as much as the others."""
+    for entry in entries:
+        if entries.count(entry) > 1:
+            named = list(entry) if isinstance(entry, tuple) else entry
+            raise ValueError(f"{named} stands twice, and would count twice. Keep one.")
+    return entries
+
+
 Index = Annotated[int, Field(ge=0)]
-Pairs = Annotated[tuple[tuple[Index, Index], ...], Field(min_length=1), BeforeValidator(_tuples)]
+Pairs = Annotated[
+    tuple[tuple[Index, Index], ...], Field(min_length=1), BeforeValidator(_tuples), AfterValidator(each_once)
+]
 # A rule, or pairs [student's index, teacher's index].
 Layers = Literal["uniform", "last", "middle", "skip", "tail", "similarity"] | Pairs
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from hf_distill.component import component
 from hf_distill.errors import UserError
 from hf_distill.objectives.features import FeatureObjective, check_heads
-from hf_distill.objectives.layers import Layers, Part
+from hf_distill.objectives.layers import Layers, Part, each_once
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,6 +23,7 @@ Kinds = Annotated[
     tuple[Relation, ...],
     Field(min_length=1),
     BeforeValidator(lambda kinds: tuple(kinds) if isinstance(kinds, list) else kinds),
+    AfterValidator(each_once),
 ]
 # Whose attention is softmax(Q K^T / sqrt(d)) and nothing else: no rotation, no bias by distance between Q and K.
 PLAIN_ATTENTION = frozenset(

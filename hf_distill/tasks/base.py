@@ -130,6 +130,12 @@ class Task(ABC):
             raise UserError(
                 f"'{objective.name}' is for {', '.join(objective.tasks)}, but the task is {self.name}. Leave it out."
             )
+        if getattr(objective, "of", None) == "embedding" and self.name != "sentence-similarity":
+            raise UserError(
+                f"'embedding' is what models of the task sentence-similarity return, but the task is {self.name}. Use "
+                "mean.",
+                key="of",
+            )
 
     def check(self, objectives: tuple[Objective, ...], prepared: Prepared) -> None:
         """Refuse objectives that mean nothing on this data.

@@ -104,11 +104,12 @@ class SequenceToSequence(Task):
     def _target_limit(self, setup: Setup) -> int | None:
         limits = [limit for limit in map(decoder_positions, setup.configs) if limit is not None]
         wanted, added = self.max_target_length, setup.tokenizer.num_special_tokens_to_add()
-        if limits and wanted is not None and wanted > min(limits):
-            raise UserError(
-                f"{wanted} tokens are more than the decoders take; wanted at most {min(limits)}.",
-                key="task.max_target_length",
-            )
+        # Both would only be found out by a model: the second one after training, as an index out of range.
+        for key, tokens in (("max_target_length", wanted), ("max_new_tokens", self.max_new_tokens)):
+            if limits and tokens is not None and tokens > min(limits):
+                raise UserError(
+                    f"{tokens} tokens are more than the decoders take; wanted at most {min(limits)}.", key=f"task.{key}"
+                )
         if wanted is not None and wanted <= added:
             raise UserError(
                 f"{wanted} tokens leave no room for text: the tokenizer adds {added} of its own. Wanted more.",

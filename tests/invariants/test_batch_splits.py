@@ -258,6 +258,36 @@ def test_last_window_of_an_epoch_may_be_short(kind: str, tmp_path: Path) -> None
     assert_same(run(2), whole)
 
 
+def test_data_without_a_length_may_end_within_a_window(tmp_path: Path) -> None:
+    """`Trainer` takes no step on what is left over of a stream, but adds its gradient, divided by a count of its own,
+    to the next step, whose loss is then that of two."""
+    rows = make_rows("classification", 10)
+    student, teacher = (model.eval() for model in make_models("classification"))
+
+    def loss(window: list[dict[str, Any]]) -> float:
+        values: dict[str, list[float]] = {objective.name: [] for objective in objectives("classification")}
+        for example in window:
+            ids = torch.tensor([example["input_ids"]])
+            mine, theirs = (model(input_ids=ids).logits[0].detach().numpy() for model in (student, teacher))
+            for name in values if example["labels"] != -100 else values.keys() - {"labels"}:
+                values[name].append(formula(name, mine, theirs, example["labels"])[0])
+        return sum(one.weight * float(np.mean(values[one.name])) for one in objectives("classification"))
+
+    settings = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3, "max_steps": 7}
+    trainer = make_trainer("classification", tmp_path, learning_rate=0.0, **settings)
+    trainer.train_dataset = datasets.Dataset.from_list(rows).to_iterable_dataset()
+    record = train(trainer)
+    windows = [rows[:3], rows[3:6], rows[6:9]]
+    wanted = [loss(window) for window in [*windows, *windows, windows[0]]]
+    assert record.losses == pytest.approx(wanted, rel=ROUNDING)
+    assert [log["loss"] for log in record.logs] == pytest.approx(wanted, rel=FLOAT32)
+    first, again = (Record(gradients=record.gradients[start : start + 3]) for start in (0, 3))
+    assert largest_difference(again, first) < ROUNDING
+    trainer.train_dataset = datasets.Dataset.from_list(rows[:2]).to_iterable_dataset()
+    with pytest.raises(ValueError, match=r"2 micro-batches .* gradient_accumulation_steps is 3"):
+        trainer.train()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_window_without_labels_costs_nothing(kind: str, tmp_path: Path) -> None:
     """0 / 0 is NaN, and one NaN in a gradient is the end of the model; `logging_nan_inf_filter` even hides it."""
