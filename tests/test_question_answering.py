@@ -537,7 +537,7 @@ def test_the_noise_of_a_gain_is_that_of_questions(bert: Path) -> None:
     for name in ("student", "baseline"):
         logits = chance.normal(size=shape)
         assert prepared.scores is not None
-        judged[name] = Judged({}, None, logits, labels)
+        judged[name] = Judged({}, None, logits, labels, np.zeros((len(logits), 2)))
         scores[name] = prepared.scores(logits, labels)["f1"]
     difference = scores["student"] - scores["baseline"]
     difference = difference[~np.isnan(difference)]
