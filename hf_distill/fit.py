@@ -120,7 +120,8 @@ class Fitter:
                 "choose another training.output_dir."
             )
         if record and record["finished"]:
-            trainer = self._trainer(_load(type(model), directory), objectives, training, directory, teacher)
+            found = _load(type(model), directory)
+            trainer = self._trainer(found, objectives, training, directory, teacher, trains=False)
             return Fitted(_finished(trainer), trainer, record["history"], record["seconds"], reused=True)
         trainer = self._trainer(model, objectives, training, directory, teacher)
         seconds = self._train(trainer, directory, key, record["seconds"] if record else 0.0)
@@ -178,6 +179,8 @@ class Fitter:
         training: Mapping[str, Any],
         directory: Path,
         teacher: PreTrainedModel | None,
+        *,
+        trains: bool = True,
     ) -> DistillationTrainer:
         from transformers import ProgressCallback
 
@@ -193,7 +196,7 @@ class Fitter:
             teacher=teacher,
             objectives=objectives,
             layout=self.prepared.layout,
-            train_dataset=self.prepared.train,
+            train_dataset=self.prepared.train if trains else None,  # objectives would choose layers by it
             eval_dataset=self.prepared.eval,
             data_collator=self.prepared.collator,
             processing_class=self.tokenizer,

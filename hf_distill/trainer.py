@@ -207,6 +207,11 @@ class DistillationTrainer(Trainer):
         data: Any = self.train_dataset
         if not self.terms.undecided or data is None:
             return
+        if self.is_fsdp_enabled:
+            raise UserError(
+                "layers: 'similarity' is measured before FSDP places the student. Run a few steps without FSDP, which "
+                "logs the pairs, and write them: layers: [[1, 2], ...]."
+            )
         collate = self.data_collator
         if isinstance(data, datasets.Dataset):
             data = self._remove_unused_columns(data, "training")

@@ -365,3 +365,18 @@ def test_attention_is_found_under_the_fast_kernels_too(tmp_path: Any) -> None:
     logs = trainer.state.log_history[0]
     assert logs["objective/attention"] > 0
     assert logs["objective/hidden"] > 0
+
+
+def test_layers_are_not_measured_under_fsdp(tmp_path: Any) -> None:
+    """The student is placed later there: on a GPU it would fail inside a layer, and where one process alone has loaded
+    the weights, each would choose other layers."""
+    pair = make_pair("bert")
+    args = DistillationArguments(output_dir=str(tmp_path), report_to="none", disable_tqdm=True)
+    settings: dict[str, Any] = {"teacher": pair.teacher, "objectives": [Hidden(layers="similarity")]}
+    rows = [{key: value[index] for key, value in pair.inputs.items()} for index in range(EXAMPLES)]
+    trainer = DistillationTrainer(pair.student, args, train_dataset=rows, **settings)  # type: ignore[arg-type]
+    trainer.is_fsdp_enabled = True
+    with pytest.raises(UserError, match=r"'similarity' .* FSDP .* layers: \[\[1, 2\], \.\.\.\]"):
+        trainer._settle_terms()
+    trainer.train_dataset = None  # nothing is trained, nothing is measured
+    trainer._settle_terms()

@@ -410,6 +410,25 @@ def test_answers_are_judged_as_by_squad(predicted: str, gold: list[str], exact: 
     assert questions.metrics(logits) == pytest.approx({"exact_match": exact, "f1": f1})
 
 
+@pytest.mark.parametrize(("null", "wanted"), [(4.5, ""), (4.0, "Paris"), (3.5, "Paris")])
+def test_no_answer_has_to_be_better_than_the_best_span(null: float, wanted: str) -> None:
+    """Predictions differ from those of BERT's run_squad.py, which answers nothing only where `score_null - best` is
+    greater than its threshold, 0: equal scores give the span. They are common in half precision."""
+    logits = np.array([[[null, 0.0], [1.0, 3.0], [0.0, 0.0]]])
+    questions = Questions(
+        names=("f1",),
+        contexts=["Paris in"],
+        answers=[["Paris"]],
+        row=[0],
+        starts=[np.array([0, 0, 6])],
+        ends=[np.array([0, 5, 8])],
+        allowed=[np.array([False, True, True])],
+        nothing=[0],
+        longest=1,
+    )
+    assert questions.predictions(logits) == [wanted]
+
+
 def brute_force(start: Any, end: Any, allowed: Any, longest: int) -> tuple[float, int, int]:
     pairs = [
         (start[i] + end[j], -i, -j)
@@ -518,7 +537,7 @@ def test_the_noise_of_a_gain_is_that_of_questions(bert: Path) -> None:
     for name in ("student", "baseline"):
         logits = chance.normal(size=shape)
         assert prepared.scores is not None
-        judged[name] = Judged({}, None, logits, labels)
+        judged[name] = Judged({}, None, logits, labels, np.zeros((len(logits), 2)))
         scores[name] = prepared.scores(logits, labels)["f1"]
     difference = scores["student"] - scores["baseline"]
     difference = difference[~np.isnan(difference)]

@@ -83,6 +83,18 @@ def test_the_same_command_again_changes_nothing(write_recipe: WriteRecipe, tmp_p
     assert again.baseline is not None
 
 
+def test_layers_are_not_measured_on_a_trained_student(
+    write_recipe: WriteRecipe, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Found finished, a run would show pairs of layers that it was not trained with."""
+    path = write_recipe(objectives=[{"name": "hidden", "layers": "similarity"}])
+    with caplog.at_level("INFO", logger="hf_distill"):
+        for measured in (1, 0):
+            caplog.clear()
+            run(path)
+            assert caplog.text.count("linear CKA of the student's layers") == measured
+
+
 def test_a_killed_run_resumes_and_ends_with_the_same_weights(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     """A resumed run could start over, skip data or use another order: nobody would see it in the loss."""
     training = {

@@ -264,7 +264,7 @@ def test_a_step_does_not_wait_for_the_device(kind: str, tmp_path: Path, monkeypa
     trainer.train()
     assert waits == Counter()
     trainer.evaluate()
-    assert waits == Counter({"cpu in figures": 1, "tolist in figures": 1})
+    assert waits == Counter({"cpu in _rows": 1, "tolist in figures": 1})
 
 
 # --- objectives from outside ------------------------------------------------------------------------------------------

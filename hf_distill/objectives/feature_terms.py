@@ -40,7 +40,8 @@ class Positions:
 
         Picked out rather than multiplied by 0: whatever a model computes for padding, NaN included, is gone.
         """
-        rows = values[self.mask]
+        # The layers of a teacher that is spread over several devices are where it computed them.
+        rows = values[self.mask.to(values.device)].to(self.mask.device)
         return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
     def sum(self, values: Tensor) -> Tensor:

@@ -68,7 +68,9 @@ class RelationTerm(FeatureTerm):
                     if kind == "attention":
                         x, y, heads = "queries", "keys", self.teacher_stack.heads or 1
                     student = mine[ours, x], mine[ours, y]
-                    teacher = theirs[other, x].detach(), theirs[other, y].detach()
+                    # Of a teacher spread over several devices they are where the layer is.
+                    device = positions.mask.device
+                    teacher = theirs[other, x].detach().to(device), theirs[other, y].detach().to(device)
                     losses.append(relation_gap(student, teacher, heads, positions.mask, causal=self.causal))
         return positions.sum(positions.select(torch.stack(losses).sum(0) / len(self.pairs)))
 

@@ -93,7 +93,7 @@ class Similarity:
         """
         kept = _spread(mask)
         for states, layer in zip(self._states, (*student, *teacher), strict=True):
-            states.append(layer.detach()[kept].float().cpu())
+            states.append(layer.detach()[kept.to(layer.device)].float().cpu())
 
     def settle(self, otherwise: tuple[tuple[int, int], ...]) -> tuple[tuple[tuple[int, int], ...], str]:
         """Return the pairs of layers, numbered from 1, and a table of what was measured; forget the states.
