@@ -42,10 +42,10 @@ def top_class(logits: Tensor) -> Tensor:
     whole = logits.shape[-1] // _STRIDE * _STRIDE
     if whole < 16 * _STRIDE:
         return logits.argmax(-1)
-    blocks = logits[:, :whole].unflatten(-1, (-1, _STRIDE))
+    blocks = logits[:, :whole].view(len(logits), whole // _STRIDE, _STRIDE)
     highest, block = blocks.amax(-1).max(-1, keepdim=True)
     within = blocks.take_along_dim(block.unsqueeze(-1), 1).squeeze(1).argmax(-1, keepdim=True)
-    top = block * _STRIDE + within
+    top: Tensor = block * _STRIDE + within
     if whole < logits.shape[-1]:
         last, place = logits[:, whole:].max(-1, keepdim=True)
         top = torch.where((last > highest) | (last.isnan() & ~highest.isnan()), place + whole, top)

@@ -110,7 +110,7 @@ def jensen_shannon(student: Tensor, teacher: Tensor, temperature: float, share: 
         from_teacher = torch.linalg.vecdot(p, log_p.sub_(log_m))
         gap = log_q.sub_(log_m)
         from_student = torch.linalg.vecdot(q, gap)
-        values = (share * from_teacher + (1 - share) * from_student).clamp_(min=0.0)
+        values: Tensor = (share * from_teacher + (1 - share) * from_student).clamp_(min=0.0)
         if not wanted:
             return values
         gradient = gap.sub_(from_student.unsqueeze(-1)).mul_(q).mul_((1 - share) / temperature)
@@ -139,7 +139,7 @@ def cross_entropy(student: Tensor, labels: Tensor, smoothing: float = 0.0) -> Te
         values = (normaliser - student.gather(-1, target)).squeeze(-1)
         if smoothing:
             values = (1 - smoothing) * values + smoothing * (normaliser.squeeze(-1) - student.mean(-1))
-        values = values.where(labelled, 0.0)
+        values = values.masked_fill_(~labelled, 0.0)
         if not wanted:
             return values
         gradient = q.scatter_add_(-1, target, q.new_full((), smoothing - 1).expand(target.shape))
