@@ -36,7 +36,7 @@ def runnable(variants: dict[str, Any], wanted: Sequence[str] | None) -> Iterator
         if wanted and name not in wanted:
             continue
         if variant.needs and find_spec(variant.needs) is None:
-            console.print(f"left out: {name}, as {variant.needs} is not installed")
+            console.print(f"left out: {name}, as there is no {variant.needs} here")
         else:
             yield name
 

@@ -32,6 +32,9 @@ def test_variants_of_a_group_compute_the_same(benchmark: str) -> None:
     table.check(module.VARIANTS, runs)
     compared = [name for name in runs if module.VARIANTS[name].group]
     assert all(runs[name][0]["checks"]["loss"] > 0 for name in compared)
+    if "cached" in runs:  # of everything, in this size
+        live = next(runs[name] for name in ("online", "dynamic") if name in runs)
+        assert runs["cached"][0]["checks"]["loss"] == pytest.approx(live[0]["checks"]["loss"], rel=2e-3)
     assert {name for name in compared if name.startswith(("online", "dense", "grouped"))}
     found = table.summary(benchmark, module, runs, module.Settings.quick())
     text = table.document({**found, "rounds": 1, "machine": {"processor": "one"}})
