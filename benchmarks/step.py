@@ -210,7 +210,7 @@ def online(objective: str) -> Make:
 
 
 def cached(settings: Settings, directory: str, student: Any, examples: Any) -> Any:
-    """`DistillationTrainer` with a teacher's likeliest classes from a cache, which is filled before anything is timed."""
+    """`DistillationTrainer` with a teacher's likeliest classes from a cache, filled before anything is timed."""
     from pathlib import Path
 
     from transformers import default_data_collator
