@@ -133,6 +133,20 @@ def test_buckets(scale: float) -> None:
     assert torch.autograd.gradcheck(lambda one: closed_form.buckets(one, indices), student)
 
 
+def test_classes_drawn_more_than_once() -> None:
+    """Who draws from the tail with replacement has a class twice; its mass and its gradient must not be there twice."""
+    student, _ = logits(2.0)
+    indices = torch.tensor([[0, 7, 7, 3], [1, 1, 1, 1], [10, 9, 0, 10], [4, 5, 6, 7], [8, 0, 2, 0]])
+    log_q = log_softmax(student.detach().numpy(), -1)
+    rest = [
+        math.log(sum(math.exp(x) for i, x in enumerate(row) if i not in kept))
+        for row, kept in zip(log_q.tolist(), indices.tolist(), strict=True)
+    ]
+    wanted = np.concatenate((np.take_along_axis(log_q, indices.numpy(), -1), np.array(rest)[:, None]), -1)
+    np.testing.assert_allclose(closed_form.buckets(student, indices).detach(), wanted, rtol=1e-12)
+    assert torch.autograd.gradcheck(lambda one: closed_form.buckets(one, indices), student)
+
+
 @pytest.mark.parametrize("columns", [3, 1023, 1024, 1025, 2000, 4096])
 def test_top_class_is_argmax(columns: int) -> None:
     """Looked for block by block: the last columns, past the last whole block, must be looked at too."""

@@ -149,27 +149,37 @@ def cross_entropy(student: Tensor, labels: Tensor, smoothing: float = 0.0) -> Te
     return _with_gradient(student, values, gradient)
 
 
+def _again(indices: Tensor) -> Tensor:
+    """Return which of the numbers in a row are there for the second time or more."""
+    ordered, order = indices.sort(-1, stable=True)
+    again = torch.zeros_like(ordered, dtype=torch.bool)
+    again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    return torch.empty_like(again).scatter_(-1, order, again)
+
+
 class _Buckets(torch.autograd.Function):
     """Log-probabilities of some classes and of all others together."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, indices: Tensor) -> Tensor:
         """See `buckets`."""
-        kept = logits.gather(-1, indices)
+        kept, again = logits.gather(-1, indices), _again(indices)
         # Of the others among themselves: 1 - sum(kept) has no digits left where the sum is almost 1.
         among, others = _softmax(logits.scatter(-1, indices, -math.inf))
-        normaliser = torch.logaddexp(others, kept.logsumexp(-1, keepdim=True))
-        made = torch.cat((kept, others), -1).sub_(normaliser)
-        ctx.save_for_backward(among, indices, made)
+        once = kept.masked_fill(again, -math.inf).logsumexp(-1, keepdim=True)
+        made = torch.cat((kept, others), -1).sub_(torch.logaddexp(others, once))
+        ctx.save_for_backward(among, indices, again, made)
         return made
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
         """`g_v - q_v sum(g)` for a bucket; the bucket of the others hands its part on to them by their shares."""
-        among, indices, made = ctx.saved_tensors
-        gradient = slope - made.exp() * slope.sum(-1, keepdim=True)
-        return (among * gradient[:, -1:]).scatter_(-1, indices, gradient[:, :-1]), None
+        among, indices, again, made = ctx.saved_tensors
+        shares = made.exp()
+        shares[:, :-1].masked_fill_(again, 0.0)
+        gradient = slope - shares * slope.sum(-1, keepdim=True)
+        return (among * gradient[:, -1:]).scatter_add_(-1, indices, gradient[:, :-1]), None
 
 
 def buckets(logits: Tensor, indices: Tensor) -> Tensor:
@@ -177,7 +187,7 @@ def buckets(logits: Tensor, indices: Tensor) -> Tensor:
 
     Args:
         logits: `(rows, classes)`, float32 or better.
-        indices: Different ones in a row, and not all of them, `(rows, k)`.
+        indices: Not all of them, `(rows, k)`; the same one more than once, if it was drawn so often.
 
     Returns:
         `(rows, k + 1)`.
