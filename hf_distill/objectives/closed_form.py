@@ -151,7 +151,7 @@ def cross_entropy(student: Tensor, labels: Tensor, smoothing: float = 0.0) -> Te
 
 def _again(indices: Tensor) -> Tensor:
     """Return which of the numbers in a row are there for the second time or more."""
-    ordered, order = indices.sort(-1, stable=True)
+    ordered, order = indices.sort(dim=-1, stable=True)
     again = torch.zeros_like(ordered, dtype=torch.bool)
     again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
     return torch.empty_like(again).scatter_(-1, order, again)
