@@ -54,31 +54,30 @@ def once(benchmark: str, variant: str, sizes: Sequence[str]) -> dict[str, Any]:
 
 def measure(
     benchmark: str, names: Sequence[str], rounds: int, sizes: Sequence[str], progress: Progress
-) -> dict[str, list[dict[str, Any]]]:
-    """Run variants in turn, several rounds of them."""
+) -> Iterator[dict[str, list[dict[str, Any]]]]:
+    """Run variants in turn; yield all runs so far after every round."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     bar = progress.add_task(" ".join((benchmark, *sizes)), total=rounds * len(names))
     for _ in range(rounds):
         for name in names:
             found[name].append(once(benchmark, name, sizes))
             progress.advance(bar)
-    return found
+        yield found
 
 
-def compare(benchmark: str, rounds: int, quick: bool, wanted: Sequence[str] | None) -> dict[str, Any]:
-    """Return what one benchmark found, checked and summed up."""
+def compare(benchmark: str, rounds: int, quick: bool, wanted: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+    """Yield what one benchmark found, checked and summed up, after every round."""
     module = suite(benchmark)
     names = list(runnable(module.VARIANTS, wanted))
-    sizes = ["--quick"] if quick else []
-    with Progress(console=console) as progress:
-        runs = measure(benchmark, names, rounds, sizes, progress)
-    check(module.VARIANTS, runs)
     settings = module.Settings.quick() if quick else module.Settings()
-    return summary(benchmark, module, runs, settings)
+    with Progress(console=console) as progress:
+        for done, runs in enumerate(measure(benchmark, names, rounds, ["--quick"] if quick else [], progress), 1):
+            check(module.VARIANTS, runs)
+            yield {**summary(benchmark, module, runs, settings), "rounds": done}
 
 
-def grow(rounds: int, quick: bool) -> dict[str, Any]:
-    """Return what the loss costs as its sizes grow."""
+def grow(rounds: int, quick: bool) -> Iterator[dict[str, Any]]:
+    """Yield what the loss costs as its sizes grow, after every point."""
     from benchmarks import loss
 
     points = []
@@ -86,11 +85,11 @@ def grow(rounds: int, quick: bool) -> dict[str, Any]:
         for series in SERIES:
             names = list(runnable(loss.VARIANTS, series.variants))
             for sizes in series.sizes(quick):
-                runs = measure("loss", names, rounds, ["--settings", json.dumps(sizes)], progress)
+                *_, runs = measure("loss", names, rounds, ["--settings", json.dumps(sizes)], progress)
                 check(loss.VARIANTS, runs)
                 found = summary("loss", loss, runs, loss.Settings(**sizes))
                 points.append({"series": series.name, **{key: found[key] for key in ("settings", "variants")}})
-    return {"benchmark": "growth", "points": points}
+                yield {"benchmark": "growth", "points": points, "rounds": rounds}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -105,15 +104,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.into.mkdir(parents=True, exist_ok=True)
     for benchmark in options.benchmark:
         rounds = 1 if options.quick else options.rounds
-        before = machine()
-        if benchmark == "growth":
-            found = grow(rounds, options.quick)
-        else:
-            found = compare(benchmark, rounds, options.quick, options.variants)
-        found = {**found, "rounds": rounds, "machine": before}
+        before, quick = machine(), options.quick
+        found: dict[str, Any] = {}
+        steps = grow(rounds, quick) if benchmark == "growth" else compare(benchmark, rounds, quick, options.variants)
+        for part in steps:  # written each time, so that whoever is interrupted has something
+            found = {**part, "machine": before}
+            (options.into / f"{benchmark}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            (options.into / f"{benchmark}.md").write_text(document(found), encoding="utf-8")
         Console(width=max(console.width, WIDTH)).print(to_rich(found))
-        (options.into / f"{benchmark}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        (options.into / f"{benchmark}.md").write_text(document(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

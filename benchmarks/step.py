@@ -41,7 +41,7 @@ class Settings:
     student: tuple[int, int, int] = (4, 256, 704)
     teacher: tuple[int, int, int] = (8, 512, 1376)
     kept: int = 64
-    steps: int = 2
+    steps: int = 1
     bf16: bool = False
 
     @classmethod
