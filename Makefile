@@ -6,6 +6,9 @@ VENV ?= .venv
 # Overrides for `make quickstart`: make quickstart ARGS="training.num_train_epochs=1"
 ARGS ?=
 PYTEST_ARGS ?= -n auto --maxprocesses 4
+# What `make bench` runs, for instance make bench BENCH="loss --rounds 3"; with QUICK=1 tiny sizes, into build/
+BENCH ?= loss step classification growth
+QUICK ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -24,7 +27,7 @@ ifeq ($(wildcard $(BIN)/python),)
 $(shell rm -f $(STAMP))
 endif
 
-.PHONY: help install test check slow quickstart schema format clean
+.PHONY: help install test check slow bench quickstart schema format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*##/\1:/p' Makefile
@@ -41,6 +44,9 @@ check: $(STAMP)  ## ruff and mypy
 
 slow: $(STAMP)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+bench: $(STAMP)  ## what a step costs here and elsewhere, into benchmarks/results (an hour; QUICK=1: a minute)
+	$(BIN)/python -m benchmarks.run $(BENCH) $(if $(QUICK),--quick --into build/benchmarks)
 
 quickstart: $(STAMP)  ## fetch a real model and real data, distil, report (about 5 minutes on 2 cores)
 	$(BIN)/python scripts/fetch_quickstart.py

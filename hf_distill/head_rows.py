@@ -250,9 +250,10 @@ def _gradient_of_the_loss(sums: Tensor, coefficients: Tensor) -> Tensor:
     """Return `g` where the gradient of the sums is `g * coefficients` for every example."""
     if not sums.numel():
         return sums.new_zeros(())
-    # A projection and no division by one of them: picking that one would wait for the device.
-    scale = coefficients.square().sum().clamp(min=torch.finfo(coefficients.dtype).tiny)
-    loss = (sums[0] * coefficients).sum() / scale
+    # The multiple of the coefficients that comes closest, without an index that a GPU would have to be asked for.
+    largest = coefficients.abs().max()
+    scaled = torch.where(largest == 0, 0.0, coefficients / largest)
+    loss = torch.where(largest == 0, 0.0, (sums[0] * scaled).sum() / (scaled.square().sum() * largest))
     if sums.device.type == "cpu" and not torch.allclose(sums, (loss * coefficients).expand_as(sums), rtol=1e-3):
         raise RuntimeError("the gradient was taken for the sum of the objectives, but another loss is made of them.")
     return loss

@@ -26,6 +26,32 @@ UNITS: tuple[Unit, ...] = ("row", "label", "example", "token", "pair", "triple")
 IMPOSSIBLE = -1e30
 
 
+# Columns that `top_class` looks at as one.
+_STRIDE = 64
+
+
+def top_class(logits: Tensor) -> Tensor:
+    """Return the likeliest class of every row, `(rows,)`: `argmax`, the first of equals.
+
+    Over a whole vocabulary the place of a maximum takes ten times as long to find as its value. Hence first among the
+    maxima of blocks of columns, then within one block.
+
+    >>> top_class(torch.tensor([[0.0, 2.0, 2.0]]))
+    tensor([1])
+    """
+    whole = logits.shape[-1] // _STRIDE * _STRIDE
+    if whole < 16 * _STRIDE:
+        return logits.argmax(-1)
+    blocks = logits[:, :whole].view(len(logits), whole // _STRIDE, _STRIDE)
+    highest, block = blocks.amax(-1).max(-1, keepdim=True)
+    within = blocks.take_along_dim(block.unsqueeze(-1), 1).squeeze(1).argmax(-1, keepdim=True)
+    top: Tensor = block * _STRIDE + within
+    if whole < logits.shape[-1]:
+        last, place = logits[:, whole:].max(-1, keepdim=True)
+        top = torch.where((last > highest) | (last.isnan() & ~highest.isnan()), place + whole, top)
+    return top.squeeze(-1)
+
+
 @dataclass(frozen=True)
 class SparseRows:
     """A teacher's rows of which the likeliest classes were kept, and the mass of the others.
@@ -95,8 +121,8 @@ class Rows:
         """Return how many rows of each example have the same top class in both models, `(batch,)`."""
         if self.teacher is None or self.student.shape[-1] == 1:
             return self.student.new_zeros(self.examples)
-        top = self.teacher.top_class() if isinstance(self.teacher, SparseRows) else self.teacher.argmax(-1)
-        return self.sum_by_example((self.student.argmax(-1) == top).to(self.student.dtype))
+        top = self.teacher.top_class() if isinstance(self.teacher, SparseRows) else top_class(self.teacher)
+        return self.sum_by_example((top_class(self.student) == top).to(self.student.dtype))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_distill.labels import IGNORED
+from hf_distill.objectives import closed_form
 from hf_distill.rows import SparseRows
 
 
@@ -35,30 +35,28 @@ def log_distributions(student: Tensor, teacher: Tensor | SparseRows, temperature
     >>> log_p.exp(), log_q.exp()
     (tensor([[0.2500, 0.7500]]), tensor([[0.2500, 0.7500]]))
     """
-    log_q = F.log_softmax(_full(student) / temperature, dim=-1)
+    softened = _full(student) / temperature
     if not isinstance(teacher, SparseRows):
         with torch.no_grad():
-            return F.log_softmax(_full(teacher) / temperature, dim=-1), log_q
+            log_p = F.log_softmax(_full(teacher) / temperature, dim=-1)
+        return log_p, F.log_softmax(softened, dim=-1)
     if teacher.temperature != temperature:
         raise ValueError(
             f"the teacher's probabilities were stored at temperature {teacher.temperature:g}, and {temperature:g} is "
             "wanted. Classes put together in a tail cannot be softened any more: store them at the temperature of use."
         )
     with torch.no_grad():
-        log_p = teacher.log_probabilities.to(log_q.dtype)
-        if every := log_p.shape[-1] == log_q.shape[-1]:
+        log_p = teacher.log_probabilities.to(softened.dtype)
+        if every := log_p.shape[-1] == softened.shape[-1]:
             log_p = log_p - log_p.logsumexp(-1, keepdim=True)
         else:
             # A tail of exactly 0 would make every divergence from the student's infinite.
-            remaining = teacher.remaining.to(log_q.dtype).clamp(min=math.log(torch.finfo(torch.float32).tiny))
+            remaining = teacher.remaining.to(softened.dtype).clamp(min=math.log(torch.finfo(torch.float32).tiny))
             # What was stored in half precision no longer sums to 1, and divergences could fall below 0.
             log_p = torch.cat((log_p, remaining.unsqueeze(-1)), -1).log_softmax(-1)
-    kept = log_q.gather(-1, teacher.indices)
     if every:
-        return log_p, kept
-    # Summed over the classes themselves: 1 - sum(kept) has no digits left where the sum is almost 1.
-    tail = log_q.scatter(-1, teacher.indices, -math.inf).logsumexp(-1, keepdim=True)
-    return log_p, torch.cat((kept, tail), -1)
+        return log_p, F.log_softmax(softened, dim=-1).gather(-1, teacher.indices)
+    return log_p, closed_form.buckets(softened, teacher.indices)
 
 
 def _full(logits: Tensor) -> Tensor:
@@ -135,9 +133,7 @@ def label_loss(student: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tenso
     tensor([0.2500, 0.0000])
     """
     if not labels.is_floating_point():
-        return F.cross_entropy(
-            _full(student), labels, reduction="none", ignore_index=IGNORED, label_smoothing=smoothing
-        )
+        return closed_form.cross_entropy(_full(student), labels, smoothing)
     if smoothing:
         raise ValueError("label_smoothing spreads a label over classes, but these labels are values. Set it to 0.")
     labelled = ~labels.isnan()

@@ -1,0 +1,242 @@
+"""Classification at 43 % fill: an epoch of short texts, padded, or less so.
+
+The learning rate is 0, so that the mean loss of an epoch does not depend on the order of its examples, and the variants
+can be held to the same thing.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.measure import Cost, Outcome, Variant, measuring
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sizes of the work.
+
+    Attributes:
+        batch: Examples in a batch.
+        examples: Of an epoch.
+        longest: Tokens of the longest; their lengths are lognormal around 24, 27.5 on average.
+        student: Layers and width of the student, a BERT.
+        teacher: Likewise.
+    """
+
+    batch: int = 32
+    examples: int = 256
+    longest: int = 64
+    student: tuple[int, int] = (4, 384)
+    teacher: tuple[int, int] = (12, 384)
+
+    @classmethod
+    def quick(cls) -> Settings:
+        """Return sizes that take no time."""
+        return cls(batch=8, examples=32, student=(1, 32), teacher=(2, 32))
+
+
+VOCABULARY = 1000
+
+
+def model(settings: Settings, shape: tuple[int, int], seed: int) -> Any:
+    """Return a BERT with random weights and without dropout, whose noise would differ between the variants."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    layers, width = shape
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, width // 64),
+        intermediate_size=4 * width,
+        max_position_embeddings=settings.longest,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        initializer_range=0.1,
+        num_labels=3,
+    )
+    return BertForSequenceClassification(config)
+
+
+def data(settings: Settings) -> Any:
+    """Return the examples."""
+    import numpy as np
+    from datasets import Dataset
+
+    rng = np.random.default_rng(0)
+    lengths = np.clip(np.exp(rng.normal(np.log(24), 0.55, settings.examples)).astype(int), 5, settings.longest)
+    ids = [rng.integers(5, VOCABULARY, length).tolist() for length in lengths]
+    labels = rng.integers(0, 3, settings.examples).tolist()
+    return Dataset.from_dict({"input_ids": ids, "labels": labels, "length": lengths.tolist()})
+
+
+def collate(width: int | None) -> Any:
+    """Return a collator that pads to a width, or to the longest of a batch."""
+    import torch
+
+    def padded(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        longest = width or max(len(row["input_ids"]) for row in rows)
+        ids, mask = (torch.zeros(len(rows), longest, dtype=torch.long) for _ in range(2))
+        for place, row in enumerate(rows):
+            ids[place, : len(row["input_ids"])] = torch.tensor(row["input_ids"])
+            mask[place, : len(row["input_ids"])] = 1
+        return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([row["labels"] for row in rows])}
+
+    return padded
+
+
+def loop(settings: Settings) -> Outcome:
+    """What tutorials do: pad all to the longest there is, and loop."""
+    import torch
+    import torch.nn.functional as F
+
+    student, teacher = model(settings, settings.student, 1).train(), model(settings, settings.teacher, 2).eval()
+    optimizer = torch.optim.AdamW(student.parameters(), lr=0.0, weight_decay=0.0, fused=True)
+    rows = list(data(settings))
+    batches = [rows[start : start + settings.batch] for start in range(0, len(rows), settings.batch)]
+    together = collate(settings.longest)
+
+    def step(rows: list[dict[str, Any]]) -> float:
+        batch = together(rows)
+        labels = batch.pop("labels")
+        with torch.no_grad():
+            theirs = teacher(**batch).logits
+        ours = student(**batch).logits
+        soft = F.kl_div(
+            F.log_softmax(ours / 2, -1), F.log_softmax(theirs / 2, -1), reduction="batchmean", log_target=True
+        )
+        loss = 0.5 * 4 * soft + 0.5 * F.cross_entropy(ours, labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    step(batches[0])
+    with measuring() as cost:
+        losses = [step(rows) for rows in batches]
+    return Outcome(cost, {"loss": sum(losses) / len(losses)}, per="epoch")
+
+
+class Epoch:
+    """Times the second epoch, as a callback of `Trainer`."""
+
+    def __init__(self) -> None:
+        from transformers import TrainerCallback
+
+        clock = self
+        self.seconds = 0.0
+
+        class Callback(TrainerCallback):
+            def on_epoch_begin(self, *_: Any, **__: Any) -> None:
+                clock.seconds = -time.process_time()
+
+            def on_epoch_end(self, *_: Any, **__: Any) -> None:
+                clock.seconds += time.process_time()
+
+        self.callback = Callback()
+
+
+def from_cache(settings: Settings, args: Any, examples: Any) -> dict[str, Any]:
+    """Return teacher, data and collator with the teacher's logits from a cache, filled before anything is timed."""
+    from pathlib import Path
+
+    from hf_distill.cache import Cache
+    from hf_distill.kept import Kept
+    from hf_distill.replay import TrainingData
+    from hf_distill.rows import ExampleRows
+
+    teacher, layout = model(settings, settings.teacher, 2).eval(), ExampleRows(width=3)
+    made = TrainingData(examples, examples.select(range(settings.batch)), collate(None), layout)
+    kept = Kept.of(teacher, layout, top=3, temperature=1.0, precision="float32")
+    cache = Cache(made, teacher, kept, {}, Path(args.output_dir, "cache"))
+    cache.fill(args)
+    replayed, replay = cache.apply(made)
+    return {
+        "teacher": replay,
+        "train_dataset": replayed.train,
+        "data_collator": replayed.collator,
+        "layout": layout,
+    }
+
+
+def trained(width: bool = False, cached: bool = False, **more: Any) -> Any:
+    """Return a variant's `run`: `DistillationTrainer`.
+
+    Args:
+        width: Pad to the longest there is.
+        cached: Take the teacher's logits from a cache.
+        more: Training arguments.
+    """
+
+    def run(settings: Settings) -> Outcome:
+        from transformers.utils import logging
+
+        from hf_distill import DistillationArguments, DistillationTrainer
+
+        logging.set_verbosity_error()
+        clock = Epoch()
+        with tempfile.TemporaryDirectory() as directory:
+            args = DistillationArguments(
+                output_dir=directory,
+                per_device_train_batch_size=settings.batch,
+                num_train_epochs=2,
+                learning_rate=0.0,
+                logging_strategy="no",
+                save_strategy="no",
+                report_to=[],
+                disable_tqdm=True,
+                dataloader_pin_memory=False,
+                **more,
+            )
+            examples = data(settings)
+            parts = (
+                from_cache(settings, args, examples)
+                if cached
+                else {
+                    "teacher": model(settings, settings.teacher, 2),
+                    "train_dataset": examples,
+                    "data_collator": collate(settings.longest if width else None),
+                }
+            )
+            trainer = DistillationTrainer(model(settings, settings.student, 1), args, **parts)
+            trainer.add_callback(clock.callback)
+            with measuring() as whole:
+                output = trainer.train()
+        return Outcome(Cost(clock.seconds, whole.peak_mib), {"loss": output.training_loss}, per="epoch")
+
+    return run
+
+
+VARIANTS: dict[str, Variant] = {
+    "loop": Variant(loop, "a loop, all padded to the longest of all", "kl + labels"),
+    "padded": Variant(trained(width=True), "**ours**, all padded to the longest of all", "kl + labels"),
+    "dynamic": Variant(trained(), "**ours**, padded to the longest of the batch", "kl + labels"),
+    "grouped": Variant(
+        trained(train_sampling_strategy="group_by_length"), "**ours**, batches of like length", "kl + labels"
+    ),
+    "cached": Variant(
+        trained(cached=True),
+        "**ours**, from a cache, padded to the longest of the batch",
+        "kl + labels",
+        needs="hf_distill.cache",
+    ),
+    "cached_grouped": Variant(
+        trained(cached=True, train_sampling_strategy="group_by_length"),
+        "**ours**, from a cache, batches of like length",
+        "kl + labels",
+        needs="hf_distill.cache",
+    ),
+}
+BASELINE = "loop"
+RATIOS = (
+    ("the trainer, time relative to a loop", "padded", "loop"),
+    ("batches of like length, of a loop", "loop", "grouped"),
+    ("cached, of a loop", "loop", "cached"),
+    ("cached and of like length, of a loop", "loop", "cached_grouped"),
+)

@@ -1,0 +1,199 @@
+"""Losses of logits with their gradients written down.
+
+Logits are the largest tensors of a step, and a loss composed of softmaxes and masks goes over them some thirty times,
+forward and backward. With the gradient known beforehand it is a handful of times.
+
+A divergence of two distributions is computed from logits `x / T` and their normaliser `z = log sum exp(x / T)`. Where a
+probability is exactly 0 a logit may be infinite; it costs nothing as the weight of a term.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_distill.labels import IGNORED
+
+
+class _Known(torch.autograd.Function):
+    """Values whose gradient has been computed along with them."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, values: Tensor, gradient: Tensor) -> Tensor:
+        """Return the values, `(rows,)`; the gradient of each is a row of `gradient`."""
+        ctx.save_for_backward(gradient)
+        return values.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
+        """Scale the gradient."""
+        (gradient,) = ctx.saved_tensors
+        return gradient * slope.unsqueeze(-1), None, None
+
+
+def _with_gradient(student: Tensor, values: Tensor, gradient: Tensor) -> Tensor:
+    known: Tensor = _Known.apply(student, values, gradient)  # type: ignore[no-untyped-call]
+    return known
+
+
+def _wanted(student: Tensor) -> bool:
+    return torch.is_grad_enabled() and student.requires_grad
+
+
+def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return probabilities `(rows, classes)` and normalisers `(rows, 1)`; NaN in both if a logit is."""
+    probabilities = logits.softmax(-1)
+    # From the likeliest class, whose probability is at least 1 / classes: faster than logsumexp, and as exact.
+    return probabilities, logits.amax(-1, keepdim=True) - probabilities.amax(-1, keepdim=True).log()
+
+
+def kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """`KL(p || q)` with `p = softmax(teacher / T)` and `q = softmax(student / T)`; its gradient is `(q - p) / T`.
+
+    Args:
+        student: Logits `(rows, classes)`, float32 or better.
+        teacher: Logits of the same shape; no gradient flows to it.
+        temperature: `T > 0`.
+
+    Returns:
+        `(rows,)`.
+
+    >>> kl(torch.tensor([[0.25, 0.75]]).log(), torch.tensor([[0.5, 0.5]]).log(), 1.0)
+    tensor([0.1438])
+    """
+    wanted = _wanted(student)
+    with torch.no_grad():
+        ours, theirs = student / temperature, teacher / temperature
+        q, q_normaliser = _softmax(ours)
+        p, p_normaliser = _softmax(theirs)
+        # 0 * inf, where the teacher finds a class impossible, is no part of the sum. NaN in a logit stays: it is in
+        # the normalisers as well.
+        expected = theirs.sub_(ours).mul_(p).nansum(-1)
+        values = (expected + (q_normaliser - p_normaliser).squeeze(-1)).clamp_(min=0.0)  # by rounding it may be below
+        if not wanted:
+            return values
+        gradient = q.sub_(p).div_(temperature)
+    return _with_gradient(student, values, gradient)
+
+
+def jensen_shannon(student: Tensor, teacher: Tensor, temperature: float, share: float) -> Tensor:
+    """`w KL(p || m) + (1 - w) KL(q || m)` with `m = w p + (1 - w) q`, `p` and `q` as in `kl`.
+
+    Its gradient is `(1 - w) / T * q (log q - log m - KL(q || m))`: what goes through `m` cancels.
+
+    Args:
+        student: Logits `(rows, classes)`, float32 or better.
+        teacher: Logits of the same shape; no gradient flows to it.
+        temperature: `T > 0`.
+        share: The weight `w` of `p`, `0 < w < 1`.
+
+    Returns:
+        `(rows,)`.
+
+    >>> jensen_shannon(torch.tensor([[0.25, 0.75]]).log(), torch.tensor([[0.5, 0.5]]).log(), 1.0, 0.5)
+    tensor([0.0338])
+    """
+    wanted = _wanted(student)
+    with torch.no_grad():
+        ours, theirs = student / temperature, teacher / temperature
+        q, q_normaliser = _softmax(ours)
+        p, p_normaliser = _softmax(theirs)
+        # No probability is smaller than this and above 0, so the logarithm of nothing else is touched.
+        least = torch.finfo(p.dtype).tiny
+        log_m = (p * share).add_(q, alpha=1 - share).clamp_(min=least).log_()
+        log_p = theirs.sub_(p_normaliser).clamp_(min=math.log(least))
+        log_q = ours.sub_(q_normaliser).clamp_(min=math.log(least))
+        from_teacher = torch.linalg.vecdot(p, log_p.sub_(log_m))
+        gap = log_q.sub_(log_m)
+        from_student = torch.linalg.vecdot(q, gap)
+        values: Tensor = (share * from_teacher + (1 - share) * from_student).clamp_(min=0.0)
+        if not wanted:
+            return values
+        gradient = gap.sub_(from_student.unsqueeze(-1)).mul_(q).mul_((1 - share) / temperature)
+    return _with_gradient(student, values, gradient)
+
+
+def cross_entropy(student: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """`-sum_v t_v log q_v` with `q = softmax(student)`, `t` the label, smoothed; its gradient is `q - t`.
+
+    Args:
+        student: Logits `(rows, classes)`, float32 or better.
+        labels: `(rows,)`; a row without label (-100) costs 0.
+        smoothing: Share of `t` that is spread evenly over all classes.
+
+    Returns:
+        `(rows,)`.
+
+    >>> cross_entropy(torch.zeros(2, 4), torch.tensor([1, -100]))
+    tensor([1.3863, 0.0000])
+    """
+    wanted = _wanted(student)
+    with torch.no_grad():
+        labelled = labels != IGNORED
+        target = labels.where(labelled, 0).unsqueeze(-1)
+        q, normaliser = _softmax(student)
+        values = (normaliser - student.gather(-1, target)).squeeze(-1)
+        if smoothing:
+            values = (1 - smoothing) * values + smoothing * (normaliser.squeeze(-1) - student.mean(-1))
+        values = values.masked_fill_(~labelled, 0.0)
+        if not wanted:
+            return values
+        gradient = q.scatter_add_(-1, target, q.new_full((), smoothing - 1).expand(target.shape))
+        if smoothing:
+            gradient.sub_(smoothing / student.shape[-1])
+        gradient.mul_(labelled.unsqueeze(-1))
+    return _with_gradient(student, values, gradient)
+
+
+def _again(indices: Tensor) -> Tensor:
+    """Return which of the numbers in a row are there for the second time or more."""
+    ordered, order = indices.sort(dim=-1, stable=True)
+    again = torch.zeros_like(ordered, dtype=torch.bool)
+    again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    return torch.empty_like(again).scatter_(-1, order, again)
+
+
+class _Buckets(torch.autograd.Function):
+    """Log-probabilities of some classes and of all others together."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, indices: Tensor) -> Tensor:
+        """See `buckets`."""
+        kept, again = logits.gather(-1, indices), _again(indices)
+        # Of the others among themselves: 1 - sum(kept) has no digits left where the sum is almost 1.
+        among, others = _softmax(logits.scatter(-1, indices, -math.inf))
+        once = kept.masked_fill(again, -math.inf).logsumexp(-1, keepdim=True)
+        made = torch.cat((kept, others), -1).sub_(torch.logaddexp(others, once))
+        ctx.save_for_backward(among, indices, again, made)
+        return made
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+        """`g_v - q_v sum(g)` for a bucket; the bucket of the others hands its part on to them by their shares."""
+        among, indices, again, made = ctx.saved_tensors
+        shares = made.exp()
+        shares[:, :-1].masked_fill_(again, 0.0)
+        gradient = slope - shares * slope.sum(-1, keepdim=True)
+        return (among * gradient[:, -1:]).scatter_add_(-1, indices, gradient[:, :-1]), None
+
+
+def buckets(logits: Tensor, indices: Tensor) -> Tensor:
+    """Return `log softmax(logits)` at some classes, and the logarithm of the mass of all others.
+
+    Args:
+        logits: `(rows, classes)`, float32 or better.
+        indices: Not all of them, `(rows, k)`; the same one more than once, if it was drawn so often.
+
+    Returns:
+        `(rows, k + 1)`.
+
+    >>> buckets(torch.tensor([[0.5, 0.3, 0.2]]).log(), torch.tensor([[0]])).exp()
+    tensor([[0.5000, 0.5000]])
+    """
+    made: Tensor = _Buckets.apply(logits, indices)  # type: ignore[no-untyped-call]
+    return made

@@ -1,0 +1,162 @@
+"""Gradients that are written down: those of the formula, at the edges of float32 too."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax, logsumexp
+from torch import Tensor
+
+from hf_distill.objectives import closed_form
+from hf_distill.rows import IMPOSSIBLE, top_class
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+ROWS, CLASSES = 5, 11
+LABELS = torch.tensor([3, 0, -100, 10, 5])
+LOSSES: dict[str, Loss] = {
+    "kl": lambda student, teacher: closed_form.kl(student, teacher, 2.0),
+    "js": lambda student, teacher: closed_form.jensen_shannon(student, teacher, 2.0, 0.3),
+    "labels": lambda student, teacher: closed_form.cross_entropy(student, LABELS),
+    "smoothed labels": lambda student, teacher: closed_form.cross_entropy(student, LABELS, 0.2),
+}
+
+
+def by_hand(name: str, student: np.ndarray, teacher: np.ndarray) -> np.ndarray:
+    """Return the values in float64 from the definition, with 0 log 0 = 0."""
+    if "labels" in name:
+        share = 0.2 if "smoothed" in name else 0.0
+        target = np.full(student.shape, share / CLASSES)
+        for row, label in enumerate(LABELS.tolist()):
+            target[row] = target[row] + (1 - share) * np.eye(CLASSES)[label] if label >= 0 else 0.0
+        return -(target * log_softmax(student, -1)).sum(-1)
+    log_p, log_q = log_softmax(teacher / 2, -1), log_softmax(student / 2, -1)
+
+    def divergence(log_a: np.ndarray, log_b: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            return np.where(np.isneginf(log_a), 0.0, np.exp(log_a) * (log_a - log_b)).sum(-1)
+
+    if name == "kl":
+        return divergence(log_p, log_q)
+    log_m = np.logaddexp(log_p + math.log(0.3), log_q + math.log(0.7))
+    return 0.3 * divergence(log_p, log_m) + 0.7 * divergence(log_q, log_m)
+
+
+def logits(scale: float, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(0)
+    student, teacher = (torch.randn(ROWS, CLASSES, dtype=dtype) * scale for _ in range(2))
+    return student.requires_grad_(), teacher
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_are_those_of_the_values(name: str) -> None:
+    """A gradient written down by hand can be that of another loss; nothing but finite differences would say so."""
+    student, teacher = logits(2.0)
+    np.testing.assert_allclose(
+        LOSSES[name](student, teacher).detach(), by_hand(name, student.detach().numpy(), teacher.numpy()), rtol=1e-12
+    )
+    assert torch.autograd.gradcheck(lambda one: LOSSES[name](one, teacher), student)
+    assert LOSSES[name](student, teacher).requires_grad
+    with torch.no_grad():
+        assert not LOSSES[name](student, teacher).requires_grad
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("scale", [1e-3, 30.0, 1000.0])
+def test_float32_at_any_scale(name: str, scale: float) -> None:
+    """Probabilities that are 0 in float32 must neither lose the loss nor make NaN of it."""
+    student, teacher = logits(scale, torch.float32)
+    values = LOSSES[name](student, teacher)
+    values.sum().backward()
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+    wanted = by_hand(name, student.detach().double().numpy(), teacher.double().numpy())
+    np.testing.assert_allclose(values.detach(), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["kl", "js"])
+@pytest.mark.parametrize("impossible", [-math.inf, IMPOSSIBLE])
+def test_a_class_nobody_finds_possible_costs_nothing(name: str, impossible: float) -> None:
+    """0 * inf is NaN, in the value and in the gradient: one masked token, and the weights are gone."""
+    student, teacher = logits(2.0)
+    wanted = by_hand(name, student.detach()[:, :-2].numpy(), teacher[:, :-2].numpy())
+    with torch.no_grad():
+        student[:, -2:] = teacher[:, -2:] = impossible
+    values = LOSSES[name](student, teacher)
+    values.sum().backward()
+    np.testing.assert_allclose(values.detach(), wanted, rtol=1e-9)
+    assert student.grad is not None
+    assert student.grad[:, -2:].eq(0).all()
+    assert student.grad.isfinite().all()
+
+
+def test_only_the_teacher_finds_a_class_impossible() -> None:
+    """The student may find possible what the teacher does not; the reverse costs infinitely much."""
+    student, teacher = logits(2.0)
+    teacher[:, 0] = -math.inf
+    np.testing.assert_allclose(
+        LOSSES["kl"](student, teacher).detach(), by_hand("kl", student.detach().numpy(), teacher.numpy()), rtol=1e-9
+    )
+    assert closed_form.kl(teacher, student.detach(), 1.0).isposinf().all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("whose", [0, 1])
+def test_nan_is_not_hidden(name: str, whose: int) -> None:
+    """A diverged model must be seen in the loss: what is skipped are products 0 * inf, not NaN in a logit."""
+    both = [one.detach().clone() for one in logits(2.0)]
+    both[whose][1, 4] = math.nan
+    assert LOSSES[name](*both).isnan()[1] == (whose == 0 or "labels" not in name)
+
+
+def test_equal_models_cost_exactly_nothing() -> None:
+    """Rounding must not give a value below 0, which no divergence has."""
+    student, _ = logits(30.0, torch.float32)
+    assert LOSSES["kl"](student, student.detach()).eq(0).all()
+    near = student.detach() + 1e-4 * torch.randn(ROWS, CLASSES)
+    assert LOSSES["kl"](near, student.detach()).ge(0).all()
+    assert LOSSES["js"](near, student.detach()).ge(0).all()
+
+
+@pytest.mark.parametrize("scale", [1.0, 300.0])
+def test_buckets(scale: float) -> None:
+    """The mass of the others must keep its digits where it is e^-300, and its gradient must reach each of them."""
+    student, _ = logits(scale)
+    indices = torch.tensor([[0, 7, 3], [1, 2, 3], [10, 9, 0], [4, 5, 6], [8, 0, 2]])
+    log_q = log_softmax(student.detach().numpy(), -1)
+    rest = np.array([np.delete(row, kept) for row, kept in zip(log_q, indices.numpy(), strict=True)])
+    wanted = np.concatenate((np.take_along_axis(log_q, indices.numpy(), -1), logsumexp(rest, -1)[:, None]), -1)
+    np.testing.assert_allclose(closed_form.buckets(student, indices).detach(), wanted, rtol=1e-12, atol=1e-15)
+    assert torch.autograd.gradcheck(lambda one: closed_form.buckets(one, indices), student)
+
+
+def test_classes_drawn_more_than_once() -> None:
+    """Who draws from the tail with replacement has a class twice; its mass and its gradient must not be there twice."""
+    student, _ = logits(2.0)
+    indices = torch.tensor([[0, 7, 7, 3], [1, 1, 1, 1], [10, 9, 0, 10], [4, 5, 6, 7], [8, 0, 2, 0]])
+    log_q = log_softmax(student.detach().numpy(), -1)
+    rest = [
+        math.log(sum(math.exp(x) for i, x in enumerate(row) if i not in kept))
+        for row, kept in zip(log_q.tolist(), indices.tolist(), strict=True)
+    ]
+    wanted = np.concatenate((np.take_along_axis(log_q, indices.numpy(), -1), np.array(rest)[:, None]), -1)
+    np.testing.assert_allclose(closed_form.buckets(student, indices).detach(), wanted, rtol=1e-12)
+    assert torch.autograd.gradcheck(lambda one: closed_form.buckets(one, indices), student)
+
+
+@pytest.mark.parametrize("columns", [3, 1023, 1024, 1025, 2000, 4096])
+def test_top_class_is_argmax(columns: int) -> None:
+    """Looked for block by block: the last columns, past the last whole block, must be looked at too."""
+    torch.manual_seed(0)
+    drawn = torch.randn(300, columns)
+    drawn[0] = 0.0  # all equal
+    drawn[1] = IMPOSSIBLE
+    drawn[2, -1] = 9.0
+    drawn[3, columns // 2] = math.nan
+    drawn[4, [1, columns - 1]] = 9.0
+    wanted = torch.from_numpy(np.argmax(drawn.numpy(), -1))
+    assert torch.equal(top_class(drawn), wanted)
+    assert torch.equal(top_class(drawn[:, :-1]), drawn[:, :-1].argmax(-1))
