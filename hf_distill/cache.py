@@ -107,8 +107,16 @@ class Contents:
         else:
             width = {"sentence_embedding": getattr(config, "hidden_size", 0), "logits": config.num_labels}
             each = sum(width.get(name, 1) for name in kept.outputs) * np.dtype(kept.precision).itemsize
+            each += 4 * (self.dims(kept) - 1)  # where the inner lists begin
             values = each * (int(self.tokens.sum()) if kept.by_token else len(self.order))
         return values + len(self.order) * (SIZE + 8)
+
+    def dims(self, kept: Kept) -> int:
+        """Return how many dimensions an output has for one example."""
+        if kept.outputs == ("sentence_embedding",):
+            inner: Any = self.splits["train"].features["input_ids"]
+            return 2 if hasattr(inner.feature, "feature") else 1
+        return 2 if kept.by_token and kept.outputs == ("logits",) else 1
 
 
 def _column(split: Dataset, name: str) -> np.ndarray[Any, Any]:
@@ -224,7 +232,7 @@ class Cache:
             rows[name] = find(known, hashes)
             files.check_examples(self.path, held, self.identity, name, rows[name] < 0)
         targets = Targets(data, self.kept, prepared.layout)
-        replay = Replay(self.teacher.config, self.kept, fingerprint(self.identity["teacher"], self.identity["kept"]))
+        replay = Replay(self.teacher.config, self.kept, self.key)
         return with_targets(prepared, targets, rows), replay
 
     def _held(self) -> dict[str, Any]:
@@ -267,16 +275,12 @@ class Cache:
         if not fixed:
             teacher.to(args.device)
         recorder = Recorder(teacher, self.data.layout, self.kept, bf16=args.bf16)
-        dims = 2 if self.data.layout.outputs == ("sentence_embedding",) or self._by_token_classes() else 1
-        features = self.kept.features(dims)
+        features = self.kept.features(self.contents.dims(self.kept))
         for done, index in enumerate(mine):
             self.say(f"shard {index + 1} of {shards.count} ({done} of {len(mine)} done by this process)")
             shards.write(index, self._tables(recorder, args, index * size, (index + 1) * size, features), features)
         if not fixed:
             teacher.to(before)
-
-    def _by_token_classes(self) -> bool:
-        return self.kept.by_token and self.kept.outputs == ("logits",)
 
     def _tables(
         self, recorder: Recorder, args: TrainingArguments, start: int, stop: int, features: Any

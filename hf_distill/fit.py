@@ -14,6 +14,7 @@ from hf_distill.errors import UserError
 from hf_distill.files import dataset_fingerprint, fingerprint, last_complete_checkpoint, model_fingerprint, write_atomic
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.trainer_utils import PredictionOutput
 
@@ -88,7 +89,7 @@ class Fitter:
         return fingerprint(
             model_fingerprint(model),
             None if teacher is None else model_fingerprint(teacher),
-            [dataset_fingerprint(self.prepared.train), dataset_fingerprint(self.prepared.eval)],
+            [dataset_fingerprint(_own(self.prepared.train)), dataset_fingerprint(_own(self.prepared.eval))],
             [entry(objective) for objective in objectives],
             settings,
         )
@@ -203,6 +204,13 @@ class Fitter:
 
     def _metrics(self, prediction: Any) -> dict[str, float]:
         return self.prepared.metrics(prediction.predictions, prediction.label_ids)
+
+
+def _own(split: Dataset) -> Dataset:
+    """Return a split without the places of its examples in a cache."""
+    from hf_distill.replay import ROW
+
+    return split.remove_columns([name for name in split.column_names if name == ROW])
 
 
 def _finished(trainer: DistillationTrainer) -> PreTrainedModel:
