@@ -265,7 +265,8 @@ class Cache:
         missing = [index for index in range(shards.count) if not shards.finished(index)]
         if missing and len(missing) < shards.count:
             self.say(f"{shards.count - len(missing)} of {shards.count} shards are there, {len(missing)} are missing")
-        mine = missing[args.process_index :: args.world_size]
+        # By number, not by place among the missing ones: another process may have written one since.
+        mine = [index for index in missing if index % args.world_size == args.process_index]
         if not mine:
             return
         teacher: Any = self.teacher
@@ -295,9 +296,8 @@ class Cache:
         places = range(start, min(stop, len(self.contents.order)))
         size = args.per_device_eval_batch_size
         parts = [places[first : first + size] for first in range(0, len(places), size)]
-        batches: Any = DataLoader(
-            _Batches(self.contents, self.data.collator, parts), batch_size=None, num_workers=args.dataloader_num_workers
-        )
+        collated: Any = _Batches(self.contents, self.data.collator, parts)
+        batches: Any = DataLoader(collated, batch_size=None, num_workers=args.dataloader_num_workers)
         for part, batch in zip(parts, batches, strict=True):
             batch = {key: value.to(args.device) for key, value in batch.items()}
             inputs = {key: value for key, value in batch.items() if key in takes}
@@ -315,7 +315,7 @@ class _Batches:
     """Collated batches of examples, for a data loader."""
 
     contents: Contents
-    collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
+    collator: Callable[[list[dict[str, Any]]], Mapping[str, Any]]
     parts: Sequence[range]
 
     def __len__(self) -> int:
@@ -339,7 +339,8 @@ def _arrow(values: Sequence[Any], kind: Any) -> Any:
 def _waiter() -> Callable[[], None]:
     from accelerate import PartialState
 
-    return PartialState().wait_for_everyone
+    wait: Callable[[], None] = PartialState().wait_for_everyone
+    return wait
 
 
 def _amount(size: int) -> str:

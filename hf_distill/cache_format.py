@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ class Shards:
         from datasets.arrow_writer import ArrowWriter
 
         target = self.path / self.name(index)
-        temporary = target.with_name(f"_{target.name}.{os.getpid()}.tmp")
+        temporary = target.with_name(f"_{target.name}.{socket.gethostname()}.{os.getpid()}.tmp")
         try:
             writer = ArrowWriter(path=str(temporary), features=features)
             try:
@@ -90,6 +91,8 @@ class Shards:
     def publish(self, identity: Mapping[str, Any]) -> None:
         """Write down that the cache is complete."""
         records = [self.record(index) for index in range(self.count)]
+        if None in records:
+            raise RuntimeError(f"{self.path / self.name(records.index(None))} is not there, though all were written.")
         write_atomic(self.path / CACHE, json.dumps({**identity, "shards": records}, indent=1))
 
 
@@ -101,6 +104,7 @@ def claim(path: Path, plan: Mapping[str, Any], need_bytes: int) -> None:
     """
     held = _read(path / PLAN)
     if held is not None:
+        _sweep(path)
         check_identity(path, held, plan)
         if held.get("examples") != plan["examples"]:
             raise UserError(
@@ -116,6 +120,18 @@ def claim(path: Path, plan: Mapping[str, Any], need_bytes: int) -> None:
     if any(path.iterdir()):
         raise UserError(f"{path} holds files that are no cache. Choose another path, or empty it.", key="path")
     write_atomic(path / PLAN, json.dumps(plan, indent=1))
+
+
+def _sweep(path: Path) -> None:
+    """Remove what processes of this machine that are no more had begun to write."""
+    for file in path.glob(f"_*.{socket.gethostname()}.*.tmp"):
+        process = file.name.split(".")[-2]
+        try:
+            os.kill(int(process), 0)
+        except ProcessLookupError:
+            file.unlink(missing_ok=True)
+        except (ValueError, OSError):  # another user's, then
+            continue
 
 
 def read_plan(path: Path) -> dict[str, Any] | None:

@@ -48,7 +48,13 @@ class Kept:
 
     @classmethod
     def of(
-        cls, teacher: nn.Module, layout: RowLayout, *, top: int, temperature: float, precision: Literal["float16", "float32"]
+        cls,
+        teacher: nn.Module,
+        layout: RowLayout,
+        *,
+        top: int,
+        temperature: float,
+        precision: Literal["float16", "float32"],
     ) -> Kept:
         """Return what to keep of a teacher: rows over a vocabulary sparse, everything else whole.
 
@@ -148,13 +154,14 @@ class Recorder:
         if captured is not None and self.head is not None:
             places = self.layout.places(batch)
             assert places is not None
+            assert captured.hidden is not None
             side = Side(self.head, places.pick(captured.hidden), captured.dtype, self.kept.classes)
             rows, example = top_rows(side, self.kept), places.example
         else:
             logits = self.layout.logits(outputs)
             all_rows = self.layout.select(logits, None, batch)
             rows, example = SparseRows.of(all_rows.student, self.kept.top, self.kept.temperature), all_rows.example
-        return self._sparse(rows, torch.bincount(example, minlength=len(logits_of(batch))))
+        return self._sparse(rows, torch.bincount(example, minlength=len(next(iter(batch.values())))))
 
     def _whole(self, output: Tensor, batch: Mapping[str, Tensor]) -> list[Array]:
         values = output.to(getattr(torch, self.kept.precision)).cpu()
@@ -176,11 +183,6 @@ class Recorder:
         }
 
 
-def logits_of(batch: Mapping[str, Tensor]) -> Tensor:
-    """Return any column of a batch."""
-    return next(iter(batch.values()))
-
-
 def top_rows(side: Side, kept: Kept) -> SparseRows:
     """Return what is kept of a model's rows, without ever making all logits."""
     budget = CHUNK_BYTES.get(side.hidden.device.type, ELSEWHERE)
@@ -190,9 +192,8 @@ def top_rows(side: Side, kept: Kept) -> SparseRows:
         SparseRows.of(side.finish(projector.raw(part)), kept.top, kept.temperature)
         for part in _parts(0, len(side.hidden), chunk)
     ] or [SparseRows.of(side.hidden.new_zeros(0, kept.classes), kept.top, kept.temperature)]
-    return SparseRows(
-        *(torch.cat([getattr(part, name) for part in parts]) for name in SPARSE), temperature=kept.temperature
-    )
+    indices, log_probabilities, remaining = (torch.cat([getattr(part, name) for part in parts]) for name in SPARSE)
+    return SparseRows(indices, log_probabilities, remaining, kept.temperature)
 
 
 # ---- Reading ---------------------------------------------------------------------------------------------------------
@@ -223,8 +224,8 @@ def read(table: pa.Table, kept: Kept, tokens: Tensor | None) -> dict[str, Tensor
 
 
 def _read_sparse(table: pa.Table, kept: Kept) -> Iterator[tuple[str, Tensor]]:
-    types = {"indices": kept.index_type, "log_probabilities": np.dtype(kept.precision), "remaining": np.dtype(kept.precision)}
-    for name, kind in types.items():
+    for name in SPARSE:
+        kind = kept.index_type if name == "indices" else np.dtype(kept.precision)
         values: Array = np.frombuffer(b"".join(table.column(name).to_pylist()), kind)
         values = values.astype(np.int32) if name == "indices" else values.copy()
         yield f"{PREFIX}{name}", torch.from_numpy(values if name == "remaining" else values.reshape(-1, kept.top))

@@ -136,7 +136,7 @@ def with_targets(prepared: Data, targets: Targets, rows: Mapping[str, np.ndarray
 
     def add(split: Dataset, places: np.ndarray[Any, Any]) -> Dataset:
         own = [name for name in split.column_names if name.startswith(OWN_TOKENS)]
-        return split.remove_columns(own).add_column(ROW, places)  # type: ignore[call-arg, no-any-return]
+        return split.remove_columns(own).add_column(ROW, places)
 
     return replace(
         prepared,

@@ -47,7 +47,8 @@ def test_a_run_from_a_cache_is_the_run(
         path = write_recipe(
             teacher=entry,
             report={"baseline": True, "latency": False},
-            training={"output_dir": str(tmp_path / name), "num_train_epochs": 2},
+            # Adam turns the rounding of a gradient that is 0 but for rounding into a whole step.
+            training={"output_dir": str(tmp_path / name), "num_train_epochs": 2, "optim": "sgd", "learning_rate": 0.05},
         )
         reports[name] = run(path)
     live, found = reports["live"], reports["cached"]
@@ -56,7 +57,7 @@ def test_a_run_from_a_cache_is_the_run(
     assert found.agreement == live.agreement
     one, other = weights(tmp_path / "live"), weights(tmp_path / "cached")
     assert one.keys() == other.keys()
-    assert all(one[name].allclose(other[name], atol=1e-4) for name in one)
+    assert max(float((one[name] - other[name]).abs().max()) for name in one) < 1e-5
     assert "cached: 96 examples" in str(found.settings["teacher's answers"])
     assert sum(seen) == 96
     path = write_recipe(

@@ -6,72 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 import torch
-from invariants.cases import (
-    KINDS,
-    Collator,
-    NotingTrainer,
-    Record,
-    arguments,
-    largest_difference,
-    make_models,
-    make_rows,
-    objectives,
-    split,
-    train,
-)
+from invariants.cached import SOFT, SPARSE_KINDS, cache_of, capture, parts, terms_of, trainer
+from invariants.cases import KINDS, Record, arguments, largest_difference, make_rows, objectives, train
+from invariants.processes import as_two_processes
+from invariants.worker import CACHED, RESUMED, Stop
 
-from hf_distill.cache import Cache
-from hf_distill.kept import Kept, is_sparse
-from hf_distill.layouts import infer_layout
+from hf_distill.kept import is_sparse
 from hf_distill.objectives import KLDivergence, Labels, Objective, ReverseKL
 from hf_distill.objectives.schedule import Schedule
 from hf_distill.replay import Replay, TrainingData
 from hf_distill.rows import SparseRows
-
-SPARSE_KINDS = tuple(kind for kind in KINDS if kind.startswith(("masked", "causal", "sequence")))
-SOFT: tuple[Objective, ...] = (KLDivergence(weight=0.5, temperature=2.0), Labels(weight=0.3))
-EXACT: Any = {"top": 1000, "temperature": 2.0, "precision": "float32"}
-
-
-def parts(kind: str, **models: Any) -> tuple[Any, Any, TrainingData]:
-    """Return student, teacher and data of a kind; the train split holds every example twice."""
-    student, teacher = make_models(kind, **{"dtype": torch.float64, **models})
-    teacher.eval()
-    rows = [*make_rows(kind), *make_rows(kind, 12)]
-    data = TrainingData(
-        datasets.Dataset.from_list(rows),
-        datasets.Dataset.from_list(make_rows(kind, 13)),
-        Collator(),
-        infer_layout(student, teacher),
-    )
-    return student, teacher, data
-
-
-def capture(teacher: Any, data: TrainingData, path: Path, *, exact: bool = True, **settings: Any) -> Cache:
-    kept = Kept.of(teacher, data.layout, **{**EXACT, **settings})
-    cache = Cache(data, teacher, kept, {}, path, exact)
-    cache.fill(arguments(path.parent / "args", per_device_eval_batch_size=4))
-    return cache
-
-
-def trainer(student: Any, teacher: Any, data: TrainingData, path: Path, terms: Any, **settings: Any) -> NotingTrainer:
-    return NotingTrainer(
-        student,
-        arguments(path, **{"num_train_epochs": 3, **split(4), **settings}),
-        teacher=teacher,
-        objectives=terms,
-        layout=data.layout,
-        train_dataset=data.train,
-        eval_dataset=data.eval,
-        data_collator=data.collator,
-    )
-
-
-def terms_of(kind: str) -> tuple[Objective, ...]:
-    return SOFT if kind in SPARSE_KINDS else objectives(kind)
 
 
 @pytest.mark.parametrize("sampling", ["random", "group_by_length"])
@@ -114,7 +60,7 @@ def test_a_part_of_the_classes(kind: str, tmp_path: Path) -> None:
     rows = data.layout.select(ours, theirs, batch)
     kept = SparseRows.of(rows.teacher, 5, 2.0)
     wanted = objective.rows(rows.student, kept, rows.labels).mean()
-    assert 0 < float(wanted)
+    assert float(wanted) > 0
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-9)
     dense = objective.rows(rows.student, rows.teacher, rows.labels).mean()
     assert wanted < 0.999 * dense  # or the test would not notice that all classes were kept
@@ -134,8 +80,8 @@ def test_the_teacher_answers_each_example_once(kind: str, tmp_path: Path) -> Non
     """What a cache is for: E epochs over N distinct examples are N teacher forwards, with those of the eval split that
     are in the train split too, and the examples that are there twice."""
     student, teacher, data = parts(kind)
-    kept = Kept.of(teacher, data.layout, **EXACT)
-    cache = Cache(data, teacher, kept, {}, tmp_path / "cache")
+    cache = cache_of(teacher, data, tmp_path / "cache")
+    kept = cache.kept
     if kept.is_sparse:  # the two looks at whether its head can be taken off are no examples
         from hf_distill import kept as module
 
@@ -146,13 +92,13 @@ def test_the_teacher_answers_each_example_once(kind: str, tmp_path: Path) -> Non
     cache.fill(arguments(tmp_path / "args", per_device_eval_batch_size=4))
     wrapped, replay = cache.apply(data)
     train(trainer(student, replay, wrapped, tmp_path, terms_of(kind), eval_strategy="epoch"))
-    again = Cache(data, teacher, kept, {}, tmp_path / "cache")
+    again = cache_of(teacher, data, tmp_path / "cache")
     again.fill(arguments(tmp_path / "args"))
     if kept.is_sparse:
         patch.undo()
     distinct = {repr([row["input_ids"], row["labels"] if kept.is_sparse else None]) for row in make_rows(kind)}
     assert sum(seen) == len(distinct) == 24
-    assert len(data.train) + len(data.eval) == 49
+    assert len(data.train) + len(data.eval) == 53
 
 
 def test_half_precision_is_near(tmp_path: Path) -> None:
@@ -180,8 +126,7 @@ def test_more_classes_than_there_are(tmp_path: Path) -> None:
 def test_the_size_is_known_before(kind: str, tmp_path: Path) -> None:
     """Hours into a capture is too late to learn that the disk is too small."""
     _, teacher, data = parts(kind, dtype=torch.float32)
-    kept = Kept.of(teacher, data.layout, **EXACT)
-    said = Cache(data, teacher, kept, {}, tmp_path / "cache").size
+    said = cache_of(teacher, data, tmp_path / "cache").size
     cache = capture(teacher, data, tmp_path / "cache")
     table = cache.apply(data)[0].collator.targets.data.data.table
     written = sum(column.nbytes for column in table.combine_chunks().columns)
@@ -190,11 +135,10 @@ def test_the_size_is_known_before(kind: str, tmp_path: Path) -> None:
 
 def test_a_cache_of_another_order(tmp_path: Path) -> None:
     """Rows are found by their content: a shuffled train split, or a part of it, has the same targets."""
-    student, teacher, data = parts("classification")
+    _, teacher, data = parts("classification")
     capture(teacher, data, tmp_path / "cache")
     part = TrainingData(data.train.shuffle(seed=3).select(range(9)), data.eval, data.collator, data.layout)
-    kept = Kept.of(teacher, data.layout, **EXACT)
-    wrapped, replay = Cache(part, teacher, kept, {}, tmp_path / "cache").apply(part)
+    wrapped, replay = cache_of(teacher, part, tmp_path / "cache").apply(part)
     batch = wrapped.collator([wrapped.train[row] for row in range(9)])
     with torch.no_grad():
         wanted = teacher(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
@@ -245,3 +189,40 @@ def test_data_without_targets_is_refused(tmp_path: Path) -> None:
     assert is_sparse(teacher, data.layout) is False
     one = trainer(student, replay, data, tmp_path, objectives("classification"))
     assert "the batch has no cached_logits" in refused(one.train)
+
+
+@pytest.mark.parametrize("kind", ["classification", "causal-lm"])
+def test_a_resume_ends_with_the_same_weights(kind: str, tmp_path: Path) -> None:
+    """After a resume the data goes on in the middle of an epoch: each example still has to meet its own targets."""
+    ends = []
+    for stop in (None, 4):
+        student, teacher, data = parts(kind, dropout=0.1, dtype=torch.float32)
+        wrapped, replay = capture(teacher, data, tmp_path / "cache").apply(data)
+        settings = {key: value for key, value in RESUMED.items() if key not in ("dropout", "dtype")}
+        out = tmp_path / str(stop)
+        one = trainer(student, replay, wrapped, out, terms_of(kind), per_device_train_batch_size=2, **settings)
+        if stop is not None:
+            one.add_callback(Stop(stop))
+            one.train()
+            student = parts(kind, dropout=0.1, dtype=torch.float32)[0]
+            one = trainer(student, replay, wrapped, out, terms_of(kind), per_device_train_batch_size=2, **settings)
+        ends.append(train(one, **({} if stop is None else {"resume_from_checkpoint": str(out / f"checkpoint-{stop}")})))
+    straight, resumed = ends
+    assert straight.weights.keys() == resumed.weights.keys()
+    assert all(value.equal(resumed.weights[name]) for name, value in straight.weights.items())
+
+
+def test_two_processes(tmp_path: Path) -> None:
+    """Two processes capture a half each and train from the whole: losses, gradients and figures are those of one
+    process and the live teacher."""
+    result = as_two_processes("cached", tmp_path)
+    for kind in CACHED:
+        record, figures, shards = result[kind]
+        assert shards > 2
+        student, teacher, data = parts(kind)
+        one = trainer(student, teacher, data, tmp_path, terms_of(kind), num_train_epochs=2)
+        live, wanted = train(one), one.evaluate()
+        assert record.losses == pytest.approx(live.losses, rel=1e-9)
+        assert largest_difference(record, live) < 1e-9
+        for name in ("eval_loss", "eval_agreement"):
+            assert figures[name] == pytest.approx(wanted[name], rel=1e-5)
