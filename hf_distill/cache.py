@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_distill import cache_format as files
+from hf_distill.cache_hub import card
 from hf_distill.contents import SIZE, Hashes, example_hashes, find
 from hf_distill.errors import UserError
 from hf_distill.files import fingerprint, model_fingerprint
@@ -145,6 +146,7 @@ class Cache:
         reading: What decides how texts become tokens, for a refusal that says what is different.
         path: Directory; a fingerprint of everything is added to it unless it is `exact`.
         exact: Whether the cache is to be exactly there.
+        complete: Whether it is to be there already, and nothing is to be written.
         say: Tells the user what goes on.
         contents: The examples.
     """
@@ -156,6 +158,7 @@ class Cache:
     path: Path
     exact: bool = True
     say: Callable[[str], None] = no_words
+    complete: bool = False
     contents: Contents = field(init=False)
 
     def __post_init__(self) -> None:
@@ -201,7 +204,9 @@ class Cache:
             OSError: The disk is full; finished shards stay.
         """
         wait = _waiter()
-        if not self._is_complete():
+        if self.complete:
+            self._held()
+        elif not self._is_complete():
             if args.process_index == 0:
                 self.path.mkdir(parents=True, exist_ok=True)
                 files.claim(self.path, {**self.identity, "shard_examples": self._shard_examples()}, self.size)
@@ -210,7 +215,7 @@ class Cache:
             wait()
             if args.process_index == 0:
                 held = files.read_plan(self.path) or {}
-                self._shards(held).publish(held)
+                self._shards(held).publish(held, card(self.kept.as_dict(), self.kept.index_type.name))
         wait()
         held = self._held()
         files.verify(self.path, held, range(args.process_index, len(held["shards"]), args.world_size))

@@ -88,11 +88,12 @@ class Shards:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def publish(self, identity: Mapping[str, Any]) -> None:
-        """Write down that the cache is complete."""
+    def publish(self, identity: Mapping[str, Any], card: str) -> None:
+        """Write down that the cache is complete, and what it is for whoever finds it."""
         records = [self.record(index) for index in range(self.count)]
         if None in records:
             raise RuntimeError(f"{self.path / self.name(records.index(None))} is not there, though all were written.")
+        write_atomic(self.path / "README.md", card)
         write_atomic(self.path / CACHE, json.dumps({**identity, "shards": records}, indent=1))
 
 

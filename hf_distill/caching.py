@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_distill.cache_hub import fetch
 from hf_distill.component import entry
 from hf_distill.files import fingerprint
 from hf_distill.tasks.tokenising import tokenizer_state
@@ -55,6 +56,10 @@ def cache_of(run: Run, teacher: PreTrainedModel, own: CachedTeacher) -> Cache:
     data = run.prepared.for_teacher or run.prepared
     every = [objective for stage in run.recipe.plan for objective in stage.objectives]
     kept = Kept.of(teacher, data.layout, top=own.top, temperature=own.temperature(every), precision=own.precision)
+    if own.repo_id is not None and not own.push:
+        with run.args.main_process_first(desc="cache"):
+            path = fetch(own.repo_id)
+        return Cache(data, teacher, kept, run.reading, path, say=run.narrator.say, complete=True)
     path = default_root() if own.path is None else Path(own.path).expanduser()
     return Cache(data, teacher, kept, run.reading, path, own.path is not None, run.narrator.say)
 

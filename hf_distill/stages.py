@@ -64,6 +64,7 @@ class Run:
         seconds: Of each stage and training.
         histories: Name of a training -> its `log_history`.
         reading: What decides how the teacher reads an example.
+        answers_repository: Where its answers are published.
         cache: Its answers, where they are kept.
         replayed: What students are then trained with.
     """
@@ -79,6 +80,7 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     reading: dict[str, Any] = field(default_factory=dict)
+    answers_repository: str = ""
     cache: Cache | None = None
     replayed: tuple[Fitter, Replay] | None = None
 
@@ -118,12 +120,15 @@ class Run:
         own = self.recipe.teacher
         if not isinstance(own, CachedTeacher):
             return
+        from hf_distill.cache_hub import push
         from hf_distill.caching import cache_of
 
         with self.stage("cache"), self.recipe.locate("teacher"):
             self.cache = cache_of(self, teacher, own)
             self.narrator.say(f"{self.cache.in_words()}, in {self.cache.path}")
             self.cache.fill(self.args)
+            if own.push and self.is_main:
+                push(self.cache.path, self.answers_repository)
             prepared, replay = self.cache.apply(self.prepared)
             self.replayed = replace(self.fitter, prepared=prepared), replay
 
@@ -225,6 +230,7 @@ def open_run(recipe: Recipe, restart: bool) -> Run:
     for line in filter(None, (threads, precision)):
         narrator.say(line)
     hub = _claim_repository(recipe, directory.path) if recipe.hub.push else {}
+    answers = _claim_answers(recipe)
     pair = open_pair(recipe)
     check_plan(recipe, pair)
     for line in remarks(recipe):
@@ -245,6 +251,7 @@ def open_run(recipe: Recipe, restart: bool) -> Run:
         hub,
         args,
         reading=reading(recipe, pair),
+        answers_repository=answers,
     )
 
 
@@ -318,6 +325,17 @@ def _claim_repository(recipe: Recipe, directory: Path) -> dict[str, Any]:
     with recipe.locate("hub"):
         repository = check_rights(recipe.hub.repo_id, recipe.hub.private, str(directory))
     return {"push_to_hub": True, "hub_model_id": repository, "hub_private_repo": recipe.hub.private}
+
+
+def _claim_answers(recipe: Recipe) -> str:
+    """Create the repository for a teacher's answers, if they are to be published."""
+    own = recipe.teacher
+    if not isinstance(own, CachedTeacher) or not own.push:
+        return ""
+    from hf_distill.hub import check_rights
+
+    with recipe.locate("teacher"):
+        return check_rights(own.repo_id, own.private, "", repo_type="dataset")
 
 
 def _check_objectives(recipe: Recipe, prepared: Prepared) -> None:

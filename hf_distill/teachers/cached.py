@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -36,6 +35,9 @@ class CachedTeacher(Teacher):
         top: How many tokens of a vocabulary are kept at each position; all, if there are not as many.
         precision: Of their log-probabilities; `float32` makes them exact.
         frozen_masks: Of fill-mask: hide the same tokens in every epoch, those of the first.
+        repo_id: Data set on the Hub, `user/name`, from which the cache is taken; with `push`, to which it goes.
+        push: Publish the cache once it is complete.
+        private: Visibility of a repository that the push creates; the Hub's default if left out.
     """
 
     name: ClassVar[str] = "cached"
@@ -45,11 +47,18 @@ class CachedTeacher(Teacher):
     top: Annotated[int, Field(gt=0)] = 64
     precision: Literal["float16", "float32"] = "float16"
     frozen_masks: bool = False
+    repo_id: str | None = None
+    push: bool = False
+    private: bool | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a cache of a cache."""
+        """Refuse a cache of a cache, and two places to take it from."""
         if isinstance(self.teacher, CachedTeacher):
             raise ValueError("the teacher itself is wanted here, not a cached one")
+        if self.push and self.repo_id is None:
+            raise ValueError("push needs a repo_id, such as user/name")
+        if self.repo_id is not None and self.path is not None and not self.push:
+            raise ValueError("the cache is either at path or on the Hub: leave out path or repo_id, or set push: true")
 
     @property
     def source(self) -> str | None:
