@@ -189,6 +189,8 @@ class Cache:
             words += f" (of {every:,}; the others are equal to one of these)"
         if self.kept.is_sparse:
             some = "all" if self.kept.top == self.kept.classes else f"the likeliest {self.kept.top}"
+            if self.kept.tail:
+                some += f" and {self.kept.tail} drawn"
             words += f", {some} of {self.kept.classes:,} tokens at {self.contents.counts.sum():,} positions"
             words += f" ({self.kept.row_bytes()} bytes each)"
         return f"{words}: about {_amount(self.size)}"
@@ -215,7 +217,7 @@ class Cache:
             wait()
             if args.process_index == 0:
                 held = files.read_plan(self.path) or {}
-                self._shards(held).publish(held, card(self.kept.as_dict(), self.kept.index_type.name))
+                self._shards(held).publish(held, card(self.kept))
         wait()
         held = self._held()
         files.verify(self.path, held, range(args.process_index, len(held["shards"]), args.world_size))
@@ -308,7 +310,7 @@ class Cache:
             inputs = {key: value for key, value in batch.items() if key in takes}
             if "use_cache" in takes:
                 inputs["use_cache"] = False
-            columns = recorder(batch, inputs)
+            columns = recorder(batch, inputs, int(self.contents.known[part[0], 0] >> 1))
             hashes = [self.contents.known[index].tobytes() for index in part]
             arrays = [pa.array(hashes, schema.field("example").type)]
             arrays += [_arrow(columns[name], schema.field(name).type) for name in self.kept.names]

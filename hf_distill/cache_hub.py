@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hf_distill.cache_format import CACHE
 from hf_distill.errors import UserError
 
 CARD = "README.md"
+if TYPE_CHECKING:
+    from hf_distill.kept import Kept
+
 _FILES = [CACHE, CARD, "*.arrow"]
 
 _WHOLE = """Columns: `example`, a hash of what the teacher read; {names}, its output {by} in {precision}."""
@@ -17,25 +19,22 @@ _SPARSE = """Columns: `example`, a hash of what the teacher read; and of each of
 
 | column | numpy type | for each position |
 |---|---|---|
-| `indices` | {index} | the {top} likeliest tokens |
+| `indices` | {number} | the {top} likeliest tokens{drawn} |
 | `log_probabilities` | {precision} | theirs, at temperature {temperature:g} |
 | `remaining` | {precision} | logarithm of the mass of all other tokens |
 """
 
 
-def card(kept: Mapping[str, Any], index: str) -> str:
-    """Return the README of a cache, with what `datasets.load_dataset` has to know.
-
-    Args:
-        kept: What it holds (`Kept.as_dict`).
-        index: Type of a token's number.
-    """
-    if kept["outputs"]:
-        names = ", ".join(f"`{name}`" for name in kept["outputs"])
-        by = "for each token" if kept["by_token"] else "for each example"
-        body = _WHOLE.format(names=names, by=by, precision=kept["precision"])
+def card(kept: Kept) -> str:
+    """Return the README of a cache, with what `datasets.load_dataset` has to know."""
+    if not kept.is_sparse:
+        names = ", ".join(f"`{name}`" for name in kept.outputs)
+        by = "for each token" if kept.by_token else "for each example"
+        body = _WHOLE.format(names=names, by=by, precision=kept.precision)
     else:
-        body = _SPARSE.format(index=index, **kept)
+        number = {2: "uint16", 3: "uint8, 3 bytes a number, the lowest first", 4: "uint32"}[kept.index_bytes]
+        drawn = f", then {kept.tail} drawn from all others, which stand for an equal part of `remaining` each"
+        body = _SPARSE.format(number=number, drawn=drawn if kept.tail else "", **kept.as_dict())
     return f"""---
 tags:
 - hf_distill

@@ -55,7 +55,8 @@ def cache_of(run: Run, teacher: PreTrainedModel, own: CachedTeacher) -> Cache:
 
     data = run.prepared.for_teacher or run.prepared
     every = [objective for stage in run.recipe.plan for objective in stage.objectives]
-    kept = Kept.of(teacher, data.layout, top=own.top, temperature=own.temperature(every), precision=own.precision)
+    settings = {"top": own.top, "tail": own.tail, "precision": own.precision}
+    kept = Kept.of(teacher, data.layout, temperature=own.temperature(every), **settings)  # type: ignore[arg-type]
     if own.repo_id is not None and not own.push:
         with run.args.main_process_first(desc="cache"):
             path = fetch(own.repo_id)

@@ -34,6 +34,7 @@ class Kept:
         outputs: Outputs that are kept whole, as `RowLayout.logits` reads them; empty where rows are kept sparse.
         by_token: Whether they have a value for every token.
         top: How many classes of a row are kept.
+        tail: How many of the other classes are drawn, each as often as it is likely (with replacement).
         temperature: At which their probabilities are taken.
         precision: Of what is kept.
         classes: How many columns of the head are classes.
@@ -42,6 +43,7 @@ class Kept:
     outputs: tuple[str, ...] = ()
     by_token: bool = False
     top: int = 0
+    tail: int = 0
     temperature: float = 1.0
     precision: Literal["float16", "float32", "float64"] = "float32"
     classes: int = 0
@@ -55,6 +57,7 @@ class Kept:
         top: int,
         temperature: float,
         precision: Literal["float16", "float32"],
+        tail: int = 0,
     ) -> Kept:
         """Return what to keep of a teacher: rows over a vocabulary sparse, everything else whole.
 
@@ -64,6 +67,7 @@ class Kept:
             top: Classes of a row, where it is sparse; all, where there are not as many.
             temperature: Likewise.
             precision: Likewise. What is kept whole is small, and always exact.
+            tail: Likewise; none, where all classes are kept.
         """
         exact: Any = "float64" if next(teacher.parameters()).dtype == torch.float64 else "float32"
         if not is_sparse(teacher, layout):
@@ -72,7 +76,8 @@ class Kept:
         classes = min(getattr(layout, "classes", None) or len(head.weight), len(head.weight))
         if precision == "float32":
             precision = exact
-        return cls(top=min(top, classes), temperature=temperature, precision=precision, classes=classes)
+        tail = tail if top < classes else 0
+        return cls(top=min(top, classes), tail=tail, temperature=temperature, precision=precision, classes=classes)
 
     @property
     def is_sparse(self) -> bool:
@@ -85,14 +90,14 @@ class Kept:
         return SPARSE if self.is_sparse else self.outputs
 
     @property
-    def index_type(self) -> np.dtype[Any]:
-        """Type of a class's number."""
-        return np.dtype(np.uint16 if self.classes <= 2**16 else np.int32)
+    def index_bytes(self) -> int:
+        """Bytes of a class's number, little-endian."""
+        return 2 if self.classes <= 2**16 else 3 if self.classes <= 2**24 else 4
 
     def row_bytes(self) -> int:
         """Return how much a sparse row takes."""
         number = np.dtype(self.precision).itemsize
-        return self.top * (self.index_type.itemsize + number) + number
+        return (self.top + self.tail) * self.index_bytes + (self.top + 1) * number
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON has it."""
@@ -138,14 +143,17 @@ class Recorder:
         self.head = open_head(teacher) if kept.is_sparse else None
 
     @torch.no_grad()
-    def __call__(self, batch: Mapping[str, Tensor], inputs: Mapping[str, Any]) -> dict[str, list[Any]]:
+    def __call__(self, batch: Mapping[str, Tensor], inputs: Mapping[str, Any], seed: int = 0) -> dict[str, list[Any]]:
         """Return the columns of the examples of a batch.
 
         Args:
             batch: All of it.
             inputs: What `forward` takes.
+            seed: Of what is drawn.
         """
-        device = next(iter(batch.values())).device.type
+        first = next(iter(batch.values()))
+        generator = torch.Generator(first.device).manual_seed(seed)
+        device = first.device.type
         seen = capturing(self.teacher, self.head) if self.head is not None else nullcontext()
         with torch.autocast(device, torch.bfloat16, enabled=self.bf16), seen as captured:
             outputs = self.teacher(**inputs)
@@ -156,11 +164,11 @@ class Recorder:
             assert places is not None
             assert captured.hidden is not None
             side = Side(self.head, places.pick(captured.hidden), captured.dtype, self.kept.classes)
-            rows, example = top_rows(side, self.kept), places.example
+            rows, example = top_rows(side, self.kept, generator), places.example
         else:
             logits = self.layout.logits(outputs)
             all_rows = self.layout.select(logits, None, batch)
-            rows, example = SparseRows.of(all_rows.student, self.kept.top, self.kept.temperature), all_rows.example
+            rows, example = sparse_rows(all_rows.student, self.kept, generator), all_rows.example
         return self._sparse(rows, torch.bincount(example, minlength=len(next(iter(batch.values())))))
 
     def _whole(self, output: Tensor, batch: Mapping[str, Tensor]) -> list[Array]:
@@ -173,7 +181,7 @@ class Recorder:
     def _sparse(self, rows: SparseRows, counts: Tensor) -> dict[str, list[Any]]:
         ends = counts.cumsum(0).tolist()
         columns = {
-            "indices": rows.indices.cpu().numpy().astype(self.kept.index_type),
+            "indices": _packed(rows.indices.cpu().numpy(), self.kept.index_bytes),
             "log_probabilities": rows.log_probabilities.cpu().numpy().astype(self.kept.precision),
             "remaining": rows.remaining.cpu().numpy().astype(self.kept.precision),
         }
@@ -183,15 +191,44 @@ class Recorder:
         }
 
 
-def top_rows(side: Side, kept: Kept) -> SparseRows:
+def _packed(indices: Array, size: int) -> Array:
+    """Return numbers as their `size` low bytes, `(rows, classes * size)`."""
+    single = np.ascontiguousarray(indices.astype("<u4")).view(np.uint8).reshape(*indices.shape, 4)
+    return np.ascontiguousarray(single[..., :size]).reshape(len(indices), -1)
+
+
+def _unpacked(content: bytes, size: int) -> Array:
+    """Return the numbers that `_packed` made bytes of."""
+    single = np.frombuffer(content, np.uint8).reshape(-1, size)
+    whole = np.zeros((len(single), 4), np.uint8)
+    whole[:, :size] = single
+    return whole.view("<u4")[:, 0].astype(np.int32)
+
+
+def sparse_rows(logits: Tensor, kept: Kept, generator: torch.Generator) -> SparseRows:
+    """Return the likeliest classes of some rows, and after them those that were drawn from the others.
+
+    Only `indices` tells of the latter: each stands for an equal part of the remaining mass.
+    """
+    rows = SparseRows.of(logits, kept.top, kept.temperature)
+    if not kept.tail:
+        return rows
+    others = (logits.float() / kept.temperature).scatter(-1, rows.indices, -torch.inf).softmax(-1)
+    drawn = others.new_zeros(len(logits), kept.tail, dtype=torch.int64)
+    if len(logits):
+        drawn = torch.multinomial(others, kept.tail, replacement=True, generator=generator)
+    return SparseRows(torch.cat((rows.indices, drawn), -1), rows.log_probabilities, rows.remaining, kept.temperature)
+
+
+def top_rows(side: Side, kept: Kept, generator: torch.Generator) -> SparseRows:
     """Return what is kept of a model's rows, without ever making all logits."""
     budget = CHUNK_BYTES.get(side.hidden.device.type, ELSEWHERE)
     chunk = max(1, min(budget // (4 * side.width), len(side.hidden)))
     projector = _Projector(side, chunk)
     parts = [
-        SparseRows.of(side.finish(projector.raw(part)), kept.top, kept.temperature)
+        sparse_rows(side.finish(projector.raw(part)), kept, generator)
         for part in _parts(0, len(side.hidden), chunk)
-    ] or [SparseRows.of(side.hidden.new_zeros(0, kept.classes), kept.top, kept.temperature)]
+    ] or [sparse_rows(side.hidden.new_zeros(0, kept.classes), kept, generator)]
     indices, log_probabilities, remaining = (torch.cat([getattr(part, name) for part in parts]) for name in SPARSE)
     return SparseRows(indices, log_probabilities, remaining, kept.temperature)
 
@@ -225,10 +262,12 @@ def read(table: pa.Table, kept: Kept, tokens: Tensor | None) -> dict[str, Tensor
 
 def _read_sparse(table: pa.Table, kept: Kept) -> Iterator[tuple[str, Tensor]]:
     for name in SPARSE:
-        kind = kept.index_type if name == "indices" else np.dtype(kept.precision)
-        values: Array = np.frombuffer(b"".join(table.column(name).to_pylist()), kind)
-        values = values.astype(np.int32) if name == "indices" else values.copy()
-        yield f"{PREFIX}{name}", torch.from_numpy(values if name == "remaining" else values.reshape(-1, kept.top))
+        content = b"".join(table.column(name).to_pylist())
+        if name == "indices":
+            values = _unpacked(content, kept.index_bytes).reshape(-1, kept.top + kept.tail)
+        else:
+            values = np.frombuffer(content, kept.precision).copy()
+        yield f"{PREFIX}{name}", torch.from_numpy(values.reshape(-1, kept.top) if name == SPARSE[1] else values)
 
 
 def _array(value: Any) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 ROW = f"{PREFIX}row"
 # What it returns where there are no outputs to return.
 KEPT_ROWS = "kept_rows"
+# Logarithm of a mass that is nothing, and can still be multiplied with 0.
+LEAST = -80.0
 
 
 class Replay(nn.Module):
@@ -60,7 +63,13 @@ class Replay(nn.Module):
             return values
         indices, log_probabilities, remaining = (values[name] for name in SPARSE)
         exact = torch.promote_types(log_probabilities.dtype, torch.float32)
-        rows = SparseRows(indices.long(), log_probabilities.to(exact), remaining.to(exact), self.kept.temperature)
+        log_probabilities, remaining = log_probabilities.to(exact), remaining.to(exact)
+        if self.kept.tail:
+            # Each class drawn stands for its part of the remaining mass, and nothing else remains.
+            part = remaining.clamp(min=LEAST).unsqueeze(-1) - math.log(self.kept.tail)
+            log_probabilities = torch.cat((log_probabilities, part.expand(-1, self.kept.tail)), -1)
+            remaining = torch.full_like(remaining, -torch.inf)
+        rows = SparseRows(indices.long(), log_probabilities, remaining, self.kept.temperature)
         return {KEPT_ROWS: rows}
 
 
@@ -146,13 +155,16 @@ def with_targets(prepared: Data, targets: Targets, rows: Mapping[str, np.ndarray
     )
 
 
-def check_objective(objective: Objective, *, sparse: bool, temperature: float | None = None) -> None:
+def check_objective(
+    objective: Objective, *, sparse: bool, temperature: float | None = None, sampled: bool = False
+) -> None:
     """Refuse an objective that wants more of the teacher than a cache keeps.
 
     Args:
         objective: What is compared.
         sparse: Whether only the likeliest classes are kept.
         temperature: At which they are; None if that is still to be chosen.
+        sampled: Whether others were drawn to stand for the rest.
 
     Raises:
         UserError: It does; `key` is the setting.
@@ -173,6 +185,11 @@ def check_objective(objective: Objective, *, sparse: bool, temperature: float | 
         raise UserError(
             f"'{objective.name}' does not work with a cached teacher of this task, of which only the likeliest tokens "
             f"are kept: {objective.needs_all_classes}. Leave it out, or take the teacher itself."
+        )
+    if sampled and not objective.takes_samples:
+        raise UserError(
+            f"'{objective.name}' does not work with tokens that were drawn from the tail: its mean over the draws is "
+            "another loss. Wanted kl or soft_cross_entropy, or a cached teacher with tail: 0."
         )
     own = getattr(objective, "temperature", None)
     if isinstance(own, Schedule):

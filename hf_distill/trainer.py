@@ -146,7 +146,10 @@ class DistillationTrainer(Trainer):
             raise ValueError(f"objectives that need a teacher: {', '.join(wanting)}. Pass `teacher=`.")
         for objective in self.objectives:
             if isinstance(teacher, Replay):
-                check_objective(objective, sparse=teacher.kept.is_sparse, temperature=teacher.kept.temperature)
+                kept = teacher.kept
+                check_objective(
+                    objective, sparse=kept.is_sparse, temperature=kept.temperature, sampled=kept.tail > 0
+                )
             takes_values = not isinstance(objective, RowObjective) or objective.takes_values
             if not self.layout.has_classes and not takes_values:
                 raise ValueError(

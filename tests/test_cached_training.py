@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -226,3 +227,54 @@ def test_two_processes(tmp_path: Path) -> None:
         assert largest_difference(record, live) < 1e-9
         for name in ("eval_loss", "eval_agreement"):
             assert figures[name] == pytest.approx(wanted[name], rel=1e-5)
+
+
+@pytest.mark.parametrize("classes", [40, 70_000])
+def test_drawn_from_the_tail(classes: int) -> None:
+    """Head exact, tail right on average: over 4000 draws the target is the teacher's distribution, class by class, to
+    four standard errors; and numbers above 65,535 survive in three bytes."""
+    import numpy as np
+    import pyarrow as pa
+
+    from hf_distill.kept import Kept, Recorder, read, sparse_rows
+
+    draws, top, tail = 4000, 4, 6
+    chance = np.random.default_rng(1)
+    logits = chance.normal(size=40) * 1.5
+    wide = np.full(classes, -1e4)
+    places = np.sort(chance.choice(classes, 40, replace=False))
+    wide[places] = logits
+    kept = Kept(top=top, tail=tail, temperature=2.0, classes=classes)
+    rows = torch.from_numpy(wide).float().expand(200, classes)
+    target = np.zeros(classes)
+    for start in range(0, draws, 200):
+        found = sparse_rows(rows, kept, torch.Generator().manual_seed(start))
+        columns = Recorder._sparse(SimpleNamespace(kept=kept), found, torch.tensor([150, 50]))  # type: ignore[arg-type]
+        batch = read(pa.table(columns), kept, None)
+        replayed = Replay(None, kept, "key")(**batch)["kept_rows"]
+        assert replayed.remaining.eq(-torch.inf).all()
+        np.add.at(target, replayed.indices.numpy(), replayed.log_probabilities.exp().numpy() / draws)
+    wanted = np.exp(wide / 2.0)
+    wanted /= wanted.sum()
+    head = np.argsort(-wanted)[:top]
+    rest = 1 - wanted[head].sum()
+    assert target[head] == pytest.approx(wanted[head], rel=1e-4)
+    error = rest * np.sqrt(np.maximum(wanted / rest, 1e-9) / (tail * draws))
+    error[head] = 1
+    assert (np.abs(target - wanted) < 4 * error + 1e-6).all()
+    assert rest > 0.3  # or there was no tail to speak of
+    narrow = Kept(top=12, tail=6, precision="float16", classes=65_536)
+    assert narrow.row_bytes() == 62
+    assert Kept(top=10, tail=6, precision="float16", classes=256_000).row_bytes() == 70
+
+
+def test_a_drawn_tail_is_for_losses_that_are_linear_in_it(tmp_path: Path) -> None:
+    """Reverse KL of a drawn tail is, on average, another loss; `kl` trains, with the gradient of what was drawn."""
+    student, teacher, data = parts("causal-lm")
+    wrapped, replay = capture(teacher, data, tmp_path / "cache", top=4, tail=6).apply(data)
+    assert "drawn from the tail" in refused(
+        lambda: trainer(student, replay, wrapped, tmp_path, (ReverseKL(temperature=2.0),))
+    )
+    losses = train(trainer(student, replay, wrapped, tmp_path, SOFT)).losses
+    assert all(map(torch.isfinite, map(torch.tensor, losses)))
+    assert losses[-1] < losses[0]

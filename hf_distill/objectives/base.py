@@ -154,6 +154,8 @@ class RowObjective(Objective):
     takes_values: ClassVar[bool] = False
     # Whether a teacher's likeliest classes and the mass of the others (`rows.SparseRows`) are enough; if not, why.
     takes_sparse: ClassVar[bool] = False
+    # Whether it is linear in the teacher's probabilities, so that classes drawn by these give its gradient on average.
+    takes_samples: ClassVar[bool] = False
     needs_all_classes: ClassVar[str] = "it needs the teacher's logits of all classes"
 
     @abstractmethod
