@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from hf_distill.cache_format import CACHE
 from hf_distill.errors import UserError
 
-CARD = "README.md"
 if TYPE_CHECKING:
     from hf_distill.kept import Kept
 
+CARD = "README.md"
 _FILES = [CACHE, CARD, "*.arrow"]
 
 _WHOLE = """Columns: `example`, a hash of what the teacher read; {names}, its output {by} in {precision}."""
-_SPARSE = """Columns: `example`, a hash of what the teacher read; and of each of its positions, one after the other, as bytes:
+_SPARSE = """Columns: `example`, a hash of what the teacher read; and, position after position, as bytes:
 
 | column | numpy type | for each position |
 |---|---|---|
@@ -46,8 +46,8 @@ configs:
 
 # Answers of a teacher
 
-Made by `hf_distill`: what a teacher says to every distinct example of a data set, so that students learn from it without
-running it. `{CACHE}` says of which teacher, and holds the checksums.
+Made by `hf_distill`: what a teacher says to every distinct example of a data set, so that students learn from it
+without running it. `{CACHE}` says of which teacher, and holds the checksums.
 
 {body}
 """

@@ -226,8 +226,7 @@ def top_rows(side: Side, kept: Kept, generator: torch.Generator) -> SparseRows:
     chunk = max(1, min(budget // (4 * side.width), len(side.hidden)))
     projector = _Projector(side, chunk)
     parts = [
-        sparse_rows(side.finish(projector.raw(part)), kept, generator)
-        for part in _parts(0, len(side.hidden), chunk)
+        sparse_rows(side.finish(projector.raw(part)), kept, generator) for part in _parts(0, len(side.hidden), chunk)
     ] or [sparse_rows(side.hidden.new_zeros(0, kept.classes), kept, generator)]
     indices, log_probabilities, remaining = (torch.cat([getattr(part, name) for part in parts]) for name in SPARSE)
     return SparseRows(indices, log_probabilities, remaining, kept.temperature)

@@ -147,9 +147,7 @@ class DistillationTrainer(Trainer):
         for objective in self.objectives:
             if isinstance(teacher, Replay):
                 kept = teacher.kept
-                check_objective(
-                    objective, sparse=kept.is_sparse, temperature=kept.temperature, sampled=kept.tail > 0
-                )
+                check_objective(objective, sparse=kept.is_sparse, temperature=kept.temperature, sampled=kept.tail > 0)
             takes_values = not isinstance(objective, RowObjective) or objective.takes_values
             if not self.layout.has_classes and not takes_values:
                 raise ValueError(
@@ -514,7 +512,7 @@ def _defaults(layout: RowLayout) -> tuple[Objective, ...]:
 def _with_kept(rows: Rows, kept: SparseRows) -> Rows:
     """Return rows with what a cache holds of the teacher's."""
     if len(kept.remaining) != len(rows.labels):
-        raise ValueError(f"the batch has {len(rows.labels)} rows, and the cache {len(kept.remaining)} of the teacher's.")
+        raise ValueError(f"the batch has {len(rows.labels)} rows, and the cache {len(kept.remaining)} for them.")
     return rows if isinstance(rows, HeadRows) else replace(rows, teacher=kept)
 
 

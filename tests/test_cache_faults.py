@@ -85,7 +85,8 @@ def test_killed_in_the_middle(kind: str, tmp_path: Path, asked: list[int]) -> No
     path = tmp_path / "cache"
     root = Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(root), str(root.parent)))}
-    done = subprocess.run([sys.executable, "-c", KILLED, kind, str(path)], env=environment, capture_output=True, check=False)
+    command = [sys.executable, "-c", KILLED, kind, str(path)]
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     finished = sorted(path.glob("*.arrow"))
     assert len(finished) == 2
@@ -248,7 +249,11 @@ def test_what_reads_differently(write_recipe: WriteRecipe, make_model: Any, tmp_
 
     model = tmp_path / "model"
     shutil.copytree(make_model("bert", layers=2, seed=1), model)
-    teacher = {"name": "cached", "path": str(tmp_path / "cache"), "teacher": {"name": "pretrained", "model": str(model)}}
+    teacher = {
+        "name": "cached",
+        "path": str(tmp_path / "cache"),
+        "teacher": {"name": "pretrained", "model": str(model)},
+    }
     path = write_recipe(teacher=teacher, student={"name": "copy_layers", "layers": 1})
     run(path)
     said = refused(lambda: run(path, "data.max_length=6", f"training.output_dir={tmp_path / 'two'}"))
@@ -283,7 +288,11 @@ def test_a_chat_template(write_recipe: WriteRecipe, make_model: Any, tmp_path: P
     chats = [[{"role": "assistant", "content": text}] for text in ("the film is great", "a dull plot")]
     data.write_text("\n".join(json.dumps({"messages": chat}) for chat in chats))
     write("very")
-    teacher = {"name": "cached", "path": str(tmp_path / "cache"), "teacher": {"name": "pretrained", "model": str(model)}}
+    teacher = {
+        "name": "cached",
+        "path": str(tmp_path / "cache"),
+        "teacher": {"name": "pretrained", "model": str(model)},
+    }
     path = write_recipe(
         task="text-generation", data={"path": {"train": str(data), "validation": str(data)}}, teacher=teacher,
         student={"name": "copy_layers", "layers": 1}, objectives=[{"name": "kl"}],

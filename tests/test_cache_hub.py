@@ -19,9 +19,10 @@ __all__ = ["fake_hub"]
 
 
 def distill(hub: FakeHub, home: Path, *arguments: object, token: str | None = WRITE_TOKEN) -> tuple[int, str]:
+    own = {"PYTHONPATH": str(REPO), "HF_DATASETS_CACHE": str(home / "d"), **hub.environment(home, token)}
     done = subprocess.run(
         [sys.executable, "-m", "hf_distill.cli", *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(REPO), **hub.environment(home, token), "HF_DATASETS_CACHE": str(home / "d")},
+        env={**os.environ, **own},
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     return done.returncode, done.stdout + done.stderr

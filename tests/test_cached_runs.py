@@ -173,3 +173,31 @@ def test_a_finetuned_teacher_and_a_resume(write_recipe: WriteRecipe, make_model:
     before = weights(tmp_path / "out")
     assert run(path).student.metrics == first.student.metrics
     assert same(before, weights(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_two_tokenizers(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path, workers: int) -> None:
+    """What the teacher read is found by the teacher's tokens, and the student's batch has none of them: the curves and
+    the report are the live teacher's, workers of the data loader or not."""
+    found = {}
+    for name in ("live", "cached"):
+        teacher = {"name": "pretrained", "model": str(make_model("roberta", layers=2))}
+        path = write_recipe(
+            teacher=teacher if name == "live" else {"name": "cached", "teacher": teacher},
+            student={"name": "pretrained", "model": str(make_model("bert-bare", layers=1))},
+            training={
+                "output_dir": str(tmp_path / name),
+                "optim": "sgd",
+                "learning_rate": 0.05,
+                "dataloader_num_workers": workers if name == "cached" else 0,
+            },
+        )
+        found[name] = run(path)
+    live, cached_one = found["live"], found["cached"]
+    assert cached_one.student.metrics == live.student.metrics
+    assert cached_one.teacher.metrics == live.teacher.metrics
+    curves = [
+        [step["objective/kl"] for step in one.history["student"] if "objective/kl" in step] for one in found.values()
+    ]
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+    assert len(curves[0]) == 8

@@ -70,8 +70,8 @@ class Objective(ABC):
     needs_logits: ClassVar[bool] = True
     # Model outputs wanted besides the logits: "hidden_states", "attentions".
     outputs: ClassVar[frozenset[str]] = frozenset()
-    # Whether the teacher's answers (logits, the vectors of texts) are all that it reads of it, so that they can come from
-    # a cache.
+    # Whether the teacher's answers (logits, the vectors of texts) are all that it reads of it, so that they can come
+    # from a cache.
     answers_only: ClassVar[bool] = True
     # Whether it compares the models token by token, so that both must have read the same tokens.
     by_token: ClassVar[bool] = False

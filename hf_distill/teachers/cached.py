@@ -33,9 +33,9 @@ class CachedTeacher(Teacher):
         path: Directory of the cache. If left out, each combination of teacher, settings and data has its own, beside
             what `datasets` caches; then every recipe finds it.
         top: How many tokens of a vocabulary are kept at each position; all, if there are not as many.
-        tail: How many of the other tokens are drawn, each as often as it is likely, to stand for all others: the gradient
-            of `kl` and `soft_cross_entropy` is then right on average, where `top` is too small to hold most of the
-            mass. With top: 12 and tail: 6 a position takes 62 bytes.
+        tail: How many of the other tokens are drawn, each as often as it is likely, to stand for all others: the
+            gradient of `kl` and `soft_cross_entropy` is then right on average, where `top` is too small to hold most of
+            the mass. With top: 12 and tail: 6 a position takes 62 bytes.
         precision: Of their log-probabilities; `float32` makes them exact.
         frozen_masks: Of fill-mask: hide the same tokens in every epoch, those of the first.
         repo_id: Data set on the Hub, `user/name`, from which the cache is taken; with `push`, to which it goes.
