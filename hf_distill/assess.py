@@ -89,9 +89,9 @@ def judge(run: Run, model: PreTrainedModel, teacher: PreTrainedModel | None) -> 
         model: A student, or the teacher itself.
         teacher: Whose predictions to compare with; None if `model` is the teacher.
     """
-    fitter = run.fitter if teacher is not None else run.fitter.for_teacher()
+    fitter, target = (run.fitter.for_teacher(), None) if teacher is None else run.targets(teacher)
     prepared = fitter.prepared
-    output, losses = fitter.predict(model, run.training, teacher)
+    output, losses = fitter.predict(model, run.training, target)
     figures = {key.removeprefix("test_"): value for key, value in (output.metrics or {}).items()}
     share = figures.get(AGREEMENT)
     if teacher is None and prepared.layout.has_classes:
@@ -267,6 +267,7 @@ def _settings(run: Run) -> dict[str, Any]:
         "train_rows": len(run.prepared.train),
         "eval_rows": len(run.prepared.eval),
         **_stages(run),
+        **({} if run.cache is None else {"teacher's answers": f"cached: {run.cache.in_words()}"}),
         "seconds": {name: round(value, 1) for name, value in run.seconds.items()},
     }
 

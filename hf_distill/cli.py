@@ -14,11 +14,14 @@ from hf_distill.errors import UserError
 # Exit statuses: 0 done, 2 the recipe, its data or the launch is at fault, 1 anything else.
 FAULT = 2
 FAILED = 1
+# In place of nothing: the first word of a command that only asks the teacher.
+CACHE = "cache"
 
 EPILOG = """examples:
   hf-distill recipe.yaml --check
   hf-distill recipe.yaml training.learning_rate=1e-4 objectives.0.weight=0.7 report.baseline=true
   accelerate launch scripts/distill.py recipe.yaml
+  hf-distill cache recipe.yaml
 
 The same command again resumes a run that was interrupted."""
 
@@ -36,9 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: From argparse: 0 after `--help` and `--version`, 2 for a wrong argument.
         Exception: Any other failure, with its traceback; Python then exits with 1.
     """
-    arguments = _arguments(argv)
+    words = [*(sys.argv[1:] if argv is None else argv)]
+    caches = words[:1] == [CACHE]
+    arguments = _arguments(words[1:] if caches else words)
     try:
-        _run(arguments)
+        _cache(arguments) if caches and not arguments.check else _run(arguments)
     except UserError as error:
         _say("\n".join(error.mistakes))
         return FAULT
@@ -91,6 +96,18 @@ def _run(arguments: argparse.Namespace) -> None:
     from hf_distill.run import distill
 
     distill(recipe, restart=arguments.restart)
+
+
+def _cache(arguments: argparse.Namespace) -> None:
+    """Ask the teacher of a recipe about all examples, and keep the answers."""
+    from hf_distill.reader import load_recipe
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    from hf_distill.caching import capture
+
+    cache = capture(recipe)
+    if _is_first():
+        print(f"{cache.path}: {cache.in_words()}")
 
 
 def _is_first() -> bool:

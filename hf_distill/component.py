@@ -40,7 +40,7 @@ def settings(instance: Any) -> dict[str, Any]:
 
 def _written(value: Any) -> Any:
     if hasattr(type(value), "__pydantic_fields__"):  # a component inside another one
-        return settings(value)
+        return entry(value) if hasattr(value, "name") else settings(value)
     return [_written(item) for item in value] if isinstance(value, tuple | list) else value
 
 

@@ -15,6 +15,7 @@ from hf_distill.files import dataset_fingerprint, fingerprint, last_complete_che
 
 if TYPE_CHECKING:
     import numpy as np
+    from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.trainer_utils import PredictionOutput
 
@@ -89,7 +90,7 @@ class Fitter:
         return fingerprint(
             model_fingerprint(model),
             None if teacher is None else model_fingerprint(teacher),
-            [dataset_fingerprint(self.prepared.train), dataset_fingerprint(self.prepared.eval)],
+            [dataset_fingerprint(_own(self.prepared.train)), dataset_fingerprint(_own(self.prepared.eval))],
             [entry(objective) for objective in objectives],
             settings,
         )
@@ -208,6 +209,13 @@ class Fitter:
 
     def _metrics(self, prediction: Any) -> dict[str, float]:
         return self.prepared.metrics(prediction.predictions, prediction.label_ids)
+
+
+def _own(split: Dataset) -> Dataset:
+    """Return a split without the places of its examples in a cache."""
+    from hf_distill.replay import ROW
+
+    return split.remove_columns([name for name in split.column_names if name == ROW])
 
 
 def _finished(trainer: DistillationTrainer) -> PreTrainedModel:

@@ -193,8 +193,14 @@ class Heads:
                     self._captured = [first, second]
                     yield
 
-    def rows(self, layout: RowLayout, inputs: Mapping[str, Tensor]) -> HeadRows:
-        """Return the rows of the batch that was captured."""
+    def rows(self, layout: RowLayout, inputs: Mapping[str, Tensor], kept: SparseRows | None = None) -> HeadRows:
+        """Return the rows of the batch that was captured.
+
+        Args:
+            layout: Of the task.
+            inputs: The batch.
+            kept: The teacher's rows, where there is no teacher but these.
+        """
         places = layout.places(inputs)
         assert places is not None
         classes: int | None = getattr(layout, "classes", None)
@@ -206,7 +212,7 @@ class Heads:
         self._captured = []
         student, teacher = (*sides, None)[:2]
         assert student is not None
-        return HeadRows(student, teacher, places.labels, places.example, len(places.mask))
+        return HeadRows(student, teacher or kept, places.labels, places.example, len(places.mask))
 
 
 def _parts(start: int, stop: int, size: int) -> Iterator[slice]:

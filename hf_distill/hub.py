@@ -14,7 +14,7 @@ LOGIN = "run `hf auth login`, or set the environment variable HF_TOKEN"
 TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 
 
-def check_rights(repo_id: str | None, private: bool | None, output_dir: str) -> str:
+def check_rights(repo_id: str | None, private: bool | None, output_dir: str, repo_type: str = "model") -> str:
     """Create the repository that a run pushes to, or say why the push would fail; return its full id.
 
     Creating it is the only sure test, and what `Trainer` does in its constructor. An existing repository is taken as
@@ -26,13 +26,14 @@ def check_rights(repo_id: str | None, private: bool | None, output_dir: str) -> 
         private: Visibility of a new repository; the Hub's default if left out. A public repository is refused when a
             private one was asked for: its push would publish the weights.
         output_dir: Directory of the run.
+        repo_type: `model` or `dataset`.
 
     Raises:
         UserError: One line; its `key` is `repo_id` or `private` where that key of `hub:` is at fault. The token is
             never part of it.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return _check_rights(repo_id, private, output_dir)
+        return _check_rights(repo_id, private, output_dir, repo_type)
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
@@ -40,7 +41,7 @@ def check_rights(repo_id: str | None, private: bool | None, output_dir: str) -> 
     answer: list[Any] = [None]
     if PartialState().is_main_process:
         try:
-            answer = [_check_rights(repo_id, private, output_dir)]
+            answer = [_check_rights(repo_id, private, output_dir, repo_type)]
         except UserError as error:
             answer = [error]
     broadcast_object_list(answer)
@@ -49,7 +50,7 @@ def check_rights(repo_id: str | None, private: bool | None, output_dir: str) -> 
     return str(answer[0])
 
 
-def _check_rights(repo_id: str | None, private: bool | None, output_dir: str) -> str:
+def _check_rights(repo_id: str | None, private: bool | None, output_dir: str, repo_type: str = "model") -> str:
     from huggingface_hub import HfApi, constants, get_token
 
     if constants.is_offline_mode():
@@ -67,11 +68,11 @@ def _check_rights(repo_id: str | None, private: bool | None, output_dir: str) ->
     # Beyond that only the attempt tells: fine-grained tokens and resource groups are not in the answer.
     name = wanted if "/" in wanted else f"{user['name']}/{wanted}"
     with _explained("to create the repository", name, user):
-        full: str = api.create_repo(name, private=private, exist_ok=True).repo_id
+        full: str = api.create_repo(name, repo_type=repo_type, private=private, exist_ok=True).repo_id
     with _explained("for the right to write", full, user):
         # With `exist_ok`, creating also passes for a repository that exists and may only be read.
-        api.auth_check(full, write=True)
-        found = api.model_info(full)
+        api.auth_check(full, repo_type=repo_type, write=True)
+        found: Any = api.repo_info(full, repo_type=repo_type)
     if private and not found.private:
         message = f"{full} exists and is public: make it private in its settings on the Hub, or name another repo_id"
         raise UserError(message, key="private")

@@ -40,10 +40,17 @@ def check_plan(recipe: Recipe, pair: Pair | None) -> None:
     _check_shape(recipe)
     _check_lengths(recipe)
     mistakes: list[str] = []
+    every = [objective for _, objective in objectives_of(recipe)]
+    try:
+        with recipe.locate("teacher"):
+            recipe.teacher.check_task(recipe.task)
+    except UserError as error:
+        mistakes += error.mistakes
     for path, objective, training in _settings_of(recipe):
         try:
             with recipe.locate(path):
                 recipe.task.check_objective(objective)
+                recipe.teacher.check_objective(objective, recipe.task, every)
                 _check_pairs(objective, training)
                 if pair is not None:
                     objective.check(pair.student, pair.teacher)

@@ -127,9 +127,18 @@ class _Reading:
 
         return [f"{self.origin.locate(path)}: {what}" for path, what in sorted(self.mistakes, key=place)]
 
-    def validate(self, cls: type[Part], data: Any, path: str) -> Part | None:
-        """Return `data` as an instance of `cls`; None, and the mistakes are noted, where it is none."""
+    def validate(self, cls: type[Part], data: Any, path: str, **built: Any) -> Part | None:
+        """Return `data` as an instance of `cls`; None, and the mistakes are noted, where it is none.
+
+        Args:
+            cls: A section, or the class of an entry.
+            data: As it was read.
+            path: Where.
+            **built: Fields that are objects already.
+        """
         try:
+            if built:
+                return cls(**{**data, **built})
             # As JSON, pydantic's strict mode takes a mapping for a dataclass and a list for a tuple, and still no text
             # for a number.
             return TypeAdapter(cls).validate_json(json.dumps(data))
@@ -170,7 +179,10 @@ class _Reading:
         if isinstance(given.get("training"), dict) and "training" in getattr(cls, "__pydantic_fields__", ()):
             elsewhere = {"output_dir": f"Where to keep the result is {path}.output_dir."}
             self.training(join(path, "training"), given["training"], elsewhere)
-        return self.validate(cls, given, path)
+        if "teacher" not in getattr(cls, "__pydantic_fields__", ()):
+            return self.validate(cls, given, path)
+        inner = self.component(join(path, "teacher"), given.get("teacher"), table, base)
+        return None if inner is None else self.validate(cls, given, path, teacher=inner)
 
     def outside(self, name: str, path: str, table: Mapping[str, type[Part]], base: type[Part]) -> type[Part] | None:
         """Import `module:Class`, or note why it will not do."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -162,6 +162,9 @@ class RowLayout(ABC):
         """Whether every row is a distribution over the task's classes, so that figures by class mean something."""
         return False
 
+    # Which of a model's outputs `logits` reads, and whether they have a value for every token of the input.
+    outputs: ClassVar[tuple[str, ...]] = ("logits",)
+    outputs_by_token: ClassVar[bool] = False
     # Column of the teacher's logits for each of the student's, where their orders differ.
     teacher_columns: tuple[int, ...] | None = None
     # What it reads of a batch beside the models' own inputs; the trainer keeps these columns of a data set.
@@ -313,6 +316,8 @@ class TokenRows(RowLayout):
             past the vocabulary are no tokens and would take part in the softmax.
         teacher_columns: Column of the teacher's logits for each of the student's, where their orders differ.
     """
+
+    outputs_by_token: ClassVar[bool] = True
 
     shift: bool = False
     classes: int | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from hf_distill.assess import assess
@@ -38,9 +37,8 @@ def distill(recipe: Recipe, *, restart: bool = False) -> Report:
     # The bars of loading and saving shards say nothing; those of training stay.
     disable_progress_bar()  # type: ignore[no-untyped-call]
     run = open_run(recipe, restart)
-    with run.stage("teacher"), recipe.locate("teacher"):
-        set_seed(run.args.seed)  # for a new head: with another one a fine-tuned teacher would not be found again
-        teacher = recipe.teacher.load(run.fitter.for_teacher().prepared.head, run.fine_tune)
+    teacher = run.load_teacher()
+    run.cache_answers(teacher)
     students: list[Fitted] = []
     baselines: list[Fitted] = []
     for seed in run.seeds:

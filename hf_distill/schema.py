@@ -106,11 +106,14 @@ def _fields(cls: type, name: str | None = None) -> Schema:
     for key, value in made.get("properties", {}).items():
         described = {"description": said[key]} if key in said else {}
         properties[key] = {**value, **described}
+    required = [*(["name"] if name else []), *made.get("required", [])]
+    if "teacher" in properties:
+        inner = _entry({key: other for key, other in TEACHERS.items() if other is not cls})
+        properties["teacher"] = {**inner, "description": said["teacher"]}
     if "training" in properties:
         # A teacher's own training: same keys, but for its directory.
         properties["training"] |= {"$ref": "#/$defs/training", "not": {"required": ["output_dir"]}}
         properties["training"].pop("additionalProperties", None)
-    required = [*(["name"] if name else []), *made.get("required", [])]
     return {
         "type": "object",
         "description": _summary(cls),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ class SimilarityRows(RowLayout):
     where it is one. Then there is nothing to compare within the example, and no row. A third text is one that does not
     fit the first; it makes no row, but a triple.
     """
+
+    outputs: ClassVar[tuple[str, ...]] = ("sentence_embedding",)
 
     @property
     def has_classes(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -28,6 +28,9 @@ class SpanRows(RowLayout):
     the question, special tokens and padding have no part in any softmax, mean or order. Labels are `labels`,
     `(batch, 2)`, or `start_positions` and `end_positions` as Transformers has them; one that is no class is none.
     """
+
+    outputs: ClassVar[tuple[str, ...]] = ("start_logits", "end_logits")
+    outputs_by_token: ClassVar[bool] = True
 
     columns: tuple[str, ...] = ("labels", CONTEXT_MASK, "start_positions", "end_positions")
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_distill.caching import reading
 from hf_distill.data import load_splits
 from hf_distill.directory import RUNS, TEACHERS, RunDirectory, held_recipe
 from hf_distill.errors import UserError
@@ -21,12 +22,15 @@ from hf_distill.pairing import Pair, open_pair
 from hf_distill.plan import check_plan, remarks
 from hf_distill.precision import resolve_bf16
 from hf_distill.tasks import Setup
+from hf_distill.teachers import CachedTeacher
 from hf_distill.writer import dump_recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from hf_distill.cache import Cache
     from hf_distill.recipe import Recipe
+    from hf_distill.replay import Replay
     from hf_distill.tasks import Prepared
     from hf_distill.training_args import DistillationArguments
 
@@ -59,6 +63,10 @@ class Run:
         args: Built once, for what it knows about processes.
         seconds: Of each stage and training.
         histories: Name of a training -> its `log_history`.
+        reading: What decides how the teacher reads an example.
+        answers_repository: Where its answers are published.
+        cache: Its answers, where they are kept.
+        replayed: What students are then trained with.
     """
 
     recipe: Recipe
@@ -71,6 +79,10 @@ class Run:
     args: DistillationArguments
     seconds: dict[str, float] = field(default_factory=dict)
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    reading: dict[str, Any] = field(default_factory=dict)
+    answers_repository: str = ""
+    cache: Cache | None = None
+    replayed: tuple[Fitter, Replay] | None = None
 
     @property
     def is_main(self) -> bool:
@@ -94,6 +106,35 @@ class Run:
         started = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - started
+
+    def load_teacher(self) -> PreTrainedModel:
+        """Load the teacher, or train it first."""
+        from transformers import set_seed
+
+        with self.stage("teacher"), self.recipe.locate("teacher"):
+            set_seed(self.args.seed)  # for a new head: with another one a fine-tuned teacher would not be found again
+            return self.recipe.teacher.load(self.fitter.for_teacher().prepared.head, self.fine_tune)
+
+    def cache_answers(self, teacher: PreTrainedModel) -> None:
+        """Have a teacher that is to be cached answer all examples, or find its answers."""
+        own = self.recipe.teacher
+        if not isinstance(own, CachedTeacher):
+            return
+        from hf_distill.cache_hub import push
+        from hf_distill.caching import cache_of
+
+        with self.stage("cache"), self.recipe.locate("teacher"):
+            self.cache = cache_of(self, teacher, own)
+            self.narrator.say(f"{self.cache.in_words()}, in {self.cache.path}")
+            self.cache.fill(self.args)
+            if own.push and self.is_main:
+                push(self.cache.path, self.answers_repository)
+            prepared, replay = self.cache.apply(self.prepared)
+            self.replayed = replace(self.fitter, prepared=prepared), replay
+
+    def targets(self, teacher: PreTrainedModel) -> tuple[Fitter, Any]:
+        """Return what trains and judges students against a teacher, and the teacher: itself, or what is kept of it."""
+        return self.replayed or (self.fitter, teacher)
 
     def fine_tune(self, model: PreTrainedModel, training: dict[str, Any], directory: str | None) -> PreTrainedModel:
         """Train a teacher on the labels (see `teachers.base.FineTune`)."""
@@ -125,7 +166,8 @@ class Run:
             with self.stage(part, of=len(plan)):
                 if student is None:
                     student = self._new_student(teacher, seed, warn=saved)
-                fitted = self.fitter.fit(
+                fitter, target = (self.fitter, None) if baseline else self.targets(teacher)
+                fitted = fitter.fit(
                     student,
                     objectives=(Labels(),) if baseline else stage.objectives,
                     training={
@@ -137,7 +179,7 @@ class Run:
                     directory=self.directory.path
                     if saved and last
                     else self.directory.path / RUNS / (name if last else part).replace(" ", "-"),
-                    teacher=None if baseline else teacher,
+                    teacher=target,
                 )
             self._remember(part, fitted)
             if not last:
@@ -188,6 +230,7 @@ def open_run(recipe: Recipe, restart: bool) -> Run:
     for line in filter(None, (threads, precision)):
         narrator.say(line)
     hub = _claim_repository(recipe, directory.path) if recipe.hub.push else {}
+    answers = _claim_answers(recipe)
     pair = open_pair(recipe)
     check_plan(recipe, pair)
     for line in remarks(recipe):
@@ -207,6 +250,8 @@ def open_run(recipe: Recipe, restart: bool) -> Run:
         narrator,
         hub,
         args,
+        reading=reading(recipe, pair),
+        answers_repository=answers,
     )
 
 
@@ -214,7 +259,7 @@ def _prepare(recipe: Recipe, pair: Pair) -> Prepared:
     with recipe.locate("data"):
         splits = load_splits(recipe.data, recipe.task.roles)
     try:
-        return recipe.task.prepare(
+        prepared = recipe.task.prepare(
             splits,
             Setup(
                 tokenizer=pair.tokenizer,
@@ -227,6 +272,7 @@ def _prepare(recipe: Recipe, pair: Pair) -> Prepared:
                 metrics=recipe.evaluation.metrics,
             ),
         )
+        return recipe.teacher.freeze(prepared)
     except UserError as error:
         # What is not about the data names its own section.
         own = error.key.partition(".")[0] in ("task", "teacher", "student")
@@ -279,6 +325,17 @@ def _claim_repository(recipe: Recipe, directory: Path) -> dict[str, Any]:
     with recipe.locate("hub"):
         repository = check_rights(recipe.hub.repo_id, recipe.hub.private, str(directory))
     return {"push_to_hub": True, "hub_model_id": repository, "hub_private_repo": recipe.hub.private}
+
+
+def _claim_answers(recipe: Recipe) -> str:
+    """Create the repository for a teacher's answers, if they are to be published."""
+    own = recipe.teacher
+    if not isinstance(own, CachedTeacher) or not own.push:
+        return ""
+    from hf_distill.hub import check_rights
+
+    with recipe.locate("teacher"):
+        return check_rights(own.repo_id, own.private, "", repo_type="dataset")
 
 
 def _check_objectives(recipe: Recipe, prepared: Prepared) -> None:

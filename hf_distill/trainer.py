@@ -6,6 +6,7 @@ import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -21,13 +22,14 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, ha
 
 from hf_distill.errors import UserError
 from hf_distill.eval_sums import EvalSums
-from hf_distill.head_rows import Heads
+from hf_distill.head_rows import HeadRows, Heads
 from hf_distill.layouts import base_model, infer_layout
 from hf_distill.learned import FILE, attach, check_learned, detached, load_learned, place, save_learned, split_state
 from hf_distill.objectives import Comparison, KLDivergence, Labels, LogitsMSE, Objective, RowObjective
 from hf_distill.own_tokens import PREFIX, teacher_inputs
 from hf_distill.redirect import inside_forward
-from hf_distill.rows import UNITS, RowLayout
+from hf_distill.replay import KEPT_ROWS, Replay, check_objective
+from hf_distill.rows import UNITS, RowLayout, Rows, SparseRows
 from hf_distill.sampler import EpochLengthGroupedSampler, SetEpoch
 from hf_distill.sentence_encoder import encoding_of
 from hf_distill.stopwatch import Stopwatch
@@ -145,6 +147,9 @@ class DistillationTrainer(Trainer):
         if teacher is None and wanting:
             raise ValueError(f"objectives that need a teacher: {', '.join(wanting)}. Pass `teacher=`.")
         for objective in self.objectives:
+            if isinstance(teacher, Replay):
+                kept = teacher.kept
+                check_objective(objective, sparse=kept.is_sparse, temperature=kept.temperature, sampled=kept.tail > 0)
             takes_values = not isinstance(objective, RowObjective) or objective.takes_values
             if not self.layout.has_classes and not takes_values:
                 raise ValueError(
@@ -200,7 +205,7 @@ class DistillationTrainer(Trainer):
         # A float16 gradient taken ahead would miss the loss scale that keeps it from vanishing.
         if self.args.fp16 or self.args.torch_compile or self.terms.needs_logits or not self.layout.by_position:
             return None
-        return Heads.open(self.model, self.teacher)
+        return Heads.open(self.model, None if isinstance(self.teacher, Replay) else self.teacher)
 
     def _settle_terms(self) -> None:
         """Show a few batches to the terms that choose by them, the same on every process."""
@@ -373,13 +378,17 @@ class DistillationTrainer(Trainer):
         """Run both models on the same batch, the teacher once."""
         with nullcontext() if heads is None else heads.capturing():
             student, teacher = self._run(model, inputs)
-        logits = None if teacher is None or heads is not None else self.layout.logits(teacher)
+        kept = None if teacher is None else teacher.get(KEPT_ROWS)
+        logits = None if teacher is None or heads is not None or kept is not None else self.layout.logits(teacher)
         attached = None
         if logits is not None and self.terms.differentiates:
             attached = self.layout.teacher_rows(logits, inputs)
-        rows = None if heads is None else heads.rows(self.layout, inputs)
+        if heads is not None:
+            rows: Rows = heads.rows(self.layout, inputs, kept)
+        else:
+            rows = self.layout.select(self.layout.logits(student), logits, inputs)
         return Comparison(
-            rows=rows or self.layout.select(self.layout.logits(student), logits, inputs),
+            rows=rows if kept is None else _with_kept(rows, kept),
             student=student,
             teacher=teacher,
             inputs=inputs,
@@ -524,6 +533,15 @@ def _defaults(layout: RowLayout) -> tuple[Objective, ...]:
     return match, Labels(weight=0.5)
 
 
+def _with_kept(rows: Rows, kept: SparseRows) -> Rows:
+    """Return rows with what a cache holds of the teacher's."""
+    if len(kept.remaining) != len(rows.labels):
+        raise ValueError(f"the batch has {len(rows.labels)} rows, and the cache {len(kept.remaining)} for them.")
+    return rows if isinstance(rows, HeadRows) else replace(rows, teacher=kept)
+
+
 def _parameters(model: nn.Module) -> frozenset[str]:
     """Return what `forward` takes, without the labels."""
+    if isinstance(model, Replay):
+        return model.takes
     return frozenset(inspect.signature(base_model(model).forward).parameters) - _LABELS

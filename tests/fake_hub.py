@@ -1,4 +1,5 @@
-"""A Hugging Face Hub on this machine: the HTTP and LFS requests that huggingface_hub makes to publish and load a model.
+"""A Hugging Face Hub on this machine: the HTTP and LFS requests that huggingface_hub makes to publish and load a model
+or a data set.
 
 It keeps what it is sent in memory, checks tokens and their rights, and records every request. The client reads
 `HF_ENDPOINT` at import, so it runs in a subprocess that is started with `FakeHub.environment`. The xet protocol, which
@@ -384,16 +385,16 @@ _Handler.routes = (
     ("GET", "/api/whoami-v2", _Handler.whoami),
     ("POST", "/api/repos/create", _Handler.create),
     ("POST", "/api/validate-yaml", _Handler.validate_yaml),
-    ("GET", f"/api/models/{REPO}/auth-check(?P<write>/write)?", _Handler.auth_check),
-    ("GET", f"/api/models/{REPO}", _Handler.info),
-    ("GET", f"/api/models/{REPO}/revision/(?P<revision>[^/]+)", _Handler.info),
-    ("GET", f"/api/models/{REPO}/tree/(?P<revision>[^/]+)", _Handler.tree),
-    ("POST", f"/api/models/{REPO}/preupload/(?P<revision>[^/]+)", _Handler.preupload),
-    ("POST", f"/api/models/{REPO}/commit/(?P<revision>[^/]+)", _Handler.commit),
-    ("POST", f"/{REPO}\\.git/info/lfs/objects/batch", _Handler.lfs_batch),
-    ("POST", f"/{REPO}\\.git/info/lfs/objects/verify", _Handler.lfs_verify),
+    ("GET", f"/api/(?:models|datasets)/{REPO}/auth-check(?P<write>/write)?", _Handler.auth_check),
+    ("GET", f"/api/(?:models|datasets)/{REPO}", _Handler.info),
+    ("GET", f"/api/(?:models|datasets)/{REPO}/revision/(?P<revision>[^/]+)", _Handler.info),
+    ("GET", f"/api/(?:models|datasets)/{REPO}/tree/(?P<revision>[^/]+)", _Handler.tree),
+    ("POST", f"/api/(?:models|datasets)/{REPO}/preupload/(?P<revision>[^/]+)", _Handler.preupload),
+    ("POST", f"/api/(?:models|datasets)/{REPO}/commit/(?P<revision>[^/]+)", _Handler.commit),
+    ("POST", f"/(?:datasets/)?{REPO}\\.git/info/lfs/objects/batch", _Handler.lfs_batch),
+    ("POST", f"/(?:datasets/)?{REPO}\\.git/info/lfs/objects/verify", _Handler.lfs_verify),
     ("PUT", "/lfs/(?P<oid>[0-9a-f]{64})", _Handler.lfs_put),
-    ("GET HEAD", f"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", _Handler.resolve),
+    ("GET HEAD", f"/(?:datasets/)?{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", _Handler.resolve),
 )
 
 

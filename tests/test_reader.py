@@ -103,7 +103,11 @@ ENTRIES = [
     for section, table in (("task", TASKS), ("teacher", TEACHERS), ("student", STUDENTS), ("objectives.0", OBJECTIVES))
     for name, cls in table.items()
 ]
-REQUIRED: dict[str, Any] = {"model": "some/model", "layers": 2}
+REQUIRED: dict[str, Any] = {
+    "model": "some/model",
+    "layers": 2,
+    "teacher": {"name": "pretrained", "model": "some/model"},
+}
 
 
 @pytest.mark.parametrize(("section", "name", "cls"), ENTRIES, ids=[f"{section}-{name}" for section, name, _ in ENTRIES])
@@ -111,6 +115,8 @@ def test_every_entry_of_every_table_survives_the_round_trip(section: str, name: 
     """A component that dumps to something else would make a resumed run another run."""
     needed = {key: REQUIRED[key] for key, field in cls.__pydantic_fields__.items() if field.is_required()}
     recipe = load(f"{section}={ {'name': name, **needed} }")
+    if "teacher" in needed:
+        needed["teacher"] = PretrainedTeacher(model="some/model")
     assert cls(**needed) in (recipe.task, recipe.teacher, recipe.student, *recipe.objectives)
     assert load(text=dump_recipe(recipe)) == recipe
     assert cls.name == name
@@ -353,7 +359,7 @@ WRONG: list[tuple[int, str, list[str]]] = [
         "teacher: {name: pretrained}",
         ["3: teacher.model: missing. Wanted: Hub id, local directory or `package:NAME/PATH`."],
     ),
-    (3, "teacher: {model: x}", ["3: teacher.name: missing. Known: finetuned, pretrained; or module:Class."]),
+    (3, "teacher: {model: x}", ["3: teacher.name: missing. Known: cached, finetuned, pretrained; or module:Class."]),
     # names
     (
         1,
@@ -363,7 +369,7 @@ WRONG: list[tuple[int, str, list[str]]] = [
     (
         3,
         "teacher: bert-base",
-        [f"3: teacher: unknown teacher 'bert-base'. Known: finetuned, pretrained. {OWN_MODEL}"],
+        [f"3: teacher: unknown teacher 'bert-base'. Known: cached, finetuned, pretrained. {OWN_MODEL}"],
     ),
     (6, "  - {name: kll}", ["6: objectives[0].name: unknown objective 'kll'. Did you mean 'kl'?"]),
     (
@@ -379,8 +385,8 @@ WRONG: list[tuple[int, str, list[str]]] = [
         3,
         "teacher: [a]",
         [
-            "3: teacher: wanted a mapping {name: ...} or a name, found a list. Known: finetuned, pretrained; or "
-            "module:Class."
+            "3: teacher: wanted a mapping {name: ...} or a name, found a list. "
+            "Known: cached, finetuned, pretrained; or module:Class."
         ],
     ),
     (2, "data: x.csv", ["2: data: wanted a mapping (key: value), found the text 'x.csv'. Write {path: x.csv}."]),

@@ -70,6 +70,9 @@ class Objective(ABC):
     needs_logits: ClassVar[bool] = True
     # Model outputs wanted besides the logits: "hidden_states", "attentions".
     outputs: ClassVar[frozenset[str]] = frozenset()
+    # Whether the teacher's answers (logits, the vectors of texts) are all that it reads of it, so that they can come
+    # from a cache.
+    answers_only: ClassVar[bool] = True
     # Whether it compares the models token by token, so that both must have read the same tokens.
     by_token: ClassVar[bool] = False
     # Whether it compares examples of a micro-batch with each other: then the loss depends on how a step is split.
@@ -127,6 +130,8 @@ class PreparedObjective(Objective):
         weight: Factor of the term.
     """
 
+    answers_only: ClassVar[bool] = False
+
     @abstractmethod
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> Term:
         """See `Objective.prepare`."""
@@ -149,6 +154,8 @@ class RowObjective(Objective):
     takes_values: ClassVar[bool] = False
     # Whether a teacher's likeliest classes and the mass of the others (`rows.SparseRows`) are enough; if not, why.
     takes_sparse: ClassVar[bool] = False
+    # Whether it is linear in the teacher's probabilities, so that classes drawn by these give its gradient on average.
+    takes_samples: ClassVar[bool] = False
     needs_all_classes: ClassVar[str] = "it needs the teacher's logits of all classes"
 
     @abstractmethod

@@ -37,6 +37,7 @@ class SentenceEmbedding(PreparedObjective):
     """
 
     name: ClassVar[str] = "sentence_embedding"
+    answers_only: ClassVar[bool] = True
     unit: ClassVar[Unit] = "example"
     tasks: ClassVar[tuple[str, ...]] = _TASKS
 

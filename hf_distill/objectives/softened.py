@@ -88,6 +88,7 @@ class KLDivergence(Softened):
     """
 
     name: ClassVar[str] = "kl"
+    takes_samples: ClassVar[bool] = True
 
     def between(self, log_p: Tensor, log_q: Tensor, labels: Tensor) -> Tensor:
         """See `divergences.kl`."""
@@ -274,6 +275,7 @@ class SoftCrossEntropy(Softened):
     """
 
     name: ClassVar[str] = "soft_cross_entropy"
+    takes_samples: ClassVar[bool] = True
 
     def between(self, log_p: Tensor, log_q: Tensor, labels: Tensor) -> Tensor:
         """See `divergences.cross_entropy`."""

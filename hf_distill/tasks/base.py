@@ -100,6 +100,8 @@ class Task(ABC):
     # Whether teacher and student may read a text through tokenizers of their own (`Setup.teacher_tokenizer`): not where
     # their answers are compared token by token.
     own_tokenizers: ClassVar[bool] = False
+    # Whether the models see other inputs in every epoch.
+    changes_inputs: ClassVar[bool] = False
 
     @abstractmethod
     def prepare(self, splits: Mapping[str, Dataset], setup: Setup) -> Prepared:

@@ -61,6 +61,7 @@ class FillMask(Task):
     name: ClassVar[str] = "fill-mask"
     auto_class: ClassVar[str] = "AutoModelForMaskedLM"
     roles: ClassVar[Mapping[str, bool]] = {"text": True}
+    changes_inputs: ClassVar[bool] = True
 
     mask_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
     whole_word: bool = False
@@ -101,7 +102,7 @@ class FillMask(Task):
             eval=by_length(_mask_for_good(tokenised["eval"], masker, tokenizer)),
             head=Head(self.auto_class),
             layout=TokenRows(classes=width),
-            collator=MaskTokens(masker, PadTokens(pad_token_id(tokenizer))),
+            collator=MaskTokens(masker, PadTokens(pad_token_id(tokenizer)), tokenizer),
             metrics=no_logits,
             metric_names=tuple(names),
             label_names=None,
@@ -216,19 +217,25 @@ class MaskTokens:
     Args:
         masker: Hides tokens.
         pad: Makes the batch.
+        tokenizer: Of the examples.
     """
 
-    def __init__(self, masker: Masker, pad: PadTokens) -> None:
+    def __init__(self, masker: Masker, pad: PadTokens, tokenizer: PreTrainedTokenizerBase) -> None:
         import torch
 
         self.masker = masker
         self.pad = pad
+        self.tokenizer = tokenizer
         # In shared memory: workers of a data loader that outlive an epoch have copies of everything else.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch; `sampler.SetEpoch` calls this."""
         self._epoch.fill_(epoch)
+
+    def freeze(self, split: Dataset) -> Dataset:
+        """Return the examples with the masks of the first epoch, to stay."""
+        return _mask_for_good(split, self.masker, self.tokenizer, epoch=0, name="train")
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
         """See `PadTokens`."""
@@ -263,13 +270,15 @@ def _tokenise(split: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max
     return tokenised
 
 
-def _mask_for_good(split: Dataset, masker: Masker, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+def _mask_for_good(
+    split: Dataset, masker: Masker, tokenizer: PreTrainedTokenizerBase, epoch: int = EVAL, name: str = "eval"
+) -> Dataset:
     """Return the split with masks that stay: whoever is judged on it is asked the same."""
 
     def mask(example: dict[str, Any]) -> dict[str, Any]:
-        seen, labels = masker(example["input_ids"], EVAL)
+        seen, labels = masker(example["input_ids"], epoch)
         return {"input_ids": seen, "labels": labels}
 
-    settings = ("masks", masker.share, masker.seed, masker.unmasked, bool(masker.inside))
+    settings = ("masks", masker.share, masker.seed, masker.unmasked, bool(masker.inside), epoch)
     key = cache_key(split, tokenizer, *settings)
-    return split.map(mask, features=token_features(), desc="Masking eval", new_fingerprint=key)
+    return split.map(mask, features=token_features(), desc=f"Masking {name}", new_fingerprint=key)

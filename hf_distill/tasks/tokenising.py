@@ -51,6 +51,12 @@ def cache_key(split: Dataset, tokenizer: PreTrainedTokenizerBase, *settings: Any
     `datasets` hashes a pickle of the function, whose bytes also depend on which equal strings are one object in this
     process, and on what the tokenizer was last called with.
     """
+    known = tokenizer_state(tokenizer)
+    return None if known is None else fingerprint(__version__, split._fingerprint, *known, settings)
+
+
+def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> list[Any] | None:
+    """Return all that decides how a tokenizer reads, JSON-able; None for one that is written in Python."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None
@@ -58,4 +64,4 @@ def cache_key(split: Dataset, tokenizer: PreTrainedTokenizerBase, *settings: Any
     for key in ("truncation", "padding"):  # of the last call
         state.pop(key, None)
     rest = {key: repr(getattr(tokenizer, key, None)) for key in _PYTHON_SIDE}
-    return fingerprint(__version__, split._fingerprint, state, type(tokenizer).__name__, rest, settings)
+    return [state, type(tokenizer).__name__, rest]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from hf_distill.teachers.base import FineTune, Teacher
+from hf_distill.teachers.cached import CachedTeacher
 from hf_distill.teachers.finetuned import FinetunedTeacher
 from hf_distill.teachers.pretrained import PretrainedTeacher
 
 TEACHERS: dict[str, type[Teacher]] = {
+    "cached": CachedTeacher,
     "finetuned": FinetunedTeacher,
     "pretrained": PretrainedTeacher,
 }
 
-__all__ = ["TEACHERS", "FineTune", "FinetunedTeacher", "PretrainedTeacher", "Teacher"]
+__all__ = ["TEACHERS", "CachedTeacher", "FineTune", "FinetunedTeacher", "PretrainedTeacher", "Teacher"]

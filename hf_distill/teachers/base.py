@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from hf_distill.component import component
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
     from hf_distill.models import Head
+    from hf_distill.objectives import Objective
+    from hf_distill.tasks import Prepared, Task
 
 
 class FineTune(Protocol):
@@ -45,6 +48,29 @@ class Teacher(ABC):
     @abstractmethod
     def has_head(self) -> bool:
         """Whether the checkpoint brings the task's head, and with it an order of labels."""
+
+    def check_task(self, task: Task) -> None:  # noqa: B027
+        """Refuse a task that this teacher cannot teach, before anything is loaded.
+
+        Raises:
+            UserError: It cannot.
+        """
+
+    def check_objective(self, objective: Objective, task: Task, every: Sequence[Objective]) -> None:  # noqa: B027
+        """Refuse an objective that wants what this teacher does not give, before anything is loaded.
+
+        Args:
+            objective: What is compared.
+            task: The recipe's.
+            every: The objectives of all stages.
+
+        Raises:
+            UserError: It does; `key` is the setting.
+        """
+
+    def freeze(self, prepared: Prepared) -> Prepared:
+        """Return the data as this teacher is to see it."""
+        return prepared
 
     @abstractmethod
     def load(self, head: Head, fine_tune: FineTune) -> PreTrainedModel:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from invariants import cached as live_and_cached
 from invariants import cases
 from invariants.cases import KINDS, NotingTrainer, make_trainer, split, train
 from invariants.projected import Hooked, Projected
@@ -22,6 +23,7 @@ SAMPLED = (
     ("classification", "group_by_length"),
     ("causal-lm", "group_by_length"),
 )
+CACHED = ("classification", "token-classification", "causal-lm")
 SHARDED = ("classification", "causal-lm")
 # With a projection; alone, it leaves the head of the student without gradient.
 LEARNED: dict[str, tuple[str, dict[str, Any]]] = {
@@ -139,6 +141,22 @@ def fsdp_learned(directory: Path) -> tuple[NotingTrainer, Any]:
     return trainer, logs
 
 
+def cached(directory: Path) -> tuple[NotingTrainer, Any]:
+    """Capture with both processes, in shards of 4 examples, and train from that in steps of 2 processes x 4."""
+    from hf_distill import cache
+
+    cache.SHARD_EXAMPLES = 4
+    result = {}
+    for kind in CACHED:
+        student, teacher, data = live_and_cached.parts(kind)
+        data, replay = live_and_cached.capture(teacher, data, directory / kind).apply(data)
+        settings = {"num_train_epochs": 2, **split(4, processes=2)}
+        trainer = live_and_cached.trainer(student, replay, data, directory, live_and_cached.terms_of(kind), **settings)
+        shards = len(list((directory / kind).glob("*.arrow")))
+        result[kind] = (train(trainer), trainer.evaluate(), shards)
+    return trainer, result
+
+
 class NoNotes(list[Any]):
     """Shards of gradients are not worth keeping."""
 
@@ -163,7 +181,7 @@ def generate(directory: Path) -> tuple[NotingTrainer, Any]:
 
 if __name__ == "__main__":
     output = Path(sys.argv[2])
-    jobs = {one.__name__: one for one in (splits, learned, resume, fsdp, fsdp_learned, generate, kill)}
+    jobs = {one.__name__: one for one in (splits, learned, resume, fsdp, fsdp_learned, cached, generate, kill)}
     last, found = jobs[sys.argv[1]](output)
     if last.is_world_process_zero():
         torch.save((last.args.world_size, found), output / "result.pt")

@@ -1,0 +1,250 @@
+"""The files of a cache: shards of a `datasets` data set, and what they are.
+
+A shard appears under its name only once it is whole, with its size and checksum beside it, and `cache.json` only once
+every shard is there. Whoever is killed leaves whole shards and nothing else that is taken for one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_distill.errors import UserError
+from hf_distill.files import check_writable, write_atomic
+
+if TYPE_CHECKING:
+    import pyarrow as pa  # type: ignore[import-untyped]
+    from datasets import Dataset, Features
+
+FORMAT = 1
+# Written first: whose cache this is going to be, and how it is cut.
+PLAN = "plan.json"
+# Written last: the same, and the shards with their checksums.
+CACHE = "cache.json"
+_PIECE = 2**22
+
+# What a cache must agree in, in the words of a refusal.
+_PARTS = {
+    "format": "another version of this package",
+    "teacher": "another teacher",
+    "kept": "other settings",
+}
+
+
+@dataclass(frozen=True)
+class Shards:
+    """A directory of shards.
+
+    Attributes:
+        path: Where.
+        count: How many there are.
+    """
+
+    path: Path
+    count: int
+
+    def name(self, index: int) -> str:
+        """Return the file name of a shard."""
+        return f"targets-{index:05d}-of-{self.count:05d}.arrow"
+
+    def finished(self, index: int) -> bool:
+        """Whether a shard is whole, as far as its size tells."""
+        record, file = self.record(index), self.path / self.name(index)
+        return record is not None and file.is_file() and file.stat().st_size == record["bytes"]
+
+    def record(self, index: int) -> dict[str, Any] | None:
+        """Return what was noted of a shard when it was written; None where it was not."""
+        return _read(self.path / f"{self.name(index)}.json")
+
+    def write(self, index: int, tables: Iterable[pa.Table], features: Features) -> None:
+        """Write a shard: all of it or nothing.
+
+        Raises:
+            OSError: There is no room; what was written is gone.
+        """
+        from datasets.arrow_writer import ArrowWriter
+
+        target = self.path / self.name(index)
+        temporary = target.with_name(f"_{target.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+        try:
+            writer = ArrowWriter(path=str(temporary), features=features)
+            try:
+                for table in tables:
+                    writer.write_table(table)
+                rows, _ = writer.finalize()
+            finally:
+                writer.close()
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            record = {"file": target.name, "rows": rows, "bytes": temporary.stat().st_size, "sha256": sha256(temporary)}
+            os.replace(temporary, target)
+            write_atomic(target.with_name(f"{target.name}.json"), json.dumps(record))
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def publish(self, identity: Mapping[str, Any], card: str) -> None:
+        """Write down that the cache is complete, and what it is for whoever finds it."""
+        records = [self.record(index) for index in range(self.count)]
+        if None in records:
+            raise RuntimeError(f"{self.path / self.name(records.index(None))} is not there, though all were written.")
+        write_atomic(self.path / "README.md", card)
+        write_atomic(self.path / CACHE, json.dumps({**identity, "shards": records}, indent=1))
+
+
+def claim(path: Path, plan: Mapping[str, Any], need_bytes: int) -> None:
+    """Make a directory ready for a cache, or for going on with one.
+
+    Raises:
+        UserError: It cannot be written or has not enough room, or holds the beginning of another cache.
+    """
+    held = _read(path / PLAN)
+    if held is not None:
+        _sweep(path)
+        check_identity(path, held, plan)
+        if held.get("examples") != plan["examples"]:
+            raise UserError(
+                f"{path} holds a cache of other examples ({_differences(held, plan)}). Choose another path, or remove "
+                "it.",
+                key="path",
+            )
+        return
+    try:
+        check_writable(path, need_bytes)
+    except UserError as error:
+        raise UserError(*error.mistakes, key="path") from error
+    if any(path.iterdir()):
+        raise UserError(f"{path} holds files that are no cache. Choose another path, or empty it.", key="path")
+    write_atomic(path / PLAN, json.dumps(plan, indent=1))
+
+
+def _sweep(path: Path) -> None:
+    """Remove what processes of this machine that are no more had begun to write."""
+    for file in path.glob(f"_*.{socket.gethostname()}.*.tmp"):
+        process = file.name.split(".")[-2]
+        try:
+            os.kill(int(process), 0)
+        except ProcessLookupError:
+            file.unlink(missing_ok=True)
+        except (ValueError, OSError):  # another user's, then
+            continue
+
+
+def read_plan(path: Path) -> dict[str, Any] | None:
+    """Return what a directory's cache is or is going to be; None where there is none."""
+    return _read(path / PLAN)
+
+
+def read_cache(path: Path) -> dict[str, Any] | None:
+    """Return what a directory's complete cache is; None where it is not complete."""
+    return _read(path / CACHE)
+
+
+def check_identity(path: Path, held: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse a cache of another teacher, or one that keeps something else of it.
+
+    Raises:
+        UserError: With what is different.
+    """
+    for part, words in _PARTS.items():
+        mine, other = wanted.get(part), held.get(part)
+        if mine == other:
+            continue
+        found = f" ({_changes(other, mine)})" if isinstance(mine, dict) and isinstance(other, dict) else ""
+        raise UserError(
+            f"the cache at {path} is of {words}{found}. Choose another path; without one each combination of teacher, "
+            "settings and data has its own.",
+            key="path",
+        )
+
+
+def check_examples(path: Path, held: Mapping[str, Any], wanted: Mapping[str, Any], split: str, missing: Any) -> None:
+    """Refuse a cache that lacks examples.
+
+    Args:
+        path: Of the cache.
+        held: What it says of itself.
+        wanted: What would have been captured here.
+        split: Whose examples were looked up.
+        missing: Bool for each example, whether it is not there.
+
+    Raises:
+        UserError: With how many, and what may be the reason.
+    """
+    if not missing.any():
+        return
+    raise UserError(
+        f"the cache at {path} does not belong to this data: {missing.sum()} of {len(missing)} examples of the {split} "
+        f"split are not in it, the first in row {missing.argmax()} ({_differences(held, wanted)}). Choose another "
+        "path, or leave it out.",
+        key="path",
+    )
+
+
+def _differences(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    changes = _changes(held.get("reading", {}), wanted.get("reading", {}))
+    return f"different: {changes}" if changes else "read in the same way, so the data itself is another"
+
+
+def _changes(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Return `max_length 64 there and 32 here, tokenizer` for two mappings; long values are fingerprints."""
+    changed = []
+    for key in sorted({*held, *wanted}):
+        one, other = held.get(key), wanted.get(key)
+        if one != other:
+            words = max(len(str(one)), len(str(other))) < 30
+            changed.append(f"{key} {one} there and {other} here" if words else key)
+    return ", ".join(changed)
+
+
+def verify(path: Path, held: Mapping[str, Any], shards: Sequence[int]) -> None:
+    """Refuse shards that are not as they were written.
+
+    Raises:
+        UserError: With the name of the first.
+    """
+    for index in shards:
+        record = held["shards"][index]
+        file = path / record["file"]
+        fault = None
+        if not file.is_file():
+            fault = "is missing"
+        elif file.stat().st_size != record["bytes"]:
+            fault = f"has {file.stat().st_size} bytes, and was written with {record['bytes']}"
+        elif sha256(file) != record["sha256"]:
+            fault = "was changed since it was written (its sha256 is another)"
+        if fault:
+            raise UserError(
+                f"the cache is damaged: {file} {fault}. Remove this file: the same command then computes this shard "
+                "again, and no other.",
+                key="path",
+            )
+
+
+def load(path: Path, held: Mapping[str, Any]) -> Dataset:
+    """Return the rows of a cache, memory-mapped."""
+    from datasets import Dataset, concatenate_datasets
+
+    return concatenate_datasets([Dataset.from_file(str(path / record["file"])) for record in held["shards"]])
+
+
+def sha256(file: Path) -> str:
+    """Return the checksum of a file, as `sha256sum` prints it."""
+    digest = hashlib.sha256()
+    with open(file, "rb") as stream:
+        while piece := stream.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None

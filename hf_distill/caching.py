@@ -1,0 +1,89 @@
+"""The cache of a run: where it lies, what decides that it belongs, and `hf-distill cache`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_distill.cache_hub import fetch
+from hf_distill.component import entry
+from hf_distill.files import fingerprint
+from hf_distill.tasks.tokenising import tokenizer_state
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from hf_distill.cache import Cache
+    from hf_distill.pairing import Pair
+    from hf_distill.recipe import Recipe
+    from hf_distill.stages import Run
+    from hf_distill.teachers.cached import CachedTeacher
+
+# Beside what `datasets` keeps, so that HF_HOME and HF_DATASETS_CACHE move it too.
+FOLDER = "hf_distill-targets"
+
+
+def default_root() -> Path:
+    """Return where caches lie that a recipe gives no place."""
+    from datasets import config
+
+    return Path(config.HF_DATASETS_CACHE) / FOLDER
+
+
+def reading(recipe: Recipe, pair: Pair) -> dict[str, Any]:
+    """Return what decides how the teacher reads an example, by the words of a refusal."""
+    tokenizer = pair.teacher_tokenizer or pair.tokenizer
+    template = getattr(tokenizer, "chat_template", None)
+    return {
+        "tokenizer": fingerprint(tokenizer_state(tokenizer) or type(tokenizer).__name__),
+        "chat template": None if template is None else fingerprint(template),
+        "max_length": pair.max_length,
+        "task": fingerprint(entry(recipe.task)),
+    }
+
+
+def cache_of(run: Run, teacher: PreTrainedModel, own: CachedTeacher) -> Cache:
+    """Return the cache that belongs to a run, be it there or not.
+
+    Args:
+        run: Its data, objectives and processes.
+        teacher: The model.
+        own: The recipe's entry.
+    """
+    from hf_distill.cache import Cache
+    from hf_distill.kept import Kept
+
+    data = run.prepared.for_teacher or run.prepared
+    every = [objective for stage in run.recipe.plan for objective in stage.objectives]
+    settings = {"top": own.top, "tail": own.tail, "precision": own.precision}
+    kept = Kept.of(teacher, data.layout, temperature=own.temperature(every), **settings)  # type: ignore[arg-type]
+    if own.repo_id is not None and not own.push:
+        with run.args.main_process_first(desc="cache"):
+            path = fetch(own.repo_id)
+        return Cache(data, teacher, kept, run.reading, path, say=run.narrator.say, complete=True)
+    path = default_root() if own.path is None else Path(own.path).expanduser()
+    return Cache(data, teacher, kept, run.reading, path, own.path is not None, run.narrator.say)
+
+
+def capture(recipe: Recipe) -> Cache:
+    """Do what a run does up to its cache: `hf-distill cache RECIPE.yaml`. The run goes on from there.
+
+    Raises:
+        UserError: The recipe, its data or the way it was launched is at fault, or its teacher is not a cached one.
+    """
+    from transformers.utils.logging import disable_progress_bar
+
+    from hf_distill.launch import check_launch
+    from hf_distill.stages import open_run
+    from hf_distill.teachers.cached import CachedTeacher
+
+    if not isinstance(recipe.teacher, CachedTeacher):
+        raise recipe.mistake(
+            "teacher", "nothing is kept of this teacher. Write {name: cached, teacher: {...}} around it."
+        )
+    check_launch()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    run = open_run(recipe, restart=False)
+    run.cache_answers(run.load_teacher())
+    assert run.cache is not None
+    return run.cache

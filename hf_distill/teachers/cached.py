@@ -1,0 +1,137 @@
+"""A teacher whose answers are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from hf_distill.component import component
+from hf_distill.errors import UserError
+from hf_distill.teachers.base import FineTune, Teacher
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from hf_distill.models import Head
+    from hf_distill.objectives import Objective
+    from hf_distill.tasks import Prepared, Task
+
+
+@component
+class CachedTeacher(Teacher):
+    """A teacher that is asked once about every distinct example; all epochs, seeds and students read its answers.
+
+    Classifiers' logits are kept whole, so that the loss is the live teacher's. Of rows over a vocabulary the likeliest
+    tokens are kept, softened by the temperature of the objectives, and the mass of all others together.
+
+    Attributes:
+        teacher: The teacher itself, an entry like this one.
+        path: Directory of the cache. If left out, each combination of teacher, settings and data has its own, beside
+            what `datasets` caches; then every recipe finds it.
+        top: How many tokens of a vocabulary are kept at each position; all, if there are not as many.
+        tail: How many of the other tokens are drawn, each as often as it is likely, to stand for all others: the
+            gradient of `kl` and `soft_cross_entropy` is then right on average, where `top` is too small to hold most of
+            the mass. With top: 12 and tail: 6 a position takes 62 bytes.
+        precision: Of their log-probabilities; `float32` makes them exact.
+        frozen_masks: Of fill-mask: hide the same tokens in every epoch, those of the first.
+        repo_id: Data set on the Hub, `user/name`, from which the cache is taken; with `push`, to which it goes.
+        push: Publish the cache once it is complete.
+        private: Visibility of a repository that the push creates; the Hub's default if left out.
+    """
+
+    name: ClassVar[str] = "cached"
+
+    teacher: Teacher
+    path: str | None = None
+    top: Annotated[int, Field(gt=0)] = 64
+    tail: Annotated[int, Field(ge=0)] = 0
+    precision: Literal["float16", "float32"] = "float16"
+    frozen_masks: bool = False
+    repo_id: str | None = None
+    push: bool = False
+    private: bool | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a cache of a cache, and two places to take it from."""
+        if isinstance(self.teacher, CachedTeacher):
+            raise ValueError("the teacher itself is wanted here, not a cached one")
+        if self.push and self.repo_id is None:
+            raise ValueError("push needs a repo_id, such as user/name")
+        if self.repo_id is not None and self.path is not None and not self.push:
+            raise ValueError("the cache is either at path or on the Hub: leave out path or repo_id, or set push: true")
+
+    @property
+    def source(self) -> str | None:
+        """See `Teacher.source`."""
+        return self.teacher.source
+
+    @property
+    def revision(self) -> str | None:
+        """Of the model that is the teacher."""
+        return getattr(self.teacher, "revision", None)
+
+    @property
+    def trust_remote_code(self) -> bool:
+        """Whether its code is run."""
+        return bool(getattr(self.teacher, "trust_remote_code", False))
+
+    @property
+    def has_head(self) -> bool:
+        """See `Teacher.has_head`."""
+        return self.teacher.has_head
+
+    def config(self) -> PretrainedConfig:
+        """See `Teacher.config`."""
+        with _inside():
+            return self.teacher.config()
+
+    def load(self, head: Head, fine_tune: FineTune) -> PreTrainedModel:
+        """Return the teacher itself."""
+        with _inside():
+            return self.teacher.load(head, fine_tune)
+
+    def check_task(self, task: Task) -> None:
+        """Refuse a task that asks the teacher something else in every epoch."""
+        if task.changes_inputs and not self.frozen_masks:
+            raise UserError(
+                f"{task.name} hides other tokens in every epoch, so that there is nothing to keep. Freeze the masks "
+                "(frozen_masks: true), or take the teacher itself.",
+                key="frozen_masks",
+            )
+        if self.frozen_masks and not task.changes_inputs:
+            raise UserError(f"{task.name} has no masks to freeze. Leave it out.", key="frozen_masks")
+
+    def check_objective(self, objective: Objective, task: Task, every: Sequence[Objective]) -> None:
+        """Refuse an objective that wants more of the teacher than is kept."""
+        from hf_distill.replay import check_objective
+
+        sparse, temperature = "LM" in task.auto_class, self.temperature(every)
+        check_objective(objective, sparse=sparse, temperature=temperature, sampled=self.tail > 0)
+
+    def temperature(self, objectives: Sequence[Objective]) -> float:
+        """Return at which temperature tokens are kept: that of the first objective that has one."""
+        for objective in objectives:
+            found = getattr(objective, "temperature", None)
+            if objective.needs_teacher and isinstance(found, int | float):
+                return float(found)
+        return 1.0
+
+    def freeze(self, prepared: Prepared) -> Prepared:
+        """Return the data with masks that stay, where they are to."""
+        freeze = getattr(prepared.collator, "freeze", None)
+        if not self.frozen_masks or freeze is None:
+            return prepared
+        return replace(prepared, train=freeze(prepared.train))
+
+
+@contextmanager
+def _inside() -> Iterator[None]:
+    """Have mistakes of the teacher itself told at its own keys."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(*error.mistakes, key=f"teacher.{error.key}" if error.key else "teacher") from error

@@ -1,0 +1,203 @@
+"""`teacher: {name: cached}` in a recipe, and `hf-distill cache`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import KL_AND_LABELS, WriteRecipe, run, same, weights
+
+from hf_distill.cli import main
+from hf_distill.errors import UserError
+
+
+def cached(model: Any, **settings: Any) -> dict[str, Any]:
+    return {"name": "cached", "teacher": {"name": "pretrained", "model": str(model)}, **settings}
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list of the sizes of all batches that a cache asks a teacher about."""
+    from hf_distill import kept
+
+    seen: list[int] = []
+    real = kept.Recorder.__call__
+
+    def counting(self: Any, batch: Any, inputs: Any) -> Any:
+        seen.append(len(batch["input_ids"]))
+        return real(self, batch, inputs)
+
+    monkeypatch.setattr(kept.Recorder, "__call__", counting)
+    return seen
+
+
+def test_a_run_from_a_cache_is_the_run(
+    write_recipe: WriteRecipe, make_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Same recipe, same seed, live and cached, with a baseline: the report and the student are to agree; a second
+    student asks the teacher nothing."""
+    seen = count_calls(monkeypatch)
+    teacher = make_model("bert", layers=4, seed=1)
+    reports = {}
+    for name, entry in {
+        "live": {"name": "pretrained", "model": str(teacher)},
+        "cached": cached(teacher, path=str(tmp_path / "cache")),
+    }.items():
+        path = write_recipe(
+            teacher=entry,
+            report={"baseline": True, "latency": False},
+            # Adam turns the rounding of a gradient that is 0 but for rounding into a whole step.
+            training={"output_dir": str(tmp_path / name), "num_train_epochs": 2, "optim": "sgd", "learning_rate": 0.05},
+        )
+        reports[name] = run(path)
+    live, found = reports["live"], reports["cached"]
+    assert found.student.metrics == live.student.metrics
+    assert found.baseline.metrics == live.baseline.metrics
+    assert found.agreement == live.agreement
+    one, other = weights(tmp_path / "live"), weights(tmp_path / "cached")
+    assert one.keys() == other.keys()
+    assert max(float((one[name] - other[name]).abs().max()) for name in one) < 1e-5
+    assert "cached: 96 examples" in str(found.settings["teacher's answers"])
+    assert sum(seen) == 96
+    path = write_recipe(
+        teacher=cached(teacher, path=str(tmp_path / "cache")),
+        student={"name": "copy_layers", "layers": 1},
+        training={"output_dir": str(tmp_path / "second")},
+    )
+    run(path)
+    assert sum(seen) == 96
+
+
+def test_hf_distill_cache(
+    write_recipe: WriteRecipe, make_model: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command alone, then the run: where the cache is left out each recipe finds it again, and asks nothing."""
+    seen = count_calls(monkeypatch)
+    path = write_recipe(teacher=cached(make_model("bert", layers=4, seed=1)))
+    assert main(["cache", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "96 examples: about 3." in out
+    assert "hf_distill-targets" in out
+    assert sum(seen) == 96
+    assert main([str(path)]) == 0
+    assert sum(seen) == 96
+    assert main(["cache", str(path), "teacher={name: pretrained, model: x}"]) == 2
+    assert "nothing is kept of this teacher" in capsys.readouterr().err
+
+
+def test_a_language_model(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> None:
+    """Sparse, in a run: perplexity and agreement come out, and a killed cache is told from a whole one."""
+    text = tmp_path / "text.csv"
+    lines = ["the film is great .", "a dull plot , and a stale story !", "very moving with the cast of this scene"]
+    text.write_text("text\n" + "\n".join(f'"{line}"' for line in lines * 4))
+    path = write_recipe(
+        task="text-generation",
+        data={"path": {"train": str(text), "validation": str(text)}},
+        teacher=cached(make_model("llama-lm", layers=2), top=8),
+        student={"name": "copy_layers", "layers": 1},
+        objectives=[{"name": "kl", "temperature": 2.0}],
+    )
+    report = run(path)
+    assert report.student.metrics["perplexity"] > 1
+    assert 0 < report.agreement <= 1
+    assert "3 examples (of 24; the others are equal to one of these)" in str(report.settings["teacher's answers"])
+    assert "the likeliest 8 of" in str(report.settings["teacher's answers"])
+
+
+def test_masks_that_change(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> None:
+    """Other masks in every epoch: refused with the way out, and with it the teacher is asked once."""
+    text = tmp_path / "text.csv"
+    text.write_text("text\n" + "\n".join(["the film is great .", "a dull plot and a stale story !"] * 4))
+    sections = {
+        "task": "fill-mask",
+        "data": {"path": {"train": str(text), "validation": str(text)}},
+        "student": {"name": "copy_layers", "layers": 1},
+        "objectives": [{"name": "kl"}],
+    }
+    model = make_model("bert-mlm", layers=2)
+    with pytest.raises(UserError, match=r"frozen_masks: fill-mask hides other tokens in every epoch"):
+        run(write_recipe(teacher=cached(model), **sections))
+    report = run(write_recipe(teacher=cached(model, frozen_masks=True), **sections))
+    assert 0 < report.agreement <= 1
+
+
+MISTAKES: list[tuple[dict[str, Any], str]] = [
+    ({"objectives": [{"name": "hidden"}]}, r"objectives\[0\]: 'hidden' looks into the teacher"),
+    ({"teacher": {"name": "cached"}}, r"teacher\.teacher: wanted a mapping"),
+    ({"teacher": cached("x", top=0)}, r"teacher\.top: "),
+    ({"teacher": {"name": "cached", "teacher": {"name": "pretrained", "modle": "x"}}}, r"teacher\.teacher\.modle: "),
+    ({"teacher": {"name": "cached", "teacher": cached("x")}}, "not a cached one"),
+]
+
+
+@pytest.mark.parametrize(("sections", "line"), MISTAKES)
+def test_mistakes(sections: dict[str, Any], line: str, write_recipe: WriteRecipe, make_model: Any) -> None:
+    """Told before weights are loaded, at the line where they are."""
+    sections = {"teacher": cached(make_model("bert", layers=4, seed=1)), "objectives": KL_AND_LABELS, **sections}
+    with pytest.raises(UserError, match=line):
+        run(write_recipe(**sections))
+
+
+def test_two_temperatures(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> None:
+    """Tokens put together at one temperature cannot be softened to another."""
+    text = tmp_path / "text.csv"
+    text.write_text("text\nthe film is great .\n")
+    path = write_recipe(
+        task="text-generation",
+        data={"path": {"train": str(text), "validation": str(text)}},
+        teacher=cached(make_model("llama-lm", layers=2)),
+        objectives=[{"name": "kl", "temperature": 2.0}, {"name": "reverse_kl", "temperature": 4.0}],
+    )
+    with pytest.raises(UserError, match=r"objectives\[1\]\.temperature: 4 here, and the cache keeps .* temperature 2"):
+        run(path)
+
+
+def test_a_written_recipe_reads_back(write_recipe: WriteRecipe, make_model: Any) -> None:
+    """The resolved recipe in `output_dir` is what a resume compares with: it has to name the teacher within."""
+    from hf_distill import load_recipe
+    from hf_distill.writer import dump_recipe
+
+    recipe = load_recipe(write_recipe(teacher=cached(make_model("bert", layers=4, seed=1), top=7)))
+    path = Path(str(write_recipe())).with_name("again.yaml")
+    path.write_text(dump_recipe(recipe))
+    assert load_recipe(path).teacher == recipe.teacher
+    assert json.loads(json.dumps(recipe.teacher.top)) == 7
+
+
+def test_a_finetuned_teacher_and_a_resume(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> None:
+    """The teacher is trained first, then asked; the same command again is the finished run, bit for bit."""
+    teacher = {"name": "finetuned", "model": str(make_model("bert-bare", layers=2)), "training": {"max_steps": 3}}
+    path = write_recipe(teacher={"name": "cached", "teacher": teacher, "path": str(tmp_path / "cache")})
+    first = run(path)
+    before = weights(tmp_path / "out")
+    assert run(path).student.metrics == first.student.metrics
+    assert same(before, weights(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_two_tokenizers(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path, workers: int) -> None:
+    """What the teacher read is found by the teacher's tokens, and the student's batch has none of them: the curves and
+    the report are the live teacher's, workers of the data loader or not."""
+    found = {}
+    for name in ("live", "cached"):
+        teacher = {"name": "pretrained", "model": str(make_model("roberta", layers=2))}
+        path = write_recipe(
+            teacher=teacher if name == "live" else {"name": "cached", "teacher": teacher},
+            student={"name": "pretrained", "model": str(make_model("bert-bare", layers=1))},
+            training={
+                "output_dir": str(tmp_path / name),
+                "optim": "sgd",
+                "learning_rate": 0.05,
+                "dataloader_num_workers": workers if name == "cached" else 0,
+            },
+        )
+        found[name] = run(path)
+    live, cached_one = found["live"], found["cached"]
+    assert cached_one.student.metrics == live.student.metrics
+    assert cached_one.teacher.metrics == live.teacher.metrics
+    curves = [
+        [step["objective/kl"] for step in one.history["student"] if "objective/kl" in step] for one in found.values()
+    ]
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+    assert len(curves[0]) == 8
