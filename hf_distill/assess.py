@@ -267,6 +267,7 @@ def _settings(run: Run) -> dict[str, Any]:
         "train_rows": len(run.prepared.train),
         "eval_rows": len(run.prepared.eval),
         **_stages(run),
+        **({"layers": run.layers} if run.layers else {}),
         "seconds": {name: round(value, 1) for name, value in run.seconds.items()},
     }
 

@@ -59,6 +59,7 @@ class Run:
         args: Built once, for what it knows about processes.
         seconds: Of each stage and training.
         histories: Name of a training -> its `log_history`.
+        layers: Name of a training -> objective -> the pairs of layers it compared.
     """
 
     recipe: Recipe
@@ -71,6 +72,7 @@ class Run:
     args: DistillationArguments
     seconds: dict[str, float] = field(default_factory=dict)
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    layers: dict[str, dict[str, list[list[int]]]] = field(default_factory=dict)
 
     @property
     def is_main(self) -> bool:
@@ -138,6 +140,7 @@ class Run:
                     if saved and last
                     else self.directory.path / RUNS / (name if last else part).replace(" ", "-"),
                     teacher=None if baseline else teacher,
+                    say=self.narrator.say,
                 )
             self._remember(part, fitted)
             if not last:
@@ -165,6 +168,8 @@ class Run:
     def _remember(self, name: str, fitted: Fitted) -> None:
         self.histories[name] = fitted.history
         self.seconds[f"{name} training"] = fitted.seconds
+        if fitted.layers:
+            self.layers[name] = fitted.layers
         if fitted.reused:
             self.narrator.say(f"{name}: found finished, not trained again")
 
