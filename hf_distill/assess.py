@@ -268,6 +268,7 @@ def _settings(run: Run) -> dict[str, Any]:
         "eval_rows": len(run.prepared.eval),
         **_stages(run),
         **({} if run.cache is None else {"teacher's answers": f"cached: {run.cache.in_words()}"}),
+        **({"layers": run.layers} if run.layers else {}),
         "seconds": {name: round(value, 1) for name, value in run.seconds.items()},
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +13,9 @@ from hf_distill.data import peek
 from hf_distill.directory import RunDirectory
 from hf_distill.errors import UserError
 from hf_distill.launch import check_launch
-from hf_distill.models import resolve
+from hf_distill.models import resolve, sibling
 from hf_distill.objectives.schedule import in_words
-from hf_distill.pairing import Pair, open_pair
+from hf_distill.pairing import Pair, open_pair, open_student, open_teacher
 from hf_distill.plan import check_plan, remarks
 from hf_distill.writer import dump_recipe
 
@@ -73,18 +74,47 @@ def is_local(source: str | None) -> bool:
     Raises:
         UserError: It is meant as a local path or package and is not there.
     """
-    return source is None or Path(resolve(source)).exists()
+    if source is None or os.path.exists(resolve(source)):
+        return True
+    folder = os.path.dirname(source)
+    if folder and any(Path(folder).glob("*/config.json")) and not _is_cached(source):
+        raise UserError(
+            f"no such directory: '{source}' (looked from {Path.cwd()}), though other models are in '{folder}'."
+            f"{sibling(source)}",
+            key="model",
+        )
+    return False
+
+
+def _is_cached(model: str) -> bool:
+    """Whether it came from the Hub before: who keeps copies of some models of `google/` may load others from there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(model, "config.json"), str)
 
 
 def _check_pair(recipe: Recipe, found: _Findings) -> None:
-    local = True
+    local: dict[str, bool] = {}
+    mistakes: list[str] = []
     for side, source in (("teacher", recipe.teacher.source), ("student", recipe.student.source)):
-        with recipe.locate(side):
-            local &= is_local(source)
-    if not local:
+        try:
+            with recipe.locate(side):
+                local[side] = is_local(source)
+        except UserError as error:
+            mistakes += error.mistakes
+        if local.get(side) is False:
+            found.unchecked.append(
+                f"{side} {source}: no directory here, so taken for a Hub id; --check fetches nothing"
+            )
+    if mistakes:
+        raise UserError(*mistakes)
+    if not all(local.values()):
         check_plan(recipe, None)
-        found.plan += [f"teacher     {_words(entry(recipe.teacher))}", f"student     {_words(entry(recipe.student))}"]
-        found.unchecked.append("models: they are on the Hub, and --check fetches nothing")
+        teacher = open_teacher(recipe) if local["teacher"] else None
+        student = open_student(recipe) if local["student"] and recipe.student.source else None
+        for side, config in (("teacher", teacher), ("student", student)):
+            size = f": {_size(recipe, config)}" if config else ""
+            found.plan.append(f"{side:<11} {_words(entry(getattr(recipe, side)))}{size}")
         return
     pair = open_pair(recipe)
     check_plan(recipe, pair)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from hf_distill import __version__
 from hf_distill.errors import UserError
@@ -45,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _cache(arguments) if caches and not arguments.check else _run(arguments)
     except UserError as error:
-        _say("\n".join(error.mistakes))
+        _say("\n".join([*error.mistakes, *_needs(error, arguments.recipe)]))
         return FAULT
     except KeyboardInterrupt:
         _say(f"\nInterrupted.{'' if arguments.check else ' The same command again resumes from the last checkpoint.'}")
@@ -119,6 +121,20 @@ def _say(text: str) -> None:
     """Print to stderr, once: all processes of a launch come to the same error."""
     if _is_first():
         print(text, file=sys.stderr)
+
+
+def _needs(error: UserError, recipe: str) -> Iterator[str]:
+    """Yield what the header of a recipe says it needs (`# Needs ...`), where something is not there."""
+    missing = ("no such file or directory", "no file matches", "no Python package")
+    if not any(word in line for line in error.mistakes for word in missing):
+        return
+    try:
+        header = re.match(r"(?:#.*\n|\s*\n)*", Path(recipe).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):  # it is the recipe that is not there
+        return
+    said = re.search(r"^# Needs\s+(.*(?:\n# {3,}\S.*)*)", header[0] if header else "", re.MULTILINE)
+    if said:
+        yield f"{recipe} needs {' '.join(said[1].replace(chr(10) + '#', ' ').split())}"
 
 
 def _full_disk(error: BaseException) -> str:

@@ -35,12 +35,17 @@ def check_data(data: Data, roles: Mapping[str, bool]) -> None:
     Raises:
         UserError: An unknown role or split, a file of unknown kind, a local path that is not there.
     """
-    for role in data.columns:
-        if role not in roles:
-            raise UserError(f"this task has no such role.{did_you_mean(role, roles)}", key=f"columns.{role}")
-    for split in data.splits:
-        if split not in SPLITS:
-            raise UserError(f"not a split of a run. Wanted: {' and '.join(SPLITS)}.", key=f"splits.{split}")
+    mistakes = [
+        UserError(f"this task has no such role.{did_you_mean(role, roles)}", key=f"columns.{role}")
+        for role in data.columns
+        if role not in roles
+    ] + [
+        UserError(f"not a split of a run. Wanted: {' and '.join(SPLITS)}.", key=f"splits.{split}")
+        for split in data.splits
+        if split not in SPLITS
+    ]
+    if mistakes:
+        raise UserError.together(mistakes)
     source = find_source(data)
     for split in SPLITS:
         source.files_of(source.instruction(data, split), split)
@@ -218,25 +223,36 @@ def _disk_is_full(error: BaseException | None) -> bool:
 def _find_columns(columns: Mapping[str, list[str]], data: Data, roles: Mapping[str, bool]) -> dict[str, dict[str, str]]:
     """Return column -> role for each split; a role that is not required may be missing in one of them."""
     found: dict[str, dict[str, str]] = {split: {} for split in columns}
+    mistakes: list[UserError] = []
     for role, required in roles.items():
         wanted = data.columns.get(role, role)
         named = role in data.columns
         key = f"columns.{role}" if named else "columns"
         without = [split for split, names in columns.items() if wanted not in names]
         if without and (required or (named and len(without) == len(columns))):
-            known = columns[without[0]]
-            hint = did_you_mean(wanted, known) + f" Say which one: columns: {{{role}: ...}}."
-            raise UserError(
-                f"the {without[0]} split has no column '{wanted}' for the role '{role}'.{_delimiter(known) or hint}",
-                key=key,
-            )
+            mistakes.append(_no_column(wanted, role, without[0], columns[without[0]], key))
+            continue
         if without and named:
             logger.warning("the %s split has no column '%s' and goes without %s", without[0], wanted, role)
         for split in set(columns) - set(without):
             if wanted in found[split]:
-                raise UserError(f"'{wanted}' is the column of the role '{found[split][wanted]}' already.", key=key)
+                mistakes.append(
+                    UserError(f"'{wanted}' is the column of the role '{found[split][wanted]}' already.", key=key)
+                )
+                break
             found[split][wanted] = role
+    if mistakes:
+        # A wrong delimiter takes all columns away: one mistake.
+        read = all(_delimiter(names) == "" for names in columns.values())
+        raise UserError.together(mistakes if read else mistakes[:1])
     return found
+
+
+def _no_column(wanted: str, role: str, split: str, known: list[str], key: str) -> UserError:
+    hint = did_you_mean(wanted, known) + f" Say which one: columns: {{{role}: ...}}."
+    return UserError(
+        f"the {split} split has no column '{wanted}' for the role '{role}'.{_delimiter(known) or hint}", key=key
+    )
 
 
 def _delimiter(columns: list[str]) -> str:

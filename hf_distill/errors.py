@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -16,12 +16,25 @@ class UserError(ValueError):
         *mistakes: The lines.
         key: Dotted path of the recipe key at fault, relative to whoever raises (`"model"` in a teacher,
             `"columns.text"` in `data`). `Recipe.locate` turns it into `file:line: path` further up.
+
+    Attributes:
+        mistakes: The lines.
+        key: Path of the (first) key at fault.
+        keys: Path of each line's key.
     """
 
     def __init__(self, *mistakes: str, key: str = "") -> None:
         super().__init__("\n".join(mistakes))
         self.mistakes = mistakes
         self.key = key
+        self.keys = (key,) * len(mistakes)
+
+    @classmethod
+    def together(cls, errors: Sequence[UserError]) -> UserError:
+        """Return one error with the lines of several, each with its own key."""
+        whole = cls(*(line for error in errors for line in error.mistakes), key=errors[0].key)
+        whole.keys = tuple(key for error in errors for key in error.keys)
+        return whole
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

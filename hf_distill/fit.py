@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,7 @@ class Fitted:
         history: `log_history` of the training.
         seconds: Of training, over all the runs it took.
         reused: Whether it was found finished.
+        layers: Objective's name -> the pairs of layers it compared, `[student, teacher]`.
     """
 
     model: PreTrainedModel
@@ -56,6 +57,7 @@ class Fitted:
     history: list[dict[str, Any]]
     seconds: float
     reused: bool
+    layers: dict[str, list[list[int]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,11 +105,13 @@ class Fitter:
         training: Mapping[str, Any],
         directory: str | Path,
         teacher: PreTrainedModel | None = None,
+        say: Callable[[str], None] | None = None,
     ) -> Fitted:
         """Train `model` in `directory`, or find it there.
 
         A finished training with the same models, data, objectives and settings is loaded; an interrupted one goes on
-        from its last complete checkpoint and ends with the weights it would have had.
+        from its last complete checkpoint and ends with the weights it would have had. `say` is told what was decided
+        before training, such as which layers are paired.
 
         Raises:
             UserError: The directory holds another training.
@@ -123,10 +127,15 @@ class Fitter:
         if record and record["finished"]:
             found = _load(type(model), directory)
             trainer = self._trainer(found, objectives, training, directory, teacher, trains=False)
-            return Fitted(_finished(trainer), trainer, record["history"], record["seconds"], reused=True)
+            layers = record.get("layers", {})
+            return Fitted(_finished(trainer), trainer, record["history"], record["seconds"], reused=True, layers=layers)
         trainer = self._trainer(model, objectives, training, directory, teacher)
+        if say is not None:
+            for text in trainer.decisions:
+                say(text)
         seconds = self._train(trainer, directory, key, record["seconds"] if record else 0.0)
-        return Fitted(_finished(trainer), trainer, trainer.state.log_history, seconds, reused=False)
+        layers = _layers(trainer)
+        return Fitted(_finished(trainer), trainer, trainer.state.log_history, seconds, reused=False, layers=layers)
 
     def _train(self, trainer: DistillationTrainer, directory: Path, key: str, before: float) -> float:
         """Train or go on training, save, and return the seconds it took, those `before` included."""
@@ -143,7 +152,8 @@ class Fitter:
         history = trainer.state.log_history if done else []
         if done:
             trainer.save_model(str(directory), _internal_call=True)
-        _write_record(trainer, directory, {"key": key, "finished": done, "seconds": seconds, "history": history})
+        end = {"key": key, "finished": done, "seconds": seconds, "history": history, "layers": _layers(trainer)}
+        _write_record(trainer, directory, end)
         if not done:
             raise KeyboardInterrupt
         return seconds
@@ -216,6 +226,14 @@ def _own(split: Dataset) -> Dataset:
     from hf_distill.replay import ROW
 
     return split.remove_columns([name for name in split.column_names if name == ROW])
+
+
+def _layers(trainer: DistillationTrainer) -> dict[str, list[list[int]]]:
+    """Return the pairs of layers of each objective that compares layers, chosen by rule or by what was measured."""
+    from hf_distill.objectives.feature_terms import FeatureTerm
+
+    terms = zip(trainer.terms.names, trainer.terms, strict=True)
+    return {name: [list(pair) for pair in term.pairs] for name, term in terms if isinstance(term, FeatureTerm)}
 
 
 def _finished(trainer: DistillationTrainer) -> PreTrainedModel:

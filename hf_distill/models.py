@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _FILE = re.compile(
     r"\.(csv|tsv|jsonl?|parquet|txt|arrow|gz|bz2|xz|zst|zip|py|ya?ml|safetensors|gguf|bin|pth?)", re.IGNORECASE
 )
+# Below this, another name in the directory is another thing: `dev` is not `train`, but `trian` is.
+_ALIKE = 0.65
 _LABELS = ("num_labels", "id2label", "label2id", "problem_type")
 
 
@@ -86,10 +88,28 @@ def sibling(path: str) -> str:
     """Return `" Did you mean 'x'?"` where something of a similar name is there."""
     folder, name = os.path.split(path.rstrip("/\\"))
     try:
-        close = get_close_matches(name, os.listdir(folder or "."), n=1)
+        there = sorted(os.listdir(folder or "."))
     except OSError:
         return ""
-    return f" Did you mean '{os.path.join(folder, close[0])}'?" if close else ""
+
+    def likeness(other: str) -> tuple[float, float]:
+        return _likeness(_stem(name), _stem(other)), _likeness(name, other)
+
+    closest = max(there, key=likeness, default=None)
+    if closest is None or likeness(closest)[0] < _ALIKE:
+        return ""
+    return f" Did you mean '{os.path.join(folder, closest)}'?"
+
+
+def _stem(name: str) -> str:
+    """Return a name without the ending of a file: files of one kind all end alike."""
+    while _FILE.fullmatch(Path(name).suffix):
+        name = Path(name).stem
+    return name
+
+
+def _likeness(one: str, other: str) -> float:
+    return SequenceMatcher(None, one.lower(), other.lower()).ratio()
 
 
 def _place(model: str, key: str) -> tuple[str, dict[str, str]]:

@@ -61,12 +61,8 @@ def open_pair(recipe: Recipe) -> Pair:
             in a task that compares token by token, or the wanted length is beyond what a model takes.
     """
     auto_class = recipe.task.auto_class
-    with recipe.locate("teacher"):
-        teacher = recipe.teacher.config()
-        _check_architecture(teacher, recipe.task)
-        teacher_head = teacher if recipe.teacher.has_head else None
-        if teacher_head is not None:
-            _check_trained(teacher_head, auto_class)
+    teacher = open_teacher(recipe)
+    teacher_head = teacher if recipe.teacher.has_head else None
     with recipe.locate("student"):
         student = recipe.student.config(teacher)
         _check_architecture(student, recipe.task)
@@ -83,6 +79,33 @@ def open_pair(recipe: Recipe) -> Pair:
     with recipe.locate("data"):
         limit = _longest_input(recipe.data.max_length, (teacher, student), (tokenizer, of_teacher or tokenizer))
     return Pair(teacher, student, tokenizer, of_teacher, teacher_head, student_head, limit)
+
+
+def open_teacher(recipe: Recipe) -> PretrainedConfig:
+    """Open the teacher's configuration alone, and check that it can do the task.
+
+    Raises:
+        UserError: It is not there, is of a kind that cannot do the task, or has no head to teach with.
+    """
+    with recipe.locate("teacher"):
+        teacher = recipe.teacher.config()
+        _check_architecture(teacher, recipe.task)
+        if recipe.teacher.has_head:
+            _check_trained(teacher, recipe.task.auto_class)
+    return teacher
+
+
+def open_student(recipe: Recipe) -> PretrainedConfig | None:
+    """Open the configuration of the student's own checkpoint, if it has one, and check that it can do the task.
+
+    Raises:
+        UserError: It is not there, or is of a kind that cannot do the task.
+    """
+    with recipe.locate("student"):
+        student = recipe.student.own_config()
+        if student is not None:
+            _check_architecture(student, recipe.task)
+    return student
 
 
 # ---- Heads -----------------------------------------------------------------------------------------------------------

@@ -179,5 +179,6 @@ class Recipe:
         try:
             yield
         except UserError as error:
-            path = ".".join(part for part in (section, error.key) if part)
-            raise UserError(*(self.mistake(path, line).mistakes[0] for line in error.mistakes)) from error
+            paths = (".".join(part for part in (section, key) if part) for key in error.keys)
+            lines = zip(paths, error.mistakes, strict=True)
+            raise UserError(*(self.mistake(path, line).mistakes[0] for path, line in lines)) from error

@@ -67,6 +67,7 @@ class Run:
         answers_repository: Where its answers are published.
         cache: Its answers, where they are kept.
         replayed: What students are then trained with.
+        layers: Name of a training -> objective -> the pairs of layers it compared.
     """
 
     recipe: Recipe
@@ -83,6 +84,7 @@ class Run:
     answers_repository: str = ""
     cache: Cache | None = None
     replayed: tuple[Fitter, Replay] | None = None
+    layers: dict[str, dict[str, list[list[int]]]] = field(default_factory=dict)
 
     @property
     def is_main(self) -> bool:
@@ -180,6 +182,7 @@ class Run:
                     if saved and last
                     else self.directory.path / RUNS / (name if last else part).replace(" ", "-"),
                     teacher=target,
+                    say=self.narrator.say,
                 )
             self._remember(part, fitted)
             if not last:
@@ -207,6 +210,8 @@ class Run:
     def _remember(self, name: str, fitted: Fitted) -> None:
         self.histories[name] = fitted.history
         self.seconds[f"{name} training"] = fitted.seconds
+        if fitted.layers:
+            self.layers[name] = fitted.layers
         if fitted.reused:
             self.narrator.say(f"{name}: found finished, not trained again")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -120,7 +121,7 @@ class DistillationTrainer(Trainer):
         self._teacher_watch = Stopwatch(self.args.device)
         self._step_watch = Stopwatch(self.args.device)
         self.eval_sums = EvalSums(self.terms)
-        self._settle_terms()
+        self.decisions = self._settle_terms()
 
     # ---- Construction ----
 
@@ -207,11 +208,11 @@ class DistillationTrainer(Trainer):
             return None
         return Heads.open(self.model, None if isinstance(self.teacher, Replay) else self.teacher)
 
-    def _settle_terms(self) -> None:
-        """Show a few batches to the terms that choose by them, the same on every process."""
+    def _settle_terms(self) -> list[str]:
+        """Show a few batches to the terms that choose by them, the same on every process; return what they say."""
         data: Any = self.train_dataset
         if not self.terms.undecided or data is None:
-            return
+            return []
         if self.is_fsdp_enabled:
             raise UserError(
                 "layers: 'similarity' is measured before FSDP places the student. Run a few steps without FSDP, which "
@@ -227,10 +228,12 @@ class DistillationTrainer(Trainer):
         batches = [collate(examples[start : start + size]) for start in range(0, len(examples), size)]
         training = self.model.training
         self.model.train(False)
-        for text in self.terms.settle(map(self._prepare_inputs, batches), partial(self._compare, self.model)):
+        said = list(self.terms.settle(map(self._prepare_inputs, batches), partial(self._compare, self.model)))
+        for text in said:
             if self.is_world_process_zero():
                 logger.info(text)
         self.model.train(training)
+        return said
 
     # ---- Data ----
 
@@ -502,6 +505,20 @@ class DistillationTrainer(Trainer):
             (directory / "training_args.bin").unlink(missing_ok=True)
         elif self.terms.learned:
             save_learned(directory, gathered or self.terms.learned.state_dict())
+
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """Compare with a checkpoint's, as `Trainer` does, intervals in steps: a checkpoint never has a share."""
+        names = ("logging_steps", "eval_steps", "save_steps")
+        shares = {name: value for name in names if 0 < (value := getattr(self.args, name) or 0) < 1}
+        for name, share in shares.items():
+            setattr(self.args, name, math.ceil(max_steps * share))
+        try:
+            begun: tuple[int, int] = super()._init_training_state(max_steps, *args, **kwargs)
+        finally:
+            # Another training with these arguments may have another length.
+            for name, share in shares.items():
+                setattr(self.args, name, share)
+        return begun
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         with self._learned_from(resume_from_checkpoint):

@@ -120,7 +120,10 @@ def explain(error: ValidationError, data: Any, path: str, cls: type | None = Non
             told.append((where, f"missing.{' Wanted: ' if said else ''}{said}"))
         elif isinstance(item.get("ctx", {}).get("error"), UserError):
             own = item["ctx"]["error"]
-            told += [(".".join(part for part in (where, own.key) if part), line) for line in own.mistakes]
+            told += [
+                (".".join(part for part in (where, key) if part), line)
+                for key, line in zip(own.keys, own.mistakes, strict=True)
+            ]
         else:
             wrong.setdefault(where, []).append(dict(item))
             values[where] = value

@@ -91,6 +91,20 @@ def test_a_check_runs_nothing(calls: list[tuple[Any, ...]], capsys: pytest.Captu
     assert capsys.readouterr().out == "what would happen\n" * 2
 
 
+@pytest.mark.parametrize("arguments", [["--check"], []])
+def test_what_fetches_missing_data_is_told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """`no such file: data/quickstart/train.csv` sends people looking for a file that a script fetches."""
+    quickstart = str(ROOT / "recipes" / "quickstart.yaml")
+    assert main([quickstart, *arguments, "teacher.model=./nothing", "student.model=./nothing"]) == 2
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last == (f"{quickstart} needs the data and the model: python scripts/fetch_quickstart.py (90 MB, once)")
+    # A recipe that says nothing, and a mistake that fetching would not mend.
+    assert main(["r.yaml", "--check"]) == 2
+    assert "needs" not in capsys.readouterr().err
+    assert main([quickstart, "report.baselin=true"]) == 2
+    assert "fetch_quickstart" not in capsys.readouterr().err
+
+
 def test_mistakes_in_a_recipe(calls: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]) -> None:
     """Status 2 and one line each: scripts that sweep tell a wrong recipe from a crash by it."""
     assert main(["r.yaml", "report.baselin=true", "objectives.0.T=2"]) == 2

@@ -198,10 +198,26 @@ def test_columns_that_are_not_there(columns: dict[str, str], key: str, says: str
     assert says in line
 
 
+def test_all_wrong_columns_are_told_at_once(tmp_path: Path) -> None:
+    """A line a start means as many starts as mistakes, each after a minute of imports; and each has its own key."""
+    path = write(tmp_path / "a.csv", CSV.replace("text", "sentence"))
+    for read in (load_splits, peek):
+        with pytest.raises(UserError) as caught:
+            read(Data(path=path, columns={"text": "sentense", "label": "lable"}, splits=CUT), ROLES)
+        assert caught.value.keys == ("columns.text", "columns.label")
+        assert ["'sentence'?" in line for line in caught.value.mistakes] == [True, False]
+        assert ["'label'?" in line for line in caught.value.mistakes] == [False, True]
+    with pytest.raises(UserError) as caught:
+        check_data(Data(path=path, columns={"txt": "sentence", "lable": "label"}, splits={"trian": "train"}), ROLES)
+    assert caught.value.keys == ("columns.txt", "columns.lable", "splits.trian")
+
+
 def test_a_wrong_delimiter_is_named(tmp_path: Path) -> None:
     """One column called `text;label` is a riddle unless the line says what it means."""
     path = write(tmp_path / "a.csv", CSV.replace(",", ";"))
     assert "delimiter seems to be ';'" in mistake(Data(path=path, splits=CUT))[1]
+    both = Data(path=path, columns={"text": "text", "label": "label"}, splits=CUT)
+    assert "delimiter seems to be ';'" in mistake(both)[1]  # once
 
 
 def test_a_named_label_missing_in_one_split_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -187,6 +187,26 @@ def test_loading_a_checkpoint_warns_of_nothing(tmp_path: Path, caplog: pytest.Lo
     assert "keys" not in caplog.text
 
 
+def test_a_share_of_the_training_is_no_other_interval(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A checkpoint holds steps: "logging_steps: 0.25 != 1" at every resumption would teach users to read no warning."""
+    settings: dict[str, Any] = {"max_steps": 4, "save_strategy": "steps", "save_steps": 0.5, "logging_steps": 0.25}
+    projected(tmp_path, **settings).train()
+    logging.getLogger("transformers").addHandler(caplog.handler)
+    try:
+        trainer = projected(tmp_path, **settings)
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+        assert "do not match" not in caplog.text
+        assert (trainer.state.logging_steps, trainer.state.save_steps) == (1, 2)
+        assert (trainer.args.logging_steps, trainer.args.save_steps) == (0.25, 0.5)
+        # What is another interval is still told.
+        projected(tmp_path, **{**settings, "logging_steps": 0.5}).train(
+            resume_from_checkpoint=str(tmp_path / "checkpoint-2")
+        )
+        assert "logging_steps: 2 (from args) != 1" in caplog.text
+    finally:
+        logging.getLogger("transformers").removeHandler(caplog.handler)
+
+
 # --- what comes out ---------------------------------------------------------------------------------------------------
 
 

@@ -80,6 +80,21 @@ def test_what_is_there_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "Did you mean './user'?" in mistake(lambda: resolve("./usr"))[1]
 
 
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        *(("nope.jsonl", None), ("dev.jsonl", "qa_dev.jsonl"), ("trian.jsonl", "train.jsonl")),
+        *(("train.json", "train.jsonl"), ("Train.jsonl.gz", "train.jsonl"), ("qa_test.csv", "qa_test.jsonl")),
+    ],
+)
+def test_only_a_name_that_is_alike_is_suggested(wrong: str, meant: str | None, tmp_path: Path) -> None:
+    """Files of one kind all end alike: by the whole name any of them would be "meant"."""
+    for name in ("qa_dev.jsonl", "qa_test.jsonl", "train.jsonl", "labels.csv"):
+        (tmp_path / name).touch()
+    said = mistake(lambda: resolve(str(tmp_path / wrong)))[1].partition(" Did you mean ")[2]
+    assert said == (f"'{tmp_path / meant}'?" if meant else "")
+
+
 def test_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A package is located, never imported: its code has no business in a distillation."""
     (tmp_path / "my_models" / "bert").mkdir(parents=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -84,15 +85,23 @@ def test_the_same_command_again_changes_nothing(write_recipe: WriteRecipe, tmp_p
 
 
 def test_layers_are_not_measured_on_a_trained_student(
-    write_recipe: WriteRecipe, caplog: pytest.LogCaptureFixture
+    write_recipe: WriteRecipe, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Found finished, a run would show pairs of layers that it was not trained with."""
+    """Found finished, a run would show pairs that it was not trained with; or nobody would see or find them at all."""
     path = write_recipe(objectives=[{"name": "hidden", "layers": "similarity"}])
     with caplog.at_level("INFO", logger="hf_distill"):
         for measured in (1, 0):
             caplog.clear()
             run(path)
-            assert caplog.text.count("linear CKA of the student's layers") == measured
+            printed = capsys.readouterr().out
+            assert printed.count("linear CKA of the student's layers") == measured
+            assert caplog.text.count("linear CKA") == measured
+            if measured:
+                told = json.loads(re.findall(r"^layers: (.*)$", printed, re.MULTILINE)[0])
+                assert [mine for mine, _ in told] == [1, 2]
+            assert json.loads((tmp_path / "out" / "report.json").read_text())["settings"]["layers"] == {
+                "student": {"hidden": told}
+            }
 
 
 def test_a_killed_run_resumes_and_ends_with_the_same_weights(write_recipe: WriteRecipe, tmp_path: Path) -> None:

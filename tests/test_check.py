@@ -1,0 +1,63 @@
+"""`--check` where one of the models is not on this machine."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_distill import load_recipe
+from hf_distill.check import check
+from hf_distill.errors import UserError
+
+WriteRecipe = Callable[..., Path]
+
+
+def test_the_side_that_is_here_is_checked(write_recipe: WriteRecipe, make_model: Any) -> None:
+    """A student of the Hub must not hide that the teacher, which is here, cannot teach; nor be called checked."""
+    there = {"name": "pretrained", "model": "some-user/some-model"}
+    lines = check(load_recipe(write_recipe(student=there))).splitlines()
+    assert (
+        "not checked student some-user/some-model: no directory here, so taken for a Hub id; --check fetches"
+        in next(line for line in lines if line.startswith("not checked"))
+    )
+    assert next(line for line in lines if line.startswith("teacher ")).endswith(" M parameters")
+    assert sum(line.startswith("not checked") for line in lines) == 1
+    headless = {"name": "pretrained", "model": str(make_model("bert-mlm"))}
+    with pytest.raises(UserError, match=r"teacher\.model: this checkpoint is a BertForMaskedLM"):
+        check(load_recipe(write_recipe(student=there, teacher=headless)))
+    here = {"name": "pretrained", "model": str(make_model("bert"))}
+    lines = check(load_recipe(write_recipe(student=here, teacher=there))).splitlines()
+    assert [line.split(":")[0] for line in lines if line.startswith("not checked")] == [
+        "not checked teacher some-user/some-model"
+    ]
+    assert next(line for line in lines if line.startswith("student ")).endswith(" M parameters")
+
+
+def test_a_misspelt_model_among_others_is_a_mistake(
+    write_recipe: WriteRecipe, make_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`m/smal` beside `m/small` passes for a Hub id: the run would ask the Hub, and `--check` call it unchecked."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(make_model("bert"), tmp_path / "m" / "small")
+    (tmp_path / "data").mkdir()
+    misspelt = write_recipe(
+        student={"name": "pretrained", "model": "m/smal"}, teacher={"name": "pretrained", "model": "m/nothere"}
+    )
+    with pytest.raises(UserError) as caught:
+        check(load_recipe(misspelt))
+    teacher, student = caught.value.mistakes
+    end = f" (looked from {tmp_path}), though other models are in 'm'."
+    assert teacher.endswith(f"teacher.model: no such directory: 'm/nothere'{end}")
+    assert student.endswith(f"student.model: no such directory: 'm/smal'{end} Did you mean 'm/small'?")
+    # A directory without models says nothing about a Hub id.
+    plan = check(load_recipe(write_recipe(student={"name": "pretrained", "model": "data/model"})))
+    assert "not checked student data/model" in plan
+    # Nor does one where it lies in the Hub's cache.
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: "/cache/config.json")
+    plan = check(load_recipe(write_recipe(student={"name": "pretrained", "model": "m/other"})))
+    assert "not checked student m/other" in plan
