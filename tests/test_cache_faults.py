@@ -43,7 +43,8 @@ def dying(self, batch, inputs, seed):
 Recorder.__call__ = dying
 cache.SHARD_EXAMPLES = 4
 _, teacher, data = parts(sys.argv[1])
-cache_of(teacher, data, Path(sys.argv[2]), top=4, tail=3).fill(arguments(sys.argv[2] + "-args", per_device_eval_batch_size=2))
+args = arguments(sys.argv[2] + "-args", per_device_eval_batch_size=2)
+cache_of(teacher, data, Path(sys.argv[2]), top=4, tail=3).fill(args)
 """
 
 
