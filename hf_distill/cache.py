@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,16 +11,14 @@ import numpy as np
 
 from hf_distill import cache_format as files
 from hf_distill.cache_hub import card
-from hf_distill.contents import SIZE, Hashes, example_hashes, find
+from hf_distill.contents import NOT_READ, Contents, find
 from hf_distill.errors import UserError
 from hf_distill.files import fingerprint, model_fingerprint
 from hf_distill.kept import Kept, Recorder
-from hf_distill.labels import IGNORED
 from hf_distill.replay import Data, Replay, Targets, TrainingData, with_targets
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
-    from datasets import Dataset
     from transformers import PreTrainedModel, TrainingArguments
 
     from hf_distill.tasks import Prepared
@@ -29,110 +26,10 @@ if TYPE_CHECKING:
 # A shard is what is lost when a capture is killed: minutes of a large teacher's time.
 SHARD_BYTES = 64 * 2**20
 SHARD_EXAMPLES = 8192
-# They say how long an example is, or what is right, and not what the teacher reads.
-_NOT_READ = ("length",)
-_LABELS = ("labels", "start_positions", "end_positions")
-SPLITS = ("train", "eval")
 
 
 def no_words(_: str) -> None:
     """Say nothing."""
-
-
-@dataclass(frozen=True)
-class Contents:
-    """The distinct examples of all splits, in the order in which they are captured: by length.
-
-    Attributes:
-        splits: As the teacher reads them.
-        hashes: Of every example of each split.
-        order: Split and row of each distinct example.
-        known: Its hash.
-        counts: Positions that a sparse cache keeps of it.
-        tokens: Its length.
-    """
-
-    splits: Mapping[str, Dataset]
-    hashes: Mapping[str, Hashes]
-    order: list[tuple[str, int]]
-    known: Hashes
-    counts: np.ndarray[Any, np.dtype[np.int64]]
-    tokens: np.ndarray[Any, np.dtype[np.int64]]
-
-    @classmethod
-    def of(cls, data: Prepared | TrainingData, kept: Kept) -> Contents:
-        """Look at all examples.
-
-        Args:
-            data: As the teacher reads it.
-            kept: What is to be kept. Where it is rows, labels say which.
-
-        Raises:
-            UserError: The inputs change from epoch to epoch.
-        """
-        if hasattr(data.collator, "set_epoch") and "labels" not in data.train.column_names:
-            raise UserError(
-                "the masks of this task change with every epoch, so that the teacher is asked something new each time. "
-                "Freeze them (teacher: {name: cached, frozen_masks: true, ...}), or take the teacher itself."
-            )
-        splits = {"train": data.train, "eval": data.eval}
-        left_out = _NOT_READ if kept.is_sparse else (*_NOT_READ, *_LABELS)
-        hashes, lengths, counts = {}, [], []
-        for name, split in splits.items():
-            columns = [column for column in split.column_names if column not in left_out]
-            hashes[name] = example_hashes(split, columns)
-            lengths.append(_column(split, "length"))
-            counts.append(_learned(split) if kept.is_sparse else lengths[-1])
-        places = [(name, row) for name in splits for row in range(len(splits[name]))]
-        every, length = np.concatenate([*hashes.values()]), np.concatenate(lengths)
-        _, first = np.unique(every, axis=0, return_index=True)
-        order = first[np.lexsort((first, length[first]))]
-        return cls(
-            splits,
-            hashes,
-            [places[index] for index in order],
-            every[order],
-            np.concatenate(counts)[order],
-            length[order],
-        )
-
-    @property
-    def key(self) -> str:
-        """A fingerprint of all examples."""
-        return hashlib.blake2b(self.known.tobytes(), digest_size=16).hexdigest()
-
-    def size(self, kept: Kept, config: Any) -> int:
-        """Return how many bytes their cache takes, nearly."""
-        if kept.is_sparse:
-            values = int(self.counts.sum()) * kept.row_bytes()
-        else:
-            width = {"sentence_embedding": getattr(config, "hidden_size", 0), "logits": config.num_labels}
-            each = sum(width.get(name, 1) for name in kept.outputs) * np.dtype(kept.precision).itemsize
-            each += 4 * (self.dims(kept) - 1)  # where the inner lists begin
-            values = each * (int(self.tokens.sum()) if kept.by_token else len(self.order))
-        return values + len(self.order) * (SIZE + 8)
-
-    def dims(self, kept: Kept) -> int:
-        """Return how many dimensions an output has for one example."""
-        if kept.outputs == ("sentence_embedding",):
-            inner: Any = self.splits["train"].features["input_ids"]
-            return 2 if hasattr(inner.feature, "feature") else 1
-        return 2 if kept.by_token and kept.outputs == ("logits",) else 1
-
-
-def _column(split: Dataset, name: str) -> np.ndarray[Any, Any]:
-    return np.asarray(split.with_format("numpy")[name][:], dtype=np.int64)
-
-
-def _learned(split: Dataset) -> np.ndarray[Any, Any]:
-    """Return how many labels each example has."""
-    if "labels" not in split.column_names:
-        return _column(split, "length")
-    found = [
-        [sum(label != IGNORED for label in labels) for labels in table.column("labels").to_pylist()]
-        for table in split.with_format("arrow").iter(batch_size=1000)
-    ]
-    return np.asarray([count for part in found for count in part], dtype=np.int64)
 
 
 @dataclass
@@ -333,7 +230,7 @@ class _Batches:
         for place in self.parts[index]:
             name, row = self.contents.order[place]
             example = self.contents.splits[name][row]
-            examples.append({key: value for key, value in example.items() if key not in _NOT_READ})
+            examples.append({key: value for key, value in example.items() if key not in NOT_READ})
         return dict(self.collator(examples))
 
 

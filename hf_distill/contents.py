@@ -1,17 +1,28 @@
-"""The content of single examples: what a teacher reads of each, as a short hash."""
+"""Examples by their content: what a teacher reads of each, as a short hash."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from hf_distill.errors import UserError
+from hf_distill.labels import IGNORED
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
     from datasets import Dataset
 
+    from hf_distill.kept import Kept
+    from hf_distill.replay import TrainingData
+    from hf_distill.tasks import Prepared
+
+# They say how long an example is, or what is right, and not what the teacher reads.
+NOT_READ = ("length",)
+_LABELS = ("labels", "start_positions", "end_positions")
 # Bytes of the hash of an example.
 SIZE = 16
 _ROWS = 10_000
@@ -74,3 +85,99 @@ def find(known: Hashes, wanted: Hashes) -> np.ndarray[Any, np.dtype[np.int64]]:
     places = np.searchsorted(known[order, 0], wanted[:, 0]).clip(max=len(known) - 1)
     rows: np.ndarray[Any, np.dtype[np.int64]] = order[places]
     return np.where((known[rows] == wanted).all(-1), rows, -1)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The distinct examples of all splits, in the order in which they are captured: by length.
+
+    Attributes:
+        splits: As the teacher reads them.
+        hashes: Of every example of each split.
+        order: Split and row of each distinct example.
+        known: Its hash.
+        counts: Positions that a sparse cache keeps of it.
+        tokens: Its length.
+    """
+
+    splits: Mapping[str, Dataset]
+    hashes: Mapping[str, Hashes]
+    order: list[tuple[str, int]]
+    known: Hashes
+    counts: np.ndarray[Any, np.dtype[np.int64]]
+    tokens: np.ndarray[Any, np.dtype[np.int64]]
+
+    @classmethod
+    def of(cls, data: Prepared | TrainingData, kept: Kept) -> Contents:
+        """Look at all examples.
+
+        Args:
+            data: As the teacher reads it.
+            kept: What is to be kept. Where it is rows, labels say which.
+
+        Raises:
+            UserError: The inputs change from epoch to epoch.
+        """
+        if hasattr(data.collator, "set_epoch") and "labels" not in data.train.column_names:
+            raise UserError(
+                "the masks of this task change with every epoch, so that the teacher is asked something new each time. "
+                "Freeze them (teacher: {name: cached, frozen_masks: true, ...}), or take the teacher itself."
+            )
+        splits = {"train": data.train, "eval": data.eval}
+        left_out = NOT_READ if kept.is_sparse else (*NOT_READ, *_LABELS)
+        hashes, lengths, counts = {}, [], []
+        for name, split in splits.items():
+            columns = [column for column in split.column_names if column not in left_out]
+            hashes[name] = example_hashes(split, columns)
+            lengths.append(_column(split, "length"))
+            counts.append(_learned(split) if kept.is_sparse else lengths[-1])
+        places = [(name, row) for name in splits for row in range(len(splits[name]))]
+        every, length = np.concatenate([*hashes.values()]), np.concatenate(lengths)
+        _, first = np.unique(every, axis=0, return_index=True)
+        order = first[np.lexsort((first, length[first]))]
+        return cls(
+            splits,
+            hashes,
+            [places[index] for index in order],
+            every[order],
+            np.concatenate(counts)[order],
+            length[order],
+        )
+
+    @property
+    def key(self) -> str:
+        """A fingerprint of all examples."""
+        return hashlib.blake2b(self.known.tobytes(), digest_size=SIZE).hexdigest()
+
+    def size(self, kept: Kept, config: Any) -> int:
+        """Return how many bytes their cache takes, nearly."""
+        if kept.is_sparse:
+            values = int(self.counts.sum()) * kept.row_bytes()
+        else:
+            width = {"sentence_embedding": getattr(config, "hidden_size", 0), "logits": config.num_labels}
+            each = sum(width.get(name, 1) for name in kept.outputs) * np.dtype(kept.precision).itemsize
+            each += 4 * (self.dims(kept) - 1)  # where the inner lists begin
+            values = each * (int(self.tokens.sum()) if kept.by_token else len(self.order))
+        return values + len(self.order) * (SIZE + 8)
+
+    def dims(self, kept: Kept) -> int:
+        """Return how many dimensions an output has for one example."""
+        if kept.outputs == ("sentence_embedding",):
+            inner: Any = self.splits["train"].features["input_ids"]
+            return 2 if hasattr(inner.feature, "feature") else 1
+        return 2 if kept.by_token and kept.outputs == ("logits",) else 1
+
+
+def _column(split: Dataset, name: str) -> np.ndarray[Any, Any]:
+    return np.asarray(split.with_format("numpy")[name][:], dtype=np.int64)
+
+
+def _learned(split: Dataset) -> np.ndarray[Any, Any]:
+    """Return how many labels each example has."""
+    if "labels" not in split.column_names:
+        return _column(split, "length")
+    found = [
+        [sum(label != IGNORED for label in labels) for labels in table.column("labels").to_pylist()]
+        for table in split.with_format("arrow").iter(batch_size=1000)
+    ]
+    return np.asarray([count for part in found for count in part], dtype=np.int64)

@@ -194,7 +194,7 @@ class Recorder:
 def _packed(indices: Array, size: int) -> Array:
     """Return numbers as their `size` low bytes, `(rows, classes * size)`."""
     single = np.ascontiguousarray(indices.astype("<u4")).view(np.uint8).reshape(*indices.shape, 4)
-    return np.ascontiguousarray(single[..., :size]).reshape(len(indices), -1)
+    return np.ascontiguousarray(single[..., :size]).reshape(len(indices), indices.shape[1] * size)
 
 
 def _unpacked(content: bytes, size: int) -> Array:

@@ -35,15 +35,16 @@ from hf_distill import cache
 from hf_distill.kept import Recorder
 
 real, calls = Recorder.__call__, []
-def dying(self, batch, inputs):
+def dying(self, batch, inputs, seed):
     calls.append(1)
     if len(calls) == 6:
         os.kill(os.getpid(), signal.SIGKILL)
-    return real(self, batch, inputs)
+    return real(self, batch, inputs, seed)
 Recorder.__call__ = dying
 cache.SHARD_EXAMPLES = 4
 _, teacher, data = parts(sys.argv[1])
-cache_of(teacher, data, Path(sys.argv[2])).fill(arguments(sys.argv[2] + "-args", per_device_eval_batch_size=2))
+args = arguments(sys.argv[2] + "-args", per_device_eval_batch_size=2)
+cache_of(teacher, data, Path(sys.argv[2]), top=4, tail=3).fill(args)
 """
 
 
@@ -58,9 +59,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     real = Recorder.__call__
 
-    def counting(self: Any, batch: Any, inputs: Any) -> Any:
+    def counting(self: Any, batch: Any, inputs: Any, seed: int) -> Any:
         seen.append(len(batch["input_ids"]))
-        return real(self, batch, inputs)
+        return real(self, batch, inputs, seed)
 
     monkeypatch.setattr(Recorder, "__call__", counting)
     return seen
@@ -93,13 +94,13 @@ def test_killed_in_the_middle(kind: str, tmp_path: Path, asked: list[int]) -> No
     assert not (path / cache_format.CACHE).exists()
     before = [file.stat().st_mtime_ns for file in finished]
     _, teacher, data = parts(kind)
-    cache = cache_of(teacher, data, path)
+    cache = cache_of(teacher, data, path, top=4, tail=3)  # what is drawn is part of what must not differ
     assert "no complete cache" in refused(lambda: cache.apply(data))
     cache.fill(arguments(tmp_path / "args", per_device_eval_batch_size=2))
     assert sum(asked) == 24 - 8
     assert [file.stat().st_mtime_ns for file in finished] == before
     assert not list(path.glob("*.tmp"))
-    whole = cache_of(teacher, data, tmp_path / "whole")
+    whole = cache_of(teacher, data, tmp_path / "whole", top=4, tail=3)
     whole.fill(arguments(tmp_path / "args", per_device_eval_batch_size=2))
     assert answers(cache) == answers(whole)
     assert len(answers(cache)) == 24

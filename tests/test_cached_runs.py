@@ -24,9 +24,9 @@ def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     real = kept.Recorder.__call__
 
-    def counting(self: Any, batch: Any, inputs: Any) -> Any:
+    def counting(self: Any, batch: Any, inputs: Any, seed: int) -> Any:
         seen.append(len(batch["input_ids"]))
-        return real(self, batch, inputs)
+        return real(self, batch, inputs, seed)
 
     monkeypatch.setattr(kept.Recorder, "__call__", counting)
     return seen

@@ -278,3 +278,15 @@ def test_a_drawn_tail_is_for_losses_that_are_linear_in_it(tmp_path: Path) -> Non
     losses = train(trainer(student, replay, wrapped, tmp_path, SOFT)).losses
     assert all(map(torch.isfinite, map(torch.tensor, losses)))
     assert losses[-1] < losses[0]
+
+
+def test_a_batch_without_a_row(tmp_path: Path) -> None:
+    """A batch of examples of which nothing is learned has no row, in the cache as in the loss."""
+    student, teacher, data = parts("causal-lm")
+    wrapped, replay = capture(teacher, data, tmp_path / "cache", top=4, tail=2).apply(data)
+    empty = [row for row in range(24) if set(data.train[row]["labels"]) == {-100}]
+    assert len(empty) > 2
+    batch = wrapped.collator([wrapped.train[row] for row in empty])
+    assert batch["cached_indices"].shape == (0, 6)
+    assert batch["cached_log_probabilities"].shape == (0, 4)
+    assert float(trainer(student, replay, wrapped, tmp_path, SOFT).compute_loss(student, batch)) == 0
