@@ -14,6 +14,8 @@ from hf_distill.directory import RunDirectory
 from hf_distill.errors import UserError
 from hf_distill.launch import check_launch
 from hf_distill.models import resolve, sibling
+from hf_distill.objectives.features import FeatureObjective
+from hf_distill.objectives.hidden import Hidden, Hint, Patient
 from hf_distill.objectives.schedule import in_words
 from hf_distill.pairing import Pair, open_pair, open_student, open_teacher
 from hf_distill.plan import check_plan, remarks
@@ -22,16 +24,18 @@ from hf_distill.writer import dump_recipe
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+    from hf_distill.objectives import Objective
     from hf_distill.recipe import Recipe
 
 
 @dataclass
 class _Findings:
-    """Lines of the plan, mistakes, and what could not be looked at."""
+    """Lines of the plan, mistakes, what could not be looked at, and both models where they could be."""
 
     plan: list[str] = field(default_factory=list)
     mistakes: list[str] = field(default_factory=list)
     unchecked: list[str] = field(default_factory=list)
+    pair: Pair | None = None
 
 
 def check(recipe: Recipe) -> str:
@@ -57,7 +61,11 @@ def check(recipe: Recipe) -> str:
             found.mistakes += [line for line in error.mistakes if line not in found.mistakes]
     if found.mistakes:
         raise UserError(*found.mistakes)
-    found.plan += [*_stages(recipe), f"training    {_words(recipe.training)}", f"report      {_report(recipe)}"]
+    found.plan += [
+        *_stages(recipe, found.pair),
+        f"training    {_words(recipe.training)}",
+        f"report      {_report(recipe)}",
+    ]
     found.plan += (
         [f"hub         push to {recipe.hub.repo_id or Path(recipe.training['output_dir']).name}"]
         if recipe.hub.push
@@ -118,6 +126,7 @@ def _check_pair(recipe: Recipe, found: _Findings) -> None:
         return
     pair = open_pair(recipe)
     check_plan(recipe, pair)
+    found.pair = pair
     found.plan += [
         f"task        {recipe.task.name}",
         f"teacher     {_words(entry(recipe.teacher))}: {_size(recipe, pair.teacher)}",
@@ -172,11 +181,25 @@ def _report(recipe: Recipe) -> str:
     return f"{'with' if recipe.report.baseline else 'without'} baseline, {seeds}"
 
 
-def _stages(recipe: Recipe) -> Iterator[str]:
+def _stages(recipe: Recipe, pair: Pair | None) -> Iterator[str]:
     for number, stage in enumerate(recipe.plan, 1):
         if recipe.stages:
             yield f"stage {number:<5} {_words(stage.training) or 'as in training'}"
-        yield from (f"objective   {_words(entry(objective))}" for objective in stage.objectives)
+        for objective in stage.objectives:
+            yield f"objective   {_words(entry(objective))}{_layers(objective, pair) if pair else ''}"
+
+
+def _layers(objective: Objective, pair: Pair) -> str:
+    """Return `: layers [[1, 2], [2, 4]]`, the student's before the teacher's, for an objective that compares layers."""
+    if not isinstance(objective, FeatureObjective):
+        return ""
+    if objective.layers == "similarity":
+        return ": layers are paired by what is measured before training"
+    student, teacher = objective.stacks(pair.student, pair.teacher)
+    widths = ""
+    if isinstance(objective, Hidden | Patient | Hint) and student.width != teacher.width:
+        widths = f", through learned projections from {student.width} to {teacher.width}"
+    return f": layers {[list(both) for both in objective.pairs(student, teacher)]}{widths}"
 
 
 def _words(values: dict[str, Any]) -> str:

@@ -22,17 +22,18 @@ TAG = "tag:yaml.org,2002:"
 
 @dataclass
 class Document:
-    """Plain data and where each key came from; `lines` and `overrides` as in `recipe.Origin`."""
+    """Plain data and where each key came from; `lines`, `overrides` and `hints` as in `recipe.Origin`."""
 
     file: str
     data: dict[str, Any]
     lines: dict[str, int]
     overrides: dict[str, str] = field(default_factory=dict)
+    hints: dict[str, str] = field(default_factory=dict)
 
     @property
     def origin(self) -> Origin:
         """The places of all keys."""
-        return Origin(self.file, self.lines, self.overrides)
+        return Origin(self.file, self.lines, self.overrides, self.hints)
 
 
 class Fault(Exception):

@@ -69,6 +69,10 @@ class _Reading:
                     document.overrides[place] = document.overrides[preset]
                 elif preset in document.lines:
                     document.lines[place] = document.lines[preset]
+                if (name := given.get("preset")) in list(PRESETS):
+                    document.hints[place] = (
+                        f" It comes from preset '{name}'. In its place, write: objectives: {_spelled(name)}"
+                    )
         self.origin = document.origin
         self.mistakes: list[tuple[str, str]] = []
 
@@ -237,8 +241,7 @@ class _Reading:
         elif name not in PRESETS:
             self.add(path, f"unknown preset '{name}'.{did_you_mean(name, PRESETS)}")
         elif not alone:
-            spelled = json.dumps(objective_entries(PRESETS[name]))
-            self.add(path, f"given together with objectives. Keep one: '{name}' is {spelled}.")
+            self.add(path, f"given together with objectives. Keep one: '{name}' is {_spelled(name)}.")
         else:
             return PRESETS[name]
         return ()
@@ -324,3 +327,8 @@ def _unfit(found: Any, base: type) -> str | None:
     if not isinstance(getattr(found, "name", None), str):
         return "has no name. Add `name: ClassVar[str] = ...` to the class."
     return None
+
+
+def _spelled(preset: str) -> str:
+    """Return the objectives of a preset as a recipe can list them."""
+    return json.dumps(objective_entries(PRESETS[preset]))

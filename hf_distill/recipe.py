@@ -28,11 +28,13 @@ class Origin:
         file: As the user named it.
         lines: Key path -> line, for every key of the file (`"objectives[1].weight"` -> 12).
         overrides: Key path -> the `key=value` of the command line that set it.
+        hints: Key path of a list of objectives -> what to say of a mistake in a key of its entries.
     """
 
     file: str
     lines: Mapping[str, int]
     overrides: Mapping[str, str] = field(default_factory=dict)
+    hints: Mapping[str, str] = field(default_factory=dict)
 
     def nearest(self, path: str) -> str:
         """Return `path` if it was given, else the nearest key above it that was; `""` for the whole recipe."""
@@ -45,6 +47,11 @@ class Origin:
         at = self.nearest(path)
         place = f"override '{self.overrides[at]}'" if at in self.overrides else f"{self.file}:{self.lines.get(at, 1)}"
         return f"{place}: {path}" if path else place
+
+    def hint(self, path: str) -> str:
+        """Return what to add to a mistake at `objectives[0].key`: how to change what the file does not spell out."""
+        place, _, key = path.rpartition("].")
+        return self.hints.get(place.rpartition("[")[0], "") if key else ""
 
 
 @component
@@ -171,7 +178,8 @@ class Recipe:
     def mistake(self, path: str, message: str) -> UserError:
         """Return the error for the key at `path`, with file and line where the recipe was read from a file."""
         place = self.origin.locate(path) if self.origin else path
-        return UserError(f"{place}: {message}" if place else message)
+        hint = self.origin.hint(path) if self.origin else ""
+        return UserError((f"{place}: {message}" if place else message) + hint)
 
     @contextmanager
     def locate(self, section: str) -> Iterator[None]:

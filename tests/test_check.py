@@ -61,3 +61,32 @@ def test_a_misspelt_model_among_others_is_a_mistake(
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: "/cache/config.json")
     plan = check(load_recipe(write_recipe(student={"name": "pretrained", "model": "m/other"})))
     assert "not checked student m/other" in plan
+
+
+@pytest.mark.parametrize(
+    ("objective", "said"),
+    [
+        ({"name": "hidden"}, "hidden: layers [[1, 2], [2, 4]]"),
+        ({"name": "attention", "layers": "tail"}, "attention (layers tail): layers [[1, 3]]"),
+        (
+            {"name": "hidden", "layers": "similarity"},
+            "hidden (layers similarity): layers are paired by what is measured before training",
+        ),
+        ({"name": "kl"}, "kl"),
+    ],
+)
+def test_the_plan_says_which_layers_a_rule_pairs(
+    write_recipe: WriteRecipe, objective: dict[str, Any], said: str
+) -> None:
+    """A rule that pairs other layers than its reader thinks would train on them without a word."""
+    lines = check(load_recipe(write_recipe(objectives=[objective]))).splitlines()
+    assert [line for line in lines if line.startswith("objective")] == [f"objective   {said}"]
+
+
+def test_the_plan_says_where_a_projection_is_learned(write_recipe: WriteRecipe, make_model: Any) -> None:
+    """Between different widths something is learned beside the student; attention maps have no width."""
+    narrow = {"name": "pretrained", "model": str(make_model("bert", hidden_size=16))}
+    recipe = write_recipe(student=narrow, objectives=[{"name": "hidden", "layers": "last"}, {"name": "attention"}])
+    hidden, attention = [line for line in check(load_recipe(recipe)).splitlines() if line.startswith("objective")]
+    assert ", through learned projections from 16 to " in hidden
+    assert "projection" not in attention

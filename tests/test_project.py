@@ -273,6 +273,11 @@ def test_every_objective_has_its_formula_and_says_what_it_was_checked_against() 
         assert all(len(cell) > 2 for cell in cells), name
         unit = OBJECTIVES[name].unit  # a property where settings decide
         assert not isinstance(unit, str) or cells[2] == unit, name
+    text = (ROOT / "docs" / "loss.md").read_text(encoding="utf-8")
+    listed = text.partition("In Python, from `hf_distill.objectives`")[2].partition("\n\n")[0]
+    assert dict(re.findall(r"`(\w+)`\s+is\s+`(\w+)`", listed)) == {
+        name: cls.__name__ for name, cls in OBJECTIVES.items()
+    }
     presets = rows_of("docs/loss.md", "Presets")
     assert presets.keys() == PRESETS.keys()
     for name, cells in presets.items():

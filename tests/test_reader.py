@@ -575,6 +575,22 @@ def test_a_mistake_in_a_preset_is_told_at_its_line() -> None:
     assert recipe.mistake("objectives[0]", "x").mistakes == ("override 'preset=modelopt': objectives[0]: x",)
 
 
+def test_a_mistake_in_a_key_of_a_preset_says_what_to_write_in_its_place() -> None:
+    """`Set relation_heads ...` is no help to somebody whose file has no such key, and no list to put it into."""
+    written = '[{"name": "relations", "relation_heads": 48}]'
+    hint = f" It comes from preset 'minilmv2'. In its place, write: objectives: {written}"
+    text = PRESET.replace("NAME", "minilmv2")
+    recipe = load(text=text)
+    assert recipe.mistake("objectives[0].relation_heads", "x.").mistakes == (
+        f"r.yaml:5: objectives[0].relation_heads: x.{hint}",
+    )
+    spelled_out = load(text=text.replace("preset: minilmv2", f"objectives: {written}"))
+    assert spelled_out.objectives == recipe.objectives
+    # Neither where the list is the user's own, nor for what is not in it.
+    assert spelled_out.mistake("objectives[0].relation_heads", "x").mistakes[0].endswith(": x")
+    assert recipe.mistake("training.learning_rate", "x").mistakes[0].endswith(": x")
+
+
 @pytest.mark.parametrize(
     ("value", "said"),
     [

@@ -229,7 +229,7 @@ def test_only_the_last_stage_of_the_first_seed_is_pushed(
     def fit(self: Any, model: Any, *, training: Any, directory: Path, **_: Any) -> Any:
         trained[Path(directory).name] = ("hub_model_id" in training, training["seed"], training["learning_rate"])
         raise_after = len(trained) == 4
-        fitted = type("Fitted", (), {"history": [], "seconds": 0.0, "reused": False, "model": model})()
+        fitted = type("Fitted", (), {"history": [], "seconds": 0.0, "reused": False, "model": model, "layers": {}})()
         if raise_after:
             raise KeyboardInterrupt
         return fitted
