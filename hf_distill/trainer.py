@@ -206,7 +206,14 @@ class DistillationTrainer(Trainer):
         # A float16 gradient taken ahead would miss the loss scale that keeps it from vanishing.
         if self.args.fp16 or self.args.torch_compile or self.terms.needs_logits or not self.layout.by_position:
             return None
-        return Heads.open(self.model, None if isinstance(self.teacher, Replay) else self.teacher)
+        heads = Heads.open(self.model, None if isinstance(self.teacher, Replay) else self.teacher)
+        if heads is None and (classes := getattr(self.layout, "classes", None)):
+            logger.warning(
+                "the head of %s or of its teacher cannot be taken apart (an adapter on it, quantized weights, or a "
+                "class of its own): all logits are made at once, at about %s KB of memory a token",
+                *(type(base_model(self.model)).__name__, f"{28 * classes // 1024:,}"),
+            )
+        return heads
 
     def _settle_terms(self) -> list[str]:
         """Show a few batches to the terms that choose by them, the same on every process; return what they say."""

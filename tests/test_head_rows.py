@@ -267,13 +267,22 @@ class Shifted(transformers.LlamaForCausalLM):
         return output
 
 
-def test_a_head_that_cannot_be_taken_apart_falls_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_head_that_cannot_be_taken_apart_falls_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Taken apart all the same, the model would be trained as another one; without a word, memory would be a riddle."""
     torch.manual_seed(0)
     odd = Shifted(transformers.LlamaConfig(**COMMON)).eval()
     assert open_head(odd) is None
     assert Heads.open(odd, make("llama", 2)) is None
     assert open_head(make("llama", 1)) is not None
+    trainer = make_trainer("causal-lm", tmp_path, max_steps=1)
+    caplog.clear()
+    monkeypatch.setattr(trainer.model.lm_head, "__class__", type("Adapted", (nn.Linear,), {}))
+    trainer.layout = TokenRows(shift=True, classes=TOKENS)
+    assert trainer._open_heads() is None
+    (line,) = [record.getMessage() for record in caplog.records if "cannot be taken apart" in record.getMessage()]
+    assert "2 KB of memory a token" in line
 
 
 def test_another_loss_is_refused() -> None:
