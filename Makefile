@@ -45,7 +45,7 @@ check: $(STAMP)  ## ruff and mypy
 slow: $(STAMP)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-bench: $(STAMP)  ## what a step costs here and elsewhere, into benchmarks/results (an hour; QUICK=1: a minute)
+bench: $(STAMP)  ## what a step costs here and elsewhere, into benchmarks/results (hours; QUICK=1: minutes)
 	$(BIN)/python -m benchmarks.run $(BENCH) $(if $(QUICK),--quick --into build/benchmarks)
 
 quickstart: $(STAMP)  ## fetch a real model and real data, distil, report (about 5 minutes on 2 cores)
