@@ -64,7 +64,7 @@ class Side:
         return self.finish(raw)
 
 
-class _Projector:
+class Projector:
     """A head ready for one walk: weights in the precision of the product, and a buffer for the result."""
 
     def __init__(self, side: Side, chunk: int) -> None:
@@ -215,7 +215,8 @@ class Heads:
         return HeadRows(student, teacher or kept, places.labels, places.example, len(places.mask))
 
 
-def _parts(start: int, stop: int, size: int) -> Iterator[slice]:
+def slices(start: int, stop: int, size: int) -> Iterator[slice]:
+    """Yield the slices that cover `start` to `stop`, of `size` each but for the last."""
     for first in range(start, stop, size):
         yield slice(first, min(first + size, stop))
 
@@ -274,8 +275,8 @@ class _Walker:
         self.rows, self.objectives, self.coefficients, self.wanted = rows, objectives, coefficients, wanted
         self.chunk, self.block = rows.pieces()
         student, teacher = rows.sides
-        self.student = _Projector(student, self.chunk)
-        self.teacher = _Projector(teacher, self.chunk) if isinstance(teacher, Side) else None
+        self.student = Projector(student, self.chunk)
+        self.teacher = Projector(teacher, self.chunk) if isinstance(teacher, Side) else None
         self.kept = teacher if isinstance(teacher, SparseRows) else None
         exact = torch.promote_types(student.dtype, torch.float32)
         self.sums = self.student.hidden.new_zeros(rows.examples, len(objectives), dtype=exact)
@@ -288,10 +289,10 @@ class _Walker:
 
     def go(self) -> None:
         """Walk over all rows."""
-        for part in _parts(0, len(self.rows.labels), self.chunk):
+        for part in slices(0, len(self.rows.labels), self.chunk):
             raw = self.student.raw(part)
             theirs = None if self.teacher is None else self.teacher.raw(part)
-            for block in _parts(0, len(raw), self.block):
+            for block in slices(0, len(raw), self.block):
                 self._evaluate(part.start, block, raw, theirs)
             if any(self.wanted):
                 self._carry_back(part, raw)

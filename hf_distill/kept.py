@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_distill.head_rows import CHUNK_BYTES, ELSEWHERE, Side, _parts, _Projector
+from hf_distill.head_rows import CHUNK_BYTES, ELSEWHERE, Projector, Side, slices
 from hf_distill.heads import capturing, open_head
 from hf_distill.layouts import base_model
 from hf_distill.rows import RowLayout, SparseRows
@@ -224,9 +224,9 @@ def top_rows(side: Side, kept: Kept, generator: torch.Generator) -> SparseRows:
     """Return what is kept of a model's rows, without ever making all logits."""
     budget = CHUNK_BYTES.get(side.hidden.device.type, ELSEWHERE)
     chunk = max(1, min(budget // (4 * side.width), len(side.hidden)))
-    projector = _Projector(side, chunk)
+    projector = Projector(side, chunk)
     parts = [
-        sparse_rows(side.finish(projector.raw(part)), kept, generator) for part in _parts(0, len(side.hidden), chunk)
+        sparse_rows(side.finish(projector.raw(part)), kept, generator) for part in slices(0, len(side.hidden), chunk)
     ] or [sparse_rows(side.hidden.new_zeros(0, kept.classes), kept, generator)]
     indices, log_probabilities, remaining = (torch.cat([getattr(part, name) for part in parts]) for name in SPARSE)
     return SparseRows(indices, log_probabilities, remaining, kept.temperature)
