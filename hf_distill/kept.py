@@ -224,7 +224,7 @@ def top_rows(side: Side, kept: Kept, generator: torch.Generator) -> SparseRows:
     """Return what is kept of a model's rows, without ever making all logits."""
     budget = CHUNK_BYTES.get(side.hidden.device.type, ELSEWHERE)
     chunk = max(1, min(budget // (4 * side.width), len(side.hidden)))
-    projector = Projector(side, chunk)
+    projector = Projector(side)
     parts = [
         sparse_rows(side.finish(projector.raw(part)), kept, generator) for part in slices(0, len(side.hidden), chunk)
     ] or [sparse_rows(side.hidden.new_zeros(0, kept.classes), kept, generator)]
