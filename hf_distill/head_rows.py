@@ -260,8 +260,14 @@ class _Walk(torch.autograd.Function):
         """Scale the gradients by that of the loss."""
         if ctx.coefficients is None:
             raise RuntimeError("these sums were computed without coefficients, and have no gradient.")
+        if ctx.gradients is None:
+            raise RuntimeError(
+                "the gradient of these rows has been handed on already, and is not kept for a second time."
+            )
         loss = _gradient_of_the_loss(sums, ctx.coefficients)
-        return (*(None if one is None else one.mul_(loss.to(one.dtype)) for one in ctx.gradients), None, None, None)
+        # Let go of: the gradient of the weights becomes their `.grad` as it is if nobody else holds it, else a copy.
+        gradients, ctx.gradients = ctx.gradients, None
+        return (*(None if one is None else one.mul_(loss.to(one.dtype)) for one in gradients), None, None, None)
 
 
 def _gradient_of_the_loss(sums: Tensor, coefficients: Tensor) -> Tensor:

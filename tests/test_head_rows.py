@@ -183,6 +183,39 @@ def test_pieces_do_not_matter(chunk: int, block: int, monkeypatch: pytest.Monkey
     assert relative(got, expected) < 1e-6
 
 
+def rows_of(hidden: Tensor, weight: Tensor) -> HeadRows:
+    """Rows without a teacher, of a head with these weights."""
+    linear = nn.Linear(1, 1, bias=False)
+    linear._parameters["weight"] = weight  # type: ignore[assignment]
+    side = Side(Head(linear), hidden, hidden.dtype)
+    return HeadRows(side, None, torch.arange(len(hidden)), torch.arange(len(hidden)), len(hidden))
+
+
+def test_the_gradient_of_the_weights_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is as large as the head; held by anyone else, autograd makes a second one of it in every step."""
+    weight, hidden = torch.randn(VOCABULARY, 8, requires_grad=True), torch.randn(6, 8, requires_grad=True)
+    made: list[int] = []
+    carry = head_rows._Walker._carry_back
+
+    def remember(walker: Any, *args: Any) -> None:
+        carry(walker, *args)
+        made.append(walker.gradients[1].data_ptr())
+
+    monkeypatch.setattr(head_rows._Walker, "_carry_back", remember)
+    rows_of(hidden, weight).walk((Labels(),), torch.ones(1)).sum().backward()
+    assert weight.grad is not None
+    assert {weight.grad.data_ptr()} == set(made)
+
+
+def test_a_second_backward_pass_is_refused() -> None:
+    """The gradient was scaled in place: handed out again it would be scaled twice."""
+    weight, hidden = torch.randn(VOCABULARY, 8, requires_grad=True), torch.randn(6, 8, requires_grad=True)
+    loss = rows_of(hidden, weight).walk((Labels(),), torch.ones(1)).sum() * 3
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="not kept for a second time"):
+        loss.backward()
+
+
 def test_a_sparse_teacher() -> None:
     """Its rows are cut into the same pieces as the student's."""
     student, teacher = make("llama", 1), make("llama", 2)
