@@ -42,9 +42,15 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str:
-    git = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    """Return the commit that is measured; marked where the code is another one, which the results may be."""
+    head = _git("rev-parse", "--short", "HEAD")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)benchmarks/results")
+    return f"{head}{'-dirty' if changed else ''}" if head else "not known"
+
+
+def _git(*command: str) -> str:
     try:
-        done = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+        done = subprocess.run(["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     except OSError:
-        return "not known"
-    return done.stdout.strip() or "not known"
+        return ""
+    return done.stdout.strip()
