@@ -18,7 +18,7 @@ from hf_distill.objectives.features import FeatureObjective
 from hf_distill.objectives.hidden import Hidden, Hint, Patient
 from hf_distill.objectives.schedule import in_words
 from hf_distill.pairing import Pair, open_pair, open_student, open_teacher
-from hf_distill.plan import check_plan, remarks
+from hf_distill.plan import check_plan, cut_off, remarks
 from hf_distill.writer import dump_recipe
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def check(recipe: Recipe) -> str:
         if recipe.hub.push
         else []
     )
-    found.plan += [f"note        {line}" for line in remarks(recipe)]
+    found.plan += [f"note        {line}" for line in (*remarks(recipe), *cut_off(recipe))]
     found.plan += [f"not checked {line}" for line in found.unchecked]
     return "\n".join(found.plan)
 

@@ -90,3 +90,26 @@ def test_the_plan_says_where_a_projection_is_learned(write_recipe: WriteRecipe, 
     hidden, attention = [line for line in check(load_recipe(recipe)).splitlines() if line.startswith("objective")]
     assert ", through learned projections from 16 to " in hidden
     assert "projection" not in attention
+
+
+def test_the_plan_says_that_a_schedule_will_not_get_to_its_end(write_recipe: WriteRecipe) -> None:
+    """Written in steps for another training, a schedule is cut off; hours later nothing shows that it was."""
+    kl = {"name": "kl", "temperature": {"start": 4.0, "end": 1.0, "over": 2000}}
+
+    def notes(*overrides: str, **sections: Any) -> list[str]:
+        recipe = load_recipe(write_recipe(objectives=[kl], **sections), overrides)
+        return [line for line in check(recipe).splitlines() if line.startswith("note")]
+
+    assert notes("training.max_steps=300") == [
+        "note        objectives[0].temperature is to go from 4 to 1 over 2,000 steps, and the training has 300: it "
+        "ends at 3.55, and evaluations take 1. Set over to at most 300, or to a share of the training (1 is all)."
+    ]
+    assert notes("training.max_steps=2000") == []
+    assert notes() == [], "how many steps an epoch has is known once the data is read"
+    stages = [{"objectives": [kl], "training": {"max_steps": steps}} for steps in (2000, 500)]
+    (line,) = [
+        line
+        for line in check(load_recipe(write_recipe(objectives=None, stages=stages))).splitlines()
+        if line.startswith("note")
+    ]
+    assert "stages[1].objectives[0].temperature" in line

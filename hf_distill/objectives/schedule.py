@@ -45,6 +45,22 @@ class Schedule:
         return self.start + (self.end - self.start) * done
 
 
+def cut_off(schedule: Schedule, steps: int) -> str:
+    """Return what becomes of a schedule that a training of so many optimiser steps is too short for; else nothing.
+
+    >>> cut_off(Schedule(start=4.0, end=1.0, over=500), 500)
+    ''
+    """
+    if schedule.over <= max(steps, 1):
+        return ""
+    words = in_words({name: getattr(schedule, name) for name in Schedule.__annotations__})
+    verb = "be" if schedule.shape == "constant" else "go from"
+    return (
+        f"is to {verb} {words}, and the training has {steps:,}: it ends at {schedule.at(steps, steps):.4g}, and "
+        f"evaluations take {schedule.end:g}. Set over to at most {steps:,}, or to a share of the training (1 is all)."
+    )
+
+
 def in_words(value: Any) -> str:
     """Return a setting, plain as in a recipe, the way a person reads it.
 
