@@ -61,6 +61,11 @@ def cut_off(schedule: Schedule, steps: int) -> str:
     )
 
 
+def is_schedule(value: Any) -> bool:
+    """Whether a setting, plain as in a recipe, is a schedule."""
+    return isinstance(value, Mapping) and {"start", "end"} <= set(value) <= set(Schedule.__annotations__)
+
+
 def in_words(value: Any) -> str:
     """Return a setting, plain as in a recipe, the way a person reads it.
 
@@ -71,7 +76,7 @@ def in_words(value: Any) -> str:
     """
     if isinstance(value, float):
         return f"{value:g}"
-    if not isinstance(value, Mapping) or not {"start", "end"} <= set(value) <= set(Schedule.__annotations__):
+    if not is_schedule(value):
         return str(value)
     over, shape = value.get("over", 1.0), value.get("shape", "linear")
     length = f"{over:,g} steps" if over > 1 else "the training" if over == 1 else f"{100 * over:g} % of the training"
