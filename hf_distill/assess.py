@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from hf_distill import figures
+from hf_distill.chance import Chance, find_chance
 from hf_distill.labels import IGNORED
 from hf_distill.latency import Latency, measure_all
 from hf_distill.metrics import greater_is_better
@@ -62,10 +63,11 @@ def assess(run: Run, teacher: PreTrainedModel, students: Sequence[Fitted], basel
     speeds = _latencies(run, models) if run.recipe.report.latency else {}
     results = {name: ModelResult.of(model, judged[name].metrics, speeds.get(name)) for name, model in models.items()}
     metric = (*run.prepared.metric_names, AGREEMENT)[0]
+    greater = metric == AGREEMENT or greater_is_better(metric)
     return Report(
         task=run.recipe.task.name,
         metric=metric,
-        greater_is_better=metric == AGREEMENT or greater_is_better(metric),
+        greater_is_better=greater,
         teacher=results["teacher"],
         student=results["student"],
         baseline=results.get("baseline"),
@@ -73,6 +75,7 @@ def assess(run: Run, teacher: PreTrainedModel, students: Sequence[Fitted], basel
         baseline_agreement=judged["baseline"].agreement if baselines else None,
         eval_rows=_labelled_rows(run.prepared, judged["student"]),
         gain_error=_gain_error(run.prepared, judged, metric),
+        chance=_chance(run.prepared, judged["teacher"], metric, greater),
         seeds=_seeds(run, teacher, students, baselines, judged),
         history=run.histories,
         settings=_settings(run),
@@ -169,6 +172,24 @@ def _labelled_rows(prepared: Prepared, judged: Judged) -> int | None:
         scores = prepared.scores(judged.logits, judged.labels)[prepared.metric_names[0]]
         return int((~np.isnan(scores)).sum())
     return int(prepared.layout.counts({"labels": torch.from_numpy(judged.labels)})["label"].sum())
+
+
+def _chance(prepared: Prepared, teacher: Judged, metric: str, greater_is_better: bool) -> Chance | None:
+    """Return what the headline metric is without knowledge; None for a task that is not judged row by row."""
+    if metric == AGREEMENT or prepared.summary is not None or prepared.scores is not None:
+        return None
+    if teacher.logits is None or teacher.labels is None:
+        return None
+    layout = prepared.layout
+    return find_chance(
+        prepared.metrics,
+        metric,
+        teacher.logits,
+        teacher.labels,
+        kind="classes" if layout.has_named_classes else "binary" if layout.has_classes else "values",
+        names=prepared.label_names,
+        greater_is_better=greater_is_better,
+    )
 
 
 def _gain_error(prepared: Prepared, judged: Mapping[str, Judged], metric: str) -> float | None:

@@ -16,9 +16,10 @@ from hf_distill.launch import check_launch
 from hf_distill.models import resolve, sibling
 from hf_distill.objectives.features import FeatureObjective
 from hf_distill.objectives.hidden import Hidden, Hint, Patient
-from hf_distill.objectives.schedule import in_words
+from hf_distill.objectives.schedule import in_words, is_schedule
 from hf_distill.pairing import Pair, open_pair, open_student, open_teacher
-from hf_distill.plan import check_plan, remarks
+from hf_distill.plan import check_plan, cut_off, remarks
+from hf_distill.report_text import count
 from hf_distill.writer import dump_recipe
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def check(recipe: Recipe) -> str:
         if recipe.hub.push
         else []
     )
-    found.plan += [f"note        {line}" for line in remarks(recipe)]
+    found.plan += [f"note        {line}" for line in (*remarks(recipe), *cut_off(recipe))]
     found.plan += [f"not checked {line}" for line in found.unchecked]
     return "\n".join(found.plan)
 
@@ -161,7 +162,7 @@ def _size(recipe: Recipe, config: PretrainedConfig) -> str:
     text = config.get_text_config()
     return (
         f"{config.model_type}, {text.num_hidden_layers} layers of {text.hidden_size}, "
-        f"{model.num_parameters() / 1e6:.1f} M parameters"
+        f"{count(model.num_parameters())} parameters"
     )
 
 
@@ -204,14 +205,23 @@ def _layers(objective: Objective, pair: Pair) -> str:
 
 def _words(values: dict[str, Any]) -> str:
     """Return `kl (weight 0.5, temperature 2.0)` for an entry, `key value, ...` for another mapping."""
-    rest = ", ".join(f"{key} {_short(value)}" for key, value in values.items() if key != "name")
+    rest = ", ".join(f"{key} {_shown(value)}" for key, value in values.items() if key != "name")
     if "name" not in values:
         return rest
     return f"{values['name']} ({rest})" if rest else str(values["name"])
 
 
-def _short(value: Any, limit: int = 60) -> str:
-    text = " ".join(
-        (in_words(value) if isinstance(value, dict) else str(value)).split()
-    )  # a text may have lines of its own
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+def _shown(value: Any) -> str:
+    """Return a value in the words of a recipe, of a long one its start."""
+    if isinstance(value, dict) and not is_schedule(value):
+        return _words(value) if "name" in value else f"({_words(value)})"
+    if isinstance(value, list | tuple):
+        return _short(f"[{', '.join(map(_shown, value))}]")
+    if value is None:
+        return "nothing"
+    return _short(str(value).lower() if isinstance(value, bool) else in_words(value))
+
+
+def _short(text: str, limit: int = 60) -> str:
+    line = " ".join(text.split())  # a text may have lines of its own
+    return line if len(line) <= limit else f"{line[: limit - 3]}..."

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import field
+from functools import wraps
 from typing import Any, TypeVar, cast
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 from typing_extensions import dataclass_transform  # in typing from Python 3.11 on
+
+from hf_distill.errors import FieldError
 
 Class = TypeVar("Class")
 
@@ -20,11 +24,32 @@ def component(cls: type[Class]) -> type[Class]:
     """Make `cls` a recipe entry.
 
     `{name: kl, temperature: 2}` in a recipe and `KLDivergence(temperature=2)` in Python then build the same
-    object through the same checks. Nothing heavy may happen in a component's constructor: reading a
-    recipe must stay free.
+    object through the same checks; a mistake is told in the same words (`FieldError`). Nothing heavy may happen in a
+    component's constructor: reading a recipe must stay free.
     """
     # Without pydantic's mypy plugin its decorator has a type of its own.
-    return cast("type[Class]", dataclass(frozen=True, kw_only=True, config=STRICT)(cls))
+    made = cast("type[Class]", dataclass(frozen=True, kw_only=True, config=STRICT)(cls))
+    made.__init__ = _in_our_words(made.__init__)  # type: ignore[method-assign]
+    return made
+
+
+def _in_our_words(construct: Callable[..., None]) -> Callable[..., None]:
+    @wraps(construct)
+    def constructed(self: Any, *unnamed: Any, **fields: Any) -> None:
+        cls = type(self)
+        owner = getattr(cls, "name", cls.__name__)
+        if unnamed:
+            first = next(iter(cls.__pydantic_fields__), "field")
+            found = f"wanted every field by its name, as in {cls.__name__}({first}=...); found {len(unnamed)} without."
+            raise FieldError(owner, [("", found)])
+        try:
+            construct(self, **fields)
+        except ValidationError as error:
+            from hf_distill.wording import explain
+
+            raise FieldError(owner, list(explain(error, fields, "", cls))) from None
+
+    return constructed
 
 
 def settings(instance: Any) -> dict[str, Any]:

@@ -106,12 +106,12 @@ def peek(data: Data, roles: Mapping[str, bool]) -> dict[str, dict[str, Any]] | N
     Raises:
         UserError: As `load_splits`, as far as a first row can tell.
     """
-    from datasets import load_dataset
-
     check_data(data, roles)
     source = find_source(data)
     if not source.files and not os.path.exists(source.path):
         return None
+    from datasets import load_dataset  # a path that is not there is told without it
+
     rows = {}
     for split in SPLITS:
         wanted = source.instruction(data, split)

@@ -77,7 +77,7 @@ def join(path: str, token: str | int) -> str:
 
 
 def describe(value: Any) -> str:
-    """Name a value and its YAML type, for "found ...".
+    """Name a value and its YAML type, or its class where Python made it, for "found ...".
 
     >>> describe("fast"), describe(1.5), describe(None)
     ("the text 'fast'", 'the number 1.5', 'nothing (null)')
@@ -90,8 +90,10 @@ def describe(value: Any) -> str:
         return f"the text '{value if len(value) <= 60 else value[:57] + '...'}'"
     if isinstance(value, dict):
         return "a mapping" if value else "an empty mapping"
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return "a list" if value else "an empty list"
+    if not isinstance(value, int | float):
+        return f"an object of {type(value).__name__}"
     return f"the {'whole ' if isinstance(value, int) else ''}number {value}"
 
 

@@ -37,6 +37,22 @@ class UserError(ValueError):
         return whole
 
 
+class FieldError(UserError):
+    """Wrong fields of a recipe entry that was made in Python.
+
+    Args:
+        owner: Name of the entry, or of its class.
+        wrong: Path of each field below the entry (`"temperature.start"`), and what is wrong with it.
+
+    Attributes:
+        wrong: Likewise.
+    """
+
+    def __init__(self, owner: str, wrong: Sequence[tuple[str, str]]) -> None:
+        super().__init__(*(f"{owner}.{where}: {what}" if where else f"{owner}: {what}" for where, what in wrong))
+        self.wrong = tuple(wrong)
+
+
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"`, or the list of choices when none of them is close.
 

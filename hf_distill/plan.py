@@ -73,6 +73,16 @@ def remarks(recipe: Recipe) -> list[str]:
     ]
 
 
+def cut_off(recipe: Recipe) -> list[str]:
+    """Return which schedules will not get to their end, where the recipe says how many steps there are."""
+    return [
+        f"{path}.{field} {text}"
+        for path, objective, training in _settings_of(recipe)
+        if (steps := training.get("max_steps", -1)) > 0
+        for field, text in objective.cut_off(steps).items()
+    ]
+
+
 def _check_shape(recipe: Recipe) -> None:
     """Refuse what only a recipe built in Python can be: the reader has lines of its own for it."""
     if recipe.stages and recipe.objectives:

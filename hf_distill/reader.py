@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from hf_distill.document import Document, describe, join, read_document
-from hf_distill.errors import UserError, did_you_mean
+from hf_distill.errors import FieldError, UserError, did_you_mean
 from hf_distill.objectives import OBJECTIVES, PRESETS, Objective
 from hf_distill.overrides import apply_overrides
 from hf_distill.recipe import Data, Evaluation, Hub, Recipe, ReportOptions, Stage
@@ -146,9 +146,11 @@ class _Reading:
             # As JSON, pydantic's strict mode takes a mapping for a dataclass and a list for a tuple, and still no text
             # for a number.
             return TypeAdapter(cls).validate_json(json.dumps(data))
+        except FieldError as error:
+            self.mistakes += [(join(path, where), what) for where, what in error.wrong]
         except ValidationError as error:
             self.mistakes += explain(error, data, path, cls)
-            return None
+        return None
 
     def section(self, key: str, cls: type[Part]) -> Part | None:
         """Read a section that is one fixed dataclass."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
+from hf_distill.chance import Chance
 from hf_distill.figures import Calibration, Confusion, Group
 from hf_distill.files import write_atomic
 from hf_distill.latency import Latency, Timing, size
@@ -78,6 +79,7 @@ class Report:
         baseline_agreement: Likewise of the baseline: what of the agreement any student of this size would have.
         eval_rows: Labelled rows that the metrics were computed on.
         gain_error: Standard error of the gain on an eval split of this size (`figures.gain_error`).
+        chance: What the headline metric is without knowledge; None where that is not known.
         seeds: One entry a seed, the saved student's first; may be empty for a single one.
         groups: Accuracy by part of the eval split.
         confusion: Student against teacher.
@@ -98,6 +100,7 @@ class Report:
     baseline_agreement: float | None = None
     eval_rows: int | None = None
     gain_error: float | None = None
+    chance: Chance | None = None
     seeds: tuple[SeedResult, ...] = ()
     groups: tuple[Group, ...] = ()
     confusion: Confusion | None = None
@@ -115,6 +118,13 @@ class Report:
     def headline(self, model: str) -> float | None:
         """Return the headline metric of a model; None where it is missing or not a number."""
         return _number(self.models[model].metrics, self.metric) if model in self.models else None
+
+    def is_chance(self, model: str) -> bool:
+        """Whether the headline metric of a model is no better than that of one that has learned nothing."""
+        value = self.headline(model)
+        if self.chance is None or value is None:
+            return False
+        return self.chance.explains(value, greater_is_better=self.greater_is_better)
 
     @property
     def retention(self) -> float | None:
@@ -234,6 +244,7 @@ class Report:
         values |= {name: _model_from(content[name]) for name in MODELS}
         values["seeds"] = tuple(SeedResult(**seed) for seed in content["seeds"])
         values["groups"] = tuple(Group(**group) for group in content["groups"])
+        values["chance"] = Chance(**content["chance"]) if content.get("chance") else None
         if content["confusion"]:
             shape = content["confusion"]
             values["confusion"] = Confusion(

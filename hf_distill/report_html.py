@@ -69,7 +69,10 @@ def html(report: Report) -> str:
 def tiles(report: Report) -> list[Tile]:
     """Return the numbers that are read first."""
     found = []
-    if (kept := report.retention) is not None and report.metric != "agreement":
+    if report.is_chance("teacher"):
+        value = metric_value(report, report.metric, report.headline("teacher"))
+        found.append(Tile(value, f"{metric_title(report.metric)} of the teacher: chance", "bad"))
+    elif (kept := report.retention) is not None and report.metric != "agreement":
         word = "kept" if report.greater_is_better else "kept (error, teacher / student)"
         found.append(Tile(percent(kept), f"of the teacher's {metric_title(report.metric)} {word}"))
     elif report.agreement is not None:

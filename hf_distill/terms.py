@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, overload
@@ -58,6 +59,7 @@ class Terms(Sequence[Term]):
         eager = any(objective.needs_eager_attention for objective in objectives)
         self._eager: tuple[Any, ...] = tuple(models) if eager else ()
         self._warned = False
+        self._steps: int | None = None
 
     @overload
     def __getitem__(self, index: int) -> Term: ...
@@ -78,8 +80,17 @@ class Terms(Sequence[Term]):
 
     def go_to(self, step: int, steps: int) -> None:
         """Set what changes during a training to its value after `step` of `steps` optimiser steps."""
+        if steps != self._steps:
+            self._steps = steps
+            self._warn_of_cut_off(steps)
         for term, objective in zip(self, self.objectives, strict=True):
             term.objective = objective.at(step, steps)
+
+    def _warn_of_cut_off(self, steps: int) -> None:
+        if os.environ.get("RANK", "0") == "0":
+            for name, objective in zip(self.names, self.objectives, strict=True):
+                for field, text in objective.cut_off(steps).items():
+                    logger.warning("%s: %s %s", name, field, text)
 
     def go_to_end(self) -> None:
         """Set it to its last value, so that evaluations can be compared with each other."""

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from enum import Enum
@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from hf_distill.training_source import declarations
 from hf_distill.wording import explain
 
 CONFIG = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
@@ -137,27 +138,42 @@ def training_arguments() -> dict[str, Argument]:
     hints = get_type_hints(TrainingArguments)
     arguments = {}
     for item in fields(TrainingArguments):
-        kind = WIDER.get(item.name, hints[item.name])
-        members = [enum for enum in get_args(kind) if isinstance(enum, type) and issubclass(enum, Enum)]
-        words = [member.value for enum in members for member in enum] or item.metadata.get("choices")
-        if words:
-            optional = (None,) if type(None) in get_args(kind) else ()
-            kind = Literal.__getitem__((*words, *optional))
         text = " ".join(str(item.metadata.get("help", "")).replace("%%", "%").split())
+        kind = _accepted(item.name, hints[item.name], item.metadata.get("choices"))
         arguments[item.name] = Argument(kind, text)
     return arguments
 
 
+@cache
+def argument_types() -> dict[str, Any]:
+    """Return the type of every argument, without importing Transformers; None for one that only an import can tell."""
+    declared = declarations()
+    if not declared:
+        return {name: argument.type for name, argument in training_arguments().items()}
+    return {name: None if one is None else _accepted(name, *one) for name, one in declared.items()}
+
+
+def _accepted(name: str, annotation: Any, choices: Iterable[str] | None) -> Any:
+    """Return the type that a recipe's value is checked against: of an enumeration or of choices, the words."""
+    kind = WIDER.get(name, annotation)
+    members = [enum for enum in get_args(kind) if isinstance(enum, type) and issubclass(enum, Enum)]
+    words = [member.value for enum in members for member in enum] or choices
+    if not words:
+        return kind
+    optional = (None,) if type(None) in get_args(kind) else ()
+    return Literal.__getitem__((*words, *optional))
+
+
 def training_mistakes(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield key path and message of every mistake in a `training` mapping."""
-    arguments = training_arguments()
+    types = argument_types()
     for key, value in values.items():
         if key in OWNED:
             yield key, f"not set here: {OWNED[key]}"
-        elif key not in arguments:
-            yield key, _unknown(key, [name for name in arguments if name not in OWNED])
+        elif key not in types:
+            yield key, _unknown(key, [name for name in types if name not in OWNED])
         else:
-            yield from _value_mistakes(key, value, arguments[key])
+            yield from _value_mistakes(key, value, types[key] or training_arguments()[key].type)
     if values.get("fp16") is True and values.get("bf16") in (True, "auto"):
         yield "fp16", "fp16 and bf16 exclude each other. Keep one."
 
@@ -175,10 +191,10 @@ def _unknown(key: str, known: list[str]) -> str:
     return f"unknown key. {hint}"
 
 
-def _value_mistakes(key: str, value: Any, argument: Argument) -> Iterator[tuple[str, str]]:
+def _value_mistakes(key: str, value: Any, kind: Any) -> Iterator[tuple[str, str]]:
     try:
         # As JSON, pydantic's strict mode takes a list for a tuple, and still no text for a number.
-        TypeAdapter(argument.type, config=CONFIG).validate_json(json.dumps(value))
+        TypeAdapter(kind, config=CONFIG).validate_json(json.dumps(value))
     except ValidationError as error:
         yield from explain(error, value, key)
         return

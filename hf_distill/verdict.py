@@ -31,6 +31,10 @@ def _kept(report: Report) -> str:
         return f"{_unjudged(report)} {_cost(report)}".strip()
     values = [metric_value(report, report.metric, value).removesuffix(" %") for value in (student, teacher)]
     kept, name = report.retention, metric_title(report.metric)
+    if report.is_chance("teacher"):
+        start = f"The teacher is no better than chance: {_against_chance(report, 'teacher')}."
+        nothing = f"What the student kept of that ({values[0]}) means nothing."
+        return " ".join(part for part in (start, nothing, _cost(report)) if part)
     if kept is None or kept <= 0:
         start = f"The student's {name} is {values[0]} against the teacher's {values[1]}"
     elif not report.greater_is_better:
@@ -44,6 +48,16 @@ def _kept(report: Report) -> str:
     else:
         start = f"The student kept {percent(kept)} of the teacher's {name} ({values[0]} of {values[1]})"
     return f"{start}{_cost(report, sentence=False)}{_over_seeds(report)}"
+
+
+def _against_chance(report: Report, model: str) -> str:
+    """Return `its accuracy is 50.0 against 51.2 for always 'no'`."""
+    chance, value = report.chance, report.headline(model)
+    assert chance is not None
+    values = [metric_value(report, report.metric, one).removesuffix(" %") for one in (value, chance.value)]
+    better = value is not None and (value > chance.value if report.greater_is_better else value < chance.value)
+    noise = ", within noise" if better else ""
+    return f"its {metric_title(report.metric)} is {values[0]} against {values[1]} for {chance.answer}{noise}"
 
 
 def _over_seeds(report: Report) -> str:
@@ -147,6 +161,8 @@ def _facts(report: Report) -> str:
 
 def _cautions(report: Report) -> list[str]:
     lines = []
+    if report.is_chance("student") and not report.is_chance("teacher"):
+        lines.append(f"The student itself is no better than chance: {_against_chance(report, 'student')}.")
     teacher, baseline = report.headline("teacher"), report.headline("baseline")
     if teacher is not None and baseline is not None:
         ahead = baseline > teacher if report.greater_is_better else baseline < teacher

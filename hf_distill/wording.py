@@ -23,6 +23,7 @@ WANTED = {
     "bool_type": "true or false",
     "dict_type": "a mapping (key: value)",
     "dataclass_type": "a mapping (key: value)",
+    "dataclass_exact_type": "an object of {class_name}",
     "list_type": "a list",
     "tuple_type": "a list",
     "none_required": "null",
@@ -141,7 +142,7 @@ def _keys(cls: type | None, known: list[str]) -> list[str]:
 
 def _meant(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Leave out that a number may also be a schedule: who wrote a wrong number wants to know what is wrong with it."""
-    plain = [item for item in items if item["type"] != "dataclass_type"]
+    plain = [item for item in items if item["type"] not in ("dataclass_type", "dataclass_exact_type")]
     return plain or items
 
 
@@ -153,7 +154,7 @@ def _find(data: Any, item: Mapping[str, Any], path: str, cls: type | None) -> tu
     location = item["loc"]
     owner = cls
     for index, token in enumerate(location):
-        if (isinstance(data, dict) and token in data) or (isinstance(data, list) and token in range(len(data))):
+        if (isinstance(data, dict) and token in data) or (isinstance(data, list | tuple) and token in range(len(data))):
             data, path = data[token], join(path, token)
             if index < len(location) - 1:
                 owner = _component_of(owner, token)

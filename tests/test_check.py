@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ def test_the_side_that_is_here_is_checked(write_recipe: WriteRecipe, make_model:
         "not checked student some-user/some-model: no directory here, so taken for a Hub id; --check fetches"
         in next(line for line in lines if line.startswith("not checked"))
     )
-    assert next(line for line in lines if line.startswith("teacher ")).endswith(" M parameters")
+    assert next(line for line in lines if line.startswith("teacher ")).endswith(" K parameters")
     assert sum(line.startswith("not checked") for line in lines) == 1
     headless = {"name": "pretrained", "model": str(make_model("bert-mlm"))}
     with pytest.raises(UserError, match=r"teacher\.model: this checkpoint is a BertForMaskedLM"):
@@ -34,7 +35,7 @@ def test_the_side_that_is_here_is_checked(write_recipe: WriteRecipe, make_model:
     assert [line.split(":")[0] for line in lines if line.startswith("not checked")] == [
         "not checked teacher some-user/some-model"
     ]
-    assert next(line for line in lines if line.startswith("student ")).endswith(" M parameters")
+    assert next(line for line in lines if line.startswith("student ")).endswith(" K parameters")
 
 
 def test_a_misspelt_model_among_others_is_a_mistake(
@@ -90,3 +91,65 @@ def test_the_plan_says_where_a_projection_is_learned(write_recipe: WriteRecipe, 
     hidden, attention = [line for line in check(load_recipe(recipe)).splitlines() if line.startswith("objective")]
     assert ", through learned projections from 16 to " in hidden
     assert "projection" not in attention
+
+
+def test_the_plan_says_that_a_schedule_will_not_get_to_its_end(write_recipe: WriteRecipe) -> None:
+    """Written in steps for another training, a schedule is cut off; hours later nothing shows that it was."""
+    kl = {"name": "kl", "temperature": {"start": 4.0, "end": 1.0, "over": 2000}}
+
+    def notes(*overrides: str, **sections: Any) -> list[str]:
+        recipe = load_recipe(write_recipe(objectives=[kl], **sections), overrides)
+        return [line for line in check(recipe).splitlines() if line.startswith("note")]
+
+    assert notes("training.max_steps=300") == [
+        "note        objectives[0].temperature is to go from 4 to 1 over 2,000 steps, and the training has 300: it "
+        "ends at 3.55, and evaluations take 1. Set over to at most 300, or to a share of the training (1 is all)."
+    ]
+    assert notes("training.max_steps=2000") == []
+    assert notes() == [], "how many steps an epoch has is known once the data is read"
+    stages = [{"objectives": [kl], "training": {"max_steps": steps}} for steps in (2000, 500)]
+    (line,) = [
+        line
+        for line in check(load_recipe(write_recipe(objectives=None, stages=stages))).splitlines()
+        if line.startswith("note")
+    ]
+    assert "stages[1].objectives[0].temperature" in line
+
+
+def test_the_plan_is_read_by_people(write_recipe: WriteRecipe, make_model: Any) -> None:
+    """`0.0 M parameters` is the size of no model, and a mapping in Python's braces is no recipe."""
+    from transformers import AutoModelForSequenceClassification
+
+    teacher = make_model("bert", layers=4, seed=1)
+    entry = {"name": "finetuned", "model": str(teacher), "training": {"num_train_epochs": 2, "fp16": False}}
+    recipe = write_recipe(
+        teacher={"name": "cached", "teacher": entry},
+        training={"lr_scheduler_kwargs": {"num_cycles": 0.5}, "include_for_metrics": ["inputs"]},
+    )
+    lines = dict(line.split(maxsplit=1) for line in check(load_recipe(recipe)).splitlines())
+    size = AutoModelForSequenceClassification.from_pretrained(teacher).num_parameters()
+    assert lines["teacher"].startswith("cached (teacher finetuned (model ")
+    assert "training (num_train_epochs 2, fp16 false)))" in lines["teacher"]
+    assert lines["teacher"].endswith(f"bert, 4 layers of 32, {size / 1000:.1f} K parameters")
+    assert "lr_scheduler_kwargs (num_cycles 0.5), include_for_metrics [inputs]" in lines["training"]
+    assert "disable_tqdm true" in lines["training"]
+    assert not set("{}'") & set("".join(lines.values()).replace(str(teacher), ""))
+
+
+def test_rows_of_the_plan_are_read_by_people(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> None:
+    """The first row is there to see whether the right column was taken; an answer is a mapping of lists."""
+    squad = tmp_path / "squad.json"
+    row = {
+        "question": "what was it ?",
+        "context": "the film was great " * 10,
+        "answers": {"text": ["great"], "answer_start": [13]},
+    }
+    squad.write_text(json.dumps([row] * 4))
+    model = {"name": "pretrained", "model": str(make_model("bert-qa"))}
+    recipe = write_recipe(
+        task="question-answering", data={"path": {"train": str(squad), "eval": str(squad)}}, teacher=model
+    )
+    lines = check(load_recipe(recipe)).splitlines()
+    (first,) = [line for line in lines if line.startswith("train ")]
+    assert first.endswith("answers (text [great], answer_start [13])")
+    assert "context the film was great the film was great the film was great ...," in first

@@ -16,11 +16,11 @@ import scipy.special
 import scipy.stats
 import torch
 import torch.nn.functional as F
-from pydantic import ValidationError
 from ruamel.yaml import YAML
 from torch import Tensor
 
 from hf_distill.component import entry
+from hf_distill.errors import UserError
 from hf_distill.objectives import (
     OBJECTIVES,
     AdaptiveKL,
@@ -178,7 +178,7 @@ def test_entry_builds_the_same_objective(objective: Objective) -> None:
 @pytest.mark.parametrize("wrong", [{"weight": -1.0}, {"weight": "0.5"}, {"weight": math.inf}, {"wieght": 1.0}])
 def test_wrong_settings_are_refused(name: str, wrong: dict[str, Any]) -> None:
     """A mistyped or negative weight taken silently trains with another loss than the recipe says."""
-    with pytest.raises(ValidationError):
+    with pytest.raises(UserError):
         OBJECTIVES[name](**wrong)
 
 
@@ -616,7 +616,7 @@ def test_the_ends_of_js_are_both_kls() -> None:
     torch.testing.assert_close(low, KLDivergence().rows(student, teacher, labels), rtol=0.02, atol=0)
     torch.testing.assert_close(high, ReverseKL().rows(student, teacher, labels), rtol=0.02, atol=0)
     for end in (0.0, 1.0):
-        with pytest.raises(ValidationError):
+        with pytest.raises(UserError):
             JensenShannon(teacher_share=end)
 
 

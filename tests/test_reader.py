@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
 from hf_distill.component import entry, settings
 from hf_distill.errors import UserError
@@ -20,7 +21,17 @@ from hf_distill.recipe import Data, Recipe
 from hf_distill.students import STUDENTS, PretrainedStudent
 from hf_distill.tasks import TASKS, TextClassification
 from hf_distill.teachers import TEACHERS, PretrainedTeacher
-from hf_distill.training_keys import BELONGS, FIXED, FOREIGN, OWNED, RENAMED, training_arguments, training_mistakes
+from hf_distill.training_keys import (
+    BELONGS,
+    CONFIG,
+    FIXED,
+    FOREIGN,
+    OWNED,
+    RENAMED,
+    argument_types,
+    training_arguments,
+    training_mistakes,
+)
 from hf_distill.wording import attributes
 from hf_distill.writer import dump_recipe
 
@@ -679,6 +690,44 @@ def test_training_refuses_what_breaks_a_promise(key: str) -> None:
     assert [where for where, _ in training_mistakes({key: other})] == [key]
 
 
+def test_types_in_the_source_are_those_of_the_class() -> None:
+    """Types are read from Transformers' source; one read wrongly refuses a good value, or takes a bad one."""
+    imported, read = training_arguments(), argument_types()
+    assert read.keys() == imported.keys()
+    # The words of the two levels are computed when the module is imported, and one type is accelerate's.
+    assert {name for name, kind in read.items() if kind is None} <= {
+        "log_level",
+        "log_level_replica",
+        "parallelism_config",
+    }
+    for name, kind in read.items():
+        if kind is not None:
+            schema = TypeAdapter(kind, config=CONFIG).json_schema()
+            assert schema == TypeAdapter(imported[name].type, config=CONFIG).json_schema(), name
+
+
+def test_a_type_that_the_source_does_not_show_is_asked_of_the_class() -> None:
+    """`log_level: loud` must be a mistake although its words are not in the source."""
+    ((where, said),) = training_mistakes({"log_level": "loud"})
+    assert where == "log_level"
+    assert "'warning'" in said
+    assert list(training_mistakes({"log_level": "warning"})) == []
+
+
+@pytest.mark.parametrize("source", ["", "class TrainingArguments(Base):\n    seed: int = 0\n", "class ("])
+def test_another_shape_of_the_source_is_no_mistake(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later Transformers that declares its arguments elsewhere must not make every recipe wrong."""
+    (tmp_path / "training_args.py").write_text(source)
+    monkeypatch.setattr("hf_distill.training_source.package_folder", lambda: tmp_path)
+    argument_types.cache_clear()
+    try:
+        assert [where for where, _ in training_mistakes({"learning_rate": "fast", "seed": 1})] == ["learning_rate"]
+    finally:
+        argument_types.cache_clear()
+
+
 def test_checking_builds_no_training_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     """`TrainingArguments(bf16=True)` raises where there is no bf16; a recipe can be checked anywhere."""
     from transformers import TrainingArguments
@@ -708,6 +757,41 @@ def test_broken_yaml_is_told_before_transformers_is_imported() -> None:
     )
     assert lines == ["r.yaml:1: not valid YAML: the quote opened here is not closed."]
     assert not heavy - {"torch"}
+
+
+def test_mistakes_in_every_section_are_told_before_transformers_is_imported() -> None:
+    """`learning_rate: fast` took five seconds to be told, since Transformers' trainer was imported to know its type."""
+    text = WHOLE.replace("learning_rate: 5e-5", "learning_rate: fast\n  optim: adam\n  lr: 1").replace(
+        "weight", "wieght"
+    )
+    Path("r.yaml").write_text(text)
+    lines, heavy = imported_by(
+        "from hf_distill.reader import load_recipe\n"
+        "try: load_recipe('r.yaml', ['data.columns.txt=a'])\nexcept ValueError as error: print(error)"
+    )
+    assert [line.split(": ")[1] for line in lines] == [
+        "objectives[0].wieght",
+        "objectives[1].wieght",
+        "training.learning_rate",
+        "training.optim",
+        "training.lr",
+        "data.columns.txt",
+    ]
+    assert not heavy
+
+
+def test_a_recipe_without_mistakes_is_read_without_transformers() -> None:
+    """What `--check` then opens may be a directory that is not there: no reason to wait before saying so."""
+    Path("r.yaml").write_text(WHOLE)
+    assert not imported_by("from hf_distill import load_recipe\nload_recipe('r.yaml')")[1]
+
+
+def test_paths_that_are_not_there_are_told_before_anything_is_imported_to_open_them() -> None:
+    """`--check` with a misspelt path took as long as a check that opens both models."""
+    Path("r.yaml").write_text(WHOLE.replace("big", "./big").replace("small", "./small"))
+    lines, heavy = imported_by("from hf_distill.cli import main\nprint(main(['r.yaml', '--check']))")
+    assert lines == ["2"]
+    assert not heavy
 
 
 def test_the_tables_are_read_without_torch() -> None:

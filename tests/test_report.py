@@ -14,6 +14,7 @@ import scipy.stats
 from reports import model, regression, several_seeds, speed, unlabelled, whole
 
 from hf_distill import model_card, report_html
+from hf_distill.chance import Chance
 from hf_distill.figures import Group
 from hf_distill.report import ModelResult, Report
 
@@ -135,7 +136,10 @@ def test_not_a_number_is_null(tmp_path: Path) -> None:
     assert content["settings"]["x"] == 3
 
 
-@pytest.mark.parametrize("report", [whole(), several_seeds((0.8, 0.9), (0.8, 0.8)), regression(), unlabelled()])
+@pytest.mark.parametrize(
+    "report",
+    [whole(chance=Chance(0.5, 0.01, "always 'no'")), several_seeds((0.8, 0.9), (0.8, 0.8)), regression(), unlabelled()],
+)
 def test_round_trip(report: Report, tmp_path: Path) -> None:
     """A report shown again must say what the run said."""
     report.save(tmp_path)
@@ -243,6 +247,46 @@ def test_a_bad_teacher() -> None:
     text = verdict(whole(teacher=model(2, None, accuracy=0.80), eval_rows=100))
     assert "The teacher itself" not in text
     assert "(83.1 against 80.0, within noise)" in text
+
+
+NO_KNOWLEDGE = Chance(value=0.81, error=0.004, answer="always 'negative'")
+
+
+def test_a_teacher_at_chance_level() -> None:
+    """`The student kept 100 % of the teacher's accuracy` is true of a student of noise, and praises it."""
+    guessing = model(2_000_000, speed(20.0, 400.0), accuracy=0.81)
+    report = whole(teacher=guessing, student=model(1_000_000, speed(10.0, 160.0), accuracy=0.81), chance=NO_KNOWLEDGE)
+    assert report.verdict()[0] == (
+        "The teacher is no better than chance: its accuracy is 81.0 against 81.0 for always 'negative'. What the "
+        "student kept of that (81.0) means nothing. It has 2.0 times fewer parameters and 2.0 times the "
+        "speed at batch 1."
+    )
+    assert "The teacher helped" not in verdict(whole(teacher=guessing, chance=NO_KNOWLEDGE, gain_error=0.02))
+    above = replace(guessing, metrics={"accuracy": 0.815})
+    assert "is 81.5 against 81.0 for always 'negative', within noise." in verdict(
+        whole(teacher=above, chance=NO_KNOWLEDGE)
+    )
+    assert "chance" not in verdict(whole(teacher=replace(guessing, metrics={"accuracy": 0.83}), chance=NO_KNOWLEDGE))
+    assert "of the teacher's accuracy kept" not in report_html.html(report)
+    assert "accuracy of the teacher: chance" in report_html.html(report)
+
+
+def test_a_student_at_chance_level() -> None:
+    """95 % kept of a teacher that is 5 points above the majority can be: nothing learned."""
+    text = verdict(whole(student=model(1_000_000, None, accuracy=0.81), chance=NO_KNOWLEDGE))
+    assert "The student kept 95.1 % of the teacher's accuracy" in text
+    assert (
+        "The student itself is no better than chance: its accuracy is 81.0 against 81.0 for always 'negative'." in text
+    )
+    assert "chance" not in verdict(whole(chance=NO_KNOWLEDGE))
+
+
+def test_an_error_at_chance_level() -> None:
+    """Of an error chance is the larger number: compared the wrong way round, every good teacher would be a guesser."""
+    guess = Chance(value=0.7, error=0.0, answer="the same number every time")
+    assert "chance" not in verdict(regression(chance=guess))
+    text = verdict(regression(chance=replace(guess, value=0.39)))
+    assert "The teacher is no better than chance: its mse is 0.4 against 0.39 for the same number every time." in text
 
 
 def test_calibration_that_got_worse() -> None:

@@ -46,6 +46,10 @@ def test_a_run_writes_a_student_a_card_a_recipe_and_a_report(write_recipe: Write
     assert report.gain == pytest.approx(
         content["student"]["metrics"]["accuracy"] - content["baseline"]["metrics"]["accuracy"]
     )
+    # The teacher's weights are random; half of the 32 rows are positive.
+    assert 0.5 <= content["chance"]["value"] < 0.6
+    assert content["verdict"][0].startswith("The teacher is no better than chance: its accuracy is ")
+    assert "kept 1" not in content["verdict"][0]
 
 
 def test_the_reported_numbers_are_those_of_the_saved_student(
@@ -339,6 +343,7 @@ def test_regression(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) 
     report = run(write_recipe(data=data, teacher=teacher, objectives=objectives))
     assert report.metric == "pearson"
     assert report.agreement is None
+    assert report.chance is not None
     with pytest.raises(UserError, match=r"objectives\[0\].*regression.*logits_mse"):
         run(write_recipe(data=data, teacher=teacher, training={"output_dir": str(tmp_path / "other")}))
 
@@ -365,6 +370,7 @@ def test_multi_label(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path)
     assert config["id2label"] == {"0": "moving", "1": "fun"}
     assert 0 <= report.agreement <= 1
     assert report.metric.startswith("f1")
+    assert report.chance is not None
 
 
 def test_a_student_larger_than_its_teacher_gets_one_warning(

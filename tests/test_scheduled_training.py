@@ -75,8 +75,9 @@ def scheduled(directory: Path, **settings: Any) -> Any:
         LogitsMSE(weight=Schedule(start=0.5, end=0.1, over=0.5, shape="cosine")),
         Labels(weight=Schedule(start=1.0, end=0.0, over=0.25, shape="constant")),
     ]
-    defaults = {"rows": make_rows("classification", 8), "learning_rate": 0.0, "max_steps": STEPS, **split(2)}
-    return make_trainer("classification", directory, terms=terms, **{**defaults, **settings})
+    rows = make_rows("classification", 8)
+    defaults = {"rows": rows, "terms": terms, "learning_rate": 0.0, "max_steps": STEPS, **split(2)}
+    return make_trainer("classification", directory, **{**defaults, **settings})
 
 
 def expected(trainer: Any) -> tuple[list[dict[str, float]], dict[str, float]]:
@@ -129,6 +130,30 @@ def test_evaluation_takes_the_end_of_a_schedule_that_is_longer_than_the_training
     name = "eval_objective/kl"
     assert long.evaluate()[name] == plain.evaluate()[name]
     assert long.evaluate()["eval_loss"] == plain.evaluate()["eval_loss"]
+
+
+def test_a_schedule_that_does_not_get_to_its_end_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`over: 1000` of a training of 8 steps keeps a temperature at 8 that was to go to 2, and judges it at 2."""
+    terms = [
+        KLDivergence(temperature=Schedule(start=8.0, end=2.0, over=1000)),
+        Labels(weight=Schedule(start=1.0, end=0.0, over=STEPS + 1, shape="constant")),
+        LogitsMSE(weight=Schedule(start=1.0, end=0.0, over=STEPS)),
+    ]
+    train(scheduled(tmp_path / "first", terms=terms))
+    told = [record.message for record in caplog.records if "over" in record.message]
+    assert told == [
+        "kl: temperature is to go from 8 to 2 over 1,000 steps, and the training has 8: it ends at 7.952, and "
+        "evaluations take 2. Set over to at most 8, or to a share of the training (1 is all).",
+        "labels: weight is to be 1, then 0 after 9 steps, and the training has 8: it ends at 1, and evaluations "
+        "take 0. Set over to at most 8, or to a share of the training (1 is all).",
+    ]
+    caplog.clear()
+    train(scheduled(tmp_path / "short enough"))
+    monkeypatch.setenv("RANK", "1")
+    train(scheduled(tmp_path / "another process", terms=terms))
+    assert not [record for record in caplog.records if "over" in record.message]
 
 
 def test_resumed_schedule_goes_on(tmp_path: Path) -> None:

@@ -650,6 +650,7 @@ def test_a_run_from_pairs_to_report(bert: Path, tmp_path: Path) -> None:
     assert report.agreement is None
     assert report.baseline is not None
     assert report.eval_rows == 14
+    assert report.chance is not None
     for name, place in (("teacher", teacher), ("student", tmp_path / "out")):
         wanted = spearman(place, tmp_path / "validation.jsonl", pooling="cls")
         assert report.models[name].metrics["spearman"] == pytest.approx(wanted, abs=1e-4)

@@ -545,6 +545,7 @@ def test_a_run_from_words_to_report(bert: Path, tmp_path: Path) -> None:
     assert report.student.metrics["token_accuracy"] == pytest.approx(np.mean(right))
     assert 0 < report.agreement <= 1
     assert report.eval_rows == len(right)
+    assert report.is_chance("teacher"), "its weights are random"
     content = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     confusion = content["confusion"]
     assert sorted(confusion["names"]) == sorted(NAMES)

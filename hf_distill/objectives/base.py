@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from typing_extensions import Self  # in typing from Python 3.11 on
 
 from hf_distill.component import component
-from hf_distill.objectives.schedule import Schedule, Weight
+from hf_distill.objectives.schedule import Schedule, Weight, cut_off
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -115,6 +115,12 @@ class Objective(ABC):
         """Return the objective as every schedule leaves it, be the training long enough to get there or not."""
         moving = {name: value.end for name, value in vars(self).items() if isinstance(value, Schedule)}
         return replace(self, **moving) if moving else self
+
+    def cut_off(self, steps: int) -> dict[str, str]:
+        """Return what becomes of each schedule that a training of so many optimiser steps is too short for."""
+        moving = {name: value for name, value in vars(self).items() if isinstance(value, Schedule)}
+        told = {name: cut_off(schedule, steps) for name, schedule in moving.items()}
+        return {name: text for name, text in told.items() if text}
 
     @property
     def has_weight(self) -> bool:

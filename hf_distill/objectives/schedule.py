@@ -45,6 +45,27 @@ class Schedule:
         return self.start + (self.end - self.start) * done
 
 
+def cut_off(schedule: Schedule, steps: int) -> str:
+    """Return what becomes of a schedule that a training of so many optimiser steps is too short for; else nothing.
+
+    >>> cut_off(Schedule(start=4.0, end=1.0, over=500), 500)
+    ''
+    """
+    if schedule.over <= max(steps, 1):
+        return ""
+    words = in_words({name: getattr(schedule, name) for name in Schedule.__annotations__})
+    verb = "be" if schedule.shape == "constant" else "go from"
+    return (
+        f"is to {verb} {words}, and the training has {steps:,}: it ends at {schedule.at(steps, steps):.4g}, and "
+        f"evaluations take {schedule.end:g}. Set over to at most {steps:,}, or to a share of the training (1 is all)."
+    )
+
+
+def is_schedule(value: Any) -> bool:
+    """Whether a setting, plain as in a recipe, is a schedule."""
+    return isinstance(value, Mapping) and {"start", "end"} <= set(value) <= set(Schedule.__annotations__)
+
+
 def in_words(value: Any) -> str:
     """Return a setting, plain as in a recipe, the way a person reads it.
 
@@ -55,7 +76,7 @@ def in_words(value: Any) -> str:
     """
     if isinstance(value, float):
         return f"{value:g}"
-    if not isinstance(value, Mapping) or not {"start", "end"} <= set(value) <= set(Schedule.__annotations__):
+    if not is_schedule(value):
         return str(value)
     over, shape = value.get("over", 1.0), value.get("shape", "linear")
     length = f"{over:,g} steps" if over > 1 else "the training" if over == 1 else f"{100 * over:g} % of the training"
