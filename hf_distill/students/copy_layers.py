@@ -11,6 +11,7 @@ from hf_distill.component import component
 from hf_distill.errors import UserError
 from hf_distill.labels import label_names, positions
 from hf_distill.models import Head, load_model, open_config
+from hf_distill.quantization import method_of
 from hf_distill.students.base import Student, build, is_per_layer, with_head
 
 if TYPE_CHECKING:
@@ -59,9 +60,23 @@ class CopyLayers(Student):
         """See `Student.vocabulary`."""
         return self.model
 
+    @property
+    def copies_teacher(self) -> bool:
+        """See `Student.copies_teacher`."""
+        return self.model is None
+
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
         """See `Student.config`."""
-        return self._shortened(teacher if self.model is None else open_config(self.model))
+        whole = teacher if self.model is None else open_config(self.model)
+        method = method_of(whole)
+        if method is not None:
+            whose = "the teacher" if self.model is None else f"'{self.model}'"
+            raise UserError(
+                f"the weights of {whose} are quantized ({method}) and cannot be copied. Name a checkpoint that was not "
+                "quantized.",
+                key="model",
+            )
+        return self._shortened(whole)
 
     def _shortened(self, whole: PretrainedConfig) -> PretrainedConfig:
         config = copy.deepcopy(whole)

@@ -40,6 +40,11 @@ class Teacher(ABC):
         """The model the entry names, if it names one."""
         return getattr(self, "model", None)
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether its weights are quantized when it is loaded, so that a student cannot copy them."""
+        return getattr(self, "quantization", None) is not None
+
     @abstractmethod
     def config(self) -> PretrainedConfig:
         """Return the teacher's configuration, without loading weights."""
