@@ -158,6 +158,7 @@ class Run:
         key = fitter.key(model, None, (Labels(),), settings)
         fitted = fitter.fit(model, objectives=(Labels(),), training=settings, directory=root / key)
         self._remember("teacher", fitted)
+        fitted.model.name_or_path = str(root / key)
         return fitted.model
 
     def train_student(self, teacher: PreTrainedModel, seed: int, *, baseline: bool = False) -> Fitted:

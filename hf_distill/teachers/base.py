@@ -20,7 +20,7 @@ class FineTune(Protocol):
     """Trains a model on the run's own data, or finds it trained; the run provides it to teachers that need it."""
 
     def __call__(self, model: PreTrainedModel, training: dict[str, object], directory: str | None) -> PreTrainedModel:
-        """Return `model` trained with the `labels` objective.
+        """Return `model` trained with the `labels` objective; its `name_or_path` is the directory that it is kept in.
 
         Args:
             model: Where to start.
