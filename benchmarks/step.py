@@ -186,10 +186,11 @@ def naive(settings: Settings, directory: str, student: Any, examples: Any) -> An
     return Naive(student, args, train_dataset=examples, data_collator=default_data_collator)
 
 
-def online(objective: str) -> Make:
+def online(objective: str, teacher_dtype: str = "float32") -> Make:
     """`DistillationTrainer`."""
 
     def make(settings: Settings, directory: str, student: Any, examples: Any) -> Any:
+        import torch
         from transformers import default_data_collator
 
         from hf_distill import DistillationArguments, DistillationTrainer
@@ -198,7 +199,7 @@ def online(objective: str) -> Make:
         trainer = DistillationTrainer(
             student,
             DistillationArguments(**arguments(settings, directory)),
-            teacher=model(settings, settings.teacher, 2),
+            teacher=model(settings, settings.teacher, 2).to(getattr(torch, teacher_dtype)),
             objectives=[OBJECTIVES[objective]()],
             train_dataset=examples,
             data_collator=default_data_collator,
@@ -337,6 +338,9 @@ VARIANTS: dict[str, Variant] = {
     **_both("finetune", finetune, "`Trainer`, plain fine-tuning", None),
     **_both("naive", naive, "naive: a `Trainer` with all logits, KL", "kl"),
     **_both("online", online("kl"), "**ours**, KL", "kl"),
+    "online_bf16_teacher": Variant(
+        trained(online("kl", "bfloat16")), "**ours**, KL, teacher in bf16, student in fp32", "kl", 2e-2
+    ),
     **_both("trl_kl", trl(0.0), "TRL `GKDTrainer`, KL", "kl", "trl"),
     **_both("online_js", online("js"), "**ours**, Jensen-Shannon", "js"),
     **_both("trl_js", trl(0.5), "TRL `GKDTrainer`, its default (Jensen-Shannon)", "js", "trl"),
@@ -349,6 +353,7 @@ RATIOS = (
     ("online step, of naive", "naive", "online"),
     ("online step, of TRL's GKD, KL", "trl_kl", "online"),
     ("online step, of TRL's GKD, its default", "trl_js", "online_js"),
+    ("online step with a teacher in bf16, of naive", "naive", "online_bf16_teacher"),
     ("online step in bf16, of naive in bf16", "naive_bf16", "online_bf16"),
     ("online step in bf16, of naive in fp32", "naive", "online_bf16"),
     ("online step in bf16, of TRL's GKD, KL, in bf16", "trl_kl_bf16", "online_bf16"),

@@ -15,6 +15,7 @@ from hf_distill.contents import NOT_READ, Contents, find
 from hf_distill.errors import UserError
 from hf_distill.files import fingerprint, model_fingerprint
 from hf_distill.kept import Kept, Recorder
+from hf_distill.quantization import is_placed, weights
 from hf_distill.replay import Data, Replay, Targets, TrainingData, with_targets
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Cache:
         self.identity: dict[str, Any] = {
             "format": files.FORMAT,
             "teacher": model_fingerprint(self.teacher),
+            "weights": weights(self.teacher),
             "kept": self.kept.as_dict(),
             "reading": dict(self.reading),
             "examples": self.contents.key,
@@ -175,7 +177,7 @@ class Cache:
             return
         teacher: Any = self.teacher
         teacher.eval().requires_grad_(False)
-        fixed = getattr(teacher, "hf_device_map", None) or getattr(teacher, "is_quantized", False)
+        fixed = is_placed(teacher, args.device)
         before = teacher.device
         if not fixed:
             teacher.to(args.device)

@@ -155,7 +155,10 @@ def check_identity(path: Path, held: Mapping[str, Any], wanted: Mapping[str, Any
         mine, other = wanted.get(part), held.get(part)
         if mine == other:
             continue
-        found = f" ({_changes(other, mine)})" if isinstance(mine, dict) and isinstance(other, dict) else ""
+        if part == "teacher":  # a fingerprint, which says nothing to a reader
+            mine, other = wanted.get("weights"), held.get("weights")
+        changes = _changes(other, mine) if isinstance(mine, dict) and isinstance(other, dict) else ""
+        found = f" ({changes})" if changes else ""
         raise UserError(
             f"the cache at {path} is of {words}{found}. Choose another path; without one each combination of teacher, "
             "settings and data has its own.",

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.errors import UserError
+from hf_distill.quantization import plain_tensors
 
 if TYPE_CHECKING:  # torch, arrow and datasets take seconds to import; `--check` needs none of them
     import pyarrow as pa  # type: ignore[import-untyped]
@@ -263,9 +264,10 @@ def model_fingerprint(model: torch.nn.Module) -> str:
         digest.update(json.dumps(_stable(config.to_dict()), sort_keys=True, default=str).encode())
     if (encoding := getattr(model, "sentence_encoding", None)) is not None:
         digest.update(repr(encoding).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
-        _hash_tensor(digest, tensor)
+    for whole, quantized in sorted(model.state_dict().items()):
+        for name, tensor in plain_tensors(whole, quantized):
+            digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
+            _hash_tensor(digest, tensor)
     return digest.hexdigest()
 
 

@@ -58,8 +58,8 @@ def open_head(model: nn.Module) -> Head | None:
     """
     base: Any = base_model(model)
     linear = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
-    if type(linear) is not nn.Linear:  # an adapter on the head, a quantized head, or none
-        return None
+    if type(linear) is not nn.Linear or type(linear.weight).__module__.startswith("torchao"):
+        return None  # an adapter on the head, a quantized head, or none
     config = base.config.get_text_config(decoder=True)
     scaling = getattr(config, "logits_scaling", None)
     scale = getattr(config, "logit_scale", None) or (1.0 / scaling if scaling else 1.0)

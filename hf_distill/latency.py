@@ -52,7 +52,7 @@ class Latency:
         single: One example at a time, what a user waits for.
         batch: A full batch, what a bill depends on.
         device: Where it ran, by product name.
-        dtype: Of the weights.
+        dtype: Of the weights, those aside that are quantized.
         threads: Threads of torch's CPU operators.
     """
 
@@ -125,16 +125,6 @@ def measure(
 ) -> Latency:
     """Time one model. To compare models, `measure_all` is fairer."""
     return measure_all({"model": model}, single, batch, seconds=seconds, min_repeats=min_repeats)["model"]
-
-
-def size(model: torch.nn.Module) -> tuple[int, int]:
-    """Return the number of parameters, shared ones once, and their bytes.
-
-    >>> size(torch.nn.Linear(3, 2))
-    (8, 32)
-    """
-    parameters = list(model.parameters())
-    return sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters)
 
 
 def device_name(device: torch.device) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.errors import UserError
+from hf_distill.quantization import Quantization, check_whole, loading, ready
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -230,6 +231,7 @@ def load_model(
     *,
     own_head: bool = False,
     dtype: str = "float32",
+    quantization: Quantization | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, list[str]]:
@@ -243,6 +245,7 @@ def load_model(
         own_head: Keep the checkpoint's own label settings instead of the task's.
         dtype: Of the weights. The default is float32, not the checkpoint's: a student trained in pure bfloat16
             loses most of its small updates.
+        quantization: Of the linear layers of the body, on the device of the run. Such a model is frozen.
         revision: Git revision on the Hub.
         trust_remote_code: Run model code from the checkpoint.
 
@@ -251,7 +254,8 @@ def load_model(
         head, usually), or holds in another size (the head of another task).
 
     Raises:
-        UserError: It is not there, not reachable, holds no safetensors, or not the weights its configuration describes.
+        UserError: It is not there, not reachable, holds no safetensors, or not the weights its configuration describes;
+            or it cannot be quantized in this way, or does not run here so.
     """
     import transformers
 
@@ -261,6 +265,8 @@ def load_model(
     if file:
         # Without this Transformers expands them too, but takes the model for a quantized one that cannot be trained.
         settings |= {**file, "quantization_config": transformers.GgufConfig(dequantize=True)}
+    if quantization is not None:
+        settings |= _quantized(quantization, auto_class, model, dtype, revision, trust_remote_code)
     try:
         with _quiet():
             loaded, info = auto_class.from_pretrained(
@@ -281,10 +287,26 @@ def load_model(
         raise _cannot_load(model, where, error) from error
     new = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
     _check_backbone(loaded, new, model)
+    if getattr(loaded, "is_quantized", False):
+        ready(loaded, model, key="quantization" if quantization else "model")
     if head.adapt is not None:
         # A backbone is all of the model here: what is new beside it, its pooler, is not used.
         loaded, new = head.adapt(loaded), [name for name in new if "pooler" not in name]
     return loaded.eval(), new
+
+
+def _quantized(
+    quantization: Quantization, auto_class: Any, model: str, dtype: str, revision: str | None, trust_remote_code: bool
+) -> dict[str, Any]:
+    """Return what makes `from_pretrained` quantize."""
+    import torch
+
+    config = open_config(model, revision=revision, trust_remote_code=trust_remote_code)
+    check_whole(model, config)
+    with torch.device("meta"):  # names of modules: no memory
+        whole = auto_class.from_config(config, trust_remote_code=trust_remote_code)
+    computed = (config.dtype if dtype == "auto" else getattr(torch, dtype)) or torch.float32
+    return loading(quantization, whole, computed)
 
 
 @contextmanager

@@ -39,6 +39,8 @@ def check_plan(recipe: Recipe, pair: Pair | None) -> None:
     """
     _check_shape(recipe)
     _check_lengths(recipe)
+    if recipe.teacher.is_quantized:
+        _check_quantized(recipe)
     mistakes: list[str] = []
     every = [objective for _, objective in objectives_of(recipe)]
     try:
@@ -102,6 +104,22 @@ def _check_lengths(recipe: Recipe) -> None:
                 f"stages[{index}].training.num_train_epochs",
                 f"training.max_steps, {steps}, goes before it, so it would change nothing. Remove one of them, or add "
                 "max_steps: -1 here.",
+            )
+
+
+def _check_quantized(recipe: Recipe) -> None:
+    """Refuse what cannot be done with the weights of a quantized teacher."""
+    if recipe.student.copies_teacher:
+        raise recipe.mistake(
+            "student",
+            "its layers would be copied from the teacher, whose weights are quantized in this run. Say where they are "
+            f"whole, and they are loaded from there for copying: model: {recipe.teacher.source}",
+        )
+    for key in ("bf16_full_eval", "fp16_full_eval"):
+        if recipe.training.get(key):
+            raise recipe.mistake(
+                f"training.{key}",
+                "would convert all weights of the teacher when it is evaluated, and they are quantized. Remove it.",
             )
 
 

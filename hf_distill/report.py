@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from hf_distill.chance import Chance
 from hf_distill.figures import Calibration, Confusion, Group
 from hf_distill.files import write_atomic
-from hf_distill.latency import Latency, Timing, size
+from hf_distill.latency import Latency, Timing
+from hf_distill.quantization import in_words, size, weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,20 +34,22 @@ class ModelResult:
     Attributes:
         metrics: On the eval split; empty where it has no labels.
         parameters: Number of them, shared ones once.
-        bytes: Of the parameters, in the dtype that was measured.
+        bytes: Of the parameters, as they were measured.
         latency: Speed; None where it was not measured.
+        weights: What the parameters were then: `float32`, or `int8 (rest float32)`. All figures are of these.
     """
 
     metrics: Mapping[str, float]
     parameters: int
     bytes: int
     latency: Latency | None = None
+    weights: str = "float32"
 
     @classmethod
     def of(cls, model: PreTrainedModel, metrics: Mapping[str, float], latency: Latency | None = None) -> ModelResult:
         """Return the result of `model`, its size counted here."""
-        parameters, weight = size(model)
-        return cls(metrics=metrics, parameters=parameters, bytes=weight, latency=latency)
+        parameters, held = size(model)
+        return cls(metrics, parameters, held, latency, in_words(**weights(model)))
 
 
 @dataclass(frozen=True)
@@ -270,6 +273,7 @@ def _model_dict(model: ModelResult | None) -> dict[str, Any] | None:
         "metrics": model.metrics,
         "parameters": model.parameters,
         "bytes": model.bytes,
+        "weights": model.weights,
         "latency_ms": latency.single.median_ms if latency else None,
         "throughput": latency.throughput if latency else None,
         "latency": latency,
@@ -283,7 +287,8 @@ def _model_from(content: dict[str, Any] | None) -> ModelResult | None:
     latency = details and Latency(
         **details | {"single": Timing(**details["single"]), "batch": Timing(**details["batch"])}
     )
-    return ModelResult(content["metrics"], content["parameters"], content["bytes"], latency or None)
+    weights = content.get("weights", "float32")
+    return ModelResult(content["metrics"], content["parameters"], content["bytes"], latency or None, weights)
 
 
 def _plain(value: Any) -> Any:

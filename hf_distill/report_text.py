@@ -136,6 +136,8 @@ def rows(report: Report) -> list[Row]:
     if report.calibration:
         errors = {key: report.calibration[key].ece if key in report.calibration else None for key in models}
         table.append(Row("calibration error (ECE)", {key: percent(error) for key, error in errors.items()}))
+    if len({model.weights for model in models.values()}) > 1:
+        table.append(Row("weights", {key: model.weights for key, model in models.items()}))
     table.append(Row("parameters", {key: count(model.parameters) for key, model in models.items()}))
     table.append(Row("size", {key: f"{model.bytes / 1e6:,.1f} MB" for key, model in models.items()}))
     return table + _speed(report)
@@ -169,10 +171,10 @@ def speed_note(report: Report) -> str:
         tokens = f" x {timing.sequence_length} tokens" if timing.sequence_length else ""
         return f"{timing.batch_size}{tokens} ({timing.repeats} repeats)"
 
-    dtypes = sorted({model.latency.dtype for model in report.models.values() if model.latency})
+    kinds = sorted({model.weights for model in report.models.values() if model.latency})
     threads = f"{latency.threads} CPU thread{'' if latency.threads == 1 else 's'}"
     return (
-        f"One forward pass, {' and '.join(dtypes)}, on {latency.device} with {threads}; "
+        f"One forward pass, {' and '.join(kinds)}, on {latency.device} with {threads}; "
         f"batches of {shape(latency.single)} and {shape(latency.batch)}, the models in turns.{_other_tokens(report)}"
     )
 

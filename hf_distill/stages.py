@@ -21,6 +21,7 @@ from hf_distill.objectives import Labels
 from hf_distill.pairing import Pair, open_pair
 from hf_distill.plan import check_plan, remarks
 from hf_distill.precision import resolve_bf16
+from hf_distill.quantization import in_words, size, weights
 from hf_distill.tasks import Setup
 from hf_distill.teachers import CachedTeacher
 from hf_distill.writer import dump_recipe
@@ -115,7 +116,14 @@ class Run:
 
         with self.stage("teacher"), self.recipe.locate("teacher"):
             set_seed(self.args.seed)  # for a new head: with another one a fine-tuned teacher would not be found again
-            return self.recipe.teacher.load(self.fitter.for_teacher().prepared.head, self.fine_tune)
+            teacher = self.recipe.teacher.load(self.fitter.for_teacher().prepared.head, self.fine_tune)
+        if getattr(teacher, "is_quantized", False):
+            parameters, held = size(teacher)
+            self.narrator.say(
+                f"the teacher's weights are {in_words(**weights(teacher))}: {held / 1e6:,.1f} MB instead of "
+                f"{parameters * teacher.dtype.itemsize / 1e6:,.1f}. What is reported of it is measured so"
+            )
+        return teacher
 
     def cache_answers(self, teacher: PreTrainedModel) -> None:
         """Have a teacher that is to be cached answer all examples, or find its answers."""
@@ -150,6 +158,7 @@ class Run:
         key = fitter.key(model, None, (Labels(),), settings)
         fitted = fitter.fit(model, objectives=(Labels(),), training=settings, directory=root / key)
         self._remember("teacher", fitted)
+        fitted.model.name_or_path = str(root / key)
         return fitted.model
 
     def train_student(self, teacher: PreTrainedModel, seed: int, *, baseline: bool = False) -> Fitted:

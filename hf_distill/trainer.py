@@ -28,6 +28,7 @@ from hf_distill.layouts import base_model, infer_layout
 from hf_distill.learned import FILE, attach, check_learned, detached, load_learned, place, save_learned, split_state
 from hf_distill.objectives import Comparison, KLDivergence, Labels, LogitsMSE, Objective, RowObjective
 from hf_distill.own_tokens import PREFIX, teacher_inputs
+from hf_distill.quantization import evaluable, is_placed
 from hf_distill.redirect import inside_forward
 from hf_distill.replay import KEPT_ROWS, Replay, check_objective
 from hf_distill.rows import UNITS, RowLayout, Rows, SparseRows
@@ -95,7 +96,8 @@ class DistillationTrainer(Trainer):
         heads = objectives is None or any(isinstance(one, RowObjective) for one in objectives)
         self._reaches_head = heads and encoding_of(model) is None  # no vector of a text passes a backbone's pooler
         use_cache = getattr(getattr(model, "config", None), "use_cache", None)
-        super().__init__(model=model, args=args, **trainer)
+        with evaluable(model):
+            super().__init__(model=model, args=args, **trainer)
         config: Any = getattr(self.model, "config", None)
         if config is not None and use_cache is not None:
             # Trainer turns it off for good, and the exported student would generate without a cache, many times slower.
@@ -173,8 +175,7 @@ class DistillationTrainer(Trainer):
                 "every step. Make the student from a copy, e.g. copy.deepcopy(teacher)."
             )
         teacher.eval().requires_grad_(False)
-        dispatched = getattr(teacher, "hf_device_map", None) or getattr(teacher, "is_quantized", False)
-        return teacher if dispatched else teacher.to(self.args.device)
+        return teacher if is_placed(teacher, self.args.device) else teacher.to(self.args.device)
 
     def _make_terms(self) -> Terms:
         """Make the objectives ready for the two models; what they learn becomes part of the student, for the time."""

@@ -47,7 +47,13 @@ def _kept(report: Report) -> str:
         start = f"The student's {name} is above the teacher's ({values[0]} against {values[1]}{doubt})"
     else:
         start = f"The student kept {percent(kept)} of the teacher's {name} ({values[0]} of {values[1]})"
-    return f"{start}{_cost(report, sentence=False)}{_over_seeds(report)}"
+    return f"{start}{_cost(report, sentence=False)}{_other_weights(report)}{_over_seeds(report)}"
+
+
+def _other_weights(report: Report) -> str:
+    """Say in what the teacher was measured, where it was loaded in something else than the student."""
+    theirs, ours = report.teacher.weights, report.student.weights
+    return f" The teacher was measured in {theirs}, the student in {ours}." if theirs != ours else ""
 
 
 def _against_chance(report: Report, model: str) -> str:

@@ -253,6 +253,19 @@ def test_other_labels_are_refused(names: list[str], words: str) -> None:
         CopyLayers(layers=2).make(make_teacher("bert"), Head(CLASSIFY, settings))
 
 
+def test_other_labels_of_a_named_model_are_refused(make_model: Any) -> None:
+    """Likewise where the head is copied from a checkpoint that the entry names; a head made new has no names."""
+    settings = {"num_labels": 2, "id2label": {0: "negative", 1: "positive"}}
+    teacher = make_teacher("bert")
+    for labels, fine in ((("negative", "positive"), True), (("positive", "negative"), False), (("a", "b", "c"), True)):
+        student = CopyLayers(layers=2, model=str(make_model("bert", labels=labels)))
+        if fine:
+            assert student.make(teacher, Head(CLASSIFY, settings)).config.id2label == settings["id2label"]
+        else:
+            with pytest.raises(UserError, match="wrongly"):
+                student.make(teacher, Head(CLASSIFY, settings))
+
+
 @pytest.mark.parametrize("layers", [0, -1, 7, [], [0, 6], [-1, 2], [2, 0], [0, 0, 1]])
 def test_impossible_layers_are_refused(layers: int | list[int]) -> None:
     """Python's negative and unordered indices would quietly build another student than the user has in mind."""

@@ -30,6 +30,11 @@ class Student(ABC):
         """The model whose tokenizer the student's weights were trained with; None where it takes the teacher's."""
         return self.source if self.own_config() is not None else None
 
+    @property
+    def copies_teacher(self) -> bool:
+        """Whether its weights are taken from the teacher's."""
+        return False
+
     @abstractmethod
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
         """Return the configuration the student will have, without loading weights.

@@ -11,6 +11,7 @@ from hf_distill.component import component
 from hf_distill.errors import UserError
 from hf_distill.labels import label_names, positions
 from hf_distill.models import Head, load_model, open_config
+from hf_distill.quantization import method_of
 from hf_distill.students.base import Student, build, is_per_layer, with_head
 
 if TYPE_CHECKING:
@@ -59,9 +60,23 @@ class CopyLayers(Student):
         """See `Student.vocabulary`."""
         return self.model
 
+    @property
+    def copies_teacher(self) -> bool:
+        """See `Student.copies_teacher`."""
+        return self.model is None
+
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
         """See `Student.config`."""
-        return self._shortened(teacher if self.model is None else open_config(self.model))
+        whole = teacher if self.model is None else open_config(self.model)
+        method = method_of(whole)
+        if method is not None:
+            whose = "the teacher" if self.model is None else f"'{self.model}'"
+            raise UserError(
+                f"the weights of {whose} are quantized ({method}) and cannot be copied. Name a checkpoint that was not "
+                "quantized.",
+                key="model",
+            )
+        return self._shortened(whole)
 
     def _shortened(self, whole: PretrainedConfig) -> PretrainedConfig:
         config = copy.deepcopy(whole)
@@ -93,7 +108,7 @@ class CopyLayers(Student):
             UserError: The teacher keeps its layers in a way that is not understood, its labels are not the task's, or
                 a layer would work differently at its new position.
         """
-        whole = teacher if self.model is None else load_model(self.model, head)[0]
+        whole, labels = self._whole(teacher, head)
         if getattr(whole, "is_quantized", False):
             raise UserError("its weights are quantized: they cannot be copied. Load the model whole.", key="name")
         found = find_stacks(whole)
@@ -103,7 +118,8 @@ class CopyLayers(Student):
         for place, indices in kept.items():
             weights = _renumber(weights, place, indices)
         config = with_head(self._shortened(whole.config), head)
-        _check_labels(config, whole.config)
+        if labels is not None:
+            _check_labels(config, labels)
         student = build(type(whole), config, key="layers")
         try:
             student.load_state_dict(weights)
@@ -121,6 +137,14 @@ class CopyLayers(Student):
         if student.can_generate():
             student.generation_config = copy.deepcopy(whole.generation_config)
         return student
+
+    def _whole(self, teacher: PreTrainedModel, head: Head) -> tuple[PreTrainedModel, PretrainedConfig | None]:
+        """Return the model to copy from, and the configuration that names its labels; None where its head is new."""
+        if self.model is None:
+            return teacher, teacher.config
+        model, new = load_model(self.model, head)
+        # Loaded with the task's names over its own.
+        return model, None if new else open_config(self.model)
 
     def chosen(self, total: int, field: str = "layers") -> list[int]:
         """Return which of `total` layers are kept.
@@ -230,11 +254,11 @@ def _renumber(weights: dict[str, Tensor], place: str, kept: list[int]) -> dict[s
 def _check_labels(ours: PretrainedConfig, theirs: PretrainedConfig) -> None:
     """Refuse to copy a head whose outputs are not the task's labels in the task's order."""
     if ours.num_labels != theirs.num_labels:
-        raise UserError(f"the task has {ours.num_labels} labels, the teacher's head to be copied {theirs.num_labels}.")
+        raise UserError(f"the task has {ours.num_labels} labels, the head to be copied {theirs.num_labels}.")
     want, have = label_names(ours), label_names(theirs)
-    if want and have and positions(want, have, whose="the teacher") != tuple(range(len(want))):
+    if want and have and positions(want, have, whose="the head to be copied") != tuple(range(len(want))):
         raise UserError(
-            f"the task's labels are {list(want)}, but the teacher's head to be copied has {list(have)}: "
+            f"the task's labels are {list(want)}, but the head to be copied has {list(have)}: "
             "the student would name its classes wrongly."
         )
 

@@ -20,7 +20,7 @@ class FineTune(Protocol):
     """Trains a model on the run's own data, or finds it trained; the run provides it to teachers that need it."""
 
     def __call__(self, model: PreTrainedModel, training: dict[str, object], directory: str | None) -> PreTrainedModel:
-        """Return `model` trained with the `labels` objective.
+        """Return `model` trained with the `labels` objective; its `name_or_path` is the directory that it is kept in.
 
         Args:
             model: Where to start.
@@ -39,6 +39,11 @@ class Teacher(ABC):
     def source(self) -> str | None:
         """The model the entry names, if it names one."""
         return getattr(self, "model", None)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether its weights are quantized when it is loaded, so that a student cannot copy them."""
+        return getattr(self, "quantization", None) is not None
 
     @abstractmethod
     def config(self) -> PretrainedConfig:

@@ -80,6 +80,11 @@ class CachedTeacher(Teacher):
         return bool(getattr(self.teacher, "trust_remote_code", False))
 
     @property
+    def is_quantized(self) -> bool:
+        """See `Teacher.is_quantized`."""
+        return self.teacher.is_quantized
+
+    @property
     def has_head(self) -> bool:
         """See `Teacher.has_head`."""
         return self.teacher.has_head
@@ -96,6 +101,8 @@ class CachedTeacher(Teacher):
 
     def check_task(self, task: Task) -> None:
         """Refuse a task that asks the teacher something else in every epoch."""
+        with _inside():
+            self.teacher.check_task(task)
         if task.changes_inputs and not self.frozen_masks:
             raise UserError(
                 f"{task.name} hides other tokens in every epoch, so that there is nothing to keep. Freeze the masks "

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from hf_distill.component import component
 from hf_distill.errors import UserError
 from hf_distill.models import Head, load_model, open_config
+from hf_distill.quantization import Quantization, check_installed, check_whole
 from hf_distill.teachers.base import FineTune, Teacher
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+
+    from hf_distill.tasks import Task
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -23,6 +26,8 @@ class PretrainedTeacher(Teacher):
         model: Hub id, local directory or `package:NAME/PATH`.
         revision: Git revision on the Hub.
         dtype: Of the weights; `auto` is the checkpoint's own. Half precision halves the teacher's memory.
+        quantization: Of the weights of its linear layers, but for heads; all else is in `dtype`. `int8` (torchao), `llm_int8`
+            or `nf4`, which is 4 bits (bitsandbytes).
         trust_remote_code: Run model code from the checkpoint.
     """
 
@@ -31,6 +36,7 @@ class PretrainedTeacher(Teacher):
     model: str
     revision: str | None = None
     dtype: Dtype = "float32"
+    quantization: Quantization | None = None
     trust_remote_code: bool = False
 
     @property
@@ -40,7 +46,15 @@ class PretrainedTeacher(Teacher):
 
     def config(self) -> PretrainedConfig:
         """See `Teacher.config`."""
-        return open_config(self.model, revision=self.revision, trust_remote_code=self.trust_remote_code)
+        config = open_config(self.model, revision=self.revision, trust_remote_code=self.trust_remote_code)
+        if self.quantization is not None:
+            check_whole(self.model, config)
+        return config
+
+    def check_task(self, task: Task) -> None:
+        """Refuse a quantization that nothing here can do."""
+        if self.quantization is not None:
+            check_installed(self.quantization)
 
     def load(self, head: Head, fine_tune: FineTune) -> PreTrainedModel:
         """Load the checkpoint with its own labels.
@@ -53,6 +67,7 @@ class PretrainedTeacher(Teacher):
             head,
             own_head=True,
             dtype=self.dtype,
+            quantization=self.quantization,
             revision=self.revision,
             trust_remote_code=self.trust_remote_code,
         )
