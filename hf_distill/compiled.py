@@ -140,6 +140,11 @@ class Compiler:
         self.seconds = 0.0
         self._codes: list[tuple[tuple[Any, ...], Code | None]] = []
 
+    @property
+    def graphs(self) -> int:
+        """How many graphs there is code for."""
+        return sum(code is not None for _, code in self._codes)
+
     def of(self, evaluation: Evaluation, rows: int, temperature: float | None = None) -> Evaluate:
         """Return what does the same, blocks of `rows` rows by compiled code.
 

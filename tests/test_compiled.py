@@ -163,7 +163,7 @@ def test_compiled() -> None:
     terms = [KL, LABELS, JensenShannon(temperature=2.0)]
     compiler = Compiler()
     assert_same(walk(terms, compiler), walk(terms, None))
-    assert [code is not None for _, code in compiler._codes] == [True]
+    assert compiler.graphs == 1
     assert compiler.seconds > 0
 
 
@@ -178,7 +178,7 @@ def test_all_compiled(name: str, sparse: bool, dtype: torch.dtype) -> None:
     objective = ON_LOGITS[name](**({"temperature": 2.0} if hasattr(ON_LOGITS[name], "temperature") else {}))
     compiler = Compiler()
     found, wanted = (walk([objective], one, sparse=sparse, dtype=dtype, soft_cap=20.0) for one in (compiler, None))
-    assert [code is not None for _, code in compiler._codes] == [True]
+    assert compiler.graphs == 1
     assert_same(found, wanted, {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 5e-3}[dtype])
 
 
