@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.measure import Outcome, Variant, measuring
@@ -84,7 +85,9 @@ class Inputs:
 Loss = Callable[[Inputs, Settings, Any], "torch.Tensor"]
 
 
-def measured(loss: Loss, ready: Callable[[Inputs, Settings], Any] | None = None) -> Callable[[Settings], Outcome]:
+def measured(
+    loss: Loss, ready: Callable[[Inputs, Settings], Any] | None = None, *, compiled: bool = False
+) -> Callable[[Settings], Outcome]:
     """Return a variant's `run`: a loss of a few rows to warm up, then that of all rows with its gradient."""
 
     def run(settings: Settings) -> Outcome:
@@ -92,7 +95,7 @@ def measured(loss: Loss, ready: Callable[[Inputs, Settings], Any] | None = None)
 
         inputs = Inputs.make(settings)
         context = torch.autocast("cpu", dtype=torch.bfloat16, enabled=settings.bf16)
-        few = inputs.some(WARM_UP)
+        few = inputs.some(BEST_CHUNK if compiled else WARM_UP)  # a whole block, or it would compile later
         with context:
             extra = None if ready is None else ready(few, settings)
             value = loss(few, settings, extra)
@@ -110,9 +113,20 @@ def measured(loss: Loss, ready: Callable[[Inputs, Settings], Any] | None = None)
             "gradient of the input": inputs.hidden.grad.double().norm().item(),
             "gradient of the weights": inputs.weight.grad.double().norm().item(),
         }
-        return Outcome(cost, checks, per="loss")
+        return Outcome(cost, checks, per="loss", compiling=compiler().seconds if compiled else None)
 
     return run
+
+
+@cache
+def compiler() -> Any:
+    """Return what compiles the loss in this process, each time anew."""
+    import torch._inductor.config
+
+    from hf_distill.compiled import Compiler
+
+    torch._inductor.config.force_disable_caches = True
+    return Compiler()
 
 
 def _logits(inputs: Inputs) -> tuple[Tensor, Tensor]:
@@ -175,16 +189,17 @@ def trl_chunked(beta: float) -> Loss:
     return loss
 
 
-def ours(*objectives: tuple[str, dict[str, Any]], sparse: bool = False) -> Loss:
+def ours(*objectives: tuple[str, dict[str, Any]], sparse: bool = False, compiled: bool = False) -> Loss:
     """`HeadRows.walk`: a few rows at a time, the gradient taken on the way."""
 
     def loss(inputs: Inputs, settings: Settings, kept: Any) -> Tensor:
         import torch
         from torch import nn
 
-        from hf_distill.head_rows import HeadRows, Side
+        from hf_distill.head_rows import HeadRows
         from hf_distill.heads import Head
         from hf_distill.objectives import OBJECTIVES
+        from hf_distill.projection import Side
 
         head, theirs = (nn.Linear(1, 1, bias=False, device="meta") for _ in range(2))
         # The weights as they are, not a Parameter made of them: the gradient goes to the leaf.
@@ -194,10 +209,14 @@ def ours(*objectives: tuple[str, dict[str, Any]], sparse: bool = False) -> Loss:
         teacher = kept if sparse else Side(Head(theirs), inputs.teacher_hidden, dtype)
         rows = len(inputs.labels)
         example = torch.zeros(rows, dtype=torch.long)
-        made = HeadRows(Side(Head(head), inputs.hidden, dtype), teacher, inputs.labels, example, 1)
+        code = compiler() if compiled else None
+        made = HeadRows(Side(Head(head), inputs.hidden, dtype), teacher, inputs.labels, example, 1, code)
         terms = [OBJECTIVES[name](**settings_) for name, settings_ in objectives]
         coefficients = torch.tensor([float(term.weight) for term in terms]) / rows
-        return (made.walk(terms, coefficients).sum(0) * coefficients).sum()  # type: ignore[arg-type]
+        value: Tensor = (made.walk(terms, coefficients).sum(0) * coefficients).sum()  # type: ignore[arg-type]
+        if compiled and rows >= made.pieces()[1] and not code.graphs:
+            raise RuntimeError("the loss could not be compiled, and the time would be that without.")
+        return value
 
     return loss
 
@@ -236,7 +255,7 @@ def floor(settings: Settings) -> Outcome:
     """Nothing but the four matrix products, by the fastest code there is: both heads, the student's two gradients."""
     import torch
 
-    from hf_distill.head_rows import project
+    from hf_distill.projection import project
 
     inputs = Inputs.make(settings)
     dtype = torch.bfloat16 if settings.bf16 else torch.float32
@@ -268,6 +287,14 @@ VARIANTS: dict[str, Variant] = {
     "sparse": Variant(
         measured(ours(KL, LABELS, sparse=True), keep), "**ours**, a teacher's top 64 kept", "sparse kl + labels"
     ),
+    "dense_compiled": Variant(
+        measured(ours(KL, LABELS, compiled=True), compiled=True), "**ours**, compiled", "kl + labels"
+    ),
+    "sparse_compiled": Variant(
+        measured(ours(KL, LABELS, sparse=True, compiled=True), keep, compiled=True),
+        "**ours**, top 64 kept, compiled",
+        "sparse kl + labels",
+    ),
     "naive_sparse": Variant(measured(naive_sparse, keep), "naive, a teacher's top 64 kept", "sparse kl + labels"),
     "floor": Variant(floor, "the four matrix products alone"),
     "labels_only": Variant(measured(labels_only), "cross-entropy alone, no teacher"),
@@ -284,6 +311,8 @@ RATIOS = (
     ("dense loss, of naive", "naive", "dense"),
     ("dense loss, time relative to its matrix products", "dense", "floor"),
     ("sparse loss, of naive", "naive", "sparse"),
+    ("dense loss compiled, of not compiled", "dense", "dense_compiled"),
+    ("sparse loss compiled, of not compiled", "sparse", "sparse_compiled"),
     ("dense loss, of TRL's chunked kernel", "trl_chunked", "dense"),
     ("KL alone, of TRL's chunked kernel", "trl_chunked", "dense_kl"),
     ("KL alone, of TRL's GKD loss", "trl_kl", "dense_kl"),

@@ -75,11 +75,13 @@ class Outcome:
         cost: For one unit of work (a loss, a step, an epoch).
         checks: Numbers that all variants of the same group must agree on.
         per: The unit of work.
+        compiling: Seconds by the clock that code took to make before, which is no part of the cost; None if none was.
     """
 
     cost: Cost
     checks: dict[str, float] = field(default_factory=dict)
     per: str = "step"
+    compiling: float | None = None
 
 
 @dataclass(frozen=True)

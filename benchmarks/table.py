@@ -50,6 +50,7 @@ def summary(benchmark: str, module: Any, runs: Runs, settings: Any) -> dict[str,
             "peak_mib": _median([outcome["cost"]["peak_mib"] for outcome in outcomes]),
             "loss": outcomes[0]["checks"].get("loss"),
             "per": outcomes[0]["per"],
+            "compiling": _median([outcome.get("compiling") for outcome in outcomes]),
         }
         if base is not None:
             row["times_faster"] = _ratio(_median([one["cost"]["seconds"] for one in base]), row["seconds"])
@@ -137,6 +138,9 @@ def document(found: Mapping[str, Any]) -> str:
         sizes = ", ".join(f"{name} {value}" for name, value in found["settings"].items())
         lines += [f"Per {next(iter(found['variants'].values()))['per']}: {sizes}.", ""]
     lines += _markdown(headings, rows)
+    for row in found.get("variants", {}).values():
+        if row["compiling"] is not None:
+            lines += ["", f"{row['title']}: {row['compiling']:.0f} s to compile, once, by the clock; not in its time."]
     if ratios := found.get("ratios"):
         cells = [(name, _figure(one["time"]), _figure(one["memory"], 1)) for name, one in ratios.items()]
         lines += ["", *_markdown(("ratio", "time", "memory"), cells)]

@@ -118,7 +118,9 @@ def forward(quantization: str | None, dtype: str, autocast: bool = False) -> Cal
 
 VARIANTS: dict[str, Variant] = {
     "fp32": Variant(forward(None, "float32"), "float32"),
-    "autocast": Variant(forward(None, "float32", autocast=True), "float32 under bf16 autocast (`training: {bf16: true}`)"),
+    "autocast": Variant(
+        forward(None, "float32", autocast=True), "float32 under bf16 autocast (`training: {bf16: true}`)"
+    ),
     "bf16": Variant(forward(None, "bfloat16"), "`dtype: bfloat16`"),
     "fp16": Variant(forward(None, "float16"), "`dtype: float16`"),
     "int8": Variant(forward("int8", "float32"), "`quantization: int8`", needs="torchao"),

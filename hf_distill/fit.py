@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from hf_distill.trainer import DistillationTrainer
 
 RECORD = "_fit.json"
-# They say where a run writes and how it talks, not what it computes.
+# They say where a run writes, how it talks and by which code it computes, not what.
 _NOT_COMPUTED = (
+    "compile_loss",
     "output_dir",
     "run_name",
     "report_to",

@@ -9,93 +9,29 @@ weights, neither of which grows with rows times classes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import fields, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hf_distill.blocks import Evaluate, Evaluation
+from hf_distill.compiled import Compiler
 from hf_distill.heads import Captured, Head, capturing, open_head
 from hf_distill.objectives.base import RowObjective
-from hf_distill.rows import RowLayout, Rows, SparseRows
+from hf_distill.projection import Projector, Side
+from hf_distill.rows import Places, RowLayout, Rows, SparseRows
 
-# Logits of one model that a chunk makes: enough rows for fast matrix products.
-CHUNK_BYTES = {"cpu": 32 * 2**20}
+# What a chunk takes of one model's logits: enough rows for fast matrix products. On a GPU also few enough chunks: each
+# adds to a gradient as large as the head, which at 700 TFLOP/s and 3 TB/s takes as long as a product of 1500 rows.
+CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
 ELSEWHERE = 256 * 2**20
-# Logits that objectives look at together. A processor's cache keeps them while a dozen operations go over them; a GPU
-# has no use for smaller pieces than the chunk.
+# Logits, float32, that objectives look at together. A processor's cache keeps them while a dozen operations go over
+# them; on a GPU what is composed of them (six times as much) stays small beside the chunks.
 BLOCK_BYTES = 2 * 2**20
-_HAS_ONEDNN: bool = torch.backends.mkldnn.is_available() and hasattr(  # type: ignore[no-untyped-call]
-    torch.ops.mkldnn, "_linear_pointwise"
-)
-
-
-@dataclass(frozen=True)
-class Side:
-    """One model at its head.
-
-    Attributes:
-        head: What comes next.
-        hidden: Its input at the rows that count, `(rows, width)`.
-        dtype: Of the matrix product.
-        classes: Number of columns that are tokens; None for all.
-    """
-
-    head: Head
-    hidden: Tensor
-    dtype: torch.dtype
-    classes: int | None = None
-
-    @property
-    def width(self) -> int:
-        """Number of columns of the head."""
-        return len(self.head.linear.weight)
-
-    def finish(self, raw: Tensor) -> Tensor:
-        """Return the model's logits from the linear map's result, float32 or better, at the columns that are tokens."""
-        upcast = raw.float() if raw.dtype in (torch.float16, torch.bfloat16) else raw
-        return self.head.finish(upcast)[:, : self.classes]
-
-    def logits(self) -> Tensor:
-        """Return all of them at once, `(rows, classes)`, with their graph."""
-        linear = self.head.linear
-        bias: Tensor | None = linear.bias
-        bias = None if bias is None else bias.to(self.dtype)
-        raw = torch.nn.functional.linear(self.hidden.to(self.dtype), linear.weight.to(self.dtype), bias)
-        return self.finish(raw)
-
-
-def project(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return `rows @ weight.T + bias` for few rows and many columns.
-
-    On a CPU in float32 by oneDNN, as torch.compile does it. PyTorch's own choice is MKL, which needs up to 1.7 times as
-    long for this shape on processors that are not Intel's (256 rows of width 768, 30522 columns, AMD EPYC 9004).
-    """
-    if rows.device.type == "cpu" and rows.dtype == torch.float32 and _HAS_ONEDNN:
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
-        return product
-    return torch.nn.functional.linear(rows, weight, bias)
-
-
-class Projector:
-    """A head ready for one walk: its weights, in the precision of the product."""
-
-    def __init__(self, side: Side) -> None:
-        self.side = side
-        self.weight = side.head.linear.weight.detach().to(side.dtype)
-        bias: Tensor | None = side.head.linear.bias
-        self.bias = None if bias is None else bias.detach().to(side.dtype)
-        self.hidden = side.hidden.detach()
-
-    def raw(self, part: slice) -> Tensor:
-        """Return the linear map's result for some rows."""
-        return project(self.rows(part), self.weight, self.bias)
-
-    def rows(self, part: slice) -> Tensor:
-        """Return the input of some rows in the precision of the product."""
-        return self.hidden[part].to(self.weight.dtype)
+BLOCK_ELSEWHERE = 64 * 2**20
 
 
 class HeadRows(Rows):
@@ -107,16 +43,24 @@ class HeadRows(Rows):
         labels: See `Rows`.
         example: See `Rows`.
         examples: See `Rows`.
+        compiler: What compiles the evaluation of blocks; None to evaluate them eagerly.
     """
 
     def __init__(
-        self, student: Side, teacher: Side | SparseRows | None, labels: Tensor, example: Tensor, examples: int
+        self,
+        student: Side,
+        teacher: Side | SparseRows | None,
+        labels: Tensor,
+        example: Tensor,
+        examples: int,
+        compiler: Compiler | None = None,
     ) -> None:
         settings = {"sides": (student, teacher), "labels": labels, "example": example, "examples": examples}
-        for name, value in {**settings, "classes": None, "_agreement": None}.items():
+        for name, value in {**settings, "compiler": compiler, "classes": None, "_agreement": None}.items():
             object.__setattr__(self, name, value)  # as the base class is frozen
 
     sides: tuple[Side, Side | SparseRows | None]
+    compiler: Compiler | None
     _agreement: Tensor | None
 
     @cached_property
@@ -150,22 +94,25 @@ class HeadRows(Rows):
         """
         linear = self.sides[0].head.linear
         if coefficients is not None:
-            coefficients = coefficients.to(torch.promote_types(self.sides[0].dtype, torch.float32))
+            exact = torch.promote_types(self.sides[0].dtype, torch.float32)
+            coefficients = coefficients.to(linear.weight.device, exact)
         sums: Tensor
-        sums, agreement = _Walk.apply(  # type: ignore[no-untyped-call]
-            self.sides[0].hidden, linear.weight, linear.bias, self, tuple(objectives), coefficients
-        )
-        object.__setattr__(self, "_agreement", agreement)
-        return sums
+        with _without_autocast(linear.weight.device.type):
+            sums, agreement = _Walk.apply(  # type: ignore[no-untyped-call]
+                self.sides[0].hidden, linear.weight, linear.bias, self, tuple(objectives), coefficients
+            )
+        object.__setattr__(self, "_agreement", agreement.to(self.labels.device))
+        return sums.to(self.labels.device)
 
     def pieces(self) -> tuple[int, int]:
-        """Return how many rows make a chunk, and how many of them a block."""
+        """Return how many rows make a chunk, and how many of them a block; whole blocks, where it is more than one."""
         student = self.sides[0]
-        row = student.width * 4
         device = student.hidden.device.type
-        chunk = max(1, CHUNK_BYTES.get(device, ELSEWHERE) // row)
-        chunk = min(chunk, max(1, len(student.hidden)))
-        return chunk, max(1, min(chunk, BLOCK_BYTES // row)) if device == "cpu" else chunk
+        block = max(1, (BLOCK_BYTES if device == "cpu" else BLOCK_ELSEWHERE) // (student.width * 4))
+        if device != "cpu":
+            block -= block % 8 if block > 8 else 0  # rows that begin at a multiple of 16 bytes, in any precision
+        chunk = max(1, CHUNK_BYTES.get(device, ELSEWHERE) // (student.width * student.dtype.itemsize))
+        return (chunk - chunk % block, block) if chunk > block else (chunk, chunk)
 
 
 class Heads:
@@ -175,21 +122,29 @@ class Heads:
         student: Without wrapper of a distributed training; PEFT's may be there.
         teacher: Likewise; None where there is none.
         heads: Of both.
+        compiler: See `HeadRows`.
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module | None, heads: tuple[Head, Head | None]) -> None:
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        heads: tuple[Head, Head | None],
+        compiler: Compiler | None = None,
+    ) -> None:
         self._models = (student, teacher)
         self._heads = heads
+        self._compiler = compiler
         self._captured: list[Captured] = []
 
     @classmethod
-    def open(cls, student: nn.Module, teacher: nn.Module | None) -> Heads | None:
+    def open(cls, student: nn.Module, teacher: nn.Module | None, compiler: Compiler | None = None) -> Heads | None:
         """Take the models apart; None if one of them cannot be."""
         ours = open_head(student)
         theirs = None if teacher is None or ours is None else open_head(teacher)
-        return (
-            None if ours is None or (teacher is not None and theirs is None) else cls(student, teacher, (ours, theirs))
-        )
+        if ours is None or (teacher is not None and theirs is None):
+            return None
+        return cls(student, teacher, (ours, theirs), compiler)
 
     @contextmanager
     def capturing(self) -> Iterator[None]:
@@ -217,19 +172,39 @@ class Heads:
         classes: int | None = getattr(layout, "classes", None)
         sides = []
         for captured, head in zip(self._captured, self._heads, strict=False):
-            assert captured.hidden is not None
             assert head is not None
-            sides.append(Side(head, places.pick(captured.hidden), captured.dtype, classes))
+            sides.append(side_of(head, captured, places, classes))
         self._captured = []
         student, teacher = (*sides, None)[:2]
         assert student is not None
-        return HeadRows(student, teacher or kept, places.labels, places.example, len(places.mask))
+        return HeadRows(student, teacher or kept, places.labels, places.example, len(places.mask), self._compiler)
+
+
+def side_of(head: Head, captured: Captured, places: Places, classes: int | None) -> Side:
+    """Return a model at its head, for the rows of a batch.
+
+    Args:
+        head: Of the model.
+        captured: What it would have given to the head.
+        places: Where the rows are. A model spread over devices may have computed its last layer on another one.
+        classes: See `Side`.
+    """
+    assert captured.hidden is not None
+    here = captured.hidden.device
+    if places.mask.device != here:
+        places = replace(places, **{item.name: getattr(places, item.name).to(here) for item in fields(places)})
+    return Side(head, places.pick(captured.hidden).to(head.linear.weight.device), captured.dtype, classes)
 
 
 def slices(start: int, stop: int, size: int) -> Iterator[slice]:
     """Yield the slices that cover `start` to `stop`, of `size` each but for the last."""
     for first in range(start, stop, size):
         yield slice(first, min(first + size, stop))
+
+
+def _without_autocast(device: str) -> AbstractContextManager[None]:
+    """Have sums computed in the precision of their tensors, whatever the caller trains in."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 class _Walk(torch.autograd.Function):
@@ -289,67 +264,70 @@ class _Walker:
     def __init__(
         self, rows: HeadRows, objectives: tuple[RowObjective, ...], coefficients: Tensor | None, wanted: list[bool]
     ) -> None:
-        self.rows, self.objectives, self.coefficients, self.wanted = rows, objectives, coefficients, wanted
-        self.chunk, self.block = rows.pieces()
         student, teacher = rows.sides
+        self.wanted = wanted
+        self.coefficients = coefficients if any(wanted) else None
+        self.chunk, self.block = rows.pieces()
         self.student = Projector(student)
         self.teacher = Projector(teacher) if isinstance(teacher, Side) else None
         self.kept = teacher if isinstance(teacher, SparseRows) else None
-        exact = torch.promote_types(student.dtype, torch.float32)
-        self.sums = self.student.hidden.new_zeros(rows.examples, len(objectives), dtype=exact)
+        self.device = self.student.weight.device
+        self.labels, self.example = rows.labels.to(self.device), rows.example.to(self.device)
+        evaluation = Evaluation(objectives, student, teacher if isinstance(teacher, Side) else None)
+        self.evaluate: Evaluate = evaluation
+        if rows.compiler is not None:
+            temperature = None if self.kept is None else self.kept.temperature
+            self.evaluate = rows.compiler.of(evaluation, self.block, temperature)
+        self.exact = torch.promote_types(student.dtype, torch.float32)
+        self.sums = torch.zeros(rows.examples, len(objectives), dtype=self.exact, device=self.device)
         self.agreement = self.sums.new_zeros(rows.examples)
-        linear = student.head.linear
-        self.gradients = [
-            torch.zeros_like(one) if want and one is not None else None
-            for one, want in zip((student.hidden, linear.weight, linear.bias), wanted, strict=True)
-        ]
+        self.inputs: tuple[Tensor | None, ...] = (student.hidden, student.head.linear.weight, student.head.linear.bias)
+        self.gradients: list[Tensor | None] = [torch.empty_like(student.hidden) if wanted[0] else None, None, None]
 
     def go(self) -> None:
         """Walk over all rows."""
-        for part in slices(0, len(self.rows.labels), self.chunk):
+        for part in slices(0, len(self.labels), self.chunk):
             raw = self.student.raw(part)
-            theirs = None if self.teacher is None else self.teacher.raw(part)
+            theirs = None if self.teacher is None else self.teacher.raw(part).to(self.device, non_blocking=True)
             for block in slices(0, len(raw), self.block):
                 self._evaluate(part.start, block, raw, theirs)
             if any(self.wanted):
                 self._carry_back(part, raw)
             del raw, theirs  # so that the next chunk takes their place
+        for index, (one, made) in enumerate(zip(self.inputs, self.gradients, strict=True)):
+            if self.wanted[index] and one is not None:
+                self.gradients[index] = torch.zeros_like(one) if made is None else made.to(one.dtype)
 
     def _evaluate(self, start: int, block: slice, raw: Tensor, theirs: Tensor | None) -> None:
         """Evaluate the objectives on a block, and leave the gradient in the place of its logits."""
         place = slice(start + block.start, start + block.stop)
-        leaf = raw[block].detach().requires_grad_(any(self.wanted))
-        with torch.enable_grad():
-            rows = Rows(
-                student=self.student.side.finish(leaf),
-                teacher=self._teacher(place, block, theirs),
-                labels=self.rows.labels[place],
-                example=self.rows.example[place],
-                examples=self.rows.examples,
-            )
-            columns = [objective.sums(rows).to(self.sums) for objective in self.objectives]
-            sums = torch.stack(columns, -1) if columns else torch.zeros_like(self.sums)
-            self.agreement += rows.agreement().to(self.agreement)  # before its logits are overwritten
-            if any(self.wanted) and self.coefficients is not None:
-                loss = (sums.sum(0) * self.coefficients).sum()
-                (gradient,) = torch.autograd.grad(loss, leaf)
-                raw[block] = gradient
-        self.sums += sums.detach()
+        teacher = self._kept(place) if theirs is None else theirs[block]
+        values, agreement = self.evaluate(raw[block], teacher, self.labels[place], self.coefficients)
+        example = self.example[place]
+        self.sums.index_add_(0, example, values)
+        self.agreement.index_add_(0, example, agreement.to(self.agreement))
 
-    def _teacher(self, place: slice, block: slice, theirs: Tensor | None) -> Tensor | SparseRows | None:
-        if theirs is not None and self.teacher is not None:
-            return self.teacher.side.finish(theirs[block]).detach()
+    def _kept(self, place: slice) -> SparseRows | None:
         return None if self.kept is None else self.kept[place]
 
     def _carry_back(self, part: slice, gradient: Tensor) -> None:
         """Carry a chunk's gradient through the linear map."""
-        hidden, weight, bias = self.gradients
+        hidden, weight, _ = self.gradients
         if hidden is not None:
             hidden[part] = torch.mm(gradient, self.student.weight)
-        if weight is not None:
-            if weight.dtype == gradient.dtype:
-                weight.addmm_(gradient.t(), self.student.rows(part))
+        if self.wanted[1]:
+            rows = self.student.rows(part)
+            if weight is not None and weight.dtype == gradient.dtype:
+                weight.addmm_(gradient.t(), rows)
             else:
-                weight += torch.mm(gradient.t(), self.student.rows(part))
-        if bias is not None:
-            bias += gradient.sum(0, dtype=bias.dtype)
+                self._add(1, torch.mm(gradient.t(), rows))
+        if self.wanted[2]:
+            self._add(2, gradient.sum(0, dtype=self.exact))
+
+    def _add(self, index: int, part: Tensor) -> None:
+        """Add a chunk's part of a gradient: in float32 or better, as each sum in half precision would round."""
+        whole = self.gradients[index]
+        if whole is not None:
+            whole += part
+        else:
+            self.gradients[index] = part if len(self.labels) <= self.chunk else part.to(self.exact)

@@ -60,6 +60,8 @@ def open_head(model: nn.Module) -> Head | None:
     linear = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
     if type(linear) is not nn.Linear or type(linear.weight).__module__.startswith("torchao"):
         return None  # an adapter on the head, a quantized head, or none
+    if linear.weight.is_meta:  # offloaded: accelerate fetches the weights for its forward pass alone
+        return None
     config = base.config.get_text_config(decoder=True)
     scaling = getattr(config, "logits_scaling", None)
     scale = getattr(config, "logit_scale", None) or (1.0 / scaling if scaling else 1.0)
@@ -98,6 +100,7 @@ def capturing(model: nn.Module, head: Head) -> Iterator[Captured]:
     """Have `model` hand over the input of its head, and return logits with no columns."""
     base: Any = base_model(model)
     captured = Captured()
+    own = head.linear.__dict__.get("forward")  # accelerate's, where a model is spread over devices
 
     def forward(hidden: Tensor) -> Tensor:
         device = hidden.device.type
@@ -112,6 +115,9 @@ def capturing(model: nn.Module, head: Head) -> Iterator[Captured]:
     try:
         yield captured
     finally:
-        head.linear.__dict__.pop("forward", None)
+        if own is None:
+            head.linear.__dict__.pop("forward", None)
+        else:
+            head.linear.__dict__["forward"] = own
         if head.extra_bias is not None:
             base._buffers["final_logits_bias"] = head.extra_bias

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_distill.head_rows import CHUNK_BYTES, ELSEWHERE, Projector, Side, slices
+from hf_distill.head_rows import CHUNK_BYTES, ELSEWHERE, side_of, slices
 from hf_distill.heads import capturing, open_head
 from hf_distill.layouts import base_model
+from hf_distill.projection import Projector, Side
 from hf_distill.rows import RowLayout, SparseRows
 
 if TYPE_CHECKING:
@@ -152,7 +153,9 @@ class Recorder:
             seed: Of what is drawn.
         """
         first = next(iter(batch.values()))
-        generator = torch.Generator(first.device).manual_seed(seed)
+        # Drawn where the logits are made, which of a model spread over devices may be another one.
+        drawn_on = first.device if self.head is None else self.head.linear.weight.device
+        generator = torch.Generator(drawn_on).manual_seed(seed)
         device = first.device.type
         seen = capturing(self.teacher, self.head) if self.head is not None else nullcontext()
         with torch.autocast(device, torch.bfloat16, enabled=self.bf16), seen as captured:
@@ -162,8 +165,7 @@ class Recorder:
         if captured is not None and self.head is not None:
             places = self.layout.places(batch)
             assert places is not None
-            assert captured.hidden is not None
-            side = Side(self.head, places.pick(captured.hidden), captured.dtype, self.kept.classes)
+            side = side_of(self.head, captured, places, self.kept.classes)
             rows, example = top_rows(side, self.kept, generator), places.example
         else:
             logits = self.layout.logits(outputs)
@@ -222,7 +224,8 @@ def sparse_rows(logits: Tensor, kept: Kept, generator: torch.Generator) -> Spars
 
 def top_rows(side: Side, kept: Kept, generator: torch.Generator) -> SparseRows:
     """Return what is kept of a model's rows, without ever making all logits."""
-    budget = CHUNK_BYTES.get(side.hidden.device.type, ELSEWHERE)
+    # The classes of a whole chunk are sorted, and what that takes is several times the chunk.
+    budget = min(ELSEWHERE, CHUNK_BYTES.get(side.hidden.device.type, ELSEWHERE))
     chunk = max(1, min(budget // (4 * side.width), len(side.hidden)))
     projector = Projector(side)
     parts = [

@@ -99,7 +99,7 @@ class Terms(Sequence[Term]):
 
     def counts(self, units: Tensor) -> Tensor:
         """Return what the sum of every term is divided by, from the counts of all units in the order of `UNITS`."""
-        return units[self._units]
+        return torch.stack([units[index] for index in self._units])  # a list of them would be sent to the device first
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -177,7 +177,8 @@ class Terms(Sequence[Term]):
         places = list(self.row_objectives)
         coefficients = None
         if shares is not None:
-            coefficients = (shares.new_tensor(self.weights) * shares)[places]
+            weights = self.weights
+            coefficients = torch.stack([shares[place] * weights[place] for place in places]) if places else shares[:0]
         sums = rows.walk([*self.row_objectives.values()], coefficients)
         return dict(zip(places, sums.unbind(-1), strict=True))
 

@@ -21,11 +21,13 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, has_length
 
+from hf_distill.compiled import compiler_for
 from hf_distill.errors import UserError
 from hf_distill.eval_sums import EvalSums
 from hf_distill.head_rows import HeadRows, Heads
 from hf_distill.layouts import base_model, infer_layout
 from hf_distill.learned import FILE, attach, check_learned, detached, load_learned, place, save_learned, split_state
+from hf_distill.liger import layers_only, undone_afterwards
 from hf_distill.objectives import Comparison, KLDivergence, Labels, LogitsMSE, Objective, RowObjective
 from hf_distill.own_tokens import PREFIX, teacher_inputs
 from hf_distill.quantization import evaluable, is_placed
@@ -110,6 +112,10 @@ class DistillationTrainer(Trainer):
         self.teacher = self._place(teacher)
         self.terms = self._make_terms()
         self._heads = self._open_heads()
+        if self._heads is None and getattr(self.args, "compile_loss", "auto") is True:
+            logger.warning(
+                "compile_loss: true compiles nothing here: it is for language models, without fp16 and torch_compile"
+            )
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(["distillation", "hf_distill"])
         self.add_callback(SetEpoch)
@@ -205,9 +211,11 @@ class DistillationTrainer(Trainer):
     def _open_heads(self) -> Heads | None:
         """Take both models apart at their heads; None where all logits are made at once."""
         # A float16 gradient taken ahead would miss the loss scale that keeps it from vanishing.
-        if self.args.fp16 or self.args.torch_compile or self.terms.needs_logits or not self.layout.by_position:
+        half = self.accelerator.mixed_precision == "fp16"  # also by `accelerate launch`, without args.fp16
+        if half or self.args.torch_compile or self.terms.needs_logits or not self.layout.by_position:
             return None
-        heads = Heads.open(self.model, None if isinstance(self.teacher, Replay) else self.teacher)
+        compiler = compiler_for(getattr(self.args, "compile_loss", "auto"), self.args.device, self.objectives)
+        heads = Heads.open(self.model, None if isinstance(self.teacher, Replay) else self.teacher, compiler)
         if heads is None and (classes := getattr(self.layout, "classes", None)):
             logger.warning(
                 "the head of %s or of its teacher cannot be taken apart (an adapter on it, quantized weights, or a "
@@ -272,6 +280,14 @@ class DistillationTrainer(Trainer):
         return super()._get_eval_sampler(eval_dataset)
 
     # ---- Loss ----
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as `Trainer` does; of what Liger changes for it (`use_liger_kernel`), nothing stays."""
+        if not self.args.use_liger_kernel:
+            return super().train(*args, **kwargs)
+        self.args.liger_kernel_config = layers_only(self.args.liger_kernel_config)
+        with undone_afterwards(lambda: self.model):
+            return super().train(*args, **kwargs)
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Forget what an earlier or aborted training left unlogged."""

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from accelerate.utils import is_torch_xla_available
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
+from transformers.utils.import_utils import is_liger_kernel_available
 
 
 @dataclass
 class DistillationArguments(TrainingArguments):
-    """`transformers.TrainingArguments` with two other defaults and a check.
+    """`transformers.TrainingArguments` with two other defaults, a check, and how the loss is computed.
 
-    Everything that describes the loss lives in the objectives, so there is no new argument.
+    Everything that describes what the loss is lives in the objectives.
 
     Defaults that differ: `hub_strategy` is `"end"` (only a finished student is published) and `use_cpu` is true where
     there is no accelerator (`bf16=True` then works on CPUs, and processes started by `torchrun` on a CPU-only
     machine find each other).
+
+    Attributes:
+        compile_loss: Compile what is computed of a vocabulary's logits, gradient included (see `compiled`): `"auto"`,
+            on a GPU with Triton and for objectives of this package; true, also on a CPU and for objectives of one's
+            own; or false. It takes up to a minute, once; without a compiler, or where it fails, nothing changes.
 
     Raises:
         ValueError: See `check_arguments`.
     """
 
     hub_strategy: HubStrategy | str = HubStrategy.END
+    compile_loss: bool | str = field(
+        default="auto",
+        metadata={"help": "Compile the loss over a vocabulary: true, false, or 'auto', on a GPU with Triton."},
+    )
 
     def __post_init__(self) -> None:
         """Check, then let Transformers do its own checks."""
@@ -42,8 +52,8 @@ def check_arguments(args: TrainingArguments) -> None:
     """
     if args.label_smoothing_factor != 0:
         raise ValueError("label_smoothing_factor is not applied to a distillation loss; leave it at 0.")
-    if args.use_liger_kernel:
-        raise ValueError("use_liger_kernel fuses the loss into the model and drops the logits; leave it off.")
+    if (compile_loss := getattr(args, "compile_loss", "auto")) not in (True, False, "auto"):
+        raise ValueError(f"compile_loss must be true, false or 'auto', found {compile_loss!r}.")
     if not args.average_tokens_across_devices:
         raise ValueError(
             "average_tokens_across_devices=False makes the loss depend on the number of processes; leave it on."
@@ -65,13 +75,17 @@ def check_arguments(args: TrainingArguments) -> None:
 
 
 def check_devices(args: TrainingArguments) -> None:
-    """Refuse several GPUs in one process.
+    """Refuse several GPUs in one process, and Liger's kernels where there is nothing to run them.
 
     Raises:
-        ValueError: Says how to start one process a GPU.
+        ValueError: Says how to start one process a GPU, or what is missing.
     """
     if args.n_gpu > 1:
         raise ValueError(
             f"{args.n_gpu} GPUs in one process (DataParallel) is not supported. Start one process a GPU: "
             "`accelerate launch ...`, or hide the others with CUDA_VISIBLE_DEVICES."
         )
+    if args.use_liger_kernel and args.device.type == "cpu":
+        raise ValueError("use_liger_kernel needs a GPU, and this run is on the CPU. Remove it.")
+    if args.use_liger_kernel and not is_liger_kernel_available():
+        raise ValueError("use_liger_kernel needs Liger, which is not installed: `pip install liger-kernel`.")

@@ -1,4 +1,4 @@
-"""The `training:` section: names and types of `transformers.TrainingArguments`, checked without building one.
+"""The `training:` section: names and types of `DistillationArguments`, checked without building one.
 
 `TrainingArguments` itself takes `learning_rate="fast"`, `fp16="no"` (which is true) and `seed=1.5`, and refuses
 `bf16=True` on a machine that cannot do it, where a recipe may still be checked.
@@ -53,7 +53,6 @@ SHARED = {
 # The one value that keeps a promise -> why no other.
 FIXED: dict[str, tuple[object, str]] = {
     "label_smoothing_factor": (0, "it would not reach the loss, which is the sum of `objectives`."),
-    "use_liger_kernel": (False, "it fuses the loss into the model and drops the logits that objectives compare."),
     "average_tokens_across_devices": (True, "the loss would depend on the number of processes."),
     "prediction_loss_only": (False, "the report needs predictions."),
     "batch_eval_metrics": (False, "metrics are computed over the whole eval split."),
@@ -113,8 +112,10 @@ AT_LEAST = {
     **dict.fromkeys(("seed", "data_seed", "dataloader_num_workers"), 0),
 }
 
-# Wider than Transformers annotates: `bf16: auto` is probed at run time, `fsdp: true` is documented but not annotated.
+# Wider than annotated, or narrower: `bf16: auto` is probed at run time, `fsdp: true` is documented but not annotated.
 WIDER: dict[str, Any] = {"bf16": bool | Literal["auto"], "fsdp": bool | str | None}
+# What `DistillationArguments` adds.
+OWN: dict[str, Any] = {"compile_loss": bool | Literal["auto"]}
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class Argument:
 
     Attributes:
         type: As annotated; a `Literal` where Transformers takes only certain words.
-        help: Transformers' one-line help.
+        help: One line of help, Transformers' own for all of its arguments.
     """
 
     type: Any
@@ -132,12 +133,12 @@ class Argument:
 
 @cache
 def training_arguments() -> dict[str, Argument]:
-    """Return every argument of `TrainingArguments`. The first call imports Transformers' trainer: seconds."""
-    from transformers.training_args import TrainingArguments
+    """Return every argument of `DistillationArguments`. The first call imports Transformers' trainer: seconds."""
+    from hf_distill.training_args import DistillationArguments
 
-    hints = get_type_hints(TrainingArguments)
+    hints = get_type_hints(DistillationArguments)
     arguments = {}
-    for item in fields(TrainingArguments):
+    for item in fields(DistillationArguments):
         text = " ".join(str(item.metadata.get("help", "")).replace("%%", "%").split())
         kind = _accepted(item.name, hints[item.name], item.metadata.get("choices"))
         arguments[item.name] = Argument(kind, text)
@@ -150,12 +151,12 @@ def argument_types() -> dict[str, Any]:
     declared = declarations()
     if not declared:
         return {name: argument.type for name, argument in training_arguments().items()}
-    return {name: None if one is None else _accepted(name, *one) for name, one in declared.items()}
+    return {**{name: None if one is None else _accepted(name, *one) for name, one in declared.items()}, **OWN}
 
 
 def _accepted(name: str, annotation: Any, choices: Iterable[str] | None) -> Any:
     """Return the type that a recipe's value is checked against: of an enumeration or of choices, the words."""
-    kind = WIDER.get(name, annotation)
+    kind = {**WIDER, **OWN}.get(name, annotation)
     members = [enum for enum in get_args(kind) if isinstance(enum, type) and issubclass(enum, Enum)]
     words = [member.value for enum in members for member in enum] or choices
     if not words:

@@ -52,7 +52,9 @@ ELSEWHERE = {
     **dict.fromkeys(("config", "config_name", "dataset_config_name", "subset"), "name"),
     **dict.fromkeys(("max_seq_length", "max_seq_len", "max_len"), "max_length"),
     **dict.fromkeys(("torch_dtype", "precision"), "dtype"),
-    **dict.fromkeys(("quantization_config", "quantize", "quant", "load_in_8bit", "load_in_4bit", "bits"), "quantization"),
+    **dict.fromkeys(
+        ("quantization_config", "quantize", "quant", "load_in_8bit", "load_in_4bit", "bits"), "quantization"
+    ),
     **dict.fromkeys(("hub_model_id", "repo", "model_repo"), "repo_id"),
     **dict.fromkeys(("push_to_hub",), "push"),
     **dict.fromkeys(("datasets", "train_data"), "data"),

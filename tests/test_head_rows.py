@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_distill import head_rows
-from hf_distill.head_rows import HeadRows, Heads, Side
+from hf_distill.head_rows import HeadRows, Heads
 from hf_distill.heads import Head, open_head
 from hf_distill.objectives import (
     DecoupledKL,
@@ -26,6 +26,7 @@ from hf_distill.objectives import (
     ReverseKL,
     RowObjective,
 )
+from hf_distill.projection import Side
 from hf_distill.rows import Rows, SparseRows, TokenRows
 
 VOCABULARY = 97
@@ -58,6 +59,8 @@ CONFIGS: dict[str, Any] = {
     ),
     "bart, logits bias": transformers.BartConfig(**STACKS),
 }
+# What these do to their logits they do in bfloat16, and round a second time, where the walk is in float32 by then.
+ROUNDED_AGAIN = ("gemma2, soft cap", "granite, logits scaling")
 ENCODERS = ("bert", "distilbert", "electra")
 OBJECTIVES: tuple[RowObjective, ...] = (
     KLDivergence(temperature=2.0),
@@ -115,7 +118,7 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 
 def compare(
-    student: Any, teacher: Any, layout: TokenRows, autocast: bool = False
+    student: Any, teacher: Any, layout: TokenRows, autocast: bool = False, scale: float = 3.0
 ) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
     """Yield sums, agreement and gradients: from all logits at once, and walking."""
     inputs = batch(student)
@@ -140,7 +143,7 @@ def compare(
                 ours = run(student, inputs).logits
             rows = layout.select(ours, theirs, inputs)
             sums = torch.stack([objective.sums(rows) for objective in OBJECTIVES], -1)
-        ((sums.sum(0) * COEFFICIENTS).sum() * 3.0).backward()  # a loss scale, or gradient accumulation
+        ((sums.sum(0) * COEFFICIENTS).sum() * scale).backward()  # such as a loss scale
         yield sums.detach(), rows.agreement(), gradients(student)
 
 
@@ -148,6 +151,16 @@ def relative(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
     assert found.keys() == wanted.keys()
     scale = max(float(one.abs().max()) for one in wanted.values())
     return max(float((found[name] - wanted[name]).abs().max()) for name in wanted) / scale
+
+
+def distance(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> float:
+    """Return the length of the difference of all gradients together, relative to their length."""
+    assert found.keys() == wanted.keys()
+    differences, lengths = (
+        torch.stack([one.double().square().sum() for one in parts])
+        for parts in ([found[name].double() - wanted[name].double() for name in wanted], wanted.values())
+    )
+    return float((differences.sum() / lengths.sum()).sqrt())
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -161,15 +174,80 @@ def test_sums_and_gradients_are_those_of_all_logits(name: str) -> None:
     assert relative(got, expected) < 1e-7  # some compute norms in float32 all the same
 
 
-def test_half_precision() -> None:
-    """Under autocast the products are in bfloat16 on both ways, sums and softmax in float32."""
-    student, teacher = make("llama", 1), make("llama", 2)
-    layout = TokenRows(shift=True, classes=TOKENS)
-    (wanted, _, expected), (found, _, got) = compare(student, teacher, layout, True)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_half_precision(name: str) -> None:
+    """Under autocast the products are in bfloat16 on both ways, sums and softmax in float32. What the two ways round
+    apart is the gradient of the head's weights, summed chunk by chunk: the model below it sees the same."""
+    student, teacher = make(name, 1), make(name, 2)
+    layout = TokenRows(shift=not (name.startswith(ENCODERS) or student.config.is_encoder_decoder), classes=TOKENS)
+    (wanted, _, expected), (found, _, got) = compare(student, teacher, layout, autocast=True, scale=1.0)
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-4)
-    (_, _, exact), _ = compare(student, teacher, layout)
-    assert relative(got, exact) < 1.2 * relative(expected, exact) < 0.05, "both round, each in its own order"
+    if name in ROUNDED_AGAIN:
+        (_, _, exact), _ = compare(student, teacher, layout, scale=1.0)
+        torch.testing.assert_close(found, wanted, rtol=3e-2, atol=1e-2)
+        assert distance(got, expected) < distance(expected, exact)
+    else:
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-4)
+        assert distance(got, expected) < 5e-3
+
+
+def head_gradients(way: str, weights: torch.dtype, product: torch.dtype) -> dict[str, Tensor]:
+    """Return the gradients of 512 rows of 2,000 classes, whose numbers are all bfloat16 whatever `weights` is."""
+    torch.manual_seed(0)
+    rows, width, classes = 512, 128, 2000
+    student, teacher = (torch.randn(classes, width) * 2 / width**0.5 for _ in range(2))
+    hidden, theirs = torch.randn(rows, width), torch.randn(rows, width)
+    near = (0.7 * student + 0.7 * teacher, 0.7 * hidden + 0.7 * theirs)  # what a teacher is, after some training
+    sides = []
+    for weight, states in ((student, hidden), near):
+        linear = nn.Linear(1, 1, bias=False)
+        linear.weight = nn.Parameter(weight.bfloat16().to(weights))
+        sides.append(Side(Head(linear), states.bfloat16().to(weights).requires_grad_(), product))
+    labels, example = torch.randint(0, classes, (rows,)), torch.zeros(rows, dtype=torch.long)
+    made = HeadRows(sides[0], sides[1], labels, example, 1)
+    terms, coefficients = (KLDivergence(temperature=2.0), Labels()), torch.full((2,), 0.5 / rows)
+    if way == "all":
+        plain = Rows(made.student, sides[1].logits().detach(), labels, example, 1)
+        sums = torch.stack([term.sums(plain) for term in terms], -1)
+    else:
+        sums = made.walk(terms, coefficients)
+    (sums.sum(0) * coefficients).sum().backward()
+    made_of = {"hidden": sides[0].hidden, "weight": sides[0].head.linear.weight}
+    return {name: one.grad for name, one in made_of.items() if one.grad is not None}
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16], ids=["autocast", "half weights"])
+@pytest.mark.parametrize("rows", [8, 64, 512])
+def test_half_precision_of_the_head(weights: torch.dtype, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gradient that is summed in bfloat16 loses a bit with every chunk: of 64 chunks, 6e-3 of it were noise."""
+    monkeypatch.setitem(head_rows.CHUNK_BYTES, "cpu", 2000 * 2 * rows)
+    monkeypatch.setattr(head_rows, "BLOCK_BYTES", 2000 * 4 * 8)
+    walked, plain = (head_gradients(way, weights, torch.bfloat16) for way in ("walk", "all"))
+    exact = head_gradients("all", torch.float64, torch.float64)
+    assert distance(walked, plain) < 5e-3
+    assert walked["weight"].dtype == weights
+    for name in exact:
+        rounded = distance({name: plain[name]}, {name: exact[name]})
+        assert 1e-3 < rounded < 1e-2
+        assert distance({name: walked[name]}, {name: exact[name]}) < 1.4 * rounded
+    assert torch.equal(walked["hidden"], plain["hidden"])
+
+
+def test_autocast_does_not_reach_the_sums() -> None:
+    """A custom loop may have it on around everything. Some sums over classes are products to PyTorch, and would be
+    rounded to three digits."""
+    student, teacher = make("llama", 1), make("llama", 2)
+    inputs, heads = batch(student), Heads.open(student, teacher)
+    assert heads is not None
+    found = []
+    for autocast in (False, True):
+        with heads.capturing():
+            run(teacher, inputs)
+            run(student, inputs)
+        rows = heads.rows(TokenRows(shift=True), inputs)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            found.append(rows.walk(OBJECTIVES, COEFFICIENTS))
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize(("chunk", "block"), [(1, 1), (3, 2), (4, 4), (1000, 7), (1000, 1000)])
@@ -316,6 +394,16 @@ def test_a_head_that_cannot_be_taken_apart_falls_back(
     assert trainer._open_heads() is None
     (line,) = [record.getMessage() for record in caplog.records if "cannot be taken apart" in record.getMessage()]
     assert "2 KB of memory a token" in line
+
+
+def test_float16_falls_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gradient taken ahead would vanish without the loss scale; `accelerate launch --mixed_precision fp16` sets it
+    too, and leaves `fp16` of the arguments as it was."""
+    trainer = make_trainer("causal-lm", tmp_path, max_steps=1)
+    assert trainer._open_heads() is not None
+    monkeypatch.setattr(type(trainer.accelerator), "mixed_precision", "fp16")
+    assert not trainer.args.fp16
+    assert trainer._open_heads() is None
 
 
 def test_another_loss_is_refused() -> None:
