@@ -170,6 +170,8 @@ class RowLayout(ABC):
     outputs_by_token: ClassVar[bool] = False
     # Column of the teacher's logits for each of the student's, where their orders differ.
     teacher_columns: tuple[int, ...] | None = None
+    # Units whose sum is how many tokens a student reads.
+    token_units: ClassVar[tuple[Unit, ...]] = ("token",)
     # What it reads of a batch beside the models' own inputs; the trainer keeps these columns of a data set.
     columns: tuple[str, ...] = ("labels",)
 

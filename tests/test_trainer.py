@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -250,19 +249,6 @@ def test_repeated_objectives_are_told_apart(tmp_path: Path) -> None:
     log, evaluated = trainer.state.log_history[0], trainer.evaluate()
     assert log["objective/kl"] != log["objective/kl_2"]
     assert {"eval_objective/kl", "eval_objective/kl_2", "eval_objective/labels"} <= set(evaluated)
-
-
-def test_teacher_share_counts_training_only(tmp_path: Path) -> None:
-    """The evaluation also runs the teacher: its time is no part of the steps, and must not be taken from theirs."""
-    trainer = make_trainer(
-        "classification", tmp_path, max_steps=4, logging_steps=4, eval_strategy="steps", eval_steps=1,
-        per_device_train_batch_size=4,
-    )  # fmt: skip
-    assert trainer.teacher is not None
-    trainer.teacher.register_forward_pre_hook(lambda *_: time.sleep(0.05))
-    trainer.train()
-    (log,) = [one for one in trainer.state.log_history if "loss" in one]
-    assert 0.5 < log["teacher_share"] < 1
 
 
 # --- objectives from outside ------------------------------------------------------------------------------------------
