@@ -72,7 +72,7 @@ RENAMED = {
     "logging_dir": "Set the environment variable TENSORBOARD_LOGGING_DIR.",
     "save_safetensors": "Remove it: models are always saved as safetensors.",
     "include_inputs_for_metrics": "Use 'include_for_metrics: [inputs]'.",
-    "include_tokens_per_second": "Remove it: 'tokens_per_second' is always logged.",
+    "include_tokens_per_second": "Remove it: tokens per second are always logged.",
     "fp16_backend": "Remove it: 'fp16' and 'bf16' say all.",
     "half_precision_backend": "Remove it: 'fp16' and 'bf16' say all.",
     "fp16_opt_level": "Remove it: 'fp16' and 'bf16' say all.",
