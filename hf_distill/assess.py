@@ -12,6 +12,7 @@ import torch
 
 from hf_distill import figures
 from hf_distill.chance import Chance, find_chance
+from hf_distill.costs import costs_of
 from hf_distill.labels import IGNORED
 from hf_distill.latency import Latency, measure_all
 from hf_distill.metrics import greater_is_better
@@ -291,6 +292,7 @@ def _settings(run: Run) -> dict[str, Any]:
         **({} if run.cache is None else {"teacher's answers": f"cached: {run.cache.in_words()}"}),
         **({"layers": run.layers} if run.layers else {}),
         "seconds": {name: round(value, 1) for name, value in run.seconds.items()},
+        **({"training_cost": costs} if (costs := costs_of(run.histories)) else {}),
     }
 
 

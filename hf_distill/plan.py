@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from hf_distill.defaults import sampling_remark, within_batch
 from hf_distill.document import join
 from hf_distill.errors import UserError
 
@@ -64,15 +65,15 @@ def check_plan(recipe: Recipe, pair: Pair | None) -> None:
 
 
 def remarks(recipe: Recipe) -> list[str]:
-    """Return what somebody who starts this run should know about its loss, a line each."""
-    within = dict.fromkeys(objective.name for _, objective in objectives_of(recipe) if objective.within_batch)
-    if not within:
-        return []
-    names, verb = ", ".join(within), "compares" if len(within) == 1 else "compare"
-    return [
-        f"{names} {verb} the examples of one micro-batch with each other: unlike other terms, the loss depends on "
-        "per_device_train_batch_size, gradient accumulation and the number of processes"
-    ]
+    """Return what somebody who starts this run should know about its loss and its batches, a line each."""
+    lines = [sampling_remark(recipe)]
+    if within := within_batch(recipe):
+        verb = "compares" if len(within) == 1 else "compare"
+        lines.append(
+            f"{', '.join(within)} {verb} the examples of one micro-batch with each other: unlike other terms, the loss "
+            "depends on per_device_train_batch_size, gradient accumulation and the number of processes"
+        )
+    return [line for line in lines if line]
 
 
 def cut_off(recipe: Recipe) -> list[str]:

@@ -8,6 +8,8 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_distill.report_text import count
+
 # Said once at the end of a run, or of no use to somebody who watches.
 _QUIET = ("runtime", "per_second", "preparation_time", "epoch")
 # Columns of the bar itself where there is little room. They also give way as times and rates get longer.
@@ -49,7 +51,8 @@ class ProgressBar(ProgressCallback):
             return
         if "loss" in logs:
             shown = {key: logs[key] for key in logs if key in ("loss", "agreement") or key.startswith("objective/")}
-            self.training_bar.set_postfix_str(fitting(figures(shown), self._room()), refresh=False)
+            speed = [f"{count(logs['tokens_per_second'])} tokens/s"] if "tokens_per_second" in logs else []
+            self.training_bar.set_postfix_str(fitting([*figures(shown), *speed], self._room()), refresh=False)
         elif any(key.startswith("eval_") for key in logs):
             text = wrapped(f"epoch {logs.get('epoch', 0):.2f}  evaluation: ", figures(logs), self._columns())
             self.training_bar.write(text, file=sys.stderr)

@@ -133,15 +133,18 @@ class Places:
         mask: Which positions of a model's output, bool `(batch, positions)`; positions past its width are none.
         labels: See `Rows`.
         example: See `Rows`.
+        position: Of each row in its example, `(rows,)`.
     """
 
     mask: Tensor
     labels: Tensor
     example: Tensor
+    position: Tensor
 
     def pick(self, output: Tensor) -> Tensor:
         """Return the rows of `(batch, positions, width)`, `(rows, width)`."""
-        return output[:, : self.mask.shape[1]][self.mask]
+        # Not by the mask: each time the device would be asked again how many there are.
+        return output[self.example, self.position]
 
 
 class RowLayout(ABC):
@@ -167,6 +170,8 @@ class RowLayout(ABC):
     outputs_by_token: ClassVar[bool] = False
     # Column of the teacher's logits for each of the student's, where their orders differ.
     teacher_columns: tuple[int, ...] | None = None
+    # Units whose sum is how many tokens a student reads.
+    token_units: ClassVar[tuple[Unit, ...]] = ("token",)
     # What it reads of a batch beside the models' own inputs; the trainer keeps these columns of a data set.
     columns: tuple[str, ...] = ("labels",)
 
@@ -358,11 +363,11 @@ class TokenRows(RowLayout):
     def places(self, inputs: Mapping[str, Tensor]) -> Places:
         """See `RowLayout.places`."""
         mask, labels = self._mask(inputs), inputs.get("labels")
-        example = mask.nonzero()[:, 0]
+        example, position = mask.nonzero().unbind(-1)
         if labels is None:
-            return Places(mask, torch.full_like(example, IGNORED), example)
-        known = (labels[:, 1:] if self.shift else labels)[mask]
-        return Places(mask, known.masked_fill(known == UNLABELLED, IGNORED), example)
+            return Places(mask, torch.full_like(example, IGNORED), example, position)
+        known = (labels[:, 1:] if self.shift else labels)[example, position]
+        return Places(mask, known.masked_fill(known == UNLABELLED, IGNORED), example, position)
 
     def _rows(self, logits: Tensor, places: Places) -> Tensor:
         return _upcast(places.pick(logits)[:, : self.classes])

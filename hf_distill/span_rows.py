@@ -48,7 +48,7 @@ class SpanRows(RowLayout):
         """See `RowLayout.select`."""
         classes = _classes(inputs)
         assert classes is not None
-        kept = classes.any(-1)
+        kept = classes.any(-1).nonzero()[:, 0]
         mask = classes[kept].repeat_interleave(2, 0)
 
         def rows(logits: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class SpanRows(RowLayout):
             student=rows(student),
             teacher=None if teacher is None else rows(teacher.detach()),
             labels=self._known(inputs, classes)[kept].reshape(-1),
-            example=kept.nonzero()[:, 0].repeat_interleave(2),
+            example=kept.repeat_interleave(2),
             examples=len(student),
             classes=mask,
         )

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.caching import reading
+from hf_distill.costs import cost_of, in_words
 from hf_distill.data import load_splits
+from hf_distill.defaults import training_defaults
 from hf_distill.directory import RUNS, TEACHERS, RunDirectory, held_recipe
 from hf_distill.errors import UserError
 from hf_distill.fit import Fitted, Fitter
@@ -37,14 +39,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Where a recipe says nothing. A run must be resumable and have curves to show; Transformers' own defaults would do
-# neither before step 500.
-TRAINING_DEFAULTS = {
-    "eval_strategy": "epoch",
-    "save_strategy": "epoch",
-    "save_total_limit": 1,
-    "logging_steps": 0.02,
-}
 # A teacher's fine-tuning takes everything from the recipe's training but how it learns.
 _LEARNING = ("num_train_epochs", "max_steps", "learning_rate", "lr_scheduler", "warmup", "weight_decay")
 
@@ -223,6 +217,8 @@ class Run:
             self.layers[name] = fitted.layers
         if fitted.reused:
             self.narrator.say(f"{name}: found finished, not trained again")
+        elif cost := cost_of(fitted.history):
+            self.narrator.say(f"{name}: {in_words(cost)}")
 
 
 def open_run(recipe: Recipe, restart: bool) -> Run:
@@ -300,7 +296,7 @@ def _settle(recipe: Recipe, held: Mapping[str, Any] | None) -> tuple[dict[str, A
     A run that began keeps its precision: on another day the probe might answer differently, and the run could not
     be resumed.
     """
-    training = use_cpu_if_needed({**TRAINING_DEFAULTS, **recipe.training})
+    training = use_cpu_if_needed({**training_defaults(recipe), **recipe.training})
     begun = (held or {}).get("training", {}).get("bf16")
     if training.get("bf16") == "auto" and isinstance(begun, bool):
         return {**training, "bf16": begun}, f"bf16: {'on' if begun else 'off'} (as this run began)"

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from hf_distill.rows import Places, TokenRows
+from hf_distill.rows import Places, TokenRows, Unit
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from hf_distill.rows import Unit
 
 
 @dataclass(frozen=True)
@@ -27,6 +25,8 @@ class TargetRows(TokenRows):
         classes: Columns that are tokens; see `TokenRows`.
         teacher_columns: Column of the teacher's logits for each of the student's, where their orders differ.
     """
+
+    token_units: ClassVar[tuple[Unit, ...]] = ("token", "row")  # of the encoder and of the decoder
 
     def places(self, inputs: Mapping[str, Tensor]) -> Places:
         """See `RowLayout.places`."""

@@ -28,15 +28,15 @@ from hf_distill.head_rows import HeadRows, Heads
 from hf_distill.layouts import base_model, infer_layout
 from hf_distill.learned import FILE, attach, check_learned, detached, load_learned, place, save_learned, split_state
 from hf_distill.liger import layers_only, undone_afterwards
+from hf_distill.meter import Meter
 from hf_distill.objectives import Comparison, KLDivergence, Labels, LogitsMSE, Objective, RowObjective
 from hf_distill.own_tokens import PREFIX, teacher_inputs
 from hf_distill.quantization import evaluable, is_placed
 from hf_distill.redirect import inside_forward
 from hf_distill.replay import KEPT_ROWS, Replay, check_objective
 from hf_distill.rows import UNITS, RowLayout, Rows, SparseRows
-from hf_distill.sampler import EpochLengthGroupedSampler, SetEpoch
+from hf_distill.sampler import EpochLengthGroupedSampler, SetEpoch, known_lengths
 from hf_distill.sentence_encoder import encoding_of
-from hf_distill.stopwatch import Stopwatch
 from hf_distill.terms import OBSERVED, Terms
 from hf_distill.training_args import DistillationArguments, check_arguments, check_devices
 
@@ -57,9 +57,10 @@ class DistillationTrainer(Trainer):
     optimiser and out of every checkpoint.
 
     Logged besides what `Trainer` logs: `objective/<name>` (unweighted), `agreement` (share of rows where both
-    models have the same top class) and, in training, `teacher_share` of the step time. Evaluation reports the same
-    as `eval_...`, summed over examples, so that it does not depend on the batch size. An objective for which the
-    data has nothing to count (`labels` without labels) is left out there.
+    models have the same top class) and, in training, `teacher_share` of the step time, `tokens_per_second` and
+    `peak_memory` (see `meter.Meter`). Evaluation reports objectives and agreement as `eval_...`, summed over examples,
+    so that they do not depend on the batch size. An objective for which the data has nothing to count (`labels` without
+    labels) is left out there.
 
     Args:
         model: The student.
@@ -126,8 +127,8 @@ class DistillationTrainer(Trainer):
         # Terms and agreement, summed over the steps since the last log.
         self._totals = torch.zeros(len(self.terms) + 1, device=self.args.device)
         self._steps = 0
-        self._teacher_watch = Stopwatch(self.args.device)
-        self._step_watch = Stopwatch(self.args.device)
+        self._meter = Meter(self.args.device)
+        self.add_callback(self._meter)
         self.eval_sums = EvalSums(self.terms)
         self.decisions = self._settle_terms()
 
@@ -266,12 +267,16 @@ class DistillationTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
         # The data set handed in has lost its length column to `remove_unused_columns`.
-        sampler = super()._get_train_sampler(self.train_dataset)
-        if not isinstance(sampler, LengthGroupedSampler):
-            return sampler
+        grouped = self.args.train_sampling_strategy == "group_by_length"
+        lengths = known_lengths(self.train_dataset, self.args.length_column_name) if grouped else None
+        if lengths is None:
+            sampler = super()._get_train_sampler(self.train_dataset)
+            if not isinstance(sampler, LengthGroupedSampler):
+                return sampler
+            lengths = list(sampler.lengths)
         step = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return EpochLengthGroupedSampler(step, list(sampler.lengths), seed)
+        return EpochLengthGroupedSampler(step, lengths, seed)
 
     def _get_eval_sampler(self, eval_dataset: Dataset[Any]) -> Sampler[int] | None:
         """Keep the order of the data set: predictions of two models are compared row by row."""
@@ -293,8 +298,7 @@ class DistillationTrainer(Trainer):
         """Forget what an earlier or aborted training left unlogged."""
         self._totals.zero_()
         self._steps = 0
-        self._step_watch.drain()
-        self._teacher_watch.drain()
+        self._meter.reset()
         # For the whole training: activation checkpointing computes attention again in the backward pass.
         with self.terms.eager_attention():
             return super()._inner_training_loop(*args, **kwargs)
@@ -319,7 +323,10 @@ class DistillationTrainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """Count every unit over the accumulation window and all processes: `(units,)` in the order of `UNITS`."""
         self._steps += bool(batch_samples)
-        return self._count(batch_samples)
+        counts = self._count(batch_samples)
+        self._meter.count(torch.stack([counts[UNITS.index(unit)] for unit in self.layout.token_units]).sum())
+        # Nothing to count means nothing to sum: 0 / 1, not NaN.
+        return counts.clamp(min=1)
 
     def _count(self, batches: list[Any]) -> Tensor:
         totals = torch.zeros(len(UNITS), device=self.args.device)
@@ -328,14 +335,7 @@ class DistillationTrainer(Trainer):
             totals += torch.stack([counts[unit].sum() for unit in UNITS]).to(totals)
         if self.args.world_size > 1:
             totals = self.accelerator.reduce(totals, reduction="sum")
-        # Nothing to count means nothing to sum: 0 / 1, not NaN.
-        return totals.clamp(min=1)
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """One forward and backward pass, timed."""
-        with self._step_watch.running():
-            loss: Tensor = super().training_step(*args, **kwargs)
-        return loss
+        return totals
 
     def compute_loss(
         self,
@@ -356,7 +356,9 @@ class DistillationTrainer(Trainer):
         Returns:
             A scalar whose mean over processes, summed over micro-batches, is the loss of the step.
         """
-        counts = num_items_in_batch if isinstance(num_items_in_batch, Tensor) else self._count([inputs])
+        counts = num_items_in_batch
+        if not isinstance(counts, Tensor):
+            counts = self._count([inputs]).clamp(min=1)
         self.terms.go_to(self.state.global_step, self.state.max_steps)
         # DDP averages gradients over processes, and the counts are global: hence the factor.
         processes = self.accelerator.num_processes
@@ -428,7 +430,7 @@ class DistillationTrainer(Trainer):
         teacher = None
         if self.teacher is not None:
             self.teacher.eval()  # whatever happened to it since the last batch: with dropout its targets are noise
-            watch = self._teacher_watch.running() if model.training else nullcontext()
+            watch = self._meter.teacher() if model.training else nullcontext()
             with torch.set_grad_enabled(self.terms.differentiates), self.accelerator.autocast(), watch:
                 theirs = self._teacher_inputs(inputs)
                 teacher = self.teacher(**self._forward_inputs(self._teacher_takes, theirs, use_cache=False))
@@ -453,15 +455,13 @@ class DistillationTrainer(Trainer):
     # ---- Logging ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the objectives, the agreement and the teacher's share to the training logs."""
+        """Add the objectives, the agreement and what the steps cost to the training logs."""
         if "loss" in logs and self._steps:
             *terms, agreement = self.accelerator.reduce(self._totals / self._steps, reduction="mean").tolist()
             logs.update({f"objective/{name}": term for name, term in zip(self.terms.names, terms, strict=True)})
             if self._reports_agreement:
                 logs["agreement"] = agreement
-            seconds, teacher_seconds = self._step_watch.drain(), self._teacher_watch.drain()
-            if self.teacher is not None and seconds > 0:
-                logs["teacher_share"] = teacher_seconds / seconds
+            logs.update(self._meter.read(self.accelerator.gather))
             self._totals.zero_()
             self._steps = 0
         super().log(logs, start_time)

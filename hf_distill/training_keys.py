@@ -72,7 +72,7 @@ RENAMED = {
     "logging_dir": "Set the environment variable TENSORBOARD_LOGGING_DIR.",
     "save_safetensors": "Remove it: models are always saved as safetensors.",
     "include_inputs_for_metrics": "Use 'include_for_metrics: [inputs]'.",
-    "include_tokens_per_second": "Use 'include_num_input_tokens_seen'.",
+    "include_tokens_per_second": "Remove it: tokens per second are always logged.",
     "fp16_backend": "Remove it: 'fp16' and 'bf16' say all.",
     "half_precision_backend": "Remove it: 'fp16' and 'bf16' say all.",
     "fp16_opt_level": "Remove it: 'fp16' and 'bf16' say all.",
@@ -118,13 +118,20 @@ WIDER: dict[str, Any] = {"bf16": bool | Literal["auto"], "fsdp": bool | str | No
 OWN: dict[str, Any] = {"compile_loss": bool | Literal["auto"]}
 
 
+# Transformers' help where it names another default.
+HELP = {
+    "train_sampling_strategy": "Order of the train examples: 'group_by_length' (default in all tasks but "
+    "text-generation), 'random', 'sequential' or 'batch_rebalance'."
+}
+
+
 @dataclass(frozen=True)
 class Argument:
     """One training argument.
 
     Attributes:
         type: As annotated; a `Literal` where Transformers takes only certain words.
-        help: One line of help, Transformers' own for all of its arguments.
+        help: One line, Transformers' own but for `HELP`.
     """
 
     type: Any
@@ -141,7 +148,7 @@ def training_arguments() -> dict[str, Argument]:
     for item in fields(DistillationArguments):
         text = " ".join(str(item.metadata.get("help", "")).replace("%%", "%").split())
         kind = _accepted(item.name, hints[item.name], item.metadata.get("choices"))
-        arguments[item.name] = Argument(kind, text)
+        arguments[item.name] = Argument(kind, HELP.get(item.name, text))
     return arguments
 
 

@@ -91,6 +91,12 @@ def test_few_terms_are_shown_as_they_were(terminal: Lines) -> None:
     assert line.endswith("loss 0.4123  kl 0.2331]")
 
 
+def test_the_speed_is_shown(terminal: Lines) -> None:
+    """A run of hours is watched by its bar: a speed that has dropped by half should be seen there."""
+    *_, line = terminal({"loss": 0.51234, "objective/kl": 0.2, "tokens_per_second": 5120.4}, columns=120)
+    assert line.endswith("loss 0.5123  kl 0.2  5.1 K tokens/s]")
+
+
 def test_an_evaluation_breaks_between_its_figures(terminal: Lines) -> None:
     """A terminal breaks a long line anywhere, also within the name of a metric."""
     *lines, bar = terminal(EVALUATED, columns=80)

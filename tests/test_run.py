@@ -115,7 +115,6 @@ def test_a_killed_run_resumes_and_ends_with_the_same_weights(write_recipe: Write
         "save_strategy": "steps",
         "save_steps": 4,
         "eval_strategy": "no",
-        "train_sampling_strategy": "group_by_length",
         "gradient_accumulation_steps": 2,
         "per_device_train_batch_size": 4,
     }
@@ -484,7 +483,6 @@ def test_two_processes_write_what_one_writes(write_recipe: WriteRecipe, tmp_path
     training = {
         "max_steps": 6,
         "eval_strategy": "no",
-        "train_sampling_strategy": "group_by_length",
         "lr_scheduler_type": "constant",
         "optim": "sgd",  # Adam makes steps of full size out of the rounding of a gradient that is zero
         "learning_rate": 0.1,

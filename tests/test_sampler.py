@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
+from datasets import Dataset
 from torch.utils.data import BatchSampler
 
-from hf_distill.sampler import EpochLengthGroupedSampler, SetEpoch
+from hf_distill.sampler import EpochLengthGroupedSampler, SetEpoch, known_lengths
 
 LENGTHS = [random.Random(index).randint(1, 60) for index in range(200)]
 
@@ -40,6 +42,36 @@ def test_epochs_and_seeds_differ() -> None:
     orders = [order(epoch=0), order(epoch=1), order(epoch=2), order(epoch=0, seed=99)]
     assert len({tuple(one) for one in orders}) == len(orders)
     assert all(sorted(one) == list(range(len(LENGTHS))) for one in orders)
+
+
+def test_examples_of_one_length_are_in_random_order() -> None:
+    """Where there is nothing to group, a default must not sort or repeat: texts packed to one length are shuffled."""
+    sampler = EpochLengthGroupedSampler(8, [7] * 200, 3)
+    orders = []
+    for epoch in (0, 1):
+        sampler.set_epoch(epoch)
+        orders.append(list(sampler))
+    assert all(sorted(one) == list(range(200)) for one in orders)
+    assert orders[0] != orders[1]
+    neighbours = sum(abs(one - other) == 1 for one, other in pairwise(orders[0]))
+    assert neighbours < 20
+
+
+def test_lengths_are_taken_from_their_column_alone() -> None:
+    """A look at every example of a large data set, or a Python object for each of its tokens, takes minutes before the
+    first step."""
+
+    def read(_: Any) -> Any:
+        raise AssertionError("an example was read")
+
+    data = Dataset.from_dict({"input_ids": [[1, 2], [3], [4, 5, 6]], "length": [2, 1, 3], "other": [7, 8, 9]})
+    data.set_transform(read)
+    assert known_lengths(data, "length") == [2, 1, 3]
+    assert known_lengths(data.select([2, 0]), "length") == [3, 2]
+    assert known_lengths(data, "other") == [7, 8, 9]
+    assert known_lengths(data, "none") is None
+    assert known_lengths(data.with_format(None).to_iterable_dataset(), "length") is None
+    assert known_lengths([{"input_ids": [1]}], "length") is None
 
 
 def test_batches_are_of_like_lengths() -> None:

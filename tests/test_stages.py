@@ -250,7 +250,8 @@ def test_only_the_last_stage_of_the_first_seed_is_pushed(
 def test_a_stage_hands_on_its_best_model(staged: WriteRecipe) -> None:
     """With `load_best_model_at_end` the next stage could still start from the last model, and nobody would see it."""
     best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "save_total_limit": None}
-    first = {**STAGES[0], "training": {**best, "num_train_epochs": 4, "learning_rate": 0.3, "max_grad_norm": 100.0}}
+    wild = {"num_train_epochs": 4, "learning_rate": 0.3, "max_grad_norm": 100.0, "train_sampling_strategy": "random"}
+    first = {**STAGES[0], "training": {**best, **wild}}
     still = {**STAGES[0], "training": {"num_train_epochs": 1, "learning_rate": 0.0}}
     report = run(staged(stages=[first, still]))
     losses = {

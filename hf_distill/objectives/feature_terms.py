@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -30,10 +31,19 @@ class Positions:
     mask: Tensor
     comparison: Comparison
 
+    @cached_property
+    def places(self) -> tuple[Tensor, Tensor]:
+        """The sequence of every position, and which of its tokens that is, `(positions,)` each.
+
+        The device is asked once how many there are, where every selection by the mask would ask again.
+        """
+        sequences, tokens = self.mask.nonzero().unbind(-1)
+        return sequences, tokens
+
     @property
     def sequences(self) -> Tensor:
         """The sequence of every position, `(positions,)`."""
-        return self.mask.nonzero()[:, 0]
+        return self.places[0]
 
     def select(self, values: Tensor) -> Tensor:
         """Return the rows that count, `(sequences, tokens, ...)` -> `(positions, ...)`, in float32 or better.
@@ -41,7 +51,8 @@ class Positions:
         Picked out rather than multiplied by 0: whatever a model computes for padding, NaN included, is gone.
         """
         # The layers of a teacher that is spread over several devices are where it computed them.
-        rows = values[self.mask.to(values.device)].to(self.mask.device)
+        sequences, tokens = (index.to(values.device) for index in self.places)
+        rows = values[sequences, tokens].to(self.mask.device)
         return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
     def sum(self, values: Tensor) -> Tensor:

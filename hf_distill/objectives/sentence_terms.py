@@ -101,9 +101,10 @@ def _log_neighbours(vectors: Tensor, temperature: float) -> Tensor:
     count = len(vectors)
     unit = normalize(vectors, dim=-1)
     cosines = unit @ unit.T
-    others = ~torch.eye(count, dtype=torch.bool, device=vectors.device)
-    # Left out rather than set to -inf: nothing infinite is in the gradient.
-    return (cosines[others].reshape(count, max(count - 1, 0)) / temperature).log_softmax(-1)
+    # The diagonal is left out rather than set to -inf: nothing infinite is in the gradient. It is every (count + 1)-th
+    # entry; a mask would ask the device how many there are.
+    others = cosines.flatten()[1:].view(max(count - 1, 0), count + 1)[:, :-1]
+    return (others.reshape(count, max(count - 1, 0)) / temperature).log_softmax(-1)
 
 
 def margins(vectors: Tensor, similarity: Literal["dot", "cosine"]) -> Tensor:

@@ -102,6 +102,8 @@ class Task(ABC):
     own_tokenizers: ClassVar[bool] = False
     # Whether the models see other inputs in every epoch.
     changes_inputs: ClassVar[bool] = False
+    # Whether examples have lengths so different that a training groups them by it, where a recipe does not say.
+    groups_by_length: ClassVar[bool] = False
 
     @abstractmethod
     def prepare(self, splits: Mapping[str, Dataset], setup: Setup) -> Prepared:

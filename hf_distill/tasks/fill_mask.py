@@ -62,6 +62,7 @@ class FillMask(Task):
     auto_class: ClassVar[str] = "AutoModelForMaskedLM"
     roles: ClassVar[Mapping[str, bool]] = {"text": True}
     changes_inputs: ClassVar[bool] = True
+    groups_by_length: ClassVar[bool] = True
 
     mask_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
     whole_word: bool = False

@@ -47,6 +47,7 @@ class QuestionAnswering(Task):
     auto_class: ClassVar[str] = "AutoModelForQuestionAnswering"
     roles: ClassVar[Mapping[str, bool]] = {"question": True, "context": True, "answers": False}
     label_role: ClassVar[str] = "answers"
+    groups_by_length: ClassVar[bool] = True
 
     stride: Annotated[int, Field(ge=0)] = 128
     no_answer: bool | None = None

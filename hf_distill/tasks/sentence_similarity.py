@@ -63,6 +63,7 @@ class SentenceSimilarity(Task):
     auto_class: ClassVar[str] = "AutoModel"
     roles: ClassVar[Mapping[str, bool]] = {"text": True, "text_pair": False, "negative": False, "label": False}
     own_tokenizers: ClassVar[bool] = True
+    groups_by_length: ClassVar[bool] = True
 
     pooling: Pooling | None = None
     score_range: ScoreRange | None = None

@@ -42,6 +42,7 @@ class SequenceToSequence(Task):
     """
 
     auto_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
+    groups_by_length: ClassVar[bool] = True
     source_role: ClassVar[str]
     # In place of those of all texts.
     own_metrics: ClassVar[tuple[str, ...]] = ()

@@ -37,6 +37,7 @@ class TextClassification(Task):
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
     roles: ClassVar[Mapping[str, bool]] = {"text": True, "text_pair": False, "label": False}
     own_tokenizers: ClassVar[bool] = True
+    groups_by_length: ClassVar[bool] = True
 
     problem: Problem | None = None
 

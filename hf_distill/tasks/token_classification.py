@@ -43,6 +43,7 @@ class TokenClassification(Task):
     auto_class: ClassVar[str] = "AutoModelForTokenClassification"
     roles: ClassVar[Mapping[str, bool]] = {"tokens": True, "tags": False}
     label_role: ClassVar[str] = "tags"
+    groups_by_length: ClassVar[bool] = True
 
     label_all_subwords: bool = False
 

@@ -208,12 +208,14 @@ class Record:
         losses: As `compute_loss` returned them: in the model's precision, where the logs are float32.
         gradients: By parameter, before any clipping.
         logs: The training logs.
+        tokens: That the trainer counted.
         weights: At the end.
     """
 
     losses: list[float] = field(default_factory=list)
     gradients: list[dict[str, Tensor]] = field(default_factory=list)
     logs: list[dict[str, Any]] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
     weights: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -226,6 +228,13 @@ class NotingTrainer(DistillationTrainer):
         self.micro: list[Tensor] = []
         self.add_callback(_Notes(self))
         self.remove_callback(PrinterCallback)
+        count = self._meter.count
+
+        def remember(tokens: Tensor) -> None:
+            self.record.tokens.append(int(tokens))
+            count(tokens)
+
+        self._meter.count = remember  # type: ignore[method-assign]
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)

@@ -41,6 +41,7 @@ FLOAT32 = 1e-5
 def assert_same(found: Record, wanted: Record) -> None:
     assert found.losses == pytest.approx(wanted.losses, rel=ROUNDING)
     assert largest_difference(found, wanted) < ROUNDING
+    assert found.tokens == wanted.tokens
     for one, other in zip(found.logs, wanted.logs, strict=True):
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=ROUNDING)
         assert one.keys() == other.keys()
