@@ -14,7 +14,9 @@ from hf_distill.cache_hub import card
 from hf_distill.contents import NOT_READ, Contents, find
 from hf_distill.errors import UserError
 from hf_distill.files import fingerprint, model_fingerprint
-from hf_distill.kept import Kept, Recorder
+from hf_distill.kept import Kept
+from hf_distill.kept_states import in_words, to_arrow
+from hf_distill.recorder import Recorder
 from hf_distill.replay import Data, Replay, Targets, TrainingData, with_targets
 
 if TYPE_CHECKING:
@@ -90,6 +92,8 @@ class Cache:
                 some += f" and {self.kept.tail} drawn"
             words += f", {some} of {self.kept.classes:,} tokens at {self.contents.counts.sum():,} positions"
             words += f" ({self.kept.row_bytes()} bytes each)"
+        if self.kept.states:
+            words += f", {in_words(self.kept.states)}"
         return f"{words}: about {_amount(self.size)}"
 
     def fill(self, args: TrainingArguments) -> None:
@@ -237,6 +241,8 @@ class _Batches:
 def _arrow(values: Sequence[Any], kind: Any) -> Any:
     import pyarrow as pa
 
+    if pa.types.is_list(kind) and pa.types.is_fixed_size_list(kind.value_type):
+        return to_arrow(values, kind)
     return pa.array([value if isinstance(value, bytes) else value.tolist() for value in values], kind)
 
 

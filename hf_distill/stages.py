@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_distill.caching import reading
 from hf_distill.data import load_splits
 from hf_distill.directory import RUNS, TEACHERS, RunDirectory, held_recipe
 from hf_distill.errors import UserError
@@ -56,6 +55,7 @@ class Run:
         recipe: What was asked for.
         training: Its training arguments with defaults, precision and device settled.
         directory: Where it writes.
+        pair: Its models before their weights.
         prepared: Its data.
         fitter: Trains models on it.
         narrator: Tells the user what is going on.
@@ -63,7 +63,6 @@ class Run:
         args: Built once, for what it knows about processes.
         seconds: Of each stage and training.
         histories: Name of a training -> its `log_history`.
-        reading: What decides how the teacher reads an example.
         answers_repository: Where its answers are published.
         cache: Its answers, where they are kept.
         replayed: What students are then trained with.
@@ -73,6 +72,7 @@ class Run:
     recipe: Recipe
     training: dict[str, Any]
     directory: RunDirectory
+    pair: Pair
     prepared: Prepared
     fitter: Fitter
     narrator: Narrator
@@ -80,7 +80,6 @@ class Run:
     args: DistillationArguments
     seconds: dict[str, float] = field(default_factory=dict)
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    reading: dict[str, Any] = field(default_factory=dict)
     answers_repository: str = ""
     cache: Cache | None = None
     replayed: tuple[Fitter, Replay] | None = None
@@ -250,12 +249,12 @@ def open_run(recipe: Recipe, restart: bool) -> Run:
         recipe,
         training,
         directory,
+        pair,
         prepared,
         Fitter(prepared, pair.tokenizer, pair.teacher_tokenizer),
         narrator,
         hub,
         args,
-        reading=reading(recipe, pair),
         answers_repository=answers,
     )
 

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, has_length
 
+from hf_distill.cacheable import check_objective
 from hf_distill.errors import UserError
 from hf_distill.eval_sums import EvalSums
 from hf_distill.head_rows import HeadRows, Heads
@@ -29,7 +30,7 @@ from hf_distill.learned import FILE, attach, check_learned, detached, load_learn
 from hf_distill.objectives import Comparison, KLDivergence, Labels, LogitsMSE, Objective, RowObjective
 from hf_distill.own_tokens import PREFIX, teacher_inputs
 from hf_distill.redirect import inside_forward
-from hf_distill.replay import KEPT_ROWS, Replay, check_objective
+from hf_distill.replay import KEPT_ROWS, Replay, reading_only
 from hf_distill.rows import UNITS, RowLayout, Rows, SparseRows
 from hf_distill.sampler import EpochLengthGroupedSampler, SetEpoch
 from hf_distill.sentence_encoder import encoding_of
@@ -105,6 +106,8 @@ class DistillationTrainer(Trainer):
         self.layout = layout or infer_layout(self.model, teacher, self.processing_class)
         self.objectives = tuple(_defaults(self.layout) if objectives is None else objectives)
         self._check_objectives(teacher)
+        if isinstance(teacher, Replay):
+            teacher, self.data_collator = reading_only(teacher, self.data_collator, self.objectives, self.model)
         self.teacher = self._place(teacher)
         self.terms = self._make_terms()
         self._heads = self._open_heads()
@@ -149,8 +152,8 @@ class DistillationTrainer(Trainer):
             raise ValueError(f"objectives that need a teacher: {', '.join(wanting)}. Pass `teacher=`.")
         for objective in self.objectives:
             if isinstance(teacher, Replay):
-                kept = teacher.kept
-                check_objective(objective, sparse=kept.is_sparse, temperature=kept.temperature, sampled=kept.tail > 0)
+                student: Any = base_model(self.model)
+                check_objective(objective, teacher.kept, (student.config, teacher.config))
             takes_values = not isinstance(objective, RowObjective) or objective.takes_values
             if not self.layout.has_classes and not takes_values:
                 raise ValueError(

@@ -19,16 +19,16 @@ def cached(model: Any, **settings: Any) -> dict[str, Any]:
 
 def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list of the sizes of all batches that a cache asks a teacher about."""
-    from hf_distill import kept
+    from hf_distill.recorder import Recorder
 
     seen: list[int] = []
-    real = kept.Recorder.__call__
+    real = Recorder.__call__
 
     def counting(self: Any, batch: Any, inputs: Any, seed: int) -> Any:
         seen.append(len(batch["input_ids"]))
         return real(self, batch, inputs, seed)
 
-    monkeypatch.setattr(kept.Recorder, "__call__", counting)
+    monkeypatch.setattr(Recorder, "__call__", counting)
     return seen
 
 
@@ -123,7 +123,8 @@ def test_masks_that_change(write_recipe: WriteRecipe, make_model: Any, tmp_path:
 
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
-    ({"objectives": [{"name": "hidden"}]}, r"objectives\[0\]: 'hidden' looks into the teacher"),
+    ({"objectives": [{"name": "attention"}]}, r"objectives\[0\]: 'attention' looks into the teacher \(its maps"),
+    ({"objectives": [{"name": "relations"}]}, r"objectives\[0\]: 'relations' looks into the teacher"),
     ({"teacher": {"name": "cached"}}, r"teacher\.teacher: wanted a mapping"),
     ({"teacher": cached("x", top=0)}, r"teacher\.top: "),
     ({"teacher": {"name": "cached", "teacher": {"name": "pretrained", "modle": "x"}}}, r"teacher\.teacher\.modle: "),
