@@ -87,14 +87,11 @@ class Cache:
         if examples < every:
             words += f" (of {every:,}; the others are equal to one of these)"
         if self.kept.is_sparse:
-            some = "all" if self.kept.top == self.kept.classes else f"the likeliest {self.kept.top}"
-            if self.kept.tail:
-                some += f" and {self.kept.tail} drawn"
-            words += f", {some} of {self.kept.classes:,} tokens at {self.contents.counts.sum():,} positions"
+            words += f", {self.kept.in_words()} at {self.contents.counts.sum():,} positions"
             words += f" ({self.kept.row_bytes()} bytes each)"
         if self.kept.states:
             words += f", {in_words(self.kept.states)}"
-        return f"{words}: about {_amount(self.size)}"
+        return f"{words}: about {amount(self.size)}"
 
     def fill(self, args: TrainingArguments) -> None:
         """Have the teacher answer what it has not answered yet; several processes share the work.
@@ -253,7 +250,8 @@ def _waiter() -> Callable[[], None]:
     return wait
 
 
-def _amount(size: int) -> str:
+def amount(size: int) -> str:
+    """Return `3.1 MB` for a number of bytes."""
     for unit, step in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size >= step:
             return f"{size / step:.1f} {unit}"

@@ -77,6 +77,29 @@ def planned(own: CachedTeacher, task: Task, objectives: Sequence[Objective], pai
     )
 
 
+def in_advance(recipe: Recipe, pair: Pair) -> str:
+    """Return what will be kept of a cached teacher and what it takes, before anything is loaded or counted."""
+    from hf_distill.cache import amount
+    from hf_distill.kept_states import in_words
+
+    own: Any = recipe.teacher
+    every = [objective for stage in recipe.plan for objective in stage.objectives]
+    kept = planned(own, recipe.task, every, pair)
+    words = "answers, whole in float32"
+    if kept.is_sparse:
+        words = f"{kept.in_words()}, {kept.row_bytes()} bytes a position"
+    if not kept.states:
+        return words
+    words += f"; {in_words(kept.states)}: "
+    of = {"tokens": 0, "texts": 0}
+    for one in kept.states:
+        of["tokens" if one.states.of == "tokens" else "texts"] += one.vector_bytes
+    words += " and ".join(f"{size:,} bytes a {what[:-1]}" for what, size in of.items() if size)
+    if of["tokens"] and pair.max_length is not None and not pair.teacher.is_encoder_decoder:
+        words += f", at most {amount(of['tokens'] * pair.max_length)} a text of {pair.max_length} tokens"
+    return words
+
+
 def cache_of(run: Run, teacher: PreTrainedModel, own: CachedTeacher) -> Cache:
     """Return the cache that belongs to a run, be it there or not.
 

@@ -117,6 +117,13 @@ class Kept:
         number = np.dtype(self.precision).itemsize
         return (self.top + self.tail) * self.index_bytes + (self.top + 1) * number
 
+    def in_words(self) -> str:
+        """Return `the likeliest 64 of 30,522 tokens`."""
+        some = "all" if self.top == self.classes else f"the likeliest {self.top}"
+        if self.tail:
+            some += f" and {self.tail} drawn"
+        return f"{some} of {self.classes:,} tokens"
+
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON has it, and as a refusal says what is different."""
         found = {**asdict(self), "outputs": list(self.outputs)}
