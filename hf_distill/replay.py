@@ -58,8 +58,19 @@ class Replay(nn.Module):
         key: Any = self.key
         return Replay(self.config, self.kept.only(wanted), bytes(key.tolist()).decode())
 
-    def forward(self, **inputs: Any) -> dict[str, Any]:
-        """Return what the teacher returned: the outputs that were kept, or `KEPT_ROWS`; and the hidden states."""
+    def forward(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **inputs: Any
+    ) -> dict[str, Any]:
+        """Return what the teacher returned: the outputs that were kept, or `KEPT_ROWS`; and the hidden states.
+
+        Args:
+            input_ids: Read for their shape, if at all.
+            attention_mask: Named, as `input_ids` is, because `Trainer` drops columns that no model has a name for, and
+                batches are padded by them.
+            inputs: See `takes`.
+        """
+        if input_ids is not None:
+            inputs["input_ids"] = input_ids
         missing = [name for name in self.takes - {ROW} if name not in inputs]
         if missing:
             raise ValueError(

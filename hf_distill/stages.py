@@ -137,6 +137,15 @@ class Run:
         """Return what trains and judges students against a teacher, and the teacher: itself, or what is kept of it."""
         return self.replayed or (self.fitter, teacher)
 
+    def answering(self, teacher: PreTrainedModel) -> tuple[Fitter, Any]:
+        """Return what judges the teacher, and the teacher: itself, or its answers on the eval split, if kept whole."""
+        if self.replayed is None or self.replayed[1].kept.is_sparse:
+            return self.fitter.for_teacher(), teacher
+        fitter, replay = self.replayed
+        collator: Any = fitter.prepared.collator
+        prepared = replace(fitter.prepared, collator=collator.only(()))
+        return replace(fitter, prepared=prepared), replay.only(())
+
     def fine_tune(self, model: PreTrainedModel, training: dict[str, Any], directory: str | None) -> PreTrainedModel:
         """Train a teacher on the labels (see `teachers.base.FineTune`)."""
         if not self.prepared.labelled:

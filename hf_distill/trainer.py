@@ -256,7 +256,9 @@ class DistillationTrainer(Trainer):
             super()._set_signature_columns_if_needed()
             taken: Any = self._signature_columns
             theirs = {*self._teacher_takes, *(f"{PREFIX}{name}" for name in self._teacher_takes)}
-            self._signature_columns = taken + sorted(theirs.union(self.layout.columns).difference(taken))
+            # The model itself may be a cached teacher, whose answers are judged.
+            wanted = theirs.union(self.layout.columns, self._student_takes)
+            self._signature_columns = taken + sorted(wanted.difference(taken))
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
         # The data set handed in has lost its length column to `remove_unused_columns`.
