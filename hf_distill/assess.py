@@ -93,9 +93,13 @@ def judge(run: Run, model: PreTrainedModel, teacher: PreTrainedModel | None) -> 
         model: A student, or the teacher itself.
         teacher: Whose predictions to compare with; None if `model` is the teacher.
     """
-    fitter, target = (run.fitter.for_teacher(), None) if teacher is None else run.targets(teacher)
+    judged: Any = model
+    if teacher is None:
+        (fitter, judged), target = run.answering(model), None
+    else:
+        fitter, target = run.targets(teacher)
     prepared = fitter.prepared
-    output, losses = fitter.predict(model, run.training, target)
+    output, losses = fitter.predict(judged, run.training, target)
     figures = {key.removeprefix("test_"): value for key, value in (output.metrics or {}).items()}
     share = figures.get(AGREEMENT)
     if teacher is None and prepared.layout.has_classes:

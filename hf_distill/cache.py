@@ -14,8 +14,10 @@ from hf_distill.cache_hub import card
 from hf_distill.contents import NOT_READ, Contents, find
 from hf_distill.errors import UserError
 from hf_distill.files import fingerprint, model_fingerprint
-from hf_distill.kept import Kept, Recorder
+from hf_distill.kept import Kept
+from hf_distill.kept_states import in_words, to_arrow
 from hf_distill.quantization import is_placed, weights
+from hf_distill.recorder import Recorder
 from hf_distill.replay import Data, Replay, Targets, TrainingData, with_targets
 
 if TYPE_CHECKING:
@@ -87,12 +89,11 @@ class Cache:
         if examples < every:
             words += f" (of {every:,}; the others are equal to one of these)"
         if self.kept.is_sparse:
-            some = "all" if self.kept.top == self.kept.classes else f"the likeliest {self.kept.top}"
-            if self.kept.tail:
-                some += f" and {self.kept.tail} drawn"
-            words += f", {some} of {self.kept.classes:,} tokens at {self.contents.counts.sum():,} positions"
+            words += f", {self.kept.in_words()} at {self.contents.counts.sum():,} positions"
             words += f" ({self.kept.row_bytes()} bytes each)"
-        return f"{words}: about {_amount(self.size)}"
+        if self.kept.states:
+            words += f", {in_words(self.kept.states)}"
+        return f"{words}: about {amount(self.size)}"
 
     def fill(self, args: TrainingArguments) -> None:
         """Have the teacher answer what it has not answered yet; several processes share the work.
@@ -239,6 +240,8 @@ class _Batches:
 def _arrow(values: Sequence[Any], kind: Any) -> Any:
     import pyarrow as pa
 
+    if pa.types.is_list(kind) and pa.types.is_fixed_size_list(kind.value_type):
+        return to_arrow(values, kind)
     return pa.array([value if isinstance(value, bytes) else value.tolist() for value in values], kind)
 
 
@@ -249,7 +252,8 @@ def _waiter() -> Callable[[], None]:
     return wait
 
 
-def _amount(size: int) -> str:
+def amount(size: int) -> str:
+    """Return `3.1 MB` for a number of bytes."""
     for unit, step in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size >= step:
             return f"{size / step:.1f} {unit}"

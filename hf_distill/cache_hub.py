@@ -25,6 +25,15 @@ _SPARSE = """Columns: `example`, a hash of what the teacher read; and, position 
 """
 
 
+_STATES = "`{name}`, hidden states of layer {states} in {precision}, {width} entries each, {of}"
+_VECTORS = {
+    "tokens": "those of the tokens one after the other, without padding",
+    "mean": "the mean of the tokens of a text",
+    "first": "that of the first token of a text",
+    "last": "that of the last token of a text",
+}
+
+
 def card(kept: Kept) -> str:
     """Return the README of a cache, with what `datasets.load_dataset` has to know."""
     if not kept.is_sparse:
@@ -35,6 +44,9 @@ def card(kept: Kept) -> str:
         number = {2: "uint16", 3: "uint8, 3 bytes a number, the lowest first", 4: "uint32"}[kept.index_bytes]
         drawn = f", then {kept.tail} drawn from all others, which stand for an equal part of `remaining` each"
         body = _SPARSE.format(number=number, drawn=drawn if kept.tail else "", **kept.as_dict())
+    for one in kept.states:
+        words = {"name": one.name, "states": one.states, "precision": one.precision, "width": one.width}
+        body += f"\n- {_STATES.format(**words, of=_VECTORS[one.states.of])}"
     return f"""---
 tags:
 - hf_distill

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_distill.caching import in_advance
 from hf_distill.component import entry
 from hf_distill.data import peek
 from hf_distill.directory import RunDirectory
@@ -20,6 +21,7 @@ from hf_distill.objectives.schedule import in_words, is_schedule
 from hf_distill.pairing import Pair, open_pair, open_student, open_teacher
 from hf_distill.plan import check_plan, cut_off, remarks
 from hf_distill.report_text import count
+from hf_distill.teachers import CachedTeacher
 from hf_distill.writer import dump_recipe
 
 if TYPE_CHECKING:
@@ -132,6 +134,7 @@ def _check_pair(recipe: Recipe, found: _Findings) -> None:
         f"task        {recipe.task.name}",
         f"teacher     {_words(entry(recipe.teacher))}: {_size(recipe, pair.teacher)}",
         f"student     {_words(entry(recipe.student))}: {_size(recipe, pair.student)}",
+        *([f"cache       {in_advance(recipe, pair)}"] if isinstance(recipe.teacher, CachedTeacher) else []),
         f"tokenizer   {_tokenizer(pair)}",
     ]
 

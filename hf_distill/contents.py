@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from hf_distill.kept import Kept
+    from hf_distill.objectives.layers import States
     from hf_distill.replay import TrainingData
     from hf_distill.tasks import Prepared
 
@@ -124,7 +125,9 @@ class Contents:
                 "Freeze them (teacher: {name: cached, frozen_masks: true, ...}), or take the teacher itself."
             )
         splits = {"train": data.train, "eval": data.eval}
-        left_out = NOT_READ if kept.is_sparse else (*NOT_READ, *_LABELS)
+        # Labels say which positions of a vocabulary, or of a decoder's layers, are kept.
+        labels = kept.is_sparse or any(one.states.part == "decoder" for one in kept.states)
+        left_out = NOT_READ if labels else (*NOT_READ, *_LABELS)
         hashes, lengths, counts = {}, [], []
         for name, split in splits.items():
             columns = [column for column in split.column_names if column not in left_out]
@@ -157,19 +160,57 @@ class Contents:
             width = {"sentence_embedding": getattr(config, "hidden_size", 0), "logits": config.num_labels}
             each = sum(width.get(name, 1) for name in kept.outputs) * np.dtype(kept.precision).itemsize
             each += 4 * (self.dims(kept) - 1)  # where the inner lists begin
-            values = each * (int(self.tokens.sum()) if kept.by_token else len(self.order))
-        return values + len(self.order) * (SIZE + 8)
+            values = each * (int(self.tokens.sum()) if kept.by_token else self._total(_texts))
+        values += sum(one.vector_bytes * self.vectors(one.states) for one in kept.states)
+        return values + len(self.order) * (SIZE + 8 + 4 * len(kept.states))
+
+    def vectors(self, states: States) -> int:
+        """Return how many vectors of a layer are kept of all examples."""
+        return self._total(_texts if states.of != "tokens" else _learned if states.part == "decoder" else _read_tokens)
+
+    def _total(self, count: Callable[[Dataset], np.ndarray[Any, Any]]) -> int:
+        """Return the sum of something over the distinct examples."""
+        counts = {name: count(split) for name, split in self.splits.items()}
+        return int(sum(counts[name][row] for name, row in self.order))
 
     def dims(self, kept: Kept) -> int:
         """Return how many dimensions an output has for one example."""
         if kept.outputs == ("sentence_embedding",):
-            inner: Any = self.splits["train"].features["input_ids"]
-            return 2 if hasattr(inner.feature, "feature") else 1
+            return 1 + _several(self.splits["train"])
         return 2 if kept.by_token and kept.outputs == ("logits",) else 1
 
 
 def _column(split: Dataset, name: str) -> np.ndarray[Any, Any]:
     return np.asarray(split.with_format("numpy")[name][:], dtype=np.int64)
+
+
+def _several(split: Dataset) -> bool:
+    """Whether an example may be several texts."""
+    ids: Any = split.features["input_ids"]
+    return hasattr(ids.feature, "feature")
+
+
+def _texts(split: Dataset) -> np.ndarray[Any, Any]:
+    """Return of how many texts each example consists."""
+    return _lengths(split) if _several(split) else np.ones(len(split), dtype=np.int64)
+
+
+def _read_tokens(split: Dataset) -> np.ndarray[Any, Any]:
+    """Return how many tokens all texts of each example have."""
+    return _lengths(split, within=_several(split))
+
+
+def _lengths(split: Dataset, *, within: bool = False) -> np.ndarray[Any, Any]:
+    """Return the length of every list in `input_ids`, or the sum of those of the lists within it."""
+    found = []
+    for table in split.with_format("arrow").iter(batch_size=_ROWS):
+        lists = table.column("input_ids").combine_chunks()
+        ends = np.cumsum([0, *lists.value_lengths().to_numpy(zero_copy_only=False)])
+        if within:
+            tokens = np.cumsum([0, *lists.flatten().value_lengths().to_numpy(zero_copy_only=False)])
+            ends = tokens[ends]
+        found.append(np.diff(ends))
+    return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
 
 
 def _learned(split: Dataset) -> np.ndarray[Any, Any]:

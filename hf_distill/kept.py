@@ -1,25 +1,25 @@
-"""What is kept of a teacher's answers: the columns of a cache, written from its outputs and read into a batch."""
+"""What is kept of a teacher: the columns of a cache, and how they are read into a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_distill.head_rows import CHUNK_BYTES, ELSEWHERE, side_of, slices
-from hf_distill.heads import capturing, open_head
+from hf_distill import kept_states
+from hf_distill.kept_states import KeptStates
 from hf_distill.layouts import base_model
-from hf_distill.projection import Projector, Side
-from hf_distill.rows import RowLayout, SparseRows
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
     from datasets import Features
+
+    from hf_distill.objectives.layers import States
+    from hf_distill.rows import RowLayout
 
 Array = np.ndarray[Any, Any]
 # Of columns of a batch and of a data set: apart from those under `own_tokens.PREFIX`, which are a teacher's inputs.
@@ -29,7 +29,7 @@ SPARSE = ("indices", "log_probabilities", "remaining")
 
 @dataclass(frozen=True)
 class Kept:
-    """What is kept of a teacher's answers.
+    """What is kept of a teacher.
 
     Attributes:
         outputs: Outputs that are kept whole, as `RowLayout.logits` reads them; empty where rows are kept sparse.
@@ -39,6 +39,7 @@ class Kept:
         temperature: At which their probabilities are taken.
         precision: Of what is kept.
         classes: How many columns of the head are classes.
+        states: Hidden states that are kept besides.
     """
 
     outputs: tuple[str, ...] = ()
@@ -48,6 +49,7 @@ class Kept:
     temperature: float = 1.0
     precision: Literal["float16", "float32", "float64"] = "float32"
     classes: int = 0
+    states: tuple[KeptStates, ...] = ()
 
     @classmethod
     def of(
@@ -59,6 +61,8 @@ class Kept:
         temperature: float,
         precision: Literal["float16", "float32"],
         tail: int = 0,
+        states: Iterable[States] = (),
+        hidden_precision: Literal["float16", "float32"] = "float16",
     ) -> Kept:
         """Return what to keep of a teacher: rows over a vocabulary sparse, everything else whole.
 
@@ -69,16 +73,24 @@ class Kept:
             temperature: Likewise.
             precision: Likewise. What is kept whole is small, and always exact.
             tail: Likewise; none, where all classes are kept.
+            states: Hidden states to keep besides.
+            hidden_precision: Theirs.
+
+        Raises:
+            UserError: There is no such layer.
         """
         exact: Any = "float64" if next(teacher.parameters()).dtype == torch.float64 else "float32"
+        config: Any = base_model(teacher).config
+        columns = kept_states.columns_of(config, states, exact if hidden_precision == "float32" else hidden_precision)
         if not is_sparse(teacher, layout):
-            return cls(outputs=layout.outputs, by_token=layout.outputs_by_token, precision=exact)
+            return cls(outputs=layout.outputs, by_token=layout.outputs_by_token, precision=exact, states=columns)
         head: Any = base_model(teacher).get_output_embeddings()  # type: ignore[operator]
         classes = min(getattr(layout, "classes", None) or len(head.weight), len(head.weight))
         if precision == "float32":
             precision = exact
         tail = tail if top < classes else 0
-        return cls(top=min(top, classes), tail=tail, temperature=temperature, precision=precision, classes=classes)
+        settings: Any = {"tail": tail, "temperature": temperature, "precision": precision, "classes": classes}
+        return cls(top=min(top, classes), states=columns, **settings)
 
     @property
     def is_sparse(self) -> bool:
@@ -88,6 +100,11 @@ class Kept:
     @property
     def names(self) -> tuple[str, ...]:
         """Columns of a cache."""
+        return (*self.answers, *(one.name for one in self.states))
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Those of them that hold the answers."""
         return SPARSE if self.is_sparse else self.outputs
 
     @property
@@ -100,9 +117,28 @@ class Kept:
         number = np.dtype(self.precision).itemsize
         return (self.top + self.tail) * self.index_bytes + (self.top + 1) * number
 
+    def in_words(self) -> str:
+        """Return `the likeliest 64 of 30,522 tokens`."""
+        some = "all" if self.top == self.classes else f"the likeliest {self.top}"
+        if self.tail:
+            some += f" and {self.tail} drawn"
+        return f"{some} of {self.classes:,} tokens"
+
     def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON has it."""
-        return {**asdict(self), "outputs": list(self.outputs)}
+        """Return it as JSON has it, and as a refusal says what is different."""
+        found = {**asdict(self), "outputs": list(self.outputs)}
+        del found["states"]
+        for one in self.states:
+            layers = found.setdefault("layers", "")
+            found["layers"] = f"{layers}, {one.states}" if layers else str(one.states)
+            found["hidden_precision"] = one.precision
+        return found
+
+    def only(self, wanted: Iterable[States]) -> Kept:
+        """Return it without the hidden states in which nobody is interested."""
+        layers = {(one.part, one.layer) for one in wanted}
+        some = tuple(one for one in self.states if (one.states.part, one.states.layer) in layers)
+        return replace(self, states=some)
 
     def features(self, dims: int) -> Features:
         """Return the columns of a cache as `datasets` knows them.
@@ -116,7 +152,8 @@ class Kept:
         if not self.is_sparse:
             for _ in range(dims):
                 whole = List(whole)
-        return Features({"example": Value("binary"), **dict.fromkeys(self.names, whole)})
+        answers = dict.fromkeys(self.answers, whole)
+        return Features({"example": Value("binary"), **answers, **{one.name: one.feature() for one in self.states}})
 
 
 def is_sparse(teacher: nn.Module, layout: RowLayout) -> bool:
@@ -126,113 +163,18 @@ def is_sparse(teacher: nn.Module, layout: RowLayout) -> bool:
     return layout.by_position and head is not None
 
 
-# ---- Writing ---------------------------------------------------------------------------------------------------------
-
-
-class Recorder:
-    """Runs a teacher and takes down what is to be kept.
-
-    Args:
-        teacher: In eval mode, on its device.
-        layout: Of the task.
-        kept: What to keep.
-        bf16: Whether to compute under autocast to bfloat16, as a training with `bf16` does.
-    """
-
-    def __init__(self, teacher: nn.Module, layout: RowLayout, kept: Kept, *, bf16: bool) -> None:
-        self.teacher, self.layout, self.kept, self.bf16 = teacher, layout, kept, bf16
-        self.head = open_head(teacher) if kept.is_sparse else None
-
-    @torch.no_grad()
-    def __call__(self, batch: Mapping[str, Tensor], inputs: Mapping[str, Any], seed: int = 0) -> dict[str, list[Any]]:
-        """Return the columns of the examples of a batch.
-
-        Args:
-            batch: All of it.
-            inputs: What `forward` takes.
-            seed: Of what is drawn.
-        """
-        first = next(iter(batch.values()))
-        # Drawn where the logits are made, which of a model spread over devices may be another one.
-        drawn_on = first.device if self.head is None else self.head.linear.weight.device
-        generator = torch.Generator(drawn_on).manual_seed(seed)
-        device = first.device.type
-        seen = capturing(self.teacher, self.head) if self.head is not None else nullcontext()
-        with torch.autocast(device, torch.bfloat16, enabled=self.bf16), seen as captured:
-            outputs = self.teacher(**inputs)
-        if not self.kept.is_sparse:
-            return {name: self._whole(outputs[name], batch) for name in self.kept.outputs}
-        if captured is not None and self.head is not None:
-            places = self.layout.places(batch)
-            assert places is not None
-            side = side_of(self.head, captured, places, self.kept.classes)
-            rows, example = top_rows(side, self.kept, generator), places.example
-        else:
-            logits = self.layout.logits(outputs)
-            all_rows = self.layout.select(logits, None, batch)
-            rows, example = sparse_rows(all_rows.student, self.kept, generator), all_rows.example
-        return self._sparse(rows, torch.bincount(example, minlength=len(next(iter(batch.values())))))
-
-    def _whole(self, output: Tensor, batch: Mapping[str, Tensor]) -> list[Array]:
-        values = output.to(getattr(torch, self.kept.precision)).cpu()
-        if not self.kept.by_token:
-            return [value.numpy() for value in values]
-        mask = self.layout.tokens(batch).cpu()
-        return [value[: len(here)][here].numpy() for value, here in zip(values, mask, strict=True)]
-
-    def _sparse(self, rows: SparseRows, counts: Tensor) -> dict[str, list[Any]]:
-        ends = counts.cumsum(0).tolist()
-        columns = {
-            "indices": _packed(rows.indices.cpu().numpy(), self.kept.index_bytes),
-            "log_probabilities": rows.log_probabilities.cpu().numpy().astype(self.kept.precision),
-            "remaining": rows.remaining.cpu().numpy().astype(self.kept.precision),
-        }
-        return {
-            name: [values[start:end].tobytes() for start, end in zip([0, *ends], ends, strict=False)]
-            for name, values in columns.items()
-        }
-
-
-def _packed(indices: Array, size: int) -> Array:
+def packed(indices: Array, size: int) -> Array:
     """Return numbers as their `size` low bytes, `(rows, classes * size)`."""
     single = np.ascontiguousarray(indices.astype("<u4")).view(np.uint8).reshape(*indices.shape, 4)
     return np.ascontiguousarray(single[..., :size]).reshape(len(indices), indices.shape[1] * size)
 
 
 def _unpacked(content: bytes, size: int) -> Array:
-    """Return the numbers that `_packed` made bytes of."""
+    """Return the numbers that `packed` made bytes of."""
     single = np.frombuffer(content, np.uint8).reshape(-1, size)
     whole = np.zeros((len(single), 4), np.uint8)
     whole[:, :size] = single
     return whole.view("<u4")[:, 0].astype(np.int32)
-
-
-def sparse_rows(logits: Tensor, kept: Kept, generator: torch.Generator) -> SparseRows:
-    """Return the likeliest classes of some rows, and after them those that were drawn from the others.
-
-    Only `indices` tells of the latter: each stands for an equal part of the remaining mass.
-    """
-    rows = SparseRows.of(logits, kept.top, kept.temperature)
-    if not kept.tail:
-        return rows
-    others = (logits.float() / kept.temperature).scatter(-1, rows.indices, -torch.inf).softmax(-1)
-    drawn = others.new_zeros(len(logits), kept.tail, dtype=torch.int64)
-    if len(logits):
-        drawn = torch.multinomial(others, kept.tail, replacement=True, generator=generator)
-    return SparseRows(torch.cat((rows.indices, drawn), -1), rows.log_probabilities, rows.remaining, kept.temperature)
-
-
-def top_rows(side: Side, kept: Kept, generator: torch.Generator) -> SparseRows:
-    """Return what is kept of a model's rows, without ever making all logits."""
-    # The classes of a whole chunk are sorted, and what that takes is several times the chunk.
-    budget = min(ELSEWHERE, CHUNK_BYTES.get(side.hidden.device.type, ELSEWHERE))
-    chunk = max(1, min(budget // (4 * side.width), len(side.hidden)))
-    projector = Projector(side)
-    parts = [
-        sparse_rows(side.finish(projector.raw(part)), kept, generator) for part in slices(0, len(side.hidden), chunk)
-    ] or [sparse_rows(side.hidden.new_zeros(0, kept.classes), kept, generator)]
-    indices, log_probabilities, remaining = (torch.cat([getattr(part, name) for part in parts]) for name in SPARSE)
-    return SparseRows(indices, log_probabilities, remaining, kept.temperature)
 
 
 # ---- Reading ---------------------------------------------------------------------------------------------------------

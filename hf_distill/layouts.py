@@ -45,7 +45,7 @@ def infer_layout(student: nn.Module, teacher: nn.Module | None, processing_class
     config: Any = getattr(student, "config", None)
     theirs: Any = None if teacher is None else getattr(base_model(teacher), "config", None)
     if config is not None and config.is_encoder_decoder and name in _classes("SEQ_TO_SEQ_CAUSAL_LM"):
-        return TargetRows(classes=_vocabulary(config, theirs, processing_class))
+        return TargetRows(classes=vocabulary(config, theirs, processing_class))
     if config is not None and not config.is_encoder_decoder:
         if name in _classes("SEQUENCE_CLASSIFICATION"):
             return _example_rows(config, theirs)
@@ -55,7 +55,7 @@ def infer_layout(student: nn.Module, teacher: nn.Module | None, processing_class
             return SpanRows()
         causal = name in _classes("CAUSAL_LM")
         if causal or name in _classes("MASKED_LM"):
-            return TokenRows(shift=causal, classes=_vocabulary(config, theirs, processing_class))
+            return TokenRows(shift=causal, classes=vocabulary(config, theirs, processing_class))
     raise ValueError(
         f"cannot tell which logits of {name} count. Wanted: a sequence or token classifier or a question answerer "
         "without decoder, or a masked, causal or encoder-decoder language model. For another head pass `layout=` (a "
@@ -94,7 +94,7 @@ def _teacher_columns(student: PretrainedConfig, teacher: PretrainedConfig | None
     return positions(ours, theirs, whose="the teacher") if ours and theirs else None
 
 
-def _vocabulary(student: PretrainedConfig, teacher: PretrainedConfig | None, processing_class: Any) -> int | None:
+def vocabulary(student: PretrainedConfig, teacher: PretrainedConfig | None, processing_class: Any) -> int | None:
     """Return how many columns of the heads are tokens; None for all."""
     widths: set[int] = {config.get_text_config().vocab_size for config in (student, teacher) if config is not None}
     tokenizer = getattr(processing_class, "tokenizer", processing_class)

@@ -44,16 +44,20 @@ def check_plan(recipe: Recipe, pair: Pair | None) -> None:
         _check_quantized(recipe)
     mistakes: list[str] = []
     every = [objective for _, objective in objectives_of(recipe)]
+    asked = pair
     try:
         with recipe.locate("teacher"):
             recipe.teacher.check_task(recipe.task)
+            if pair is not None:
+                recipe.teacher.check_pair(recipe.task, every, pair)
     except UserError as error:
         mistakes += error.mistakes
+        asked = None  # told once, not again for every objective
     for path, objective, training in _settings_of(recipe):
         try:
             with recipe.locate(path):
                 recipe.task.check_objective(objective)
-                recipe.teacher.check_objective(objective, recipe.task, every)
+                recipe.teacher.check_objective(objective, recipe.task, every, asked)
                 _check_pairs(objective, training)
                 if pair is not None:
                     objective.check(pair.student, pair.teacher)

@@ -1,17 +1,19 @@
-"""A teacher without weights: it gives again what a cache holds of the answers of one that has them."""
+"""A teacher without weights: it gives again what a cache holds of one that has them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from hf_distill.errors import UserError
+from hf_distill import kept_states
+from hf_distill.cacheable import states_of
 from hf_distill.kept import PREFIX, SPARSE, Kept, read
+from hf_distill.layouts import base_model
 from hf_distill.own_tokens import PREFIX as OWN_TOKENS
 from hf_distill.rows import RowLayout, SparseRows
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from hf_distill.objectives import Objective
+    from hf_distill.objectives.layers import States
     from hf_distill.tasks import Prepared
 
 # Column of a split: which row of the cache belongs to an example.
@@ -48,10 +51,26 @@ class Replay(nn.Module):
     @property
     def takes(self) -> frozenset[str]:
         """Columns of an example or a batch that are its inputs."""
-        return frozenset({ROW, *(f"{PREFIX}{name}" for name in self.kept.names)})
+        return frozenset({ROW, *(f"{PREFIX}{name}" for name in self.kept.names), *kept_states.takes(self.kept.states)})
 
-    def forward(self, **inputs: Any) -> dict[str, Any]:
-        """Return what the teacher returned: the outputs that were kept, or `KEPT_ROWS`."""
+    def only(self, wanted: Iterable[States]) -> Replay:
+        """Return what replays no other hidden states than these."""
+        key: Any = self.key
+        return Replay(self.config, self.kept.only(wanted), bytes(key.tolist()).decode())
+
+    def forward(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **inputs: Any
+    ) -> dict[str, Any]:
+        """Return what the teacher returned: the outputs that were kept, or `KEPT_ROWS`; and the hidden states.
+
+        Args:
+            input_ids: Read for their shape, if at all.
+            attention_mask: Named, as `input_ids` is, because `Trainer` drops columns that no model has a name for, and
+                batches are padded by them.
+            inputs: See `takes`.
+        """
+        if input_ids is not None:
+            inputs["input_ids"] = input_ids
         missing = [name for name in self.takes - {ROW} if name not in inputs]
         if missing:
             raise ValueError(
@@ -59,8 +78,9 @@ class Replay(nn.Module):
                 "know of the cache (see hf_distill.replay.with_targets)."
             )
         values = {name: inputs[f"{PREFIX}{name}"] for name in self.kept.names}
+        states = kept_states.replay(values, self.kept.states, self.config, inputs)
         if not self.kept.is_sparse:
-            return values
+            return {**{name: values[name] for name in self.kept.outputs}, **states}
         indices, log_probabilities, remaining = (values[name] for name in SPARSE)
         exact = torch.promote_types(log_probabilities.dtype, torch.float32)
         log_probabilities, remaining = log_probabilities.to(exact), remaining.to(exact)
@@ -70,7 +90,7 @@ class Replay(nn.Module):
             log_probabilities = torch.cat((log_probabilities, part.expand(-1, self.kept.tail)), -1)
             remaining = torch.full_like(remaining, -torch.inf)
         rows = SparseRows(indices.long(), log_probabilities, remaining, self.kept.temperature)
-        return {KEPT_ROWS: rows}
+        return {KEPT_ROWS: rows, **states}
 
 
 @dataclass(frozen=True)
@@ -90,7 +110,9 @@ class Targets:
     def batch(self, rows: Sequence[int], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return what is kept of the examples of a collated batch, given their rows in the cache."""
         table = self.data.with_format("arrow")[list(rows)]
-        return read(table, self.kept, self.layout.tokens(batch) if self.kept.by_token else None)
+        found = read(table, self.kept, self.layout.tokens(batch) if self.kept.by_token else None)
+        states = kept_states.read(table, self.kept.states, self.layout, batch)
+        return {**found, **{f"{PREFIX}{name}": value for name, value in states.items()}}
 
 
 @dataclass(frozen=True)
@@ -104,6 +126,10 @@ class AddTargets:
 
     collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]]
     targets: Targets
+
+    def only(self, wanted: Iterable[States]) -> AddTargets:
+        """Return what reads no other hidden states than these."""
+        return replace(self, targets=replace(self.targets, kept=self.targets.kept.only(wanted)))
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the batch; the targets come last in it."""
@@ -155,52 +181,13 @@ def with_targets(prepared: Data, targets: Targets, rows: Mapping[str, np.ndarray
     )
 
 
-def check_objective(
-    objective: Objective, *, sparse: bool, temperature: float | None = None, sampled: bool = False
-) -> None:
-    """Refuse an objective that wants more of the teacher than a cache keeps.
+def reading_only(
+    teacher: Replay, collate: Any, objectives: Iterable[Objective], student: nn.Module
+) -> tuple[Replay, Any]:
+    """Return teacher and collator that read no hidden states but those that objectives compare.
 
-    Args:
-        objective: What is compared.
-        sparse: Whether only the likeliest classes are kept.
-        temperature: At which they are; None if that is still to be chosen.
-        sampled: Whether others were drawn to stand for the rest.
-
-    Raises:
-        UserError: It does; `key` is the setting.
+    A stage without them, and what judges a model, should not wait for what they do not look at.
     """
-    from hf_distill.objectives import RowObjective
-    from hf_distill.objectives.schedule import Schedule
-
-    if not objective.needs_teacher:
-        return
-    if objective.differentiates or objective.outputs or not objective.answers_only:
-        raise UserError(
-            f"'{objective.name}' looks into the teacher, and a cached teacher has only its answers. Leave it out, or "
-            "take the teacher itself."
-        )
-    if not sparse or not isinstance(objective, RowObjective):
-        return
-    if not objective.takes_sparse:
-        raise UserError(
-            f"'{objective.name}' does not work with a cached teacher of this task, of which only the likeliest tokens "
-            f"are kept: {objective.needs_all_classes}. Leave it out, or take the teacher itself."
-        )
-    if sampled and not objective.takes_samples:
-        raise UserError(
-            f"'{objective.name}' does not work with tokens that were drawn from the tail: its mean over the draws is "
-            "another loss. Wanted kl or soft_cross_entropy, or a cached teacher with tail: 0."
-        )
-    own = getattr(objective, "temperature", None)
-    if isinstance(own, Schedule):
-        raise UserError(
-            "a cache keeps the teacher's likeliest tokens at one temperature, and this one changes during training. "
-            "Wanted: a number.",
-            key="temperature",
-        )
-    if own is not None and temperature is not None and own != temperature:
-        raise UserError(
-            f"{own:g} here, and the cache keeps the teacher's likeliest tokens at temperature {temperature:g}: they "
-            "cannot be softened any more. Use one temperature for all.",
-            key="temperature",
-        )
+    base: Any = base_model(student)
+    wanted = states_of(objectives, (base.config, teacher.config))
+    return teacher.only(wanted), collate.only(wanted) if isinstance(collate, AddTargets) else collate

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_distill.caching import reading
-from hf_distill.costs import cost_of, in_words
+from hf_distill import costs
 from hf_distill.data import load_splits
 from hf_distill.defaults import training_defaults
 from hf_distill.directory import RUNS, TEACHERS, RunDirectory, held_recipe
@@ -51,6 +50,7 @@ class Run:
         recipe: What was asked for.
         training: Its training arguments with defaults, precision and device settled.
         directory: Where it writes.
+        pair: Its models before their weights.
         prepared: Its data.
         fitter: Trains models on it.
         narrator: Tells the user what is going on.
@@ -58,7 +58,6 @@ class Run:
         args: Built once, for what it knows about processes.
         seconds: Of each stage and training.
         histories: Name of a training -> its `log_history`.
-        reading: What decides how the teacher reads an example.
         answers_repository: Where its answers are published.
         cache: Its answers, where they are kept.
         replayed: What students are then trained with.
@@ -68,6 +67,7 @@ class Run:
     recipe: Recipe
     training: dict[str, Any]
     directory: RunDirectory
+    pair: Pair
     prepared: Prepared
     fitter: Fitter
     narrator: Narrator
@@ -75,7 +75,6 @@ class Run:
     args: DistillationArguments
     seconds: dict[str, float] = field(default_factory=dict)
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    reading: dict[str, Any] = field(default_factory=dict)
     answers_repository: str = ""
     cache: Cache | None = None
     replayed: tuple[Fitter, Replay] | None = None
@@ -139,6 +138,15 @@ class Run:
     def targets(self, teacher: PreTrainedModel) -> tuple[Fitter, Any]:
         """Return what trains and judges students against a teacher, and the teacher: itself, or what is kept of it."""
         return self.replayed or (self.fitter, teacher)
+
+    def answering(self, teacher: PreTrainedModel) -> tuple[Fitter, Any]:
+        """Return what judges the teacher, and the teacher: itself, or its answers on the eval split, if kept whole."""
+        if self.replayed is None or self.replayed[1].kept.is_sparse:
+            return self.fitter.for_teacher(), teacher
+        fitter, replay = self.replayed
+        collator: Any = fitter.prepared.collator
+        prepared = replace(fitter.prepared, collator=collator.only(()))
+        return replace(fitter, prepared=prepared), replay.only(())
 
     def fine_tune(self, model: PreTrainedModel, training: dict[str, Any], directory: str | None) -> PreTrainedModel:
         """Train a teacher on the labels (see `teachers.base.FineTune`)."""
@@ -217,8 +225,8 @@ class Run:
             self.layers[name] = fitted.layers
         if fitted.reused:
             self.narrator.say(f"{name}: found finished, not trained again")
-        elif cost := cost_of(fitted.history):
-            self.narrator.say(f"{name}: {in_words(cost)}")
+        elif cost := costs.cost_of(fitted.history):
+            self.narrator.say(f"{name}: {costs.in_words(cost)}")
 
 
 def open_run(recipe: Recipe, restart: bool) -> Run:
@@ -255,12 +263,12 @@ def open_run(recipe: Recipe, restart: bool) -> Run:
         recipe,
         training,
         directory,
+        pair,
         prepared,
         Fitter(prepared, pair.tokenizer, pair.teacher_tokenizer),
         narrator,
         hub,
         args,
-        reading=reading(recipe, pair),
         answers_repository=answers,
     )
 

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, has_length
 
+from hf_distill.cacheable import check_objective
 from hf_distill.compiled import compiler_for
 from hf_distill.errors import UserError
 from hf_distill.eval_sums import EvalSums
@@ -33,7 +34,7 @@ from hf_distill.objectives import Comparison, KLDivergence, Labels, LogitsMSE, O
 from hf_distill.own_tokens import PREFIX, teacher_inputs
 from hf_distill.quantization import evaluable, is_placed
 from hf_distill.redirect import inside_forward
-from hf_distill.replay import KEPT_ROWS, Replay, check_objective
+from hf_distill.replay import KEPT_ROWS, Replay, reading_only
 from hf_distill.rows import UNITS, RowLayout, Rows, SparseRows
 from hf_distill.sampler import EpochLengthGroupedSampler, SetEpoch, known_lengths
 from hf_distill.sentence_encoder import encoding_of
@@ -110,6 +111,8 @@ class DistillationTrainer(Trainer):
         self.layout = layout or infer_layout(self.model, teacher, self.processing_class)
         self.objectives = tuple(_defaults(self.layout) if objectives is None else objectives)
         self._check_objectives(teacher)
+        if isinstance(teacher, Replay):
+            teacher, self.data_collator = reading_only(teacher, self.data_collator, self.objectives, self.model)
         self.teacher = self._place(teacher)
         self.terms = self._make_terms()
         self._heads = self._open_heads()
@@ -158,8 +161,8 @@ class DistillationTrainer(Trainer):
             raise ValueError(f"objectives that need a teacher: {', '.join(wanting)}. Pass `teacher=`.")
         for objective in self.objectives:
             if isinstance(teacher, Replay):
-                kept = teacher.kept
-                check_objective(objective, sparse=kept.is_sparse, temperature=kept.temperature, sampled=kept.tail > 0)
+                student: Any = base_model(self.model)
+                check_objective(objective, teacher.kept, (student.config, teacher.config))
             takes_values = not isinstance(objective, RowObjective) or objective.takes_values
             if not self.layout.has_classes and not takes_values:
                 raise ValueError(
@@ -263,7 +266,9 @@ class DistillationTrainer(Trainer):
             super()._set_signature_columns_if_needed()
             taken: Any = self._signature_columns
             theirs = {*self._teacher_takes, *(f"{PREFIX}{name}" for name in self._teacher_takes)}
-            self._signature_columns = taken + sorted(theirs.union(self.layout.columns).difference(taken))
+            # The model itself may be a cached teacher, whose answers are judged.
+            wanted = theirs.union(self.layout.columns, self._student_takes)
+            self._signature_columns = taken + sorted(wanted.difference(taken))
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
         # The data set handed in has lost its length column to `remove_unused_columns`.

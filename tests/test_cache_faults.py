@@ -22,7 +22,7 @@ from hf_distill import cache as module
 from hf_distill import cache_format
 from hf_distill.cache import Cache
 from hf_distill.errors import UserError
-from hf_distill.kept import Recorder
+from hf_distill.recorder import Recorder
 from hf_distill.replay import TrainingData
 
 # Captures in shards of 4 examples and batches of 2, and dies in the second batch of the third.
@@ -32,7 +32,7 @@ from pathlib import Path
 from invariants.cached import cache_of, parts
 from invariants.cases import arguments
 from hf_distill import cache
-from hf_distill.kept import Recorder
+from hf_distill.recorder import Recorder
 
 real, calls = Recorder.__call__, []
 def dying(self, batch, inputs, seed):

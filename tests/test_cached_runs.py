@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from runs import KL_AND_LABELS, WriteRecipe, run, same, weights
 
 from hf_distill.cli import main
@@ -19,16 +20,16 @@ def cached(model: Any, **settings: Any) -> dict[str, Any]:
 
 def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list of the sizes of all batches that a cache asks a teacher about."""
-    from hf_distill import kept
+    from hf_distill.recorder import Recorder
 
     seen: list[int] = []
-    real = kept.Recorder.__call__
+    real = Recorder.__call__
 
     def counting(self: Any, batch: Any, inputs: Any, seed: int) -> Any:
         seen.append(len(batch["input_ids"]))
         return real(self, batch, inputs, seed)
 
-    monkeypatch.setattr(kept.Recorder, "__call__", counting)
+    monkeypatch.setattr(Recorder, "__call__", counting)
     return seen
 
 
@@ -67,6 +68,69 @@ def test_a_run_from_a_cache_is_the_run(
     )
     run(path)
     assert sum(seen) == 96
+
+
+def rows_of(kind: str) -> list[dict[str, Any]]:
+    """Return five examples of a task."""
+    words = ["great", "dull", "moving", "stale", "bad"]
+    texts = [f"the film is {word} ." for word in words]
+    return {
+        "text-classification": [{"text": text, "label": place % 2} for place, text in enumerate(texts)],
+        "token-classification": [{"tokens": text.split(), "tags": [0, 1, 0, n % 2, 0]} for n, text in enumerate(texts)],
+        "question-answering": [
+            {"question": "is it ?", "context": text, "answers": {"text": [word], "answer_start": [12]}}
+            for text, word in zip(texts, words, strict=True)
+        ],
+        "sentence-similarity": [
+            {"text": text, "text_pair": f"a {word} plot", "label": place / 4}
+            for place, (text, word) in enumerate(zip(texts, words, strict=True))
+        ],
+    }[kind]
+
+
+HEADS = {
+    "text-classification": "bert",
+    "token-classification": "bert-tokens",
+    "question-answering": "bert-qa",
+    "sentence-similarity": "bert-bare",
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_whole_run_asks_once(kind: str, write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> None:
+    """Three epochs with an evaluation each, two students, and a report on the teacher itself: as many forward passes as
+    there are examples, and the figures that the teacher has when it is asked again."""
+    import transformers
+
+    model = make_model(HEADS[kind], layers=4, seed=1)
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows_of(kind))))
+    data: dict[str, Any] = {"path": {"train": str(path), "validation": str(path)}}
+    if "classification" in kind:
+        data["labels"] = ["negative", "positive"]
+    report = {"latency": False, "seeds": 2}
+    objectives = [{"name": "logits_mse"}]
+    asked: list[int] = []
+
+    def note(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        answers = {"logits", "start_logits", "sentence_embedding"} & set(output if isinstance(output, dict) else ())
+        if isinstance(module, transformers.PreTrainedModel) and answers and module.config.num_hidden_layers == 4:
+            asked.append(len(kwargs["input_ids"]))
+
+    reports = []
+    for name, entry in {"live": {"name": "pretrained", "model": str(model)}, "cached": cached(model)}.items():
+        training = {"output_dir": str(tmp_path / name), "num_train_epochs": 3}
+        asked.clear()
+        hook = torch.nn.modules.module.register_module_forward_hook(note, with_kwargs=True)
+        task = {"name": kind, "stride": 8} if kind == "question-answering" else kind
+        settings = {"task": task, "data": data, "report": report, "objectives": objectives}
+        reports.append(run(write_recipe(teacher=entry, training=training, **settings)))
+        hook.remove()
+        assert sum(asked) > 30 if name == "live" else sum(asked) == 5
+    live, found = reports
+    assert found.teacher.metrics == pytest.approx(live.teacher.metrics, abs=1e-6)
+    assert found.calibration.keys() == live.calibration.keys()
+    assert found.confusion == live.confusion
 
 
 def test_hf_distill_cache(
@@ -123,7 +187,8 @@ def test_masks_that_change(write_recipe: WriteRecipe, make_model: Any, tmp_path:
 
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
-    ({"objectives": [{"name": "hidden"}]}, r"objectives\[0\]: 'hidden' looks into the teacher"),
+    ({"objectives": [{"name": "attention"}]}, r"objectives\[0\]: 'attention' looks into the teacher \(its maps"),
+    ({"objectives": [{"name": "relations"}]}, r"objectives\[0\]: 'relations' looks into the teacher"),
     ({"teacher": {"name": "cached"}}, r"teacher\.teacher: wanted a mapping"),
     ({"teacher": cached("x", top=0)}, r"teacher\.top: "),
     ({"teacher": {"name": "cached", "teacher": {"name": "pretrained", "modle": "x"}}}, r"teacher\.teacher\.modle: "),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from typing_extensions import Self  # in typing from Python 3.11 on
 
@@ -16,8 +16,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PretrainedConfig
 
+    from hf_distill.objectives.layers import States
     from hf_distill.objectives.term import Term
     from hf_distill.rows import Rows, SparseRows, Unit
+
+# What an objective reads of a teacher.
+Reads = Literal["answers", "states", "model"]
 
 
 @dataclass(frozen=True)
@@ -70,9 +74,9 @@ class Objective(ABC):
     needs_logits: ClassVar[bool] = True
     # Model outputs wanted besides the logits: "hidden_states", "attentions".
     outputs: ClassVar[frozenset[str]] = frozenset()
-    # Whether the teacher's answers (logits, the vectors of texts) are all that it reads of it, so that they can come
-    # from a cache.
-    answers_only: ClassVar[bool] = True
+    # What it reads of the teacher: its `answers` (logits, the vectors of texts); besides them hidden `states`, those
+    # that `teacher_states` names; or more than a cache can keep, so that it takes the `model` itself.
+    reads: ClassVar[Reads] = "answers"
     # Whether it compares the models token by token, so that both must have read the same tokens.
     by_token: ClassVar[bool] = False
     # Whether it compares examples of a micro-batch with each other: then the loss depends on how a step is split.
@@ -93,6 +97,14 @@ class Objective(ABC):
         Raises:
             UserError: They do not fit; `key` is the setting that would have to change.
         """
+
+    def teacher_states(self, student: PretrainedConfig, teacher: PretrainedConfig) -> tuple[States, ...]:
+        """Return which hidden states of the teacher it looks at, where it `reads` no more than `states`.
+
+        Raises:
+            UserError: The two models do not fit; see `check`.
+        """
+        return ()
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> Term:
         """Return the term of the loss that this objective is for two models, in the state in which training starts."""
@@ -136,7 +148,7 @@ class PreparedObjective(Objective):
         weight: Factor of the term.
     """
 
-    answers_only: ClassVar[bool] = False
+    reads: ClassVar[Reads] = "model"
 
     @abstractmethod
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> Term:

@@ -8,13 +8,14 @@ from pydantic import Field
 
 from hf_distill.component import component
 from hf_distill.objectives.base import PreparedObjective
-from hf_distill.objectives.layers import read_stack
+from hf_distill.objectives.layers import States, last_layer, read_stack
 from hf_distill.objectives.schedule import Temperature
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig
 
+    from hf_distill.objectives.base import Reads
     from hf_distill.objectives.term import Term
     from hf_distill.rows import Unit
 
@@ -53,6 +54,7 @@ class Contrastive(PreparedObjective):
     name: ClassVar[str] = "contrastive"
     unit: ClassVar[Unit] = "example"
     outputs: ClassVar[frozenset[str]] = frozenset({"hidden_states"})
+    reads: ClassVar[Reads] = "states"
     within_batch: ClassVar[bool] = True
     needs_logits: ClassVar[bool] = False
 
@@ -70,6 +72,10 @@ class Contrastive(PreparedObjective):
         ours: Any = student.config
         theirs: Any = teacher.config
         return ContrastiveTerm(self, _width(ours, "student"), _width(theirs, "teacher"))
+
+    def teacher_states(self, student: PretrainedConfig, teacher: PretrainedConfig) -> tuple[States, ...]:
+        """See `Objective.teacher_states`."""
+        return last_layer(teacher, self.of)
 
     def check(self, student: PretrainedConfig, teacher: PretrainedConfig) -> None:
         """See `Objective.check`."""

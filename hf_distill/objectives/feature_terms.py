@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -123,11 +123,12 @@ class FeatureTerm(Term):
 
     def observe(self, comparison: Comparison) -> None:
         """Keep some tokens of every layer."""
-        positions = self.positions(comparison)
+        mine = range(1, self.student_stack.depth + 1)
+        theirs = range(1, self.teacher_stack.depth + 1)
         self.similarity.add(
-            self.layers_of(comparison.student, "student", "hidden_states")[1:],
-            self.layers_of(comparison.teacher, "teacher", "hidden_states")[1:],
-            positions.mask,
+            self.layers_of(comparison.student, "student", mine, "hidden_states"),
+            self.layers_of(comparison.teacher, "teacher", theirs, "hidden_states"),
+            self.positions(comparison).mask,
         )
 
     def settle(self) -> str | None:
@@ -152,39 +153,44 @@ class FeatureTerm(Term):
             )
         return Positions(labels != IGNORED, comparison)
 
-    def layers_of(self, output: Mapping[str, Any] | None, whose: str, kind: str | None = None) -> tuple[Tensor, ...]:
-        """Return what a model gave for every layer; for `hidden_states` the first is the output of the embeddings.
+    def layers_of(
+        self, output: Mapping[str, Any] | None, whose: str, layers: Iterable[int], kind: str | None = None
+    ) -> list[Tensor]:
+        """Return what a model gave for some layers. There may be others that it does not give, as a cache does.
 
         Args:
             output: Of the model.
             whose: `student` or `teacher`.
+            layers: Their indices; of `hidden_states` 0 is the output of the embeddings.
             kind: `hidden_states` or `attentions`; what the term compares, if left out.
 
         Raises:
-            ValueError: The model does not give it, or not for every layer.
+            ValueError: The model does not give it, or not for these layers.
         """
         kind = kind or self.compared
         stack = self.student_stack if whose == "student" else self.teacher_stack
         key = f"{self.part}_{kind}" if self.part else kind
-        found: tuple[Tensor, ...] | None = None if output is None else output.get(key)
-        wanted = stack.depth + (kind == "hidden_states")
-        if found is None or any(one is None for one in found) or len(found) != wanted:
-            what = "none" if not found or any(one is None for one in found) else f"{len(found)} instead of {wanted}"
+        found: Any = (None if output is None else output.get(key)) or ()
+        first = int(kind != "hidden_states")
+        count = stack.depth + 1 - first
+        wanted = [found[layer - first] for layer in layers] if len(found) == count else []
+        if not wanted or any(one is None for one in wanted):
+            what = f"{len(found)} instead of {count}" if len(found) not in (0, count) else "none"
             raise ValueError(
                 f"'{self.objective.name}' needs {kind.replace('_', ' ')} of all {stack.depth} layers, and {stack.name} "
                 f"gives {what}. Use an objective on the outputs, such as kl, or another model."
             )
-        return found
+        return wanted
 
     def forward(self, comparison: Comparison) -> Tensor:
         """Return the sum over the positions of every example, of the mean over pairs of layers, `(batch,)`."""
         positions = self.positions(comparison)
-        mine = self.layers_of(comparison.student, "student")
-        theirs = self.layers_of(comparison.teacher, "teacher")
-        first = int(self.compared != "hidden_states")
+        mine, theirs = zip(*self.pairs, strict=True)
+        ours = self.layers_of(comparison.student, "student", mine)
+        others = self.layers_of(comparison.teacher, "teacher", theirs)
         losses = [
-            self.compare(place, self.rows(mine[i - first], positions), self.rows(theirs[j - first].detach(), positions))
-            for place, (i, j) in enumerate(self.pairs)
+            self.compare(place, self.rows(student, positions), self.rows(teacher.detach(), positions))
+            for place, (student, teacher) in enumerate(zip(ours, others, strict=True))
         ]
         return self.reduce(torch.stack(losses).mean(0), positions)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from hf_distill.component import component
 from hf_distill.errors import UserError
 from hf_distill.objectives.base import PreparedObjective
-from hf_distill.objectives.layers import Layers, Part, Stack, layer_pairs, read_stack
+from hf_distill.objectives.layers import Layers, Part, Stack, States, layer_pairs, read_stack
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -33,6 +33,9 @@ class StackObjective(PreparedObjective):
 
     by_token: ClassVar[bool] = True
     needs_logits: ClassVar[bool] = False
+
+    # Which tokens of the teacher's layers it looks at, where it `reads` its states.
+    states_of: ClassVar[Literal["tokens", "first", "last"]] = "tokens"
 
     part: Part | None = None
 
@@ -62,6 +65,16 @@ class StackObjective(PreparedObjective):
         mine, theirs = self.stacks(student, teacher)
         self.pairs(mine, theirs)
         self.check_stacks(mine, theirs)
+
+    def teacher_states(self, student: PretrainedConfig, teacher: PretrainedConfig) -> tuple[States, ...]:
+        """See `Objective.teacher_states`."""
+        if self.reads != "states":
+            return ()
+        mine, theirs = self.stacks(student, teacher)
+        layers = {layer for _, layer in self.pairs(mine, theirs)}
+        if getattr(self, "layers", None) == "similarity":  # all are measured before some are chosen
+            layers = set(range(1, theirs.depth + 1))
+        return tuple(States(layer, self.states_of, self.part) for layer in sorted(layers))
 
     def check_stacks(self, student: Stack, teacher: Stack) -> None:
         """Refuse two stacks whose layers cannot be compared.

@@ -11,6 +11,7 @@ from hf_distill.objectives.layers import Layers, Stack
 if TYPE_CHECKING:
     from torch import nn
 
+    from hf_distill.objectives.base import Reads
     from hf_distill.objectives.term import Term
     from hf_distill.rows import Unit
 
@@ -40,6 +41,7 @@ class Hidden(FeatureObjective):
 
     name: ClassVar[str] = "hidden"
     outputs: ClassVar[frozenset[str]] = frozenset({"hidden_states"})
+    reads: ClassVar[Reads] = "states"
 
     loss: Literal["mse", "cosine"] = "mse"
     normalize: bool = False
@@ -68,6 +70,7 @@ class Embeddings(StackObjective):
 
     name: ClassVar[str] = "embeddings"
     outputs: ClassVar[frozenset[str]] = frozenset({"hidden_states"})
+    reads: ClassVar[Reads] = "states"
 
     def pairs(self, student: Stack, teacher: Stack) -> tuple[tuple[int, int], ...]:
         """Return the embeddings of both."""
@@ -100,6 +103,7 @@ class Patient(FeatureObjective):
 
     name: ClassVar[str] = "patient"
     outputs: ClassVar[frozenset[str]] = frozenset({"hidden_states"})
+    reads: ClassVar[Reads] = "states"
 
     layers: Layers = "skip"
     token: Literal["first", "last"] = "first"
@@ -108,6 +112,11 @@ class Patient(FeatureObjective):
     def unit(self) -> Unit:  # type: ignore[override]
         """One token of every example."""
         return "example"
+
+    @property
+    def states_of(self) -> Literal["tokens", "first", "last"]:  # type: ignore[override]
+        """That token."""
+        return self.token
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> Term:
         """See `Objective.prepare`."""
@@ -134,6 +143,7 @@ class Hint(FeatureObjective):
 
     name: ClassVar[str] = "hint"
     outputs: ClassVar[frozenset[str]] = frozenset({"hidden_states"})
+    reads: ClassVar[Reads] = "states"
 
     layers: Layers = "middle"
 

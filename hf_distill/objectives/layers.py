@@ -48,6 +48,26 @@ Layers = Literal["uniform", "last", "middle", "skip", "tail", "similarity"] | Pa
 
 
 @dataclass(frozen=True)
+class States:
+    """Hidden states of one layer of a teacher, as far as an objective reads them.
+
+    Attributes:
+        layer: Its index.
+        of: Those of all `tokens` that count; or one vector for every text: their `mean`, the `first` or the `last`.
+        part: Which stack of an encoder-decoder; None for other models.
+    """
+
+    layer: int
+    of: Literal["tokens", "mean", "first", "last"] = "tokens"
+    part: Part | None = None
+
+    def __str__(self) -> str:
+        """Return `4`, `12 (mean)` or `encoder 6`."""
+        number = f"{self.part} {self.layer}" if self.part else str(self.layer)
+        return number if self.of == "tokens" else f"{number} ({self.of})"
+
+
+@dataclass(frozen=True)
 class Stack:
     """What a configuration says about one stack of blocks.
 
@@ -95,6 +115,18 @@ def read_stack(config: PretrainedConfig, part: Part | None, whose: str) -> Stack
         )
     everywhere = WITHOUT_MAPS.isdisjoint(getattr(text, "layer_types", None) or ())
     return Stack(name, depth, width, heads if isinstance(heads, int) and everywhere else None)
+
+
+def last_layer(teacher: PretrainedConfig, of: Literal["mean", "first", "last", "embedding"]) -> tuple[States, ...]:
+    """Return what stands for a text where objectives compare texts: nothing but an answer, if that is the embedding.
+
+    Raises:
+        UserError: The model does not say how many layers it has.
+    """
+    if of == "embedding":
+        return ()
+    part: Part | None = "encoder" if teacher.is_encoder_decoder else None
+    return (States(read_stack(teacher, part, "teacher").depth, of, part),)
 
 
 def layer_pairs(

@@ -9,11 +9,13 @@ from pydantic import Field
 
 from hf_distill.component import component
 from hf_distill.objectives.base import Objective
+from hf_distill.objectives.layers import States, last_layer
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PretrainedConfig
 
-    from hf_distill.objectives.base import Comparison
+    from hf_distill.objectives.base import Comparison, Reads
     from hf_distill.rows import Unit
 
 
@@ -33,10 +35,15 @@ class PairwiseObjective(Objective):
 
     unit: ClassVar[Unit] = "pair"
     outputs: ClassVar[frozenset[str]] = frozenset({"hidden_states"})
+    reads: ClassVar[Reads] = "states"
     within_batch: ClassVar[bool] = True
     needs_logits: ClassVar[bool] = False
 
     of: Literal["mean", "first", "last", "embedding"] = "mean"
+
+    def teacher_states(self, student: PretrainedConfig, teacher: PretrainedConfig) -> tuple[States, ...]:
+        """See `Objective.teacher_states`."""
+        return last_layer(teacher, self.of)
 
     @abstractmethod
     def gaps(self, student: Tensor, teacher: Tensor) -> Tensor:

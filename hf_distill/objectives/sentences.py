@@ -11,7 +11,7 @@ from hf_distill.objectives.schedule import Temperature, number
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from hf_distill.objectives.base import Comparison
+    from hf_distill.objectives.base import Comparison, Reads
     from hf_distill.objectives.term import Term
     from hf_distill.rows import Unit
 
@@ -37,7 +37,7 @@ class SentenceEmbedding(PreparedObjective):
     """
 
     name: ClassVar[str] = "sentence_embedding"
-    answers_only: ClassVar[bool] = True
+    reads: ClassVar[Reads] = "answers"
     unit: ClassVar[Unit] = "example"
     tasks: ClassVar[tuple[str, ...]] = _TASKS
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from hf_distill.models import Head
     from hf_distill.objectives import Objective
+    from hf_distill.pairing import Pair
     from hf_distill.tasks import Prepared, Task
 
 
@@ -61,13 +62,28 @@ class Teacher(ABC):
             UserError: It cannot.
         """
 
-    def check_objective(self, objective: Objective, task: Task, every: Sequence[Objective]) -> None:  # noqa: B027
+    def check_pair(self, task: Task, every: Sequence[Objective], pair: Pair) -> None:  # noqa: B027
+        """Refuse a student, or a teacher of this kind, with which this entry cannot do what it says.
+
+        Args:
+            task: The recipe's.
+            every: The objectives of all stages.
+            pair: Both models, before anything is loaded.
+
+        Raises:
+            UserError: It cannot; `key` is the setting.
+        """
+
+    def check_objective(  # noqa: B027
+        self, objective: Objective, task: Task, every: Sequence[Objective], pair: Pair | None
+    ) -> None:
         """Refuse an objective that wants what this teacher does not give, before anything is loaded.
 
         Args:
             objective: What is compared.
             task: The recipe's.
             every: The objectives of all stages.
+            pair: Both models; None where they cannot be looked at.
 
         Raises:
             UserError: It does; `key` is the setting.

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from hf_distill.component import component
 from hf_distill.errors import UserError
+from hf_distill.objectives.layers import Index, Part, States, each_once
 from hf_distill.teachers.base import FineTune, Teacher
 
 if TYPE_CHECKING:
@@ -18,7 +19,16 @@ if TYPE_CHECKING:
 
     from hf_distill.models import Head
     from hf_distill.objectives import Objective
+    from hf_distill.pairing import Pair
     from hf_distill.tasks import Prepared, Task
+
+# Python users may write a list, as YAML does.
+Indices = Annotated[
+    tuple[Index, ...],
+    Field(min_length=1),
+    BeforeValidator(lambda indices: tuple(indices) if isinstance(indices, list) else indices),
+    AfterValidator(each_once),
+]
 
 
 @component
@@ -26,7 +36,8 @@ class CachedTeacher(Teacher):
     """A teacher that is asked once about every distinct example; all epochs, seeds and students read its answers.
 
     Classifiers' logits are kept whole, so that the loss is the live teacher's. Of rows over a vocabulary the likeliest
-    tokens are kept, softened by the temperature of the objectives, and the mass of all others together.
+    tokens are kept, softened by the temperature of the objectives, and the mass of all others together. Of the
+    teacher's layers the hidden states are kept that the objectives compare.
 
     Attributes:
         teacher: The teacher itself, an entry like this one.
@@ -35,8 +46,12 @@ class CachedTeacher(Teacher):
         top: How many tokens of a vocabulary are kept at each position; all, if there are not as many.
         tail: How many of the other tokens are drawn, each as often as it is likely, to stand for all others: the
             gradient of `kl` and `soft_cross_entropy` is then right on average, where `top` is too small to hold most of
-            the mass. With top: 12 and tail: 6 a position takes 62 bytes.
+            the mass. With top: 12 and tail: 6 a position takes 62 bytes. Other objectives are refused.
         precision: Of their log-probabilities; `float32` makes them exact.
+        layers: Whose hidden states are kept, of all tokens: `[0, 4, 8]`, 0 being the output of the embeddings; of an
+            encoder-decoder `{encoder: [6, 12], decoder: [12]}`. Left out, what the objectives compare is kept, and no
+            more of it: where they look at one vector of a text, that vector.
+        hidden_precision: Of hidden states; `float32` makes them exact.
         frozen_masks: Of fill-mask: hide the same tokens in every epoch, those of the first.
         repo_id: Data set on the Hub, `user/name`, from which the cache is taken; with `push`, to which it goes.
         push: Publish the cache once it is complete.
@@ -50,6 +65,8 @@ class CachedTeacher(Teacher):
     top: Annotated[int, Field(gt=0)] = 64
     tail: Annotated[int, Field(ge=0)] = 0
     precision: Literal["float16", "float32"] = "float16"
+    layers: Indices | dict[Part, Indices] | None = None
+    hidden_precision: Literal["float16", "float32"] = "float16"
     frozen_masks: bool = False
     repo_id: str | None = None
     push: bool = False
@@ -112,12 +129,53 @@ class CachedTeacher(Teacher):
         if self.frozen_masks and not task.changes_inputs:
             raise UserError(f"{task.name} has no masks to freeze. Leave it out.", key="frozen_masks")
 
-    def check_objective(self, objective: Objective, task: Task, every: Sequence[Objective]) -> None:
-        """Refuse an objective that wants more of the teacher than is kept."""
-        from hf_distill.replay import check_objective
+    def check_pair(self, task: Task, every: Sequence[Objective], pair: Pair) -> None:
+        """Refuse layers that the teacher does not have, or that the student's tokens do not fit."""
+        from hf_distill.kept_states import columns_of
 
-        sparse, temperature = "LM" in task.auto_class, self.temperature(every)
-        check_objective(objective, sparse=sparse, temperature=temperature, sampled=self.tail > 0)
+        states = self.states(every, pair)
+        columns_of(pair.teacher, states, "float32")
+        whole = [str(one) for one in states if one.of == "tokens"]
+        if whole and pair.teacher_tokenizer is not None:
+            raise UserError(
+                f"the hidden states of layer {', '.join(whole)} are to be kept token by token, but each of the models "
+                "has a tokenizer of its own here, so that they read different tokens. Leave layers out, and have all "
+                "objectives between examples look at the same vector (of: mean).",
+                key="layers",
+            )
+
+    def check_objective(self, objective: Objective, task: Task, every: Sequence[Objective], pair: Pair | None) -> None:
+        """Refuse an objective that wants more of the teacher than is kept."""
+        from hf_distill.cacheable import check_objective
+        from hf_distill.caching import planned
+
+        configs = None if pair is None else (pair.student, pair.teacher)
+        check_objective(objective, planned(self, task, every, pair), configs)
+
+    def states(self, objectives: Sequence[Objective], pair: Pair) -> tuple[States, ...]:
+        """Return which hidden states are kept.
+
+        Args:
+            objectives: Of all stages.
+            pair: The models.
+
+        Raises:
+            UserError: `layers` does not say of which stack, or names one that the teacher does not have.
+        """
+        from hf_distill.cacheable import states_of
+
+        if self.layers is None:
+            return states_of(objectives, (pair.student, pair.teacher))
+        stacks = self.layers if isinstance(self.layers, dict) else {None: self.layers}
+        if pair.teacher.is_encoder_decoder != isinstance(self.layers, dict):
+            wanted = "{encoder: [...], decoder: [...]}" if pair.teacher.is_encoder_decoder else "a list, such as [4, 8]"
+            raise UserError(
+                f"the teacher ({pair.teacher.model_type}) has "
+                f"{'an encoder and a decoder' if pair.teacher.is_encoder_decoder else 'one stack of layers'}. "
+                f"Wanted: {wanted}.",
+                key="layers",
+            )
+        return tuple(States(layer, part=part) for part, layers in stacks.items() for layer in layers)
 
     def temperature(self, objectives: Sequence[Objective]) -> float:
         """Return at which temperature tokens are kept: that of the first objective that has one."""

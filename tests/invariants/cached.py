@@ -26,7 +26,7 @@ from hf_distill.replay import TrainingData
 
 SPARSE_KINDS = tuple(kind for kind in KINDS if kind.startswith(("masked", "causal", "sequence")))
 SOFT: tuple[Objective, ...] = (KLDivergence(weight=0.5, temperature=2.0), Labels(weight=0.3))
-EXACT: Any = {"top": 1000, "temperature": 2.0, "precision": "float32"}
+EXACT: Any = {"top": 1000, "temperature": 2.0, "precision": "float32", "hidden_precision": "float32"}
 
 
 def parts(kind: str, **models: Any) -> tuple[Any, Any, TrainingData]:
