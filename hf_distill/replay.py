@@ -174,7 +174,7 @@ def check_objective(
 
     if not objective.needs_teacher:
         return
-    if objective.differentiates or objective.outputs or not objective.answers_only:
+    if objective.looks_inside:
         raise UserError(
             f"'{objective.name}' looks into the teacher, and a cached teacher has only its answers. Leave it out, or "
             "take the teacher itself."

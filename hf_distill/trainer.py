@@ -28,6 +28,7 @@ from hf_distill.layouts import base_model, infer_layout
 from hf_distill.learned import FILE, attach, check_learned, detached, load_learned, place, save_learned, split_state
 from hf_distill.objectives import Comparison, KLDivergence, Labels, LogitsMSE, Objective, RowObjective
 from hf_distill.own_tokens import PREFIX, teacher_inputs
+from hf_distill.packing import Packing
 from hf_distill.redirect import inside_forward
 from hf_distill.replay import KEPT_ROWS, Replay, check_objective
 from hf_distill.rows import UNITS, RowLayout, Rows, SparseRows
@@ -108,6 +109,7 @@ class DistillationTrainer(Trainer):
         self.teacher = self._place(teacher)
         self.terms = self._make_terms()
         self._heads = self._open_heads()
+        self._packing = Packing(self.args, self.model, self.teacher, self.terms)
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(["distillation", "hf_distill"])
         self.add_callback(SetEpoch)
@@ -121,7 +123,7 @@ class DistillationTrainer(Trainer):
         self._teacher_watch = Stopwatch(self.args.device)
         self._step_watch = Stopwatch(self.args.device)
         self.eval_sums = EvalSums(self.terms)
-        self.decisions = self._settle_terms()
+        self.decisions = [*self._settle_terms(), *self._packing.decisions]
 
     # ---- Construction ----
 
@@ -414,8 +416,10 @@ class DistillationTrainer(Trainer):
             watch = self._teacher_watch.running() if model.training else nullcontext()
             with torch.set_grad_enabled(self.terms.differentiates), self.accelerator.autocast(), watch:
                 theirs = self._teacher_inputs(inputs)
-                teacher = self.teacher(**self._forward_inputs(self._teacher_takes, theirs, use_cache=False))
-        student = model(**self._forward_inputs(self._student_takes, inputs, use_cache=self.args.use_cache))
+                with self._packing.teacher(theirs):
+                    teacher = self.teacher(**self._forward_inputs(self._teacher_takes, theirs, use_cache=False))
+        with self._packing.student(inputs):
+            student = model(**self._forward_inputs(self._student_takes, inputs, use_cache=self.args.use_cache))
         return student, teacher
 
     def _teacher_inputs(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from accelerate.utils import is_torch_xla_available
@@ -14,16 +14,24 @@ from transformers.trainer_utils import HubStrategy
 class DistillationArguments(TrainingArguments):
     """`transformers.TrainingArguments` with two other defaults and a check.
 
-    Everything that describes the loss lives in the objectives, so there is no new argument.
+    Everything that describes the loss lives in the objectives, so the one new argument is about what a step costs.
 
     Defaults that differ: `hub_strategy` is `"end"` (only a finished student is published) and `use_cpu` is true where
     there is no accelerator (`bf16=True` then works on CPUs, and processes started by `torchrun` on a CPU-only
     machine find each other).
 
+    Attributes:
+        packing: Whether the layers of both models run on tokens alone, without padding (see `packing`): `"auto"`, in
+            batches where that is worth it and models that can; true, wherever anything is saved; or false.
+
     Raises:
         ValueError: See `check_arguments`.
     """
 
+    packing: bool | str = field(
+        default="auto",
+        metadata={"help": "Run the layers of both models on tokens alone, without padding; auto: where it pays."},
+    )
     hub_strategy: HubStrategy | str = HubStrategy.END
 
     def __post_init__(self) -> None:
@@ -57,6 +65,13 @@ def check_arguments(args: TrainingArguments) -> None:
         raise ValueError(
             "hub_token would be written to training_args.bin in clear. Set the HF_TOKEN environment variable or "
             "run `hf auth login` instead."
+        )
+    packing = getattr(args, "packing", "auto")
+    if packing not in (True, False, "auto"):
+        raise ValueError(f"packing must be true, false or 'auto', found {packing!r}.")
+    if packing is True and args.torch_compile:
+        raise ValueError(
+            "packing is true, but torch_compile would compile anew for every shape. Leave one of the two out."
         )
     if args.push_to_hub and HubStrategy(args.hub_strategy) is not HubStrategy.END:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The `training:` section: names and types of `transformers.TrainingArguments`, checked without building one.
+"""The `training:` section: names and types of `DistillationArguments`, checked without building one.
 
 `TrainingArguments` itself takes `learning_rate="fast"`, `fp16="no"` (which is true) and `seed=1.5`, and refuses
 `bf16=True` on a machine that cannot do it, where a recipe may still be checked.
@@ -113,7 +113,7 @@ AT_LEAST = {
 }
 
 # Wider than Transformers annotates: `bf16: auto` is probed at run time, `fsdp: true` is documented but not annotated.
-WIDER: dict[str, Any] = {"bf16": bool | Literal["auto"], "fsdp": bool | str | None}
+WIDER: dict[str, Any] = {"bf16": bool | Literal["auto"], "fsdp": bool | str | None, "packing": bool | Literal["auto"]}
 
 
 @dataclass(frozen=True)
@@ -131,12 +131,12 @@ class Argument:
 
 @cache
 def training_arguments() -> dict[str, Argument]:
-    """Return every argument of `TrainingArguments`. The first call imports Transformers' trainer: seconds."""
-    from transformers.training_args import TrainingArguments
+    """Return every argument of `DistillationArguments`. The first call imports Transformers' trainer: seconds."""
+    from hf_distill.training_args import DistillationArguments
 
-    hints = get_type_hints(TrainingArguments)
+    hints = get_type_hints(DistillationArguments)
     arguments = {}
-    for item in fields(TrainingArguments):
+    for item in fields(DistillationArguments):
         kind = WIDER.get(item.name, hints[item.name])
         members = [enum for enum in get_args(kind) if isinstance(enum, type) and issubclass(enum, Enum)]
         words = [member.value for enum in members for member in enum] or item.metadata.get("choices")
@@ -160,6 +160,8 @@ def training_mistakes(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield from _value_mistakes(key, value, arguments[key])
     if values.get("fp16") is True and values.get("bf16") in (True, "auto"):
         yield "fp16", "fp16 and bf16 exclude each other. Keep one."
+    if values.get("packing") is True and values.get("torch_compile") is True:
+        yield "packing", "true, but torch_compile would compile anew for every shape. Leave one of the two out."
 
 
 def _unknown(key: str, known: list[str]) -> str:
