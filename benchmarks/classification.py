@@ -165,12 +165,13 @@ def from_cache(settings: Settings, args: Any, examples: Any) -> dict[str, Any]:
     }
 
 
-def trained(width: bool = False, cached: bool = False, **more: Any) -> Any:
+def trained(width: bool = False, cached: bool = False, packing: bool | str = False, **more: Any) -> Any:
     """Return a variant's `run`: `DistillationTrainer`.
 
     Args:
         width: Pad to the longest there is.
         cached: Take the teacher's logits from a cache.
+        packing: Whether layers run without padding.
         more: Training arguments.
     """
 
@@ -192,6 +193,7 @@ def trained(width: bool = False, cached: bool = False, **more: Any) -> Any:
                 report_to=[],
                 disable_tqdm=True,
                 dataloader_pin_memory=False,
+                packing=packing,
                 **more,
             )
             examples = data(settings)
@@ -232,6 +234,13 @@ VARIANTS: dict[str, Variant] = {
         "kl + labels",
         needs="hf_distill.cache",
     ),
+    "packed": Variant(trained(packing="auto"), "**ours**, packed", "kl + labels"),
+    "cached_packed": Variant(
+        trained(cached=True, packing="auto"),
+        "**ours**, from a cache, packed",
+        "kl + labels",
+        needs="hf_distill.cache",
+    ),
 }
 BASELINE = "loop"
 RATIOS = (
@@ -239,4 +248,6 @@ RATIOS = (
     ("batches of like length, of a loop", "loop", "grouped"),
     ("cached, of a loop", "loop", "cached"),
     ("cached and of like length, of a loop", "loop", "cached_grouped"),
+    ("packed, of a loop", "loop", "packed"),
+    ("cached and packed, of a loop", "loop", "cached_packed"),
 )

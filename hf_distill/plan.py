@@ -59,6 +59,7 @@ def check_plan(recipe: Recipe, pair: Pair | None) -> None:
                 recipe.task.check_objective(objective)
                 recipe.teacher.check_objective(objective, recipe.task, every, asked)
                 _check_pairs(objective, training)
+                _check_packing(objective, training)
                 if pair is not None:
                     objective.check(pair.student, pair.teacher)
                     _check_tokens(objective, pair)
@@ -133,6 +134,14 @@ def _check_pairs(objective: Objective, training: Mapping[str, Any]) -> None:
         raise UserError(
             f"'{objective.name}' compares the examples of a micro-batch with each other, and "
             "training.per_device_train_batch_size is 1: it would be 0 at every step. Raise that, or leave it out."
+        )
+
+
+def _check_packing(objective: Objective, training: Mapping[str, Any]) -> None:
+    if objective.looks_inside and training.get("packing") is True:
+        raise UserError(
+            f"'{objective.name}' looks into the models, whose layers are packed with training.packing: true. Set that "
+            "to auto, or leave one of the two out."
         )
 
 

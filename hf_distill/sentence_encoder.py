@@ -102,7 +102,7 @@ def _sentence_class(backbone: type[PreTrainedModel], encoding: Encoding) -> type
     def forward(self: Any, input_ids: Tensor, attention_mask: Tensor | None = None, **inputs: Any) -> SentenceOutput:
         texts = input_ids.shape[1:-1]
         given = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
-        flat = {key: _sequences(value) if isinstance(value, Tensor) else value for key, value in given.items()}
+        flat = {key: sequences(value) if isinstance(value, Tensor) else value for key, value in given.items()}
         outputs = backbone.forward(self, **flat)
         pooled = encoding(outputs.last_hidden_state, flat["attention_mask"])
         if texts:
@@ -135,7 +135,7 @@ def _sentence_class(backbone: type[PreTrainedModel], encoding: Encoding) -> type
     return type(backbone.__name__, (backbone,), body)
 
 
-def _sequences(values: Tensor) -> Tensor:
+def sequences(values: Tensor) -> Tensor:
     """Return `(texts * batch, tokens)` of `(batch, texts, tokens)`: all first texts, then all second ones."""
     return values.transpose(0, 1).flatten(0, 1) if values.dim() == 3 else values
 

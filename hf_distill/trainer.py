@@ -32,6 +32,7 @@ from hf_distill.liger import layers_only, undone_afterwards
 from hf_distill.meter import Meter
 from hf_distill.objectives import Comparison, KLDivergence, Labels, LogitsMSE, Objective, RowObjective
 from hf_distill.own_tokens import PREFIX, teacher_inputs
+from hf_distill.packing import Packing
 from hf_distill.quantization import evaluable, is_placed
 from hf_distill.redirect import inside_forward
 from hf_distill.replay import KEPT_ROWS, Replay, reading_only
@@ -120,6 +121,7 @@ class DistillationTrainer(Trainer):
             logger.warning(
                 "compile_loss: true compiles nothing here: it is for language models, without fp16 and torch_compile"
             )
+        self._packing = Packing(self.args, self.model, self.teacher, self.terms)
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(["distillation", "hf_distill"])
         self.add_callback(SetEpoch)
@@ -133,7 +135,7 @@ class DistillationTrainer(Trainer):
         self._meter = Meter(self.args.device)
         self.add_callback(self._meter)
         self.eval_sums = EvalSums(self.terms)
-        self.decisions = self._settle_terms()
+        self.decisions = [*self._settle_terms(), *self._packing.decisions]
 
     # ---- Construction ----
 
@@ -438,8 +440,10 @@ class DistillationTrainer(Trainer):
             watch = self._meter.teacher() if model.training else nullcontext()
             with torch.set_grad_enabled(self.terms.differentiates), self.accelerator.autocast(), watch:
                 theirs = self._teacher_inputs(inputs)
-                teacher = self.teacher(**self._forward_inputs(self._teacher_takes, theirs, use_cache=False))
-        student = model(**self._forward_inputs(self._student_takes, inputs, use_cache=self.args.use_cache))
+                with self._packing.teacher(theirs):
+                    teacher = self.teacher(**self._forward_inputs(self._teacher_takes, theirs, use_cache=False))
+        with self._packing.student(inputs):
+            student = model(**self._forward_inputs(self._student_takes, inputs, use_cache=self.args.use_cache))
         return student, teacher
 
     def _teacher_inputs(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:

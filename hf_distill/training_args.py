@@ -13,7 +13,7 @@ from transformers.utils.import_utils import is_liger_kernel_available
 
 @dataclass
 class DistillationArguments(TrainingArguments):
-    """`transformers.TrainingArguments` with two other defaults, a check, and how the loss is computed.
+    """`transformers.TrainingArguments` with two other defaults, a check, and what a step costs.
 
     Everything that describes what the loss is lives in the objectives.
 
@@ -25,11 +25,17 @@ class DistillationArguments(TrainingArguments):
         compile_loss: Compile what is computed of a vocabulary's logits, gradient included (see `compiled`): `"auto"`,
             on a GPU with Triton and for objectives of this package; true, also on a CPU and for objectives of one's
             own; or false. It takes up to a minute, once; without a compiler, or where it fails, nothing changes.
+        packing: Whether the layers of both models run on tokens alone, without padding (see `packing`): `"auto"`, in
+            batches where that is worth it and models that can; true, wherever anything is saved; or false.
 
     Raises:
         ValueError: See `check_arguments`.
     """
 
+    packing: bool | str = field(
+        default="auto",
+        metadata={"help": "Run the layers of both models on tokens alone, without padding; auto: where it pays."},
+    )
     hub_strategy: HubStrategy | str = HubStrategy.END
     compile_loss: bool | str = field(
         default="auto",
@@ -67,6 +73,13 @@ def check_arguments(args: TrainingArguments) -> None:
         raise ValueError(
             "hub_token would be written to training_args.bin in clear. Set the HF_TOKEN environment variable or "
             "run `hf auth login` instead."
+        )
+    packing = getattr(args, "packing", "auto")
+    if packing not in (True, False, "auto"):
+        raise ValueError(f"packing must be true, false or 'auto', found {packing!r}.")
+    if packing is True and args.torch_compile:
+        raise ValueError(
+            "packing is true, but torch_compile would compile anew for every shape. Leave one of the two out."
         )
     if args.push_to_hub and HubStrategy(args.hub_strategy) is not HubStrategy.END:
         raise ValueError(

@@ -115,9 +115,7 @@ AT_LEAST = {
 # Wider than annotated, or narrower: `bf16: auto` is probed at run time, `fsdp: true` is documented but not annotated.
 WIDER: dict[str, Any] = {"bf16": bool | Literal["auto"], "fsdp": bool | str | None}
 # What `DistillationArguments` adds.
-OWN: dict[str, Any] = {"compile_loss": bool | Literal["auto"]}
-
-
+OWN: dict[str, Any] = {"packing": bool | Literal["auto"], "compile_loss": bool | Literal["auto"]}
 # Transformers' help where it names another default.
 HELP = {
     "train_sampling_strategy": "Order of the train examples: 'group_by_length' (default in all tasks but "
@@ -184,6 +182,8 @@ def training_mistakes(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield from _value_mistakes(key, value, types[key] or training_arguments()[key].type)
     if values.get("fp16") is True and values.get("bf16") in (True, "auto"):
         yield "fp16", "fp16 and bf16 exclude each other. Keep one."
+    if values.get("packing") is True and values.get("torch_compile") is True:
+        yield "packing", "true, but torch_compile would compile anew for every shape. Leave one of the two out."
 
 
 def _unknown(key: str, known: list[str]) -> str:

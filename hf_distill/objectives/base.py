@@ -135,6 +135,11 @@ class Objective(ABC):
         return {name: text for name, text in told.items() if text}
 
     @property
+    def looks_inside(self) -> bool:
+        """Whether it reads more of the models than their answers."""
+        return bool(self.outputs) or self.differentiates or self.needs_eager_attention or self.reads != "answers"
+
+    @property
     def has_weight(self) -> bool:
         """Whether the weight is above 0 at some time."""
         return self.weight.start > 0 or self.weight.end > 0 if isinstance(self.weight, Schedule) else self.weight > 0

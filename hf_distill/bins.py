@@ -1,0 +1,217 @@
+"""Bins: where each token of a padded batch stands once the examples are put next to each other."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import ceil
+
+import torch
+from torch import Tensor
+
+# Other widths than the longest example's that are looked at: few of many short examples gain by one, and it takes time.
+WIDTHS = 4
+
+
+@dataclass(frozen=True)
+class Bins:
+    """A padded batch `(batch, tokens)` put into fewer rows `(rows, width)`.
+
+    An example stays in one piece, from its first real token to its last: what depends on the distance of two tokens
+    (a sliding window, a relative position) is the same as before. A cell that no token stands in holds a copy of some
+    token, and belongs to nobody.
+
+    Attributes:
+        batch: Examples.
+        tokens: Width of the padded batch.
+        rows: Of the bins.
+        width: Likewise.
+        source: Token of every cell, as an index into `batch * tokens`: `(rows * width,)`.
+        owner: The example of every cell, `(rows, width)`; of empty cells a negative number, each another.
+        cells: The cells that a token stands in, `(real tokens,)`.
+        places: Their tokens, in the same order.
+        left: Whether an example begins with padding.
+        right: Whether one ends with it.
+    """
+
+    batch: int
+    tokens: int
+    rows: int
+    width: int
+    source: Tensor
+    owner: Tensor
+    cells: Tensor
+    places: Tensor
+    left: bool
+    right: bool
+
+    @property
+    def share(self) -> float:
+        """Cells as a share of the positions of the padded batch."""
+        return self.rows * self.width / (self.batch * self.tokens)
+
+    @cached_property
+    def example(self) -> Tensor:
+        """Return the example of the token in every cell, `(rows, width)`."""
+        return (self.source // self.tokens).view(self.rows, self.width)
+
+    @cached_property
+    def position(self) -> Tensor:
+        """Return the position of that token in the padded batch, `(rows, width)`."""
+        return (self.source % self.tokens).view(self.rows, self.width)
+
+    @cached_property
+    def together(self) -> Tensor:
+        """Return which cells belong to the same example, bool `(rows, 1, width, width)`."""
+        return (self.owner.unsqueeze(1) == self.owner.unsqueeze(2)).unsqueeze(1)
+
+    @cached_property
+    def alone(self) -> Tensor:
+        """Return empty cells, each with itself, bool `(rows, 1, width, width)`.
+
+        They must attend to something: a softmax over nothing is NaN, whose gradient is NaN wherever it is multiplied.
+        """
+        return self.together & (self.owner < 0).view(self.rows, 1, self.width, 1)
+
+    def to(self, device: torch.device) -> Bins:
+        """Return the bins with their tensors on a device."""
+        if self.source.device == device:
+            return self
+        moved = [getattr(self, name).to(device) for name in ("source", "owner", "cells", "places")]
+        source, owner, cells, places = moved
+        return replace(self, source=source, owner=owner, cells=cells, places=places)
+
+    # ---- Moving tensors ----
+
+    def pack(self, values: Tensor) -> Tensor:
+        """Return a value per token, `(batch or 1, tokens, ...)`, as `(rows, width, ...)`."""
+        if len(values) == 1 < self.batch:
+            chosen = values[0].index_select(0, self.position.reshape(-1))
+        else:
+            chosen = values.flatten(0, 1).index_select(0, self.source)
+        return chosen.view(self.rows, self.width, *values.shape[2:])
+
+    def unpack(self, values: Tensor) -> Tensor:
+        """Return `(rows, width, ...)` as `(batch, tokens, ...)`, zero where padding is."""
+        real = values.flatten(0, 1).index_select(0, self.cells)
+        padded = values.new_zeros(self.batch * self.tokens, *values.shape[2:])
+        return padded.index_copy_(0, self.places, real).view(self.batch, self.tokens, *values.shape[2:])
+
+    def pack_mask(self, mask: Tensor) -> Tensor:
+        """Return a mask or bias of attention within examples, and with everything else blocked.
+
+        Args:
+            mask: `(batch, heads or 1, tokens or 1, tokens)`: bool or integers, not 0 where a token attends; or float,
+                added to the scores.
+
+        Returns:
+            `(rows, heads or 1, width, width)`, of the same kind.
+        """
+        mask = mask.expand(-1, -1, self.tokens, -1)
+        # Rows first, then columns: an index for every entry at once would take eight bytes an entry.
+        queries = mask.transpose(1, 2).flatten(0, 1).index_select(0, self.source)
+        heads = queries.shape[1]
+        keys = self.position.view(self.rows, 1, 1, self.width).expand(-1, self.width, heads, -1)
+        packed = queries.view(self.rows, self.width, heads, self.tokens).gather(3, keys).transpose(1, 2)
+        if mask.dtype == torch.bool:
+            return (packed & self.together) | self.alone
+        blocked, open_ = (torch.finfo(mask.dtype).min, 0.0) if mask.is_floating_point() else (0, 1)
+        return packed.masked_fill(~self.together, blocked).masked_fill(self.alone, open_)
+
+    def pack_distances(self, values: Tensor) -> Tensor:
+        """Return what depends on the distance of two positions alone, `(1, ..., tokens, tokens)`, for the new width."""
+        last = self.tokens - 1
+        line = torch.cat((values[..., :, 0].flip(-1), values[..., 0, 1:]), -1)
+        place = torch.arange(self.width, device=values.device)
+        # Tokens of one example are never further apart; what two examples have in common is blocked anyway.
+        distance = (place - place.unsqueeze(1)).clamp(-last, last)
+        return line[..., distance + last]
+
+
+def arrange(attended: Tensor, hidden: int = 512) -> Bins | None:
+    """Return the bins for a batch; None where there is nothing to gain, or an example without any token.
+
+    Best-fit decreasing: the longest example first, each into the fullest row that has room. The rows are as wide as
+    the longest example, or wider where that takes less: a cell costs `1 + width / (3 * hidden)`, the second part for
+    attention, which goes over the whole row.
+
+    Args:
+        attended: Which tokens are no padding, `(batch, tokens)`, on a CPU. Padding may be anywhere.
+        hidden: Width of the model.
+
+    >>> bins = arrange(torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 1, 1]]))
+    >>> bins.rows, bins.width, bins.owner.tolist()
+    (2, 4, [[0, 0, 0, 0], [1, 1, 2, 2]])
+    """
+    batch, tokens = attended.shape
+    real = attended.to(torch.int8)
+    starts: list[int] = real.argmax(-1).tolist()  # the first of equals
+    ends: list[int] = (tokens - real.flip(-1).argmax(-1)).tolist()
+    lengths = [end - start for start, end in zip(starts, ends, strict=True)]
+    if not bool(real.any(-1).all()) or sum(lengths) == batch * tokens:
+        return None
+    width, bins = _narrowest(lengths, hidden)
+    if len(bins) * width >= batch * tokens:
+        return None
+    order, firsts = [], []
+    for row, members in enumerate(bins):
+        cell = row * width
+        for example in members:
+            order.append(example)
+            firsts.append(cell)
+            cell += lengths[example]
+    length, start, first = torch.tensor(
+        [(lengths[one], starts[one], cell) for one, cell in zip(order, firsts, strict=True)]
+    ).T
+    whose = torch.tensor(order).repeat_interleave(length)
+    within = torch.arange(len(whose)) - (length.cumsum(0) - length).repeat_interleave(length)
+    places = whose * tokens + start.repeat_interleave(length) + within
+    cells = first.repeat_interleave(length) + within
+    source = torch.full((len(bins) * width,), int(places[0]))
+    owner = -1 - torch.arange(len(bins) * width)
+    source[cells], owner[cells] = places, whose
+    return Bins(
+        batch, tokens, len(bins), width, source, owner.view(-1, width), cells, places,
+        left=any(starts), right=min(ends) < tokens,
+    )  # fmt: skip
+
+
+def _narrowest(lengths: Sequence[int], hidden: int) -> tuple[int, list[list[int]]]:
+    """Return the width that costs least, and what stands in each row."""
+    longest, total = max(lengths), sum(lengths)
+    best = longest, fill(lengths, longest)
+    least = _cost(len(best[1]) * longest, longest, hidden)
+    for rows in range(len(best[1]) - 1, max(0, len(best[1]) - 1 - WIDTHS), -1):
+        width = max(longest, ceil(total / rows))
+        if _cost(total, width, hidden) >= least:
+            break
+        bins = fill(lengths, width)
+        if (cost := _cost(len(bins) * width, width, hidden)) < least:
+            best, least = (width, bins), cost
+    return best
+
+
+def _cost(cells: int, width: int, hidden: int) -> float:
+    return cells * (1 + width / (3 * hidden))
+
+
+def fill(lengths: Sequence[int], width: int) -> list[list[int]]:
+    """Return which examples stand in each row: the longest first, each into the fullest row with room for it.
+
+    >>> fill([2, 5, 3, 1], 5)
+    [[1], [2, 0], [3]]
+    """
+    rows: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []
+    for example in sorted(range(len(lengths)), key=lambda one: -lengths[one]):
+        at = bisect_left(rooms, (lengths[example], -1))
+        if at == len(rooms):
+            room, row = width, len(rows)
+            rows.append([])
+        else:
+            room, row = rooms.pop(at)
+        rows[row].append(example)
+        insort(rooms, (room - lengths[example], row))
+    return rows
