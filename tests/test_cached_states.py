@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from invariants.cached import SOFT, SPARSE_KINDS, cache_of, capture, parts, trainer
+from invariants.cached import SOFT, SPARSE_KINDS, cache_of, capture, parts, states_for, trainer
 from invariants.cases import Record, arguments, largest_difference, objectives, train
 
 from hf_distill.cache import Cache
-from hf_distill.cacheable import states_of
 from hf_distill.errors import UserError
 from hf_distill.kept import Kept
 from hf_distill.kept_states import KeptStates, merged
@@ -70,10 +69,6 @@ def terms(kind: str, features: tuple[Objective, ...]) -> tuple[Objective, ...]:
     return (*features, *(SOFT if kind in SPARSE_KINDS else objectives(kind)))
 
 
-def wanted(features: tuple[Objective, ...], student: Any, teacher: Any) -> tuple[States, ...]:
-    return states_of(features, (student.config, teacher.config))
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_the_loss_is_the_live_teachers(case: str, tmp_path: Path) -> None:
     """States of another token, text or layer are as good a target as the right ones, and nothing would tell: over three
@@ -83,7 +78,7 @@ def test_the_loss_is_the_live_teachers(case: str, tmp_path: Path) -> None:
     for cached in (False, True):
         student, teacher, data = parts(kind, teacher_width=24)
         if cached:
-            cache = capture(teacher, data, tmp_path / "cache", states=wanted(features, student, teacher))
+            cache = capture(teacher, data, tmp_path / "cache", states=states_for(features, student, teacher))
             assert ", ".join(str(one.states) for one in cache.kept.states) == kept
             data, teacher = cache.apply(data)
         torch.manual_seed(0)  # of projections
@@ -108,7 +103,7 @@ def test_precision(case: str, precision: str, error: float, tmp_path: Path) -> N
     for cached in (False, True):
         student, teacher, data = parts(kind, dtype=torch.float32, teacher_width=24)
         if cached:
-            states = wanted(features, student, teacher)
+            states = states_for(features, student, teacher)
             data, teacher = capture(teacher, data, tmp_path / "cache", states=states, hidden_precision=precision).apply(
                 data
             )
@@ -125,7 +120,7 @@ def test_the_size_is_known_before(case: str, tmp_path: Path) -> None:
     and padding must not be in it."""
     kind, features, _ = CASES[case]
     student, teacher, data = parts(kind, dtype=torch.float32, teacher_width=64)
-    states = wanted(features, student, teacher)
+    states = states_for(features, student, teacher)
     plain = capture(teacher, data, tmp_path / "plain", top=2)
     said = cache_of(teacher, data, tmp_path / "cache", top=2, states=states)
     cache = capture(teacher, data, tmp_path / "cache", top=2, states=states)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from invariants.cached import SOFT, SPARSE_KINDS, cache_of, capture, parts, terms_of, trainer
+from invariants.cached import FEATURES, SOFT, SPARSE_KINDS, cache_of, capture, parts, states_for, terms_of, trainer
 from invariants.cases import KINDS, Record, arguments, largest_difference, make_rows, objectives, train
 from invariants.processes import as_two_processes
 from invariants.worker import CACHED, RESUMED, Stop
@@ -195,15 +195,18 @@ def test_a_resume_ends_with_the_same_weights(kind: str, tmp_path: Path) -> None:
     ends = []
     for stop in (None, 4):
         student, teacher, data = parts(kind, dropout=0.1, dtype=torch.float32)
-        wrapped, replay = capture(teacher, data, tmp_path / "cache").apply(data)
+        features = FEATURES.get(kind, ())
+        states = states_for(features, student, teacher)
+        wrapped, replay = capture(teacher, data, tmp_path / "cache", states=states).apply(data)
+        terms = (*terms_of(kind), *features)
         settings = {key: value for key, value in RESUMED.items() if key not in ("dropout", "dtype")}
         out = tmp_path / str(stop)
-        one = trainer(student, replay, wrapped, out, terms_of(kind), per_device_train_batch_size=2, **settings)
+        one = trainer(student, replay, wrapped, out, terms, per_device_train_batch_size=2, **settings)
         if stop is not None:
             one.add_callback(Stop(stop))
             one.train()
             student = parts(kind, dropout=0.1, dtype=torch.float32)[0]
-            one = trainer(student, replay, wrapped, out, terms_of(kind), per_device_train_batch_size=2, **settings)
+            one = trainer(student, replay, wrapped, out, terms, per_device_train_batch_size=2, **settings)
         ends.append(train(one, **({} if stop is None else {"resume_from_checkpoint": str(out / f"checkpoint-{stop}")})))
     straight, resumed = ends
     assert straight.weights.keys() == resumed.weights.keys()
@@ -218,7 +221,8 @@ def test_two_processes(tmp_path: Path) -> None:
         record, figures, shards = result[kind]
         assert shards > 2
         student, teacher, data = parts(kind)
-        one = trainer(student, teacher, data, tmp_path, terms_of(kind), num_train_epochs=2)
+        terms = (*terms_of(kind), *FEATURES.get(kind, ()))
+        one = trainer(student, teacher, data, tmp_path, terms, num_train_epochs=2)
         live, wanted = train(one), one.evaluate()
         assert record.losses == pytest.approx(live.losses, rel=1e-9)
         assert largest_difference(record, live) < 1e-9

@@ -19,13 +19,20 @@ from invariants.cases import (
 )
 
 from hf_distill.cache import Cache
+from hf_distill.cacheable import states_of
 from hf_distill.kept import Kept
 from hf_distill.layouts import infer_layout
-from hf_distill.objectives import KLDivergence, Labels, Objective
+from hf_distill.objectives import Hidden, KLDivergence, Labels, Objective, Patient
+from hf_distill.objectives.layers import States
 from hf_distill.replay import TrainingData
 
 SPARSE_KINDS = tuple(kind for kind in KINDS if kind.startswith(("masked", "causal", "sequence")))
 SOFT: tuple[Objective, ...] = (KLDivergence(weight=0.5, temperature=2.0), Labels(weight=0.3))
+# Whole layers, and single vectors; without anything to learn, which is tested elsewhere.
+FEATURES: dict[str, tuple[Objective, ...]] = {
+    "token-classification": (Hidden(layers=((0, 1), (1, 2))),),
+    "causal-lm": (Patient(layers=((1, 2),), token="last"), Hidden(layers=((1, 1),), loss="cosine")),
+}
 EXACT: Any = {"top": 1000, "temperature": 2.0, "precision": "float32", "hidden_precision": "float32"}
 
 
@@ -64,6 +71,10 @@ def trainer(student: Any, teacher: Any, data: TrainingData, path: Path, terms: A
         eval_dataset=data.eval,
         data_collator=data.collator,
     )
+
+
+def states_for(features: tuple[Objective, ...], student: Any, teacher: Any) -> tuple[States, ...]:
+    return states_of(features, (student.config, teacher.config))
 
 
 def terms_of(kind: str) -> tuple[Objective, ...]:

@@ -149,9 +149,12 @@ def cached(directory: Path) -> tuple[NotingTrainer, Any]:
     result = {}
     for kind in CACHED:
         student, teacher, data = live_and_cached.parts(kind)
-        data, replay = live_and_cached.capture(teacher, data, directory / kind).apply(data)
+        features = live_and_cached.FEATURES.get(kind, ())
+        states = live_and_cached.states_for(features, student, teacher)
+        data, replay = live_and_cached.capture(teacher, data, directory / kind, states=states).apply(data)
         settings = {"num_train_epochs": 2, **split(4, processes=2)}
-        trainer = live_and_cached.trainer(student, replay, data, directory, live_and_cached.terms_of(kind), **settings)
+        terms = (*live_and_cached.terms_of(kind), *features)
+        trainer = live_and_cached.trainer(student, replay, data, directory, terms, **settings)
         shards = len(list((directory / kind).glob("*.arrow")))
         result[kind] = (train(trainer), trainer.evaluate(), shards)
     return trainer, result
