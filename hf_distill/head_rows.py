@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_distill.heads import Captured, Head, capturing, open_head
+from hf_distill.layouts import base_model
 from hf_distill.objectives.base import RowObjective
 from hf_distill.rows import RowLayout, Rows, SparseRows
 
@@ -149,6 +150,8 @@ class HeadRows(Rows):
             The sum of every objective for every example, `(batch, objectives)`.
         """
         linear = self.sides[0].head.linear
+        if not torch.is_grad_enabled():
+            coefficients = None
         if coefficients is not None:
             coefficients = coefficients.to(torch.promote_types(self.sides[0].dtype, torch.float32))
         sums: Tensor
@@ -184,12 +187,22 @@ class Heads:
 
     @classmethod
     def open(cls, student: nn.Module, teacher: nn.Module | None) -> Heads | None:
-        """Take the models apart; None if one of them cannot be."""
+        """Take the models apart; None if one of them cannot be, or if they have the same head."""
         ours = open_head(student)
         theirs = None if teacher is None or ours is None else open_head(teacher)
-        return (
-            None if ours is None or (teacher is not None and theirs is None) else cls(student, teacher, (ours, theirs))
-        )
+        if ours is None or (teacher is not None and theirs is None):
+            return None
+        if theirs is not None and theirs.linear is ours.linear:  # whose input it is could not be told
+            return None
+        return cls(student, teacher, (ours, theirs))
+
+    def are_of(self, student: nn.Module, teacher: nn.Module | None) -> bool:
+        """Whether these are still the heads of two models."""
+        for model, mine, head in zip((student, teacher), self._models, self._heads, strict=True):
+            base: Any = None if model is None else base_model(model)
+            if model is not mine or (head is not None and base.get_output_embeddings() is not head.linear):
+                return False
+        return True
 
     @contextmanager
     def capturing(self) -> Iterator[None]:
@@ -251,6 +264,7 @@ class _Walk(torch.autograd.Function):
         walk = _Walker(rows, objectives, coefficients, wanted)
         walk.go()
         ctx.gradients, ctx.coefficients = walk.gradients, coefficients
+        ctx.dtypes = [None if one is None else one.dtype for one in (hidden, weight, bias)]
         ctx.mark_non_differentiable(walk.agreement)
         return walk.sums, walk.agreement
 
@@ -260,8 +274,19 @@ class _Walk(torch.autograd.Function):
         """Scale the gradients by that of the loss."""
         if ctx.coefficients is None:
             raise RuntimeError("these sums were computed without coefficients, and have no gradient.")
+        # Let go of: what the graph holds would be copied into `.grad`, and this scales in place.
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError(
+                "the gradient of these sums is there once, retain_graph or not: it was taken in the forward pass, and "
+                "handed out by an earlier backward pass. Compute the loss again."
+            )
         loss = _gradient_of_the_loss(sums, ctx.coefficients)
-        return (*(None if one is None else one.mul_(loss.to(one.dtype)) for one in ctx.gradients), None, None, None)
+        scaled = [
+            None if one is None else one.mul_(loss.to(one.dtype)).to(dtype)
+            for one, dtype in zip(gradients, ctx.dtypes, strict=True)
+        ]
+        return (*scaled, None, None, None)
 
 
 def _gradient_of_the_loss(sums: Tensor, coefficients: Tensor) -> Tensor:
@@ -293,9 +318,14 @@ class _Walker:
         self.sums = self.student.hidden.new_zeros(rows.examples, len(objectives), dtype=exact)
         self.agreement = self.sums.new_zeros(rows.examples)
         linear = student.head.linear
+        # What is summed over chunks, in half precision, would soon be so large that a chunk is lost in it.
+        several = self.chunk < len(rows.labels)
+        parts = ((student.hidden, False), (linear.weight, several), (linear.bias, several))
         self.gradients = [
-            torch.zeros_like(one) if want and one is not None else None
-            for one, want in zip((student.hidden, linear.weight, linear.bias), wanted, strict=True)
+            torch.zeros_like(one, dtype=torch.promote_types(one.dtype, torch.float32) if summed else one.dtype)
+            if want and one is not None
+            else None
+            for (one, summed), want in zip(parts, wanted, strict=True)
         ]
 
     def go(self) -> None:
@@ -326,8 +356,8 @@ class _Walker:
             self.agreement += rows.agreement().to(self.agreement)  # before its logits are overwritten
             if any(self.wanted) and self.coefficients is not None:
                 loss = (sums.sum(0) * self.coefficients).sum()
-                (gradient,) = torch.autograd.grad(loss, leaf)
-                raw[block] = gradient
+                # An objective may give a constant where none of these rows counts for it.
+                raw[block] = torch.autograd.grad(loss, leaf)[0] if loss.requires_grad else 0.0
         self.sums += sums.detach()
 
     def _teacher(self, place: slice, block: slice, theirs: Tensor | None) -> Tensor | SparseRows | None:

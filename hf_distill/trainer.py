@@ -107,6 +107,7 @@ class DistillationTrainer(Trainer):
         self._check_objectives(teacher)
         self.teacher = self._place(teacher)
         self.terms = self._make_terms()
+        self._made_for = self._models()
         self._heads = self._open_heads()
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(["distillation", "hf_distill"])
@@ -204,7 +205,8 @@ class DistillationTrainer(Trainer):
     def _open_heads(self) -> Heads | None:
         """Take both models apart at their heads; None where all logits are made at once."""
         # A float16 gradient taken ahead would miss the loss scale that keeps it from vanishing.
-        if self.args.fp16 or self.args.torch_compile or self.terms.needs_logits or not self.layout.by_position:
+        scaled = self.args.mixed_precision == "fp16"  # by `fp16: true`, or by accelerate launch
+        if scaled or self.args.torch_compile or self.terms.needs_logits or not self.layout.by_position:
             return None
         heads = Heads.open(self.model, None if isinstance(self.teacher, Replay) else self.teacher)
         if heads is None and (classes := getattr(self.layout, "classes", None)):
@@ -214,6 +216,21 @@ class DistillationTrainer(Trainer):
                 *(type(base_model(self.model)).__name__, f"{28 * classes // 1024:,}"),
             )
         return heads
+
+    def _follow_models(self) -> None:
+        """Make anew what was made for other models: `model_init` has another student for every training."""
+        now = self._models()
+        if any(one is not other for one, other in zip(now, self._made_for, strict=True)):
+            self.teacher = self._place(self.teacher)
+            if not self.terms.learned:  # which are part of the student
+                self.terms = self._make_terms()
+            self._made_for = now
+        teacher = None if isinstance(self.teacher, Replay) else self.teacher
+        if self._heads is not None and not self._heads.are_of(now[0], teacher):
+            self._heads = self._open_heads()
+
+    def _models(self) -> tuple[nn.Module, nn.Module | None]:
+        return self.accelerator.unwrap_model(self.model), self.teacher
 
     def _settle_terms(self) -> list[str]:
         """Show a few batches to the terms that choose by them, the same on every process; return what they say."""
@@ -274,6 +291,7 @@ class DistillationTrainer(Trainer):
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Forget what an earlier or aborted training left unlogged."""
+        self._follow_models()
         self._totals.zero_()
         self._steps = 0
         self._step_watch.drain()
@@ -487,6 +505,7 @@ class DistillationTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Evaluate as `Trainer` does, with the loss taken over all examples rather than averaged over batches."""
+        self._follow_models()
         self.eval_sums = EvalSums(self.terms)
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         figures = self.eval_sums.figures(agreement=self._reports_agreement)
