@@ -68,8 +68,11 @@ class Evaluation:
             values = torch.stack(columns, -1) if columns else leaf.new_zeros(len(raw), 0, dtype=exact)
         agreement = rows.agreement()  # before the logits are overwritten
         if coefficients is not None:
-            (gradient,) = torch.autograd.grad(values, leaf, coefficients.to(exact).expand_as(values))
-            raw.copy_(gradient)
+            if values.requires_grad:
+                (gradient,) = torch.autograd.grad(values, leaf, coefficients.to(exact).expand_as(values))
+                raw.copy_(gradient)
+            else:  # an objective may give a constant where none of these rows counts for it
+                raw.zero_()
         return values.detach(), agreement.detach()
 
     def _rows(self, leaf: Tensor, teacher: Tensor | SparseRows | None, labels: Tensor) -> Rows:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from hf_distill.blocks import Evaluate, Evaluation
 from hf_distill.compiled import Compiler
 from hf_distill.heads import Captured, Head, capturing, open_head
+from hf_distill.layouts import base_model
 from hf_distill.objectives.base import RowObjective
 from hf_distill.projection import Projector, Side
 from hf_distill.rows import Places, RowLayout, Rows, SparseRows
@@ -93,6 +94,8 @@ class HeadRows(Rows):
             The sum of every objective for every example, `(batch, objectives)`.
         """
         linear = self.sides[0].head.linear
+        if not torch.is_grad_enabled():
+            coefficients = None
         if coefficients is not None:
             exact = torch.promote_types(self.sides[0].dtype, torch.float32)
             coefficients = coefficients.to(linear.weight.device, exact)
@@ -139,12 +142,22 @@ class Heads:
 
     @classmethod
     def open(cls, student: nn.Module, teacher: nn.Module | None, compiler: Compiler | None = None) -> Heads | None:
-        """Take the models apart; None if one of them cannot be."""
+        """Take the models apart; None if one of them cannot be, or if they have the same head."""
         ours = open_head(student)
         theirs = None if teacher is None or ours is None else open_head(teacher)
         if ours is None or (teacher is not None and theirs is None):
             return None
+        if theirs is not None and theirs.linear is ours.linear:  # whose input it is could not be told
+            return None
         return cls(student, teacher, (ours, theirs), compiler)
+
+    def are_of(self, student: nn.Module, teacher: nn.Module | None) -> bool:
+        """Whether these are still the heads of two models."""
+        for model, mine, head in zip((student, teacher), self._models, self._heads, strict=True):
+            base: Any = None if model is None else base_model(model)
+            if model is not mine or (head is not None and base.get_output_embeddings() is not head.linear):
+                return False
+        return True
 
     @contextmanager
     def capturing(self) -> Iterator[None]:
@@ -237,7 +250,8 @@ class _Walk(torch.autograd.Function):
             raise RuntimeError("these sums were computed without coefficients, and have no gradient.")
         if ctx.gradients is None:
             raise RuntimeError(
-                "the gradient of these rows has been handed on already, and is not kept for a second time."
+                "the gradient of these sums is there once, retain_graph or not: it was taken in the forward pass, and "
+                "handed out by an earlier backward pass. Compute the loss again."
             )
         loss = _gradient_of_the_loss(sums, ctx.coefficients)
         # Let go of: the gradient of the weights becomes their `.grad` as it is if nobody else holds it, else a copy.

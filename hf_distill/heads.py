@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,6 +63,8 @@ def open_head(model: nn.Module) -> Head | None:
         return None  # an adapter on the head, a quantized head, or none
     if linear.weight.is_meta:  # offloaded: accelerate fetches the weights for its forward pass alone
         return None
+    if "forward" in linear.__dict__:  # somebody's own; accelerate's, where layers are on several devices
+        return None
     config = base.config.get_text_config(decoder=True)
     scaling = getattr(config, "logits_scaling", None)
     scale = getattr(config, "logit_scale", None) or (1.0 / scaling if scaling else 1.0)
@@ -72,27 +75,60 @@ def open_head(model: nn.Module) -> Head | None:
 
 @torch.no_grad()
 def _fits(model: Any, head: Head) -> bool:
+    """Whether the model returns what `finish` makes of the linear map's result, and nothing else.
+
+    That result is replaced by numbers from -60 to 60: on the small logits of an untrained model a cap of 30 that goes
+    by another name would not show.
+    """
     ids = torch.arange(4, device=head.linear.weight.device).unsqueeze(0) % model.config.get_text_config().vocab_size
-    inputs = {"input_ids": ids, **({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})}
-    training = model.training
+    inputs: dict[str, Any] = {"input_ids": ids}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids
+    if "use_cache" in inspect.signature(model.forward).parameters:
+        inputs["use_cache"] = False
+    weight = head.linear.weight
+    numbers = torch.arange(ids.numel() * len(weight), device=ids.device, dtype=torch.float32)
+    raw = (60 * numbers.sin()).view(*ids.shape, len(weight)).to(weight.dtype)  # neighbours are not alike
+    try:
+        with _evaluating(model):
+            with _replaced(head.linear, lambda _: raw):
+                logits = model(**inputs)["logits"]
+            with capturing(model, head) as captured:
+                model(**inputs)
+    # A class that does more with its logits than to return them may fail in any of these ways.
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError):
+        return False
+    if captured.hidden is None or captured.hidden.shape[:-1] != ids.shape or logits.shape != raw.shape:
+        return False
+    exact = torch.promote_types(raw.dtype, torch.float32)
+    tolerance = 1e-5 if raw.dtype == exact else 4 * torch.finfo(raw.dtype).eps
+    return torch.allclose(head.finish(raw.to(exact)), logits.to(exact), rtol=tolerance, atol=tolerance)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Have every part of a model in eval mode, and afterwards in the mode it was in."""
+    before = [(module, module.training) for module in model.modules()]
     model.train(False)
     try:
-        wanted = model(**inputs)["logits"]
-        with capturing(model, head) as captured:
-            model(**inputs)
-    except (
-        RuntimeError,
-        TypeError,
-        ValueError,
-        IndexError,
-    ):  # a class that does more with its logits than to return them
-        return False
+        yield
     finally:
-        model.train(training)
-    if captured.hidden is None:
-        return False
-    found = head.finish(head.linear(captured.hidden))
-    return found.shape == wanted.shape and torch.allclose(found, wanted.to(found), rtol=1e-3, atol=1e-3)
+        for module, training in before:
+            module.training = training
+
+
+@contextmanager
+def _replaced(linear: nn.Linear, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Have a module compute something else."""
+    own = linear.__dict__.get("forward")
+    linear.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            linear.__dict__.pop("forward", None)
+        else:
+            linear.__dict__["forward"] = own
 
 
 @contextmanager
@@ -100,7 +136,6 @@ def capturing(model: nn.Module, head: Head) -> Iterator[Captured]:
     """Have `model` hand over the input of its head, and return logits with no columns."""
     base: Any = base_model(model)
     captured = Captured()
-    own = head.linear.__dict__.get("forward")  # accelerate's, where a model is spread over devices
 
     def forward(hidden: Tensor) -> Tensor:
         device = hidden.device.type
@@ -109,15 +144,11 @@ def capturing(model: nn.Module, head: Head) -> Iterator[Captured]:
         captured.dtype = torch.get_autocast_dtype(device) if autocast else head.linear.weight.dtype
         return hidden.new_empty(*hidden.shape[:-1], 0)
 
-    head.linear.__dict__["forward"] = forward
     if head.extra_bias is not None:  # added to no columns, it would make them all
         base._buffers["final_logits_bias"] = head.extra_bias[:, :0]
     try:
-        yield captured
+        with _replaced(head.linear, forward):
+            yield captured
     finally:
-        if own is None:
-            head.linear.__dict__.pop("forward", None)
-        else:
-            head.linear.__dict__["forward"] = own
         if head.extra_bias is not None:
             base._buffers["final_logits_bias"] = head.extra_bias

@@ -89,7 +89,7 @@ class Replay(nn.Module):
             part = remaining.clamp(min=LEAST).unsqueeze(-1) - math.log(self.kept.tail)
             log_probabilities = torch.cat((log_probabilities, part.expand(-1, self.kept.tail)), -1)
             remaining = torch.full_like(remaining, -torch.inf)
-        rows = SparseRows(indices.long(), log_probabilities, remaining, self.kept.temperature)
+        rows = SparseRows(indices.long(), log_probabilities, remaining, self.kept.temperature, self.kept.tail)
         return {KEPT_ROWS: rows, **states}
 
 

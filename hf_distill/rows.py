@@ -57,16 +57,18 @@ class SparseRows:
     """A teacher's rows of which the likeliest classes were kept, and the mass of the others.
 
     Attributes:
-        indices: Which classes, `(rows, k)`; different ones within a row.
+        indices: Which classes, `(rows, k)`; different ones within a row, but for those that were drawn.
         log_probabilities: Theirs, `(rows, k)`.
         remaining: Logarithm of the mass of all other classes, `(rows,)`; -inf where none is left.
         temperature: The one at which they were taken. The logits are gone, so it is the only one they can be used at.
+        drawn: How many of the classes, the last ones, were drawn to stand for a part of all others each.
     """
 
     indices: Tensor
     log_probabilities: Tensor
     remaining: Tensor
     temperature: float = 1.0
+    drawn: int = 0
 
     @classmethod
     def of(cls, logits: Tensor, classes: int, temperature: float = 1.0) -> SparseRows:
@@ -84,11 +86,12 @@ class SparseRows:
     def __getitem__(self, rows: slice) -> SparseRows:
         """Return some of the rows."""
         kept = (self.indices[rows], self.log_probabilities[rows], self.remaining[rows])
-        return SparseRows(*kept, self.temperature)
+        return SparseRows(*kept, self.temperature, self.drawn)
 
     def top_class(self) -> Tensor:
         """Return the likeliest class of every row, `(rows,)`."""
-        return self.indices.gather(-1, self.log_probabilities.argmax(-1, keepdim=True)).squeeze(-1)
+        own = self.log_probabilities[:, : self.log_probabilities.shape[-1] - self.drawn]
+        return self.indices.gather(-1, own.argmax(-1, keepdim=True)).squeeze(-1)
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,17 @@ class Places:
     position: Tensor
 
     def pick(self, output: Tensor) -> Tensor:
-        """Return the rows of `(batch, positions, width)`, `(rows, width)`."""
+        """Return the rows of `(batch, positions, width)`, `(rows, width)`.
+
+        Raises:
+            ValueError: The output has other positions than the batch; which of them is which is not known.
+        """
+        extra = output.shape[1] - self.mask.shape[1]
+        if extra not in (0, 1):  # 1: the last position predicts a token after the end
+            raise ValueError(
+                f"the model's output has {output.shape[1]} positions, and the batch {self.mask.shape[1]} to compare. "
+                "Prompt tuning, which puts tokens of its own before them, is not supported; use LoRA or prefix tuning."
+            )
         # Not by the mask: each time the device would be asked again how many there are.
         return output[self.example, self.position]
 
@@ -335,8 +348,10 @@ class TokenRows(RowLayout):
 
     @property
     def by_position(self) -> bool:
-        """See `RowLayout.by_position`."""
-        return self.teacher_columns is None
+        """See `RowLayout.by_position`; a subclass that selects rows in its own way gets all logits."""
+        kind = type(self)
+        own = kind.select is not TokenRows.select or kind.logits is not RowLayout.logits
+        return self.teacher_columns is None and not own
 
     def _mask(self, inputs: Mapping[str, Tensor]) -> Tensor:
         labels, attended = inputs.get("labels"), inputs.get("attention_mask")

@@ -140,7 +140,10 @@ class Terms(Sequence[Term]):
     @property
     def needs_logits(self) -> bool:
         """Whether one of them wants all logits at once."""
-        return any(objective.needs_logits for objective in self.objectives)
+        return any(
+            objective.needs_logits or (isinstance(objective, RowObjective) and not _goes_by_rows(term))
+            for term, objective in zip(self, self.objectives, strict=True)
+        )
 
     @property
     def row_objectives(self) -> dict[int, RowObjective]:
@@ -200,6 +203,13 @@ class Terms(Sequence[Term]):
         for term in self.undecided:
             if text := term.settle():
                 yield text
+
+
+def _goes_by_rows(term: Term) -> bool:
+    """Whether a term is nothing but the sums of `RowObjective.rows`, so that rows can come a few at a time."""
+    objective = term.objective
+    plain = isinstance(objective, RowObjective) and type(objective).per_example is RowObjective.per_example
+    return plain and type(term).forward is Term.forward
 
 
 def _unique(names: list[str]) -> list[str]:

@@ -116,6 +116,7 @@ class DistillationTrainer(Trainer):
             teacher, self.data_collator = reading_only(teacher, self.data_collator, self.objectives, self.model)
         self.teacher = self._place(teacher)
         self.terms = self._make_terms()
+        self._made_for = self._models()
         self._heads = self._open_heads()
         if self._heads is None and getattr(self.args, "compile_loss", "auto") is True:
             logger.warning(
@@ -230,6 +231,21 @@ class DistillationTrainer(Trainer):
             )
         return heads
 
+    def _follow_models(self) -> None:
+        """Make anew what was made for other models: `model_init` has another student for every training."""
+        now = self._models()
+        if any(one is not other for one, other in zip(now, self._made_for, strict=True)):
+            self.teacher = self._place(self.teacher)
+            if not self.terms.learned:  # which are part of the student
+                self.terms = self._make_terms()
+            self._made_for = now
+        teacher = None if isinstance(self.teacher, Replay) else self.teacher
+        if self._heads is not None and not self._heads.are_of(now[0], teacher):
+            self._heads = self._open_heads()
+
+    def _models(self) -> tuple[nn.Module, nn.Module | None]:
+        return self.accelerator.unwrap_model(self.model), self.teacher
+
     def _settle_terms(self) -> list[str]:
         """Show a few batches to the terms that choose by them, the same on every process; return what they say."""
         data: Any = self.train_dataset
@@ -303,6 +319,7 @@ class DistillationTrainer(Trainer):
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Forget what an earlier or aborted training left unlogged."""
+        self._follow_models()
         self._totals.zero_()
         self._steps = 0
         self._meter.reset()
@@ -513,6 +530,7 @@ class DistillationTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Evaluate as `Trainer` does, with the loss taken over all examples rather than averaged over batches."""
+        self._follow_models()
         self.eval_sums = EvalSums(self.terms)
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         figures = self.eval_sums.figures(agreement=self._reports_agreement)

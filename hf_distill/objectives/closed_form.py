@@ -44,11 +44,22 @@ def _wanted(student: Tensor) -> bool:
     return torch.is_grad_enabled() and student.requires_grad
 
 
-def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return probabilities `(rows, classes)` and normalisers `(rows, 1)`; NaN in both if a logit is."""
+def _softmax(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return probabilities `(rows, classes)`, and the largest logit and its log-probability, `(rows, 1)` each.
+
+    The normaliser is the difference of the latter two. Logits may lie far from 0 (GPT-2's do), where it has few digits
+    left: it is for the caller to subtract the largest logits first. All are NaN if a logit is.
+    """
     probabilities = logits.softmax(-1)
-    # From the likeliest class, whose probability is at least 1 / classes: faster than logsumexp, and as exact.
-    return probabilities, logits.amax(-1, keepdim=True) - probabilities.amax(-1, keepdim=True).log()
+    # The likeliest class has a probability of at least 1 / classes: faster than logsumexp, and as exact.
+    return probabilities, logits.amax(-1, keepdim=True), probabilities.amax(-1, keepdim=True).log()
+
+
+def _dot(weights: Tensor, values: Tensor) -> Tensor:
+    """Return `sum_v weights_v values_v`, `(rows,)`; autocast would compute it in half precision."""
+    with torch.autocast(weights.device.type, enabled=False):
+        summed: Tensor = torch.linalg.vecdot(weights, values)
+    return summed
 
 
 def kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -68,12 +79,13 @@ def kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     wanted = _wanted(student)
     with torch.no_grad():
         ours, theirs = student / temperature, teacher / temperature
-        q, q_normaliser = _softmax(ours)
-        p, p_normaliser = _softmax(theirs)
+        q, our_top, log_q = _softmax(ours)
+        p, their_top, log_p = _softmax(theirs)
         # 0 * inf, where the teacher finds a class impossible, is no part of the sum. NaN in a logit stays: it is in
         # the normalisers as well.
         expected = theirs.sub_(ours).mul_(p).nansum(-1)
-        values = (expected + (q_normaliser - p_normaliser).squeeze(-1)).clamp_(min=0.0)  # by rounding it may be below
+        normalisers = (our_top - their_top) - (log_q - log_p)
+        values = (expected + normalisers.squeeze(-1)).clamp_(min=0.0)  # by rounding it may be below
         if not wanted:
             return values
         gradient = q.sub_(p).div_(temperature)
@@ -100,16 +112,16 @@ def jensen_shannon(student: Tensor, teacher: Tensor, temperature: float, share: 
     wanted = _wanted(student)
     with torch.no_grad():
         ours, theirs = student / temperature, teacher / temperature
-        q, q_normaliser = _softmax(ours)
-        p, p_normaliser = _softmax(theirs)
+        q, our_top, our_log = _softmax(ours)
+        p, their_top, their_log = _softmax(theirs)
         # No probability is smaller than this and above 0, so the logarithm of nothing else is touched.
         least = torch.finfo(p.dtype).tiny
         log_m = (p * share).add_(q, alpha=1 - share).clamp_(min=least).log_()
-        log_p = theirs.sub_(p_normaliser).clamp_(min=math.log(least))
-        log_q = ours.sub_(q_normaliser).clamp_(min=math.log(least))
-        from_teacher = torch.linalg.vecdot(p, log_p.sub_(log_m))
+        log_p = theirs.sub_(their_top - their_log).clamp_(min=math.log(least))
+        log_q = ours.sub_(our_top - our_log).clamp_(min=math.log(least))
+        from_teacher = _dot(p, log_p.sub_(log_m))
         gap = log_q.sub_(log_m)
-        from_student = torch.linalg.vecdot(q, gap)
+        from_student = _dot(q, gap)
         values: Tensor = (share * from_teacher + (1 - share) * from_student).clamp_(min=0.0)
         if not wanted:
             return values
@@ -135,10 +147,10 @@ def cross_entropy(student: Tensor, labels: Tensor, smoothing: float = 0.0) -> Te
     with torch.no_grad():
         labelled = labels != IGNORED
         target = labels.where(labelled, 0).unsqueeze(-1)
-        q, normaliser = _softmax(student)
-        values = (normaliser - student.gather(-1, target)).squeeze(-1)
+        q, top, log_top = _softmax(student)
+        values = (top - student.gather(-1, target) - log_top).squeeze(-1)
         if smoothing:
-            values = (1 - smoothing) * values + smoothing * (normaliser.squeeze(-1) - student.mean(-1))
+            values = (1 - smoothing) * values + smoothing * ((top - log_top).squeeze(-1) - student.mean(-1))
         values = values.masked_fill_(~labelled, 0.0)
         if not wanted:
             return values
@@ -164,9 +176,13 @@ class _Buckets(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, indices: Tensor) -> Tensor:
         """See `buckets`."""
         kept, again = logits.gather(-1, indices), _again(indices)
-        # Of the others among themselves: 1 - sum(kept) has no digits left where the sum is almost 1.
-        among, others = _softmax(logits.scatter(-1, indices, -math.inf))
         once = kept.masked_fill(again, -math.inf).logsumexp(-1, keepdim=True)
+        # Of the others among themselves: 1 - sum(kept) has no digits left where the sum is almost 1.
+        among, top, log_top = _softmax(logits.scatter(-1, indices, -math.inf))
+        # Where there are none, or none that is possible, a mass that is nothing and can be multiplied with 0.
+        none = top.isneginf()
+        among.masked_fill_(none, 0.0)
+        others = torch.where(none, once + math.log(torch.finfo(torch.float32).tiny), top - log_top)
         made = torch.cat((kept, others), -1).sub_(torch.logaddexp(others, once))
         ctx.save_for_backward(among, indices, again, made)
         return made
