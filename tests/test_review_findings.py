@@ -34,7 +34,8 @@ from hf_distill.errors import UserError
 from hf_distill.files import model_fingerprint
 from hf_distill.head_rows import HeadRows, Heads, Side
 from hf_distill.heads import Head, open_head
-from hf_distill.kept import Kept, Recorder, sparse_rows
+from hf_distill.kept import Kept
+from hf_distill.recorder import Recorder, sparse_rows
 from hf_distill.objectives import Attention, Comparison, JensenShannon, KLDivergence, Labels, Objective, RowObjective
 from hf_distill.objectives.closed_form import jensen_shannon, kl
 from hf_distill.objectives.term import Term
