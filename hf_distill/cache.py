@@ -110,8 +110,8 @@ class Cache:
             self._held()
         elif not self._is_complete():
             if args.process_index == 0:
-                self.path.mkdir(parents=True, exist_ok=True)
-                files.claim(self.path, {**self.identity, "shard_examples": self._shard_examples()}, self.size)
+                plan = {**self.identity, "shard_examples": self._shard_examples(), "bf16": args.bf16}
+                files.claim(self.path, plan, self.size)
             wait()
             self._capture(args)
             wait()
@@ -120,6 +120,9 @@ class Cache:
                 self._shards(held).publish(held, card(self.kept))
         wait()
         held = self._held()
+        if held.get("bf16", args.bf16) != args.bf16:
+            there, here = ("bfloat16", "float32") if held["bf16"] else ("float32", "bfloat16")
+            self.say(f"these answers were computed in {there}, where this run's teacher would compute in {here}")
         files.verify(self.path, held, range(args.process_index, len(held["shards"]), args.world_size))
 
     def apply(self, prepared: Data) -> tuple[Data, Replay]:
@@ -185,6 +188,8 @@ class Cache:
         recorder = Recorder(teacher, self.data.layout, self.kept, bf16=args.bf16)
         features = self.kept.features(self.contents.dims(self.kept))
         for done, index in enumerate(mine):
+            if shards.finished(index):  # by another run, which shares the directory
+                continue
             self.say(f"shard {index + 1} of {shards.count} ({done} of {len(mine)} done by this process)")
             shards.write(index, self._tables(recorder, args, index * size, (index + 1) * size, features), features)
         if not fixed:

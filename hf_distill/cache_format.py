@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ class Shards:
         return _read(self.path / f"{self.name(index)}.json")
 
     def write(self, index: int, tables: Iterable[pa.Table], features: Features) -> None:
-        """Write a shard: all of it or nothing.
+        """Write a shard: all of it or nothing; nothing if another run has written it meanwhile.
 
         Raises:
             OSError: There is no room; what was written is gone.
@@ -71,7 +72,9 @@ class Shards:
         from datasets.arrow_writer import ArrowWriter
 
         target = self.path / self.name(index)
-        temporary = target.with_name(f"_{target.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+        # The token for containers, which may share a directory, a host name and the number 1.
+        own = f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
+        temporary = target.with_name(f"_{target.name}.{own}.tmp")
         try:
             writer = ArrowWriter(path=str(temporary), features=features)
             try:
@@ -82,6 +85,8 @@ class Shards:
                 writer.close()
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
+            if self.finished(index):  # by another run, whose checksum may be in `cache.json` by now
+                return
             record = {"file": target.name, "rows": rows, "bytes": temporary.stat().st_size, "sha256": sha256(temporary)}
             os.replace(temporary, target)
             write_atomic(target.with_name(f"{target.name}.json"), json.dumps(record))
@@ -103,30 +108,38 @@ def claim(path: Path, plan: Mapping[str, Any], need_bytes: int) -> None:
     Raises:
         UserError: It cannot be written or has not enough room, or holds the beginning of another cache.
     """
-    held = _read(path / PLAN)
-    if held is not None:
-        _sweep(path)
-        check_identity(path, held, plan)
-        if held.get("examples") != plan["examples"]:
-            raise UserError(
-                f"{path} holds a cache of other examples ({_differences(held, plan)}). Choose another path, or remove "
-                "it.",
-                key="path",
-            )
+    if _go_on(path, plan):
         return
     try:
         check_writable(path, need_bytes)
     except UserError as error:
         raise UserError(*error.mistakes, key="path") from error
-    if any(path.iterdir()):
+    if _go_on(path, plan):  # another run has claimed it meanwhile
+        return
+    if not all(file.match("_*.tmp") for file in path.iterdir()):
         raise UserError(f"{path} holds files that are no cache. Choose another path, or empty it.", key="path")
     write_atomic(path / PLAN, json.dumps(plan, indent=1))
+
+
+def _go_on(path: Path, plan: Mapping[str, Any]) -> bool:
+    """Whether a directory holds the beginning of a cache to go on with; refuse that of another one."""
+    held = _read(path / PLAN)
+    if held is None:
+        return False
+    _sweep(path)
+    check_identity(path, held, plan)
+    if held.get("examples") != plan["examples"]:
+        raise UserError(
+            f"{path} holds a cache of other examples ({_differences(held, plan)}). Choose another path, or remove it.",
+            key="path",
+        )
+    return True
 
 
 def _sweep(path: Path) -> None:
     """Remove what processes of this machine that are no more had begun to write."""
     for file in path.glob(f"_*.{socket.gethostname()}.*.tmp"):
-        process = file.name.split(".")[-2]
+        process = file.name.split(".")[-3]
         try:
             os.kill(int(process), 0)
         except ProcessLookupError:

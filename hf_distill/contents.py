@@ -34,8 +34,8 @@ Hashes = np.ndarray[Any, np.dtype[np.uint64]]
 def example_hashes(split: Dataset, columns: Sequence[str]) -> Hashes:
     """Return a hash of the content of every example, `(rows, 2)` of 8 bytes each.
 
-    It depends on the values of the columns and their names alone: not on the place of the example, nor on whether
-    integers are stored in 4 bytes or in 8.
+    It depends on the values of the columns and their names alone: not on the place of the example or on its neighbours,
+    nor on whether integers are stored in 4 bytes or in 8.
 
     Args:
         split: A tokenised split.
@@ -48,34 +48,51 @@ def example_hashes(split: Dataset, columns: Sequence[str]) -> Hashes:
         parts = [_bytes(table.column(name).combine_chunks()) for name in names]
         for row in range(len(table)):
             digest = start.copy()
-            for values, ends in parts:
-                part = values[ends[row] : ends[row + 1]]
+            for values, ends, exceptions in parts:
+                part = exceptions.get(row, values[ends[row] : ends[row + 1]])
                 digest.update(len(part).to_bytes(8, "little"))
                 digest.update(part)
             found += digest.digest()
     return np.frombuffer(bytes(found), dtype=np.uint64).reshape(-1, 2)
 
 
-def _bytes(array: pa.Array) -> tuple[memoryview, list[int]]:
-    """Return the values of a column one after the other, and where those of each row begin and end."""
+def _bytes(array: pa.Array) -> tuple[memoryview, list[int], dict[int, bytes]]:
+    """Return the values of a column one after the other, where those of each row begin and end, and the exceptions.
+
+    These are the rows in which something is missing: what stands for the others must not depend on them.
+    """
     import pyarrow as pa
 
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks)
-    kind, ends = array.type, np.arange(len(array) + 1)
-    if (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and not array.null_count:
-        lengths = array.value_lengths().to_numpy(zero_copy_only=False)
+    column, ends, missing = array, np.arange(len(array) + 1), _missing(array)
+    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+        lengths = array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
         ends = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
         array = array.flatten()
-    if not array.null_count and (pa.types.is_integer(array.type) or pa.types.is_boolean(array.type)):
-        values = array.to_numpy(zero_copy_only=False).astype(np.int64)
-    elif not array.null_count and pa.types.is_floating(array.type):
-        values = array.to_numpy(zero_copy_only=False).astype(np.float64)
+        inside = np.concatenate(([0], np.cumsum(_missing(array), dtype=np.int64)))[ends]
+        missing = missing | (inside[1:] > inside[:-1])
+    exceptions = {row: repr(column[row].as_py()).encode() for row in np.flatnonzero(missing).tolist()}
+    if pa.types.is_integer(array.type) or pa.types.is_boolean(array.type):
+        values = _numbers(array).astype(np.int64)
+    elif pa.types.is_floating(array.type):
+        values = _numbers(array).astype(np.float64)
     else:  # texts, nested lists: the slow, exact way
         texts = [repr(value).encode(errors="surrogatepass") for value in array.to_pylist()]
         places = np.concatenate(([0], np.cumsum([len(text) for text in texts], dtype=np.int64)))
-        return memoryview(b"".join(texts)), places[ends].tolist()
-    return memoryview(values.tobytes()), (ends * 8).tolist()
+        return memoryview(b"".join(texts)), places[ends].tolist(), exceptions
+    return memoryview(values.tobytes()), (ends * 8).tolist(), exceptions
+
+
+def _missing(array: pa.Array) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    found: np.ndarray[Any, np.dtype[np.bool_]] = array.is_null().to_numpy(zero_copy_only=False)
+    return found
+
+
+def _numbers(array: pa.Array) -> np.ndarray[Any, Any]:
+    filled = array.fill_null(False if str(array.type) == "bool" else 0) if array.null_count else array
+    numbers: np.ndarray[Any, Any] = filled.to_numpy(zero_copy_only=False)
+    return numbers
 
 
 def find(known: Hashes, wanted: Hashes) -> np.ndarray[Any, np.dtype[np.int64]]:
