@@ -6,16 +6,23 @@ import argparse
 import errno
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hf_distill import __version__
 from hf_distill.errors import UserError
 
-# Exit statuses: 0 done, 2 the recipe, its data or the launch is at fault, 1 anything else.
+if TYPE_CHECKING:
+    from hf_distill.recipe import Recipe
+
+# Exit statuses: 0 done, 2 the recipe, its data or the launch is at fault, 1 anything else. As shells have it, 128 and
+# the number of the signal that ended a run: 130 for Ctrl-C, 143 for SIGTERM.
 FAULT = 2
 FAILED = 1
+SIGNALLED = 128
 # In place of nothing: the first word of a command that only asks the teacher.
 CACHE = "cache"
 
@@ -35,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; those of the process if None.
 
     Returns:
-        0 done; 2 the recipe, its data or the launch is at fault; 1 interrupted, or the disk is full.
+        0 done; 2 the recipe, its data or the launch is at fault; 1 the disk is full; 130 after Ctrl-C, 143 after
+        SIGTERM.
 
     Raises:
         SystemExit: From argparse: 0 after `--help` and `--version`, 2 for a wrong argument.
@@ -44,14 +52,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = [*(sys.argv[1:] if argv is None else argv)]
     caches = words[:1] == [CACHE]
     arguments = _arguments(words[1:] if caches else words)
+    recipe: Recipe | None = None
     try:
-        _cache(arguments) if caches and not arguments.check else _run(arguments)
+        recipe = _read(arguments)
+        if arguments.check:
+            _check(recipe)
+        elif caches:
+            _cache(recipe)
+        else:
+            _run(recipe, arguments.restart)
     except UserError as error:
         _say("\n".join([*error.mistakes, *_needs(error, arguments.recipe)]))
         return FAULT
-    except KeyboardInterrupt:
-        _say(f"\nInterrupted.{'' if arguments.check else ' The same command again resumes from the last checkpoint.'}")
-        return FAILED
+    except KeyboardInterrupt as error:
+        number = getattr(error, "signal", signal.SIGINT)
+        word = "Interrupted." if number == signal.SIGINT else "Told to end."
+        _say(f"\n{word}{_resume(recipe, caches) if recipe and not arguments.check else ''}")
+        return SIGNALLED + number
     except Exception as error:
         if not (full := _full_disk(error)):
             raise
@@ -83,33 +100,52 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _run(arguments: argparse.Namespace) -> None:
-    """Read the recipe, then check or run it. Everything heavy is imported as late as it can be."""
+# Everything heavy is imported as late as it can be: a mistake in the recipe is told at once.
+
+
+def _read(arguments: argparse.Namespace) -> Recipe:
     from hf_distill.reader import load_recipe
 
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
-    if arguments.check:
-        from hf_distill.check import check
+    return load_recipe(arguments.recipe, arguments.overrides)
 
-        text = check(recipe)
-        if _is_first():
-            print(text)
-        return
+
+def _check(recipe: Recipe) -> None:
+    from hf_distill.check import check
+
+    text = check(recipe)
+    if _is_first():
+        print(text)
+
+
+def _run(recipe: Recipe, restart: bool) -> None:
+    from hf_distill.launch import end_with_launcher
     from hf_distill.run import distill
 
-    distill(recipe, restart=arguments.restart)
+    end_with_launcher()
+    distill(recipe, restart=restart)
 
 
-def _cache(arguments: argparse.Namespace) -> None:
+def _cache(recipe: Recipe) -> None:
     """Ask the teacher of a recipe about all examples, and keep the answers."""
-    from hf_distill.reader import load_recipe
-
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
     from hf_distill.caching import capture
 
     cache = capture(recipe)
     if _is_first():
         print(f"{cache.path}: {cache.in_words()}")
+
+
+def _resume(recipe: Recipe, caches: bool) -> str:
+    """Return what is kept of a run that was interrupted, and how to go on."""
+    if caches:
+        return " The answers that it has are kept: the same command again goes on after them."
+    from hf_distill.directory import last_checkpoint
+
+    teachers = getattr(getattr(recipe.teacher, "teacher", recipe.teacher), "output_dir", None)
+    output = Path(recipe.training["output_dir"]).expanduser()
+    kept = last_checkpoint(output, Path(teachers).expanduser() if teachers else None)
+    if kept is None:
+        return f" No checkpoint yet in {output}, only what was finished: the same command again goes on after that."
+    return f" Kept: {kept}. The same command again goes on from there."
 
 
 def _is_first() -> bool:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_distill.errors import UserError
-from hf_distill.files import check_writable, write_atomic
-from hf_distill.fit import RECORD
+from hf_distill.files import check_writable, last_complete_checkpoint, write_atomic
+from hf_distill.fit import RECORD, read_record
 
 RECIPE = "recipe.yaml"
 # Underscored, so that `Trainer.push_to_hub` leaves them out.
@@ -78,6 +78,21 @@ class RunDirectory:
         """Remove the checkpoints of a finished run; the models themselves stay."""
         for stale in (*self.path.glob("checkpoint-*"), *self.path.glob(f"{RUNS}/*/checkpoint-*")):
             shutil.rmtree(stale, ignore_errors=True)
+
+
+def last_checkpoint(path: Path, teachers: Path | None = None) -> str | None:
+    """Return the checkpoint from which an interrupted run will go on; None where its training has none yet.
+
+    Args:
+        path: Directory of the run.
+        teachers: Where fine-tuned teachers are kept, if not there.
+    """
+    trainings = [path, *path.glob(f"{RUNS}/*"), *(teachers or path / TEACHERS).glob("*")]
+    for folder in trainings:
+        record = read_record(folder)
+        if record is not None and not record["finished"] and (found := last_complete_checkpoint(folder)):
+            return found
+    return None
 
 
 def held_recipe(path: Path) -> dict[str, Any] | None:

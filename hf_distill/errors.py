@@ -53,6 +53,21 @@ class FieldError(UserError):
         self.wrong = tuple(wrong)
 
 
+class Stopped(KeyboardInterrupt):
+    """A run was told to end by a signal. Python's own exception for Ctrl-C, which also is it, says no more than that.
+
+    Args:
+        signal: Its number.
+
+    Attributes:
+        signal: Likewise.
+    """
+
+    def __init__(self, signal: int) -> None:
+        super().__init__()
+        self.signal = signal
+
+
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"`, or the list of choices when none of them is close.
 

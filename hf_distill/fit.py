@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.component import entry
-from hf_distill.errors import UserError
+from hf_distill.errors import Stopped, UserError
 from hf_distill.files import dataset_fingerprint, fingerprint, last_complete_checkpoint, model_fingerprint, write_atomic
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ class Fitter:
 
         Raises:
             UserError: The directory holds another training.
+            Stopped: A signal ended it; it goes on from its checkpoint when it is called again.
         """
         directory = Path(directory)
         key = self.key(model, teacher, objectives, training)
@@ -149,14 +150,15 @@ class Fitter:
         with interrupt:
             trainer.train(resume_from_checkpoint=last_complete_checkpoint(directory))
         seconds = before + time.perf_counter() - started
-        done = not interrupt.interrupted
+        stopped = interrupt.signal
+        done = stopped is None
         history = trainer.state.log_history if done else []
         if done:
             trainer.save_model(str(directory), _internal_call=True)
         end = {"key": key, "finished": done, "seconds": seconds, "history": history, "layers": _layers(trainer)}
         _write_record(trainer, directory, end)
-        if not done:
-            raise KeyboardInterrupt
+        if stopped is not None:
+            raise Stopped(stopped)
         return seconds
 
     def reopen(self, fitted: Fitted) -> PreTrainedModel:

@@ -1,4 +1,4 @@
-"""Ctrl-C during training: finish the step, save a checkpoint, stop."""
+"""Ctrl-C during training, or a signal to end: finish the step, save a checkpoint, stop."""
 
 from __future__ import annotations
 
@@ -11,37 +11,56 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+# What is said of each signal. SIGTERM comes from schedulers of clusters and containers, some time before SIGKILL.
+_SAID = {
+    signal.SIGINT: "\nSaving a checkpoint ... (Ctrl-C again to stop at once)",
+    signal.SIGTERM: "\nTold to end (SIGTERM). Saving a checkpoint ...",
+}
+
 
 class StopOnInterrupt(TrainerCallback):
-    """Turns the first Ctrl-C into a checkpoint and an orderly end of the training; the second one stops at once.
+    """Turns Ctrl-C, or SIGTERM, into a checkpoint and an orderly end of the training; a second Ctrl-C stops at once.
 
     With several processes it does nothing: they would get the signal at different steps and wait for each other.
 
     Attributes:
-        interrupted: Whether there was a Ctrl-C.
+        signal: Number of the signal that came; None while there was none.
     """
 
     def __init__(self) -> None:
-        self.interrupted = False
-        self._previous: Any = None
+        self.signal: int | None = None
+        self._previous: dict[int, Any] = {}
+        self._process = os.getpid()
 
-    def __enter__(self) -> None:
+    @property
+    def interrupted(self) -> bool:
+        """Whether there was a signal."""
+        return self.signal is not None
+
+    def __enter__(self) -> StopOnInterrupt:
         # Python lets only the main thread handle signals.
         if threading.current_thread() is threading.main_thread() and int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            self._previous = signal.signal(signal.SIGINT, self._note)
+            # A program that ignores or handles SIGTERM itself decided otherwise.
+            theirs = signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+            taken = [number for number in _SAID if number == signal.SIGINT or not theirs]
+            self._previous = {number: signal.signal(number, self._note) for number in taken}
+        return self
 
     def __exit__(self, *_: object) -> None:
-        self._release()
+        for number in [*self._previous]:
+            self._release(number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.interrupted = True
-        self._release()
-        print("\nSaving a checkpoint ... (Ctrl-C again to stop at once)", file=sys.stderr, flush=True)
+        # Processes that read data inherit this, and Ctrl-C reaches them too. They go on until their work is done.
+        if self.interrupted or os.getpid() != self._process:
+            return
+        self.signal = number
+        self._release(signal.SIGINT)
+        print(_SAID[signal.Signals(number)], file=sys.stderr, flush=True)
 
-    def _release(self) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-            self._previous = None
+    def _release(self, number: int) -> None:
+        if number in self._previous:
+            signal.signal(number, self._previous.pop(number))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask for a checkpoint and the end."""

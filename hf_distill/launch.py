@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,23 @@ def check_launch() -> None:
         f"{world} processes were started and each runs alone, as if it were the only one "
         f"(on {PartialState().device}). {_advice(world, not _has_accelerator())}"
     )
+
+
+def end_with_launcher() -> None:
+    """Have this process told to end (SIGTERM) where `accelerate launch` started it alone and is ended itself.
+
+    Ctrl-C reaches both, but a cluster or container ends the launcher, which passes nothing on: the run would train on,
+    seen by nobody, and be killed later without a checkpoint. On Linux the kernel can tell; elsewhere this does nothing.
+    """
+    if sys.platform != "linux" or "ACCELERATE_DYNAMO_BACKEND" not in os.environ or "WORLD_SIZE" in os.environ:
+        return
+    launcher = _launcher()
+    if launcher is None or not launcher.is_parent:
+        return
+    import ctypes
+
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG in linux/prctl.h
+    ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGTERM), 0, 0, 0)
 
 
 def use_all_cores() -> str | None:

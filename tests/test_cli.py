@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,11 +13,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from hf_distill import __version__
 from hf_distill.cli import main
-from hf_distill.errors import UserError
+from hf_distill.errors import Stopped, UserError
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "distill.py"
@@ -143,13 +147,55 @@ def test_of_several_processes_one_speaks(
     assert bool(capsys.readouterr().err) is speaks
 
 
-def test_interruption(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Somebody who presses Ctrl-C must learn that nothing is lost."""
-    _replace(monkeypatch, distill=_failing(KeyboardInterrupt()), check=_failing(KeyboardInterrupt()))
-    assert main(["r.yaml"]) == 1
-    assert capsys.readouterr().err == "\nInterrupted. The same command again resumes from the last checkpoint.\n"
-    assert main(["r.yaml", "--check"]) == 1
-    assert capsys.readouterr().err == "\nInterrupted.\n"
+KEPT = " Kept: {}. The same command again goes on from there.\n"
+NOTHING = " No checkpoint yet in out, only what was finished: the same command again goes on after that.\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "word"),
+    [
+        (KeyboardInterrupt(), 130, "Interrupted."),
+        (Stopped(signal.SIGINT), 130, "Interrupted."),
+        (Stopped(signal.SIGTERM), 143, "Told to end."),
+    ],
+)
+def test_interruption(
+    error: BaseException, status: int, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Somebody who presses Ctrl-C must learn what is kept; a script must not take it for a failure of the run, which
+    ends with 1 and would be tried again."""
+    _replace(monkeypatch, distill=_failing(error), check=_failing(error))
+    assert main(["r.yaml"]) == status
+    assert capsys.readouterr().err == f"\n{word}{NOTHING}"
+    assert main(["r.yaml", "--check"]) == status
+    assert capsys.readouterr().err == f"\n{word}\n"
+
+
+@pytest.mark.parametrize(
+    ("folder", "settings"),
+    [
+        ("out", []),
+        ("out/_runs/student-stage-1", []),
+        ("out/_teacher/a1b2", []),
+        ("kept/a1b2", ["teacher={name: finetuned, model: big, output_dir: kept}"]),
+        ("kept/a1b2", ["teacher={name: cached, teacher: {name: finetuned, model: big, output_dir: kept}}"]),
+    ],
+)
+def test_what_is_kept_is_named(
+    folder: str, settings: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run has several trainings; the one that is under way is the one that goes on."""
+    _replace(monkeypatch, distill=_failing(KeyboardInterrupt()))
+    for place, finished in (("out/_runs/baseline", True), (folder, False)):
+        for step in (10, 9):
+            checkpoint = Path(place, f"checkpoint-{step}")
+            checkpoint.mkdir(parents=True)
+            (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+            save_file({"weight": np.zeros(1)}, checkpoint / "model.safetensors")
+        record = {"key": "", "finished": finished, "seconds": 0, "history": []}
+        Path(place, "_fit.json").write_text(json.dumps(record))
+    assert main(["r.yaml", *settings]) == 130
+    assert capsys.readouterr().err == "\nInterrupted." + KEPT.format(f"{folder}/checkpoint-10")
 
 
 def _wrapped() -> Exception:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -117,6 +118,41 @@ def test_plain_accelerate_launch_uses_all_cores(tmp_path):
     assert "OMP_NUM_THREADS=1 by default" in result["line"]
     (result,) = _start(tmp_path, ACCELERATE, "plain", OMP_NUM_THREADS="1")
     assert (result["threads"], result["line"]) == (1, None)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only the Linux kernel tells of a parent's end")
+@pytest.mark.parametrize("launched", [True, False])
+def test_a_run_ends_with_its_launcher(launched, tmp_path):
+    """`accelerate launch` passes no SIGTERM on: a container that ended it trained on unseen, and was killed later."""
+    run = tmp_path / "run.py"
+    run.write_text(
+        "import signal, sys, time\nfrom pathlib import Path\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(Path('told').write_text('')))\n"
+        "from hf_distill.launch import end_with_launcher\n"
+        "end_with_launcher()\nPath('ready').write_text('')\n"
+        "while Path('wait').exists(): time.sleep(0.05)\nPath('over').write_text('')\n"
+    )
+    # What accelerate does for one process, under a name that is its own or another.
+    parent = tmp_path / ("accelerate" if launched else "other")
+    parent.write_text(f"import subprocess, sys\nsubprocess.Popen([sys.executable, {str(run)!r}]).wait()\n")
+    (tmp_path / "wait").write_text("")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), **SIMPLE}
+    environment.pop("WORLD_SIZE", None)
+    process = subprocess.Popen([sys.executable, str(parent), "launch", "run.py"], cwd=tmp_path, env=environment)
+
+    def appears(*names: str) -> list[str]:
+        for _ in range(1200):
+            if found := [name for name in names if (tmp_path / name).exists()]:
+                return found
+            time.sleep(0.05)
+        raise AssertionError(f"none of {names} within a minute")
+
+    appears("ready")
+    process.terminate()
+    process.wait(60)
+    if not launched:  # a program of its own, whose end may be meant to leave the run behind
+        (tmp_path / "wait").unlink()
+    assert appears("told", "over") == ["told" if launched else "over"]
 
 
 # --- the same decisions, without starting anything ----------------------------------------------------------------
