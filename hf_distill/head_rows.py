@@ -267,7 +267,9 @@ def _gradient_of_the_loss(sums: Tensor, coefficients: Tensor) -> Tensor:
     largest = coefficients.abs().max()
     scaled = torch.where(largest == 0, 0.0, coefficients / largest)
     loss = torch.where(largest == 0, 0.0, (sums[0] * scaled).sum() / (scaled.square().sum() * largest))
-    if sums.device.type == "cpu" and not torch.allclose(sums, (loss * coefficients).expand_as(sums), rtol=1e-3):
+    if sums.device.type == "cpu" and not torch.allclose(
+        sums, (loss * coefficients).expand_as(sums), rtol=1e-3, equal_nan=True
+    ):
         raise RuntimeError("the gradient was taken for the sum of the objectives, but another loss is made of them.")
     return loss
 
