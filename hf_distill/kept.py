@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.dlpack import from_dlpack
 
 from hf_distill import kept_states
 from hf_distill.kept_states import KeptStates
@@ -194,13 +195,13 @@ def read(table: pa.Table, kept: Kept, tokens: Tensor | None) -> dict[str, Tensor
         return dict(_read_sparse(table, kept))
     found = {}
     for name in kept.outputs:
-        values = [torch.from_numpy(_array(value)) for value in table.column(name)]
-        if tokens is None:
-            found[f"{PREFIX}{name}"] = torch.stack(values)
-        else:
-            whole = values[0].new_zeros(*tokens.shape, *values[0].shape[1:])
-            whole[tokens] = torch.cat(values)
-            found[f"{PREFIX}{name}"] = whole
+        array = table.column(name).combine_chunks()
+        values = _dense(array if tokens is None else array.flatten())
+        if tokens is not None:
+            whole = values.new_zeros(*tokens.shape, *values.shape[1:])
+            whole[tokens] = values
+            values = whole
+        found[f"{PREFIX}{name}"] = values
     return found
 
 
@@ -214,14 +215,14 @@ def _read_sparse(table: pa.Table, kept: Kept) -> Iterator[tuple[str, Tensor]]:
         yield f"{PREFIX}{name}", torch.from_numpy(values.reshape(-1, kept.top) if name == SPARSE[1] else values)
 
 
-def _array(value: Any) -> Array:
-    """Return a (nested) list of a table as an array."""
+def _dense(array: pa.Array) -> Tensor:
+    """Return (nested) lists, those of a level all of one length, as a tensor."""
     import pyarrow as pa
 
-    array, shape = value.values, [len(value.values)]
-    while pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+    shape = [len(array)]
+    while pa.types.is_list(array.type):
         inner = array.flatten()
         shape.append(len(inner) // max(1, len(array)))
         array = inner
-    found: Array = array.to_numpy(zero_copy_only=False).reshape(shape).copy()
-    return found
+    # A copy, as it may be the file itself, in which nobody may write.
+    return from_dlpack(array).reshape(shape).clone()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from hf_distill.errors import UserError
 from hf_distill.labels import IGNORED
@@ -244,10 +245,10 @@ def read(
     """
     found = {}
     for column in columns:
-        chunks = [chunk.flatten().flatten().to_numpy() for chunk in table.column(column.name).chunks]
-        vectors = torch.from_numpy(np.concatenate(chunks).reshape(-1, column.width))
+        numbers = table.column(column.name).combine_chunks().flatten().flatten()
+        vectors = from_dlpack(numbers).reshape(-1, column.width)  # it may be the file itself: not to be written
         if column.states.of != "tokens":
-            found[column.name] = by_text(vectors.reshape(len(table), -1, column.width))
+            found[column.name] = by_text(vectors.clone().reshape(len(table), -1, column.width))
             continue
         mask = by_example(column.mask(layout, batch), len(table))
         if int(mask.sum()) != len(vectors):
