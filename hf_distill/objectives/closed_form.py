@@ -10,6 +10,9 @@ probability is exactly 0 a logit may be infinite; it costs nothing as the weight
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -44,8 +47,27 @@ def _wanted(student: Tensor) -> bool:
     return torch.is_grad_enabled() and student.requires_grad
 
 
+# Whether what is computed is being traced for a compiler, which fuses operations that follow each other.
+_TRACED: ContextVar[bool] = ContextVar("traced", default=False)
+
+
+@contextmanager
+def traced() -> Iterator[None]:
+    """Compute by operations that a compiler makes one of, rather than by as few as there are."""
+    token = _TRACED.set(True)
+    try:
+        yield
+    finally:
+        _TRACED.reset(token)
+
+
 def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Return probabilities `(rows, classes)` and normalisers `(rows, 1)`; NaN in both if a logit is."""
+    if _TRACED.get():
+        highest = logits.amax(-1, keepdim=True)
+        powers = (logits - highest).exp()
+        whole = powers.sum(-1, keepdim=True)
+        return powers / whole, highest + whole.log()
     probabilities = logits.softmax(-1)
     # From the likeliest class, whose probability is at least 1 / classes: faster than logsumexp, and as exact.
     return probabilities, logits.amax(-1, keepdim=True) - probabilities.amax(-1, keepdim=True).log()
