@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from hf_distill.blocks import Evaluate, Evaluation
+from hf_distill.objectives import closed_form
 from hf_distill.objectives.base import Objective, RowObjective
 from hf_distill.objectives.schedule import Schedule
 from hf_distill.rows import SparseRows
@@ -210,8 +211,9 @@ def compile_graph(graph: Graph, inputs: list[Tensor]) -> Code:
 
     # On tensors without numbers: whoever looks at one, or at how many there are of a kind, is found out.
     with torch.no_grad():
-        traced = make_fx(graph, tracing_mode="fake")(*inputs)
-        code: Code = torch._inductor.compile(traced, [*inputs])
+        with closed_form.traced():
+            made = make_fx(graph, tracing_mode="fake")(*inputs)
+        code: Code = torch._inductor.compile(made, [*inputs])
     return code
 
 

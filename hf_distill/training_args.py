@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from accelerate.utils import is_torch_xla_available
@@ -37,7 +38,8 @@ class DistillationArguments(TrainingArguments):
         metadata={"help": "Run the layers of both models on tokens alone, without padding; auto: where it pays."},
     )
     hub_strategy: HubStrategy | str = HubStrategy.END
-    compile_loss: bool | str = field(
+    # Not `bool | ...`: HfArgumentParser would take that for a flag, and fail on its default.
+    compile_loss: Literal["auto", True, False] = field(
         default="auto",
         metadata={"help": "Compile the loss over a vocabulary: true, false, or 'auto', on a GPU with Triton."},
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -75,6 +76,27 @@ def test_float32_at_any_scale(name: str, scale: float) -> None:
     assert student.grad.isfinite().all()
     wanted = by_hand(name, student.detach().double().numpy(), teacher.double().numpy())
     np.testing.assert_allclose(values.detach(), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("scale", [1e-3, 30.0, 1000.0])
+@pytest.mark.parametrize("impossible", [None, -math.inf, IMPOSSIBLE])
+def test_the_form_for_a_compiler(name: str, scale: float, impossible: float | None) -> None:
+    """What is traced is written in other operations than what runs eagerly, and would be another loss unseen."""
+    found = []
+    for way in (nullcontext(), closed_form.traced()):
+        student, teacher = logits(scale, torch.float32)
+        if impossible is not None and "labels" not in name:
+            with torch.no_grad():
+                student[:, -2:] = teacher[:, -2:] = impossible
+        with way:
+            values = LOSSES[name](student, teacher)
+        values.sum().backward()
+        assert student.grad is not None
+        found.append((values.detach(), student.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    assert LOSSES[name](student, teacher).equal(found[0][0]), "and it is left again"
 
 
 @pytest.mark.parametrize("name", ["kl", "js"])

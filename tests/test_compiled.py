@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch._inductor
 from invariants.cases import largest_difference, make_trainer, split, train
+from invariants.processes import LAUNCH, SHARDED_LAUNCH, as_two_processes
 from torch import Tensor, nn
 
 from hf_distill import compiled, head_rows
@@ -168,7 +169,7 @@ def test_compiled() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
 @pytest.mark.parametrize("name", ON_LOGITS)
 def test_all_compiled(name: str, sparse: bool, dtype: torch.dtype) -> None:
@@ -179,7 +180,7 @@ def test_all_compiled(name: str, sparse: bool, dtype: torch.dtype) -> None:
     compiler = Compiler()
     found, wanted = (walk([objective], one, sparse=sparse, dtype=dtype, soft_cap=20.0) for one in (compiler, None))
     assert compiler.graphs == 1
-    assert_same(found, wanted, {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 5e-3}[dtype])
+    assert_same(found, wanted, {torch.float32: 1e-5, torch.bfloat16: 5e-3}[dtype])
 
 
 # ---- Made once -------------------------------------------------------------------------------------------------------
@@ -354,6 +355,18 @@ def test_training_is_that_of_eager_code(
     wanted = train(make_trainer(kind, tmp_path, **settings))
     assert inductor.made == 1
     assert largest_difference(found, wanted) < 1e-12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("launch", "kind"), [(LAUNCH, "MULTI_CPU"), (SHARDED_LAUNCH, "FSDP")], ids=["ddp", "fsdp"])
+def test_two_processes(launch: tuple[str, ...], kind: str, tmp_path: Path) -> None:
+    """Compiled in the forward pass of a wrapper that follows what its parameters are used for."""
+    found, graphs, logs = as_two_processes("compiled", tmp_path, launch)
+    assert (found, graphs) == (kind, 1)
+    settings: dict[str, Any] = {"num_train_epochs": 1, "dtype": torch.float32, **split(8)}
+    for one, other in zip(logs, train(make_trainer("causal-lm", tmp_path, **settings)).logs, strict=True):
+        names = [name for name in other if "/" in name or name in ("loss", "grad_norm", "agreement")]
+        assert {name: one[name] for name in names} == pytest.approx({name: other[name] for name in names}, rel=1e-5)
 
 
 def test_nothing_to_compile_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -114,7 +114,11 @@ BASE: dict[str, Any] = {
         ({"training": {"output_dir": "out", "seed": 1.5}}, False),
         ({"training": {"output_dir": "out", "eval_strategy": "epochs"}}, False),
         ({"training": {"output_dir": "out", "push_to_hub": True}}, False),
-        ({"training": {"output_dir": "out", "use_liger_kernel": True}}, False),
+        ({"training": {"output_dir": "out", "use_liger_kernel": True}}, True),
+        ({"training": {"output_dir": "out", "label_smoothing_factor": 0.1}}, False),
+        ({"training": {"output_dir": "out", "compile_loss": "auto"}}, True),
+        ({"training": {"output_dir": "out", "compile_loss": False}}, True),
+        ({"training": {"output_dir": "out", "compile_loss": "off"}}, False),
         ({"training": {"output_dir": "out", "per_device_train_batch_size": 0}}, False),
     ],
 )

@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import TrainingArguments
+from transformers import HfArgumentParser, TrainingArguments
 
 from hf_distill import DistillationArguments
 from hf_distill.training_args import check_arguments
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "label smoothing": ({"label_smoothing_factor": 0.1}, "not applied to a distillation loss; leave it at 0"),
-    "fused loss": ({"use_liger_kernel": True}, "drops the logits; leave it off"),
     "local counts": ({"average_tokens_across_devices": False}, "depend on the number of processes; leave it on"),
     "batch losses": ({"include_for_metrics": ["inputs", "loss"]}, r"include_for_metrics=\['loss'\].*Remove it"),
     "token": ({"hub_token": "hf_secret"}, "hub_token .* HF_TOKEN environment variable"),
@@ -29,19 +28,37 @@ def test_refused(settings: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message) as refusal:
         DistillationArguments(output_dir=str(tmp_path), **settings)
     assert "hf_secret" not in str(refusal.value)
-    if not settings.get("use_liger_kernel"):  # Transformers refuses it first where the package is missing
-        with pytest.raises(ValueError, match=message):
-            check_arguments(TrainingArguments(output_dir=str(tmp_path), use_cpu=True, **settings))
+    with pytest.raises(ValueError, match=message):
+        check_arguments(TrainingArguments(output_dir=str(tmp_path), use_cpu=True, **settings))
 
 
 def test_defaults(tmp_path: Path) -> None:
     """Every other default is Transformers': a user's knowledge of them must hold."""
     ours, theirs = DistillationArguments(output_dir=str(tmp_path)), TrainingArguments(output_dir=str(tmp_path))
     check_arguments(theirs)  # its `hub_strategy`, "every_save", does no harm without a push
-    different = {name for name, value in ours.to_dict().items() if value != theirs.to_dict()[name]}
-    assert different <= {"hub_strategy", "use_cpu", "dataloader_pin_memory", "logging_dir"}
+    different = {name for name, value in ours.to_dict().items() if value != theirs.to_dict().get(name)}
+    assert different <= {"hub_strategy", "use_cpu", "dataloader_pin_memory", "logging_dir", "compile_loss"}
     assert ours.hub_strategy == "end"
     assert DistillationArguments(output_dir=str(tmp_path), push_to_hub=True).hub_strategy == "end"
+
+
+def test_compile_loss(tmp_path: Path) -> None:
+    """A word that is none of the three would be taken for true."""
+    assert DistillationArguments(output_dir=str(tmp_path)).compile_loss == "auto"
+    values: tuple[Any, ...] = (True, False, "auto")
+    for value in values:
+        assert DistillationArguments(output_dir=str(tmp_path), compile_loss=value).compile_loss is value
+    wrong: dict[str, Any] = {"compile_loss": "off"}
+    with pytest.raises(ValueError, match="compile_loss must be true, false or 'auto', found 'off'"):
+        DistillationArguments(output_dir=str(tmp_path), **wrong)
+
+
+def test_a_command_line_made_of_them(tmp_path: Path) -> None:
+    """Transformers makes one of the annotations, and a type that it does not know fails before anything is given."""
+    parser = HfArgumentParser(DistillationArguments)  # type: ignore[arg-type]
+    for given, wanted in (((), "auto"), (("--compile_loss", "True"), True), (("--compile_loss", "auto"), "auto")):
+        (args,) = parser.parse_args_into_dataclasses(["--output_dir", str(tmp_path), *given])
+        assert args.compile_loss == wanted
 
 
 def test_a_machine_without_accelerator_uses_its_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,9 @@ probability is exactly 0 a logit may be infinite; it costs nothing as the weight
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -44,12 +47,31 @@ def _wanted(student: Tensor) -> bool:
     return torch.is_grad_enabled() and student.requires_grad
 
 
+# Whether what is computed is being traced for a compiler, which fuses operations that follow each other.
+_TRACED: ContextVar[bool] = ContextVar("traced", default=False)
+
+
+@contextmanager
+def traced() -> Iterator[None]:
+    """Compute by operations that a compiler makes one of, rather than by as few as there are."""
+    token = _TRACED.set(True)
+    try:
+        yield
+    finally:
+        _TRACED.reset(token)
+
+
 def _softmax(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return probabilities `(rows, classes)`, and the largest logit and its log-probability, `(rows, 1)` each.
 
     The normaliser is the difference of the latter two. Logits may lie far from 0 (GPT-2's do), where it has few digits
     left: it is for the caller to subtract the largest logits first. All are NaN if a logit is.
     """
+    if _TRACED.get():
+        highest = logits.amax(-1, keepdim=True)
+        powers = (logits - highest).exp()
+        whole = powers.sum(-1, keepdim=True)
+        return powers / whole, highest, -whole.log()
     probabilities = logits.softmax(-1)
     # The likeliest class has a probability of at least 1 / classes: faster than logsumexp, and as exact.
     return probabilities, logits.amax(-1, keepdim=True), probabilities.amax(-1, keepdim=True).log()

@@ -160,6 +160,22 @@ def cached(directory: Path) -> tuple[NotingTrainer, Any]:
     return trainer, result
 
 
+def compiled(directory: Path) -> tuple[NotingTrainer, Any]:
+    """Train by compiled code in steps of 2 processes x 4, sharded if launched so."""
+    from hf_distill import head_rows
+
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        shard()
+    head_rows.BLOCK_BYTES = cases.VOCABULARY * 4 * 4
+    settings: dict[str, Any] = {"compile_loss": True, "num_train_epochs": 1, "dtype": torch.float32}
+    trainer = make_trainer("causal-lm", directory, **settings, **split(4, processes=2))
+    trainer.record.gradients = NoNotes()
+    trainer.train()
+    assert trainer._heads is not None
+    compiler = trainer._heads._compiler
+    return trainer, (trainer.accelerator.distributed_type.value, compiler and compiler.graphs, trainer.record.logs)
+
+
 class NoNotes(list[Any]):
     """Shards of gradients are not worth keeping."""
 
@@ -184,7 +200,9 @@ def generate(directory: Path) -> tuple[NotingTrainer, Any]:
 
 if __name__ == "__main__":
     output = Path(sys.argv[2])
-    jobs = {one.__name__: one for one in (splits, learned, resume, fsdp, fsdp_learned, cached, generate, kill)}
+    jobs = {
+        one.__name__: one for one in (splits, learned, resume, fsdp, fsdp_learned, cached, compiled, generate, kill)
+    }
     last, found = jobs[sys.argv[1]](output)
     if last.is_world_process_zero():
         torch.save((last.args.world_size, found), output / "result.pt")
