@@ -242,7 +242,7 @@ def test_teacher_share_counts_training_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["classification", "multi-label", "causal-lm-gpt2"])
 def test_a_step_does_not_wait_for_the_device(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One `.item()` for a progress bar stops the queue of a GPU in every step: a tenth of the throughput, unseen on a
-    CPU. What Transformers and torch do by themselves is not counted."""
+    CPU. What Transformers and torch do by themselves is not counted, nor what is done before a batch is sent."""
     trainer = make_trainer(kind, tmp_path, num_train_epochs=1, logging_steps=100, **split(4))
     waits: Counter[str] = Counter()
 
@@ -253,7 +253,8 @@ def test_a_step_does_not_wait_for_the_device(kind: str, tmp_path: Path, monkeypa
             frame = sys._getframe(1)
             while "site-packages/torch/" in frame.f_code.co_filename and frame.f_back is not None:
                 frame = frame.f_back
-            if Path(hf_distill.__file__).parent in Path(frame.f_code.co_filename).parents:
+            place = Path(frame.f_code.co_filename)
+            if Path(hf_distill.__file__).parent in place.parents and place.name != "bins.py":
                 waits[f"{name} in {frame.f_code.co_name}"] += 1
             return real(self, *args, **kwargs)
 
