@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
@@ -75,12 +75,18 @@ class Bins:
         """
         return self.together & (self.owner < 0).view(self.rows, 1, self.width, 1)
 
-    def to(self, device: torch.device) -> Bins:
-        """Return the bins with their tensors on a device."""
+    def to(self, device: torch.device, non_blocking: bool = False) -> Bins:
+        """Return the bins with their tensors on a device; what accelerate calls for whatever is in a batch."""
         if self.source.device == device:
             return self
-        moved = [getattr(self, name).to(device) for name in ("source", "owner", "cells", "places")]
-        source, owner, cells, places = moved
+        return self._changed(lambda one: one.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Bins:
+        """Return the bins in memory from which a GPU can copy by itself; what a `DataLoader` calls."""
+        return self._changed(Tensor.pin_memory)
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> Bins:
+        source, owner, cells, places = map(change, (self.source, self.owner, self.cells, self.places))
         return replace(self, source=source, owner=owner, cells=cells, places=places)
 
     # ---- Moving tensors ----

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from hf_distill.bins import Bins, arrange
 from hf_distill.errors import UserError
+from hf_distill.own_tokens import PREFIX
 from hf_distill.packer import Packer, Unpackable, open_packer
 from hf_distill.replay import Replay
 from hf_distill.sentence_encoder import sequences
@@ -20,10 +22,15 @@ if TYPE_CHECKING:
 
     from hf_distill.terms import Terms
 
+Collate = Callable[[list[Any]], Mapping[str, Any]]
+
 logger = logging.getLogger(__name__)
 
 # `auto` packs what becomes at least so much smaller; below, there is little to win that packing itself does not cost.
 WORTH_IT = 0.1
+# Column of a batch with what is read for packing, and the one that is added.
+MASK = "attention_mask"
+BINS = "bins"
 
 
 class Packing:
@@ -47,7 +54,7 @@ class Packing:
         self._asked = choice is True
         self._packers: dict[str, Packer] = {}
         self._last: tuple[Tensor, Bins | None] | None = None
-        self._hidden = _width(student)
+        self._find = FindBins(_width(student), most=1.0 if self._asked else 1 - WORTH_IT)
         self.decisions: list[str] = []
         if choice is False:
             return
@@ -76,35 +83,83 @@ class Packing:
         if why and self._asked and main:
             logger.warning("packing is true, but not for all: %s", why)
 
-    def student(self, inputs: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+    def student(self, inputs: Mapping[str, Any]) -> AbstractContextManager[None]:
         """Run the student packed on a batch, if that is worth it; open for one forward pass."""
         return self._run("student", inputs)
 
-    def teacher(self, inputs: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+    def teacher(self, inputs: Mapping[str, Any]) -> AbstractContextManager[None]:
         """Likewise the teacher, on what it reads."""
         return self._run("teacher", inputs)
 
-    def _run(self, whose: str, inputs: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+    def _run(self, whose: str, inputs: Mapping[str, Any]) -> AbstractContextManager[None]:
         packer = self._packers.get(whose)
         bins = None if packer is None else self._bins(inputs)
         if packer is None or bins is None or not packer.takes(bins):
             return nullcontext()
         return packer.packed(bins)
 
-    def _bins(self, inputs: Mapping[str, Tensor]) -> Bins | None:
+    def _bins(self, inputs: Mapping[str, Any]) -> Bins | None:
         """Return where the tokens of a batch go; None where it stays as it is."""
-        mask = inputs.get("attention_mask")
-        if mask is None or mask.dim() not in (2, 3):
+        if BINS in inputs:
+            found: Bins | None = inputs[BINS]
+            return found
+        mask = inputs.get(MASK)
+        if mask is None:
             return None
         if self._last is None or self._last[0] is not mask:
-            # On an accelerator the host waits here for the mask, once a micro-batch and not once a model; picking the
-            # rows that count makes it wait again. Known lengths would have to come with the batch, past accelerate,
-            # which slices and concatenates what is in it.
-            bins = arrange(sequences(mask != 0).cpu(), self._hidden)
-            if bins is not None and not self._asked and bins.share > 1 - WORTH_IT:
-                bins = None
+            # A batch that was not collated here. On an accelerator the host waits for its mask, once for both models.
+            bins = self._find.bins(mask.cpu())
             self._last = mask, None if bins is None else bins.to(mask.device)
         return self._last[1]
+
+    def collating(self, collate: Collate) -> Collate:
+        """Return a collator whose batches know their bins, found before they are sent to a device."""
+        return AddBins(collate, self._find) if self._packers else collate
+
+
+@dataclass(frozen=True)
+class FindBins:
+    """Finds the bins of a batch.
+
+    Attributes:
+        hidden: Width of the student.
+        most: Largest share of the padded positions that is worth it.
+    """
+
+    hidden: int
+    most: float
+
+    def bins(self, mask: Tensor) -> Bins | None:
+        """Return the bins for a mask of attention, `(batch, tokens)` or `(batch, texts, tokens)`, on a CPU.
+
+        Returns:
+            None where nothing is gained.
+        """
+        if mask.dim() not in (2, 3):
+            return None
+        bins = arrange(sequences(mask != 0), self.hidden)
+        return None if bins is None or bins.share > self.most else bins
+
+
+@dataclass(frozen=True)
+class AddBins:
+    """Collates examples, and adds the bins of both models' tokens.
+
+    Attributes:
+        collate: Makes the batch.
+        find: Finds the bins.
+    """
+
+    collate: Collate
+    find: FindBins
+
+    def __call__(self, examples: list[Any]) -> Mapping[str, Any]:
+        """Return the batch; the bins come last in it, None where there is nothing to gain."""
+        batch = dict(self.collate(examples))
+        for whose in ("", PREFIX):
+            if isinstance(mask := batch.get(f"{whose}{MASK}"), Tensor):
+                batch[f"{whose}{BINS}"] = self.find.bins(mask)
+        return batch
 
 
 def _width(model: nn.Module) -> int:

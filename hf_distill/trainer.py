@@ -16,7 +16,7 @@ from typing import Any
 import datasets
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, SequentialSampler
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, has_length
@@ -287,6 +287,19 @@ class DistillationTrainer(Trainer):
             # The model itself may be a cached teacher, whose answers are judged.
             wanted = theirs.union(self.layout.columns, self._student_takes)
             self._signature_columns = taken + sorted(wanted.difference(taken))
+
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> DataLoader[Any]:
+        """Have batches made with what packing has to know of them: asked later, the host would wait for the device."""
+        plain: Any = self.data_collator
+        # accelerate takes batches that it sends to other processes apart, and knows tensors only.
+        if not isinstance(dataset, IterableDataset) and not self.accelerator.dispatch_batches:
+            collate: Any = self._packing.collating(plain)
+            self.data_collator = collate
+        try:
+            loader: DataLoader[Any] = super()._get_dataloader(dataset, *args, **kwargs)
+        finally:
+            self.data_collator = plain
+        return loader
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
         # The data set handed in has lost its length column to `remove_unused_columns`.

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import WriteRecipe, run, same, weights
+from runs import WriteRecipe, run
 
 from hf_distill import load_recipe
 from hf_distill.cache_format import check_identity

@@ -37,7 +37,7 @@ def test_defaults(tmp_path: Path) -> None:
     ours, theirs = DistillationArguments(output_dir=str(tmp_path)), TrainingArguments(output_dir=str(tmp_path))
     check_arguments(theirs)  # its `hub_strategy`, "every_save", does no harm without a push
     different = {name for name, value in ours.to_dict().items() if value != theirs.to_dict().get(name)}
-    assert different <= {"hub_strategy", "use_cpu", "dataloader_pin_memory", "logging_dir", "compile_loss"}
+    assert different <= {"hub_strategy", "use_cpu", "dataloader_pin_memory", "logging_dir", "compile_loss", "packing"}
     assert ours.hub_strategy == "end"
     assert DistillationArguments(output_dir=str(tmp_path), push_to_hub=True).hub_strategy == "end"
 
