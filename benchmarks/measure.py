@@ -75,11 +75,15 @@ class Outcome:
         cost: For one unit of work (a loss, a step, an epoch).
         checks: Numbers that all variants of the same group must agree on.
         per: The unit of work.
+        parts: Seconds of the cost that went into some part of the work, by its name.
+        counts: How often something was done, by its name.
     """
 
     cost: Cost
     checks: dict[str, float] = field(default_factory=dict)
     per: str = "step"
+    parts: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from importlib import import_module
 from typing import Any
 
-BENCHMARKS = ("loss", "step", "classification")
+BENCHMARKS = ("loss", "step", "classification", "epochs")
 
 
 def suite(benchmark: str) -> Any:
