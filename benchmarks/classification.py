@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.measure import Cost, Outcome, Variant, measuring
+from benchmarks.reading import timed
 
 
 @dataclass(frozen=True)
@@ -142,18 +143,35 @@ class Epoch:
         self.callback = Callback()
 
 
-def from_cache(settings: Settings, args: Any, examples: Any) -> dict[str, Any]:
-    """Return teacher, data and collator with the teacher's logits from a cache, filled before anything is timed."""
+def on_layers(objectives: bool) -> tuple[Any, ...] | None:
+    """Return the usual objectives and one on as many layers as the student has; None for the usual ones alone."""
+    from hf_distill.objectives import Hidden, KLDivergence, Labels
+
+    return (KLDivergence(weight=0.5, temperature=2.0), Labels(weight=0.5), Hidden()) if objectives else None
+
+
+def from_cache(settings: Settings, args: Any, examples: Any, layers: bool = False) -> dict[str, Any]:
+    """Return teacher, data and collator for a training from a cache, filled before anything is timed.
+
+    Args:
+        settings: Sizes.
+        args: Of the training.
+        examples: All of them.
+        layers: Keep the hidden states that `on_layers` compares.
+    """
     from pathlib import Path
 
     from hf_distill.cache import Cache
+    from hf_distill.cacheable import states_of
     from hf_distill.kept import Kept
     from hf_distill.replay import TrainingData
     from hf_distill.rows import ExampleRows
 
     teacher, layout = model(settings, settings.teacher, 2).eval(), ExampleRows(width=3)
     made = TrainingData(examples, examples.select(range(settings.batch)), collate(None), layout)
-    kept = Kept.of(teacher, layout, top=3, temperature=1.0, precision="float32")
+    student = model(settings, settings.student, 1)
+    states = states_of(on_layers(layers) or (), (student.config, teacher.config))
+    kept = Kept.of(teacher, layout, top=3, temperature=1.0, precision="float32", states=states)
     cache = Cache(made, teacher, kept, {}, Path(args.output_dir, "cache"))
     cache.fill(args)
     replayed, replay = cache.apply(made)
@@ -165,12 +183,15 @@ def from_cache(settings: Settings, args: Any, examples: Any) -> dict[str, Any]:
     }
 
 
-def trained(width: bool = False, cached: bool = False, packing: bool | str = False, **more: Any) -> Any:
+def trained(
+    width: bool = False, cached: bool = False, layers: bool = False, packing: bool | str = False, **more: Any
+) -> Any:
     """Return a variant's `run`: `DistillationTrainer`.
 
     Args:
         width: Pad to the longest there is.
         cached: Take the teacher's logits from a cache.
+        layers: Compare hidden states too.
         packing: Whether layers run without padding.
         more: Training arguments.
     """
@@ -198,7 +219,7 @@ def trained(width: bool = False, cached: bool = False, packing: bool | str = Fal
             )
             examples = data(settings)
             parts = (
-                from_cache(settings, args, examples)
+                from_cache(settings, args, examples, layers)
                 if cached
                 else {
                     "teacher": model(settings, settings.teacher, 2),
@@ -206,11 +227,15 @@ def trained(width: bool = False, cached: bool = False, packing: bool | str = Fal
                     "data_collator": collate(settings.longest if width else None),
                 }
             )
-            trainer = DistillationTrainer(model(settings, settings.student, 1), args, **parts)
+            student = model(settings, settings.student, 1)
+            trainer = DistillationTrainer(student, args, objectives=on_layers(layers), **parts)
             trainer.add_callback(clock.callback)
+            read = timed(trainer)
             with measuring() as whole:
                 output = trainer.train()
-        return Outcome(Cost(clock.seconds, whole.peak_mib), {"loss": output.training_loss}, per="epoch")
+        second = slice(-(-settings.examples // settings.batch), None)
+        cost = Cost(clock.seconds, whole.peak_mib)
+        return Outcome(cost, {"loss": output.training_loss}, per="epoch", parts=read(second))
 
     return run
 
@@ -241,6 +266,19 @@ VARIANTS: dict[str, Variant] = {
         "kl + labels",
         needs="hf_distill.cache",
     ),
+    "layers": Variant(
+        trained(layers=True),
+        "**ours**, and four layers compared, padded to the longest of the batch",
+        "and layers",
+        1e-3,
+    ),
+    "cached_layers": Variant(
+        trained(cached=True, layers=True),
+        "**ours**, and four layers compared, from a cache, padded to the longest of the batch",
+        "and layers",
+        1e-3,
+        needs="hf_distill.cache",
+    ),
 }
 BASELINE = "loop"
 RATIOS = (
@@ -250,4 +288,5 @@ RATIOS = (
     ("cached and of like length, of a loop", "loop", "cached_grouped"),
     ("packed, of a loop", "loop", "packed"),
     ("cached and packed, of a loop", "loop", "cached_packed"),
+    ("cached, with layers, of the same online", "layers", "cached_layers"),
 )

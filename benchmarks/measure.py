@@ -76,12 +76,16 @@ class Outcome:
         checks: Numbers that all variants of the same group must agree on.
         per: The unit of work.
         compiling: Seconds by the clock that code took to make before, which is no part of the cost; None if none was.
+        parts: Seconds of the cost that went into some part of the work, by its name.
+        counts: How often something was done, by its name.
     """
 
     cost: Cost
     checks: dict[str, float] = field(default_factory=dict)
     per: str = "step"
     compiling: float | None = None
+    parts: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

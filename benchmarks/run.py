@@ -77,17 +77,16 @@ def compare(benchmark: str, rounds: int, quick: bool, wanted: Sequence[str] | No
 
 
 def grow(rounds: int, quick: bool) -> Iterator[dict[str, Any]]:
-    """Yield what the loss costs as its sizes grow, after every point."""
-    from benchmarks import loss
-
+    """Yield what the loss, or a training, costs as its sizes grow, after every point."""
     points = []
     with Progress(console=console) as progress:
         for series in SERIES:
-            names = list(runnable(loss.VARIANTS, series.variants))
+            module = suite(series.benchmark)
+            names = list(runnable(module.VARIANTS, series.variants))
             for sizes in series.sizes(quick):
-                *_, runs = measure("loss", names, rounds, ["--settings", json.dumps(sizes)], progress)
-                check(loss.VARIANTS, runs)
-                found = summary("loss", loss, runs, loss.Settings(**sizes))
+                *_, runs = measure(series.benchmark, names, rounds, ["--settings", json.dumps(sizes)], progress)
+                check(module.VARIANTS, runs)
+                found = summary(series.benchmark, module, runs, module.Settings(**sizes))
                 points.append({"series": series.name, **{key: found[key] for key in ("settings", "variants")}})
                 yield {"benchmark": "growth", "points": points, "rounds": rounds}
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.measure import Cost, Outcome, Variant, measuring
+from benchmarks.reading import timed
 
 WARM_UP = 1
 
@@ -143,9 +144,11 @@ def trained(make: Make, **changes: Any) -> Callable[[Settings], Outcome]:
         with tempfile.TemporaryDirectory() as directory:
             trainer = make(settings, directory, model(settings, settings.student, 1), data(settings))
             trainer.add_callback(clock.callback)
+            read = timed(trainer)
             with measuring() as whole:
                 output = trainer.train()
-        return Outcome(Cost(clock.seconds, whole.peak_mib), {"loss": output.training_loss})
+        parts = {name: seconds / settings.steps for name, seconds in read(slice(WARM_UP, None)).items()}
+        return Outcome(Cost(clock.seconds, whole.peak_mib), {"loss": output.training_loss}, parts=parts)
 
     return run
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
 
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -51,6 +52,10 @@ def summary(benchmark: str, module: Any, runs: Runs, settings: Any) -> dict[str,
             "loss": outcomes[0]["checks"].get("loss"),
             "per": outcomes[0]["per"],
             "compiling": _median([outcome.get("compiling") for outcome in outcomes]),
+            "counts": outcomes[0].get("counts", {}),
+            "parts": {
+                part: _median([outcome["parts"][part] for outcome in outcomes]) for part in outcomes[0].get("parts", {})
+            },
         }
         if base is not None:
             row["times_faster"] = _ratio(_median([one["cost"]["seconds"] for one in base]), row["seconds"])
@@ -95,52 +100,66 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _points(found: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
+def _points(name: str, points: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[tuple[str, ...]]]:
     """Return headings and rows of what grows, one row a point and one column a variant."""
-    names = list(found["points"][0]["variants"])
-    headings = ["vocabulary", "tokens", *(f"{name}, CPU s / MiB" for name in names)]
+    names = list(points[0]["variants"])
+    headings = [
+        name,
+        *(f"{one}, CPU s / MiB{' / forwards' * bool(points[0]['variants'][one]['counts'])}" for one in names),
+    ]
     rows = [
         (
-            str(point["settings"]["vocabulary"]),
-            str(point["settings"]["tokens"]),
-            *(
-                f"{_figure(one['seconds'], 3)} / {_figure(one['peak_mib'], 0)}"
-                for one in (point["variants"][name] for name in names)
-            ),
+            str(point["settings"][name]),
+            *(" / ".join(_point(point["variants"][one])) for one in names),
         )
-        for point in found["points"]
+        for point in points
     ]
     return headings, rows
 
 
-def _table(found: Mapping[str, Any]) -> tuple[Sequence[str], list[tuple[str, ...]]]:
-    if "points" in found:
-        return _points(found)
-    return HEADINGS, [_cells(row) for row in found["variants"].values()]
+def _point(row: Mapping[str, Any]) -> list[str]:
+    return [_figure(row["seconds"], 3), _figure(row["peak_mib"], 0), *map(str, row["counts"].values())]
 
 
-def to_rich(found: Mapping[str, Any]) -> Table:
-    """Return a table for the terminal."""
-    headings, rows = _table(found)
-    table = Table(title=found["benchmark"])
-    for place, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if place == 0 else "right")
-    for row in rows:
-        table.add_row(*(cell.replace("**", "") for cell in row))
-    return table
+def _tables(found: Mapping[str, Any]) -> list[tuple[str, Sequence[str], list[tuple[str, ...]]]]:
+    """Return title, headings and rows of every table: of all variants, or of each size that grows."""
+    if "points" not in found:
+        return [(found["benchmark"], HEADINGS, [_cells(row) for row in found["variants"].values()])]
+    names = dict.fromkeys(point["series"] for point in found["points"])
+    return [(name, *_points(name, [one for one in found["points"] if one["series"] == name])) for name in names]
+
+
+def to_rich(found: Mapping[str, Any]) -> Group:
+    """Return tables for the terminal."""
+    tables = []
+    for title, headings, rows in _tables(found):
+        table = Table(title=title)
+        for place, heading in enumerate(headings):
+            table.add_column(heading, justify="left" if place == 0 else "right")
+        for row in rows:
+            table.add_row(*(cell.replace("**", "") for cell in row))
+        tables.append(table)
+    return Group(*tables)
 
 
 def document(found: Mapping[str, Any]) -> str:
     """Return everything in Markdown."""
-    headings, rows = _table(found)
-    lines = [f"# {found['benchmark']}", ""]
+    lines = [f"# {found['benchmark']}"]
     if "settings" in found:
         sizes = ", ".join(f"{name} {value}" for name, value in found["settings"].items())
-        lines += [f"Per {next(iter(found['variants'].values()))['per']}: {sizes}.", ""]
-    lines += _markdown(headings, rows)
+        lines += ["", f"Per {next(iter(found['variants'].values()))['per']}: {sizes}."]
+    for _, headings, rows in _tables(found):
+        lines += ["", *_markdown(headings, rows)]
     for row in found.get("variants", {}).values():
         if row["compiling"] is not None:
             lines += ["", f"{row['title']}: {row['compiling']:.0f} s to compile, once, by the clock; not in its time."]
+    parts = [
+        (f"{part}: {row['title']}", f"{seconds:.4f}", f"{100 * seconds / row['seconds']:.2f}")
+        for row in found.get("variants", {}).values()
+        for part, seconds in row["parts"].items()
+    ]
+    if parts:
+        lines += ["", *_markdown(("a part of it", "CPU s", "% of it"), parts)]
     if ratios := found.get("ratios"):
         cells = [(name, _figure(one["time"]), _figure(one["memory"], 1)) for name, one in ratios.items()]
         lines += ["", *_markdown(("ratio", "time", "memory"), cells)]

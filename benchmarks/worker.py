@@ -14,7 +14,7 @@ from dataclasses import asdict
 from importlib import import_module
 from typing import Any
 
-BENCHMARKS = ("loss", "step", "teacher", "classification")
+BENCHMARKS = ("loss", "step", "teacher", "classification", "epochs")
 
 
 def suite(benchmark: str) -> Any:

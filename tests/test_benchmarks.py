@@ -34,17 +34,53 @@ def test_variants_of_a_group_compute_the_same(benchmark: str) -> None:
     assert all(runs[name][0]["checks"]["loss"] > 0 for name in compared)
     if "cached" in runs:  # of everything, in this size
         live = next(runs[name] for name in ("online", "dynamic") if name in runs)
+        assert 0 < runs["cached"][0]["parts"]["reading the cache"] < runs["cached"][0]["cost"]["seconds"]
         assert runs["cached"][0]["checks"]["loss"] == pytest.approx(live[0]["checks"]["loss"], rel=2e-3)
     assert {name for name in compared if name.startswith(("online", "dense", "grouped"))}
     found = table.summary(benchmark, module, runs, module.Settings.quick())
     text = table.document({**found, "rounds": 1, "machine": {"processor": "one"}})
     for name in runs:
         assert f"| {module.VARIANTS[name].title} |" in text
+        for part in runs[name][0]["parts"]:
+            assert f"| {part}: {module.VARIANTS[name].title} |" in text
     assert {name for _, *pair in module.RATIOS for name in pair} <= set(module.VARIANTS)
 
 
+def test_epochs_count_the_teacher() -> None:
+    """A cache that asks twice, or a capture that is left out of the cost, would make the growth with epochs a fable."""
+    from benchmarks import epochs
+
+    settings = epochs.Settings(epochs=3, examples=8, tiny=True)
+    threads = torch.get_num_threads()
+    for name, asked in {"online": 96, "cached": 32, "online_language": 24, "cached_language": 8}.items():
+        found = epochs.VARIANTS[name].run(settings)
+        assert found.counts == {"teacher forwards": asked}
+        assert ("capturing" in found.parts) is name.startswith("cached")
+        assert sum(found.parts.get(part, 0.0) for part in ("capturing", "the first epoch")) < found.cost.seconds
+    torch.set_num_threads(threads)
+
+
+def test_what_grows_has_a_table_each() -> None:
+    """Series of other settings in one table would stand under headings that are not theirs."""
+    row = {"seconds": 1.5, "peak_mib": 20.0, "counts": {}}
+    counted = {**row, "counts": {"teacher forwards": 256}}
+    found = {
+        "benchmark": "growth",
+        "points": [
+            {"series": "tokens", "settings": {"tokens": 512}, "variants": {"naive": row}},
+            {"series": "tokens", "settings": {"tokens": 1024}, "variants": {"naive": row}},
+            {"series": "epochs", "settings": {"epochs": 1}, "variants": {"cached": counted}},
+        ],
+        "rounds": 1,
+        "machine": {},
+    }
+    text = table.document(found)
+    assert "| tokens | naive, CPU s / MiB |\n| --- | ---: |\n| 512 | 1.500 / 20 |\n| 1024 | 1.500 / 20 |" in text
+    assert "| epochs | cached, CPU s / MiB / forwards |\n| --- | ---: |\n| 1 | 1.500 / 20 / 256 |" in text
+
+
 def outcome(seconds: float, peak: float, **checks: float) -> dict[str, Any]:
-    return {"cost": {"seconds": seconds, "peak_mib": peak}, "checks": checks, "per": "loss"}
+    return {"cost": {"seconds": seconds, "peak_mib": peak}, "checks": checks, "per": "loss", "parts": {}, "counts": {}}
 
 
 def test_different_work_is_not_compared() -> None:
@@ -74,6 +110,7 @@ def test_medians_and_ratios() -> None:
     from benchmarks.loss import Settings
 
     found = table.summary("loss", module, runs, Settings())
+    assert found["variants"]["ours"]["parts"] == {}
     assert found["ratios"] == {"ours, of naive": {"time": 3.0, "memory": 30.0}}
     assert found["variants"]["ours"]["times_faster"] == 3.0
     assert (found["variants"]["ours"]["least"], found["variants"]["ours"]["most"]) == (1.0, 100.0)
