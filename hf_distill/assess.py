@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -180,12 +181,13 @@ def _labelled_rows(prepared: Prepared, judged: Judged) -> int | None:
 
 
 def _chance(prepared: Prepared, teacher: Judged, metric: str, greater_is_better: bool) -> Chance | None:
-    """Return what the headline metric is without knowledge; None for a task that is not judged row by row."""
-    if metric == AGREEMENT or prepared.summary is not None or prepared.scores is not None:
-        return None
-    if teacher.logits is None or teacher.labels is None:
+    """Return what the headline metric is without knowledge; None for a task whose logits are not kept."""
+    if metric == AGREEMENT or prepared.summary is not None or teacher.logits is None or teacher.labels is None:
         return None
     layout = prepared.layout
+    if prepared.scores is not None:  # text by text, which takes its time
+        spans = partial(find_chance, kind="spans", shuffles=3, greater_is_better=greater_is_better)
+        return spans(prepared.metrics, metric, teacher.logits, teacher.labels)
     return find_chance(
         prepared.metrics,
         metric,

@@ -44,7 +44,7 @@ def find_chance(
     logits: Array,
     labels: Array,
     *,
-    kind: Literal["classes", "binary", "values"],
+    kind: Literal["classes", "binary", "values", "spans"],
     names: Sequence[str] | None = None,
     greater_is_better: bool = True,
     shuffles: int = 20,
@@ -52,14 +52,16 @@ def find_chance(
 ) -> Chance | None:
     """Return what a model without knowledge reaches on an eval split.
 
-    The answers that fit other examples are the model's own, against labels in a random order: a permutation test.
+    The answers that fit other examples are the model's own, against labels in a random order: a permutation test. Where
+    the metric knows the true answers itself (spans), it is the model's answers that are put in a random order.
 
     Args:
         metrics: `(logits, labels) -> {name: value}`.
         metric: The one to look at.
         logits: The model's, `(rows, width)`, `(rows,)`, or `(rows, tokens, classes)`.
         labels: Class indices `(rows,)` or `(rows, tokens)`, negative for none; else `(rows, ...)`, NaN for none.
-        kind: What the labels are: one class a row (or token), several, or numbers.
+        kind: What the labels are: one class a row (or token), several, numbers, or the two ends of a span, of which the
+            logits are `(rows, tokens, 2)`.
         names: Of the classes.
         greater_is_better: Of the metric.
         shuffles: Random orders.
@@ -83,7 +85,7 @@ def find_chance(
         return 0.0 if metric in CORRELATIONS and math.isnan(value) else value
 
     rng = np.random.default_rng(seed)
-    shuffled = [judged(logits, _shuffled(labels, kind, rng)) for _ in range(shuffles)]
+    shuffled = [judged(*_shuffled(logits, labels, kind, rng)) for _ in range(shuffles)]
     random = [value for value in shuffled if math.isfinite(value)]
     constant = [
         (judged(np.broadcast_to(answer, logits.shape), labels), words)
@@ -99,13 +101,15 @@ def find_chance(
     return Chance(float(value), stdev(random) if len(random) > 1 else 0.0, words)
 
 
-def _shuffled(labels: Array, kind: str, rng: np.random.Generator) -> Array:
-    """Return the labels in another order; positions without one stay without."""
+def _shuffled(logits: Array, labels: Array, kind: str, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Return logits and labels that do not belong together; positions without a label stay without."""
+    if kind == "spans":
+        return rng.permutation(logits), labels
     if kind != "classes":
-        return rng.permutation(labels)
+        return logits, rng.permutation(labels)
     found = labels.copy()
     found[labels >= 0] = rng.permutation(labels[labels >= 0])
-    return found
+    return logits, found
 
 
 def _constants(logits: Array, labels: Array, kind: str, names: Sequence[str] | None) -> Iterator[tuple[Array, str]]:
@@ -117,6 +121,10 @@ def _constants(logits: Array, labels: Array, kind: str, names: Sequence[str] | N
         for label in usual:
             name = names[label] if names is not None and label < len(names) else str(label)
             yield np.eye(len(counts))[label], f"always '{name}'"
+        return
+    if kind == "spans":
+        # At the first token, which often stands for "no answer"; else the first words.
+        yield np.eye(1, logits.shape[1]).T.repeat(logits.shape[2], 1), "the same positions every time"
         return
     known = labels[~np.isnan(labels.reshape(len(labels), -1).astype(float)).any(-1)].astype(float)
     if not len(known):

@@ -11,6 +11,7 @@ import pytest
 
 from hf_distill.chance import Chance, find_chance
 from hf_distill.metrics import score
+from hf_distill.tasks.answer_scores import Questions
 
 Array = np.ndarray[Any, Any]
 
@@ -118,6 +119,40 @@ def test_numbers(shape: tuple[int, ...]) -> None:
     assert correlated.value == pytest.approx(0.0, abs=0.03)
     assert correlated.error == pytest.approx(1 / math.sqrt(299), rel=0.5)
     assert not correlated.explains(0.3, greater_is_better=True)
+
+
+@pytest.mark.parametrize("unanswered", [0, 30])
+def test_spans(unanswered: int) -> None:
+    """On SQuAD 2.0 half of the questions have no answer: saying so every time is half right and knows nothing."""
+    rng = np.random.default_rng(0)
+    words = [list(rng.permutation([f"w{number}" for number in range(9)])) for _ in range(40)]
+    places = rng.integers(0, 9, 40)
+    answers = [[] if row < unanswered else [words[row][places[row]]] for row in range(40)]
+    logits = rng.normal(size=(40, 10, 2))
+    for row, place in enumerate(places):
+        logits[row, 0 if row < unanswered else 1 + place] += 4.0
+    questions = Questions(
+        names=("exact_match", "f1"),
+        contexts=[" ".join(row) for row in words],
+        answers=answers,
+        row=range(40),
+        starts=[np.array([0, *range(0, 27, 3)])] * 40,
+        ends=[np.array([0, *range(2, 27, 3)])] * 40,
+        allowed=[np.arange(10) > 0] * 40,
+        nothing=[0 if unanswered else -1] * 40,
+        longest=1,
+    )
+    chance = find_chance(questions.metrics, "f1", logits, np.zeros((40, 2)), kind="spans", shuffles=3)
+    assert chance is not None
+    always_first = unanswered / 40 if unanswered else float((places == 0).mean())
+    assert chance.value >= always_first
+    assert chance.value == pytest.approx(always_first, abs=0.12)
+    if unanswered:
+        assert (chance.value, chance.answer) == (0.75, "the same positions every time")
+    own = questions.metrics(logits)["f1"]
+    assert own > 0.9
+    assert not chance.explains(own, greater_is_better=True)
+    assert chance.explains(questions.metrics(rng.normal(size=logits.shape))["f1"], greater_is_better=True)
 
 
 def test_a_metric_that_refuses_does_not_end_a_run() -> None:

@@ -589,6 +589,9 @@ def test_a_run_from_contexts_to_report(bert: Path, tmp_path: Path) -> None:
     assert report.metric == "f1"
     assert report.baseline is not None
     assert report.teacher.metrics["f1"] > 0.7
+    assert report.chance is not None
+    assert report.chance.value < 0.5
+    assert not report.is_chance("teacher")
     data = easy(40, seed=len("validation"))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     prepared = prepare(bert, data, max_length=24, stride=8)

@@ -85,3 +85,42 @@ def test_a_head_of_another_size_than_its_configuration_says(make_model: Any, tmp
     (path / "config.json").write_text(json.dumps({**config, **labels}))
     with pytest.raises(UserError, match="would teach noise"):
         PretrainedTeacher(model=str(path)).load(TWO, never)
+
+
+HEADS = {
+    "AutoModelForSequenceClassification": ["bert", "roberta", "distilbert"],
+    "AutoModelForTokenClassification": ["bert-tokens", "gpt2-lm"],
+    "AutoModelForQuestionAnswering": ["bert-qa", "gpt2-lm"],
+}
+
+
+@pytest.mark.parametrize(("auto_class", "kind"), [(name, kind) for name, kinds in HEADS.items() for kind in kinds])
+def test_a_head_that_was_saved_before_it_was_trained(
+    auto_class: str, kind: str, make_model: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`AutoModelForQuestionAnswering.from_pretrained("gpt2").save_pretrained(...)`: nothing is missing in what that
+    wrote, and a student learns from a random head with not a word said."""
+    import transformers
+
+    model = getattr(transformers, auto_class).from_pretrained(make_model(kind))
+    teacher = PretrainedTeacher(model=str(tmp_path))
+    model.save_pretrained(tmp_path)
+    teacher.load(Head(auto_class), never)
+    (warning,) = [record.message for record in caplog.records if record.name.startswith("hf_distill")]
+    assert warning.startswith(f"{tmp_path}: every bias of its head is exactly 0 (")
+    assert "fine-tuned" in warning
+    caplog.clear()
+    head = next(name for name, _ in reversed(list(model.named_parameters())) if name.endswith("bias"))
+    with torch.no_grad():
+        model.get_parameter(head)[0] = 1e-4  # one step of training
+    model.save_pretrained(tmp_path)
+    teacher.load(Head(auto_class), never)
+    assert not [record for record in caplog.records if record.name.startswith("hf_distill")]
+
+
+@pytest.mark.parametrize("kind", ["gpt2-lm", "bert-mlm"])
+def test_language_models_are_not_suspected(kind: str, make_model: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Their heads have no bias, or one that a published model may have left at 0."""
+    auto_class = "AutoModelForMaskedLM" if kind == "bert-mlm" else "AutoModelForCausalLM"
+    PretrainedTeacher(model=str(make_model(kind))).load(Head(auto_class), never)
+    assert not [record for record in caplog.records if record.name.startswith("hf_distill")]

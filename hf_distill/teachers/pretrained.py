@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from hf_distill.component import component
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
     from hf_distill.tasks import Task
+
+logger = logging.getLogger(__name__)
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -57,7 +60,7 @@ class PretrainedTeacher(Teacher):
             check_installed(self.quantization)
 
     def load(self, head: Head, fine_tune: FineTune) -> PreTrainedModel:
-        """Load the checkpoint with its own labels.
+        """Load the checkpoint with its own labels, and warn where its head seems never to have been trained.
 
         Raises:
             UserError: The checkpoint holds no head for the task: it would teach noise.
@@ -78,4 +81,29 @@ class PretrainedTeacher(Teacher):
                 "teacher: {name: finetuned, model: ...}.",
                 key="model",
             )
+        if new := _untouched(model, head):
+            logger.warning(
+                "%s: every bias of its head is exactly 0 (%s), as when a head is made, before it is trained. If the "
+                "checkpoint was saved before it was fine-tuned, it teaches noise: {name: finetuned, model: ...} trains "
+                "it first.",
+                self.model,
+                ", ".join(new[:3]),
+            )
         return model
+
+
+def _untouched(model: PreTrainedModel, head: Head) -> list[str]:
+    """Return the biases of a head that no training has moved from where they begin; empty if one was moved.
+
+    A head that is made new for a checkpoint is missing in it, unless the model was saved in that state.
+    """
+    # Of language models the head is the embeddings, and what biases there are need not have been trained.
+    if not head.auto_class.endswith(("Classification", "QuestionAnswering")) or model.base_model is model:
+        return []
+    inside = f"{model.base_model_prefix}."
+    biases = {
+        name: weight
+        for name, weight in model.named_parameters()
+        if name.endswith("bias") and not name.startswith(inside)
+    }
+    return [] if any(bool(bias.any()) for bias in biases.values()) else [*biases]
