@@ -38,7 +38,7 @@ WANTED = {
 
 BOUNDS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
 SHORT = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "float": "float32"}
-SHORT |= {"8bit": "int8", "4bit": "nf4", "int4": "nf4", "fp4": "nf4", "bnb_4bit": "nf4", "llm.int8": "llm_int8"}
+SHORT |= {"8bit": "int8", "llm_int8": "int8", "4bit": "nf4", "int4": "nf4", "fp4": "nf4"}
 
 # Words of other systems -> ours; only said where the entry has a key of that name.
 ELSEWHERE = {
@@ -51,7 +51,9 @@ ELSEWHERE = {
     **dict.fromkeys(("config", "config_name", "dataset_config_name", "subset"), "name"),
     **dict.fromkeys(("max_seq_length", "max_seq_len", "max_len"), "max_length"),
     **dict.fromkeys(("torch_dtype", "precision"), "dtype"),
-    **dict.fromkeys(("quantization_config", "quantize", "quant", "load_in_8bit", "load_in_4bit", "bits"), "quantization"),
+    **dict.fromkeys(
+        ("quantization_config", "quantize", "quant", "load_in_8bit", "load_in_4bit", "bits"), "quantization"
+    ),
     **dict.fromkeys(("hub_model_id", "repo", "model_repo"), "repo_id"),
     **dict.fromkeys(("push_to_hub",), "push"),
     **dict.fromkeys(("datasets", "train_data"), "data"),
