@@ -305,7 +305,7 @@ def _quantized(
     check_whole(model, config)
     with torch.device("meta"):  # names of modules: no memory
         whole = auto_class.from_config(config, trust_remote_code=trust_remote_code)
-    computed = (config.dtype if dtype == "auto" else getattr(torch, dtype)) or torch.float32
+    computed: Any = (config.dtype if dtype == "auto" else getattr(torch, dtype)) or torch.float32
     return loading(quantization, whole, computed)
 
 

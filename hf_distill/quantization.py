@@ -1,11 +1,11 @@
 """Teachers with quantized weights: what they need, and what such weights hold.
 
-Nothing is quantized here: Transformers does it while it loads a model (`quantization_config`), by torchao or bitsandbytes.
+Nothing is quantized here: Transformers does that while it loads a model (`quantization_config`), by torchao or
+bitsandbytes.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PretrainedConfig, PreTrainedModel
 
-Quantization = Literal["int8", "llm_int8", "nf4"]
+Quantization = Literal["int8", "nf4"]
 
-# Which package does it. Both run on CPUs and GPUs.
-PACKAGES: dict[Quantization, str] = {"int8": "torchao", "llm_int8": "bitsandbytes", "nf4": "bitsandbytes"}
+# Which package does it. Both round weights and nothing else: an example's answers do not depend on the others of its
+# batch, as they do where LLM.int8() looks for outliers in it.
+PACKAGES: dict[Quantization, str] = {"int8": "torchao", "nf4": "bitsandbytes"}
 
 
 # ---- Before anything is loaded ---------------------------------------------------------------------------------------
@@ -111,10 +112,8 @@ def loading(quantization: Quantization, whole: PreTrainedModel, dtype: torch.dty
         from torchao.quantization import Int8WeightOnlyConfig
 
         config: Any = transformers.TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=kept)
-    elif quantization == "llm_int8":
-        config = transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
     else:
-        config = transformers.BitsAndBytesConfig(
+        config = transformers.BitsAndBytesConfig(  # type: ignore[no-untyped-call]
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=kept
         )
     # Told where to, because bitsandbytes would take a GPU, if there is one, that the run does not use.
@@ -152,31 +151,45 @@ def ready(model: PreTrainedModel, name: str, key: str) -> None:
             f"{method_of(model.config)} takes. Leave this out, or choose another.",
             key=key,
         )
-    model.eval().requires_grad_(False)
+    untyped: Any = model
+    untyped.eval().requires_grad_(False)
+    module: Any
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # With it bitsandbytes (0.50) packs weights anew in the first forward pass on a CPU. `state_dict()`, as a
             # fingerprint takes it, unpacks them wrongly, and from there on the model gives other answers.
             module.support_avx512bf16_for_cpu = False
-    # A line for every layer and batch, that a copy of its input is in float16.
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    try:
-        fault = None if _runs(model) else "its answers are not finite numbers"
-    except Exception as error:  # kernels fail in any way they like on a device or a shape that they do not know
-        fault = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    fault = _uneven(model) or _failure(model)
     if fault:
         method, device = method_of(model.config), model.device.type
         raise UserError(f"'{name}' in {method} does not run on this {device}: {fault}. Choose another.", key=key)
 
 
-def _runs(model: Any) -> bool:
+def _uneven(model: PreTrainedModel) -> str | None:
+    """Return which layer bitsandbytes would get wrong on a CPU.
+
+    Weights of 4 bits have a scale for each block of 64, counted through all rows. Its kernel for CPUs (0.50) begins
+    anew in each row, and where rows are no multiple of 64 multiplies with the scales of others.
+    """
+    for name, parameter in model.named_parameters():
+        state = getattr(parameter, "quant_state", None)
+        if state is not None and parameter.device.type == "cpu" and state.shape[-1] % state.blocksize:
+            return f"{name} has rows of {state.shape[-1]} weights, no multiple of {state.blocksize}"
+    return None
+
+
+def _failure(model: Any) -> str | None:
+    """Return what happens to a few tokens, if that is not what should."""
     import torch
 
     ids = torch.arange(4, device=model.device).unsqueeze(0) % model.config.get_text_config().vocab_size
     decoder = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
-    with torch.no_grad():
-        outputs = model(input_ids=ids, **decoder)
-    return bool(torch.isfinite(outputs[0]).all())
+    try:
+        with torch.no_grad():
+            outputs = model(input_ids=ids, **decoder)
+    except Exception as error:  # kernels fail in any way they like on a device or a shape that they do not know
+        return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return None if torch.isfinite(outputs[0]).all() else "its answers are not finite numbers"
 
 
 def is_placed(model: Any, device: torch.device) -> bool:

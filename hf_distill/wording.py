@@ -39,7 +39,7 @@ WANTED = {
 
 BOUNDS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
 SHORT = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "float": "float32"}
-SHORT |= {"8bit": "int8", "4bit": "nf4", "int4": "nf4", "fp4": "nf4", "bnb_4bit": "nf4", "llm.int8": "llm_int8"}
+SHORT |= {"8bit": "int8", "llm_int8": "int8", "4bit": "nf4", "int4": "nf4", "fp4": "nf4"}
 
 # Words of other systems -> ours; only said where the entry has a key of that name.
 ELSEWHERE = {

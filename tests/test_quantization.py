@@ -60,7 +60,7 @@ def test_what_a_recipe_may_say(write_recipe: WriteRecipe, make_model: Any) -> No
     for entry, words in (
         ({"quantization": "8bit"}, "Did you mean 'int8'?"),
         ({"quantization": "int4"}, "Did you mean 'nf4'?"),
-        ({"quantization": 8}, "wanted 'int8', 'llm_int8' or 'nf4'"),
+        ({"quantization": 8}, "wanted 'int8' or 'nf4'"),
         ({"load_in_4bit": True}, "It is called 'quantization' here"),
     ):
         with pytest.raises(UserError, match="teacher") as caught:
@@ -72,7 +72,7 @@ def test_what_a_recipe_may_say(write_recipe: WriteRecipe, make_model: Any) -> No
 def test_a_package_that_is_not_there(
     quantization: Any, package: str, write_recipe: WriteRecipe, make_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The teacher is the first thing a run loads, after minutes of data; a Hub model is not even opened by `--check`."""
+    """The teacher is the first thing a run loads, after minutes of data; `--check` opens no model of the Hub."""
     monkeypatch.setattr(f"transformers.utils.is_{package}_available", lambda: False)
     teacher = quantized(make_model, quantization)
     line = f"{quantization} is done by {package}, and there is none here that Transformers takes. pip install "
@@ -83,7 +83,9 @@ def test_a_package_that_is_not_there(
     ):
         path = write_recipe(teacher=entry, student=FROM_CONFIG)
         assert mistakes(path) == [f"{key}: {line}'hf-distill[quantization]'."]
-    path = write_recipe(teacher={**teacher, "model": "user/model"}, student={"name": "pretrained", "model": "user/other"})
+    path = write_recipe(
+        teacher={**teacher, "model": "user/model"}, student={"name": "pretrained", "model": "user/other"}
+    )
     with pytest.raises(UserError, match=line[:40]):
         check(load_recipe(path))
     with pytest.raises(UserError, match=package):
@@ -246,7 +248,10 @@ def test_ready_says_what_is_wrong(make_model: Any) -> None:
     ready(model, "some/model", "quantization")
     assert not any(parameter.requires_grad for parameter in model.parameters())
     model.classifier.bias[0] = torch.inf
-    assert line(model, "model") == "'some/model' in gptq does not run on this cpu: its answers are not finite numbers. Choose another."
+    assert (
+        line(model, "model")
+        == "'some/model' in gptq does not run on this cpu: its answers are not finite numbers. Choose another."
+    )
 
     def fails(*_: Any, **__: Any) -> None:
         raise RuntimeError("\nno kernel\nat all")
@@ -291,7 +296,7 @@ def test_where_a_teacher_is_left(make_model: Any) -> None:
     assert is_placed(model, torch.device("meta"))
 
 
-# ---- Other weights are another teacher, and said -----------------------------------------------------------------------
+# ---- Other weights are another teacher, and said ---------------------------------------------------------------------
 
 
 def test_a_cache_of_other_weights_says_so(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> None:
@@ -335,12 +340,18 @@ def test_the_report_says_what_was_measured(write_recipe: WriteRecipe, make_model
 
 def test_a_fine_tuned_teacher_in_half_precision(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> None:
     """It is trained in float32 whatever it teaches in, and found again: another `dtype` must not train it anew."""
-    teacher = {"name": "finetuned", "model": str(make_model("bert-bare", layers=2)), "output_dir": str(tmp_path / "kept")}
+    teacher = {
+        "name": "finetuned",
+        "model": str(make_model("bert-bare", layers=2)),
+        "output_dir": str(tmp_path / "kept"),
+    }
     sections = {"student": FROM_CONFIG, "objectives": [{"name": "kl"}]}
     whole = run(write_recipe(teacher=teacher, **sections))
     (kept,) = (tmp_path / "kept").iterdir()
     half = run(
-        write_recipe(teacher={**teacher, "dtype": "bfloat16"}, training={"output_dir": str(tmp_path / "half")}, **sections)
+        write_recipe(
+            teacher={**teacher, "dtype": "bfloat16"}, training={"output_dir": str(tmp_path / "half")}, **sections
+        )
     )
     assert (whole.teacher.weights, half.teacher.weights) == ("float32", "bfloat16")
     assert [path.name for path in (tmp_path / "kept").iterdir()] == [kept.name]

@@ -29,7 +29,7 @@ class FinetunedTeacher(Teacher):
             weight decay) is Transformers' default where this says nothing; all else is the recipe's own `training`.
         output_dir: Where to keep fine-tuned teachers, one folder for each combination of model, data and settings;
             `_teacher` beside the student if left out. Share one between recipes to fine-tune once.
-        dtype: Of its weights while it teaches; it is fine-tuned in float32 (and mixed precision, where the training is).
+        dtype: Of its weights while it teaches; it is fine-tuned in float32, or in the training's mixed precision.
         quantization: Likewise, as of a pretrained one.
         revision: Git revision on the Hub.
         trust_remote_code: Run model code from the checkpoint.
@@ -68,7 +68,7 @@ class FinetunedTeacher(Teacher):
         model = fine_tune(model, self.training, self.output_dir)
         if self.dtype != "float32" or self.quantization is not None:
             model, _ = load_model(
-                model.name_or_path,
+                str(model.name_or_path),
                 head,
                 own_head=True,
                 dtype=self.dtype,

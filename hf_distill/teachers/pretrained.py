@@ -29,8 +29,8 @@ class PretrainedTeacher(Teacher):
         model: Hub id, local directory or `package:NAME/PATH`.
         revision: Git revision on the Hub.
         dtype: Of the weights; `auto` is the checkpoint's own. Half precision halves the teacher's memory.
-        quantization: Of the weights of its linear layers, but for heads; all else is in `dtype`. `int8` (torchao), `llm_int8`
-            or `nf4`, which is 4 bits (bitsandbytes).
+        quantization: Of the weights of its linear layers, but for heads; all else is in `dtype`. `int8` is done by
+            torchao, `nf4`, which is 4 bits, by bitsandbytes.
         trust_remote_code: Run model code from the checkpoint.
     """
 
