@@ -164,8 +164,8 @@ class DistillationTrainer(Trainer):
             raise ValueError(f"objectives that need a teacher: {', '.join(wanting)}. Pass `teacher=`.")
         for objective in self.objectives:
             if isinstance(teacher, Replay):
-                student: Any = base_model(self.model)
-                check_objective(objective, teacher.kept, (student.config, teacher.config))
+                config: Any = getattr(base_model(self.model), "config", None)
+                check_objective(objective, teacher.kept, (config, teacher.config))
             takes_values = not isinstance(objective, RowObjective) or objective.takes_values
             if not self.layout.has_classes and not takes_values:
                 raise ValueError(

@@ -22,9 +22,12 @@ from hf_distill import cache as module
 from hf_distill import cache_format
 from hf_distill.cache import Cache
 from hf_distill.errors import UserError
+from hf_distill.objectives.layers import States
 from hf_distill.recorder import Recorder
 from hf_distill.replay import TrainingData
 
+# What is drawn, and columns of layers, are part of what a capture that was killed must not change.
+SETTINGS: Any = {"top": 4, "tail": 3, "states": (States(1), States(2, "mean"))}
 # Captures in shards of 4 examples and batches of 2, and dies in the second batch of the third.
 KILLED = """
 import os, signal, sys
@@ -33,6 +36,7 @@ from invariants.cached import cache_of, parts
 from invariants.cases import arguments
 from hf_distill import cache
 from hf_distill.recorder import Recorder
+from test_cache_faults import SETTINGS
 
 real, calls = Recorder.__call__, []
 def dying(self, batch, inputs, seed):
@@ -44,7 +48,7 @@ Recorder.__call__ = dying
 cache.SHARD_EXAMPLES = 4
 _, teacher, data = parts(sys.argv[1])
 args = arguments(sys.argv[2] + "-args", per_device_eval_batch_size=2)
-cache_of(teacher, data, Path(sys.argv[2]), top=4, tail=3).fill(args)
+cache_of(teacher, data, Path(sys.argv[2]), **SETTINGS).fill(args)
 """
 
 
@@ -94,13 +98,13 @@ def test_killed_in_the_middle(kind: str, tmp_path: Path, asked: list[int]) -> No
     assert not (path / cache_format.CACHE).exists()
     before = [file.stat().st_mtime_ns for file in finished]
     _, teacher, data = parts(kind)
-    cache = cache_of(teacher, data, path, top=4, tail=3)  # what is drawn is part of what must not differ
+    cache = cache_of(teacher, data, path, **SETTINGS)
     assert "no complete cache" in refused(lambda: cache.apply(data))
     cache.fill(arguments(tmp_path / "args", per_device_eval_batch_size=2))
     assert sum(asked) == 24 - 8
     assert [file.stat().st_mtime_ns for file in finished] == before
     assert not list(path.glob("*.tmp"))
-    whole = cache_of(teacher, data, tmp_path / "whole", top=4, tail=3)
+    whole = cache_of(teacher, data, tmp_path / "whole", **SETTINGS)
     whole.fill(arguments(tmp_path / "args", per_device_eval_batch_size=2))
     assert answers(cache) == answers(whole)
     assert len(answers(cache)) == 24

@@ -15,6 +15,7 @@ from hf_distill.errors import UserError
 from hf_distill.kept import Kept
 from hf_distill.kept_states import KeptStates, merged
 from hf_distill.objectives import (
+    OBJECTIVES,
     Attention,
     Contrastive,
     Embeddings,
@@ -91,6 +92,13 @@ def test_the_loss_is_the_live_teachers(case: str, tmp_path: Path) -> None:
         name = f"eval_objective/{objective.name}"
         assert live_figures[name] > 0
         assert replayed_figures[name] == pytest.approx(live_figures[name], rel=1e-5)
+
+
+def test_every_objective_on_states_is_tried() -> None:
+    """A new one that says it reads no more than states, and reads more, would be let pass by `--check`."""
+    tried = {objective.name for _, features, _ in CASES.values() for objective in features}
+    assert tried == {name for name, kind in OBJECTIVES.items() if kind.reads == "states"}
+    assert not any(kind.outputs for kind in OBJECTIVES.values() if kind.reads == "answers")
 
 
 @pytest.mark.parametrize(("precision", "error"), [("float32", 1e-6), ("float16", 2e-3)])
@@ -237,6 +245,26 @@ def test_a_cache_that_does_not_fit_the_batch(tmp_path: Path) -> None:
     one = trainer(student, replay, wrapped, tmp_path, (Hidden(),))
     with pytest.raises(ValueError, match=r"the batch has \d+ tokens, and the cache \d+ vectors of layer 2 for them"):
         one.train()
+
+
+def test_a_student_without_a_configuration(tmp_path: Path) -> None:
+    """A plain module trains from answers; what layers it has is asked only where some are compared."""
+
+    class Plain(torch.nn.Module):
+        def __init__(self, model: Any) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+            return self.inner(input_ids=input_ids, attention_mask=attention_mask)
+
+    student, teacher, data = parts("classification")
+    data, replay = capture(teacher, data, tmp_path / "cache", states=(States(2),)).apply(data)
+    losses = [
+        train(trainer(model, replay, data, tmp_path, objectives("classification"))).losses
+        for model in (Plain(student), parts("classification")[0])
+    ]
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize("left", [False, True])
