@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.document import join
@@ -63,14 +63,32 @@ def check_plan(recipe: Recipe, pair: Pair | None) -> None:
 
 def remarks(recipe: Recipe) -> list[str]:
     """Return what somebody who starts this run should know about its loss, a line each."""
+    told = []
     within = dict.fromkeys(objective.name for _, objective in objectives_of(recipe) if objective.within_batch)
-    if not within:
-        return []
-    names, verb = ", ".join(within), "compares" if len(within) == 1 else "compare"
-    return [
-        f"{names} {verb} the examples of one micro-batch with each other: unlike other terms, the loss depends on "
-        "per_device_train_batch_size, gradient accumulation and the number of processes"
-    ]
+    if within:
+        names, verb = ", ".join(within), "compares" if len(within) == 1 else "compare"
+        told.append(
+            f"{names} {verb} the examples of one micro-batch with each other: unlike other terms, the loss depends on "
+            "per_device_train_batch_size, gradient accumulation and the number of processes"
+        )
+    if leaves_head((objective for _, objective in objectives_of(recipe)), recipe.task.auto_class):
+        told.append(
+            "no objective trains the head of the student: it ends as it begins, copied from a model or random, and the "
+            "metrics are those of its answers. Add an objective on logits or labels, or a stage with one"
+        )
+    return told
+
+
+def leaves_head(objectives: Iterable[Objective], auto_class: str) -> bool:
+    """Whether a training leaves the head of a classifier, or of a question answerer, as it finds it.
+
+    Args:
+        objectives: Of the training.
+        auto_class: Of the task. The head of a language model shares weights with what comes before it, or mostly does,
+            and a sentence encoder has none.
+    """
+    own = auto_class.endswith(("Classification", "QuestionAnswering"))
+    return own and not any(objective.reaches_head and objective.has_weight for objective in objectives)
 
 
 def cut_off(recipe: Recipe) -> list[str]:

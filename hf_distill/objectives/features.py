@@ -33,6 +33,7 @@ class StackObjective(PreparedObjective):
 
     by_token: ClassVar[bool] = True
     needs_logits: ClassVar[bool] = False
+    reaches_head: ClassVar[bool] = False
 
     part: Part | None = None
 

@@ -35,6 +35,7 @@ class PairwiseObjective(Objective):
     outputs: ClassVar[frozenset[str]] = frozenset({"hidden_states"})
     within_batch: ClassVar[bool] = True
     needs_logits: ClassVar[bool] = False
+    reaches_head: ClassVar[bool] = False
 
     of: Literal["mean", "first", "last", "embedding"] = "mean"
 
