@@ -17,7 +17,9 @@ from hf_distill.costs import costs_of
 from hf_distill.labels import IGNORED
 from hf_distill.latency import Latency, measure_all
 from hf_distill.metrics import greater_is_better
+from hf_distill.plan import leaves_head
 from hf_distill.report import ModelResult, Report, SeedResult
+from hf_distill.report_text import HEAD_IS_LEFT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -306,6 +308,7 @@ def _stages(run: Run) -> dict[str, Any]:
     """Return what each stage compared, and what the baseline did in its time."""
     stages = {
         f"stage {number}": ", ".join(objective.name for objective in stage.objectives)
+        + (HEAD_IS_LEFT if leaves_head(stage.objectives, run.recipe.task.auto_class) else "")
         for number, stage in enumerate(run.recipe.stages, 1)
     }
     if stages and run.recipe.report.baseline:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hf_distill.component import entry
 from hf_distill.errors import Stopped, UserError
 from hf_distill.files import dataset_fingerprint, fingerprint, last_complete_checkpoint, model_fingerprint, write_atomic
+from hf_distill.plan import leaves_head
 
 if TYPE_CHECKING:
     import numpy as np
@@ -217,7 +218,7 @@ class Fitter:
             compute_metrics=self._metrics if self.prepared.metric_names and self.prepared.summary is None else None,
         )
         if trainer.pop_callback(ProgressCallback) is not None:  # None under disable_tqdm
-            trainer.add_callback(ProgressBar)
+            trainer.add_callback(ProgressBar(leaves_head(objectives, self.prepared.head.auto_class)))
         return trainer
 
     def _metrics(self, prediction: Any) -> dict[str, float]:

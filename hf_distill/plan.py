@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.defaults import sampling_remark, within_batch
@@ -78,7 +78,24 @@ def remarks(recipe: Recipe) -> list[str]:
             f"{', '.join(within)} {verb} the examples of one micro-batch with each other: unlike other terms, the loss "
             "depends on per_device_train_batch_size, gradient accumulation and the number of processes"
         )
+    if leaves_head((objective for _, objective in objectives_of(recipe)), recipe.task.auto_class):
+        lines.append(
+            "no objective trains the head of the student: it ends as it begins, copied from a model or random, and the "
+            "metrics are those of its answers. Add an objective on logits or labels, or a stage with one"
+        )
     return [line for line in lines if line]
+
+
+def leaves_head(objectives: Iterable[Objective], auto_class: str) -> bool:
+    """Whether a training leaves the head of a classifier, or of a question answerer, as it finds it.
+
+    Args:
+        objectives: Of the training.
+        auto_class: Of the task. The head of a language model shares weights with what comes before it, or mostly does,
+            and a sentence encoder has none.
+    """
+    own = auto_class.endswith(("Classification", "QuestionAnswering"))
+    return own and not any(objective.reaches_head and objective.has_weight for objective in objectives)
 
 
 def cut_off(recipe: Recipe) -> list[str]:

@@ -16,7 +16,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from hf_distill.report_text import metric_names, metric_title, metric_value, milliseconds, percent
+from hf_distill.report_text import heads_left, metric_names, metric_title, metric_value, milliseconds, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,6 +88,7 @@ def plots(report: Report) -> list[Plot]:
             note += " Paler: the other seeds."
         if any(" stage " in run for run in report.history):
             note += " Stages one after the other."
+            note += heads_left(report) if title == f"eval {report.metric}" else ""
         found.append(_plot(title, _curves, curves, note=note))
     if report.confusion is not None and report.confusion.counts:
         note = _confusion_note(report.confusion)

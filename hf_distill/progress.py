@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Set
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -19,9 +20,17 @@ _FILE = {"ncols": 10_000, "bar_format": "{l_bar}{bar:40}{r_bar}"}
 
 
 class ProgressBar(ProgressCallback):
-    """Transformers' bar with the logs in it instead of a dictionary printed at every logging step."""
+    """Transformers' bar with the logs in it instead of a dictionary printed at every logging step.
+
+    Args:
+        leaves_head: Whether the head is not trained: what its answers are worth is told apart then.
+    """
 
     training_bar: Any
+
+    def __init__(self, leaves_head: bool = False) -> None:
+        super().__init__()
+        self.leaves_head = leaves_head
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -50,12 +59,20 @@ class ProgressBar(ProgressCallback):
         if not state.is_world_process_zero or self.training_bar is None or not logs:
             return
         if "loss" in logs:
-            shown = {key: logs[key] for key in logs if key in ("loss", "agreement") or key.startswith("objective/")}
+            known = ("loss",) if self.leaves_head else ("loss", "agreement")
+            shown = {key: logs[key] for key in logs if key in known or key.startswith("objective/")}
             speed = [f"{count(logs['tokens_per_second'])} tokens/s"] if "tokens_per_second" in logs else []
             self.training_bar.set_postfix_str(fitting([*figures(shown), *speed], self._room()), refresh=False)
         elif any(key.startswith("eval_") for key in logs):
-            text = wrapped(f"epoch {logs.get('epoch', 0):.2f}  evaluation: ", figures(logs), self._columns())
-            self.training_bar.write(text, file=sys.stderr)
+            minimised = {key for key in logs if key == "eval_loss" or key.startswith("eval_objective/")}
+            said = minimised if self.leaves_head else {*logs}
+            self._write(f"epoch {logs.get('epoch', 0):.2f}  evaluation: ", logs, said)
+            self._write("            of a head that is not trained here: ", logs, logs.keys() - said)
+
+    def _write(self, start: str, logs: dict[str, Any], keys: Set[str]) -> None:
+        """Print some of the logs above the bar, if there are any."""
+        if parts := figures({key: value for key, value in logs.items() if key in keys}):
+            self.training_bar.write(wrapped(start, parts, self._columns()), file=sys.stderr)
 
     def _columns(self) -> int | None:
         """Return how wide the terminal is; None where no line is too long."""

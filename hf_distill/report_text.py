@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 TITLES = {"teacher": "teacher", "student": "student", "baseline": "student without teacher"}
 NOTHING = "-"
 
+# Ends the entry of a stage in the settings of a report whose metrics are those of a head it does not train.
+HEAD_IS_LEFT = " (the head is not trained)"
+
 # Shares of right answers, shown in percent where they lie between 0 and 1 (`evaluate` gives some in percent already).
 SHARES = (
     *("accuracy", "exact_match", "f1", "precision", "recall", "agreement", "ece"),
@@ -141,6 +144,13 @@ def rows(report: Report) -> list[Row]:
     table.append(Row("parameters", {key: count(model.parameters) for key, model in models.items()}))
     table.append(Row("size", {key: f"{model.bytes / 1e6:,.1f} MB" for key, model in models.items()}))
     return table + _speed(report)
+
+
+def heads_left(report: Report) -> str:
+    """Return in which stages the student's head is not trained; empty where it always is."""
+    left = [key.partition(" ")[2] for key, text in report.settings.items() if str(text).endswith(HEAD_IS_LEFT)]
+    which = f"stage {left[0]}" if len(left) == 1 else f"stages {', '.join(left)}"
+    return f" In {which} the student's head is not trained." if left else ""
 
 
 def _speed(report: Report) -> list[Row]:

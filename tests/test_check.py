@@ -13,6 +13,8 @@ import pytest
 from hf_distill import load_recipe
 from hf_distill.check import check
 from hf_distill.errors import UserError
+from hf_distill.objectives import Hidden
+from hf_distill.plan import leaves_head
 
 WriteRecipe = Callable[..., Path]
 
@@ -114,6 +116,23 @@ def test_the_plan_says_that_a_schedule_will_not_get_to_its_end(write_recipe: Wri
         if line.startswith("note")
     ]
     assert "stages[1].objectives[0].temperature" in line
+
+
+def test_the_plan_says_that_nothing_trains_the_head(write_recipe: WriteRecipe) -> None:
+    """A student trained on hidden states alone answers with a random head, and its report looks like any other."""
+
+    def notes(*objectives: dict[str, Any], **sections: Any) -> list[str]:
+        recipe = load_recipe(write_recipe(objectives=[*objectives], **sections))
+        return [line for line in check(recipe).splitlines() if line.startswith("note")]
+
+    hidden, labels = {"name": "hidden"}, {"name": "labels"}
+    (note,) = notes(hidden)
+    assert note.startswith("note        no objective trains the head of the student")
+    assert notes(hidden, labels) == []
+    assert notes(hidden, {**labels, "weight": {"start": 0.0, "end": 1.0}}) == []
+    assert notes(hidden, {**labels, "weight": 0.0}) == [note]
+    for auto_class in ("AutoModelForMaskedLM", "AutoModel"):  # tied to the embeddings; none
+        assert not leaves_head((Hidden(),), auto_class)
 
 
 def test_the_plan_is_read_by_people(write_recipe: WriteRecipe, make_model: Any) -> None:

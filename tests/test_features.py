@@ -166,6 +166,11 @@ def test_gradient_reaches_the_student_and_what_is_learned(objective: Objective, 
     assert gradients
     assert all(bool(gradient.isfinite().all()) for gradient in gradients)
     assert any(bool((gradient != 0).any()) for gradient in gradients)
+    # A run tells apart the metrics of a head that is not trained, by what the objective says of itself.
+    head = [one for name, one in pair.student.named_parameters() if name.startswith("classifier")]
+    if head:
+        moved = any(one.grad is not None and bool((one.grad != 0).any()) for one in head)
+        assert moved == objective.reaches_head
     for name, parameter in term.named_parameters():
         assert parameter.grad is not None, name
         assert bool((parameter.grad != 0).any()), name

@@ -29,11 +29,11 @@ EVALUATED = {
 Lines = Callable[..., list[str]]
 
 
-def _lines(*logs: dict[str, float], read: Callable[[], str]) -> list[str]:
+def _lines(*logs: dict[str, float], read: Callable[[], str], leaves_head: bool = False) -> list[str]:
     """Let a bar at step 150 of 3000 show these logs; return the lines that are left."""
     state = TrainerState(max_steps=3000, global_step=150)
     nothing: Any = (TrainingArguments("out", use_cpu=True), state, TrainerControl())
-    bar = ProgressBar()
+    bar = ProgressBar(leaves_head)
     bar.on_train_begin(*nothing)
     for one in logs:
         bar.on_log(*nothing, logs=one)
@@ -49,7 +49,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lines]:
     controller, device = pty.openpty()
     with os.fdopen(device, "w") as stream:
 
-        def show(*logs: dict[str, float], columns: int) -> list[str]:
+        def show(*logs: dict[str, float], columns: int, leaves_head: bool = False) -> list[str]:
             fcntl.ioctl(device, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
             monkeypatch.setattr(sys, "stderr", stream)
 
@@ -61,7 +61,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lines]:
                     found += os.read(controller, 1 << 16)
                 return found[:-1].decode()
 
-            return _lines(*logs, read=read)
+            return _lines(*logs, read=read, leaves_head=leaves_head)
 
         yield show
     os.close(controller)
@@ -107,6 +107,14 @@ def test_an_evaluation_breaks_between_its_figures(terminal: Lines) -> None:
     assert [line[: len(start)].strip() for line in lines] == [start.strip(), *[""] * (len(lines) - 1)]
     shown = [figure for line in lines for figure in line[len(start) :].split("  ")]
     assert shown == ["loss 0.51", *(f"{name} 0.3" for name in NAMES), "accuracy 0.83"]
+
+
+def test_answers_of_a_head_that_is_not_trained_are_told_apart(terminal: Lines) -> None:
+    """An accuracy of 0.53 after an epoch on hidden states says nothing about them: the head is as random as before."""
+    trained, head, bar = terminal(EVALUATED, LOGS, columns=300, leaves_head=True)
+    assert trained == "epoch 1.00  evaluation: loss 0.51  " + "  ".join(f"{name} 0.3" for name in NAMES)
+    assert head == "            of a head that is not trained here: accuracy 0.83"
+    assert bar.endswith("similarity_preserving 0.2331]"), "no agreement with the teacher"
 
 
 def test_a_log_file_has_every_term(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

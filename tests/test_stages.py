@@ -187,6 +187,24 @@ def test_two_stages_are_two_runs_one_after_the_other(
     assert capsys.readouterr().out.count("found finished") == 4
 
 
+def test_metrics_of_a_stage_that_does_not_train_the_head_are_told_apart(
+    staged: WriteRecipe, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """TinyBERT's first stage moves layers alone: its accuracy is that of a random head, shown like any other."""
+    report = run(
+        staged(
+            stages=[{"objectives": [{"name": "hidden"}]}, {"objectives": [{"name": "kl"}]}],
+            training={"disable_tqdm": False},
+        )
+    )
+    shown = capsys.readouterr().err
+    assert shown.count("of a head that is not trained here: accuracy ") == 1
+    assert shown.index("not trained here") < shown.index("kl ")
+    assert [report.settings[f"stage {number}"] for number in (1, 2)] == ["hidden (the head is not trained)", "kl"]
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert page.count("In stage 1 the student&#39;s head is not trained.") == 1
+
+
 def test_a_run_that_dies_in_its_second_stage_ends_with_the_same_weights(
     staged: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,6 +81,8 @@ class Objective(ABC):
     by_token: ClassVar[bool] = False
     # Whether it compares examples of a micro-batch with each other: then the loss depends on how a step is split.
     within_batch: ClassVar[bool] = False
+    # Whether its gradient reaches the head of the task; not where it compares what comes before the head.
+    reaches_head: ClassVar[bool] = True
     # Whether both models must compute attention as plain matrix products: for maps, or for second derivatives.
     needs_eager_attention: ClassVar[bool] = False
     # Names of the tasks it belongs to; empty where it does not care.

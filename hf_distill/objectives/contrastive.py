@@ -57,6 +57,7 @@ class Contrastive(PreparedObjective):
     reads: ClassVar[Reads] = "states"
     within_batch: ClassVar[bool] = True
     needs_logits: ClassVar[bool] = False
+    reaches_head: ClassVar[bool] = False
 
     of: Literal["mean", "first", "last", "embedding"] = "mean"
     loss: Literal["info_nce", "crd"] = "info_nce"

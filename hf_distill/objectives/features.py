@@ -33,6 +33,7 @@ class StackObjective(PreparedObjective):
 
     by_token: ClassVar[bool] = True
     needs_logits: ClassVar[bool] = False
+    reaches_head: ClassVar[bool] = False
 
     # Which tokens of the teacher's layers it looks at, where it `reads` its states.
     states_of: ClassVar[Literal["tokens", "first", "last"]] = "tokens"

@@ -38,6 +38,7 @@ class PairwiseObjective(Objective):
     reads: ClassVar[Reads] = "states"
     within_batch: ClassVar[bool] = True
     needs_logits: ClassVar[bool] = False
+    reaches_head: ClassVar[bool] = False
 
     of: Literal["mean", "first", "last", "embedding"] = "mean"
 
