@@ -161,6 +161,11 @@ class AddBins:
                 batch[f"{whose}{BINS}"] = self.find.bins(mask)
         return batch
 
+    def set_epoch(self, epoch: int) -> None:
+        """Pass on what `sampler.SetEpoch` says: what a collator draws may depend on it."""
+        if (told := getattr(self.collate, "set_epoch", None)) is not None:
+            told(epoch)
+
 
 def _width(model: nn.Module) -> int:
     config: Any = getattr(model, "config", None)
