@@ -36,7 +36,11 @@ def test_variants_of_a_group_compute_the_same(benchmark: str) -> None:
         live = next(runs[name] for name in ("online", "dynamic") if name in runs)
         assert 0 < runs["cached"][0]["parts"]["reading the cache"] < runs["cached"][0]["cost"]["seconds"]
         assert runs["cached"][0]["checks"]["loss"] == pytest.approx(live[0]["checks"]["loss"], rel=2e-3)
-    assert {name for name in compared if name.startswith(("online", "dense", "grouped"))}
+    if benchmark == "teacher":  # in other weights it answers something else, which is what the benchmark tells
+        assert not compared
+        assert runs["fp32"][0]["checks"]["loss"] == 0 < runs["bf16"][0]["checks"]["loss"] < 0.1
+    else:
+        assert {name for name in compared if name.startswith(("online", "dense", "grouped"))}
     found = table.summary(benchmark, module, runs, module.Settings.quick())
     text = table.document({**found, "rounds": 1, "machine": {"processor": "one"}})
     for name in runs:

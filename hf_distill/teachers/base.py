@@ -56,7 +56,7 @@ class Teacher(ABC):
         """Whether the checkpoint brings the task's head, and with it an order of labels."""
 
     def check_task(self, task: Task) -> None:  # noqa: B027
-        """Refuse a task that this teacher cannot teach, before anything is loaded.
+        """Refuse a task that it cannot teach, or a teacher that cannot be had here, before anything is loaded.
 
         Raises:
             UserError: It cannot.
