@@ -131,6 +131,8 @@ def trained(kind: Kind, *, cached: bool) -> Callable[[Settings], Outcome]:
                 data, teacher = _captured(work, args)
                 parts["capturing"] = time.process_time() - started
             trainer = _trainer(work, args, teacher, data)
+            if not cached:
+                seen.clear()  # a few tokens on which the trainer tried out what it can do with the model
             trainer.add_callback(clock.callback)
             read = timed(trainer)
             output = trainer.train()
