@@ -90,7 +90,7 @@ def _fits(model: Any, head: Head) -> bool:
     numbers = torch.arange(ids.numel() * len(weight), device=ids.device, dtype=torch.float32)
     raw = (60 * numbers.sin()).view(*ids.shape, len(weight)).to(weight.dtype)  # neighbours are not alike
     try:
-        with _evaluating(model):
+        with evaluating(model):
             with _replaced(head.linear, lambda _: raw):
                 logits = model(**inputs)["logits"]
             with capturing(model, head) as captured:
@@ -106,7 +106,7 @@ def _fits(model: Any, head: Head) -> bool:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Have every part of a model in eval mode, and afterwards in the mode it was in."""
     before = [(module, module.training) for module in model.modules()]
     model.train(False)

@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hf_distill.bins import Bins, arrange
 from hf_distill.errors import UserError
+from hf_distill.heads import evaluating
 from hf_distill.layouts import base_model
 from hf_distill.students.copy_layers import find_stacks
 
@@ -146,22 +148,21 @@ def open_packer(model: nn.Module) -> Packer:
         Unpackable: It cannot, or what it computes is something else then.
     """
     base: Any = base_model(model)
+    if not isinstance(base, PreTrainedModel):
+        raise Unpackable("it is no model of Transformers")
     try:
         layers = find_stacks(base)["layers"][1]
     except UserError as error:
         raise Unpackable("which of its modules are its layers is not known") from error
     if any("layerdrop" in name and value for name, value in vars(base.config).items()):
         raise Unpackable("it leaves out layers at random (layerdrop)")
-    training = base.training
-    base.train(False)
     try:
-        return _tried(base, layers)
+        with evaluating(base):
+            return _tried(base, layers)
     except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
         if isinstance(error, Unpackable):
             raise
         raise Unpackable(f"it failed with {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
-    finally:
-        base.train(training)
 
 
 @torch.no_grad()

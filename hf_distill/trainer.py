@@ -218,8 +218,9 @@ class DistillationTrainer(Trainer):
     def _open_heads(self) -> Heads | None:
         """Take both models apart at their heads; None where all logits are made at once."""
         # A float16 gradient taken ahead would miss the loss scale that keeps it from vanishing.
-        half = self.accelerator.mixed_precision == "fp16"  # also by `accelerate launch`, without args.fp16
-        if half or self.args.torch_compile or self.terms.needs_logits or not self.layout.by_position:
+        # By `fp16: true`, by an accelerator of the user's own, or by `accelerate launch`.
+        scaled = "fp16" in (self.args.mixed_precision, self.accelerator.mixed_precision)
+        if scaled or self.args.torch_compile or self.terms.needs_logits or not self.layout.by_position:
             return None
         compiler = compiler_for(getattr(self.args, "compile_loss", "auto"), self.args.device, self.objectives)
         heads = Heads.open(self.model, None if isinstance(self.teacher, Replay) else self.teacher, compiler)

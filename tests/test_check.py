@@ -95,13 +95,18 @@ def test_the_plan_says_where_a_projection_is_learned(write_recipe: WriteRecipe, 
     assert "projection" not in attention
 
 
+def noted(plan: str) -> list[str]:
+    """Return what a plan notes, but for how batches are made, which it always says."""
+    return [line for line in plan.splitlines() if line.startswith("note") and "of like length" not in line]
+
+
 def test_the_plan_says_that_a_schedule_will_not_get_to_its_end(write_recipe: WriteRecipe) -> None:
     """Written in steps for another training, a schedule is cut off; hours later nothing shows that it was."""
     kl = {"name": "kl", "temperature": {"start": 4.0, "end": 1.0, "over": 2000}}
 
     def notes(*overrides: str, **sections: Any) -> list[str]:
         recipe = load_recipe(write_recipe(objectives=[kl], **sections), overrides)
-        return [line for line in check(recipe).splitlines() if line.startswith("note")]
+        return noted(check(recipe))
 
     assert notes("training.max_steps=300") == [
         "note        objectives[0].temperature is to go from 4 to 1 over 2,000 steps, and the training has 300: it "
@@ -110,11 +115,7 @@ def test_the_plan_says_that_a_schedule_will_not_get_to_its_end(write_recipe: Wri
     assert notes("training.max_steps=2000") == []
     assert notes() == [], "how many steps an epoch has is known once the data is read"
     stages = [{"objectives": [kl], "training": {"max_steps": steps}} for steps in (2000, 500)]
-    (line,) = [
-        line
-        for line in check(load_recipe(write_recipe(objectives=None, stages=stages))).splitlines()
-        if line.startswith("note")
-    ]
+    (line,) = noted(check(load_recipe(write_recipe(objectives=None, stages=stages))))
     assert "stages[1].objectives[0].temperature" in line
 
 
@@ -123,7 +124,7 @@ def test_the_plan_says_that_nothing_trains_the_head(write_recipe: WriteRecipe) -
 
     def notes(*objectives: dict[str, Any], **sections: Any) -> list[str]:
         recipe = load_recipe(write_recipe(objectives=[*objectives], **sections))
-        return [line for line in check(recipe).splitlines() if line.startswith("note")]
+        return noted(check(recipe))
 
     hidden, labels = {"name": "hidden"}, {"name": "labels"}
     (note,) = notes(hidden)
