@@ -63,7 +63,7 @@ def open_head(model: nn.Module) -> Head | None:
         return None  # an adapter on the head, a quantized head, or none
     if linear.weight.is_meta:  # offloaded: accelerate fetches the weights for its forward pass alone
         return None
-    if "forward" in linear.__dict__:  # somebody's own; accelerate's, where layers are on several devices
+    if "forward" in linear.__dict__ and not hasattr(linear, "_hf_hook"):  # somebody's own; accelerate's moves its input
         return None
     config = base.config.get_text_config(decoder=True)
     scaling = getattr(config, "logits_scaling", None)

@@ -33,7 +33,7 @@ class DistillationArguments(TrainingArguments):
         ValueError: See `check_arguments`.
     """
 
-    packing: bool | str = field(
+    packing: Literal["auto", True, False] = field(
         default="auto",
         metadata={"help": "Run the layers of both models on tokens alone, without padding; auto: where it pays."},
     )

@@ -34,7 +34,7 @@ def _kept(report: Report) -> str:
     if report.is_chance("teacher"):
         start = f"The teacher is no better than chance: {_against_chance(report, 'teacher')}."
         nothing = f"What the student kept of that ({values[0]}) means nothing."
-        return " ".join(part for part in (start, nothing, _cost(report)) if part)
+        return " ".join(part for part in (start, nothing, _cost(report)) if part) + _other_weights(report)
     if kept is None or kept <= 0:
         start = f"The student's {name} is {values[0]} against the teacher's {values[1]}"
     elif not report.greater_is_better:

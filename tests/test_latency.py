@@ -13,7 +13,8 @@ from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from hf_distill import latency
-from hf_distill.latency import Latency, Timing, measure, measure_all, size
+from hf_distill.latency import Latency, Timing, measure, measure_all
+from hf_distill.quantization import size
 
 if TYPE_CHECKING:  # run a second time, it would move the caches
     from conftest import MakeModel

@@ -189,7 +189,7 @@ def test_a_dispatched_head_stays_as_it_is() -> None:
     teacher = make_models("causal-lm")[1].eval()
     dispatch_model(teacher, {"model": "cpu", "lm_head": "cpu"}, main_device="cpu", force_hooks=True)
     own = teacher.lm_head.__dict__["forward"]
-    assert open_head(teacher) is None  # its input may be on another device
+    open_head(teacher)
     assert teacher.lm_head.__dict__.get("forward") is own
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -79,7 +79,8 @@ def _softmax(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _dot(weights: Tensor, values: Tensor) -> Tensor:
     """Return `sum_v weights_v values_v`, `(rows,)`; autocast would compute it in half precision."""
-    with torch.autocast(weights.device.type, enabled=False):
+    device = weights.device.type
+    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
         summed: Tensor = torch.linalg.vecdot(weights, values)
     return summed
 
