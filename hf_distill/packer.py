@@ -148,7 +148,7 @@ def open_packer(model: nn.Module) -> Packer:
     base: Any = base_model(model)
     try:
         layers = find_stacks(base)["layers"][1]
-    except UserError as error:
+    except (UserError, AttributeError) as error:  # a module without configuration is no model of Transformers
         raise Unpackable("which of its modules are its layers is not known") from error
     if any("layerdrop" in name and value for name, value in vars(base.config).items()):
         raise Unpackable("it leaves out layers at random (layerdrop)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from accelerate.utils import is_torch_xla_available
@@ -28,7 +29,8 @@ class DistillationArguments(TrainingArguments):
         ValueError: See `check_arguments`.
     """
 
-    packing: bool | str = field(
+    # Not `bool | ...`: HfArgumentParser would take that for a flag, and fail on its default.
+    packing: Literal["auto", True, False] = field(
         default="auto",
         metadata={"help": "Run the layers of both models on tokens alone, without padding; auto: where it pays."},
     )
