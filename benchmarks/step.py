@@ -32,6 +32,8 @@ class Settings:
         teacher: Likewise.
         kept: Classes that a cache keeps of a row.
         steps: How many are measured, after one to warm up.
+        uneven: Give the examples lengths of their own, as instructions have: `tokens` is the longest's, a quarter of
+            each is its prompt, and the rest is padding.
         bf16: Train in mixed precision.
     """
 
@@ -43,6 +45,7 @@ class Settings:
     teacher: tuple[int, int, int] = (8, 512, 1376)
     kept: int = 64
     steps: int = 1
+    uneven: bool = False
     bf16: bool = False
 
     @classmethod
@@ -82,8 +85,19 @@ def data(settings: Settings) -> Any:
     torch.manual_seed(7)
     ids = torch.randint(3, settings.vocabulary, (settings.batch, settings.tokens))
     labels = ids.clone()
-    labels[:, : settings.prompt] = -100
-    rows = {"input_ids": ids.tolist(), "attention_mask": torch.ones_like(ids).tolist(), "labels": labels.tolist()}
+    mask = torch.ones_like(ids)
+    if settings.uneven:
+        # Lognormal around a third of the longest; the first is the longest.
+        lengths = (settings.tokens / 3 * torch.randn(settings.batch).mul(0.6).exp()).long()
+        lengths = lengths.clamp(settings.tokens // 16, settings.tokens)
+        lengths[0] = settings.tokens
+        place = torch.arange(settings.tokens)
+        mask = (place < lengths.unsqueeze(1)).long()
+        labels[(place < lengths.unsqueeze(1) // 4) | (mask == 0)] = -100
+        ids = ids * mask
+    else:
+        labels[:, : settings.prompt] = -100
+    rows = {"input_ids": ids.tolist(), "attention_mask": mask.tolist(), "labels": labels.tolist()}
     return Dataset.from_dict({name: value * (settings.steps + WARM_UP) for name, value in rows.items()})
 
 
@@ -189,7 +203,7 @@ def naive(settings: Settings, directory: str, student: Any, examples: Any) -> An
     return Naive(student, args, train_dataset=examples, data_collator=default_data_collator)
 
 
-def online(objective: str, teacher_dtype: str = "float32") -> Make:
+def online(objective: str, teacher_dtype: str = "float32", packing: bool | str = False) -> Make:
     """`DistillationTrainer`."""
 
     def make(settings: Settings, directory: str, student: Any, examples: Any) -> Any:
@@ -201,7 +215,7 @@ def online(objective: str, teacher_dtype: str = "float32") -> Make:
 
         trainer = DistillationTrainer(
             student,
-            DistillationArguments(**arguments(settings, directory)),
+            DistillationArguments(**arguments(settings, directory), packing=packing),
             teacher=model(settings, settings.teacher, 2).to(getattr(torch, teacher_dtype)),
             objectives=[OBJECTIVES[objective]()],
             train_dataset=examples,
@@ -348,6 +362,16 @@ VARIANTS: dict[str, Variant] = {
     **_both("online_js", online("js"), "**ours**, Jensen-Shannon", "js"),
     **_both("trl_js", trl(0.5), "TRL `GKDTrainer`, its default (Jensen-Shannon)", "js", "trl"),
     **_both("cached", cached, "**ours**, from a cache of the top 64, KL", None, "hf_distill.cache"),
+    "uneven_naive": Variant(trained(naive, uneven=True, batch=8), "naive, uneven lengths, KL", "kl, uneven", 1e-3),
+    "uneven_padded": Variant(
+        trained(online("kl"), uneven=True, batch=8), "**ours**, uneven lengths, padded, KL", "kl, uneven", 1e-3
+    ),
+    "uneven_packed": Variant(
+        trained(online("kl", packing="auto"), uneven=True, batch=8),
+        "**ours**, uneven lengths, packed, KL",
+        "kl, uneven",
+        1e-3,
+    ),
     "bare": Variant(bare, "our kernels in a bare loop, KL", "kl", 1e-3),
     "bare_bf16": Variant(bare_bf16, "our kernels in a bare loop, KL, bf16", "kl, bf16", 2e-2),
 }
@@ -366,4 +390,6 @@ RATIOS = (
     ("cached step in bf16, of naive in bf16", "naive_bf16", "cached_bf16"),
     ("cached step in bf16, time relative to plain fine-tuning in bf16", "cached_bf16", "finetune_bf16"),
     ("the trainer, time relative to a bare loop", "online", "bare"),
+    ("uneven lengths: packed, of naive", "uneven_naive", "uneven_packed"),
+    ("uneven lengths: packed, of padded", "uneven_padded", "uneven_packed"),
 )

@@ -140,7 +140,7 @@ def arrange(attended: Tensor, hidden: int = 512) -> Bins | None:
     """Return the bins for a batch; None where there is nothing to gain, or an example without any token.
 
     Best-fit decreasing: the longest example first, each into the fullest row that has room. The rows are as wide as
-    the longest example, or wider where that takes less: a cell costs `1 + width / (3 * hidden)`, the second part for
+    the longest example, or wider where that takes less: a cell costs `1 + width / (4 * hidden)`, the second part for
     attention, which goes over the whole row.
 
     Args:
@@ -200,7 +200,7 @@ def _narrowest(lengths: Sequence[int], hidden: int) -> tuple[int, list[list[int]
 
 
 def _cost(cells: int, width: int, hidden: int) -> float:
-    return cells * (1 + width / (3 * hidden))
+    return cells * (1 + width / (4 * hidden))
 
 
 def fill(lengths: Sequence[int], width: int) -> list[list[int]]:

@@ -33,6 +33,7 @@ class DistillationArguments(TrainingArguments):
         ValueError: See `check_arguments`.
     """
 
+    # Not `bool | ...`: HfArgumentParser would take that for a flag, and fail on its default.
     packing: Literal["auto", True, False] = field(
         default="auto",
         metadata={"help": "Run the layers of both models on tokens alone, without padding; auto: where it pays."},

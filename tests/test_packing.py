@@ -223,7 +223,8 @@ def test_gradient_checkpointing(reentrant: bool) -> None:
     inputs = batch(model, mask_of("right"))
     wanted = answer(model, inputs)
     packer = open_packer(model)
-    assert packer.can_recompute
+    if not packer.can_recompute:
+        pytest.skip("this version of Transformers checkpoints a layer with its hooks, and the trainer does not pack")
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     model.enable_input_require_grads()
     assert_close(answer(model, inputs, packer), wanted, EXACT)
@@ -571,3 +572,21 @@ def test_a_model_that_cannot_is_named(tmp_path: Path, caplog: pytest.LogCaptureF
         warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
         said = "packing is true, but not for all: student: what it computes is not the same packed"
         assert (said in warned) == (packing is True)
+
+
+def test_checkpointing_that_would_forget_the_bins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed_passes: list[Bins]
+) -> None:
+    """Layers that are computed again together with their hooks, which are gone by then, get the padded masks: such a
+    student runs padded. Its teacher never runs twice."""
+    monkeypatch.setattr(Packer, "can_recompute", False)
+    one = make_trainer("classification", tmp_path, activation_checkpointing=True, **split(8))
+    (decision,) = one.decisions
+    assert decision.startswith("packing: on for teacher, where")
+    assert decision.endswith("(student: gradient checkpointing would compute its layers again when packing is over)")
+
+
+def test_a_model_without_configuration() -> None:
+    """Any module that answers with logits can be a student; only what is known to be layers can be packed."""
+    with pytest.raises(Unpackable, match="which of its modules"):
+        open_packer(nn.Linear(2, 2))
