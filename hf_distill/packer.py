@@ -152,7 +152,7 @@ def open_packer(model: nn.Module) -> Packer:
         raise Unpackable("it is no model of Transformers")
     try:
         layers = find_stacks(base)["layers"][1]
-    except (UserError, AttributeError) as error:  # a module without configuration is no model of Transformers
+    except UserError as error:
         raise Unpackable("which of its modules are its layers is not known") from error
     if any("layerdrop" in name and value for name, value in vars(base.config).items()):
         raise Unpackable("it leaves out layers at random (layerdrop)")

@@ -89,8 +89,8 @@ class Report:
         calibration: Model -> calibration.
         history: Run (`student`, `baseline`, `teacher`, also `student seed 43`, `student stage 1`) -> `log_history` of
             its Trainer. Stages follow each other in the order of their training.
-        settings: Versions, device, threads, precision, processes, seconds of each stage, cost of each training, sizes of
-            the data.
+        settings: Versions, device, threads, precision, processes, seconds of each stage, cost of each training, sizes
+            of the data.
         recipe: The resolved recipe, YAML.
     """
 
