@@ -17,11 +17,11 @@ from hf_distill.launch import check_launch
 from hf_distill.models import resolve, sibling
 from hf_distill.objectives.features import FeatureObjective
 from hf_distill.objectives.hidden import Hidden, Hint, Patient
-from hf_distill.objectives.schedule import in_words, is_schedule
 from hf_distill.pairing import Pair, open_pair, open_student, open_teacher
 from hf_distill.plan import check_plan, cut_off, remarks
 from hf_distill.report_text import count
 from hf_distill.teachers import CachedTeacher
+from hf_distill.words import words
 from hf_distill.writer import dump_recipe
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def check(recipe: Recipe) -> str:
         raise UserError(*found.mistakes)
     found.plan += [
         *_stages(recipe, found.pair),
-        f"training    {_words(recipe.training)}",
+        f"training    {words(recipe.training)}",
         f"report      {_report(recipe)}",
     ]
     found.plan += (
@@ -125,15 +125,15 @@ def _check_pair(recipe: Recipe, found: _Findings) -> None:
         student = open_student(recipe) if local["student"] and recipe.student.source else None
         for side, config in (("teacher", teacher), ("student", student)):
             size = f": {_size(recipe, config)}" if config else ""
-            found.plan.append(f"{side:<11} {_words(entry(getattr(recipe, side)))}{size}")
+            found.plan.append(f"{side:<11} {words(entry(getattr(recipe, side)))}{size}")
         return
     pair = open_pair(recipe)
     check_plan(recipe, pair)
     found.pair = pair
     found.plan += [
         f"task        {recipe.task.name}",
-        f"teacher     {_words(entry(recipe.teacher))}: {_size(recipe, pair.teacher)}",
-        f"student     {_words(entry(recipe.student))}: {_size(recipe, pair.student)}",
+        f"teacher     {words(entry(recipe.teacher))}: {_size(recipe, pair.teacher)}",
+        f"student     {words(entry(recipe.student))}: {_size(recipe, pair.student)}",
         *([f"cache       {in_advance(recipe, pair)}"] if isinstance(recipe.teacher, CachedTeacher) else []),
         f"tokenizer   {_tokenizer(pair)}",
     ]
@@ -145,7 +145,7 @@ def _check_data(recipe: Recipe, found: _Findings) -> None:
     if rows is None:
         found.unchecked.append("data: it is on the Hub, and --check fetches nothing")
         return
-    found.plan += [f"{split:<11} {recipe.data.splits[split]}: {_words(row)}" for split, row in rows.items()]
+    found.plan += [f"{split:<11} {recipe.data.splits[split]}: {words(row)}" for split, row in rows.items()]
 
 
 def _check_place(recipe: Recipe, found: _Findings) -> None:
@@ -188,9 +188,9 @@ def _report(recipe: Recipe) -> str:
 def _stages(recipe: Recipe, pair: Pair | None) -> Iterator[str]:
     for number, stage in enumerate(recipe.plan, 1):
         if recipe.stages:
-            yield f"stage {number:<5} {_words(stage.training) or 'as in training'}"
+            yield f"stage {number:<5} {words(stage.training) or 'as in training'}"
         for objective in stage.objectives:
-            yield f"objective   {_words(entry(objective))}{_layers(objective, pair) if pair else ''}"
+            yield f"objective   {words(entry(objective))}{_layers(objective, pair) if pair else ''}"
 
 
 def _layers(objective: Objective, pair: Pair) -> str:
@@ -204,27 +204,3 @@ def _layers(objective: Objective, pair: Pair) -> str:
     if isinstance(objective, Hidden | Patient | Hint) and student.width != teacher.width:
         widths = f", through learned projections from {student.width} to {teacher.width}"
     return f": layers {[list(both) for both in objective.pairs(student, teacher)]}{widths}"
-
-
-def _words(values: dict[str, Any]) -> str:
-    """Return `kl (weight 0.5, temperature 2.0)` for an entry, `key value, ...` for another mapping."""
-    rest = ", ".join(f"{key} {_shown(value)}" for key, value in values.items() if key != "name")
-    if "name" not in values:
-        return rest
-    return f"{values['name']} ({rest})" if rest else str(values["name"])
-
-
-def _shown(value: Any) -> str:
-    """Return a value in the words of a recipe, of a long one its start."""
-    if isinstance(value, dict) and not is_schedule(value):
-        return _words(value) if "name" in value else f"({_words(value)})"
-    if isinstance(value, list | tuple):
-        return _short(f"[{', '.join(map(_shown, value))}]")
-    if value is None:
-        return "nothing"
-    return _short(str(value).lower() if isinstance(value, bool) else in_words(value))
-
-
-def _short(text: str, limit: int = 60) -> str:
-    line = " ".join(text.split())  # a text may have lines of its own
-    return line if len(line) <= limit else f"{line[: limit - 3]}..."

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from hf_distill.document import join
 from hf_distill.errors import UserError
 from hf_distill.files import check_writable, last_complete_checkpoint, write_atomic
 from hf_distill.fit import RECORD, read_record
+from hf_distill.words import shown
 
 RECIPE = "recipe.yaml"
+_LEFT_OUT = object()
 # Underscored, so that `Trainer.push_to_hub` leaves them out.
 TEACHERS = "_teacher"
 RUNS = "_runs"
@@ -50,8 +55,8 @@ class RunDirectory:
         different = _differences(held.read_text(encoding="utf-8"), self.recipe)
         if different and not restart:
             raise UserError(
-                f"{self.path} holds a run of another recipe (different: {', '.join(different)}). Choose another "
-                "directory, go back to that recipe to resume, or start over with --restart.",
+                f"{self.path} holds a run of another recipe: {_told(different)}. Choose another directory, go back to "
+                "that recipe to resume, or start over with --restart.",
                 key="output_dir",
             )
 
@@ -112,11 +117,46 @@ def _plain(text: str) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _differences(held: str, wanted: str) -> list[str]:
-    """Return the sections in which two resolved recipes differ, `report` and `hub` aside."""
-    one, other = _plain(held), _plain(wanted)
+def _differences(held: str, wanted: str) -> list[tuple[str, Any, Any]]:
+    """Return key path and both values of all in which two resolved recipes differ.
+
+    `report` and `hub` aside, which compute nothing, and the directory itself, which has more than one spelling.
+    """
+    one, other = (
+        {key: value for key, value in _plain(text).items() if key not in ("report", "hub")} for text in (held, wanted)
+    )
+    for recipe in (one, other):
+        if isinstance(training := recipe.get("training"), dict):
+            recipe["training"] = {key: value for key, value in training.items() if key != "output_dir"}
     training = other.get("training", {})
     if training.get("bf16") == "auto":  # whatever the probe said when the run began
         other["training"] = {**training, "bf16": one.get("training", {}).get("bf16", "auto")}
-    keys = sorted((set(one) | set(other)) - {"report", "hub"})
-    return [key for key in keys if one.get(key) != other.get(key)]
+    return list(_compare("", one, other))
+
+
+def _compare(path: str, one: Any, other: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yield what differs at or below a key path; entries of different names as a whole."""
+    if isinstance(one, dict) and isinstance(other, dict) and one.get("name") == other.get("name"):
+        for key in dict.fromkeys((*sorted(one), *sorted(other))):
+            yield from _compare(join(path, key), one.get(key, _LEFT_OUT), other.get(key, _LEFT_OUT))
+    elif isinstance(one, list) and isinstance(other, list):
+        for index, (mine, theirs) in enumerate(zip_longest(one, other, fillvalue=_LEFT_OUT)):
+            yield from _compare(join(path, index), mine, theirs)
+    elif one != other:
+        yield path, one, other
+
+
+def _told(different: list[tuple[str, Any, Any]], limit: int = 3) -> str:
+    """Return the first differences with both values: `training.seed is 1 there and 2 here, and 4 more`."""
+    said = []
+    for path, *values in different[:limit]:
+        there, here = map(_value, values)
+        if there == here:  # numbers that differ in their seventh digit
+            there, here = map(repr, values)
+        said.append(f"{path} is {there} there and {here} here")
+    rest = len(different) - limit
+    return ", ".join([*said, f"and {rest} more"] if rest > 0 else said)
+
+
+def _value(value: Any) -> str:
+    return "left out" if value is _LEFT_OUT else shown(value)

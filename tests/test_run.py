@@ -160,7 +160,7 @@ def test_another_recipe_is_refused_and_restart_starts_over(write_recipe: WriteRe
     run(write_recipe())
     before = weights(tmp_path / "out")
     changed = write_recipe(student={"name": "copy_layers", "layers": 1})
-    with pytest.raises(UserError, match=r"another recipe \(different: student\).*--restart"):
+    with pytest.raises(UserError, match=r"another recipe: student.layers is 2 there and 1 here\..*--restart"):
         run(changed)
     assert same(before, weights(tmp_path / "out"))
     run(changed, restart=True)
