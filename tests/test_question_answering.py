@@ -585,7 +585,9 @@ def test_a_run_from_contexts_to_report(bert: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
     settings = {"num_train_epochs": 6, "learning_rate": 5e-3}
-    report = run(write_recipe(tmp_path, bert, teacher={"name": "finetuned", "model": str(bert), "training": settings}))
+    path = write_recipe(tmp_path, bert, teacher={"name": "finetuned", "model": str(bert), "training": settings})
+    # One of the teacher's two layers: the student cannot agree with it everywhere.
+    report = run(path, "student.layers=1", "training.learning_rate=1e-3")
     assert report.metric == "f1"
     assert report.baseline is not None
     assert report.teacher.metrics["f1"] > 0.7
