@@ -201,10 +201,10 @@ class Cache:
         import pyarrow as pa
         from torch.utils.data import DataLoader
 
-        from hf_distill.trainer import _parameters
+        from hf_distill.both_models import taken_by
 
         schema = features.arrow_schema
-        takes = _parameters(recorder.teacher)
+        takes = taken_by(recorder.teacher)
         places = range(start, min(stop, len(self.contents.order)))
         size = args.per_device_eval_batch_size
         parts = [places[first : first + size] for first in range(0, len(places), size)]

@@ -2,53 +2,46 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, SequentialSampler
-from transformers import PreTrainedModel, Trainer, TrainingArguments
-from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, has_length
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
 
-from hf_distill.cacheable import check_objective
+from hf_distill.batching import BatchingTrainer
+from hf_distill.both_models import BothModels, taken_by
+from hf_distill.checkpoints import CheckpointingTrainer
+from hf_distill.compatibility import check_objectives, check_parallelism, check_separate, check_terms
 from hf_distill.compiled import compiler_for
 from hf_distill.errors import UserError
 from hf_distill.eval_sums import EvalSums
-from hf_distill.head_rows import HeadRows, Heads
+from hf_distill.head_rows import Heads
 from hf_distill.layouts import base_model, infer_layout
-from hf_distill.learned import FILE, attach, check_learned, detached, load_learned, place, save_learned, split_state
+from hf_distill.learned import attach, place
 from hf_distill.liger import layers_only, undone_afterwards
 from hf_distill.meter import Meter
 from hf_distill.objectives import Comparison, KLDivergence, Labels, LogitsMSE, Objective, RowObjective
-from hf_distill.own_tokens import PREFIX, teacher_inputs
 from hf_distill.packing import Packing
 from hf_distill.quantization import evaluable, is_placed
 from hf_distill.redirect import inside_forward
-from hf_distill.replay import KEPT_ROWS, Replay, reading_only
-from hf_distill.rows import UNITS, RowLayout, Rows, SparseRows
-from hf_distill.sampler import EpochLengthGroupedSampler, SetEpoch, known_lengths
+from hf_distill.replay import Replay, reading_only
+from hf_distill.rows import UNITS, RowLayout
+from hf_distill.sampler import SetEpoch
 from hf_distill.sentence_encoder import encoding_of
 from hf_distill.terms import OBSERVED, Terms
 from hf_distill.training_args import DistillationArguments, check_arguments, check_devices
 
 logger = logging.getLogger(__name__)
 
-# From these a model would compute a loss of its own.
-_LABELS = {"labels", "start_positions", "end_positions"}
 
-
-class DistillationTrainer(Trainer):
+class DistillationTrainer(CheckpointingTrainer, BatchingTrainer):
     """Trains a student to match a teacher.
 
     The loss of an optimiser step is `sum_k weight_k * S_k / N_k` over its objectives: `S_k` the sum of the
@@ -81,8 +74,6 @@ class DistillationTrainer(Trainer):
     # compute_loss divides by counts of the whole accumulation window: Trainer must not divide again.
     loss_is_scaled_for_ga = True
 
-    model: PreTrainedModel
-
     def __init__(
         self,
         model: PreTrainedModel | nn.Module | None = None,
@@ -106,12 +97,12 @@ class DistillationTrainer(Trainer):
         config: Any = getattr(self.model, "config", None)
         if config is not None and use_cache is not None:
             # Trainer turns it off for good, and the exported student would generate without a cache, many times slower.
-            # Training has no use for one: see `_compare`.
+            # Training has no use for one: see `BothModels`.
             config.use_cache = use_cache
-        self._check_parallelism()
+        check_parallelism(self)
         self.layout = layout or infer_layout(self.model, teacher, self.processing_class)
         self.objectives = tuple(_defaults(self.layout) if objectives is None else objectives)
-        self._check_objectives(teacher)
+        check_objectives(self.objectives, self.layout, self.model, teacher)
         if isinstance(teacher, Replay):
             teacher, self.data_collator = reading_only(teacher, self.data_collator, self.objectives, self.model)
         self.teacher = self._place(teacher)
@@ -122,21 +113,18 @@ class DistillationTrainer(Trainer):
             logger.warning(
                 "compile_loss: true compiles nothing here: it is for language models, without fp16 and torch_compile"
             )
-        self._packing = Packing(self.args, self.model, self.teacher, self.terms)
+        self.packing = Packing(self.args, self.model, self.teacher, self.terms)
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(["distillation", "hf_distill"])
         self.add_callback(SetEpoch)
-        # Set by whoever writes the card, so that a push keeps it.
-        self.has_model_card = False
-        self._student_takes = _parameters(self.model)
-        self._teacher_takes = _parameters(self.teacher) if self.teacher is not None else frozenset()
+        self.takes = taken_by(self.model), frozenset() if self.teacher is None else taken_by(self.teacher)
         # Terms and agreement, summed over the steps since the last log.
         self._totals = torch.zeros(len(self.terms) + 1, device=self.args.device)
         self._steps = 0
         self._meter = Meter(self.args.device)
         self.add_callback(self._meter)
         self.eval_sums = EvalSums(self.terms)
-        self.decisions = [*self._settle_terms(), *self._packing.decisions]
+        self.decisions = [*self._settle_terms(), *self.packing.decisions]
 
     # ---- Construction ----
 
@@ -150,29 +138,6 @@ class DistillationTrainer(Trainer):
             args["kwargs_handlers"][0].find_unused_parameters = True
         return args
 
-    def _check_parallelism(self) -> None:
-        if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
-            raise ValueError("DeepSpeed ZeRO-3 is not supported: it would shard the teacher. Use ZeRO-2 or FSDP.")
-        if max(self.get_tp_size(), self.get_cp_size(), self.get_sp_size()) > 1:
-            raise ValueError("tensor, context and sequence parallelism are not supported.")
-
-    def _check_objectives(self, teacher: nn.Module | None) -> None:
-        if not self.objectives:
-            raise ValueError("no objective: pass at least one, e.g. KLDivergence(temperature=2.0).")
-        wanting = [objective.name for objective in self.objectives if objective.needs_teacher]
-        if teacher is None and wanting:
-            raise ValueError(f"objectives that need a teacher: {', '.join(wanting)}. Pass `teacher=`.")
-        for objective in self.objectives:
-            if isinstance(teacher, Replay):
-                config: Any = getattr(base_model(self.model), "config", None)
-                check_objective(objective, teacher.kept, (config, teacher.config))
-            takes_values = not isinstance(objective, RowObjective) or objective.takes_values
-            if not self.layout.has_classes and not takes_values:
-                raise ValueError(
-                    f"'{objective.name}' compares distributions over classes, but this is regression. Use logits_mse "
-                    "for the teacher's values and labels for the true ones."
-                )
-
     def _place(self, teacher: nn.Module | None) -> nn.Module | None:
         """Freeze the teacher and move it to the device.
 
@@ -181,37 +146,14 @@ class DistillationTrainer(Trainer):
         """
         if teacher is None:
             return None
-        trained = {id(parameter) for parameter in self.model.parameters() if parameter.requires_grad}
-        if teacher is self.model or any(id(parameter) in trained for parameter in teacher.parameters()):
-            raise ValueError(
-                "the teacher is the student, or shares weights with it that will be trained: it would change with "
-                "every step. Make the student from a copy, e.g. copy.deepcopy(teacher)."
-            )
+        check_separate(self.model, teacher)
         teacher.eval().requires_grad_(False)
         return teacher if is_placed(teacher, self.args.device) else teacher.to(self.args.device)
 
     def _make_terms(self) -> Terms:
         """Make the objectives ready for the two models; what they learn becomes part of the student, for the time."""
         terms = Terms(self.objectives, self.model, self.teacher)
-        given: tuple[Any, ...] = (self.model_init, self.optimizer)
-        if terms.learned and any(one is not None for one in given):
-            raise ValueError(
-                "an objective here has parts of its own to learn, which the trainer must create together with the "
-                "student and its optimizer. Pass `model`, not `model_init`, and no `optimizers`."
-            )
-        if self.args.torch_compile and (terms.learned or terms.watch or terms.differentiates):
-            raise UserError(
-                "torch_compile does not work with objectives that learn projections, look into the models or "
-                "differentiate. Leave one out."
-            )
-        checkpointing: Any = (self.args.gradient_checkpointing and self.args.gradient_checkpointing_kwargs) or {}
-        if terms.watch and checkpointing.get("use_reentrant"):
-            raise UserError(
-                "re-entrant gradient checkpointing computes the layers without gradient, and objectives that look into "
-                "the models would train nothing. Set gradient_checkpointing_kwargs to {use_reentrant: false}."
-            )
-        if self.is_fsdp_enabled and terms.differentiates:
-            raise ValueError("FSDP does not work with objectives that differentiate. Use DDP, or leave them out.")
+        check_terms(terms, self)
         attach(self.model, place(terms.learned, self.model, self.args.device))
         return terms
 
@@ -239,6 +181,7 @@ class DistillationTrainer(Trainer):
             self.teacher = self._place(self.teacher)
             if not self.terms.learned:  # which are part of the student
                 self.terms = self._make_terms()
+            self.packing = Packing(self.args, *now, self.terms)
             self._made_for = now
         teacher = None if isinstance(self.teacher, Replay) else self.teacher
         if self._heads is not None and not self._heads.are_of(now[0], teacher):
@@ -274,53 +217,6 @@ class DistillationTrainer(Trainer):
         self.model.train(training)
         return said
 
-    # ---- Data ----
-
-    def _set_signature_columns_if_needed(self) -> None:
-        """Keep the columns that only the teacher or the layout takes.
-
-        They are `token_type_ids` for a DistilBERT student of a BERT, or all tokens of a teacher with its own tokenizer.
-        """
-        if self._signature_columns is None:
-            super()._set_signature_columns_if_needed()
-            taken: Any = self._signature_columns
-            theirs = {*self._teacher_takes, *(f"{PREFIX}{name}" for name in self._teacher_takes)}
-            # The model itself may be a cached teacher, whose answers are judged.
-            wanted = theirs.union(self.layout.columns, self._student_takes)
-            self._signature_columns = taken + sorted(wanted.difference(taken))
-
-    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> DataLoader[Any]:
-        """Have batches made with what packing has to know of them: asked later, the host would wait for the device."""
-        plain: Any = self.data_collator
-        # accelerate takes batches that it sends to other processes apart, and knows tensors only.
-        if not isinstance(dataset, IterableDataset) and not self.accelerator.dispatch_batches:
-            collate: Any = self._packing.collating(plain)
-            self.data_collator = collate
-        try:
-            loader: DataLoader[Any] = super()._get_dataloader(dataset, *args, **kwargs)
-        finally:
-            self.data_collator = plain
-        return loader
-
-    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
-        # The data set handed in has lost its length column to `remove_unused_columns`.
-        grouped = self.args.train_sampling_strategy == "group_by_length"
-        lengths = known_lengths(self.train_dataset, self.args.length_column_name) if grouped else None
-        if lengths is None:
-            sampler = super()._get_train_sampler(self.train_dataset)
-            if not isinstance(sampler, LengthGroupedSampler):
-                return sampler
-            lengths = list(sampler.lengths)
-        step = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return EpochLengthGroupedSampler(step, lengths, seed)
-
-    def _get_eval_sampler(self, eval_dataset: Dataset[Any]) -> Sampler[int] | None:
-        """Keep the order of the data set: predictions of two models are compared row by row."""
-        if self.args.train_sampling_strategy == "group_by_length" and has_length(eval_dataset):
-            return SequentialSampler(eval_dataset)
-        return super()._get_eval_sampler(eval_dataset)
-
     # ---- Loss ----
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -340,23 +236,6 @@ class DistillationTrainer(Trainer):
         # For the whole training: activation checkpointing computes attention again in the backward pass.
         with self.terms.eager_attention():
             return super()._inner_training_loop(*args, **kwargs)
-
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Tensor]:
-        """Return the micro-batches of a step and their counts; none at the end of data that has no length.
-
-        `Trainer` would take no step on what is left over there, and add its gradient to the next one.
-        """
-        batches = list(islice(epoch_iterator, num_batches))
-        if 0 < len(batches) < num_batches:
-            if self.state.global_step == 0:
-                raise ValueError(
-                    f"the train data ends after {len(batches)} micro-batches of a process, and "
-                    f"gradient_accumulation_steps is {num_batches}: there would be no step. Lower it."
-                )
-            batches = []
-        return batches, self._get_num_items_in_batch(batches, device)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """Count every unit over the accumulation window and all processes: `(units,)` in the order of `UNITS`."""
@@ -442,55 +321,17 @@ class DistillationTrainer(Trainer):
             return inside_forward(model, student, compute, inputs)
 
     def _compare(self, model: nn.Module, inputs: Mapping[str, Any], heads: Heads | None = None) -> Comparison:
-        """Run both models on the same batch, the teacher once."""
-        with nullcontext() if heads is None else heads.capturing():
-            student, teacher = self._run(model, inputs)
-        kept = None if teacher is None else teacher.get(KEPT_ROWS)
-        logits = None if teacher is None or heads is not None or kept is not None else self.layout.logits(teacher)
-        attached = None
-        if logits is not None and self.terms.differentiates:
-            attached = self.layout.teacher_rows(logits, inputs)
-        if heads is not None:
-            rows: Rows = heads.rows(self.layout, inputs, kept)
-        else:
-            rows = self.layout.select(self.layout.logits(student), logits, inputs)
-        return Comparison(
-            rows=rows if kept is None else _with_kept(rows, kept),
-            student=student,
-            teacher=teacher,
-            inputs=inputs,
-            tokens=self.layout.tokens(inputs),
-            teacher_rows=attached,
+        both = BothModels(
+            teacher=self.teacher,
+            layout=self.layout,
+            terms=self.terms,
+            packing=self.packing,
+            accelerator=self.accelerator,
+            meter=self._meter,
+            takes=self.takes,
+            use_cache=self.args.use_cache,
         )
-
-    def _run(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Return both models' outputs."""
-        teacher = None
-        if self.teacher is not None:
-            self.teacher.eval()  # whatever happened to it since the last batch: with dropout its targets are noise
-            watch = self._meter.teacher() if model.training else nullcontext()
-            with torch.set_grad_enabled(self.terms.differentiates), self.accelerator.autocast(), watch:
-                theirs = self._teacher_inputs(inputs)
-                with self._packing.teacher(theirs):
-                    teacher = self.teacher(**self._forward_inputs(self._teacher_takes, theirs, use_cache=False))
-        with self._packing.student(inputs):
-            student = model(**self._forward_inputs(self._student_takes, inputs, use_cache=self.args.use_cache))
-        return student, teacher
-
-    def _teacher_inputs(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return what the teacher reads; refuse to compare tokens where it reads others than the student."""
-        theirs = teacher_inputs(inputs)
-        by_token = [objective.name for objective in self.objectives if objective.by_token]
-        if theirs is not inputs and by_token:
-            raise ValueError(
-                f"{', '.join(by_token)}: the models are compared token by token, but the batch has other tokens for "
-                f"the teacher ('{PREFIX}input_ids')."
-            )
-        return theirs
-
-    def _forward_inputs(self, taken: frozenset[str], inputs: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
-        given = {**settings, **inputs}
-        return {**{key: value for key, value in given.items() if key in taken}, **self.terms.outputs}
+        return both.compare(model, inputs, heads)
 
     # ---- Logging ----
 
@@ -551,79 +392,7 @@ class DistillationTrainer(Trainer):
         named = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
         return output._replace(metrics={**(output.metrics or {}), **named})
 
-    # ---- Saving ----
-
-    @property
-    def _sharded(self) -> bool:
-        """Whether weights are saved and loaded by FSDP or DeepSpeed, what was learned among them."""
-        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save as `Trainer` does; what is exported (not a checkpoint) holds no pickled arguments and no projections."""
-        own, gathered = split_state(state_dict)
-        with nullcontext() if self._sharded else detached(self.model):
-            super()._save(output_dir, own)
-        directory = Path(output_dir or self.args.output_dir or ".")
-        if not self.args.should_save:
-            return
-        if not directory.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
-            (directory / "training_args.bin").unlink(missing_ok=True)
-        elif self.terms.learned:
-            save_learned(directory, gathered or self.terms.learned.state_dict())
-
-    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        """Compare with a checkpoint's, as `Trainer` does, intervals in steps: a checkpoint never has a share."""
-        names = ("logging_steps", "eval_steps", "save_steps")
-        shares = {name: value for name in names if 0 < (value := getattr(self.args, name) or 0) < 1}
-        for name, share in shares.items():
-            setattr(self.args, name, math.ceil(max_steps * share))
-        try:
-            begun: tuple[int, int] = super()._init_training_state(max_steps, *args, **kwargs)
-        finally:
-            # Another training with these arguments may have another length.
-            for name, share in shares.items():
-                setattr(self.args, name, share)
-        return begun
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        with self._learned_from(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_best_model(self) -> None:
-        with self._learned_from(str(self.state.best_model_checkpoint)):
-            super()._load_best_model()
-
-    @contextmanager
-    def _learned_from(self, checkpoint: str) -> Iterator[None]:
-        """Load what was learned from a checkpoint too, after the student, in whose file it would be missed."""
-        directory, learned = Path(checkpoint), self.terms.learned
-        if not self._sharded or (directory / FILE).exists():
-            check_learned(directory, learned)
-        with nullcontext() if self._sharded else detached(self.model):
-            yield
-        if not self._sharded:
-            load_learned(directory, learned)
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Draft a card, unless the run has already written one."""
-        if not self.has_model_card:
-            super().create_model_card(*args, **kwargs)
-
 
 def _defaults(layout: RowLayout) -> tuple[Objective, ...]:
     match: Objective = KLDivergence(weight=0.5, temperature=2.0) if layout.has_classes else LogitsMSE(weight=0.5)
     return match, Labels(weight=0.5)
-
-
-def _with_kept(rows: Rows, kept: SparseRows) -> Rows:
-    """Return rows with what a cache holds of the teacher's."""
-    if len(kept.remaining) != len(rows.labels):
-        raise ValueError(f"the batch has {len(rows.labels)} rows, and the cache {len(kept.remaining)} for them.")
-    return rows if isinstance(rows, HeadRows) else replace(rows, teacher=kept)
-
-
-def _parameters(model: nn.Module) -> frozenset[str]:
-    """Return what `forward` takes, without the labels."""
-    if isinstance(model, Replay):
-        return model.takes
-    return frozenset(inspect.signature(base_model(model).forward).parameters) - _LABELS
