@@ -115,7 +115,13 @@ class HeadRows(Rows):
         if device != "cpu":
             block -= block % 8 if block > 8 else 0  # rows that begin at a multiple of 16 bytes, in any precision
         chunk = max(1, CHUNK_BYTES.get(device, ELSEWHERE) // (student.width * student.dtype.itemsize))
-        return (chunk - chunk % block, block) if chunk > block else (chunk, chunk)
+        if chunk <= block:
+            return chunk, chunk
+        chunk -= chunk % block
+        # Chunks of one size, where there are several: the memory of one then fits the next.
+        number = -(-len(self.labels) // chunk)
+        even = -(-len(self.labels) // max(1, number))
+        return min(chunk, max(block, even + -even % block)), block
 
 
 class Heads:

@@ -40,9 +40,13 @@ class StopOnInterrupt(TrainerCallback):
     def __enter__(self) -> StopOnInterrupt:
         # Python lets only the main thread handle signals.
         if threading.current_thread() is threading.main_thread() and int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            # A program that ignores or handles SIGTERM itself decided otherwise.
-            theirs = signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
-            taken = [number for number in _SAID if number == signal.SIGINT or not theirs]
+            # A program that ignores or handles SIGTERM itself decided otherwise, and so did the shell that starts one
+            # in the background, where Ctrl-C is meant for another.
+            taken = []
+            if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+                taken.append(signal.SIGINT)
+            if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+                taken.append(signal.SIGTERM)
             self._previous = {number: signal.signal(number, self._note) for number in taken}
         return self
 

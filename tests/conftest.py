@@ -10,11 +10,12 @@ import ipaddress
 import json
 import os
 import random
+import signal
 import socket
 import string
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -124,6 +125,14 @@ class MakeModel(Protocol):
             seed: Of the weights.
             **config: Any other setting of the configuration (`problem_type`, `hidden_size`, ...).
         """
+
+
+@pytest.fixture(autouse=True)
+def in_the_foreground() -> Iterator[None]:
+    """A shell that starts the tests in the background has Ctrl-C ignored in them, and in all that they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

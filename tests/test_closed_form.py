@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import pytest
@@ -143,16 +143,40 @@ def test_equal_models_cost_exactly_nothing() -> None:
     assert LOSSES["js"](near, student.detach()).ge(0).all()
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
 @pytest.mark.parametrize("scale", [1.0, 300.0])
-def test_buckets(scale: float) -> None:
+def test_buckets(scale: float, temperature: float) -> None:
     """The mass of the others must keep its digits where it is e^-300, and its gradient must reach each of them."""
     student, _ = logits(scale)
     indices = torch.tensor([[0, 7, 3], [1, 2, 3], [10, 9, 0], [4, 5, 6], [8, 0, 2]])
-    log_q = log_softmax(student.detach().numpy(), -1)
+    log_q = log_softmax(student.detach().numpy() / temperature, -1)
     rest = np.array([np.delete(row, kept) for row, kept in zip(log_q, indices.numpy(), strict=True)])
     wanted = np.concatenate((np.take_along_axis(log_q, indices.numpy(), -1), logsumexp(rest, -1)[:, None]), -1)
-    np.testing.assert_allclose(closed_form.buckets(student, indices).detach(), wanted, rtol=1e-12, atol=1e-15)
-    assert torch.autograd.gradcheck(lambda one: closed_form.buckets(one, indices), student)
+    made = closed_form.buckets(student, indices, temperature)
+    np.testing.assert_allclose(made.detach(), wanted, rtol=1e-12, atol=1e-13)  # logits of some hundreds
+    assert torch.autograd.gradcheck(lambda one: closed_form.buckets(one, indices, temperature), student)
+
+
+@pytest.mark.parametrize("impossible", [-math.inf, IMPOSSIBLE])
+@pytest.mark.parametrize("way", [nullcontext, closed_form.traced])
+def test_buckets_without_others(impossible: float, way: Callable[[], AbstractContextManager[None]]) -> None:
+    """A student that finds impossible all that was not kept: its softmax over the others is 0 / 0, and one such row
+    makes every weight NaN; and what the teacher has left there must not be handed to the classes that were kept."""
+    student, _ = logits(2.0, torch.float32)
+    indices = torch.tensor([[0, 7, 3]]).expand(len(student), 3)
+    with torch.no_grad():
+        student[:, [one for one in range(student.shape[-1]) if one not in (0, 3, 7)]] = impossible
+    with way():
+        made = closed_form.buckets(student, indices)
+    (made * torch.tensor([0.1, 0.2, 0.3, 0.4])).sum().backward()
+    wanted = torch.from_numpy(log_softmax(student.detach().double().numpy()[:, [0, 7, 3]], -1))
+    torch.testing.assert_close(made[:, :-1].detach().double(), wanted, rtol=1e-5, atol=1e-6)
+    assert made.isfinite().all()
+    assert student.grad is not None
+    share = wanted.exp()
+    by_hand = torch.tensor([0.1, 0.2, 0.3]).double() - share
+    torch.testing.assert_close(student.grad[:, [0, 7, 3]].double(), by_hand, rtol=1e-5, atol=1e-6)
+    assert student.grad.isfinite().all()
 
 
 def test_classes_drawn_more_than_once() -> None:

@@ -65,6 +65,16 @@ def test_signals_are_given_back(handler: Any) -> None:
         signal.signal(signal.SIGTERM, before)
 
 
+def test_ctrl_c_that_is_ignored_stays_so() -> None:
+    """A shell ignores it for what it runs in the background: Ctrl-C, meant for the script in front, stopped a training
+    that was to go on."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with StopOnInterrupt() as stop:
+        _send(signal.SIGINT)
+        assert not stop.interrupted
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
 def test_processes_that_read_data_go_on() -> None:
     """Ctrl-C reaches the workers of a data loader too: each said that it saves a checkpoint."""
     with StopOnInterrupt() as stop:

@@ -25,21 +25,24 @@ class _Known(torch.autograd.Function):
     """Values whose gradient has been computed along with them."""
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, values: Tensor, gradient: Tensor) -> Tensor:
-        """Return the values, `(rows,)`; the gradient of each is a row of `gradient`."""
-        ctx.save_for_backward(gradient)
+    def forward(ctx: Any, student: Tensor, values: Tensor, gradient: Tensor, factor: Tensor) -> Tensor:
+        """Return the values, `(rows,)`; the gradient of each is a row of `gradient`, times `factor`."""
+        ctx.save_for_backward(gradient, factor)
         return values.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None]:
         """Scale the gradient."""
-        (gradient,) = ctx.saved_tensors
-        return gradient * slope.unsqueeze(-1), None, None
+        gradient, factor = ctx.saved_tensors
+        return gradient * (slope * factor).unsqueeze(-1), None, None, None
 
 
-def _with_gradient(student: Tensor, values: Tensor, gradient: Tensor) -> Tensor:
-    known: Tensor = _Known.apply(student, values, gradient)  # type: ignore[no-untyped-call]
+def _with_gradient(student: Tensor, values: Tensor, gradient: Tensor, factor: Tensor | float) -> Tensor:
+    """Return values with a gradient; its factor, `(rows,)` or a number, costs no pass over the classes of its own."""
+    if not isinstance(factor, Tensor):
+        factor = values.new_full((), factor)
+    known: Tensor = _Known.apply(student, values, gradient, factor)  # type: ignore[no-untyped-call]
     return known
 
 
@@ -111,8 +114,8 @@ def kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         values = (expected + normalisers.squeeze(-1)).clamp_(min=0.0)  # by rounding it may be below
         if not wanted:
             return values
-        gradient = q.sub_(p).div_(temperature)
-    return _with_gradient(student, values, gradient)
+        gradient = q.sub_(p)
+    return _with_gradient(student, values, gradient, 1 / temperature)
 
 
 def jensen_shannon(student: Tensor, teacher: Tensor, temperature: float, share: float) -> Tensor:
@@ -148,8 +151,8 @@ def jensen_shannon(student: Tensor, teacher: Tensor, temperature: float, share: 
         values: Tensor = (share * from_teacher + (1 - share) * from_student).clamp_(min=0.0)
         if not wanted:
             return values
-        gradient = gap.sub_(from_student.unsqueeze(-1)).mul_(q).mul_((1 - share) / temperature)
-    return _with_gradient(student, values, gradient)
+        gradient = gap.sub_(from_student.unsqueeze(-1)).mul_(q)
+    return _with_gradient(student, values, gradient, (1 - share) / temperature)
 
 
 def cross_entropy(student: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -180,8 +183,7 @@ def cross_entropy(student: Tensor, labels: Tensor, smoothing: float = 0.0) -> Te
         gradient = q.scatter_add_(-1, target, q.new_full((), smoothing - 1).expand(target.shape))
         if smoothing:
             gradient.sub_(smoothing / student.shape[-1])
-        gradient.mul_(labelled.unsqueeze(-1))
-    return _with_gradient(student, values, gradient)
+    return _with_gradient(student, values, gradient, labelled.to(gradient.dtype))
 
 
 def _again(indices: Tensor) -> Tensor:
@@ -196,37 +198,41 @@ class _Buckets(torch.autograd.Function):
     """Log-probabilities of some classes and of all others together."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, indices: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, indices: Tensor, temperature: float) -> Tensor:
         """See `buckets`."""
-        kept, again = logits.gather(-1, indices), _again(indices)
+        kept, again = logits.gather(-1, indices).div_(temperature), _again(indices)
         once = kept.masked_fill(again, -math.inf).logsumexp(-1, keepdim=True)
-        # Of the others among themselves: 1 - sum(kept) has no digits left where the sum is almost 1.
-        among, top, log_top = _softmax(logits.scatter(-1, indices, -math.inf))
+        # Of the others among themselves: 1 - sum(kept) has no digits left where the sum is almost 1. Those that are
+        # none of them lie below all logits; at -inf a row without others would be NaN.
+        lowest = torch.finfo(logits.dtype).min
+        among, top, log_top = _softmax((logits / temperature).scatter_(-1, indices, lowest))
         # Where there are none, or none that is possible, a mass that is nothing and can be multiplied with 0.
-        none = top.isneginf()
-        among.masked_fill_(none, 0.0)
+        none = top <= lowest
         others = torch.where(none, once + math.log(torch.finfo(torch.float32).tiny), top - log_top)
         made = torch.cat((kept, others), -1).sub_(torch.logaddexp(others, once))
-        ctx.save_for_backward(among, indices, again, made)
+        ctx.save_for_backward(among, indices, again, none, made)
+        ctx.temperature = temperature
         return made
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
-        """`g_v - q_v sum(g)` for a bucket; the bucket of the others hands its part on to them by their shares."""
-        among, indices, again, made = ctx.saved_tensors
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
+        """`(g_v - q_v sum(g)) / T` for a bucket; that of the others hands its part on to them by their shares."""
+        among, indices, again, none, made = ctx.saved_tensors
         shares = made.exp()
         shares[:, :-1].masked_fill_(again, 0.0)
-        gradient = slope - shares * slope.sum(-1, keepdim=True)
-        return (among * gradient[:, -1:]).scatter_add_(-1, indices, gradient[:, :-1]), None
+        gradient = (slope - shares * slope.sum(-1, keepdim=True)).div_(ctx.temperature)
+        others = gradient[:, -1:].masked_fill(none, 0.0)
+        return (among * others).scatter_add_(-1, indices, gradient[:, :-1]), None, None
 
 
-def buckets(logits: Tensor, indices: Tensor) -> Tensor:
-    """Return `log softmax(logits)` at some classes, and the logarithm of the mass of all others.
+def buckets(logits: Tensor, indices: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return `log softmax(logits / T)` at some classes, and the logarithm of the mass of all others.
 
     Args:
         logits: `(rows, classes)`, float32 or better.
         indices: Not all of them, `(rows, k)`; the same one more than once, if it was drawn so often.
+        temperature: `T > 0`.
 
     Returns:
         `(rows, k + 1)`.
@@ -234,5 +240,5 @@ def buckets(logits: Tensor, indices: Tensor) -> Tensor:
     >>> buckets(torch.tensor([[0.5, 0.3, 0.2]]).log(), torch.tensor([[0]])).exp()
     tensor([[0.5000, 0.5000]])
     """
-    made: Tensor = _Buckets.apply(logits, indices)  # type: ignore[no-untyped-call]
+    made: Tensor = _Buckets.apply(logits, indices, temperature)  # type: ignore[no-untyped-call]
     return made

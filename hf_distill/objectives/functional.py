@@ -35,28 +35,28 @@ def log_distributions(student: Tensor, teacher: Tensor | SparseRows, temperature
     >>> log_p.exp(), log_q.exp()
     (tensor([[0.2500, 0.7500]]), tensor([[0.2500, 0.7500]]))
     """
-    softened = _full(student) / temperature
+    logits = _full(student)
     if not isinstance(teacher, SparseRows):
         with torch.no_grad():
             log_p = F.log_softmax(_full(teacher) / temperature, dim=-1)
-        return log_p, F.log_softmax(softened, dim=-1)
+        return log_p, F.log_softmax(logits / temperature, dim=-1)
     if teacher.temperature != temperature:
         raise ValueError(
             f"the teacher's probabilities were stored at temperature {teacher.temperature:g}, and {temperature:g} is "
             "wanted. Classes put together in a tail cannot be softened any more: store them at the temperature of use."
         )
     with torch.no_grad():
-        log_p = teacher.log_probabilities.to(softened.dtype)
-        if every := log_p.shape[-1] == softened.shape[-1]:
+        log_p = teacher.log_probabilities.to(logits.dtype)
+        if every := log_p.shape[-1] == logits.shape[-1]:
             log_p = log_p - log_p.logsumexp(-1, keepdim=True)
         else:
             # A tail of exactly 0 would make every divergence from the student's infinite.
-            remaining = teacher.remaining.to(softened.dtype).clamp(min=math.log(torch.finfo(torch.float32).tiny))
+            remaining = teacher.remaining.to(logits.dtype).clamp(min=math.log(torch.finfo(torch.float32).tiny))
             # What was stored in half precision no longer sums to 1, and divergences could fall below 0.
             log_p = torch.cat((log_p, remaining.unsqueeze(-1)), -1).log_softmax(-1)
     if every:
-        return log_p, F.log_softmax(softened, dim=-1).gather(-1, teacher.indices)
-    return log_p, closed_form.buckets(softened, teacher.indices)
+        return log_p, F.log_softmax(logits / temperature, dim=-1).gather(-1, teacher.indices)
+    return log_p, closed_form.buckets(logits, teacher.indices, temperature)
 
 
 def _full(logits: Tensor) -> Tensor:
