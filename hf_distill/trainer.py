@@ -17,7 +17,6 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from hf_distill.batching import BatchingTrainer
 from hf_distill.both_models import BothModels, taken_by
-from hf_distill.checkpoints import CheckpointingTrainer
 from hf_distill.compatibility import check_objectives, check_parallelism, check_separate, check_terms
 from hf_distill.compiled import compiler_for
 from hf_distill.errors import UserError
@@ -34,6 +33,7 @@ from hf_distill.redirect import inside_forward
 from hf_distill.replay import Replay, reading_only
 from hf_distill.rows import UNITS, RowLayout
 from hf_distill.sampler import SetEpoch
+from hf_distill.saving import SavingTrainer
 from hf_distill.sentence_encoder import encoding_of
 from hf_distill.terms import OBSERVED, Terms
 from hf_distill.training_args import DistillationArguments, check_arguments, check_devices
@@ -41,7 +41,7 @@ from hf_distill.training_args import DistillationArguments, check_arguments, che
 logger = logging.getLogger(__name__)
 
 
-class DistillationTrainer(CheckpointingTrainer, BatchingTrainer):
+class DistillationTrainer(SavingTrainer, BatchingTrainer):
     """Trains a student to match a teacher.
 
     The loss of an optimiser step is `sum_k weight_k * S_k / N_k` over its objectives: `S_k` the sum of the

@@ -16,7 +16,7 @@ from hf_distill.learned import FILE, check_learned, detached, load_learned, save
 from hf_distill.terms import Terms
 
 
-class CheckpointingTrainer(Trainer):
+class SavingTrainer(Trainer):
     """`Trainer` whose checkpoints hold what objectives learned, and whose exports hold the student alone.
 
     Attributes:
