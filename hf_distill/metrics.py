@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hf_distill.errors import UserError, did_you_mean
 from hf_distill.labels import shorten
-from hf_distill.models import resolve
+from hf_distill.locations import resolve
 
 if TYPE_CHECKING:
     import numpy as np
