@@ -45,7 +45,8 @@ class TextClassification(Task):
         """See `Task.prepare`."""
         from transformers import DataCollatorWithPadding
 
-        from hf_distill.metrics import DEFAULTS, check, score
+        from hf_distill.metric_table import DEFAULTS
+        from hf_distill.metrics import check, score
         from hf_distill.rows import ExampleRows
 
         _check_texts(splits)

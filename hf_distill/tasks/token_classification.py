@@ -51,7 +51,8 @@ class TokenClassification(Task):
         """See `Task.prepare`."""
         from transformers import DataCollatorForTokenClassification
 
-        from hf_distill.metrics import DEFAULTS, PLAIN_TAGS, check, marks_spans, score
+        from hf_distill.metric_table import DEFAULTS, PLAIN_TAGS
+        from hf_distill.metrics import check, marks_spans, score
         from hf_distill.rows import TokenRows
 
         tokenizer, max_length = setup.tokenizer, setup.max_length
