@@ -141,7 +141,7 @@ def capture(recipe: Recipe) -> Cache:
     from transformers.utils.logging import disable_progress_bar
 
     from hf_distill.launch import check_launch
-    from hf_distill.stages import open_run
+    from hf_distill.opening import open_run
     from hf_distill.teachers.cached import CachedTeacher
 
     if not isinstance(recipe.teacher, CachedTeacher):

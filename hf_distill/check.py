@@ -14,7 +14,7 @@ from hf_distill.data import peek
 from hf_distill.directory import RunDirectory
 from hf_distill.errors import UserError
 from hf_distill.launch import check_launch
-from hf_distill.models import resolve, sibling
+from hf_distill.locations import resolve, sibling
 from hf_distill.objectives.features import FeatureObjective
 from hf_distill.objectives.hidden import Hidden, Hint, Patient
 from hf_distill.pairing import Pair, open_pair, open_student, open_teacher

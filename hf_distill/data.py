@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.errors import UserError, did_you_mean
-from hf_distill.models import sibling
+from hf_distill.locations import sibling
 from hf_distill.sources import CUT, Source, find_source, no_split
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from hf_distill.checkpoints import last_complete_checkpoint
 from hf_distill.document import join
 from hf_distill.errors import UserError
-from hf_distill.files import check_writable, last_complete_checkpoint, write_atomic
+from hf_distill.files import check_writable, write_atomic
 from hf_distill.fit import RECORD, read_record
 from hf_distill.words import shown
 

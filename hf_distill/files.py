@@ -1,17 +1,14 @@
-"""Files that are either whole or absent, checkpoints that are safe to resume from, and fingerprints of content."""
+"""Files that are either whole or absent, and fingerprints of content."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import json
-import logging
 import os
 import secrets
 import shutil
 import tempfile
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +20,6 @@ if TYPE_CHECKING:  # torch, arrow and datasets take seconds to import; `--check`
     import torch
     from datasets import Dataset
 
-logger = logging.getLogger(__name__)
-
 BATCH_ROWS = 10_000
 """Rows hashed at a time; part of the value of `dataset_fingerprint`."""
 
@@ -33,9 +28,6 @@ WHOLE_BYTES = 16 * 2**20
 
 SAMPLES = 2**16
 
-_WEIGHTS = ("model.safetensors", "adapter_model.safetensors", "pytorch_model.bin", "pytorch_model_fsdp.bin")
-_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_SHARDED = ("pytorch_model_fsdp_0", "global_step*")  # directories that FSDP and DeepSpeed write
 _VOLATILE = frozenset(
     {
         *("_name_or_path", "_commit_hash", "architectures", "transformers_version", "dtype", "torch_dtype"),
@@ -113,82 +105,6 @@ def check_writable(directory: str | os.PathLike[str], need_bytes: int | None = N
             f"{directory} needs {need_bytes / 2**30:.1f} GiB and its disk has {free / 2**30:.1f} GiB free: "
             "free some space or name another place"
         )
-
-
-def last_complete_checkpoint(directory: str | os.PathLike[str]) -> str | None:
-    """Return the newest `checkpoint-N` of a run from which training can resume, or None.
-
-    `Trainer` writes `trainer_state.json` last, so a checkpoint counts when that file can be read and the weights and
-    optimizer files are whole. A process killed while saving leaves a newer directory that `Trainer`'s own
-    `get_last_checkpoint` would return; here it is skipped, with a warning.
-
-    Args:
-        directory: `output_dir` of the run; it need not exist.
-    """
-    root = Path(directory)
-    steps = {}
-    for folder in root.glob("checkpoint-*"):
-        number = folder.name.removeprefix("checkpoint-")
-        if number.isascii() and number.isdigit() and folder.is_dir():
-            steps[int(number)] = folder
-    for step in sorted(steps, reverse=True):
-        fault = _checkpoint_fault(steps[step])
-        if fault is None:
-            return str(steps[step])
-        logger.warning("%s is not complete (%s); not resuming from it", steps[step], fault)
-    return None
-
-
-def _checkpoint_fault(folder: Path) -> str | None:
-    """Return what is missing or broken in a checkpoint, or None."""
-    try:
-        state = json.loads((folder / "trainer_state.json").read_bytes())
-        step = state["global_step"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return "no readable trainer_state.json"
-    if not isinstance(step, int):
-        return "no global_step in trainer_state.json"
-    weights = list(_weight_files(folder))
-    if not weights:
-        return "no weights"
-    for file in [*weights, *folder.glob("*.pt"), *folder.glob("*.pth")]:
-        if not _is_whole(file):
-            return f"{file.relative_to(folder)} is missing, empty or cut off"
-    return None
-
-
-def _weight_files(folder: Path) -> Iterator[Path]:
-    """Yield the files that hold a checkpoint's weights, those named in a shard index included."""
-    for name in _INDEXES:
-        if (folder / name).is_file():
-            try:
-                shards = set(json.loads((folder / name).read_bytes())["weight_map"].values())
-            except (ValueError, KeyError, TypeError, AttributeError):
-                shards = {name}  # as a weight file it fails `_is_whole`
-            yield from (folder / shard for shard in sorted(shards))
-    yield from (folder / name for name in _WEIGHTS if (folder / name).exists())
-    for pattern in _SHARDED:
-        yield from (file for file in folder.glob(f"{pattern}/*") if file.is_file() and not file.name.startswith("."))
-
-
-def _is_whole(file: Path) -> bool:
-    """Return whether a file ends where its own header or directory says that it ends."""
-    if not file.is_file() or file.stat().st_size == 0:
-        return False
-    if file.suffix in (".pt", ".pth", ".bin"):
-        return zipfile.is_zipfile(file)  # torch.save writes a zip, whose directory comes last
-    if file.suffix != ".safetensors":
-        return not file.name.endswith(".index.json")
-    with open(file, "rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if length > file.stat().st_size:
-            return False
-        try:
-            header = json.loads(stream.read(length))
-            end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return False
-    return bool(file.stat().st_size == 8 + length + end)
 
 
 def fingerprint(*parts: Any) -> str:

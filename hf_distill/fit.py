@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_distill.checkpoints import last_complete_checkpoint
 from hf_distill.component import entry
 from hf_distill.errors import Stopped, UserError
-from hf_distill.files import dataset_fingerprint, fingerprint, last_complete_checkpoint, model_fingerprint, write_atomic
+from hf_distill.files import dataset_fingerprint, fingerprint, model_fingerprint, write_atomic
 from hf_distill.plan import leaves_head
 
 if TYPE_CHECKING:

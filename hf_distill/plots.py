@@ -1,22 +1,18 @@
-"""The plots of a report, as SVG that lives inside a page: its colours are the page's, in the dark as on paper."""
+"""The plots of a report: which there are, and what each of them shows."""
 
 from __future__ import annotations
 
-import io
 import logging
 import math
-import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import matplotlib
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from hf_distill.report_text import heads_left, metric_names, metric_title, metric_value, milliseconds, percent
+from hf_distill.svg import COLOURS, INK, LINE, MARKERS, WIDTH, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,32 +22,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# One colour and one shape a model, in every plot. Blue, vermilion (Okabe and Ito's palette) and grey stay apart for
-# every kind of colour blindness, and in grey print by their shapes.
-COLOURS = {"teacher": "#0072b2", "student": "#d55e00", "baseline": "#7d8590"}
-MARKERS = {"teacher": "s", "student": "o", "baseline": "^"}
-INK, LINE = "#1f2328", "#d1d9e0"
-# Each stands for a variable of the page's style sheet.
-VARIABLES = {**{colour: f"var(--{model})" for model, colour in COLOURS.items()}, INK: "var(--ink)", LINE: "var(--line)"}
-
-STYLE: Any = {
-    "svg.fonttype": "none",  # text stays text: small, searchable, in the page's font
-    "text.parse_math": False,  # a label named "$" is no formula
-    "font.size": 9.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": LINE,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "text.color": INK,
-    "xtick.color": LINE,
-    "ytick.color": LINE,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "grid.color": LINE,
-    "grid.linewidth": 0.6,
-}
-WIDTH = 4.6  # inches; narrow, so that the text can still be read when the plot is as wide as a phone
 POINTS = 300
 PANELS = 6
 NAME_LENGTH = 18
@@ -102,32 +72,10 @@ def plots(report: Report) -> list[Plot]:
 
 def _plot(title: str, draw: Callable[[Figure, Any], None], data: Any, note: str) -> Plot:
     try:
-        return Plot(title, _svg(title, draw, data), note)
+        return Plot(title, to_svg(title, draw, data), note)
     except Exception:  # a figure is never worth the numbers of a finished run
         logger.warning("the plot '%s' of the report could not be drawn", title, exc_info=True)
         return Plot(title, "", "This plot could not be drawn; the log says why.")
-
-
-def _svg(title: str, draw: Callable[[Figure, Any], None], data: Any) -> str:
-    # The salt makes the ids of clip paths the same for the same report; the library's default is random.
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
-        matplotlib.rcParams.update({**STYLE, "svg.hashsalt": title})
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's browser has other fonts
-        figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
-        FigureCanvasSVG(figure)
-        draw(figure, data)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    # Ids are the page's: those of two plots must not meet.
-    prefix = re.sub(r"\W+", "-", title)
-    text = re.sub(r'(\sid="|url\(#|href="#)', rf"\g<1>{prefix}-", text)
-    text = re.sub("|".join(VARIABLES), lambda match: VARIABLES[match[0]], text)
-    # The page's style sheet sets the width; a fixed height would leave a gap on a phone.
-    return re.sub(r'^<svg[^>]*?(viewBox="[^"]*")[^>]*>', r'<svg xmlns="http://www.w3.org/2000/svg" '
-                  r'xmlns:xlink="http://www.w3.org/1999/xlink" \1 aria-hidden="true">', text, count=1)  # fmt: skip
 
 
 def shorten(name: str, length: int = NAME_LENGTH) -> str:

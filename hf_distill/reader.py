@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -16,6 +13,7 @@ from hf_distill.document import Document, describe, join, read_document
 from hf_distill.errors import FieldError, UserError, did_you_mean
 from hf_distill.objectives import OBJECTIVES, PRESETS, Objective
 from hf_distill.overrides import apply_overrides
+from hf_distill.plugins import PLUGIN, import_entry
 from hf_distill.recipe import Data, Evaluation, Hub, Recipe, ReportOptions, Stage
 from hf_distill.students import STUDENTS, Student
 from hf_distill.tasks import TASKS, Task
@@ -38,7 +36,6 @@ REQUIRED = {
     "objectives": "a list of what is compared, such as [{name: kl, temperature: 2.0}]",
     "training.output_dir": "the directory for the student and its report",
 }
-PLUGIN = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*)")
 
 
 def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
@@ -201,17 +198,10 @@ class _Reading:
             self.add(path, f"unknown {kind} '{name}'.{hint}")
             return None
         try:
-            module = import_module(match["module"])
-        except Exception as error:  # whatever the module does on import: to the recipe's author it is one line
-            reason = next(iter(str(error).splitlines()), "")
-            what = f"cannot import '{match['module']}' ({type(error).__name__}: {reason})."
-            self.add(path, f"{what} The module must be installed or on PYTHONPATH.")
-            return None
-        found: type[Part] | None = getattr(module, match["name"], None)
-        if fault := _unfit(found, base):
-            self.add(path, f"'{name}' {fault}")
-            return None
-        return found
+            return import_entry(match["module"], match["name"], base)
+        except UserError as error:
+            self.add(path, str(error))
+        return None
 
     def objectives(self, path: str, given: Mapping[str, Any]) -> tuple[Objective, ...]:
         """Read the list of objectives of the recipe or a stage; it must give something to train on."""
@@ -313,22 +303,6 @@ def _stages(data: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     stages = data.get("stages")
     listed = stages if isinstance(stages, list) else []
     return [(join("stages", index), item) for index, item in enumerate(listed) if isinstance(item, dict)]
-
-
-def _unfit(found: Any, base: type) -> str | None:
-    """Return why what was imported cannot be an entry of `base`'s table; None if it can."""
-    if found is None:
-        return "does not exist: the module has no such name."
-    if not isinstance(found, type) or not issubclass(found, base):
-        return f"is not a subclass of {base.__module__}.{base.__name__}."
-    if "__pydantic_validator__" not in vars(found):
-        return "is not a recipe entry. Put `@component` (from hf_distill.component) above the class."
-    if inspect.isabstract(found):
-        missing: Any = getattr(found, "__abstractmethods__", ())
-        return f"is abstract: it does not define {', '.join(sorted(missing))}."
-    if not isinstance(getattr(found, "name", None), str):
-        return "has no name. Add `name: ClassVar[str] = ...` to the class."
-    return None
 
 
 def _spelled(preset: str) -> str:

@@ -90,8 +90,8 @@ class Evaluation:
     """How models are compared.
 
     Attributes:
-        metrics: Names from `metrics.METRICS`, or `evaluate/<id or local path>` for the `evaluate` library. The first is
-            the headline metric of the report. The task's own list if left out.
+        metrics: Names from `metric_table.METRICS`, or `evaluate/<id or local path>` for the `evaluate` library. The
+            first is the headline metric of the report. The task's own list if left out.
     """
 
     metrics: list[str] = Field(default_factory=list)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 from hf_distill.chance import Chance
 from hf_distill.figures import Calibration, Confusion, Group
 from hf_distill.files import write_atomic
-from hf_distill.latency import Latency, Timing
+from hf_distill.latency import Latency
 from hf_distill.quantization import in_words, size, weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-MODELS = ("teacher", "student", "baseline")
 REPORT = "report.json"
 
 # Half-width of a 95 % interval in standard errors: Student's t by degrees of freedom, for the few seeds a run has.
@@ -207,15 +206,9 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `report.json` holds: plain values, None for what is not a number."""
-        derived = ("retention", "gain", "gain_std", "compression", "speedup")
-        own = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in MODELS}
-        content: dict[str, Any] = {"task": self.task, "metric": self.metric, "verdict": self.verdict()}
-        content |= {name: _model_dict(self.models.get(name)) for name in MODELS}
-        content |= {name: getattr(self, name) for name in derived}
-        content |= {name: value for name, value in own.items() if name not in content}
-        plain = _plain(content)
-        assert isinstance(plain, dict)
-        return plain
+        from hf_distill.report_json import to_plain
+
+        return to_plain(self)
 
     def save(self, directory: str | Path) -> Path:
         """Write `report.html`, `README.md` and, last, `report.json`; return the path of `report.html`.
@@ -241,67 +234,13 @@ class Report:
     @classmethod
     def load(cls, path: str | Path) -> Report:
         """Read a report again, from its `report.json` or the directory that holds it."""
+        from hf_distill.report_json import from_plain
+
         path = Path(path)
         content = json.loads((path / REPORT if path.is_dir() else path).read_text(encoding="utf-8"))
-        known = {item.name for item in fields(cls)}
-        values = {key: value for key, value in content.items() if key in known}
-        values |= {name: _model_from(content[name]) for name in MODELS}
-        values["seeds"] = tuple(SeedResult(**seed) for seed in content["seeds"])
-        values["groups"] = tuple(Group(**group) for group in content["groups"])
-        values["chance"] = Chance(**content["chance"]) if content.get("chance") else None
-        if content["confusion"]:
-            shape = content["confusion"]
-            values["confusion"] = Confusion(
-                tuple(shape["names"]), tuple(tuple(row) for row in shape["counts"]), shape["left_out"]
-            )
-        values["calibration"] = {
-            name: Calibration(ece=item.pop("ece"), **{key: tuple(value) for key, value in item.items()})
-            for name, item in content["calibration"].items()
-        }
-        return cls(**values)
+        return cls(**from_plain(content))
 
 
 def _number(metrics: Mapping[str, float], name: str) -> float | None:
     value = metrics.get(name)
     return float(value) if value is not None and math.isfinite(value) else None
-
-
-def _model_dict(model: ModelResult | None) -> dict[str, Any] | None:
-    if model is None:
-        return None
-    latency = model.latency
-    return {
-        "metrics": model.metrics,
-        "parameters": model.parameters,
-        "bytes": model.bytes,
-        "weights": model.weights,
-        "latency_ms": latency.single.median_ms if latency else None,
-        "throughput": latency.throughput if latency else None,
-        "latency": latency,
-    }
-
-
-def _model_from(content: dict[str, Any] | None) -> ModelResult | None:
-    if content is None:
-        return None
-    details = content["latency"]
-    latency = details and Latency(
-        **details | {"single": Timing(**details["single"]), "batch": Timing(**details["batch"])}
-    )
-    weights = content.get("weights", "float32")
-    return ModelResult(content["metrics"], content["parameters"], content["bytes"], latency or None, weights)
-
-
-def _plain(value: Any) -> Any:
-    # Strict JSON has no NaN, and most readers of it fail on the word.
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if hasattr(value, "__dataclass_fields__"):
-        return _plain(asdict(value))
-    if hasattr(value, "item"):  # numpy and torch scalars
-        value = value.item()
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, (bool, int, str)) else str(value)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.model_card import TEMPLATES, model_name, recipe_of, teachers
-from hf_distill.plots import COLOURS, plots
+from hf_distill.plots import plots
 from hf_distill.report_text import TITLES, metric_title, metric_value, number, percent, rows, signed, speed_note
+from hf_distill.svg import COLOURS
 
 if TYPE_CHECKING:
     from hf_distill.figures import Group

@@ -8,7 +8,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from hf_distill.assess import assess
 from hf_distill.launch import check_launch
-from hf_distill.stages import open_run
+from hf_distill.opening import open_run
 from hf_distill.terminal import show
 
 if TYPE_CHECKING:

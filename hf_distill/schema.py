@@ -17,7 +17,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from hf_distill.objectives import OBJECTIVES, PRESETS
-from hf_distill.reader import PLUGIN, REQUIRED, SECTIONS
+from hf_distill.plugins import PLUGIN
+from hf_distill.reader import REQUIRED, SECTIONS
 from hf_distill.recipe import Recipe, Stage
 from hf_distill.students import STUDENTS
 from hf_distill.tasks import TASKS

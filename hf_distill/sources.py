@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.errors import UserError, did_you_mean
-from hf_distill.models import resolve
+from hf_distill.locations import resolve
 
 if TYPE_CHECKING:
     from hf_distill.recipe import Data

@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 from hf_distill.errors import UserError
-from hf_distill.metrics import EVALUATE, METRICS, judge_texts
+from hf_distill.evaluate_library import EVALUATE, judge_texts
+from hf_distill.metric_table import METRICS
 
 # Metric -> the module that computes it.
 MODULES: Mapping[str, str] = {
@@ -53,7 +54,7 @@ def score_texts(names: Sequence[str], predictions: Sequence[str], references: Se
     together, between 0 and 100.
 
     Args:
-        names: Names from `metrics.METRICS`, or `evaluate/...`.
+        names: Names from `metric_table.METRICS`, or `evaluate/...`.
         predictions: Generated texts.
         references: One for each.
     """

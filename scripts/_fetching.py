@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from hf_distill.errors import UserError
-from hf_distill.models import resolve
+from hf_distill.locations import resolve
 
 
 def run_all(steps: Sequence[Callable[[], None]]) -> int:

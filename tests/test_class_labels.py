@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from hf_distill.errors import UserError
-from hf_distill.tasks.class_labels import Labelling, read_labels
+from hf_distill.tasks.class_labels import read_labels
+from hf_distill.tasks.labelling import Labelling
 
 NAN = math.nan
 NAMES = ("negative", "neutral", "positive")

@@ -1,22 +1,18 @@
-"""Writing, resuming and fingerprints: `hf_distill/files.py`."""
+"""Writing and fingerprints: `hf_distill/files.py`."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import json
-import logging
 import os
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from datasets import Array2D, Dataset, Features, Value, concatenate_datasets
-from safetensors.torch import save_file
 from transformers import AutoModel, BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from hf_distill.errors import UserError
@@ -25,7 +21,6 @@ from hf_distill.files import (
     check_writable,
     dataset_fingerprint,
     fingerprint,
-    last_complete_checkpoint,
     model_fingerprint,
     write_atomic,
 )
@@ -149,65 +144,6 @@ def test_too_little_space_is_found_before_training(tmp_path, monkeypatch):
     check_writable(tmp_path, need_bytes=2**30)
     with pytest.raises(UserError, match=r"needs 2\.0 GiB and its disk has 1\.0 GiB free"):
         check_writable(tmp_path, need_bytes=2**31)
-
-
-# --- last_complete_checkpoint -------------------------------------------------------------------------------------
-
-
-def _checkpoint(root: Path, step: int) -> Path:
-    folder = root / f"checkpoint-{step}"
-    folder.mkdir(parents=True)
-    save_file({"w": torch.ones(4)}, folder / "model.safetensors")
-    torch.save({"lr": 0.1}, folder / "optimizer.pt")
-    (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
-    return folder
-
-
-def _cut(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-8])
-
-
-def test_newest_by_number(tmp_path):
-    """Sorted as text, checkpoint-900 would be resumed in place of checkpoint-1000."""
-    for step in (900, 1000, 50):
-        _checkpoint(tmp_path, step)
-    (tmp_path / "checkpoint-best").mkdir()
-    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1000")
-    assert last_complete_checkpoint(tmp_path / "nowhere") is None
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda folder: (folder / "trainer_state.json").unlink(),
-        lambda folder: (folder / "trainer_state.json").write_text('{"global_step": 2'),
-        lambda folder: (folder / "trainer_state.json").write_text("[]"),
-        lambda folder: (folder / "model.safetensors").unlink(),
-        lambda folder: (folder / "model.safetensors").write_bytes(b""),
-        lambda folder: _cut(folder / "model.safetensors"),
-        lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 100),
-        lambda folder: _cut(folder / "optimizer.pt"),
-        lambda folder: (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors"),
-    ],
-)
-def test_half_written_checkpoint_is_skipped_and_named(tmp_path, caplog, damage):
-    """Resuming from a checkpoint that a kill cut short would go on from other weights, or from a fresh optimizer."""
-    _checkpoint(tmp_path, 1)
-    damage(_checkpoint(tmp_path, 2))
-    with caplog.at_level(logging.WARNING):
-        assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
-    assert "checkpoint-2 is not complete" in caplog.text
-
-
-def test_every_shard_counts(tmp_path):
-    """An index is written before the last shard is safe on disk."""
-    folder = _checkpoint(tmp_path, 1)
-    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
-    index = {"weight_map": {"w": "model-00001-of-00002.safetensors", "v": "model-00002-of-00002.safetensors"}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert last_complete_checkpoint(tmp_path) is None
-    save_file({"v": torch.ones(2, 2)}, folder / "model-00002-of-00002.safetensors")
-    assert last_complete_checkpoint(tmp_path) == str(folder)
 
 
 # --- fingerprints -------------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from hf_distill.errors import UserError
-from hf_distill.metrics import DEFAULTS, METRICS, Kind, check, greater_is_better, score
+from hf_distill.metric_table import DEFAULTS, METRICS, Kind
+from hf_distill.metrics import check, greater_is_better, score
 
 NAN = math.nan
 # Predicted 1, 1, 0, 1, 0 against 1, 0, 0, 1, 1: 2 true positives, 1 false positive, 1 false negative, 1 true negative.

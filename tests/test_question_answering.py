@@ -526,7 +526,7 @@ def test_undefined_metrics_are_nan(bert: Path) -> None:
 
 def test_the_noise_of_a_gain_is_that_of_questions(bert: Path) -> None:
     """Windows resampled as if each were judged alone: an error bar of another quantity, or a crash after hours."""
-    from hf_distill.assess import Judged, _gain_error, _labelled_rows
+    from hf_distill.judged import Judged, gain_error, labelled_rows
 
     data = towns(60, facts=6, unlabelled=6)
     prepared = prepare(bert, data, max_length=24)
@@ -541,9 +541,9 @@ def test_the_noise_of_a_gain_is_that_of_questions(bert: Path) -> None:
         scores[name] = prepared.scores(logits, labels)["f1"]
     difference = scores["student"] - scores["baseline"]
     difference = difference[~np.isnan(difference)]
-    assert len(difference) == 50 == _labelled_rows(prepared, judged["student"])
+    assert len(difference) == 50 == labelled_rows(prepared, judged["student"])
     # A bootstrap of a mean estimates its standard error; 100 samples do to about 7 %.
-    assert _gain_error(prepared, judged, "f1") == pytest.approx(difference.std() / 50**0.5, rel=0.25)
+    assert gain_error(prepared, judged, "f1") == pytest.approx(difference.std() / 50**0.5, rel=0.25)
 
 
 # ---- A whole run -----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Recipes: `hf_distill/reader.py`, `document.py`, `overrides.py`, `wording.py`, `training_keys.py`."""
+"""Recipes: `hf_distill/reader.py`, `plugins.py`, `document.py`, `overrides.py`, `wording.py`, `training_keys.py`."""
 
 from __future__ import annotations
 

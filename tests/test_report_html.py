@@ -16,6 +16,7 @@ from hf_distill import plots
 from hf_distill.figures import calibration, confusion
 from hf_distill.report import Report
 from hf_distill.report_html import html
+from hf_distill.svg import VARIABLES
 
 EVIL = '<img src=x onerror="alert(1)">$a_{ & "quoted" \u65e5\u672c \x00'
 
@@ -94,7 +95,7 @@ def test_plots_take_their_colours_from_the_page(page: str) -> None:
     """Black text in a plot cannot be read in dark mode."""
     drawn = "".join(re.findall("<svg.*?</svg>", page, flags=re.DOTALL))
     found = set(re.findall(r"(?:fill|stroke): ?(#\w+|var\(--\w+\)|\w+)", drawn))
-    assert found <= {"none", *plots.VARIABLES.values()}
+    assert found <= {"none", *VARIABLES.values()}
     for text in re.findall(r"<text[^>]*>", page):
         assert "var(--ink)" in text
 

@@ -262,6 +262,19 @@ def greedy(model: Any, tokenizer: Any, source: str, start: int, limit: int) -> s
     return str(tokenizer.decode(said, skip_special_tokens=True))
 
 
+def test_generating_leaves_every_part_in_the_mode_it_was_in(make_model: Any) -> None:
+    """A frozen part that is kept in eval mode would train on with dropout after an evaluation."""
+    path = make_model("bart", seed=3)
+    prepared = summaries(path)
+    model = load(path, prepared)
+    model.train()
+    model.model.encoder.eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    generator: Any = prepared.generate
+    generator.texts(model, 4)
+    assert {name: module.training for name, module in model.named_modules()} == before
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_texts_are_those_of_each_row(kind: str, make_model: Any) -> None:
     """Texts in the order of length judged against references in the order of the file: every score would be noise."""

@@ -239,7 +239,7 @@ def test_only_the_last_stage_of_the_first_seed_is_pushed(
     staged: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A student that is half trained, or that of another seed, could end up in the user's repository."""
-    from hf_distill import stages
+    from hf_distill import opening
     from hf_distill.fit import Fitter
 
     trained = {}
@@ -252,7 +252,7 @@ def test_only_the_last_stage_of_the_first_seed_is_pushed(
             raise KeyboardInterrupt
         return fitted
 
-    monkeypatch.setattr(stages, "_claim_repository", lambda *_: {"hub_model_id": "me/x"})
+    monkeypatch.setattr(opening, "_claim_repository", lambda *_: {"hub_model_id": "me/x"})
     monkeypatch.setattr(Fitter, "fit", fit)
     monkeypatch.setattr(Fitter, "reopen", lambda _, fitted: fitted.model)
     with pytest.raises(KeyboardInterrupt):

@@ -13,7 +13,7 @@ from hf_distill.objectives.presets import PRESETS
 from hf_distill.objectives.relations import Relations
 from hf_distill.objectives.schedule import Schedule
 from hf_distill.objectives.sentences import MarginMSE, SentenceEmbedding, SimilarityMatrix
-from hf_distill.objectives.softened import (
+from hf_distill.objectives.soft_targets import (
     AdaptiveKL,
     DecoupledKL,
     JensenShannon,

@@ -12,7 +12,7 @@ from hf_distill.objectives.base import Objective
 from hf_distill.objectives.hidden import Embeddings, Hidden, Patient
 from hf_distill.objectives.logits import Labels
 from hf_distill.objectives.relations import Relations
-from hf_distill.objectives.softened import (
+from hf_distill.objectives.soft_targets import (
     AdaptiveKL,
     DecoupledKL,
     JensenShannon,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_distill.metrics import DEFAULTS
+from hf_distill.metric_table import DEFAULTS
 
 Array = NDArray[Any]
 

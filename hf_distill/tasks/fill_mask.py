@@ -80,7 +80,8 @@ class FillMask(Task):
 
     def prepare(self, splits: Mapping[str, Dataset], setup: Setup) -> Prepared:
         """See `Task.prepare`."""
-        from hf_distill.metrics import DEFAULTS, check
+        from hf_distill.metric_table import DEFAULTS
+        from hf_distill.metrics import check
         from hf_distill.rows import TokenRows
 
         tokenizer, max_length = setup.tokenizer, setup.max_length

@@ -46,10 +46,12 @@ class Generator:
         from accelerate import PartialState
         from accelerate.utils import gather_object
 
+        from hf_distill.heads import evaluating
+
         state = PartialState()
         # Every second row rather than the first half: rows are sorted, and the long ones would all be on one process.
         rows = list(range(state.process_index, len(self.split), state.num_processes))
-        with _evaluating(model):
+        with evaluating(model), _one_limit(model):
             made = list(zip(rows, self._generate(model, rows, batch_size), strict=True))
         if state.num_processes > 1:
             made = gather_object(made)
@@ -69,13 +71,12 @@ class Generator:
 
 
 @contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    training, config = model.training, model.generation_config
-    model.train(False)
+def _one_limit(model: PreTrainedModel) -> Iterator[None]:
+    """Have a model generate without its own limit: of two, Transformers says with every batch which one it takes."""
+    config = model.generation_config
     model.generation_config = copy.deepcopy(config)
-    model.generation_config.max_length = None  # of two limits Transformers says with every batch which one it takes
+    model.generation_config.max_length = None
     try:
         yield
     finally:
         model.generation_config = config
-        model.train(training)

@@ -16,7 +16,8 @@ from hf_distill.errors import UserError
 from hf_distill.models import Head
 from hf_distill.own_tokens import PadBoth, side_by_side, teacher_view
 from hf_distill.tasks.base import Prepared, Setup, Task
-from hf_distill.tasks.class_labels import Labelling, read_labels
+from hf_distill.tasks.class_labels import read_labels
+from hf_distill.tasks.labelling import Labelling
 from hf_distill.tasks.language import check_texts
 from hf_distill.tasks.text_classification import check_length
 from hf_distill.tasks.tokenising import tokenise

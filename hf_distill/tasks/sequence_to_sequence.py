@@ -54,7 +54,8 @@ class SequenceToSequence(Task):
 
     def prepare(self, splits: Mapping[str, Dataset], setup: Setup) -> Prepared:
         """See `Task.prepare`."""
-        from hf_distill.metrics import DEFAULTS, check
+        from hf_distill.metric_table import DEFAULTS
+        from hf_distill.metrics import check
         from hf_distill.target_rows import TargetRows
         from hf_distill.text_metrics import check_generated, takes_texts
 

@@ -13,7 +13,8 @@ from hf_distill.errors import UserError
 from hf_distill.models import Head
 from hf_distill.own_tokens import PadBoth, side_by_side, teacher_view
 from hf_distill.tasks.base import Prepared, Setup, Task
-from hf_distill.tasks.class_labels import Labelling, read_labels
+from hf_distill.tasks.class_labels import read_labels
+from hf_distill.tasks.labelling import Labelling
 from hf_distill.tasks.problem import PROBLEM_TYPES, Problem
 from hf_distill.tasks.tokenising import tokenise
 
@@ -45,7 +46,8 @@ class TextClassification(Task):
         """See `Task.prepare`."""
         from transformers import DataCollatorWithPadding
 
-        from hf_distill.metrics import DEFAULTS, check, score
+        from hf_distill.metric_table import DEFAULTS
+        from hf_distill.metrics import check, score
         from hf_distill.rows import ExampleRows
 
         _check_texts(splits)

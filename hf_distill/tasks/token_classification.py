@@ -14,7 +14,8 @@ from hf_distill.errors import UserError
 from hf_distill.labels import IGNORED, UNLABELLED
 from hf_distill.models import Head
 from hf_distill.tasks.base import Prepared, Setup, Task
-from hf_distill.tasks.class_labels import Labelling, read_labels
+from hf_distill.tasks.class_labels import read_labels
+from hf_distill.tasks.labelling import Labelling
 from hf_distill.tasks.text_classification import check_length
 from hf_distill.tasks.tokenising import tokenise
 
@@ -51,7 +52,8 @@ class TokenClassification(Task):
         """See `Task.prepare`."""
         from transformers import DataCollatorForTokenClassification
 
-        from hf_distill.metrics import DEFAULTS, PLAIN_TAGS, check, marks_spans, score
+        from hf_distill.metric_table import DEFAULTS, PLAIN_TAGS
+        from hf_distill.metrics import check, marks_spans, score
         from hf_distill.rows import TokenRows
 
         tokenizer, max_length = setup.tokenizer, setup.max_length

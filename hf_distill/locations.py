@@ -1,0 +1,85 @@
+"""Where things are: Hub ids, local paths, `package:NAME/PATH`; and what a path that is not there may have meant."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from difflib import SequenceMatcher
+from pathlib import Path
+
+from hf_distill.errors import UserError
+
+PACKAGE = "package:"
+# `name` or `user/name`; whatever has another shape, or the ending of a file, can only have been meant as a path.
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_FILE = re.compile(
+    r"\.(csv|tsv|jsonl?|parquet|txt|arrow|gz|bz2|xz|zst|zip|py|ya?ml|safetensors|gguf|bin|pth?)", re.IGNORECASE
+)
+# Below this, another name in the directory is another thing: `dev` is not `train`, but `trian` is.
+_ALIKE = 0.65
+
+
+def resolve(location: str, key: str = "model") -> str:
+    """Return what `from_pretrained` and `load_dataset` understand.
+
+    `package:NAME/PATH` becomes the path inside the installed package (the package is located, not imported);
+    a local path must exist; anything else is taken as a Hub id.
+
+    Raises:
+        UserError: The package is not installed, or the path is not there.
+    """
+    if location.startswith(PACKAGE):
+        return _in_package(location.removeprefix(PACKAGE), key)
+    path = os.path.expanduser(location)
+    if location and os.path.exists(path):
+        return path
+    if _looks_like_path(location):
+        raise UserError(f"no such file or directory: '{location}' (looked from {Path.cwd()}).{sibling(path)}", key=key)
+    return location
+
+
+def _in_package(location: str, key: str) -> str:
+    package, _, inside = location.partition("/")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        name = package.replace("-", "_")
+        hint = f" In Python its name may be '{name}'." if name != package and name.isidentifier() else ""
+        raise UserError(f"no Python package '{package}' is installed here. Install it with pip.{hint}", key=key)
+    paths = [Path(place) / inside for place in spec.submodule_search_locations]
+    for path in paths:
+        if path.exists():
+            return str(path)
+    raise UserError(f"the package '{package}' has no '{inside}' inside (looked for {paths[0]}).", key=key)
+
+
+def _looks_like_path(location: str) -> bool:
+    return _HUB_ID.fullmatch(location) is None or _FILE.fullmatch(Path(location).suffix) is not None
+
+
+def sibling(path: str) -> str:
+    """Return `" Did you mean 'x'?"` where something of a similar name is there."""
+    folder, name = os.path.split(path.rstrip("/\\"))
+    try:
+        there = sorted(os.listdir(folder or "."))
+    except OSError:
+        return ""
+
+    def likeness(other: str) -> tuple[float, float]:
+        return _likeness(_stem(name), _stem(other)), _likeness(name, other)
+
+    closest = max(there, key=likeness, default=None)
+    if closest is None or likeness(closest)[0] < _ALIKE:
+        return ""
+    return f" Did you mean '{os.path.join(folder, closest)}'?"
+
+
+def _stem(name: str) -> str:
+    """Return a name without the ending of a file: files of one kind all end alike."""
+    while _FILE.fullmatch(Path(name).suffix):
+        name = Path(name).stem
+    return name
+
+
+def _likeness(one: str, other: str) -> float:
+    return SequenceMatcher(None, one.lower(), other.lower()).ratio()

@@ -1,0 +1,165 @@
+"""Opening a run: all that can be checked before a weight is loaded, then the output directory claimed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_distill.data import load_splits
+from hf_distill.defaults import training_defaults
+from hf_distill.directory import RunDirectory, held_recipe
+from hf_distill.errors import UserError
+from hf_distill.fit import Fitter
+from hf_distill.launch import check_launch, use_all_cores, use_cpu_if_needed
+from hf_distill.narrator import Narrator
+from hf_distill.pairing import Pair, open_pair
+from hf_distill.plan import check_plan, remarks
+from hf_distill.precision import resolve_bf16
+from hf_distill.stages import Run
+from hf_distill.tasks import Setup
+from hf_distill.teachers import CachedTeacher
+from hf_distill.writer import dump_recipe
+
+if TYPE_CHECKING:
+    from hf_distill.recipe import Recipe
+    from hf_distill.tasks import Prepared
+    from hf_distill.training_args import DistillationArguments
+
+
+def open_run(recipe: Recipe, restart: bool) -> Run:
+    """Check everything that can be checked before a weight is loaded, then claim the output directory.
+
+    Raises:
+        UserError: The recipe, its data or the way it was launched is at fault; nothing has been written.
+    """
+    threads = use_all_cores()
+    path = Path(recipe.training["output_dir"]).expanduser()
+    training, precision = _settle(recipe, None if restart else held_recipe(path))
+    directory = RunDirectory(path, dump_recipe(_with_precision(recipe, training)))
+    args = _arguments(recipe, training)
+    # Again: some faults of a launch only show once the processes should have found each other.
+    check_launch()
+    with recipe.locate("training"):
+        directory.check(restart)
+    narrator = Narrator(enabled=args.process_index == 0)
+    for line in filter(None, (threads, precision)):
+        narrator.say(line)
+    hub = _claim_repository(recipe, directory.path) if recipe.hub.push else {}
+    answers = _claim_answers(recipe)
+    pair = open_pair(recipe)
+    check_plan(recipe, pair)
+    for line in remarks(recipe):
+        narrator.say(line)
+    with args.main_process_first(desc="data"):
+        prepared = _prepare(recipe, pair)
+    _check_objectives(recipe, prepared)
+    if args.process_index == 0:
+        with recipe.locate("training"):
+            directory.claim(restart)
+    return Run(
+        recipe,
+        training,
+        directory,
+        pair,
+        prepared,
+        Fitter(prepared, pair.tokenizer, pair.teacher_tokenizer),
+        narrator,
+        hub,
+        args,
+        answers_repository=answers,
+    )
+
+
+def _prepare(recipe: Recipe, pair: Pair) -> Prepared:
+    with recipe.locate("data"):
+        splits = load_splits(recipe.data, recipe.task.roles)
+    try:
+        prepared = recipe.task.prepare(
+            splits,
+            Setup(
+                tokenizer=pair.tokenizer,
+                teacher_tokenizer=pair.teacher_tokenizer,
+                teacher=pair.teacher_head,
+                student=pair.student_head,
+                configs=(pair.teacher, pair.student),
+                max_length=pair.max_length,
+                label_names=recipe.data.labels,
+                metrics=recipe.evaluation.metrics,
+            ),
+        )
+        return recipe.teacher.freeze(prepared)
+    except UserError as error:
+        # What is not about the data names its own section.
+        own = error.key.partition(".")[0] in ("task", "teacher", "student")
+        with recipe.locate("" if own else "evaluation" if error.key == "metrics" else "data"):
+            raise
+
+
+def _settle(recipe: Recipe, held: Mapping[str, Any] | None) -> tuple[dict[str, Any], str | None]:
+    """Return the training arguments with defaults, device and precision settled, and a line about the precision.
+
+    A run that began keeps its precision: on another day the probe might answer differently, and the run could not
+    be resumed.
+    """
+    training = use_cpu_if_needed({**training_defaults(recipe), **recipe.training})
+    begun = (held or {}).get("training", {}).get("bf16")
+    if training.get("bf16") == "auto" and isinstance(begun, bool):
+        return {**training, "bf16": begun}, f"bf16: {'on' if begun else 'off'} (as this run began)"
+    return resolve_bf16(training)
+
+
+def _with_precision(recipe: Recipe, training: Mapping[str, Any]) -> Recipe:
+    """Return the recipe with `bf16: auto` replaced by what was settled."""
+    if recipe.training.get("bf16") != "auto":
+        return recipe
+    return replace(recipe, training={**recipe.training, "bf16": training["bf16"]})
+
+
+def _arguments(recipe: Recipe, training: Mapping[str, Any]) -> DistillationArguments:
+    """Build the arguments once, which checks values against each other and starts the processes' group."""
+    args = _build(recipe, "training", training)
+    for index, stage in enumerate(recipe.stages):
+        _build(recipe, f"stages[{index}].training", {**training, **stage.training})
+    return args
+
+
+def _build(recipe: Recipe, path: str, training: Mapping[str, Any]) -> DistillationArguments:
+    from hf_distill.training_args import DistillationArguments, check_devices
+
+    try:
+        args = DistillationArguments(**training)
+        check_devices(args)
+    except (ValueError, TypeError) as error:
+        raise recipe.mistake(path, " ".join(str(error).split())) from error
+    return args
+
+
+def _claim_repository(recipe: Recipe, directory: Path) -> dict[str, Any]:
+    from hf_distill.hub import check_rights
+
+    with recipe.locate("hub"):
+        repository = check_rights(recipe.hub.repo_id, recipe.hub.private, str(directory))
+    return {"push_to_hub": True, "hub_model_id": repository, "hub_private_repo": recipe.hub.private}
+
+
+def _claim_answers(recipe: Recipe) -> str:
+    """Create the repository for a teacher's answers, if they are to be published."""
+    own = recipe.teacher
+    if not isinstance(own, CachedTeacher) or not own.push:
+        return ""
+    from hf_distill.hub import check_rights
+
+    with recipe.locate("teacher"):
+        return check_rights(own.repo_id, own.private, "", repo_type="dataset")
+
+
+def _check_objectives(recipe: Recipe, prepared: Prepared) -> None:
+    for index, stage in enumerate(recipe.plan):
+        with recipe.locate(recipe.stage_path(index)):
+            recipe.task.check(stage.objectives, prepared)
+    if recipe.report.baseline and not prepared.labelled:
+        raise recipe.mistake(
+            "report.baseline", "a baseline learns from labels, but the train split has none. Set it to false."
+        )

@@ -1,0 +1,69 @@
+"""Drawings as SVG that lives inside a page: its colours are the page's, in the dark as on paper."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+# One colour and one shape a model, in every plot. Blue, vermilion (Okabe and Ito's palette) and grey stay apart for
+# every kind of colour blindness, and in grey print by their shapes.
+COLOURS = {"teacher": "#0072b2", "student": "#d55e00", "baseline": "#7d8590"}
+MARKERS = {"teacher": "s", "student": "o", "baseline": "^"}
+INK, LINE = "#1f2328", "#d1d9e0"
+# Each stands for a variable of the page's style sheet.
+VARIABLES = {**{colour: f"var(--{model})" for model, colour in COLOURS.items()}, INK: "var(--ink)", LINE: "var(--line)"}
+
+STYLE: Any = {
+    "svg.fonttype": "none",  # text stays text: small, searchable, in the page's font
+    "text.parse_math": False,  # a label named "$" is no formula
+    "font.size": 9.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "text.color": INK,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+}
+WIDTH = 4.6  # inches; narrow, so that the text can still be read when the plot is as wide as a phone
+
+
+def to_svg(title: str, draw: Callable[[Figure, Any], None], data: Any) -> str:
+    """Return the `<svg>` element of a drawing, the same for the same data.
+
+    Args:
+        title: Of the drawing; no other one of the page may have it.
+        draw: Draws `data` on a figure.
+        data: What is drawn.
+    """
+    # The salt makes the ids of clip paths the same for the same report; the library's default is random.
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
+        matplotlib.rcParams.update({**STYLE, "svg.hashsalt": title})
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's browser has other fonts
+        figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure, data)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    # Ids are the page's: those of two plots must not meet.
+    prefix = re.sub(r"\W+", "-", title)
+    text = re.sub(r'(\sid="|url\(#|href="#)', rf"\g<1>{prefix}-", text)
+    text = re.sub("|".join(VARIABLES), lambda match: VARIABLES[match[0]], text)
+    # The page's style sheet sets the width; a fixed height would leave a gap on a phone.
+    return re.sub(r'^<svg[^>]*?(viewBox="[^"]*")[^>]*>', r'<svg xmlns="http://www.w3.org/2000/svg" '
+                  r'xmlns:xlink="http://www.w3.org/1999/xlink" \1 aria-hidden="true">', text, count=1)  # fmt: skip
