@@ -90,7 +90,8 @@ def check_terms(terms: Terms, trainer: Trainer) -> None:
     if terms.watch and checkpointing.get("use_reentrant"):
         raise UserError(
             "re-entrant gradient checkpointing computes the layers without gradient, and objectives that look into "
-            "the models would train nothing. Set gradient_checkpointing_kwargs to {use_reentrant: false}."
+            "the models would train nothing. Set use_reentrant: false in activation_checkpointing_kwargs (before "
+            "Transformers 5.23 gradient_checkpointing_kwargs)."
         )
     if trainer.is_fsdp_enabled and terms.differentiates:
         raise ValueError("FSDP does not work with objectives that differentiate. Use DDP, or leave them out.")

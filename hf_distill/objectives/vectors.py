@@ -131,7 +131,8 @@ class Vectors:
         if torch.is_grad_enabled() and checkpointing and not all(vectors.requires_grad for vectors in kept.values()):
             raise ValueError(
                 "'relations' would train nothing: re-entrant gradient checkpointing computes the layers without "
-                "gradient. Set gradient_checkpointing_kwargs to {use_reentrant: false}."
+                "gradient. Set use_reentrant: false in activation_checkpointing_kwargs (before Transformers 5.23 "
+                "gradient_checkpointing_kwargs)."
             )
         return kept
 
