@@ -154,8 +154,7 @@ def open_packer(model: nn.Module) -> Packer:
         layers = find_stacks(base)["layers"][1]
     except UserError as error:
         raise Unpackable("which of its modules are its layers is not known") from error
-    if any("layerdrop" in name and value for name, value in vars(base.config).items()):
-        raise Unpackable("it leaves out layers at random (layerdrop)")
+    _check_what_a_trial_misses(model, base.config)
     try:
         with evaluating(base):
             return _tried(base, layers)
@@ -163,6 +162,18 @@ def open_packer(model: nn.Module) -> Packer:
         if isinstance(error, Unpackable):
             raise
         raise Unpackable(f"it failed with {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+
+
+def _check_what_a_trial_misses(model: nn.Module, config: Any) -> None:
+    """Refuse what depends on chance, on longer texts than are tried, or on what a PEFT wrapper adds."""
+    if any("layerdrop" in name and value for name, value in vars(config).items()):
+        raise Unpackable("it leaves out layers at random (layerdrop)")
+    if getattr(config, "expert_capacity", None):
+        raise Unpackable("its experts take so many tokens of a row and no more (expert_capacity)")
+    if getattr(config, "attention_type", None) == "block_sparse":
+        raise Unpackable("it attends to long texts in another way than to short ones (block_sparse)")
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise Unpackable("its adapter puts tokens of its own before those of a text")
 
 
 @torch.no_grad()

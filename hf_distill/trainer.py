@@ -239,6 +239,7 @@ class DistillationTrainer(Trainer):
             self.teacher = self._place(self.teacher)
             if not self.terms.learned:  # which are part of the student
                 self.terms = self._make_terms()
+            self._packing = Packing(self.args, *now, self.terms)
             self._made_for = now
         teacher = None if isinstance(self.teacher, Replay) else self.teacher
         if self._heads is not None and not self._heads.are_of(now[0], teacher):
