@@ -6,6 +6,7 @@ a few tokens, not read from a list of architectures.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -214,6 +215,8 @@ def _inputs(model: Any, attended: Tensor) -> dict[str, Any]:
     inputs: dict[str, Any] = {"input_ids": ids.to(model.device), "attention_mask": attended.to(model.device)}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids[:, :5].to(model.device)
+    if "position_ids" in inspect.signature(model.forward).parameters:  # BERT's layers get them if a batch has any
+        inputs["position_ids"] = torch.arange(TOKENS, device=model.device).expand_as(ids)
     return inputs
 
 

@@ -12,7 +12,17 @@ import pytest
 import torch
 import transformers
 from invariants.cached import capture, parts, terms_of, trainer
-from invariants.cases import KINDS, Record, largest_difference, make_models, make_trainer, split, train
+from invariants.cases import (
+    KINDS,
+    Collator,
+    Record,
+    largest_difference,
+    make_models,
+    make_rows,
+    make_trainer,
+    split,
+    train,
+)
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
@@ -571,6 +581,29 @@ def test_a_teacher_with_tokens_of_its_own(tmp_path: Path, packed_passes: list[Bi
         losses.append(one.compute_loss(one.model, own_batch()).item())
     assert losses[1] == pytest.approx(losses[0], rel=EXACT)
     assert [bins.tokens for bins in packed_passes] == [12, 9]
+
+
+@pytest.mark.parametrize("kind", ["classification", "causal-lm", "causal-lm-gpt2"])
+def test_positions_of_a_batch(kind: str, tmp_path: Path, packed_passes: list[Bins]) -> None:
+    """Positions that somebody else counts are given to the layers of BERT as well, and no trial had any: the first
+    step failed. A training without them is tried above."""
+    rows = make_rows(kind)
+    for row in rows:
+        row["position_ids"] = [2 * place for place in range(len(row["input_ids"]))]
+    losses = []
+    for packing in (False, True):
+        one = make_trainer(kind, tmp_path, rows=rows, collator=Positions(), max_steps=1, packing=packing, **split(8))
+        packed_passes.clear()
+        losses.append(train(one).losses)
+        assert len(packed_passes) == 2 * packing
+    assert losses[1] == pytest.approx(losses[0], rel=EXACT)
+
+
+class Positions(Collator):
+    """Batches with positions."""
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        return {**super().__call__(rows), "position_ids": self.pad([row["position_ids"] for row in rows], 0)}
 
 
 def test_batches_come_with_their_bins(tmp_path: Path) -> None:
