@@ -23,7 +23,7 @@ from invariants.cached import (
     terms_of,
     trainer,
 )
-from invariants.cases import KINDS, Record, arguments, largest_difference, make_rows, objectives, train
+from invariants.cases import KINDS, Collator, Record, arguments, largest_difference, make_rows, objectives, train
 from invariants.processes import as_two_processes
 from invariants.worker import CACHED, RESUMED, Stop
 
@@ -191,6 +191,23 @@ def test_all_classes_are_refused(tmp_path: Path) -> None:
     wrapped, replay = capture(teacher, data, tmp_path / "sparse").apply(data)
     said = refused(lambda: trainer(student, replay, wrapped, tmp_path, (LogitsMSE(),)))
     assert "'logits_mse' does not work with a cached teacher of this task" in said
+
+
+def test_labels_of_hidden_tokens(tmp_path: Path) -> None:
+    """A live teacher answers there too; from the cache came zeros, and a loss that was near the right one."""
+    student, teacher, data = parts("token-classification")
+
+    def hide(row: dict[str, Any]) -> dict[str, Any]:
+        return {"attention_mask": [1, 0, *[1] * (len(row["input_ids"]) - 2)]}
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = Collator()(rows)
+        return {**batch, "attention_mask": Collator().pad([row["attention_mask"] for row in rows], 0)}
+
+    data = TrainingData(data.train.map(hide), data.eval.map(hide), collate, data.layout)
+    wrapped, replay = capture(teacher, data, tmp_path / "cache").apply(data)
+    with pytest.raises(ValueError, match=r"labels of a batch are those of tokens that its attention mask hides"):
+        trainer(student, replay, wrapped, tmp_path, SOFT).train()
 
 
 def test_data_without_targets_is_refused(tmp_path: Path) -> None:
