@@ -136,7 +136,7 @@ class Bins:
         return line[..., distance + last]
 
 
-def arrange(attended: Tensor, hidden: int = 512) -> Bins | None:
+def arrange(attended: Tensor, hidden: int = 512, widest: int | None = None) -> Bins | None:
     """Return the bins for a batch; None where there is nothing to gain, or an example without any token.
 
     Best-fit decreasing: the longest example first, each into the fullest row that has room. The rows are as wide as
@@ -146,6 +146,7 @@ def arrange(attended: Tensor, hidden: int = 512) -> Bins | None:
     Args:
         attended: Which tokens are no padding, `(batch, tokens)`, on a CPU. Padding may be anywhere.
         hidden: Width of the model.
+        widest: Cells that a row may have, unless an example is longer; None for any number.
 
     >>> bins = arrange(torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 1, 1]]))
     >>> bins.rows, bins.width, bins.owner.tolist()
@@ -158,7 +159,7 @@ def arrange(attended: Tensor, hidden: int = 512) -> Bins | None:
     lengths = [end - start for start, end in zip(starts, ends, strict=True)]
     if not bool(real.any(-1).all()) or sum(lengths) == batch * tokens:
         return None
-    width, bins = _narrowest(lengths, hidden)
+    width, bins = _narrowest(lengths, hidden, widest)
     if len(bins) * width >= batch * tokens:
         return None
     order, firsts = [], []
@@ -184,14 +185,14 @@ def arrange(attended: Tensor, hidden: int = 512) -> Bins | None:
     )  # fmt: skip
 
 
-def _narrowest(lengths: Sequence[int], hidden: int) -> tuple[int, list[list[int]]]:
+def _narrowest(lengths: Sequence[int], hidden: int, widest: int | None) -> tuple[int, list[list[int]]]:
     """Return the width that costs least, and what stands in each row."""
     longest, total = max(lengths), sum(lengths)
     best = longest, fill(lengths, longest)
     least = _cost(len(best[1]) * longest, longest, hidden)
     for rows in range(len(best[1]) - 1, max(0, len(best[1]) - 1 - WIDTHS), -1):
         width = max(longest, ceil(total / rows))
-        if _cost(total, width, hidden) >= least:
+        if (widest is not None and width > widest) or _cost(total, width, hidden) >= least:
             break
         bins = fill(lengths, width)
         if (cost := _cost(len(bins) * width, width, hidden)) < least:

@@ -22,6 +22,7 @@ from hf_distill.replay import Data, Replay, Targets, TrainingData, with_targets
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
+    from datasets import Features
     from transformers import PreTrainedModel, TrainingArguments
 
     from hf_distill.tasks import Prepared
@@ -78,8 +79,9 @@ class Cache:
 
     @property
     def size(self) -> int:
-        """Bytes, nearly."""
-        return self.contents.size(self.kept, self.teacher.config)
+        """Bytes of all files, nearly."""
+        shards = self._shards({"shard_examples": self._shard_examples()}).count
+        return self._rows_size() + files.overhead(self._features(), shards)
 
     def in_words(self) -> str:
         """Return what is or will be kept, and how much that is."""
@@ -161,9 +163,15 @@ class Cache:
 
     # ---- Capturing ----
 
+    def _rows_size(self) -> int:
+        return self.contents.size(self.kept, self.teacher.config)
+
+    def _features(self) -> Features:
+        return self.kept.features(self.contents.dims(self.kept))
+
     def _shard_examples(self) -> int:
         examples = max(1, len(self.contents.order))
-        return max(1, min(SHARD_EXAMPLES, int(SHARD_BYTES / max(1, self.size / examples))))
+        return max(1, min(SHARD_EXAMPLES, int(SHARD_BYTES / max(1, self._rows_size() / examples))))
 
     def _shards(self, plan: Mapping[str, Any]) -> files.Shards:
         return files.Shards(self.path, -(-len(self.contents.order) // plan["shard_examples"]))
@@ -186,7 +194,7 @@ class Cache:
         if not fixed:
             teacher.to(args.device)
         recorder = Recorder(teacher, self.data.layout, self.kept, bf16=args.bf16)
-        features = self.kept.features(self.contents.dims(self.kept))
+        features = self._features()
         for done, index in enumerate(mine):
             if shards.finished(index):  # by another run, which shares the directory
                 continue

@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,10 @@ PLAN = "plan.json"
 # Written last: the same, and the shards with their checksums.
 CACHE = "cache.json"
 _PIECE = 2**22
+# Rows that are written together: each time takes some hundred bytes, which would be as many as a few classes' logits.
+_TOGETHER = 2**20
+# Bytes of the files beside the shards, nearly: once, and for each of them.
+_BESIDE, _RECORD = 1200, 400
 
 # What a cache must agree in, in the words of a refusal.
 _PARTS = {
@@ -78,8 +82,8 @@ class Shards:
         try:
             writer = ArrowWriter(path=str(temporary), features=features)
             try:
-                for table in tables:
-                    writer.write_table(table)
+                for table in _together(tables):
+                    writer.write_table(table, len(table))
                 rows, _ = writer.finalize()
             finally:
                 writer.close()
@@ -100,6 +104,30 @@ class Shards:
             raise RuntimeError(f"{self.path / self.name(records.index(None))} is not there, though all were written.")
         write_atomic(self.path / "README.md", card)
         write_atomic(self.path / CACHE, json.dumps({**identity, "shards": records}, indent=1))
+
+
+def _together(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Yield the same rows in larger tables."""
+    import pyarrow as pa
+
+    held: list[pa.Table] = []
+    for table in tables:
+        held.append(table)
+        if sum(one.nbytes for one in held) >= _TOGETHER:
+            yield pa.concat_tables(held)
+            held = []
+    if held:
+        yield pa.concat_tables(held)
+
+
+def overhead(features: Features, shards: int) -> int:
+    """Return the bytes of a cache that hold no rows, nearly: what each shard says of its columns, and files beside."""
+    import pyarrow as pa
+
+    sink, schema = pa.BufferOutputStream(), features.arrow_schema
+    with pa.ipc.new_stream(sink, schema) as stream:
+        stream.write_batch(pa.RecordBatch.from_pylist([], schema))
+    return _BESIDE + shards * (_RECORD + int(sink.tell()))
 
 
 def claim(path: Path, plan: Mapping[str, Any], need_bytes: int) -> None:

@@ -76,7 +76,8 @@ class Graph:
             replace(one, weight=1.0, **({"temperature": 1.0} if moves else {}))
             for one, moves in zip(self.evaluation.objectives, self.moving, strict=True)
         )
-        return (*settled, self.temperature)
+        after = ((side.head.scale, side.head.soft_cap, side.classes) for side in self._sides)
+        return (*settled, *after, self.temperature)
 
     def inputs(
         self, raw: Tensor, teacher: Tensor | SparseRows | None, labels: Tensor, coefficients: Tensor

@@ -170,7 +170,7 @@ class Contents:
         return hashlib.blake2b(self.known.tobytes(), digest_size=SIZE).hexdigest()
 
     def size(self, kept: Kept, config: Any) -> int:
-        """Return how many bytes their cache takes, nearly."""
+        """Return how many bytes the rows of their cache take, nearly."""
         if kept.is_sparse:
             values = int(self.counts.sum()) * kept.row_bytes()
         else:
@@ -179,7 +179,8 @@ class Contents:
             each += 4 * (self.dims(kept) - 1)  # where the inner lists begin
             values = each * (int(self.tokens.sum()) if kept.by_token else self._total(_texts))
         values += sum(one.vector_bytes * self.vectors(one.states) for one in kept.states)
-        return values + len(self.order) * (SIZE + 8 + 4 * len(kept.states))
+        # With the hash, and where the example begins in every column.
+        return values + len(self.order) * (SIZE + 4 * (1 + len(kept.names)))
 
     def vectors(self, states: States) -> int:
         """Return how many vectors of a layer are kept of all examples."""

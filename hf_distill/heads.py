@@ -109,12 +109,17 @@ def _fits(model: Any, head: Head) -> bool:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Have every part of a model in eval mode, and afterwards in the mode it was in."""
     before = [(module, module.training) for module in model.modules()]
+    # A few tokens turn BigBird's attention into that of short texts, for good.
+    switched: list[Any] = [module for module in model.modules() if hasattr(module, "set_attention_type")]
+    kinds = [module.attention_type for module in switched]
     model.train(False)
     try:
         yield
     finally:
         for module, training in before:
             module.training = training
+        for one, kind in zip(switched, kinds, strict=True):
+            one.set_attention_type(kind)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ a few tokens, not read from a list of architectures.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -154,8 +155,7 @@ def open_packer(model: nn.Module) -> Packer:
         layers = find_stacks(base)["layers"][1]
     except UserError as error:
         raise Unpackable("which of its modules are its layers is not known") from error
-    if any("layerdrop" in name and value for name, value in vars(base.config).items()):
-        raise Unpackable("it leaves out layers at random (layerdrop)")
+    _check_what_a_trial_misses(model, base.config)
     try:
         with evaluating(base):
             return _tried(base, layers)
@@ -163,6 +163,18 @@ def open_packer(model: nn.Module) -> Packer:
         if isinstance(error, Unpackable):
             raise
         raise Unpackable(f"it failed with {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+
+
+def _check_what_a_trial_misses(model: nn.Module, config: Any) -> None:
+    """Refuse what depends on chance, on longer texts than are tried, or on what a PEFT wrapper adds."""
+    if any("layerdrop" in name and value for name, value in vars(config).items()):
+        raise Unpackable("it leaves out layers at random (layerdrop)")
+    if getattr(config, "expert_capacity", None):
+        raise Unpackable("its experts take so many tokens of a row and no more (expert_capacity)")
+    if getattr(config, "attention_type", None) == "block_sparse":
+        raise Unpackable("it attends to long texts in another way than to short ones (block_sparse)")
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise Unpackable("its adapter puts tokens of its own before those of a text")
 
 
 @torch.no_grad()
@@ -203,6 +215,8 @@ def _inputs(model: Any, attended: Tensor) -> dict[str, Any]:
     inputs: dict[str, Any] = {"input_ids": ids.to(model.device), "attention_mask": attended.to(model.device)}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids[:, :5].to(model.device)
+    if "position_ids" in inspect.signature(model.forward).parameters:  # BERT's layers get them if a batch has any
+        inputs["position_ids"] = torch.arange(TOKENS, device=model.device).expand_as(ids)
     return inputs
 
 

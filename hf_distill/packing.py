@@ -54,7 +54,8 @@ class Packing:
         self._asked = choice is True
         self._packers: dict[str, Packer] = {}
         self._last: tuple[Tensor, Bins | None] | None = None
-        self._find = FindBins(_width(student), most=1.0 if self._asked else 1 - WORTH_IT)
+        self._find = FindBins(_width(student), 1.0 if self._asked else 1 - WORTH_IT, _positions(student, teacher))
+        self._warned: set[str] = set()
         self.decisions: list[str] = []
         if choice is False:
             return
@@ -73,14 +74,15 @@ class Packing:
                     self._packers[whose] = packer
                 except Unpackable as error:
                     refused[whose] = str(error)
-        self._report(refused, main=bool(args.process_index == 0))
+        self._main = bool(args.process_index == 0)
+        self._report(refused)
 
-    def _report(self, refused: Mapping[str, str], main: bool) -> None:
+    def _report(self, refused: Mapping[str, str]) -> None:
         why = "; ".join(f"{whose}: {reason}" for whose, reason in refused.items())
         on = " and ".join(self._packers)
         where = "" if self._asked else f", where a batch becomes {WORTH_IT:.0%} smaller"
         self.decisions = [f"packing: {f'on for {on}{where}' if on else 'off'}{f' ({why})' if why else ''}"]
-        if why and self._asked and main:
+        if why and self._asked and self._main:
             logger.warning("packing is true, but not for all: %s", why)
 
     def student(self, inputs: Mapping[str, Any]) -> AbstractContextManager[None]:
@@ -94,9 +96,24 @@ class Packing:
     def _run(self, whose: str, inputs: Mapping[str, Any]) -> AbstractContextManager[None]:
         packer = self._packers.get(whose)
         bins = None if packer is None else self._bins(inputs)
-        if packer is None or bins is None or not packer.takes(bins):
+        if packer is None or bins is None:
+            return nullcontext()
+        if not packer.takes(bins):
+            self._warn(whose, packer)
             return nullcontext()
         return packer.packed(bins)
+
+    def _warn(self, whose: str, packer: Packer) -> None:
+        """Say once of a model that it is not packed after all, to who asked for it."""
+        if self._asked and self._main and whose not in self._warned:
+            side, other = ("right", "left") if packer.left else ("left", "right")
+            logger.warning(
+                "packing is true, but the %s runs padded where padding is on the %s: packed, its answers would be "
+                "others, as those of a head that reads a position of the padding are. Set padding_side of its "
+                "tokenizer to '%s'",
+                *(whose, side, other),
+            )
+        self._warned.add(whose)
 
     def _bins(self, inputs: Mapping[str, Any]) -> Bins | None:
         """Return where the tokens of a batch go; None where it stays as it is."""
@@ -124,10 +141,12 @@ class FindBins:
     Attributes:
         hidden: Width of the student.
         most: Largest share of the padded positions that is worth it.
+        widest: See `arrange`.
     """
 
     hidden: int
     most: float
+    widest: int | None = None
 
     def bins(self, mask: Tensor) -> Bins | None:
         """Return the bins for a mask of attention, `(batch, tokens)` or `(batch, texts, tokens)`, on a CPU.
@@ -137,7 +156,7 @@ class FindBins:
         """
         if mask.dim() not in (2, 3):
             return None
-        bins = arrange(sequences(mask != 0), self.hidden)
+        bins = arrange(sequences(mask != 0), self.hidden, self.widest)
         return None if bins is None or bins.share > self.most else bins
 
 
@@ -171,6 +190,16 @@ def _width(model: nn.Module) -> int:
     config: Any = getattr(model, "config", None)
     width = None if config is None else getattr(config.get_text_config(), "hidden_size", None)
     return width if isinstance(width, int) else 512
+
+
+def _positions(*models: nn.Module | None) -> int | None:
+    """Return how many positions all of some models know; None where they do not say.
+
+    A row may have more of them than any example: layers with a table of all positions (GPT-Neo's masks) would fail.
+    """
+    configs: list[Any] = [getattr(model, "config", None) for model in models]
+    found = [getattr(one.get_text_config(), "max_position_embeddings", None) for one in configs if one is not None]
+    return min((one for one in found if isinstance(one, int) and one > 0), default=None)
 
 
 def _obstacle(args: TrainingArguments, terms: Terms) -> str | None:

@@ -108,9 +108,20 @@ class Targets:
     layout: RowLayout
 
     def batch(self, rows: Sequence[int], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return what is kept of the examples of a collated batch, given their rows in the cache."""
+        """Return what is kept of the examples of a collated batch, given their rows in the cache.
+
+        Raises:
+            ValueError: It has labels, or states, where the cache has nothing.
+        """
         table = self.data.with_format("arrow")[list(rows)]
-        found = read(table, self.kept, self.layout.tokens(batch) if self.kept.by_token else None)
+        tokens = self.layout.tokens(batch) if self.kept.by_token else None
+        places = self.layout.places(batch)
+        if tokens is not None and places is not None and (hidden := int((places.mask & ~tokens).sum())):
+            raise ValueError(
+                f"{hidden} labels of a batch are those of tokens that its attention mask hides, and a cached teacher "
+                "has no answer there. Set them to -100."
+            )
+        found = read(table, self.kept, tokens)
         states = kept_states.read(table, self.kept.states, self.layout, batch)
         return {**found, **{f"{PREFIX}{name}": value for name, value in states.items()}}
 

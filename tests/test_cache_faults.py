@@ -183,6 +183,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: lis
     args = arguments(tmp_path / "args", per_device_eval_batch_size=2)
     with monkeypatch.context() as patch:
         patch.setattr(ArrowWriter, "write_table", write)
+        patch.setattr(cache_format, "_TOGETHER", 1)
         with pytest.raises(OSError, match="No space left"):
             cache.fill(args)
     assert [file.name[:13] for file in cache.path.glob("*.arrow")] == ["targets-00000"]

@@ -141,7 +141,7 @@ def test_hf_distill_cache(
     path = write_recipe(teacher=cached(make_model("bert", layers=4, seed=1)))
     assert main(["cache", str(path)]) == 0
     out = capsys.readouterr().out
-    assert "96 examples: about 3." in out
+    assert "96 examples: about 5.4 kB" in out
     assert "hf_distill-targets" in out
     assert sum(seen) == 96
     assert main([str(path)]) == 0

@@ -227,6 +227,15 @@ def test_settings_that_differ_do_not_share_it(inductor: Inductor) -> None:
     assert inductor.made == 4
 
 
+def test_heads_that_differ_do_not_share_it(inductor: Inductor) -> None:
+    """Code has the cap of the logits that it was made for in it, and blocks of another head may have the same shape."""
+    compiler = Compiler()
+    for cap in (20.0, 5.0):
+        found, wanted = (walk([KL, LABELS], one, soft_cap=cap) for one in (compiler, None))
+        assert_same(found, wanted)
+    assert inductor.made == 2
+
+
 def test_there_is_an_end_to_it(
     inductor: Inductor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

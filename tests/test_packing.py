@@ -12,14 +12,27 @@ import pytest
 import torch
 import transformers
 from invariants.cached import capture, parts, terms_of, trainer
-from invariants.cases import KINDS, Record, largest_difference, make_trainer, split, train
+from invariants.cases import (
+    KINDS,
+    Collator,
+    Record,
+    largest_difference,
+    make_models,
+    make_rows,
+    make_trainer,
+    split,
+    train,
+)
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from hf_distill import DistillationArguments, DistillationTrainer, UserError
 from hf_distill.bins import Bins, arrange, fill
+from hf_distill.heads import evaluating, open_head
 from hf_distill.objectives import Attention, Hidden, InputGradient, KLDivergence, Labels, Relations
 from hf_distill.packer import Packer, Unpackable, open_packer
+from hf_distill.packing import Packing
+from hf_distill.terms import Terms
 
 EXACT, SINGLE = 1e-12, 1e-5
 COMMON: dict[str, Any] = {
@@ -283,6 +296,22 @@ REFUSED: dict[str, tuple[Any, Any, str]] = {
     ),
     "bloom": (CAUSAL, transformers.BloomConfig(vocab_size=97, hidden_size=32, n_layer=2, n_head=4), "gets alibi of"),
     "layerdrop": (PAIRS, transformers.BartConfig(**STACKS, encoder_layerdrop=0.1), "at random"),
+    "block-sparse": (CLASSES, transformers.BigBirdConfig(**COMMON, block_size=4), "short ones"),
+    "capacity": (
+        PAIRS,
+        transformers.SwitchTransformersConfig(
+            vocab_size=97,
+            d_model=32,
+            d_kv=8,
+            num_layers=2,
+            num_heads=4,
+            d_ff=48,
+            num_experts=2,
+            num_sparse_encoder_layers=1,
+            decoder_start_token_id=0,
+        ),
+        "experts take so many tokens of a row",
+    ),
     "hybrid": (
         CAUSAL,
         transformers.Lfm2Config(**COMMON, num_key_value_heads=2, layer_types=["conv", "full_attention", "conv"]),
@@ -300,6 +329,46 @@ def test_models_that_cannot_are_left_as_they_are(name: str) -> None:
         open_packer(model)
     assert model.training
     assert not any(one._forward_hooks or one._forward_pre_hooks for one in model.modules())
+
+
+def test_a_trial_leaves_attention_as_it_was() -> None:
+    """BigBird goes over to attention of short texts for good once it has read one: a model of long texts would train
+    with another attention, and memory for it, than its configuration says."""
+    config = transformers.BigBirdConfig(**COMMON, block_size=4, num_random_blocks=1)
+    for model in (MASKED.from_config(config), MASKED.from_config(config).train(False)):
+        before = [(type(one), one.training) for one in model.modules()]
+        with evaluating(model):
+            model(torch.arange(4).unsqueeze(0))
+        assert [(type(one), one.training) for one in model.modules()] == before
+        assert open_head(model) is not None
+        assert [(type(one), one.training) for one in model.modules()] == before
+
+
+@pytest.mark.parametrize("name", ["llama", "bert, classes"])
+def test_adapters_with_tokens_of_their_own(
+    name: str, tmp_path: Path, packed_passes: list[Bins], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A prefix is in the mask and in the cache of every layer, and no part of a batch: the model inside, which is what
+    is tried out, can be packed, and the first step failed. LoRA's layers can be."""
+    peft = pytest.importorskip("peft")
+    task = "CAUSAL_LM" if name == "llama" else "SEQ_CLS"
+    inputs = batch(make(name), mask_of("right"))
+    for config, packed in (
+        (peft.PrefixTuningConfig(task_type=task, num_virtual_tokens=3), False),
+        (peft.LoraConfig(task_type=task, target_modules=["q_proj", "query"], init_lora_weights=False), True),
+    ):
+        losses = []
+        for packing in (False, True):
+            torch.manual_seed(4)
+            student = peft.get_peft_model(make(name), config).double()
+            args = DistillationArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, packing=packing)
+            one = DistillationTrainer(student, args, teacher=make(name), objectives=[KLDivergence()])
+            packed_passes.clear()
+            losses.append(one.compute_loss(one.model, inputs).item())
+        assert losses[1] == pytest.approx(losses[0], rel=EXACT)
+        assert len(packed_passes) == 1 + packed
+        assert ("student: its adapter puts tokens of its own" in caplog.text) == (not packed)
+        caplog.clear()
 
 
 def test_what_was_not_tried_out_is_refused() -> None:
@@ -373,6 +442,29 @@ def test_nothing_to_gain() -> None:
     assert arrange(torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]]), hidden=1) is None
     assert arrange(torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]])) is None
     assert arrange(torch.tensor([[1, 1, 0, 0]])) is not None  # one that is padded for no other
+
+
+def test_rows_are_not_wider_than_models_know() -> None:
+    """Masks of GPT-Neo are cut from a table of all positions: of a row that is wider, the first step with long examples
+    failed, hours into a training."""
+    config = transformers.GPTNeoConfig(
+        vocab_size=97, hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]],
+        window_size=5, max_position_embeddings=70, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model = CAUSAL.from_config(config)
+    args = DistillationArguments(output_dir="unused", report_to="none", use_cpu=True, packing=True)
+    mask = mask_of("right", (64, 33, 31, 20, 20))
+    wider = arrange(mask, hidden=32)
+    assert wider is not None
+    assert wider.width == 84
+    packing = Packing(args, model, None, Terms([Labels()], model, None))
+    bins = packing.collating(lambda mask: {"attention_mask": mask})(mask)["bins"]
+    assert bins.width <= 70
+    wanted = model(**batch(model, mask)).logits
+    with packing.student({"attention_mask": mask, "bins": bins}):
+        found = model(**batch(model, mask)).logits
+    assert (found - wanted)[mask != 0].abs().max() < SINGLE
+    assert arrange(mask, hidden=32, widest=40).width == 64  # type: ignore[union-attr]
 
 
 def test_rows_are_filled() -> None:
@@ -506,6 +598,29 @@ def test_a_teacher_with_tokens_of_its_own(tmp_path: Path, packed_passes: list[Bi
     assert [bins.tokens for bins in packed_passes] == [12, 9]
 
 
+@pytest.mark.parametrize("kind", ["classification", "causal-lm", "causal-lm-gpt2"])
+def test_positions_of_a_batch(kind: str, tmp_path: Path, packed_passes: list[Bins]) -> None:
+    """Positions that somebody else counts are given to the layers of BERT as well, and no trial had any: the first
+    step failed. A training without them is tried above."""
+    rows = make_rows(kind)
+    for row in rows:
+        row["position_ids"] = [2 * place for place in range(len(row["input_ids"]))]
+    losses = []
+    for packing in (False, True):
+        one = make_trainer(kind, tmp_path, rows=rows, collator=Positions(), max_steps=1, packing=packing, **split(8))
+        packed_passes.clear()
+        losses.append(train(one).losses)
+        assert len(packed_passes) == 2 * packing
+    assert losses[1] == pytest.approx(losses[0], rel=EXACT)
+
+
+class Positions(Collator):
+    """Batches with positions."""
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        return {**super().__call__(rows), "position_ids": self.pad([row["position_ids"] for row in rows], 0)}
+
+
 def test_batches_come_with_their_bins(tmp_path: Path) -> None:
     """Found later, on an accelerator, they would cost a wait for it in every step; the collator of the user, whom it
     is handed back to, is not changed."""
@@ -543,6 +658,42 @@ def test_objectives_that_look_inside(objective: Any, tmp_path: Path, packed_pass
     assert packed_passes == []
     with pytest.raises(UserError, match=f"packing is true, but {objective.name} looks into the models"):
         make_trainer("classification", tmp_path, terms=[objective, Labels()], packing=True)
+
+
+def test_a_new_student_is_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`model_init` makes another student for every training, and a teacher may be exchanged: packing that holds on to
+    the former ones says that it is on, and does nothing."""
+    seen: list[nn.Module] = []
+    real = Packer.packed
+    monkeypatch.setattr(Packer, "packed", lambda self, bins: (seen.append(self.layers[0]), real(self, bins))[1])
+    one = make_trainer("classification", tmp_path, max_steps=1, packing=True, **split(8))
+    one.model_init = lambda: make_models("classification")[0]
+    one.teacher = make_models("classification")[1]
+    seen.clear()
+    one.train()
+    models: list[Any] = [one.teacher, one.model]
+    assert [layer in set(model.modules()) for layer, model in zip(seen[-2:], models, strict=True)] == [True, True]
+
+
+def test_padding_on_the_side_that_a_head_reads(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, packed_passes: list[Bins]
+) -> None:
+    """Who asks for packing and has a tokenizer that pads on the left would wait for a speed that never comes."""
+    mask = mask_of("left")
+    inputs = {"input_ids": 5 * mask, "attention_mask": mask}
+    for packing in (True, "auto"):
+        caplog.clear()
+        one = make_trainer("classification", tmp_path, packing=packing)
+        packed_passes.clear()
+        for _ in range(2):
+            one.compute_loss(one.model, inputs)
+        assert packed_passes == []
+        said = [record.getMessage() for record in caplog.records if "runs padded" in record.getMessage()]
+        assert [text.split(":")[0] for text in said] == [
+            f"packing is true, but the {whose} runs padded where padding is on the left"
+            for whose in (("teacher", "student") if packing is True else ())
+        ]
+        assert all(text.endswith("Set padding_side of its tokenizer to 'right'") for text in said)
 
 
 def test_torch_compile(tmp_path: Path) -> None:

@@ -60,6 +60,10 @@ def capture(teacher: Any, data: TrainingData, path: Path, **settings: Any) -> Ca
     return cache
 
 
+def directory_bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
 def trainer(student: Any, teacher: Any, data: TrainingData, path: Path, terms: Any, **settings: Any) -> NotingTrainer:
     return NotingTrainer(
         student,
