@@ -546,21 +546,6 @@ def test_both_models_are_packed(tmp_path: Path, packed_passes: list[Bins]) -> No
     assert first is second
 
 
-def test_a_student_made_anew(tmp_path: Path) -> None:
-    """`model_init` makes another student for every training: the layers of the one before were packed, and the one
-    that is trained ran padded from then on, at twice the cost and without a word."""
-    one = make_trainer("classification", tmp_path, max_steps=1, packing=True, **split(8))
-    made, shapes = copy.deepcopy(one.model), []
-    made.bert.encoder.layer[0].attention.register_forward_pre_hook(
-        lambda _, args, kwargs: shapes.append((args[0] if args else kwargs["hidden_states"]).shape), with_kwargs=True
-    )
-    one.model_init = lambda: made
-    one.train()
-    batch = next(iter(one.get_train_dataloader()))
-    assert one.model is made
-    assert shapes[-1][0] < len(batch["input_ids"])
-
-
 def test_a_cached_teacher(tmp_path: Path, packed_passes: list[Bins]) -> None:
     """What was kept of a teacher has no layers: the student is packed alone, and its loss stays."""
     records = []
