@@ -65,8 +65,8 @@ class Work:
 
 def classifiers(settings: Settings) -> Work:
     """Return texts of 27 tokens on average, three classes."""
-    from hf_distill.replay import TrainingData
-    from hf_distill.rows import ExampleRows
+    from hf_distill.cache.replay import TrainingData
+    from hf_distill.rows.examples import ExampleRows
 
     sizes = classification.Settings.quick() if settings.tiny else classification.Settings()
     examples = classification.data(sizes)
@@ -81,8 +81,8 @@ def language_models(settings: Settings) -> Work:
     """Return texts of one length, and Llamas."""
     from transformers import default_data_collator
 
-    from hf_distill.replay import TrainingData
-    from hf_distill.rows import TokenRows
+    from hf_distill.cache.replay import TrainingData
+    from hf_distill.rows.tokens import TokenRows
 
     sizes = step.Settings.quick() if settings.tiny else step.Settings()
     examples = step.data(replace(sizes, batch=settings.examples, steps=1 - step.WARM_UP))
@@ -181,8 +181,8 @@ def _trainer(work: Work, args: Any, teacher: Any, data: Any) -> Any:
 
 def _captured(work: Work, args: Any) -> tuple[Any, Any]:
     """Return data and teacher of a training from a cache, once it is filled."""
-    from hf_distill.cache import Cache
-    from hf_distill.kept import Kept
+    from hf_distill.cache.fill import Cache
+    from hf_distill.cache.kept import Kept
 
     kept = Kept.of(work.teacher.eval(), work.data.layout, temperature=1.0, **work.settings)
     cache = Cache(work.data, work.teacher, kept, {}, Path(args.output_dir, "cache"))

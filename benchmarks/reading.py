@@ -39,7 +39,7 @@ def timed(trainer: Any) -> Callable[[slice], dict[str, float]]:
     Returns:
         What gives the seconds of some of the batches as `Outcome.parts`: none where there is no cache.
     """
-    from hf_distill.replay import AddTargets
+    from hf_distill.cache.replay import AddTargets
 
     collator = trainer.data_collator
     if not isinstance(collator, AddTargets):

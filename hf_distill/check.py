@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_distill.caching import in_advance
+from hf_distill.cache.run_cache import in_advance
 from hf_distill.component import entry
 from hf_distill.data import peek
 from hf_distill.directory import RunDirectory
@@ -19,10 +19,10 @@ from hf_distill.objectives.features import FeatureObjective
 from hf_distill.objectives.hidden import Hidden, Hint, Patient
 from hf_distill.pairing import Pair, open_pair, open_student, open_teacher
 from hf_distill.plan import check_plan, cut_off, remarks
-from hf_distill.report_text import count
+from hf_distill.reading.words import words
+from hf_distill.reading.writer import dump_recipe
+from hf_distill.report.text import count
 from hf_distill.teachers import CachedTeacher
-from hf_distill.words import words
-from hf_distill.writer import dump_recipe
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase

@@ -127,7 +127,7 @@ def _run(recipe: Recipe, restart: bool) -> None:
 
 def _cache(recipe: Recipe) -> None:
     """Ask the teacher of a recipe about all examples, and keep the answers."""
-    from hf_distill.caching import capture
+    from hf_distill.cache.run_cache import capture
 
     cache = capture(recipe)
     if _is_first():

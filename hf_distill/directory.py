@@ -9,12 +9,12 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from hf_distill.checkpoints import last_complete_checkpoint
-from hf_distill.document import join
 from hf_distill.errors import UserError
 from hf_distill.files import check_writable, write_atomic
 from hf_distill.fit import RECORD, read_record
-from hf_distill.words import shown
+from hf_distill.reading.document import join
+from hf_distill.reading.words import shown
+from hf_distill.training.checkpoints import last_complete_checkpoint
 
 RECIPE = "recipe.yaml"
 _LEFT_OUT = object()

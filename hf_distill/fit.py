@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_distill.checkpoints import last_complete_checkpoint
 from hf_distill.component import entry
 from hf_distill.errors import Stopped, UserError
 from hf_distill.files import dataset_fingerprint, fingerprint, model_fingerprint, write_atomic
 from hf_distill.plan import leaves_head
+from hf_distill.training.checkpoints import last_complete_checkpoint
 
 if TYPE_CHECKING:
     import numpy as np
@@ -143,7 +143,7 @@ class Fitter:
 
     def _train(self, trainer: DistillationTrainer, directory: Path, key: str, before: float) -> float:
         """Train or go on training, save, and return the seconds it took, those `before` included."""
-        from hf_distill.interrupt import StopOnInterrupt
+        from hf_distill.training.interrupt import StopOnInterrupt
 
         _write_record(trainer, directory, {"key": key, "finished": False, "seconds": before, "history": []})
         interrupt = StopOnInterrupt()
@@ -200,8 +200,8 @@ class Fitter:
     ) -> DistillationTrainer:
         from transformers import ProgressCallback
 
-        from hf_distill.progress import ProgressBar
         from hf_distill.trainer import DistillationTrainer
+        from hf_distill.training.progress import ProgressBar
         from hf_distill.training_args import DistillationArguments
 
         trainer = DistillationTrainer(
@@ -228,7 +228,7 @@ class Fitter:
 
 def _own(split: Dataset) -> Dataset:
     """Return a split without the places of its examples in a cache."""
-    from hf_distill.replay import ROW
+    from hf_distill.cache.replay import ROW
 
     return split.remove_columns([name for name in split.column_names if name == ROW])
 
@@ -246,7 +246,7 @@ def _finished(trainer: DistillationTrainer) -> PreTrainedModel:
 
     accelerate leaves the wrapper on; whoever times the model in float32 would time bf16.
     """
-    from hf_distill.learned import detach
+    from hf_distill.training.learned import detach
 
     model: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     detach(model)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.data import load_splits
-from hf_distill.defaults import training_defaults
 from hf_distill.directory import RunDirectory, held_recipe
 from hf_distill.errors import UserError
 from hf_distill.fit import Fitter
@@ -16,11 +15,12 @@ from hf_distill.launch import check_launch, use_all_cores, use_cpu_if_needed
 from hf_distill.narrator import Narrator
 from hf_distill.pairing import Pair, open_pair
 from hf_distill.plan import check_plan, remarks
-from hf_distill.precision import resolve_bf16
+from hf_distill.reading.writer import dump_recipe
 from hf_distill.stages import Run
 from hf_distill.tasks import Setup
 from hf_distill.teachers import CachedTeacher
-from hf_distill.writer import dump_recipe
+from hf_distill.training.defaults import training_defaults
+from hf_distill.training.precision import resolve_bf16
 
 if TYPE_CHECKING:
     from hf_distill.recipe import Recipe

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from hf_distill.defaults import sampling_remark, within_batch
-from hf_distill.document import join
 from hf_distill.errors import UserError
+from hf_distill.reading.document import join
+from hf_distill.training.defaults import sampling_remark, within_batch
 
 if TYPE_CHECKING:
     from hf_distill.objectives import Objective

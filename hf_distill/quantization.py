@@ -97,7 +97,7 @@ def loading(quantization: Quantization, whole: PreTrainedModel, dtype: torch.dty
     """Return what `from_pretrained` is given so that it quantizes the linear layers of a model's body.
 
     Heads stay whole: they are small where there are few classes, and what the loss comes from where there are many
-    (`hf_distill.heads`). So does what shares its weights with the embeddings.
+    (`hf_distill.heads.apart`). So does what shares its weights with the embeddings.
 
     Args:
         quantization: How.

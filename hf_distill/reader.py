@@ -9,18 +9,18 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from hf_distill.document import Document, describe, join, read_document
 from hf_distill.errors import FieldError, UserError, did_you_mean
 from hf_distill.objectives import OBJECTIVES, PRESETS, Objective
-from hf_distill.overrides import apply_overrides
-from hf_distill.plugins import PLUGIN, import_entry
+from hf_distill.reading.document import Document, describe, join, read_document
+from hf_distill.reading.overrides import apply_overrides
+from hf_distill.reading.plugins import PLUGIN, import_entry
+from hf_distill.reading.training_keys import SHARED, training_mistakes
+from hf_distill.reading.wording import explain, unknown_key
+from hf_distill.reading.writer import objective_entries
 from hf_distill.recipe import Data, Evaluation, Hub, Recipe, ReportOptions, Stage
 from hf_distill.students import STUDENTS, Student
 from hf_distill.tasks import TASKS, Task
 from hf_distill.teachers import TEACHERS, Teacher
-from hf_distill.training_keys import SHARED, training_mistakes
-from hf_distill.wording import explain, unknown_key
-from hf_distill.writer import objective_entries
 
 Part = TypeVar("Part")
 

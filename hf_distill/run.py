@@ -9,12 +9,12 @@ from transformers.utils.logging import disable_progress_bar
 from hf_distill.assess import assess
 from hf_distill.launch import check_launch
 from hf_distill.opening import open_run
-from hf_distill.terminal import show
+from hf_distill.report.terminal import show
 
 if TYPE_CHECKING:
     from hf_distill.fit import Fitted
     from hf_distill.recipe import Recipe
-    from hf_distill.report import Report
+    from hf_distill.report.report import Report
 
 
 def distill(recipe: Recipe, *, restart: bool = False) -> Report:

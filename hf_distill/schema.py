@@ -17,14 +17,14 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from hf_distill.objectives import OBJECTIVES, PRESETS
-from hf_distill.plugins import PLUGIN
 from hf_distill.reader import REQUIRED, SECTIONS
+from hf_distill.reading.plugins import PLUGIN
+from hf_distill.reading.training_keys import AT_LEAST, CONFIG, FIXED, OWNED, SHARED, training_arguments
+from hf_distill.reading.wording import attributes
 from hf_distill.recipe import Recipe, Stage
 from hf_distill.students import STUDENTS
 from hf_distill.tasks import TASKS
 from hf_distill.teachers import TEACHERS
-from hf_distill.training_keys import AT_LEAST, CONFIG, FIXED, OWNED, SHARED, training_arguments
-from hf_distill.wording import attributes
 
 Schema = dict[str, Any]
 

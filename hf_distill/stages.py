@@ -10,23 +10,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_distill import costs
 from hf_distill.directory import RUNS, TEACHERS, RunDirectory
 from hf_distill.errors import UserError
 from hf_distill.fit import Fitted, Fitter
 from hf_distill.narrator import Narrator
 from hf_distill.objectives import Labels
 from hf_distill.pairing import Pair
-from hf_distill.precision import resolve_bf16
 from hf_distill.quantization import in_words, size, weights
+from hf_distill.report import costs
 from hf_distill.teachers import CachedTeacher
+from hf_distill.training.precision import resolve_bf16
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from hf_distill.cache import Cache
+    from hf_distill.cache.fill import Cache
+    from hf_distill.cache.replay import Replay
     from hf_distill.recipe import Recipe
-    from hf_distill.replay import Replay
     from hf_distill.tasks import Prepared
     from hf_distill.training_args import DistillationArguments
 
@@ -117,8 +117,8 @@ class Run:
         own = self.recipe.teacher
         if not isinstance(own, CachedTeacher):
             return
-        from hf_distill.cache_hub import push
-        from hf_distill.caching import cache_of
+        from hf_distill.cache.hub import push
+        from hf_distill.cache.run_cache import cache_of
 
         with self.stage("cache"), self.recipe.locate("teacher"):
             self.cache = cache_of(self, teacher, own)

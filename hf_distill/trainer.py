@@ -15,27 +15,27 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from hf_distill.batching import BatchingTrainer
-from hf_distill.both_models import BothModels, taken_by
-from hf_distill.compatibility import check_objectives, check_parallelism, check_separate, check_terms
-from hf_distill.compiled import compiler_for
+from hf_distill.cache.replay import Replay, reading_only
 from hf_distill.errors import UserError
-from hf_distill.eval_sums import EvalSums
-from hf_distill.head_rows import Heads
-from hf_distill.layouts import base_model, infer_layout
-from hf_distill.learned import attach, place
-from hf_distill.liger import layers_only, undone_afterwards
-from hf_distill.meter import Meter
+from hf_distill.heads.compiled import compiler_for
+from hf_distill.heads.head_rows import Heads
 from hf_distill.objectives import Comparison, KLDivergence, Labels, LogitsMSE, Objective, RowObjective
-from hf_distill.packing import Packing
+from hf_distill.packing.choice import Packing
 from hf_distill.quantization import evaluable, is_placed
-from hf_distill.redirect import inside_forward
-from hf_distill.replay import Replay, reading_only
-from hf_distill.rows import UNITS, RowLayout
-from hf_distill.sampler import SetEpoch
-from hf_distill.saving import SavingTrainer
+from hf_distill.rows.base import UNITS, RowLayout
+from hf_distill.rows.inferred import base_model, infer_layout
 from hf_distill.sentence_encoder import encoding_of
-from hf_distill.terms import OBSERVED, Terms
+from hf_distill.training.batching import BatchingTrainer
+from hf_distill.training.both_models import BothModels, taken_by
+from hf_distill.training.compatibility import check_objectives, check_parallelism, check_separate, check_terms
+from hf_distill.training.eval_sums import EvalSums
+from hf_distill.training.learned import attach, place
+from hf_distill.training.liger import layers_only, undone_afterwards
+from hf_distill.training.meter import Meter
+from hf_distill.training.redirect import inside_forward
+from hf_distill.training.sampler import SetEpoch
+from hf_distill.training.saving import SavingTrainer
+from hf_distill.training.terms import OBSERVED, Terms
 from hf_distill.training_args import DistillationArguments, check_arguments, check_devices
 
 logger = logging.getLogger(__name__)

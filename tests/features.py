@@ -11,10 +11,13 @@ import torch
 import transformers
 from torch import Tensor
 
+from hf_distill.labels import IGNORED
 from hf_distill.objectives import Comparison, Objective
 from hf_distill.objectives.term import Term
-from hf_distill.rows import IGNORED, ExampleRows, RowLayout, TokenRows
-from hf_distill.target_rows import TargetRows
+from hf_distill.rows.base import RowLayout
+from hf_distill.rows.examples import ExampleRows
+from hf_distill.rows.targets import TargetRows
+from hf_distill.rows.tokens import TokenRows
 
 VOCABULARY = 30
 LENGTHS = (7, 4, 1, 6)

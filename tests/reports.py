@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from hf_distill.figures import by_label, calibration, confusion
-from hf_distill.latency import Latency, Timing
-from hf_distill.report import ModelResult, Report, SeedResult
+from hf_distill.report.figures import by_label, calibration, confusion
+from hf_distill.report.latency import Latency, Timing
+from hf_distill.report.report import ModelResult, Report, SeedResult
 
 RECIPE = """\
 task: text-classification

@@ -18,13 +18,13 @@ from invariants.cached import cache_of, capture, parts
 from invariants.cases import arguments
 from runs import WriteRecipe, run
 
-from hf_distill import cache as module
-from hf_distill import cache_format
-from hf_distill.cache import Cache
+from hf_distill.cache import fill as module
+from hf_distill.cache import shards as cache_format
+from hf_distill.cache.fill import Cache
+from hf_distill.cache.recorder import Recorder
+from hf_distill.cache.replay import TrainingData
 from hf_distill.errors import UserError
 from hf_distill.objectives.layers import States
-from hf_distill.recorder import Recorder
-from hf_distill.replay import TrainingData
 
 # What is drawn, and columns of layers, are part of what a capture that was killed must not change.
 SETTINGS: Any = {"top": 4, "tail": 3, "states": (States(1), States(2, "mean"))}
@@ -34,8 +34,8 @@ import os, signal, sys
 from pathlib import Path
 from invariants.cached import cache_of, parts
 from invariants.cases import arguments
-from hf_distill import cache
-from hf_distill.recorder import Recorder
+from hf_distill.cache import fill as cache
+from hf_distill.cache.recorder import Recorder
 from test_cache_faults import SETTINGS
 
 real, calls = Recorder.__call__, []

@@ -20,7 +20,7 @@ def cached(model: Any, **settings: Any) -> dict[str, Any]:
 
 def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list of the sizes of all batches that a cache asks a teacher about."""
-    from hf_distill.recorder import Recorder
+    from hf_distill.cache.recorder import Recorder
 
     seen: list[int] = []
     real = Recorder.__call__
@@ -251,7 +251,7 @@ def test_two_temperatures(write_recipe: WriteRecipe, make_model: Any, tmp_path: 
 def test_a_written_recipe_reads_back(write_recipe: WriteRecipe, make_model: Any) -> None:
     """The resolved recipe in `output_dir` is what a resume compares with: it has to name the teacher within."""
     from hf_distill import load_recipe
-    from hf_distill.writer import dump_recipe
+    from hf_distill.reading.writer import dump_recipe
 
     recipe = load_recipe(write_recipe(teacher=cached(make_model("bert", layers=4, seed=1), top=7)))
     path = Path(str(write_recipe())).with_name("again.yaml")

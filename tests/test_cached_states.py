@@ -10,10 +10,11 @@ import torch
 from invariants.cached import SOFT, SPARSE_KINDS, cache_of, capture, directory_bytes, parts, states_for, trainer
 from invariants.cases import Record, arguments, largest_difference, objectives, train
 
-from hf_distill.cache import Cache
+from hf_distill.cache.fill import Cache
+from hf_distill.cache.kept import Kept
+from hf_distill.cache.kept_states import KeptStates, merged
+from hf_distill.cache.replay import TrainingData
 from hf_distill.errors import UserError
-from hf_distill.kept import Kept
-from hf_distill.kept_states import KeptStates, merged
 from hf_distill.objectives import (
     OBJECTIVES,
     Attention,
@@ -29,7 +30,6 @@ from hf_distill.objectives import (
     SimilarityPreserving,
 )
 from hf_distill.objectives.layers import States
-from hf_distill.replay import TrainingData
 
 LAST = ((1, 2),)
 # Of a student of one layer and a teacher of two: one vector a text, all tokens, and both of the same layer.

@@ -27,11 +27,11 @@ from invariants.cases import KINDS, Collator, Record, arguments, largest_differe
 from invariants.processes import as_two_processes
 from invariants.worker import CACHED, RESUMED, Stop
 
-from hf_distill.kept import is_sparse
+from hf_distill.cache.kept import is_sparse
+from hf_distill.cache.replay import Replay, TrainingData
 from hf_distill.objectives import KLDivergence, Objective, ReverseKL
 from hf_distill.objectives.schedule import Schedule
-from hf_distill.replay import Replay, TrainingData
-from hf_distill.rows import SparseRows
+from hf_distill.rows.base import SparseRows
 
 
 @pytest.mark.parametrize("sampling", ["random", "group_by_length"])
@@ -97,7 +97,7 @@ def test_the_teacher_answers_each_example_once(kind: str, tmp_path: Path) -> Non
     cache = cache_of(teacher, data, tmp_path / "cache")
     kept = cache.kept
     if kept.is_sparse:  # the two looks at whether its head can be taken off are no examples
-        from hf_distill import recorder as module
+        from hf_distill.cache import recorder as module
 
         head = module.open_head(teacher)
         patch = pytest.MonkeyPatch()
@@ -268,8 +268,8 @@ def test_drawn_from_the_tail(classes: int) -> None:
     import numpy as np
     import pyarrow as pa
 
-    from hf_distill.kept import Kept, read
-    from hf_distill.recorder import Recorder, sparse_rows
+    from hf_distill.cache.kept import Kept, read
+    from hf_distill.cache.recorder import Recorder, sparse_rows
 
     draws, top, tail = 4000, 4, 6
     chance = np.random.default_rng(1)

@@ -1,4 +1,4 @@
-"""What a model reaches that has learned nothing, against numbers worked out by hand: `hf_distill/chance.py`."""
+"""What a model reaches that has learned nothing, against numbers worked out by hand: `hf_distill/report/chance.py`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hf_distill.chance import Chance, find_chance
 from hf_distill.metrics import score
+from hf_distill.report.chance import Chance, find_chance
 from hf_distill.tasks.answer_scores import Questions
 
 Array = np.ndarray[Any, Any]

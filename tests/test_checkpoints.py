@@ -1,4 +1,4 @@
-"""Which checkpoint a training goes on from: `hf_distill/checkpoints.py`."""
+"""Which checkpoint a training goes on from: `hf_distill/training/checkpoints.py`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hf_distill.checkpoints import last_complete_checkpoint
+from hf_distill.training.checkpoints import last_complete_checkpoint
 
 
 def _checkpoint(root: Path, step: int) -> Path:

@@ -13,7 +13,7 @@ from scipy.special import log_softmax, logsumexp
 from torch import Tensor
 
 from hf_distill.objectives import closed_form
-from hf_distill.rows import IMPOSSIBLE, top_class
+from hf_distill.rows.base import IMPOSSIBLE, top_class
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 ROWS, CLASSES = 5, 11

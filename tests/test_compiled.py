@@ -15,14 +15,13 @@ from invariants.cases import largest_difference, make_trainer, split, train
 from invariants.processes import LAUNCH, SHARDED_LAUNCH, as_two_processes
 from torch import Tensor, nn
 
-from hf_distill import compiled, head_rows
-from hf_distill.compiled import Compiler, compiler_for
 from hf_distill.component import component
-from hf_distill.head_rows import HeadRows
-from hf_distill.heads import Head
+from hf_distill.heads.apart import Head, compiled, head_rows
+from hf_distill.heads.compiled import Compiler, compiler_for
+from hf_distill.heads.head_rows import HeadRows
+from hf_distill.heads.projection import Side
 from hf_distill.objectives import OBJECTIVES, Hidden, JensenShannon, KLDivergence, Labels, RowObjective, Schedule
-from hf_distill.projection import Side
-from hf_distill.rows import SparseRows
+from hf_distill.rows.base import SparseRows
 
 VOCABULARY, TOKENS, WIDTH = 300, 290, 16
 ROWS, BLOCK, CHUNK = 23, 4, 12

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hf_distill.labels import IGNORED
 from hf_distill.objectives import (
     PRESETS,
     JensenShannon,
@@ -24,7 +25,8 @@ from hf_distill.objectives import (
     TotalVariation,
 )
 from hf_distill.objectives.base import Comparison
-from hf_distill.rows import IGNORED, Rows, SparseRows, TokenRows
+from hf_distill.rows.base import Rows, SparseRows
+from hf_distill.rows.tokens import TokenRows
 
 BATCH, LENGTH, CLASSES, TEMPERATURE = 2, 6, 11, 2.0
 # "labels": rows with a label, as here. "shifted": those that predict it. "attention": not padding. "all": everything.

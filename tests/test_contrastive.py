@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from hf_distill.objectives.base import Comparison
 from hf_distill.objectives.contrastive import Contrastive
 from hf_distill.objectives.contrastive_terms import ContrastiveTerm, from_all_processes
-from hf_distill.rows import ExampleRows
+from hf_distill.rows.examples import ExampleRows
 
 WIDTHS = 5, 7
 LOSSES = ["info_nce", "crd"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from runs import WriteRecipe, run
 
-from hf_distill.costs import cost_of, costs_of, in_words
+from hf_distill.report.costs import cost_of, costs_of, in_words
 
 
 def test_evaluations_and_what_was_not_logged_are_left_out() -> None:

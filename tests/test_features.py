@@ -16,6 +16,7 @@ from torch import nn
 
 from hf_distill import DistillationArguments, DistillationTrainer, UserError
 from hf_distill.component import entry
+from hf_distill.labels import IGNORED
 from hf_distill.objectives import (
     OBJECTIVES,
     Attention,
@@ -33,7 +34,7 @@ from hf_distill.objectives import (
 )
 from hf_distill.objectives.features import StackObjective
 from hf_distill.objectives.term import Term
-from hf_distill.rows import IGNORED, UNITS
+from hf_distill.rows.base import UNITS
 
 # Every objective that is not on logits, with settings that matter; a new one is held to the contract by a line here.
 FEATURE_EXAMPLES: dict[str, list[Objective]] = {

@@ -13,9 +13,9 @@ from invariants.cases import largest_difference, make_trainer, split, train
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hf_distill import head_rows
-from hf_distill.head_rows import HeadRows, Heads
-from hf_distill.heads import Head, open_head
+from hf_distill.heads.apart import Head, head_rows, open_head
+from hf_distill.heads.head_rows import HeadRows, Heads
+from hf_distill.heads.projection import Side
 from hf_distill.objectives import (
     DecoupledKL,
     JensenShannon,
@@ -26,8 +26,8 @@ from hf_distill.objectives import (
     ReverseKL,
     RowObjective,
 )
-from hf_distill.projection import Side
-from hf_distill.rows import Rows, SparseRows, TokenRows
+from hf_distill.rows.base import Rows, SparseRows
+from hf_distill.rows.tokens import TokenRows
 
 VOCABULARY = 97
 TOKENS = 90

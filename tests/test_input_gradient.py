@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hf_distill import UserError
 from hf_distill.objectives import InputGradient, KLDivergence
-from hf_distill.rows import ExampleRows
+from hf_distill.rows.examples import ExampleRows
 
 
 def slopes(model: Any, pair: Pair, example: int, classes: list[int]) -> np.ndarray[Any, Any]:

@@ -1,4 +1,4 @@
-"""Signals during a training: `hf_distill/interrupt.py`. In a run: `test_run.py`."""
+"""Signals during a training: `hf_distill/training/interrupt.py`. In a run: `test_run.py`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from hf_distill.interrupt import StopOnInterrupt
+from hf_distill.training.interrupt import StopOnInterrupt
 
 
 def _send(*numbers: int) -> None:

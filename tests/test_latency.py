@@ -12,9 +12,9 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from hf_distill import latency
-from hf_distill.latency import Latency, Timing, measure, measure_all
 from hf_distill.quantization import size
+from hf_distill.report import latency
+from hf_distill.report.latency import Latency, Timing, measure, measure_all
 
 if TYPE_CHECKING:  # run a second time, it would move the caches
     from conftest import MakeModel

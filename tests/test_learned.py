@@ -24,13 +24,13 @@ from hf_distill import DistillationArguments, DistillationTrainer
 from hf_distill.component import component
 from hf_distill.errors import UserError
 from hf_distill.fit import Fitter
-from hf_distill.learned import attach, detach
 from hf_distill.models import Head
 from hf_distill.objectives import Attention, Comparison, KLDivergence, Labels, Objective
 from hf_distill.objectives.base import PreparedObjective
 from hf_distill.objectives.term import Term
-from hf_distill.rows import ExampleRows
+from hf_distill.rows.examples import ExampleRows
 from hf_distill.tasks import Prepared
+from hf_distill.training.learned import attach, detach
 
 FILE = "distillation.safetensors"
 WEIGHT = "distillation.0.projection.weight"
@@ -444,7 +444,7 @@ def test_whoever_chose_eager_keeps_it(tmp_path: Path, caplog: pytest.LogCaptureF
     """Restoring "the default" would change a model that its owner has set up."""
     student, teacher = two_models()
     student.set_attn_implementation("eager")
-    with caplog.at_level(logging.WARNING, "hf_distill.terms"):
+    with caplog.at_level(logging.WARNING, "hf_distill.training.terms"):
         quiet(student, tmp_path, teacher, Attentive()).train()
     assert (student.config._attn_implementation, teacher.config._attn_implementation) == ("eager", "sdpa")
     assert caplog.text.count("computes attention with 'sdpa'") == 1

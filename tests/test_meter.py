@@ -14,9 +14,9 @@ from invariants.cases import KINDS, Collator, NotingTrainer, make_rows, make_tra
 from torch import Tensor
 from transformers import TrainerCallback
 
-from hf_distill import meter
-from hf_distill.meter import Meter, peak_memory
 from hf_distill.objectives import Labels
+from hf_distill.training import meter
+from hf_distill.training.meter import Meter, peak_memory
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -41,7 +41,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock that stopwatches read."""
     clock = Clock()
-    monkeypatch.setattr("hf_distill.stopwatch.time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr("hf_distill.training.stopwatch.time", SimpleNamespace(perf_counter=lambda: clock.now))
     return clock
 
 

@@ -9,8 +9,8 @@ import yaml
 from huggingface_hub import ModelCard
 from reports import RECIPE, model, regression, unlabelled, whole
 
-from hf_distill.model_card import card, objectives, place, recipe_of
-from hf_distill.report import Report
+from hf_distill.report.model_card import card, objectives, place, recipe_of
+from hf_distill.report.report import Report
 
 
 def parsed(report: Report, tmp_path: Path) -> ModelCard:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hf_distill.component import entry
 from hf_distill.errors import UserError
+from hf_distill.labels import IGNORED
 from hf_distill.objectives import (
     OBJECTIVES,
     AdaptiveKL,
@@ -41,8 +42,10 @@ from hf_distill.objectives import (
 from hf_distill.objectives.base import RowObjective
 from hf_distill.objectives.functional import label_loss, mean_squared_error
 from hf_distill.objectives.softened import Softened
-from hf_distill.rows import IGNORED, UNITS, ExampleRows, RowLayout, Rows, SparseRows, TokenRows
-from hf_distill.span_rows import SpanRows
+from hf_distill.rows.base import UNITS, RowLayout, Rows, SparseRows
+from hf_distill.rows.examples import ExampleRows
+from hf_distill.rows.spans import SpanRows
+from hf_distill.rows.tokens import TokenRows
 
 NAN = math.nan
 BATCH = 6

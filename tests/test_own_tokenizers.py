@@ -390,8 +390,8 @@ def test_both_tokenizers_are_told_before_a_run(roberta_to_bert: WriteRecipe, mak
 def test_models_are_timed_on_their_own_tokens(make_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the student's shorter input a teacher looks faster than it is, or fails on a number beyond its vocabulary."""
     from hf_distill import assess
-    from hf_distill.report import ModelResult, Report
-    from hf_distill.report_text import speed_note
+    from hf_distill.report.report import ModelResult, Report
+    from hf_distill.report.text import speed_note
 
     paths = make_model("roberta", vocab=["film"], seed=1), make_model("bert", seed=2)
     prepared = prepare(*paths, text=TEXTS, label=[0, 1, 1, 0])

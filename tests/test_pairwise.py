@@ -15,7 +15,7 @@ from hf_distill.objectives.base import Comparison
 from hf_distill.objectives.batch_relations import angle_gap, distance_gap, similarity_gap
 from hf_distill.objectives.pairwise import PairwiseObjective, Relational, SimilarityPreserving
 from hf_distill.objectives.representations import both, represent
-from hf_distill.rows import ExampleRows
+from hf_distill.rows.examples import ExampleRows
 
 BATCH = 5
 GAPS = [similarity_gap, distance_gap, angle_gap]

@@ -1,4 +1,4 @@
-"""`bf16: auto`: `hf_distill/precision.py`."""
+"""`bf16: auto`: `hf_distill/training/precision.py`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_distill import precision
-from hf_distill.precision import Probe, describe, fast_bf16, resolve_bf16
+from hf_distill.training import precision
+from hf_distill.training.precision import Probe, describe, fast_bf16, resolve_bf16
 
 CPU = Path("/proc/cpuinfo")
 FLAGS = CPU.read_text() if CPU.exists() else ""
@@ -79,7 +79,10 @@ def test_cpu_with_bf16_instructions():
     assert "as fast as in fp32 on this CPU" in describe(use_cpu=True)
 
 
-PROBE = "from hf_distill.precision import fast_bf16, describe; print(fast_bf16(use_cpu=True), describe(use_cpu=True))"
+PROBE = (
+    "from hf_distill.training.precision import fast_bf16, describe; "
+    "print(fast_bf16(use_cpu=True), describe(use_cpu=True))"
+)
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="oneDNN can be held back on x86 only")
@@ -103,7 +106,7 @@ def test_gpu_that_emulates_does_not_count(monkeypatch, native, says):
 
 SAME = """
 import json, os, sys
-from hf_distill import precision
+from hf_distill.training import precision
 # Each rank's own probe would give another answer: on at 0, off at 1.
 precision._probe = lambda use_cpu: precision.Probe(os.environ["RANK"] == "0", "rank " + os.environ["RANK"])
 changed, line = precision.resolve_bf16({"bf16": "auto", "use_cpu": True})

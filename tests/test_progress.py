@@ -1,4 +1,4 @@
-"""The progress of a training, as a terminal and a log file show it: `hf_distill/progress.py`."""
+"""The progress of a training, as a terminal and a log file show it: `hf_distill/training/progress.py`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from hf_distill.progress import ProgressBar
+from hf_distill.training.progress import ProgressBar
 
 NAMES = ("kl", "labels", "hidden", "attention", "similarity_preserving")
 LOGS = {"loss": 0.41234, **{f"objective/{name}": 0.2331 for name in NAMES}, "agreement": 0.912, "learning_rate": 1e-5}

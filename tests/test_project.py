@@ -196,8 +196,8 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 
 def tree() -> list[str]:
-    """Return the paths in the README's tree: a block whose indentation is two spaces a level."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    """Return the paths in the tree of CONTRIBUTING.md: a block whose indentation is two spaces a level."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     block = text.split("<!-- tree -->")[1].split("```")[1]
     paths: list[str] = []
     parents: list[str] = []
@@ -210,13 +210,13 @@ def tree() -> list[str]:
     return paths
 
 
-def test_the_readmes_tree_is_the_tree() -> None:
+def test_the_tree_is_the_tree() -> None:
     """A newcomer starts from that tree: a file that is gone, or one that is not in it, sends them wrong."""
     listed = tree()
     gone = [path for path in listed if not (ROOT / path).exists()]
     missing = [relative(path) for path in SOURCES if relative(path) not in listed and path.name != "__init__.py"]
     assert listed
-    assert (gone, missing) == ([], []), "(gone, missing in the tree of README.md)"
+    assert (gone, missing) == ([], []), "(gone, missing in the tree of CONTRIBUTING.md)"
 
 
 def test_recipes_in_documents_read(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from runs import WriteRecipe, run
 
 from hf_distill import load_recipe
-from hf_distill.cache_format import check_identity
+from hf_distill.cache.shards import check_identity
 from hf_distill.check import check
 from hf_distill.errors import UserError
 from hf_distill.files import model_fingerprint
@@ -321,7 +321,7 @@ def test_a_cache_of_other_weights_says_so(write_recipe: WriteRecipe, make_model:
 
 def test_the_report_says_what_was_measured(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> None:
     """A student in float32 beside a teacher in something else: speed and size are of both, and so is what they mean."""
-    from hf_distill.report import Report
+    from hf_distill.report.report import Report
 
     teacher = {"name": "pretrained", "model": str(make_model("bert", layers=4, seed=1)), "dtype": "bfloat16"}
     report = run(write_recipe(teacher=teacher, report={"latency": True}))

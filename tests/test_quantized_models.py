@@ -19,7 +19,7 @@ from runs import REPO, WriteRecipe, run, same, weights
 from hf_distill import DistillationArguments, DistillationTrainer
 from hf_distill.errors import UserError
 from hf_distill.files import model_fingerprint
-from hf_distill.heads import open_head
+from hf_distill.heads.apart import open_head
 from hf_distill.models import Head, load_model
 from hf_distill.objectives import OBJECTIVES, KLDivergence, Labels
 from hf_distill.quantization import PACKAGES, size
@@ -359,7 +359,7 @@ def test_two_processes(quantization: Any, write_recipe: WriteRecipe, make_model:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
         if (tmp_path / "out" / "report.json").exists():
             break
-    from hf_distill.report import Report
+    from hf_distill.report.report import Report
 
     report = Report.load(tmp_path / "out") if done.returncode == 0 else pytest.fail(done.stderr[-2000:])
     assert report.settings["processes"] == 2

@@ -17,11 +17,7 @@ from hf_distill.component import entry, settings
 from hf_distill.errors import UserError
 from hf_distill.objectives import OBJECTIVES, PRESETS, KLDivergence, Labels
 from hf_distill.reader import load_recipe
-from hf_distill.recipe import Data, Recipe
-from hf_distill.students import STUDENTS, PretrainedStudent
-from hf_distill.tasks import TASKS, TextClassification
-from hf_distill.teachers import TEACHERS, PretrainedTeacher
-from hf_distill.training_keys import (
+from hf_distill.reading.training_keys import (
     BELONGS,
     CONFIG,
     FIXED,
@@ -32,8 +28,12 @@ from hf_distill.training_keys import (
     training_arguments,
     training_mistakes,
 )
-from hf_distill.wording import attributes
-from hf_distill.writer import dump_recipe
+from hf_distill.reading.wording import attributes
+from hf_distill.reading.writer import dump_recipe
+from hf_distill.recipe import Data, Recipe
+from hf_distill.students import STUDENTS, PretrainedStudent
+from hf_distill.tasks import TASKS, TextClassification
+from hf_distill.teachers import TEACHERS, PretrainedTeacher
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("**/*.yaml"))
 RECIPES = [path for path in RECIPES if "accelerate" not in path.parts]
@@ -720,7 +720,7 @@ def test_another_shape_of_the_source_is_no_mistake(
 ) -> None:
     """A later Transformers that declares its arguments elsewhere must not make every recipe wrong."""
     (tmp_path / "training_args.py").write_text(source)
-    monkeypatch.setattr("hf_distill.training_source.package_folder", lambda: tmp_path)
+    monkeypatch.setattr("hf_distill.reading.training_source.package_folder", lambda: tmp_path)
     argument_types.cache_clear()
     try:
         assert [where for where, _ in training_mistakes({"learning_rate": "fast", "seed": 1})] == ["learning_rate"]

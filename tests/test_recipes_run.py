@@ -19,7 +19,7 @@ from conftest import NEGATIVE, NEUTRAL, POSITIVE
 from ruamel.yaml import YAML
 
 from hf_distill.reader import load_recipe
-from hf_distill.writer import dump_recipe
+from hf_distill.reading.writer import dump_recipe
 
 if TYPE_CHECKING:
     from conftest import MakeModel

@@ -13,10 +13,10 @@ import pytest
 import scipy.stats
 from reports import model, regression, several_seeds, speed, unlabelled, whole
 
-from hf_distill import model_card, report_html
-from hf_distill.chance import Chance
-from hf_distill.figures import Group
-from hf_distill.report import ModelResult, Report
+from hf_distill.report import page as report_html
+from hf_distill.report.chance import Chance
+from hf_distill.report.figures import Group
+from hf_distill.report.report import ModelResult, Report, model_card
 
 
 def strict(text: str) -> Any:
@@ -167,7 +167,7 @@ def test_a_report_is_whole_or_as_it_was(broken: Any, tmp_path: Path, monkeypatch
 
 def test_the_numbers_come_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run killed while it writes must not look finished, not even to one who had a report there before."""
-    from hf_distill import report as module
+    from hf_distill.report import report as module
 
     whole().save(tmp_path)
     written: list[str] = []

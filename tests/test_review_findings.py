@@ -26,21 +26,22 @@ from invariants.cases import (
 )
 from torch import Tensor, nn
 
-from hf_distill import cache as cache_module
-from hf_distill import cache_format, head_rows
+from hf_distill.cache import fill as cache_module
+from hf_distill.cache import shards as cache_format
+from hf_distill.cache.contents import example_hashes
+from hf_distill.cache.kept import Kept
+from hf_distill.cache.recorder import Recorder, sparse_rows
+from hf_distill.cache.replay import Replay
 from hf_distill.component import component
-from hf_distill.contents import example_hashes
 from hf_distill.errors import UserError
 from hf_distill.files import model_fingerprint
-from hf_distill.head_rows import HeadRows, Heads, Side
-from hf_distill.heads import Head, open_head
-from hf_distill.kept import Kept
+from hf_distill.heads.apart import Head, head_rows, open_head
+from hf_distill.heads.head_rows import HeadRows, Heads, Side
 from hf_distill.objectives import Attention, Comparison, JensenShannon, KLDivergence, Labels, Objective, RowObjective
 from hf_distill.objectives.closed_form import jensen_shannon, kl
 from hf_distill.objectives.term import Term
-from hf_distill.recorder import Recorder, sparse_rows
-from hf_distill.replay import Replay
-from hf_distill.rows import Rows, SparseRows, TokenRows
+from hf_distill.rows.base import Rows, SparseRows
+from hf_distill.rows.tokens import TokenRows
 
 BOTH: tuple[Objective, ...] = (KLDivergence(weight=0.5, temperature=2.0), Labels(weight=0.3))
 

@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_distill.rows import IGNORED, UNITS, ExampleRows, RowLayout, Rows, TokenRows
+from hf_distill.labels import IGNORED
+from hf_distill.rows.base import UNITS, RowLayout, Rows
+from hf_distill.rows.examples import ExampleRows
+from hf_distill.rows.tokens import TokenRows
 
 NAN = float("nan")
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [0, 0, 1, 1, 1]])  # padded right, and left

@@ -525,8 +525,9 @@ def test_a_run_keeps_the_precision_it_began_with(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The probe behind `bf16: auto` is a timing: another answer on another day would make the run another one."""
-    from hf_distill import load_recipe, precision
+    from hf_distill import load_recipe
     from hf_distill.check import check
+    from hf_distill.training import precision
 
     monkeypatch.setattr(precision, "_probe", lambda use_cpu: precision.Probe(True, "fast here"))
     path = write_recipe(training={"bf16": "auto"})

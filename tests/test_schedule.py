@@ -12,8 +12,8 @@ from hf_distill.errors import UserError
 from hf_distill.objectives import KLDivergence, Labels, Schedule
 from hf_distill.objectives.schedule import in_words
 from hf_distill.reader import load_recipe
+from hf_distill.reading.writer import dump_recipe
 from hf_distill.recipe import Recipe
-from hf_distill.writer import dump_recipe
 
 WHOLE = """\
 task: text-classification

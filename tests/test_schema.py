@@ -16,8 +16,8 @@ from ruamel.yaml import YAML
 from hf_distill.errors import UserError
 from hf_distill.objectives import OBJECTIVES, PRESETS
 from hf_distill.reader import load_recipe
+from hf_distill.reading.training_keys import OWNED
 from hf_distill.schema import recipe_schema
-from hf_distill.training_keys import OWNED
 
 ROOT = Path(__file__).parent.parent
 FILE = ROOT / "recipes" / "recipe.schema.json"

@@ -23,8 +23,8 @@ from hf_distill.models import load_model, open_config, open_tokenizer
 from hf_distill.objectives import Labels, LogitsMSE, MarginMSE, SentenceEmbedding, SimilarityMatrix
 from hf_distill.objectives.base import Comparison
 from hf_distill.pooling import Encoding, read_encoding
+from hf_distill.rows.similarity import SimilarityRows
 from hf_distill.sentence_encoder import encoding_of, sentence_encoder
-from hf_distill.similarity_rows import SimilarityRows
 from hf_distill.tasks import Prepared, SentenceSimilarity, Setup, TextClassification
 
 Array = np.ndarray[Any, Any]

@@ -504,7 +504,7 @@ def test_a_run_from_texts_to_report(
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
     from hf_distill import assess
-    from hf_distill.latency import measure_all
+    from hf_distill.report.latency import measure_all
 
     teacher = make_model(kind, seed=1)
     monkeypatch.setattr(assess, "measure_all", partial(measure_all, seconds=0.01))

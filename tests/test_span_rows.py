@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hf_distill.labels import IGNORED
 from hf_distill.objectives import (
     OBJECTIVES,
     AdaptiveKL,
@@ -26,8 +27,8 @@ from hf_distill.objectives import (
     SoftCrossEntropy,
     TotalVariation,
 )
-from hf_distill.rows import IGNORED, Rows, SparseRows
-from hf_distill.span_rows import SpanRows, by_width
+from hf_distill.rows.base import Rows, SparseRows
+from hf_distill.rows.spans import SpanRows, by_width
 
 Array = np.ndarray[Any, Any]
 

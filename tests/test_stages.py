@@ -12,11 +12,11 @@ from runs import WriteRecipe, run, same, weights
 from hf_distill.check import check
 from hf_distill.component import component
 from hf_distill.errors import UserError
-from hf_distill.model_card import objectives, recipe_of
 from hf_distill.objectives import PRESETS, KLDivergence, Labels, LogitsMSE, RowObjective
 from hf_distill.reader import load_recipe
+from hf_distill.reading.writer import dump_recipe
 from hf_distill.recipe import Recipe, Stage
-from hf_distill.writer import dump_recipe
+from hf_distill.report.model_card import objectives, recipe_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -299,7 +299,7 @@ def test_a_stage_s_arguments_are_checked_against_each_other_first(staged: WriteR
 
 def test_plots_put_stages_one_after_the_other() -> None:
     """Both stages count steps from 0: drawn on top of each other, the curve of a student would zigzag."""
-    from hf_distill.plots import _panels
+    from hf_distill.report.plots import _panels
 
     def history(*steps: int) -> list[dict[str, float]]:
         return [{"step": step, "objective/kl": 1.0 / step} for step in steps]

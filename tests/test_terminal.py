@@ -9,8 +9,8 @@ import pytest
 from reports import model, regression, unlabelled, whole
 from rich.console import Console
 
-from hf_distill.report import Report
-from hf_distill.terminal import show
+from hf_distill.report.report import Report
+from hf_distill.report.terminal import show
 
 
 def printed(report: Report, width: int = 100, encoding: str = "utf-8") -> str:

@@ -451,7 +451,7 @@ def test_a_perplexity_far_above_the_teachers_is_a_number_of_times() -> None:
     """Read as a share kept, or as a percentage with seven digits, the headline says nothing."""
     from reports import model
 
-    from hf_distill.report import Report
+    from hf_distill.report.report import Report
 
     for student, says in ((12.0, "(20.0 % more)"), (9.0, "(10.0 % less)"), (420.0, "(42.0 times as much)")):
         results = {"teacher": model(2, None, perplexity=10.0), "student": model(1, None, perplexity=student)}

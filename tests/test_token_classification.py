@@ -216,7 +216,7 @@ def permuted(path: Path, order: Sequence[int], directory: Path) -> Path:
 
 def test_a_teacher_with_another_order_gives_the_same_rows(bert: Path, make_model: Any, tmp_path: Path) -> None:
     """Compared column by column, a teacher whose head is ordered differently teaches the wrong types."""
-    from hf_distill.layouts import infer_layout
+    from hf_distill.rows.inferred import infer_layout
 
     student_path = make_model("bert-tokens", labels=NAMES, vocab=WORDS, layers=2, seed=7)
     other = permuted(bert, (3, 0, 4, 1, 2), tmp_path / "permuted")

@@ -42,9 +42,10 @@ from hf_distill.objectives import (
     Objective,
     Relations,
 )
-from hf_distill.rows import ExampleRows, TokenRows
-from hf_distill.span_rows import SpanRows
-from hf_distill.target_rows import TargetRows
+from hf_distill.rows.examples import ExampleRows
+from hf_distill.rows.spans import SpanRows
+from hf_distill.rows.targets import TargetRows
+from hf_distill.rows.tokens import TokenRows
 
 if TYPE_CHECKING:
     from conftest import MakeModel

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from hf_distill.objectives.layers import States
     from hf_distill.objectives.term import Term
-    from hf_distill.rows import Rows, SparseRows, Unit
+    from hf_distill.rows.base import Rows, SparseRows, Unit
 
 # What an objective reads of a teacher.
 Reads = Literal["answers", "states", "model"]
@@ -47,7 +47,7 @@ class Comparison:
 
     def fold(self, sequences: Tensor) -> Tensor:
         """Sum a value per sequence into `(batch,)`. See `rows.fold`."""
-        from hf_distill.rows import fold
+        from hf_distill.rows.base import fold
 
         return fold(sequences, self.rows.examples)
 
@@ -207,7 +207,7 @@ class RowObjective(Objective):
 
     def per_example(self, comparison: Comparison) -> Tensor:
         """Sum `rows` within each example."""
-        from hf_distill.span_rows import by_width
+        from hf_distill.rows.spans import by_width
 
         rows = comparison.rows
         if rows.classes is None or self.takes_impossible:
@@ -227,7 +227,7 @@ class RowObjective(Objective):
         Raises:
             ValueError: There is no teacher, or only a part of it.
         """
-        from hf_distill.rows import SparseRows
+        from hf_distill.rows.base import SparseRows
 
         if teacher is None:
             raise ValueError(f"'{self.name}' needs a teacher.")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from hf_distill.objectives.base import Reads
     from hf_distill.objectives.term import Term
-    from hf_distill.rows import Unit
+    from hf_distill.rows.base import Unit
 
 
 @component

@@ -13,7 +13,7 @@ from hf_distill.objectives.layers import Layers, Part, Stack, States, layer_pair
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from hf_distill.rows import Unit
+    from hf_distill.rows.base import Unit
 
 
 @component

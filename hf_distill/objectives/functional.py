@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_distill.objectives import closed_form
-from hf_distill.rows import SparseRows
+from hf_distill.rows.base import SparseRows, upcast
 
 
 def log_distributions(student: Tensor, teacher: Tensor | SparseRows, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -35,10 +35,10 @@ def log_distributions(student: Tensor, teacher: Tensor | SparseRows, temperature
     >>> log_p.exp(), log_q.exp()
     (tensor([[0.2500, 0.7500]]), tensor([[0.2500, 0.7500]]))
     """
-    logits = _full(student)
+    logits = upcast(student)
     if not isinstance(teacher, SparseRows):
         with torch.no_grad():
-            log_p = F.log_softmax(_full(teacher) / temperature, dim=-1)
+            log_p = F.log_softmax(upcast(teacher) / temperature, dim=-1)
         return log_p, F.log_softmax(logits / temperature, dim=-1)
     if teacher.temperature != temperature:
         raise ValueError(
@@ -59,10 +59,6 @@ def log_distributions(student: Tensor, teacher: Tensor | SparseRows, temperature
     return log_p, closed_form.buckets(logits, teacher.indices, temperature)
 
 
-def _full(logits: Tensor) -> Tensor:
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-
-
 def mean_squared_error(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared difference of the logits, mean over classes.
 
@@ -78,7 +74,7 @@ def mean_squared_error(student: Tensor, teacher: Tensor) -> Tensor:
     >>> mean_squared_error(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 4.0]]))
     tensor([2.])
     """
-    return (_full(student) - _full(teacher.detach())).square().mean(-1)
+    return (upcast(student) - upcast(teacher.detach())).square().mean(-1)
 
 
 def logistic_ranking(student: Tensor, teacher: Tensor) -> Tensor:
@@ -101,7 +97,7 @@ def logistic_ranking(student: Tensor, teacher: Tensor) -> Tensor:
     >>> logistic_ranking(torch.zeros(1, 3), torch.tensor([[2.0, 1.0, 1.0]]))
     tensor([0.6931])
     """
-    student, teacher = _full(student), teacher.detach()
+    student, teacher = upcast(student), teacher.detach()
     preferred = teacher.unsqueeze(-1) > teacher.unsqueeze(-2)
     losses = F.softplus(student.unsqueeze(-2) - student.unsqueeze(-1)) * preferred
     return losses.sum((-2, -1)) / preferred.sum((-2, -1)).clamp(min=1)
@@ -133,7 +129,7 @@ def label_loss(student: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tenso
     tensor([0.2500, 0.0000])
     """
     if not labels.is_floating_point():
-        return closed_form.cross_entropy(_full(student), labels, smoothing)
+        return closed_form.cross_entropy(upcast(student), labels, smoothing)
     if smoothing:
         raise ValueError("label_smoothing spreads a label over classes, but these labels are values. Set it to 0.")
     labelled = ~labels.isnan()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from hf_distill.objectives.term import Term
-    from hf_distill.rows import Unit
+    from hf_distill.rows.base import Unit
 
 
 @component

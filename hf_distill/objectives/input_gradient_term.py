@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_distill.objectives.term import Term
+from hf_distill.rows.base import upcast
 
 if TYPE_CHECKING:
     from hf_distill.objectives.base import Comparison
@@ -83,7 +84,7 @@ class InputGradientTerm(Term):
     def _distance(self, student: Tensor, teacher: Tensor, tokens: Tensor) -> Tensor:
         """Return the loss of every sequence, `(sequences,)`."""
         kept = tokens.unsqueeze(-1).to(student.device)
-        mine, theirs = (_upcast(one).masked_fill(~kept, 0.0) for one in (student, teacher.to(student.device)))
+        mine, theirs = (upcast(one).masked_fill(~kept, 0.0) for one in (student, teacher.to(student.device)))
         if self.objective.loss == "mse":
             return (mine - theirs).square().sum((1, 2))
         over = (1, 2) if self.objective.loss == "normalized" else (2,)
@@ -102,7 +103,3 @@ def _unit(vectors: Tensor, over: tuple[int, ...]) -> Tensor:
     """Return vectors of length 1; 0 stays 0, with a finite gradient."""
     squares = vectors.square().sum(over, keepdim=True)
     return vectors / squares.where(squares > 0, torch.ones_like(squares)).sqrt()
-
-
-def _upcast(slope: Tensor) -> Tensor:
-    return slope.float() if slope.dtype in (torch.float16, torch.bfloat16) else slope

@@ -12,7 +12,7 @@ from hf_distill.objectives.base import RowObjective
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hf_distill.rows import SparseRows, Unit
+    from hf_distill.rows.base import SparseRows, Unit
 
 
 @component
@@ -59,7 +59,7 @@ class Ranking(RowObjective):
     def rows(self, student: Tensor, teacher: Tensor | SparseRows | None, labels: Tensor) -> Tensor:
         """See `functional.logistic_ranking`."""
         from hf_distill.objectives.functional import logistic_ranking
-        from hf_distill.rows import SparseRows
+        from hf_distill.rows.base import SparseRows
 
         top = min(self.top, student.shape[-1])
         if not isinstance(teacher, SparseRows):

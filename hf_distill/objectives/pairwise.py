@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from hf_distill.objectives.base import Comparison, Reads
-    from hf_distill.rows import Unit
+    from hf_distill.rows.base import Unit
 
 
 @component

@@ -12,7 +12,7 @@ from hf_distill.objectives.softened import Softened
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hf_distill.rows import Unit
+    from hf_distill.rows.base import Unit
 
 
 @component

@@ -12,7 +12,7 @@ from hf_distill.objectives.schedule import Temperature, number
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hf_distill.rows import SparseRows
+    from hf_distill.rows.base import SparseRows
 
 
 @component
@@ -51,7 +51,7 @@ class Softened(RowObjective):
     def rows(self, student: Tensor, teacher: Tensor | SparseRows | None, labels: Tensor) -> Tensor:
         """See `between`, and `functional.log_distributions` for what a sparse teacher gives."""
         from hf_distill.objectives.functional import log_distributions
-        from hf_distill.rows import SparseRows
+        from hf_distill.rows.base import SparseRows
 
         known = teacher if teacher is not None and self.takes_sparse else self.dense(teacher)
         temperature = number(self.temperature)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from hf_distill.models import Head
     from hf_distill.objectives.base import Objective
-    from hf_distill.rows import RowLayout
+    from hf_distill.rows.base import RowLayout
 
 
 @dataclass(frozen=True)

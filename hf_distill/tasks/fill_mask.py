@@ -82,7 +82,7 @@ class FillMask(Task):
         """See `Task.prepare`."""
         from hf_distill.metric_table import DEFAULTS
         from hf_distill.metrics import check
-        from hf_distill.rows import TokenRows
+        from hf_distill.rows.tokens import TokenRows
 
         tokenizer, max_length = setup.tokenizer, setup.max_length
         names = setup.metrics or list(DEFAULTS["tokens"])

@@ -56,7 +56,7 @@ class QuestionAnswering(Task):
     def prepare(self, splits: Mapping[str, Dataset], setup: Setup) -> Prepared:
         """See `Task.prepare`."""
         from hf_distill.metrics import check
-        from hf_distill.span_rows import SpanRows
+        from hf_distill.rows.spans import SpanRows
         from hf_distill.tasks.answer_scores import SPAN_METRICS
 
         if setup.label_names:

@@ -72,8 +72,8 @@ class SentenceSimilarity(Task):
     def prepare(self, splits: Mapping[str, Dataset], setup: Setup) -> Prepared:
         """See `Task.prepare`."""
         from hf_distill.metrics import check, score
+        from hf_distill.rows.similarity import SimilarityRows
         from hf_distill.sentence_encoder import AsSentenceEncoder
-        from hf_distill.similarity_rows import SimilarityRows
 
         _check_columns(splits)
         scores = Scores(_read_scores(splits, setup.label_names, self.score_range), self.score_range)

@@ -56,7 +56,7 @@ class SequenceToSequence(Task):
         """See `Task.prepare`."""
         from hf_distill.metric_table import DEFAULTS
         from hf_distill.metrics import check
-        from hf_distill.target_rows import TargetRows
+        from hf_distill.rows.targets import TargetRows
         from hf_distill.text_metrics import check_generated, takes_texts
 
         tokenizer, width = setup.tokenizer, vocabulary(setup.tokenizer)

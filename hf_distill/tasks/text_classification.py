@@ -48,7 +48,7 @@ class TextClassification(Task):
 
         from hf_distill.metric_table import DEFAULTS
         from hf_distill.metrics import check, score
-        from hf_distill.rows import ExampleRows
+        from hf_distill.rows.examples import ExampleRows
 
         _check_texts(splits)
         labelling = read_labels(

@@ -54,7 +54,7 @@ class TokenClassification(Task):
 
         from hf_distill.metric_table import DEFAULTS, PLAIN_TAGS
         from hf_distill.metrics import check, marks_spans, score
-        from hf_distill.rows import TokenRows
+        from hf_distill.rows.tokens import TokenRows
 
         tokenizer, max_length = setup.tokenizer, setup.max_length
         _check_words(splits)

@@ -131,7 +131,7 @@ class CachedTeacher(Teacher):
 
     def check_pair(self, task: Task, every: Sequence[Objective], pair: Pair) -> None:
         """Refuse layers that the teacher does not have, or that the student's tokens do not fit."""
-        from hf_distill.kept_states import columns_of
+        from hf_distill.cache.kept_states import columns_of
 
         states = self.states(every, pair)
         columns_of(pair.teacher, states, "float32")
@@ -146,8 +146,8 @@ class CachedTeacher(Teacher):
 
     def check_objective(self, objective: Objective, task: Task, every: Sequence[Objective], pair: Pair | None) -> None:
         """Refuse an objective that wants more of the teacher than is kept."""
-        from hf_distill.cacheable import check_objective
-        from hf_distill.caching import planned
+        from hf_distill.cache.cacheable import check_objective
+        from hf_distill.cache.run_cache import planned
 
         configs = None if pair is None else (pair.student, pair.teacher)
         check_objective(objective, planned(self, task, every, pair), configs)
@@ -162,7 +162,7 @@ class CachedTeacher(Teacher):
         Raises:
             UserError: `layers` does not say of which stack, or names one that the teacher does not have.
         """
-        from hf_distill.cacheable import states_of
+        from hf_distill.cache.cacheable import states_of
 
         if self.layers is None:
             return states_of(objectives, (pair.student, pair.teacher))

@@ -18,13 +18,13 @@ from invariants.cases import (
     split,
 )
 
-from hf_distill.cache import Cache
-from hf_distill.cacheable import states_of
-from hf_distill.kept import Kept
-from hf_distill.layouts import infer_layout
+from hf_distill.cache.cacheable import states_of
+from hf_distill.cache.fill import Cache
+from hf_distill.cache.kept import Kept
+from hf_distill.cache.replay import TrainingData
 from hf_distill.objectives import Hidden, KLDivergence, Labels, Objective, Patient
 from hf_distill.objectives.layers import States
-from hf_distill.replay import TrainingData
+from hf_distill.rows.inferred import infer_layout
 
 SPARSE_KINDS = tuple(kind for kind in KINDS if kind.startswith(("masked", "causal", "sequence")))
 SOFT: tuple[Objective, ...] = (KLDivergence(weight=0.5, temperature=2.0), Labels(weight=0.3))

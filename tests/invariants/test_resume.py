@@ -12,7 +12,7 @@ from invariants.cases import Record, make_rows, make_trainer, train
 from invariants.processes import as_two_processes, run_worker
 from invariants.worker import RESUMED, STOPS
 
-from hf_distill.checkpoints import last_complete_checkpoint
+from hf_distill.training.checkpoints import last_complete_checkpoint
 
 # Within an epoch of three steps, at its end, at the start of the next, and in the last.
 AFTER = (1, 3, 4, 7)

@@ -1,0 +1,1 @@
+"""Teachers asked once: what is kept of their answers."""

@@ -1,0 +1,204 @@
+"""A teacher without weights: it gives again what a cache holds of one that has them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from hf_distill.cache import kept_states
+from hf_distill.cache.cacheable import states_of
+from hf_distill.cache.kept import PREFIX, SPARSE, Kept, read
+from hf_distill.own_tokens import PREFIX as OWN_TOKENS
+from hf_distill.rows.base import RowLayout, SparseRows
+from hf_distill.rows.inferred import base_model
+
+if TYPE_CHECKING:
+    import numpy as np
+    from datasets import Dataset
+
+    from hf_distill.objectives import Objective
+    from hf_distill.objectives.layers import States
+    from hf_distill.tasks import Prepared
+
+# Column of a split: which row of the cache belongs to an example.
+ROW = f"{PREFIX}row"
+# What it returns where there are no outputs to return.
+KEPT_ROWS = "kept_rows"
+# Logarithm of a mass that is nothing, and can still be multiplied with 0.
+LEAST = -80.0
+
+
+class Replay(nn.Module):
+    """Stands where a teacher stands in a training, and reads its answers from the batch.
+
+    Args:
+        config: Of the teacher it stands for.
+        kept: What is in the batch.
+        key: Of what it stands for; as a buffer it goes into `files.model_fingerprint`.
+    """
+
+    def __init__(self, config: Any, kept: Kept, key: str) -> None:
+        super().__init__()
+        self.config = config
+        self.kept = kept
+        self.register_buffer("key", torch.frombuffer(bytearray(key.encode()), dtype=torch.uint8))
+
+    @property
+    def takes(self) -> frozenset[str]:
+        """Columns of an example or a batch that are its inputs."""
+        return frozenset({ROW, *(f"{PREFIX}{name}" for name in self.kept.names), *kept_states.takes(self.kept.states)})
+
+    def only(self, wanted: Iterable[States]) -> Replay:
+        """Return what replays no other hidden states than these."""
+        key: Any = self.key
+        return Replay(self.config, self.kept.only(wanted), bytes(key.tolist()).decode())
+
+    def forward(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **inputs: Any
+    ) -> dict[str, Any]:
+        """Return what the teacher returned: the outputs that were kept, or `KEPT_ROWS`; and the hidden states.
+
+        Args:
+            input_ids: Read for their shape, if at all.
+            attention_mask: Named, as `input_ids` is, because `Trainer` drops columns that no model has a name for, and
+                batches are padded by them.
+            inputs: See `takes`.
+        """
+        if input_ids is not None:
+            inputs["input_ids"] = input_ids
+        missing = [name for name in self.takes - {ROW} if name not in inputs]
+        if missing:
+            raise ValueError(
+                f"the batch has no {', '.join(sorted(missing))}: a cached teacher needs a data set and a collator that "
+                "know of the cache (see hf_distill.cache.replay.with_targets)."
+            )
+        values = {name: inputs[f"{PREFIX}{name}"] for name in self.kept.names}
+        states = kept_states.replay(values, self.kept.states, self.config, inputs)
+        if not self.kept.is_sparse:
+            return {**{name: values[name] for name in self.kept.outputs}, **states}
+        indices, log_probabilities, remaining = (values[name] for name in SPARSE)
+        exact = torch.promote_types(log_probabilities.dtype, torch.float32)
+        log_probabilities, remaining = log_probabilities.to(exact), remaining.to(exact)
+        if self.kept.tail:
+            # Each class drawn stands for its part of the remaining mass, and nothing else remains.
+            part = remaining.clamp(min=LEAST).unsqueeze(-1) - math.log(self.kept.tail)
+            log_probabilities = torch.cat((log_probabilities, part.expand(-1, self.kept.tail)), -1)
+            remaining = torch.full_like(remaining, -torch.inf)
+        rows = SparseRows(indices.long(), log_probabilities, remaining, self.kept.temperature, self.kept.tail)
+        return {KEPT_ROWS: rows, **states}
+
+
+@dataclass(frozen=True)
+class Targets:
+    """A cache, ready to be trained from.
+
+    Attributes:
+        data: Its rows, memory-mapped.
+        kept: What they hold.
+        layout: Of the task.
+    """
+
+    data: Dataset
+    kept: Kept
+    layout: RowLayout
+
+    def batch(self, rows: Sequence[int], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what is kept of the examples of a collated batch, given their rows in the cache.
+
+        Raises:
+            ValueError: It has labels, or states, where the cache has nothing.
+        """
+        table = self.data.with_format("arrow")[list(rows)]
+        tokens = self.layout.tokens(batch) if self.kept.by_token else None
+        places = self.layout.places(batch)
+        if tokens is not None and places is not None and (hidden := int((places.mask & ~tokens).sum())):
+            raise ValueError(
+                f"{hidden} labels of a batch are those of tokens that its attention mask hides, and a cached teacher "
+                "has no answer there. Set them to -100."
+            )
+        found = read(table, self.kept, tokens)
+        states = kept_states.read(table, self.kept.states, self.layout, batch)
+        return {**found, **{f"{PREFIX}{name}": value for name, value in states.items()}}
+
+
+@dataclass(frozen=True)
+class AddTargets:
+    """Collates examples, and adds what is kept of them. Without the column `ROW` nothing is added.
+
+    Attributes:
+        collate: Makes the batch.
+        targets: The cache.
+    """
+
+    collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]]
+    targets: Targets
+
+    def only(self, wanted: Iterable[States]) -> AddTargets:
+        """Return what reads no other hidden states than these."""
+        return replace(self, targets=replace(self.targets, kept=self.targets.kept.only(wanted)))
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the batch; the targets come last in it."""
+        plain = [{key: value for key, value in one.items() if key != ROW} for one in examples]
+        batch = dict(self.collate(plain))
+        if ROW in examples[0]:
+            batch |= self.targets.batch([one[ROW] for one in examples], batch)
+        return batch
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a cache needs to know of the data, for those who have no task: a `tasks.Prepared` will do as well.
+
+    Attributes:
+        train: Tokenised, with a column `length`.
+        eval: Likewise.
+        collator: Makes batches.
+        layout: Which logits count.
+    """
+
+    train: Dataset
+    eval: Dataset
+    collator: Callable[[list[dict[str, Any]]], Mapping[str, Any]]
+    layout: RowLayout
+
+
+Data = TypeVar("Data", "Prepared", TrainingData)
+
+
+def with_targets(prepared: Data, targets: Targets, rows: Mapping[str, np.ndarray[Any, Any]]) -> Data:
+    """Return the data with the teacher's answers in every batch.
+
+    Args:
+        prepared: The data; tokens that are there for a teacher with its own tokenizer are left out.
+        targets: The cache.
+        rows: Of each split, the row of the cache for every example.
+    """
+
+    def add(split: Dataset, places: np.ndarray[Any, Any]) -> Dataset:
+        own = [name for name in split.column_names if name.startswith(OWN_TOKENS)]
+        return split.remove_columns(own).add_column(ROW, places)
+
+    return replace(
+        prepared,
+        train=add(prepared.train, rows["train"]),
+        eval=add(prepared.eval, rows["eval"]),
+        collator=AddTargets(prepared.collator, targets),
+    )
+
+
+def reading_only(
+    teacher: Replay, collate: Any, objectives: Iterable[Objective], student: nn.Module
+) -> tuple[Replay, Any]:
+    """Return teacher and collator that read no hidden states but those that objectives compare.
+
+    A stage without them, and what judges a model, should not wait for what they do not look at.
+    """
+    config: Any = getattr(base_model(student), "config", None)  # asked for by nobody who compares answers
+    wanted = states_of(objectives, (config, teacher.config))
+    return teacher.only(wanted), collate.only(wanted) if isinstance(collate, AddTargets) else collate

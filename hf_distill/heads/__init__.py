@@ -1,0 +1,1 @@
+"""Models taken apart at their output heads."""

@@ -1,0 +1,159 @@
+"""Taking a language model apart at its output head, so that logits are only ever made for a few rows at a time."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_distill.rows.inferred import base_model
+
+
+@dataclass(frozen=True)
+class Head:
+    """The last linear map of a model, and what its class does to the result.
+
+    Attributes:
+        linear: The map. BERT's transform, T5's scaling and the like come before it and are part of the model.
+        extra_bias: Added to its result (BART's `final_logits_bias`), `(1, classes)`.
+        scale: Factor of the logits (Cohere's `logit_scale`, Granite's `logits_scaling`).
+        soft_cap: Logits are `soft_cap * tanh(logits / soft_cap)` (Gemma 2).
+    """
+
+    linear: nn.Linear
+    extra_bias: Tensor | None = None
+    scale: float = 1.0
+    soft_cap: float | None = None
+
+    def finish(self, logits: Tensor) -> Tensor:
+        """Return the model's logits from the linear map's result, `(rows, classes)`; the same if nothing follows."""
+        if self.extra_bias is not None:
+            logits = logits + self.extra_bias.to(logits)
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return logits if self.soft_cap is None else self.soft_cap * torch.tanh(logits / self.soft_cap)
+
+
+@dataclass
+class Captured:
+    """What a model would have given to its head.
+
+    Attributes:
+        hidden: `(batch, tokens, width)`; None until the model has run.
+        dtype: Precision in which the model would have multiplied.
+    """
+
+    hidden: Tensor | None = None
+    dtype: torch.dtype = field(default=torch.float32)
+
+
+def open_head(model: nn.Module) -> Head | None:
+    """Return the head of a language model; None if it cannot be taken apart.
+
+    Whether it can is tried out on a few tokens, not read from a list of architectures.
+    """
+    base: Any = base_model(model)
+    linear = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+    if type(linear) is not nn.Linear or type(linear.weight).__module__.startswith("torchao"):
+        return None  # an adapter on the head, a quantized head, or none
+    if linear.weight.is_meta:  # offloaded: accelerate fetches the weights for its forward pass alone
+        return None
+    if "forward" in linear.__dict__ and not hasattr(linear, "_hf_hook"):  # somebody's own; accelerate's moves its input
+        return None
+    config = base.config.get_text_config(decoder=True)
+    scaling = getattr(config, "logits_scaling", None)
+    scale = getattr(config, "logit_scale", None) or (1.0 / scaling if scaling else 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+    head = Head(linear, getattr(base, "final_logits_bias", None), float(scale), cap)
+    return head if _fits(base, head) else None
+
+
+@torch.no_grad()
+def _fits(model: Any, head: Head) -> bool:
+    """Whether the model returns what `finish` makes of the linear map's result, and nothing else.
+
+    That result is replaced by numbers from -60 to 60: on the small logits of an untrained model a cap of 30 that goes
+    by another name would not show.
+    """
+    ids = torch.arange(4, device=head.linear.weight.device).unsqueeze(0) % model.config.get_text_config().vocab_size
+    inputs: dict[str, Any] = {"input_ids": ids}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids
+    if "use_cache" in inspect.signature(model.forward).parameters:
+        inputs["use_cache"] = False
+    weight = head.linear.weight
+    numbers = torch.arange(ids.numel() * len(weight), device=ids.device, dtype=torch.float32)
+    raw = (60 * numbers.sin()).view(*ids.shape, len(weight)).to(weight.dtype)  # neighbours are not alike
+    try:
+        with evaluating(model):
+            with _replaced(head.linear, lambda _: raw):
+                logits = model(**inputs)["logits"]
+            with capturing(model, head) as captured:
+                model(**inputs)
+    # A class that does more with its logits than to return them may fail in any of these ways.
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError):
+        return False
+    if captured.hidden is None or captured.hidden.shape[:-1] != ids.shape or logits.shape != raw.shape:
+        return False
+    exact = torch.promote_types(raw.dtype, torch.float32)
+    tolerance = 1e-5 if raw.dtype == exact else 4 * torch.finfo(raw.dtype).eps
+    return torch.allclose(head.finish(raw.to(exact)), logits.to(exact), rtol=tolerance, atol=tolerance)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Have every part of a model in eval mode, and afterwards in the mode it was in."""
+    before = [(module, module.training) for module in model.modules()]
+    # A few tokens turn BigBird's attention into that of short texts, for good.
+    switched: list[Any] = [module for module in model.modules() if hasattr(module, "set_attention_type")]
+    kinds = [module.attention_type for module in switched]
+    model.train(False)
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+        for one, kind in zip(switched, kinds, strict=True):
+            one.set_attention_type(kind)
+
+
+@contextmanager
+def _replaced(linear: nn.Linear, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Have a module compute something else."""
+    own = linear.__dict__.get("forward")
+    linear.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            linear.__dict__.pop("forward", None)
+        else:
+            linear.__dict__["forward"] = own
+
+
+@contextmanager
+def capturing(model: nn.Module, head: Head) -> Iterator[Captured]:
+    """Have `model` hand over the input of its head, and return logits with no columns."""
+    base: Any = base_model(model)
+    captured = Captured()
+
+    def forward(hidden: Tensor) -> Tensor:
+        device = hidden.device.type
+        autocast = torch.is_autocast_enabled(device)
+        captured.hidden = hidden
+        captured.dtype = torch.get_autocast_dtype(device) if autocast else head.linear.weight.dtype
+        return hidden.new_empty(*hidden.shape[:-1], 0)
+
+    if head.extra_bias is not None:  # added to no columns, it would make them all
+        base._buffers["final_logits_bias"] = head.extra_bias[:, :0]
+    try:
+        with _replaced(head.linear, forward):
+            yield captured
+    finally:
+        if head.extra_bias is not None:
+            base._buffers["final_logits_bias"] = head.extra_bias

@@ -1,0 +1,1 @@
+"""Recipes as text: YAML, `key=value`, and what is wrong with them."""

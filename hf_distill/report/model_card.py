@@ -1,0 +1,252 @@
+"""The student's model card: what it is, where it comes from, what it kept and lost, how to use it."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_distill.objectives.schedule import in_words
+from hf_distill.report.text import TITLES, metric_names, metric_title, rows, speed_note
+
+if TYPE_CHECKING:
+    from hf_distill.report.report import Report
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+DATA_FILE = re.compile(r"\.(csv|tsv|jsonl?|parquet|txt|text|arrow|gz|zip|xz)$")
+# Recipe keys whose value is a model or a data set: a Hub id where it is not a path.
+LOCATIONS = ("model", "path", "tokenizer")
+
+# What `pipeline(...)` is called with; a text where the task is not named here.
+CALLS = {
+    "question-answering": 'question="...", context="..."',
+    "fill-mask": '"... <mask> ..."',
+    "zero-shot-classification": '"...", candidate_labels=["...", "..."]',
+}
+# What opens the model, where that is not Transformers alone.
+LIBRARIES = {"sentence-similarity": "sentence-transformers"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A model or a data set as the card may name it.
+
+    Attributes:
+        name: Hub id, or the last component of a local path.
+        on_hub: Whether it is a Hub id.
+    """
+
+    name: str
+    on_hub: bool
+
+    @property
+    def link(self) -> str:
+        """Markdown: a link to the model where it is on the Hub."""
+        return f"[{self.name}](https://huggingface.co/{self.name})" if self.on_hub else f"`{self.name}`"
+
+    @property
+    def data_link(self) -> str:
+        """Markdown: a link to the data set where it is on the Hub."""
+        return f"[{self.name}](https://huggingface.co/datasets/{self.name})" if self.on_hub else f"`{self.name}`"
+
+
+def place(location: str) -> Place:
+    """Return how the card may name a model or data set; nothing of a local path but its last component.
+
+    Where a file lies inside a Python package is the same for everybody and says where to get it.
+
+    >>> place("google-bert/bert-base-uncased")
+    Place(name='google-bert/bert-base-uncased', on_hub=True)
+    >>> place("package:tiny_models/bert"), place("/home/me/secret/bert/")
+    (Place(name='package:tiny_models/bert', on_hub=False), Place(name='bert', on_hub=False))
+    """
+    if location.startswith("package:"):
+        return Place(location, False)
+    on_hub = HUB_ID.fullmatch(location) is not None and not location.startswith(".")
+    if on_hub and not DATA_FILE.search(location) and not Path(location).exists():
+        return Place(location, True)
+    return Place(_last(location), False)
+
+
+def _last(location: str) -> str:
+    parts = [part for part in re.split(r"[/\\:]", location) if part not in ("", ".", "..", "~")]
+    return parts[-1] if parts else "local"
+
+
+def recipe_of(text: str) -> dict[str, Any]:
+    """Read the YAML of a resolved recipe."""
+    from ruamel.yaml import YAML
+
+    content = YAML(typ="safe", pure=True).load(text) if text.strip() else {}
+    return content if isinstance(content, dict) else {}
+
+
+def public(recipe: Any, key: str = "") -> Any:
+    """Return a recipe in which local paths are named by their last component and no token is.
+
+    >>> public({"data": {"path": "/home/me/train.csv"}, "training": {"output_dir": "runs/a", "seed": 1}})
+    {'data': {'path': 'train.csv'}, 'training': {'output_dir': 'a', 'seed': 1}}
+    """
+    if isinstance(recipe, Mapping):
+        # Below `path` there are only files: {split: [file, ...]}.
+        shown = {name: value for name, value in recipe.items() if not str(name).endswith("token")}
+        return {name: public(value, "path" if key == "path" else str(name)) for name, value in shown.items()}
+    if isinstance(recipe, (list, tuple)):
+        return [public(value, key) for value in recipe]
+    if not isinstance(recipe, str):
+        return recipe
+    if key in LOCATIONS:
+        return place(recipe).name
+    path_like = recipe.startswith(("/", "~", "./", "../")) or "\\" in recipe or recipe.count("/") > 1
+    return _last(recipe) if path_like or key.endswith(("_dir", "_path", "_file", "_checkpoint")) else recipe
+
+
+def model_name(recipe: Mapping[str, Any]) -> str:
+    """Return what the student is called: its Hub id if it has one, else the name of its directory."""
+    hub, training = recipe.get("hub") or {}, recipe.get("training") or {}
+    return str(hub.get("repo_id") or _last(str(training.get("output_dir") or "student")))
+
+
+def teachers(recipe: Mapping[str, Any]) -> list[Place]:
+    """Return every model that the `teacher` section names."""
+    return list(dict.fromkeys(place(name) for name in _models(recipe.get("teacher"))))
+
+
+def _models(entry: Any) -> Iterator[str]:
+    if isinstance(entry, Mapping):
+        for key, value in entry.items():
+            if key in ("model", "models") and not isinstance(value, Mapping):
+                names = value if isinstance(value, list) else [value]
+                yield from (name for name in names if isinstance(name, str))
+            else:
+                yield from _models(value)
+    elif isinstance(entry, list):
+        for value in entry:
+            yield from _models(value)
+
+
+def datasets(recipe: Mapping[str, Any]) -> list[Place]:
+    """Return the data set, or the files it is made of."""
+    path = (recipe.get("data") or {}).get("path")
+    files = path.values() if isinstance(path, Mapping) else [path]
+    flat = [name for item in files for name in (item if isinstance(item, list) else [item]) if isinstance(name, str)]
+    return list(dict.fromkeys(place(name) for name in flat))
+
+
+def objectives(recipe: Mapping[str, Any]) -> list[str]:
+    """Return each term of the loss in words: its stage, its weight, its settings, its formula from its docstring."""
+    stages = recipe.get("stages") or [recipe]
+    lines = []
+    for number, stage in enumerate(stages, 1):
+        start = f"stage {number} of {len(stages)}: " if len(stages) > 1 else ""
+        lines += [start + _objective(entry) for entry in stage.get("objectives") or ()]
+    return lines
+
+
+def _objective(entry: Mapping[str, Any]) -> str:
+    from hf_distill.objectives import OBJECTIVES
+
+    name = str(entry.get("name"))
+    settings = {"weight": entry.get("weight", 1.0), **{key: entry[key] for key in entry if key != "name"}}
+    known = OBJECTIVES.get(name)
+    if known is not None and "temperature" in getattr(known, "__dataclass_fields__", {}):
+        settings.setdefault("temperature", known.__dataclass_fields__["temperature"].default)
+    values = ", ".join(f"{key} {in_words(value)}" for key, value in settings.items())
+    formula = (known.__doc__ or "").strip().splitlines()[0] if known is not None else ""
+    formula = re.sub(r"\s*See `[^`]*`\.$", "", formula)
+    return f"`{name}` ({values}){f': {formula}' if formula else ''}"
+
+
+def _data(report: Report, recipe: Mapping[str, Any], name: str) -> Any:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    places = datasets(recipe)
+    data = recipe.get("data") or {}
+    first = places[0] if places else Place("unknown", False)
+    metrics = {key: report.student.metrics.get(key) for key in metric_names(report)}
+    results = [
+        EvalResult(
+            task_type=report.task,
+            dataset_type=first.name,
+            dataset_name=first.name,
+            dataset_config=data.get("name"),
+            dataset_split=(data.get("splits") or {}).get("eval"),
+            metric_type=metric_title(key),
+            metric_value=round(float(value), 6),
+        )
+        for key, value in metrics.items()
+        if value is not None and math.isfinite(value)
+    ]
+    return ModelCardData(
+        library_name=LIBRARIES.get(report.task, "transformers"),
+        pipeline_tag=report.task,
+        tags=["distillation", "hf_distill"],
+        base_model=_one_or_more([teacher.name for teacher in teachers(recipe) if teacher.on_hub]),
+        datasets=[item.name for item in places if item.on_hub] or None,
+        metrics=[result.metric_type for result in results] or None,
+        model_name=name.split("/")[-1],
+        eval_results=results or None,
+    )
+
+
+def _one_or_more(names: list[str]) -> str | list[str] | None:
+    return names[0] if len(names) == 1 else names or None
+
+
+def _made(entry: Mapping[str, Any]) -> str:
+    """Return where a model came from: `copy_layers (layers 6)`, `pretrained (model [...](...))`."""
+    settings = public({key: value for key, value in entry.items() if key not in ("name", "model")})
+    texts = [f"model {place(model).link}" for model in _models(entry)]
+    texts += [f"{key.replace('_', ' ')} {value}" for key, value in settings.items()]
+    details = f" ({', '.join(texts)})" if texts else ""
+    return f"`{entry.get('name', 'not named')}`{details}"
+
+
+def card(report: Report) -> str:
+    """Return the text of `README.md`. Reads nothing but the report; needs no network."""
+    from huggingface_hub import ModelCard
+
+    recipe = recipe_of(report.recipe)
+    name = model_name(recipe)
+    shown = _dump(public(recipe)) if recipe else ""
+    content = ModelCard.from_template(
+        _data(report, recipe, name),
+        template_path=str(TEMPLATES / "model_card.md.jinja"),
+        name=name,
+        task=report.task,
+        library=LIBRARIES.get(report.task, "transformers"),
+        teachers=teachers(recipe),
+        data=datasets(recipe),
+        data_name=(recipe.get("data") or {}).get("name"),
+        objectives=objectives(recipe),
+        student=_made(recipe.get("student") or {}),
+        teacher=_made(recipe.get("teacher") or {}),
+        tokenizers=report.settings.get("tokenizers"),
+        titles=[TITLES[model] for model in report.models],
+        rows=[(row.label.replace("|", "\\|"), row.headline, [row.cells[key] for key in report.models])
+              for row in rows(report)],
+        speed_note=speed_note(report),
+        verdict=report.verdict(),
+        call=CALLS.get(report.task, '"..."'),
+        recipe=shown,
+        fence="`" * max(3, *(len(run) + 1 for run in re.findall("`+", shown)), 3),
+    )  # fmt: skip
+    return str(content)
+
+
+def _dump(content: Any) -> str:
+    from ruamel.yaml import YAML
+
+    buffer = io.StringIO()
+    writer = YAML(typ="safe", pure=True)
+    writer.default_flow_style = None
+    writer.width = 4096
+    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    writer.dump(content, buffer)
+    return buffer.getvalue().strip()

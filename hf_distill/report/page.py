@@ -1,0 +1,123 @@
+"""The report as one page: opens without a network, on a phone, in the dark, on paper."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from hf_distill.report.model_card import TEMPLATES, model_name, recipe_of, teachers
+from hf_distill.report.plots import plots
+from hf_distill.report.svg import COLOURS
+from hf_distill.report.text import TITLES, metric_title, metric_value, number, percent, rows, signed, speed_note
+
+if TYPE_CHECKING:
+    from hf_distill.report.figures import Group
+    from hf_distill.report.report import Report
+
+GROUPS = 20
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One large number.
+
+    Attributes:
+        value: The number.
+        label: What it is.
+        tone: `good`, `bad` or empty for neither.
+    """
+
+    value: str
+    label: str
+    tone: str = ""
+
+
+def html(report: Report) -> str:
+    """Return the page. The same report gives the same bytes."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    # Label names and recipes are other people's text: everything is escaped but the plots made here.
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    recipe = recipe_of(report.recipe)
+    drawn = [replace(plot, svg=Markup(plot.svg)) for plot in plots(report)]
+    return environment.get_template("report.html.jinja").render(
+        name=model_name(recipe),
+        teachers=[teacher.name for teacher in teachers(recipe)],
+        report=report,
+        titles={key: TITLES[key] for key in report.models},
+        colours=COLOURS,
+        verdict=report.verdict(),
+        tiles=tiles(report),
+        rows=rows(report),
+        speed_note=speed_note(report),
+        seeds=list(_seeds(report)),
+        groups=[(group, _lost(group)) for group in _groups(report)],
+        percent=percent,
+        metric=metric_title(report.metric),
+        plots=drawn,
+        settings=list(_flat(report.settings)),
+    )
+
+
+def tiles(report: Report) -> list[Tile]:
+    """Return the numbers that are read first."""
+    found = []
+    if report.is_chance("teacher"):
+        value = metric_value(report, report.metric, report.headline("teacher"))
+        found.append(Tile(value, f"{metric_title(report.metric)} of the teacher: chance", "bad"))
+    elif (kept := report.retention) is not None and report.metric != "agreement":
+        word = "kept" if report.greater_is_better else "kept (error, teacher / student)"
+        found.append(Tile(percent(kept), f"of the teacher's {metric_title(report.metric)} {word}"))
+    elif report.agreement is not None:
+        found.append(Tile(percent(report.agreement), "agreement with the teacher"))
+    if (gain := report.gain) is not None:
+        helped = gain > 0 if report.greater_is_better else gain < 0
+        sure = report.noise is not None and abs(gain) > report.noise
+        doubt = ": within noise" if report.noise is not None and not sure else ""
+        tone = ("good" if helped else "bad") if sure else ""
+        found.append(Tile(signed(report, gain), f"through the teacher{doubt}", tone))
+    for ratio, better, worse in (
+        (report.compression, "fewer parameters", "the parameters"),
+        (report.speedup, "the speed at batch 1", "the latency at batch 1"),
+    ):
+        if ratio is not None:
+            times = max(ratio, 1 / ratio)
+            label, tone = (better, "") if ratio >= 1 else (worse, "bad")
+            found.append(Tile(f"{times:.{1 if times < 10 else 0}f}×", label, tone))
+    return found
+
+
+def _seeds(report: Report) -> Iterator[tuple[int, str, str, str]]:
+    """Yield seed, student, baseline and gain, where there are several seeds."""
+    for result in report.seeds if len(report.seeds) > 1 else ():
+        student, baseline = result.student.get(report.metric), (result.baseline or {}).get(report.metric)
+        gain = signed(report, student - baseline) if student is not None and baseline is not None else number(None)
+        values = [metric_value(report, report.metric, value) for value in (student, baseline)]
+        yield result.seed, values[0], values[1], gain
+
+
+def _lost(group: Group) -> float:
+    return group.accuracy.get("teacher", 0.0) - group.accuracy.get("student", 0.0)
+
+
+def _groups(report: Report) -> list[Group]:
+    return sorted(report.groups, key=_lost, reverse=True)[:GROUPS]
+
+
+def _flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in settings.items():
+        name = f"{above}{key}".replace("_", " ")
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{name}: ")
+        elif isinstance(value, (list, tuple)):
+            yield name, ", ".join(str(item) for item in value)
+        else:
+            yield name, number(value) if isinstance(value, float) else str(value)

@@ -1,0 +1,261 @@
+"""The plots of a report: which there are, and what each of them shows."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from hf_distill.report.svg import COLOURS, INK, LINE, MARKERS, WIDTH, to_svg
+from hf_distill.report.text import heads_left, metric_names, metric_title, metric_value, milliseconds, percent
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from hf_distill.report.figures import Calibration, Confusion
+    from hf_distill.report.report import Report
+
+logger = logging.getLogger(__name__)
+
+POINTS = 300
+PANELS = 6
+NAME_LENGTH = 18
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One figure of the page.
+
+    Attributes:
+        title: Above it.
+        svg: The `<svg>` element; empty where it could not be drawn.
+        note: Below it.
+        wide: Whether it needs the width of the page to be read.
+    """
+
+    title: str
+    svg: str
+    note: str = ""
+    wide: bool = False
+
+
+def plots(report: Report) -> list[Plot]:
+    """Return every plot that the report has numbers for."""
+    found = []
+    if metric_names(report):
+        found.append(_plot("Metrics", _metrics, report, note=_metrics_note(report)))
+    if any(model.latency for model in report.models.values()):
+        note = "Bars are medians, the thin line ends at the 90th percentile. Shorter is better."
+        found.append(_plot("Latency", _latency, report, note=note))
+    for title, curves in _panels(report).items():
+        note = "Thin line: training. Dots: eval split." if title.startswith("objective/") else "On the eval split."
+        if len({run for run, _ in curves}) > len({_model(run) for run, _ in curves}):
+            note += " Paler: the other seeds."
+        if any(" stage " in run for run in report.history):
+            note += " Stages one after the other."
+            note += heads_left(report) if title == f"eval {report.metric}" else ""
+        found.append(_plot(title, _curves, curves, note=note))
+    if report.confusion is not None and report.confusion.counts:
+        note = _confusion_note(report.confusion)
+        plot = _plot("Student against teacher", _confusion, report.confusion, note=note)
+        found.append(replace(plot, wide=len(report.confusion.names) > 8))
+    if report.calibration:
+        note = "On the dashed line confidence is accuracy, below it a model is too sure. Larger dots: more predictions."
+        found.append(_plot("Calibration", _calibration, report.calibration, note=note))
+    return found
+
+
+def _plot(title: str, draw: Callable[[Figure, Any], None], data: Any, note: str) -> Plot:
+    try:
+        return Plot(title, to_svg(title, draw, data), note)
+    except Exception:  # a figure is never worth the numbers of a finished run
+        logger.warning("the plot '%s' of the report could not be drawn", title, exc_info=True)
+        return Plot(title, "", "This plot could not be drawn; the log says why.")
+
+
+def shorten(name: str, length: int = NAME_LENGTH) -> str:
+    """Return a name that fits beside an axis.
+
+    >>> shorten("a label nobody would ever write")
+    'a label nobody wo…'
+    """
+    line = "".join(char if char.isprintable() else " " for char in name)
+    return line if len(line) <= length else line[: length - 1] + "…"
+
+
+def _bars(axes: Axes, values: Mapping[str, float], texts: Mapping[str, str], ends: Mapping[str, float]) -> None:
+    """Draw one horizontal bar a model, its value beside it, and a thin line from the bar's end to `ends`."""
+    names = list(values)
+    colours = [COLOURS[name] for name in names]
+    axes.barh(range(len(names)), list(values.values()), color=colours, height=0.72)
+    low, high = min(0.0, *values.values()), max(0.0, *values.values(), *ends.values())
+    for place, name in enumerate(names):
+        value, end = values[name], max(values[name], ends.get(name, 0.0))
+        if name in ends:
+            axes.plot([value, end], [place, place], color=COLOURS[name], linewidth=1.2)
+        axes.annotate(texts[name], (max(end, 0.0), place), (4, 0), textcoords="offset points", va="center")
+    axes.set_xlim(low, low + ((high - low) or 1.0) * 1.3)  # room for the text
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines["bottom"].set_visible(False)
+
+
+def _metrics(figure: Figure, report: Report) -> None:
+    names = metric_names(report)[:PANELS]
+    rows = len(report.models)
+    figure.set_size_inches(WIDTH, len(names) * (0.24 * rows + 0.34) + 0.1)
+    for axes, name in zip(figure.subplots(len(names), 1, squeeze=False)[:, 0], names, strict=True):
+        values = {key: model.metrics.get(name) for key, model in report.models.items()}
+        finite = {key: float(value) for key, value in values.items() if value is not None and math.isfinite(value)}
+        seeds = {key: _over_seeds(report, key, name) for key in ("student", "baseline") if key in finite}
+        texts = {key: metric_value(report, name, value) for key, value in finite.items()}
+        _bars(axes, finite, texts, {key: max(found) for key, found in seeds.items() if len(found) > 1})
+        for key, found in seeds.items():
+            if len(found) > 1:
+                axes.plot(found, [list(finite).index(key)] * len(found), "|", color=INK, markersize=7)
+        axes.set_title(shorten(metric_title(name), 60), loc="left", fontsize=9, pad=2)
+
+
+def _over_seeds(report: Report, model: str, metric: str) -> list[float]:
+    values = [(getattr(seed, model) or {}).get(metric) for seed in report.seeds]
+    return [float(value) for value in values if value is not None and math.isfinite(value)]
+
+
+def _metrics_note(report: Report) -> str:
+    left = len(metric_names(report)) - PANELS
+    seeds = "Small strokes: every seed. " if len(report.seeds) > 1 else ""
+    return f"{seeds}{f'{left} more in the table.' if left > 0 else ''}".strip()
+
+
+def _latency(figure: Figure, report: Report) -> None:
+    known = {name: model.latency for name, model in report.models.items() if model.latency is not None}
+    figure.set_size_inches(WIDTH, 2 * (0.24 * len(known) + 0.34) + 0.1)
+    for axes, kind in zip(figure.subplots(2, 1), ("single", "batch"), strict=True):
+        timings = {name: getattr(latency, kind) for name, latency in known.items()}
+        medians = {name: timing.median_ms for name, timing in timings.items()}
+        texts = {name: milliseconds(median) for name, median in medians.items()}
+        _bars(axes, medians, texts, {name: timing.p90_ms for name, timing in timings.items()})
+        axes.set_title(f"batch {next(iter(timings.values())).batch_size}", loc="left", fontsize=9, pad=2)
+
+
+Curve = tuple[list[float], list[float]]
+# Panel -> (run, whether on the eval split) -> steps and values.
+Curves = dict[tuple[str, bool], Curve]
+
+
+def _panels(report: Report) -> dict[str, Curves]:
+    panels: dict[str, Curves] = {}
+    before: dict[str, float] = {}
+    for part, history in report.history.items():
+        # The stages of a training are one curve: each counts its steps on from the one before it.
+        run, offset = part.partition(" stage ")[0], before.get(part.partition(" stage ")[0], 0)
+        before[run] = offset + max((entry["step"] for entry in history if "step" in entry), default=0)
+        for entry in history:
+            for key, value in entry.items():
+                evaluated = key.startswith("eval_")
+                name = key.removeprefix("eval_")
+                wanted = name.startswith("objective/") or (evaluated and name in (report.metric, "loss"))
+                if wanted and isinstance(value, (int, float)) and math.isfinite(value) and "step" in entry:
+                    title = name if name.startswith("objective/") else f"eval {name}"
+                    steps, values = panels.setdefault(title, {}).setdefault((run, evaluated), ([], []))
+                    steps.append(offset + entry["step"])
+                    values.append(float(value))
+    # Objectives first: they are what was minimised. The sum of different terms compares badly between runs.
+    order = sorted(panels, key=lambda title: (not title.startswith("objective/"), title == "eval loss"))
+    return {title: panels[title] for title in order[:PANELS]}
+
+
+def _model(run: str) -> str:
+    return next((name for name in COLOURS if run.startswith(name)), "baseline")
+
+
+def _curves(figure: Figure, curves: Curves) -> None:
+    axes = figure.subplots()
+    figure.set_size_inches(WIDTH, 2.5)
+    seen: set[tuple[str, bool]] = set()
+    for (run, evaluated), (steps, values) in curves.items():
+        model = _model(run)
+        stride = max(1, len(steps) // POINTS)
+        several = (model, evaluated) in seen  # further seeds stay in the background
+        seen.add((model, evaluated))
+        style: dict[str, Any] = {"linewidth": 1.0}
+        if evaluated or len(steps) == 1:
+            style = {"linewidth": 1.0, "marker": MARKERS[model], "markersize": 4}
+        alpha = 0.35 if several else 1.0 if evaluated else 0.7
+        axes.plot(steps[::stride], values[::stride], color=COLOURS[model], alpha=alpha, **style)
+    axes.set_xlabel("step")
+    axes.grid(axis="y")
+    axes.locator_params(nbins=5)
+
+
+def _confusion(figure: Figure, confusion: Confusion) -> None:
+    axes = figure.subplots()
+    size = len(confusion.names)
+    figure.set_size_inches(WIDTH, 1.2 + min(3.4, 0.6 * size))
+    font = 9 if size <= 6 else 7 if size <= 12 else 5
+    off_diagonal = max((n for i, row in enumerate(confusion.counts) for j, n in enumerate(row) if i != j), default=0)
+    for i, row in enumerate(confusion.counts):
+        for j, counted in enumerate(row):
+            # Agreement in grey by its share of the row, disagreement in the student's colour by its number.
+            share = row[i] / max(sum(row), 1) * 0.9 if i == j else counted / max(off_diagonal, 1) * 0.6
+            colour = LINE if i == j else COLOURS["student"]
+            axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=colour, alpha=share, linewidth=0))
+            if counted:
+                axes.text(j, i, str(counted), ha="center", va="center", fontsize=font)
+    names = [shorten(name) for name in confusion.names]
+    axes.set_xticks(range(size), names, rotation=0 if size <= 3 else 60, fontsize=max(font, 6))
+    if size > 3:
+        for label in axes.get_xticklabels():
+            label.set_horizontalalignment("right")
+            label.set_rotation_mode("anchor")
+    axes.set_yticks(range(size), names, fontsize=max(font, 6))
+    axes.tick_params(length=0)
+    axes.set_xlim(-0.5, size - 0.5)
+    axes.set_ylim(size - 0.5, -0.5)
+    axes.set_xlabel("student says")
+    axes.set_ylabel("teacher says")
+
+
+def _confusion_note(confusion: Confusion) -> str:
+    note = "Grey: they agree. Coloured: they do not."
+    if confusion.left_out:
+        note += f" The {len(confusion.names)} classes they differ on most; {confusion.left_out:,} more are not shown."
+    return note
+
+
+def _calibration(figure: Figure, calibration: Mapping[str, Calibration]) -> None:
+    axes = figure.subplots()
+    figure.set_size_inches(WIDTH, 3.2)
+    axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    for model in [name for name in COLOURS if name in calibration]:
+        bins = calibration[model]
+        most = max(bins.counts, default=0) or 1
+        filled = [
+            (x, y, 8 + 60 * n / most)
+            for x, y, n in zip(bins.confidence, bins.accuracy, bins.counts, strict=True)
+            if x is not None and y is not None
+        ]
+        x, y, sizes = zip(*filled, strict=True) if filled else ((), (), ())
+        axes.plot(x, y, color=COLOURS[model], linewidth=1.0)
+        label = f"ECE {percent(bins.ece)}"
+        axes.scatter(x, y, s=sizes, color=COLOURS[model], marker=MARKERS[model], linewidth=0, label=label)
+    axes.set_xlim(_lowest(calibration.values()), 1.02)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("confidence")
+    axes.set_ylabel("accuracy")
+    axes.grid()
+    legend = axes.legend(loc="lower right", frameon=False)
+    for handle in legend.legend_handles:
+        handle.set_sizes([30.0])  # type: ignore[union-attr]
+
+
+def _lowest(calibrations: Any) -> float:
+    # With two classes no confidence is below one half: half of the plot would be empty.
+    lowest: Sequence[float] = [x for item in calibrations for x in item.confidence if x is not None]
+    return max(0.0, math.floor(min(lowest, default=0.0) * 10) / 10 - 0.02)

@@ -1,0 +1,53 @@
+"""The last thing a run prints: the table, the verdict and where the rest is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from hf_distill.report.text import TITLES, rows
+
+if TYPE_CHECKING:
+    from hf_distill.report.report import Report
+
+COLOURS = {"teacher": "blue", "student": "bold", "baseline": "dim"}
+
+
+def table(report: Report) -> Table:
+    """Return teacher, student and student without teacher side by side."""
+    # No frame: what is left of a narrow terminal belongs to the numbers.
+    grid = Table(box=SIMPLE_HEAD, pad_edge=False)
+    grid.add_column(overflow="fold")
+    for name in report.models:
+        grid.add_column(TITLES[name], justify="right", style=COLOURS[name], overflow="fold")
+    for row in rows(report):
+        # Metric names come from outside: "[/]" in one is text, not markup.
+        cells = [escape(text) for text in (row.label, *row.cells.values())]
+        grid.add_row(*cells, style="bold" if row.headline else None)
+    return grid
+
+
+def show(report: Report, console: Console | None = None, page: str | Path | None = None) -> None:
+    """Print the report.
+
+    Args:
+        report: What to print.
+        console: Where; standard output if None.
+        page: Path of `report.html`, printed at the end.
+    """
+    console = console or Console()
+    console.print(table(report))
+    lines = report.verdict()
+    if page is not None:
+        lines.append(f"Full report: {page}")
+    for line in lines:
+        text = line
+        if console.options.ascii_only:
+            text = line.replace("±", "+/-").encode("ascii", "replace").decode()
+        # Soft: the terminal wraps, so that a path can be copied and a log can be searched.
+        console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,198 @@
+"""The numbers of a report as text: the rows of its table, the same in the terminal, the page and the model card."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hf_distill.report.latency import Timing
+    from hf_distill.report.report import Report
+
+TITLES = {"teacher": "teacher", "student": "student", "baseline": "student without teacher"}
+NOTHING = "-"
+
+# Ends the entry of a stage in the settings of a report whose metrics are those of a head it does not train.
+HEAD_IS_LEFT = " (the head is not trained)"
+
+# Shares of right answers, shown in percent where they lie between 0 and 1 (`evaluate` gives some in percent already).
+SHARES = (
+    *("accuracy", "exact_match", "f1", "precision", "recall", "agreement", "ece"),
+    *("rouge1", "rouge2", "rougel", "rougelsum"),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        label: What is compared.
+        cells: Model -> text, for the models of the report.
+        headline: Whether it is the headline metric.
+    """
+
+    label: str
+    cells: dict[str, str]
+    headline: bool = False
+
+
+def number(value: float | None) -> str:
+    """Return four significant digits.
+
+    >>> number(0.123456), number(1234.5), number(None)
+    ('0.1235', '1234', '-')
+    """
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    return f"{value:,.0f}".replace(",", "") if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def percent(value: float | None) -> str:
+    """Return a share as a percentage.
+
+    >>> percent(0.8312)
+    '83.1 %'
+    """
+    return NOTHING if value is None or not math.isfinite(value) else f"{value * 100:.1f} %"
+
+
+def count(value: float) -> str:
+    """Return a number of things in at most four digits.
+
+    >>> count(66_955_010), count(17_586), count(512)
+    ('67.0 M', '17.6 K', '512')
+    """
+    for unit, factor in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if value >= factor:
+            return f"{value / factor:.1f} {unit}"
+    return str(int(value))
+
+
+def milliseconds(value: float) -> str:
+    """Return a time with three digits or so.
+
+    >>> milliseconds(0.4567), milliseconds(45.67), milliseconds(4567.8)
+    ('0.457 ms', '45.7 ms', '4568 ms')
+    """
+    digits = 3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:.{digits}f} ms"
+
+
+def metric_title(metric: str) -> str:
+    """Return what a metric is called; of a script of the `evaluate` library, nothing of its path but its name.
+
+    >>> metric_title("f1_macro"), metric_title("evaluate//home/me/squad.py#f1")
+    ('f1_macro', 'squad f1')
+    """
+    if not metric.startswith("evaluate/"):
+        return metric
+    return metric.split("/")[-1].replace(".py", "").replace("#", " ")
+
+
+def is_share(report: Report, metric: str) -> bool:
+    """Return whether a metric is shown in percent."""
+    words = metric_title(metric).lower().replace("-", "_").replace(" ", "_")
+    if not any(words == share or words.startswith(f"{share}_") or words.endswith(f"_{share}") for share in SHARES):
+        return False
+    values = [model.metrics.get(metric) for model in report.models.values()]
+    return all(value is None or not math.isfinite(value) or 0 <= value <= 1 for value in values)
+
+
+def metric_names(report: Report) -> list[str]:
+    """Return the names of all metrics, the headline first. Agreement is not one: it has its own row."""
+    names = dict.fromkeys(name for model in report.models.values() for name in model.metrics)
+    names.pop("agreement", None)
+    return sorted(names, key=lambda name: name != report.metric)
+
+
+def metric_value(report: Report, metric: str, value: float | None) -> str:
+    """Return the value of a metric as the report shows it."""
+    return percent(value) if is_share(report, metric) else number(value)
+
+
+def signed(report: Report, value: float) -> str:
+    """Return a difference on the headline metric: `+1.2 points`, `-0.013`."""
+    return f"{'+' if value >= 0 else '-'}{unsigned(report, abs(value))}"
+
+
+def unsigned(report: Report, value: float) -> str:
+    """Return the size of a difference on the headline metric, in points where it is shown in percent."""
+    if not is_share(report, report.metric):
+        return f"{value:.3g}" if value < 1000 else f"{value:.0f}"  # no 1.93e+03
+    points = value * 100
+    return f"{points:.{2 if 0 < points < 0.095 else 1}f} points"
+
+
+def rows(report: Report) -> list[Row]:
+    """Return the table: metrics, agreement, calibration, size, speed. What was not measured has no row."""
+    models = report.models
+    table = []
+    for name in metric_names(report):
+        values = {key: metric_value(report, name, model.metrics.get(name)) for key, model in models.items()}
+        table.append(Row(metric_title(name), values, headline=name == report.metric))
+    if report.agreement is not None:
+        agreement = {"teacher": None, "student": report.agreement, "baseline": report.baseline_agreement}
+        cells = {key: percent(agreement[key]) for key in models}
+        table.append(Row("agreement with teacher", cells, headline=report.metric == "agreement"))
+    if report.calibration:
+        errors = {key: report.calibration[key].ece if key in report.calibration else None for key in models}
+        table.append(Row("calibration error (ECE)", {key: percent(error) for key, error in errors.items()}))
+    if len({model.weights for model in models.values()}) > 1:
+        table.append(Row("weights", {key: model.weights for key, model in models.items()}))
+    table.append(Row("parameters", {key: count(model.parameters) for key, model in models.items()}))
+    table.append(Row("size", {key: f"{model.bytes / 1e6:,.1f} MB" for key, model in models.items()}))
+    return table + _speed(report)
+
+
+def heads_left(report: Report) -> str:
+    """Return in which stages the student's head is not trained; empty where it always is."""
+    left = [key.partition(" ")[2] for key, text in report.settings.items() if str(text).endswith(HEAD_IS_LEFT)]
+    which = f"stage {left[0]}" if len(left) == 1 else f"stages {', '.join(left)}"
+    return f" In {which} the student's head is not trained." if left else ""
+
+
+def _speed(report: Report) -> list[Row]:
+    known = {key: model.latency for key, model in report.models.items() if model.latency is not None}
+    if not known:
+        return []
+    first = next(iter(known.values()))
+    batch = f"batch {first.batch.batch_size}"
+    return [
+        Row(label, {key: texts.get(key, NOTHING) for key in report.models})
+        for label, texts in (
+            ("latency, batch 1", {key: milliseconds(it.single.median_ms) for key, it in known.items()}),
+            ("p90, batch 1", {key: milliseconds(it.single.p90_ms) for key, it in known.items()}),
+            (f"latency, {batch}", {key: milliseconds(it.batch.median_ms) for key, it in known.items()}),
+            (f"p90, {batch}", {key: milliseconds(it.batch.p90_ms) for key, it in known.items()}),
+            ("throughput (examples/s)", {key: number(it.throughput) for key, it in known.items()}),
+        )
+    ]
+
+
+def speed_note(report: Report) -> str:
+    """Return how the speed was measured, one sentence; empty where it was not."""
+    latency = report.student.latency
+    if latency is None:
+        return ""
+
+    def shape(timing: Timing) -> str:
+        tokens = f" x {timing.sequence_length} tokens" if timing.sequence_length else ""
+        return f"{timing.batch_size}{tokens} ({timing.repeats} repeats)"
+
+    kinds = sorted({model.weights for model in report.models.values() if model.latency})
+    threads = f"{latency.threads} CPU thread{'' if latency.threads == 1 else 's'}"
+    return (
+        f"One forward pass, {' and '.join(kinds)}, on {latency.device} with {threads}; "
+        f"batches of {shape(latency.single)} and {shape(latency.batch)}, the models in turns.{_other_tokens(report)}"
+    )
+
+
+def _other_tokens(report: Report) -> str:
+    """Say where the teacher was timed on the same texts in tokens of its own."""
+    ours, theirs = report.student.latency, report.teacher.latency
+    if "tokenizers" not in report.settings or ours is None or theirs is None:
+        return ""
+    lengths = f"{theirs.single.sequence_length} and {theirs.batch.sequence_length}"
+    return f" The teacher read the same texts in its own tokens: {lengths} of them."

@@ -1,0 +1,210 @@
+"""Did distillation help, and what did it cost? In sentences, with the noise said and nothing bad left out."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from hf_distill.report.report import NORMAL_95
+from hf_distill.report.text import metric_title, metric_value, percent, signed, unsigned
+
+if TYPE_CHECKING:
+    from hf_distill.report.figures import Group
+    from hf_distill.report.report import Report
+
+LINES = 4
+# The headline where the eval split has no labels; it says what the student took over, not what is right.
+AGREEMENT = "agreement"
+# A smaller difference of expected calibration errors is what another choice of bins would do.
+CALIBRATION = 0.01
+
+
+def verdict(report: Report) -> list[str]:
+    """Return one to four sentences, the most important first."""
+    lines = [_kept(report), _gain(report), *_cautions(report)]
+    return [line for line in lines if line][:LINES]
+
+
+def _kept(report: Report) -> str:
+    teacher, student = report.headline("teacher"), report.headline("student")
+    if teacher is None or student is None or report.metric == AGREEMENT:
+        return f"{_unjudged(report)} {_cost(report)}".strip()
+    values = [metric_value(report, report.metric, value).removesuffix(" %") for value in (student, teacher)]
+    kept, name = report.retention, metric_title(report.metric)
+    if report.is_chance("teacher"):
+        start = f"The teacher is no better than chance: {_against_chance(report, 'teacher')}."
+        nothing = f"What the student kept of that ({values[0]}) means nothing."
+        return " ".join(part for part in (start, nothing, _cost(report)) if part) + _other_weights(report)
+    if kept is None or kept <= 0:
+        start = f"The student's {name} is {values[0]} against the teacher's {values[1]}"
+    elif not report.greater_is_better:
+        change = f"{abs(1 / kept - 1) * 100:.1f} % {'more' if kept < 1 else 'less'}" if kept != 1 else "the same"
+        if kept < 0.5:  # a perplexity may be any number of times the teacher's
+            change = f"{_times(1 / kept)} times as much"
+        start = f"The student's {name} is {values[0]} against the teacher's {values[1]} ({change})"
+    elif kept > 1:
+        doubt = ", within noise" if not _apart(report, "student", "teacher") else ""
+        start = f"The student's {name} is above the teacher's ({values[0]} against {values[1]}{doubt})"
+    else:
+        start = f"The student kept {percent(kept)} of the teacher's {name} ({values[0]} of {values[1]})"
+    return f"{start}{_cost(report, sentence=False)}{_other_weights(report)}{_over_seeds(report)}"
+
+
+def _other_weights(report: Report) -> str:
+    """Say in what the teacher was measured, where it was loaded in something else than the student."""
+    theirs, ours = report.teacher.weights, report.student.weights
+    return f" The teacher was measured in {theirs}, the student in {ours}." if theirs != ours else ""
+
+
+def _against_chance(report: Report, model: str) -> str:
+    """Return `its accuracy is 50.0 against 51.2 for always 'no'`."""
+    chance, value = report.chance, report.headline(model)
+    assert chance is not None
+    values = [metric_value(report, report.metric, one).removesuffix(" %") for one in (value, chance.value)]
+    better = value is not None and (value > chance.value if report.greater_is_better else value < chance.value)
+    noise = ", within noise" if better else ""
+    return f"its {metric_title(report.metric)} is {values[0]} against {values[1]} for {chance.answer}{noise}"
+
+
+def _over_seeds(report: Report) -> str:
+    # The saved student is one draw; the first seed may have been lucky.
+    values = [seed.student.get(report.metric) for seed in report.seeds]
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    if len(known) < 2:
+        return ""
+    average = metric_value(report, report.metric, sum(known) / len(known))
+    return f" Over {len(known)} seeds it is {average.removesuffix(' %')} on average."
+
+
+def _apart(report: Report, one: str, other: str) -> bool:
+    """Return whether two models differ by more than the eval split's noise, as far as that is known."""
+    values, error = (report.headline(one), report.headline(other)), report.binomial_error(one, other)
+    if values[0] is None or values[1] is None:
+        return False
+    return abs(values[0] - values[1]) > NORMAL_95 * (error or 0.0)
+
+
+def _unjudged(report: Report) -> str:
+    if report.agreement is None:
+        return f"No {metric_title(report.metric)} was measured: what the student lost is not known."
+    rows = f"of {report.eval_rows:,} eval rows" if report.eval_rows else "of the eval rows"
+    return (
+        f"Student and teacher predict the same on {percent(report.agreement)} {rows}; without labels in the eval split "
+        "it is not known which of them is right."
+    )
+
+
+def _cost(report: Report, *, sentence: bool = True) -> str:
+    """Return what the student's size and speed are: what got better in one clause, what did not in its own sentence."""
+    better, worse = [], []
+    ratio = report.compression
+    if ratio is not None:
+        if ratio > 1.005:
+            better.append(f"{_times(ratio)} times fewer parameters")
+        elif ratio < 0.995:
+            worse.append(f"It is larger than the teacher: {_times(1 / ratio)} times the parameters.")
+        else:
+            worse.append("It is not smaller than the teacher.")
+    speed = report.speedup
+    if speed is not None:
+        # A few percent are within what a second measurement would change.
+        if speed > 1.05:
+            better.append(f"{_times(speed)} times the speed at batch 1")
+        elif speed < 0.95:
+            worse.append(f"It is slower: {_times(1 / speed)} times the teacher's latency at batch 1.")
+        else:
+            worse.append("It is not faster at batch 1.")
+    gained = " and ".join(better)
+    start = (f"It has {gained}." if gained else "") if sentence else f" with {gained}." if gained else "."
+    return " ".join([start, *worse])
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio < 1.1 else f"{ratio:.1f}"
+
+
+def _gain(report: Report) -> str:
+    gain = report.gain
+    if gain is None:
+        if report.baseline is None:
+            return (
+                "Whether the teacher helped is not known: the same student was not trained without it "
+                "(report: {baseline: true} does that)."
+            )
+        return f"Whether the teacher helped is not known: there is no {metric_title(report.metric)} to compare."
+    if report.metric == AGREEMENT:
+        return (
+            f"With the teacher the student agrees with it on {signed(report, gain)} compared with the same student "
+            "trained without it; whether that made it better is not known."
+        )
+    helped = gain > 0 if report.greater_is_better else gain < 0
+    noise = report.noise
+    against = f"{signed(report, gain)} {metric_title(report.metric)} against the same student trained without it"
+    facts = f"({_facts(report)})"
+    if noise is None:
+        start = "The teacher seems to have helped" if helped else "The teacher did not help"
+        return f"{start}: {against} {facts}. The noise of this difference is not known."
+    if abs(gain) <= noise:
+        return f"The teacher's share is within noise: {against} {facts}. This run does not show that it helped."
+    if len(report.gains) > 1:
+        return f"The teacher {'helped' if helped else 'hurt'}: {against} {facts}."
+    # The eval split's noise is not all the noise there is.
+    return f"The teacher {'helped' if helped else 'hurt'}: {against} {facts}. Other seeds were not tried."
+
+
+def _facts(report: Report) -> str:
+    noise, seeds = report.noise, len(report.gains)
+    interval = f"; 95 % interval ± {unsigned(report, noise)}" if noise is not None else ""
+    if report.gain_std is not None:
+        return f"mean of {seeds} seeds, standard deviation {unsigned(report, report.gain_std)}{interval}"
+    values = [
+        metric_value(report, report.metric, report.headline(model)).removesuffix(" %")
+        for model in ("student", "baseline")
+    ]
+    size = f" from {report.eval_rows:,} eval rows" if interval and report.eval_rows else ""
+    return f"{values[0]} against {values[1]}, one seed{interval}{size}"
+
+
+def _cautions(report: Report) -> list[str]:
+    lines = []
+    if report.is_chance("student") and not report.is_chance("teacher"):
+        lines.append(f"The student itself is no better than chance: {_against_chance(report, 'student')}.")
+    teacher, baseline = report.headline("teacher"), report.headline("baseline")
+    if teacher is not None and baseline is not None:
+        ahead = baseline > teacher if report.greater_is_better else baseline < teacher
+        if ahead and _apart(report, "teacher", "baseline"):
+            values = [metric_value(report, report.metric, value).removesuffix(" %") for value in (teacher, baseline)]
+            lines.append(
+                f"The teacher itself is worse than the same student trained without it: {metric_title(report.metric)} "
+                f"{values[0]} against {values[1]}."
+            )
+    if (group := _worst(report)) is not None:
+        lines.append(
+            f"The loss is not even: on '{group.name}' ({group.count:,} rows) accuracy fell from "
+            f"{percent(group.accuracy['teacher'])} to {percent(group.accuracy['student'])}."
+        )
+    if {"teacher", "student"} <= report.calibration.keys():
+        before, after = report.calibration["teacher"], report.calibration["student"]
+        if after.ece - before.ece > max(CALIBRATION, NORMAL_95 * after.error):
+            lines.append(
+                f"Calibration got worse: expected calibration error {percent(after.ece)} against the teacher's "
+                f"{percent(before.ece)}."
+            )
+    return lines
+
+
+def _worst(report: Report) -> Group | None:
+    """Return the group that lost most, if it lost clearly more than the whole."""
+    compared = [group for group in report.groups if {"teacher", "student"} <= group.accuracy.keys()]
+    total = sum(group.count for group in compared)
+    if len(compared) < 2 or not total:
+        return None
+
+    def lost(group: Group) -> float:
+        return group.accuracy["teacher"] - group.accuracy["student"]
+
+    overall = sum(lost(group) * group.count for group in compared) / total
+    worst = max(compared, key=lost)
+    # Three standard errors: the worst of many groups looks bad by chance alone.
+    error = math.sqrt(sum(p * (1 - p) for p in (worst.accuracy["teacher"], worst.accuracy["student"])) / worst.count)
+    return worst if lost(worst) > max(overall, 0.0) + 3 * error else None

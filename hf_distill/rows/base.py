@@ -1,0 +1,244 @@
+"""Rows: which logits of a batch count, and what their labels are.
+
+Every objective on logits sees `(rows, classes)` and nothing else. What a row is (an example, one class of a
+multi-label example, a token) is the layout's business, so a new objective works for every task and a new task
+for every objective.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+# What a sum is divided by: rows that count, rows that have a label, examples, tokens that are no padding, ordered
+# pairs of two examples of the same micro-batch, or examples of a text, one that fits it and one that does not.
+Unit = Literal["row", "label", "example", "token", "pair", "triple"]
+UNITS: tuple[Unit, ...] = ("row", "label", "example", "token", "pair", "triple")
+# The logit of what is no class of a row: its probability is exactly 0 at any temperature, and unlike that of -inf its
+# logarithm can be subtracted and differentiated.
+IMPOSSIBLE = -1e30
+
+
+# Columns that `top_class` looks at as one.
+_STRIDE = 64
+
+
+def top_class(logits: Tensor) -> Tensor:
+    """Return the likeliest class of every row, `(rows,)`: `argmax`, the first of equals.
+
+    Over a whole vocabulary the place of a maximum takes ten times as long to find as its value. Hence first among the
+    maxima of blocks of columns, then within one block.
+
+    >>> top_class(torch.tensor([[0.0, 2.0, 2.0]]))
+    tensor([1])
+    """
+    whole = logits.shape[-1] // _STRIDE * _STRIDE
+    if whole < 16 * _STRIDE:
+        return logits.argmax(-1)
+    blocks = logits[:, :whole].view(len(logits), whole // _STRIDE, _STRIDE)
+    highest, block = blocks.amax(-1).max(-1, keepdim=True)
+    within = blocks.take_along_dim(block.unsqueeze(-1), 1).squeeze(1).argmax(-1, keepdim=True)
+    top: Tensor = block * _STRIDE + within
+    if whole < logits.shape[-1]:
+        last, place = logits[:, whole:].max(-1, keepdim=True)
+        top = torch.where((last > highest) | (last.isnan() & ~highest.isnan()), place + whole, top)
+    return top.squeeze(-1)
+
+
+@dataclass(frozen=True)
+class SparseRows:
+    """A teacher's rows of which the likeliest classes were kept, and the mass of the others.
+
+    Attributes:
+        indices: Which classes, `(rows, k)`; different ones within a row, but for those that were drawn.
+        log_probabilities: Theirs, `(rows, k)`.
+        remaining: Logarithm of the mass of all other classes, `(rows,)`; -inf where none is left.
+        temperature: The one at which they were taken. The logits are gone, so it is the only one they can be used at.
+        drawn: How many of the classes, the last ones, were drawn to stand for a part of all others each.
+    """
+
+    indices: Tensor
+    log_probabilities: Tensor
+    remaining: Tensor
+    temperature: float = 1.0
+    drawn: int = 0
+
+    @classmethod
+    def of(cls, logits: Tensor, classes: int, temperature: float = 1.0) -> SparseRows:
+        """Keep the likeliest `classes` of every row.
+
+        >>> kept = SparseRows.of(torch.tensor([[0.5, 0.3, 0.2]]).log(), 2)
+        >>> kept.indices, kept.log_probabilities.exp(), kept.remaining.exp()
+        (tensor([[0, 1]]), tensor([[0.5000, 0.3000]]), tensor([0.2000]))
+        """
+        log_probabilities = (upcast(logits.detach()) / temperature).log_softmax(-1)
+        kept, indices = log_probabilities.topk(min(classes, logits.shape[-1]))
+        remaining = log_probabilities.scatter(-1, indices, -torch.inf).logsumexp(-1)
+        return cls(indices, kept, remaining, temperature)
+
+    def __getitem__(self, rows: slice) -> SparseRows:
+        """Return some of the rows."""
+        kept = (self.indices[rows], self.log_probabilities[rows], self.remaining[rows])
+        return SparseRows(*kept, self.temperature, self.drawn)
+
+    def top_class(self) -> Tensor:
+        """Return the likeliest class of every row, `(rows,)`."""
+        own = self.log_probabilities[:, : self.log_probabilities.shape[-1] - self.drawn]
+        return self.indices.gather(-1, own.argmax(-1, keepdim=True)).squeeze(-1)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The logits of one micro-batch that count.
+
+    Attributes:
+        student: `(rows, classes)`, float32 or better.
+        teacher: Same shape, detached, classes in the student's order, or what was kept of it; None without a teacher.
+        labels: `(rows,)`: class indices with -100 where there is no label, or float values with NaN.
+        example: `(rows,)`, the index in the batch of the example each row belongs to.
+        examples: Batch size.
+        classes: Which columns are classes of a row, bool `(rows, classes)`, where rows have different ones; None where
+            all columns are. The others are `IMPOSSIBLE` in both models.
+    """
+
+    student: Tensor
+    teacher: Tensor | SparseRows | None
+    labels: Tensor
+    example: Tensor
+    examples: int
+    classes: Tensor | None = None
+
+    def sum_by_example(self, values: Tensor) -> Tensor:
+        """Sum a value per row into `(batch,)`."""
+        # No short cut for as many rows as examples: they may all be tokens of one example.
+        return values.new_zeros(self.examples).index_add(0, self.example, values)
+
+    def agreement(self) -> Tensor:
+        """Return how many rows of each example have the same top class in both models, `(batch,)`."""
+        if self.teacher is None or self.student.shape[-1] == 1:
+            return self.student.new_zeros(self.examples)
+        top = self.teacher.top_class() if isinstance(self.teacher, SparseRows) else top_class(self.teacher)
+        return self.sum_by_example((top_class(self.student) == top).to(self.student.dtype))
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the rows of a batch are, known before any logit is made.
+
+    Attributes:
+        mask: Which positions of a model's output, bool `(batch, positions)`; positions past its width are none.
+        labels: See `Rows`.
+        example: See `Rows`.
+        position: Of each row in its example, `(rows,)`.
+    """
+
+    mask: Tensor
+    labels: Tensor
+    example: Tensor
+    position: Tensor
+
+    def pick(self, output: Tensor) -> Tensor:
+        """Return the rows of `(batch, positions, width)`, `(rows, width)`.
+
+        Raises:
+            ValueError: The output has other positions than the batch; which of them is which is not known.
+        """
+        extra = output.shape[1] - self.mask.shape[1]
+        if extra not in (0, 1):  # 1: the last position predicts a token after the end
+            raise ValueError(
+                f"the model's output has {output.shape[1]} positions, and the batch {self.mask.shape[1]} to compare. "
+                "Prompt tuning, which puts tokens of its own before them, is not supported; use LoRA or prefix tuning."
+            )
+        # Not by the mask: each time the device would be asked again how many there are.
+        return output[self.example, self.position]
+
+
+class RowLayout(ABC):
+    """Turns the logits of both models and a batch into `Rows`, and counts rows from the batch alone."""
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether rows are distributions over classes, so that two models can agree on the top one."""
+        return True
+
+    @property
+    def by_position(self) -> bool:
+        """Whether a row depends on nothing but the head's input at one position (see `places`)."""
+        return False
+
+    @property
+    def has_named_classes(self) -> bool:
+        """Whether every row is a distribution over the task's classes, so that figures by class mean something."""
+        return False
+
+    # Which of a model's outputs `logits` reads, and whether they have a value for every token of the input.
+    outputs: ClassVar[tuple[str, ...]] = ("logits",)
+    outputs_by_token: ClassVar[bool] = False
+    # Column of the teacher's logits for each of the student's, where their orders differ.
+    teacher_columns: tuple[int, ...] | None = None
+    # Units whose sum is how many tokens a student reads.
+    token_units: ClassVar[tuple[Unit, ...]] = ("token",)
+    # What it reads of a batch beside the models' own inputs; the trainer keeps these columns of a data set.
+    columns: tuple[str, ...] = ("labels",)
+
+    def labels(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """Return what metrics compare predictions with; None where the batch has no labels."""
+        return inputs.get("labels")
+
+    def logits(self, outputs: Mapping[str, Any]) -> Tensor:
+        """Return what `select` takes of a model's output; a student's is also what metrics are computed from."""
+        logits: Tensor = outputs["logits"]
+        return logits
+
+    @abstractmethod
+    def select(self, student: Tensor, teacher: Tensor | None, inputs: Mapping[str, Tensor]) -> Rows:
+        """Return the rows that count; logits as the models gave them, in their own dtype."""
+
+    def teacher_rows(self, teacher: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return the teacher's rows as `select` does, but with their graph, for objectives that differentiate."""
+        columns = self.teacher_columns
+        return self.select(teacher if columns is None else teacher[..., list(columns)], None, inputs).student
+
+    def places(self, inputs: Mapping[str, Tensor]) -> Places | None:
+        """Return where the rows are, for a head that is applied position by position; None for other heads."""
+        return None
+
+    @abstractmethod
+    def counts(self, inputs: Mapping[str, Tensor]) -> dict[Unit, Tensor]:
+        """Return how many rows, labels and examples every example has, `(batch,)` each. Needs no forward pass."""
+
+    def tokens(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return which tokens of the (encoder's) input are no padding, bool `(sequences, tokens)`."""
+        attended = inputs.get("attention_mask")
+        if attended is not None:
+            return attended != 0
+        ids = inputs.get("input_ids")
+        return torch.ones(0, 0, dtype=torch.bool) if ids is None else torch.ones_like(ids, dtype=torch.bool)
+
+    def units(self, inputs: Mapping[str, Tensor]) -> dict[Unit, Tensor]:
+        """Return how many of each unit every example has, `(batch,)` each: `counts`, tokens, pairs and triples."""
+        counts = self.counts(inputs)
+        examples = counts["example"]
+        tokens = self.tokens(inputs).sum(-1).to(examples)
+        counts["token"] = fold(tokens, len(examples)) if len(tokens) else torch.zeros_like(examples)
+        counts["pair"] = examples * (len(examples) - 1)
+        counts["triple"] = torch.zeros_like(examples)  # but for sentence similarity
+        return counts
+
+
+def fold(sequences: Tensor, examples: int) -> Tensor:
+    """Sum a value per sequence into `(examples,)`.
+
+    An example may be several sequences: a batch of B pairs of sentences is the B first ones, then the B second ones.
+    """
+    return sequences.reshape(-1, examples).sum(0)
+
+
+def upcast(logits: Tensor) -> Tensor:
+    """Return logits in float32 or better."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

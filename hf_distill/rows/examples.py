@@ -1,0 +1,89 @@
+"""Rows of sequence classification and regression: one for each example, label or value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hf_distill.labels import IGNORED
+from hf_distill.rows.base import RowLayout, Rows, Unit, upcast
+
+
+@dataclass(frozen=True)
+class ExampleRows(RowLayout):
+    """Sequence classification and regression: logits `(batch, width)`.
+
+    Attributes:
+        kind: `"classes"`: one row an example. `"binary"` (multi-label): one row of two classes per example and
+            label, with logits `[0, z]`, whose softmax is `[1 - sigmoid(z), sigmoid(z)]`, so that every objective on
+            classes is, unchanged, its multi-label form. `"values"` (regression): one row per example and value.
+        width: Number of labels (values) of the head.
+        teacher_columns: Column of the teacher's logits for each of the student's, where their orders differ.
+    """
+
+    kind: Literal["classes", "binary", "values"] = "classes"
+    width: int = 2
+    teacher_columns: tuple[int, ...] | None = None
+
+    @property
+    def has_classes(self) -> bool:
+        """See `RowLayout.has_classes`."""
+        return self.kind != "values"
+
+    @property
+    def has_named_classes(self) -> bool:
+        """See `RowLayout.has_named_classes`."""
+        return self.kind == "classes"
+
+    def select(self, student: Tensor, teacher: Tensor | None, inputs: Mapping[str, Tensor]) -> Rows:
+        """See `RowLayout.select`."""
+        batch = len(student)
+        if teacher is not None and self.teacher_columns is not None:
+            teacher = teacher[:, list(self.teacher_columns)]
+        example = torch.arange(batch, device=student.device)
+        if self.kind != "classes":
+            example = example.repeat_interleave(self.width)
+        return Rows(
+            student=self._rows(student),
+            teacher=None if teacher is None else self._rows(teacher.detach()),
+            labels=self._labels(inputs, student),
+            example=example,
+            examples=batch,
+        )
+
+    def _rows(self, logits: Tensor) -> Tensor:
+        logits = upcast(logits)
+        if self.kind == "classes":
+            return logits
+        flat = logits.reshape(-1)
+        return torch.stack((torch.zeros_like(flat), flat), -1) if self.kind == "binary" else flat.unsqueeze(-1)
+
+    def _labels(self, inputs: Mapping[str, Tensor], logits: Tensor) -> Tensor:
+        labels = inputs.get("labels")
+        if labels is None:
+            missing = IGNORED if self.kind != "values" else float("nan")
+            rows = len(logits) if self.kind == "classes" else logits.numel()
+            return torch.full((rows,), missing, device=logits.device)
+        if self.kind == "values":
+            return labels.reshape(-1).to(upcast(logits).dtype)
+        if self.kind == "binary":
+            return torch.where(labels.isnan(), IGNORED, labels).reshape(-1).long()
+        return labels.long()
+
+    def counts(self, inputs: Mapping[str, Tensor]) -> dict[Unit, Tensor]:
+        """See `RowLayout.counts`."""
+        first = next(iter(inputs.values()))
+        ones = torch.ones(len(first), device=first.device)
+        rows = ones if self.kind == "classes" else ones * self.width
+        labels = inputs.get("labels")
+        if labels is None:
+            labelled = torch.zeros_like(ones)
+        elif self.kind == "classes":
+            labelled = (labels != IGNORED).float()
+        else:
+            labelled = (~labels.isnan()).reshape(len(first), -1).sum(-1).float()
+        return {"row": rows, "label": labelled, "example": ones}

@@ -1,0 +1,111 @@
+"""Reading the row layout from two models, for those who bring models and no task."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from transformers.models.auto import modeling_auto
+
+from hf_distill.labels import label_names, positions
+from hf_distill.rows.base import RowLayout
+from hf_distill.rows.examples import ExampleRows
+from hf_distill.rows.similarity import SimilarityRows
+from hf_distill.rows.spans import SpanRows
+from hf_distill.rows.targets import TargetRows
+from hf_distill.rows.tokens import TokenRows
+from hf_distill.sentence_encoder import encoding_of
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PretrainedConfig
+
+
+def base_model(model: nn.Module) -> nn.Module:
+    """Return the Transformers model inside a PEFT wrapper, or the model itself."""
+    get_base_model = getattr(model, "get_base_model", None)
+    base: nn.Module = get_base_model() if get_base_model else model
+    return base
+
+
+def infer_layout(student: nn.Module, teacher: nn.Module | None, processing_class: Any = None) -> RowLayout:
+    """Return which logits count, from the student's class and both configurations.
+
+    Args:
+        student: A sequence classifier, token classifier, question answerer, masked, causal or encoder-decoder language
+            model (PEFT-wrapped or not).
+        teacher: Model of the same kind.
+        processing_class: If it is a tokenizer (or has one), it tells which columns of a vocabulary-sized head are
+            tokens.
+
+    Raises:
+        ValueError: The class is none of these, or the two heads do not fit each other.
+    """
+    student = base_model(student)
+    if encoding_of(student) is not None:
+        return SimilarityRows()
+    name = type(student).__name__
+    config: Any = getattr(student, "config", None)
+    theirs: Any = None if teacher is None else getattr(base_model(teacher), "config", None)
+    if config is not None and config.is_encoder_decoder and name in _classes("SEQ_TO_SEQ_CAUSAL_LM"):
+        return TargetRows(classes=vocabulary(config, theirs, processing_class))
+    if config is not None and not config.is_encoder_decoder:
+        if name in _classes("SEQUENCE_CLASSIFICATION"):
+            return _example_rows(config, theirs)
+        if name in _classes("TOKEN_CLASSIFICATION"):
+            return _label_rows(config, theirs)
+        if name in _classes("QUESTION_ANSWERING"):
+            return SpanRows()
+        causal = name in _classes("CAUSAL_LM")
+        if causal or name in _classes("MASKED_LM"):
+            return TokenRows(shift=causal, classes=vocabulary(config, theirs, processing_class))
+    raise ValueError(
+        f"cannot tell which logits of {name} count. Wanted: a sequence or token classifier or a question answerer "
+        "without decoder, or a masked, causal or encoder-decoder language model. For another head pass `layout=` (a "
+        "hf_distill.rows.base.RowLayout)."
+    )
+
+
+def _classes(kind: str) -> set[str]:
+    names: set[str] = set()
+    for value in getattr(modeling_auto, f"MODEL_FOR_{kind}_MAPPING_NAMES").values():
+        names.update([value] if isinstance(value, str) else value)
+    return names
+
+
+def _example_rows(student: PretrainedConfig, teacher: PretrainedConfig | None) -> ExampleRows:
+    width = int(student.num_labels or 0)
+    columns = _teacher_columns(student, teacher)
+    if width == 1 or student.problem_type == "regression":
+        return ExampleRows(kind="values", width=width, teacher_columns=columns)
+    kind = "binary" if student.problem_type == "multi_label_classification" else "classes"
+    return ExampleRows(kind=kind, width=width, teacher_columns=columns)  # type: ignore[arg-type]
+
+
+def _label_rows(student: PretrainedConfig, teacher: PretrainedConfig | None) -> TokenRows:
+    columns = _teacher_columns(student, teacher)
+    return TokenRows(teacher_columns=None if columns is None or columns == tuple(sorted(columns)) else columns)
+
+
+def _teacher_columns(student: PretrainedConfig, teacher: PretrainedConfig | None) -> tuple[int, ...] | None:
+    """Return the teacher's column of each of the student's labels; None where names do not tell."""
+    if teacher is None:
+        return None
+    if teacher.num_labels != student.num_labels:
+        raise ValueError(f"the student's head has {student.num_labels} labels, the teacher's {teacher.num_labels}.")
+    ours, theirs = label_names(student), label_names(teacher)
+    return positions(ours, theirs, whose="the teacher") if ours and theirs else None
+
+
+def vocabulary(student: PretrainedConfig, teacher: PretrainedConfig | None, processing_class: Any) -> int | None:
+    """Return how many columns of the heads are tokens; None for all."""
+    widths: set[int] = {config.get_text_config().vocab_size for config in (student, teacher) if config is not None}
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    if hasattr(tokenizer, "get_vocab"):
+        last: int = max(tokenizer.get_vocab().values())
+        return min(*widths, last + 1)
+    if len(widths) > 1:
+        raise ValueError(
+            f"the heads have {' and '.join(map(str, sorted(widths)))} columns. Pass the tokenizer as "
+            "`processing_class`, so that padding columns can be told from tokens."
+        )
+    return None

@@ -1,0 +1,120 @@
+"""The rows of question answering: where does the answer start, and where does it end?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from hf_distill.labels import IGNORED
+from hf_distill.rows.base import IMPOSSIBLE, RowLayout, Rows, SparseRows, upcast
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hf_distill.rows.base import Unit
+
+# Column of a batch: 1 where an answer may start or end, 0 elsewhere (question, special tokens, padding).
+CONTEXT_MASK = "context_mask"
+
+
+@dataclass(frozen=True)
+class SpanRows(RowLayout):
+    """Extractive question answering: two rows an example, its start and its end, whose classes are the positions.
+
+    Only the positions of `context_mask` are classes (all tokens but padding where a batch does not have it), so that
+    the question, special tokens and padding have no part in any softmax, mean or order. Labels are `labels`,
+    `(batch, 2)`, or `start_positions` and `end_positions` as Transformers has them; one that is no class is none.
+    """
+
+    outputs: ClassVar[tuple[str, ...]] = ("start_logits", "end_logits")
+    outputs_by_token: ClassVar[bool] = True
+
+    columns: tuple[str, ...] = ("labels", CONTEXT_MASK, "start_positions", "end_positions")
+
+    def logits(self, outputs: Mapping[str, Any]) -> Tensor:
+        """Return `(batch, tokens, 2)`: start, end."""
+        return torch.stack((outputs["start_logits"], outputs["end_logits"]), -1)
+
+    def labels(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """Return the positions, `(batch, 2)`: start, end."""
+        if "labels" in inputs or "start_positions" not in inputs:
+            return inputs.get("labels")
+        return torch.stack((inputs["start_positions"], inputs["end_positions"]), -1)
+
+    def select(self, student: Tensor, teacher: Tensor | None, inputs: Mapping[str, Tensor]) -> Rows:
+        """See `RowLayout.select`."""
+        classes = _classes(inputs)
+        assert classes is not None
+        kept = classes.any(-1).nonzero()[:, 0]
+        mask = classes[kept].repeat_interleave(2, 0)
+
+        def rows(logits: Tensor) -> Tensor:
+            flat = upcast(logits)[kept].transpose(1, 2).reshape(len(mask), -1)
+            return flat.masked_fill(~mask, IMPOSSIBLE)
+
+        return Rows(
+            student=rows(student),
+            teacher=None if teacher is None else rows(teacher.detach()),
+            labels=self._known(inputs, classes)[kept].reshape(-1),
+            example=kept.repeat_interleave(2),
+            examples=len(student),
+            classes=mask,
+        )
+
+    def _known(self, inputs: Mapping[str, Tensor], classes: Tensor) -> Tensor:
+        labels = self.labels(inputs)
+        if labels is None:
+            return torch.full((len(classes), 2), IGNORED, device=classes.device)
+        place = labels.clamp(0, classes.shape[1] - 1)
+        return labels.masked_fill((place != labels) | ~classes.gather(1, place), IGNORED)
+
+    def counts(self, inputs: Mapping[str, Tensor]) -> dict[Unit, Tensor]:
+        """See `RowLayout.counts`."""
+        classes, labels = _classes(inputs), self.labels(inputs)
+        if classes is None:  # of labels alone
+            assert labels is not None
+            known = labels >= 0
+            rows = torch.full((len(labels),), 2.0, device=labels.device)
+        else:
+            known = self._known(inputs, classes) != IGNORED
+            rows = 2.0 * classes.any(-1)
+        return {"row": rows, "label": known.sum(-1).to(rows), "example": torch.ones_like(rows)}
+
+
+def _classes(inputs: Mapping[str, Tensor]) -> Tensor | None:
+    for name in (CONTEXT_MASK, "attention_mask"):
+        if name in inputs:
+            return inputs[name] != 0
+    return torch.ones_like(inputs["input_ids"], dtype=torch.bool) if "input_ids" in inputs else None
+
+
+def by_width(rows: Rows) -> list[Rows]:
+    """Split rows with different numbers of classes into parts that all have as many, and no other column.
+
+    Raises:
+        ValueError: The teacher is sparse: which of its classes are columns of a part is not known.
+    """
+    if rows.classes is None:
+        return [rows]
+    if isinstance(rows.teacher, SparseRows):
+        raise ValueError("rows with different classes need all of the teacher's logits.")
+    classes, teacher = rows.classes, rows.teacher
+    widths = classes.sum(-1)
+    place = (classes.cumsum(-1) - 1).gather(-1, rows.labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    labels = torch.where(rows.labels == IGNORED, IGNORED, place)
+
+    def part(width: int) -> Rows:
+        here = (widths == width).nonzero()[:, 0]
+        student, theirs = (
+            None if logits is None else logits[here][classes[here]].reshape(len(here), width)
+            for logits in (rows.student, teacher)
+        )
+        assert student is not None
+        return replace(
+            rows, student=student, teacher=theirs, labels=labels[here], example=rows.example[here], classes=None
+        )
+
+    return [part(width) for width in torch.unique(widths).tolist()]

@@ -1,0 +1,97 @@
+"""Do the objectives, the models and the arguments of one training fit together?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel, Trainer
+
+from hf_distill.cache.cacheable import check_objective
+from hf_distill.cache.replay import Replay
+from hf_distill.errors import UserError
+from hf_distill.objectives import Objective, RowObjective
+from hf_distill.rows.base import RowLayout
+from hf_distill.rows.inferred import base_model
+from hf_distill.training.terms import Terms
+
+
+def check_parallelism(trainer: Trainer) -> None:
+    """Refuse ways to spread a training that the loss does not know.
+
+    Raises:
+        ValueError: Says which, and what to use instead.
+    """
+    if trainer.is_deepspeed_enabled and trainer.accelerator.state.deepspeed_plugin.zero_stage == 3:
+        raise ValueError("DeepSpeed ZeRO-3 is not supported: it would shard the teacher. Use ZeRO-2 or FSDP.")
+    if max(trainer.get_tp_size(), trainer.get_cp_size(), trainer.get_sp_size()) > 1:
+        raise ValueError("tensor, context and sequence parallelism are not supported.")
+
+
+def check_objectives(
+    objectives: Sequence[Objective], layout: RowLayout, student: PreTrainedModel, teacher: nn.Module | None
+) -> None:
+    """Refuse objectives that these models and their rows cannot serve.
+
+    Raises:
+        ValueError: There is none, its teacher is missing or was not kept whole, or the rows have no classes for it.
+    """
+    if not objectives:
+        raise ValueError("no objective: pass at least one, e.g. KLDivergence(temperature=2.0).")
+    wanting = [objective.name for objective in objectives if objective.needs_teacher]
+    if teacher is None and wanting:
+        raise ValueError(f"objectives that need a teacher: {', '.join(wanting)}. Pass `teacher=`.")
+    for objective in objectives:
+        if isinstance(teacher, Replay):
+            config: Any = getattr(base_model(student), "config", None)
+            check_objective(objective, teacher.kept, (config, teacher.config))
+        takes_values = not isinstance(objective, RowObjective) or objective.takes_values
+        if not layout.has_classes and not takes_values:
+            raise ValueError(
+                f"'{objective.name}' compares distributions over classes, but this is regression. Use logits_mse "
+                "for the teacher's values and labels for the true ones."
+            )
+
+
+def check_separate(student: nn.Module, teacher: nn.Module) -> None:
+    """Refuse a teacher that training the student would change.
+
+    Raises:
+        ValueError: They are the same model, or share weights that will be trained.
+    """
+    trained = {id(parameter) for parameter in student.parameters() if parameter.requires_grad}
+    if teacher is student or any(id(parameter) in trained for parameter in teacher.parameters()):
+        raise ValueError(
+            "the teacher is the student, or shares weights with it that will be trained: it would change with "
+            "every step. Make the student from a copy, e.g. copy.deepcopy(teacher)."
+        )
+
+
+def check_terms(terms: Terms, trainer: Trainer) -> None:
+    """Refuse what objectives that learn, look into the models or differentiate do not go with.
+
+    Raises:
+        ValueError: Says what to leave out, or to pass instead.
+    """
+    args = trainer.args
+    given: tuple[Any, ...] = (trainer.model_init, trainer.optimizer)
+    if terms.learned and any(one is not None for one in given):
+        raise ValueError(
+            "an objective here has parts of its own to learn, which the trainer must create together with the "
+            "student and its optimizer. Pass `model`, not `model_init`, and no `optimizers`."
+        )
+    if args.torch_compile and (terms.learned or terms.watch or terms.differentiates):
+        raise UserError(
+            "torch_compile does not work with objectives that learn projections, look into the models or "
+            "differentiate. Leave one out."
+        )
+    checkpointing: Any = (args.gradient_checkpointing and args.gradient_checkpointing_kwargs) or {}
+    if terms.watch and checkpointing.get("use_reentrant"):
+        raise UserError(
+            "re-entrant gradient checkpointing computes the layers without gradient, and objectives that look into "
+            "the models would train nothing. Set use_reentrant: false in activation_checkpointing_kwargs (before "
+            "Transformers 5.23 gradient_checkpointing_kwargs)."
+        )
+    if trainer.is_fsdp_enabled and terms.differentiates:
+        raise ValueError("FSDP does not work with objectives that differentiate. Use DDP, or leave them out.")

@@ -1,0 +1,71 @@
+"""The figures of an evaluation, from sums over its examples: they do not depend on how it was split into batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hf_distill.objectives.schedule import number
+from hf_distill.rows.base import UNITS
+
+if TYPE_CHECKING:
+    from hf_distill.rows.base import Unit
+    from hf_distill.training.terms import Terms
+
+
+class EvalSums:
+    """Adds up what the batches of one evaluation yield.
+
+    Args:
+        terms: Of the training.
+    """
+
+    def __init__(self, terms: Terms) -> None:
+        self.terms = terms
+        self._columns: list[Tensor] = []
+
+    @staticmethod
+    def columns(sums: Tensor, agreement: Tensor, counts: Mapping[Unit, Tensor]) -> Tensor:
+        """Return a batch as `add` takes it, one row an example.
+
+        Args:
+            sums: Of every term, `(batch, terms)`.
+            agreement: Rows where both models agree, `(batch,)`.
+            counts: Of every unit, `(batch,)` each.
+        """
+        others = torch.stack([agreement, *(counts[unit].to(sums) for unit in UNITS)], -1)
+        return torch.cat((sums, others.to(sums)), -1)
+
+    def add(self, columns: Tensor) -> None:
+        """Add the examples of a batch, those of all processes."""
+        self._columns.append(columns)
+
+    def examples(self, name: str) -> Tensor:
+        """Return the sum of a term and the number of its unit for every example, in order, float64 `(examples, 2)`."""
+        index = self.terms.names.index(name)
+        unit = len(self.terms) + 1 + UNITS.index(self.terms.objectives[index].unit)
+        return self._rows()[:, [index, unit]]
+
+    def _rows(self) -> Tensor:
+        return torch.cat(self._columns).cpu().double()
+
+    def figures(self, *, agreement: bool) -> dict[str, float]:
+        """Return loss, objectives and agreement over all that was added; what has no count has no value."""
+        if not self._columns:
+            return {}
+        sums = self._rows().sum(0).tolist()
+        width = len(self.terms)
+        count = dict(zip(UNITS, sums[width + 1 :], strict=True))
+        means: dict[str, float] = {}
+        loss = 0.0
+        for name, objective, value in zip(self.terms.names, self.terms.objectives, sums[:width], strict=True):
+            if count[objective.unit]:
+                means[f"objective/{name}"] = value / count[objective.unit]
+                loss += number(objective.at_end().weight) * means[f"objective/{name}"]
+        figures = {"loss": loss, **means} if means else {}
+        if agreement and count["row"]:
+            figures["agreement"] = sums[width] / count["row"]
+        return figures

@@ -1,0 +1,105 @@
+"""What the steps of a training cost: time, the teacher's share of it, tokens, memory."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hf_distill.training.stopwatch import Stopwatch
+
+MIB = 2**20
+_STATUS = Path("/proc/self/status")
+
+
+class Meter(TrainerCallback):
+    """Adds up time and tokens over the steps since it was last read, without making the host wait for the device.
+
+    A step is an optimiser step: from its first micro-batch to the end of the optimiser's work. Waiting for data,
+    evaluation, logging and saving are no part of it.
+
+    Args:
+        device: Of the training.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._steps, self._teacher = Stopwatch(device), Stopwatch(device)
+        self._tokens = torch.zeros((), dtype=torch.int64, device=device)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """See `TrainerCallback`."""
+        self._steps.start()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """See `TrainerCallback`."""
+        self._steps.stop()
+
+    def teacher(self) -> AbstractContextManager[None]:
+        """Return a block whose time is the teacher's."""
+        return self._teacher.running()
+
+    def count(self, tokens: Tensor) -> None:
+        """Add the tokens of a step, those of all processes."""
+        self._tokens += tokens.to(self._tokens.dtype)
+
+    def reset(self) -> None:
+        """Forget what has been added up."""
+        self._steps.drain()
+        self._teacher.drain()
+        self._tokens.zero_()
+
+    def read(self, gather: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Return the figures since the last call, and begin anew.
+
+        Args:
+            gather: Puts the rows of all processes under each other; all of them have to call this at once.
+
+        Returns:
+            `teacher_share` of the time of the steps, this process's own; `tokens_per_second`, the tokens of all
+            processes by the time of the slowest; `peak_memory`, see the function, the largest of all processes. What
+            is not known is left out.
+        """
+        seconds, teacher, tokens = self._steps.drain(), self._teacher.drain(), int(self._tokens.item())
+        self._tokens.zero_()
+        own = torch.tensor([[seconds, peak_memory(self._device) or 0.0]], device=self._device)
+        slowest, peak = gather(own).amax(0).tolist()
+        figures = {"teacher_share": teacher / seconds} if teacher and seconds else {}
+        if tokens and slowest:
+            figures["tokens_per_second"] = round(tokens / slowest, 1)
+        if peak:
+            figures["peak_memory"] = round(peak, 1)
+        return figures
+
+
+def peak_memory(device: torch.device) -> float | None:
+    """Return the most memory that was taken since this process began, MiB; None where nothing tells.
+
+    On a device that counts what is allocated on it (CUDA and others), that: `torch.cuda.max_memory_allocated`, of
+    tensors alone. Elsewhere the highest resident memory of the process: model, data and libraries.
+    """
+    allocated = getattr(getattr(torch, device.type, None), "max_memory_allocated", None)
+    if device.type != "cpu" and allocated is not None:
+        return float(allocated(device)) / MIB
+    return _peak_resident()
+
+
+def _peak_resident() -> float | None:
+    # Not `getrusage` where there is this: on Linux its figure is that of a larger parent, if that is what started us.
+    if _STATUS.exists():
+        found = [line.split() for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:")]
+        return float(found[0][1]) / 1024 if found else None
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / MIB if sys.platform == "darwin" else peak / 1024

@@ -1,0 +1,133 @@
+"""The progress of one training: a bar that carries the loss and its terms, a line for each evaluation."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Set
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import ProgressCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hf_distill.report.text import count
+
+# Said once at the end of a run, or of no use to somebody who watches.
+_QUIET = ("runtime", "per_second", "preparation_time", "epoch")
+# Columns of the bar itself where there is little room. They also give way as times and rates get longer.
+_BAR = 6
+# tqdm cuts a line at its number of columns, and a line of a file may be as long as it has to be.
+_FILE = {"ncols": 10_000, "bar_format": "{l_bar}{bar:40}{r_bar}"}
+
+
+class ProgressBar(ProgressCallback):
+    """Transformers' bar with the logs in it instead of a dictionary printed at every logging step.
+
+    Args:
+        leaves_head: Whether the head is not trained: what its answers are worth is told apart then.
+    """
+
+    training_bar: Any
+
+    def __init__(self, leaves_head: bool = False) -> None:
+        super().__init__()
+        self.leaves_head = leaves_head
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Open the bar. In a log file it moves every so often, not many times a second."""
+        self.current_step = state.global_step
+        if state.is_world_process_zero:
+            often = 0.1 if sys.stderr.isatty() else 15
+            width: dict[str, Any] = {"dynamic_ncols": True} if sys.stderr.isatty() else _FILE
+            self.training_bar = tqdm(total=state.max_steps, initial=state.global_step, mininterval=often, **width)
+
+    def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
+        """Show the bar of an evaluation where somebody can watch it."""
+        if sys.stderr.isatty():
+            super().on_prediction_step(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Put training logs into the bar and print evaluations above it."""
+        if not state.is_world_process_zero or self.training_bar is None or not logs:
+            return
+        if "loss" in logs:
+            known = ("loss",) if self.leaves_head else ("loss", "agreement")
+            shown = {key: logs[key] for key in logs if key in known or key.startswith("objective/")}
+            speed = [f"{count(logs['tokens_per_second'])} tokens/s"] if "tokens_per_second" in logs else []
+            self.training_bar.set_postfix_str(fitting([*figures(shown), *speed], self._room()), refresh=False)
+        elif any(key.startswith("eval_") for key in logs):
+            minimised = {key for key in logs if key == "eval_loss" or key.startswith("eval_objective/")}
+            said = minimised if self.leaves_head else {*logs}
+            self._write(f"epoch {logs.get('epoch', 0):.2f}  evaluation: ", logs, said)
+            self._write("            of a head that is not trained here: ", logs, logs.keys() - said)
+
+    def _write(self, start: str, logs: dict[str, Any], keys: Set[str]) -> None:
+        """Print some of the logs above the bar, if there are any."""
+        if parts := figures({key: value for key, value in logs.items() if key in keys}):
+            self.training_bar.write(wrapped(start, parts, self._columns()), file=sys.stderr)
+
+    def _columns(self) -> int | None:
+        """Return how wide the terminal is; None where no line is too long."""
+        columns: int | None = self.training_bar.format_dict["ncols"] if sys.stderr.isatty() else None
+        return columns
+
+    def _room(self) -> int | None:
+        """Return how many columns are left for the figures; None where no line is too long."""
+        columns = self._columns()
+        if columns is None:
+            return None
+        without = {**self.training_bar.format_dict, "postfix": None, "bar_format": "{l_bar}{r_bar}"}
+        return columns - len(self.training_bar.format_meter(**without)) - len(", ") - _BAR
+
+
+def figures(logs: dict[str, Any]) -> list[str]:
+    """Return what logs say to somebody who watches, each with its name.
+
+    >>> figures({"eval_loss": 0.41234, "eval_objective/kl": 0.2, "eval_runtime": 3.0, "epoch": 1.0})
+    ['loss 0.4123', 'kl 0.2']
+    """
+    names = {key: key.removeprefix("eval_").removeprefix("objective/") for key in logs}
+    return [
+        f"{names[key]} {value:.4g}"
+        for key, value in logs.items()
+        if not key.endswith(_QUIET) and isinstance(value, float)
+    ]
+
+
+def fitting(parts: list[str], room: int | None) -> str:
+    """Return as many figures as there is room for, the first one always, and how many are left out.
+
+    >>> fitting(["loss 0.412", "kl 0.233", "labels 0.591"], 30), fitting(["loss 0.412", "kl 0.233"], None)
+    ('loss 0.412  kl 0.233  +1 more', 'loss 0.412  kl 0.233')
+    """
+    for shown in range(len(parts), 0, -1):
+        rest = [f"+{len(parts) - shown} more"] if shown < len(parts) else []
+        text = "  ".join([*parts[:shown], *rest])
+        if room is None or len(text) <= room:
+            return text
+    return "".join(parts[:1])
+
+
+def wrapped(start: str, parts: list[str], columns: int | None) -> str:
+    """Return figures in lines of at most so many columns, the later ones indented like the first.
+
+    >>> print(wrapped("epoch 1: ", ["loss 0.412", "kl 0.233", "labels 0.591"], 30))
+    epoch 1: loss 0.412  kl 0.233
+             labels 0.591
+    """
+    lines = [start]
+    for number, part in enumerate(parts):
+        separator = "  " if number else ""
+        if number and columns is not None and len(lines[-1] + separator + part) >= columns:
+            lines.append(" " * len(start) + part)
+        else:
+            lines[-1] += separator + part
+    return "\n".join(lines)
