@@ -7,7 +7,7 @@ VENV ?= .venv
 ARGS ?=
 PYTEST_ARGS ?= -n auto --maxprocesses 4
 # What `make bench` runs, for instance make bench BENCH="loss --rounds 3"; with QUICK=1 tiny sizes, into build/
-BENCH ?= loss step teacher classification growth
+BENCH ?= loss step classification epochs teacher growth
 QUICK ?=
 
 BIN := $(VENV)/bin

@@ -16,7 +16,8 @@ from invariants.processes import LAUNCH, SHARDED_LAUNCH, as_two_processes
 from torch import Tensor, nn
 
 from hf_distill.component import component
-from hf_distill.heads.apart import Head, compiled, head_rows
+from hf_distill.heads import compiled, head_rows
+from hf_distill.heads.apart import Head
 from hf_distill.heads.compiled import Compiler, compiler_for
 from hf_distill.heads.head_rows import HeadRows
 from hf_distill.heads.projection import Side

@@ -13,7 +13,8 @@ from invariants.cases import largest_difference, make_trainer, split, train
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hf_distill.heads.apart import Head, head_rows, open_head
+from hf_distill.heads import head_rows, walk
+from hf_distill.heads.apart import Head, open_head
 from hf_distill.heads.head_rows import HeadRows, Heads
 from hf_distill.heads.projection import Side
 from hf_distill.objectives import (
@@ -273,13 +274,13 @@ def test_the_gradient_of_the_weights_is_not_copied(monkeypatch: pytest.MonkeyPat
     """It is as large as the head; held by anyone else, autograd makes a second one of it in every step."""
     weight, hidden = torch.randn(VOCABULARY, 8, requires_grad=True), torch.randn(6, 8, requires_grad=True)
     made: list[int] = []
-    carry = head_rows._Walker._carry_back
+    carry = walk._Walker._carry_back
 
     def remember(walker: Any, *args: Any) -> None:
         carry(walker, *args)
         made.append(walker.gradients[1].data_ptr())
 
-    monkeypatch.setattr(head_rows._Walker, "_carry_back", remember)
+    monkeypatch.setattr(walk._Walker, "_carry_back", remember)
     rows_of(hidden, weight).walk((Labels(),), torch.ones(1)).sum().backward()
     assert weight.grad is not None
     assert {weight.grad.data_ptr()} == set(made)

@@ -36,7 +36,7 @@ from hf_distill.objectives import (
 )
 
 PACKAGE = Path(hf_distill.__file__).parent
-BINS = PACKAGE / "bins.py"
+BINS = PACKAGE / "packing" / "bins.py"
 # Their result has a size or a value that only the device knows.
 READS = (
     *("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount"),

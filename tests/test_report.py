@@ -13,10 +13,11 @@ import pytest
 import scipy.stats
 from reports import model, regression, several_seeds, speed, unlabelled, whole
 
+from hf_distill.report import model_card
 from hf_distill.report import page as report_html
 from hf_distill.report.chance import Chance
 from hf_distill.report.figures import Group
-from hf_distill.report.report import ModelResult, Report, model_card
+from hf_distill.report.report import ModelResult, Report
 
 
 def strict(text: str) -> Any:

@@ -35,7 +35,8 @@ from hf_distill.cache.replay import Replay
 from hf_distill.component import component
 from hf_distill.errors import UserError
 from hf_distill.files import model_fingerprint
-from hf_distill.heads.apart import Head, head_rows, open_head
+from hf_distill.heads import head_rows, walk
+from hf_distill.heads.apart import Head, open_head
 from hf_distill.heads.head_rows import HeadRows, Heads, Side
 from hf_distill.objectives import Attention, Comparison, JensenShannon, KLDivergence, Labels, Objective, RowObjective
 from hf_distill.objectives.closed_form import jensen_shannon, kl
@@ -285,8 +286,8 @@ def test_the_gradient_of_a_head_is_not_copied(tmp_path: Path) -> None:
     """What the graph still holds is copied into `.grad`: one more tensor as large as the head, at the peak."""
     one = language(tmp_path)
     loss = one.compute_loss(one.model, batch())
-    (walk,) = {node for node in _nodes(loss.grad_fn) if type(node).__name__ == "_WalkBackward"}
-    made = walk.gradients[1].data_ptr()
+    (made_by,) = {node for node in _nodes(loss.grad_fn) if type(node).__name__ == "WalkBackward"}
+    made = made_by.gradients[1].data_ptr()
     loss.backward()
     assert one.model.lm_head.weight.grad.data_ptr() == made
 
@@ -298,7 +299,7 @@ def _nodes(node: Any) -> set[Any]:
 def test_no_gradient_is_taken_where_none_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under no_grad a subclass that asks for the loss paid for its gradient, two of three matrix products."""
     carried: list[int] = []
-    monkeypatch.setattr(head_rows._Walker, "_carry_back", lambda *_: carried.append(1))
+    monkeypatch.setattr(walk._Walker, "_carry_back", lambda *_: carried.append(1))
     one = language(tmp_path)
     with torch.no_grad():
         one.compute_loss(one.model, batch())

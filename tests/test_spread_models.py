@@ -14,7 +14,8 @@ from accelerate import cpu_offload
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch import Tensor, nn
 
-from hf_distill.heads.apart import Captured, Head, head_rows, open_head
+from hf_distill.heads import head_rows
+from hf_distill.heads.apart import Captured, Head, open_head
 from hf_distill.heads.head_rows import HeadRows, Heads, side_of
 from hf_distill.heads.projection import Side
 from hf_distill.objectives import JensenShannon, KLDivergence, Labels, RowObjective
