@@ -25,6 +25,9 @@ from hf_distill.objectives import (
     Hidden,
     Hint,
     InputGradient,
+    KLDivergence,
+    Labels,
+    LogitsMSE,
     Objective,
     Patient,
     Relational,
@@ -127,6 +130,17 @@ def test_entry_builds_the_same_objective(objective: Objective) -> None:
     YAML(typ="safe").dump(entry(objective), text)
     written = YAML(typ="safe").load(text.getvalue())
     assert OBJECTIVES[written.pop("name")](**written) == objective
+
+
+@pytest.mark.parametrize("objective", [*OBJECTIVE, KLDivergence(), Labels(), LogitsMSE()], ids=lambda one: one.name)
+def test_what_reaches_the_head_is_said(objective: Objective) -> None:
+    """Metrics of a classifier whose head nothing trains are those of random answers, and DDP waits for gradients that
+    never come: both are told by `reaches_head` alone, so it has to be what the gradient says."""
+    pair = pair_of("bert").to(torch.float64)
+    pair.losses(pair.prepare(objective)).sum().backward()
+    reached = [one.grad is not None and bool(one.grad.any()) for one in pair.student.classifier.parameters()]
+    assert any(reached) == objective.reaches_head
+    assert any(one.grad is not None and one.grad.any() for one in pair.student.bert.parameters())
 
 
 @pytest.mark.parametrize(("objective", "kind"), CASES)
