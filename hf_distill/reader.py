@@ -144,7 +144,7 @@ class _Reading:
             # for a number.
             return TypeAdapter(cls).validate_json(json.dumps(data))
         except FieldError as error:
-            self.mistakes += [(join(path, where), what) for where, what in error.wrong]
+            self.mistakes += [(join(path, where) if where else path, what) for where, what in error.wrong]
         except ValidationError as error:
             self.mistakes += explain(error, data, path, cls)
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -208,6 +209,22 @@ def test_labels_of_hidden_tokens(tmp_path: Path) -> None:
     wrapped, replay = capture(teacher, data, tmp_path / "cache").apply(data)
     with pytest.raises(ValueError, match=r"labels of a batch are those of tokens that its attention mask hides"):
         trainer(student, replay, wrapped, tmp_path, SOFT).train()
+
+
+def test_the_answers_of_another_teacher(tmp_path: Path) -> None:
+    """Who compares two teachers takes the same data to both: told of a duplicate column, or given the first one's
+    answers again."""
+    student, teacher, data = parts("classification")
+    other = copy.deepcopy(teacher)
+    with torch.no_grad():
+        other.classifier.weight.mul_(3.0)
+    first, _ = capture(teacher, data, tmp_path / "first").apply(data)
+    batches = []
+    for given, place in ((first, "second"), (data, "third")):
+        wrapped, replay = capture(other, given, tmp_path / place).apply(given)
+        batches.append(next(iter(trainer(student, replay, wrapped, tmp_path, SOFT).get_train_dataloader())))
+    assert batches[0].keys() == batches[1].keys()
+    torch.testing.assert_close(batches[0]["cached_logits"], batches[1]["cached_logits"], rtol=0, atol=0)
 
 
 def test_data_without_targets_is_refused(tmp_path: Path) -> None:

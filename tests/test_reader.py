@@ -331,6 +331,11 @@ WRONG: list[tuple[int, str, list[str]]] = [
         "teacher: {name: pretrained, model: a, torch_dtype: auto}",
         ["3: teacher.torch_dtype: unknown key. It is called 'dtype' here."],
     ),
+    (
+        3,
+        "teacher: {name: cached, teacher: {name: pretrained, model: a}, push: true}",
+        ["3: teacher: push needs a repo_id, such as user/name"],  # of the entry as a whole: no key after a dot
+    ),
     (6, "  - {name: kl, temprature: 2}", ["6: objectives[0].temprature: unknown key. Did you mean 'temperature'?"]),
     (6, "  - {name: kl, alpha: 0.5}", ["6: objectives[0].alpha: unknown key. It is called 'weight' here."]),
     (6, "  - {name: kl, beta: 0.5}", ["6: objectives[0].beta: unknown key. It is called 'weight' here."]),

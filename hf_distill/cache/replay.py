@@ -175,20 +175,22 @@ def with_targets(prepared: Data, targets: Targets, rows: Mapping[str, np.ndarray
     """Return the data with the teacher's answers in every batch.
 
     Args:
-        prepared: The data; tokens that are there for a teacher with its own tokenizer are left out.
+        prepared: The data; tokens that are there for a teacher with its own tokenizer are left out, and so are the
+            answers of another teacher.
         targets: The cache.
         rows: Of each split, the row of the cache for every example.
     """
 
     def add(split: Dataset, places: np.ndarray[Any, Any]) -> Dataset:
-        own = [name for name in split.column_names if name.startswith(OWN_TOKENS)]
+        own = [name for name in split.column_names if name == ROW or name.startswith(OWN_TOKENS)]
         return split.remove_columns(own).add_column(ROW, places)
 
+    collate = prepared.collator
     return replace(
         prepared,
         train=add(prepared.train, rows["train"]),
         eval=add(prepared.eval, rows["eval"]),
-        collator=AddTargets(prepared.collator, targets),
+        collator=AddTargets(collate.collate if isinstance(collate, AddTargets) else collate, targets),
     )
 
 
