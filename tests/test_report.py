@@ -13,10 +13,11 @@ import pytest
 import scipy.stats
 from reports import model, regression, several_seeds, speed, unlabelled, whole
 
+from hf_distill.report import model_card
 from hf_distill.report import page as report_html
 from hf_distill.report.chance import Chance
 from hf_distill.report.figures import Group
-from hf_distill.report.report import ModelResult, Report, model_card
+from hf_distill.report.report import ModelResult, Report
 
 
 def strict(text: str) -> Any:
@@ -257,10 +258,13 @@ def test_a_teacher_at_chance_level() -> None:
     guessing = model(2_000_000, speed(20.0, 400.0), accuracy=0.81)
     report = whole(teacher=guessing, student=model(1_000_000, speed(10.0, 160.0), accuracy=0.81), chance=NO_KNOWLEDGE)
     assert report.verdict()[0] == (
-        "The teacher is no better than chance: its accuracy is 81.0 against 81.0 for always 'negative'. What the "
-        "student kept of that (81.0) means nothing. It has 2.0 times fewer parameters and 2.0 times the "
-        "speed at batch 1."
+        "The teacher is no better than chance: its accuracy is 81.0 against 81.0 for always 'negative'. There "
+        "was nothing to keep: the student's accuracy is 81.0. The student has 2.0 times fewer parameters and 2.0 times "
+        "the speed at batch 1."
     )
+    large = replace(report, student=model(4_000_000, speed(20.0, 160.0), accuracy=0.81))
+    larger = "is 81.0. The student is larger than the teacher: 2.0 times the parameters. It is not faster"
+    assert larger in verdict(large)
     assert "The teacher helped" not in verdict(whole(teacher=guessing, chance=NO_KNOWLEDGE, gain_error=0.02))
     above = replace(guessing, metrics={"accuracy": 0.815})
     assert "is 81.5 against 81.0 for always 'negative', within noise." in verdict(

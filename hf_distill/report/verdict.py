@@ -33,8 +33,8 @@ def _kept(report: Report) -> str:
     kept, name = report.retention, metric_title(report.metric)
     if report.is_chance("teacher"):
         start = f"The teacher is no better than chance: {_against_chance(report, 'teacher')}."
-        nothing = f"What the student kept of that ({values[0]}) means nothing."
-        return " ".join(part for part in (start, nothing, _cost(report)) if part) + _other_weights(report)
+        nothing = f"There was nothing to keep: the student's {name} is {values[0]}."
+        return " ".join((start, nothing, _cost(report))).strip() + _other_weights(report)
     if kept is None or kept <= 0:
         start = f"The student's {name} is {values[0]} against the teacher's {values[1]}"
     elif not report.greater_is_better:
@@ -115,8 +115,13 @@ def _cost(report: Report, *, sentence: bool = True) -> str:
         else:
             worse.append("It is not faster at batch 1.")
     gained = " and ".join(better)
-    start = (f"It has {gained}." if gained else "") if sentence else f" with {gained}." if gained else "."
-    return " ".join([start, *worse])
+    if sentence:
+        start = f"The student has {gained}." if gained else ""
+        if not gained and worse:
+            worse[0] = worse[0].replace("It", "The student", 1)
+    else:
+        start = f" with {gained}." if gained else "."
+    return " ".join(part for part in (start, *worse) if part)
 
 
 def _times(ratio: float) -> str:
