@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from reports import model, regression, several_seeds, unlabelled, whole
 
+from hf_distill.report import plots
 from hf_distill.report.figures import calibration, confusion
 from hf_distill.report.page import html
-from hf_distill.report.report import Report, plots
+from hf_distill.report.report import Report
 from hf_distill.report.svg import VARIABLES
 
 EVIL = '<img src=x onerror="alert(1)">$a_{ & "quoted" \u65e5\u672c \x00'

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from hf_distill.report.report import NORMAL_95
+from hf_distill.report.report import NORMAL_95, NOTHING
 from hf_distill.report.text import metric_title, metric_value, percent, signed, unsigned
 
 if TYPE_CHECKING:
@@ -146,15 +146,29 @@ def _gain(report: Report) -> str:
     noise = report.noise
     against = f"{signed(report, gain)} {metric_title(report.metric)} against the same student trained without it"
     facts = f"({_facts(report)})"
+    if noise is None and not any(abs(one) > NOTHING for one in report.gains):
+        return _no_effect(report)
     if noise is None:
         start = "The teacher seems to have helped" if helped else "The teacher did not help"
         return f"{start}: {against} {facts}. The noise of this difference is not known."
     if abs(gain) <= noise:
-        return f"The teacher's share is within noise: {against} {facts}. This run does not show that it helped."
+        return f"The teacher's effect is within noise: {against} {facts}. This run does not show that it helped."
     if len(report.gains) > 1:
         return f"The teacher {'helped' if helped else 'hurt'}: {against} {facts}."
     # The eval split's noise is not all the noise there is.
     return f"The teacher {'helped' if helped else 'hurt'}: {against} {facts}. Other seeds were not tried."
+
+
+def _no_effect(report: Report) -> str:
+    """Say that both students scored alike, which is no interval of width zero."""
+    name, seeds = metric_title(report.metric), len(report.gains)
+    value = metric_value(report, report.metric, report.headline("student")).removesuffix(" %")
+    facts = f"in each of {seeds} seeds" if seeds > 1 else f"{value}, one seed"
+    rows = f", {report.eval_rows:,} eval rows" if report.eval_rows else ""
+    return (
+        f"No effect of the teacher was measured: the same student trained without it has the same {name} "
+        f"({facts}{rows}). This run does not show that it helped."
+    )
 
 
 def _facts(report: Report) -> str:
