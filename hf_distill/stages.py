@@ -152,7 +152,9 @@ class Run:
         # One folder for each combination: changing a setting never overwrites a teacher that took hours.
         fitter = self.fitter.for_teacher()
         key = fitter.key(model, None, (Labels(),), settings)
-        fitted = fitter.fit(model, objectives=(Labels(),), training=settings, directory=root / key)
+        fitted = fitter.fit(
+            model, objectives=(Labels(),), training=settings, directory=root / key, say=self.narrator.say
+        )
         self._remember("teacher", fitted)
         fitted.model.name_or_path = str(root / key)
         return fitted.model
