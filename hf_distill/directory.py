@@ -184,4 +184,7 @@ def _told(different: list[tuple[str, Any, Any]], limit: int = 3) -> str:
 
 
 def _value(value: Any) -> str:
-    return "left out" if value is _LEFT_OUT else shown(value)
+    if value is _LEFT_OUT:
+        return "left out"
+    # An entry or a text may read like a part of the sentence: "is left out there and hidden here".
+    return f"'{shown(value)}'" if isinstance(value, str | dict) else shown(value)

@@ -144,7 +144,14 @@ def test_hf_distill_cache(
     assert "96 examples: about 5.4 kB" in out
     assert "hf_distill-targets" in out
     assert sum(seen) == 96
+    assert "shard 1 of 1\n" in out
+    assert "Found" not in out
+    assert main(["cache", str(path)]) == 0
+    again = capsys.readouterr().out
+    assert "Found: 96 examples: about 5.4 kB, in " in again
+    assert again.endswith(": all answers were there, the teacher was asked nothing\n")
     assert main([str(path)]) == 0
+    assert "Found: 96 examples" in capsys.readouterr().out
     assert sum(seen) == 96
     assert main(["cache", str(path), "teacher={name: pretrained, model: x}"]) == 2
     assert "nothing is kept of this teacher" in capsys.readouterr().err

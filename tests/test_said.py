@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Any
 
@@ -43,3 +44,12 @@ def test_a_teacher_that_is_trained(
         assert packing in said[title]
     warned = [one for one in caplog.records if "compile_loss" in one.getMessage() and one.levelno == logging.WARNING]
     assert len(warned) == 1
+
+
+def test_a_teacher_that_is_loaded(write_recipe: WriteRecipe, capsys: pytest.CaptureFixture[str]) -> None:
+    """A heading with nothing under it looks as if something had failed."""
+    path = write_recipe(report={"latency": False})
+    report = run(path)
+    (line,) = sections(capsys.readouterr().out)["Teacher"]
+    model = json.loads(path.read_text())["teacher"]["model"]
+    assert line == f"{model}: {report.teacher.parameters / 1000:.1f} K parameters"
