@@ -423,6 +423,18 @@ def test_a_run_and_its_perplexities(kind: str, make_model: Any, tmp_path: Path) 
     assert student.generate(torch.tensor([[5, 6]]), max_new_tokens=3, pad_token_id=0).shape[1] >= 3
 
 
+def test_the_report_judges_in_the_precision_of_the_training(make_model: Any, tmp_path: Path) -> None:
+    """Models that a run had trained in bf16 were judged in float32, the teacher beside them in bf16, and all of them in
+    bf16 when the same command found them finished: a score that was neither that of the epochs nor that of tomorrow."""
+    path = make_model("llama-lm", seed=1)
+    training = {"output_dir": str(tmp_path / "out"), "bf16": True, "num_train_epochs": 2, "learning_rate": 1e-2}
+    reports = [distilled(tmp_path, path, {"text": TEXTS * 4}, training=training) for _ in range(2)]
+    for name in ("student", "baseline"):
+        losses = [log["eval_objective/labels"] for log in reports[0].history[name] if "eval_objective/labels" in log]
+        for report in reports:
+            assert report.headline(name) == pytest.approx(math.exp(losses[-1]), rel=1e-6)
+
+
 def test_a_teacher_that_knows_nothing(make_model: Any, tmp_path: Path) -> None:
     """A random teacher's perplexity is that of a guess among all tokens, or worse: nothing can be distilled from it."""
     path = make_model("llama-lm", seed=1)
