@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hf_distill.component import component
 from hf_distill.heads import compiled, head_rows
 from hf_distill.heads.apart import Head
-from hf_distill.heads.compiled import Compiler, compiler_for, warn_nothing_compiled
+from hf_distill.heads.compiled import Compiler, compiler_for
 from hf_distill.heads.head_rows import HeadRows
 from hf_distill.heads.projection import Side
 from hf_distill.objectives import OBJECTIVES, Hidden, JensenShannon, KLDivergence, Labels, RowObjective, Schedule
@@ -382,7 +382,7 @@ def test_nothing_to_compile_is_said(tmp_path: Path, caplog: pytest.LogCaptureFix
     """Who asks for it by hand and gets nothing for it would look for the reason elsewhere."""
     for kind, said in (("classification", 1), ("causal-lm", 0)):
         caplog.clear()
-        warn_nothing_compiled.cache_clear()
+        compiled.warn_nothing_compiled.cache_clear()
         for _ in range(2):  # once, whatever a run trains and judges
             make_trainer(kind, tmp_path, compile_loss=True)
         assert len([line for line in warnings(caplog) if "compile_loss" in line]) == said
