@@ -16,6 +16,7 @@ from hf_distill.report.judged import AGREEMENT, Judged, chance_of, class_figures
 from hf_distill.report.latency import Latency, measure_all
 from hf_distill.report.report import ModelResult, Report, SeedResult
 from hf_distill.report.text import HEAD_IS_LEFT
+from hf_distill.tasks.tokenising import tokenizer_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -173,7 +174,9 @@ def environment() -> dict[str, str]:
 def _settings(run: Run) -> dict[str, Any]:
     precision = "bf16" if run.args.bf16 else "fp16" if run.args.fp16 else "fp32"
     names = {"student": run.fitter.tokenizer, "teacher": run.fitter.teacher_tokenizer}
-    two = {"tokenizers": {side: type(one).__name__ for side, one in names.items()}} if all(names.values()) else {}
+    two = (
+        {"tokenizers": {side: tokenizer_name(one) for side, one in names.items() if one}} if all(names.values()) else {}
+    )
     return {
         "versions": environment(),
         **two,

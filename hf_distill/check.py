@@ -22,6 +22,7 @@ from hf_distill.plan import check_plan, cut_off, remarks
 from hf_distill.reading.words import words
 from hf_distill.reading.writer import dump_recipe
 from hf_distill.report.text import count
+from hf_distill.tasks.tokenising import tokenizer_name
 from hf_distill.teachers import CachedTeacher
 
 if TYPE_CHECKING:
@@ -163,8 +164,9 @@ def _size(recipe: Recipe, config: PretrainedConfig) -> str:
         auto_class: Any = getattr(transformers, recipe.task.auto_class)
         model = auto_class.from_config(config)
     text = config.get_text_config()
+    layers = text.num_hidden_layers
     return (
-        f"{config.model_type}, {text.num_hidden_layers} layers of {text.hidden_size}, "
+        f"{config.model_type}, {layers} layer{'' if layers == 1 else 's'} of {text.hidden_size}, "
         f"{count(model.num_parameters())} parameters"
     )
 
@@ -173,7 +175,7 @@ def _tokenizer(pair: Pair) -> str:
     length = "no limit" if pair.max_length is None else f"at most {pair.max_length} tokens"
 
     def words(tokenizer: PreTrainedTokenizerBase) -> str:
-        return f"{type(tokenizer).__name__}, {len(tokenizer)} tokens"
+        return f"{tokenizer_name(tokenizer)}, {len(tokenizer)} tokens"
 
     if pair.teacher_tokenizer is None:
         return f"{words(pair.tokenizer)}; inputs of {length}"

@@ -131,7 +131,8 @@ def _cache(recipe: Recipe) -> None:
 
     cache = capture(recipe)
     if _is_first():
-        print(f"{cache.path}: {cache.in_words()}")
+        asked = "all answers were there, the teacher was asked nothing" if cache.found else cache.in_words()
+        print(f"{cache.path}: {asked}")
 
 
 def _resume(recipe: Recipe, caches: bool) -> str:

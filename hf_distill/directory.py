@@ -42,8 +42,23 @@ class RunDirectory:
         Raises:
             UserError: Another recipe's run, or files that are no run at all.
         """
-        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
-            return
+        held = self.held()
+        different = [] if held is None else _differences(held, self.recipe)
+        if different and not restart:
+            raise UserError(
+                f"{self.path} holds a run of another recipe: {_told(different)}. Choose another directory, go back to "
+                "that recipe to resume, or start over with --restart.",
+                key="output_dir",
+            )
+
+    def held(self) -> str | None:
+        """Return the recipe of the run that is there; None where there is none, but perhaps a teacher for one.
+
+        Raises:
+            UserError: There are files that are no run at all.
+        """
+        if not self.path.exists() or (self.path.is_dir() and all(one.name == TEACHERS for one in self.path.iterdir())):
+            return None
         if not self.path.is_dir():
             raise UserError(f"{self.path} is a file; wanted a directory.", key="output_dir")
         held = self.path / RECIPE
@@ -53,13 +68,7 @@ class RunDirectory:
                 "another directory, or empty it.",
                 key="output_dir",
             )
-        different = _differences(held.read_text(encoding="utf-8"), self.recipe)
-        if different and not restart:
-            raise UserError(
-                f"{self.path} holds a run of another recipe: {_told(different)}. Choose another directory, go back to "
-                "that recipe to resume, or start over with --restart.",
-                key="output_dir",
-            )
+        return held.read_text(encoding="utf-8")
 
     def claim(self, restart: bool) -> None:
         """Create the directory, remove what a restart is to redo, and write the recipe. For one process only.
@@ -69,10 +78,7 @@ class RunDirectory:
         Raises:
             UserError: The directory cannot be written.
         """
-        try:
-            check_writable(self.path)
-        except UserError as error:
-            raise UserError(*error.mistakes, key="output_dir") from error
+        _check_writable(self.path)
         if restart:
             for stale in (*self.path.glob("checkpoint-*"), self.path / RUNS):
                 shutil.rmtree(stale, ignore_errors=True)
@@ -80,10 +86,28 @@ class RunDirectory:
                 (self.path / name).unlink(missing_ok=True)
         write_atomic(self.path / RECIPE, self.recipe)
 
+    def claim_teachers(self) -> None:
+        """Have a teacher trained here, for whichever run is to come. For one process only.
+
+        The recipe is written beside it for the precision, with which it is found again (`held_recipe`).
+
+        Raises:
+            UserError: The directory cannot be written.
+        """
+        _check_writable(self.path / TEACHERS)
+        write_atomic(self.path / TEACHERS / RECIPE, self.recipe)
+
     def tidy(self) -> None:
         """Remove the checkpoints of a finished run; the models themselves stay."""
         for stale in (*self.path.glob("checkpoint-*"), *self.path.glob(f"{RUNS}/*/checkpoint-*")):
             shutil.rmtree(stale, ignore_errors=True)
+
+
+def _check_writable(path: Path) -> None:
+    try:
+        check_writable(path)
+    except UserError as error:
+        raise UserError(*error.mistakes, key="output_dir") from error
 
 
 def last_checkpoint(path: Path, teachers: Path | None = None) -> str | None:
@@ -102,9 +126,9 @@ def last_checkpoint(path: Path, teachers: Path | None = None) -> str | None:
 
 
 def held_recipe(path: Path) -> dict[str, Any] | None:
-    """Return the recipe that a directory's run was started with, as plain values; None where there is none."""
-    file = path / RECIPE
-    return _plain(file.read_text(encoding="utf-8")) if file.is_file() else None
+    """Return the recipe that a directory's run, or else its teacher, began with, as plain values; None without one."""
+    files = [file for file in (path / RECIPE, path / TEACHERS / RECIPE) if file.is_file()]
+    return _plain(files[0].read_text(encoding="utf-8")) if files else None
 
 
 def _plain(text: str) -> dict[str, Any]:
@@ -160,4 +184,7 @@ def _told(different: list[tuple[str, Any, Any]], limit: int = 3) -> str:
 
 
 def _value(value: Any) -> str:
-    return "left out" if value is _LEFT_OUT else shown(value)
+    if value is _LEFT_OUT:
+        return "left out"
+    # An entry or a text may read like a part of the sentence: "is left out there and hidden here".
+    return f"'{shown(value)}'" if isinstance(value, str | dict) else shown(value)

@@ -244,11 +244,14 @@ def _layers(trainer: DistillationTrainer) -> dict[str, list[list[int]]]:
 def _finished(trainer: DistillationTrainer) -> PreTrainedModel:
     """Return the model as it was before the trainer: in eval mode, its forward pass no longer under autocast.
 
-    accelerate leaves the wrapper on; whoever times the model in float32 would time bf16.
+    accelerate leaves the wrapper on; whoever times the model in float32 would time bf16. It also remembers that it has
+    prepared the model, and would not put it under autocast again to be judged, in the precision of its training.
     """
     from hf_distill.training.learned import detach
 
     model: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    if not trainer.is_fsdp_enabled:  # which divides a model for good
+        model.__dict__.pop("_is_accelerate_prepared", None)
     detach(model)
     model.train(False)
     return model

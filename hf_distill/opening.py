@@ -28,8 +28,14 @@ if TYPE_CHECKING:
     from hf_distill.training_args import DistillationArguments
 
 
-def open_run(recipe: Recipe, restart: bool) -> Run:
+def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run:
     """Check everything that can be checked before a weight is loaded, then claim the output directory.
+
+    Args:
+        recipe: The recipe.
+        restart: Start over in a directory that holds another or a finished run.
+        for_teacher: Only its teacher is wanted: the directory is not claimed, and of no concern unless the teacher is
+            trained there.
 
     Raises:
         UserError: The recipe, its data or the way it was launched is at fault; nothing has been written.
@@ -41,8 +47,12 @@ def open_run(recipe: Recipe, restart: bool) -> Run:
     args = _arguments(recipe, training)
     # Again: some faults of a launch only show once the processes should have found each other.
     check_launch()
+    trains_here = _trains_teacher_here(recipe)
     with recipe.locate("training"):
-        directory.check(restart)
+        if not for_teacher:
+            directory.check(restart)
+        elif trains_here:
+            directory.held()
     narrator = Narrator(enabled=args.process_index == 0)
     for line in filter(None, (threads, precision)):
         narrator.say(line)
@@ -57,7 +67,10 @@ def open_run(recipe: Recipe, restart: bool) -> Run:
     _check_objectives(recipe, prepared)
     if args.process_index == 0:
         with recipe.locate("training"):
-            directory.claim(restart)
+            if not for_teacher:
+                directory.claim(restart)
+            elif trains_here:
+                directory.claim_teachers()
     return Run(
         recipe,
         training,
@@ -70,6 +83,12 @@ def open_run(recipe: Recipe, restart: bool) -> Run:
         args,
         answers_repository=answers,
     )
+
+
+def _trains_teacher_here(recipe: Recipe) -> bool:
+    """Whether the teacher is trained in the directory of the run."""
+    own = getattr(recipe.teacher, "teacher", recipe.teacher)
+    return not own.has_head and getattr(own, "output_dir", None) is None
 
 
 def _prepare(recipe: Recipe, pair: Pair) -> Prepared:

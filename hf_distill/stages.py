@@ -18,6 +18,7 @@ from hf_distill.objectives import Labels
 from hf_distill.pairing import Pair
 from hf_distill.quantization import in_words, size, weights
 from hf_distill.report import costs
+from hf_distill.report.text import count
 from hf_distill.teachers import CachedTeacher
 from hf_distill.training.precision import resolve_bf16
 
@@ -104,6 +105,9 @@ class Run:
         with self.stage("teacher"), self.recipe.locate("teacher"):
             set_seed(self.args.seed)  # for a new head: with another one a fine-tuned teacher would not be found again
             teacher = self.recipe.teacher.load(self.fitter.for_teacher().prepared.head, self.fine_tune)
+        if "teacher training" not in self.seconds:
+            name = self.recipe.teacher.source or self.recipe.teacher.name
+            self.narrator.say(f"{name}: {count(size(teacher)[0])} parameters")
         if getattr(teacher, "is_quantized", False):
             parameters, held = size(teacher)
             self.narrator.say(
@@ -122,7 +126,6 @@ class Run:
 
         with self.stage("cache"), self.recipe.locate("teacher"):
             self.cache = cache_of(self, teacher, own)
-            self.narrator.say(f"{self.cache.in_words()}, in {self.cache.path}")
             self.cache.fill(self.args)
             if own.push and self.is_main:
                 push(self.cache.path, self.answers_repository)
@@ -152,7 +155,9 @@ class Run:
         # One folder for each combination: changing a setting never overwrites a teacher that took hours.
         fitter = self.fitter.for_teacher()
         key = fitter.key(model, None, (Labels(),), settings)
-        fitted = fitter.fit(model, objectives=(Labels(),), training=settings, directory=root / key)
+        fitted = fitter.fit(
+            model, objectives=(Labels(),), training=settings, directory=root / key, say=self.narrator.say
+        )
         self._remember("teacher", fitted)
         fitted.model.name_or_path = str(root / key)
         return fitted.model

@@ -17,7 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from hf_distill.cache.replay import Replay, reading_only
 from hf_distill.errors import UserError
-from hf_distill.heads.compiled import compiler_for
+from hf_distill.heads.compiled import compiler_for, warn_nothing_compiled
 from hf_distill.heads.head_rows import Heads
 from hf_distill.objectives import Comparison, KLDivergence, Labels, LogitsMSE, Objective, RowObjective
 from hf_distill.packing.choice import Packing
@@ -110,9 +110,7 @@ class DistillationTrainer(SavingTrainer, BatchingTrainer):
         self._made_for = self._models()
         self._heads = self._open_heads()
         if self._heads is None and getattr(self.args, "compile_loss", "auto") is True:
-            logger.warning(
-                "compile_loss: true compiles nothing here: it is for language models, without fp16 and torch_compile"
-            )
+            warn_nothing_compiled()
         self.packing = Packing(self.args, self.model, self.teacher, self.terms)
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(["distillation", "hf_distill"])

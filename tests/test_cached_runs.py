@@ -144,7 +144,14 @@ def test_hf_distill_cache(
     assert "96 examples: about 5.4 kB" in out
     assert "hf_distill-targets" in out
     assert sum(seen) == 96
+    assert "shard 1 of 1\n" in out
+    assert "Found" not in out
+    assert main(["cache", str(path)]) == 0
+    again = capsys.readouterr().out
+    assert "Found: 96 examples: about 5.4 kB, in " in again
+    assert again.endswith(": all answers were there, the teacher was asked nothing\n")
     assert main([str(path)]) == 0
+    assert "Found: 96 examples" in capsys.readouterr().out
     assert sum(seen) == 96
     assert main(["cache", str(path), "teacher={name: pretrained, model: x}"]) == 2
     assert "nothing is kept of this teacher" in capsys.readouterr().err
@@ -258,6 +265,44 @@ def test_a_written_recipe_reads_back(write_recipe: WriteRecipe, make_model: Any)
     path.write_text(dump_recipe(recipe))
     assert load_recipe(path).teacher == recipe.teacher
     assert json.loads(json.dumps(recipe.teacher.top)) == 7
+
+
+def test_a_cache_leaves_the_directory_of_the_run_alone(
+    write_recipe: WriteRecipe, make_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`hf-distill cache` wrote its recipe into output_dir: the student that was to be tried next, with another learning
+    rate, was refused, and so was a cache for a second recipe with the same directory."""
+    seen = count_calls(monkeypatch)
+    path = write_recipe(teacher=cached(make_model("bert", layers=4, seed=1), path=str(tmp_path / "cache")))
+    assert main(["cache", str(path)]) == 0
+    assert not (tmp_path / "out").exists()
+    run(path, "training.learning_rate=1e-4")
+    assert main(["cache", str(path), "training.learning_rate=1e-5"]) == 0, "that directory holds a run by now"
+    assert "learning_rate: 0.0001" in (tmp_path / "out" / "recipe.yaml").read_text()
+    assert sum(seen) == 96
+
+
+def test_a_cache_trains_its_teacher_where_any_run_finds_it(
+    write_recipe: WriteRecipe, make_model: Any, tmp_path: Path, capsys: Any
+) -> None:
+    """A teacher that is trained in output_dir does not make that directory a run's: the next student is another one.
+    The precision that it began with stays, and files that are not ours are left alone."""
+    teacher = {"name": "finetuned", "model": str(make_model("bert-bare", layers=2)), "training": {"max_steps": 3}}
+    path = write_recipe(teacher={"name": "cached", "teacher": teacher, "path": str(tmp_path / "cache")})
+    assert main(["cache", str(path), "training.bf16=true"]) == 0
+    (trained,) = (tmp_path / "out" / "_teacher").glob("*/_fit.json")
+    written = trained.stat().st_mtime_ns
+    assert [one.name for one in (tmp_path / "out").iterdir()] == ["_teacher"]
+    capsys.readouterr()
+    run(path, "training.learning_rate=1e-4", "training.bf16=auto")
+    assert "bf16: on (as this run began)" in capsys.readouterr().out
+    assert [trained] == list((tmp_path / "out" / "_teacher").glob("*/_fit.json"))
+    assert trained.stat().st_mtime_ns == written, "the teacher was found, not trained again"
+    assert main(["cache", str(path), "training.learning_rate=1e-5", "training.bf16=auto"]) == 0
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("x")
+    assert main(["cache", str(path), f"training.output_dir={tmp_path / 'thesis'}"]) == 2
+    assert "is not empty and holds no run of this package" in capsys.readouterr().err
 
 
 def test_a_finetuned_teacher_and_a_resume(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> None:

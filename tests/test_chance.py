@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hf_distill.metrics import score
-from hf_distill.report.chance import Chance, find_chance
+from hf_distill.report.chance import Chance, find_chance, uniform
 from hf_distill.tasks.answer_scores import Questions
 
 Array = np.ndarray[Any, Any]
@@ -38,6 +38,17 @@ def test_the_majority_is_what_accuracy_is_measured_against() -> None:
     assert (chance.value, chance.answer) == (0.95, "always 'no'")
     assert chance.explains(0.90, greater_is_better=True)
     assert not chance.explains(0.99, greater_is_better=True)
+
+
+def test_a_perplexity_is_measured_against_all_tokens_equally_likely() -> None:
+    """A language model without knowledge is the uniform one, whose perplexity is the number of tokens: below, a
+    teacher knows something; at it or above, it does not."""
+    losses = np.full(7, math.log(39))
+    chance = uniform(39)
+    assert chance.value == pytest.approx(math.exp(losses.mean()))
+    assert chance.explains(39.45, greater_is_better=False)
+    assert chance.explains(39.0, greater_is_better=False)
+    assert not chance.explains(26.15, greater_is_better=False)
 
 
 @pytest.mark.parametrize(

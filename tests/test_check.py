@@ -144,6 +144,7 @@ def test_the_plan_is_read_by_people(write_recipe: WriteRecipe, make_model: Any) 
     entry = {"name": "finetuned", "model": str(teacher), "training": {"num_train_epochs": 2, "fp16": False}}
     recipe = write_recipe(
         teacher={"name": "cached", "teacher": entry},
+        student={"name": "copy_layers", "layers": 1},
         training={"lr_scheduler_kwargs": {"num_cycles": 0.5}, "include_for_metrics": ["inputs"]},
     )
     lines = dict(line.split(maxsplit=1) for line in check(load_recipe(recipe)).splitlines())
@@ -151,6 +152,7 @@ def test_the_plan_is_read_by_people(write_recipe: WriteRecipe, make_model: Any) 
     assert lines["teacher"].startswith("cached (teacher finetuned (model ")
     assert "training (num_train_epochs 2, fp16 false)))" in lines["teacher"]
     assert lines["teacher"].endswith(f"bert, 4 layers of 32, {size / 1000:.1f} K parameters")
+    assert ": bert, 1 layer of 32, " in lines["student"]
     assert "lr_scheduler_kwargs (num_cycles 0.5), include_for_metrics [inputs]" in lines["training"]
     assert "disable_tqdm true" in lines["training"]
     assert not set("{}'") & set("".join(lines.values()).replace(str(teacher), ""))

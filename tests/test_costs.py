@@ -27,7 +27,7 @@ def test_a_run_says_what_its_trainings_cost(
     path = write_recipe(report={"latency": False, "baseline": True})
     run(path)
     printed = capsys.readouterr().out
-    student = r"^student: [\d.]+ ?K? tokens/s, [\d.]+ % of the time the teacher's, memory [\d,]+ MiB at most$"
+    student = r"^student: [\d.]+ ?K? tokens/s, the teacher takes [\d.]+ % of the time, memory [\d,]+ MiB at most$"
     assert re.search(student, printed, re.MULTILINE)
     assert re.search(r"^baseline: [\d.]+ ?K? tokens/s, memory [\d,]+ MiB at most$", printed, re.MULTILINE)
     costs = json.loads((tmp_path / "out" / "report.json").read_text())["settings"]["training_cost"]

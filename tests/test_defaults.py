@@ -41,7 +41,7 @@ def test_batches_are_of_like_length_in_all_tasks_but_one(name: str) -> None:
     grouped = name != "text-generation"
     assert training_defaults(recipe).get("train_sampling_strategy") == ("group_by_length" if grouped else None)
     said = sampling_remark(recipe)
-    assert said is None if not grouped else said is not None and said.startswith(SAID) and name in said
+    assert said is None if not grouped else said is not None and said.startswith(SAID) and len(said) < 100
 
 
 def test_a_recipe_of_its_own_order_is_told_nothing() -> None:

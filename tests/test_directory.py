@@ -48,16 +48,18 @@ def refused(tmp_path: Path, *changes: tuple[str, str]) -> str:
         ([("fp16: false", "fp16: true, seed: 1")], "training.fp16 is false there and true here, training.seed is left "
                                                    "out there and 1 here."),
         ([("name: copy_layers, layers: 6", "name: pretrained, model: small")],
-         "student is copy_layers (layers 6) there and pretrained (model small) here."),
+         "student is 'copy_layers (layers 6)' there and 'pretrained (model small)' here."),
         ([("- {name: labels, weight: 0.5}\n", "")],
-         "objectives[1] is labels (weight 0.5) there and left out here."),
+         "objectives[1] is 'labels (weight 0.5)' there and left out here."),
         ([("temperature: 2.0", "temperature: {start: 4.0, end: 1.0}")],
-         "objectives[0].temperature is 2 there and 4 to 1 over the training here."),
+         "objectives[0].temperature is 2 there and '4 to 1 over the training' here."),
+        ([("- {name: labels, weight: 0.5}\n", "- {name: labels, weight: 0.5}\n- hidden\n")],
+         "objectives[2] is left out there and 'hidden' here."),
         ([("5.0e-05", "5.00000001e-05")], "training.learning_rate is 5e-05 there and 5.00000001e-05 here."),
-        ([("big", "b" * 200)], f"teacher.model is big there and {'b' * 57}... here."),
+        ([("big", "b" * 200)], f"teacher.model is 'big' there and '{'b' * 57}...' here."),
         ([("train[:90%]", "train[:80%]"), ("big", "huge"), ("layers: 6", "layers: 3"), ("weight: 0.5", "weight: 1.0")],
-         "data.splits.train is train[:90%] there and train[:80%] here, objectives[0].weight is 0.5 there and 1 here, "
-         "objectives[1].weight is 0.5 there and 1 here, and 2 more."),
+         "data.splits.train is 'train[:90%]' there and 'train[:80%]' here, objectives[0].weight is 0.5 there and 1 "
+         "here, objectives[1].weight is 0.5 there and 1 here, and 2 more."),
     ],
 )  # fmt: skip
 def test_what_differs_is_named_with_both_values(changes: list[tuple[str, str]], said: str, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 
 from hf_distill import DistillationArguments, DistillationTrainer, UserError
 from hf_distill.heads.apart import evaluating, open_head
-from hf_distill.objectives import Attention, Hidden, InputGradient, KLDivergence, Labels, Relations
+from hf_distill.objectives import Attention, Embeddings, Hidden, InputGradient, KLDivergence, Labels, Relations
 from hf_distill.packing.bins import Bins, arrange, fill
 from hf_distill.packing.choice import Packing
 from hf_distill.packing.packer import Packer, Unpackable, open_packer
@@ -539,7 +539,7 @@ def test_a_training_is_the_same(kind: str, tmp_path: Path, packed_passes: list[B
 def test_both_models_are_packed(tmp_path: Path, packed_passes: list[Bins]) -> None:
     """A teacher that runs padded is most of what a step costs; and bins are found once a batch, not once a model."""
     one = make_trainer("classification", tmp_path, max_steps=1, packing=True, **split(8))
-    assert one.decisions == ["packing: on for student and teacher"]
+    assert one.decisions == ["packing: on"]
     packed_passes.clear()
     one.train()
     first, second = packed_passes
@@ -555,7 +555,7 @@ def test_a_cached_teacher(tmp_path: Path, packed_passes: list[Bins]) -> None:
         one = trainer(student, replay, data, tmp_path, terms_of("classification"), packing=packing)
         packed_passes.clear()
         records.append(train(one))
-    assert one.decisions == ["packing: on for student"]
+    assert one.decisions == ["packing: on"]
     assert packed_passes
     assert records[1].losses == pytest.approx(records[0].losses, rel=EXACT)
     assert largest_difference(records[1], records[0]) < EXACT
@@ -637,12 +637,23 @@ def test_little_padding_is_left(
 def test_objectives_that_look_inside(objective: Any, tmp_path: Path, packed_passes: list[Bins]) -> None:
     """They would be shown packed layers for padded ones: as many numbers, and other tokens."""
     one = make_trainer("classification", tmp_path, terms=[objective, Labels()], **split(8))
-    assert one.decisions[-1] == (f"packing: off ({objective.name} looks into the models, whose layers are then packed)")
+    assert one.decisions[-1] == f"packing: off ({objective.name} looks into the models, which needs padded batches)"
     packed_passes.clear()
     one.train()
     assert packed_passes == []
     with pytest.raises(UserError, match=f"packing is true, but {objective.name} looks into the models"):
         make_trainer("classification", tmp_path, terms=[objective, Labels()], packing=True)
+
+
+def test_what_is_said_in_advance(tmp_path: Path) -> None:
+    """Which batches are packed is not known before they come: `on` was said of runs that never packed one. Several
+    objectives that look inside are plural."""
+    one = make_trainer("classification", tmp_path)
+    assert one.decisions == ["packing: wherever it makes a batch at least 10 % smaller"]
+    one = make_trainer("classification", tmp_path, terms=[Embeddings(), Hidden(), Attention()])
+    assert one.decisions[-1] == (
+        "packing: off (embeddings, hidden and attention look into the models, which needs padded batches)"
+    )
 
 
 def test_a_new_student_is_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -718,7 +729,8 @@ def test_a_model_that_cannot_is_named(tmp_path: Path, caplog: pytest.LogCaptureF
             objectives=[KLDivergence()],
         )
         (decision,) = one.decisions
-        assert decision.startswith("packing: on for teacher")
+        where = "" if packing is True else ", wherever it makes a batch at least 10 % smaller"
+        assert decision.startswith(f"packing: for the teacher{where} (student: ")
         assert decision.endswith("(student: what it computes is not the same packed)")
         warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
         said = "packing is true, but not for all: student: what it computes is not the same packed"
@@ -733,7 +745,7 @@ def test_checkpointing_that_would_forget_the_bins(
     monkeypatch.setattr(Packer, "can_recompute", False)
     one = make_trainer("classification", tmp_path, activation_checkpointing=True, **split(8))
     (decision,) = one.decisions
-    assert decision.startswith("packing: on for teacher, where")
+    assert decision.startswith("packing: for the teacher, wherever it makes a batch at least 10 % smaller (student: ")
     assert decision.endswith("(student: gradient checkpointing would compute its layers again when packing is over)")
 
 

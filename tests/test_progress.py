@@ -127,6 +127,8 @@ def test_a_log_file_has_every_term(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             stream.flush()
             return path.read_bytes().decode()
 
-        evaluated, *_, line = _lines(EVALUATED, LOGS, read=read)
+        shown = _lines(EVALUATED, LOGS, read=read)
+    assert "\r" not in path.read_bytes().decode(), "what is written next would stand behind the bar, on its line"
+    _, evaluated, *_, line = shown
     assert line.endswith("similarity_preserving 0.2331  agreement 0.912]")
     assert evaluated.endswith("similarity_preserving 0.3  accuracy 0.83")

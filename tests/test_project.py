@@ -341,6 +341,24 @@ def test_the_example_of_an_own_objective_works(tmp_path: Path, monkeypatch: pyte
     assert rows.tolist() == [2.0]
 
 
+def test_the_example_of_a_cache_runs(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An example that stops before the trainer leaves out what goes wrong: which layers, which data, which teacher."""
+    text = next(text for document, text in code_blocks("python") if document == "docs/caching.md")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "teacher").symlink_to(make_model("llama-lm", layers=4, seed=1))
+    (tmp_path / "student").symlink_to(make_model("llama-lm", layers=2))
+    (tmp_path / "train.txt").write_text("a great film\nthe plot is dull\nthe cast is charming\n" * 4)
+    (tmp_path / "eval.txt").write_text("a dull film\n")
+    for said in ("4 examples (of 13; ", "Found: 4 examples (of 13; "):
+        names: dict[str, Any] = {}
+        exec(compile(text, "docs/caching.md", "exec"), names)
+        assert capsys.readouterr().out.startswith(said)
+        assert names["trainer"].state.global_step == 6
+        assert [one.name for one in names["kept"].states] == ["hidden_2", "hidden_4"]
+
+
 def test_the_example_of_an_own_task_runs(
     write_recipe: WriteRecipe, make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -210,13 +210,33 @@ def test_a_good_run() -> None:
 
 def test_noise_is_called_noise() -> None:
     """A gain below the noise, told as a gain, is the lie that this report exists to prevent."""
-    assert "within noise" in verdict(whole(gain_error=None, eval_rows=400))
+    assert "The teacher's effect is within noise" in verdict(whole(gain_error=None, eval_rows=400))
     assert "within noise" in verdict(several_seeds((0.83, 0.85), (0.82, 0.80)))
-    assert "within noise" in verdict(several_seeds((0.83, 0.83), (0.83, 0.83), gain_error=0.0))
     text = verdict(several_seeds((0.831, 0.832, 0.830), (0.819, 0.820, 0.8185)))
     assert "The teacher helped: +1.2 points" in text
     assert "3 seeds" in text
     assert "Over 3 seeds it is 83.1 on average." in text
+
+
+def test_no_difference_is_no_interval_of_width_zero() -> None:
+    """`95 % interval ± 0.0 points` reads as certainty, where two students answered alike and nothing was measured."""
+    same = whole(baseline=model(1, None, accuracy=0.831), gain_error=0.0)
+    assert same.noise is None
+    assert same.verdict()[1] == (
+        "No effect of the teacher was measured: the same student trained without it has the same accuracy (83.1, one "
+        "seed, 10,000 eval rows). This run does not show that it helped."
+    )
+    seeds = several_seeds((0.83, 0.84), (0.83, 0.84), gain_error=0.0)
+    assert seeds.verdict()[1].startswith("No effect of the teacher was measured: the same student trained without it")
+    assert "has the same accuracy (in each of 2 seeds, 10,000 eval rows)" in seeds.verdict()[1]
+    equal = several_seeds((0.85, 0.83), (0.83, 0.81), gain_error=0.0)
+    assert equal.noise is None, "two seeds that happen to differ alike are no interval"
+    assert "The teacher seems to have helped: +2.0 points accuracy" in verdict(equal)
+    assert "The noise of this difference is not known." in verdict(equal)
+    for report in (same, seeds, equal):
+        assert "±" not in verdict(report)
+        assert "within noise" not in verdict(report)
+    assert several_seeds((0.85, 0.83), (0.83, 0.81), gain_error=0.003).noise == pytest.approx(1.96 * 0.003)
 
 
 def test_a_teacher_that_hurt() -> None:
@@ -258,10 +278,13 @@ def test_a_teacher_at_chance_level() -> None:
     guessing = model(2_000_000, speed(20.0, 400.0), accuracy=0.81)
     report = whole(teacher=guessing, student=model(1_000_000, speed(10.0, 160.0), accuracy=0.81), chance=NO_KNOWLEDGE)
     assert report.verdict()[0] == (
-        "The teacher is no better than chance: its accuracy is 81.0 against 81.0 for always 'negative'. What the "
-        "student kept of that (81.0) means nothing. It has 2.0 times fewer parameters and 2.0 times the "
-        "speed at batch 1."
+        "The teacher is no better than chance: its accuracy is 81.0 against 81.0 for always 'negative'. There "
+        "was nothing to keep: the student's accuracy is 81.0. The student has 2.0 times fewer parameters and 2.0 times "
+        "the speed at batch 1."
     )
+    large = replace(report, student=model(4_000_000, speed(20.0, 160.0), accuracy=0.81))
+    larger = "is 81.0. The student is larger than the teacher: 2.0 times the parameters. It is not faster"
+    assert larger in verdict(large)
     assert "The teacher helped" not in verdict(whole(teacher=guessing, chance=NO_KNOWLEDGE, gain_error=0.02))
     above = replace(guessing, metrics={"accuracy": 0.815})
     assert "is 81.5 against 81.0 for always 'negative', within noise." in verdict(

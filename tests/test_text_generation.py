@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -411,7 +412,7 @@ def test_a_run_and_its_perplexities(kind: str, make_model: Any, tmp_path: Path) 
     assert report.retention == pytest.approx(report.headline("teacher") / student)
     assert report.gain_error == pytest.approx(spread(tmp_path / "out", tokenizer), rel=1e-3)
     assert report.eval_rows == 4 * len(TEXTS)
-    verdict = report.verdict()
+    verdict = replace(report, chance=None).verdict()  # as of a teacher that knows something
     assert f"perplexity is {student:.4g} against the teacher's" in verdict[0].replace(",", "")
     assert ("seems to have helped" in verdict[1]) == (student < baseline)
     assert 0 <= report.agreement < 1
@@ -420,6 +421,32 @@ def test_a_run_and_its_perplexities(kind: str, make_model: Any, tmp_path: Path) 
     assert config.get("num_hidden_layers", config.get("n_layer")) == 1
     student = AutoModelForCausalLM.from_pretrained(out)
     assert student.generate(torch.tensor([[5, 6]]), max_new_tokens=3, pad_token_id=0).shape[1] >= 3
+
+
+def test_the_report_judges_in_the_precision_of_the_training(make_model: Any, tmp_path: Path) -> None:
+    """Models that a run had trained in bf16 were judged in float32, the teacher beside them in bf16, and all of them in
+    bf16 when the same command found them finished: a score that was neither that of the epochs nor that of tomorrow."""
+    path = make_model("llama-lm", seed=1)
+    training = {"output_dir": str(tmp_path / "out"), "bf16": True, "num_train_epochs": 2, "learning_rate": 1e-2}
+    reports = [distilled(tmp_path, path, {"text": TEXTS * 4}, training=training) for _ in range(2)]
+    for name in ("student", "baseline"):
+        losses = [log["eval_objective/labels"] for log in reports[0].history[name] if "eval_objective/labels" in log]
+        for report in reports:
+            assert report.headline(name) == pytest.approx(math.exp(losses[-1]), rel=1e-6)
+
+
+def test_a_teacher_that_knows_nothing(make_model: Any, tmp_path: Path) -> None:
+    """A random teacher's perplexity is that of a guess among all tokens, or worse: nothing can be distilled from it."""
+    path = make_model("llama-lm", seed=1)
+    report = distilled(tmp_path, path, {"text": TEXTS * 4}, report={"latency": False})
+    tokens = len(tokenizer_of(path))
+    assert report.chance is not None
+    assert (report.chance.value, report.chance.error) == (tokens, 0.0)
+    assert report.headline("teacher") > tokens
+    assert report.verdict()[0].startswith(
+        f"The teacher is no better than chance: its perplexity is {report.headline('teacher'):.4g} against {tokens} "
+        "for all tokens equally likely."
+    )
 
 
 def test_a_run_on_completions_from_a_padded_student(make_model: Any, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from hf_distill.data import load_splits
 from hf_distill.models import open_config, open_tokenizer
 from hf_distill.recipe import Data
 from hf_distill.tasks import TASKS, Prepared, Setup
+from hf_distill.tasks.tokenising import tokenizer_name
 
 TEXTS = ["a great film", "the plot is dull", "this cast is moving", "bad scene", "it was funny !", "very stale ."]
 ROWS: dict[str, list[dict[str, Any]]] = {
@@ -168,3 +169,14 @@ def test_a_chat_template_is_part_of_the_key(make_model: Any, tmp_path: Path) -> 
 
     assert files("a") == files("a")
     assert not set(files("a")) & set(files("the"))
+
+
+def test_what_a_tokenizer_is_called(make_model: Any) -> None:
+    """`TokenizersBackend` is the class of every tokenizer that is loaded from a file alone: it says nothing."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    plain = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, unk_token="a")))
+    assert tokenizer_name(plain) == "WordLevel"
+    assert tokenizer_name(open_tokenizer(str(make_model("bert")))) == "BertTokenizer"

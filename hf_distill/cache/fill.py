@@ -50,6 +50,7 @@ class Cache:
         complete: Whether it is to be there already, and nothing is to be written.
         say: Tells the user what goes on.
         contents: The examples.
+        found: Whether all answers were there when it was to be filled.
     """
 
     data: Prepared | TrainingData
@@ -61,6 +62,7 @@ class Cache:
     say: Callable[[str], None] = no_words
     complete: bool = False
     contents: Contents = field(init=False)
+    found: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         """Look at the data."""
@@ -108,9 +110,11 @@ class Cache:
             OSError: The disk is full; finished shards stay.
         """
         wait = _waiter()
+        self.found = self.complete or self._is_complete()
+        self.say(f"{'Found: ' if self.found else ''}{self.in_words()}, in {self.path}")
         if self.complete:
             self._held()
-        elif not self._is_complete():
+        elif not self.found:
             if args.process_index == 0:
                 plan = {**self.identity, "shard_examples": self._shard_examples(), "bf16": args.bf16}
                 files.claim(self.path, plan, self.size)
@@ -198,7 +202,8 @@ class Cache:
         for done, index in enumerate(mine):
             if shards.finished(index):  # by another run, which shares the directory
                 continue
-            self.say(f"shard {index + 1} of {shards.count} ({done} of {len(mine)} done by this process)")
+            own = f" ({done} of {len(mine)} done by this process)" if args.world_size > 1 else ""
+            self.say(f"shard {index + 1} of {shards.count}{own}")
             shards.write(index, self._tables(recorder, args, index * size, (index + 1) * size, features), features)
         if not fixed:
             teacher.to(before)

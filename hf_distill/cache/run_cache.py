@@ -135,6 +135,8 @@ def cache_of(run: Run, teacher: PreTrainedModel, own: CachedTeacher) -> Cache:
 def capture(recipe: Recipe) -> Cache:
     """Do what a run does up to its cache: `hf-distill cache RECIPE.yaml`. The run goes on from there.
 
+    The output directory stays free for any run: nothing is written there but a teacher that is trained there.
+
     Raises:
         UserError: The recipe, its data or the way it was launched is at fault, or its teacher is not a cached one.
     """
@@ -150,7 +152,7 @@ def capture(recipe: Recipe) -> Cache:
         )
     check_launch()
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    run = open_run(recipe, restart=False)
+    run = open_run(recipe, restart=False, for_teacher=True)
     run.cache_answers(run.load_teacher())
     assert run.cache is not None
     return run.cache

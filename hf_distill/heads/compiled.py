@@ -15,6 +15,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,14 @@ def compiler_for(setting: bool | str, device: torch.device, objectives: Sequence
         ours = all(type(objective).__module__.startswith("hf_distill.") for objective in own)
         setting = ours and device.type == "cuda" and find_spec("triton") is not None
     return Compiler([isinstance(getattr(one, "temperature", None), Schedule) for one in own]) if setting else None
+
+
+@cache
+def warn_nothing_compiled() -> None:
+    """Say once that `compile_loss: true` is of no use: a run has several trainings, and judges each model again."""
+    logger.warning(
+        "compile_loss: true compiles nothing here: it is for language models, without fp16 and torch_compile"
+    )
 
 
 @dataclass(frozen=True)

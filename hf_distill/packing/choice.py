@@ -79,9 +79,15 @@ class Packing:
 
     def _report(self, refused: Mapping[str, str]) -> None:
         why = "; ".join(f"{whose}: {reason}" for whose, reason in refused.items())
-        on = " and ".join(self._packers)
-        where = "" if self._asked else f", where a batch becomes {WORTH_IT:.0%} smaller"
-        self.decisions = [f"packing: {f'on for {on}{where}' if on else 'off'}{f' ({why})' if why else ''}"]
+        # Said before there is a batch: which ones are packed is not known yet.
+        where = "" if self._asked else f"wherever it makes a batch at least {100 * WORTH_IT:.0f} % smaller"
+        if not refused:
+            self.decisions = [f"packing: {where or 'on'}"]
+        elif self._packers:
+            parts = (f"for the {' and the '.join(self._packers)}", where)
+            self.decisions = [f"packing: {', '.join(filter(None, parts))} ({why})"]
+        else:
+            self.decisions = [f"packing: off ({why})"]
         if why and self._asked and self._main:
             logger.warning("packing is true, but not for all: %s", why)
 
@@ -208,7 +214,9 @@ def _obstacle(args: TrainingArguments, terms: Terms) -> str | None:
         return "torch_compile would compile anew for every shape"
     names = [name for name, one in zip(terms.names, terms.objectives, strict=True) if one.looks_inside]
     if names or terms.watch:
-        return f"{', '.join(names) or 'an objective'} looks into the models, whose layers are then packed"
+        *others, last = names or ["an objective"]
+        who = f"{', '.join(others)} and {last} look" if others else f"{last} looks"
+        return f"{who} into the models, which needs padded batches"
     return None
 
 

@@ -101,6 +101,20 @@ def find_chance(
     return Chance(float(value), stdev(random) if len(random) > 1 else 0.0, words)
 
 
+def uniform(classes: int) -> Chance:
+    """Return the perplexity of a language model without knowledge: the number of tokens it chooses from.
+
+    One that knows how frequent each token is has a lower one already: a teacher below this bound need not know much.
+
+    Args:
+        classes: Tokens that the head can choose from.
+
+    >>> uniform(39)
+    Chance(value=39.0, error=0.0, answer='all tokens equally likely')
+    """
+    return Chance(float(classes), 0.0, "all tokens equally likely")
+
+
 def _shuffled(logits: Array, labels: Array, kind: str, rng: np.random.Generator) -> tuple[Array, Array]:
     """Return logits and labels that do not belong together; positions without a label stay without."""
     if kind == "spans":

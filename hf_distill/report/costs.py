@@ -36,11 +36,11 @@ def in_words(cost: Mapping[str, float]) -> str:
     """Return a cost as a line of text.
 
     >>> in_words({"tokens_per_second": 5120.4, "teacher_share": 0.31, "peak_memory": 1210.2})
-    "5.1 K tokens/s, 31.0 % of the time the teacher's, memory 1,210 MiB at most"
+    '5.1 K tokens/s, the teacher takes 31.0 % of the time, memory 1,210 MiB at most'
     """
     parts: dict[str, Callable[[float], str]] = {
         "tokens_per_second": lambda value: f"{count(value)} tokens/s",
-        "teacher_share": lambda value: f"{percent(value)} of the time the teacher's",
+        "teacher_share": lambda value: f"the teacher takes {percent(value)} of the time",
         "peak_memory": lambda value: f"memory {value:,.0f} MiB at most",
     }
     return ", ".join(words(cost[name]) for name, words in parts.items() if name in cost)

@@ -12,12 +12,13 @@ import torch
 
 from hf_distill.labels import IGNORED
 from hf_distill.report import figures
-from hf_distill.report.chance import Chance, find_chance
+from hf_distill.report.chance import Chance, find_chance, uniform
 
 if TYPE_CHECKING:
     from hf_distill.tasks import Prepared
 
 AGREEMENT = "agreement"
+PERPLEXITY = "perplexity"
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,10 @@ def labelled_rows(prepared: Prepared, judged: Judged) -> int | None:
 
 
 def chance_of(prepared: Prepared, teacher: Judged, metric: str, greater_is_better: bool) -> Chance | None:
-    """Return what the headline metric is without knowledge; None for a task whose logits are not kept."""
+    """Return what the headline metric is without knowledge; None where that is not known, as of generated texts."""
+    classes = getattr(prepared.layout, "classes", None)
+    if metric == PERPLEXITY and classes is not None:
+        return uniform(classes)
     if metric == AGREEMENT or prepared.summary is not None or teacher.logits is None or teacher.labels is None:
         return None
     layout = prepared.layout

@@ -24,6 +24,8 @@ REPORT = "report.json"
 # Half-width of a 95 % interval in standard errors: Student's t by degrees of freedom, for the few seeds a run has.
 T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 NORMAL_95 = 1.96
+# What is left of equal differences after rounding.
+NOTHING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,10 @@ class Report:
 
     @property
     def retention(self) -> float | None:
-        """What the student keeps: student/teacher, for an error teacher/student; None where undefined."""
+        """What the student keeps: student / teacher; teacher / student where less is better (errors, perplexity).
+
+        None where that is undefined.
+        """
         teacher, student = self.headline("teacher"), self.headline("student")
         if teacher is None or student is None:
             return None
@@ -162,7 +167,8 @@ class Report:
     def noise(self) -> float | None:
         """Half-width of a 95 % interval around the gain; None where nothing is known of its noise.
 
-        The larger of two: the spread over seeds (Student's t), and the sampling error of the eval split.
+        The larger of two: the spread over seeds (Student's t), and the sampling error of the eval split. One that is 0
+        is not known: the seeds happened to differ alike, or both models answered alike on every row.
         """
         if not self.gains:
             return None
@@ -173,7 +179,7 @@ class Report:
         error = self.gain_error if self.gain_error is not None else self.binomial_error("student", "baseline")
         if error is not None:
             known.append(NORMAL_95 * error)
-        return max(known) if known else None
+        return max((one for one in known if one > NOTHING), default=None)
 
     def binomial_error(self, one: str, other: str) -> float | None:
         """Return the standard error of a difference between two models where the headline metric is a share of rows.

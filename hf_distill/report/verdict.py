@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from hf_distill.report.report import NORMAL_95
+from hf_distill.report.report import NORMAL_95, NOTHING
 from hf_distill.report.text import metric_title, metric_value, percent, signed, unsigned
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ def _kept(report: Report) -> str:
     kept, name = report.retention, metric_title(report.metric)
     if report.is_chance("teacher"):
         start = f"The teacher is no better than chance: {_against_chance(report, 'teacher')}."
-        nothing = f"What the student kept of that ({values[0]}) means nothing."
-        return " ".join(part for part in (start, nothing, _cost(report)) if part) + _other_weights(report)
+        nothing = f"There was nothing to keep: the student's {name} is {values[0]}."
+        return " ".join((start, nothing, _cost(report))).strip() + _other_weights(report)
     if kept is None or kept <= 0:
         start = f"The student's {name} is {values[0]} against the teacher's {values[1]}"
     elif not report.greater_is_better:
@@ -115,8 +115,13 @@ def _cost(report: Report, *, sentence: bool = True) -> str:
         else:
             worse.append("It is not faster at batch 1.")
     gained = " and ".join(better)
-    start = (f"It has {gained}." if gained else "") if sentence else f" with {gained}." if gained else "."
-    return " ".join([start, *worse])
+    if sentence:
+        start = f"The student has {gained}." if gained else ""
+        if not gained and worse:
+            worse[0] = worse[0].replace("It", "The student", 1)
+    else:
+        start = f" with {gained}." if gained else "."
+    return " ".join(part for part in (start, *worse) if part)
 
 
 def _times(ratio: float) -> str:
@@ -141,15 +146,29 @@ def _gain(report: Report) -> str:
     noise = report.noise
     against = f"{signed(report, gain)} {metric_title(report.metric)} against the same student trained without it"
     facts = f"({_facts(report)})"
+    if noise is None and not any(abs(one) > NOTHING for one in report.gains):
+        return _no_effect(report)
     if noise is None:
         start = "The teacher seems to have helped" if helped else "The teacher did not help"
         return f"{start}: {against} {facts}. The noise of this difference is not known."
     if abs(gain) <= noise:
-        return f"The teacher's share is within noise: {against} {facts}. This run does not show that it helped."
+        return f"The teacher's effect is within noise: {against} {facts}. This run does not show that it helped."
     if len(report.gains) > 1:
         return f"The teacher {'helped' if helped else 'hurt'}: {against} {facts}."
     # The eval split's noise is not all the noise there is.
     return f"The teacher {'helped' if helped else 'hurt'}: {against} {facts}. Other seeds were not tried."
+
+
+def _no_effect(report: Report) -> str:
+    """Say that both students scored alike, which is no interval of width zero."""
+    name, seeds = metric_title(report.metric), len(report.gains)
+    value = metric_value(report, report.metric, report.headline("student")).removesuffix(" %")
+    facts = f"in each of {seeds} seeds" if seeds > 1 else f"{value}, one seed"
+    rows = f", {report.eval_rows:,} eval rows" if report.eval_rows else ""
+    return (
+        f"No effect of the teacher was measured: the same student trained without it has the same {name} "
+        f"({facts}{rows}). This run does not show that it helped."
+    )
 
 
 def _facts(report: Report) -> str:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # Of a tokenizer's Python side; they are no part of what its fast side knows of itself.
 _PYTHON_SIDE = ("truncation_side", "padding_side", "model_input_names", "chat_template", "special_tokens_map")
+# Classes of tokenizers that were loaded from a file of the `tokenizers` library, whatever is in it.
+_ANY = ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
 def tokenise(
@@ -53,6 +55,13 @@ def cache_key(split: Dataset, tokenizer: PreTrainedTokenizerBase, *settings: Any
     """
     known = tokenizer_state(tokenizer)
     return None if known is None else fingerprint(__version__, split._fingerprint, *known, settings)
+
+
+def tokenizer_name(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return what to call a tokenizer: its class, or where that stands for any, how it makes tokens (`WordPiece`)."""
+    name = type(tokenizer).__name__
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return type(backend.model).__name__ if backend is not None and name in _ANY else name
 
 
 def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> list[Any] | None:

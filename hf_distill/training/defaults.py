@@ -44,7 +44,4 @@ def sampling_remark(recipe: Recipe) -> str | None:
             f"batches hold examples of any length ({SAMPLING}: random, though {GROUPED} is the default in "
             f"{recipe.task.name}), so that {', '.join(names)} can compare them"
         )
-    return (
-        f"batches hold examples of like length, which saves padding ({SAMPLING}: {GROUPED}, the default in "
-        f"{recipe.task.name}; random mixes them)"
-    )
+    return f"batches hold examples of like length ({SAMPLING}: random mixes them)"

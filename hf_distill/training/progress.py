@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Set
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerControl, TrainerState, TrainingArguments
@@ -21,6 +21,8 @@ _FILE = {"ncols": 10_000, "bar_format": "{l_bar}{bar:40}{r_bar}"}
 
 class ProgressBar(ProgressCallback):
     """Transformers' bar with the logs in it instead of a dictionary printed at every logging step.
+
+    In a log file it is a line every so often.
 
     Args:
         leaves_head: Whether the head is not trained: what its answers are worth is told apart then.
@@ -39,7 +41,9 @@ class ProgressBar(ProgressCallback):
         self.current_step = state.global_step
         if state.is_world_process_zero:
             often = 0.1 if sys.stderr.isatty() else 15
-            width: dict[str, Any] = {"dynamic_ncols": True} if sys.stderr.isatty() else _FILE
+            width: dict[str, Any] = {"dynamic_ncols": True}
+            if not sys.stderr.isatty():
+                width = {**_FILE, "file": Lines(sys.stderr)}
             self.training_bar = tqdm(total=state.max_steps, initial=state.global_step, mininterval=often, **width)
 
     def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
@@ -86,6 +90,27 @@ class ProgressBar(ProgressCallback):
             return None
         without = {**self.training_bar.format_dict, "postfix": None, "bar_format": "{l_bar}{r_bar}"}
         return columns - len(self.training_bar.format_meter(**without)) - len(", ") - _BAR
+
+
+class Lines:
+    """A log file, in which each state of a bar is a line of its own: what is written next is not glued to it.
+
+    Args:
+        stream: The file.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.encoding = getattr(stream, "encoding", None)
+
+    def write(self, text: str) -> None:
+        """Write a state of the bar; nothing for what only moves a cursor."""
+        if line := text.strip():
+            self._stream.write(f"{line}\n")
+
+    def flush(self) -> None:
+        """Write what is held back."""
+        self._stream.flush()
 
 
 def figures(logs: dict[str, Any]) -> list[str]:
