@@ -237,7 +237,7 @@ def test_other_failures_keep_their_traceback(error: Exception, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "the following arguments are required: RECIPE.yaml"),
+        ([], "the following arguments are required: RECIPE.yaml\n"),
         (
             ["r.yaml", "--learning_rate", "1e-4"],
             "unknown option --learning_rate. A recipe's values are set without dashes",
@@ -283,6 +283,14 @@ def test_the_script_is_the_command() -> None:
     assert done.returncode == 2
     assert done.stderr == "r.yaml:1: not valid YAML: the '[' opened here is not closed, or a comma is missing in it.\n"
     assert done.stdout == ""
+
+
+def test_the_package_is_the_command() -> None:
+    """`python -m hf_distill` is what people try where a script directory is not on their PATH."""
+    Path("r.yaml").write_text("task: [a")
+    done = _python("-m", "hf_distill", "r.yaml", PYTHONPATH=str(ROOT))
+    assert done.returncode == 2
+    assert done.stderr == "r.yaml:1: not valid YAML: the '[' opened here is not closed, or a comma is missing in it.\n"
 
 
 def test_the_script_without_the_package() -> None:
