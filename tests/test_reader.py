@@ -446,7 +446,20 @@ WRONG: list[tuple[int, str, list[str]]] = [
     (
         11,
         "report: {baseline: yes}",
-        ["11: report.baseline: wanted true or false, found the text 'yes'. Write true, without quotes."],
+        ["11: report.baseline: wanted true or false, found the text 'yes'. Write true: to YAML 1.2, 'yes' is text."],
+    ),
+    (
+        10,
+        "  packing: off",
+        [
+            "10: training.packing: wanted true, false or 'auto', found the text 'off'. Write false: to YAML 1.2, 'off' is "
+            "text."
+        ],
+    ),
+    (
+        10,
+        '  fp16: "True"',
+        ["10: training.fp16: wanted true or false, found the text 'True'. Write true, without quotes."],
     ),
     (
         3,
@@ -463,7 +476,7 @@ WRONG: list[tuple[int, str, list[str]]] = [
     (
         10,
         '  fp16: "no"',
-        ["10: training.fp16: wanted true or false, found the text 'no'. Write false, without quotes."],
+        ["10: training.fp16: wanted true or false, found the text 'no'. Write false: to YAML 1.2, 'no' is text."],
     ),
     (10, "  seed: 1.5", ["10: training.seed: wanted a whole number, found the number 1.5."]),
     (10, "  max_steps: 1e3", ["10: training.max_steps: wanted a whole number, found the number 1000.0. Write 1000."]),
