@@ -452,8 +452,8 @@ WRONG: list[tuple[int, str, list[str]]] = [
         10,
         "  packing: off",
         [
-            "10: training.packing: wanted true, false or 'auto', found the text 'off'. Write false: to YAML 1.2, 'off' is "
-            "text."
+            "10: training.packing: wanted true, false or 'auto', found the text 'off'. Write false: to YAML 1.2, 'off' "
+            "is text."
         ],
     ),
     (
@@ -880,6 +880,29 @@ def test_the_last_override_wins() -> None:
 def test_overrides_that_are_wrong(override: str, said: str) -> None:
     """The mistake is on the command line: a line number of the file would send people to the wrong place."""
     assert mistakes(WHOLE, override) == [f"override '{override}': {said}"]
+
+
+def test_an_override_without_a_place_hides_no_other_mistake() -> None:
+    """Told one at a time, four mistakes on a command line take four tries."""
+    overrides = ("objectives.0.wieght=0.9", "training.lr=1", "objectives.5.weight=1", "foo=1", "nope")
+    assert mistakes(WHOLE.replace("output_dir", "output_dri"), *overrides) == [
+        "r.yaml:8: training.output_dir: missing. Wanted: the directory for the student and its report.",
+        "r.yaml:9: training.output_dri: unknown key. Did you mean 'output_dir'?",
+        "override 'objectives.0.wieght=0.9': objectives[0].wieght: unknown key. Did you mean 'weight'?",
+        "override 'training.lr=1': training.lr: unknown key. It is called 'learning_rate'.",
+        "override 'objectives.5.weight=1': objectives has 2 entries, counted from 0. objectives.2 would add one.",
+        f"override 'foo=1': foo: unknown key. Known: {KEYS}.",
+        "override 'nope': wanted section.key=value, for example training.learning_rate=1e-4.",
+    ]
+
+
+def test_an_override_that_is_refused_changes_nothing() -> None:
+    """The stage that it began would be told as a mistake of its own."""
+    override = "stages.0.objectives.1.weight=1"
+    assert mistakes(WHOLE, override) == [
+        f"override '{override}': stages[0].objectives has 0 entries, counted from 0. stages[0].objectives.0 would add "
+        "one."
+    ]
 
 
 def test_a_token_on_the_command_line_is_not_repeated() -> None:
