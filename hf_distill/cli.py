@@ -107,9 +107,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _read(arguments: argparse.Namespace) -> Recipe:
+    from hf_distill.paths import check_paths
     from hf_distill.reader import load_recipe
 
-    return load_recipe(arguments.recipe, arguments.overrides)
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    check_paths(recipe)
+    return recipe
 
 
 def _check(recipe: Recipe) -> None:
