@@ -114,8 +114,10 @@ def _check_pair(recipe: Recipe, found: _Findings) -> None:
         except UserError as error:
             mistakes += error.mistakes
         if local.get(side) is False:
+            hint = sibling(str(source), having="config.json")
             found.unchecked.append(
                 f"{side} {source}: no directory here, so taken for a Hub id; --check fetches nothing"
+                f"{'.' if hint else ''}{hint}"
             )
     if mistakes:
         raise UserError(*mistakes)

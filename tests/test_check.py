@@ -66,6 +66,26 @@ def test_a_misspelt_model_among_others_is_a_mistake(
     assert "not checked student m/other" in plan
 
 
+def test_a_name_like_that_of_a_model_here_is_asked_about(
+    write_recipe: WriteRecipe, make_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`smal` beside `small` may be on the Hub, but most likely is not; and only a model is like a model."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(make_model("bert"), tmp_path / "small")
+    (tmp_path / "data1").mkdir()
+    (tmp_path / "smal.txt").touch()
+
+    def said(model: str) -> str:
+        plan = check(load_recipe(write_recipe(student={"name": "pretrained", "model": model}))).splitlines()
+        return next(line for line in plan if line.startswith("not checked"))
+
+    assert said("smal").endswith(
+        "no directory here, so taken for a Hub id; --check fetches nothing. Did you mean 'small'?"
+    )
+    assert said("data2").endswith("--check fetches nothing")
+    assert said("gpt2").endswith("--check fetches nothing")
+
+
 @pytest.mark.parametrize(
     ("objective", "said"),
     [
