@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 
 from hf_distill.component import entry, settings
 from hf_distill.errors import UserError
+from hf_distill.metric_table import METRICS
 from hf_distill.objectives import OBJECTIVES, PRESETS, KLDivergence, Labels
 from hf_distill.reader import load_recipe
 from hf_distill.reading.training_keys import (
@@ -467,6 +468,16 @@ WRONG: list[tuple[int, str, list[str]]] = [
         [
             "3: teacher.dtype: wanted 'auto', 'float32', 'bfloat16' or 'float16', found the text 'fp16'. Did you mean "
             "'float16'?"
+        ],
+    ),
+    (
+        11,
+        "evaluation: {metrics: [acuracy, mcc, evaluate/rouge, zzz]}",
+        [
+            "11: evaluation.metrics: unknown metric 'acuracy'. Did you mean 'accuracy'? Or name one of the Hub's: "
+            "evaluate/acuracy.",
+            f"11: evaluation.metrics: unknown metric 'zzz'. Known: {', '.join(METRICS)}. Or name one of the Hub's: "
+            "evaluate/zzz.",
         ],
     ),
     # training
