@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_distill.best_model import check_saving
 from hf_distill.cache.run_cache import in_advance
 from hf_distill.component import entry
 from hf_distill.data import peek
@@ -57,7 +58,7 @@ def check(recipe: Recipe) -> str:
     """
     check_launch()
     found = _Findings()
-    for step in (_check_pair, _check_data, _check_place):
+    for step in (_check_pair, _check_data, _check_training, _check_place):
         try:
             step(recipe, found)
         except UserError as error:
@@ -148,6 +149,10 @@ def _check_data(recipe: Recipe, found: _Findings) -> None:
         found.unchecked.append("data: it is on the Hub, and --check fetches nothing")
         return
     found.plan += [f"{split:<11} {recipe.data.splits[split]}: {words(row)}" for split, row in rows.items()]
+
+
+def _check_training(recipe: Recipe, found: _Findings) -> None:
+    check_saving(recipe)
 
 
 def _check_place(recipe: Recipe, found: _Findings) -> None:

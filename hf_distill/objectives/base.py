@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -234,3 +234,11 @@ class RowObjective(Objective):
         if isinstance(teacher, SparseRows):
             raise ValueError(f"'{self.name}' takes no sparse teacher: {self.needs_all_classes}.")
         return teacher
+
+
+def unique_names(objectives: Iterable[Objective]) -> list[str]:
+    """Return the names of the terms of a training, repeated ones numbered: kl, kl_2."""
+    names = [objective.name for objective in objectives]
+    return [
+        name if (seen := names[:index].count(name)) == 0 else f"{name}_{seen + 1}" for index, name in enumerate(names)
+    ]
