@@ -75,7 +75,7 @@ def check(recipe: Recipe) -> str:
         if recipe.hub.push
         else []
     )
-    found.plan += [f"note        {line}" for line in (*remarks(recipe), *cut_off(recipe))]
+    found.plan += [f"note        {line}" for line in (*remarks(recipe, found.pair), *cut_off(recipe))]
     found.plan += [f"not checked {line}" for line in found.unchecked]
     return "\n".join(found.plan)
 

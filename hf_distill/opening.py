@@ -52,7 +52,7 @@ def open_run(recipe: Recipe, restart: bool) -> Run:
     answers = _claim_answers(recipe)
     pair = open_pair(recipe)
     check_plan(recipe, pair)
-    for line in remarks(recipe):
+    for line in remarks(recipe, pair):
         narrator.say(line)
     with args.main_process_first(desc="data"):
         prepared = _prepare(recipe, pair)

@@ -81,6 +81,8 @@ class Objective(ABC):
     by_token: ClassVar[bool] = False
     # Whether it compares examples of a micro-batch with each other: then the loss depends on how a step is split.
     within_batch: ClassVar[bool] = False
+    # Its field that says how many of the teacher's likeliest classes it compares, all where there are not as many.
+    likeliest: ClassVar[str | None] = None
     # Whether its gradient reaches the head of the task; not where it compares what comes before the head.
     reaches_head: ClassVar[bool] = True
     # Whether both models must compute attention as plain matrix products: for maps, or for second derivatives.
