@@ -204,3 +204,25 @@ def test_what_transformers_takes_is_taken(
             check_saving(recipe)
     else:
         check_saving(recipe)
+
+
+@pytest.mark.parametrize(
+    ("name", "greater"),
+    [
+        ("loss", False),
+        ("objective/kl", False),
+        ("eval_objective/labels", False),
+        ("mse", False),
+        ("hamming_loss", False),
+        ("evaluate/wer", False),
+        ("accuracy", True),
+        ("eval_agreement", True),
+    ],
+)
+def test_the_best_is_the_lowest_where_less_is_better(tmp_path: Path, name: str, greater: bool) -> None:
+    """Transformers takes all that does not end in `loss` for better when greater: it would load the worst model."""
+    from hf_distill import DistillationArguments
+
+    given: dict[str, Any] = {"output_dir": str(tmp_path), METRIC: name}
+    assert DistillationArguments(**given).greater_is_better is greater
+    assert DistillationArguments(**given, greater_is_better=not greater).greater_is_better is not greater
