@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_distill.best_model import check_saving
 from hf_distill.cache.run_cache import in_advance
 from hf_distill.component import entry
 from hf_distill.data import peek
@@ -58,7 +59,7 @@ def check(recipe: Recipe) -> str:
     """
     check_launch()
     found = _Findings()
-    for step in (_check_pair, _check_data, _check_place):
+    for step in (_check_pair, _check_data, _check_training, _check_place):
         try:
             step(recipe, found)
         except UserError as error:
@@ -75,7 +76,7 @@ def check(recipe: Recipe) -> str:
         if recipe.hub.push
         else []
     )
-    found.plan += [f"note        {line}" for line in (*remarks(recipe), *cut_off(recipe))]
+    found.plan += [f"note        {line}" for line in (*remarks(recipe, found.pair), *cut_off(recipe))]
     found.plan += [f"not checked {line}" for line in found.unchecked]
     return "\n".join(found.plan)
 
@@ -115,8 +116,10 @@ def _check_pair(recipe: Recipe, found: _Findings) -> None:
         except UserError as error:
             mistakes += error.mistakes
         if local.get(side) is False:
+            hint = sibling(str(source), having="config.json")
             found.unchecked.append(
                 f"{side} {source}: no directory here, so taken for a Hub id; --check fetches nothing"
+                f"{'.' if hint else ''}{hint}"
             )
     if mistakes:
         raise UserError(*mistakes)
@@ -147,6 +150,10 @@ def _check_data(recipe: Recipe, found: _Findings) -> None:
         found.unchecked.append("data: it is on the Hub, and --check fetches nothing")
         return
     found.plan += [f"{split:<11} {recipe.data.splits[split]}: {words(row)}" for split, row in rows.items()]
+
+
+def _check_training(recipe: Recipe, found: _Findings) -> None:
+    check_saving(recipe)
 
 
 def _check_place(recipe: Recipe, found: _Findings) -> None:

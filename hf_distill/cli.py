@@ -86,7 +86,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("recipe", metavar="RECIPE.yaml", help="what to distil, and how")
-    parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="replaces a value of the recipe")
+    # Without a default, argparse names them among the required.
+    parser.add_argument(
+        "overrides", metavar="section.key=value", nargs="*", default=[], help="replaces a value of the recipe"
+    )
     parser.add_argument(
         "--check", action="store_true", help="check the recipe and print what would happen; no training"
     )
@@ -104,9 +107,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _read(arguments: argparse.Namespace) -> Recipe:
+    from hf_distill.paths import check_paths
     from hf_distill.reader import load_recipe
 
-    return load_recipe(arguments.recipe, arguments.overrides)
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    check_paths(recipe)
+    return recipe
 
 
 def _check(recipe: Recipe) -> None:

@@ -57,13 +57,20 @@ def _looks_like_path(location: str) -> bool:
     return _HUB_ID.fullmatch(location) is None or _FILE.fullmatch(Path(location).suffix) is not None
 
 
-def sibling(path: str) -> str:
-    """Return `" Did you mean 'x'?"` where something of a similar name is there."""
+def sibling(path: str, having: str = "") -> str:
+    """Return `" Did you mean 'x'?"` where something of a similar name is there.
+
+    Args:
+        path: What is not there.
+        having: Only a directory with a file of this name is meant, if given.
+    """
     folder, name = os.path.split(path.rstrip("/\\"))
     try:
         there = sorted(os.listdir(folder or "."))
     except OSError:
         return ""
+    if having:
+        there = [one for one in there if os.path.exists(os.path.join(folder, one, having))]
 
     def likeness(other: str) -> tuple[float, float]:
         return _likeness(_stem(name), _stem(other)), _likeness(name, other)

@@ -38,6 +38,22 @@ def greater_is_better(name: str) -> bool:
 _ERRORS = ("mse", "mae", "rmse", "mape", "smape", "mase", "wer", "cer", "ter", "perplexity", "brier_score", "log_loss")
 
 
+def check_names(names: Sequence[str]) -> None:
+    """Refuse names of no metric, before it is known what is predicted.
+
+    Raises:
+        UserError: A line for each; those of the `evaluate` library are not looked up.
+    """
+    mistakes: list[str] = []
+    for name in names:
+        try:
+            greater_is_better(name)
+        except UserError as error:
+            mistakes += error.mistakes
+    if mistakes:
+        raise UserError(*mistakes)
+
+
 def check(names: Sequence[str], kind: Kind, num_labels: int, label_names: Sequence[str] | None = None) -> None:
     """Refuse metrics that cannot be computed, before anything is trained.
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_distill.best_model import check_best_metric, check_saving
 from hf_distill.data import load_splits
 from hf_distill.directory import RunDirectory, held_recipe
 from hf_distill.errors import UserError
@@ -41,6 +42,7 @@ def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run
         UserError: The recipe, its data or the way it was launched is at fault; nothing has been written.
     """
     threads = use_all_cores()
+    check_saving(recipe)
     path = Path(recipe.training["output_dir"]).expanduser()
     training, precision = _settle(recipe, None if restart else held_recipe(path))
     directory = RunDirectory(path, dump_recipe(_with_precision(recipe, training)))
@@ -60,11 +62,12 @@ def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run
     answers = _claim_answers(recipe)
     pair = open_pair(recipe)
     check_plan(recipe, pair)
-    for line in remarks(recipe):
+    for line in remarks(recipe, pair):
         narrator.say(line)
     with args.main_process_first(desc="data"):
         prepared = _prepare(recipe, pair)
     _check_objectives(recipe, prepared)
+    check_best_metric(recipe, prepared)
     if args.process_index == 0:
         with recipe.locate("training"):
             if not for_teacher:

@@ -69,8 +69,13 @@ def check_plan(recipe: Recipe, pair: Pair | None) -> None:
         raise UserError(*mistakes)
 
 
-def remarks(recipe: Recipe) -> list[str]:
-    """Return what somebody who starts this run should know about its loss and its batches, a line each."""
+def remarks(recipe: Recipe, pair: Pair | None) -> list[str]:
+    """Return what somebody who starts this run should know about its loss and its batches, a line each.
+
+    Args:
+        recipe: The recipe.
+        pair: Its models; None where they cannot be looked at.
+    """
     lines = [sampling_remark(recipe)]
     if within := within_batch(recipe):
         verb = "compares" if len(within) == 1 else "compare"
@@ -83,7 +88,26 @@ def remarks(recipe: Recipe) -> list[str]:
             "no objective trains the head of the student: it ends as it begins, copied from a model or random, and the "
             "metrics are those of its answers. Add an objective on logits or labels, or a stage with one"
         )
+    if pair is not None and (classes := _classes(recipe, pair)) is not None:
+        lines += _all_classes(recipe, classes)
     return [line for line in lines if line]
+
+
+def _all_classes(recipe: Recipe, classes: int) -> Iterator[str]:
+    for path, objective in objectives_of(recipe):
+        if (field := objective.likeliest) is not None and (wanted := getattr(objective, field)) > classes:
+            there = f"there are {classes:,} classes: all of them are compared"
+            yield f"{path}.{field} is {wanted:,}, and {there}"
+
+
+def _classes(recipe: Recipe, pair: Pair) -> int | None:
+    """Return how many classes there are, tokens for a language model; None where only the data tells."""
+    from hf_distill.rows.inferred import vocabulary
+
+    if "LM" in recipe.task.auto_class:
+        return vocabulary(pair.student, pair.teacher, pair.tokenizer)
+    head = pair.teacher_head or pair.student_head
+    return head.num_labels if head is not None and "Classification" in recipe.task.auto_class else None
 
 
 def leaves_head(objectives: Iterable[Objective], auto_class: str) -> bool:

@@ -57,6 +57,7 @@ class _Reading:
     """One recipe being read: builds what can be built and collects what cannot."""
 
     def __init__(self, document: Document) -> None:
+        self.document = document
         self.data = document.data
         for path, given in (("", self.data), *_stages(self.data)):
             if given.get("objectives") is None:
@@ -99,8 +100,8 @@ class _Reading:
             parts["tokenizer"] = self.validate(str, self.data["tokenizer"], "tokenizer")
         self.required()
         self.data_keys(parts["task"])
-        if self.mistakes:
-            raise UserError(*self.lines())
+        if told := self.document.told(self.mistakes):
+            raise UserError(*told)
         return Recipe(**parts, origin=self.origin)
 
     def required(self) -> None:
@@ -115,18 +116,6 @@ class _Reading:
                 continue
             if value is None or value == "":
                 self.add(path, f"missing. Wanted: {wanted}.")
-
-    def lines(self) -> list[str]:
-        """Return the mistakes in the order of the file; those of overrides come last, in their order."""
-        given = list(dict.fromkeys(self.origin.overrides.values()))
-
-        def place(mistake: tuple[str, str]) -> tuple[int, int]:
-            at = self.origin.nearest(mistake[0])
-            if at in self.origin.overrides:
-                return 1, given.index(self.origin.overrides[at])
-            return 0, self.origin.lines.get(at, 1)
-
-        return [f"{self.origin.locate(path)}: {what}" for path, what in sorted(self.mistakes, key=place)]
 
     def validate(self, cls: type[Part], data: Any, path: str, **built: Any) -> Part | None:
         """Return `data` as an instance of `cls`; None, and the mistakes are noted, where it is none.

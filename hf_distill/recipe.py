@@ -96,6 +96,14 @@ class Evaluation:
 
     metrics: list[str] = Field(default_factory=list)
 
+    @field_validator("metrics")
+    @classmethod
+    def _known(cls, metrics: list[str]) -> list[str]:
+        from hf_distill.metrics import check_names
+
+        check_names(metrics)
+        return metrics
+
 
 @component
 class ReportOptions:

@@ -20,6 +20,7 @@ from hf_distill.quantization import in_words, size, weights
 from hf_distill.report import costs
 from hf_distill.report.text import count
 from hf_distill.teachers import CachedTeacher
+from hf_distill.training.defaults import fine_tuning
 from hf_distill.training.precision import resolve_bf16
 
 if TYPE_CHECKING:
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
     from hf_distill.training_args import DistillationArguments
 
 logger = logging.getLogger(__name__)
-
-# A teacher's fine-tuning takes everything from the recipe's training but how it learns.
-_LEARNING = ("num_train_epochs", "max_steps", "learning_rate", "lr_scheduler", "warmup", "weight_decay")
 
 
 @dataclass
@@ -149,8 +147,7 @@ class Run:
         """Train a teacher on the labels (see `teachers.base.FineTune`)."""
         if not self.prepared.labelled:
             raise UserError("the train split has no labels to fine-tune the teacher on. Name a fine-tuned model.")
-        own = {key: value for key, value in self.training.items() if not key.startswith(_LEARNING)}
-        settings, _ = resolve_bf16({**own, **training})
+        settings, _ = resolve_bf16(fine_tuning(self.training, training))
         root = Path(directory).expanduser() if directory else self.directory.path / TEACHERS
         # One folder for each combination: changing a setting never overwrites a teacher that took hours.
         fitter = self.fitter.for_teacher()

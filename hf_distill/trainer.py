@@ -27,7 +27,13 @@ from hf_distill.rows.inferred import base_model, infer_layout
 from hf_distill.sentence_encoder import encoding_of
 from hf_distill.training.batching import BatchingTrainer
 from hf_distill.training.both_models import BothModels, taken_by
-from hf_distill.training.compatibility import check_objectives, check_parallelism, check_separate, check_terms
+from hf_distill.training.compatibility import (
+    check_objectives,
+    check_parallelism,
+    check_separate,
+    check_terms,
+    check_types,
+)
 from hf_distill.training.eval_sums import EvalSums
 from hf_distill.training.learned import attach, place
 from hf_distill.training.liger import layers_only, undone_afterwards
@@ -68,6 +74,7 @@ class DistillationTrainer(SavingTrainer, BatchingTrainer):
         **trainer: Everything else as `transformers.Trainer`, except `compute_loss_func`.
 
     Raises:
+        TypeError: One of them is not what it should be, such as the name of a model in place of the model.
         ValueError: The models, objectives or arguments do not fit together.
     """
 
@@ -84,6 +91,7 @@ class DistillationTrainer(SavingTrainer, BatchingTrainer):
         layout: RowLayout | None = None,
         **trainer: Any,
     ) -> None:
+        check_types(model=model, args=args, teacher=teacher, objectives=objectives, layout=layout)
         args = args if args is not None else DistillationArguments(output_dir="trainer_output")
         check_arguments(args)
         check_devices(args)

@@ -11,16 +11,19 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.import_utils import is_liger_kernel_available
 
+from hf_distill.errors import UserError
+from hf_distill.metrics import greater_is_better
+
 
 @dataclass
 class DistillationArguments(TrainingArguments):
-    """`transformers.TrainingArguments` with two other defaults, a check, and what a step costs.
+    """`transformers.TrainingArguments` with three other defaults, a check, and what a step costs.
 
     Everything that describes what the loss is lives in the objectives.
 
-    Defaults that differ: `hub_strategy` is `"end"` (only a finished student is published) and `use_cpu` is true where
-    there is no accelerator (`bf16=True` then works on CPUs, and processes started by `torchrun` on a CPU-only
-    machine find each other).
+    Defaults that differ: `greater_is_better` is false for objectives and errors too, `hub_strategy` is `"end"` (only a
+    finished student is published) and `use_cpu` is true where there is no accelerator (`bf16=True` then works on CPUs,
+    and processes started by `torchrun` on a CPU-only machine find each other).
 
     Attributes:
         compile_loss: Compile what is computed of a vocabulary's logits, gradient included (see `compiled`): `"auto"`,
@@ -50,7 +53,19 @@ class DistillationArguments(TrainingArguments):
         if not torch.accelerator.is_available() and not is_torch_xla_available():
             self.use_cpu = True
         check_arguments(self)
+        if self.greater_is_better is None and self.metric_for_best_model is not None:
+            self.greater_is_better = _is_better_when_greater(self.metric_for_best_model.removeprefix("eval_"))
         super().__post_init__()  # type: ignore[no-untyped-call]
+
+
+def _is_better_when_greater(figure: str) -> bool:
+    """Transformers takes all that does not end in `loss` to be, an `objective/kl` and an `mse` too."""
+    if figure.endswith("loss") or figure.startswith("objective/"):
+        return False
+    try:
+        return greater_is_better(figure)
+    except UserError:  # no metric: the agreement, or a name of the user's own
+        return True
 
 
 def check_arguments(args: TrainingArguments) -> None:

@@ -14,6 +14,7 @@ from hf_distill import load_recipe
 from hf_distill.check import check
 from hf_distill.errors import UserError
 from hf_distill.objectives import Hidden
+from hf_distill.opening import open_run
 from hf_distill.plan import leaves_head
 
 WriteRecipe = Callable[..., Path]
@@ -64,6 +65,26 @@ def test_a_misspelt_model_among_others_is_a_mistake(
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: "/cache/config.json")
     plan = check(load_recipe(write_recipe(student={"name": "pretrained", "model": "m/other"})))
     assert "not checked student m/other" in plan
+
+
+def test_a_name_like_that_of_a_model_here_is_asked_about(
+    write_recipe: WriteRecipe, make_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`smal` beside `small` may be on the Hub, but most likely is not; and only a model is like a model."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(make_model("bert"), tmp_path / "small")
+    (tmp_path / "data1").mkdir()
+    (tmp_path / "smal.txt").touch()
+
+    def said(model: str) -> str:
+        plan = check(load_recipe(write_recipe(student={"name": "pretrained", "model": model}))).splitlines()
+        return next(line for line in plan if line.startswith("not checked"))
+
+    assert said("smal").endswith(
+        "no directory here, so taken for a Hub id; --check fetches nothing. Did you mean 'small'?"
+    )
+    assert said("data2").endswith("--check fetches nothing")
+    assert said("gpt2").endswith("--check fetches nothing")
 
 
 @pytest.mark.parametrize(
@@ -117,6 +138,39 @@ def test_the_plan_says_that_a_schedule_will_not_get_to_its_end(write_recipe: Wri
     stages = [{"objectives": [kl], "training": {"max_steps": steps}} for steps in (2000, 500)]
     (line,) = noted(check(load_recipe(write_recipe(objectives=None, stages=stages))))
     assert "stages[1].objectives[0].temperature" in line
+
+
+def test_the_plan_says_that_there_are_fewer_classes_than_an_objective_compares(
+    write_recipe: WriteRecipe, make_model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`top: 500` of two classes is all of them; whoever sweeps it would compare equal runs."""
+
+    def notes(objectives: list[dict[str, Any]], **sections: Any) -> list[str]:
+        return noted(check(load_recipe(write_recipe(objectives=objectives, **sections))))
+
+    labels = {"name": "labels"}
+    said = "objectives[1].top is {}, and there are {} classes: all of them are compared"
+    assert notes([labels, {"name": "ranking", "top": 500}]) == [f"note        {said.format(500, 2)}"]
+    assert notes([labels, {"name": "ranking"}]) == [f"note        {said.format(8, 2)}"]
+    assert notes([labels, {"name": "ranking", "top": 2}]) == []
+    (line,) = notes([labels, {"name": "input_gradient", "classes": 3}])
+    assert line == "note        objectives[1].classes is 3, and there are 2 classes: all of them are compared"
+    bare = {"name": "finetuned", "model": str(make_model("bert-bare"))}
+    assert notes([labels, {"name": "ranking"}], teacher=bare) == [], "how many there are is in the data"
+    texts = tmp_path / "texts.json"
+    texts.write_text(json.dumps([{"text": "a great film"}] * 4))
+    model = make_model("llama-lm")
+    language = {
+        "task": "text-generation",
+        "data": {"path": {"train": str(texts), "eval": str(texts)}},
+        "teacher": {"name": "pretrained", "model": str(model)},
+    }
+    tokens = len(json.loads((model / "tokenizer.json").read_text())["model"]["vocab"])
+    found = notes([labels, {"name": "ranking", "top": 500}], **language)
+    assert found == [f"note        {said.format(500, tokens)}"]
+    assert notes([labels, {"name": "ranking"}], **language) == []
+    open_run(load_recipe(write_recipe(objectives=[labels, {"name": "ranking"}])), False)
+    assert said.format(8, 2) in "".join(capsys.readouterr()), "a run says it too"
 
 
 def test_the_plan_says_that_nothing_trains_the_head(write_recipe: WriteRecipe) -> None:

@@ -585,3 +585,27 @@ def test_a_million_labels_take_no_python_objects() -> None:
         found = read_labels({"train": dataset}, problem=None, names=None, teacher=None, student=None)
         assert found.width == width
     assert time.perf_counter() - started < 5  # 0.2 s on two old cores
+
+
+def test_a_head_of_more_classes_than_the_labels_use_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Numbers fit any larger head: a teacher of another task would train a student without a word."""
+
+    def told(*args: Any, **kwargs: Any) -> list[str]:
+        caplog.clear()
+        read(*args, **kwargs)
+        return [record.getMessage() for record in caplog.records]
+
+    five = head(width=5)
+    said = (
+        "the train labels use 2 of the 5 classes of the teacher's head, which only numbers them. Was it trained on "
+        "these? Then name all, and this is not asked again: data: {labels: [name of 0, name of 1, ...]}"
+    )
+    assert told([0, 1, 0], [1], teacher=five) == [said]
+    assert told(["no", "yes"], [], teacher=five, names=["no", "yes", "a", "b", "c"]) == [], "somebody named them"
+    assert told([0, 1], [0, 4], teacher=five) == [said], "judged by what is learned from"
+    assert told([0, 1, 2, 3, 4], [0], teacher=five) == [], "a class may be rare in the eval split"
+    assert told([0, 1], teacher=head("a", "b", "c")) == [], "names were matched, or refused, before"
+    assert told([0, 1], [1], student=five) == [said.replace("teacher", "student")]
+    assert told([[0, 1, 0, 0, 1]] * 3, teacher=five, problem="multi_label") == [], "one entry a class"
+    assert told([[0], [1, 0]], teacher=five, problem="multi_label") == [said]
+    assert told(None, [0, 1], teacher=five) == [], "nothing is learned from labels"

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "distill.py"
 RECIPE = """\
 task: text-classification
-data: {path: x.csv}
+data: {path: {train: x.csv, eval: x.csv}}
 teacher: {name: pretrained, model: big}
 student: {name: pretrained, model: small}
 objectives: [kl]
@@ -41,6 +41,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     path = Path("r.yaml")
     path.write_text(RECIPE)
+    Path("x.csv").write_text("text,label\na,0\n")
     return path
 
 
@@ -103,7 +104,7 @@ def test_what_fetches_missing_data_is_told(arguments: list[str], capsys: pytest.
     *_, last = capsys.readouterr().err.splitlines()
     assert last == (f"{quickstart} needs the data and the model: python scripts/fetch_quickstart.py (90 MB, once)")
     # A recipe that says nothing, and a mistake that fetching would not mend.
-    assert main(["r.yaml", "--check"]) == 2
+    assert main(["r.yaml", "--check", "data.path=y.csv"]) == 2
     assert "needs" not in capsys.readouterr().err
     assert main([quickstart, "report.baselin=true"]) == 2
     assert "fetch_quickstart" not in capsys.readouterr().err
@@ -237,7 +238,7 @@ def test_other_failures_keep_their_traceback(error: Exception, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "the following arguments are required: RECIPE.yaml"),
+        ([], "the following arguments are required: RECIPE.yaml\n"),
         (
             ["r.yaml", "--learning_rate", "1e-4"],
             "unknown option --learning_rate. A recipe's values are set without dashes",
@@ -276,6 +277,26 @@ def test_help_is_fast(option: str) -> None:
     assert ("section.key=value" if option == "--help" else __version__) in done.stdout
 
 
+@pytest.mark.parametrize("command", [["--check"], [], ["cache"]])
+def test_paths_that_are_not_there_are_told_before_anything_heavy_is_imported(command: list[str]) -> None:
+    """Whoever mistypes four paths waits five seconds of imports, four times, to hear of them one after the other."""
+    words = [*command, "r.yaml"] if command == ["cache"] else ["r.yaml", *command]
+    words += ["data.path=y.csv", "teacher.model=./big", "student.model=./small", "tokenizer=~/no/words"]
+    code = (
+        f"import sys\nfrom hf_distill.cli import main\nassert main({words}) == 2\n"
+        "print({'torch', 'transformers', 'datasets', 'pandas', 'huggingface_hub'} & set(sys.modules))"
+    )
+    done = _python("-c", code, PYTHONPATH=str(ROOT))
+    assert done.stdout == "set()\n", done.stderr
+    looked = f"(looked from {Path.cwd()})."
+    assert done.stderr.splitlines() == [
+        f"override 'teacher.model=./big': teacher.model: no such file or directory: './big' {looked}",
+        f"override 'student.model=./small': student.model: no such file or directory: './small' {looked}",
+        f"override 'tokenizer=~/no/words': tokenizer: no such file or directory: '~/no/words' {looked}",
+        f"override 'data.path=y.csv': data.path: no such file or directory: 'y.csv' {looked}",
+    ]
+
+
 def test_the_script_is_the_command() -> None:
     """`accelerate launch` starts the script; its status must be that of the command."""
     Path("r.yaml").write_text("task: [a")
@@ -283,6 +304,14 @@ def test_the_script_is_the_command() -> None:
     assert done.returncode == 2
     assert done.stderr == "r.yaml:1: not valid YAML: the '[' opened here is not closed, or a comma is missing in it.\n"
     assert done.stdout == ""
+
+
+def test_the_package_is_the_command() -> None:
+    """`python -m hf_distill` is what people try where a script directory is not on their PATH."""
+    Path("r.yaml").write_text("task: [a")
+    done = _python("-m", "hf_distill", "r.yaml", PYTHONPATH=str(ROOT))
+    assert done.returncode == 2
+    assert done.stderr == "r.yaml:1: not valid YAML: the '[' opened here is not closed, or a comma is missing in it.\n"
 
 
 def test_the_script_without_the_package() -> None:

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 
 from hf_distill.component import entry, settings
 from hf_distill.errors import UserError
+from hf_distill.metric_table import METRICS
 from hf_distill.objectives import OBJECTIVES, PRESETS, KLDivergence, Labels
 from hf_distill.reader import load_recipe
 from hf_distill.reading.training_keys import (
@@ -451,7 +452,20 @@ WRONG: list[tuple[int, str, list[str]]] = [
     (
         11,
         "report: {baseline: yes}",
-        ["11: report.baseline: wanted true or false, found the text 'yes'. Write true, without quotes."],
+        ["11: report.baseline: wanted true or false, found the text 'yes'. Write true: to YAML 1.2, 'yes' is text."],
+    ),
+    (
+        10,
+        "  packing: off",
+        [
+            "10: training.packing: wanted true, false or 'auto', found the text 'off'. Write false: to YAML 1.2, 'off' "
+            "is text."
+        ],
+    ),
+    (
+        10,
+        '  fp16: "True"',
+        ["10: training.fp16: wanted true or false, found the text 'True'. Write true, without quotes."],
     ),
     (
         3,
@@ -461,6 +475,16 @@ WRONG: list[tuple[int, str, list[str]]] = [
             "'float16'?"
         ],
     ),
+    (
+        11,
+        "evaluation: {metrics: [acuracy, mcc, evaluate/rouge, zzz]}",
+        [
+            "11: evaluation.metrics: unknown metric 'acuracy'. Did you mean 'accuracy'? Or name one of the Hub's: "
+            "evaluate/acuracy.",
+            f"11: evaluation.metrics: unknown metric 'zzz'. Known: {', '.join(METRICS)}. Or name one of the Hub's: "
+            "evaluate/zzz.",
+        ],
+    ),
     # training
     (10, "  learning_rate: fast", ["10: training.learning_rate: wanted a number, found the text 'fast'."]),
     (10, "  learning_rate: -1", ["10: training.learning_rate: wanted a number of at least 0, found -1."]),
@@ -468,7 +492,7 @@ WRONG: list[tuple[int, str, list[str]]] = [
     (
         10,
         '  fp16: "no"',
-        ["10: training.fp16: wanted true or false, found the text 'no'. Write false, without quotes."],
+        ["10: training.fp16: wanted true or false, found the text 'no'. Write false: to YAML 1.2, 'no' is text."],
     ),
     (10, "  seed: 1.5", ["10: training.seed: wanted a whole number, found the number 1.5."]),
     (10, "  max_steps: 1e3", ["10: training.max_steps: wanted a whole number, found the number 1000.0. Write 1000."]),
@@ -872,6 +896,29 @@ def test_the_last_override_wins() -> None:
 def test_overrides_that_are_wrong(override: str, said: str) -> None:
     """The mistake is on the command line: a line number of the file would send people to the wrong place."""
     assert mistakes(WHOLE, override) == [f"override '{override}': {said}"]
+
+
+def test_an_override_without_a_place_hides_no_other_mistake() -> None:
+    """Told one at a time, four mistakes on a command line take four tries."""
+    overrides = ("objectives.0.wieght=0.9", "training.lr=1", "objectives.5.weight=1", "foo=1", "nope")
+    assert mistakes(WHOLE.replace("output_dir", "output_dri"), *overrides) == [
+        "r.yaml:8: training.output_dir: missing. Wanted: the directory for the student and its report.",
+        "r.yaml:9: training.output_dri: unknown key. Did you mean 'output_dir'?",
+        "override 'objectives.0.wieght=0.9': objectives[0].wieght: unknown key. Did you mean 'weight'?",
+        "override 'training.lr=1': training.lr: unknown key. It is called 'learning_rate'.",
+        "override 'objectives.5.weight=1': objectives has 2 entries, counted from 0. objectives.2 would add one.",
+        f"override 'foo=1': foo: unknown key. Known: {KEYS}.",
+        "override 'nope': wanted section.key=value, for example training.learning_rate=1e-4.",
+    ]
+
+
+def test_an_override_that_is_refused_changes_nothing() -> None:
+    """The stage that it began would be told as a mistake of its own."""
+    override = "stages.0.objectives.1.weight=1"
+    assert mistakes(WHOLE, override) == [
+        f"override '{override}': stages[0].objectives has 0 entries, counted from 0. stages[0].objectives.0 would add "
+        "one."
+    ]
 
 
 def test_a_token_on_the_command_line_is_not_repeated() -> None:

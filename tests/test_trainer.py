@@ -74,6 +74,52 @@ class EachStep(TrainerCallback):
         self.action()
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (
+            {"teacher": "big"},
+            "teacher: wanted a model, found the text 'big'. Load it: AutoModelFor....from_pretrained('big').",
+        ),
+        (
+            {"model": "small"},
+            "model: wanted a model, found the text 'small'. Load it: AutoModelFor....from_pretrained('small').",
+        ),
+        ({"teacher": dict}, "teacher: wanted a model, found the class dict."),
+        (
+            {"args": {"seed": 1}},
+            "args: wanted DistillationArguments, found a mapping. Write DistillationArguments(seed=...).",
+        ),
+        ({"objectives": ["kl"]}, "objectives[0]: wanted an objective, found the text 'kl'. Write KLDivergence()."),
+        (
+            {"objectives": [{"name": "kl"}]},
+            "objectives[0]: wanted an objective, found a mapping. Write KLDivergence().",
+        ),
+        (
+            {"objectives": [Labels(), "klo"]},
+            "objectives[1]: wanted an objective, found the text 'klo'. Write KLDivergence().",
+        ),
+        (
+            {"objectives": [KLDivergence]},
+            "objectives[0]: wanted an objective, found the class KLDivergence. Write KLDivergence().",
+        ),
+        ({"objectives": "kl"}, "objectives: wanted a list of objectives, found the text 'kl'. Write [KLDivergence()]."),
+        (
+            {"objectives": Labels()},
+            "objectives: wanted a list of objectives, found an object of Labels. Write [Labels()].",
+        ),
+        ({"layout": "tokens"}, "layout: wanted a hf_distill.rows.base.RowLayout, found the text 'tokens'."),
+    ],
+)
+def test_what_is_no_model_and_no_objective_is_told_by_name(tmp_path: Path, wrong: dict[str, Any], said: str) -> None:
+    """`'str' object has no attribute 'parameters'` says neither which argument is wrong nor what it wants."""
+    student, teacher = make_models("classification")
+    given = {"model": student, "teacher": teacher, "args": small(tmp_path), **wrong}
+    with pytest.raises(TypeError) as raised:
+        DistillationTrainer(**given)
+    assert str(raised.value) == said
+
+
 # --- the teacher ------------------------------------------------------------------------------------------------------
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -81,6 +81,8 @@ class Objective(ABC):
     by_token: ClassVar[bool] = False
     # Whether it compares examples of a micro-batch with each other: then the loss depends on how a step is split.
     within_batch: ClassVar[bool] = False
+    # Its field that says how many of the teacher's likeliest classes it compares, all where there are not as many.
+    likeliest: ClassVar[str | None] = None
     # Whether its gradient reaches the head of the task; not where it compares what comes before the head.
     reaches_head: ClassVar[bool] = True
     # Whether both models must compute attention as plain matrix products: for maps, or for second derivatives.
@@ -234,3 +236,11 @@ class RowObjective(Objective):
         if isinstance(teacher, SparseRows):
             raise ValueError(f"'{self.name}' takes no sparse teacher: {self.needs_all_classes}.")
         return teacher
+
+
+def unique_names(objectives: Iterable[Objective]) -> list[str]:
+    """Return the names of the terms of a training, repeated ones numbered: kl, kl_2."""
+    names = [objective.name for objective in objectives]
+    return [
+        name if (seen := names[:index].count(name)) == 0 else f"{name}_{seen + 1}" for index, name in enumerate(names)
+    ]

@@ -52,13 +52,14 @@ class InputGradient(PreparedObjective):
 
     Attributes:
         weight: Factor of the term.
-        classes: How many of the teacher's likeliest classes; each is a backward pass of both models.
+        classes: How many of the teacher's likeliest classes, at most all; each is a backward pass of both models.
         loss: `normalized`, `cosine` or `mse`, see above.
         projection: `auto`: learned where the widths differ. `always`: also where they are equal, for a student whose
             embeddings are not its teacher's.
     """
 
     name: ClassVar[str] = "input_gradient"
+    likeliest: ClassVar[str | None] = "classes"
     by_token: ClassVar[bool] = True
     # The fused kernels have no second derivative.
     needs_eager_attention: ClassVar[bool] = True

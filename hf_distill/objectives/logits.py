@@ -48,10 +48,11 @@ class Ranking(RowObjective):
 
     Attributes:
         weight: Factor of the term.
-        top: How many of the teacher's likeliest classes are compared, each with each.
+        top: How many of the teacher's likeliest classes are compared, each with each; all, if there are not as many.
     """
 
     name: ClassVar[str] = "ranking"
+    likeliest: ClassVar[str | None] = "top"
     takes_sparse: ClassVar[bool] = True
 
     top: Annotated[int, Field(ge=2)] = 8

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +24,43 @@ TAG = "tag:yaml.org,2002:"
 
 @dataclass
 class Document:
-    """Plain data and where each key came from; `lines`, `overrides` and `hints` as in `recipe.Origin`."""
+    """Plain data and where each key came from; `lines`, `overrides` and `hints` as in `recipe.Origin`.
+
+    Attributes:
+        given: All overrides, in their order.
+        refused: Overrides that could not be applied, and what is wrong with each.
+    """
 
     file: str
     data: dict[str, Any]
     lines: dict[str, int]
     overrides: dict[str, str] = field(default_factory=dict)
     hints: dict[str, str] = field(default_factory=dict)
+    given: list[str] = field(default_factory=list)
+    refused: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def origin(self) -> Origin:
         """The places of all keys."""
         return Origin(self.file, self.lines, self.overrides, self.hints)
+
+    def told(self, mistakes: Sequence[tuple[str, str]]) -> list[str]:
+        """Return a line for each mistake in the order of the file; those of overrides come last, in their order.
+
+        Args:
+            mistakes: Key path and message of each; those of `refused` are told besides.
+        """
+        origin = self.origin
+
+        def place(path: str) -> tuple[int, int]:
+            at = origin.nearest(path)
+            if at in origin.overrides:
+                return 1, self.given.index(origin.overrides[at])
+            return 0, origin.lines.get(at, 1)
+
+        found = [(place(path), f"{origin.locate(path)}: {what}") for path, what in mistakes]
+        found += [((1, self.given.index(one)), f"override '{one}': {what}") for one, what in self.refused]
+        return [line for _, line in sorted(found, key=itemgetter(0))]
 
 
 class Fault(Exception):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from copy import deepcopy
 from itertools import pairwise
 from typing import Any
 
-from hf_distill.errors import UserError
 from hf_distill.reading.document import Document, Fault, describe, join, parse
 
 KEY = re.compile(r"[^.\[\]=\s]+(\.[^.\[\]=\s]+|\[\d+\])*")
@@ -18,19 +18,17 @@ SHORT_FORM = re.compile(r"task|teacher|student|(stages\[\d+\]\.)?objectives\[\d+
 def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
     """Set `section.key=value` in a document: values in YAML, list entries by number (`objectives.0.weight`).
 
-    A key may be new, and so may the entry after a list's last.
-
-    Raises:
-        UserError: An override is malformed, or the recipe has no such place; a line for each.
+    A key may be new, and so may the entry after a list's last. One that is malformed, or for which the recipe has no
+    place, changes nothing and goes to `document.refused`.
     """
-    mistakes = []
     for override in overrides:
+        before = deepcopy((document.data, document.lines, document.overrides))
         try:
             _apply(document, override)
         except Fault as fault:
-            mistakes += [f"override '{_shown(override)}': {what}" for _, what in fault.faults]
-    if mistakes:
-        raise UserError(*mistakes)
+            document.data, document.lines, document.overrides = before
+            document.refused += [(_shown(override), what) for _, what in fault.faults]
+        document.given.append(_shown(override))
 
 
 def _shown(override: str) -> str:

@@ -41,6 +41,12 @@ BOUNDS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
 SHORT = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "float": "float32"}
 SHORT |= {"8bit": "int8", "llm_int8": "int8", "4bit": "nf4", "int4": "nf4", "fp4": "nf4"}
 
+# What other systems, YAML 1.1 among them, read as a truth value.
+BOOLEANS = {
+    **dict.fromkeys(("yes", "on", "y", "true", "1"), "true"),
+    **dict.fromkeys(("no", "off", "n", "false", "0"), "false"),
+}
+
 # Words of other systems -> ours; only said where the entry has a key of that name.
 ELSEWHERE = {
     **dict.fromkeys(("alpha", "beta", "lambda", "gamma", "coefficient", "coef", "factor", "scale"), "weight"),
@@ -215,8 +221,11 @@ def _advice(kinds: list[str], items: list[dict[str, Any]], value: Any) -> str:
         return f" Did you mean '{close[0]}'?"
     if value is None:
         return " Give it a value or remove the key."
-    if "bool_type" in kinds and str(value).lower() in ("yes", "on", "y", "no", "off", "n", "true", "false", "1", "0"):
-        return f" Write {'true' if str(value).lower() in ('yes', 'on', 'y', 'true', '1') else 'false'}, without quotes."
+    if "bool_type" in kinds and str(value).lower() in BOOLEANS:
+        meant, why = BOOLEANS[str(value).lower()], ""
+        if isinstance(value, str):
+            why = ", without quotes" if value.lower() == meant else f": to YAML 1.2, '{value}' is text"
+        return f" Write {meant}{why}."
     if isinstance(value, str) and {"int_type", "float_type"} & set(kinds) and _is_number(value):
         return " Remove the quotes."
     if isinstance(value, float) and "int_type" in kinds and value.is_integer():

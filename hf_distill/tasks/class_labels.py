@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from hf_distill.tasks.problem import Problem, check_classes, find_problem, is_mu
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PretrainedConfig
+
+logger = logging.getLogger(__name__)
 
 _SAY_NAMES = "Say which name each number has: data: {labels: [name of 0, name of 1, ...]}."
 _NOTHING = ("", "na", "n/a", "nan", "null", "none", "-", "?")
@@ -59,6 +62,17 @@ class _Heads:
                     f"the labels are {width} {what}, but the {whose}'s head has {head.num_labels} outputs{called}.",
                     key=key,
                 )
+
+    def warn_unused(self, classes: _Classes, column: LabelColumn) -> None:
+        """Warn of a head of more classes than are learned, where nothing but numbers says that they are the same."""
+        whose = "student" if self.teacher is None else "teacher"
+        used = len({classes.numbers[label] for label in column.learned})
+        if self.width is not None and 0 < used < self.width and not (classes.names or self.ours or self.theirs):
+            logger.warning(
+                "the train labels use %s of the %s classes of the %s's head, which only numbers them. Was it trained "
+                "on these? Then name all, and this is not asked again: data: {labels: [name of 0, name of 1, ...]}",
+                *(used, self.width, whose),
+            )
 
 
 @dataclass(frozen=True)
@@ -129,6 +143,8 @@ def read_labels(
     if classes.width < 2 and problem == "single_label":
         raise UserError("all labels are the same class; wanted at least two.", key=column.key)
     heads.check_width(classes.width, "classes", column.key)
+    if not multi_hot:
+        heads.warn_unused(classes, column)
     order, at, teacher_columns = _put_in_order(classes, heads, key="labels" if names else column.key)
     return Labelling(
         width=classes.width,

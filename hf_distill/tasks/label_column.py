@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
     from datasets import Dataset
 
+# Of the splits, the one that is learned from.
+TRAIN = "train"
+
 
 @dataclass(frozen=True)
 class LabelColumn:
@@ -23,6 +26,7 @@ class LabelColumn:
         splits: Those splits.
         lists: Whether an example has a list of labels.
         values: The distinct labels (of lists: the distinct items), in order of appearance.
+        learned: Those of them in the train split.
         lengths: The distinct lengths of the lists.
         missing: What stands for "no label": None; -100 among integers; -1 in a `ClassLabel` column, where `datasets`
             writes it (the test splits of GLUE).
@@ -36,6 +40,7 @@ class LabelColumn:
     splits: Mapping[str, Dataset]
     lists: bool
     values: tuple[Any, ...]
+    learned: tuple[Any, ...]
     lengths: frozenset[int]
     missing: tuple[int | None, ...]
     names: tuple[str, ...] | None
@@ -95,11 +100,15 @@ def read_column(splits: Mapping[str, Dataset], role: str = "label", *, nested: b
     if len({part.lists for part in parts if part.labelled}) > 1:
         raise UserError("the label is a list in one split and none in the other.", key=f"columns.{role}")
     lists = any(part.lists for part in parts)
-    values = dict.fromkeys(value for part in parts for value in part.values if lists or value not in missing)
+    values, learned = (
+        dict.fromkeys(value for part in some for value in part.values if lists or value not in missing)
+        for some in (parts, [part for part in parts if TRAIN in part.splits])
+    )
     return LabelColumn(
         splits=splits,
         lists=lists,
         values=tuple(values),
+        learned=tuple(learned),
         lengths=frozenset[int]().union(*(part.lengths for part in parts)),
         missing=missing,
         names=names[0] if names else None,
@@ -126,7 +135,9 @@ def _read_split(name: str, split: Dataset, role: str, nested: bool) -> LabelColu
     values = tuple(value for value in items.unique().to_pylist() if lists or value not in missing)
     lengths = pc.list_value_length(labels).unique().drop_null().to_pylist() if lists else []
     labelled = labels.null_count < len(labels) if lists else bool(values)
-    return LabelColumn({name: split}, lists, values, frozenset(lengths), missing, names, (name,) if labelled else ())
+    return LabelColumn(
+        {name: split}, lists, values, (), frozenset(lengths), missing, names, (name,) if labelled else ()
+    )
 
 
 def _flat(labels: pa.ChunkedArray, split: str, role: str) -> pa.ChunkedArray:

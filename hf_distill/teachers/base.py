@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from hf_distill.component import component
 
@@ -45,6 +45,11 @@ class Teacher(ABC):
     def is_quantized(self) -> bool:
         """Whether its weights are quantized when it is loaded, so that a student cannot copy them."""
         return getattr(self, "quantization", None) is not None
+
+    @property
+    def fine_tuning(self) -> tuple[str, Mapping[str, Any]] | None:
+        """Key path and training arguments with which the run first trains it; None where it does not."""
+        return None
 
     @abstractmethod
     def config(self) -> PretrainedConfig:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -105,6 +105,12 @@ class CachedTeacher(Teacher):
     def has_head(self) -> bool:
         """See `Teacher.has_head`."""
         return self.teacher.has_head
+
+    @property
+    def fine_tuning(self) -> tuple[str, Mapping[str, Any]] | None:
+        """See `Teacher.fine_tuning`."""
+        found = self.teacher.fine_tuning
+        return None if found is None else (f"teacher.{found[0]}", found[1])
 
     def config(self) -> PretrainedConfig:
         """See `Teacher.config`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -49,6 +50,11 @@ class FinetunedTeacher(Teacher):
     def has_head(self) -> bool:
         """See `Teacher.has_head`."""
         return False
+
+    @property
+    def fine_tuning(self) -> tuple[str, Mapping[str, Any]]:
+        """See `Teacher.fine_tuning`."""
+        return "training", self.training
 
     def config(self) -> PretrainedConfig:
         """See `Teacher.config`."""

@@ -2,19 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from hf_distill.cache.cacheable import check_objective
 from hf_distill.cache.replay import Replay
 from hf_distill.errors import UserError
-from hf_distill.objectives import Objective, RowObjective
+from hf_distill.objectives import OBJECTIVES, Objective, RowObjective
+from hf_distill.reading.document import describe
 from hf_distill.rows.base import RowLayout
 from hf_distill.rows.inferred import base_model
 from hf_distill.training.terms import Terms
+
+
+def check_types(*, model: Any, args: Any, teacher: Any, objectives: Any, layout: Any) -> None:
+    """Refuse names of models and objectives, and entries of a recipe, in place of the objects.
+
+    Raises:
+        TypeError: Says which argument it is, what was wanted and what was found.
+    """
+    for name, given in (("model", model), ("teacher", teacher)):
+        if given is not None and not isinstance(given, nn.Module):
+            hint = f" Load it: AutoModelFor....from_pretrained('{given}')." if isinstance(given, str) else ""
+            raise TypeError(f"{name}: wanted a model, found {_described(given)}.{hint}")
+    if args is not None and not isinstance(args, TrainingArguments):
+        hint = f" Write DistillationArguments({next(iter(args), '')}=...)." if isinstance(args, dict) else ""
+        raise TypeError(f"args: wanted DistillationArguments, found {_described(args)}.{hint}")
+    if layout is not None and not isinstance(layout, RowLayout):
+        raise TypeError(f"layout: wanted a hf_distill.rows.base.RowLayout, found {_described(layout)}.")
+    if objectives is None:
+        return
+    if isinstance(objectives, str | dict) or not isinstance(objectives, Iterable):
+        hint = f" Write [{_class_of(objectives)}()]."
+        raise TypeError(f"objectives: wanted a list of objectives, found {_described(objectives)}.{hint}")
+    for index, one in enumerate(objectives):
+        if not isinstance(one, Objective):
+            found = f"found {_described(one)}. Write {_class_of(one)}()."
+            raise TypeError(f"objectives[{index}]: wanted an objective, {found}")
+
+
+def _described(value: Any) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else describe(value)
+
+
+def _class_of(value: Any) -> str:
+    """Return the name of the class that was meant by an objective's name, its entry in a recipe, or the like."""
+    for one in (value, type(value)):
+        if isinstance(one, type) and issubclass(one, Objective):
+            return one.__name__
+    name = value.get("name") if isinstance(value, dict) else value
+    close = get_close_matches(name, OBJECTIVES, n=1) if isinstance(name, str) else []
+    return OBJECTIVES[close[0] if close else "kl"].__name__
 
 
 def check_parallelism(trainer: Trainer) -> None:

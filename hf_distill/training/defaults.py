@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ TRAINING_DEFAULTS = {
     "save_total_limit": 1,
     "logging_steps": 0.02,
 }
+# A teacher's fine-tuning takes everything from the recipe's training but how it learns.
+_LEARNING = ("num_train_epochs", "max_steps", "learning_rate", "lr_scheduler", "warmup", "weight_decay")
 SAMPLING = "train_sampling_strategy"
 GROUPED = "group_by_length"
 
@@ -27,6 +30,11 @@ def training_defaults(recipe: Recipe) -> dict[str, Any]:
     """
     grouped = recipe.task.groups_by_length and not within_batch(recipe)
     return {**TRAINING_DEFAULTS, **({SAMPLING: GROUPED} if grouped else {})}
+
+
+def fine_tuning(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that a teacher is first trained with: the run's, but for how it learns, and its own."""
+    return {**{key: value for key, value in shared.items() if not key.startswith(_LEARNING)}, **own}
 
 
 def within_batch(recipe: Recipe) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_distill.heads.head_rows import HeadRows
-from hf_distill.objectives.base import RowObjective
+from hf_distill.objectives.base import RowObjective, unique_names
 from hf_distill.objectives.schedule import number
 from hf_distill.objectives.term import Term
 from hf_distill.rows.base import UNITS
@@ -46,7 +46,7 @@ class Terms(Sequence[Term]):
 
     def __init__(self, objectives: Sequence[Objective], student: nn.Module, teacher: nn.Module | None) -> None:
         self.objectives = tuple(objectives)
-        self.names = _unique([objective.name for objective in objectives])
+        self.names = unique_names(objectives)
         models = [base_model(model) for model in (student, teacher) if model is not None]
         self._terms = tuple(objective.prepare(models[0], (*models, None)[1]) for objective in objectives)
         self.learned = nn.ModuleDict(
@@ -210,9 +210,3 @@ def _goes_by_rows(term: Term) -> bool:
     objective = term.objective
     plain = isinstance(objective, RowObjective) and type(objective).per_example is RowObjective.per_example
     return plain and type(term).forward is Term.forward
-
-
-def _unique(names: list[str]) -> list[str]:
-    return [
-        name if (seen := names[:index].count(name)) == 0 else f"{name}_{seen + 1}" for index, name in enumerate(names)
-    ]
