@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from hf_distill.metric_table import AGREEMENT
 from hf_distill.metrics import greater_is_better
 from hf_distill.plan import leaves_head
 from hf_distill.report.costs import costs_of
-from hf_distill.report.judged import AGREEMENT, Judged, chance_of, class_figures, gain_error, labelled_rows
+from hf_distill.report.judged import Judged, chance_of, class_figures, gain_error, labelled_rows
 from hf_distill.report.latency import Latency, measure_all
 from hf_distill.report.report import ModelResult, Report, SeedResult
 from hf_distill.report.text import HEAD_IS_LEFT

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.errors import UserError
-from hf_distill.metric_table import METRICS
+from hf_distill.metric_table import AGREEMENT, METRICS
 from hf_distill.objectives import Labels
 from hf_distill.objectives.base import unique_names
 from hf_distill.reading.document import join
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from hf_distill.tasks import Prepared
 
 METRIC = "metric_for_best_model"
-AGREEMENT = "agreement"
 # Schedulers that look at it.
 _BY_METRIC = ("reduce_lr_on_plateau", "greedy")
 # Transformers' own, of every evaluation.

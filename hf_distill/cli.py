@@ -107,8 +107,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _read(arguments: argparse.Namespace) -> Recipe:
-    from hf_distill.paths import check_paths
     from hf_distill.reader import load_recipe
+    from hf_distill.reading.paths import check_paths
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     check_paths(recipe)

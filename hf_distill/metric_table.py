@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 # spans of a text (`tasks.answer_scores`).
 Kind = Literal["classes", "binary", "values", "tokens", "tags", "texts", "spans"]
 
+# The headline where the eval split has no labels: no metric of the table, as it compares two models.
+AGREEMENT = "agreement"
+
 Names = tuple[str, ...]
 
 

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from hf_distill.labels import IGNORED
+from hf_distill.metric_table import AGREEMENT
 from hf_distill.report import figures
 from hf_distill.report.chance import Chance, find_chance, uniform
 
 if TYPE_CHECKING:
     from hf_distill.tasks import Prepared
 
-AGREEMENT = "agreement"
 PERPLEXITY = "perplexity"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from hf_distill.metric_table import AGREEMENT
 from hf_distill.report.report import NORMAL_95, NOTHING
 from hf_distill.report.text import metric_title, metric_value, percent, signed, unsigned
 
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 
 LINES = 4
 # The headline where the eval split has no labels; it says what the student took over, not what is right.
-AGREEMENT = "agreement"
 # A smaller difference of expected calibration errors is what another choice of bins would do.
 CALIBRATION = 0.01
 
