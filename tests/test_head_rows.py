@@ -270,6 +270,19 @@ def rows_of(hidden: Tensor, weight: Tensor) -> HeadRows:
     return HeadRows(side, None, torch.arange(len(hidden)), torch.arange(len(hidden)), len(hidden))
 
 
+@pytest.mark.parametrize("rows", [1, 255, 256, 263, 2000, 2048, 8192])
+def test_chunks_are_alike(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A last chunk of another size does not fit where the one before was: a fifth more memory at the peak."""
+    monkeypatch.setitem(head_rows.CHUNK_BYTES, "cpu", 32 * 2**20)
+    monkeypatch.setattr(head_rows, "BLOCK_BYTES", 2 * 2**20)
+    chunk, block = rows_of(torch.empty(rows, 4), torch.empty(32000, 4)).pieces()
+    number = -(-rows // chunk)
+    assert chunk * 32000 * 4 <= head_rows.CHUNK_BYTES["cpu"]
+    assert chunk % block == 0
+    assert number == -(-rows // 256), "and no more of them than it takes"
+    assert rows - (number - 1) * chunk > chunk - number * block
+
+
 def test_the_gradient_of_the_weights_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is as large as the head; held by anyone else, autograd makes a second one of it in every step."""
     weight, hidden = torch.randn(VOCABULARY, 8, requires_grad=True), torch.randn(6, 8, requires_grad=True)

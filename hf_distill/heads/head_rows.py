@@ -118,7 +118,7 @@ class HeadRows(Rows):
         if chunk <= block:
             return chunk, chunk
         chunk -= chunk % block
-        # Chunks of one size, where there are several: the memory of one then fits the next.
+        # Chunks of one size, to a few blocks: the memory of one then fits the next.
         number = -(-len(self.labels) // chunk)
         even = -(-len(self.labels) // max(1, number))
         return min(chunk, max(block, even + -even % block)), block
