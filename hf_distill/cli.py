@@ -134,7 +134,9 @@ def _run(recipe: Recipe, restart: bool) -> None:
 def _cache(recipe: Recipe) -> None:
     """Ask the teacher of a recipe about all examples, and keep the answers."""
     from hf_distill.cache.run_cache import capture
+    from hf_distill.launch import end_with_launcher
 
+    end_with_launcher()
     cache = capture(recipe)
     if _is_first():
         asked = "all answers were there, the teacher was asked nothing" if cache.found else cache.in_words()

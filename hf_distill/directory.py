@@ -154,7 +154,7 @@ def _differences(held: str, wanted: str) -> list[tuple[str, Any, Any]]:
         if isinstance(training := recipe.get("training"), dict):
             recipe["training"] = {key: value for key, value in training.items() if key != "output_dir"}
     training = other.get("training", {})
-    if training.get("bf16") == "auto":  # whatever the probe said when the run began
+    if training.get("bf16") == "auto":  # whatever the machine had where the run began
         other["training"] = {**training, "bf16": one.get("training", {}).get("bf16", "auto")}
     return list(_compare("", one, other))
 

@@ -14,6 +14,7 @@ from hf_distill.errors import Stopped, UserError
 from hf_distill.files import dataset_fingerprint, fingerprint, model_fingerprint, write_atomic
 from hf_distill.plan import leaves_head
 from hf_distill.training.checkpoints import last_complete_checkpoint
+from hf_distill.training.deciding import deciding
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,20 +27,6 @@ if TYPE_CHECKING:
     from hf_distill.trainer import DistillationTrainer
 
 RECORD = "_fit.json"
-# They say where a run writes, how it talks and by which code it computes, not what.
-_NOT_COMPUTED = (
-    "compile_loss",
-    "output_dir",
-    "run_name",
-    "report_to",
-    "disable_tqdm",
-    "logging_",
-    "log_",
-    "save_",
-    "eval_",
-    "push_",
-    "hub_",
-)
 
 
 @dataclass(frozen=True)
@@ -71,17 +58,20 @@ class Fitter:
         prepared: The data.
         tokenizer: Saved with every model.
         teacher_tokenizer: The teacher's own, where it has one.
+        task: Settings of the task that differ from their defaults. Some, such as the share of masked tokens, change
+            batches and not the data.
     """
 
     prepared: Prepared
     tokenizer: PreTrainedTokenizerBase
     teacher_tokenizer: PreTrainedTokenizerBase | None = None
+    task: Mapping[str, Any] = field(default_factory=dict)
 
     def for_teacher(self) -> Fitter:
         """Return what trains and judges the teacher itself: on its own tokens, where it has a tokenizer of its own."""
         if self.prepared.for_teacher is None or self.teacher_tokenizer is None:
             return self
-        return Fitter(self.prepared.for_teacher, self.teacher_tokenizer)
+        return Fitter(self.prepared.for_teacher, self.teacher_tokenizer, task=self.task)
 
     def key(
         self,
@@ -91,13 +81,13 @@ class Fitter:
         training: Mapping[str, Any],
     ) -> str:
         """Return a fingerprint of all that decides what the training computes."""
-        settings = {key: value for key, value in training.items() if not key.startswith(_NOT_COMPUTED)}
         return fingerprint(
             model_fingerprint(model),
             None if teacher is None else model_fingerprint(teacher),
             [dataset_fingerprint(_own(self.prepared.train)), dataset_fingerprint(_own(self.prepared.eval))],
             [entry(objective) for objective in objectives],
-            settings,
+            deciding(training),
+            *([dict(self.task)] if self.task else []),
         )
 
     def fit(

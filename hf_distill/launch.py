@@ -14,6 +14,10 @@ import psutil
 
 from hf_distill.errors import UserError
 
+# What `accelerate launch` and `torchrun` set for the processes that they start.
+_LAUNCHERS_VARIABLES = frozenset({"ACCELERATE_DYNAMO_BACKEND", "TORCHELASTIC_RUN_ID"})
+_TORCHRUN = ("torchrun", "torch.distributed.run", "torch.distributed.launch")
+
 
 @dataclass(frozen=True)
 class _Launcher:
@@ -78,13 +82,15 @@ def check_launch() -> None:
 
 
 def end_with_launcher() -> None:
-    """Have this process told to end (SIGTERM) where `accelerate launch` started it alone and is ended itself.
+    """Have this process told to end (SIGTERM) when the launcher that started it ends, however that comes about.
 
-    Ctrl-C reaches both, but a cluster or container ends the launcher, which passes nothing on: the run would train on,
-    seen by nobody, and be killed later without a checkpoint. On Linux the kernel can tell; elsewhere this does nothing.
+    Ctrl-C reaches both, but a cluster or container ends the launcher alone. `accelerate launch` of one process passes
+    nothing on, and a launcher that is killed never does: the processes would train on, seen by nobody. On Linux the
+    kernel can tell; elsewhere this does nothing.
     """
-    if sys.platform != "linux" or "ACCELERATE_DYNAMO_BACKEND" not in os.environ or "WORLD_SIZE" in os.environ:
+    if sys.platform != "linux" or not _LAUNCHERS_VARIABLES & os.environ.keys():
         return
+    parent = os.getppid()
     launcher = _launcher()
     if launcher is None or not launcher.is_parent:
         return
@@ -92,6 +98,8 @@ def end_with_launcher() -> None:
 
     set_parent_death_signal = 1  # PR_SET_PDEATHSIG in linux/prctl.h
     ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGTERM), 0, 0, 0)
+    if os.getppid() != parent:  # it ended before the kernel was asked
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def use_all_cores() -> str | None:
@@ -148,7 +156,7 @@ def _launcher() -> _Launcher | None:
             arguments = _accelerate_arguments(words)
             if arguments is not None:
                 return _read_accelerate(arguments, process.environ(), depth == 0)
-            if any(Path(word).name == "torchrun" or word == "torch.distributed.run" for word in words[:4]):
+            if any(Path(word).name in _TORCHRUN for word in words[:4]):
                 return _Launcher(process.environ(), is_parent=depth == 0)
     except psutil.Error:  # an ancestor that belongs to someone else, or has ended
         pass

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.best_model import check_best_metric, check_saving
+from hf_distill.component import settings
 from hf_distill.data import load_splits
 from hf_distill.directory import RunDirectory, held_recipe
 from hf_distill.errors import UserError
@@ -80,7 +81,7 @@ def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run
         directory,
         pair,
         prepared,
-        Fitter(prepared, pair.tokenizer, pair.teacher_tokenizer),
+        Fitter(prepared, pair.tokenizer, pair.teacher_tokenizer, settings(recipe.task)),
         narrator,
         hub,
         args,
@@ -122,8 +123,7 @@ def _prepare(recipe: Recipe, pair: Pair) -> Prepared:
 def _settle(recipe: Recipe, held: Mapping[str, Any] | None) -> tuple[dict[str, Any], str | None]:
     """Return the training arguments with defaults, device and precision settled, and a line about the precision.
 
-    A run that began keeps its precision: on another day the probe might answer differently, and the run could not
-    be resumed.
+    A run that began keeps its precision: resumed on another machine it could not end with the same weights.
     """
     training = use_cpu_if_needed({**training_defaults(recipe), **recipe.training})
     begun = (held or {}).get("training", {}).get("bf16")

@@ -38,6 +38,7 @@ from hf_distill.training.eval_sums import EvalSums
 from hf_distill.training.learned import attach, place
 from hf_distill.training.liger import layers_only, undone_afterwards
 from hf_distill.training.meter import Meter
+from hf_distill.training.randomness import undisturbed
 from hf_distill.training.redirect import inside_forward
 from hf_distill.training.sampler import SetEpoch
 from hf_distill.training.saving import SavingTrainer
@@ -393,7 +394,10 @@ class DistillationTrainer(SavingTrainer, BatchingTrainer):
         """Evaluate as `Trainer` does, with the loss taken over all examples rather than averaged over batches."""
         self._follow_models()
         self.eval_sums = EvalSums(self.terms)
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        with undisturbed(self.args.device):
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
         figures = self.eval_sums.figures(agreement=self._reports_agreement)
         named = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
         return output._replace(metrics={**(output.metrics or {}), **named})

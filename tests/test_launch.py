@@ -155,6 +155,36 @@ def test_a_run_ends_with_its_launcher(launched, tmp_path):
     assert appears("told", "over") == ["told" if launched else "over"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only the Linux kernel tells of a parent's end")
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_all_processes_end_with_a_launcher_that_is_killed(launcher, tmp_path):
+    """Both ranks of a killed launcher trained on to the end, and wrote where the next run was writing."""
+    rank = tmp_path / "rank.py"
+    rank.write_text(
+        "import os, time\nfrom pathlib import Path\nfrom hf_distill.launch import end_with_launcher\n"
+        "end_with_launcher()\nready = Path(f\"ready.{os.environ['RANK']}\")\nready.write_text(str(os.getpid()))\n"
+        "time.sleep(120)\n"
+    )
+    torchrun = [sys.executable, str(BIN / "torchrun"), "--nproc_per_node", "2", "--standalone"]
+    environment = {key: value for key, value in os.environ.items() if key not in ("WORLD_SIZE", "RANK")}
+    environment |= {"PYTHONPATH": str(Path(__file__).parent.parent), "ACCELERATE_USE_CPU": "true"}
+    command = [*(torchrun if launcher == "torchrun" else [*ACCELERATE, *MULTI]), str(rank)]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("ready.*"))) < 2:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.1)  # the number in the file
+    ranks = [psutil.Process(int(file.read_text())) for file in tmp_path.glob("ready.*")]
+    process.kill()
+    process.wait(60)
+    _, alive = psutil.wait_procs(ranks, timeout=10)
+    for one in alive:
+        one.kill()
+    assert alive == []
+
+
 # --- the same decisions, without starting anything ----------------------------------------------------------------
 
 

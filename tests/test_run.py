@@ -524,16 +524,16 @@ def test_two_processes_write_what_one_writes(write_recipe: WriteRecipe, tmp_path
 def test_a_run_keeps_the_precision_it_began_with(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The probe behind `bf16: auto` is a timing: another answer on another day would make the run another one."""
+    """Resumed on a machine with other instructions, a run with `bf16: auto` would end with other weights."""
     from hf_distill import load_recipe
     from hf_distill.check import check
     from hf_distill.training import precision
 
-    monkeypatch.setattr(precision, "_probe", lambda use_cpu: precision.Probe(True, "fast here"))
+    monkeypatch.setattr(precision, "_capabilities", lambda: {"avx512_bf16": True})
     path = write_recipe(training={"bf16": "auto"})
     run(path)
     assert load_recipe(tmp_path / "out" / "recipe.yaml").training["bf16"] is True
-    monkeypatch.setattr(precision, "_probe", lambda use_cpu: precision.Probe(False, "slow today"))
+    monkeypatch.setattr(precision, "_capabilities", lambda: {"avx512_bf16": False})
     written = (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns
     assert "bf16 auto" in check(load_recipe(path))
     run(path)

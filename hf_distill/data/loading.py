@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from hf_distill.data.sources import CUT, Source, find_source, no_split
 from hf_distill.errors import UserError, did_you_mean
 from hf_distill.locations import sibling
-from hf_distill.data.sources import CUT, Source, find_source, no_split
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]

@@ -112,7 +112,7 @@ AT_LEAST = {
     **dict.fromkeys(("seed", "data_seed", "dataloader_num_workers"), 0),
 }
 
-# Wider than annotated, or narrower: `bf16: auto` is probed at run time, `fsdp: true` is documented but not annotated.
+# Wider than annotated, or narrower: `bf16: auto` is settled at run time, `fsdp: true` is documented but not annotated.
 WIDER: dict[str, Any] = {"bf16": bool | Literal["auto"], "fsdp": bool | str | None}
 # What `DistillationArguments` adds.
 OWN: dict[str, Any] = {"packing": bool | Literal["auto"], "compile_loss": bool | Literal["auto"]}

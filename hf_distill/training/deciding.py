@@ -1,0 +1,45 @@
+"""Which training arguments decide the weights that a training ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# All others count as deciding, one that a later Transformers adds too: training twice is better than the wrong model.
+NEVER = frozenset(
+    {
+        # where a training writes and what it says
+        *("output_dir", "run_name", "report_to", "project", "disable_tqdm", "log_level", "log_level_replica"),
+        *("logging_strategy", "logging_steps", "logging_first_step", "logging_nan_inf_filter", "log_on_each_node"),
+        *("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
+        # how it saves and evaluates
+        *("save_only_model", "save_on_each_node", "save_total_limit", "enable_jit_checkpoint"),
+        *("eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object"),
+        # where it is published
+        *("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"),
+        "hub_revision",
+        # by which code it computes the same
+        "compile_loss",
+    }
+)
+# They say when a training is evaluated and saved, which decides its weights only where evaluations are listened to.
+WHERE_EVALUATED = frozenset(
+    {"eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "save_strategy", "save_steps"}
+)
+
+
+def deciding(training: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of a training's arguments that decide its weights.
+
+    When it is evaluated and saved counts with `load_best_model_at_end`, which picks among what was saved by what was
+    evaluated, and with a learning rate that follows evaluations (`lr_scheduler_type: reduce_lr_on_plateau`).
+
+    >>> deciding({"seed": 1, "eval_steps": 5, "output_dir": "out"})
+    {'seed': 1}
+    >>> deciding({"load_best_model_at_end": True, "eval_steps": 5, "output_dir": "out"})
+    {'load_best_model_at_end': True, 'eval_steps': 5}
+    """
+    plateau = str(getattr(training.get("lr_scheduler_type"), "value", training.get("lr_scheduler_type")))
+    listens = bool(training.get("load_best_model_at_end")) or plateau == "reduce_lr_on_plateau"
+    left_out = NEVER if listens else NEVER | WHERE_EVALUATED
+    return {key: value for key, value in training.items() if key not in left_out}
