@@ -12,17 +12,20 @@ import torch
 from hf_distill.metric_table import AGREEMENT
 from hf_distill.metrics import greater_is_better
 from hf_distill.plan import leaves_head
+from hf_distill.report.best import best_of
 from hf_distill.report.costs import costs_of
 from hf_distill.report.judged import Judged, chance_of, class_figures, gain_error, labelled_rows
 from hf_distill.report.latency import Latency, measure_all
 from hf_distill.report.report import ModelResult, Report, SeedResult
 from hf_distill.report.text import HEAD_IS_LEFT
 from hf_distill.tasks.tokenising import tokenizer_name
+from hf_distill.training.labelled import labels_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hf_distill.fit import Fitted
+    from hf_distill.report.best import Best
     from hf_distill.stages import Run
     from hf_distill.tasks import Prepared
 
@@ -56,7 +59,8 @@ def assess(run: Run, teacher: PreTrainedModel, students: Sequence[Fitted], basel
         eval_rows=labelled_rows(run.prepared, judged["student"]),
         gain_error=gain_error(run.prepared, judged, metric),
         chance=chance_of(run.prepared, judged["teacher"], metric, greater),
-        seeds=_seeds(run, teacher, students, baselines, judged),
+        best=_best(run, "", metric, greater),
+        seeds=_seeds(run, teacher, students, baselines, judged, metric, greater),
         history=run.histories,
         settings=_settings(run),
         recipe=run.directory.recipe,
@@ -105,6 +109,8 @@ def _seeds(
     students: Sequence[Fitted],
     baselines: Sequence[Fitted],
     judged: Mapping[str, Judged],
+    metric: str,
+    greater: bool,
 ) -> tuple[SeedResult, ...]:
     """Judge the models of the other seeds; the first seed's are judged already."""
     if len(students) < 2:
@@ -115,10 +121,30 @@ def _seeds(
         return [judged[name].metrics, *rest]
 
     without = metrics("baseline", baselines) if baselines else [None] * len(students)
+    names = ["", *(f" seed {seed}" for seed in run.seeds[1:])]
     return tuple(
-        SeedResult(seed=seed, student=student, baseline=baseline)
-        for seed, student, baseline in zip(run.seeds, metrics("student", students), without, strict=True)
+        SeedResult(seed, student, baseline, _best(run, name, metric, greater).get("baseline"))
+        for seed, name, student, baseline in zip(run.seeds, names, metrics("student", students), without, strict=True)
     )
+
+
+def _best(run: Run, seed: str, metric: str, greater: bool) -> dict[str, Best]:
+    """Return the best evaluations of student and baseline while they were trained.
+
+    Args:
+        run: Its histories.
+        seed: What ends the names of these trainings: nothing, or ` seed 43`.
+        metric: The headline metric.
+        greater: Whether more of it is better.
+    """
+    smoothed = any(getattr(one, "label_smoothing", 0) for stage in run.recipe.plan for one in stage.objectives)
+    if run.prepared.summary is not None and smoothed:
+        return {}  # the perplexity is that of the label, and their evaluations had the loss of smoothed ones
+    found = {
+        name: best_of(run.histories, name + seed, run.prepared, metric, greater_is_better=greater)
+        for name in ("student", "baseline")
+    }
+    return {name: best for name, best in found.items() if best is not None}
 
 
 def _latencies(run: Run, models: Mapping[str, PreTrainedModel]) -> dict[str, Latency]:
@@ -186,6 +212,7 @@ def _settings(run: Run) -> dict[str, Any]:
         "precision": f"{precision} (training and metrics); latency in each model's own dtype",
         "train_rows": len(run.prepared.train),
         "eval_rows": len(run.prepared.eval),
+        **labels_of(run.prepared),
         **_stages(run),
         **({} if run.cache is None else {"teacher's answers": f"cached: {run.cache.in_words()}"}),
         **({"layers": run.layers} if run.layers else {}),

@@ -15,6 +15,7 @@ from hf_distill.files import dataset_fingerprint, fingerprint, model_fingerprint
 from hf_distill.plan import leaves_head
 from hf_distill.training.checkpoints import last_complete_checkpoint
 from hf_distill.training.deciding import deciding
+from hf_distill.training.labelled import drawn_from
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,6 +74,10 @@ class Fitter:
             return self
         return Fitter(self.prepared.for_teacher, self.teacher_tokenizer, task=self.task)
 
+    def rows(self, objectives: Sequence[Objective]) -> Dataset:
+        """Return the rows that a training with these objectives draws from: where it is on labels alone, no others."""
+        return drawn_from(self.prepared.train, objectives)
+
     def key(
         self,
         model: PreTrainedModel,
@@ -84,7 +89,7 @@ class Fitter:
         return fingerprint(
             model_fingerprint(model),
             None if teacher is None else model_fingerprint(teacher),
-            [dataset_fingerprint(_own(self.prepared.train)), dataset_fingerprint(_own(self.prepared.eval))],
+            [dataset_fingerprint(_own(split)) for split in (self.rows(objectives), self.prepared.eval)],
             [entry(objective) for objective in objectives],
             deciding(training),
             *([dict(self.task)] if self.task else []),
@@ -125,11 +130,15 @@ class Fitter:
             return Fitted(_finished(trainer), trainer, record["history"], record["seconds"], reused=True, layers=layers)
         trainer = self._trainer(model, objectives, training, directory, teacher)
         if say is not None:
-            for text in trainer.decisions:
+            for text in (*self._left_out(objectives), *trainer.decisions):
                 say(text)
         seconds = self._train(trainer, directory, key, record["seconds"] if record else 0.0)
         layers = _layers(trainer)
         return Fitted(_finished(trainer), trainer, trainer.state.log_history, seconds, reused=False, layers=layers)
+
+    def _left_out(self, objectives: Sequence[Objective]) -> list[str]:
+        rows, every = len(self.rows(objectives)), len(self.prepared.train)
+        return [] if rows == every else [f"on labels alone: batches from the {rows:,} of {every:,} rows with a label"]
 
     def _train(self, trainer: DistillationTrainer, directory: Path, key: str, before: float) -> float:
         """Train or go on training, save, and return the seconds it took, those `before` included."""
@@ -173,7 +182,7 @@ class Fitter:
         from hf_distill.objectives import Labels
 
         quiet = {**training, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
-        trainer = self._trainer(model, (Labels(),), quiet, Path(training["output_dir"]), teacher)
+        trainer = self._trainer(model, (Labels(),), quiet, Path(training["output_dir"]), teacher, trains=False)
         output = trainer.predict(self.prepared.eval)
         _finished(trainer)
         return output, trainer.eval_sums.examples("labels").numpy()
@@ -202,7 +211,7 @@ class Fitter:
             teacher=teacher,
             objectives=objectives,
             layout=self.prepared.layout,
-            train_dataset=self.prepared.train if trains else None,  # objectives would choose layers by it
+            train_dataset=self.rows(objectives) if trains else None,  # objectives would choose layers by it
             eval_dataset=self.prepared.eval,
             data_collator=self.prepared.collator,
             processing_class=self.tokenizer,

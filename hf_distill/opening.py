@@ -22,6 +22,7 @@ from hf_distill.stages import Run
 from hf_distill.tasks import Setup
 from hf_distill.teachers import CachedTeacher
 from hf_distill.training.defaults import training_defaults
+from hf_distill.training.labelled import in_words
 from hf_distill.training.precision import resolve_bf16
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run
         narrator.say(line)
     with args.main_process_first(desc="data"):
         prepared = _prepare(recipe, pair)
+    if (labels := in_words(prepared)) is not None:
+        narrator.say(labels)
     _check_objectives(recipe, prepared)
     check_best_metric(recipe, prepared)
     if args.process_index == 0:

@@ -21,6 +21,7 @@ from hf_distill.report import costs
 from hf_distill.report.text import count
 from hf_distill.teachers import CachedTeacher
 from hf_distill.training.defaults import fine_tuning
+from hf_distill.training.labelled import as_long_as, label_objective
 from hf_distill.training.precision import resolve_bf16
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from hf_distill.cache.fill import Cache
     from hf_distill.cache.replay import Replay
+    from hf_distill.objectives import Objective
     from hf_distill.recipe import Recipe
     from hf_distill.tasks import Prepared
     from hf_distill.training_args import DistillationArguments
@@ -162,7 +164,8 @@ class Run:
     def train_student(self, teacher: PreTrainedModel, seed: int, *, baseline: bool = False) -> Fitted:
         """Make and train a student, stage by stage.
 
-        The baseline is the same one, from the same start, through the same stages, on labels alone.
+        The baseline is the same one, from the same start, through the same stages, on labels alone: on the rows that
+        have one, for as many optimiser steps.
         """
         first = seed == self.args.seed
         saved = first and not baseline
@@ -176,15 +179,15 @@ class Run:
                 if student is None:
                     student = self._new_student(teacher, seed, warn=saved)
                 fitter, target = (self.fitter, None) if baseline else self.targets(teacher)
+                training = {**self.training, **stage.training, "seed": seed}
+                objectives: tuple[Objective, ...] = stage.objectives
+                if baseline:
+                    objectives = (label_objective([*stage.objectives, *self._objectives]),)
+                    training |= self._same_steps(self.histories[part.replace("baseline", "student", 1)], training)
                 fitted = fitter.fit(
                     student,
-                    objectives=(Labels(),) if baseline else stage.objectives,
-                    training={
-                        **self.training,
-                        **stage.training,
-                        "seed": seed,
-                        **(self.hub if saved and last else {}),
-                    },
+                    objectives=objectives,
+                    training={**training, **(self.hub if saved and last else {})},
                     directory=self.directory.path
                     if saved and last
                     else self.directory.path / RUNS / (name if last else part).replace(" ", "-"),
@@ -195,6 +198,17 @@ class Run:
             if not last:
                 student = self.fitter.reopen(fitted)
         return fitted
+
+    @property
+    def _objectives(self) -> list[Objective]:
+        return [objective for stage in self.recipe.plan for objective in stage.objectives]
+
+    def _same_steps(self, student: list[dict[str, Any]], training: dict[str, Any]) -> dict[str, Any]:
+        """Return what gives a baseline on fewer rows as many steps as its student; nothing where rows are the same."""
+        if len(self.fitter.rows((Labels(),))) == len(self.prepared.train):
+            return {}
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return as_long_as(student, training, judged=len(self.prepared.eval), batch=batch)
 
     def _new_student(self, teacher: PreTrainedModel, seed: int, *, warn: bool) -> PreTrainedModel:
         from transformers import set_seed

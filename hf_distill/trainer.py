@@ -35,6 +35,7 @@ from hf_distill.training.compatibility import (
     check_types,
 )
 from hf_distill.training.eval_sums import EvalSums
+from hf_distill.training.labelled import check_labelled
 from hf_distill.training.learned import attach, place
 from hf_distill.training.liger import layers_only, undone_afterwards
 from hf_distill.training.meter import Meter
@@ -112,6 +113,7 @@ class DistillationTrainer(SavingTrainer, BatchingTrainer):
         self.layout = layout or infer_layout(self.model, teacher, self.processing_class)
         self.objectives = tuple(_defaults(self.layout) if objectives is None else objectives)
         check_objectives(self.objectives, self.layout, self.model, teacher)
+        check_labelled(self.train_dataset, self.objectives)
         if isinstance(teacher, Replay):
             teacher, self.data_collator = reading_only(teacher, self.data_collator, self.objectives, self.model)
         self.teacher = self._place(teacher)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
+from hf_distill.report.best import Best
 from hf_distill.report.chance import Chance
 from hf_distill.report.figures import Calibration, Confusion, Group
 from hf_distill.report.latency import Latency, Timing
@@ -17,7 +18,7 @@ MODELS = ("teacher", "student", "baseline")
 
 def to_plain(report: Report) -> dict[str, Any]:
     """Return what `report.json` holds: plain values, None for what is not a number."""
-    derived = ("retention", "gain", "gain_std", "compression", "speedup")
+    derived = ("retention", "gain", "gain_over_best", "gain_std", "compression", "speedup")
     own = {item.name: getattr(report, item.name) for item in fields(report) if item.name not in MODELS}
     content: dict[str, Any] = {"task": report.task, "metric": report.metric, "verdict": report.verdict()}
     content |= {name: _model_dict(report.models.get(name)) for name in MODELS}
@@ -33,7 +34,10 @@ def from_plain(content: dict[str, Any]) -> dict[str, Any]:
     known = {item.name for item in fields(Report)}
     values = {key: value for key, value in content.items() if key in known}
     values |= {name: _model_from(content[name]) for name in MODELS}
-    values["seeds"] = tuple(SeedResult(**seed) for seed in content["seeds"])
+    values["best"] = {name: Best(**best) for name, best in content.get("best", {}).items()}
+    values["seeds"] = tuple(
+        SeedResult(**{**seed, "best": Best(**seed["best"]) if seed.get("best") else None}) for seed in content["seeds"]
+    )
     values["groups"] = tuple(Group(**group) for group in content["groups"])
     values["chance"] = Chance(**content["chance"]) if content.get("chance") else None
     if content["confusion"]:

@@ -82,6 +82,8 @@ def tiles(report: Report) -> list[Tile]:
         helped = gain > 0 if report.greater_is_better else gain < 0
         sure = report.noise is not None and abs(gain) > report.noise
         doubt = ": within noise" if report.noise is not None and not sure else ""
+        if sure and helped and not report.shows_help:
+            sure, doubt = False, ": not against its best evaluation"
         tone = ("good" if helped else "bad") if sure else ""
         found.append(Tile(signed(report, gain), f"through the teacher{doubt}", tone))
     for ratio, better, worse in (

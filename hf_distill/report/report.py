@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_distill.files import write_atomic
 from hf_distill.quantization import in_words, size, weights
+from hf_distill.report.best import Best
 from hf_distill.report.chance import Chance
 from hf_distill.report.figures import Calibration, Confusion, Group
 from hf_distill.report.latency import Latency
@@ -26,6 +27,8 @@ T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 NORMAL_95 = 1.96
 # What is left of equal differences after rounding.
 NOTHING = 1e-12
+# Two evaluations of the same weights may differ by it: their batches have other shapes.
+ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,13 @@ class SeedResult:
         seed: Of the training.
         student: Metrics of the student.
         baseline: Metrics of the same student, from the same start, trained without the teacher.
+        best: The baseline's best evaluation while it was trained; None where there was none.
     """
 
     seed: int
     student: Mapping[str, float]
     baseline: Mapping[str, float] | None = None
+    best: Best | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +88,7 @@ class Report:
         baseline_agreement: Likewise of the baseline: what of the agreement any student of this size would have.
         eval_rows: Labelled rows that the metrics were computed on.
         gain_error: Standard error of the gain on an eval split of this size (`figures.gain_error`).
+        best: `student` and `baseline` -> its best evaluation while it was trained, of the first seed.
         chance: What the headline metric is without knowledge; None where that is not known.
         seeds: One entry a seed, the saved student's first; may be empty for a single one.
         groups: Accuracy by part of the eval split.
@@ -105,6 +111,7 @@ class Report:
     baseline_agreement: float | None = None
     eval_rows: int | None = None
     gain_error: float | None = None
+    best: Mapping[str, Best] = field(default_factory=dict)
     chance: Chance | None = None
     seeds: tuple[SeedResult, ...] = ()
     groups: tuple[Group, ...] = ()
@@ -147,16 +154,48 @@ class Report:
     @property
     def gains(self) -> tuple[float, ...]:
         """Student - baseline on the headline metric, one value a seed that has both."""
-        pairs = [(seed.student, seed.baseline) for seed in self.seeds]
+        return tuple(student - baseline for student, baseline, _ in self._trained_twice)
+
+    @property
+    def gains_over_best(self) -> tuple[float, ...]:
+        """The same, each baseline taken at its best: at its end, or at its best evaluation while it was trained."""
+        return tuple(
+            student - (best.value if best is not None and self.was_better(best, baseline) else baseline)
+            for student, baseline, best in self._trained_twice
+        )
+
+    def was_better(self, best: Best, now: float) -> bool:
+        """Whether a model was better at an evaluation while it was trained than it is now."""
+        ahead = best.value - now if self.greater_is_better else now - best.value
+        return ahead > ROUNDING * max(1.0, abs(now))
+
+    @property
+    def _trained_twice(self) -> list[tuple[float, float, Best | None]]:
+        """Headline metric of student and baseline, and the baseline's best evaluation, of each seed that has both."""
+        pairs = [(seed.student, seed.baseline, seed.best) for seed in self.seeds]
         if len(pairs) < 2:
-            pairs = [(self.student.metrics, self.baseline.metrics if self.baseline else None)]
-        values = [(_number(student, self.metric), _number(baseline or {}, self.metric)) for student, baseline in pairs]
-        return tuple(student - baseline for student, baseline in values if student is not None and baseline is not None)
+            metrics = self.baseline.metrics if self.baseline else None
+            pairs = [(self.student.metrics, metrics, self.best.get("baseline"))]
+        values = [(_number(own, self.metric), _number(other or {}, self.metric), best) for own, other, best in pairs]
+        return [(own, other, best) for own, other, best in values if own is not None and other is not None]
 
     @property
     def gain(self) -> float | None:
         """What the teacher added: student - baseline, mean over seeds. Of an error, negative is good."""
         return mean(self.gains) if self.gains else None
+
+    @property
+    def gain_over_best(self) -> float | None:
+        """What the teacher added to the same student at its best: it may have been trained too long for its rows."""
+        return mean(self.gains_over_best) if self.gains_over_best else None
+
+    @property
+    def shows_help(self) -> bool:
+        """Whether this run shows that the teacher helped: beyond noise, and against the baseline at its best too."""
+        if self.noise is None or self.gain_over_best is None:
+            return False
+        gain = self.gain_over_best if self.greater_is_better else -self.gain_over_best
+        return gain > self.noise
 
     @property
     def gain_std(self) -> float | None:

@@ -132,6 +132,10 @@ def rows(report: Report) -> list[Row]:
     for name in metric_names(report):
         values = {key: metric_value(report, name, model.metrics.get(name)) for key, model in models.items()}
         table.append(Row(metric_title(name), values, headline=name == report.metric))
+        if name == report.metric and _was_better(report):
+            best = {key: report.best[key].value if key in report.best else None for key in models}
+            cells = {key: metric_value(report, name, value) for key, value in best.items()}
+            table.append(Row("its best evaluation in training", cells))
     if report.agreement is not None:
         agreement = {"teacher": None, "student": report.agreement, "baseline": report.baseline_agreement}
         cells = {key: percent(agreement[key]) for key in models}
@@ -144,6 +148,12 @@ def rows(report: Report) -> list[Row]:
     table.append(Row("parameters", {key: count(model.parameters) for key, model in models.items()}))
     table.append(Row("size", {key: f"{model.bytes / 1e6:,.1f} MB" for key, model in models.items()}))
     return table + _speed(report)
+
+
+def _was_better(report: Report) -> bool:
+    """Whether a model was better at some evaluation while it was trained than it is now."""
+    now = {key: report.headline(key) for key in report.best}
+    return any(value is not None and report.was_better(report.best[key], value) for key, value in now.items())
 
 
 def heads_left(report: Report) -> str:

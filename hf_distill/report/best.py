@@ -1,0 +1,67 @@
+"""The best evaluation of a training: nobody should say that a baseline was trained too long in order to lose."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_distill.tasks import Prepared
+
+History = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best evaluation of a model while it was trained, by the headline metric, on the eval split.
+
+    Attributes:
+        value: Of the headline metric.
+        step: Optimiser step after which it was judged, stages counted on.
+        steps: How many steps the training had.
+        evaluations: How many evaluations it is the best of.
+    """
+
+    value: float
+    step: int
+    steps: int
+    evaluations: int
+
+
+def best_of(
+    histories: Mapping[str, History], run: str, prepared: Prepared, metric: str, *, greater_is_better: bool
+) -> Best | None:
+    """Return the best evaluation of a training; None where no evaluation has the metric.
+
+    Args:
+        histories: Name of a training -> its `log_history`.
+        run: Such as `baseline` or `baseline seed 43`; its stages are one training.
+        prepared: Says what the metric is made of.
+        metric: The headline metric.
+        greater_is_better: Of the metric.
+    """
+    found: list[tuple[float, int]] = []
+    steps = 0
+    for part, history in histories.items():
+        if part.partition(" stage ")[0] != run:
+            continue
+        for entry in history:
+            if (value := _value(entry, prepared, metric)) is not None:
+                found.append((value, steps + int(entry.get("step", 0))))
+        steps += max((int(entry["step"]) for entry in history if "step" in entry), default=0)
+    if not found:
+        return None
+    # The first of equals: the shortest training that is as good.
+    value, step = max(found, key=lambda one: one[0] if greater_is_better else -one[0])
+    return Best(value, step, steps, len(found))
+
+
+def _value(entry: Mapping[str, Any], prepared: Prepared, metric: str) -> float | None:
+    figures = {key.removeprefix("eval_"): value for key, value in entry.items() if key.startswith("eval_")}
+    if not figures:
+        return None
+    summarised: Callable[[Mapping[str, float]], Mapping[str, float]] | None = prepared.summary
+    value = (figures if summarised is None else summarised(figures)).get(metric)
+    return float(value) if value is not None and math.isfinite(value) else None
