@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from hf_distill import __version__
 from hf_distill.errors import UserError
+from hf_distill.launch import spin_little
 
 if TYPE_CHECKING:
     from hf_distill.recipe import Recipe
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: From argparse: 0 after `--help` and `--version`, 2 for a wrong argument.
         Exception: Any other failure, with its traceback; Python then exits with 1.
     """
+    spin_little()
     words = [*(sys.argv[1:] if argv is None else argv)]
     caches = words[:1] == [CACHE]
     arguments = _arguments(words[1:] if caches else words)

@@ -102,6 +102,29 @@ def end_with_launcher() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+SPINS = "1000"
+"""Turns that a waiting thread takes around its loop before it sleeps. libgomp's own default is 300,000."""
+
+
+def spin_little() -> None:
+    """Have threads that wait for each other sleep soon, rather than hold a core that somebody else needs.
+
+    At every matrix product the threads of PyTorch wait for the last of them. Where another program has its core, the
+    others spin, and take the time that it needs to finish: steps become many times slower. Call this before torch is
+    imported: its OpenMP library reads the environment once. What the user set is left alone. The table in
+    docs/performance.md says what it gains and costs.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
+        os.environ["GOMP_SPINCOUNT"] = SPINS
+
+
+def waiting() -> str | None:
+    """Return a line that says how threads wait, where `spin_little` decided it for a run on the CPU; or None."""
+    if os.environ.get("GOMP_SPINCOUNT") != SPINS or not _runs_on_cpu():
+        return None
+    return f"threads: waiting ones sleep soon (GOMP_SPINCOUNT={SPINS}; set it, or OMP_WAIT_POLICY, to choose)"
+
+
 def use_all_cores() -> str | None:
     """Undo the launcher's default of one thread per process in a run on CPU; return a line that says so, or None.
 

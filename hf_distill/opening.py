@@ -13,7 +13,7 @@ from hf_distill.data import load_splits
 from hf_distill.directory import RunDirectory, held_recipe
 from hf_distill.errors import UserError
 from hf_distill.fit import Fitter
-from hf_distill.launch import check_launch, use_all_cores, use_cpu_if_needed
+from hf_distill.launch import check_launch, use_all_cores, use_cpu_if_needed, waiting
 from hf_distill.narrator import Narrator
 from hf_distill.pairing import Pair, open_pair
 from hf_distill.plan import check_plan, remarks
@@ -58,7 +58,7 @@ def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run
         elif trains_here:
             directory.held()
     narrator = Narrator(enabled=args.process_index == 0)
-    for line in filter(None, (threads, precision)):
+    for line in filter(None, (threads, waiting(), precision)):
         narrator.say(line)
     hub = _claim_repository(recipe, directory.path) if recipe.hub.push else {}
     answers = _claim_answers(recipe)

@@ -17,7 +17,7 @@ from accelerate import PartialState
 
 from hf_distill import launch
 from hf_distill.errors import UserError
-from hf_distill.launch import check_launch, use_all_cores, use_cpu_if_needed
+from hf_distill.launch import SPINS, check_launch, spin_little, use_all_cores, use_cpu_if_needed
 
 BIN = Path(sys.executable).parent
 ACCELERATE = [sys.executable, str(BIN / "accelerate"), "launch"]
@@ -313,3 +313,25 @@ def test_cpu_is_asked_for_where_there_is_nothing_else(monkeypatch):
     monkeypatch.setattr(launch, "_has_accelerator", lambda: True)
     assert use_cpu_if_needed(training) == training
     assert use_cpu_if_needed({"use_cpu": True}) == {"use_cpu": True}
+
+
+@pytest.mark.parametrize("chosen", [{}, {"GOMP_SPINCOUNT": "5"}, {"OMP_WAIT_POLICY": "active"}])
+def test_waiting_threads_sleep_soon_unless_the_user_chose(monkeypatch, chosen):
+    """A run beside another program takes many times as long without; a user's own choice must not be overruled."""
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    spin_little()
+    assert os.environ.get("GOMP_SPINCOUNT") == (chosen.get("GOMP_SPINCOUNT") if chosen else SPINS)
+    assert ("sleep soon" in str(launch.waiting())) == (not chosen)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the OpenMP library of other systems has other settings")
+def test_the_setting_comes_before_the_library_reads_it():
+    """Set after torch is imported it would change nothing, in silence; the library itself is asked."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    clean |= {"OMP_DISPLAY_ENV": "verbose", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    code = "from hf_distill.cli import main\nmain(['missing.yaml'])\nimport torch"
+    done = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=False)
+    assert f"GOMP_SPINCOUNT = '{SPINS}'" in done.stderr
