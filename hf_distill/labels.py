@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -33,10 +35,47 @@ def real_names(names: Iterable[str]) -> tuple[str, ...] | None:
     return None if all(name in (f"LABEL_{at}", str(at)) for at, name in enumerate(given)) else given
 
 
+def label_numbers(names: Iterable[str]) -> tuple[int, ...] | None:
+    """Return the number that each name is, begins or ends with; None unless all have one, and all different ones.
+
+    A name may begin with its number, or end with it after the same words in all names. `true` and `false` are 1 and 0.
+    Ranges (`18-25`) and decimals (`1.5`) are not numbers of classes.
+
+    >>> label_numbers(["1 star", "2 stars"]), label_numbers(["grade 2", "grade 1"]), label_numbers(["True", "False"])
+    ((1, 2), (2, 1), (1, 0))
+    >>> label_numbers(["18-25", "26-35"]), label_numbers(["T5", "GPT2"])
+    (None, None)
+    """
+    given = [name.strip() for name in names]
+    if {name.casefold() for name in given} == {"true", "false"}:
+        return tuple(int(name.casefold() == "true") for name in given)
+    found = [_BEGINS.match(name) for name in given]
+    if not all(found):
+        found = [_ENDS.fullmatch(name) for name in given]
+        if len({match["before"] for match in found if match}) != 1:
+            return None
+    numbers = tuple(int(match["number"]) for match in found if match)
+    return numbers if 0 < len(given) == len(numbers) == len(set(numbers)) else None
+
+
+_BEGINS = re.compile(r"(?P<number>[-+]?[0-9]+)(?!\w|[.,][0-9]|\s*[-\u2013]\s*[0-9])")
+_ENDS = re.compile(r"(?P<before>\D*?[\s_:#-]|\D*[^\W\d_]\s?)(?P<number>[0-9]+)")
+
+
+def tidy(name: str) -> str:
+    """Return a name without what cannot be seen: spaces around it or several in a row, Unicode in another form.
+
+    >>> tidy(" very  good ")
+    'very good'
+    """
+    return " ".join(unicodedata.normalize("NFC", name).split())
+
+
 def positions(wanted: Sequence[str], found: Sequence[str], *, whose: str) -> tuple[int, ...]:
     """Return, for each wanted name, its position among the found ones.
 
-    Case is ignored (`NEGATIVE` is `negative`), unless two of the names differ in nothing else.
+    Case is ignored (`NEGATIVE` is `negative`), and so are spaces around a name, unless two of the names differ in
+    nothing else. Names that begin with numbers are the same where these are (`1 star`, `1`).
 
     Args:
         wanted: Names in the order wanted.
@@ -48,16 +87,28 @@ def positions(wanted: Sequence[str], found: Sequence[str], *, whose: str) -> tup
 
     >>> positions(["negative", "positive"], ["POSITIVE", "NEGATIVE"], whose="the teacher")
     (1, 0)
+    >>> positions(["1 star", "2 stars"], ["2", "1"], whose="the teacher")
+    (1, 0)
     """
-    for spell in (str, str.casefold):
-        at = {spell(name): index for index, name in enumerate(found)}
-        keys = [spell(name) for name in wanted]
+    spellings: list[tuple[Sequence[str | int], Sequence[str | int]]] = [
+        ([spell(name) for name in wanted], [spell(name) for name in found]) for spell in (str, tidy, folded)
+    ]
+    ours, theirs = label_numbers(wanted), label_numbers(found)
+    if ours and theirs:
+        spellings.append((ours, theirs))
+    for keys, others in spellings:
+        at = {key: index for index, key in enumerate(others)}
         if len(at) == len(found) == len(keys) and set(at) == set(keys):
             return tuple(at[key] for key in keys)
     raise UserError(
         f"label names differ: wanted {shorten(wanted)}, but {whose} has {shorten(found)}. "
         "They may stand in another order, but must be the same names."
     )
+
+
+def folded(name: str) -> str:
+    """Return a tidy name in lower case, for comparisons."""
+    return tidy(name).casefold()
 
 
 def shorten(names: Sequence[str], limit: int = 8) -> str:

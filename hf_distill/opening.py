@@ -112,6 +112,7 @@ def _prepare(recipe: Recipe, pair: Pair) -> Prepared:
                 configs=(pair.teacher, pair.student),
                 max_length=pair.max_length,
                 label_names=recipe.data.labels,
+                label_separator=recipe.data.label_separator,
                 metrics=recipe.evaluation.metrics,
             ),
         )

@@ -136,6 +136,10 @@ def _check_shape(recipe: Recipe) -> None:
     """Refuse what only a recipe built in Python can be: the reader has lines of its own for it."""
     if recipe.stages and recipe.objectives:
         raise recipe.mistake("objectives", "given together with stages. Each stage has its own: remove one of the two.")
+    if recipe.data.label_separator is not None and not recipe.task.several_labels:
+        raise recipe.mistake(
+            "data.label_separator", f"{recipe.task.name} has no rows with several labels in one text. Leave it out."
+        )
     for index, stage in enumerate(recipe.plan):
         path = join(recipe.stage_path(index), "objectives")
         if not any(objective.has_weight for objective in stage.objectives):

@@ -66,7 +66,9 @@ class Data:
         columns: Role -> column (`{text: sentence}`); a role left out is looked up under its own name.
         splits: `train` and `eval` -> split of the dataset, slicing included (`"train[:2000]"`); one that is left out is
             `train` or `validation`.
-        labels: Names of integer labels, in the order of the integers, where the dataset does not carry them.
+        labels: Names of integer labels, in the order of the integers, where the dataset does not carry them; or, for
+            some labels or all, as text, the name of their class, None where they stand for "no label".
+        label_separator: What stands between the labels of a row that has several in one text (`joy,love`).
         max_length: Longest input in tokens; longer ones are truncated. The tokenizer's limit if left out.
     """
 
@@ -75,7 +77,8 @@ class Data:
     revision: str | None = None
     columns: dict[str, str] = Field(default_factory=dict)
     splits: dict[str, str] = Field(default_factory=lambda: dict(USUAL_SPLITS))
-    labels: list[str] | None = None
+    labels: list[str] | dict[str, str | None] | None = None
+    label_separator: Annotated[str, Field(min_length=1)] | None = None
     max_length: Annotated[int, Field(gt=0)] | None = None
 
     @field_validator("splits")

@@ -145,7 +145,8 @@ def test_numbers_outside_the_head() -> None:
     key, line = mistake([1, 2, 5], teacher=head(width=5))
     assert key == "columns.label"
     assert line == (
-        "row 2 (counted from 0) of the train split has the label 5; wanted 0 to 4, since there are 5 classes."
+        "row 2 (counted from 0) of the train split has the label 5; wanted 0 to 4, since there are 5 classes. "
+        "Where they are counted from 1, say so: data: {labels: ['1', '2', ... '5']}."
     )
     assert "wanted 0 to 2" in mistake([0, 1], [3], names=list(NAMES))[1]
     assert mistake([0, 1], [3], names=list(NAMES))[1].startswith("row 0 (counted from 0) of the eval split")

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from hf_distill.objectives.base import Objective
     from hf_distill.rows.base import RowLayout
 
+# What a recipe says of labels: names of integers, or what each label means (None: no label).
+SaidLabels = list[str] | dict[str, str | None] | None
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -31,7 +34,8 @@ class Setup:
         student: Likewise.
         configs: Configurations of teacher and student, whether they bring the head or not.
         max_length: Longest input in tokens; None where nothing limits it.
-        label_names: Names of integer labels, from the recipe.
+        label_names: What the recipe says of labels: names of integers, or what each label means (None: no label).
+        label_separator: What stands between the labels of a row that has several in one text.
         metrics: Names, headline first; the task's own choice if empty.
     """
 
@@ -41,7 +45,8 @@ class Setup:
     student: PretrainedConfig | None = None
     configs: tuple[PretrainedConfig, ...] = ()
     max_length: int | None = None
-    label_names: list[str] | None = None
+    label_names: SaidLabels = None
+    label_separator: str | None = None
     metrics: Sequence[str] = ()
 
 
@@ -102,6 +107,8 @@ class Task(ABC):
     own_tokenizers: ClassVar[bool] = False
     # Whether the models see other inputs in every epoch.
     changes_inputs: ClassVar[bool] = False
+    # Whether a row may have several labels in one text (`data.label_separator`).
+    several_labels: ClassVar[bool] = False
     # Whether examples have lengths so different that a training groups them by it, where a recipe does not say.
     groups_by_length: ClassVar[bool] = False
 

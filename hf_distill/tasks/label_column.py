@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.data import column
 from hf_distill.errors import UserError
 from hf_distill.labels import IGNORED, shorten
+from hf_distill.tasks.stated_labels import spell
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
@@ -29,7 +30,7 @@ class LabelColumn:
         learned: Those of them in the train split.
         lengths: The distinct lengths of the lists.
         missing: What stands for "no label": None; -100 among integers; -1 in a `ClassLabel` column, where `datasets`
-            writes it (the test splits of GLUE).
+            writes it (the test splits of GLUE); what the recipe says.
         names: Class names that the column declares (`ClassLabel`), in the order of its integers.
         labelled: Splits with at least one label.
         role: Of the column.
@@ -42,7 +43,7 @@ class LabelColumn:
     values: tuple[Any, ...]
     learned: tuple[Any, ...]
     lengths: frozenset[int]
-    missing: tuple[int | None, ...]
+    missing: tuple[Any, ...]
     names: tuple[str, ...] | None
     labelled: tuple[str, ...]
     role: str = "label"
@@ -57,12 +58,26 @@ class LabelColumn:
         """Whether there are labels and all are of one of these types; True is no integer here."""
         return bool(self.values) and all(type(value) in types for value in self.values)
 
-    def refuse(self, bad: Callable[[Any], bool], wanted: str, *, whole: bool = False) -> UserError:
+    def count(self, labels: Collection[Any]) -> list[tuple[str, int]]:
+        """Return, for each split that has some of these labels, its name and in how many rows (of lists: how often)."""
+        import pyarrow as pa
+        import pyarrow.compute as pc  # type: ignore[import-untyped]
+
+        counts = []
+        for name, split in self.splits.items():
+            held = column(split, self.role)
+            held = pc.list_flatten(held) if _is_list(held.type) else held
+            wanted = pa.array(list(labels)).cast(held.type)
+            counts.append((name, pc.sum(pc.is_in(held, value_set=wanted)).as_py() or 0))
+        return [(name, count) for name, count in counts if count]
+
+    def refuse(self, bad: Callable[[Any], bool], wanted: str, hint: str = "", *, whole: bool = False) -> UserError:
         """Return the error for the first label that is bad. Slow, but only on the way out.
 
         Args:
             bad: Tells a bad label; of a list, a bad item.
             wanted: What would not have been.
+            hint: What to do about it, after a space.
             whole: Show lists to `bad` as they are.
         """
         for name, split in self.splits.items():
@@ -72,24 +87,27 @@ class LabelColumn:
                 if not (value is None or value in self.missing) and any(bad(item) for item in items):
                     shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:77]}..."
                     return UserError(
-                        f"row {row} (counted from 0) of the {name} split has the label {shown}; wanted {wanted}.",
+                        f"row {row} (counted from 0) of the {name} split has the label {shown}; wanted {wanted}.{hint}",
                         key=self.key,
                     )
         raise AssertionError("no label is bad")
 
 
-def read_column(splits: Mapping[str, Dataset], role: str = "label", *, nested: bool = False) -> LabelColumn:
+def read_column(
+    splits: Mapping[str, Dataset], role: str = "label", *, nested: bool = False, nothing: Collection[str] = ()
+) -> LabelColumn:
     """Read the columns of labels.
 
     Args:
         splits: Splits that have the column; none is fine.
         role: Of the column.
         nested: Whether a row holds many labels, one for each of its words.
+        nothing: Labels that stand for "no label", as text.
 
     Raises:
         UserError: They hold something that is no label, or not the same kind of thing.
     """
-    parts = [_read_split(name, split, role, nested) for name, split in splits.items()]
+    parts = [_read_split(name, split, role, nested, nothing) for name, split in splits.items()]
     missing = tuple(dict.fromkeys(value for part in parts for value in part.missing)) or (None,)
     names = list(dict.fromkeys(part.names for part in parts if part.names))
     if len(names) > 1:
@@ -118,9 +136,9 @@ def read_column(splits: Mapping[str, Dataset], role: str = "label", *, nested: b
     )
 
 
-def _read_split(name: str, split: Dataset, role: str, nested: bool) -> LabelColumn:
+def _read_split(name: str, split: Dataset, role: str, nested: bool, nothing: Collection[str]) -> LabelColumn:
     import pyarrow as pa
-    import pyarrow.compute as pc  # type: ignore[import-untyped]
+    import pyarrow.compute as pc
 
     labels = column(split, role)
     if nested:
@@ -129,15 +147,24 @@ def _read_split(name: str, split: Dataset, role: str, nested: bool) -> LabelColu
     items = pc.list_flatten(labels) if lists else labels
     _check_type(items.type, name, role)
     names = _declared(split.features[role])
-    missing: tuple[int | None, ...] = (None,)
+    missing: tuple[Any, ...] = (None,)
     if pa.types.is_integer(items.type) and not lists:
         missing = (None, IGNORED, -1) if names else (None, IGNORED)
-    values = tuple(value for value in items.unique().to_pylist() if lists or value not in missing)
+    found = items.unique().to_pylist()
+    said = tuple(value for value in found if _called(value, names) & {*nothing})
+    missing += said
+    values = tuple(value for value in found if value not in (said if lists else missing))
     lengths = pc.list_value_length(labels).unique().drop_null().to_pylist() if lists else []
     labelled = labels.null_count < len(labels) if lists else bool(values)
     return LabelColumn(
         {name: split}, lists, values, (), frozenset(lengths), missing, names, (name,) if labelled else ()
     )
+
+
+def _called(value: Any, names: tuple[str, ...] | None) -> set[str]:
+    """Return how a recipe may write a label: as it is, or by the name that a `ClassLabel` column gives it."""
+    named = names is not None and isinstance(value, int) and 0 <= value < len(names)
+    return {spell(value), names[value]} if named and names else {spell(value)}
 
 
 def _flat(labels: pa.ChunkedArray, split: str, role: str) -> pa.ChunkedArray:

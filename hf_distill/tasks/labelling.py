@@ -35,7 +35,7 @@ class Labelling:
     names: Names | None = None
     teacher_columns: tuple[int, ...] | None = None
     index: Mapping[Any, int]
-    missing: tuple[int | None, ...]
+    missing: tuple[Any, ...]
     multi_hot: bool = False
     labelled: tuple[str, ...]
 
@@ -65,5 +65,6 @@ class Labelling:
         holding = (position for position, item in enumerate(value) if item) if self.multi_hot else value
         row = [0.0] * self.width
         for item in holding:
-            row[self.index[item]] = 1.0
+            if item not in self.missing:
+                row[self.index[item]] = 1.0
         return row

@@ -74,12 +74,18 @@ def _looks_like(column: LabelColumn, trained: Problem | None, head: PretrainedCo
     return trained or "single_label"
 
 
-def value_count(column: LabelColumn) -> int | None:
+def value_count(column: LabelColumn, *, spelled: bool = False) -> int | None:
     """Return how many numbers each example has (regression); None where no example has any.
+
+    Args:
+        column: The labels.
+        spelled: Take texts that spell numbers for these, where what is no number has been named in the recipe.
 
     Raises:
         UserError: Something is no finite number, or the lists are of different lengths.
     """
+    if spelled and column.values and all(_spells_number(value) for value in column.values):
+        return 1
     if any(not _is_number(value) for value in column.values):
         # One "n/a" makes all of a column text; it is the one to show.
         spelled = all(_is_number(value) or _spells_number(value) for value in column.values)

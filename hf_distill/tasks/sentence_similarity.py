@@ -15,7 +15,7 @@ from hf_distill.data import by_length, column
 from hf_distill.errors import UserError
 from hf_distill.models import Head
 from hf_distill.own_tokens import PadBoth, side_by_side, teacher_view
-from hf_distill.tasks.base import Prepared, Setup, Task
+from hf_distill.tasks.base import Prepared, SaidLabels, Setup, Task
 from hf_distill.tasks.class_labels import read_labels
 from hf_distill.tasks.labelling import Labelling
 from hf_distill.tasks.language import check_texts
@@ -162,7 +162,7 @@ def _check_columns(splits: Mapping[str, Dataset]) -> None:
                 )
 
 
-def _read_scores(splits: Mapping[str, Dataset], names: list[str] | None, ends: list[float] | None) -> Labelling:
+def _read_scores(splits: Mapping[str, Dataset], names: SaidLabels, ends: list[float] | None) -> Labelling:
     """Read the scores; refuse those that a cosine could never reach."""
     import numpy as np
 

@@ -14,6 +14,7 @@ from hf_distill.models import Head
 from hf_distill.own_tokens import PadBoth, side_by_side, teacher_view
 from hf_distill.tasks.base import Prepared, Setup, Task
 from hf_distill.tasks.class_labels import read_labels
+from hf_distill.tasks.label_forms import as_lists
 from hf_distill.tasks.labelling import Labelling
 from hf_distill.tasks.problem import PROBLEM_TYPES, Problem
 from hf_distill.tasks.tokenising import tokenise
@@ -38,6 +39,7 @@ class TextClassification(Task):
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
     roles: ClassVar[Mapping[str, bool]] = {"text": True, "text_pair": False, "label": False}
     own_tokenizers: ClassVar[bool] = True
+    several_labels: ClassVar[bool] = True
     groups_by_length: ClassVar[bool] = True
 
     problem: Problem | None = None
@@ -50,6 +52,7 @@ class TextClassification(Task):
         from hf_distill.metrics import check, score
         from hf_distill.rows.examples import ExampleRows
 
+        splits = as_lists(splits, setup.label_separator)
         _check_texts(splits)
         labelling = read_labels(
             {name: split for name, split in splits.items() if "label" in split.column_names},
