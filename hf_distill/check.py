@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hf_distill.best_model import check_saving
 from hf_distill.cache.run_cache import in_advance
@@ -16,15 +16,18 @@ from hf_distill.directory import RunDirectory
 from hf_distill.errors import UserError
 from hf_distill.launch import check_launch
 from hf_distill.locations import resolve, sibling
+from hf_distill.models import outline
 from hf_distill.objectives.features import FeatureObjective
 from hf_distill.objectives.hidden import Hidden, Hint, Patient
 from hf_distill.pairing import Pair, open_pair, open_student, open_teacher
 from hf_distill.plan import check_plan, cut_off, remarks
+from hf_distill.reading.plugins import outside_code
 from hf_distill.reading.words import words
 from hf_distill.reading.writer import dump_recipe
 from hf_distill.report.text import count
 from hf_distill.tasks.tokenising import tokenizer_name
 from hf_distill.teachers import CachedTeacher
+from hf_distill.training.requirements import check_trainings
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -76,6 +79,7 @@ def check(recipe: Recipe) -> str:
         if recipe.hub.push
         else []
     )
+    found.plan += [f"code        {line}" for line in outside_code(recipe)]
     found.plan += [f"note        {line}" for line in (*remarks(recipe, found.pair), *cut_off(recipe))]
     found.plan += [f"not checked {line}" for line in found.unchecked]
     return "\n".join(found.plan)
@@ -154,6 +158,7 @@ def _check_data(recipe: Recipe, found: _Findings) -> None:
 
 def _check_training(recipe: Recipe, found: _Findings) -> None:
     check_saving(recipe)
+    check_trainings(recipe)
 
 
 def _check_place(recipe: Recipe, found: _Findings) -> None:
@@ -164,12 +169,7 @@ def _check_place(recipe: Recipe, found: _Findings) -> None:
 
 def _size(recipe: Recipe, config: PretrainedConfig) -> str:
     """Return layers, width and parameters of the model a configuration makes, without making its weights."""
-    import torch
-    import transformers
-
-    with torch.device("meta"):
-        auto_class: Any = getattr(transformers, recipe.task.auto_class)
-        model = auto_class.from_config(config)
+    model = outline(recipe.task.auto_class, config, trust_remote_code=recipe.trusts_code)
     text = config.get_text_config()
     layers = text.num_hidden_layers
     return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -41,6 +42,18 @@ def check_evaluate(name: str, kind: Kind, num_labels: int, label_names: Sequence
         labels = np.stack([np.arange(4) % 2] * num_labels, -1).astype(int if kind == "binary" else float)
     tags = tuple(label_names or map(str, labels.tolist()))
     judge(name, Judged(labels, labels, labels, [(tags, tags)]), kind)
+
+
+def check_here(names: Sequence[str]) -> None:
+    """Load the scripts among some metrics that are on this machine, which tells what they lack.
+
+    Raises:
+        UserError: One cannot be loaded.
+    """
+    for name in names:
+        location = name.removeprefix(EVALUATE).partition("#")[0]
+        if name.startswith(EVALUATE) and os.path.exists(resolve(location, "metrics")):
+            _load(location, None)
 
 
 def judge(name: str, judged: Judged, kind: Kind) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_distill.errors import UserError
 from hf_distill.locations import resolve, sibling
+from hf_distill.packages import require
 from hf_distill.quantization import Quantization, check_whole, loading, ready
 
 if TYPE_CHECKING:
@@ -47,8 +47,7 @@ def _place(model: str, key: str) -> tuple[str, dict[str, str]]:
     directory, name = os.path.split(where)
     if not name.lower().endswith(".gguf"):
         raise UserError(f"'{model}' is a file. Wanted the directory that save_pretrained wrote, or a Hub id.", key=key)
-    if importlib.util.find_spec("gguf") is None:
-        raise UserError(f"'{model}' is read with the package gguf: pip install 'hf-distill[gguf]'.", key=key)
+    require("gguf", f"'{model}'", key)
     return directory or ".", {"gguf_file": name}
 
 
@@ -145,6 +144,31 @@ def open_tokenizer(
     return tokenizer
 
 
+def outline(auto_class: Any, config: PretrainedConfig, *, trust_remote_code: bool) -> PreTrainedModel:
+    """Return the model that a configuration describes, without memory for its weights.
+
+    Args:
+        auto_class: A Transformers Auto class, or its name.
+        config: The configuration.
+        trust_remote_code: Run model code from the checkpoint.
+
+    Raises:
+        UserError: Its class cannot make one.
+    """
+    import torch
+    import transformers
+
+    whole = getattr(transformers, auto_class) if isinstance(auto_class, str) else auto_class
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = whole.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception as error:  # model code fails in any way it likes
+        raise UserError(
+            f"no model can be made of its configuration ({type(error).__name__}: {_first_line(error)})", key="model"
+        ) from error
+    return model
+
+
 # ---- Weights ---------------------------------------------------------------------------------------------------------
 
 
@@ -226,8 +250,7 @@ def _quantized(
 
     config = open_config(model, revision=revision, trust_remote_code=trust_remote_code)
     check_whole(model, config)
-    with torch.device("meta"):  # names of modules: no memory
-        whole = auto_class.from_config(config, trust_remote_code=trust_remote_code)
+    whole = outline(auto_class, config, trust_remote_code=trust_remote_code)
     computed: Any = (config.dtype if dtype == "auto" else getattr(torch, dtype)) or torch.float32
     return loading(quantization, whole, computed)
 

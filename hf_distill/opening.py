@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from hf_distill.launch import check_launch, use_all_cores, use_cpu_if_needed, wa
 from hf_distill.narrator import Narrator
 from hf_distill.pairing import Pair, open_pair
 from hf_distill.plan import check_plan, remarks
+from hf_distill.reading.plugins import outside_code
 from hf_distill.reading.writer import dump_recipe
 from hf_distill.stages import Run
 from hf_distill.tasks import Setup
@@ -24,6 +26,7 @@ from hf_distill.teachers import CachedTeacher
 from hf_distill.training.defaults import training_defaults
 from hf_distill.training.labelled import in_words
 from hf_distill.training.precision import resolve_bf16
+from hf_distill.training.requirements import check_steps, check_trainings
 
 if TYPE_CHECKING:
     from hf_distill.recipe import Recipe
@@ -45,6 +48,7 @@ def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run
     """
     threads = use_all_cores()
     check_saving(recipe)
+    check_trainings(recipe)
     path = Path(recipe.training["output_dir"]).expanduser()
     training, precision = _settle(recipe, None if restart else held_recipe(path))
     directory = RunDirectory(path, dump_recipe(_with_precision(recipe, training)))
@@ -58,7 +62,8 @@ def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run
         elif trains_here:
             directory.held()
     narrator = Narrator(enabled=args.process_index == 0)
-    for line in filter(None, (threads, waiting(), precision)):
+    outside = (f"runs code from outside: {one}" for one in outside_code(recipe))
+    for line in filter(None, (threads, waiting(), precision, *outside)):
         narrator.say(line)
     hub = _claim_repository(recipe, directory.path) if recipe.hub.push else {}
     answers = _claim_answers(recipe)
@@ -72,6 +77,7 @@ def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run
         narrator.say(labels)
     _check_objectives(recipe, prepared)
     check_best_metric(recipe, prepared)
+    check_steps(recipe, len(prepared.train), args.world_size)
     if args.process_index == 0:
         with recipe.locate("training"):
             if not for_teacher:
@@ -144,21 +150,15 @@ def _with_precision(recipe: Recipe, training: Mapping[str, Any]) -> Recipe:
 
 
 def _arguments(recipe: Recipe, training: Mapping[str, Any]) -> DistillationArguments:
-    """Build the arguments once, which checks values against each other and starts the processes' group."""
-    args = _build(recipe, "training", training)
-    for index, stage in enumerate(recipe.stages):
-        _build(recipe, f"stages[{index}].training", {**training, **stage.training})
-    return args
-
-
-def _build(recipe: Recipe, path: str, training: Mapping[str, Any]) -> DistillationArguments:
+    """Build the arguments once, which asks for what the machine has to have and starts the processes' group."""
     from hf_distill.training_args import DistillationArguments, check_devices
 
     try:
-        args = DistillationArguments(**training)
+        # Copied, since Transformers writes defaults into the mappings that it is given.
+        args = DistillationArguments(**deepcopy(dict(training)))
         check_devices(args)
-    except (ValueError, TypeError) as error:
-        raise recipe.mistake(path, " ".join(str(error).split())) from error
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        raise recipe.mistake("training", " ".join(str(error).split())) from error
     return args
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.errors import UserError
@@ -40,6 +40,7 @@ def check_plan(recipe: Recipe, pair: Pair | None) -> None:
     """
     _check_shape(recipe)
     _check_lengths(recipe)
+    _check_metrics(recipe)
     if recipe.teacher.is_quantized:
         _check_quantized(recipe)
     mistakes: list[str] = []
@@ -156,6 +157,17 @@ def _check_lengths(recipe: Recipe) -> None:
                 f"training.max_steps, {steps}, goes before it, so it would change nothing. Remove one of them, or add "
                 "max_steps: -1 here.",
             )
+
+
+def _check_metrics(recipe: Recipe) -> None:
+    """Refuse metrics whose package or script is not here; those of the Hub are not fetched for it."""
+    from hf_distill.evaluate_library import check_here
+    from hf_distill.text_metrics import check_packages
+
+    names: Sequence[str] = recipe.evaluation.metrics or getattr(recipe.task, "own_metrics", [])
+    with recipe.locate("evaluation"):
+        check_packages(names)
+        check_here(names)
 
 
 def _check_quantized(recipe: Recipe) -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_distill.errors import UserError
+from hf_distill.packages import require
 
 if TYPE_CHECKING:
     import torch
@@ -33,15 +34,7 @@ def check_installed(quantization: Quantization) -> None:
     Raises:
         UserError: With what to install.
     """
-    from transformers import utils
-
-    package = PACKAGES[quantization]
-    if not getattr(utils, f"is_{package}_available")():
-        raise UserError(
-            f"{quantization} is done by {package}, and there is none here that Transformers takes. "
-            "pip install 'hf-distill[quantization]'.",
-            key="quantization",
-        )
+    require(PACKAGES[quantization], f"'{quantization}'", "quantization")
 
 
 def check_whole(model: str, config: PretrainedConfig) -> None:

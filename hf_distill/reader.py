@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -187,7 +188,7 @@ class _Reading:
             self.add(path, f"unknown {kind} '{name}'.{hint}")
             return None
         try:
-            return import_entry(match["module"], match["name"], base)
+            return import_entry(match["module"], match["name"], base, Path(self.origin.file).parent)
         except UserError as error:
             self.add(path, str(error))
         return None

@@ -182,6 +182,11 @@ class Recipe:
         """The trainings of the student, in their order: one, or the stages."""
         return self.stages or (Stage(objectives=self.objectives),)
 
+    @property
+    def trusts_code(self) -> bool:
+        """Whether a model may bring Python code of its own, which then runs."""
+        return any(getattr(entry, "trust_remote_code", False) for entry in (self.teacher, self.student))
+
     def stage_path(self, index: int) -> str:
         """Return the key path of a stage of the plan; `""` where the recipe has none and the path starts with a key."""
         return f"stages[{index}]" if self.stages else ""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 
 from hf_distill.errors import UserError
 from hf_distill.evaluate_library import EVALUATE, judge_texts
 from hf_distill.metric_table import METRICS
+from hf_distill.packages import require
 
 # Metric -> the module that computes it.
 MODULES: Mapping[str, str] = {
@@ -17,6 +17,17 @@ MODULES: Mapping[str, str] = {
 }
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\s*\n\s*")
 _ROUGE_READS = re.compile(r"[a-z0-9]", re.IGNORECASE)
+
+
+def check_packages(names: Sequence[str]) -> None:
+    """Refuse metrics of generated texts whose package is not here.
+
+    Raises:
+        UserError: With what to install.
+    """
+    for name in names:
+        if name in MODULES:
+            require(MODULES[name], f"'{name}'", "metrics")
 
 
 def check_generated(names: Sequence[str], references: Sequence[str]) -> None:
@@ -29,13 +40,7 @@ def check_generated(names: Sequence[str], references: Sequence[str]) -> None:
     Raises:
         UserError: A package is not installed, or ROUGE cannot read the references.
     """
-    for name in names:
-        module = MODULES.get(name)
-        if module is not None and importlib.util.find_spec(module) is None:
-            raise UserError(
-                f"'{name}' is computed by the package {module.replace('_', '-')}: pip install 'hf-distill[text]'.",
-                key="metrics",
-            )
+    check_packages(names)
     rouge = [name for name in names if MODULES.get(name) == "rouge_score"]
     unread = sum(_ROUGE_READS.search(text) is None for text in references)
     if rouge and unread > len(references) / 2:

@@ -199,7 +199,11 @@ def test_the_plan_is_read_by_people(write_recipe: WriteRecipe, make_model: Any) 
     recipe = write_recipe(
         teacher={"name": "cached", "teacher": entry},
         student={"name": "copy_layers", "layers": 1},
-        training={"lr_scheduler_kwargs": {"num_cycles": 0.5}, "include_for_metrics": ["inputs"]},
+        training={
+            "lr_scheduler_type": "cosine",
+            "lr_scheduler_kwargs": {"num_cycles": 0.5},
+            "include_for_metrics": ["inputs"],
+        },
     )
     lines = dict(line.split(maxsplit=1) for line in check(load_recipe(recipe)).splitlines())
     size = AutoModelForSequenceClassification.from_pretrained(teacher).num_parameters()

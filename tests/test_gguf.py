@@ -110,8 +110,6 @@ def test_a_damaged_file_or_a_missing_reader_is_one_line(
     gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file cut off while it was fetched, or a package that is not there, would end in a traceback."""
-    import importlib.util
-
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(gguf_file.read_bytes()[:1000])
     for call in (open_config, open_tokenizer, lambda path: load_model(path, LANGUAGE_MODEL)):
@@ -120,7 +118,6 @@ def test_a_damaged_file_or_a_missing_reader_is_one_line(
         (line,) = caught.value.mistakes
         assert "broken.gguf" in line
         assert "\n" not in line
-    real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gguf" else real(name))
+    monkeypatch.setattr("transformers.utils.is_gguf_available", lambda: False)
     with pytest.raises(UserError, match=r"pip install 'hf-distill\[gguf\]'"):
         open_config(str(gguf_file))

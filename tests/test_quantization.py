@@ -75,14 +75,14 @@ def test_a_package_that_is_not_there(
     """The teacher is the first thing a run loads, after minutes of data; `--check` opens no model of the Hub."""
     monkeypatch.setattr(f"transformers.utils.is_{package}_available", lambda: False)
     teacher = quantized(make_model, quantization)
-    line = f"{quantization} is done by {package}, and there is none here that Transformers takes. pip install "
+    line = f"'{quantization}' needs the package {package}, which is not installed here: pip install "
     for entry, key in (
         (teacher, "teacher.quantization"),
         ({**teacher, "name": "finetuned"}, "teacher.quantization"),
         ({"name": "cached", "teacher": teacher}, "teacher.teacher.quantization"),
     ):
         path = write_recipe(teacher=entry, student=FROM_CONFIG)
-        assert mistakes(path) == [f"{key}: {line}'hf-distill[quantization]'."]
+        assert mistakes(path) == [f"{key}: {line}'hf-distill[quantization]'"]
     path = write_recipe(
         teacher={**teacher, "model": "user/model"}, student={"name": "pretrained", "model": "user/other"}
     )

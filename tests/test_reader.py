@@ -993,7 +993,7 @@ def test_a_class_from_outside() -> None:
             "no_such_module:X",
             "cannot import 'no_such_module' (ModuleNotFoundError: No module named 'no_such_module'). ",
         ),
-        ("broken:X", "cannot import 'broken' (ZeroDivisionError: division by zero). "),
+        ("broken:X", "cannot import 'broken' (ZeroDivisionError: division by zero at "),
         ("outside:X", "'outside:X' does not exist: the module has no such name."),
         ("json:loads", "'json:loads' is not a subclass of hf_distill.objectives.base.Objective."),
         ("hf_distill.students:PretrainedStudent", "'hf_distill.students:PretrainedStudent' is not a subclass of "),
@@ -1015,10 +1015,17 @@ def test_checks_of_a_class_from_outside_are_told_like_ours() -> None:
     assert line.endswith("objectives[0]: 13 brings bad luck.")
 
 
-def test_the_recipes_directory_is_not_importable(directory: Path) -> None:
-    """A recipe from elsewhere must not run the Python files that came with it."""
+def test_nothing_beside_a_recipe_runs_unless_it_is_named(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that came with a recipe must not run in the place of an installed module of its name."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
     Path("sub").mkdir()
-    Path("sub/evil.py").write_text("raise SystemExit(3)")
+    for name in ("evil", "colorsys"):
+        Path(f"sub/{name}.py").write_text("raise SystemExit(3)")
+    Path("sub/named_here.py").write_text("import colorsys")
     Path("sub/r.yaml").write_text(WHOLE)
-    with pytest.raises(UserError, match="cannot import 'evil'"):
+    with pytest.raises(UserError, match="'named_here:X' does not exist"):
+        load_recipe("sub/r.yaml", ["student=named_here:X"])
+    with pytest.raises(UserError, match="importing 'evil' ended the process"):
         load_recipe("sub/r.yaml", ["student=evil:X"])
+    with pytest.raises(UserError, match="another module of this name comes first"):
+        load_recipe("sub/r.yaml", ["student=colorsys:X"])

@@ -445,7 +445,7 @@ def test_a_full_disk_stops_with_a_line_and_the_run_resumes(
 
 def test_a_faulty_training_argument_is_one_line(write_recipe: WriteRecipe) -> None:
     """Values that only clash with each other are found by TrainingArguments itself; its traceback helps nobody."""
-    with pytest.raises(UserError, match=r"training: .*logging_steps") as caught:
+    with pytest.raises(UserError, match=r"training\.logging_steps: .*logging_steps") as caught:
         run(write_recipe(training={"logging_steps": 0}))
     assert len(caught.value.mistakes) == 1
     assert "\n" not in str(caught.value)

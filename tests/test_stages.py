@@ -292,7 +292,7 @@ def test_epochs_of_a_stage_that_steps_would_overrule(staged: WriteRecipe) -> Non
 def test_a_stage_s_arguments_are_checked_against_each_other_first(staged: WriteRecipe, tmp_path: Path) -> None:
     """What only Transformers finds must be told before the first stage trains for hours, at the stage's own line."""
     stages = [STAGES[0], {**STAGES[1], "training": {"logging_steps": 0}}]
-    with pytest.raises(UserError, match=r"recipe\.yaml:1: stages\[1\]\.training: .*logging_steps"):
+    with pytest.raises(UserError, match=r"recipe\.yaml:1: stages\[1\]\.training\.logging_steps: .*logging_steps"):
         run(staged(stages=stages))
     assert not (tmp_path / "out").exists()
 

@@ -11,6 +11,7 @@ from hf_distill.component import component
 from hf_distill.data import by_length, column
 from hf_distill.decoders import decoder_positions
 from hf_distill.errors import UserError
+from hf_distill.metric_table import DEFAULTS
 from hf_distill.models import Head
 from hf_distill.pairing import NO_LIMIT
 from hf_distill.tasks.base import Prepared, Setup, Task
@@ -44,8 +45,8 @@ class SequenceToSequence(Task):
     auto_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
     groups_by_length: ClassVar[bool] = True
     source_role: ClassVar[str]
-    # In place of those of all texts.
-    own_metrics: ClassVar[tuple[str, ...]] = ()
+    # Where the recipe names none.
+    own_metrics: ClassVar[tuple[str, ...]] = tuple(DEFAULTS["texts"])
 
     prefix: str = ""
     max_target_length: Size | None = None
@@ -54,13 +55,12 @@ class SequenceToSequence(Task):
 
     def prepare(self, splits: Mapping[str, Dataset], setup: Setup) -> Prepared:
         """See `Task.prepare`."""
-        from hf_distill.metric_table import DEFAULTS
         from hf_distill.metrics import check
         from hf_distill.rows.targets import TargetRows
         from hf_distill.text_metrics import check_generated, takes_texts
 
         tokenizer, width = setup.tokenizer, vocabulary(setup.tokenizer)
-        names = setup.metrics or list(self.own_metrics or DEFAULTS["texts"])
+        names = setup.metrics or list(self.own_metrics)
         check(names, "texts", width)
         if setup.label_names:
             raise UserError("names are for classes, and a text is none. Leave them out.", key="labels")
