@@ -21,6 +21,7 @@ class Narrator:
     """
 
     def __init__(self, *, enabled: bool) -> None:
+        self.enabled = enabled
         self._console = Console(quiet=not enabled)
 
     def stage(self, name: str, of: int = 1) -> None:

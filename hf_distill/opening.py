@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
@@ -22,6 +23,7 @@ from hf_distill.reading.plugins import outside_code
 from hf_distill.reading.writer import dump_recipe
 from hf_distill.stages import Run
 from hf_distill.tasks import Setup
+from hf_distill.tasks.class_counts import classes_of
 from hf_distill.teachers import CachedTeacher
 from hf_distill.training.defaults import training_defaults
 from hf_distill.training.labelled import in_words
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from hf_distill.recipe import Recipe
     from hf_distill.tasks import Prepared
     from hf_distill.training_args import DistillationArguments
+
+logger = logging.getLogger(__name__)
 
 
 def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run:
@@ -76,6 +80,7 @@ def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run
     if (labels := in_words(prepared)) is not None:
         narrator.say(labels)
     _check_objectives(recipe, prepared)
+    _say_classes(recipe, prepared, narrator)
     check_best_metric(recipe, prepared)
     check_steps(recipe, len(prepared.train), args.world_size)
     if args.process_index == 0:
@@ -110,17 +115,7 @@ def _prepare(recipe: Recipe, pair: Pair) -> Prepared:
     try:
         prepared = recipe.task.prepare(
             splits,
-            Setup(
-                tokenizer=pair.tokenizer,
-                teacher_tokenizer=pair.teacher_tokenizer,
-                teacher=pair.teacher_head,
-                student=pair.student_head,
-                configs=(pair.teacher, pair.student),
-                max_length=pair.max_length,
-                label_names=recipe.data.labels,
-                label_separator=recipe.data.label_separator,
-                metrics=recipe.evaluation.metrics,
-            ),
+            setup_of(recipe, pair),
         )
         return recipe.teacher.freeze(prepared)
     except UserError as error:
@@ -128,6 +123,21 @@ def _prepare(recipe: Recipe, pair: Pair) -> Prepared:
         own = error.key.partition(".")[0] in ("task", "teacher", "student")
         with recipe.locate("" if own else "evaluation" if error.key == "metrics" else "data"):
             raise
+
+
+def setup_of(recipe: Recipe, pair: Pair) -> Setup:
+    """Return what the recipe's task prepares data for."""
+    return Setup(
+        tokenizer=pair.tokenizer,
+        teacher_tokenizer=pair.teacher_tokenizer,
+        teacher=pair.teacher_head,
+        student=pair.student_head,
+        configs=(pair.teacher, pair.student),
+        max_length=pair.max_length,
+        label_names=recipe.data.labels,
+        label_separator=recipe.data.label_separator,
+        metrics=recipe.evaluation.metrics,
+    )
 
 
 def _settle(recipe: Recipe, held: Mapping[str, Any] | None) -> tuple[dict[str, Any], str | None]:
@@ -179,6 +189,27 @@ def _claim_answers(recipe: Recipe) -> str:
 
     with recipe.locate("teacher"):
         return check_rights(own.repo_id, own.private, "", repo_type="dataset")
+
+
+def _say_classes(recipe: Recipe, prepared: Prepared, narrator: Narrator) -> None:
+    """Say how often each class occurs, and what is odd about that.
+
+    Raises:
+        UserError: The labels are learned, and all of the train split are of one class.
+    """
+    counts = classes_of(prepared)
+    if counts is None:
+        return
+    learned = not recipe.teacher.has_head or any(
+        objective.unit == "label" for stage in recipe.plan for objective in stage.objectives
+    )
+    if counts.single is not None and learned:
+        raise recipe.mistake("data.splits.train", counts.one_class())
+    for line in counts.in_words():
+        narrator.say(f"classes of {line}")
+    for line in counts.remarks():
+        if narrator.enabled:
+            logger.warning(line)
 
 
 def _check_objectives(recipe: Recipe, prepared: Prepared) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from hf_distill.data.sources import CUT, Source, find_source, no_split
+from hf_distill.data.shared_rows import warn_of_shared_rows
+from hf_distill.data.sources import Source, find_source, no_split
 from hf_distill.errors import UserError, did_you_mean
 from hf_distill.locations import sibling
 
@@ -65,39 +66,14 @@ def load_splits(data: Data, roles: Mapping[str, bool]) -> dict[str, Dataset]:
     source = find_source(data)
     wanted = {split: source.instruction(data, split) for split in SPLITS}
     loaded = {split: _load(source, wanted[split], split) for split in SPLITS}
-    if shared := _shared_rows(loaded, wanted):
-        logger.warning(
-            "%s rows of the eval split ('%s') are also in train ('%s'): the report will say what the student "
-            "remembers, not what it learned. Cut them apart: %s",
-            shared,
-            wanted["eval"],
-            wanted["train"],
-            CUT,
-        )
     found = _find_columns({split: dataset.column_names for split, dataset in loaded.items()}, data, roles)
     # Renaming happens after the selection: a leftover column may carry the name of a role.
-    return {
+    splits = {
         split: loaded[split].select_columns(list(mine)).rename_columns({c: r for c, r in mine.items() if c != r})
         for split, mine in found.items()
     }
-
-
-def _shared_rows(loaded: Mapping[str, Dataset], wanted: Mapping[str, str]) -> int:
-    """Return how many rows two instructions such as `train` and `train[:10%]` have in common."""
-    from datasets import ReadInstruction
-
-    sizes = {name: info.num_examples for data in loaded.values() for name, info in (data.info.splits or {}).items()}
-    try:
-        train, judged = (ReadInstruction.from_spec(wanted[split]).to_absolute(sizes) for split in SPLITS)
-    except (ValueError, AssertionError):  # "all" names no split
-        return 0
-    overlaps = (
-        min(one.to, other.to) - max(one.from_, other.from_)
-        for one in train
-        for other in judged
-        if one.splitname == other.splitname
-    )
-    return sum(max(0, overlap) for overlap in overlaps)
+    warn_of_shared_rows(splits, wanted)
+    return splits
 
 
 def peek(data: Data, roles: Mapping[str, bool]) -> dict[str, dict[str, Any]] | None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hf_distill.models import Head
     from hf_distill.objectives.base import Objective
     from hf_distill.rows.base import RowLayout
+    from hf_distill.tasks.class_counts import ClassCounts
 
 # What a recipe says of labels: names of integers, or what each label means (None: no label).
 SaidLabels = list[str] | dict[str, str | None] | None
@@ -123,6 +124,17 @@ class Task(ABC):
         Raises:
             UserError: The data does not fit the task.
         """
+
+    def look(self, splits: Mapping[str, Dataset], setup: Setup) -> ClassCounts | None:
+        """Read the labels of some rows as `prepare` reads those of all, without tokenising.
+
+        Returns:
+            How often each class occurs in them; None for a task without classes.
+
+        Raises:
+            UserError: As `prepare`, as far as labels are concerned.
+        """
+        return None
 
     def check_model(self, config: PretrainedConfig) -> None:  # noqa: B027
         """Refuse a model the task cannot use, before its weights are loaded.

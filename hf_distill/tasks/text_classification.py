@@ -13,6 +13,7 @@ from hf_distill.errors import UserError
 from hf_distill.models import Head
 from hf_distill.own_tokens import PadBoth, side_by_side, teacher_view
 from hf_distill.tasks.base import Prepared, Setup, Task
+from hf_distill.tasks.class_counts import ClassCounts, count_raw
 from hf_distill.tasks.class_labels import read_labels
 from hf_distill.tasks.label_forms import as_lists
 from hf_distill.tasks.labelling import Labelling
@@ -54,13 +55,7 @@ class TextClassification(Task):
 
         splits = as_lists(splits, setup.label_separator)
         _check_texts(splits)
-        labelling = read_labels(
-            {name: split for name, split in splits.items() if "label" in split.column_names},
-            problem=self.problem,
-            names=setup.label_names,
-            teacher=setup.teacher,
-            student=setup.student,
-        )
+        labelling = self._labelling(splits, setup)
         names = setup.metrics or list(DEFAULTS[labelling.kind])
         check(names, labelling.kind, labelling.width)
         pair = "text_pair" in splits["train"].column_names
@@ -88,6 +83,20 @@ class TextClassification(Task):
             collator=DataCollatorWithPadding(setup.teacher_tokenizer),
         )
         return replace(prepared, collator=PadBoth(prepared.collator, theirs.collator), for_teacher=theirs)
+
+    def look(self, splits: Mapping[str, Dataset], setup: Setup) -> ClassCounts | None:
+        """See `Task.look`."""
+        splits = as_lists(splits, setup.label_separator)
+        return count_raw(splits, self._labelling(splits, setup), self.label_role)
+
+    def _labelling(self, splits: Mapping[str, Dataset], setup: Setup) -> Labelling:
+        return read_labels(
+            {name: split for name, split in splits.items() if self.label_role in split.column_names},
+            problem=self.problem,
+            names=setup.label_names,
+            teacher=setup.teacher,
+            student=setup.student,
+        )
 
 
 def _check_texts(splits: Mapping[str, Dataset]) -> None:

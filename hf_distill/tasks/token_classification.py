@@ -14,6 +14,7 @@ from hf_distill.errors import UserError
 from hf_distill.labels import IGNORED, UNLABELLED
 from hf_distill.models import Head
 from hf_distill.tasks.base import Prepared, Setup, Task
+from hf_distill.tasks.class_counts import ClassCounts, count_raw
 from hf_distill.tasks.class_labels import read_labels
 from hf_distill.tasks.labelling import Labelling
 from hf_distill.tasks.text_classification import check_length
@@ -58,15 +59,7 @@ class TokenClassification(Task):
 
         tokenizer, max_length = setup.tokenizer, setup.max_length
         _check_words(splits)
-        labelling = read_labels(
-            {name: split for name, split in splits.items() if "tags" in split.column_names},
-            problem="single_label",
-            names=setup.label_names,
-            teacher=setup.teacher,
-            student=setup.student,
-            role="tags",
-            nested=True,
-        )
+        labelling = _labelling(splits, setup)
         spans = marks_spans(labelling.names)
         names = setup.metrics or list(DEFAULTS["tags"] if spans else PLAIN_TAGS)
         check(names, "tags", labelling.width, labelling.names)
@@ -90,6 +83,23 @@ class TokenClassification(Task):
             label_names=labelling.names,
             labelled="train" in labelling.labelled,
         )
+
+    def look(self, splits: Mapping[str, Dataset], setup: Setup) -> ClassCounts | None:
+        """See `Task.look`."""
+        _check_words(splits)
+        return count_raw(splits, _labelling(splits, setup), self.label_role)
+
+
+def _labelling(splits: Mapping[str, Dataset], setup: Setup) -> Labelling:
+    return read_labels(
+        {name: split for name, split in splits.items() if "tags" in split.column_names},
+        problem="single_label",
+        names=setup.label_names,
+        teacher=setup.teacher,
+        student=setup.student,
+        role="tags",
+        nested=True,
+    )
 
 
 # ---- What the columns hold -------------------------------------------------------------------------------------------
