@@ -186,22 +186,23 @@ def test_only_the_assistant_is_learned(make_model: Any) -> None:
     assert [learned(tokenizer, row) for row in prepared.train] == ["it is great !", "moving ! stale !"]
 
 
-def test_a_template_without_marks_is_refused(make_model: Any) -> None:
-    """Transformers returns a mask of zeros: every example would be dropped, or learned whole."""
+def test_a_template_without_marks(make_model: Any) -> None:
+    """Of 28 templates that models come with one has marks; Transformers returns a mask of zeros for the others."""
     path = make_model("gpt2-lm")
     tokenizer = tokenizer_of(path)
     key, line = mistake(path, {"messages": CHATS}, tokenizer=tokenizer)
     assert key == "columns.messages"
     assert line.startswith("the tokenizer has no chat template")
+    tokenizer.chat_template = CHATML
+    marked = prepare(path, {"messages": CHATS}, tokenizer=tokenizer)
     tokenizer.chat_template = CHATML.replace("{% generation %}", "").replace("{% endgeneration %}", "")
-    key, line = mistake(path, {"messages": CHATS}, tokenizer=tokenizer)
-    assert key == "columns.messages"
-    assert "does not mark what the assistant says ({% generation %}" in line
-    assert "use the columns prompt and completion" in line
+    plain = prepare(path, {"messages": CHATS}, tokenizer=tokenizer)
+    for column in ("input_ids", "labels"):
+        assert plain.train[column][:] == marked.train[column][:]
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}{% generation %}{% endgeneration %}"
     assert mistake(path, {"messages": CHATS}, tokenizer=tokenizer) == (
         "columns.messages",
-        "the chat template refuses a conversation: roles must alternate",
+        "the chat template refuses a conversation: roles must alternate (row 0 of the train split)",
     )
 
 

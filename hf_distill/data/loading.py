@@ -200,7 +200,9 @@ def _find_columns(columns: Mapping[str, list[str]], data: Data, roles: Mapping[s
     """Return column -> role for each split; a role that is not required may be missing in one of them."""
     found: dict[str, dict[str, str]] = {split: {} for split in columns}
     mistakes: list[UserError] = []
-    for role, required in roles.items():
+    # A column that a recipe names for one role is not that of another by its name alone.
+    for role in sorted(roles, key=lambda role: role not in data.columns):
+        required = roles[role]
         wanted = data.columns.get(role, role)
         named = role in data.columns
         key = f"columns.{role}" if named else "columns"
@@ -211,6 +213,8 @@ def _find_columns(columns: Mapping[str, list[str]], data: Data, roles: Mapping[s
         if without and named:
             logger.warning("the %s split has no column '%s' and goes without %s", without[0], wanted, role)
         for split in set(columns) - set(without):
+            if wanted in found[split] and not named and not required:
+                continue
             if wanted in found[split]:
                 mistakes.append(
                     UserError(f"'{wanted}' is the column of the role '{found[split][wanted]}' already.", key=key)

@@ -48,12 +48,13 @@ def pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
     return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows])
 
 
-def token_features(*flags: str, labels: bool = True) -> Features:
+def token_features(*flags: str, labels: bool = True, texts: Sequence[str] = ()) -> Features:
     """Return the columns of a tokenised split: said rather than guessed, because a first batch may be empty."""
     from datasets import Features, List, Value
 
     ids = {name: List(Value("int32")) for name in ("input_ids", *(["labels"] if labels else []))}
-    return Features({**ids, "length": Value("int64"), **{flag: Value("bool") for flag in flags}})
+    columns = {**{flag: Value("bool") for flag in flags}, **{text: Value("string") for text in texts}}
+    return Features({**ids, "length": Value("int64"), **columns})
 
 
 def check_texts(splits: Mapping[str, Dataset], roles: Sequence[str]) -> None:

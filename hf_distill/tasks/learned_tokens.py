@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain, takewhile
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_distill.data import column
 from hf_distill.errors import UserError
 from hf_distill.labels import IGNORED
+from hf_distill.tasks.chat_template import ChatTemplate, ChatText, NotLearned
+from hf_distill.tasks.conversations import read_conversation
 from hf_distill.tasks.language import token_features
+from hf_distill.tasks.spanned import spanned
 from hf_distill.tasks.tokenising import tokenise
 
 if TYPE_CHECKING:
@@ -28,7 +31,9 @@ FORMS: dict[Form, tuple[str, ...]] = {
     "completion": ("prompt", "completion"),
     "messages": ("messages",),
 }
-_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_FLAGS = ("merged", "further", "unsaid", "unended")
+# Why an example is left out, where it is nobody's fault.
+_NOTHING = "nothing in them to learn"
 
 
 @dataclass(frozen=True)
@@ -38,12 +43,20 @@ class _Tokens:
     Attributes:
         ids: Of its tokens.
         labels: The ids that are learned, -100 elsewhere; the first is never learned, nothing comes before it.
-        merged: Whether prompt and completion share a token.
+        merged: Whether what is learned and what stands before it share a token.
+        left_out: Why it is left out; nothing for one that is not.
+        further: Whether its row has made an example already.
+        unsaid: Whether reasoning is missing that the row has.
+        unended: Whether the last turn has no end that could be learned.
     """
 
     ids: list[int]
     labels: list[int]
     merged: bool = False
+    left_out: str = ""
+    further: bool = False
+    unsaid: bool = False
+    unended: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,6 +69,8 @@ class TextEncoder:
         max_length: Longest example.
         form: What the examples are.
         packed: Whether they become blocks.
+        chat: Whether they are conversations: `messages`, or prompts and completions that are lists of messages.
+        settings: What the chat template is told.
     """
 
     task: str
@@ -63,43 +78,49 @@ class TextEncoder:
     max_length: int | None
     form: Form
     packed: bool
+    chat: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self, splits: Mapping[str, Dataset]) -> None:
-        """Refuse conversations that cannot be told apart into who said what."""
-        if self.form != "messages":
+        """Refuse conversations where there is no template for them, or that are missing."""
+        if not self.chat:
             return
-        template = self.tokenizer.chat_template
-        if template is None:
-            raise UserError(
-                "the tokenizer has no chat template, so how messages become one text is not known. Name the tokenizer "
-                "of a chat model (tokenizer: ...), or use the columns prompt and completion.",
-                key="columns.messages",
-            )
-        if isinstance(template, str) and not _GENERATION.search(template):
-            raise UserError(
-                "the tokenizer's chat template does not mark what the assistant says ({% generation %} ... "
-                "{% endgeneration %}), so there is nothing to tell the answers to learn from the questions. Add the "
-                "marks to a copy of the tokenizer (tokenizer: DIRECTORY), or use the columns prompt and completion.",
-                key="columns.messages",
-            )
+        ChatTemplate(self.tokenizer, self.settings).check()
         for name, split in splits.items():
-            if missing := column(split, "messages").null_count:
-                raise UserError(
-                    f"{missing} of {len(split)} conversations of the {name} split are missing (None). Drop these rows.",
-                    key="columns.messages",
-                )
+            for role in FORMS[self.form]:
+                if missing := column(split, role).null_count:
+                    raise UserError(
+                        f"{missing} of {len(split)} conversations of the {name} split are missing (None). Drop these "
+                        "rows.",
+                        key=f"columns.{role}",
+                    )
 
-    def __call__(self, batch: Mapping[str, list[Any]]) -> list[_Tokens]:
-        """Return the examples of a batch, each with at least one label."""
-        made = list({"text": self._texts, "completion": self._completions, "messages": self._chats}[self.form](batch))
+    def __call__(self, batch: Mapping[str, list[Any]], rows: Sequence[int] = (), split: str = "") -> list[_Tokens]:
+        """Return the examples of a batch, those without a label with the reason why they are left out.
+
+        Args:
+            batch: Raw columns.
+            rows: Their numbers, for messages.
+            split: Its name, for messages.
+        """
+        if self.chat:
+            made = list(self._chats(batch, [f"row {row} of the {split} split" for row in rows]))
+        else:
+            made = list({"text": self._texts, "completion": self._completions}[self.form](batch))
         if self.packed:
             assert self.max_length is not None
             made = list(_blocks(made, self.max_length))
         elif self.max_length is not None:
             end = self.max_length + 1  # one too many stays, to be seen by whoever counts
-            made = [_Tokens(one.ids[:end], one.labels[:end], one.merged) for one in made]
+            made = [replace(one, ids=one.ids[:end], labels=one.labels[:end]) for one in made]
         limit = self.max_length
-        return [one for one in made if any(label != IGNORED for label in one.labels[1:limit])]
+        made = [
+            one
+            if one.left_out or any(label != IGNORED for label in one.labels[1:limit])
+            else _Tokens([], [], left_out=_NOTHING, further=one.further)
+            for one in made
+        ]
+        return [one for one in made if not one.left_out] if self.packed else made
 
     def _tokenise(self, texts: list[str]) -> list[list[int]]:
         found: list[list[int]] = self.tokenizer(texts, verbose=False)["input_ids"] if texts else []
@@ -110,8 +131,9 @@ class TextEncoder:
         return ids if end is None or ids[-1:] == [end] else [*ids, end]
 
     def _texts(self, batch: Mapping[str, list[Any]]) -> Iterator[_Tokens]:
-        for ids in map(self._ended, self._tokenise([text for text in batch["text"] if text.strip()])):
-            yield _Tokens(ids, [IGNORED, *ids[1:]])
+        for text, ids in zip(batch["text"], self._tokenise(batch["text"]), strict=True):
+            ended = self._ended(ids) if text.strip() else []
+            yield _Tokens(ended, [IGNORED, *ended[1:]] if ended else [])
 
     def _completions(self, batch: Mapping[str, list[Any]]) -> Iterator[_Tokens]:
         wholes = [prompt + rest for prompt, rest in zip(batch["prompt"], batch["completion"], strict=True)]
@@ -124,19 +146,34 @@ class TextEncoder:
             first = max(shared, 1)
             yield _Tokens(ids, [IGNORED] * first + ids[first:], merged=shared < len(prompt))
 
-    def _chats(self, batch: Mapping[str, list[Any]]) -> Iterator[_Tokens]:
-        for messages in batch["messages"]:
+    def _chats(self, batch: Mapping[str, list[Any]], places: Sequence[str]) -> Iterator[_Tokens]:
+        template = ChatTemplate(self.tokenizer, self.settings)
+        roles = [role for role in (*FORMS[self.form], "tools", "chat_template_kwargs") if role in batch]
+        made: list[ChatText | _Tokens] = []
+        further: list[bool] = []
+        for index, place in enumerate(places):
+            conversation = read_conversation({role: batch[role][index] for role in roles}, place)
             try:
-                made: Any = self.tokenizer.apply_chat_template(
-                    messages, return_dict=True, return_assistant_tokens_mask=True
-                )
+                texts: Sequence[ChatText | _Tokens] = template.texts(conversation)
+            except NotLearned as reason:
+                texts = [_Tokens([], [], left_out=str(reason))]
             # A template is a program, and raises what it likes on roles or orders that it does not know.
             except Exception as error:
                 why = " ".join(str(error).split()) or type(error).__name__
-                raise UserError(f"the chat template refuses a conversation: {why}", key="columns.messages") from error
-            pairs = zip(made["input_ids"], made["assistant_masks"], strict=True)
-            labels = [token if learned else IGNORED for token, learned in pairs]
-            yield _Tokens(made["input_ids"], [IGNORED, *labels[1:]])
+                raise UserError(
+                    f"the chat template refuses a conversation: {why} ({place})", key=f"columns.{FORMS[self.form][-1]}"
+                ) from error
+            made += texts
+            further += [number > 0 for number in range(len(texts))]
+        tokens = iter(spanned(self.tokenizer, [one for one in made if isinstance(one, ChatText)]))
+        for one, also in zip(made, further, strict=True):
+            if isinstance(one, _Tokens):
+                yield one
+                continue
+            ids, learned, merged = next(tokens)
+            labels = [token if taken else IGNORED for token, taken in zip(ids, learned, strict=True)]
+            merged = merged and not one.marked
+            yield _Tokens(ids, [IGNORED, *labels[1:]], merged, "", also, one.unsaid, one.unended)
 
 
 def _blocks(texts: list[_Tokens], length: int) -> Iterator[_Tokens]:
@@ -151,37 +188,59 @@ def _blocks(texts: list[_Tokens], length: int) -> Iterator[_Tokens]:
 def tokenise_split(split: Dataset, name: str, encoder: TextEncoder) -> Dataset:
     """Return `input_ids`, `labels` and `length` of a split; found again in the cache on the next run."""
 
-    def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        made, limit = encoder(batch), encoder.max_length
+    def encode(batch: dict[str, list[Any]], rows: list[int]) -> dict[str, list[Any]]:
+        made, limit = encoder(batch, rows, name), encoder.max_length
         return {
             "input_ids": [one.ids[:limit] for one in made],
             "labels": [one.labels[:limit] for one in made],
             "length": [len(one.ids[:limit]) for one in made],
             "cut": [limit is not None and len(one.ids) > limit for one in made],
-            "merged": [one.merged for one in made],
+            **{flag: [getattr(one, flag) for one in made] for flag in _FLAGS},
+            "left_out": [one.left_out for one in made],
         }
 
-    settings = (encoder.task, encoder.max_length, encoder.form, encoder.packed)
-    features = token_features("cut", "merged")
-    tokenised = tokenise(split, name, encode, encoder.tokenizer, *settings, features=features)
+    settings = (encoder.task, encoder.max_length, encoder.form, encoder.packed, dict(encoder.settings))
+    features = token_features("cut", *_FLAGS, texts=("left_out",))
+    tokenised = tokenise(split, name, encode, encoder.tokenizer, *settings, features=features, with_rows=True)
     _say(split, name, tokenised, encoder)
-    return tokenised.remove_columns(["cut", "merged"])
+    if any(left_out := tokenised["left_out"][:]):
+        tokenised = tokenised.select([row for row, reason in enumerate(left_out) if not reason])
+    return tokenised.remove_columns(["cut", *_FLAGS, "left_out"])
 
 
 def _say(split: Dataset, name: str, tokenised: Dataset, encoder: TextEncoder) -> None:
     """Say what was left out, once for a split."""
-    if len(tokenised) == 0:
+    within = "" if encoder.max_length is None else f" within {encoder.max_length} tokens"
+    reasons = Counter(reason for reason in tokenised["left_out"] if reason)
+    if reasons.total() == len(tokenised):
+        others = "; ".join(reason for reason in reasons if reason != _NOTHING)
         raise UserError(
-            f"no example of the {name} split has anything to learn within {encoder.max_length} tokens.",
+            f"no example of the {name} split has anything to learn{within}{f': {others}' if others else ''}.",
             key=f"columns.{FORMS[encoder.form][-1]}",
         )
-    if not encoder.packed and (dropped := len(split) - len(tokenised)):
-        logger.warning(
-            "%s of %s examples of the %s split are left out: nothing in them to learn%s",
-            *(dropped, len(split), name),
-            "" if encoder.max_length is None else f" within {encoder.max_length} tokens",
+    cut, merged, further, unsaid, unended = (sum(tokenised[flag]) for flag in ("cut", *_FLAGS))
+    if further:
+        logger.info(
+            "%s conversations of the %s split make %s examples: the chat template writes what the assistant said "
+            "differently once the conversation goes on, so each turn is learned as it is written when it is said",
+            *(len(split), name, len(tokenised)),
         )
-    cut, merged = (sum(tokenised[flag]) for flag in ("cut", "merged"))
+    for reason, number in reasons.items():
+        logger.warning(
+            "%s of %s examples of the %s split are left out: %s%s",
+            *(number, len(split) + further, name, reason, within if reason == _NOTHING else ""),
+        )
+    if unsaid:
+        logger.warning(
+            "in %s of %s examples of the %s split the chat template leaves out reasoning, which is not learned",
+            *(unsaid, len(tokenised), name),
+        )
+    if unended:
+        logger.warning(
+            "in %s of %s examples of the %s split the chat template writes no end after what the assistant says, so "
+            "the student does not learn where to stop. Have its template write one, as the end of text",
+            *(unended, len(tokenised), name),
+        )
     if cut:
         way_out = "; task: {packed: true} would use all of them" if encoder.form == "text" else ""
         logger.info("%s of %s examples of the %s split are cut at the end%s", cut, len(split), name, way_out)

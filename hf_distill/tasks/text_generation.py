@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
 
 from hf_distill.component import component
-from hf_distill.data import by_length
+from hf_distill.data import by_length, column
 from hf_distill.errors import UserError
 from hf_distill.models import Head, has_class
 from hf_distill.tasks.base import Prepared, Setup, Task
@@ -30,8 +32,7 @@ class TextGeneration(Task):
     """Causal language models: every token is predicted from those before it.
 
     What is learned: of plain text everything; of a prompt and its completion the completion; of a conversation what
-    the assistant said, with the marks of the tokenizer's chat template. Texts and completions end with the
-    tokenizer's end of text.
+    the assistant said, its end of turn included. Texts and completions end with the tokenizer's end of text.
 
     Attributes:
         packed: Join plain texts and cut them into blocks of exactly `data.max_length` tokens (the last may be shorter):
@@ -39,14 +40,19 @@ class TextGeneration(Task):
             models; the first token of a text is not learned, because what comes before it says nothing about it.
         examples: Which columns to learn from, where there are several kinds: `text`, `completion` (with `prompt`) or
             `messages`. Read from the columns if left out.
+        chat_template_kwargs: What the chat template is told beside the messages (`{enable_thinking: false}`). A column
+            of this name adds to it, row by row.
     """
 
     name: ClassVar[str] = "text-generation"
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
-    roles: ClassVar[Mapping[str, bool]] = {"text": False, "prompt": False, "completion": False, "messages": False}
+    roles: ClassVar[Mapping[str, bool]] = dict.fromkeys(
+        ("text", "prompt", "completion", "messages", "conversations", "tools", "chat_template_kwargs"), False
+    )
 
     packed: bool = False
     examples: Form | None = None
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
 
     def check_model(self, config: PretrainedConfig) -> None:
         """Refuse models that see what they are to predict; see `Task.check_model`."""
@@ -76,12 +82,15 @@ class TextGeneration(Task):
         check(names, "tokens", width)
         if setup.label_names:
             raise UserError("names are for classes, and a language model has none. Leave them out.", key="labels")
+        splits = {name: _named(split) for name, split in splits.items()}
         form = self._form(splits)
-        if form != "messages":
+        chat = form == "messages" or (form == "completion" and _are_chats(splits))
+        if not chat:
             check_texts(splits, FORMS[form])
         if max_length is not None and max_length < 2:
             raise UserError("a token is predicted from those before it: wanted at least 2.", key="max_length")
-        encoder = TextEncoder(self.name, tokenizer, max_length, form, self._is_packed(form, tokenizer, max_length))
+        packed = self._is_packed(form, tokenizer, max_length)
+        encoder = TextEncoder(self.name, tokenizer, max_length, form, packed, chat, self.chat_template_kwargs)
         encoder.check(splits)
         tokenised = {name: tokenise_split(split, name, encoder) for name, split in splits.items()}
         return Prepared(
@@ -137,3 +146,16 @@ class TextGeneration(Task):
         if tokenizer.eos_token_id is None:
             raise UserError("the tokenizer has no end of text to put between packed texts. Leave out task.packed.")
         return True
+
+
+def _named(split: Dataset) -> Dataset:
+    """Return a split whose conversations are called `messages`, whatever keys they have."""
+    if "conversations" in split.column_names and "messages" not in split.column_names:
+        return split.rename_column("conversations", "messages")
+    return split
+
+
+def _are_chats(splits: Mapping[str, Dataset]) -> bool:
+    """Whether prompts or completions are lists of messages."""
+    types = [str(column(split, role).type) for split in splits.values() for role in FORMS["completion"]]
+    return any(kind.startswith(("list", "large_list", "extension")) for kind in types)

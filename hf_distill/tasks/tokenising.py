@@ -22,10 +22,11 @@ _ANY = ("TokenizersBackend", "PreTrainedTokenizerFast")
 def tokenise(
     split: Dataset,
     name: str,
-    encode: Callable[[dict[str, list[Any]]], dict[str, Any]],
+    encode: Callable[..., dict[str, Any]],
     tokenizer: PreTrainedTokenizerBase,
     *settings: Any,
     features: Features | None = None,
+    with_rows: bool = False,
 ) -> Dataset:
     """Return a split with the columns that `encode` makes of its own.
 
@@ -36,10 +37,12 @@ def tokenise(
         tokenizer: What `encode` tokenises with.
         *settings: Everything else that decides what `encode` returns, the name of the task first; JSON-able.
         features: Types of the new columns, where a first batch may be empty.
+        with_rows: Whether `encode` is also given the numbers of the rows.
     """
     return split.map(
         encode,
         batched=True,
+        with_indices=with_rows,
         remove_columns=split.column_names,
         features=features,
         desc=f"Tokenising {name}",

@@ -1,0 +1,418 @@
+"""Chat templates as they are: where in their texts the assistant speaks, and that nothing else is learned."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_distill.errors import UserError
+from hf_distill.tasks.chat_template import ChatTemplate, NotLearned
+from hf_distill.tasks.conversations import read_conversation
+from hf_distill.tasks.spanned import spanned
+
+CONTROL = (
+    *("<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>", "<|user|>", "<|assistant|>", "<|end|>"),
+    *("<think>", "</think>", "[INST]", "[/INST]", "<User>", "<Assistant>", "<|call|>", "<|result|>"),
+)
+
+
+def tokenizer_of(template: Any, texts: Sequence[str] = (), control: Sequence[str] = CONTROL) -> Any:
+    """Return a byte-level tokenizer that has words, merges across line ends, and control tokens."""
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator(
+        ["user\nassistant\n\nhello there. I am fine, thank you.\n\n"] * 3 + list(texts), trainer
+    )
+    made: Any = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    made.add_special_tokens({"additional_special_tokens": list(control)})
+    made.chat_template = template
+    return made
+
+
+def user(text: Any) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def says(text: Any, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": text, **more}
+
+
+SYSTEM = {"role": "system", "content": "be kind"}
+ONE = [user("hello"), says("I am fine.")]
+TWO = [*ONE, user("and now?"), says(" 北京 🙂\n")]
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Paris"}}}
+CALLS = [user("rain?"), says("", tool_calls=[CALL]), {"role": "tool", "content": "sunny"}, says("No.")]
+THOUGHTS = [
+    user("hello"),
+    says("I am fine.", reasoning_content="greet"),
+    user("and now?"),
+    says("Still.", reasoning_content="again"),
+]
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# As many have it: the same, and no header when it is asked for one.
+NO_PROMPT = CHATML.partition("{% if add")[0]
+INSTRUCT = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% elif m.role == 'assistant' %} {{ m.content | trim }}{{ eos_token }}"
+    "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate') }}{% endif %}<start_of_turn>"
+    "{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+# The end of text after any last message.
+TRAILER = (
+    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}"
+)
+# Reasoning is shown after the last question alone, and an empty one where there is none.
+THINKING = (
+    "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}"
+    "{% endif %}{% endfor %}{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and "
+    "loop.index0 > ns.last %}<think>\n{{ m.reasoning_content or '' }}\n</think>\n\n{% endif %}{{ m.content }}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+# The header that is asked for begins the reasoning, and what was thought is cut from what was said.
+R1 = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}<Assistant>"
+    "{{ m.content.split('</think>')[-1] }}{{ eos_token }}{% else %}<User>{{ m.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<Assistant><think>\n{% endif %}"
+)
+TOOLS = (
+    "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}{% for m in messages %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}{% for c in m.tool_calls or [] %}<|call|>{{ c.function.name }}"
+    "{{ c.function.arguments | tojson }}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# Arguments of tools as a text; content as a text, or as none.
+TEXT_ARGUMENTS = TOOLS.replace("c.function.arguments | tojson", "c.function.name + c.function.arguments")
+DATED = "<|im_start|>system\n{{ strftime_now('%d %b %Y') }}<|im_end|>\n" + CHATML
+DEFAULT_SYSTEM = (
+    "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are helpful.<|im_end|>\n{% endif %}" + CHATML
+)
+# Where the system prompt goes: into the last question.
+LAST_SYSTEM = (
+    "{{ bos_token }}{% set ns = namespace(last=0) %}{% for m in messages if m.role == 'user' %}"
+    "{% set ns.last = m.content %}{% endfor %}{% for m in messages if m.role != 'system' %}{% if m.role == 'user' %}"
+    "[INST] {% if m.content == ns.last and messages[0].role == 'system' %}{{ messages[0].content }}\n\n{% endif %}"
+    "{{ m.content }}[/INST]{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+PARTS = (
+    "{% for m in messages %}{{ m.role | capitalize }}: {% for part in m.content %}{% if part.type == 'text' %}"
+    "{{ part.text }}{% endif %}{% endfor %}<|end|>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+
+
+def learned(template: Any, messages: Any, tools: Any = None, **settings: Any) -> list[list[str]]:
+    """Return, for every example of a conversation, what is learned of it: consecutive tokens as one text."""
+    tokenizer = tokenizer_of(template)
+    conversation = read_conversation({"messages": messages, "tools": tools}, "row 0 of the train split")
+    chat = ChatTemplate(tokenizer, settings)
+    chat.check()
+    texts = chat.texts(conversation)
+    found = []
+    for one, (ids, taken, _) in zip(texts, spanned(tokenizer, texts), strict=True):
+        assert tokenizer(one.text, add_special_tokens=False)["input_ids"] == ids
+        runs: list[list[int]] = []
+        for place, (token, yes) in enumerate(zip(ids, taken, strict=True)):
+            if yes and (place == 0 or not taken[place - 1]):
+                runs.append([])
+            if yes:
+                runs[-1].append(token)
+        found.append([tokenizer.decode(run) for run in runs])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "expected"),
+    [
+        (CHATML, TWO, [["I am fine.<|im_end|>\n", "北京 🙂<|im_end|>\n"]]),
+        (CHATML, [SYSTEM, *ONE, user("left over")], [["I am fine.<|im_end|>\n"]]),
+        (NO_PROMPT, TWO, [["I am fine.<|im_end|>\n", "北京 🙂<|im_end|>\n"]]),
+        (INSTRUCT, TWO, [[" I am fine.</s>", " 北京 🙂</s>"]]),
+        (GEMMA, TWO, [["I am fine.<end_of_turn>\n", "北京 🙂<end_of_turn>\n"]]),
+        (TRAILER, TWO, [["I am fine.<|end|>\n", " 北京 🙂\n<|end|>\n</s>"]]),
+        (DATED, ONE, [["I am fine.<|im_end|>\n"]]),
+        (DEFAULT_SYSTEM, TWO, [["I am fine.<|im_end|>\n", "北京 🙂<|im_end|>\n"]]),
+        (PARTS, TWO, [[" I am fine.<|end|>\n", "  北京 🙂\n<|end|>\n"]]),
+        ({"default": CHATML, "tool_use": TOOLS}, ONE, [["I am fine.<|im_end|>\n"]]),
+        # Written differently once the conversation goes on: each turn as it is written when it is said.
+        (
+            THINKING,
+            TWO,
+            [["<think>\n\n</think>\n\nI am fine.<|im_end|>\n"], ["<think>\n\n</think>\n\n 北京 🙂\n<|im_end|>\n"]],
+        ),
+        (
+            THINKING,
+            THOUGHTS,
+            [
+                ["<think>\ngreet\n</think>\n\nI am fine.<|im_end|>\n"],
+                ["<think>\nagain\n</think>\n\nStill.<|im_end|>\n"],
+            ],
+        ),
+        (LAST_SYSTEM, [SYSTEM, *TWO], [[" I am fine.</s>"], ["  北京 🙂\n</s>"]]),
+        # The header is another one than the text has: nothing of it is learned, and no reasoning is lost.
+        (R1, TWO, [["I am fine.</s>", " 北京 🙂\n</s>"]]),
+        (R1, [user("hello"), says("<think>\ngreet\n</think>\n\nfine")], [["greet\n</think>\n\nfine</s>"]]),
+        (R1, [user("hello"), says("greet\n</think>\n\nfine")], [["greet\n</think>\n\nfine</s>"]]),
+        # No first question, and two turns in a row.
+        (
+            CHATML,
+            [says("hello"), *ONE, says("really")],
+            [["hello<|im_end|>\n", "I am fine.<|im_end|>\n", "really<|im_end|>\n"]],
+        ),
+    ],
+)
+def test_what_is_learned_of_a_conversation(template: Any, messages: Any, expected: list[list[str]]) -> None:
+    """A header, a question or a date among the labels teaches the student to write them; a lost end, never to stop."""
+    assert learned(template, messages) == expected
+
+
+def test_tools_are_read_and_calls_are_learned() -> None:
+    """Results of tools come from tools: a student that learns them makes them up. OpenAI writes arguments as a text."""
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    call = '<|call|>weather{"city": "Paris"}<|im_end|>\n'
+    text = [{**CALL, "function": {"name": "weather", "arguments": '{"city": "Paris"}'}}]
+    as_text = [CALLS[0], says(None, tool_calls=text), *CALLS[2:]]
+    for messages in (CALLS, as_text):
+        assert learned(TOOLS, messages, tools) == [[call, "No.<|im_end|>\n"]]
+        assert learned({"default": GEMMA, "tool_use": TOOLS}, messages, tools) == [[call, "No.<|im_end|>\n"]]
+        (runs,) = learned(TEXT_ARGUMENTS, messages, tools)
+        assert runs == ['<|call|>weatherweather{"city": "Paris"}<|im_end|>\n', "No.<|im_end|>\n"]
+    # Arrow gives every call the arguments of all others.
+    arrow = [{**CALL["function"], "arguments": {"city": "Paris", "day": None}}]
+    assert learned(TOOLS, [CALLS[0], says("", tool_calls=[{"function": arrow[0], "type": None}])]) == [[call]]
+
+
+def test_settings_of_a_template() -> None:
+    """`enable_thinking` that is not passed on trains the other mode than the one that will be used."""
+    off = learned(THINKING, ONE, enable_thinking=False)
+    assert off == [["I am fine.<|im_end|>\n"]]
+    with pytest.raises(UserError) as caught:
+        learned(THINKING, ONE, enable_thinkin=False)
+    assert caught.value.key == "task.chat_template_kwargs.enable_thinkin"
+    assert "Did you mean 'enable_thinking'" in str(caught.value)
+    row = {"messages": ONE, "chat_template_kwargs": {"enable_thinking": False}}
+    chat = ChatTemplate(tokenizer_of(THINKING), {"enable_thinking": True})
+    (text,) = chat.texts(read_conversation(row, "row 0"))
+    assert text.text[slice(*text.spans[0])] == "I am fine.<|im_end|>\n"
+
+
+def test_marks_are_used_where_there_are_some() -> None:
+    """Whoever has marked a template has decided what is learned."""
+    marked = (
+        "{% for m in messages %}{{ m.role }}: {% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
+        "{% endgeneration %}<|end|>{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    assert learned(marked, [*ONE, user("x"), says("really")]) == [[" I am fine.", "really"]]
+    assert learned(marked, [user("x"), says("no", train=False), user("y"), says("yes")]) == [["yes"]]
+    assert learned(CHATML, [user("x"), says("no", weight=0), user("y"), says("yes")]) == [["yes<|im_end|>\n"]]
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "why"),
+    [
+        (CHATML, [user("hello")], "the assistant says nothing"),
+        (CHATML, [], "the assistant says nothing"),
+        (CHATML.replace("m.content | trim", "''"), ONE, "does not show what the assistant says"),
+        (CHATML, CALLS, "does not show the tools that the assistant calls"),
+    ],
+)
+def test_what_cannot_be_told_is_left_out_with_the_reason(template: str, messages: Any, why: str) -> None:
+    """A template that drops what was said leaves an end of turn to learn: the student would answer with nothing."""
+    with pytest.raises(NotLearned, match=why):
+        learned(template, messages)
+
+
+def test_python_never_spells_content() -> None:
+    """Content parts were learned as `[{'type': 'text', ...`."""
+    parts = [
+        user([{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]),
+        says([{"type": "text", "text": "fine"}]),
+    ]
+    assert learned(CHATML, parts) == learned(CHATML, [user("hello"), says("fine")])
+
+
+@pytest.mark.parametrize(
+    ("messages", "says_"),
+    [
+        ([user([{"type": "image_url", "image_url": {}}]), says("x")], "message 0 of row 3 .*'image_url'.*text alone"),
+        ([{"role": "usr", "content": "x"}], "message 0 of row 3 .*the role 'usr'. Did you mean 'user'"),
+        ([{"text": "x"}], "message 0 of row 3 .*has the keys text. Wanted role and content, or from and value"),
+        ([user("x"), {"role": "assistant"}], r"message 1 of row 3 .*\(assistant\) has no content"),
+        ([user(7)], "the content of message 0 of row 3 .*is 7. Wanted a text"),
+        (["hello"], "message 0 of row 3 .*is 'hello'. Wanted an object"),
+        ("hello", "row 3 .*holds the text 'hello'. Wanted a list of messages"),
+        (7, "row 3 .*holds 7. Wanted a list of messages"),
+    ],
+)
+def test_what_is_no_conversation_is_told_with_its_row(messages: Any, says_: str) -> None:
+    """A template prints what it finds: a missing content becomes 'None', a wrong role a turn that is not learned."""
+    with pytest.raises(UserError, match=says_) as caught:
+        read_conversation({"messages": messages}, "row 3 of the train split")
+    assert caught.value.key == "columns.messages"
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "fine"}],
+        '[{"role": "User", "content": "hello"}, {"role": "assistant", "content": "fine"}]',
+        {"role": ["user", "assistant"], "content": ["hello", "fine"]},
+        [{"role": "user", "content": "hello", "name": None}, {"role": "model", "content": "fine", "tool_calls": None}],
+    ],
+)
+def test_conversations_as_people_have_them(messages: Any) -> None:
+    """ShareGPT's keys, JSON in a CSV, columns of lists: refused, or learned as something else."""
+    assert read_conversation({"messages": messages}, "row 0").messages == [user("hello"), says("fine")]
+
+
+def test_prompt_and_completion_as_messages() -> None:
+    """TRL's form: of a prompt with earlier answers only the completion is learned."""
+    chat = ChatTemplate(tokenizer_of(CHATML), {})
+    rows: list[dict[str, Any]] = [
+        {"prompt": [*ONE, user("x")], "completion": [says("yes")]},
+        {"prompt": [*ONE, user("x")], "completion": "yes"},
+    ]
+    for row in rows:
+        (text,) = chat.texts(read_conversation(row, "row 0"))
+        assert [text.text[slice(*span)] for span in text.spans] == ["yes<|im_end|>\n"]
+        assert "I am fine." in text.text
+    (text,) = chat.texts(read_conversation({"prompt": "x", "completion": [says("yes")]}, "row 0"))
+    assert text.text == "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"
+
+
+def prepared(rows: list[dict[str, Any]], template: Any, **task: Any) -> Any:
+    from datasets import Dataset
+
+    from hf_distill.tasks import Setup, TextGeneration
+
+    data = Dataset.from_list(rows)
+    setup = Setup(tokenizer=tokenizer_of(template), max_length=64)
+    return TextGeneration(**task).prepare({"train": data, "eval": data}, setup)
+
+
+def test_a_split_of_conversations(caplog: Any) -> None:
+    """Rows that make several examples, and rows that make none, are counted and said; the rest of a run goes on."""
+    rows = [{"conversations": one} for one in (TWO, ONE, [user("alone")])]
+    with caplog.at_level(logging.INFO, "hf_distill"):
+        made = prepared(rows, THINKING)
+    assert len(made.train) == 3
+    assert made.eval["length"][:] == sorted(made.train["length"])
+    assert set(made.train.column_names) == {"input_ids", "labels", "length"}
+    assert "3 conversations of the train split make 4 examples" in caplog.text
+    assert "1 of 4 examples of the train split are left out: the assistant says nothing" in caplog.text
+    with pytest.raises(UserError, match=r"no example of the train split has anything to learn.*says nothing"):
+        prepared([{"messages": [user("alone")]}], CHATML)
+    with pytest.raises(
+        UserError, match=r"refuses a conversation: Conversation roles must alternate \(row 1 of the train"
+    ):
+        prepared([{"messages": ONE}, {"messages": [*ONE, says("x")]}], GEMMA)
+
+
+def test_a_column_named_for_one_role_is_not_that_of_another(tmp_path: Path) -> None:
+    """`columns: {messages: conversations}` was refused where `conversations` is a role of its own."""
+    from hf_distill.data import load_splits
+    from hf_distill.recipe import Data
+    from hf_distill.tasks import TextGeneration
+
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps({"conversations": ONE}) + "\n")
+    for columns in ({}, {"messages": "conversations"}):
+        data = Data(path={"train": str(path), "validation": str(path)}, columns=columns)
+        (column,) = load_splits(data, TextGeneration.roles)["train"].column_names
+        assert column == ("messages" if columns else "conversations")
+
+
+def test_what_a_template_leaves_out_is_said(caplog: Any) -> None:
+    """Reasoning that is not shown is not learned, and a turn without end never ends: neither without a word."""
+    prepared([{"messages": [user("x"), says("fine", reasoning_content="greet")]}], CHATML)
+    assert "in 1 of 1 examples of the train split the chat template leaves out reasoning" in caplog.text
+    prepared([{"messages": ONE}], CHATML.replace("<|im_end|>", ""))
+    assert "writes no end after what the assistant says" in caplog.text
+
+
+def test_a_tokenizer_that_does_not_tell_where_its_tokens_are() -> None:
+    """Without offsets, prefixes of tokens are compared; both ways have to find the same."""
+    from transformers import ByT5Tokenizer
+
+    slow: Any = ByT5Tokenizer()
+    slow.chat_template = CHATML.replace("<|im_end|>", "</s>")
+    assert not slow.is_fast
+    texts = ChatTemplate(slow, {}).texts(read_conversation({"messages": TWO}, "row 0"))
+    ((ids, taken, merged),) = spanned(slow, texts)
+    assert slow.decode([token for token, yes in zip(ids, taken, strict=True) if yes]) == "I am fine.</s>北京 🙂</s>"
+    assert not merged
+
+
+# ---- TRL's templates, where TRL is installed -------------------------------------------------------------------------
+
+_TRL = importlib.util.find_spec("trl")
+_FOLDER = (
+    Path(_TRL.submodule_search_locations[0], "chat_templates") if _TRL and _TRL.submodule_search_locations else None
+)
+_STOCK = sorted(path.stem.removesuffix("_training") for path in _FOLDER.glob("*_training.jinja")) if _FOLDER else []
+
+
+@pytest.mark.skipif(not _STOCK, reason="TRL is not installed")
+@pytest.mark.parametrize("name", _STOCK)
+def test_the_same_as_trl(name: str) -> None:
+    """Where TRL's marked variant writes the same text, we learn the same tokens but those of the header.
+
+    The header is what the template writes when it is asked for an answer (`add_generation_prompt`): TRL marks parts of
+    it in some templates.
+    """
+    assert _FOLDER is not None
+    stock, training = (_FOLDER.joinpath(f"{name}{end}.jinja").read_text("utf-8") for end in ("", "_training"))
+    control = re.findall(
+        r"<\|[\w ]+\|>|<｜[^｜]*｜>|<\w+_of_\w+>|<\|?turn\|?>|</?think>|<\|?channel\|?>", stock + training
+    )
+    tokenizer = tokenizer_of(stock, [stock], sorted(set(control)))
+    compared = 0
+    # TRL's masks, which are Transformers', lose bytes of a last character that is several tokens.
+    for messages in (ONE, [*ONE, user("and now?"), says(" 北京 🙂.\n")], THOUGHTS[:2], THOUGHTS):
+        texts = ChatTemplate(tokenizer, {}).texts(read_conversation({"messages": messages}, "row 0"))
+        ours = [(ids, taken) for ids, taken, _ in spanned(tokenizer, texts)]
+        parts = name in ("idefics3", "smolvlm", "llava_next")
+        given = (
+            [{**one, "content": [{"type": "text", "text": one["content"]}]} for one in messages] if parts else messages
+        )
+        theirs = tokenizer.apply_chat_template(
+            given, chat_template=training, return_dict=True, return_assistant_tokens_mask=True
+        )
+        if len(ours) > 1 or ours[0][0] != theirs["input_ids"]:
+            continue  # TRL writes reasoning of earlier turns, or ends, that the template leaves out
+        compared += 1
+        header = set(tokenizer(_header(tokenizer, given), add_special_tokens=False)["input_ids"])
+        header |= set(tokenizer("<think></think>", add_special_tokens=False)["input_ids"])
+        for token, mine, trl in zip(*ours[0], theirs["assistant_masks"], strict=True):
+            assert mine == bool(trl) or (trl and token in header) or (mine and tokenizer.decode(token) == " ")
+    assert compared or name == "glm4moe"
+
+
+def _header(tokenizer: Any, messages: Any) -> str:
+    with_it, without = (
+        tokenizer.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=asked)
+        for asked in (True, False)
+    )
+    return str(with_it)[len(str(without)) :] if str(with_it).startswith(str(without)) else str(with_it)
