@@ -69,8 +69,11 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._settings = dict(settings)
 
-    def check(self) -> None:
+    def check(self, key: str = "columns.messages") -> None:
         """Refuse a tokenizer without template, and settings that its template does not know.
+
+        Args:
+            key: Where a recipe asks for conversations.
 
         Raises:
             UserError: It is so.
@@ -80,12 +83,12 @@ class ChatTemplate:
             raise UserError(
                 "the tokenizer has no chat template, so how messages become one text is not known. Name the tokenizer "
                 "of a chat model (tokenizer: ...), or use the columns prompt and completion, as texts.",
-                key="columns.messages",
+                key=key,
             )
         if isinstance(templates, dict) and "default" not in templates:
             raise UserError(
                 f"the tokenizer has the chat templates {', '.join(sorted(templates))}, and none is called default.",
-                key="columns.messages",
+                key=key,
             )
         texts = templates.values() if isinstance(templates, dict) else [templates]
         known = set().union(*map(_variables, texts))

@@ -85,7 +85,7 @@ class TextEncoder:
         """Refuse conversations where there is no template for them, or that are missing."""
         if not self.chat:
             return
-        ChatTemplate(self.tokenizer, self.settings).check()
+        ChatTemplate(self.tokenizer, self.settings).check(f"columns.{FORMS[self.form][-1]}")
         for name, split in splits.items():
             for role in FORMS[self.form]:
                 if missing := column(split, role).null_count:
