@@ -39,6 +39,7 @@ from hf_distill.training.labelled import check_labelled
 from hf_distill.training.learned import attach, place
 from hf_distill.training.liger import layers_only, undone_afterwards
 from hf_distill.training.meter import Meter
+from hf_distill.training.own_loss import ComparesModels
 from hf_distill.training.randomness import undisturbed
 from hf_distill.training.redirect import inside_forward
 from hf_distill.training.sampler import SetEpoch
@@ -126,6 +127,8 @@ class DistillationTrainer(SavingTrainer, BatchingTrainer):
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(["distillation", "hf_distill"])
         self.add_callback(SetEpoch)
+        self._compared = False
+        self.add_callback(ComparesModels(lambda: self._compared))
         self.takes = taken_by(self.model), frozenset() if self.teacher is None else taken_by(self.teacher)
         # Terms and agreement, summed over the steps since the last log.
         self._totals = torch.zeros(len(self.terms) + 1, device=self.args.device)
@@ -239,6 +242,7 @@ class DistillationTrainer(SavingTrainer, BatchingTrainer):
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Forget what an earlier or aborted training left unlogged."""
         self._follow_models()
+        self._compared = False
         self._totals.zero_()
         self._steps = 0
         self._meter.reset()
@@ -272,18 +276,32 @@ class DistillationTrainer(SavingTrainer, BatchingTrainer):
     ) -> Any:
         """Return this micro-batch's share of the optimiser step's loss.
 
+        A subclass adds a term of its own to what this returns; one that never calls it is refused, since it would
+        train without the teacher (`docs/extending.md`).
+
         Args:
             model: The student, wrapped or not.
             inputs: A collated batch.
-            return_outputs: Also return the student's output.
+            return_outputs: Also return the student's output, a mapping, with its graph. All logits are then made at
+                once.
             num_items_in_batch: Counts of every unit in the whole step, as `_get_num_items_in_batch` gives them; this
-                batch's own on all processes if left out.
+                batch's own on all processes if left out, which is refused in a training.
 
         Returns:
             A scalar whose mean over processes, summed over micro-batches, is the loss of the step.
+
+        Raises:
+            UserError: The counts of the step are missing in a training, or an objective returned what it must not.
         """
+        self._compared = True
         counts = num_items_in_batch
         if not isinstance(counts, Tensor):
+            if self.is_in_train and model.training and self.args.gradient_accumulation_steps > 1:
+                raise UserError(
+                    "compute_loss was called without num_items_in_batch, and gradients are accumulated over "
+                    f"{self.args.gradient_accumulation_steps} micro-batches: each would weigh as a whole step. Pass "
+                    "on what an overridden compute_loss is given."
+                )
             counts = self._count([inputs]).clamp(min=1)
         self.terms.go_to(self.state.global_step, self.state.max_steps)
         # DDP averages gradients over processes, and the counts are global: hence the factor.
@@ -291,7 +309,7 @@ class DistillationTrainer(SavingTrainer, BatchingTrainer):
         counted = self.terms.counts(counts)
         heads = None if return_outputs else self._heads
         exact = counted if counted.device.type == "mps" else counted.double()
-        sums, agreement, outputs = self._forward(model, inputs, heads, processes / exact)
+        sums, agreement, outputs = self._forward(model, inputs, heads, processes / exact, attached=return_outputs)
         terms = sums.sum(0) * processes / counted
         if model.training:
             agreement = agreement.sum() * processes / counts[UNITS.index("row")]
@@ -300,7 +318,12 @@ class DistillationTrainer(SavingTrainer, BatchingTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _forward(
-        self, model: nn.Module, inputs: dict[str, Any], heads: Heads | None, shares: Tensor | None = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        heads: Heads | None,
+        shares: Tensor | None = None,
+        attached: bool = False,
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """Run both models and compare them, all inside the student's forward pass (see `redirect`).
 
@@ -309,17 +332,20 @@ class DistillationTrainer(SavingTrainer, BatchingTrainer):
             inputs: A batch.
             heads: To go over the rows without ever making all logits (see `head_rows`), if not None.
             shares: What the loss multiplies the sums with, apart from the weights; None where no gradient is wanted.
+            attached: Return the student's output with its graph.
 
         Returns:
             The sum of every objective for every example, `(batch, objectives)`; the number of rows of each example
-            where both models agree; and the student's output, detached.
+            where both models agree; and the student's output.
         """
         student = self.accelerator.unwrap_model(model, keep_torch_compile=True)
 
         def compute() -> tuple[Tensor, Tensor, dict[str, Any]]:
             with self.terms.watching():
                 comparison = self._compare(student, inputs, heads)
-            outputs = {key: value.detach() for key, value in comparison.student.items() if isinstance(value, Tensor)}
+            outputs = {key: value for key, value in comparison.student.items() if isinstance(value, Tensor)}
+            if not attached:
+                outputs = {key: value.detach() for key, value in outputs.items()}
             sums = self.terms.per_example(comparison, shares)
             return sums, comparison.rows.agreement(), outputs
 

@@ -251,7 +251,9 @@ def test_the_same_rows_to_train_and_to_judge_are_said(
         load_splits(Data(path=write(tmp_path / "a.csv", CSV), splits={"train": train, "eval": judged}), ROLES)
     said = [record.getMessage() for record in caplog.records]
     assert bool(said) == bool(shared)
-    assert all(line.startswith(f"{shared} of ") and f"eval split ('{judged}') are also in train" in line for line in said)
+    assert all(
+        line.startswith(f"{shared} of ") and f"eval split ('{judged}') are also in train" in line for line in said
+    )
 
 
 # ---- Splits ----------------------------------------------------------------------------------------------------------

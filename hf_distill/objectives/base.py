@@ -218,10 +218,16 @@ class RowObjective(Objective):
 
     def sums(self, rows: Rows) -> Tensor:
         """Sum the losses of some rows within each example, `(batch,)`; all their columns are classes."""
+        from hf_distill.objectives.guard import check_result, guarded
+
         teacher: Any = rows.teacher  # a class that takes no sparse teacher may leave it out of its signature
         if self.needs_teacher and not self.takes_sparse:
             teacher = self.dense(teacher)
-        return rows.sum_by_example(self.rows(rows.student, teacher, rows.labels))
+        with guarded(self):
+            values = self.rows(rows.student, teacher, rows.labels)
+        count = len(rows.labels)
+        check_result(self, values, (count,), rows.student, f"rows must return the loss of each of the {count} rows")
+        return rows.sum_by_example(values)
 
     def dense(self, teacher: Tensor | SparseRows | None) -> Tensor:
         """Return the teacher's logits.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hf_distill.heads.head_rows import HeadRows
 from hf_distill.objectives.base import RowObjective, unique_names
+from hf_distill.objectives.guard import check_result, guarded
 from hf_distill.objectives.schedule import number
 from hf_distill.objectives.term import Term
 from hf_distill.rows.base import UNITS
@@ -162,15 +163,19 @@ class Terms(Sequence[Term]):
             ValueError: An objective returned something else: a mean would go unnoticed, and be divided once more.
         """
         columns = []
+        examples = comparison.rows.examples
         walked: dict[int, Tensor] = {}
         if isinstance(comparison.rows, HeadRows):
             walked = self._walk(comparison.rows, shares)
-        for index, (name, term) in enumerate(zip(self.names, self, strict=True)):
-            sums = walked[index] if index in walked else term(comparison)
-            if sums.shape != (comparison.rows.examples,):
-                raise ValueError(
-                    f"objective '{name}': per_example must return the sum of each of the {comparison.rows.examples} "
-                    f"examples, shape ({comparison.rows.examples},); found {tuple(sums.shape)}."
+        for index, term in enumerate(self):
+            if index in walked:
+                sums = walked[index]
+            else:
+                with guarded(term.objective):
+                    sums = term(comparison)
+                check_result(
+                    *(term.objective, sums, (examples,), None),
+                    f"per_example must return the sum of each of the {examples} examples",
                 )
             columns.append(sums.to(torch.promote_types(sums.dtype, torch.float32)))
         return torch.stack(columns, -1)
