@@ -132,6 +132,8 @@ class DistillationTrainer(SavingTrainer, BatchingTrainer):
         self.takes = taken_by(self.model), frozenset() if self.teacher is None else taken_by(self.teacher)
         # Terms and agreement, summed over the steps since the last log.
         self._totals = torch.zeros(len(self.terms) + 1, device=self.args.device)
+        # In how many of these steps there was anything to count, by unit.
+        self._counted = torch.zeros(len(UNITS), device=self.args.device)
         self._steps = 0
         self._meter = Meter(self.args.device)
         self.add_callback(self._meter)
@@ -244,6 +246,7 @@ class DistillationTrainer(SavingTrainer, BatchingTrainer):
         self._follow_models()
         self._compared = False
         self._totals.zero_()
+        self._counted.zero_()
         self._steps = 0
         self._meter.reset()
         # For the whole training: activation checkpointing computes attention again in the backward pass.
@@ -254,6 +257,7 @@ class DistillationTrainer(SavingTrainer, BatchingTrainer):
         """Count every unit over the accumulation window and all processes: `(units,)` in the order of `UNITS`."""
         self._steps += bool(batch_samples)
         counts = self._count(batch_samples)
+        self._counted += counts > 0
         self._meter.count(torch.stack([counts[UNITS.index(unit)] for unit in self.layout.token_units]).sum())
         # Nothing to count means nothing to sum: 0 / 1, not NaN.
         return counts.clamp(min=1)
@@ -373,14 +377,28 @@ class DistillationTrainer(SavingTrainer, BatchingTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the objectives, the agreement and what the steps cost to the training logs."""
         if "loss" in logs and self._steps:
-            *terms, agreement = self.accelerator.reduce(self._totals / self._steps, reduction="mean").tolist()
-            logs.update({f"objective/{name}": term for name, term in zip(self.terms.names, terms, strict=True)})
-            if self._reports_agreement:
-                logs["agreement"] = agreement
+            logs.update(self._means())
             logs.update(self._meter.read(self.accelerator.gather))
             self._totals.zero_()
+            self._counted.zero_()
             self._steps = 0
         super().log(logs, start_time)
+
+    def _means(self) -> dict[str, float]:
+        """Return the objectives and the agreement, averaged over the steps in which there was something to count.
+
+        A step without a label adds 0 to the loss, which is right; as a value of `labels` it would halve the curve.
+        """
+        totals = self.accelerator.reduce(self._totals, reduction="mean")
+        rows = self._counted[UNITS.index("row")].reshape(1)
+        *sums, agreement = torch.stack(
+            (totals, torch.cat((self.terms.counts(self._counted), rows)).to(totals)), -1
+        ).tolist()
+        named = zip(self.terms.names, sums, strict=True)
+        means = {f"objective/{name}": total / steps for name, (total, steps) in named if steps}
+        if self._reports_agreement and agreement[1]:
+            means["agreement"] = agreement[0] / agreement[1]
+        return means
 
     @property
     def _reports_agreement(self) -> bool:

@@ -13,6 +13,7 @@ import pytest
 from reports import model, regression, several_seeds, unlabelled, whole
 
 from hf_distill.report import plots
+from hf_distill.report.curves import Curve, panels
 from hf_distill.report.figures import calibration, confusion
 from hf_distill.report.page import html
 from hf_distill.report.report import Report
@@ -131,12 +132,11 @@ def test_the_page_says_what_the_table_and_the_verdict_say() -> None:
 
 def test_every_run_has_its_curves() -> None:
     """A run that is missing in the plot of its loss looks as if it had none."""
-    report = whole()
-    panels = plots._panels(report)
-    assert list(panels) == ["objective/kl", "objective/labels", "eval accuracy", "eval loss"]
-    assert {run for run, _ in panels["objective/kl"]} == {"student", "baseline", "student seed 43"}
-    assert panels["objective/kl"]["student", True] == ([20, 39], [0.4, 0.4])
-    assert panels["objective/kl"]["baseline", False][1][:2] == [1.0, 0.5]
+    found = {quantity.title: curves for quantity, curves in panels(whole()).items()}
+    assert list(found) == ["objective/kl", "objective/labels", "eval accuracy", "eval loss, student"]
+    assert {run for run, _ in found["objective/kl"]} == {"student", "baseline", "student seed 43"}
+    assert found["objective/kl"]["student", True] == Curve([20, 39], [0.4, 0.4])
+    assert found["objective/kl"]["baseline", False].values[:2] == [1.0, 0.5]
 
 
 def test_a_plot_that_fails_costs_only_itself(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

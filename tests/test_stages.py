@@ -299,15 +299,15 @@ def test_a_stage_s_arguments_are_checked_against_each_other_first(staged: WriteR
 
 def test_plots_put_stages_one_after_the_other() -> None:
     """Both stages count steps from 0: drawn on top of each other, the curve of a student would zigzag."""
-    from hf_distill.report.plots import _panels
+    from hf_distill.report.curves import Quantity, panels
 
     def history(*steps: int) -> list[dict[str, float]]:
         return [{"step": step, "objective/kl": 1.0 / step} for step in steps]
 
     parts = {"student stage 1": history(5, 10), "student stage 2": history(2, 4), "baseline": history(1, 3)}
-    curves = _panels(whole(history=parts))["objective/kl"]
-    assert curves[("student", False)][0] == [5, 10, 12, 14]
-    assert curves[("baseline", False)][0] == [1, 3]
+    curves = panels(whole(history=parts))[Quantity("objective/kl")]
+    assert curves["student", False].steps == [5, 10, 12, 14]
+    assert curves["baseline", False].steps == [1, 3]
 
 
 def test_the_card_names_the_stage_of_each_term() -> None:

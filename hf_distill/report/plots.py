@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from hf_distill.report.curves import OBJECTIVE, Curve, Curves, Quantity, panels
 from hf_distill.report.svg import COLOURS, INK, LINE, MARKERS, WIDTH, to_svg
 from hf_distill.report.text import heads_left, metric_names, metric_title, metric_value, milliseconds, percent
 
@@ -52,14 +53,9 @@ def plots(report: Report) -> list[Plot]:
     if any(model.latency for model in report.models.values()):
         note = "Bars are medians, the thin line ends at the 90th percentile. Shorter is better."
         found.append(_plot("Latency", _latency, report, note=note))
-    for title, curves in _panels(report).items():
-        note = "Thin line: training. Dots: eval split." if title.startswith("objective/") else "On the eval split."
-        if len({run for run, _ in curves}) > len({_model(run) for run, _ in curves}):
-            note += " Paler: the other seeds."
-        if any(" stage " in run for run in report.history):
-            note += " Stages one after the other."
-            note += heads_left(report) if title == f"eval {report.metric}" else ""
-        found.append(_plot(title, _curves, curves, note=note))
+    every = panels(report)
+    for quantity in list(every)[:PANELS]:
+        found.append(_plot(quantity.title, _curves, every[quantity], note=_curves_note(report, quantity, every)))
     if report.confusion is not None and report.confusion.counts:
         note = _confusion_note(report.confusion)
         plot = _plot("Student against teacher", _confusion, report.confusion, note=note)
@@ -144,31 +140,25 @@ def _latency(figure: Figure, report: Report) -> None:
         axes.set_title(f"batch {next(iter(timings.values())).batch_size}", loc="left", fontsize=9, pad=2)
 
 
-Curve = tuple[list[float], list[float]]
-# Panel -> (run, whether on the eval split) -> steps and values.
-Curves = dict[tuple[str, bool], Curve]
-
-
-def _panels(report: Report) -> dict[str, Curves]:
-    panels: dict[str, Curves] = {}
-    before: dict[str, float] = {}
-    for part, history in report.history.items():
-        # The stages of a training are one curve: each counts its steps on from the one before it.
-        run, offset = part.partition(" stage ")[0], before.get(part.partition(" stage ")[0], 0)
-        before[run] = offset + max((entry["step"] for entry in history if "step" in entry), default=0)
-        for entry in history:
-            for key, value in entry.items():
-                evaluated = key.startswith("eval_")
-                name = key.removeprefix("eval_")
-                wanted = name.startswith("objective/") or (evaluated and name in (report.metric, "loss"))
-                if wanted and isinstance(value, (int, float)) and math.isfinite(value) and "step" in entry:
-                    title = name if name.startswith("objective/") else f"eval {name}"
-                    steps, values = panels.setdefault(title, {}).setdefault((run, evaluated), ([], []))
-                    steps.append(offset + entry["step"])
-                    values.append(float(value))
-    # Objectives first: they are what was minimised. The sum of different terms compares badly between runs.
-    order = sorted(panels, key=lambda title: (not title.startswith("objective/"), title == "eval loss"))
-    return {title: panels[title] for title in order[:PANELS]}
+def _curves_note(report: Report, quantity: Quantity, every: Mapping[Quantity, Curves]) -> str:
+    curves = every[quantity]
+    if quantity.name.startswith(OBJECTIVE):
+        note = "Mean, without its weight. Thin line: training. Dots: eval split."
+    elif quantity.name == "loss":
+        note = "Weighted sum of the objectives, on the eval split: comparable within this training alone."
+    else:
+        note = "On the eval split."
+    if any(not math.isfinite(value) for curve in curves.values() for value in curve.values):
+        note += " Gaps: no number."
+    if len({run for run, _ in curves}) > len({_model(run) for run, _ in curves}):
+        note += " Paler: the other seeds."
+    if any(" stage " in run for run in report.history) and "stage" not in quantity.of:
+        note += " Stages one after the other."
+        note += heads_left(report) if quantity.name == report.metric else ""
+    left = len(every) - PANELS
+    if left > 0 and quantity == list(every)[PANELS - 1]:
+        note += f" {left} more curves are in report.json."
+    return note
 
 
 def _model(run: str) -> str:
@@ -179,19 +169,26 @@ def _curves(figure: Figure, curves: Curves) -> None:
     axes = figure.subplots()
     figure.set_size_inches(WIDTH, 2.5)
     seen: set[tuple[str, bool]] = set()
-    for (run, evaluated), (steps, values) in curves.items():
+    for (run, evaluated), curve in curves.items():
         model = _model(run)
-        stride = max(1, len(steps) // POINTS)
+        steps, values = _thinned(curve)
         several = (model, evaluated) in seen  # further seeds stay in the background
         seen.add((model, evaluated))
         style: dict[str, Any] = {"linewidth": 1.0}
         if evaluated or len(steps) == 1:
             style = {"linewidth": 1.0, "marker": MARKERS[model], "markersize": 4}
         alpha = 0.35 if several else 1.0 if evaluated else 0.7
-        axes.plot(steps[::stride], values[::stride], color=COLOURS[model], alpha=alpha, **style)
-    axes.set_xlabel("step")
+        axes.plot(steps, values, color=COLOURS[model], alpha=alpha, **style)
+    axes.set_xlabel("optimiser step")
     axes.grid(axis="y")
     axes.locator_params(nbins=5)
+
+
+def _thinned(curve: Curve) -> tuple[list[float], list[float]]:
+    """Return at most about `POINTS` of the points, the last among them."""
+    stride = max(1, len(curve.steps) // POINTS)
+    last = (len(curve.steps) - 1) % stride
+    return curve.steps[last::stride], curve.values[last::stride]
 
 
 def _confusion(figure: Figure, confusion: Confusion) -> None:
@@ -199,11 +196,10 @@ def _confusion(figure: Figure, confusion: Confusion) -> None:
     size = len(confusion.names)
     figure.set_size_inches(WIDTH, 1.2 + min(3.4, 0.6 * size))
     font = 9 if size <= 6 else 7 if size <= 12 else 5
-    off_diagonal = max((n for i, row in enumerate(confusion.counts) for j, n in enumerate(row) if i != j), default=0)
     for i, row in enumerate(confusion.counts):
         for j, counted in enumerate(row):
-            # Agreement in grey by its share of the row, disagreement in the student's colour by its number.
-            share = row[i] / max(sum(row), 1) * 0.9 if i == j else counted / max(off_diagonal, 1) * 0.6
+            # Both by their share of the row; its root, since what is worth seeing is a few in a hundred.
+            share = 0.9 * math.sqrt(counted / max(sum(row), 1))
             colour = LINE if i == j else COLOURS["student"]
             axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=colour, alpha=share, linewidth=0))
             if counted:
@@ -223,7 +219,7 @@ def _confusion(figure: Figure, confusion: Confusion) -> None:
 
 
 def _confusion_note(confusion: Confusion) -> str:
-    note = "Grey: they agree. Coloured: they do not."
+    note = "Rows. Grey: they agree. Coloured: they do not. Darker: a larger share of what the teacher says so."
     if confusion.left_out:
         note += f" The {len(confusion.names)} classes they differ on most; {confusion.left_out:,} more are not shown."
     return note
@@ -233,15 +229,11 @@ def _calibration(figure: Figure, calibration: Mapping[str, Calibration]) -> None
     axes = figure.subplots()
     figure.set_size_inches(WIDTH, 3.2)
     axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    most = max((n for bins in calibration.values() for n in bins.counts), default=0) or 1
     for model in [name for name in COLOURS if name in calibration]:
         bins = calibration[model]
-        most = max(bins.counts, default=0) or 1
-        filled = [
-            (x, y, 8 + 60 * n / most)
-            for x, y, n in zip(bins.confidence, bins.accuracy, bins.counts, strict=True)
-            if x is not None and y is not None
-        ]
-        x, y, sizes = zip(*filled, strict=True) if filled else ((), (), ())
+        x, y = ([math.nan if one is None else one for one in values] for values in (bins.confidence, bins.accuracy))
+        sizes = [8 + 60 * n / most for n in bins.counts]
         axes.plot(x, y, color=COLOURS[model], linewidth=1.0)
         label = f"ECE {percent(bins.ece)}"
         axes.scatter(x, y, s=sizes, color=COLOURS[model], marker=MARKERS[model], linewidth=0, label=label)
