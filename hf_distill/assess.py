@@ -42,7 +42,7 @@ def assess(run: Run, teacher: PreTrainedModel, students: Sequence[Fitted], basel
     models = {"teacher": teacher, "student": students[0].model}
     if baselines:
         models["baseline"] = baselines[0].model
-    judged = {name: judge(run, model, None if name == "teacher" else teacher) for name, model in models.items()}
+    judged = {name: judge(run, model, None if name == "teacher" else teacher, name) for name, model in models.items()}
     speeds = _latencies(run, models) if run.recipe.report.latency else {}
     results = {name: ModelResult.of(model, judged[name].metrics, speeds.get(name)) for name, model in models.items()}
     metric = (*run.prepared.metric_names, AGREEMENT)[0]
@@ -68,13 +68,14 @@ def assess(run: Run, teacher: PreTrainedModel, students: Sequence[Fitted], basel
     )
 
 
-def judge(run: Run, model: PreTrainedModel, teacher: PreTrainedModel | None) -> Judged:
+def judge(run: Run, model: PreTrainedModel, teacher: PreTrainedModel | None, name: str = "student") -> Judged:
     """Predict the eval split.
 
     Args:
         run: Its data and precision.
         model: A student, or the teacher itself.
         teacher: Whose predictions to compare with; None if `model` is the teacher.
+        name: What a message calls the model.
     """
     judged: Any = model
     if teacher is None:
@@ -82,7 +83,7 @@ def judge(run: Run, model: PreTrainedModel, teacher: PreTrainedModel | None) -> 
     else:
         fitter, target = run.targets(teacher)
     prepared = fitter.prepared
-    output, losses = fitter.predict(judged, run.training, target)
+    output, losses = fitter.predict(judged, run.training, target, f"the {name}")
     figures = {key.removeprefix("test_"): value for key, value in (output.metrics or {}).items()}
     share = figures.get(AGREEMENT)
     if teacher is None and prepared.layout.has_classes:
@@ -117,7 +118,7 @@ def _seeds(
         return ()
 
     def metrics(name: str, trained: Sequence[Fitted]) -> list[Mapping[str, float]]:
-        rest = [judge(run, one.model, teacher).metrics for one in trained[1:]]
+        rest = [judge(run, one.model, teacher, name).metrics for one in trained[1:]]
         return [judged[name].metrics, *rest]
 
     without = metrics("baseline", baselines) if baselines else [None] * len(students)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,14 +149,16 @@ class Fitter:
         interrupt = StopOnInterrupt()
         trainer.add_callback(interrupt)
         started = time.perf_counter()
-        with interrupt:
-            trainer.train(resume_from_checkpoint=last_complete_checkpoint(directory))
-        seconds = before + time.perf_counter() - started
-        stopped = interrupt.signal
-        done = stopped is None
-        history = trainer.state.log_history if done else []
-        if done:
-            trainer.save_model(str(directory), _internal_call=True)
+        with _told_what_is_kept(directory):
+            with interrupt:
+                trainer.train(resume_from_checkpoint=last_complete_checkpoint(directory))
+            seconds = before + time.perf_counter() - started
+            stopped = interrupt.signal
+            done = stopped is None
+            history = trainer.state.log_history if done else []
+            if done:
+                trainer.try_last()
+                trainer.save_model(str(directory), _internal_call=True)
         end = {"key": key, "finished": done, "seconds": seconds, "history": history, "layers": _layers(trainer)}
         _write_record(trainer, directory, end)
         if stopped is not None:
@@ -172,17 +175,25 @@ class Fitter:
         return _load(type(fitted.model), directory)
 
     def predict(
-        self, model: PreTrainedModel, training: Mapping[str, Any], teacher: PreTrainedModel | None = None
+        self,
+        model: PreTrainedModel,
+        training: Mapping[str, Any],
+        teacher: PreTrainedModel | None = None,
+        whose: str = "",
     ) -> tuple[PredictionOutput, np.ndarray[Any, Any]]:
         """Return a model's logits on the eval split, in its order, its figures there, and its losses.
 
         The figures are `test_objective/labels` and, with a teacher to compare with, `test_agreement`; the losses are
-        sum and number of the labels of every example, `(examples, 2)`.
+        sum and number of the labels of every example, `(examples, 2)`. A message calls the model what `whose` says.
+
+        Raises:
+            NotFinite: It predicts something that is NaN or infinite.
         """
         from hf_distill.objectives import Labels
 
         quiet = {**training, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
         trainer = self._trainer(model, (Labels(),), quiet, Path(training["output_dir"]), teacher, trains=False)
+        trainer.whose = whose
         output = trainer.predict(self.prepared.eval)
         _finished(trainer)
         return output, trainer.eval_sums.examples("labels").numpy()
@@ -223,6 +234,24 @@ class Fitter:
 
     def _metrics(self, prediction: Any) -> dict[str, float]:
         return self.prepared.metrics(prediction.predictions, prediction.label_ids)
+
+
+@contextmanager
+def _told_what_is_kept(directory: Path) -> Iterator[None]:
+    """Add to the line about what was not finite from where the training can go on."""
+    from hf_distill.training.finite import NotFinite
+
+    try:
+        yield
+    except NotFinite as error:
+        kept = last_complete_checkpoint(directory)
+        rest = (
+            f"The same command goes on from {kept}, the last checkpoint, which is finite; a changed recipe starts over "
+            "with --restart."
+            if kept
+            else "Nothing was saved; run the changed recipe with --restart."
+        )
+        raise NotFinite(*(f"{line} {rest}" for line in error.mistakes), key=error.key) from None
 
 
 def _own(split: Dataset) -> Dataset:

@@ -35,6 +35,8 @@ from hf_distill.training.compatibility import (
     check_types,
 )
 from hf_distill.training.eval_sums import EvalSums
+from hf_distill.training.finite import NotFinite, Watch
+from hf_distill.training.guarding import GuardedTrainer
 from hf_distill.training.labelled import check_labelled
 from hf_distill.training.learned import attach, place
 from hf_distill.training.liger import layers_only, undone_afterwards
@@ -50,7 +52,7 @@ from hf_distill.training_args import DistillationArguments, check_arguments, che
 logger = logging.getLogger(__name__)
 
 
-class DistillationTrainer(SavingTrainer, BatchingTrainer):
+class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
     """Trains a student to match a teacher.
 
     The loss of an optimiser step is `sum_k weight_k * S_k / N_k` over its objectives: `S_k` the sum of the
@@ -98,6 +100,8 @@ class DistillationTrainer(SavingTrainer, BatchingTrainer):
         args = args if args is not None else DistillationArguments(output_dir="trainer_output")
         check_arguments(args)
         check_devices(args)
+        # It logs the loss of a step that is NaN as that of the others, and asks the device for it in every micro-batch.
+        args.logging_nan_inf_filter = False
         if trainer.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func would be ignored: the loss is the sum of `objectives`.")
         heads = objectives is None or any(isinstance(one, RowObjective) for one in objectives)
@@ -134,6 +138,7 @@ class DistillationTrainer(SavingTrainer, BatchingTrainer):
         self._totals = torch.zeros(len(self.terms) + 1, device=self.args.device)
         # In how many of these steps there was anything to count, by unit.
         self._counted = torch.zeros(len(UNITS), device=self.args.device)
+        self.watch = Watch(self.terms.names)
         self._steps = 0
         self._meter = Meter(self.args.device)
         self.add_callback(self._meter)
@@ -256,6 +261,7 @@ class DistillationTrainer(SavingTrainer, BatchingTrainer):
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """Count every unit over the accumulation window and all processes: `(units,)` in the order of `UNITS`."""
         self._steps += bool(batch_samples)
+        self._begin_step()
         counts = self._count(batch_samples)
         self._counted += counts > 0
         self._meter.count(torch.stack([counts[UNITS.index(unit)] for unit in self.layout.token_units]).sum())
@@ -313,11 +319,14 @@ class DistillationTrainer(SavingTrainer, BatchingTrainer):
         counted = self.terms.counts(counts)
         heads = None if return_outputs else self._heads
         exact = counted if counted.device.type == "mps" else counted.double()
-        sums, agreement, outputs = self._forward(model, inputs, heads, processes / exact, attached=return_outputs)
+        sums, (agreement, extremes), outputs = self._forward(
+            model, inputs, heads, processes / exact, attached=return_outputs
+        )
         terms = sums.sum(0) * processes / counted
         if model.training:
             agreement = agreement.sum() * processes / counts[UNITS.index("row")]
             self._totals += torch.cat((terms.detach(), agreement.reshape(1).to(terms)))
+            self._note(inputs, sums, extremes)
         loss = torch.stack([term * weight for term, weight in zip(terms, self.terms.weights, strict=True)]).sum()
         return (loss, outputs) if return_outputs else loss
 
@@ -328,7 +337,7 @@ class DistillationTrainer(SavingTrainer, BatchingTrainer):
         heads: Heads | None,
         shares: Tensor | None = None,
         attached: bool = False,
-    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], dict[str, Any]]:
         """Run both models and compare them, all inside the student's forward pass (see `redirect`).
 
         Args:
@@ -340,18 +349,18 @@ class DistillationTrainer(SavingTrainer, BatchingTrainer):
 
         Returns:
             The sum of every objective for every example, `(batch, objectives)`; the number of rows of each example
-            where both models agree; and the student's output.
+            where both models agree, and the extremes of their logits (`Rows.extremes`); and the student's output.
         """
         student = self.accelerator.unwrap_model(model, keep_torch_compile=True)
 
-        def compute() -> tuple[Tensor, Tensor, dict[str, Any]]:
+        def compute() -> tuple[Tensor, tuple[Tensor, Tensor], dict[str, Any]]:
             with self.terms.watching():
                 comparison = self._compare(student, inputs, heads)
             outputs = {key: value for key, value in comparison.student.items() if isinstance(value, Tensor)}
             if not attached:
                 outputs = {key: value.detach() for key, value in outputs.items()}
             sums = self.terms.per_example(comparison, shares)
-            return sums, comparison.rows.agreement(), outputs
+            return sums, (comparison.rows.agreement(), comparison.rows.extremes()), outputs
 
         wrapped = model is not student or self.is_fsdp_enabled  # FSDP2 wraps in place
         with self.terms.eager_attention():  # whoever calls `compute_loss` himself is in no training
@@ -372,10 +381,20 @@ class DistillationTrainer(SavingTrainer, BatchingTrainer):
         )
         return both.compare(model, inputs, heads)
 
+    def judge(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """See `GuardedTrainer.judge`."""
+        with torch.set_grad_enabled(self.terms.differentiates), self.compute_loss_context_manager():
+            sums, (_, extremes), _ = self._forward(model, inputs, self._heads)
+        return sums.detach(), extremes
+
+    def _sums(self) -> Sequence[Tensor]:
+        return [*super()._sums(), self._totals, self._counted]
+
     # ---- Logging ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the objectives, the agreement and what the steps cost to the training logs."""
+        self.check_finite()
         if "loss" in logs and self._steps:
             logs.update(self._means())
             logs.update(self._meter.read(self.accelerator.gather))
@@ -421,9 +440,9 @@ class DistillationTrainer(SavingTrainer, BatchingTrainer):
         self.terms.go_to_end()
         with torch.set_grad_enabled(self.terms.differentiates), self.compute_loss_context_manager():
             heads = self._heads if prediction_loss_only else None
-            sums, agreement, outputs = self._forward(model, inputs, heads)
+            sums, (agreement, extremes), outputs = self._forward(model, inputs, heads)
         # Per example, because gathering drops the examples that were repeated to fill the last batch.
-        columns = EvalSums.columns(sums.detach(), agreement, self.layout.units(inputs))
+        columns = EvalSums.columns(sums.detach(), agreement, self.layout.units(inputs), extremes)
         self.eval_sums.add(self.accelerator.gather_for_metrics(columns))
         if prediction_loss_only:
             return None, None, None
@@ -437,13 +456,20 @@ class DistillationTrainer(SavingTrainer, BatchingTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Evaluate as `Trainer` does, with the loss taken over all examples rather than averaged over batches."""
+        """Evaluate as `Trainer` does, with the loss taken over all examples rather than averaged over batches.
+
+        Raises:
+            NotFinite: A loss, a target or a prediction is not finite, so that no figure would mean anything.
+        """
+        self.check_finite()
         self._follow_models()
         self.eval_sums = EvalSums(self.terms)
         with undisturbed(self.args.device):
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
+        if (fault := self.eval_sums.fault(self.state.global_step)) is not None:
+            raise NotFinite(self._line(fault))
         figures = self.eval_sums.figures(agreement=self._reports_agreement)
         named = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
         return output._replace(metrics={**(output.metrics or {}), **named})

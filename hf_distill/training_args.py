@@ -17,18 +17,22 @@ from hf_distill.metrics import greater_is_better
 
 @dataclass
 class DistillationArguments(TrainingArguments):
-    """`transformers.TrainingArguments` with three other defaults, a check, and what a step costs.
+    """`transformers.TrainingArguments` with four other defaults, a check, and what a step costs.
 
     Everything that describes what the loss is lives in the objectives.
 
-    Defaults that differ: `greater_is_better` is false for objectives and errors too, `hub_strategy` is `"end"` (only a
-    finished student is published) and `use_cpu` is true where there is no accelerator (`bf16=True` then works on CPUs,
-    and processes started by `torchrun` on a CPU-only machine find each other).
+    Defaults that differ: `logging_nan_inf_filter` is false (it logs a loss that is NaN as 0), `greater_is_better` is
+    false for objectives and errors too, `hub_strategy` is `"end"` (only a finished student is published) and `use_cpu`
+    is true where there is no accelerator (`bf16=True` then works on CPUs, and processes started by `torchrun` on a
+    CPU-only machine find each other).
 
     Attributes:
         compile_loss: Compile what is computed of a vocabulary's logits, gradient included (see `compiled`): `"auto"`,
             on a GPU with Triton and for objectives of this package; true, also on a CPU and for objectives of one's
             own; or false. It takes up to a minute, once; without a compiler, or where it fails, nothing changes.
+        on_nan: What becomes of a step whose loss or gradient is NaN or infinite: `"stop"` ends the training with a line
+            that says where it was; `"skip"` leaves the step out, counts it (`skipped_steps`), and ends the training
+            when more than a tenth of its steps were (see `guarding`). It reads one number from the device every step.
         packing: Whether the layers of both models run on tokens alone, without padding (see `packing`): `"auto"`, in
             batches where that is worth it and models that can; true, wherever anything is saved; or false.
 
@@ -42,6 +46,14 @@ class DistillationArguments(TrainingArguments):
         metadata={"help": "Run the layers of both models on tokens alone, without padding; auto: where it pays."},
     )
     hub_strategy: HubStrategy | str = HubStrategy.END
+    on_nan: Literal["stop", "skip"] = field(
+        default="stop",
+        metadata={"help": "A step whose loss or gradient is not finite: stop the training, or skip the step."},
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={"help": "Not used: no loss is logged that is not finite; on_nan says what becomes of its step."},
+    )
     # Not `bool | ...`: HfArgumentParser would take that for a flag, and fail on its default.
     compile_loss: Literal["auto", True, False] = field(
         default="auto",
@@ -53,6 +65,11 @@ class DistillationArguments(TrainingArguments):
         if not torch.accelerator.is_available() and not is_torch_xla_available():
             self.use_cpu = True
         check_arguments(self)
+        if self.logging_nan_inf_filter:
+            raise ValueError(
+                "logging_nan_inf_filter would log a loss that is NaN as that of other steps; leave it off. on_nan says "
+                "what becomes of such a step: 'stop' or 'skip'."
+            )
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             self.greater_is_better = _is_better_when_greater(self.metric_for_best_model.removeprefix("eval_"))
         super().__post_init__()  # type: ignore[no-untyped-call]
@@ -92,6 +109,8 @@ def check_arguments(args: TrainingArguments) -> None:
             "hub_token would be written to training_args.bin in clear. Set the HF_TOKEN environment variable or "
             "run `hf auth login` instead."
         )
+    if (on_nan := getattr(args, "on_nan", "stop")) not in ("stop", "skip"):
+        raise ValueError(f"on_nan must be 'stop' or 'skip', found {on_nan!r}.")
     packing = getattr(args, "packing", "auto")
     if packing not in (True, False, "auto"):
         raise ValueError(f"packing must be true, false or 'auto', found {packing!r}.")

@@ -48,6 +48,8 @@ METHODS = ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "c
 ON_A_CPU = "allclose in _gradient_of_the_loss"
 PASSED_THROUGH = ("__torch_function__", "noted")
 MICRO_BATCHES = 6
+# Whether all was finite: after the first step and at the end, however long a training is.
+FINITE = {"item in _first_fault": 2}
 
 
 class HostReads(TorchDispatchMode):
@@ -127,7 +129,7 @@ def test_a_step_asks_at_most_once_how_many_rows_there_are(
     wanted = {} if kind in by_example else {f"nonzero in {where}": MICRO_BATCHES}
     if kind not in (*by_example, "question-answering", "token-classification"):
         wanted[ON_A_CPU] = MICRO_BATCHES
-    assert {**found, ON_A_CPU: 0} == {**wanted, ON_A_CPU: 0}
+    assert {**found, ON_A_CPU: 0} == {**wanted, **FINITE, ON_A_CPU: 0}
 
 
 @pytest.mark.parametrize(
@@ -149,14 +151,29 @@ def test_a_term_asks_at_most_once_which_positions_count(
 ) -> None:
     """Twelve layers of two models that each select by the same mask would wait 24 times for the same number."""
     found = trained(kind, tmp_path, monkeypatch, [term])
-    assert found == ({"nonzero in places": MICRO_BATCHES} if asks else {})
+    assert found == FINITE | ({"nonzero in places": MICRO_BATCHES} if asks else {})
+
+
+def test_what_is_not_finite_is_asked_for_no_more_often_in_a_longer_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss that is looked at in every step makes the host wait for the device in every step."""
+    for epochs in (1, 4):
+        trainer = make_trainer("classification", tmp_path, num_train_epochs=epochs, logging_steps=100, **split(4))
+        assert reads(trainer.train, monkeypatch) == FINITE
+    # A step cannot be left out before it is known whether it is to be: `on_nan: skip` asks.
+    trainer = make_trainer("classification", tmp_path, max_steps=5, logging_steps=100, on_nan="skip", **split(4))
+    assert reads(trainer.train, monkeypatch) == {"item in _first_fault": 5}
 
 
 def test_an_evaluation_reads_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums of an evaluation are fetched at its end, not batch by batch."""
     trainer = make_trainer("classification", tmp_path, max_steps=1, **split(4))
     trainer.train()
-    assert reads(trainer.evaluate, monkeypatch) == {"cpu in _rows": 1, "tolist in figures": 1}
+    found = reads(trainer.evaluate, monkeypatch)
+    assert found["cpu in _rows"] == 1
+    # What else there is, is read from what is on the host by then.
+    assert {name.rpartition(" ")[2] for name in found} == {"_rows", "figures", "fault_of"}
 
 
 @component

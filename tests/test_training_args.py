@@ -37,7 +37,9 @@ def test_defaults(tmp_path: Path) -> None:
     ours, theirs = DistillationArguments(output_dir=str(tmp_path)), TrainingArguments(output_dir=str(tmp_path))
     check_arguments(theirs)  # its `hub_strategy`, "every_save", does no harm without a push
     different = {name for name, value in ours.to_dict().items() if value != theirs.to_dict().get(name)}
-    assert different <= {"hub_strategy", "use_cpu", "dataloader_pin_memory", "logging_dir", "compile_loss", "packing"}
+    own = {"compile_loss", "packing", "on_nan"}
+    known = {"hub_strategy", "use_cpu", "dataloader_pin_memory", "logging_dir", "logging_nan_inf_filter"}
+    assert different <= own | known
     assert ours.hub_strategy == "end"
     assert DistillationArguments(output_dir=str(tmp_path), push_to_hub=True).hub_strategy == "end"
 
@@ -51,6 +53,16 @@ def test_compile_loss(tmp_path: Path) -> None:
     wrong: dict[str, Any] = {"compile_loss": "off"}
     with pytest.raises(ValueError, match="compile_loss must be true, false or 'auto', found 'off'"):
         DistillationArguments(output_dir=str(tmp_path), **wrong)
+
+
+def test_what_is_not_finite_is_neither_ignored_nor_hidden(tmp_path: Path) -> None:
+    """Another word would be taken for one of the two; Transformers' filter logs a loss that is NaN as 0."""
+    assert DistillationArguments(output_dir=str(tmp_path)).on_nan == "stop"
+    wrong: dict[str, Any] = {"on_nan": "ignore"}
+    with pytest.raises(ValueError, match="on_nan must be 'stop' or 'skip', found 'ignore'"):
+        DistillationArguments(output_dir=str(tmp_path), **wrong)
+    with pytest.raises(ValueError, match="leave it off"):
+        DistillationArguments(output_dir=str(tmp_path), logging_nan_inf_filter=True)
 
 
 def test_a_command_line_made_of_them(tmp_path: Path) -> None:

@@ -82,6 +82,16 @@ class HeadRows(Rows):
         assert self._agreement is not None
         return self._agreement
 
+    def extremes(self) -> Tensor:
+        """See `Rows`: here of what goes into the heads, whose logits are never all there."""
+        student, teacher = self.sides
+        ours = _largest(student.hidden)
+        if isinstance(teacher, SparseRows):
+            theirs = self._extreme(teacher.log_probabilities)
+        else:
+            theirs = torch.zeros_like(ours) if teacher is None else _largest(teacher.hidden)
+        return self.sum_by_example(torch.stack((ours, theirs.to(ours)), -1).to(self.example.device))
+
     def walk(self, objectives: Sequence[RowObjective], coefficients: Tensor | None) -> Tensor:
         """Evaluate objectives row by row, all of them on a chunk of logits while it is there.
 
@@ -213,6 +223,12 @@ def side_of(head: Head, captured: Captured, places: Places, classes: int | None)
     if places.mask.device != here:
         places = replace(places, **{item.name: getattr(places, item.name).to(here) for item in fields(places)})
     return Side(head, places.pick(captured.hidden).to(head.linear.weight.device), captured.dtype, classes)
+
+
+def _largest(hidden: Tensor) -> Tensor:
+    """Return the largest number of each row, `(rows,)`: NaN where one is, inf where one is infinite."""
+    largest: Tensor = torch.linalg.vector_norm(hidden.detach(), torch.inf, dim=-1)
+    return largest.float()
 
 
 def _without_autocast(device: str) -> AbstractContextManager[None]:

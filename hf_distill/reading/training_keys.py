@@ -54,6 +54,7 @@ SHARED = {
 FIXED: dict[str, tuple[object, str]] = {
     "label_smoothing_factor": (0, "it would not reach the loss, which is the sum of `objectives`."),
     "average_tokens_across_devices": (True, "the loss would depend on the number of processes."),
+    "logging_nan_inf_filter": (False, "it would log a loss that is NaN as that of other steps; see on_nan."),
     "prediction_loss_only": (False, "the report needs predictions."),
     "batch_eval_metrics": (False, "metrics are computed over the whole eval split."),
     "eval_do_concat_batches": (True, "metrics are computed over the whole eval split."),
@@ -115,7 +116,11 @@ AT_LEAST = {
 # Wider than annotated, or narrower: `bf16: auto` is settled at run time, `fsdp: true` is documented but not annotated.
 WIDER: dict[str, Any] = {"bf16": bool | Literal["auto"], "fsdp": bool | str | None}
 # What `DistillationArguments` adds.
-OWN: dict[str, Any] = {"packing": bool | Literal["auto"], "compile_loss": bool | Literal["auto"]}
+OWN: dict[str, Any] = {
+    "packing": bool | Literal["auto"],
+    "compile_loss": bool | Literal["auto"],
+    "on_nan": Literal["stop", "skip"],
+}
 # Transformers' help where it names another default.
 HELP = {
     "train_sampling_strategy": "Order of the train examples: 'group_by_length' (default in all tasks but "

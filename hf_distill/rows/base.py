@@ -114,9 +114,9 @@ class Rows:
     classes: Tensor | None = None
 
     def sum_by_example(self, values: Tensor) -> Tensor:
-        """Sum a value per row into `(batch,)`."""
+        """Sum a value per row, or several, into `(batch, ...)`."""
         # No short cut for as many rows as examples: they may all be tokens of one example.
-        return values.new_zeros(self.examples).index_add(0, self.example, values)
+        return values.new_zeros(self.examples, *values.shape[1:]).index_add(0, self.example, values)
 
     def agreement(self) -> Tensor:
         """Return how many rows of each example have the same top class in both models, `(batch,)`."""
@@ -124,6 +124,21 @@ class Rows:
             return self.student.new_zeros(self.examples)
         top = self.teacher.top_class() if isinstance(self.teacher, SparseRows) else top_class(self.teacher)
         return self.sum_by_example((top_class(self.student) == top).to(self.student.dtype))
+
+    def extremes(self) -> Tensor:
+        """Return a number for each example that is NaN or inf where the logits are: student's, teacher's `(batch, 2)`.
+
+        It says which model is at fault once a loss is not finite. Of a vocabulary it looks at the first classes: what
+        goes wrong before the head goes wrong in all of them, and the loss sees the rest.
+        """
+        ours = self._extreme(self.student.detach())
+        teacher = self.teacher.log_probabilities if isinstance(self.teacher, SparseRows) else self.teacher
+        theirs = torch.zeros_like(ours) if teacher is None else self._extreme(teacher).to(ours)
+        return self.sum_by_example(torch.stack((ours, theirs), -1))
+
+    @staticmethod
+    def _extreme(logits: Tensor) -> Tensor:
+        return logits[:, :_STRIDE].amax(-1) if logits.shape[-1] else logits.new_zeros(len(logits))
 
 
 @dataclass(frozen=True)

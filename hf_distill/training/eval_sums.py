@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,9 +11,11 @@ from torch import Tensor
 
 from hf_distill.objectives.schedule import number
 from hf_distill.rows.base import UNITS
+from hf_distill.training.finite import fault_of
 
 if TYPE_CHECKING:
     from hf_distill.rows.base import Unit
+    from hf_distill.training.finite import Fault
     from hf_distill.training.terms import Terms
 
 
@@ -28,16 +31,17 @@ class EvalSums:
         self._columns: list[Tensor] = []
 
     @staticmethod
-    def columns(sums: Tensor, agreement: Tensor, counts: Mapping[Unit, Tensor]) -> Tensor:
+    def columns(sums: Tensor, agreement: Tensor, counts: Mapping[Unit, Tensor], extremes: Tensor) -> Tensor:
         """Return a batch as `add` takes it, one row an example.
 
         Args:
             sums: Of every term, `(batch, terms)`.
             agreement: Rows where both models agree, `(batch,)`.
             counts: Of every unit, `(batch,)` each.
+            extremes: Of the logits, `(batch, 2)`, as `Rows.extremes` gives them.
         """
         others = torch.stack([agreement, *(counts[unit].to(sums) for unit in UNITS)], -1)
-        return torch.cat((sums, others.to(sums)), -1)
+        return torch.cat((sums, others.to(sums), extremes.to(sums)), -1)
 
     def add(self, columns: Tensor) -> None:
         """Add the examples of a batch, those of all processes."""
@@ -50,7 +54,17 @@ class EvalSums:
         return self._rows()[:, [index, unit]]
 
     def _rows(self) -> Tensor:
-        return torch.cat(self._columns).cpu().double()
+        if len(self._columns) > 1 or self._columns[0].dtype != torch.float64 or self._columns[0].device.type != "cpu":
+            self._columns = [torch.cat(self._columns).cpu().double()]
+        return self._columns[0]
+
+    def fault(self, step: int) -> Fault | None:
+        """Return what is not finite in an evaluation after a step; None where all is."""
+        if not self._columns:
+            return None
+        rows, terms = self._rows(), len(self.terms)
+        found = fault_of(step, torch.cat((rows[:, :terms], rows[:, -2:]), -1), self.terms.names)
+        return None if found is None else replace(found, evaluation=True)
 
     def figures(self, *, agreement: bool) -> dict[str, float]:
         """Return loss, objectives and agreement over all that was added; what has no count has no value."""
@@ -58,7 +72,7 @@ class EvalSums:
             return {}
         sums = self._rows().sum(0).tolist()
         width = len(self.terms)
-        count = dict(zip(UNITS, sums[width + 1 :], strict=True))
+        count = dict(zip(UNITS, sums[width + 1 : -2], strict=True))
         means: dict[str, float] = {}
         loss = 0.0
         for name, objective, value in zip(self.terms.names, self.terms.objectives, sums[:width], strict=True):

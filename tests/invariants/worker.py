@@ -183,6 +183,29 @@ class NoNotes(list[Any]):
         """Forget it."""
 
 
+def not_finite(directory: Path) -> tuple[NotingTrainer, Any]:
+    """Meet an example that makes one process's loss NaN; return what each process says, and leaves out."""
+    from accelerate.utils import gather_object
+    from test_finite import Marked, marked_rows
+
+    from hf_distill.training.finite import NotFinite
+
+    settings: dict[str, Any] = {"train_sampling_strategy": "sequential", "logging_steps": 100, "num_train_epochs": 1}
+    made = {}
+    for on_nan in ("stop", "skip"):
+        rows = marked_rows(15, count=88)
+        trainer = make_trainer(
+            "classification", directory, terms=[Marked()], rows=rows, on_nan=on_nan, **settings, **split(4, processes=2)
+        )
+        try:
+            trainer.train()
+            said: Any = trainer.skipped
+        except NotFinite as error:
+            said = str(error)
+        made[on_nan] = gather_object([said])
+    return trainer, made
+
+
 def kill(directory: Path) -> tuple[NotingTrainer, Any]:
     """Train until killed."""
     trainer = make_trainer("causal-lm-gpt2", directory, per_device_train_batch_size=4, **RESUMED)
@@ -201,7 +224,8 @@ def generate(directory: Path) -> tuple[NotingTrainer, Any]:
 if __name__ == "__main__":
     output = Path(sys.argv[2])
     jobs = {
-        one.__name__: one for one in (splits, learned, resume, fsdp, fsdp_learned, cached, compiled, generate, kill)
+        one.__name__: one
+        for one in (splits, learned, resume, fsdp, fsdp_learned, cached, compiled, generate, not_finite, kill)
     }
     last, found = jobs[sys.argv[1]](output)
     if last.is_world_process_zero():
