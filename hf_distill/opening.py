@@ -26,7 +26,7 @@ from hf_distill.tasks import Setup
 from hf_distill.tasks.class_counts import classes_of
 from hf_distill.teachers import CachedTeacher
 from hf_distill.training.defaults import training_defaults
-from hf_distill.training.labelled import in_words
+from hf_distill.training.labelled import in_words, labels_of
 from hf_distill.training.precision import resolve_bf16
 from hf_distill.training.requirements import check_steps, check_trainings
 
@@ -82,7 +82,7 @@ def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run
     _check_objectives(recipe, prepared)
     _say_classes(recipe, prepared, narrator)
     check_best_metric(recipe, prepared)
-    check_steps(recipe, len(prepared.train), args.world_size)
+    check_steps(recipe, len(prepared.train), labels_of(prepared)["train_rows_with_label"], args.world_size)
     if args.process_index == 0:
         with recipe.locate("training"):
             if not for_teacher:

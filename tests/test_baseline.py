@@ -10,6 +10,7 @@ import pytest
 from reports import model, regression, several_seeds, whole
 from runs import WriteRecipe, run, same, weights
 
+from hf_distill.errors import UserError
 from hf_distill.objectives import DecoupledKL, KLDivergence, Labels
 from hf_distill.report.best import Best
 from hf_distill.report.report import Report
@@ -121,6 +122,17 @@ def test_how_many_labels_there_are_is_said(
     said = capsys.readouterr().out
     assert "16 of 64 train rows and 32 of 32 eval rows" in said
     assert said.count("on labels alone: batches from the 16 of 64 rows") == 1  # the baseline's, not the student's
+
+
+def test_a_baseline_without_a_batch_is_told_before_the_student_is_trained(
+    partly_labelled: Any, write_recipe: WriteRecipe
+) -> None:
+    """Its labelled rows do not fill a batch: it would fail hours later, when the student is done."""
+    data = {"path": partly_labelled[0], "columns": {"text": "sentence"}}
+    training = {"dataloader_drop_last": True, "per_device_train_batch_size": 32}
+    with pytest.raises(UserError, match=r"16 examples with a label for batches of 32") as error:
+        run(write_recipe(data=data, training=training, report={"baseline": True, "latency": False}))
+    assert "training.dataloader_drop_last" in str(error.value)
 
 
 def test_a_trainer_on_labels_alone_says_that_rows_have_none(

@@ -17,6 +17,7 @@ from hf_distill.errors import UserError, did_you_mean
 from hf_distill.packages import is_here, missing
 from hf_distill.reading.document import join
 from hf_distill.training.defaults import fine_tuning, training_defaults
+from hf_distill.training.labelled import on_labels_alone
 from hf_distill.training_args import DistillationArguments
 
 if TYPE_CHECKING:
@@ -55,24 +56,29 @@ def check_trainings(recipe: Recipe) -> None:
         raise UserError(*(line for path, text in mistakes.items() for line in recipe.mistake(path, text).mistakes))
 
 
-def check_steps(recipe: Recipe, rows: int, processes: int) -> None:
+def check_steps(recipe: Recipe, rows: int, labelled: int, processes: int) -> None:
     """Refuse a training without a step: its model would be saved as it began, and reported as trained.
 
     Args:
         recipe: The recipe.
         rows: Of the train split.
+        labelled: How many of them have a label.
         processes: Of the run.
 
     Raises:
         UserError: No batch is left where incomplete ones are dropped.
     """
+    alone = recipe.report.baseline or recipe.teacher.fine_tuning is not None
+    alone = alone or any(on_labels_alone(stage.objectives) for stage in recipe.plan)
     for path, own, arguments in _trainings(recipe):
         size = int(arguments.get("per_device_train_batch_size", 8)) * processes
-        if arguments.get("dataloader_drop_last") and rows < size:
+        # What is trained on labels alone has no other rows.
+        has, least = ("examples with a label", labelled) if alone and labelled < rows else ("examples", rows)
+        if arguments.get("dataloader_drop_last") and least < size:
             where = path if "dataloader_drop_last" in own else "training"
             raise recipe.mistake(
                 join(where, "dataloader_drop_last"),
-                f"incomplete batches are dropped, and the train split has {rows:,} examples for batches of {size:,}: "
+                f"incomplete batches are dropped, and the train split has {least:,} {has} for batches of {size:,}: "
                 "nothing would be trained. Remove it, or make the batches smaller (per_device_train_batch_size).",
             )
 
