@@ -149,11 +149,11 @@ def _check_pair(recipe: Recipe, found: _Findings) -> None:
 
 def _check_data(recipe: Recipe, found: _Findings) -> None:
     with recipe.locate("data"):
-        rows = peek(recipe.data, recipe.task.roles)
-    if rows is None:
+        peeked = peek(recipe.data, recipe.task.roles)
+    if peeked is None:
         found.unchecked.append("data: it is on the Hub, and --check fetches nothing")
         return
-    found.plan += [f"{split:<11} {recipe.data.splits[split]}: {words(row)}" for split, row in rows.items()]
+    found.plan += [f"{split:<11} {recipe.data.splits[split]}: {words(rows[0])}" for split, rows in peeked.items()]
 
 
 def _check_training(recipe: Recipe, found: _Findings) -> None:

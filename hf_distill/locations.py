@@ -35,8 +35,15 @@ def resolve(location: str, key: str = "model") -> str:
     if location and os.path.exists(path):
         return path
     if _looks_like_path(location):
-        raise UserError(f"no such file or directory: '{location}' (looked from {Path.cwd()}).{sibling(path)}", key=key)
+        raise UserError(
+            f"no such file or directory: '{shorten(location, 120)}' (looked from {Path.cwd()}).{sibling(path)}", key=key
+        )
     return location
+
+
+def shorten(text: str, length: int) -> str:
+    """Return at most so many characters of a text, its middle left out."""
+    return text if len(text) <= length else f"{text[: length // 2]}...{text[-(length // 2 - 3) :]}"
 
 
 def _in_package(location: str, key: str) -> str:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from pydantic import Field, SkipValidation, field_validator
+from pydantic import Field, SkipValidation, Strict, field_validator
 
 from hf_distill.component import component
 from hf_distill.errors import UserError
@@ -54,6 +54,10 @@ class Origin:
         return self.hints.get(place.rpartition("[")[0], "") if key else ""
 
 
+def _usual() -> dict[str, str | int | float]:
+    return {**USUAL_SPLITS}
+
+
 @component
 class Data:
     """Where the examples come from.
@@ -63,9 +67,10 @@ class Data:
             a mapping from split name to one or more files.
         name: Configuration of a Hub dataset (`sst2` of `nyu-mll/glue`).
         revision: Git revision of a Hub dataset.
-        columns: Role -> column (`{text: sentence}`); a role left out is looked up under its own name.
+        columns: Role -> column (`{text: sentence}`); a role left out is looked up under its own name. Of files without
+            a header, its number from the left (`0`) or the right (`-1`).
         splits: `train` and `eval` -> split of the dataset, slicing included (`"train[:2000]"`); one that is left out is
-            `train` or `validation`.
+            `train` or `validation`. A number for `eval` holds out that share of train (`0.1`), or so many rows (`500`).
         labels: Names of integer labels, in the order of the integers, where the dataset does not carry them; or, for
             some labels or all, as text, the name of their class, None where they stand for "no label".
         label_separator: What stands between the labels of a row that has several in one text (`joy,love`).
@@ -75,17 +80,17 @@ class Data:
     path: str | dict[str, str | list[str]]
     name: str | None = None
     revision: str | None = None
-    columns: dict[str, str] = Field(default_factory=dict)
-    splits: dict[str, str] = Field(default_factory=lambda: dict(USUAL_SPLITS))
+    columns: dict[str, str | Annotated[int, Strict()]] = Field(default_factory=dict)
+    splits: dict[str, str | Annotated[int, Strict()] | Annotated[float, Strict()]] = Field(default_factory=_usual)
     labels: list[str] | dict[str, str | None] | None = None
     label_separator: Annotated[str, Field(min_length=1)] | None = None
     max_length: Annotated[int, Field(gt=0)] | None = None
 
     @field_validator("splits")
     @classmethod
-    def _fill_in(cls, splits: dict[str, str]) -> dict[str, str]:
+    def _fill_in(cls, splits: dict[str, str | int | float]) -> dict[str, str | int | float]:
         """Naming one split, in a recipe or on the command line, leaves the other where it usually is."""
-        return {**USUAL_SPLITS, **splits}
+        return {**_usual(), **splits}
 
 
 @component

@@ -8,8 +8,11 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from hf_distill.data.columns import default_columns, find_columns
+from hf_distill.data.forms import Options
+from hf_distill.data.holdout import check_size, hold_out
 from hf_distill.data.shared_rows import warn_of_shared_rows
 from hf_distill.data.sources import Source, find_source, no_split
 from hf_distill.errors import UserError, did_you_mean
@@ -19,11 +22,17 @@ if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
     from datasets import Dataset
 
+    from hf_distill.data.located import Located
+    from hf_distill.data.texts import File
     from hf_distill.recipe import Data
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "eval")
+PEEK = 1_000
+"""Rows of a split that `--check` looks at."""
+
+_WHOLE = 4 * 2**20
 
 
 def check_data(data: Data, roles: Mapping[str, bool]) -> None:
@@ -47,6 +56,10 @@ def check_data(data: Data, roles: Mapping[str, bool]) -> None:
     ]
     if mistakes:
         raise UserError.together(mistakes)
+    if not isinstance(data.splits["train"], str):
+        raise UserError("wanted the name of a split. Only eval can be a part of another.", key="splits.train")
+    if not isinstance(size := data.splits["eval"], str):
+        check_size(size)
     source = find_source(data)
     for split in SPLITS:
         source.files_of(source.instruction(data, split), split)
@@ -63,44 +76,54 @@ def load_splits(data: Data, roles: Mapping[str, bool]) -> dict[str, Dataset]:
         UserError: The data cannot be found or read, a split is empty or missing, a column is missing.
     """
     check_data(data, roles)
-    source = find_source(data)
-    wanted = {split: source.instruction(data, split) for split in SPLITS}
-    loaded = {split: _load(source, wanted[split], split) for split in SPLITS}
-    found = _find_columns({split: dataset.column_names for split, dataset in loaded.items()}, data, roles)
+    read = _Reading(data, roles)
+    splits = _by_role({split: read.whole(split) for split in _named(data)}, data, roles)
+    if len(splits) == len(SPLITS):
+        warn_of_shared_rows(splits, read.wanted)
+        return splits
+    size = data.splits["eval"]
+    assert not isinstance(size, str)
+    return hold_out(splits["train"], size, *_cut_by(splits["train"].column_names, roles))
+
+
+def peek(data: Data, roles: Mapping[str, bool], rows: int = PEEK) -> dict[str, Dataset] | None:
+    """Return the first rows of each split by role, read as `load_splits` does; None for data on the Hub.
+
+    Args:
+        data: The recipe's section.
+        roles: Role -> whether the task must have it.
+        rows: How many of a split; files up to 4 MiB are read whole. Slices are not followed.
+
+    Raises:
+        UserError: As `load_splits`, as far as these rows can tell.
+    """
+    check_data(data, roles)
+    read = _Reading(data, roles)
+    if not read.source.files and not os.path.exists(read.source.path):
+        return None
+    return _by_role({split: read.first(split, rows) for split in _named(data)}, data, roles)
+
+
+def _named(data: Data) -> list[str]:
+    """Return the splits of the run that are splits of the data, not a part of another."""
+    return [split for split in SPLITS if isinstance(data.splits[split], str)]
+
+
+def _by_role(loaded: Mapping[str, Dataset], data: Data, roles: Mapping[str, bool]) -> dict[str, Dataset]:
+    """Return the columns that have a role, under its name."""
+    names = {split: dataset.column_names for split, dataset in loaded.items()}
+    found = find_columns(names, default_columns(data, names, roles), roles)
     # Renaming happens after the selection: a leftover column may carry the name of a role.
-    splits = {
+    return {
         split: loaded[split].select_columns(list(mine)).rename_columns({c: r for c, r in mine.items() if c != r})
         for split, mine in found.items()
     }
-    warn_of_shared_rows(splits, wanted)
-    return splits
 
 
-def peek(data: Data, roles: Mapping[str, bool]) -> dict[str, dict[str, Any]] | None:
-    """Return the first row of each split by role, without reading the rest; None for data on the Hub.
-
-    Raises:
-        UserError: As `load_splits`, as far as a first row can tell.
-    """
-    check_data(data, roles)
-    source = find_source(data)
-    if not source.files and not os.path.exists(source.path):
-        return None
-    from datasets import load_dataset  # a path that is not there is told without it
-
-    rows = {}
-    for split in SPLITS:
-        wanted = source.instruction(data, split)
-        first = wanted.partition("+")[0].partition("[")[0].strip()  # a stream cannot be sliced
-        files = source.files_of(first, split)
-        with _readable(source, files, first, split):
-            stream = load_dataset(source.path, split=first, data_files=files or None, streaming=True, **source.options)
-            row = next(iter(stream), None)
-        if row is None:
-            raise _empty(first, split)
-        rows[split] = row
-    found = _find_columns({split: list(row) for split, row in rows.items()}, data, roles)
-    return {split: {role: rows[split][name] for name, role in mine.items()} for split, mine in found.items()}
+def _cut_by(columns: list[str], roles: Mapping[str, bool]) -> tuple[str, str | None]:
+    """Return the role whose equal values stay together, and that of the labels."""
+    inputs = "context" if "context" in columns else next(role for role in roles if role in columns)
+    return inputs, next((role for role in ("label",) if role in columns), None)
 
 
 def column(dataset: Dataset, name: str) -> pa.ChunkedArray:
@@ -111,15 +134,78 @@ def column(dataset: Dataset, name: str) -> pa.ChunkedArray:
 # ---- Reading ---------------------------------------------------------------------------------------------------------
 
 
-def _load(source: Source, wanted: str, split: str) -> Dataset:
-    from datasets import load_dataset
+class _Reading:
+    """Reads the splits of one recipe: one place for every road to the data."""
 
-    files = source.files_of(wanted, split)
-    with _readable(source, files, wanted, split):
-        dataset = load_dataset(source.path, split=wanted, data_files=files or None, **source.options)
-    if len(dataset) == 0:
-        raise _empty(wanted, split)
-    return dataset
+    def __init__(self, data: Data, roles: Mapping[str, bool]) -> None:
+        self.source = find_source(data)
+        self.wanted = {split: self.source.instruction(data, split) for split in SPLITS}
+        self.options = Options(
+            words="tokens" in roles, header=not any(isinstance(one, int) for one in data.columns.values())
+        )
+        self._located: Located | None = None
+
+    def whole(self, split: str) -> Dataset:
+        """Return a split of the run with all its columns.
+
+        Raises:
+            UserError: It is empty, or cannot be read.
+        """
+        wanted = self.wanted[split]
+        with _readable(self.source, wanted, split):
+            located = self.located()
+            if located.builder:
+                from datasets import load_dataset
+
+                dataset = load_dataset(**located.builder, split=wanted)
+            else:
+                dataset = self._from_files(located, wanted, split)
+        if len(dataset) == 0:
+            raise _empty(wanted, split)
+        return dataset
+
+    def first(self, split: str, rows: int) -> Dataset:
+        """Return the first rows of the (first) split that an instruction names."""
+        from hf_distill.data.rows import head
+
+        wanted = self.wanted[split]
+        with _readable(self.source, wanted, split):
+            located = self.located()
+            files = self._files(located, wanted, split)
+            here = next(iter(files.values()))
+            small = sum(os.path.getsize(file.path) for file in here) <= _WHOLE
+            dataset = head(here, self.options, located.features, None if small else rows)
+        if len(dataset) == 0:
+            raise _empty(next(iter(files)), split)
+        return dataset
+
+    def located(self) -> Located:
+        """Return the files of the source; asked once."""
+        from hf_distill.data.located import locate
+
+        self._located = self._located or locate(self.source)
+        return self._located
+
+    def _files(self, located: Located, wanted: str, split: str) -> dict[str, list[File]]:
+        from hf_distill.data.located import downloaded
+
+        names = [part.partition("[")[0].strip() for part in wanted.split("+")]
+        if "all" in names and "all" not in located.files:
+            names = list(located.files)
+        for name in names:
+            if name not in located.files:
+                raise no_split(name, located.files, split)
+        return {name: downloaded(located.files[name]) for name in names}
+
+    def _from_files(self, located: Located, wanted: str, split: str) -> Dataset:
+        from hf_distill.data.rows import builder
+
+        made = builder(self._files(located, wanted, split), self.options, located.features)
+        made.download_and_prepare()
+        dataset = made.as_dataset(split=wanted)
+        for note in filter(None, made.info.description.split("\n")):
+            logger.warning("%s", note)
+        return dataset
 
 
 def _empty(wanted: str, split: str) -> UserError:
@@ -127,17 +213,26 @@ def _empty(wanted: str, split: str) -> UserError:
 
 
 @contextmanager
-def _readable(source: Source, files: Mapping[str, list[str]], wanted: str, split: str) -> Iterator[None]:
-    """Turn whatever `datasets` raises on data it cannot read into one line."""
+def _readable(source: Source, wanted: str, split: str) -> Iterator[None]:
+    """Turn whatever is raised on data that cannot be read into one line."""
     try:
         yield
-    # Every format fails in its own way: pandas, pyarrow, json, the Hub.
+    # `datasets` and pyarrow fail in many ways.
     except Exception as error:
         if _disk_is_full(error):  # no fault of the recipe
             raise
         if "corresponds to no data" in str(error):
             raise _empty(wanted, split) from error
-        raise _wrong_split(wanted, split, error) or _unreadable(source, files, error) from error
+        if (own := _own(error)) is not None:
+            raise own if own.key else UserError(*own.mistakes, key=source.key(wanted)) from error
+        raise _wrong_split(wanted, split, error) or _unreadable(source, wanted, error) from error
+
+
+def _own(error: BaseException | None) -> UserError | None:
+    """Return the mistake that `datasets` has wrapped in errors of its own."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__
+    return error
 
 
 def _wrong_split(wanted: str, split: str, error: Exception) -> UserError | None:
@@ -152,37 +247,16 @@ def _wrong_split(wanted: str, split: str, error: Exception) -> UserError | None:
     return None
 
 
-def _unreadable(source: Source, files: Mapping[str, list[str]], error: Exception) -> UserError:
-    paths = [path for group in files.values() for path in group]
-    what, hint = f"'{paths[0] if paths else source.path}'", ""
-    if len(paths) > 1:
-        what = f"one of {len(paths)} files ({what}, ...)"
-    if not paths and not os.path.exists(source.path):
-        what, hint = f"{what}, which is no file or directory here", sibling(source.path)
-    return UserError(f"cannot read {what}: {_reason(error)}{hint}", key=source.key(files))
-
-
-def _reason(error: Exception) -> str:
-    """Return what `datasets` found wrong, in one line that says what to do."""
+def _unreadable(source: Source, wanted: str, error: Exception) -> UserError:
     from datasets.exceptions import DatasetGenerationError
 
-    for paragraph in str(error).split("\n\n"):
-        if paragraph.startswith("All the data files must have the same columns"):
-            return paragraph
+    files = source.files.get(wanted.partition("[")[0].strip(), [])
+    what, hint = f"'{files[0] if files else source.path}'", ""
+    if not files and not os.path.exists(source.path):
+        what, hint = f"{what}, which is no file or directory here", sibling(source.path)
     cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
-    text = " ".join(str(cause).split()) or type(cause).__name__
-    if isinstance(cause, UnicodeDecodeError):
-        byte = cause.object[cause.start]
-        return f"it is not UTF-8 (byte 0x{byte:02x}). Convert it, for example: iconv -f LATIN1 -t UTF-8 OLD > NEW"
-    ragged = re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", text)
-    if ragged:
-        return (
-            f"line {ragged[2]} has {ragged[3]} fields, those above it {ragged[1]}. A text that contains the delimiter "
-            "stands between double quotes."
-        )
-    if text.startswith("JSON parse error"):
-        return f"{text} (rows counted from 0). Wanted one JSON object a line, or one list of objects."
-    return text[:300]
+    reason = " ".join(str(cause).split())[:300] or type(cause).__name__
+    return UserError(f"cannot read {what}: {reason}{hint}", key=source.key(wanted))
 
 
 def _disk_is_full(error: BaseException | None) -> bool:
@@ -191,53 +265,6 @@ def _disk_is_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-# ---- Columns ---------------------------------------------------------------------------------------------------------
-
-
-def _find_columns(columns: Mapping[str, list[str]], data: Data, roles: Mapping[str, bool]) -> dict[str, dict[str, str]]:
-    """Return column -> role for each split; a role that is not required may be missing in one of them."""
-    found: dict[str, dict[str, str]] = {split: {} for split in columns}
-    mistakes: list[UserError] = []
-    # A column that a recipe names for one role is not that of another by its name alone.
-    for role in sorted(roles, key=lambda role: role not in data.columns):
-        required = roles[role]
-        wanted = data.columns.get(role, role)
-        named = role in data.columns
-        key = f"columns.{role}" if named else "columns"
-        without = [split for split, names in columns.items() if wanted not in names]
-        if without and (required or (named and len(without) == len(columns))):
-            mistakes.append(_no_column(wanted, role, without[0], columns[without[0]], key))
-            continue
-        if without and named:
-            logger.warning("the %s split has no column '%s' and goes without %s", without[0], wanted, role)
-        for split in set(columns) - set(without):
-            if wanted in found[split] and not named and not required:
-                continue
-            if wanted in found[split]:
-                mistakes.append(
-                    UserError(f"'{wanted}' is the column of the role '{found[split][wanted]}' already.", key=key)
-                )
-                break
-            found[split][wanted] = role
-    if mistakes:
-        # A wrong delimiter takes all columns away: one mistake.
-        read = all(_delimiter(names) == "" for names in columns.values())
-        raise UserError.together(mistakes if read else mistakes[:1])
-    return found
-
-
-def _no_column(wanted: str, role: str, split: str, known: list[str], key: str) -> UserError:
-    hint = did_you_mean(wanted, known) + f" Say which one: columns: {{{role}: ...}}."
-    return UserError(
-        f"the {split} split has no column '{wanted}' for the role '{role}'.{_delimiter(known) or hint}", key=key
-    )
-
-
-def _delimiter(columns: list[str]) -> str:
-    signs = [sign for sign in ";\t|" if sign in columns[0]] if len(columns) == 1 else []
-    return f" Its delimiter seems to be {signs[0]!r}; wanted commas, or tabs in a .tsv file." if signs else ""
 
 
 def by_length(split: Dataset) -> Dataset:

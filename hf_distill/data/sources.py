@@ -10,35 +10,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_distill.data.forms import check_kind
 from hf_distill.errors import UserError, did_you_mean
-from hf_distill.locations import resolve
+from hf_distill.locations import PACKAGE, resolve, shorten
 
 if TYPE_CHECKING:
     from hf_distill.recipe import Data
 
-CUT = "splits: {train: 'train[:90%]', eval: 'train[90%:]'}"
-# Only an empty cell is a missing one: pandas would also drop the texts and classes "None", "NA" and "null".
-_CSV = {"keep_default_na": False, "na_values": [""]}
-BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".csv": ("csv", _CSV),
-    ".tsv": ("csv", {"delimiter": "\t", **_CSV}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-    ".parquet": ("parquet", {}),
-    ".txt": ("text", {}),
-    ".arrow": ("arrow", {}),
-}
-_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+CUT = "splits: {eval: 0.1}"
 
 
 @dataclass(frozen=True)
 class Source:
-    """What `load_dataset` is asked for.
+    """What a recipe names, not yet looked into.
 
     Attributes:
-        path: Name of a builder where there are files, else a directory or Hub id.
-        options: Further arguments.
-        files: Split -> its files; empty where `load_dataset` finds the splits itself.
+        path: Directory, archive or Hub id; empty where there are files.
+        options: Configuration and revision of what is on the Hub.
+        files: Split -> its files; empty where the splits are found by looking.
         named: Whether it is the recipe that names the splits of `files`.
     """
 
@@ -52,6 +41,8 @@ class Source:
         from hf_distill.recipe import USUAL_SPLITS
 
         wanted = data.splits[split]
+        if not isinstance(wanted, str):  # a part of train, by share or number
+            return self.instruction(data, "train")
         # `path: {train: ..., eval: ...}` says it all.
         said = self.named and wanted == USUAL_SPLITS[split] and wanted not in self.files and split in self.files
         return split if said else wanted
@@ -72,9 +63,9 @@ class Source:
                 raise no_split(name, self.files, split)
         return {name: self.files[name] for name in names}
 
-    def key(self, files: Mapping[str, list[str]]) -> str:
-        """Return the recipe key that names these files."""
-        return f"path.{next(iter(files))}" if self.named and len(files) == 1 else "path"
+    def key(self, instruction: str) -> str:
+        """Return the recipe key that names the files of an instruction."""
+        return f"path.{instruction.partition('[')[0].strip()}" if self.named and "+" not in instruction else "path"
 
 
 def no_split(name: str, known: Iterable[str], split: str) -> UserError:
@@ -82,7 +73,8 @@ def no_split(name: str, known: Iterable[str], split: str) -> UserError:
     known = list(known)
     hint = did_you_mean(name, known)
     if len(known) == 1:
-        hint = f" There is only '{known[0]}'. Cut both from it: {CUT}."
+        only = "" if known[0] == "train" or split == "train" else f" and splits: {{train: {known[0]}}}"
+        hint = f" There is only '{known[0]}'. Hold out a part of it: {CUT}{only}."
     return UserError(f"the data has no split '{name}'.{hint}", key=f"splits.{split}")
 
 
@@ -100,13 +92,15 @@ def find_source(data: Data) -> Source:
     if os.path.isfile(where):
         if data.name is not None:
             raise UserError("a file has no configurations. Leave 'name' out.", key="name")
-        return _from_files({"train": [where]})
+        check_kind(where, "path")
+        return Source(where, {}) if where.lower().endswith(".zip") else _from_files({"train": [where]})
     saved = _saved_to_disk(Path(where))
     return _from_files(saved) if saved else Source(where, {"name": data.name, "revision": data.revision})
 
 
 def _is_pattern(path: str) -> bool:
-    return glob.has_magic(path) and not os.path.exists(os.path.expanduser(path))
+    """Whether `*`, `?` or brackets are meant as a pattern: not where something has just that name."""
+    return glob.has_magic(path) and not path.startswith(PACKAGE) and not os.path.exists(os.path.expanduser(path))
 
 
 def _paths(named: str | list[str], key: str) -> list[str]:
@@ -117,6 +111,7 @@ def _paths(named: str | list[str], key: str) -> list[str]:
             found.append(resolve(one, key))
             continue
         matches = sorted(glob.glob(os.path.expanduser(one), recursive=True))
+        matches = [match for match in matches if os.path.isfile(match)] or matches
         if not matches:
             raise UserError(f"no file matches '{one}' (looked from {Path.cwd()}).", key=key)
         found += matches
@@ -126,30 +121,22 @@ def _paths(named: str | list[str], key: str) -> list[str]:
 
 
 def _from_files(files: Mapping[str, list[str]], *, named: bool = False) -> Source:
-    builders = []
     for split, paths in files.items():
-        builders += [_builder(path, f"path.{split}" if named else "path") for path in paths]
-    if not builders:
+        for path in paths:
+            _check_file(path, f"path.{split}" if named else "path")
+    if not any(files.values()):
         raise UserError("no file named.", key="path")
-    if any(one != builders[0] for one in builders):
-        raise UserError("the files are of different kinds; one run reads one kind.", key="path")
-    return Source(*builders[0], files, named)
+    return Source("", {}, files, named)
 
 
-def _builder(file: str, key: str) -> tuple[str, dict[str, Any]]:
+def _check_file(file: str, key: str) -> None:
     path = Path(file)
-    if not path.is_file():
-        what = "a directory; wanted files" if path.is_dir() else "not there"
-        raise UserError(f"'{file}' is {what}.", key=key)
-    plain = path.with_suffix("") if path.suffix.lower() in _COMPRESSED else path
-    found = BUILDERS.get(plain.suffix.lower())
-    if found is None:
-        raise UserError(
-            f"cannot tell what '{path.name}' holds. Wanted a name that ends in {', '.join(BUILDERS)}.", key=key
-        )
+    if not os.path.isfile(path):
+        what = "a directory; wanted files" if os.path.isdir(path) else "not there"
+        raise UserError(f"'{shorten(file, 120)}' is {what}.", key=key)
+    check_kind(file, key)
     if path.stat().st_size == 0:
         raise UserError(f"'{file}' is empty.", key=key)
-    return found
 
 
 def _saved_to_disk(directory: Path) -> dict[str, list[str]] | None:

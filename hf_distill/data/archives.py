@@ -1,0 +1,86 @@
+"""Zip archives: unpacked once into the cache, then read as the files they hold."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path
+
+from hf_distill.data.forms import endings_in_words, is_read
+from hf_distill.data.texts import File
+from hf_distill.errors import UserError
+from hf_distill.files import fingerprint
+
+_FOLDER = "hf_distill-unpacked"
+_SPLIT = re.compile(r"(?<![a-z])(train|test|dev|validation|valid|val|eval)(?![a-z])")
+
+
+def stamp(path: str) -> list[int]:
+    """Return what changes whenever a file does: its size, and when content and entry were last written."""
+    found = os.stat(path)
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+
+
+def unpack(path: str, name: str) -> Path:
+    """Return the folder with the content of a zip archive, which is unpacked where that was not done before.
+
+    Raises:
+        UserError: Not an archive, damaged, or with a password.
+    """
+    from datasets import config
+
+    root = Path(config.HF_DATASETS_CACHE, _FOLDER)
+    folder = root / fingerprint(os.path.realpath(path), stamp(path))
+    if folder.is_dir():
+        return folder
+    root.mkdir(parents=True, exist_ok=True)
+    temporary = tempfile.mkdtemp(dir=root)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(temporary)  # names that lead out of the folder are made harmless
+        os.rename(temporary, folder)
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
+        raise UserError(f"cannot unpack '{name}': {error}") from error
+    except OSError:
+        if not folder.is_dir():  # another process was faster
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def inside(path: str, name: str) -> list[File]:
+    """Return the files of an archive that can be read, in the order of their names.
+
+    Raises:
+        UserError: There is none.
+    """
+    folder = unpack(path, name)
+    found = [File(str(one), f"{name}/{one.relative_to(folder)}") for one in data_files(folder)]
+    if not found:
+        raise UserError(f"'{name}' holds no file that can be read. Wanted {endings_in_words()}.")
+    splits = sorted({split for file in found for split in _SPLIT.findall(Path(file.name).name.lower())})
+    if len(splits) > 1:
+        raise UserError(
+            f"'{name}' holds files of several splits ({', '.join(splits)}). Write path: {name}, and under "
+            "splits which is which."
+        )
+    return found
+
+
+def data_files(folder: Path) -> list[Path]:
+    """Return the files below a folder that can be read, in order; hidden ones and what macOS adds are none."""
+    found = []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(one for one in folders if not one.startswith((".", "__")))
+        found += [Path(place, one) for one in sorted(names) if not one.startswith((".", "__")) and _is_data(one)]
+    return sorted(found)
+
+
+def _is_data(name: str) -> bool:
+    own = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
+    return name not in own and (is_read(name) or name.lower().endswith(".zip"))

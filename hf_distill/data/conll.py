@@ -1,0 +1,90 @@
+"""CoNLL's columns: a word a line with its tags beside it, an empty line after each sentence."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from typing_extensions import override
+
+from hf_distill.data.reader import Reader, chunks
+from hf_distill.data.texts import lines
+from hf_distill.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa  # type: ignore[import-untyped]
+
+_BOUNDARY = "-DOCSTART-"
+_LOOK_AT = 10_000
+
+
+class Conll(Reader):
+    """Reads CoNLL's columns; they are called "0", "1", ... from the left.
+
+    Columns are cut at tabs where every line has one, else at white space. `-DOCSTART-` and comments are passed over; a
+    comment begins with `#` and has another number of columns than words have. So are CoNLL-U's ranges (`1-2`) and empty
+    nodes (`1.1`).
+    """
+
+    @override
+    def scan(self) -> pa.Schema:
+        import pyarrow as pa
+
+        self.separator, self.width = self._shape()
+        self.rows = sum(1 for _ in self._sentences())  # all lines are checked
+        return pa.schema([(str(index), pa.list_(pa.string())) for index in range(self.width)])
+
+    @override
+    def tables(self, schema: pa.Schema) -> Iterator[pa.Table]:
+        import pyarrow as pa
+
+        for chunk in chunks(self._sentences()):
+            columns = [[[word[int(name)] for word in sentence] for sentence in chunk] for name in schema.names]
+            yield pa.table([pa.array(one, pa.list_(pa.string())) for one in columns], schema=schema)
+
+    def _shape(self) -> tuple[str | None, int]:
+        """Return what separates columns, None for white space, and how many a word has."""
+        words = [
+            line
+            for _, line in islice(lines(self.file), _LOOK_AT)
+            if line.strip() and not line.startswith((_BOUNDARY, "# ", "#\t"))
+        ]
+        if not words:
+            raise UserError("it has no words")
+        separator = "\t" if all("\t" in line for line in words) else None
+        return separator, Counter(len(self._cut(line, separator)) for line in words).most_common(1)[0][0]
+
+    def _cut(self, line: str, separator: str | None) -> list[str]:
+        return [cell.strip() for cell in line.split(separator)] if separator else line.split()
+
+    def _sentences(self) -> Iterator[list[list[str]]]:
+        return self.limited(self._all_sentences())
+
+    def _all_sentences(self) -> Iterator[list[list[str]]]:
+        """Yield the words of each sentence, a word being its columns.
+
+        Raises:
+            UserError: A line with more columns than the others, or fewer.
+        """
+        sentence: list[list[str]] = []
+        universal = self.file.endings[0] == ".conllu"
+        for number, line in lines(self.file):
+            word = self._cut(line, self.separator) if line.strip() else []
+            if not word:
+                if sentence:
+                    yield sentence
+                sentence = []
+            elif word[0] == _BOUNDARY or (len(word) != self.width and line.startswith("#")):
+                continue
+            elif len(word) != self.width:
+                columns = f"{len(word)} column{'' if len(word) == 1 else 's'}"
+                raise UserError(
+                    f"line {number} has {columns}, the others {self.width}. Wanted a word a line with its tags, and an "
+                    "empty line after each sentence."
+                )
+            elif not (universal and not word[0].isdigit()):
+                sentence.append(word)
+        if sentence:
+            yield sentence

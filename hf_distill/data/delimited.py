@@ -1,0 +1,338 @@
+"""CSV and TSV: every record is checked against the header, and every cell keeps what stands in the file."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Literal
+
+from typing_extensions import override
+
+from hf_distill.data.reader import Reader, chunks
+from hf_distill.data.texts import File, check_nul, opened
+from hf_distill.errors import UserError
+from hf_distill.locations import shorten
+
+if TYPE_CHECKING:
+    import pyarrow as pa  # type: ignore[import-untyped]
+
+_DELIMITERS = (",", ";", "\t", "|")
+_DIGITS = r"(0|[1-9][0-9]*)"  # "007" is a name
+_PATTERNS = {
+    "int64": rf"^ *[+-]?{_DIGITS} *$",
+    "float64": rf"^ *[+-]?({_DIGITS}(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)? *$",
+    "bool": r"^(true|false|True|False|TRUE|FALSE)$",
+}
+# What a column may still be, after one that does not fit: only an empty cell fits everything.
+_KINDS = ("int64", "float64", "bool")
+_LONG = 40
+
+
+@dataclass(frozen=True)
+class Record:
+    """Cells of one record, its first and last line (from 1), and the lines themselves, at most the first 40."""
+
+    first: int
+    last: int
+    cells: list[str]
+    lines: list[str] = field(repr=False)
+
+
+class Delimited(Reader):
+    """Reads CSV and TSV.
+
+    CSV follows RFC 4180: a text with a delimiter, a line end or a quotation mark stands between marks, and those inside
+    are doubled. TSV mostly has no such rule, and a mark in it is a mark; but pandas and spreadsheets write TSV by the
+    rule of CSV. Which of the two a file is, all its lines decide. Only an empty cell is a missing one.
+
+    Args:
+        file: The file.
+        header: Whether the first line names the columns; they are called "0", "1", ... without.
+        limit: Rows after which to stop.
+    """
+
+    def __init__(self, file: File, *, header: bool = True, limit: int | None = None) -> None:
+        super().__init__(file, limit)
+        self.header = header
+        self.tabs = file.endings[0] == ".tsv"
+        self.delimiter, self.quoted = "\t" if self.tabs else ",", not self.tabs
+
+    @override
+    def scan(self) -> pa.Schema:
+        import pyarrow as pa
+
+        if self.tabs:
+            self.quoted = self._follows_rule()
+        names = self._first_line()
+        if not self.header:
+            self._check_first_line()
+        kinds, self.rows = [set(_KINDS) for _ in names], 0
+        for chunk in chunks(self._rows()):
+            self.rows += len(chunk)
+            for index, kind in enumerate(kinds):
+                if kind:
+                    kind &= _fitting(pa.array([row[index] for row in chunk], pa.string()), kind)
+        return pa.schema([(name, _decide(kind)) for name, kind in zip(names, kinds, strict=True)])
+
+    @override
+    def tables(self, schema: pa.Schema) -> Iterator[pa.Table]:
+        import pyarrow as pa
+
+        places = {name: index for index, name in enumerate(self._first_line())}
+        for chunk in chunks(self._rows()):
+            cells = (pa.array([row[places[name]] for row in chunk], pa.string()) for name in schema.names)
+            yield pa.table([_cast(one, field.type) for one, field in zip(cells, schema, strict=True)], schema=schema)
+
+    def common(self, name: str, kinds: Iterable[pa.DataType], error: Exception) -> pa.Field:
+        """Return text: in the file, a number is one too."""
+        import pyarrow as pa
+
+        return pa.field(name, pa.string())
+
+    def _check_first_line(self) -> None:
+        """Refuse a header where the recipe counts columns: it would become an example.
+
+        Raises:
+            UserError: A column holds numbers from the second row on.
+        """
+        import pyarrow as pa
+
+        first, *rows = islice(self._rows(), 1_000)
+        for index, cell in enumerate(first):
+            cells = pa.array([row[index] for row in rows if row[index]], pa.string())
+            if cell and len(cells) and _fitting(cells, {"float64"}) and not _fitting(pa.array([cell]), {"float64"}):
+                raise UserError(
+                    f"its first line looks like a header: column {index} holds '{shorten(cell, 40)}' and then numbers. "
+                    "Name the columns instead of counting them, or remove the line"
+                )
+
+    # ---- Records -----------------------------------------------------------------------------------------------------
+
+    def _first_line(self) -> list[str]:
+        """Return the names of the columns, and settle the delimiter of a CSV."""
+        first = next(self._records(self.quoted), None)
+        if first is None:
+            raise UserError("it is empty")
+        if not self.tabs and len(first.cells) == 1:
+            counts = {sign: len(next(csv.reader(first.cells, delimiter=sign), [])) for sign in _DELIMITERS}
+            self.delimiter = max(_DELIMITERS, key=lambda sign: counts[sign])
+            first = next(self._records(self.quoted))
+        return _names(first.cells) if self.header else [str(index) for index in range(len(first.cells))]
+
+    def _records(self, quoted: bool) -> Iterator[Record]:
+        """Yield each record, that of the header too; empty lines are passed over.
+
+        Raises:
+            UserError: Quotation marks that follow no rule.
+        """
+        csv.field_size_limit(sys.maxsize)
+        rule: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+        with opened(self.file, newline="") as stream:
+            read = _Lines(stream)
+            reader = csv.reader(read, delimiter=self.delimiter, quoting=rule, strict=True)
+            while True:
+                read.begin()
+                try:
+                    cells = next(reader)
+                except StopIteration:
+                    return
+                except csv.Error as error:
+                    raise _stray(read.first, read.number, error) from error
+                if cells and not (len(cells) == 1 and not cells[0]):
+                    yield Record(read.first, read.number, cells, read.lines)
+
+    def _rows(self) -> Iterator[list[str]]:
+        return (record.cells for record in self.checked(self.quoted))
+
+    def checked(self, quoted: bool) -> Iterator[Record]:
+        """Yield the records below the header, each with as many cells as the header.
+
+        Raises:
+            UserError: More cells, or fewer.
+        """
+        width = 0
+        for record in islice(self._records(quoted), self.limit and self.limit + self.header):
+            found = len(record.cells)
+            if width and found > width and not any(record.cells[width:]):
+                del record.cells[width:]  # delimiters at the end of the line
+            elif width and found != width:
+                raise _ragged(record.first, found, width, quoted)
+            if not width:
+                width = found
+                if self.header:
+                    continue
+            if quoted and record.first < record.last and width > 1:
+                self._suspect(record, width)
+            yield record
+
+    def _suspect(self, record: Record, width: int) -> None:
+        """Note a text of several lines each of which could be a row: a stray mark may have glued them."""
+        if all(len(one.rstrip("\r\n").split(self.delimiter)) == width for one in record.lines) and len(self.notes) < 3:
+            self.notes.append(
+                f"lines {record.first} to {record.last} are read as one row, since a quotation mark opens in the "
+                "first and closes in the last. Each looks like a row of its own: if it is one, remove the stray marks."
+            )
+
+    # ---- Is a TSV quoted by the rule? --------------------------------------------------------------------------------
+
+    def _follows_rule(self) -> bool:
+        """Whether the marks of a TSV are those of the rule, as pandas and spreadsheets write it, or part of the texts.
+
+        Raises:
+            UserError: Neither reading gives every record as many cells as the header has.
+        """
+        plain = _Marks(self, quoted=False)
+        if not plain.marked and not plain.error:
+            return False
+        ruled = _Marks(self, quoted=True)
+        self.notes.clear()
+        if plain.error:
+            if ruled.error:
+                raise plain.error
+            return True
+        if ruled.error:
+            return False
+        if ruled.rows != plain.rows:
+            if plain.width > 1:
+                return False  # each line is a row as it stands
+            raise UserError(
+                "cannot tell whether its quotation marks enclose texts of several lines or are part of the texts. "
+                "Name it .csv if they follow the rule of CSV, .txt if every line is a text"
+            )
+        if not plain.needless or plain.fully_quoted:
+            return True
+        self.notes.append(
+            f"{plain.needless} cells stand between quotation marks, the first in line {plain.first}; the marks are "
+            "kept as part of the text. If the file was written with quoting, name it .csv with the same content."
+        )
+        return False
+
+
+class _Marks:
+    """How a TSV looks in one reading: how many rows, and which cells stand between quotation marks."""
+
+    def __init__(self, reader: Delimited, *, quoted: bool) -> None:
+        self.rows = self.needless = self.width = self.first = 0
+        self.marked = False
+        self.error: UserError | None = None
+        self._cells: Counter[int] = Counter()
+        self._bare: set[int] = set()
+        try:
+            for record in reader.checked(quoted):
+                self.rows += 1
+                self.width = len(record.cells)
+                self._count(record)
+        except UserError as error:
+            self.error = error
+
+    @property
+    def fully_quoted(self) -> bool:
+        """Whether a column has either all its texts between marks or none, as with pandas' QUOTE_ALL."""
+        return not self._bare & set(self._cells)
+
+    def _count(self, record: Record) -> None:
+        for index, cell in enumerate(record.cells):
+            if cell.startswith('"'):
+                self.marked = True
+                self._cells[index] += 1
+                if '"' not in cell[1:-1]:  # the rule asks for marks where there is one inside, or a tab or line end
+                    self.needless += 1
+                    self.first = self.first or record.first
+            elif cell:
+                self._bare.add(index)
+
+
+class _Lines:
+    """The lines of a file, and which of them the record that is being read has taken."""
+
+    def __init__(self, stream: Iterable[str]) -> None:
+        self._stream = iter(stream)
+        self.number, self.first = 0, 1
+        self.lines: list[str] = []
+
+    def begin(self) -> None:
+        self.first, self.lines = self.number + 1, []
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._stream)
+        self.number += 1
+        check_nul(line, self.number)
+        if len(self.lines) < _LONG:
+            self.lines.append(line)
+        return line
+
+
+def _ragged(line: int, found: int, width: int, quoted: bool) -> UserError:
+    hint = "A text that contains the delimiter or a line end stands between double quotes."
+    if not quoted:
+        hint = "A text in a TSV file cannot contain a tab or a line end."
+    return UserError(f"line {line} has {found} field{'' if found == 1 else 's'}, those above it {width}. {hint}")
+
+
+def _stray(first: int, last: int, error: csv.Error) -> UserError:
+    if "unexpected end" in str(error):
+        return UserError(
+            f"the quotation mark that opens a text in line {first} is never closed. Remove it, or put the whole text "
+            "between marks and double those inside."
+        )
+    where = f"line {first}" if last <= first else f"the text that a quotation mark opens in line {first}"
+    return UserError(
+        f"{where} goes on after its closing quotation mark (line {last}). A text that begins with a mark ends with "
+        "one, and those inside are doubled."
+    )
+
+
+# ---- Columns ---------------------------------------------------------------------------------------------------------
+
+
+def _names(cells: list[str]) -> list[str]:
+    """Return names of columns as pandas gives them: all different, none empty."""
+    names: list[str] = []
+    for index, cell in enumerate(cells):
+        base = name = cell or f"Unnamed: {index}"
+        repeat = 0
+        while name in names:
+            repeat += 1
+            name = f"{base}.{repeat}"
+        names.append(name)
+    return names
+
+
+def _fitting(cells: pa.Array, kinds: set[str]) -> set[str]:
+    """Return which of the kinds fit all cells; an empty one fits each."""
+    import pyarrow.compute as pc  # type: ignore[import-untyped]
+
+    there = cells.filter(pc.not_equal(cells, ""))
+    fits = {kind for kind in kinds if pc.all(pc.match_substring_regex(there, _PATTERNS[kind]), min_count=0).as_py()}
+    if "int64" in fits and pc.any(pc.greater(pc.utf8_length(there), 18)).as_py():
+        return set()  # numbers in name only, such as a DOI: a float would lose digits
+    return fits
+
+
+def _decide(kinds: set[str]) -> pa.DataType:
+    import pyarrow as pa
+
+    if len(kinds) == len(_KINDS):
+        return pa.null()  # no cell holds anything
+    return getattr(pa, next((f"{kind}_" if kind == "bool" else kind for kind in _KINDS if kind in kinds), "string"))()
+
+
+def _cast(cells: pa.Array, kind: pa.DataType) -> pa.Array:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    cells = pc.if_else(pc.equal(cells, ""), pa.scalar(None, pa.string()), cells)
+    if pa.types.is_null(kind):
+        return pa.nulls(len(cells))
+    if pa.types.is_string(kind):
+        return cells
+    if pa.types.is_boolean(kind):
+        return pc.equal(pc.utf8_lower(cells), "true")
+    return pc.utf8_ltrim(pc.utf8_trim(cells, " "), "+").cast(kind)

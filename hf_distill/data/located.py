@@ -1,0 +1,162 @@
+"""A source as files: what a directory or a repository on the Hub holds, split by split."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_distill.data.archives import data_files, inside, unpack
+from hf_distill.data.forms import endings_in_words, is_read
+from hf_distill.data.texts import File
+from hf_distill.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import DatasetBuilder, Features
+
+    from hf_distill.data.sources import Source
+
+logger = logging.getLogger(__name__)
+
+# Arguments of `datasets`' readers that ours has too; with any other one it is `datasets` that reads.
+_KNOWN = {"name", "version", "data_dir", "data_files", "description", "features", "sep", "delimiter"}
+_BUILDERS = ("csv", "json", "text", "parquet", "arrow", "conll")
+# Only an empty cell is a missing one: pandas would also drop the texts and classes "None", "NA" and "null".
+_PANDAS = {"keep_default_na": False, "na_values": [""]}
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where the rows are.
+
+    Attributes:
+        files: Split -> its files, on this machine or on the Hub.
+        features: Types of the columns, where a data card declares them.
+        builder: Arguments of `load_dataset`, for what has a form or settings that only `datasets` reads; `files` is
+            empty then.
+    """
+
+    files: Mapping[str, list[File]] = field(default_factory=dict)
+    features: Features | None = None
+    builder: Mapping[str, Any] = field(default_factory=dict)
+
+
+def locate(source: Source) -> Located:
+    """Return the files of a source, with the network where it is on the Hub.
+
+    Raises:
+        UserError: A directory without files that are read; a broken archive.
+    """
+    if source.files:
+        return Located({split: _opened(paths) for split, paths in source.files.items()})
+    if os.path.isfile(source.path):
+        return _directory(unpack(source.path, source.path), source)
+    if os.path.isdir(source.path):
+        return _directory(Path(source.path), source)
+    return _repository(source.path, source)
+
+
+def _opened(paths: list[str]) -> list[File]:
+    """Return files, with the content of an archive in its place."""
+    files = [inside(path, path) if path.lower().endswith(".zip") else [File(path, path)] for path in paths]
+    return [file for some in files for file in some]
+
+
+def _directory(folder: Path, source: Source) -> Located:
+    """Return the files of a directory, sorted into splits by their names as `datasets` does it.
+
+    Raises:
+        UserError: It has none.
+    """
+    there = data_files(folder)
+    if not there:
+        raise UserError(
+            f"'{source.path}' has no data files. Wanted files that end in {endings_in_words()}.", key="path"
+        )
+    with tempfile.TemporaryDirectory() as place:
+        # `datasets` takes brackets in the path for a pattern, and files of any kind for data.
+        mirror = _mirror(folder, there, Path(place, "data"))
+        card = folder / "README.md"
+        if card.is_file() and card.read_bytes().startswith(b"---"):
+            os.symlink(card.resolve(), mirror / "README.md")
+            try:
+                return _moved(_repository(str(mirror), source), mirror, folder)
+            except FileNotFoundError as error:
+                reason = " ".join(str(error).split()).replace(str(mirror), str(folder))[:200]
+                raise UserError(f"the data card of '{source.path}' names what is not there: {reason}") from error
+        if source.options.get("name") is not None:
+            raise UserError("a directory without a data card (README.md) has no configurations.", key="name")
+        located = _moved(Located(_by_name(mirror)), mirror, folder)
+    used = {file.name for files in located.files.values() for file in files}
+    if unused := sorted({str(file) for file in there} - used):
+        logger.warning(
+            "%s of the %s data files in '%s' belong to no split by their names, and are not read: %s",
+            len(unused),
+            len(there),
+            source.path,
+            ", ".join(unused[:5]),
+        )
+    return Located({split: _opened([file.path for file in files]) for split, files in located.files.items()})
+
+
+def _mirror(folder: Path, files: list[Path], mirror: Path) -> Path:
+    mirror.mkdir()
+    for file in files:
+        link = mirror / file.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        os.symlink(file.resolve(), link)
+    return mirror
+
+
+def _by_name(folder: Path) -> dict[str, list[File]]:
+    from datasets.data_files import DataFilesDict, get_data_patterns
+
+    patterns = get_data_patterns(str(folder))
+    found = DataFilesDict.from_patterns(patterns, base_path=str(folder))
+    return {str(split): [File(path, path) for path in sorted(paths)] for split, paths in found.items()}
+
+
+def _moved(located: Located, mirror: Path, folder: Path) -> Located:
+    """Return the files where they really are."""
+
+    def real(file: File) -> File:
+        path = str(folder / os.path.relpath(file.path, mirror))
+        return File(path, path)
+
+    files = {split: [real(file) for file in files] for split, files in located.files.items()}
+    return Located(files, located.features, located.builder)
+
+
+def _repository(path: str, source: Source) -> Located:
+    from datasets import load_dataset_builder
+
+    asked = {"path": path, **source.options}
+    builder = load_dataset_builder(**asked)
+    kind = type(builder).__module__.rpartition(".")[2]
+    if kind not in _BUILDERS or _settings(builder) - _KNOWN:
+        return Located(builder={**asked, **(_PANDAS if kind == "csv" else {})})
+    files = {str(split): [File(one, one) for one in some] for split, some in (builder.config.data_files or {}).items()}
+    if not all(is_read(file.name) or file.name.endswith(".zip") for some in files.values() for file in some):
+        return Located(builder={**asked, **(_PANDAS if kind == "csv" else {})})
+    return Located(files, builder.info.features)
+
+
+def _settings(builder: DatasetBuilder) -> set[str]:
+    """Return the settings of a builder's configuration in which it differs from the default."""
+    usual = type(builder.config)()
+    return {key for key, value in vars(builder.config).items() if value != getattr(usual, key, None)}
+
+
+def downloaded(files: list[File]) -> list[File]:
+    """Return files on this machine, those of the Hub fetched into its cache, archives as what they hold."""
+    from datasets import DownloadManager
+
+    remote = [file for file in files if "://" in file.path]
+    paths = dict(zip(remote, DownloadManager().download([file.path for file in remote]) if remote else [], strict=True))
+    here = [File(paths.get(file, file.path), file.name) for file in files]
+    opened = [inside(file.path, file.name) if file.name.lower().endswith(".zip") else [file] for file in here]
+    return [file for some in opened for file in some]
