@@ -82,7 +82,7 @@ class ClassCounts:
             shares = [f"{counts[worst] / self.rows[split]:.0%} of {split}" for split, counts in self.counts.items()]
             yield (
                 f"train and eval have the classes in other shares: '{self.names[worst]}' is {' and '.join(shares)}. Is "
-                f"the data sorted by label, and cut by rows? Shuffle it before it is cut ({CUT})"
+                f"the data sorted by label, and cut by rows? Have it cut class by class: {CUT}"
             )
 
     def _most_different(self) -> int | None:
