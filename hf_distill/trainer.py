@@ -23,10 +23,11 @@ from hf_distill.objectives import Comparison, KLDivergence, Labels, LogitsMSE, O
 from hf_distill.packing.choice import Packing
 from hf_distill.quantization import evaluable, is_placed
 from hf_distill.rows.base import UNITS, RowLayout
-from hf_distill.rows.inferred import base_model, infer_layout
+from hf_distill.rows.inferred import base_model, infer_layout, taken_by
+from hf_distill.rows.similarity import SimilarityRows
 from hf_distill.sentence_encoder import encoding_of
 from hf_distill.training.batching import BatchingTrainer
-from hf_distill.training.both_models import BothModels, taken_by
+from hf_distill.training.both_models import BothModels
 from hf_distill.training.compatibility import (
     check_objectives,
     check_parallelism,
@@ -42,6 +43,7 @@ from hf_distill.training.learned import attach, place
 from hf_distill.training.liger import layers_only, undone_afterwards
 from hf_distill.training.meter import Meter
 from hf_distill.training.own_loss import ComparesModels
+from hf_distill.training.padding import Padding
 from hf_distill.training.randomness import undisturbed
 from hf_distill.training.redirect import inside_forward
 from hf_distill.training.sampler import SetEpoch
@@ -128,6 +130,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         if self._heads is None and getattr(self.args, "compile_loss", "auto") is True:
             warn_nothing_compiled()
         self.packing = Packing(self.args, self.model, self.teacher, self.terms)
+        self.padding = self._make_padding()
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(["distillation", "hf_distill"])
         self.add_callback(SetEpoch)
@@ -143,7 +146,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         self._meter = Meter(self.args.device)
         self.add_callback(self._meter)
         self.eval_sums = EvalSums(self.terms)
-        self.decisions = [*self._settle_terms(), *self.packing.decisions]
+        self.decisions = [*self._settle_terms(), *self.packing.decisions, *self.padding.decisions]
 
     # ---- Construction ----
 
@@ -175,6 +178,16 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         check_terms(terms, self)
         attach(self.model, place(terms.learned, self.model, self.args.device))
         return terms
+
+    def _make_padding(self) -> Padding:
+        """Find out on which side the two models are padded."""
+        terms = self.terms
+        # Hooks, hidden states, derivatives and heads taken apart belong to one forward pass.
+        inside = terms.watch or terms.differentiates or terms.outputs or self._heads
+        whole = bool(inside or isinstance(self.layout, SimilarityRows))
+        tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
+        models = {"student": self.model, "teacher": self.teacher}
+        return Padding(models, self.layout, whole=whole, pad=getattr(tokenizer, "pad_token_id", None))
 
     def _open_heads(self) -> Heads | None:
         """Take both models apart at their heads; None where all logits are made at once."""
@@ -219,7 +232,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
                 "layers: 'similarity' is measured before FSDP places the student. Run a few steps without FSDP, which "
                 "logs the pairs, and write them: layers: [[1, 2], ...]."
             )
-        collate = self.data_collator
+        collate = self.padding.collating(self.data_collator)
         if isinstance(data, datasets.Dataset):
             data = self._remove_unused_columns(data, "training")
         else:
@@ -374,6 +387,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
             layout=self.layout,
             terms=self.terms,
             packing=self.packing,
+            padding=self.padding,
             accelerator=self.accelerator,
             meter=self._meter,
             takes=self.takes,

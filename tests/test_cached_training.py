@@ -33,6 +33,7 @@ from hf_distill.cache.replay import Replay, TrainingData
 from hf_distill.objectives import KLDivergence, Objective, ReverseKL
 from hf_distill.objectives.schedule import Schedule
 from hf_distill.rows.base import SparseRows
+from hf_distill.training import padding
 
 
 @pytest.mark.parametrize("sampling", ["random", "group_by_length"])
@@ -97,11 +98,13 @@ def test_the_teacher_answers_each_example_once(kind: str, tmp_path: Path) -> Non
     student, teacher, data = parts(kind)
     cache = cache_of(teacher, data, tmp_path / "cache")
     kept = cache.kept
-    if kept.is_sparse:  # the two looks at whether its head can be taken off are no examples
+    # The looks at how it bears padding, and at whether its head can be taken off, are no examples.
+    patch = pytest.MonkeyPatch()
+    patch.setattr(padding, "side_of", lambda *_: "right")
+    if kept.is_sparse:
         from hf_distill.cache import recorder as module
 
         head = module.open_head(teacher)
-        patch = pytest.MonkeyPatch()
         patch.setattr(module, "open_head", lambda _: head)
     seen = count_examples(teacher)
     cache.fill(arguments(tmp_path / "args", per_device_eval_batch_size=4))
@@ -109,8 +112,7 @@ def test_the_teacher_answers_each_example_once(kind: str, tmp_path: Path) -> Non
     train(trainer(student, replay, wrapped, tmp_path, terms_of(kind), eval_strategy="epoch"))
     again = cache_of(teacher, data, tmp_path / "cache")
     again.fill(arguments(tmp_path / "args"))
-    if kept.is_sparse:
-        patch.undo()
+    patch.undo()
     distinct = {repr([row["input_ids"], row["labels"] if kept.is_sparse else None]) for row in make_rows(kind)}
     assert sum(seen) == len(distinct) == 24
     assert len(data.train) + len(data.eval) == 53

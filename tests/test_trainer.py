@@ -693,3 +693,60 @@ def _few_threads() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+class Around(nn.Module):
+    """A module of the user's own around a model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs: Any) -> Any:
+        return self.model(**inputs)
+
+
+@pytest.mark.parametrize("kind", ["classification", "causal-lm"])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda model: torch.compile(model, backend="eager"),
+        nn.DataParallel,
+        Around,
+        lambda model: Around(nn.DataParallel(Around(model))),
+    ],
+    ids=["compiled", "parallel", "own", "several"],
+)
+def test_a_wrapped_teacher_reads_what_its_model_reads(kind: str, wrap: Any, tmp_path: Path) -> None:
+    """By its own signature, `**kwargs`, a wrapper takes nothing: it was called with no input at all."""
+    plain = make_trainer(kind, tmp_path)
+    teacher = copy.deepcopy(plain.teacher)
+    assert teacher is not None
+    trainer = DistillationTrainer(
+        plain.model,
+        plain.args,
+        teacher=wrap(teacher),
+        objectives=objectives(kind),
+        eval_dataset=plain.eval_dataset,
+        data_collator=plain.data_collator,
+    )
+    wanted, found = plain.evaluate(), trainer.evaluate()
+    names = [name for name in wanted if "objective" in name or name in ("eval_loss", "eval_agreement")]
+    assert {name: found[name] for name in names} == pytest.approx({name: wanted[name] for name in names}, rel=1e-6)
+
+
+def test_a_wrapper_that_says_nothing_is_refused(tmp_path: Path) -> None:
+    """It would answer to no input, with an error of the model inside that names nothing of the user's."""
+    plain = make_trainer("classification", tmp_path)
+    given: dict[str, Any] = {"eval_dataset": plain.eval_dataset, "data_collator": plain.data_collator}
+    empty = Around(nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="holds 0 Transformers models"):
+        DistillationTrainer(plain.model, plain.args, teacher=empty, layout=plain.layout, **given)
+    other = nn.Sequential(copy.deepcopy(plain.teacher))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="takes input, and the batch has"):
+        DistillationTrainer(plain.model, plain.args, teacher=other, layout=plain.layout, **given).evaluate()
+    with pytest.raises(TypeError, match="inside a DataParallel"):
+        DistillationTrainer(nn.DataParallel(plain.model), plain.args, teacher=plain.teacher, **given)
+    around = Around(copy.deepcopy(plain.teacher))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="inside a Around"):
+        DistillationTrainer(plain.model, plain.args, teacher=around, objectives=[Attention()], **given)

@@ -214,14 +214,14 @@ class Cache:
         import pyarrow as pa
         from torch.utils.data import DataLoader
 
-        from hf_distill.training.both_models import taken_by
+        from hf_distill.rows.inferred import taken_by
 
         schema = features.arrow_schema
         takes = taken_by(recorder.teacher)
         places = range(start, min(stop, len(self.contents.order)))
         size = args.per_device_eval_batch_size
         parts = [places[first : first + size] for first in range(0, len(places), size)]
-        collated: Any = _Batches(self.contents, self.data.collator, parts)
+        collated: Any = _Batches(self.contents, recorder.padding.collating(self.data.collator), parts)
         batches: Any = DataLoader(collated, batch_size=None, num_workers=args.dataloader_num_workers)
         for part, batch in zip(parts, batches, strict=True):
             batch = {key: value.to(args.device) for key, value in batch.items()}

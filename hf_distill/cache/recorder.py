@@ -17,6 +17,7 @@ from hf_distill.heads.head_rows import CHUNK_BYTES, ELSEWHERE, side_of
 from hf_distill.heads.projection import Projector, Side
 from hf_distill.heads.walk import slices
 from hf_distill.rows.base import RowLayout, SparseRows
+from hf_distill.training.padding import Padding
 
 Array = np.ndarray[Any, Any]
 
@@ -29,11 +30,16 @@ class Recorder:
         layout: Of the task.
         kept: What to keep.
         bf16: Whether to compute under autocast to bfloat16, as a training with `bf16` does.
+
+    Attributes:
+        padding: On which side the teacher wants batches padded.
     """
 
     def __init__(self, teacher: nn.Module, layout: RowLayout, kept: Kept, *, bf16: bool) -> None:
         self.teacher, self.layout, self.kept, self.bf16 = teacher, layout, kept, bf16
         self.head = open_head(teacher) if kept.is_sparse else None
+        whole = bool(kept.states) or self.head is not None
+        self.padding = Padding({"teacher": teacher}, layout, whole=whole)
 
     @torch.no_grad()
     def __call__(self, batch: Mapping[str, Tensor], inputs: Mapping[str, Any], seed: int = 0) -> dict[str, list[Any]]:
@@ -53,7 +59,7 @@ class Recorder:
         device = first.device.type
         seen = capturing(self.teacher, self.head) if self.head is not None else nullcontext()
         with torch.autocast(device, torch.bfloat16, enabled=self.bf16), seen as captured:
-            outputs = self.teacher(**inputs)
+            outputs: Any = self.padding.run("teacher", self.teacher, inputs, batch)
         states = kept_states.record(outputs, self.kept.states, self.layout, batch)
         if not self.kept.is_sparse:
             return {**{name: self._whole(outputs[name], batch) for name in self.kept.outputs}, **states}

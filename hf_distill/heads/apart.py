@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_distill.rows.inferred import base_model
+from hf_distill.rows.inferred import base_model, wrapper_of
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ def open_head(model: nn.Module) -> Head | None:
 
     Whether it can is tried out on a few tokens, not read from a list of architectures.
     """
+    if wrapper_of(model) is not None:
+        return None  # compiled or spread, or somebody's own, which may do more with the logits
     base: Any = base_model(model)
     linear = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
     if type(linear) is not nn.Linear or type(linear.weight).__module__.startswith("torchao"):

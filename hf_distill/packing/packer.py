@@ -21,7 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from hf_distill.errors import UserError
 from hf_distill.heads.apart import evaluating
 from hf_distill.packing.bins import Bins, arrange
-from hf_distill.rows.inferred import base_model
+from hf_distill.rows.inferred import base_model, wrapper_of
 from hf_distill.students.copy_layers import find_stacks
 
 # What is done to an argument of a layer; its name, and its place in a tuple or a mapping, are the path to it.
@@ -148,6 +148,8 @@ def open_packer(model: nn.Module) -> Packer:
     Raises:
         Unpackable: It cannot, or what it computes is something else then.
     """
+    if (wrapper := wrapper_of(model)) is not None:
+        raise Unpackable(f"it is inside a {wrapper}")
     base: Any = base_model(model)
     if not isinstance(base, PreTrainedModel):
         raise Unpackable("it is no model of Transformers")

@@ -201,6 +201,10 @@ class RowLayout(ABC):
     # What it reads of a batch beside the models' own inputs; the trainer keeps these columns of a data set.
     columns: tuple[str, ...] = ("labels",)
 
+    # Which of these have a value for every token of the input, and which hold positions of tokens: they move with them.
+    token_columns: ClassVar[tuple[str, ...]] = ()
+    position_columns: ClassVar[tuple[str, ...]] = ()
+
     def labels(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
         """Return what metrics compare predictions with; None where the batch has no labels."""
         return inputs.get("labels")

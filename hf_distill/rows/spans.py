@@ -31,6 +31,8 @@ class SpanRows(RowLayout):
 
     outputs: ClassVar[tuple[str, ...]] = ("start_logits", "end_logits")
     outputs_by_token: ClassVar[bool] = True
+    token_columns: ClassVar[tuple[str, ...]] = (CONTEXT_MASK,)
+    position_columns: ClassVar[tuple[str, ...]] = ("labels", "start_positions", "end_positions")
 
     columns: tuple[str, ...] = ("labels", CONTEXT_MASK, "start_positions", "end_positions")
 

@@ -27,6 +27,7 @@ class TargetRows(TokenRows):
         teacher_columns: Column of the teacher's logits for each of the student's, where their orders differ.
     """
 
+    token_columns: ClassVar[tuple[str, ...]] = ()  # labels are those of the decoder
     token_units: ClassVar[tuple[Unit, ...]] = ("token", "row")  # of the encoder and of the decoder
 
     def places(self, inputs: Mapping[str, Tensor]) -> Places:

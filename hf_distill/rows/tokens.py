@@ -28,6 +28,7 @@ class TokenRows(RowLayout):
     """
 
     outputs_by_token: ClassVar[bool] = True
+    token_columns: ClassVar[tuple[str, ...]] = ("labels",)
 
     shift: bool = False
     classes: int | None = None

@@ -16,6 +16,7 @@ from transformers.trainer_utils import has_length
 from hf_distill.own_tokens import PREFIX
 from hf_distill.packing.choice import Packing
 from hf_distill.rows.base import RowLayout
+from hf_distill.training.padding import Padding
 from hf_distill.training.sampler import EpochLengthGroupedSampler, known_lengths
 
 
@@ -25,11 +26,13 @@ class BatchingTrainer(Trainer):
     Attributes:
         layout: What it reads of a batch is kept, set by who inherits.
         packing: Told of every batch when it is made.
+        padding: Knows on which side both models are padded.
         takes: What `forward` of the student and of the teacher takes.
     """
 
     layout: RowLayout
     packing: Packing
+    padding: Padding
     takes: tuple[frozenset[str], frozenset[str]]
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -48,9 +51,10 @@ class BatchingTrainer(Trainer):
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> DataLoader[Any]:
         """Have batches made with what packing has to know of them: asked later, the host would wait for the device."""
         plain: Any = self.data_collator
+        self.data_collator = self.padding.collating(plain)
         # accelerate takes batches that it sends to other processes apart, and knows tensors only.
         if not isinstance(dataset, IterableDataset) and not self.accelerator.dispatch_batches:
-            collate: Any = self.packing.collating(plain)
+            collate: Any = self.packing.collating(self.data_collator)
             self.data_collator = collate
         try:
             loader: DataLoader[Any] = super()._get_dataloader(dataset, *args, **kwargs)

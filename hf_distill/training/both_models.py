@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -18,12 +17,9 @@ from hf_distill.objectives import Comparison
 from hf_distill.own_tokens import PREFIX, teacher_inputs
 from hf_distill.packing.choice import Packing
 from hf_distill.rows.base import RowLayout, Rows, SparseRows
-from hf_distill.rows.inferred import base_model
 from hf_distill.training.meter import Meter
+from hf_distill.training.padding import Padding
 from hf_distill.training.terms import Terms
-
-# From these a model would compute a loss of its own.
-_LABELS = {"labels", "start_positions", "end_positions"}
 
 
 @dataclass(frozen=True)
@@ -35,6 +31,7 @@ class BothModels:
         layout: Which logits count.
         terms: What is compared.
         packing: Of the layers of both.
+        padding: How each of them is run on padded batches.
         accelerator: Of the trainer.
         meter: Told when the teacher runs.
         takes: What `forward` of the student and of the teacher takes.
@@ -45,6 +42,7 @@ class BothModels:
     layout: RowLayout
     terms: Terms
     packing: Packing
+    padding: Padding
     accelerator: Accelerator
     meter: Meter
     takes: tuple[frozenset[str], frozenset[str]]
@@ -90,9 +88,11 @@ class BothModels:
             with torch.set_grad_enabled(self.terms.differentiates), self.accelerator.autocast(), watch:
                 read = self._teacher_inputs(inputs)
                 with self.packing.teacher(read):
-                    theirs = self.teacher(**self._given(self.takes[1], read, use_cache=False))
+                    given = self._given(self.teacher, self.takes[1], read, use_cache=False)
+                    theirs = self.padding.run("teacher", self.teacher, given, read, own=read is not inputs)
         with self.packing.student(inputs):
-            ours = student(**self._given(self.takes[0], inputs, use_cache=self.use_cache))
+            given = self._given(student, self.takes[0], inputs, use_cache=self.use_cache)
+            ours = self.padding.run("student", student, given, inputs)
         return ours, theirs
 
     def _teacher_inputs(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -106,16 +106,16 @@ class BothModels:
             )
         return theirs
 
-    def _given(self, taken: frozenset[str], inputs: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
-        given = {**settings, **inputs}
-        return {**{key: value for key, value in given.items() if key in taken}, **self.terms.outputs}
-
-
-def taken_by(model: nn.Module) -> frozenset[str]:
-    """Return the names of what a model's `forward` takes, without the labels."""
-    if isinstance(model, Replay):
-        return model.takes
-    return frozenset(inspect.signature(base_model(model).forward).parameters) - _LABELS
+    def _given(
+        self, model: nn.Module, taken: frozenset[str], inputs: Mapping[str, Any], **settings: Any
+    ) -> dict[str, Any]:
+        read = {key: value for key, value in inputs.items() if key in taken}
+        if not read and not isinstance(model, Replay):  # which says itself what is missing
+            raise ValueError(
+                f"{type(model).__name__}.forward takes {', '.join(sorted(taken)) or 'nothing'}, and the batch has "
+                f"{', '.join(inputs)}: there is nothing for it to read. Give its forward these names."
+            )
+        return {**{key: value for key, value in settings.items() if key in taken}, **read, **self.terms.outputs}
 
 
 def _with_kept(rows: Rows, kept: SparseRows) -> Rows:

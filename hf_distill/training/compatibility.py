@@ -15,7 +15,7 @@ from hf_distill.errors import UserError
 from hf_distill.objectives import OBJECTIVES, Objective, RowObjective
 from hf_distill.reading.document import describe
 from hf_distill.rows.base import RowLayout
-from hf_distill.rows.inferred import base_model
+from hf_distill.rows.inferred import base_model, wrapper_of
 from hf_distill.training.terms import Terms
 
 
@@ -29,6 +29,11 @@ def check_types(*, model: Any, args: Any, teacher: Any, objectives: Any, layout:
         if given is not None and not isinstance(given, nn.Module):
             hint = f" Load it: AutoModelFor....from_pretrained('{given}')." if isinstance(given, str) else ""
             raise TypeError(f"{name}: wanted a model, found {_described(given)}.{hint}")
+    if isinstance(model, nn.Module) and (wrapper := wrapper_of(model)) is not None:
+        compiled = " For torch.compile set torch_compile=True in args." if wrapper == "OptimizedModule" else ""
+        raise TypeError(
+            f"model: wanted the student itself, found it inside a {wrapper}. Pass what is inside.{compiled}"
+        )
     if args is not None and not isinstance(args, TrainingArguments):
         hint = f" Write DistillationArguments({next(iter(args), '')}=...)." if isinstance(args, dict) else ""
         raise TypeError(f"args: wanted DistillationArguments, found {_described(args)}.{hint}")
@@ -110,7 +115,7 @@ def check_separate(student: nn.Module, teacher: nn.Module) -> None:
         )
 
 
-def check_terms(terms: Terms, trainer: Trainer) -> None:
+def check_terms(terms: Terms, trainer: Any) -> None:
     """Refuse what objectives that learn, look into the models or differentiate do not go with.
 
     Raises:
@@ -127,6 +132,11 @@ def check_terms(terms: Terms, trainer: Trainer) -> None:
         raise UserError(
             "torch_compile does not work with objectives that learn projections, look into the models or "
             "differentiate. Leave one out."
+        )
+    looks = terms.watch or terms.differentiates
+    if looks and trainer.teacher is not None and (wrapper := wrapper_of(trainer.teacher)) is not None:
+        raise ValueError(
+            f"an objective here looks into the models, and the teacher is inside a {wrapper}. Pass the model itself."
         )
     checkpointing: Any = (args.gradient_checkpointing and args.gradient_checkpointing_kwargs) or {}
     if terms.watch and checkpointing.get("use_reentrant"):

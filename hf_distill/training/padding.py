@@ -1,0 +1,295 @@
+"""Padding changes nothing: on which side each model is padded, tried out on a few tokens; batches are moved there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from hf_distill.cache.replay import AddTargets, Replay
+from hf_distill.heads.apart import evaluating
+from hf_distill.own_tokens import PREFIX
+from hf_distill.rows.base import RowLayout
+from hf_distill.rows.inferred import base_model, taken_by
+from hf_distill.rows.targets import TargetRows
+
+logger = logging.getLogger(__name__)
+
+Collate = Callable[[list[Any]], Mapping[str, Any]]
+# On which side padding changes nothing; "none": on either side it changes the answers.
+Side = Literal["right", "left", "none"]
+SIDES: tuple[Side, ...] = ("right", "left")
+MASK, IDS = "attention_mask", "input_ids"
+# Tokens of the text that a model is tried with, and of its padding.
+TEXT, PADDED = 6, 3
+# Largest difference that is rounding, relative to the largest value. What padding does to an answer is far larger.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+IN_HALF = 0.1
+
+
+class Padding:
+    """How models are run on padded batches, whatever side the collator pads on.
+
+    Padding on the right leaves the positions of a text as they are, and a causal model cannot look at it. So batches
+    are padded there, but for models that read the last position as the end of a text (XLNet). A model whose answers
+    depend on padding on both sides (ConvBERT, FNet and YOSO look past the mask) runs without: texts of equal length
+    together.
+
+    Args:
+        models: `student`, `teacher` -> the model, without wrapper of a distributed training.
+        layout: Which logits count.
+        whole: Whether a batch has to be one forward pass, for somebody looks into the models.
+        pad: The token that batches are padded with; the configuration's if left out.
+
+    Attributes:
+        sides: Whose -> on which side it is padded.
+        decisions: What is unusual about that, a line for the user each.
+    """
+
+    def __init__(
+        self, models: Mapping[str, nn.Module | None], layout: RowLayout, *, whole: bool, pad: int | None = None
+    ) -> None:
+        self._layout = layout
+        configs: list[Any] = [getattr(base_model(one), "config", None) for one in models.values() if one is not None]
+        self._pad = next((one.pad_token_id for one in configs if one is not None), None) if pad is None else pad
+        self.decisions: list[str] = []
+        self.sides: dict[str, Side] = {}
+        for whose, model in models.items():
+            if model is not None and not isinstance(model, Replay):
+                side = side_of(model, layout, pad)
+                self.sides[whose] = self._without(whose, model, whole) if side == "none" else side
+        # Of a batch that both read.
+        self._main: Side = next(iter(self.sides.values()), "right")
+
+    def _without(self, whose: str, model: nn.Module, whole: bool) -> Side:
+        name = type(base_model(model)).__name__
+        if not whole:
+            self.decisions.append(
+                f"padding: the answers of the {whose} ({name}) depend on it, so it runs without: texts of equal length "
+                "together, which is slower"
+            )
+            return "none"
+        logger.warning(
+            "the answers of the %s (%s) depend on padding, so figures change with the batch size. Set "
+            "per_device_train_batch_size and per_device_eval_batch_size to 1, or choose another model",
+            *(whose, name),
+        )
+        return "right"
+
+    def run(
+        self, whose: str, model: nn.Module, given: Mapping[str, Any], batch: Mapping[str, Any], *, own: bool = False
+    ) -> Any:
+        """Run a model on a batch; on one length after the other where padding would change its answers.
+
+        Args:
+            whose: Which of the models.
+            model: The model.
+            given: Its inputs.
+            batch: What they were taken from: a model that looks past the mask may not take it.
+            own: Whether no other model reads them.
+        """
+        side, ids, mask = self.sides.get(whose, "right"), batch.get(IDS), batch.get(MASK)
+        # A batch of two models is padded as the first of them wants it.
+        there = "left" if (side if own else self._main) == "left" else "right"
+        if mask is None and isinstance(ids, Tensor) and self._pad is not None:
+            mask = ids != self._pad
+        if side == there or not isinstance(mask, Tensor) or mask.dim() != 2:
+            return model(**given)
+        return by_length(model, given, mask, self._layout)
+
+    def collating(self, collate: Any) -> Any:
+        """Return a collator that moves padding to the side of the models that read a batch.
+
+        Args:
+            collate: Makes batches, padded on any side.
+        """
+        if isinstance(collate, AddTargets):  # what a cache adds is put where the tokens are
+            return replace(collate, collate=self.collating(collate.collate))
+        left = self.sides.get("teacher") == "left"
+        return PadOneSide(collate, self._layout, self._main == "left", left, self._pad)
+
+
+@dataclass(frozen=True)
+class PadOneSide:
+    """Collates examples, and moves the padding of each to one side.
+
+    Attributes:
+        collate: Makes the batch.
+        layout: Says which columns belong to tokens.
+        left: Whether to the left.
+        teacher_left: Likewise of the tokens of a teacher that has its own.
+        pad: The token that targets are padded with, where it is known.
+    """
+
+    collate: Collate
+    layout: RowLayout
+    left: bool
+    teacher_left: bool
+    pad: int | None = None
+
+    def __call__(self, examples: list[Any]) -> Mapping[str, Any]:
+        """Return the batch.
+
+        Raises:
+            ValueError: The targets of an encoder-decoder model begin with padding, which its decoder would read.
+        """
+        batch = self.collate(examples)
+        if isinstance(self.layout, TargetRows) and self.pad is not None:
+            _check_targets(batch, self.pad)
+        found = _moved(batch, "", self.left, self.layout)
+        found |= _moved(batch, PREFIX, self.teacher_left, self.layout)
+        return {**batch, **found} if found else batch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Pass on what `sampler.SetEpoch` says: what a collator draws may depend on it."""
+        if (told := getattr(self.collate, "set_epoch", None)) is not None:
+            told(epoch)
+
+
+def _moved(batch: Mapping[str, Any], prefix: str, left: bool, layout: RowLayout) -> dict[str, Tensor]:
+    """Return the columns that change when the padding of every row goes to one side."""
+    mask, ids = (batch.get(f"{prefix}{name}") for name in (MASK, IDS))
+    if not isinstance(mask, Tensor) or not isinstance(ids, Tensor) or mask.shape != ids.shape or not mask.numel():
+        return {}
+    real = mask != 0
+    if bool(real[..., -1 if left else 0].all()):
+        return {}
+    tokens = mask.shape[-1]
+    # Where the first real token stands, or the place after the last one. A row of nothing but padding stays.
+    first = tokens - real.flip(-1).int().argmax(-1) if left else real.int().argmax(-1)
+    places = (torch.arange(tokens, device=mask.device) + first.unsqueeze(-1)) % tokens
+    found = {}
+    for name, value in batch.items():
+        if not isinstance(value, Tensor) or not name.startswith(prefix):
+            continue
+        if name in layout.position_columns:
+            found[name] = value - first.view(-1, *(1,) * (value.dim() - 1)).to(value)
+        elif value.shape[: mask.dim()] == mask.shape and (prefix or _goes_with_tokens(name, layout)):
+            index = places.view(*places.shape, *(1,) * (value.dim() - mask.dim()))
+            found[name] = value.take_along_dim(index, mask.dim() - 1)
+    return found
+
+
+def _goes_with_tokens(name: str, layout: RowLayout) -> bool:
+    """Whether a column of the shape of the tokens belongs to them: labels of several classes may look so by chance."""
+    if name.startswith((PREFIX, "decoder_")):
+        return False
+    return name in layout.token_columns or name not in layout.columns
+
+
+def _check_targets(batch: Mapping[str, Any], pad: int) -> None:
+    """Refuse targets that are padded on the left: no mask hides that from a decoder."""
+    labels, said = batch.get("labels"), batch.get("decoder_input_ids")
+    if not isinstance(labels, Tensor) or not isinstance(said, Tensor) or labels.shape != said.shape:
+        return
+    leading = (labels < 0).int().cumprod(-1).sum(-1)
+    for row in ((leading > 0) & (leading < labels.shape[-1])).nonzero()[:, 0].tolist():
+        # Labels left out on purpose, of a prompt, have tokens before them.
+        if bool((said[row, 1 : int(leading[row]) + 1] == pad).all()):
+            raise ValueError(
+                "labels are padded on the left, and the decoder would read that padding. Collate with a tokenizer that "
+                "pads on the right: tokenizer.padding_side = 'right'."
+            )
+
+
+# ---- Running without padding -----------------------------------------------------------------------------------------
+
+
+def by_length(model: nn.Module, given: Mapping[str, Any], mask: Tensor, layout: RowLayout) -> dict[str, Tensor]:
+    """Return what a layout reads of a model's answer to a padded batch that it reads one length after the other.
+
+    Args:
+        model: The model.
+        given: Its inputs.
+        mask: 0 where a token is padding, `(batch, tokens)`.
+        layout: Names these outputs. They are 0 at padding.
+    """
+    real = mask != 0
+    first = real.int().argmax(-1)
+    lengths = real.shape[1] - real.flip(-1).int().argmax(-1) - first
+    found: dict[str, Tensor] = {}
+    for length in torch.unique(lengths).tolist():
+        rows = (lengths == length).nonzero()[:, 0]
+        places = first[rows].unsqueeze(-1) + torch.arange(length, device=mask.device)
+        cells = (rows.unsqueeze(-1), places)
+        outputs = model(**{name: _part(value, mask, rows, cells) for name, value in given.items()})
+        for name in layout.outputs:
+            answer = outputs[name]
+            if name not in found:
+                width = answer.shape[2:] if layout.outputs_by_token else answer.shape[1:]
+                found[name] = answer.new_zeros(*(mask.shape if layout.outputs_by_token else mask.shape[:1]), *width)
+            found[name] = found[name].index_put(cells if layout.outputs_by_token else (rows,), answer)
+    return found
+
+
+def _part(value: Any, mask: Tensor, rows: Tensor, cells: tuple[Tensor, Tensor]) -> Any:
+    if not isinstance(value, Tensor) or value.shape[:1] != mask.shape[:1]:
+        return value
+    return value[cells] if value.shape[:2] == mask.shape else value[rows]
+
+
+# ---- Trying it out ---------------------------------------------------------------------------------------------------
+
+
+def side_of(model: nn.Module, layout: RowLayout, pad: int | None = None) -> Side:
+    """Return on which side padding changes nothing of a model's answers; the right one if it cannot be tried out.
+
+    Args:
+        model: With its weights, wrapped or not.
+        layout: Which of its outputs count.
+        pad: The token that batches are padded with; the configuration's if left out.
+    """
+    config: Any = getattr(base_model(model), "config", None)
+    if config is None:
+        return "right"
+    try:
+        config = config.get_text_config()
+        pad = config.pad_token_id if pad is None else pad
+        if pad is None:  # such a model is given no padded batch
+            return "right"
+        with evaluating(model), torch.no_grad(), _own_chance(model):
+            alone = _answer(model, layout, config, pad, None)
+            return next((side for side in SIDES if _same(alone, _answer(model, layout, config, pad, side))), "none")
+    # Model code fails in any way it likes on what it does not expect; it will say so itself when it is trained.
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError, StopIteration):
+        return "right"
+
+
+@contextmanager
+def _own_chance(model: nn.Module) -> Iterator[None]:
+    """Leave the random numbers of the training as they are: some models hash at random (Reformer)."""
+    devices = {one.device for one in model.parameters() if one.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(devices, key=str)):
+        yield
+
+
+def _answer(model: nn.Module, layout: RowLayout, config: Any, pad: int, side: Side | None) -> Tensor:
+    """Return what counts of a model's answer to a short text, `(1, width)` or `(1, tokens of the text, width)`."""
+    torch.manual_seed(0)
+    special = {pad, config.pad_token_id, config.bos_token_id, config.eos_token_id}
+    eos = config.eos_token_id
+    plain = [number for number in range(min(config.vocab_size, TEXT + len(special) + 1)) if number not in special]
+    # Some find the end of a text by this token; for others it is one like any.
+    ids = [*plain[: TEXT - 1], eos if isinstance(eos, int) and eos != pad else plain[-1]]
+    before, after = (PADDED if side == one else 0 for one in ("left", "right"))
+    device = next(model.parameters()).device
+    row = torch.tensor([[pad] * before + ids + [pad] * after], device=device)
+    mask = torch.tensor([[0] * before + [1] * len(ids) + [0] * after], device=device)
+    inputs: dict[str, Any] = {IDS: row, MASK: mask, "use_cache": False}
+    if isinstance(layout, TargetRows):
+        inputs["decoder_input_ids"] = torch.tensor([ids[:2]], device=device)
+    takes = taken_by(model)
+    answer: Tensor = model(**{name: value for name, value in inputs.items() if name in takes})[layout.outputs[0]]
+    return answer[:, before : before + len(ids)] if layout.outputs_by_token and layout.token_columns else answer
+
+
+def _same(wanted: Tensor, found: Tensor) -> bool:
+    exact = torch.promote_types(wanted.dtype, torch.float32)
+    tolerance = TOLERANCE.get(wanted.dtype, IN_HALF)
+    difference = (wanted.to(exact) - found.to(exact)).abs().max()
+    return bool(difference <= tolerance * wanted.abs().max().to(exact)) or bool(wanted.isnan().any())
