@@ -13,7 +13,7 @@ from hf_distill.metric_table import AGREEMENT
 from hf_distill.metrics import greater_is_better
 from hf_distill.plan import leaves_head
 from hf_distill.report.best import best_of
-from hf_distill.report.costs import costs_of
+from hf_distill.report.costs import costs_of, skipped_of
 from hf_distill.report.judged import Judged, chance_of, class_figures, gain_error, labelled_rows
 from hf_distill.report.latency import Latency, measure_all
 from hf_distill.report.report import ModelResult, Report, SeedResult
@@ -218,6 +218,7 @@ def _settings(run: Run) -> dict[str, Any]:
         **({} if run.cache is None else {"teacher's answers": f"cached: {run.cache.in_words()}"}),
         **({"layers": run.layers} if run.layers else {}),
         "seconds": {name: round(value, 1) for name, value in run.seconds.items()},
+        **({"skipped_steps": skipped} if (skipped := skipped_of(run.histories)) else {}),
         **({"training_cost": costs} if (costs := costs_of(run.histories)) else {}),
     }
 

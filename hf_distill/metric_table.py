@@ -22,6 +22,30 @@ AGREEMENT = "agreement"
 Names = tuple[str, ...]
 
 
+class Undefined(float):
+    """The value of a metric that has none: NaN, and why.
+
+    Attributes:
+        reason: Such as `only one class among the labels`.
+
+    >>> value = Undefined("only one class among the labels")
+    >>> math.isnan(value), value.reason
+    (True, 'only one class among the labels')
+    """
+
+    reason: str
+
+    def __new__(cls, reason: str) -> Undefined:
+        """Make it."""
+        made = super().__new__(cls, math.nan)
+        made.reason = reason
+        return made
+
+    def __getnewargs__(self) -> tuple[str]:  # type: ignore[override]
+        """Return what another process makes it of."""
+        return (self.reason,)
+
+
 @dataclass(frozen=True)
 class Judged:
     """Predictions on the rows that have a label.
@@ -112,6 +136,32 @@ def _auc(judged: Judged) -> float:
         )
     except ValueError:  # a class without examples, in scikit-learn before 1.6
         return math.nan
+
+
+def why_undefined(judged: Judged, value: float) -> str:
+    """Return why a metric has no value on these predictions, as far as the labels and predictions tell.
+
+    Args:
+        judged: The predictions.
+        value: What came out: NaN, or infinite.
+    """
+    import numpy as np
+
+    if len(judged.labels) < 2:
+        return "fewer than two rows have a label"
+    if math.isinf(value):
+        return "it is too large for a number"
+    if judged.labels.ndim == 1:
+        classes = len(np.unique(judged.labels))
+        if classes == 1:
+            return "only one class among the labels"
+        if classes < judged.logits.shape[1]:
+            return "not every class is among the labels"
+    for what, values in (("labels", judged.labels), ("predictions", judged.predicted)):
+        columns = values.reshape(len(values), -1)
+        if (columns == columns[:1]).all(0).any():
+            return f"the {what} are all the same" if columns.shape[1] == 1 else f"the {what} of a column are all alike"
+    return "it is not defined on these predictions"
 
 
 def _summarised(judged: Judged) -> float:

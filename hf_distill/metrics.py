@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hf_distill.errors import UserError, did_you_mean
 from hf_distill.evaluate_library import EVALUATE, check_evaluate, judge
 from hf_distill.labels import shorten
-from hf_distill.metric_table import METRICS, PLAIN_TAGS, Judged, Kind, Metric
+from hf_distill.metric_table import METRICS, PLAIN_TAGS, Judged, Kind, Metric, Undefined, why_undefined
 
 if TYPE_CHECKING:
     import numpy as np
@@ -113,8 +113,9 @@ def score(
         label_names: Of tags, where they have any.
 
     Returns:
-        Plain floats; NaN where a metric is undefined (correlation with a constant), where no row has a label, and
-        where the model answered with NaN: `argmax` would take that for class 0.
+        Plain floats; NaN with its reason (`metric_table.Undefined`) where a metric is not defined (correlation with a
+        constant) or infinite, where no row has a label, and where the model predicted NaN: `argmax` would take that
+        for class 0.
 
     >>> import numpy as np
     >>> score(["accuracy", "f1"], np.array([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]]), np.array([0, 1, -100]), "classes")
@@ -124,14 +125,20 @@ def score(
 
     judged = _judge_tags(logits, labels, label_names) if kind == "tags" else _judge(logits, labels, kind)
     finite = not np.isnan(judged.logits).any() and (kind != "values" or np.isfinite(judged.logits).all())
-    if len(judged.labels) == 0 or not finite:
-        return dict.fromkeys(names, math.nan)
+    if len(judged.labels) == 0:
+        return dict.fromkeys(names, Undefined("no row has a label"))
+    if not finite:
+        return dict.fromkeys(names, Undefined("the predictions are NaN or infinite"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # all say that a value is undefined; NaN says so too, and once
-        return {
+        values = {
             name: judge(name, judged, kind) if name.startswith(EVALUATE) else _find(name).compute(judged)
             for name in names
         }
+    return {
+        name: value if math.isfinite(value) else Undefined(why_undefined(judged, value))
+        for name, value in values.items()
+    }
 
 
 def _judge(logits: np.ndarray, labels: np.ndarray, kind: Kind) -> Judged:

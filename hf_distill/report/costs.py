@@ -32,6 +32,19 @@ def costs_of(histories: Mapping[str, History]) -> dict[str, dict[str, float]]:
     return {name: cost for name, cost in costs.items() if cost}
 
 
+def skipped_of(histories: Mapping[str, History]) -> dict[str, str]:
+    """Return how many steps of each training were left out (`on_nan: skip`), of those in which any was.
+
+    >>> skipped_of({"student": [{"loss": 1.0, "step": 60, "skipped_steps": 2}, {"step": 80}], "baseline": []})
+    {'student': '2 of 80'}
+    """
+    found = {}
+    for name, history in histories.items():
+        if skipped := max((log.get("skipped_steps", 0) for log in history), default=0):
+            found[name] = f"{skipped} of {max(log.get('step', 0) for log in history)}"
+    return found
+
+
 def in_words(cost: Mapping[str, float]) -> str:
     """Return a cost as a line of text.
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
+from hf_distill.metric_table import Undefined
 from hf_distill.report.best import Best
 from hf_distill.report.chance import Chance
 from hf_distill.report.figures import Calibration, Confusion, Group
@@ -58,6 +59,7 @@ def _model_dict(model: ModelResult | None) -> dict[str, Any] | None:
     latency = model.latency
     return {
         "metrics": model.metrics,
+        "undefined": model.undefined,
         "parameters": model.parameters,
         "bytes": model.bytes,
         "weights": model.weights,
@@ -75,7 +77,8 @@ def _model_from(content: dict[str, Any] | None) -> ModelResult | None:
         **details | {"single": Timing(**details["single"]), "batch": Timing(**details["batch"])}
     )
     weights = content.get("weights", "float32")
-    return ModelResult(content["metrics"], content["parameters"], content["bytes"], latency or None, weights)
+    without = {name: Undefined(reason) for name, reason in content.get("undefined", {}).items()}
+    return ModelResult(content["metrics"] | without, content["parameters"], content["bytes"], latency or None, weights)
 
 
 def _plain(value: Any) -> Any:

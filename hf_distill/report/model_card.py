@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.objectives.schedule import in_words
-from hf_distill.report.text import TITLES, metric_names, metric_title, rows, speed_note
+from hf_distill.report.text import TITLES, metric_names, metric_title, rows, speed_note, undefined
 
 if TYPE_CHECKING:
     from hf_distill.report.report import Report
@@ -231,6 +231,7 @@ def card(report: Report) -> str:
         titles=[TITLES[model] for model in report.models],
         rows=[(row.label.replace("|", "\\|"), row.headline, [row.cells[key] for key in report.models])
               for row in rows(report)],
+        undefined=undefined(report),
         speed_note=speed_note(report),
         verdict=report.verdict(),
         call=CALLS.get(report.task, '"..."'),

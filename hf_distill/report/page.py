@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 from hf_distill.report.model_card import TEMPLATES, model_name, recipe_of, teachers
 from hf_distill.report.plots import plots
 from hf_distill.report.svg import COLOURS
-from hf_distill.report.text import TITLES, metric_title, metric_value, number, percent, rows, signed, speed_note
+from hf_distill.report.text import (
+    TITLES,
+    metric_title,
+    metric_value,
+    number,
+    percent,
+    rows,
+    signed,
+    speed_note,
+    undefined,
+)
 
 if TYPE_CHECKING:
     from hf_distill.report.figures import Group
@@ -57,6 +68,7 @@ def html(report: Report) -> str:
         verdict=report.verdict(),
         tiles=tiles(report),
         rows=rows(report),
+        undefined=undefined(report),
         speed_note=speed_note(report),
         seeds=list(_seeds(report)),
         groups=[(group, _lost(group)) for group in _groups(report)],
@@ -100,10 +112,11 @@ def tiles(report: Report) -> list[Tile]:
 def _seeds(report: Report) -> Iterator[tuple[int, str, str, str]]:
     """Yield seed, student, baseline and gain, where there are several seeds."""
     for result in report.seeds if len(report.seeds) > 1 else ():
-        student, baseline = result.student.get(report.metric), (result.baseline or {}).get(report.metric)
+        values = [(one or {}).get(report.metric) for one in (result.student, result.baseline)]
+        student, baseline = (None if value is None or not math.isfinite(value) else value for value in values)
         gain = signed(report, student - baseline) if student is not None and baseline is not None else number(None)
-        values = [metric_value(report, report.metric, value) for value in (student, baseline)]
-        yield result.seed, values[0], values[1], gain
+        texts = [metric_value(report, report.metric, value) for value in (student, baseline)]
+        yield result.seed, texts[0], texts[1], gain
 
 
 def _lost(group: Group) -> float:

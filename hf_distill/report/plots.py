@@ -13,7 +13,15 @@ from matplotlib.patches import Rectangle
 
 from hf_distill.report.curves import OBJECTIVE, Curve, Curves, Quantity, panels
 from hf_distill.report.svg import COLOURS, INK, LINE, MARKERS, WIDTH, to_svg
-from hf_distill.report.text import heads_left, metric_names, metric_title, metric_value, milliseconds, percent
+from hf_distill.report.text import (
+    heads_left,
+    metric_names,
+    metric_title,
+    metric_value,
+    milliseconds,
+    percent,
+    undefined,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +56,7 @@ class Plot:
 def plots(report: Report) -> list[Plot]:
     """Return every plot that the report has numbers for."""
     found = []
-    if metric_names(report):
+    if _drawn(report):
         found.append(_plot("Metrics", _metrics, report, note=_metrics_note(report)))
     if any(model.latency for model in report.models.values()):
         note = "Bars are medians, the thin line ends at the 90th percentile. Shorter is better."
@@ -103,7 +111,7 @@ def _bars(axes: Axes, values: Mapping[str, float], texts: Mapping[str, str], end
 
 
 def _metrics(figure: Figure, report: Report) -> None:
-    names = metric_names(report)[:PANELS]
+    names = _drawn(report)[:PANELS]
     rows = len(report.models)
     figure.set_size_inches(WIDTH, len(names) * (0.24 * rows + 0.34) + 0.1)
     for axes, name in zip(figure.subplots(len(names), 1, squeeze=False)[:, 0], names, strict=True):
@@ -118,15 +126,23 @@ def _metrics(figure: Figure, report: Report) -> None:
         axes.set_title(shorten(metric_title(name), 60), loc="left", fontsize=9, pad=2)
 
 
+def _drawn(report: Report) -> list[str]:
+    """Return the metrics that some model has a value of."""
+    every = [model.metrics.keys() - model.undefined.keys() for model in report.models.values()]
+    return [name for name in metric_names(report) if any(name in known for known in every)]
+
+
 def _over_seeds(report: Report, model: str, metric: str) -> list[float]:
     values = [(getattr(seed, model) or {}).get(metric) for seed in report.seeds]
     return [float(value) for value in values if value is not None and math.isfinite(value)]
 
 
 def _metrics_note(report: Report) -> str:
-    left = len(metric_names(report)) - PANELS
+    left = len(_drawn(report)) - PANELS
+    without = " ".join(undefined(report))
     seeds = "Small strokes: every seed. " if len(report.seeds) > 1 else ""
-    return f"{seeds}{f'{left} more in the table.' if left > 0 else ''}".strip()
+    more = f"{left} more in the table. " if left > 0 else ""
+    return f"{seeds}{more}{without}".strip()
 
 
 def _latency(figure: Figure, report: Report) -> None:

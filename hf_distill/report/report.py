@@ -49,6 +49,12 @@ class ModelResult:
     latency: Latency | None = None
     weights: str = "float32"
 
+    @property
+    def undefined(self) -> dict[str, str]:
+        """Metrics without a value, and why they have none."""
+        without = {name: value for name, value in self.metrics.items() if _number(self.metrics, name) is None}
+        return {name: getattr(value, "reason", "it is not a finite number") for name, value in without.items()}
+
     @classmethod
     def of(cls, model: PreTrainedModel, metrics: Mapping[str, float], latency: Latency | None = None) -> ModelResult:
         """Return the result of `model`, its size counted here."""

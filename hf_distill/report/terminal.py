@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hf_distill.report.text import TITLES, rows
+from hf_distill.report.text import TITLES, rows, undefined
 
 if TYPE_CHECKING:
     from hf_distill.report.report import Report
@@ -42,7 +42,7 @@ def show(report: Report, console: Console | None = None, page: str | Path | None
     """
     console = console or Console()
     console.print(table(report))
-    lines = report.verdict()
+    lines = [*undefined(report), *report.verdict()]
     if page is not None:
         lines.append(f"Full report: {page}")
     for line in lines:

@@ -156,6 +156,22 @@ def _was_better(report: Report) -> bool:
     return any(value is not None and report.was_better(report.best[key], value) for key, value in now.items())
 
 
+def undefined(report: Report) -> list[str]:
+    """Return a sentence for each metric that has no value, and why: in the table it is `-`.
+
+    Returns:
+        Such as `auc is not defined (teacher, student): only one class among the labels.`
+    """
+    models: dict[tuple[str, str], list[str]] = {}
+    for key, model in report.models.items():
+        for name, reason in model.undefined.items():
+            models.setdefault((name, reason), []).append(TITLES[key])
+    return [
+        f"{metric_title(name)} is not defined ({', '.join(titles)}): {reason}."
+        for (name, reason), titles in models.items()
+    ]
+
+
 def heads_left(report: Report) -> str:
     """Return in which stages the student's head is not trained; empty where it always is."""
     left = [key.partition(" ")[2] for key, text in report.settings.items() if str(text).endswith(HEAD_IS_LEFT)]

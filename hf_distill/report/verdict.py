@@ -85,13 +85,24 @@ def _apart(report: Report, one: str, other: str) -> bool:
 
 
 def _unjudged(report: Report) -> str:
-    if report.agreement is None:
-        return f"No {metric_title(report.metric)} was measured: what the student lost is not known."
     rows = f"of {report.eval_rows:,} eval rows" if report.eval_rows else "of the eval rows"
+    same = f"Student and teacher predict the same on {percent(report.agreement)} {rows}"
+    if report.metric == AGREEMENT and report.agreement is not None:
+        return f"{same}; without labels in the eval split it is not known which of them is right."
+    agree = "" if report.agreement is None else f" {same}."
+    name = metric_title(report.metric)
+    if not (reasons := _undefined(report)):
+        return f"No {name} was measured: what the student lost is not known.{agree}"
     return (
-        f"Student and teacher predict the same on {percent(report.agreement)} {rows}; without labels in the eval split "
-        "it is not known which of them is right."
+        f"What the student lost is not known: {name} is not defined here ({'; '.join(reasons)}). Name another metric "
+        f"first in evaluation.metrics, or evaluate on other rows.{agree}"
     )
+
+
+def _undefined(report: Report) -> list[str]:
+    """Return why the headline metric has no value, each reason once."""
+    found = [model.undefined.get(report.metric, "") for model in report.models.values()]
+    return list(dict.fromkeys(filter(None, found)))
 
 
 def _cost(report: Report, *, sentence: bool = True) -> str:
@@ -136,7 +147,9 @@ def _gain(report: Report) -> str:
                 "Whether the teacher helped is not known: the same student was not trained without it "
                 "(report: {baseline: true} does that)."
             )
-        return f"Whether the teacher helped is not known: there is no {metric_title(report.metric)} to compare."
+        name = metric_title(report.metric)
+        missing = f"{name} is not defined here" if _undefined(report) else f"there is no {name} to compare"
+        return f"Whether the teacher helped is not known: {missing}."
     if report.metric == AGREEMENT:
         return (
             f"With the teacher the student agrees with it on {signed(report, gain)} compared with the same student "
@@ -209,7 +222,10 @@ def _facts(report: Report) -> str:
 
 
 def _cautions(report: Report) -> list[str]:
-    lines = []
+    lines = [
+        f"{steps} steps of the {training} were left out, as a loss or gradient was not finite (on_nan: skip)."
+        for training, steps in report.settings.get("skipped_steps", {}).items()
+    ]
     if report.is_chance("student") and not report.is_chance("teacher"):
         lines.append(f"The student itself is no better than chance: {_against_chance(report, 'student')}.")
     teacher, baseline = report.headline("teacher"), report.headline("baseline")

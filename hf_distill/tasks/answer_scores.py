@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_distill.metric_table import DEFAULTS
+from hf_distill.metric_table import DEFAULTS, Undefined
 
 Array = NDArray[Any]
 
@@ -144,7 +144,15 @@ class Questions:
 
     def metrics(self, logits: Array, labels: Array | None = None) -> dict[str, float]:
         """Return the means over the questions of which the answer is known; see `scores`."""
-        return {name: mean(scores) for name, scores in self.scores(logits, labels).items()}
+        found = {name: mean(scores) for name, scores in self.scores(logits, labels).items()}
+        return {name: Undefined(_why(name)) if math.isnan(value) else value for name, value in found.items()}
+
+
+def _why(name: str) -> str:
+    """Return why a metric has no value for any question."""
+    if name.endswith("_has_answer"):
+        return "no question has an answer"
+    return "every question has an answer" if name == "accuracy_no_answer" else "no question has a known answer"
 
 
 def mean(scores: Array) -> float:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hf_distill.data import column
 from hf_distill.errors import UserError
 from hf_distill.labels import IGNORED
+from hf_distill.metric_table import Undefined
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -100,11 +101,13 @@ def perplexity(figures: Mapping[str, float]) -> dict[str, float]:
     >>> perplexity({"objective/labels": 0.0})
     {'perplexity': 1.0}
     """
-    loss = figures.get("objective/labels", math.nan)
+    loss = figures.get("objective/labels")
+    if loss is None:
+        return {"perplexity": Undefined("no token has a label")}
     try:
         return {"perplexity": math.exp(loss)}
-    except OverflowError:  # above 709 nats a token
-        return {"perplexity": math.inf}
+    except OverflowError:
+        return {"perplexity": Undefined("it is too large for a number: the mean loss of a token is above 709")}
 
 
 def no_logits(*_: Any) -> dict[str, float]:
