@@ -38,6 +38,11 @@ def greater_is_better(name: str) -> bool:
 _ERRORS = ("mse", "mae", "rmse", "mape", "smape", "mase", "wer", "cer", "ter", "perplexity", "brier_score", "log_loss")
 
 
+def shown_kind(kind: Kind, width: int) -> Kind:
+    """Return what predictions are judged as: one label that holds or does not is one of two classes."""
+    return "classes" if kind == "binary" and width == 1 else kind
+
+
 def check_names(names: Sequence[str]) -> None:
     """Refuse names of no metric, before it is known what is predicted.
 
@@ -131,8 +136,9 @@ def score(
         return dict.fromkeys(names, Undefined("the predictions are NaN or infinite"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # all say that a value is undefined; NaN says so too, and once
+        shown: Kind = "classes" if kind == "binary" and judged.labels.ndim == 1 else kind
         values = {
-            name: judge(name, judged, kind) if name.startswith(EVALUATE) else _find(name).compute(judged)
+            name: judge(name, judged, shown) if name.startswith(EVALUATE) else _find(name).compute(judged)
             for name in names
         }
     return {
@@ -152,6 +158,9 @@ def _judge(logits: np.ndarray, labels: np.ndarray, kind: Kind) -> Judged:
     logits, labels = (array if array.ndim == 2 else array[:, None] for array in (logits, labels.astype(np.float64)))
     labelled = ~np.isnan(labels).any(-1)
     logits, labels = logits[labelled], labels[labelled]
+    if kind == "binary" and logits.shape[1] == 1:
+        one = logits[:, 0]
+        return Judged((labels[:, 0] > 0.5).astype(int), (one > 0).astype(int), np.stack([np.zeros_like(one), one], -1))
     if kind == "binary":
         return Judged((labels > 0.5).astype(int), (logits > 0).astype(int), logits)
     return Judged(labels, logits, logits)

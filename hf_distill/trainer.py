@@ -28,6 +28,7 @@ from hf_distill.rows.similarity import SimilarityRows
 from hf_distill.sentence_encoder import encoding_of
 from hf_distill.training.batching import BatchingTrainer
 from hf_distill.training.both_models import BothModels
+from hf_distill.training.class_weights import settle_class_weights
 from hf_distill.training.compatibility import (
     check_objectives,
     check_parallelism,
@@ -38,6 +39,7 @@ from hf_distill.training.compatibility import (
 from hf_distill.training.eval_sums import EvalSums
 from hf_distill.training.finite import NotFinite, Watch
 from hf_distill.training.guarding import GuardedTrainer
+from hf_distill.training.label_values import check_label_values
 from hf_distill.training.labelled import check_labelled
 from hf_distill.training.learned import attach, place
 from hf_distill.training.liger import layers_only, undone_afterwards
@@ -118,9 +120,13 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
             config.use_cache = use_cache
         check_parallelism(self)
         self.layout = layout or infer_layout(self.model, teacher, self.processing_class)
-        self.objectives = tuple(_defaults(self.layout) if objectives is None else objectives)
+        objectives = _defaults(self.layout) if objectives is None else objectives
+        self.objectives = settle_class_weights(objectives, self.layout, config, self.train_dataset)
         check_objectives(self.objectives, self.layout, self.model, teacher)
         check_labelled(self.train_dataset, self.objectives)
+        check_label_values(self.train_dataset, "train_dataset", self.layout, self.model)
+        for name, split in _named(self.eval_dataset).items():
+            check_label_values(split, name, self.layout, self.model)
         if isinstance(teacher, Replay):
             teacher, self.data_collator = reading_only(teacher, self.data_collator, self.objectives, self.model)
         self.teacher = self._place(teacher)
@@ -487,6 +493,13 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         figures = self.eval_sums.figures(agreement=self._reports_agreement)
         named = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
         return output._replace(metrics={**(output.metrics or {}), **named})
+
+
+def _named(split: Any) -> dict[str, Any]:
+    """Return the eval split, or the several that `Trainer` takes, by what they are called."""
+    if isinstance(split, dict):
+        return {f"eval_dataset['{name}']": one for name, one in split.items()}
+    return {"eval_dataset": split}
 
 
 def _defaults(layout: RowLayout) -> tuple[Objective, ...]:

@@ -267,8 +267,8 @@ def test_the_kind_of_list_does_not_matter(length: int) -> None:
         ),
         ([[0, 1, 1], [0, 1, 2]], "has the label [0, 1, 1]; wanted each class once"),
         (
-            [[0.0, 1.0], [0.3, 0.7]],
-            "row 1 (counted from 0) of the train split has the label [0.3, 0.7]; wanted one 0 or 1",
+            [[0.0, 1.0], [0.3, 0.5]],
+            "row 1 (counted from 0) of the train split has the label [0.3, 0.5]; wanted one 0 or 1",
         ),
         ([[0.0, 1.0], [1.0]], "has the label [1.0]; wanted one 0 or 1 for each of 2 classes"),
         ([[2.0, 3.0]], "has the label [2.0, 3.0]; wanted one 0 or 1"),

@@ -352,7 +352,7 @@ WRONG: list[tuple[int, str, list[str]]] = [
     (
         7,
         "  - {name: labels, temperature: 2}",
-        ["7: objectives[1].temperature: unknown key. Known: name, weight, label_smoothing."],
+        ["7: objectives[1].temperature: unknown key. Known: name, weight, label_smoothing, class_weights."],
     ),
     (11, "report: {basline: true}", ["11: report.basline: unknown key. Did you mean 'baseline'?"]),
     (11, "evaluation: {metric: [a]}", ["11: evaluation.metric: unknown key. Did you mean 'metrics'?"]),

@@ -183,6 +183,8 @@ class RowObjective(Objective):
     takes_sparse: ClassVar[bool] = False
     # Whether it is linear in the teacher's probabilities, so that classes drawn by these give its gradient on average.
     takes_samples: ClassVar[bool] = False
+    # Whether a label may be a distribution over classes; else it is given the likeliest class.
+    takes_distributions: ClassVar[bool] = False
     needs_all_classes: ClassVar[str] = "it needs the teacher's logits of all classes"
 
     @abstractmethod
@@ -193,7 +195,8 @@ class RowObjective(Objective):
             student: Logits `(rows, classes)`, float32 (float64 where the model computes in it).
             teacher: Logits of the same shape, detached; with `takes_sparse` also `SparseRows`; None where the run has
                 no teacher.
-            labels: Class indices `(rows,)`, -100 for a row without label; or float targets with NaN.
+            labels: Class indices `(rows,)`, -100 for a row without label; or float targets with NaN; with
+                `takes_distributions` also distributions `(rows, classes)`.
 
         Returns:
             `(rows,)`; 0 for a row that does not count for this objective.
@@ -223,9 +226,14 @@ class RowObjective(Objective):
         teacher: Any = rows.teacher  # a class that takes no sparse teacher may leave it out of its signature
         if self.needs_teacher and not self.takes_sparse:
             teacher = self.dense(teacher)
+        labels = rows.labels
+        if labels.ndim == 2 and not self.takes_distributions:
+            from hf_distill.rows.base import likeliest
+
+            labels = likeliest(labels)
         with guarded(self):
-            values = self.rows(rows.student, teacher, rows.labels)
-        count = len(rows.labels)
+            values = self.rows(rows.student, teacher, labels)
+        count = len(labels)
         check_result(self, values, (count,), rows.student, f"rows must return the loss of each of the {count} rows")
         return rows.sum_by_example(values)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -103,19 +104,26 @@ def logistic_ranking(student: Tensor, teacher: Tensor) -> Tensor:
     return losses.sum((-2, -1)) / preferred.sum((-2, -1)).clamp(min=1)
 
 
-def label_loss(student: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+def label_loss(
+    student: Tensor, labels: Tensor, smoothing: float = 0.0, weights: Sequence[float] | None = None
+) -> Tensor:
     """Loss against the ground truth: cross-entropy for class indices, squared error for values.
 
     `-log softmax(student)_label`, or `(student - label)^2` where `labels` is a float tensor (regression: one
     class). A row without label (-100, NaN) costs 0 and has no gradient. With smoothing `e` the target is `1 - e` times
     the label plus `e / V` for every class (Szegedy et al. 2016, arXiv 1512.00567, section 7).
 
+    A label may be a distribution `t` over the classes: `-sum_v t_v log softmax(student)_v`. With weights it is
+    `-sum_v w_v t_v log softmax(student)_v`, `t` smoothed, as in torch; who sums these divides by the number of labels,
+    where torch's mean divides by the sum of their weights.
+
     Relations: smoothing is `soft_cross_entropy` with a teacher that knows the label and else nothing.
 
     Args:
         student: Logits `(rows, classes)`; predicted values `(rows, 1)` for regression.
-        labels: `(rows,)`, integer or float.
+        labels: `(rows,)`, integer or float; or distributions `(rows, classes)`, NaN throughout where there is none.
         smoothing: `0 <= e < 1`.
+        weights: One for each class; all 1 if None.
 
     Returns:
         `(rows,)`.
@@ -128,6 +136,11 @@ def label_loss(student: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tenso
     >>> label_loss(torch.tensor([[1.5], [7.0]]), torch.tensor([1.0, float("nan")]))
     tensor([0.2500, 0.0000])
     """
+    if labels.ndim == 2 or (weights is not None and smoothing):
+        return _soft_label_loss(student, labels, smoothing, weights)
+    if weights is not None:
+        factors = student.new_tensor(weights)[labels.clamp(min=0)]
+        return closed_form.cross_entropy(upcast(student), labels) * factors
     if not labels.is_floating_point():
         return closed_form.cross_entropy(upcast(student), labels, smoothing)
     if smoothing:
@@ -136,3 +149,21 @@ def label_loss(student: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tenso
     # Masked before the square: NaN * 0 is NaN, also in the gradient.
     difference = torch.where(labelled, student.squeeze(-1) - torch.where(labelled, labels, 0.0), 0.0)
     return difference.square()
+
+
+def _soft_label_loss(student: Tensor, labels: Tensor, smoothing: float, weights: Sequence[float] | None) -> Tensor:
+    """Cross-entropy with a distribution as target; see `label_loss`."""
+    logits = upcast(student)
+    if labels.ndim == 1:
+        labelled = labels >= 0
+        target = F.one_hot(labels.clamp(min=0), logits.shape[-1]).to(logits.dtype)
+    else:
+        labelled = ~labels.isnan().any(-1)
+        target = labels.to(logits.dtype)
+    if smoothing:
+        target = (1 - smoothing) * target + smoothing / logits.shape[-1]
+    if weights is not None:
+        target = target * logits.new_tensor(weights)
+    # Masked before the product: NaN * 0 is NaN, also in the gradient.
+    target = torch.where(labelled.unsqueeze(-1), target, 0.0)
+    return -(target * F.log_softmax(logits, dim=-1)).sum(-1)

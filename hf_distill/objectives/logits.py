@@ -8,6 +8,7 @@ from pydantic import Field
 
 from hf_distill.component import component
 from hf_distill.objectives.base import RowObjective
+from hf_distill.objectives.class_weights import ClassWeights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,6 +86,9 @@ class Labels(RowObjective):
     Attributes:
         weight: Factor of the term.
         label_smoothing: Share of the target that is spread evenly over all classes; not for regression.
+        class_weights: Of one class of several: `balanced` (`n / (k * n_c)`, as in scikit-learn, by the labels of the
+            train split), a list in the order of the head, or name -> weight. The sum is still divided by the number of
+            labels.
     """
 
     name: ClassVar[str] = "labels"
@@ -92,16 +96,20 @@ class Labels(RowObjective):
     needs_teacher: ClassVar[bool] = False
     takes_values: ClassVar[bool] = True
     takes_sparse: ClassVar[bool] = True
+    takes_distributions: ClassVar[bool] = True
 
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    class_weights: ClassWeights | None = None
 
     @property
     def takes_impossible(self) -> bool:
         """Smoothing would give every column a share. See `RowObjective`."""
-        return self.label_smoothing == 0
+        return self.label_smoothing == 0 and self.class_weights is None
 
     def rows(self, student: Tensor, teacher: Tensor | SparseRows | None, labels: Tensor) -> Tensor:
         """See `functional.label_loss`."""
         from hf_distill.objectives.functional import label_loss
 
-        return label_loss(student, labels, self.label_smoothing)
+        if isinstance(self.class_weights, str | dict):
+            raise ValueError("class_weights: DistillationTrainer makes numbers of it; here wanted a list.")
+        return label_loss(student, labels, self.label_smoothing, self.class_weights)

@@ -15,6 +15,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from hf_distill.labels import IGNORED
+
 # What a sum is divided by: rows that count, rows that have a label, examples, tokens that are no padding, ordered
 # pairs of two examples of the same micro-batch, or examples of a text, one that fits it and one that does not.
 Unit = Literal["row", "label", "example", "token", "pair", "triple"]
@@ -99,7 +101,8 @@ class Rows:
     Attributes:
         student: `(rows, classes)`, float32 or better.
         teacher: Same shape, detached, classes in the student's order, or what was kept of it; None without a teacher.
-        labels: `(rows,)`: class indices with -100 where there is no label, or float values with NaN.
+        labels: `(rows,)`: class indices with -100 where there is no label, or float values with NaN; or distributions
+            over the classes `(rows, classes)`, NaN throughout where there is none.
         example: `(rows,)`, the index in the batch of the example each row belongs to.
         examples: Batch size.
         classes: Which columns are classes of a row, bool `(rows, classes)`, where rows have different ones; None where
@@ -256,6 +259,15 @@ def fold(sequences: Tensor, examples: int) -> Tensor:
     An example may be several sequences: a batch of B pairs of sentences is the B first ones, then the B second ones.
     """
     return sequences.reshape(-1, examples).sum(0)
+
+
+def likeliest(labels: Tensor) -> Tensor:
+    """Return the likeliest class of every distribution `(rows, classes)`, -100 where there is none (NaN).
+
+    >>> likeliest(torch.tensor([[0.2, 0.8], [float("nan")] * 2]))
+    tensor([   1, -100])
+    """
+    return torch.where(labels.isnan().any(-1), IGNORED, labels.argmax(-1))
 
 
 def upcast(logits: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_distill.labels import IGNORED
-from hf_distill.rows.base import RowLayout, Rows, Unit, upcast
+from hf_distill.rows.base import RowLayout, Rows, Unit, likeliest, upcast
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,14 @@ class ExampleRows(RowLayout):
             classes is, unchanged, its multi-label form. `"values"` (regression): one row per example and value.
         width: Number of labels (values) of the head.
         teacher_columns: Column of the teacher's logits for each of the student's, where their orders differ.
+        soft: Of `"binary"`: labels lie between 0 and 1. Those of `"classes"` are distributions `(batch, width)` where
+            they have two dimensions.
     """
 
     kind: Literal["classes", "binary", "values"] = "classes"
     width: int = 2
     teacher_columns: tuple[int, ...] | None = None
+    soft: bool = False
 
     @property
     def has_classes(self) -> bool:
@@ -62,17 +65,29 @@ class ExampleRows(RowLayout):
         flat = logits.reshape(-1)
         return torch.stack((torch.zeros_like(flat), flat), -1) if self.kind == "binary" else flat.unsqueeze(-1)
 
+    def labels(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """Return what metrics compare predictions with: of a distribution, its likeliest class."""
+        labels = inputs.get("labels")
+        return labels if labels is None or not self._is_distribution(labels) else likeliest(labels)
+
+    def _is_distribution(self, labels: Tensor) -> bool:
+        return self.kind == "classes" and labels.ndim == 2
+
     def _labels(self, inputs: Mapping[str, Tensor], logits: Tensor) -> Tensor:
         labels = inputs.get("labels")
         if labels is None:
             missing = IGNORED if self.kind != "values" else float("nan")
             rows = len(logits) if self.kind == "classes" else logits.numel()
             return torch.full((rows,), missing, device=logits.device)
+        exact = upcast(logits).dtype
         if self.kind == "values":
-            return labels.reshape(-1).to(upcast(logits).dtype)
+            return labels.reshape(-1).to(exact)
         if self.kind == "binary":
-            return torch.where(labels.isnan(), IGNORED, labels).reshape(-1).long()
-        return labels.long()
+            flat = labels.reshape(-1)
+            if self.soft:
+                return torch.stack((1 - flat, flat), -1).to(exact)
+            return torch.where(flat.isnan(), IGNORED, flat).long()
+        return labels.to(exact) if self._is_distribution(labels) else labels.long()
 
     def counts(self, inputs: Mapping[str, Tensor]) -> dict[Unit, Tensor]:
         """See `RowLayout.counts`."""
@@ -82,6 +97,8 @@ class ExampleRows(RowLayout):
         labels = inputs.get("labels")
         if labels is None:
             labelled = torch.zeros_like(ones)
+        elif self._is_distribution(labels):
+            labelled = (~labels.isnan().any(-1)).float()
         elif self.kind == "classes":
             labelled = (labels != IGNORED).float()
         else:

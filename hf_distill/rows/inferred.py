@@ -11,6 +11,7 @@ from transformers.models.auto import modeling_auto
 from hf_distill.labels import label_names, positions
 from hf_distill.rows.base import RowLayout
 from hf_distill.rows.examples import ExampleRows
+from hf_distill.rows.one_output import activation
 from hf_distill.rows.similarity import SimilarityRows
 from hf_distill.rows.spans import SpanRows
 from hf_distill.rows.targets import TargetRows
@@ -149,9 +150,10 @@ def _classes(kind: str) -> set[str]:
 def _example_rows(student: PretrainedConfig, teacher: PretrainedConfig | None) -> ExampleRows:
     width = int(student.num_labels or 0)
     columns = _teacher_columns(student, teacher)
-    if width == 1 or student.problem_type == "regression":
+    yes_or_no = width == 1 and student.problem_type is None and "Sigmoid" in (activation(student), activation(teacher))
+    kind = "binary" if yes_or_no or student.problem_type == "multi_label_classification" else "classes"
+    if kind == "classes" and (width == 1 or student.problem_type == "regression"):
         return ExampleRows(kind="values", width=width, teacher_columns=columns)
-    kind = "binary" if student.problem_type == "multi_label_classification" else "classes"
     return ExampleRows(kind=kind, width=width, teacher_columns=columns)  # type: ignore[arg-type]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hf_distill.component import component
 from hf_distill.errors import UserError
+from hf_distill.objectives.class_weights import NO_CLASSES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from hf_distill.models import Head
     from hf_distill.objectives.base import Objective
+    from hf_distill.objectives.class_weights import ClassWeights
     from hf_distill.rows.base import RowLayout
     from hf_distill.tasks.class_counts import ClassCounts
 
@@ -180,6 +182,8 @@ class Task(ABC):
                     "smoothing spreads a label over classes, and this is regression. Remove it.",
                     key=f"{key}.label_smoothing",
                 )
+            if (weights := getattr(objective, "class_weights", None)) is not None:
+                check_class_weights(weights, prepared, f"{key}.class_weights")
             if objective.unit == "label" and not prepared.labelled:
                 where = f"data: {{columns: {{{self.label_role}: ...}}}}"
                 raise UserError(
@@ -187,3 +191,18 @@ class Task(ABC):
                     f"targets need no labels; or say which column they are: {where}.",
                     key=key,
                 )
+
+
+def check_class_weights(weights: ClassWeights, prepared: Prepared, key: str) -> None:
+    """Refuse weights that do not fit the classes of a run.
+
+    Raises:
+        UserError: There are no classes that exclude each other, or other ones.
+    """
+    from hf_distill.objectives.class_weights import resolve
+    from hf_distill.tasks.class_counts import classes_of
+
+    found = classes_of(prepared) if prepared.layout.has_named_classes else None
+    if found is None:
+        raise UserError(NO_CLASSES, key=key)
+    resolve(weights, found.names, found.counts.get("train"), key)

@@ -133,7 +133,7 @@ def count_classes(splits: Mapping[str, Dataset], width: int, names: Sequence[str
         found, counted, one_each, unit = _counts(labels, width)
         if counted:
             counts[name], rows[name] = found, counted
-    called = tuple(names or map(str, range(width)))
+    called = tuple(names or map(str, range(width))) if width > 1 else ("0", "1")
     return ClassCounts(called, counts, rows, unit, one_each) if counts else None
 
 
@@ -146,8 +146,10 @@ def _counts(labels: Any, width: int) -> tuple[NDArray[Any], int, bool, str]:
     if nested and pa.types.is_floating(labels.type.value_type):
         each = flat.reshape(-1, width)
         each = each[~np.isnan(each).any(-1)]
+        if width == 1:  # no or yes
+            return np.bincount((each[:, 0] > 0.5).astype(int), minlength=2), len(each), True, "rows"
         soft = bool(len(each)) and bool(((each > 0) & (each < 1)).any())
-        if soft and width > 1:  # distributions: their likeliest class
+        if soft:  # distributions: their likeliest class
             return np.bincount(each.argmax(-1), minlength=width), len(each), True, "rows"
         return each.sum(0).astype(int), len(each), False, "rows"
     known = flat[flat >= 0].astype(int)

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 from hf_distill.errors import UserError
 from hf_distill.labels import positions, shorten
 from hf_distill.tasks.classes import SAY_NAMES, Classes, Heads, find_classes
-from hf_distill.tasks.label_column import read_column
+from hf_distill.tasks.label_column import LabelColumn, read_column
 from hf_distill.tasks.labelling import Labelling, Names
+from hf_distill.tasks.one_output import check_yes_or_no
 from hf_distill.tasks.problem import Problem, check_classes, find_problem, is_multi_hot, value_count
+from hf_distill.tasks.soft_labels import is_soft
 from hf_distill.tasks.stated_labels import Stated
 
 if TYPE_CHECKING:
@@ -37,6 +39,9 @@ def read_labels(
       and without one the column is refused.
     - lists: several classes an example. Those of one length throughout that hold only 0 and 1 are one entry a class;
       in others the items are the classes that hold, by name or by number. In both, an empty list means that none holds.
+      Floats that sum to 1 in every row, and are not all 0 and 1, are a distribution over the classes: soft labels,
+      one class an example.
+    - 0 and 1, where the head has one output and a sigmoid behind it (a cross-encoder): one label, which holds or not.
 
     None is "no label", and so are -100 among integers, and -1 in a `ClassLabel` column.
 
@@ -66,13 +71,18 @@ def read_labels(
         width = value_count(column, spelled=bool(stated.nothing)) or heads.width or 1
         heads.check_width(width, "number(s) for each text", column.key)
         return Labelling(width=width, index={}, **shared)
-    check_classes(column, problem)
-    multi_hot = problem == "multi_label" and is_multi_hot(column)
-    classes = find_classes(column, stated, heads, multi_hot)
+    if problem == "multi_label" and column.labelled and not column.lists and heads.width == 1:
+        check_yes_or_no(column)
+        return Labelling(width=1, names=heads.ours or heads.theirs, index={}, soft=_between(column), **shared)
+    soft = problem == "single_label" and is_soft(column)
+    if not soft:
+        check_classes(column, problem)
+    by_place = soft or (problem == "multi_label" and is_multi_hot(column))
+    classes = find_classes(column, stated, heads, by_place)
     if classes.width < 2 and problem == "single_label":
         raise UserError("all labels are the same class; wanted at least two.", key=column.key)
     heads.check_width(classes.width, "classes", column.key)
-    if not multi_hot:
+    if not by_place:
         heads.warn_unused(classes, column)
     order, at, teacher_columns = _put_in_order(classes, heads, key="labels" if names else column.key)
     return Labelling(
@@ -80,9 +90,14 @@ def read_labels(
         names=order,
         teacher_columns=teacher_columns,
         index={value: at[number] for value, number in classes.numbers.items()},
-        multi_hot=multi_hot,
+        multi_hot=by_place,
+        soft=soft,
         **shared,
     )
+
+
+def _between(column: LabelColumn) -> bool:
+    return any(value not in (0, 1) for value in column.values)
 
 
 # ---- In which order --------------------------------------------------------------------------------------------------

@@ -26,7 +26,8 @@ class Labelling:
         teacher_columns: Column of the teacher's head for each of the student's, where the orders differ.
         index: Label as the data has it -> column of the head; of multi-hot lists, position -> column.
         missing: What stands for "no label".
-        multi_hot: Whether lists are one 0 or 1 for each class, rather than the classes that hold.
+        multi_hot: Whether lists are one 0 or 1 (or probability) for each class, rather than the classes that hold.
+        soft: Whether labels are probabilities: a distribution over classes, or one between no and yes.
         labelled: Splits with at least one label.
     """
 
@@ -37,6 +38,7 @@ class Labelling:
     index: Mapping[Any, int]
     missing: tuple[Any, ...]
     multi_hot: bool = False
+    soft: bool = False
     labelled: tuple[str, ...]
 
     @property
@@ -45,8 +47,11 @@ class Labelling:
         return _KINDS[self.problem]
 
     def encode(self, values: Sequence[Any]) -> list[Any]:
-        """Return labels as the loss wants them: indices (-100: none), floats (NaN: none), or rows of floats."""
-        if self.problem == "single_label":
+        """Return labels as the loss wants them: indices (-100: none), floats (NaN: none), or rows of floats.
+
+        Probabilities are divided by their sum, which rounding may have left beside 1.
+        """
+        if self.problem == "single_label" and not self.soft:
             return [IGNORED if value in self.missing else self.index[value] for value in values]
         rows = [[math.nan] * self.width if value in self.missing else self._row(value) for value in values]
         return [row[0] for row in rows] if self.problem == "regression" and self.width == 1 else rows
@@ -62,9 +67,19 @@ class Labelling:
     def _row(self, value: Any) -> list[float]:
         if self.problem == "regression":
             return [float(item) for item in (value if isinstance(value, list) else [value])]
+        if not isinstance(value, list):  # yes or no, of one output
+            return [float(value)]
+        if self.soft:
+            return self._shares(value)
         holding = (position for position, item in enumerate(value) if item) if self.multi_hot else value
         row = [0.0] * self.width
         for item in holding:
             if item not in self.missing:
                 row[self.index[item]] = 1.0
+        return row
+
+    def _shares(self, value: list[float]) -> list[float]:
+        row, whole = [0.0] * self.width, sum(value)
+        for place, share in enumerate(value):
+            row[self.index[place]] = share / whole
         return row

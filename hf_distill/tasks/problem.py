@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from hf_distill.data import column as arrow_column
 from hf_distill.errors import UserError
 from hf_distill.tasks.label_column import LabelColumn
+from hf_distill.tasks.one_output import meaning
+from hf_distill.tasks.soft_labels import is_soft, refuse_soft
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -32,10 +34,12 @@ def find_problem(column: LabelColumn, head: PretrainedConfig | None) -> Problem:
     Raises:
         UserError: They leave it open and there is no head, or the head was trained for another problem.
     """
-    trained = _trained_for(head)
+    trained = _trained_for(head, column)
     if not column.labelled:
         return trained or "single_label"
     found = _looks_like(column, trained, head)
+    if trained == "multi_label" and head is not None and head.num_labels == 1 and not column.lists:
+        return trained  # yes or no, as a number
     if trained and found != trained:
         raise UserError(
             f"the labels are {_IN_WORDS[found]} for each text, but the model's head was trained to predict "
@@ -46,18 +50,18 @@ def find_problem(column: LabelColumn, head: PretrainedConfig | None) -> Problem:
     return found
 
 
-def _trained_for(head: PretrainedConfig | None) -> Problem | None:
+def _trained_for(head: PretrainedConfig | None, column: LabelColumn) -> Problem | None:
     """Return what a head was trained for, where its configuration says so."""
     if head is None:
         return None
     said: dict[str | None, Problem] = {name: problem for problem, name in PROBLEM_TYPES.items()}
-    return said.get(head.problem_type, "regression" if head.num_labels == 1 else None)
+    return said.get(head.problem_type, meaning(head, column) if head.num_labels == 1 else None)
 
 
 def _looks_like(column: LabelColumn, trained: Problem | None, head: PretrainedConfig | None) -> Problem:
     scale = trained == "regression"
     if column.lists:
-        return "regression" if scale else "multi_label"
+        return "regression" if scale else "single_label" if is_soft(column) else "multi_label"
     # Text that spells numbers is a scale with an "n/a" in it, which is refused by name.
     if column.holds(int) or any(map(_spells_number, column.values)):
         return "regression" if scale else "single_label"
@@ -151,10 +155,13 @@ def is_multi_hot(column: LabelColumn) -> bool:
     if integers:
         _check_repeats(column)
         return False
+    if (error := refuse_soft(column)) is not None:
+        raise error
     most = max(lengths)
     raise column.refuse(
         lambda row: len(row) not in (0, most) or any(item not in (0, 1) for item in row),
-        f"one 0 or 1 for each of {most} classes, since the lists hold floats or booleans; for {most} numbers to "
+        f"one 0 or 1 for each of {most} classes, since the lists hold floats or booleans, or probabilities that sum to "
+        f"1 in every row; for {most} numbers to "
         "predict say task: {name: text-classification, problem: regression}",
         whole=True,
     )

@@ -12,6 +12,7 @@ from hf_distill.data import by_length, column
 from hf_distill.errors import UserError
 from hf_distill.models import Head
 from hf_distill.own_tokens import PadBoth, side_by_side, teacher_view
+from hf_distill.rows.one_output import kept_settings
 from hf_distill.tasks.base import Prepared, Setup, Task
 from hf_distill.tasks.class_counts import ClassCounts, count_raw
 from hf_distill.tasks.class_labels import read_labels
@@ -50,14 +51,15 @@ class TextClassification(Task):
         from transformers import DataCollatorWithPadding
 
         from hf_distill.metric_table import DEFAULTS
-        from hf_distill.metrics import check, score
+        from hf_distill.metrics import check, score, shown_kind
         from hf_distill.rows.examples import ExampleRows
 
         splits = as_lists(splits, setup.label_separator)
         _check_texts(splits)
         labelling = self._labelling(splits, setup)
-        names = setup.metrics or list(DEFAULTS[labelling.kind])
-        check(names, labelling.kind, labelling.width)
+        judged_as = shown_kind(labelling.kind, labelling.width)
+        names = setup.metrics or list(DEFAULTS[judged_as])
+        check(names, judged_as, max(labelling.width, 2) if judged_as == "classes" else labelling.width)
         pair = "text_pair" in splits["train"].column_names
         for tokenizer in filter(None, (setup.tokenizer, setup.teacher_tokenizer)):
             check_length(tokenizer, setup.max_length, pair)
@@ -65,8 +67,13 @@ class TextClassification(Task):
         prepared = Prepared(
             train=tokenised["train"],
             eval=by_length(tokenised["eval"]),
-            head=Head(self.auto_class, _settings(labelling, setup.tokenizer)),
-            layout=ExampleRows(kind=labelling.kind, width=labelling.width, teacher_columns=labelling.teacher_columns),
+            head=Head(self.auto_class, _settings(labelling, setup, setup.tokenizer)),
+            layout=ExampleRows(
+                kind=labelling.kind,
+                width=labelling.width,
+                teacher_columns=labelling.teacher_columns,
+                soft=labelling.soft and labelling.kind == "binary",
+            ),
             collator=DataCollatorWithPadding(setup.tokenizer),
             metrics=partial(score, names, kind=labelling.kind),
             metric_names=tuple(names) if "eval" in labelling.labelled else (),
@@ -79,7 +86,7 @@ class TextClassification(Task):
             prepared,
             train=teacher_view(prepared.train),
             eval=teacher_view(prepared.eval),
-            head=Head(self.auto_class, _settings(labelling, setup.teacher_tokenizer)),
+            head=Head(self.auto_class, _settings(labelling, setup, setup.teacher_tokenizer)),
             collator=DataCollatorWithPadding(setup.teacher_tokenizer),
         )
         return replace(prepared, collator=PadBoth(prepared.collator, theirs.collator), for_teacher=theirs)
@@ -178,9 +185,10 @@ def _tokenise(
     return tokenised
 
 
-def _settings(labelling: Labelling, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def _settings(labelling: Labelling, setup: Setup, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return {
         **labelling.settings(),
+        **(kept_settings(setup.teacher or setup.student) if labelling.width == 1 else {}),
         "problem_type": PROBLEM_TYPES[labelling.problem],
         # Decoder classifiers find the last token by it, and RoBERTa counts its positions from it.
         "pad_token_id": tokenizer.pad_token_id,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,6 +17,7 @@ from hf_distill.tasks.base import Prepared, Setup, Task
 from hf_distill.tasks.class_counts import ClassCounts, count_raw
 from hf_distill.tasks.class_labels import read_labels
 from hf_distill.tasks.labelling import Labelling
+from hf_distill.tasks.tag_schemes import Scheme, bring_into_scheme
 from hf_distill.tasks.text_classification import check_length
 from hf_distill.tasks.tokenising import tokenise
 
@@ -39,6 +40,8 @@ class TokenClassification(Task):
     Attributes:
         label_all_subwords: In training, let the other sub-words count as well; inside a word, `B-PER` goes on as
             `I-PER`. Evaluation stays with the first ones.
+        tag_scheme: How the models mark spans: `IOB1`, `IOB2`, `BIOES`, `BILOU` or `BMES`; data in another is converted.
+            Left out, the names of a trained head say it, `B-` and `I-` being IOB2.
     """
 
     name: ClassVar[str] = "token-classification"
@@ -48,6 +51,7 @@ class TokenClassification(Task):
     groups_by_length: ClassVar[bool] = True
 
     label_all_subwords: bool = False
+    tag_scheme: Scheme | None = None
 
     def prepare(self, splits: Mapping[str, Dataset], setup: Setup) -> Prepared:
         """See `Task.prepare`."""
@@ -59,6 +63,7 @@ class TokenClassification(Task):
 
         tokenizer, max_length = setup.tokenizer, setup.max_length
         _check_words(splits)
+        splits, setup = self._in_scheme(splits, setup)
         labelling = _labelling(splits, setup)
         spans = marks_spans(labelling.names)
         names = setup.metrics or list(DEFAULTS["tags"] if spans else PLAIN_TAGS)
@@ -87,7 +92,13 @@ class TokenClassification(Task):
     def look(self, splits: Mapping[str, Dataset], setup: Setup) -> ClassCounts | None:
         """See `Task.look`."""
         _check_words(splits)
+        splits, setup = self._in_scheme(splits, setup)
         return count_raw(splits, _labelling(splits, setup), self.label_role)
+
+    def _in_scheme(self, splits: Mapping[str, Dataset], setup: Setup) -> tuple[Mapping[str, Dataset], Setup]:
+        names = setup.label_names if isinstance(setup.label_names, list) else None
+        made, converted = bring_into_scheme(splits, self.tag_scheme, setup.teacher, setup.student, names)
+        return made, replace(setup, label_names=None) if converted and names else setup
 
 
 def _labelling(splits: Mapping[str, Dataset], setup: Setup) -> Labelling:

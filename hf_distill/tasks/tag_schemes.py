@@ -1,0 +1,209 @@
+"""How tags mark spans: IOB1, IOB2, BIOES and its relatives; data in one of them for models that know another.
+
+Both read as spans of words with a type. IOB1 begins a span with `I-`, and with `B-` only where one of its type ends
+right before it; IOB2 begins each with `B-`; BIOES also marks the last word (`E-`) and spans of one word (`S-`). BILOU
+calls these `L-` and `U-`, BMES the words in between `M-`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal
+
+from hf_distill import __version__
+from hf_distill.files import fingerprint
+from hf_distill.labels import label_names, shorten
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PretrainedConfig
+
+logger = logging.getLogger(__name__)
+
+Scheme = Literal["IOB1", "IOB2", "BIOES", "BILOU", "BMES"]
+# First word, words in between, last word, only word.
+_LETTERS: dict[str, str] = {"IOB2": "BIIB", "BIOES": "BIES", "BILOU": "BILU", "BMES": "BMES"}
+# Sentences in which IOB1 would show.
+_LOOKED_AT = 20_000
+
+Span = tuple[str, int, int]
+Tags = Sequence[str | None]
+
+
+def scheme_of(names: Collection[str]) -> Scheme | None:
+    """Return the scheme that names of tags belong to; None where they mark no spans. `IOB2` may be IOB1.
+
+    >>> scheme_of(["O", "B-PER", "I-PER"]), scheme_of(["O", "S-PER", "E-PER"]), scheme_of(["NOUN"])
+    ('IOB2', 'BIOES', None)
+    """
+    marked = [name for name in names if name != "O"]
+    letters = {name[:1] for name in marked}
+    if not marked or any(name[1:2] != "-" or len(name) < 3 for name in marked):
+        return None
+    fitting: tuple[Scheme, ...] = ("IOB2", "BIOES", "BILOU", "BMES")
+    return next((scheme for scheme in fitting if letters <= {*_LETTERS[scheme]}), None)
+
+
+def spans_of(tags: Tags) -> list[Span]:
+    """Return type, first and last word of every span, of whatever scheme the tags are.
+
+    >>> spans_of(["I-PER", "I-PER", "B-PER", "O", "S-LOC"])
+    [('PER', 0, 1), ('PER', 2, 2), ('LOC', 4, 4)]
+    """
+    spans: list[Span] = []
+    kind, ended = None, True
+    for at, tag in enumerate(tags):
+        letter, _, found = (tag or "O").partition("-")
+        if not found:
+            kind, ended = None, True
+            continue
+        if letter in "BSU" or ended or found != kind:
+            spans.append((found, at, at))
+        else:
+            spans[-1] = (found, spans[-1][1], at)
+        kind, ended = found, letter in "ELSU"
+    return spans
+
+
+def write(spans: Iterable[Span], like: Tags, scheme: Scheme) -> list[str | None]:
+    """Return spans as tags.
+
+    Args:
+        spans: In the order of their words.
+        like: Tags of the same words; where one is None, there is none.
+        scheme: Of the new ones.
+
+    >>> write([("PER", 0, 1), ("LOC", 2, 2)], ["?"] * 4, "BIOES")
+    ['B-PER', 'E-PER', 'S-LOC', 'O']
+    >>> write([("PER", 0, 1), ("PER", 2, 2)], ["?"] * 4, "IOB1")
+    ['I-PER', 'I-PER', 'B-PER', 'O']
+    """
+    tags: list[str | None] = [None if tag is None else "O" for tag in like]
+    before: Span | None = None
+    for span in spans:
+        kind, first, last = span
+        letters = _LETTERS.get(scheme)
+        if letters is None:
+            touching = before is not None and before[0] == kind and before[2] == first - 1
+            letters = "BIIB" if touching else "IIII"
+        begins, inside, ends, alone = (*letters,)
+        for at in range(first, last + 1):
+            letter = alone if first == last else begins if at == first else ends if at == last else inside
+            tags[at] = f"{letter}-{kind}"
+        before = span
+    return tags
+
+
+def is_iob1(sentences: Iterable[Tags]) -> bool:
+    """Whether spans begin with `I-`, and with `B-` only where the one before has the same type and ends there.
+
+    >>> is_iob1([["I-PER", "I-PER", "O", "I-LOC", "B-LOC"]]), is_iob1([["B-PER", "I-PER"]])
+    (True, False)
+    """
+    begun = False
+    for tags in sentences:
+        before = "O"
+        for tag in tags:
+            here = tag or "O"
+            same = before[2:] == here[2:] and before != "O"
+            if here[:1] == "B" and not same:
+                return False
+            begun = begun or (here[:1] == "I" and not same)
+            before = here
+    return begun
+
+
+def bring_into_scheme(
+    splits: Mapping[str, Dataset],
+    scheme: Scheme | None,
+    teacher: PretrainedConfig | None,
+    student: PretrainedConfig | None,
+    names: Sequence[str] | None,
+    role: str = "tags",
+) -> tuple[dict[str, Dataset], bool]:
+    """Return the splits with tags in the scheme of the models, where the data has another, and whether it has.
+
+    Args:
+        splits: With words and tags.
+        scheme: Of the models, from the recipe; None: as the names of a trained head say, `B-` and `I-` being IOB2.
+        teacher: Configuration of a teacher with a trained head.
+        student: Configuration of a student with a trained head.
+        names: Of integer tags, from the recipe.
+        role: Of the tags.
+
+    Returns:
+        The splits, with tags by name where they were converted, and whether they were.
+    """
+    heads = (label_names(head) for head in (teacher, student) if head is not None)
+    known = next((called for called in heads if called), None)
+    wanted = scheme or (scheme_of(known) if known else None)
+    tagged = {name: split for name, split in splits.items() if role in split.column_names}
+    said = {name: _names(split, role, names) for name, split in tagged.items()}
+    if wanted is None or not tagged or any(found is None for found in said.values()):
+        return dict(splits), False
+    found = scheme_of({tag for called in said.values() for tag in called or ()})
+    if found == "IOB2" and any(
+        is_iob1(_sentences(tagged[name], role, said[name])) for name in tagged if _begins_inside(said[name])
+    ):
+        found = "IOB1"
+    if found is None or found == wanted:
+        return dict(splits), False
+    logger.warning(
+        "the tags of the data are %s, those of the models %s%s: converted. If the models know the data's, say so: "
+        "task: {name: token-classification, tag_scheme: %s}",
+        *(found, wanted, f" {shorten(known, 4)}" if known else "", found),
+    )
+    made = {name: _converted(split, role, said[name], wanted) for name, split in tagged.items()}
+    return {**splits, **made}, True
+
+
+def _begins_inside(names: Sequence[str] | None) -> bool:
+    return any(name.startswith("I-") for name in names or ())
+
+
+def _names(split: Dataset, role: str, names: Sequence[str] | None) -> Sequence[str] | None:
+    """Return what the tags of a split are called, by number where they are numbers; None where nothing says."""
+    from hf_distill.data import column
+
+    feature = getattr(split.features[role], "feature", None)
+    declared = getattr(feature, "names", None)
+    if declared or str(getattr(feature, "dtype", "")).startswith("int"):
+        return declared or names
+    if str(getattr(feature, "dtype", "")) not in ("string", "large_string"):
+        return None
+    import pyarrow.compute as pc  # type: ignore[import-untyped]
+
+    return [tag for tag in pc.list_flatten(column(split, role)).unique().to_pylist() if tag is not None]
+
+
+def _sentences(split: Dataset, role: str, names: Sequence[str] | None) -> Iterable[Tags]:
+    return (_called(tags, names) for tags in islice(split.select_columns([role])[role], _LOOKED_AT) if tags)
+
+
+def _called(tags: Sequence[Any], names: Sequence[str] | None) -> Tags:
+    """Return tags by name."""
+
+    def name(tag: Any) -> str | None:
+        if not isinstance(tag, int):
+            return None if tag is None else str(tag)
+        return names[tag] if names and 0 <= tag < len(names) else None
+
+    return [name(tag) for tag in tags]
+
+
+def _converted(split: Dataset, role: str, names: Sequence[str] | None, scheme: Scheme) -> Dataset:
+    from datasets import Features, List, Value
+
+    def convert(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        called = [None if tags is None else _called(tags, names) for tags in batch[role]]
+        return {role: [None if tags is None else write(spans_of(tags), tags, scheme) for tags in called]}
+
+    return split.map(
+        convert,
+        batched=True,
+        features=Features({**split.features, role: List(Value("string"))}),
+        desc="Converting tags",
+        new_fingerprint=fingerprint(__version__, split._fingerprint, role, list(names or ()), scheme),
+    )

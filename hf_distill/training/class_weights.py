@@ -1,0 +1,58 @@
+"""Class weights that depend on the data, or on the names of classes, as numbers: before a training begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from hf_distill.errors import UserError
+from hf_distill.objectives.class_weights import NO_CLASSES, resolve
+from hf_distill.objectives.logits import Labels
+
+if TYPE_CHECKING:
+    from hf_distill.objectives import Objective
+    from hf_distill.rows.base import RowLayout
+
+
+def settle_class_weights(
+    objectives: Sequence[Objective], layout: RowLayout, config: Any, train: Any
+) -> tuple[Objective, ...]:
+    """Return the objectives with one number for each class where `labels` has `class_weights`.
+
+    Args:
+        objectives: Of the training.
+        layout: Which logits count.
+        config: Of the student; it names the classes.
+        train: What is trained on; for `balanced` a `datasets.Dataset` with `labels`.
+
+    Raises:
+        UserError: There are no classes, or the weights do not fit them.
+    """
+    if not any(isinstance(one, Labels) and one.class_weights is not None for one in objectives):
+        return tuple(objectives)
+    if not layout.has_named_classes:
+        raise UserError(NO_CLASSES, key="class_weights")
+    names = [str(name) for _, name in sorted((config.id2label or {}).items())]
+    return tuple(
+        replace(one, class_weights=resolve(one.class_weights, names, _counts(one, train, len(names))))
+        if isinstance(one, Labels) and one.class_weights is not None
+        else one
+        for one in objectives
+    )
+
+
+def _counts(objective: Labels, train: Any, width: int) -> list[float] | None:
+    if objective.class_weights != "balanced":
+        return None
+    import datasets
+
+    from hf_distill.tasks.class_counts import count_classes
+
+    if not isinstance(train, datasets.Dataset):
+        raise UserError(
+            "'balanced' counts the labels of train_dataset, which is no datasets.Dataset. Give the weights as a list.",
+            key="class_weights",
+        )
+    found = count_classes({"train": train}, width, None)
+    return None if found is None else found.counts["train"].tolist()

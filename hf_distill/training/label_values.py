@@ -1,0 +1,123 @@
+"""Labels that a head cannot have: told with their row before the first step, not by an index inside a loss."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_distill.data import column
+from hf_distill.labels import IGNORED, UNLABELLED
+from hf_distill.rows.examples import ExampleRows
+from hf_distill.rows.inferred import base_model
+from hf_distill.rows.tokens import TokenRows
+from hf_distill.tasks.soft_labels import TOLERANCE
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hf_distill.rows.base import RowLayout
+
+# As Transformers' collators call them.
+_MOST = 200_000
+_COLUMNS = ("labels", "label", "label_ids")
+
+
+def check_label_values(split: Any, which: str, layout: RowLayout, model: nn.Module) -> None:
+    """Refuse labels that are no classes of the student's head.
+
+    Args:
+        split: A `datasets.Dataset`; of anything else nothing is known before it is read. Of very many rows the first
+            ones are looked at.
+        which: What to call it: `train_dataset`.
+        layout: Which logits count.
+        model: The student.
+
+    Raises:
+        ValueError: Names the row and its label, and what was wanted.
+    """
+    import datasets
+
+    if not isinstance(split, datasets.Dataset) or not len(split):
+        return
+    name = next((name for name in _COLUMNS if name in split.column_names), None)
+    if name is None or type(layout) not in (ExampleRows, TokenRows) or getattr(layout, "kind", "") == "values":
+        return
+    first = split.select(range(_MOST)) if len(split) > _MOST else split
+    found = _first_bad(column(first, name).combine_chunks(), layout, base_model(model))  # type: ignore[arg-type]
+    if found is not None:
+        row, value, wanted = found
+        shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:77]}..."
+        raise ValueError(f"{which}: row {row} (counted from 0) has the label {shown}; wanted {wanted}.")
+
+
+def _first_bad(labels: Any, layout: ExampleRows | TokenRows, model: Any) -> tuple[int, Any, str] | None:
+    """Return row and label of the first that does not fit, and what would."""
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.compute as pc  # type: ignore[import-untyped]
+
+    nested = hasattr(labels.type, "value_type")
+    kind = labels.type.value_type if nested else labels.type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        return 0, labels[0].as_py(), "numbers"
+    if labels.null_count:
+        return pc.index(pc.is_null(labels), True).as_py(), None, "a label, or -100 for none"
+    if isinstance(layout, TokenRows):
+        return _outside(
+            labels, nested, pa.types.is_integer(kind), *_classes(layout, model), unknown=(IGNORED, UNLABELLED)
+        )
+    if layout.kind == "classes" and not nested:
+        return _outside(labels, False, not pa.types.is_floating(kind), layout.width, "class", unknown=(IGNORED,))
+    return _bad_row(labels, nested, layout)
+
+
+def _classes(layout: TokenRows, model: Any) -> tuple[int, str]:
+    if layout.classes is None and not layout.shift and model.get_output_embeddings() is None:
+        return int(model.config.num_labels), "class"
+    return int(layout.classes or model.config.get_text_config().vocab_size), "token"
+
+
+def _outside(
+    labels: Any, nested: bool, whole: bool, classes: int, what: str, *, unknown: tuple[int, ...]
+) -> tuple[int, Any, str] | None:
+    """Return the first number that is none of `classes`."""
+    import pyarrow.compute as pc
+
+    flat: NDArray[Any] = (pc.list_flatten(labels) if nested else labels).to_numpy(zero_copy_only=False)
+    bad = ((flat < 0) | (flat >= classes)) & ~np.isin(flat, unknown)
+    bad |= not whole
+    if not bad.any():
+        return None
+    place = int(bad.argmax())
+    row = int(pc.list_parent_indices(labels)[place].as_py()) if nested else place
+    where = f"the number of a {what}, 0 to {classes - 1}, or {IGNORED} for none"
+    return row, flat[place].item(), where if whole else f"{where}; found decimals"
+
+
+def _bad_row(labels: Any, nested: bool, layout: ExampleRows) -> tuple[int, Any, str] | None:
+    """Return the first row that is no 0 or 1 for each class, or no distribution over classes."""
+    import pyarrow.compute as pc
+
+    width = layout.width
+    soft = layout.kind == "classes"
+    wanted = f"{width} probabilities that sum to 1" if soft else f"one 0 or 1 for each of {width} labels"
+    if not nested:
+        if width > 1:
+            return 0, labels[0].as_py(), f"a list, {wanted}"
+        each = labels.to_numpy(zero_copy_only=False).astype(float)[:, None]
+    else:
+        lengths = pc.list_value_length(labels).to_numpy(zero_copy_only=False)
+        if (lengths != width).any():
+            row = int((lengths != width).argmax())
+            return row, labels[row].as_py(), wanted
+        each = pc.list_flatten(labels).to_numpy(zero_copy_only=False).reshape(-1, width).astype(float)
+    known = ~np.isnan(each).any(-1)
+    if soft:
+        bad = (each < 0).any(-1) | (np.abs(each.sum(-1) - 1) > TOLERANCE)
+    elif layout.soft:
+        bad = ((each < 0) | (each > 1)).any(-1)
+    else:
+        bad = (~np.isin(each, (0, 1))).any(-1)
+    bad &= known
+    return (int(bad.argmax()), labels[int(bad.argmax())].as_py(), wanted) if bad.any() else None
