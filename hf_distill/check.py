@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +30,7 @@ from hf_distill.teachers import CachedTeacher
 from hf_distill.training.requirements import check_trainings
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from hf_distill.objectives import Objective
@@ -154,6 +155,27 @@ def _check_data(recipe: Recipe, found: _Findings) -> None:
         found.unchecked.append("data: it is on the Hub, and --check fetches nothing")
         return
     found.plan += [f"{split:<11} {recipe.data.splits[split]}: {words(rows[0])}" for split, rows in peeked.items()]
+    if found.pair is not None:
+        _check_labels(recipe, found, found.pair, peeked)
+
+
+def _check_labels(recipe: Recipe, found: _Findings, pair: Pair, rows: Mapping[str, Dataset]) -> None:
+    """Read the labels of these rows as the run reads those of all, and say how often each class occurs."""
+    from hf_distill.data.loading import PEEK
+    from hf_distill.opening import check_one_class, locating_data, setup_of
+
+    with locating_data(recipe):
+        counts = recipe.task.look(rows, setup_of(recipe, pair))
+    if counts is None:
+        return
+    some = [split for split, one in rows.items() if len(one) == PEEK]
+    for line in counts.in_words():
+        split = line.partition(":")[0]
+        found.plan.append(f"classes     {line}" + (f" (in its first {PEEK:,} rows)" if split in some else ""))
+    if "train" not in some:
+        check_one_class(recipe, counts)
+    if not some:
+        found.plan += [f"note        {line}" for line in counts.remarks()]
 
 
 def _check_training(recipe: Recipe, found: _Findings) -> None:

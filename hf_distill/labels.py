@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_distill.errors import UserError
 
@@ -115,3 +115,24 @@ def shorten(names: Sequence[str], limit: int = 8) -> str:
     """Return the names as `[a, b, c, ... 200 in all]`."""
     shown = ", ".join(str(name) for name in names[:limit])
     return f"[{shown}]" if len(names) <= limit else f"[{shown}, ... {len(names)} in all]"
+
+
+# Where sentence-transformers writes what follows the output of a cross-encoder: new versions, old ones.
+_AFTER = ("sentence_transformers", "sbert_ce_default_activation_function")
+
+
+def activation(config: PretrainedConfig | None) -> str | None:
+    """Return what sentence-transformers applies to the output of a cross-encoder; None where nothing says.
+
+    >>> from transformers import BertConfig
+    >>> activation(BertConfig(sentence_transformers={"activation_fn": "torch.nn.modules.activation.Sigmoid"}))
+    'Sigmoid'
+    """
+    said = getattr(config, _AFTER[0], None)
+    path = said.get("activation_fn") if isinstance(said, dict) else getattr(config, _AFTER[1], None)
+    return path.rpartition(".")[2] if isinstance(path, str) else None
+
+
+def kept_settings(config: PretrainedConfig | None) -> dict[str, Any]:
+    """Return what a student must have in its configuration, so that its output is read as the teacher's is."""
+    return {key: value for key in _AFTER if (value := getattr(config, key, None)) is not None}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from hf_distill.reading.plugins import outside_code
 from hf_distill.reading.writer import dump_recipe
 from hf_distill.stages import Run
 from hf_distill.tasks import Setup
-from hf_distill.tasks.class_counts import classes_of
+from hf_distill.tasks.class_counts import ClassCounts, classes_of
 from hf_distill.teachers import CachedTeacher
 from hf_distill.training.defaults import training_defaults
 from hf_distill.training.labelled import in_words, labels_of
@@ -112,12 +113,15 @@ def _trains_teacher_here(recipe: Recipe) -> bool:
 def _prepare(recipe: Recipe, pair: Pair) -> Prepared:
     with recipe.locate("data"):
         splits = load_splits(recipe.data, recipe.task.roles)
+    with locating_data(recipe):
+        return recipe.teacher.freeze(recipe.task.prepare(splits, setup_of(recipe, pair)))
+
+
+@contextmanager
+def locating_data(recipe: Recipe) -> Iterator[None]:
+    """Give a mistake that a task finds in its data the recipe's file, line and section."""
     try:
-        prepared = recipe.task.prepare(
-            splits,
-            setup_of(recipe, pair),
-        )
-        return recipe.teacher.freeze(prepared)
+        yield
     except UserError as error:
         # What is not about the data names its own section.
         own = error.key.partition(".")[0] in ("task", "teacher", "student")
@@ -191,6 +195,19 @@ def _claim_answers(recipe: Recipe) -> str:
         return check_rights(own.repo_id, own.private, "", repo_type="dataset")
 
 
+def check_one_class(recipe: Recipe, counts: ClassCounts) -> None:
+    """Refuse to learn from labels that are all of one class.
+
+    Raises:
+        UserError: They are, and an objective or the fine-tuning of a teacher learns from them.
+    """
+    learned = not recipe.teacher.has_head or any(
+        objective.unit == "label" for stage in recipe.plan for objective in stage.objectives
+    )
+    if counts.single is not None and learned:
+        raise recipe.mistake("data.splits.train", counts.one_class())
+
+
 def _say_classes(recipe: Recipe, prepared: Prepared, narrator: Narrator) -> None:
     """Say how often each class occurs, and what is odd about that.
 
@@ -200,11 +217,7 @@ def _say_classes(recipe: Recipe, prepared: Prepared, narrator: Narrator) -> None
     counts = classes_of(prepared)
     if counts is None:
         return
-    learned = not recipe.teacher.has_head or any(
-        objective.unit == "label" for stage in recipe.plan for objective in stage.objectives
-    )
-    if counts.single is not None and learned:
-        raise recipe.mistake("data.splits.train", counts.one_class())
+    check_one_class(recipe, counts)
     for line in counts.in_words():
         narrator.say(f"classes of {line}")
     for line in counts.remarks():

@@ -146,3 +146,35 @@ def test_two_hundred_thousand_rows() -> None:
     started = time.process_time()
     assert shared_rows(train, judged) == 1000
     assert time.process_time() - started < 5  # 0.3 s on two old cores
+
+
+# ---- What `--check` says of them -------------------------------------------------------------------------------------
+
+
+def test_check_counts_classes_and_finds_what_the_run_refuses(write_recipe: Any, tmp_path: Path) -> None:
+    """A bad label, or a slice of one class, was only told by the run, after the models were opened."""
+    from hf_distill import load_recipe
+    from hf_distill.check import check
+
+    def recipe(labels: list[str], train: str = "train") -> Path:
+        path = tmp_path / "data.jsonl"
+        rows = [f'{{"text": "film {number}", "label": "{label}"}}\n' for number, label in enumerate(labels)]
+        path.write_text("".join(rows))
+        path_of: Path = write_recipe(data={"path": str(path), "splits": {"train": train, "eval": "train[-4:]"}})
+        return path_of
+
+    sides = ["negative"] * 8 + ["positive"] * 8
+    lines = check(load_recipe(recipe(sides, "train[:12]"))).splitlines()
+    assert "classes     train: negative 8, positive 4" in lines
+    assert "classes     eval: negative 0, positive 4" in lines
+    for labels, train, says in (
+        (sides, "train[:8]", "data.splits.train: all labels of the train split are 'negative'"),
+        ([*sides[:-1], "neither"], "train", "row 15 (counted from 0) of the train split has the label 'neither'"),
+    ):
+        path = recipe(labels, train)
+        with pytest.raises(UserError) as told:
+            check(load_recipe(path))
+        with pytest.raises(UserError) as raised:
+            run(path)
+        assert says in str(told.value)
+        assert told.value.mistakes == raised.value.mistakes

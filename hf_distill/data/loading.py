@@ -92,7 +92,8 @@ def peek(data: Data, roles: Mapping[str, bool], rows: int = PEEK) -> dict[str, D
     Args:
         data: The recipe's section.
         roles: Role -> whether the task must have it.
-        rows: How many of a split; files up to 4 MiB are read whole. Slices are not followed.
+        rows: How many of a split; files up to 4 MiB are read whole, and cut as the recipe says; else slices are not
+                followed.
 
     Raises:
         UserError: As `load_splits`, as far as these rows can tell.
@@ -102,6 +103,16 @@ def peek(data: Data, roles: Mapping[str, bool], rows: int = PEEK) -> dict[str, D
     if not read.source.files and not os.path.exists(read.source.path):
         return None
     return _by_role({split: read.first(split, rows) for split in _named(data)}, data, roles)
+
+
+def _sliced(dataset: Dataset, wanted: str, name: str) -> Dataset:
+    """Return the rows that an instruction such as `train[:90%]` names."""
+    from datasets import ReadInstruction
+
+    if "[" not in wanted:
+        return dataset
+    parts = ReadInstruction.from_spec(wanted).to_absolute({name: len(dataset)})
+    return dataset.select([row for part in parts for row in range(part.from_, part.to)])
 
 
 def _named(data: Data) -> list[str]:
@@ -175,6 +186,8 @@ class _Reading:
             here = next(iter(files.values()))
             small = sum(os.path.getsize(file.path) for file in here) <= _WHOLE
             dataset = head(here, self.options, located.features, None if small else rows)
+            if small and len(files) == 1:
+                dataset = _sliced(dataset, wanted, next(iter(files)))
         if len(dataset) == 0:
             raise _empty(next(iter(files)), split)
         return dataset

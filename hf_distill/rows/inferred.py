@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
-from hf_distill.labels import label_names, positions
+from hf_distill.labels import activation, label_names, positions
 from hf_distill.rows.base import RowLayout
 from hf_distill.rows.examples import ExampleRows
-from hf_distill.rows.one_output import activation
 from hf_distill.rows.similarity import SimilarityRows
 from hf_distill.rows.spans import SpanRows
 from hf_distill.rows.targets import TargetRows

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from hf_distill.component import component
 from hf_distill.data import by_length, column
 from hf_distill.errors import UserError
+from hf_distill.labels import kept_settings
 from hf_distill.models import Head
 from hf_distill.own_tokens import PadBoth, side_by_side, teacher_view
-from hf_distill.rows.one_output import kept_settings
 from hf_distill.tasks.base import Prepared, Setup, Task
 from hf_distill.tasks.class_counts import ClassCounts, count_raw
 from hf_distill.tasks.class_labels import read_labels
