@@ -141,6 +141,7 @@ def setup_of(recipe: Recipe, pair: Pair) -> Setup:
         label_names=recipe.data.labels,
         label_separator=recipe.data.label_separator,
         metrics=recipe.evaluation.metrics,
+        left_out=pair.left_out,
     )
 
 

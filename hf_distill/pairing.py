@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hf_distill.data.vocabularies import left_out, named
 from hf_distill.errors import UserError
 from hf_distill.labels import label_names, positions
 from hf_distill.models import has_class, has_head, open_tokenizer
@@ -42,6 +43,7 @@ class Pair:
         teacher_head: The teacher's configuration where it brings the task's head, else None.
         student_head: Likewise.
         max_length: Longest input both take and the recipe wants; None where nothing limits it.
+        left_out: Tokens that are not the same in both vocabularies, where these differ in special tokens alone.
     """
 
     teacher: PretrainedConfig
@@ -51,6 +53,7 @@ class Pair:
     teacher_head: PretrainedConfig | None
     student_head: PretrainedConfig | None
     max_length: int | None
+    left_out: tuple[int, ...] = ()
 
 
 def open_pair(recipe: Recipe) -> Pair:
@@ -72,13 +75,13 @@ def open_pair(recipe: Recipe) -> Pair:
         if teacher_head is not None and student_head is not None and "Classification" in auto_class:
             _check_labels(student_head, teacher_head)
     with recipe.locate(""):
-        tokenizer, of_teacher = _tokenizers(recipe)
+        tokenizer, of_teacher, apart = _tokenizers(recipe)
     for side, config, reads in (("teacher", teacher, of_teacher or tokenizer), ("student", student, tokenizer)):
         with recipe.locate(side):
-            _check_vocabulary(reads, config)
+            _check_vocabulary(reads, config, apart)
     with recipe.locate("data"):
         limit = _longest_input(recipe.data.max_length, (teacher, student), (tokenizer, of_teacher or tokenizer))
-    return Pair(teacher, student, tokenizer, of_teacher, teacher_head, student_head, limit)
+    return Pair(teacher, student, tokenizer, of_teacher, teacher_head, student_head, limit, apart)
 
 
 def open_teacher(recipe: Recipe) -> PretrainedConfig:
@@ -161,8 +164,13 @@ def _check_labels(student: PretrainedConfig, teacher: PretrainedConfig) -> None:
 # ---- Tokenizers ------------------------------------------------------------------------------------------------------
 
 
-def _tokenizers(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase | None]:
+def _tokenizers(
+    recipe: Recipe,
+) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase | None, tuple[int, ...]]:
     """Open the tokenizer of the run, and the teacher's own where it reads text in another way than the student.
+
+    Where models are compared token by token, and their vocabularies differ in special or unused tokens alone, one
+    tokenizer feeds both, and the tokens that differ are left out of the comparison: they come third.
 
     Args:
         recipe: Names the models and perhaps a tokenizer, which then feeds both.
@@ -172,12 +180,27 @@ def _tokenizers(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, PreTrainedToke
     """
     opened = _open_tokenizers(recipe)
     (first, tokenizer), *others = opened.items()
+    apart: set[int] = set()
     for side, other in others:
         fault, way_out = _difference(first, tokenizer, side, other)
+        if fault is not None and recipe.task.compares_tokens and (some := left_out(tokenizer, other)):
+            if first != "tokenizer" and _split(tokenizer) != _split(other):
+                raise UserError(
+                    f"{first} and {side} have the same ordinary tokens but split text differently (case, accents). Say "
+                    "which of them feeds both: tokenizer: ...",
+                    key="student.model",
+                )
+            apart.update(some)
+            logger.warning(
+                "the vocabularies of %s and %s differ in special or unused tokens: %s. They are left out of the "
+                "comparison of the two models",
+                *(first, side, named(tokenizer, other, some)),
+            )
+            continue
         if fault is None:
             continue
         if first == "student" and recipe.task.own_tokenizers:
-            return _with_padding(tokenizer, "student.model"), _with_padding(other, "teacher.model")
+            return _with_padding(tokenizer, "student.model"), _with_padding(other, "teacher.model"), ()
         why = f"{recipe.task.name} compares the models token by token, so both have to read the same tokens."
         if recipe.task.own_tokenizers:
             why, way_out = (
@@ -186,7 +209,7 @@ def _tokenizers(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, PreTrainedToke
             )
         # Of teacher and student, it is the student that is easily exchanged.
         raise UserError(f"{fault} {why} {way_out}", key=f"{'student' if first == 'student' else side}.model")
-    return _with_padding(tokenizer, "tokenizer"), None
+    return _with_padding(tokenizer, "tokenizer"), None, tuple(sorted(apart))
 
 
 def _open_tokenizers(recipe: Recipe) -> dict[str, PreTrainedTokenizerBase]:
@@ -250,6 +273,11 @@ def _difference(
     return None, ""
 
 
+def _split(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    ids: list[int] = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
+    return ids
+
+
 def _example(ours: dict[str, int], theirs: dict[str, int]) -> str:
     if len(ours) != len(theirs):
         return f"{len(ours)} and {len(theirs)} tokens"
@@ -258,9 +286,11 @@ def _example(ours: dict[str, int], theirs: dict[str, int]) -> str:
     return f"{token!r} is number {ours[token]} in one and {theirs.get(token, 'missing')} in the other"
 
 
-def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
+def _check_vocabulary(
+    tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, left_out: tuple[int, ...] = ()
+) -> None:
     rows: int | None = getattr(config.get_text_config(), "vocab_size", None)
-    highest = max(tokenizer.get_vocab().values())
+    highest = max(set(tokenizer.get_vocab().values()).difference(left_out))
     if rows is not None and highest >= rows:
         raise UserError(
             f"the tokenizer has a token number {highest}, but the model's vocabulary ends at {rows - 1}. "

@@ -106,7 +106,8 @@ def _classes(recipe: Recipe, pair: Pair) -> int | None:
     from hf_distill.rows.inferred import vocabulary
 
     if "LM" in recipe.task.auto_class:
-        return vocabulary(pair.student, pair.teacher, pair.tokenizer)
+        classes = vocabulary(pair.student, pair.teacher, pair.tokenizer)
+        return None if classes is None else classes - sum(one < classes for one in pair.left_out)
     head = pair.teacher_head or pair.student_head
     return head.num_labels if head is not None and "Classification" in recipe.task.auto_class else None
 

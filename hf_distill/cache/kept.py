@@ -41,6 +41,7 @@ class Kept:
         precision: Of what is kept.
         classes: How many columns of the head are classes.
         states: Hidden states that are kept besides.
+        left_out: Tokens that are none of the classes: these are numbered without them.
     """
 
     outputs: tuple[str, ...] = ()
@@ -51,6 +52,7 @@ class Kept:
     precision: Literal["float16", "float32", "float64"] = "float32"
     classes: int = 0
     states: tuple[KeptStates, ...] = ()
+    left_out: tuple[int, ...] = ()
 
     @classmethod
     def of(
@@ -86,11 +88,14 @@ class Kept:
         if not is_sparse(teacher, layout):
             return cls(outputs=layout.outputs, by_token=layout.outputs_by_token, precision=exact, states=columns)
         head: Any = base_model(teacher).get_output_embeddings()  # type: ignore[operator]
-        classes = min(getattr(layout, "classes", None) or len(head.weight), len(head.weight))
+        left_out: tuple[int, ...] = getattr(layout, "left_out", ())
+        classes = min(getattr(layout, "classes", None) or len(head.weight), len(head.weight) + len(left_out))
+        classes -= len(left_out)
         if precision == "float32":
             precision = exact
         tail = tail if top < classes else 0
         settings: Any = {"tail": tail, "temperature": temperature, "precision": precision, "classes": classes}
+        settings["left_out"] = left_out
         return cls(top=min(top, classes), states=columns, **settings)
 
     @property
@@ -127,8 +132,10 @@ class Kept:
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON has it, and as a refusal says what is different."""
-        found = {**asdict(self), "outputs": list(self.outputs)}
+        found = {**asdict(self), "outputs": list(self.outputs), "left_out": list(self.left_out)}
         del found["states"]
+        if not self.left_out:  # as in caches of earlier versions
+            del found["left_out"]
         for one in self.states:
             layers = found.setdefault("layers", "")
             found["layers"] = f"{layers}, {one.states}" if layers else str(one.states)

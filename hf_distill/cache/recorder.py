@@ -66,12 +66,13 @@ class Recorder:
         if captured is not None and self.head is not None:
             places = self.layout.places(batch)
             assert places is not None
-            side = side_of(self.head, captured, places, self.kept.classes)
+            classes = getattr(self.layout, "classes", None)
+            side = side_of(self.head, captured, places, classes, self.layout.shared(places.mask.device))
             rows, example = top_rows(side, self.kept, generator), places.example
         else:
             logits = self.layout.logits(outputs)
             all_rows = self.layout.select(logits, None, batch)
-            rows, example = sparse_rows(all_rows.student, self.kept, generator), all_rows.example
+            rows, example = sparse_rows(all_rows.compared.student, self.kept, generator), all_rows.example
         return {**self._sparse(rows, torch.bincount(example, minlength=len(first))), **states}
 
     def _whole(self, output: Tensor, batch: Mapping[str, Tensor]) -> list[Array]:

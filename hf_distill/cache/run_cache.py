@@ -43,6 +43,7 @@ def reading(recipe: Recipe, pair: Pair) -> dict[str, Any]:
         "chat template": None if template is None else fingerprint(template),
         "max_length": pair.max_length,
         "task": fingerprint(entry(recipe.task)),
+        **({"tokens left out": fingerprint(pair.left_out)} if pair.left_out else {}),
     }
 
 
@@ -66,6 +67,8 @@ def planned(own: CachedTeacher, task: Task, objectives: Sequence[Objective], pai
     if "LM" not in task.auto_class:
         return Kept(outputs=("logits",), states=columns)
     classes = None if pair is None else vocabulary(pair.student, pair.teacher, pair.tokenizer)
+    left_out = () if pair is None or classes is None else tuple(one for one in pair.left_out if one < classes)
+    classes = None if classes is None else classes - len(left_out)
     top = own.top if classes is None else min(own.top, classes)
     return Kept(
         top=top,
@@ -73,6 +76,7 @@ def planned(own: CachedTeacher, task: Task, objectives: Sequence[Objective], pai
         temperature=own.temperature(objectives),
         precision=own.precision,
         classes=classes or 0,
+        left_out=left_out,
         states=columns,
     )
 

@@ -36,11 +36,13 @@ class Evaluation:
         objectives: What is evaluated.
         student: What comes after its linear map.
         teacher: Likewise; None where there is none, or only what was kept of it.
+        shared: See `Rows`.
     """
 
     objectives: tuple[RowObjective, ...]
     student: Side
     teacher: Side | None
+    shared: Tensor | None = None
 
     def __call__(
         self, raw: Tensor, teacher: Tensor | SparseRows | None, labels: Tensor, coefficients: Tensor | None
@@ -79,4 +81,4 @@ class Evaluation:
         if self.teacher is not None and isinstance(teacher, Tensor):
             teacher = self.teacher.finish(teacher).detach()
         example = torch.arange(len(leaf), device=leaf.device)
-        return RowByRow(self.student.finish(leaf), teacher, labels, example, len(leaf))
+        return RowByRow(self.student.finish(leaf), teacher, labels, example, len(leaf), shared=self.shared)

@@ -86,7 +86,7 @@ class Graph:
             for one, moves in zip(self.evaluation.objectives, self.moving, strict=True)
         )
         after = ((side.head.scale, side.head.soft_cap, side.classes) for side in self._sides)
-        return (*settled, *after, self.temperature)
+        return (*settled, *after, self.temperature, self.evaluation.shared is not None)
 
     def inputs(
         self, raw: Tensor, teacher: Tensor | SparseRows | None, labels: Tensor, coefficients: Tensor
@@ -100,6 +100,8 @@ class Graph:
             if moves
         ]
         biases = [side.head.extra_bias for side in self._sides if side.head.extra_bias is not None]
+        if self.evaluation.shared is not None:
+            biases.append(self.evaluation.shared)
         if isinstance(teacher, SparseRows):
             theirs = [teacher.indices, teacher.log_probabilities, teacher.remaining]
         else:
@@ -117,11 +119,15 @@ class Graph:
             side if side.head.extra_bias is None else replace(side, head=replace(side.head, extra_bias=rest.pop(0)))
             for side in self._sides
         ]
+        shared = None if self.evaluation.shared is None else rest.pop(0)
+        sides = [side if side.shared is None else replace(side, shared=shared) for side in sides]
         teacher: Tensor | SparseRows | None = rest[0] if rest else None
         if self.temperature is not None:
             indices, log_probabilities, remaining = rest
             teacher = SparseRows(indices, log_probabilities, remaining, self.temperature)
-        return Evaluation(objectives, *(*sides, None)[:2])(raw, teacher, labels, coefficients)  # type: ignore[arg-type]
+        student, theirs = (*sides, None)[:2]
+        assert student is not None
+        return Evaluation(objectives, student, theirs, shared)(raw, teacher, labels, coefficients)
 
     @property
     def _sides(self) -> list[Side]:

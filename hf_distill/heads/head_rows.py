@@ -45,6 +45,7 @@ class HeadRows(Rows):
         example: See `Rows`.
         examples: See `Rows`.
         compiler: What compiles the evaluation of blocks; None to evaluate them eagerly.
+        shared: See `Rows`.
     """
 
     def __init__(
@@ -55,8 +56,15 @@ class HeadRows(Rows):
         example: Tensor,
         examples: int,
         compiler: Compiler | None = None,
+        shared: Tensor | None = None,
     ) -> None:
-        settings = {"sides": (student, teacher), "labels": labels, "example": example, "examples": examples}
+        settings = {
+            "sides": (student, teacher),
+            "labels": labels,
+            "example": example,
+            "examples": examples,
+            "shared": shared,
+        }
         for name, value in {**settings, "compiler": compiler, "classes": None, "_agreement": None}.items():
             object.__setattr__(self, name, value)  # as the base class is frozen
 
@@ -74,6 +82,10 @@ class HeadRows(Rows):
         """Likewise."""
         teacher = self.sides[1]
         return teacher.logits().detach() if isinstance(teacher, Side) else teacher
+
+    def with_columns(self, student: Tensor, labels: Tensor) -> Rows:
+        """See `Rows.with_columns`."""
+        return Rows(student, self.teacher, labels, self.example, self.examples)
 
     def agreement(self) -> Tensor:
         """See `Rows.agreement`; known once the rows have been walked over."""
@@ -199,17 +211,20 @@ class Heads:
         places = layout.places(inputs)
         assert places is not None
         classes: int | None = getattr(layout, "classes", None)
-        sides = []
+        sides: list[Side] = []
+        shared = layout.shared(places.mask.device)
         for captured, head in zip(self._captured, self._heads, strict=False):
             assert head is not None
-            sides.append(side_of(head, captured, places, classes))
+            sides.append(side_of(head, captured, places, classes, shared if sides else None))
         self._captured = []
         student, teacher = (*sides, None)[:2]
         assert student is not None
-        return HeadRows(student, teacher or kept, places.labels, places.example, len(places.mask), self._compiler)
+        return HeadRows(
+            student, teacher or kept, places.labels, places.example, len(places.mask), self._compiler, shared
+        )
 
 
-def side_of(head: Head, captured: Captured, places: Places, classes: int | None) -> Side:
+def side_of(head: Head, captured: Captured, places: Places, classes: int | None, shared: Tensor | None = None) -> Side:
     """Return a model at its head, for the rows of a batch.
 
     Args:
@@ -217,12 +232,13 @@ def side_of(head: Head, captured: Captured, places: Places, classes: int | None)
         captured: What it would have given to the head.
         places: Where the rows are. A model spread over devices may have computed its last layer on another one.
         classes: See `Side`.
+        shared: Likewise.
     """
     assert captured.hidden is not None
     here = captured.hidden.device
     if places.mask.device != here:
         places = replace(places, **{item.name: getattr(places, item.name).to(here) for item in fields(places)})
-    return Side(head, places.pick(captured.hidden).to(head.linear.weight.device), captured.dtype, classes)
+    return Side(head, places.pick(captured.hidden).to(head.linear.weight.device), captured.dtype, classes, shared)
 
 
 def _largest(hidden: Tensor) -> Tensor:

@@ -23,12 +23,14 @@ class Side:
         hidden: Its input at the rows that count, `(rows, width)`, where the head is.
         dtype: Of the matrix product.
         classes: Number of columns that are tokens; None for all.
+        shared: Of a teacher: the columns that are the same tokens to the student; None for all of `classes`.
     """
 
     head: Head
     hidden: Tensor
     dtype: torch.dtype
     classes: int | None = None
+    shared: Tensor | None = None
 
     @property
     def width(self) -> int:
@@ -38,7 +40,8 @@ class Side:
     def finish(self, raw: Tensor) -> Tensor:
         """Return the model's logits from the linear map's result, float32 or better, at the columns that are tokens."""
         upcast = raw.float() if raw.dtype in (torch.float16, torch.bfloat16) else raw
-        return self.head.finish(upcast)[:, : self.classes]
+        logits = self.head.finish(upcast)[:, : self.classes]
+        return logits if self.shared is None else logits.index_select(-1, self.shared.to(logits.device))
 
     def logits(self) -> Tensor:
         """Return all of them at once, `(rows, classes)`, with their graph."""

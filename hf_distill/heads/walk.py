@@ -92,7 +92,7 @@ class _Walker:
         self.kept = teacher if isinstance(teacher, SparseRows) else None
         self.device = self.student.weight.device
         self.labels, self.example = rows.labels.to(self.device), rows.example.to(self.device)
-        evaluation = Evaluation(objectives, student, teacher if isinstance(teacher, Side) else None)
+        evaluation = Evaluation(objectives, student, teacher if isinstance(teacher, Side) else None, rows.shared)
         self.evaluate: Evaluate = evaluation
         if rows.compiler is not None:
             temperature = None if self.kept is None else self.kept.temperature

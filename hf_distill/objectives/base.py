@@ -223,6 +223,8 @@ class RowObjective(Objective):
         """Sum the losses of some rows within each example, `(batch,)`; all their columns are classes."""
         from hf_distill.objectives.guard import check_result, guarded
 
+        if self.needs_teacher:
+            rows = rows.compared
         teacher: Any = rows.teacher  # a class that takes no sparse teacher may leave it out of its signature
         if self.needs_teacher and not self.takes_sparse:
             teacher = self.dense(teacher)

@@ -66,7 +66,7 @@ class InputGradientTerm(Term):
         # The teacher ran first; the two are one model in a comparison with itself.
         mine, theirs = self._seen[self._embeddings[0]][-1], self._seen[self._embeddings[1]][0]
         self._seen = {}
-        scores = [_scores(one) for one in (rows.student, comparison.teacher_rows)]
+        scores = [_scores(one) for one in (rows.compared.student, comparison.teacher_rows)]
         top = scores[1].detach().topk(min(self.objective.classes, scores[1].shape[-1])).indices
         losses = []
         for column in torch.split(top, 1, dim=-1):

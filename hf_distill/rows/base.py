@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -107,6 +108,8 @@ class Rows:
         examples: Batch size.
         classes: Which columns are classes of a row, bool `(rows, classes)`, where rows have different ones; None where
             all columns are. The others are `IMPOSSIBLE` in both models.
+        shared: Which columns are the same class to the teacher, `(its classes,)`, ascending; None where all are. Its
+            rows have these columns alone.
     """
 
     student: Tensor
@@ -115,6 +118,20 @@ class Rows:
     example: Tensor
     examples: int
     classes: Tensor | None = None
+    shared: Tensor | None = None
+
+    @cached_property
+    def compared(self) -> Rows:
+        """The same rows with the columns that both models have; a label that is not among them counts as none."""
+        if self.shared is None:
+            return self
+        place = torch.searchsorted(self.shared, self.labels).clamp(max=len(self.shared) - 1)
+        labels = torch.where(self.shared[place] == self.labels, place, torch.full_like(place, IGNORED))
+        return self.with_columns(self.student.index_select(-1, self.shared), labels)
+
+    def with_columns(self, student: Tensor, labels: Tensor) -> Rows:
+        """Return the rows with other columns of the student, all of which the teacher has."""
+        return replace(self, student=student, labels=labels, shared=None)
 
     def sum_by_example(self, values: Tensor) -> Tensor:
         """Sum a value per row, or several, into `(batch, ...)`."""
@@ -126,7 +143,7 @@ class Rows:
         if self.teacher is None or self.student.shape[-1] == 1:
             return self.student.new_zeros(self.examples)
         top = self.teacher.top_class() if isinstance(self.teacher, SparseRows) else top_class(self.teacher)
-        return self.sum_by_example((top_class(self.student) == top).to(self.student.dtype))
+        return self.sum_by_example((top_class(self.compared.student) == top).to(self.student.dtype))
 
     def extremes(self) -> Tensor:
         """Return a number for each example that is NaN or inf where the logits are: student's, teacher's `(batch, 2)`.
@@ -216,6 +233,10 @@ class RowLayout(ABC):
         """Return what `select` takes of a model's output; a student's is also what metrics are computed from."""
         logits: Tensor = outputs["logits"]
         return logits
+
+    def shared(self, device: torch.device) -> Tensor | None:
+        """Return which of the student's columns the teacher has too, `(columns,)`, ascending; None for all."""
+        return None
 
     @abstractmethod
     def select(self, student: Tensor, teacher: Tensor | None, inputs: Mapping[str, Tensor]) -> Rows:

@@ -121,7 +121,7 @@ def infer_layout(student: nn.Module, teacher: nn.Module | None, processing_class
     config: Any = getattr(student, "config", None)
     theirs: Any = None if teacher is None else getattr(base_model(teacher), "config", None)
     if config is not None and config.is_encoder_decoder and name in _classes("SEQ_TO_SEQ_CAUSAL_LM"):
-        return TargetRows(classes=vocabulary(config, theirs, processing_class))
+        return TargetRows(**_columns(config, theirs, processing_class))
     if config is not None and not config.is_encoder_decoder:
         if name in _classes("SEQUENCE_CLASSIFICATION"):
             return _example_rows(config, theirs)
@@ -131,7 +131,7 @@ def infer_layout(student: nn.Module, teacher: nn.Module | None, processing_class
             return SpanRows()
         causal = name in _classes("CAUSAL_LM")
         if causal or name in _classes("MASKED_LM"):
-            return TokenRows(shift=causal, classes=vocabulary(config, theirs, processing_class))
+            return TokenRows(shift=causal, **_columns(config, theirs, processing_class))
     raise ValueError(
         f"cannot tell which logits of {name} count. Wanted: a sequence or token classifier or a question answerer "
         "without decoder, or a masked, causal or encoder-decoder language model. For another head pass `layout=` (a "
@@ -169,6 +169,15 @@ def _teacher_columns(student: PretrainedConfig, teacher: PretrainedConfig | None
         raise ValueError(f"the student's head has {student.num_labels} labels, the teacher's {teacher.num_labels}.")
     ours, theirs = label_names(student), label_names(teacher)
     return positions(ours, theirs, whose="the teacher") if ours and theirs else None
+
+
+def _columns(student: PretrainedConfig, teacher: PretrainedConfig | None, processing_class: Any) -> dict[str, Any]:
+    """Return `classes` and `left_out` of a layout: tokens past the end of the teacher's head are none of its tokens."""
+    both = vocabulary(student, teacher, processing_class)
+    own = vocabulary(student, None, processing_class)
+    if both is None or own is None:
+        return {"classes": both}
+    return {"classes": own, "left_out": tuple(range(both, own))}
 
 
 def vocabulary(student: PretrainedConfig, teacher: PretrainedConfig | None, processing_class: Any) -> int | None:

@@ -24,6 +24,7 @@ class TargetRows(TokenRows):
     Attributes:
         shift: Stays False: the shift is in `decoder_input_ids`.
         classes: Columns that are tokens; see `TokenRows`.
+        left_out: See `TokenRows`.
         teacher_columns: Column of the teacher's logits for each of the student's, where their orders differ.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -11,6 +12,18 @@ from torch import Tensor
 
 from hf_distill.labels import IGNORED, UNLABELLED
 from hf_distill.rows.base import Places, RowLayout, Rows, Unit, upcast
+
+
+@lru_cache(maxsize=8)
+def shared_columns(classes: int, left_out: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return the columns that are left, ascending, `(classes - len(left_out),)`.
+
+    >>> shared_columns(5, (1, 4), torch.device("cpu"))
+    tensor([0, 2, 3])
+    """
+    kept = torch.ones(classes, dtype=torch.bool)
+    kept[list(left_out)] = False
+    return kept.nonzero()[:, 0].to(device)
 
 
 @dataclass(frozen=True)
@@ -25,6 +38,8 @@ class TokenRows(RowLayout):
         classes: Columns that are tokens. Models pad their embedding to round sizes, each to its own; the columns
             past the vocabulary are no tokens and would take part in the softmax.
         teacher_columns: Column of the teacher's logits for each of the student's, where their orders differ.
+        left_out: Those of `classes` that are another token to the teacher, or none, in ascending order. Models are
+            compared on the others alone; a label may be any of `classes`.
     """
 
     outputs_by_token: ClassVar[bool] = True
@@ -33,6 +48,11 @@ class TokenRows(RowLayout):
     shift: bool = False
     classes: int | None = None
     teacher_columns: tuple[int, ...] | None = None
+    left_out: tuple[int, ...] = ()
+
+    def shared(self, device: torch.device) -> Tensor | None:
+        """See `RowLayout.shared`."""
+        return shared_columns(self.classes, self.left_out, device) if self.classes and self.left_out else None
 
     @property
     def has_named_classes(self) -> bool:
@@ -66,6 +86,7 @@ class TokenRows(RowLayout):
             labels=places.labels,
             example=places.example,
             examples=len(student),
+            shared=self.shared(student.device),
         )
 
     def places(self, inputs: Mapping[str, Tensor]) -> Places:
@@ -82,7 +103,16 @@ class TokenRows(RowLayout):
 
     def _teacher_rows(self, logits: Tensor, places: Places) -> Tensor:
         rows = self._rows(logits, places)
+        shared = self.shared(rows.device)
+        if shared is not None:
+            return rows.index_select(-1, shared)
         return rows if self.teacher_columns is None else rows[:, list(self.teacher_columns)]
+
+    def teacher_rows(self, teacher: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        """See `RowLayout.teacher_rows`."""
+        shared = self.shared(teacher.device)
+        rows = super().teacher_rows(teacher, inputs)
+        return rows if shared is None else rows.index_select(-1, shared)
 
     def counts(self, inputs: Mapping[str, Tensor]) -> dict[Unit, Tensor]:
         """See `RowLayout.counts`."""

@@ -40,6 +40,7 @@ class Setup:
         label_names: What the recipe says of labels: names of integers, or what each label means (None: no label).
         label_separator: What stands between the labels of a row that has several in one text.
         metrics: Names, headline first; the task's own choice if empty.
+        left_out: Tokens of the tokenizer that are others to the teacher, or none, and take no part in a comparison.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -51,6 +52,7 @@ class Setup:
     label_names: SaidLabels = None
     label_separator: str | None = None
     metrics: Sequence[str] = ()
+    left_out: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,8 @@ class Task(ABC):
     # Whether teacher and student may read a text through tokenizers of their own (`Setup.teacher_tokenizer`): not where
     # their answers are compared token by token.
     own_tokenizers: ClassVar[bool] = False
+    # Whether what is compared are distributions over tokens, of which some may be left out.
+    compares_tokens: ClassVar[bool] = False
     # Whether the models see other inputs in every epoch.
     changes_inputs: ClassVar[bool] = False
     # Whether a row may have several labels in one text (`data.label_separator`).

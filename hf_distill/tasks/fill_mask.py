@@ -18,6 +18,8 @@ from hf_distill.models import Head
 from hf_distill.tasks.base import Prepared, Setup, Task
 from hf_distill.tasks.language import (
     PadTokens,
+    among,
+    check_shared,
     check_texts,
     no_logits,
     pad_token_id,
@@ -62,6 +64,7 @@ class FillMask(Task):
     auto_class: ClassVar[str] = "AutoModelForMaskedLM"
     roles: ClassVar[Mapping[str, bool]] = {"text": True}
     changes_inputs: ClassVar[bool] = True
+    compares_tokens: ClassVar[bool] = True
     groups_by_length: ClassVar[bool] = True
 
     mask_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
@@ -97,14 +100,15 @@ class FillMask(Task):
                 f"{max_length} tokens leave no room for text: the tokenizer adds {added} of its own. Wanted more.",
                 key="max_length",
             )
-        masker = self._masker(tokenizer)
+        masker = self._masker(tokenizer, setup.left_out)
         tokenised = {name: _tokenise(split, name, tokenizer, max_length) for name, split in splits.items()}
+        check_shared(tokenised, setup)
         return Prepared(
             train=tokenised["train"],
             eval=by_length(_mask_for_good(tokenised["eval"], masker, tokenizer)),
             head=Head(self.auto_class),
-            layout=TokenRows(classes=width),
-            collator=MaskTokens(masker, PadTokens(pad_token_id(tokenizer)), tokenizer),
+            layout=TokenRows(classes=width, left_out=among(setup.left_out, width)),
+            collator=MaskTokens(masker, PadTokens(pad_token_id(tokenizer, setup.left_out)), tokenizer),
             metrics=no_logits,
             metric_names=tuple(names),
             label_names=None,
@@ -112,13 +116,17 @@ class FillMask(Task):
             summary=perplexity,
         )
 
-    def _masker(self, tokenizer: PreTrainedTokenizerBase) -> Masker:
+    def _masker(self, tokenizer: PreTrainedTokenizerBase, left_out: tuple[int, ...]) -> Masker:
         if tokenizer.mask_token_id is None:
             raise UserError(
                 "the tokenizer has no mask token: the models are no masked language models. For those that predict the "
                 "next token use task: text-generation."
             )
-        special = set(tokenizer.all_special_ids)
+        if tokenizer.mask_token_id in left_out:
+            raise UserError(
+                "the mask token of the student is another token to the teacher. Choose models that share it."
+            )
+        special = {*tokenizer.all_special_ids, *left_out}
         return Masker(
             mask_id=tokenizer.mask_token_id,
             special=frozenset(special),

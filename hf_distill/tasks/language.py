@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from datasets import Dataset, Features
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
+
+    from hf_distill.tasks.base import Setup
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -84,15 +89,56 @@ def check_texts(splits: Mapping[str, Dataset], roles: Sequence[str]) -> None:
                 )
 
 
-def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return what to pad with. Any token does, because padding is masked."""
+def pad_token_id(tokenizer: PreTrainedTokenizerBase, left_out: Sequence[int] = ()) -> int:
+    """Return what to pad with: any token that both models have does, because padding is masked."""
     number: int | None = tokenizer.pad_token_id
-    return 0 if number is None else number
+    if number is not None and number not in left_out:
+        return number
+    return next(number for number in range(len(tokenizer)) if number not in left_out)
+
+
+def check_shared(splits: Mapping[str, Dataset], setup: Setup) -> None:
+    """Say how many tokens of the data are others to the teacher, and refuse those that it cannot read.
+
+    Args:
+        splits: Tokenised.
+        setup: Which tokens differ.
+
+    Raises:
+        UserError: One is past the end of the teacher's embeddings.
+    """
+    if not setup.left_out:
+        return
+    import numpy as np
+
+    rows = min(config.get_text_config().vocab_size for config in setup.configs)
+    for name, split in splits.items():
+        numbers = column(split, "input_ids").combine_chunks().flatten().to_numpy()
+        if len(numbers) and numbers.max() >= rows:
+            first = next(row for row, ids in enumerate(split["input_ids"]) if max(ids) >= rows)
+            token = next(one for one in split["input_ids"][first] if one >= rows)
+            raise UserError(
+                f"example {first} of the {name} split, counted from 0, has the token "
+                f"'{setup.tokenizer.convert_ids_to_tokens(token)}' ({token}), and a model's vocabulary ends at "
+                f"{rows - 1}. Take it out of the texts, or choose models that both have it.",
+                key="columns",
+            )
+        if found := int(np.isin(numbers, setup.left_out).sum()):
+            logger.warning(
+                "%s of %s tokens of the %s split are others to the teacher: what it says after them is about another "
+                "text, and there its answer and the student's are compared on the tokens that both have",
+                *(f"{found:,}", f"{len(numbers):,}", name),
+            )
 
 
 def vocabulary(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return how many columns of a head are tokens; models pad their embeddings to round sizes."""
     return max(tokenizer.get_vocab().values()) + 1
+
+
+def among(left_out: Sequence[int], classes: int) -> tuple[int, ...]:
+    """Return the tokens to leave out that are columns of a student's head."""
+    return tuple(number for number in left_out if number < classes)
 
 
 def perplexity(figures: Mapping[str, float]) -> dict[str, float]:

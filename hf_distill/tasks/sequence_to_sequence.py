@@ -16,7 +16,7 @@ from hf_distill.models import Head
 from hf_distill.pairing import NO_LIMIT
 from hf_distill.tasks.base import Prepared, Setup, Task
 from hf_distill.tasks.generated import REFERENCE, Generator
-from hf_distill.tasks.language import check_texts, no_logits, pad_token_id, perplexity, vocabulary
+from hf_distill.tasks.language import among, check_shared, check_texts, no_logits, pad_token_id, perplexity, vocabulary
 from hf_distill.tasks.pairs import PadPairs, PairEncoder, beginning
 
 if TYPE_CHECKING:
@@ -74,13 +74,15 @@ class SequenceToSequence(Task):
         judged = by_length(tokenised["eval"])
         check_generated(names, judged[REFERENCE][:])
         settings = {**self._lengths(judged), **begins.settings}
-        generator = Generator(judged, tokenizer, pad_token_id(tokenizer), names, settings)
+        check_shared(tokenised, setup)
+        padding = pad_token_id(tokenizer, setup.left_out)
+        generator = Generator(judged, tokenizer, padding, names, settings)
         return Prepared(
             train=tokenised["train"],
             eval=judged,
             head=Head(self.auto_class),
-            layout=TargetRows(classes=width),
-            collator=PadPairs(pad_token_id(tokenizer), begins.token),
+            layout=TargetRows(classes=width, left_out=among(setup.left_out, width)),
+            collator=PadPairs(padding, begins.token),
             metrics=no_logits,
             metric_names=tuple(names),
             label_names=None,

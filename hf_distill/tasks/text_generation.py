@@ -14,6 +14,8 @@ from hf_distill.models import Head, has_class
 from hf_distill.tasks.base import Prepared, Setup, Task
 from hf_distill.tasks.language import (
     PadTokens,
+    among,
+    check_shared,
     check_texts,
     no_logits,
     pad_token_id,
@@ -49,6 +51,8 @@ class TextGeneration(Task):
     roles: ClassVar[Mapping[str, bool]] = dict.fromkeys(
         ("text", "prompt", "completion", "messages", "conversations", "tools", "chat_template_kwargs"), False
     )
+
+    compares_tokens: ClassVar[bool] = True
 
     packed: bool = False
     examples: Form | None = None
@@ -93,12 +97,13 @@ class TextGeneration(Task):
         encoder = TextEncoder(self.name, tokenizer, max_length, form, packed, chat, self.chat_template_kwargs)
         encoder.check(splits)
         tokenised = {name: tokenise_split(split, name, encoder) for name, split in splits.items()}
+        check_shared(tokenised, setup)
         return Prepared(
             train=tokenised["train"],
             eval=by_length(tokenised["eval"]),
             head=Head(self.auto_class),
-            layout=TokenRows(shift=True, classes=width),
-            collator=PadTokens(pad_token_id(tokenizer)),
+            layout=TokenRows(shift=True, classes=width, left_out=among(setup.left_out, width)),
+            collator=PadTokens(pad_token_id(tokenizer, setup.left_out)),
             metrics=no_logits,
             metric_names=tuple(names),
             label_names=None,
