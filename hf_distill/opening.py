@@ -131,6 +131,7 @@ def locating_data(recipe: Recipe) -> Iterator[None]:
 
 def setup_of(recipe: Recipe, pair: Pair) -> Setup:
     """Return what the recipe's task prepares data for."""
+    several = recipe.data.columns.get(recipe.task.label_role)
     return Setup(
         tokenizer=pair.tokenizer,
         teacher_tokenizer=pair.teacher_tokenizer,
@@ -138,7 +139,7 @@ def setup_of(recipe: Recipe, pair: Pair) -> Setup:
         student=pair.student_head,
         configs=(pair.teacher, pair.student),
         max_length=pair.max_length,
-        label_names=recipe.data.labels,
+        label_names=recipe.data.labels or (several if isinstance(several, list) else None),
         label_separator=recipe.data.label_separator,
         metrics=recipe.evaluation.metrics,
         left_out=pair.left_out,

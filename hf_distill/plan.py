@@ -142,6 +142,9 @@ def _check_shape(recipe: Recipe) -> None:
         raise recipe.mistake(
             "data.label_separator", f"{recipe.task.name} has no rows with several labels in one text. Leave it out."
         )
+    for role, columns in recipe.data.columns.items():
+        if isinstance(columns, list) and not (recipe.task.several_labels and role == recipe.task.label_role):
+            raise recipe.mistake(f"data.columns.{role}", "wanted one column: several are for labels, one a class.")
     for index, stage in enumerate(recipe.plan):
         path = join(recipe.stage_path(index), "objectives")
         if not any(objective.has_weight for objective in stage.objectives):

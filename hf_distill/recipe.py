@@ -67,8 +67,8 @@ class Data:
             a mapping from split name to one or more files.
         name: Configuration of a Hub dataset (`sst2` of `nyu-mll/glue`).
         revision: Git revision of a Hub dataset.
-        columns: Role -> column (`{text: sentence}`); a role left out is looked up under its own name. Of files without
-            a header, its number from the left (`0`) or the right (`-1`).
+        columns: Role -> column (`{text: sentence}`), or for labels the columns, one a class; a role left out is looked
+            up under its own name. Of files without a header, its number from the left (`0`) or the right (`-1`).
         splits: `train` and `eval` -> split of the dataset, slicing included (`"train[:2000]"`); one that is left out is
             `train` or `validation`. A number for `eval` holds out that share of train (`0.1`), or so many rows (`500`).
         labels: Names of integer labels, in the order of the integers, where the dataset does not carry them; or, for
@@ -80,7 +80,9 @@ class Data:
     path: str | dict[str, str | list[str]]
     name: str | None = None
     revision: str | None = None
-    columns: dict[str, str | Annotated[int, Strict()]] = Field(default_factory=dict)
+    columns: dict[str, str | Annotated[int, Strict()] | Annotated[list[str], Field(min_length=2)]] = Field(
+        default_factory=dict
+    )
     splits: dict[str, str | Annotated[int, Strict()] | Annotated[float, Strict()]] = Field(default_factory=_usual)
     labels: list[str] | dict[str, str | None] | None = None
     label_separator: Annotated[str, Field(min_length=1)] | None = None

@@ -26,7 +26,7 @@ def default_columns(data: Data, names: Mapping[str, list[str]], roles: Mapping[s
     """
     numbered = all(name.isdigit() for some in names.values() for name in some)
     if data.columns or not numbered or "tokens" not in roles:
-        return data.columns
+        return {role: one for role, one in data.columns.items() if not isinstance(one, list)}
     widths = {len(some) for some in names.values()}
     return {"tokens": 0, "tags": -1} if min(widths) > 1 else {"tokens": 0}
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from hf_distill.data.columns import default_columns, find_columns
 from hf_distill.data.forms import Options
 from hf_distill.data.holdout import check_size, hold_out
+from hf_distill.data.joined import join_columns
 from hf_distill.data.shared_rows import warn_of_shared_rows
 from hf_distill.data.sources import Source, find_source, no_split
 from hf_distill.errors import UserError, did_you_mean
@@ -123,7 +124,12 @@ def _named(data: Data) -> list[str]:
 def _by_role(loaded: Mapping[str, Dataset], data: Data, roles: Mapping[str, bool]) -> dict[str, Dataset]:
     """Return the columns that have a role, under its name."""
     names = {split: dataset.column_names for split, dataset in loaded.items()}
-    found = find_columns(names, default_columns(data, names, roles), roles)
+    if any(isinstance(one, list) for one in data.columns.values()):
+        loaded, asked = join_columns(loaded, data.columns)
+        names = {split: dataset.column_names for split, dataset in loaded.items()}
+    else:
+        asked = default_columns(data, names, roles)
+    found = find_columns(names, asked, roles)
     # Renaming happens after the selection: a leftover column may carry the name of a role.
     return {
         split: loaded[split].select_columns(list(mine)).rename_columns({c: r for c, r in mine.items() if c != r})

@@ -12,7 +12,7 @@ from hf_distill.tasks.label_column import LabelColumn, read_column
 from hf_distill.tasks.labelling import Labelling, Names
 from hf_distill.tasks.one_output import check_yes_or_no
 from hf_distill.tasks.problem import Problem, check_classes, find_problem, is_multi_hot, value_count
-from hf_distill.tasks.soft_labels import is_soft
+from hf_distill.tasks.soft_labels import is_one_hot, is_soft
 from hf_distill.tasks.stated_labels import Stated
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def read_labels(
     if problem == "multi_label" and column.labelled and not column.lists and heads.width == 1:
         check_yes_or_no(column)
         return Labelling(width=1, names=heads.ours or heads.theirs, index={}, soft=_between(column), **shared)
-    soft = problem == "single_label" and is_soft(column)
+    soft = problem == "single_label" and (is_soft(column) or is_one_hot(column))
     if not soft:
         check_classes(column, problem)
     by_place = soft or (problem == "multi_label" and is_multi_hot(column))

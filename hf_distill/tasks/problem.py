@@ -9,7 +9,7 @@ from hf_distill.data import column as arrow_column
 from hf_distill.errors import UserError
 from hf_distill.tasks.label_column import LabelColumn
 from hf_distill.tasks.one_output import meaning
-from hf_distill.tasks.soft_labels import is_soft, refuse_soft
+from hf_distill.tasks.soft_labels import is_one_hot, is_soft, refuse_soft
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -61,7 +61,10 @@ def _trained_for(head: PretrainedConfig | None, column: LabelColumn) -> Problem 
 def _looks_like(column: LabelColumn, trained: Problem | None, head: PretrainedConfig | None) -> Problem:
     scale = trained == "regression"
     if column.lists:
-        return "regression" if scale else "single_label" if is_soft(column) else "multi_label"
+        if scale:
+            return "regression"
+        one_class = is_soft(column) or (trained == "single_label" and is_one_hot(column))
+        return "single_label" if one_class else "multi_label"
     # Text that spells numbers is a scale with an "n/a" in it, which is refused by name.
     if column.holds(int) or any(map(_spells_number, column.values)):
         return "regression" if scale else "single_label"

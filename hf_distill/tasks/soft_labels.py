@@ -28,6 +28,15 @@ def is_soft(column: LabelColumn) -> bool:
     return all(bool(_are(rows).all()) for rows in _rows(column))
 
 
+def is_one_hot(column: LabelColumn) -> bool:
+    """Whether every label is a list of one 0 or 1 for each class with exactly one 1."""
+    if not column.lists or column.nested or column.names or len(column.lengths) != 1 or max(column.lengths) < 2:
+        return False
+    if any(isinstance(value, str) or value not in (0, 1) for value in column.values):
+        return False
+    return all(bool((rows.sum(-1) == 1).all()) for rows in _rows(column))
+
+
 def refuse_soft(column: LabelColumn) -> UserError | None:
     """Return the error for the first label that is no distribution where most are; None where most are none."""
     if not _may_be(column) or not (shares := [_are(rows) for rows in _rows(column)]):
