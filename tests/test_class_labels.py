@@ -331,6 +331,9 @@ def test_regression(labels: list[Any], options: dict[str, Any], encoded: list[An
     [
         ([0.5, NAN], "row 1 (counted from 0) of the train split has the label nan; wanted finite numbers"),
         ([0.5, math.inf], "has the label inf; wanted finite numbers"),
+        ([0.5, 1e300], "row 1 (counted from 0) of the train split has the label 1e+300; wanted finite numbers up to"),
+        ([[0.5, 1.0], [2.0, -3.5e38]], "row 1 (counted from 0) of the train split has the label [2.0, -3.5e+38]"),
+        ([1, 10**15, 1e39], "row 2 (counted from 0) of the train split has the label 1e+39"),
         (["0.5", "1.5"], "row 0 (counted from 0) of the train split has the label '0.5'; wanted finite numbers"),
         (["0.5", "n/a"], "row 1 (counted from 0) of the train split has the label 'n/a'; wanted finite numbers"),
         ([0.5, None, NAN, math.inf], "row 2 (counted from 0) of the train split has the label nan"),

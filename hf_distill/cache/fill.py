@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from hf_distill.cache import shards as files
 from hf_distill.cache.contents import NOT_READ, Contents, find
+from hf_distill.cache.finite import check_recorded, check_shards, together
 from hf_distill.cache.hub import card
 from hf_distill.cache.kept import Kept
 from hf_distill.cache.kept_states import in_words, to_arrow
@@ -107,6 +109,7 @@ class Cache:
 
         Raises:
             UserError: The directory holds another cache, or cannot hold this one.
+            NotFinite: The teacher gives targets that are NaN or infinite, or the cache holds some.
             OSError: The disk is full; finished shards stay.
         """
         wait = _waiter()
@@ -119,7 +122,7 @@ class Cache:
                 plan = {**self.identity, "shard_examples": self._shard_examples(), "bf16": args.bf16}
                 files.claim(self.path, plan, self.size)
             wait()
-            self._capture(args)
+            together(partial(self._capture, args))
             wait()
             if args.process_index == 0:
                 held = files.read_plan(self.path) or {}
@@ -129,7 +132,13 @@ class Cache:
         if held.get("bf16", args.bf16) != args.bf16:
             there, here = ("bfloat16", "float32") if held["bf16"] else ("float32", "bfloat16")
             self.say(f"these answers were computed in {there}, where this run's teacher would compute in {here}")
-        files.verify(self.path, held, range(args.process_index, len(held["shards"]), args.world_size))
+        mine = range(args.process_index, len(held["shards"]), args.world_size)
+
+        def look() -> None:
+            files.verify(self.path, held, mine)
+            check_shards(self.path, held, self.kept, self.data.layout.has_classes, mine)
+
+        together(look)
 
     def apply(self, prepared: Data) -> tuple[Data, Replay]:
         """Return what a student trains on: the data with the answers in every batch, and a teacher that gives them.
@@ -229,6 +238,8 @@ class Cache:
             if "use_cache" in takes:
                 inputs["use_cache"] = False
             columns = recorder(batch, inputs, int(self.contents.known[part[0], 0] >> 1))
+            names = ("row {1} of the {0} split".format(*self.contents.order[index]) for index in part)
+            check_recorded(columns, self.kept, self.data.layout.has_classes, list(names))
             hashes = [self.contents.known[index].tobytes() for index in part]
             arrays = [pa.array(hashes, schema.field("example").type)]
             arrays += [_arrow(columns[name], schema.field(name).type) for name in self.kept.names]

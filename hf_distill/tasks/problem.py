@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_distill.data import column as arrow_column
@@ -21,6 +20,8 @@ PROBLEM_TYPES: dict[Problem, str] = {
     "multi_label": "multi_label_classification",
     "regression": "regression",
 }
+# In float32, in which losses are computed: what is larger there would be infinite.
+_LARGEST = 3.4028234663852886e38
 _IN_WORDS = {"single_label": "one class", "multi_label": "several classes", "regression": "numbers"}
 
 
@@ -96,7 +97,10 @@ def value_count(column: LabelColumn, *, spelled: bool = False) -> int | None:
     if any(not _is_number(value) for value in column.values):
         # One "n/a" makes all of a column text; it is the one to show.
         spelled = all(_is_number(value) or _spells_number(value) for value in column.values)
-        wanted = "finite numbers, not text (the problem is regression); leave a label empty where there is none"
+        wanted = (
+            "finite numbers up to 3.4e38 (float32), not text (the problem is regression); leave a label empty where "
+            "there is none"
+        )
         raise column.refuse(lambda value: not (_is_number(value) or (not spelled and _spells_number(value))), wanted)
     lengths = column.lengths if column.lists else frozenset({1} if column.values else ())
     most = max(lengths, default=1)
@@ -107,12 +111,13 @@ def value_count(column: LabelColumn, *, spelled: bool = False) -> int | None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Compared, not converted: an integer may be too large for a float. NaN is below nothing.
+    return isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST <= value <= _LARGEST
 
 
 def _spells_number(value: Any) -> bool:
     try:
-        return isinstance(value, str) and math.isfinite(float(value))
+        return isinstance(value, str) and _is_number(float(value))
     except ValueError:
         return False
 

@@ -1,0 +1,137 @@
+"""Refusing targets that are NaN or infinite: when a teacher gives them, and when a cache that somebody made is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from hf_distill.cache.kept import SPARSE, Kept
+from hf_distill.errors import UserError
+from hf_distill.training.finite import NotFinite
+
+if TYPE_CHECKING:
+    import pyarrow as pa  # type: ignore[import-untyped]
+
+Array = np.ndarray[Any, Any]
+
+
+def is_fit(values: Array, *, ruled_out: bool) -> bool:
+    """Whether targets can be learned from.
+
+    Args:
+        values: Of any shape.
+        ruled_out: Whether -inf is one of them: the logit or log-probability of a class that is ruled out.
+
+    >>> is_fit(np.array([0.0, -np.inf]), ruled_out=True), is_fit(np.array([0.0, np.nan]), ruled_out=True)
+    (True, False)
+    """
+    if not values.size:
+        return True
+    least, most = (float(one) for one in torch.from_numpy(values).aminmax())  # NaN where one is
+    return most < math.inf and (ruled_out or least > -math.inf)
+
+
+def check_recorded(columns: Mapping[str, Sequence[Any]], kept: Kept, ruled_out: bool, rows: Sequence[str]) -> None:
+    """Refuse what a teacher gave for a batch.
+
+    Args:
+        columns: As `Recorder` returns them; hidden states have been looked at.
+        kept: What they are.
+        ruled_out: See `is_fit`.
+        rows: What each example is called: `row 3 of the train split`.
+
+    Raises:
+        NotFinite: Says for which example.
+    """
+    bad = []
+    for at, name in enumerate(rows):
+        for column in kept.answers:
+            values = columns[column][at]
+            if column != SPARSE[0] and not is_fit(_numbers(values, kept), ruled_out=ruled_out):
+                bad.append(name)
+                break
+    if bad:
+        more = f", and for {len(bad) - 1} more examples of its batch" if len(bad) > 1 else ""
+        raise NotFinite(
+            f"the teacher's targets for {bad[0]} are NaN or infinite{more}: nothing can be learned from them, and they "
+            "are not cached. Load the teacher with dtype: float32 or bfloat16."
+        )
+
+
+def _numbers(values: Any, kept: Kept) -> Array:
+    # A copy: torch warns of memory that cannot be written.
+    return np.frombuffer(values, kept.precision).copy() if isinstance(values, bytes) else np.asarray(values)
+
+
+def check_shards(path: Path, held: Mapping[str, Any], kept: Kept, ruled_out: bool, shards: Sequence[int]) -> None:
+    """Refuse a cache that holds targets which are not finite, as it may have been filled by other code.
+
+    Args:
+        path: Of the cache.
+        held: What it says of itself.
+        kept: What is in it.
+        ruled_out: See `is_fit`.
+        shards: Which to look at.
+
+    Raises:
+        NotFinite: Says where the first of them is.
+    """
+    from datasets import Dataset
+
+    for index in shards:
+        file = path / held["shards"][index]["file"]
+        table = Dataset.from_file(str(file)).data.table
+        start = 0
+        for batch in table.select([name for name in kept.names if name != SPARSE[0]]).to_batches():
+            for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                of_classes = ruled_out and name in kept.answers
+                if is_fit(_flat(column, kept), ruled_out=of_classes):
+                    continue
+                row = next(
+                    at
+                    for at in range(len(column))
+                    if not is_fit(_flat(column[at : at + 1], kept), ruled_out=of_classes)
+                )
+                raise NotFinite(
+                    f"the cache holds targets that are NaN or infinite: {file}, row {start + row}, column {name}. "
+                    "Remove this file: the same command then computes this shard again, and no other.",
+                    key="path",
+                )
+            start += len(batch)
+
+
+def _flat(column: pa.Array, kept: Kept) -> Array:
+    """Return all numbers of a column, one after the other."""
+    import pyarrow as pa
+
+    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+        return np.frombuffer(b"".join(column.to_pylist()), kept.precision).copy()
+    while not pa.types.is_floating(column.type):
+        column = column.flatten()
+    numbers: Array = column.to_numpy(zero_copy_only=False)
+    return numbers if numbers.flags.writeable else numbers.copy()
+
+
+def together(work: Callable[[], None]) -> None:
+    """Do a process's part of some work; what stops one of them stops all, with the same line.
+
+    Raises:
+        UserError: One of the processes was stopped by it.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    error: UserError | None = None
+    try:
+        work()
+    except UserError as found:
+        error = found
+    if PartialState().num_processes > 1:
+        error = next((one for one in gather_object([error]) if one is not None), None)
+    if error is not None:
+        raise error
