@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hf_distill.best_model import check_saving
 from hf_distill.cache.run_cache import in_advance
 from hf_distill.component import entry
-from hf_distill.data import peek
+from hf_distill.data.loading import PEEK, Sample, peek
 from hf_distill.directory import RunDirectory
 from hf_distill.errors import UserError
 from hf_distill.launch import check_launch
@@ -19,6 +19,7 @@ from hf_distill.locations import resolve, sibling
 from hf_distill.models import outline
 from hf_distill.objectives.features import FeatureObjective
 from hf_distill.objectives.hidden import Hidden, Hint, Patient
+from hf_distill.opening import check_prepared, locating_data, prepare, setup_of
 from hf_distill.pairing import Pair, open_pair, open_student, open_teacher
 from hf_distill.plan import check_plan, cut_off, remarks
 from hf_distill.reading.plugins import outside_code
@@ -30,7 +31,6 @@ from hf_distill.teachers import CachedTeacher
 from hf_distill.training.requirements import check_trainings
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from hf_distill.objectives import Objective
@@ -43,6 +43,7 @@ class _Findings:
 
     plan: list[str] = field(default_factory=list)
     mistakes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     unchecked: list[str] = field(default_factory=list)
     pair: Pair | None = None
 
@@ -81,7 +82,7 @@ def check(recipe: Recipe) -> str:
         else []
     )
     found.plan += [f"code        {line}" for line in outside_code(recipe)]
-    found.plan += [f"note        {line}" for line in (*remarks(recipe, found.pair), *cut_off(recipe))]
+    found.plan += [f"note        {line}" for line in (*remarks(recipe, found.pair), *cut_off(recipe), *found.notes)]
     found.plan += [f"not checked {line}" for line in found.unchecked]
     return "\n".join(found.plan)
 
@@ -149,33 +150,40 @@ def _check_pair(recipe: Recipe, found: _Findings) -> None:
 
 
 def _check_data(recipe: Recipe, found: _Findings) -> None:
+    """Read the data as the run will: small data whole, of large data the first rows."""
     with recipe.locate("data"):
-        peeked = peek(recipe.data, recipe.task.roles)
-    if peeked is None:
+        sample = peek(recipe.data, recipe.task.roles)
+    if sample is None:
         found.unchecked.append("data: it is on the Hub, and --check fetches nothing")
         return
-    found.plan += [f"{split:<11} {recipe.data.splits[split]}: {words(rows[0])}" for split, rows in peeked.items()]
+    for split, rows in sample.splits.items():
+        size = f"{len(rows):,} rows, the first" if sample.whole else "the first row"
+        found.plan.append(f"{split:<11} {recipe.data.splits[split]}, {size}: {words(rows[0])}")
+    if not sample.whole:
+        found.unchecked.append(f"data: what comes after the first {PEEK:,} rows")
     if found.pair is not None:
-        _check_labels(recipe, found, found.pair, peeked)
+        _check_rows(recipe, found, found.pair, sample)
 
 
-def _check_labels(recipe: Recipe, found: _Findings, pair: Pair, rows: Mapping[str, Dataset]) -> None:
-    """Read the labels of these rows as the run reads those of all, and say how often each class occurs."""
-    from hf_distill.data.loading import PEEK
-    from hf_distill.opening import check_one_class, locating_data, setup_of
+def _check_rows(recipe: Recipe, found: _Findings, pair: Pair, sample: Sample) -> None:
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    with locating_data(recipe):
-        counts = recipe.task.look(rows, setup_of(recipe, pair))
-    if counts is None:
-        return
-    some = [split for split, one in rows.items() if len(one) == PEEK]
-    for line in counts.in_words():
-        split = line.partition(":")[0]
-        found.plan.append(f"classes     {line}" + (f" (in its first {PEEK:,} rows)" if split in some else ""))
-    if "train" not in some:
-        check_one_class(recipe, counts)
-    if not some:
-        found.plan += [f"note        {line}" for line in counts.remarks()]
+    quiet = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        # A part of the data may lack classes, and a metric of the Hub would be fetched.
+        if sample.whole and not any(name.startswith("evaluate/") for name in recipe.evaluation.metrics):
+            lines, odd = check_prepared(recipe, prepare(recipe, pair, sample.splits))
+            found.plan += [line.replace("classes of ", "classes     ", 1) for line in lines]
+            found.notes += odd
+        else:
+            with locating_data(recipe):
+                counts = recipe.task.look(sample.splits, setup_of(recipe, pair))
+            some = "" if sample.whole else f" (in its first {PEEK:,} rows)"
+            found.plan += [f"classes     {line}{some}" for line in counts.in_words()] if counts else []
+    finally:
+        if not quiet:
+            enable_progress_bars()
 
 
 def _check_training(recipe: Recipe, found: _Findings) -> None:

@@ -32,6 +32,8 @@ from hf_distill.training.precision import resolve_bf16
 from hf_distill.training.requirements import check_steps, check_trainings
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from hf_distill.recipe import Recipe
     from hf_distill.tasks import Prepared
     from hf_distill.training_args import DistillationArguments
@@ -77,12 +79,16 @@ def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run
     for line in remarks(recipe, pair):
         narrator.say(line)
     with args.main_process_first(desc="data"):
-        prepared = _prepare(recipe, pair)
+        with recipe.locate("data"):
+            splits = load_splits(recipe.data, recipe.task.roles)
+        prepared = prepare(recipe, pair, splits)
     if (labels := in_words(prepared)) is not None:
         narrator.say(labels)
-    _check_objectives(recipe, prepared)
-    _say_classes(recipe, prepared, narrator)
-    check_best_metric(recipe, prepared)
+    lines, odd = check_prepared(recipe, prepared)
+    for line in lines:
+        narrator.say(line)
+    for line in odd if narrator.enabled else ():
+        logger.warning(line)
     check_steps(recipe, len(prepared.train), labels_of(prepared)["train_rows_with_label"], args.world_size)
     if args.process_index == 0:
         with recipe.locate("training"):
@@ -110,9 +116,12 @@ def _trains_teacher_here(recipe: Recipe) -> bool:
     return not own.has_head and getattr(own, "output_dir", None) is None
 
 
-def _prepare(recipe: Recipe, pair: Pair) -> Prepared:
-    with recipe.locate("data"):
-        splits = load_splits(recipe.data, recipe.task.roles)
+def prepare(recipe: Recipe, pair: Pair, splits: Mapping[str, Dataset]) -> Prepared:
+    """Return what the task makes of the splits.
+
+    Raises:
+        UserError: The data does not fit the task, with the place in the recipe.
+    """
     with locating_data(recipe):
         return recipe.teacher.freeze(recipe.task.prepare(splits, setup_of(recipe, pair)))
 
@@ -210,21 +219,22 @@ def check_one_class(recipe: Recipe, counts: ClassCounts) -> None:
         raise recipe.mistake("data.splits.train", counts.one_class())
 
 
-def _say_classes(recipe: Recipe, prepared: Prepared, narrator: Narrator) -> None:
-    """Say how often each class occurs, and what is odd about that.
+def check_prepared(recipe: Recipe, prepared: Prepared) -> tuple[list[str], list[str]]:
+    """Check what only the data tells: whether objectives, metrics and classes fit.
+
+    Returns:
+        How often each class occurs, in lines; and what is odd about that.
 
     Raises:
-        UserError: The labels are learned, and all of the train split are of one class.
+        UserError: They do not; also where labels are learned and all of the train split are of one class.
     """
+    _check_objectives(recipe, prepared)
+    check_best_metric(recipe, prepared)
     counts = classes_of(prepared)
     if counts is None:
-        return
+        return [], []
     check_one_class(recipe, counts)
-    for line in counts.in_words():
-        narrator.say(f"classes of {line}")
-    for line in counts.remarks():
-        if narrator.enabled:
-            logger.warning(line)
+    return [f"classes of {line}" for line in counts.in_words()], list(counts.remarks())
 
 
 def _check_objectives(recipe: Recipe, prepared: Prepared) -> None:

@@ -227,9 +227,66 @@ def test_rows_of_the_plan_are_read_by_people(write_recipe: WriteRecipe, make_mod
     squad.write_text(json.dumps([row] * 4))
     model = {"name": "pretrained", "model": str(make_model("bert-qa"))}
     recipe = write_recipe(
-        task="question-answering", data={"path": {"train": str(squad), "eval": str(squad)}}, teacher=model
+        task={"name": "question-answering", "stride": 16},
+        data={"path": {"train": str(squad), "eval": str(squad)}},
+        teacher=model,
     )
     lines = check(load_recipe(recipe)).splitlines()
     (first,) = [line for line in lines if line.startswith("train ")]
     assert first.endswith("answers (text [great], answer_start [13])")
     assert "context the film was great the film was great the film was great ...," in first
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "text,label\ngood,7\n" + "bad,0\ngood,1\n" * 5),  # a label that the teacher does not know
+        ("a.csv", "text,label\n" + "good,1\n" * 5),  # one class
+        ("a.csv", "text,label\n" + "good,1\nbad,0\n" * 600 + ",1\n"),  # far below the first row
+        ("a.csv", 'text,label\n"good,1\nbad,0\n'),
+        ("a.jsonl", b'{"text": "good", "label": 1}\n{"text": "\xff", "label": 0}\n'),
+        ("a.jsonl", '{"text": "good", "label": 1}\n{"text": 3, "label": 0}\n'),
+        ("a.jsonl", '{"text": "good", "label": 1}\n{"text": "bad", "label": [0]}\n'),
+    ],
+)
+def test_a_check_refuses_the_rows_that_the_run_refuses(
+    name: str, content: str | bytes, write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    """`--check` read a first row: a bad label in it was found when the models were loaded, hours into a queue."""
+    path = tmp_path / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    recipe = load_recipe(write_recipe(data={"path": {"train": str(path), "eval": str(path)}}))
+    said = []
+    for look in (check, lambda recipe: open_run(recipe, restart=False)):
+        with pytest.raises(UserError) as caught:
+            look(recipe)
+        said.append(caught.value.mistakes)
+    assert said[0] == said[1]
+
+
+def test_a_check_reads_small_data_whole_and_says_what_it_leaves_out(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sorted data has one class in its first rows: what is read of large data must not be taken for all of it."""
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\n" + "good,1\n" * 3000 + "bad,0\n" * 3000)
+    data = {"path": {"train": str(path)}, "splits": {"eval": 0.1}}
+    recipe = load_recipe(write_recipe(data=data))
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr("hf_distill.data.splits._SMALL_BYTES", 100)
+    lines = check(recipe).splitlines()
+    assert [line for line in lines if line.startswith("not checked")] == [
+        "not checked data: what comes after the first 1,000 rows"
+    ]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_check_shows_a_held_out_split(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """What is held out is cut as in the run, so that its classes can be looked at beforehand."""
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\n" + "".join(f"good {i},1\nbad {i},0\n" for i in range(50)))
+    recipe = load_recipe(write_recipe(data={"path": {"train": str(path)}, "splits": {"eval": 0.2}}))
+    lines = check(recipe).splitlines()
+    assert any(line.startswith("train       train, 80 rows, the first: ") for line in lines)
+    assert any(line.startswith("eval        0.2, 20 rows, the first: ") for line in lines)
+    assert len([line for line in lines if line.startswith("classes     ")]) == 2

@@ -404,9 +404,12 @@ def test_peek_shows_the_first_row_of_each_split(tmp_path: Path) -> None:
     data = Data(path=path, columns={"text": "sentence"}, splits=CUT)
     peeked = peek(data, ROLES)
     assert peeked is not None
-    whole = load_splits(data, ROLES)
-    assert {split: rows[:] for split, rows in peeked.items()} == {split: whole[split][:] for split in CUT}
-    assert peeked["train"][0] == {"text": "good", "label": 1}
+    assert peeked.whole
+    assert [len(rows) for rows in peeked.splits.values()] == [3, 1], "slices are followed"
+    assert {split: rows[0] for split, rows in peeked.splits.items()} == {
+        "train": {"text": "good", "label": 1},
+        "eval": {"text": "awful", "label": 0},
+    }
     assert peek(Data(path="some-user/some-dataset"), ROLES) is None
     with pytest.raises(UserError, match="Did you mean 'sentence'"):
         peek(Data(path=path, columns={"text": "sentense"}, splits=CUT), ROLES)

@@ -409,7 +409,7 @@ def test_a_metric_of_the_evaluate_library(make_model: Any, tmp_path: Path) -> No
     ("columns", "task", "setup", "key", "says"),
     [
         ({"text": ["a"], "summary": [None]}, {}, {}, "columns.summary", "1 of 1 entries of the train split are"),
-        ({"text": [1], "summary": ["a"]}, {}, {}, "columns.text", "holds int64 in the train split; wanted text"),
+        ({"text": [1], "summary": ["a"]}, {}, {}, "columns.text", "holds whole numbers in the train split, first"),
         ({"text": ["a", "b"], "summary": ["", " "]}, {}, {}, "columns.summary", "has an empty text or summary"),
         ({"text": ["a"], "summary": ["a"]}, {"max_target_length": 65}, {}, "task.max_target_length", "at most 64"),
         ({"text": ["a"], "summary": ["a"]}, {"max_target_length": 2}, {}, "task.max_target_length", "adds 2 of its"),

@@ -216,7 +216,7 @@ def test_a_template_without_marks(make_model: Any) -> None:
         ({"text": ["a"], "messages": [CHATS[0]]}, {}, "columns", "examples of several kinds: text, messages"),
         ({"text": ["a"]}, {"examples": "completion"}, "columns", "need a column for 'prompt' and 'completion'"),
         ({"text": ["a", None]}, {}, "columns.text", "1 of 2 entries of the train split are missing (None), the first"),
-        ({"text": [1]}, {}, "columns.text", "holds int64 in the train split; wanted text"),
+        ({"text": [1]}, {}, "columns.text", "holds whole numbers in the train split, first in row 0"),
         ({"messages": [CHATS[0]]}, {"packed": True}, "columns", "only plain text can be packed"),
         ({"text": ["a"]}, {"packed": True, "max_length": None}, "max_length", "packed blocks need a length"),
         ({"text": ["a"]}, {"max_length": 1}, "max_length", "wanted at least 2"),

@@ -331,7 +331,7 @@ def test_tags_without_spans_are_judged_word_by_word(make_model: Any) -> None:
 @pytest.mark.parametrize(
     ("columns", "key", "says"),
     [
-        ({"tokens": ["bob saw"], "tags": [["O", "O"]]}, "columns.tokens", "holds string in the train split; wanted a"),
+        ({"tokens": ["bob saw"], "tags": [["O", "O"]]}, "columns.tokens", "holds text in the train split, first in"),
         ({"tokens": [[1, 2]], "tags": [["O", "O"]]}, "columns.tokens", "wanted a list of words"),
         ({"tokens": [[["bob"]]], "tags": [["O"]]}, "columns.tokens", "wanted a list of words"),
         ({"tokens": [["bob"], []], "tags": [["O"], []]}, "columns.tokens", "row 1 (counted from 0) of the train split"),
@@ -342,7 +342,7 @@ def test_tags_without_spans_are_judged_word_by_word(make_model: Any) -> None:
             "columns.tags",
             "row 1 (counted from 0) of the train split has 2 words and 1 tags",
         ),
-        ({"tokens": [["bob"]], "tags": ["O"]}, "columns.tags", "holds string in the train split; wanted a list"),
+        ({"tokens": [["bob"]], "tags": ["O"]}, "columns.tags", "holds text in the train split, first in"),
         ({"tokens": [["bob"]], "tags": [[["O"]]]}, "columns.tags", "wanted a list in every row"),
         ({"tokens": [["bob", "saw"]], "tags": [["O", "B-ORG"]]}, "columns.tags", "the label 'B-ORG'; wanted one of"),
         ({"tokens": [["bob", "saw"]], "tags": [[0, 7]]}, "columns.tags", "has the label 7; wanted 0 to 4"),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from typing_extensions import override
 
+from hf_distill.data.cells import KINDS, cast, decide, fitting
 from hf_distill.data.reader import Reader, chunks
 from hf_distill.data.texts import File, check_nul, opened
 from hf_distill.errors import UserError
@@ -21,14 +22,6 @@ if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
 
 _DELIMITERS = (",", ";", "\t", "|")
-_DIGITS = r"(0|[1-9][0-9]*)"  # "007" is a name
-_PATTERNS = {
-    "int64": rf"^ *[+-]?{_DIGITS} *$",
-    "float64": rf"^ *[+-]?({_DIGITS}(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)? *$",
-    "bool": r"^(true|false|True|False|TRUE|FALSE)$",
-}
-# What a column may still be, after one that does not fit: only an empty cell fits everything.
-_KINDS = ("int64", "float64", "bool")
 _LONG = 40
 
 
@@ -70,13 +63,13 @@ class Delimited(Reader):
         names = self._first_line()
         if not self.header:
             self._check_first_line()
-        kinds, self.rows = [set(_KINDS) for _ in names], 0
+        kinds, self.rows = [set(KINDS) for _ in names], 0
         for chunk in chunks(self._rows()):
             self.rows += len(chunk)
             for index, kind in enumerate(kinds):
                 if kind:
-                    kind &= _fitting(pa.array([row[index] for row in chunk], pa.string()), kind)
-        return pa.schema([(name, _decide(kind)) for name, kind in zip(names, kinds, strict=True)])
+                    kind &= fitting(pa.array([row[index] for row in chunk], pa.string()), kind)
+        return pa.schema([(name, decide(kind)) for name, kind in zip(names, kinds, strict=True)])
 
     @override
     def tables(self, schema: pa.Schema) -> Iterator[pa.Table]:
@@ -85,7 +78,7 @@ class Delimited(Reader):
         places = {name: index for index, name in enumerate(self._first_line())}
         for chunk in chunks(self._rows()):
             cells = (pa.array([row[places[name]] for row in chunk], pa.string()) for name in schema.names)
-            yield pa.table([_cast(one, field.type) for one, field in zip(cells, schema, strict=True)], schema=schema)
+            yield pa.table([cast(one, field.type) for one, field in zip(cells, schema, strict=True)], schema=schema)
 
     def common(self, name: str, kinds: Iterable[pa.DataType], error: Exception) -> pa.Field:
         """Return text: in the file, a number is one too."""
@@ -104,7 +97,7 @@ class Delimited(Reader):
         first, *rows = islice(self._rows(), 1_000)
         for index, cell in enumerate(first):
             cells = pa.array([row[index] for row in rows if row[index]], pa.string())
-            if cell and len(cells) and _fitting(cells, {"float64"}) and not _fitting(pa.array([cell]), {"float64"}):
+            if cell and len(cells) and fitting(cells, {"float64"}) and not fitting(pa.array([cell]), {"float64"}):
                 raise UserError(
                     f"its first line looks like a header: column {index} holds '{shorten(cell, 40)}' and then numbers. "
                     "Name the columns instead of counting them, or remove the line"
@@ -303,36 +296,3 @@ def _names(cells: list[str]) -> list[str]:
             name = f"{base}.{repeat}"
         names.append(name)
     return names
-
-
-def _fitting(cells: pa.Array, kinds: set[str]) -> set[str]:
-    """Return which of the kinds fit all cells; an empty one fits each."""
-    import pyarrow.compute as pc  # type: ignore[import-untyped]
-
-    there = cells.filter(pc.not_equal(cells, ""))
-    fits = {kind for kind in kinds if pc.all(pc.match_substring_regex(there, _PATTERNS[kind]), min_count=0).as_py()}
-    if "int64" in fits and pc.any(pc.greater(pc.utf8_length(there), 18)).as_py():
-        return set()  # numbers in name only, such as a DOI: a float would lose digits
-    return fits
-
-
-def _decide(kinds: set[str]) -> pa.DataType:
-    import pyarrow as pa
-
-    if len(kinds) == len(_KINDS):
-        return pa.null()  # no cell holds anything
-    return getattr(pa, next((f"{kind}_" if kind == "bool" else kind for kind in _KINDS if kind in kinds), "string"))()
-
-
-def _cast(cells: pa.Array, kind: pa.DataType) -> pa.Array:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    cells = pc.if_else(pc.equal(cells, ""), pa.scalar(None, pa.string()), cells)
-    if pa.types.is_null(kind):
-        return pa.nulls(len(cells))
-    if pa.types.is_string(kind):
-        return cells
-    if pa.types.is_boolean(kind):
-        return pc.equal(pc.utf8_lower(cells), "true")
-    return pc.utf8_ltrim(pc.utf8_trim(cells, " "), "+").cast(kind)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.data import column
+from hf_distill.data.misfits import misfit
+from hf_distill.data.reader import in_words
 from hf_distill.errors import UserError
 from hf_distill.labels import IGNORED, shorten
 from hf_distill.tasks.stated_labels import spell
@@ -175,12 +177,16 @@ def _flat(labels: pa.ChunkedArray, split: str, role: str) -> pa.ChunkedArray:
     if pa.types.is_null(labels.type):
         return labels
     if not _is_list(labels.type) or _is_list(labels.type.value_type):
-        raise UserError(
-            f"the column of the role '{role}' holds {labels.type} in the {split} split; wanted a list in every row, of "
-            "one label for each word. A CSV file cannot hold lists; JSON and Parquet can.",
-            key=f"columns.{role}",
+        wanted = (
+            "a list in every row, of one label for each word. A CSV file cannot hold lists; JSON, Parquet and CoNLL's "
+            "columns can."
         )
+        raise misfit(labels, role, split, wanted, lambda value: value is None or _is_flat(value))
     return pc.list_flatten(labels)
+
+
+def _is_flat(value: Any) -> bool:
+    return isinstance(value, list) and not any(isinstance(item, list | dict) for item in value)
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -196,7 +202,7 @@ def _check_type(kind: pa.DataType, split: str, role: str) -> None:
     if any(getattr(pa.types, test)(kind) for test in tests):
         return
     # `datasets` reads JSON whose values are now text, now numbers, as this type.
-    what = "text and numbers mixed" if "json" in str(kind) else str(kind)
+    what = "text and numbers mixed" if "json" in str(kind) else in_words(kind)
     raise UserError(
         f"the {role} column of the {split} split holds {what}; wanted text, numbers, or lists of either.",
         key=f"columns.{role}",

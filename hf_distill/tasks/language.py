@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.data import column
+from hf_distill.data.misfits import is_text, misfit
 from hf_distill.errors import UserError
 from hf_distill.labels import IGNORED
 from hf_distill.metric_table import Undefined
@@ -82,11 +83,7 @@ def check_texts(splits: Mapping[str, Dataset], roles: Sequence[str]) -> None:
                     key=key,
                 )
             if str(texts.type) not in ("string", "large_string"):
-                raise UserError(
-                    f"the column of the role '{role}' holds {texts.type} in the {name} split; wanted text. "
-                    "Name another column, or convert it.",
-                    key=key,
-                )
+                raise misfit(texts, role, name, "text. Name another column, or convert it.", is_text)
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase, left_out: Sequence[int] = ()) -> int:

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from hf_distill.component import component
 from hf_distill.data import by_length, column
+from hf_distill.data.misfits import misfit
 from hf_distill.errors import UserError
 from hf_distill.models import Head
 from hf_distill.tasks.answer_windows import PadWindows, Windows, answers_of
@@ -128,6 +129,10 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
+def _is_answers(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(key), list) for key in ("text", "answer_start"))
+
+
 def _count_answers(split: Dataset, name: str) -> tuple[int, int]:
     """Return how many rows say what the answer is, and how many of these that there is none.
 
@@ -138,12 +143,11 @@ def _count_answers(split: Dataset, name: str) -> tuple[int, int]:
         return 0, 0
     answers = column(split, "answers")
     if not _in_squads_form(answers.type):
-        raise UserError(
-            f"the column of the role 'answers' holds {answers.type} in the {name} split; wanted SQuAD's form, "
-            "{text: [...], answer_start: [...]}: all right answers and where each starts in the context, in "
-            "characters. A CSV file cannot hold it; JSON and Parquet can.",
-            key="columns.answers",
+        wanted = (
+            "SQuAD's form, {text: [...], answer_start: [...]}: all right answers and where each starts in the context, "
+            "in characters. A CSV file cannot hold it; JSON and Parquet can."
         )
+        raise misfit(answers, "answers", name, wanted, lambda value: value is None or _is_answers(value))
     known = [found for value in answers.to_pylist() if (found := answers_of(value)) is not None]
     return len(known), sum(not texts for texts, _ in known)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hf_distill.component import component
 from hf_distill.data import by_length, column
+from hf_distill.data.misfits import is_text, misfit
 from hf_distill.errors import UserError
 from hf_distill.labels import kept_settings
 from hf_distill.models import Head
@@ -122,11 +123,7 @@ def _check_texts(splits: Mapping[str, Dataset]) -> None:
             if len(texts) == texts.null_count:
                 raise UserError(f"the {name} split has no {role} in any row.", key=key)
             if str(texts.type) not in ("string", "large_string"):
-                raise UserError(
-                    f"the column of the role '{role}' holds {texts.type} in the {name} split; wanted text. "
-                    "Name another column, or convert it.",
-                    key=key,
-                )
+                raise misfit(texts, role, name, "text. Name another column, or convert it.", is_text)
             if texts.null_count:
                 first = pc.index(pc.is_null(texts), True).as_py()
                 raise UserError(

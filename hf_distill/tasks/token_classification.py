@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hf_distill.component import component
 from hf_distill.data import by_length, column
+from hf_distill.data.misfits import is_list_of_text, misfit
 from hf_distill.errors import UserError
 from hf_distill.labels import IGNORED, UNLABELLED
 from hf_distill.models import Head
@@ -124,11 +125,10 @@ def _check_words(splits: Mapping[str, Dataset]) -> None:
     for name, split in splits.items():
         words = column(split, "tokens")
         if str(getattr(words.type, "value_type", None)) not in ("string", "large_string"):
-            raise UserError(
-                f"the column of the role 'tokens' holds {words.type} in the {name} split; wanted a list of words in "
-                "every row. A CSV file cannot hold lists; JSON and Parquet can.",
-                key="columns.tokens",
+            wanted = (
+                "a list of words in every row. A CSV file cannot hold lists; JSON, Parquet and CoNLL's columns can."
             )
+            raise misfit(words, "tokens", name, wanted, is_list_of_text)
         lengths = pc.fill_null(pc.list_value_length(words), 0)
         _refuse_row(pc.equal(lengths, 0), name, "has no words. Drop it.")
         flat = words.combine_chunks()
