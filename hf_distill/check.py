@@ -14,6 +14,7 @@ from hf_distill.component import entry
 from hf_distill.data.loading import PEEK, Sample, peek
 from hf_distill.directory import RunDirectory
 from hf_distill.errors import UserError
+from hf_distill.formatting import readable_lines
 from hf_distill.launch import check_launch
 from hf_distill.locations import resolve, sibling
 from hf_distill.models import outline
@@ -84,7 +85,7 @@ def check(recipe: Recipe) -> str:
     found.plan += [f"code        {line}" for line in outside_code(recipe)]
     found.plan += [f"note        {line}" for line in (*remarks(recipe, found.pair), *cut_off(recipe), *found.notes)]
     found.plan += [f"not checked {line}" for line in found.unchecked]
-    return "\n".join(found.plan)
+    return readable_lines("\n".join(" ".join(line.split("\n")) for line in found.plan))
 
 
 def is_local(source: str | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import logging
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from hf_distill import __version__
 from hf_distill.errors import UserError
+from hf_distill.formatting import ReadableFormatter, readable, readable_lines
 from hf_distill.launch import spin_little
 
 if TYPE_CHECKING:
@@ -51,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exception: Any other failure, with its traceback; Python then exits with 1.
     """
     spin_little()
+    if logging.lastResort is not None:  # what warnings are written by where nobody set up logging
+        logging.lastResort.setFormatter(ReadableFormatter())
     words = [*(sys.argv[1:] if argv is None else argv)]
     caches = words[:1] == [CACHE]
     arguments = _arguments(words[1:] if caches else words)
@@ -101,7 +105,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         hint = "A recipe's values are set without dashes, as in training.learning_rate=1e-4."
-        parser.error(f"unknown option {unknown[0]}. {hint}")
+        parser.error(f"unknown option {readable(unknown[0], limit=200)}. {hint}")
     return arguments
 
 
@@ -122,7 +126,7 @@ def _check(recipe: Recipe) -> None:
 
     text = check(recipe)
     if _is_first():
-        print(text)
+        print(readable_lines(text))
 
 
 def _run(recipe: Recipe, restart: bool) -> None:
@@ -167,7 +171,7 @@ def _is_first() -> bool:
 def _say(text: str) -> None:
     """Print to stderr, once: all processes of a launch come to the same error."""
     if _is_first():
-        print(text, file=sys.stderr)
+        print(readable_lines(text), file=sys.stderr)
 
 
 def _needs(error: UserError, recipe: str) -> Iterator[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
+from hf_distill.formatting import readable
+
 
 class UserError(ValueError):
     """One or more mistakes in a recipe, its data or the way a run was started.
@@ -13,7 +15,7 @@ class UserError(ValueError):
     lines to stderr and exits with status 2; a Python caller sees a `ValueError`.
 
     Args:
-        *mistakes: The lines.
+        *mistakes: The lines; what `formatting.readable` leaves of them is kept.
         key: Dotted path of the recipe key at fault, relative to whoever raises (`"model"` in a teacher,
             `"columns.text"` in `data`). `Recipe.locate` turns it into `file:line: path` further up.
 
@@ -24,8 +26,9 @@ class UserError(ValueError):
     """
 
     def __init__(self, *mistakes: str, key: str = "") -> None:
-        super().__init__("\n".join(mistakes))
-        self.mistakes = mistakes
+        # Names, values and messages of libraries stand in them: what is shown must not act, hide or leak.
+        self.mistakes = tuple(map(readable, mistakes))
+        super().__init__("\n".join(self.mistakes))
         self.key = key
         self.keys = (key,) * len(mistakes)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from hf_distill.formatting import readable
+
 STAGES = {
     "teacher": "Teacher",
     "student": "Student: distilling",
@@ -40,4 +42,4 @@ class Narrator:
 
     def say(self, text: str) -> None:
         """Print a remark."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(readable(text), markup=False, highlight=False, soft_wrap=True)

@@ -8,9 +8,12 @@ from copy import deepcopy
 from itertools import pairwise
 from typing import Any
 
+from hf_distill.formatting import is_secret, readable
 from hf_distill.reading.document import Document, Fault, describe, join, parse
 
 KEY = re.compile(r"[^.\[\]=\s]+(\.[^.\[\]=\s]+|\[\d+\])*")
+# Of a longer one its beginning and its end are shown.
+SHOWN = 200
 # Entries that can be given by name alone: `teacher.dtype=...` must not overwrite the name.
 SHORT_FORM = re.compile(r"task|teacher|student|(stages\[\d+\]\.)?objectives\[\d+\]")
 
@@ -34,7 +37,8 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
 def _shown(override: str) -> str:
     """Return an override as it may be printed: errors end up in logs, tokens must not."""
     key, equals, _ = override.partition("=")
-    return f"{key}{equals}..." if key.lower().endswith("token") else re.sub(r"hf_\w{30,}", "hf_...", override)
+    last = re.split(r"[.\]]", key)[-1]
+    return readable(f"{key}{equals}..." if is_secret(last) else override, limit=SHOWN)
 
 
 def _apply(document: Document, override: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hf_distill.formatting import masked
 from hf_distill.objectives.schedule import in_words, is_schedule
 
 
@@ -35,5 +36,6 @@ def shown(value: Any) -> str:
 
 
 def _short(text: str, limit: int = 60) -> str:
-    line = " ".join(text.split())  # a text may have lines of its own
+    # Masked before it is cut, as half a token is one that no pattern knows; and a text may have lines of its own.
+    line = " ".join(masked(text).split())
     return line if len(line) <= limit else f"{line[: limit - 3]}..."

@@ -11,6 +11,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from hf_distill.component import entry, settings
+from hf_distill.formatting import is_secret, masked
 from hf_distill.objectives import OBJECTIVES, Objective
 from hf_distill.recipe import Recipe, Stage
 from hf_distill.students import STUDENTS
@@ -19,7 +20,10 @@ from hf_distill.teachers import TEACHERS
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """Return a recipe as YAML that reads back to an equal one; what has its default value is left out."""
+    """Return a recipe as YAML that reads back to an equal one; what has its default value is left out.
+
+    So are tokens and passwords: it is written beside the student, and published with it.
+    """
     content: dict[str, Any] = {
         "task": _entry(recipe.task, TASKS),
         "data": settings(recipe.data),
@@ -43,7 +47,7 @@ def dump_recipe(recipe: Recipe) -> str:
     yaml.width = 4096
     stream = io.StringIO()
     yaml.dump(_plain(content), stream)
-    return stream.getvalue()
+    return masked(stream.getvalue())
 
 
 def objective_entries(objectives: Sequence[Objective]) -> list[dict[str, Any]]:
@@ -71,7 +75,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): "..." if item and is_secret(str(key)) else _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value

@@ -9,8 +9,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
+from markupsafe import Markup
+
+from hf_distill.formatting import readable, readable_lines
 from hf_distill.objectives.schedule import in_words
+from hf_distill.report.markdown import fenced, inline_code, literal, markdown
 from hf_distill.report.text import TITLES, metric_names, metric_title, rows, speed_note, undefined
 
 if TYPE_CHECKING:
@@ -46,14 +51,19 @@ class Place:
     on_hub: bool
 
     @property
-    def link(self) -> str:
+    def link(self) -> Markup:
         """Markdown: a link to the model where it is on the Hub."""
-        return f"[{self.name}](https://huggingface.co/{self.name})" if self.on_hub else f"`{self.name}`"
+        return self._link("https://huggingface.co")
 
     @property
-    def data_link(self) -> str:
+    def data_link(self) -> Markup:
         """Markdown: a link to the data set where it is on the Hub."""
-        return f"[{self.name}](https://huggingface.co/datasets/{self.name})" if self.on_hub else f"`{self.name}`"
+        return self._link("https://huggingface.co/datasets")
+
+    def _link(self, site: str) -> Markup:
+        if not self.on_hub:
+            return inline_code(self.name)
+        return Markup("".join(("[", markdown(self.name), f"]({site}/{quote(self.name)})")))
 
 
 def place(location: str) -> Place:
@@ -139,13 +149,13 @@ def datasets(recipe: Mapping[str, Any]) -> list[Place]:
     return list(dict.fromkeys(place(name) for name in flat))
 
 
-def objectives(recipe: Mapping[str, Any]) -> list[str]:
+def objectives(recipe: Mapping[str, Any]) -> list[Markup]:
     """Return each term of the loss in words: its stage, its weight, its settings, its formula from its docstring."""
     stages = recipe.get("stages") or [recipe]
     lines = []
     for number, stage in enumerate(stages, 1):
         start = f"stage {number} of {len(stages)}: " if len(stages) > 1 else ""
-        lines += [start + _objective(entry) for entry in stage.get("objectives") or ()]
+        lines += [Markup(start + _objective(entry)) for entry in stage.get("objectives") or ()]
     return lines
 
 
@@ -160,7 +170,7 @@ def _objective(entry: Mapping[str, Any]) -> str:
     values = ", ".join(f"{key} {in_words(value)}" for key, value in settings.items())
     formula = (known.__doc__ or "").strip().splitlines()[0] if known is not None else ""
     formula = re.sub(r"\s*See `[^`]*`\.$", "", formula)
-    return f"`{name}` ({values}){f': {formula}' if formula else ''}"
+    return f"{inline_code(name)} ({markdown(values)}){f': {formula}' if formula else ''}"
 
 
 def _data(report: Report, recipe: Mapping[str, Any], name: str) -> Any:
@@ -168,16 +178,16 @@ def _data(report: Report, recipe: Mapping[str, Any], name: str) -> Any:
 
     places = datasets(recipe)
     data = recipe.get("data") or {}
-    first = places[0] if places else Place("unknown", False)
+    first = readable(places[0].name if places else "unknown")
     metrics = {key: report.student.metrics.get(key) for key in metric_names(report)}
     results = [
         EvalResult(
-            task_type=report.task,
-            dataset_type=first.name,
-            dataset_name=first.name,
-            dataset_config=data.get("name"),
-            dataset_split=(data.get("splits") or {}).get("eval"),
-            metric_type=metric_title(key),
+            task_type=readable(report.task),
+            dataset_type=first,
+            dataset_name=first,
+            dataset_config=_told(data.get("name")),
+            dataset_split=_told((data.get("splits") or {}).get("eval")),
+            metric_type=readable(metric_title(key)),
             metric_value=round(float(value), 6),
         )
         for key, value in metrics.items()
@@ -185,39 +195,46 @@ def _data(report: Report, recipe: Mapping[str, Any], name: str) -> Any:
     ]
     return ModelCardData(
         library_name=LIBRARIES.get(report.task, "transformers"),
-        pipeline_tag=report.task,
+        pipeline_tag=readable(report.task),
         tags=["distillation", "hf_distill"],
         base_model=_one_or_more([teacher.name for teacher in teachers(recipe) if teacher.on_hub]),
         datasets=[item.name for item in places if item.on_hub] or None,
         metrics=[result.metric_type for result in results] or None,
-        model_name=name.split("/")[-1],
+        model_name=readable(name.split("/")[-1]),
         eval_results=results or None,
     )
+
+
+def _told(value: Any) -> str | None:
+    return None if value is None else readable(value)
 
 
 def _one_or_more(names: list[str]) -> str | list[str] | None:
     return names[0] if len(names) == 1 else names or None
 
 
-def _made(entry: Mapping[str, Any]) -> str:
+def _made(entry: Mapping[str, Any]) -> Markup:
     """Return where a model came from: `copy_layers (layers 6)`, `pretrained (model [...](...))`."""
     settings = public({key: value for key, value in entry.items() if key not in ("name", "model")})
     texts = [f"model {place(model).link}" for model in _models(entry)]
-    texts += [f"{key.replace('_', ' ')} {value}" for key, value in settings.items()]
+    texts += [markdown(f"{key.replace('_', ' ')} {value}") for key, value in settings.items()]
     details = f" ({', '.join(texts)})" if texts else ""
-    return f"`{entry.get('name', 'not named')}`{details}"
+    return Markup("".join((inline_code(entry.get("name", "not named")), details)))
 
 
 def card(report: Report) -> str:
     """Return the text of `README.md`. Reads nothing but the report; needs no network."""
     from huggingface_hub import ModelCard
+    from jinja2 import Environment, FileSystemLoader
 
     recipe = recipe_of(report.recipe)
     name = model_name(recipe)
-    shown = _dump(public(recipe)) if recipe else ""
-    content = ModelCard.from_template(
-        _data(report, recipe, name),
-        template_path=str(TEMPLATES / "model_card.md.jinja"),
+    # Names of classes, models and files are other people's text: all is escaped but what was made as markdown here.
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), finalize=markdown, keep_trailing_newline=True, autoescape=False
+    )
+    text = environment.get_template("model_card.md.jinja").render(
+        card_data=Markup(_data(report, recipe, name).to_yaml()),
         name=name,
         task=report.task,
         library=LIBRARIES.get(report.task, "transformers"),
@@ -229,16 +246,15 @@ def card(report: Report) -> str:
         teacher=_made(recipe.get("teacher") or {}),
         tokenizers=report.settings.get("tokenizers"),
         titles=[TITLES[model] for model in report.models],
-        rows=[(row.label.replace("|", "\\|"), row.headline, [row.cells[key] for key in report.models])
-              for row in rows(report)],
+        rows=[(row.label, row.headline, [row.cells[key] for key in report.models]) for row in rows(report)],
         undefined=undefined(report),
         speed_note=speed_note(report),
         verdict=report.verdict(),
-        call=CALLS.get(report.task, '"..."'),
-        recipe=shown,
-        fence="`" * max(3, *(len(run) + 1 for run in re.findall("`+", shown)), 3),
-    )  # fmt: skip
-    return str(content)
+        call=Markup(CALLS.get(report.task, '"..."')),
+        literal=literal,
+        recipe=fenced(readable_lines(_dump(public(recipe))), "yaml") if recipe else "",
+    )
+    return str(ModelCard(text))
 
 
 def _dump(content: Any) -> str:

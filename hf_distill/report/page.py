@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from hf_distill.formatting import readable_lines
 from hf_distill.report.model_card import TEMPLATES, model_name, recipe_of, teachers
 from hf_distill.report.plots import plots
 from hf_distill.report.svg import COLOURS
@@ -54,6 +55,7 @@ def html(report: Report) -> str:
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -77,6 +79,13 @@ def html(report: Report) -> str:
         plots=drawn,
         settings=list(_flat(report.settings)),
     )
+
+
+def _shown(value: Any) -> Any:
+    """Return what the page shows of a text that was not made here."""
+    from markupsafe import Markup
+
+    return readable_lines(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def tiles(report: Report) -> list[Tile]:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from hf_distill.formatting import readable
 from hf_distill.report.text import TITLES, rows, undefined
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def table(report: Report) -> Table:
         grid.add_column(TITLES[name], justify="right", style=COLOURS[name], overflow="fold")
     for row in rows(report):
         # Metric names come from outside: "[/]" in one is text, not markup.
-        cells = [escape(text) for text in (row.label, *row.cells.values())]
+        cells = [escape(readable(text)) for text in (row.label, *row.cells.values())]
         grid.add_row(*cells, style="bold" if row.headline else None)
     return grid
 
@@ -46,8 +47,8 @@ def show(report: Report, console: Console | None = None, page: str | Path | None
     if page is not None:
         lines.append(f"Full report: {page}")
     for line in lines:
-        text = line
+        text = readable(line)
         if console.options.ascii_only:
-            text = line.replace("±", "+/-").encode("ascii", "replace").decode()
+            text = text.replace("±", "+/-").encode("ascii", "replace").decode()
         # Soft: the terminal wraps, so that a path can be copied and a log can be searched.
         console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -9,6 +9,7 @@ from typing import Any, TextIO
 from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_distill.formatting import readable
 from hf_distill.report.text import count
 
 # Said once at the end of a run, or of no use to somebody who watches.
@@ -119,7 +120,7 @@ def figures(logs: dict[str, Any]) -> list[str]:
     >>> figures({"eval_loss": 0.41234, "eval_objective/kl": 0.2, "eval_runtime": 3.0, "epoch": 1.0})
     ['loss 0.4123', 'kl 0.2']
     """
-    names = {key: key.removeprefix("eval_").removeprefix("objective/") for key in logs}
+    names = {key: readable(key.removeprefix("eval_").removeprefix("objective/"), limit=40) for key in logs}
     return [
         f"{names[key]} {value:.4g}"
         for key, value in logs.items()
