@@ -29,7 +29,7 @@ from hf_distill.reading.writer import dump_recipe
 from hf_distill.report.text import count
 from hf_distill.tasks.tokenising import tokenizer_name
 from hf_distill.teachers import CachedTeacher
-from hf_distill.training.requirements import check_trainings
+from hf_distill.training.requirements import check_trainings, output_directory
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -193,8 +193,8 @@ def _check_training(recipe: Recipe, found: _Findings) -> None:
 
 
 def _check_place(recipe: Recipe, found: _Findings) -> None:
+    place = RunDirectory(output_directory(recipe), dump_recipe(recipe))
     with recipe.locate("training"):
-        place = RunDirectory(Path(recipe.training["output_dir"]).expanduser(), dump_recipe(recipe))
         place.check(restart=False)
 
 

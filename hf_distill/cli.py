@@ -17,6 +17,7 @@ from hf_distill import __version__
 from hf_distill.errors import UserError
 from hf_distill.formatting import ReadableFormatter, readable, readable_lines
 from hf_distill.launch import spin_little
+from hf_distill.streams import reader_may_go
 
 if TYPE_CHECKING:
     from hf_distill.recipe import Recipe
@@ -53,9 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exception: Any other failure, with its traceback; Python then exits with 1.
     """
     spin_little()
+    with reader_may_go():
+        return _main([*(sys.argv[1:] if argv is None else argv)])
+
+
+def _main(words: Sequence[str]) -> int:
     if logging.lastResort is not None:  # what warnings are written by where nobody set up logging
         logging.lastResort.setFormatter(ReadableFormatter())
-    words = [*(sys.argv[1:] if argv is None else argv)]
     caches = words[:1] == [CACHE]
     arguments = _arguments(words[1:] if caches else words)
     recipe: Recipe | None = None

@@ -1,4 +1,4 @@
-"""Text of others (names, cells, values, messages of libraries) as it may be shown: nothing in it acts, hides or leaks."""
+"""Text of others (names, cells, messages of libraries) as it may be shown: nothing in it acts, hides or leaks."""
 
 from __future__ import annotations
 

@@ -9,8 +9,10 @@ from difflib import SequenceMatcher
 from pathlib import Path
 
 from hf_distill.errors import UserError
+from hf_distill.formatting import readable
 
 PACKAGE = "package:"
+NAME_BYTES, PATH_LENGTH = 255, 4000
 # `name` or `user/name`; whatever has another shape, or the ending of a file, can only have been meant as a path.
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _FILE = re.compile(
@@ -27,8 +29,9 @@ def resolve(location: str, key: str = "model") -> str:
     a local path must exist; anything else is taken as a Hub id.
 
     Raises:
-        UserError: The package is not installed, or the path is not there.
+        UserError: The package is not installed, or the path is not there or no file system would take it.
     """
+    check_lengths(location, key)
     if location.startswith(PACKAGE):
         return _in_package(location.removeprefix(PACKAGE), key)
     path = os.path.expanduser(location)
@@ -44,6 +47,20 @@ def resolve(location: str, key: str = "model") -> str:
 def shorten(text: str, length: int) -> str:
     """Return at most so many characters of a text, its middle left out."""
     return text if len(text) <= length else f"{text[: length // 2]}...{text[-(length // 2 - 3) :]}"
+
+
+def check_lengths(location: str, key: str) -> None:
+    """Refuse a path with a longer name than file systems take, on which every question about it fails.
+
+    Raises:
+        UserError: It has one.
+    """
+    longest = max((len(part.encode("utf-8", "surrogatepass")) for part in re.split(r"[/\\]", location)), default=0)
+    shown = readable(location, limit=100)
+    if longest > NAME_BYTES:
+        raise UserError(f"'{shown}' has a name of {longest:,} bytes, and no file has more than {NAME_BYTES}.", key=key)
+    if len(location) > PATH_LENGTH:
+        raise UserError(f"'{shown}' has {len(location):,} characters, and no path more than {PATH_LENGTH:,}.", key=key)
 
 
 def _in_package(location: str, key: str) -> str:

@@ -29,7 +29,7 @@ from hf_distill.teachers import CachedTeacher
 from hf_distill.training.defaults import training_defaults
 from hf_distill.training.labelled import in_words, labels_of
 from hf_distill.training.precision import resolve_bf16
-from hf_distill.training.requirements import check_steps, check_trainings
+from hf_distill.training.requirements import check_steps, check_trainings, output_directory
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -56,7 +56,7 @@ def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run
     threads = use_all_cores()
     check_saving(recipe)
     check_trainings(recipe)
-    path = Path(recipe.training["output_dir"]).expanduser()
+    path = output_directory(recipe)
     training, precision = _settle(recipe, None if restart else held_recipe(path))
     directory = RunDirectory(path, dump_recipe(_with_precision(recipe, training)))
     args = _arguments(recipe, training)

@@ -10,6 +10,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent, NodeEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from hf_distill.errors import UserError
@@ -18,7 +19,9 @@ from hf_distill.recipe import Origin
 # Recipes are small. Beyond this it is an alias that contains itself, or aliases of aliases.
 MAX_DEPTH = 32
 MAX_VALUES = 10_000
+MAX_BYTES = 10 * 2**20
 
+TOO_LARGE = "too deep or too large for a recipe. Does an alias contain itself?"
 TAG = "tag:yaml.org,2002:"
 
 
@@ -126,7 +129,8 @@ def describe(value: Any) -> str:
 
 def _text(path: Path) -> str:
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as stream:
+            raw = stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise Fault((0, f"no such file (looked from {Path.cwd()}).")) from None
     except IsADirectoryError:
@@ -134,6 +138,8 @@ def _text(path: Path) -> str:
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         reason = error.strerror if isinstance(error, OSError) else error
         raise Fault((0, f"cannot be read: {reason}.")) from None
+    if len(raw) > MAX_BYTES:
+        raise Fault((0, f"more than {MAX_BYTES // 2**20} MB, which is too large for a recipe."))
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -151,6 +157,7 @@ def parse(text: str) -> tuple[Any, dict[str, int]]:
     """
     yaml = YAML(typ="safe", pure=True)
     try:
+        _check_size(text)
         node = yaml.compose(text)
     except MarkedYAMLError as error:
         raise Fault(_reword(error)) from None
@@ -167,6 +174,22 @@ def parse(text: str) -> tuple[Any, dict[str, int]]:
     if walk.faults:
         raise Fault(*walk.faults)
     return data, walk.lines
+
+
+def _check_size(text: str) -> None:
+    """Refuse what is too large or too deep as soon as that is known: nodes of all of it take many seconds.
+
+    Raises:
+        Fault: It is.
+        YAMLError: It is not YAML.
+    """
+    values = depth = 0
+    for event in YAML(typ="safe", pure=True).parse(text):
+        values += isinstance(event, NodeEvent)
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        # A mapping's keys are nodes too.
+        if values > 2 * MAX_VALUES or depth > 2 * MAX_DEPTH:
+            raise Fault((event.start_mark.line + 1, TOO_LARGE))
 
 
 class _Walk:
@@ -189,7 +212,7 @@ class _Walk:
         """Return the data of `node` and note the lines of all that is below it."""
         self.values += 1
         if depth > MAX_DEPTH or self.values > MAX_VALUES:
-            raise Fault((node.start_mark.line + 1, "too deep or too large for a recipe. Does an alias contain itself?"))
+            raise Fault((node.start_mark.line + 1, TOO_LARGE))
         kind = str(node.tag).removeprefix(TAG)
         if isinstance(node, MappingNode) and kind == "map":
             return self.mapping(node, path, depth)

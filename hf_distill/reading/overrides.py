@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from hf_distill.formatting import is_secret, readable
-from hf_distill.reading.document import Document, Fault, describe, join, parse
+from hf_distill.reading.document import MAX_DEPTH, Document, Fault, describe, join, parse
 
 KEY = re.compile(r"[^.\[\]=\s]+(\.[^.\[\]=\s]+|\[\d+\])*")
 # Of a longer one its beginning and its end are shown.
@@ -52,6 +52,8 @@ def _apply(document: Document, override: str) -> None:
     if not equals or not KEY.fullmatch(key):
         raise Fault((1, "wanted section.key=value, for example training.learning_rate=1e-4."))
     value = parse(text)[0] if text.strip() else None
+    if key.count(".") + key.count("[") >= MAX_DEPTH:
+        raise Fault((1, f"more than {MAX_DEPTH} keys deep, and no recipe is."))
     tokens = [int(token) if token.isdecimal() else token for token in re.findall(r"[^.\[\]]+", key)]
     here: Any = document.data
     path = ""

@@ -9,11 +9,13 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hf_distill.errors import UserError, did_you_mean
+from hf_distill.locations import check_lengths
 from hf_distill.packages import is_here, missing
 from hf_distill.reading.document import join
 from hf_distill.training.defaults import fine_tuning, training_defaults
@@ -38,6 +40,17 @@ class UnplacedArguments(DistillationArguments):
     @property
     def _setup_devices(self) -> torch.device:
         return torch.device("cpu")
+
+
+def output_directory(recipe: Recipe) -> Path:
+    """Return where a run is kept.
+
+    Raises:
+        UserError: No file system takes its name.
+    """
+    with recipe.locate("training"):
+        check_lengths(str(recipe.training["output_dir"]), "output_dir")
+    return Path(recipe.training["output_dir"]).expanduser()
 
 
 def check_trainings(recipe: Recipe) -> None:
