@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from hf_distill.formatting import readable
+from hf_distill.formatting import readable_lines
 
 STAGES = {
     "teacher": "Teacher",
@@ -42,4 +42,4 @@ class Narrator:
 
     def say(self, text: str) -> None:
         """Print a remark."""
-        self._console.print(readable(text), markup=False, highlight=False, soft_wrap=True)
+        self._console.print(readable_lines(text), markup=False, highlight=False, soft_wrap=True)

@@ -280,7 +280,7 @@ UNREADABLE: dict[str, tuple[str | bytes, str]] = {
         + "".join(f"{b}: &{b} [{','.join([f'*{a}'] * 10)}]\n" for a, b in ("ab", "bc", "cd", "de")),
         "r.yaml:1: too deep or too large for a recipe. Does an alias contain itself?",
     ),
-    "deep": ("[" * 5000, "r.yaml:1: nested too deeply."),
+    "deep": ("[" * 5000, "r.yaml:1: too deep or too large for a recipe. Does an alias contain itself?"),
 }
 
 
