@@ -30,6 +30,9 @@ SIGNALLED = 128
 # In place of nothing: the first word of a command that only asks the teacher.
 CACHE = "cache"
 
+_NO_SPACE = ("No space left on device", "Disk quota exceeded")
+_TORCH_SAVE = ("PytorchStreamWriter failed", "unexpected pos ")
+
 EPILOG = """examples:
   hf-distill recipe.yaml --check
   hf-distill recipe.yaml training.learning_rate=1e-4 objectives.0.weight=0.7 report.baseline=true
@@ -83,7 +86,7 @@ def _main(words: Sequence[str]) -> int:
     except Exception as error:
         if not (full := _full_disk(error)):
             raise
-        _say(f"The disk is full{full}. Free some space; the same command again resumes from the last checkpoint.")
+        _say(f"{full}. Free some space; the same command again resumes from the last checkpoint.")
         return FAILED
     return 0
 
@@ -194,13 +197,17 @@ def _needs(error: UserError, recipe: str) -> Iterator[str]:
 
 
 def _full_disk(error: BaseException) -> str:
-    """Return where a disk is full, if that is behind an error; else nothing."""
+    """Return which disk is full or what limit was reached, if that is behind an error; else nothing."""
     for cause in _chain(error):
         number = cause.errno if isinstance(cause, OSError) else None
-        # safetensors and arrow pass the system's message on in errors of their own.
-        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(cause):
-            name = cause.filename if isinstance(cause, OSError) else None
-            return f" ({name})" if name else " (of the output directory or of a cache)"
+        text = str(cause)
+        name = cause.filename if isinstance(cause, OSError) else None
+        # safetensors and arrow pass the system's message on in errors of their own; torch.save has none.
+        if number == errno.EFBIG or "File too large" in text:
+            return f"A file grew beyond what is allowed here{f' ({name})' if name else ''}: see `ulimit -f`"
+        full = number in (errno.ENOSPC, errno.EDQUOT) or any(words in text for words in _NO_SPACE)
+        if full or (isinstance(cause, RuntimeError) and any(words in text for words in _TORCH_SAVE)):
+            return f"The disk is full ({name or 'of the output directory or of a cache'})"
     return ""
 
 

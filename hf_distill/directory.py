@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from hf_distill.errors import UserError
-from hf_distill.files import check_writable, write_atomic
-from hf_distill.fit import RECORD, read_record
+from hf_distill.files import check_writable, is_left_over, write_atomic
+from hf_distill.lock import Lock
+from hf_distill.ownership import RECIPE, RUNS, TEACHERS, Ownership
 from hf_distill.reading.document import join
 from hf_distill.reading.words import shown
 from hf_distill.training.checkpoints import last_complete_checkpoint
+from hf_distill.training.found import read_record
 
-RECIPE = "recipe.yaml"
+logger = logging.getLogger(__name__)
+
 _LEFT_OUT = object()
-# Underscored, so that `Trainer.push_to_hub` leaves them out.
-TEACHERS = "_teacher"
-RUNS = "_runs"
 
 
 @dataclass(frozen=True)
@@ -36,54 +39,51 @@ class RunDirectory:
     path: Path
     recipe: str
 
-    def check(self, restart: bool) -> None:
+    @cached_property
+    def lock(self) -> Lock:
+        """Keeps other runs out, once `claim` has taken it."""
+        return Lock(self.path)
+
+    @property
+    def owned(self) -> Ownership:
+        """Which of its files are ours."""
+        return Ownership(self.path)
+
+    def check(self, restart: bool, *, for_teacher: bool = False) -> None:
         """Refuse a directory that holds something else. Writes nothing.
 
+        Args:
+            restart: Whether a run of another recipe may be there.
+            for_teacher: Likewise, as only a teacher is going to be trained there.
+
         Raises:
-            UserError: Another recipe's run, or files that are no run at all.
+            UserError: Another recipe's run, one that is going on, or files that are no run at all.
         """
-        held = self.held()
-        different = [] if held is None else _differences(held, self.recipe)
-        if different and not restart:
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file; wanted a directory.", key="output_dir")
+        if self.lock.holder is not None:
+            self.lock.take_or_refuse()
+        self.owned.check()
+        held = None if restart or for_teacher else _held(self.path)
+        if held is not None and (different := _differences(held, self.recipe)):
             raise UserError(
                 f"{self.path} holds a run of another recipe: {_told(different)}. Choose another directory, go back to "
                 "that recipe to resume, or start over with --restart.",
                 key="output_dir",
             )
 
-    def held(self) -> str | None:
-        """Return the recipe of the run that is there; None where there is none, but perhaps a teacher for one.
-
-        Raises:
-            UserError: There are files that are no run at all.
-        """
-        if not self.path.exists() or (self.path.is_dir() and all(one.name == TEACHERS for one in self.path.iterdir())):
-            return None
-        if not self.path.is_dir():
-            raise UserError(f"{self.path} is a file; wanted a directory.", key="output_dir")
-        held = self.path / RECIPE
-        if not held.is_file():
-            raise UserError(
-                f"{self.path} is not empty and holds no run of this package; its files might be overwritten. Choose "
-                "another directory, or empty it.",
-                key="output_dir",
-            )
-        return held.read_text(encoding="utf-8")
-
     def claim(self, restart: bool) -> None:
-        """Create the directory, remove what a restart is to redo, and write the recipe. For one process only.
+        """Lock the directory, remove what a restart is to redo, and write the recipe. For one process only.
 
         A fine-tuned teacher stays: it is found again by model, data and settings, or not used.
 
         Raises:
-            UserError: The directory cannot be written.
+            UserError: The directory cannot be written, or another run was faster.
         """
-        _check_writable(self.path)
+        self._enter(restart)
         if restart:
-            for stale in (*self.path.glob("checkpoint-*"), self.path / RUNS):
-                shutil.rmtree(stale, ignore_errors=True)
-            for name in (RECORD, "report.json", "report.html", "README.md"):
-                (self.path / name).unlink(missing_ok=True)
+            self._remove(self.owned.names() or set())
+        self.owned.take(recipe=hashlib.sha256(self.recipe.encode()).hexdigest())
         write_atomic(self.path / RECIPE, self.recipe)
 
     def claim_teachers(self) -> None:
@@ -92,22 +92,31 @@ class RunDirectory:
         The recipe is written beside it for the precision, with which it is found again (`held_recipe`).
 
         Raises:
-            UserError: The directory cannot be written.
+            UserError: The directory cannot be written, or a run is going on there.
         """
-        _check_writable(self.path / TEACHERS)
+        self._enter(False, for_teacher=True)
+        self.owned.take()
+        (self.path / TEACHERS).mkdir(exist_ok=True)
         write_atomic(self.path / TEACHERS / RECIPE, self.recipe)
 
-    def tidy(self) -> None:
-        """Remove the checkpoints of a finished run; the models themselves stay."""
-        for stale in (*self.path.glob("checkpoint-*"), *self.path.glob(f"{RUNS}/*/checkpoint-*")):
-            shutil.rmtree(stale, ignore_errors=True)
+    def _enter(self, restart: bool, *, for_teacher: bool = False) -> None:
+        try:
+            check_writable(self.path)
+        except UserError as error:
+            raise UserError(*error.mistakes, key="output_dir") from error
+        self.lock.take_or_refuse()
+        self.check(restart, for_teacher=for_teacher)  # again: another run may have begun and ended meanwhile
+        for stale in self.path.iterdir():
+            if is_left_over(stale.name):
+                stale.unlink(missing_ok=True)
 
-
-def _check_writable(path: Path) -> None:
-    try:
-        check_writable(path)
-    except UserError as error:
-        raise UserError(*error.mistakes, key="output_dir") from error
+    def _remove(self, names: Iterable[str]) -> None:
+        for name in names:
+            place = self.path / name
+            if place.is_dir() and not place.is_symlink():
+                shutil.rmtree(place)
+            else:
+                place.unlink(missing_ok=True)
 
 
 def last_checkpoint(path: Path, teachers: Path | None = None) -> str | None:
@@ -120,15 +129,36 @@ def last_checkpoint(path: Path, teachers: Path | None = None) -> str | None:
     trainings = [path, *path.glob(f"{RUNS}/*"), *(teachers or path / TEACHERS).glob("*")]
     for folder in trainings:
         record = read_record(folder)
-        if record is not None and not record["finished"] and (found := last_complete_checkpoint(folder)):
+        if record is None or record["finished"]:
+            continue
+        if found := last_complete_checkpoint(folder, record["key"], sealed=record.get("sealed", False)):
             return found
     return None
 
 
 def held_recipe(path: Path) -> dict[str, Any] | None:
     """Return the recipe that a directory's run, or else its teacher, began with, as plain values; None without one."""
-    files = [file for file in (path / RECIPE, path / TEACHERS / RECIPE) if file.is_file()]
-    return _plain(files[0].read_text(encoding="utf-8")) if files else None
+    text = _held(path)
+    if text is None and (path / TEACHERS / RECIPE).is_file():
+        text = (path / TEACHERS / RECIPE).read_text(encoding="utf-8", errors="replace")
+    return None if text is None else _plain(text)
+
+
+def _held(path: Path) -> str | None:
+    """Return the text of the recipe of the run that is there; None without one.
+
+    Nor is there one that was changed since it was written: it is written anew, and whether the trainings are those of
+    the recipe that is to run, they know themselves.
+    """
+    try:
+        content = (path / RECIPE).read_bytes()
+    except OSError:
+        return None
+    wanted = Ownership(path).recipe_sum
+    if wanted is not None and hashlib.sha256(content).hexdigest() != wanted:
+        logger.warning("%s was changed or damaged since it was written; it is written anew", path / RECIPE)
+        return None
+    return content.decode(errors="replace")
 
 
 def _plain(text: str) -> dict[str, Any]:
@@ -137,7 +167,7 @@ def _plain(text: str) -> dict[str, Any]:
 
     try:
         content = YAML(typ="safe", pure=True).load(text)
-    except YAMLError:  # not ours, then: it differs in everything
+    except (YAMLError, ValueError, RecursionError):  # not ours, then: it differs in everything
         return {}
     return content if isinstance(content, dict) else {}
 

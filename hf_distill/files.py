@@ -6,12 +6,13 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_distill.durable import sync
 from hf_distill.errors import UserError
 from hf_distill.quantization import plain_tensors
 
@@ -27,6 +28,8 @@ WHOLE_BYTES = 16 * 2**20
 """Tensors up to this size are hashed byte by byte, larger ones by exact sums of their rows and samples."""
 
 SAMPLES = 2**16
+
+_LEFT_OVER = re.compile(r"_.+\.\d+\.[0-9a-f]{8}\.tmp")
 
 _VOLATILE = frozenset(
     {
@@ -58,17 +61,31 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
     """
     target = Path(os.path.realpath(path))
     data = content.encode() if isinstance(content, str) else content
-    temporary = target.with_name(f"_{target.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    temporary = _beside(target)
     try:
         with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
+        sync(target.parent)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _beside(target: Path) -> Path:
+    return target.with_name(f"_{target.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
+def is_left_over(name: str) -> bool:
+    """Whether a file name is one that `write_atomic` or `check_writable` gives to what a killed process leaves.
+
+    >>> is_left_over("_recipe.yaml.4711.0a1b2c3d.tmp"), is_left_over("_notes.tmp")
+    (True, False)
+    """
+    return _LEFT_OVER.fullmatch(name) is not None
 
 
 def check_writable(directory: str | os.PathLike[str], need_bytes: int | None = None) -> None:
@@ -83,11 +100,13 @@ def check_writable(directory: str | os.PathLike[str], need_bytes: int | None = N
     """
     try:
         os.makedirs(directory, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=directory, prefix="_", suffix=".tmp") as probe:
+        probe = _beside(Path(directory) / "probe")
+        try:
             # An empty file fits on a full disk, so write a block and force it out.
-            probe.write(bytes(4096))
-            probe.flush()
-            os.fsync(probe.fileno())
+            probe.write_bytes(bytes(4096))
+            sync(probe)
+        finally:
+            probe.unlink(missing_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise UserError(f"{directory} cannot be made: there is a file in its place; name another place") from error
     except OSError as error:

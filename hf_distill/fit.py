@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.component import entry
-from hf_distill.errors import Stopped, UserError
-from hf_distill.files import dataset_fingerprint, fingerprint, model_fingerprint, write_atomic
+from hf_distill.errors import Stopped
+from hf_distill.files import dataset_fingerprint, fingerprint, model_fingerprint
+from hf_distill.ownership import TRAINING
 from hf_distill.plan import leaves_head
-from hf_distill.training.checkpoints import last_complete_checkpoint
+from hf_distill.records import write_record
+from hf_distill.training.checkpoints import last_complete_checkpoint, remove_checkpoints
 from hf_distill.training.deciding import deciding
+from hf_distill.training.found import Found, look
 from hf_distill.training.labelled import drawn_from
+from hf_distill.training.parallel import asked_once
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +32,9 @@ if TYPE_CHECKING:
     from hf_distill.tasks import Prepared
     from hf_distill.trainer import DistillationTrainer
 
-RECORD = "_fit.json"
+
+def no_words(_: str) -> None:
+    """Say nothing."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +111,14 @@ class Fitter:
         directory: str | Path,
         teacher: PreTrainedModel | None = None,
         say: Callable[[str], None] | None = None,
+        claim: Callable[[Iterable[str]], None] | None = None,
     ) -> Fitted:
         """Train `model` in `directory`, or find it there.
 
         A finished training with the same models, data, objectives and settings is loaded; an interrupted one goes on
-        from its last complete checkpoint and ends with the weights it would have had. `say` is told what was decided
-        before training, such as which layers are paired.
+        from its last complete checkpoint and ends with the weights it would have had. One that is damaged counts as
+        interrupted. `say` is told that, and what was decided before training, such as which layers are paired;
+        `claim` is told names before they are written there.
 
         Raises:
             UserError: The directory holds another training.
@@ -118,22 +126,26 @@ class Fitter:
         """
         directory = Path(directory)
         key = self.key(model, teacher, objectives, training)
-        record = read_record(directory)
-        if record and record["key"] != key:
-            raise UserError(
-                f"{directory} holds a training with other models, data or settings. Start over with --restart, or "
-                "choose another training.output_dir."
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        found = asked_once(lambda: look(directory, key, processes))
+        say = say or no_words
+        if found.finished:
+            trainer = self._trainer(
+                _load(type(model), directory), objectives, training, directory, teacher, trains=False
             )
-        if record and record["finished"]:
-            found = _load(type(model), directory)
-            trainer = self._trainer(found, objectives, training, directory, teacher, trains=False)
-            layers = record.get("layers", {})
+            trainer.exported = directory
+            if trainer.is_world_process_zero():
+                remove_checkpoints(directory)
+            record, layers = found.record, found.record.get("layers", {})
             return Fitted(_finished(trainer), trainer, record["history"], record["seconds"], reused=True, layers=layers)
+        if found.damage is not None:
+            again = f"from {found.checkpoint}" if found.checkpoint else "from the beginning"
+            say(f"{directory} is damaged ({found.damage}): trained again {again}")
         trainer = self._trainer(model, objectives, training, directory, teacher)
-        if say is not None:
-            for text in (*self._left_out(objectives), *trainer.decisions):
-                say(text)
-        seconds = self._train(trainer, directory, key, record["seconds"] if record else 0.0)
+        trainer.key, trainer.claim = key, claim
+        for text in (*self._left_out(objectives), *trainer.decisions):
+            say(text)
+        seconds = self._train(trainer, directory, found)
         layers = _layers(trainer)
         return Fitted(_finished(trainer), trainer, trainer.state.log_history, seconds, reused=False, layers=layers)
 
@@ -141,28 +153,34 @@ class Fitter:
         rows, every = len(self.rows(objectives)), len(self.prepared.train)
         return [] if rows == every else [f"on labels alone: batches from the {rows:,} of {every:,} rows with a label"]
 
-    def _train(self, trainer: DistillationTrainer, directory: Path, key: str, before: float) -> float:
-        """Train or go on training, save, and return the seconds it took, those `before` included."""
+    def _train(self, trainer: DistillationTrainer, directory: Path, found: Found) -> float:
+        """Train or go on training, save, and return the seconds it took, those of earlier runs included."""
         from hf_distill.training.interrupt import StopOnInterrupt
 
-        _write_record(trainer, directory, {"key": key, "finished": False, "seconds": before, "history": []})
+        before = float(found.record.get("seconds", 0.0))
+        # Without a record nothing was begun by a version that wrote checkpoints without checksums.
+        known = {"key": trainer.key, "sealed": not found.record or found.record.get("sealed", False)}
+        _write_record(trainer, directory, {**known, "finished": False, "seconds": before, "history": []})
+        if trainer.is_world_process_zero():
+            remove_checkpoints(directory, keep=found.checkpoint)  # cut off, or damaged
         interrupt = StopOnInterrupt()
         trainer.add_callback(interrupt)
         started = time.perf_counter()
         with _told_what_is_kept(directory):
             with interrupt:
-                trainer.train(resume_from_checkpoint=last_complete_checkpoint(directory))
+                trainer.train(resume_from_checkpoint=found.checkpoint)
             seconds = before + time.perf_counter() - started
             stopped = interrupt.signal
             done = stopped is None
-            history = trainer.state.log_history if done else []
+            end: dict[str, Any] = {"finished": done, "seconds": seconds, "history": [], "layers": _layers(trainer)}
             if done:
                 trainer.try_last()
-                trainer.save_model(str(directory), _internal_call=True)
-        end = {"key": key, "finished": done, "seconds": seconds, "history": history, "layers": _layers(trainer)}
-        _write_record(trainer, directory, end)
+                end |= {"history": trainer.state.log_history, "files": trainer.export(directory)}
+        _write_record(trainer, directory, {**known, **end})
         if stopped is not None:
             raise Stopped(stopped)
+        if trainer.is_world_process_zero():
+            remove_checkpoints(directory)
         return seconds
 
     def reopen(self, fitted: Fitted) -> PreTrainedModel:
@@ -285,19 +303,10 @@ def _finished(trainer: DistillationTrainer) -> PreTrainedModel:
     return model
 
 
-def read_record(directory: Path) -> dict[str, Any] | None:
-    """Return what `fit` wrote about a directory; None where it wrote nothing that can be read."""
-    try:
-        record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) and {"key", "finished", "seconds", "history"} <= set(record) else None
-
-
 def _write_record(trainer: DistillationTrainer, directory: Path, record: dict[str, Any]) -> None:
     if trainer.is_world_process_zero():
         directory.mkdir(parents=True, exist_ok=True)
-        write_atomic(directory / RECORD, json.dumps(record))
+        write_record(directory / TRAINING, record)
     trainer.accelerator.wait_for_everyone()
 
 

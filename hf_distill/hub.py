@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_distill.errors import UserError
+from hf_distill.training.parallel import asked_once
 
 LOGIN = "run `hf auth login`, or set the environment variable HF_TOKEN"
 TOKENS_PAGE = "https://huggingface.co/settings/tokens"
@@ -32,22 +33,7 @@ def check_rights(repo_id: str | None, private: bool | None, output_dir: str, rep
         UserError: One line; its `key` is `repo_id` or `private` where that key of `hub:` is at fault. The token is
             never part of it.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return _check_rights(repo_id, private, output_dir, repo_type)
-    from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
-
-    # One process asks, and all of them go on or raise: the Hub limits questions, and a lone error would hang the rest.
-    answer: list[Any] = [None]
-    if PartialState().is_main_process:
-        try:
-            answer = [_check_rights(repo_id, private, output_dir, repo_type)]
-        except UserError as error:
-            answer = [error]
-    broadcast_object_list(answer)
-    if isinstance(answer[0], UserError):
-        raise answer[0]
-    return str(answer[0])
+    return asked_once(lambda: _check_rights(repo_id, private, output_dir, repo_type))
 
 
 def _check_rights(repo_id: str | None, private: bool | None, output_dir: str, repo_type: str = "model") -> str:

@@ -28,6 +28,7 @@ from hf_distill.tasks.class_counts import ClassCounts, classes_of
 from hf_distill.teachers import CachedTeacher
 from hf_distill.training.defaults import training_defaults
 from hf_distill.training.labelled import in_words, labels_of
+from hf_distill.training.parallel import asked_once
 from hf_distill.training.precision import resolve_bf16
 from hf_distill.training.requirements import check_steps, check_trainings, output_directory
 
@@ -64,10 +65,8 @@ def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run
     check_launch()
     trains_here = _trains_teacher_here(recipe)
     with recipe.locate("training"):
-        if not for_teacher:
-            directory.check(restart)
-        elif trains_here:
-            directory.held()
+        if not for_teacher or trains_here:
+            directory.check(restart, for_teacher=for_teacher)
     narrator = Narrator(enabled=args.process_index == 0)
     outside = (f"runs code from outside: {one}" for one in outside_code(recipe))
     for line in filter(None, (threads, waiting(), precision, *outside)):
@@ -90,12 +89,11 @@ def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run
     for line in odd if narrator.enabled else ():
         logger.warning(line)
     check_steps(recipe, len(prepared.train), labels_of(prepared)["train_rows_with_label"], args.world_size)
-    if args.process_index == 0:
-        with recipe.locate("training"):
-            if not for_teacher:
-                directory.claim(restart)
-            elif trains_here:
-                directory.claim_teachers()
+    with recipe.locate("training"):
+        if not for_teacher:
+            asked_once(lambda: directory.claim(restart))
+        elif trains_here:
+            asked_once(directory.claim_teachers)
     return Run(
         recipe,
         training,
@@ -161,7 +159,8 @@ def _settle(recipe: Recipe, held: Mapping[str, Any] | None) -> tuple[dict[str, A
     A run that began keeps its precision: resumed on another machine it could not end with the same weights.
     """
     training = use_cpu_if_needed({**training_defaults(recipe), **recipe.training})
-    begun = (held or {}).get("training", {}).get("bf16")
+    section = (held or {}).get("training")
+    begun = section.get("bf16") if isinstance(section, dict) else None
     if training.get("bf16") == "auto" and isinstance(begun, bool):
         return {**training, "bf16": begun}, f"bf16: {'on' if begun else 'off'} (as this run began)"
     return resolve_bf16(training)

@@ -78,6 +78,10 @@ def remarks(recipe: Recipe, pair: Pair | None) -> list[str]:
         pair: Its models; None where they cannot be looked at.
     """
     lines = [sampling_remark(recipe)]
+    if any({**recipe.training, **stage.training}.get("save_only_model") for stage in recipe.plan):
+        lines.append(
+            "save_only_model: checkpoints lack the optimizer, so that an interrupted training starts from the beginning"
+        )
     if within := within_batch(recipe):
         verb = "compares" if len(within) == 1 else "compare"
         lines.append(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hf_distill.fit import Fitted
     from hf_distill.recipe import Recipe
     from hf_distill.report.report import Report
+    from hf_distill.stages import Run
 
 
 def distill(recipe: Recipe, *, restart: bool = False) -> Report:
@@ -37,6 +38,12 @@ def distill(recipe: Recipe, *, restart: bool = False) -> Report:
     # The bars of loading and saving shards say nothing; those of training stay.
     disable_progress_bar()  # type: ignore[no-untyped-call]
     run = open_run(recipe, restart)
+    with run.directory.lock:
+        return _distill(run)
+
+
+def _distill(run: Run) -> Report:
+    recipe = run.recipe
     teacher = run.load_teacher()
     run.cache_answers(teacher)
     students: list[Fitted] = []
@@ -49,7 +56,6 @@ def distill(recipe: Recipe, *, restart: bool = False) -> Report:
         report = assess(run, teacher, students, baselines)
         if run.is_main:
             report.save(run.directory.path)
-            run.directory.tidy()
     if recipe.hub.push:
         with run.stage("push"):
             students[0].trainer.has_model_card = True

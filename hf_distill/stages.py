@@ -10,11 +10,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_distill.directory import RUNS, TEACHERS, RunDirectory
+from hf_distill.directory import RunDirectory
 from hf_distill.errors import UserError
 from hf_distill.fit import Fitted, Fitter
+from hf_distill.lock import FILE as LOCK
+from hf_distill.lock import Lock
 from hf_distill.narrator import Narrator
 from hf_distill.objectives import Labels
+from hf_distill.ownership import RUNS, TEACHERS, TRAINING
 from hf_distill.pairing import Pair
 from hf_distill.quantization import in_words, size, weights
 from hf_distill.report import costs
@@ -154,9 +157,13 @@ class Run:
         # One folder for each combination: changing a setting never overwrites a teacher that took hours.
         fitter = self.fitter.for_teacher()
         key = fitter.key(model, None, (Labels(),), settings)
-        fitted = fitter.fit(
-            model, objectives=(Labels(),), training=settings, directory=root / key, say=self.narrator.say
-        )
+        with Lock(root / key) as lock:
+            if directory:  # others may share it
+                _check_own(root / key)
+                lock.wait(self.narrator.say, "trains this teacher")
+            fitted = fitter.fit(
+                model, objectives=(Labels(),), training=settings, directory=root / key, say=self.narrator.say
+            )
         self._remember("teacher", fitted)
         fitted.model.name_or_path = str(root / key)
         return fitted.model
@@ -193,6 +200,7 @@ class Run:
                     else self.directory.path / RUNS / (name if last else part).replace(" ", "-"),
                     teacher=target,
                     say=self.narrator.say,
+                    claim=self.directory.owned.take if saved and last else None,
                 )
             self._remember(part, fitted)
             if not last:
@@ -237,3 +245,12 @@ class Run:
             self.narrator.say(f"{name}: found finished, not trained again")
         elif cost := costs.cost_of(fitted.history):
             self.narrator.say(f"{name}: {costs.in_words(cost)}")
+
+
+def _check_own(folder: Path) -> None:
+    """Refuse a shared teacher's folder with files in it that no run wrote."""
+    entries = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    if entries and not entries & {TRAINING, LOCK}:
+        raise UserError(
+            f"{folder} holds files that are no teacher of a run. Choose another directory.", key="output_dir"
+        )

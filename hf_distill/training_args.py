@@ -95,6 +95,10 @@ def check_arguments(args: TrainingArguments) -> None:
         raise ValueError("label_smoothing_factor is not applied to a distillation loss; leave it at 0.")
     if (compile_loss := getattr(args, "compile_loss", "auto")) not in (True, False, "auto"):
         raise ValueError(f"compile_loss must be true, false or 'auto', found {compile_loss!r}.")
+    if args.ignore_data_skip:
+        raise ValueError(
+            "ignore_data_skip=True shows a resumed training other examples than it would have seen; leave it out."
+        )
     if not args.average_tokens_across_devices:
         raise ValueError(
             "average_tokens_across_devices=False makes the loss depend on the number of processes; leave it on."

@@ -30,6 +30,16 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
 
 
+def unfinish(directory: Path) -> None:
+    """Write down of a finished training what stood there right before it was finished."""
+    from hf_distill.ownership import TRAINING
+    from hf_distill.records import read_record, write_record
+
+    record = read_record(directory / TRAINING)
+    assert record is not None
+    write_record(directory / TRAINING, {**record, "finished": False})
+
+
 def command(path: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, str(REPO / "scripts" / "distill.py"), str(path), *arguments],

@@ -17,7 +17,8 @@ def _checkpoint(root: Path, step: int) -> Path:
     folder = root / f"checkpoint-{step}"
     folder.mkdir(parents=True)
     save_file({"w": torch.ones(4)}, folder / "model.safetensors")
-    torch.save({"lr": 0.1}, folder / "optimizer.pt")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        torch.save({"lr": 0.1}, folder / name)
     (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
     return folder
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from hf_distill import __version__
@@ -193,10 +194,15 @@ def test_what_is_kept_is_named(
             checkpoint.mkdir(parents=True)
             (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": step}))
             save_file({"weight": np.zeros(1)}, checkpoint / "model.safetensors")
+            for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+                torch.save({}, checkpoint / name)
         record = {"key": "", "finished": finished, "seconds": 0, "history": []}
         Path(place, "_fit.json").write_text(json.dumps(record))
     assert main(["r.yaml", *settings]) == 130
     assert capsys.readouterr().err == "\nInterrupted." + KEPT.format(f"{folder}/checkpoint-10")
+
+
+ELSEWHERE = " (of the output directory or of a cache)"
 
 
 def _wrapped() -> Exception:
@@ -212,6 +218,8 @@ def _wrapped() -> Exception:
         (OSError(errno.EDQUOT, "Disk quota exceeded", "out/x.bin"), " (out/x.bin)"),
         (_wrapped(), " (out/model.safetensors)"),
         (ValueError("I/O error: No space left on device (os error 28)"), " (of the output directory or of a cache)"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"), ELSEWHERE),
+        (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), ELSEWHERE),
     ],
 )
 def test_a_full_disk(

@@ -8,6 +8,7 @@ import pytest
 
 from hf_distill.directory import RECIPE, RunDirectory
 from hf_distill.errors import UserError
+from hf_distill.ownership import Ownership
 
 HELD = """\
 task: text-classification
@@ -23,6 +24,7 @@ training: {output_dir: out, learning_rate: 5.0e-05, num_train_epochs: 3, fp16: f
 
 def refused(tmp_path: Path, *changes: tuple[str, str]) -> str:
     """Return what is different, as it is told; nothing where the changed recipe may run there."""
+    Ownership(tmp_path).take()
     (tmp_path / RECIPE).write_text(HELD)
     wanted = HELD
     for before, after in changes:
@@ -74,9 +76,10 @@ def test_what_computes_nothing_may_differ(tmp_path: Path) -> None:
     assert refused(tmp_path, ("num_train_epochs: 3", "num_train_epochs: 3.0")) == ""
 
 
-def test_a_file_that_is_no_recipe_differs_in_everything(tmp_path: Path) -> None:
-    """A `recipe.yaml` of another program must not be taken for one of ours, nor end in a traceback."""
-    for text in ("a: [", "- 1", ""):
+def test_a_recipe_that_cannot_be_read_differs_in_everything(tmp_path: Path) -> None:
+    """Of a version that wrote no checksum of it: a damaged one must not end in a traceback."""
+    Ownership(tmp_path).take()
+    for text in ("a: [", "- 1", "", "a: &a [*a"):
         (tmp_path / RECIPE).write_text(text)
         with pytest.raises(UserError, match="holds a run of another recipe: data is left out there and "):
             RunDirectory(tmp_path, HELD).check(restart=False)

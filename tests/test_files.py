@@ -126,7 +126,7 @@ def test_directory_without_the_right_to_write(tmp_path, monkeypatch, number, say
     def refuse(*args, **kwargs):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)
+    monkeypatch.setattr("pathlib.Path.write_bytes", refuse)
     with pytest.raises(UserError, match=says):
         check_writable(tmp_path)
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import WriteRecipe, run, same, weights
+from runs import WriteRecipe, run, same, unfinish, weights
 
 from hf_distill.errors import UserError
 from hf_distill.files import dataset_fingerprint
@@ -355,14 +355,14 @@ def test_a_run_goes_on_where_it_stopped(
 ) -> None:
     """A resume that lost the teacher's tokens would end with other weights."""
     steps = {"save_strategy": "steps", "save_steps": 3, "save_total_limit": 9}
-    monkeypatch.setattr("hf_distill.directory.RunDirectory.tidy", lambda self: None)  # checkpoints stay
     path = roberta_to_bert(training={**steps, "train_sampling_strategy": "group_by_length"})
-    run(path)
+    with monkeypatch.context() as patch:
+        patch.setattr("hf_distill.fit.remove_checkpoints", lambda *_, **__: None)
+        run(path)
     out = tmp_path / "out"
     whole = weights(out)
     # The state right after a kill: the fit unfinished, a checkpoint in the middle of the epoch.
-    record = json.loads((out / "_fit.json").read_text())
-    (out / "_fit.json").write_text(json.dumps({**record, "finished": False}))
+    unfinish(out)
     (out / "model.safetensors").unlink()
     for late in set(out.glob("checkpoint-*")) - {out / "checkpoint-3"}:
         shutil.rmtree(late)

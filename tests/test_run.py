@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import REPO, WriteRecipe, command, run, same, weights
+from runs import REPO, WriteRecipe, command, run, same, unfinish, weights
 
 from hf_distill.errors import UserError
 
@@ -143,11 +143,8 @@ def test_a_half_written_checkpoint_is_not_resumed_from(write_recipe: WriteRecipe
     out = tmp_path / "out"
     reference = weights(out)
     # The state right after a kill: the fit unfinished, one good checkpoint, one begun.
-    from hf_distill.fit import RECORD
-
     run_again = write_recipe(training={"save_strategy": "steps", "save_steps": 2, "save_total_limit": 9})
-    record = json.loads((out / RECORD).read_text())
-    (out / RECORD).write_text(json.dumps({**record, "finished": False}))
+    unfinish(out)
     begun = out / "checkpoint-6"
     begun.mkdir()
     (begun / "model.safetensors").write_bytes(b"\0" * 100)

@@ -20,7 +20,9 @@ from hf_distill.cache.recorder import Recorder
 from hf_distill.cache.replay import Data, Replay, Targets, TrainingData, with_targets
 from hf_distill.errors import UserError
 from hf_distill.files import fingerprint, model_fingerprint
+from hf_distill.lock import Lock
 from hf_distill.quantization import is_placed, weights
+from hf_distill.training.parallel import asked_once
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
@@ -114,20 +116,23 @@ class Cache:
         """
         wait = _waiter()
         self.found = self.complete or self._is_complete()
-        self.say(f"{'Found: ' if self.found else ''}{self.in_words()}, in {self.path}")
-        if self.complete:
-            self._held()
-        elif not self.found:
-            if args.process_index == 0:
+        with Lock(self.path) as lock:
+            if not self.found:
                 plan = {**self.identity, "shard_examples": self._shard_examples(), "bf16": args.bf16}
-                files.claim(self.path, plan, self.size)
+                asked_once(lambda: files.check_place(self.path, plan, self.size))
+                lock.wait(self.say, "fills the cache")
+                self.found = asked_once(self._is_complete)  # by that run
+            self.say(f"{'Found: ' if self.found else ''}{self.in_words()}, in {self.path}")
+            if self.complete:
+                self._held()
+            elif not self.found:
+                asked_once(lambda: files.claim(self.path, plan, self.size))
+                together(partial(self._capture, args))
+                wait()
+                if args.process_index == 0:
+                    held = files.read_plan(self.path) or {}
+                    self._shards(held).publish(held, card(self.kept))
             wait()
-            together(partial(self._capture, args))
-            wait()
-            if args.process_index == 0:
-                held = files.read_plan(self.path) or {}
-                self._shards(held).publish(held, card(self.kept))
-        wait()
         held = self._held()
         if held.get("bf16", args.bf16) != args.bf16:
             there, here = ("bfloat16", "float32") if held["bf16"] else ("float32", "bfloat16")

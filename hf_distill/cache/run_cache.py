@@ -157,6 +157,7 @@ def capture(recipe: Recipe) -> Cache:
     check_launch()
     disable_progress_bar()  # type: ignore[no-untyped-call]
     run = open_run(recipe, restart=False, for_teacher=True)
-    run.cache_answers(run.load_teacher())
+    with run.directory.lock:
+        run.cache_answers(run.load_teacher())
     assert run.cache is not None
     return run.cache

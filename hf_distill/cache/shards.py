@@ -6,7 +6,6 @@ every shard is there. Whoever is killed leaves whole shards and nothing else tha
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import secrets
@@ -16,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_distill.durable import sha256, sync
 from hf_distill.errors import UserError
 from hf_distill.files import check_writable, write_atomic
+from hf_distill.lock import FILE as LOCK
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
@@ -28,7 +29,6 @@ FORMAT = 1
 PLAN = "plan.json"
 # Written last: the same, and the shards with their checksums.
 CACHE = "cache.json"
-_PIECE = 2**22
 # Rows that are written together: each time takes some hundred bytes, which would be as many as a few classes' logits.
 _TOGETHER = 2**20
 # Bytes of the files beside the shards, nearly: once, and for each of them.
@@ -87,8 +87,7 @@ class Shards:
                 rows, _ = writer.finalize()
             finally:
                 writer.close()
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
+            sync(temporary)
             if self.finished(index):  # by another run, whose checksum may be in `cache.json` by now
                 return
             record = {"file": target.name, "rows": rows, "bytes": temporary.stat().st_size, "sha256": sha256(temporary)}
@@ -136,17 +135,25 @@ def claim(path: Path, plan: Mapping[str, Any], need_bytes: int) -> None:
     Raises:
         UserError: It cannot be written or has not enough room, or holds the beginning of another cache.
     """
+    check_place(path, plan, need_bytes)
+    if not _go_on(path, plan):
+        write_atomic(path / PLAN, json.dumps(plan, indent=1))
+
+
+def check_place(path: Path, plan: Mapping[str, Any], need_bytes: int) -> None:
+    """Refuse a directory that is not for this cache.
+
+    Raises:
+        UserError: As `claim` does.
+    """
     if _go_on(path, plan):
         return
     try:
         check_writable(path, need_bytes)
     except UserError as error:
         raise UserError(*error.mistakes, key="path") from error
-    if _go_on(path, plan):  # another run has claimed it meanwhile
-        return
-    if not all(file.match("_*.tmp") for file in path.iterdir()):
+    if not all(file.name == LOCK or file.match("_*.tmp") for file in path.iterdir()):
         raise UserError(f"{path} holds files that are no cache. Choose another path, or empty it.", key="path")
-    write_atomic(path / PLAN, json.dumps(plan, indent=1))
 
 
 def _go_on(path: Path, plan: Mapping[str, Any]) -> bool:
@@ -275,15 +282,6 @@ def load(path: Path, held: Mapping[str, Any]) -> Dataset:
     from datasets import Dataset, concatenate_datasets
 
     return concatenate_datasets([Dataset.from_file(str(path / record["file"])) for record in held["shards"]])
-
-
-def sha256(file: Path) -> str:
-    """Return the checksum of a file, as `sha256sum` prints it."""
-    digest = hashlib.sha256()
-    with open(file, "rb") as stream:
-        while piece := stream.read(_PIECE):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _read(file: Path) -> dict[str, Any] | None:

@@ -187,6 +187,8 @@ def training_mistakes(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield from _value_mistakes(key, value, types[key] or training_arguments()[key].type)
     if values.get("fp16") is True and values.get("bf16") in (True, "auto"):
         yield "fp16", "fp16 and bf16 exclude each other. Keep one."
+    if values.get("ignore_data_skip") is True:
+        yield "ignore_data_skip", "shows a resumed run other examples than it would have seen. Leave it out."
     if values.get("packing") is True and values.get("torch_compile") is True:
         yield "packing", "true, but torch_compile would compile anew for every shape. Leave one of the two out."
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from hf_distill.durable import checksums, move_into, sync_tree
+from hf_distill.errors import UserError
+from hf_distill.ownership import EXPORT
+from hf_distill.training.checkpoints import damaged, seal, weights_fault
 from hf_distill.training.learned import FILE, check_learned, detached, load_learned, save_learned, split_state
 from hf_distill.training.terms import Terms
 
@@ -22,11 +27,17 @@ class SavingTrainer(Trainer):
     Attributes:
         terms: The objectives made ready, set by who inherits.
         has_model_card: Whether whoever wrote the card wants a push to keep it.
+        key: Of the training, for its checkpoints: what is computed, as a fingerprint.
+        claim: Told names in the output directory before they are written; may refuse.
+        exported: Where the student lies finished. A push leaves it as it is.
     """
 
     model: PreTrainedModel
     terms: Terms
     has_model_card = False
+    key = ""
+    claim: Callable[[Iterable[str]], None] | None = None
+    exported: Path | None = None
 
     @property
     def _sharded(self) -> bool:
@@ -45,6 +56,50 @@ class SavingTrainer(Trainer):
             (directory / "training_args.bin").unlink(missing_ok=True)
         elif self.terms.learned:
             save_learned(directory, gathered or self.terms.learned.state_dict())
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save as `Trainer` does, and remove older checkpoints only once this one is on disk and sealed."""
+        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save and self.claim is not None:
+            self.claim([folder.name])
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            seal(folder, self.key, self.args.world_size)
+            best = self.state.best_model_checkpoint
+            rotate_checkpoints(str(folder.parent), save_total_limit=limit, best_model_checkpoint=best)
+
+    def export(self, directory: Path) -> dict[str, list[int | str]]:
+        """Save the finished student and its tokenizer in a directory; each file appears there whole.
+
+        Returns:
+            Bytes and sha256 of every file, on the process that writes.
+        """
+        staging, sums = directory / EXPORT, {}
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self.save_model(str(staging), _internal_call=True)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            sync_tree(staging)
+            sums = checksums(staging)
+            names = sorted(entry.name for entry in staging.iterdir())
+            if self.claim is not None:
+                self.claim(names)
+            move_into(directory, staging, names)
+        self.exported = directory
+        return sums
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save as `Trainer` does, but for a push of what is finished: written again, a kill could cut it off."""
+        if output_dir is None and self.exported is not None:
+            return
+        super().save_model(output_dir, _internal_call)
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """Compare with a checkpoint's, as `Trainer` does, intervals in steps: a checkpoint never has a share."""
@@ -65,6 +120,10 @@ class SavingTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
+        best = Path(self.args.output_dir or ".") / Path(str(self.state.best_model_checkpoint)).name
+        if damage := weights_fault(best) or damaged(best):  # `Trainer` would warn, and leave the last model
+            raise UserError(f"the best model of this training, {best}, cannot be loaded ({damage}). Start over.")
+        self.state.best_model_checkpoint = str(best)  # the directory may have moved
         with self._learned_from(str(self.state.best_model_checkpoint)):
             super()._load_best_model()
 

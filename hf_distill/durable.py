@@ -1,0 +1,88 @@
+"""What is on disk before anything vouches for it: forced there, measured by checksum, moved into place whole."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+# Bytes and sha256 of files, by their names in a folder. JSON gives a list back.
+Sums = Mapping[str, "list[int | str]"]
+
+_PIECE = 2**22
+
+
+def sha256(file: Path) -> str:
+    """Return the checksum of a file, as `sha256sum` prints it."""
+    digest = hashlib.sha256()
+    with open(file, "rb") as stream:
+        while piece := stream.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Force a file, or the names in a folder, to disk.
+
+    Raises:
+        OSError: The disk is full or broken. Not where a file system or system has no such thing for folders.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except PermissionError:  # a folder, on Windows
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EROFS):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        os.close(handle)
+
+
+def files_in(folder: Path) -> list[str]:
+    """Return the names of all files below a folder, sorted, with `/` between folders."""
+    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+
+
+def sync_tree(folder: Path) -> None:
+    """Force all files below a folder to disk, then the folders that name them."""
+    folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
+    for name in files_in(folder):
+        sync(folder / name)
+    for path in reversed(folders):
+        sync(path)
+
+
+def checksums(folder: Path) -> dict[str, list[int | str]]:
+    """Return bytes and sha256 of all files below a folder (1 to 2 GB a second with the processor's own SHA)."""
+    return {name: [(folder / name).stat().st_size, sha256(folder / name)] for name in files_in(folder)}
+
+
+def fault(folder: Path, sums: Sums) -> str | None:
+    """Return in words what is not as it was written, or None: `model.safetensors is cut off (10 of 62 bytes)`."""
+    for name, (size, digest) in sums.items():
+        file = folder / name
+        try:
+            found = file.stat().st_size
+            if found != size:
+                return f"{name} is {'empty' if not found else 'cut off'} ({found:,} of {size:,} bytes)"
+            if sha256(file) != digest:
+                return f"{name} was changed since it was written (its sha256 is another)"
+        except OSError as error:
+            missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+            return f"{name} is missing" if missing else f"{name} cannot be read ({error.strerror})"
+    return None
+
+
+def move_into(folder: Path, source: Path, names: Iterable[str]) -> None:
+    """Move entries of `source` into `folder`, in place of what has their names there, and force that to disk."""
+    for name in names:
+        if (folder / name).is_dir() and not (folder / name).is_symlink():
+            shutil.rmtree(folder / name)
+        os.replace(source / name, folder / name)
+    shutil.rmtree(source)
+    sync(folder)

@@ -1,0 +1,219 @@
+"""Whose files are in a directory, and who may write there now: `hf_distill/ownership.py`, `hf_distill/lock.py`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import REPO, WriteRecipe, run, same, weights
+
+from hf_distill.errors import UserError
+from hf_distill.lock import Lock
+from hf_distill.ownership import FILE, TRAINING, Ownership
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(directory)): file.read_bytes() for file in directory.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_project_is_not_a_run(write_recipe: WriteRecipe, tmp_path: Path, restart: bool) -> None:
+    """A folder with a recipe of its own and `output_dir: .` lost its README, config and checkpoints, with status 0."""
+    project = tmp_path / "project"
+    (project / "checkpoint-archive").mkdir(parents=True)
+    (project / "checkpoint-3").mkdir()
+    for name in ("README.md", "config.json", "recipe.yaml", "checkpoint-archive/x", "checkpoint-3/y"):
+        (project / name).write_text("mine")
+    before = contents(project)
+    path = write_recipe(training={"output_dir": str(project)})
+    with pytest.raises(UserError, match="holds no run"):
+        run(path, restart=restart)
+    assert contents(project) == before
+
+
+@pytest.mark.parametrize("name", ["checkpoint-9", "model.safetensors"])
+def test_a_file_of_somebody_else_is_not_overwritten(write_recipe: WriteRecipe, tmp_path: Path, name: str) -> None:
+    """Also in a directory of ours: it was not this package that wrote it."""
+    out = tmp_path / "out"
+    Ownership(out.resolve()).check()
+    out.mkdir()
+    Ownership(out).take()
+    (out / name).write_text("mine")
+    for restart in (False, True):
+        with pytest.raises(UserError, match=f"{name} in .* was not written by this package"):
+            run(write_recipe(), restart=restart)
+    assert (out / name).read_text() == "mine"
+
+
+def test_what_is_put_beside_a_student_stays(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """A restart, or the end of a run, removed all that was called `checkpoint-...`, and left the old model there."""
+    out = tmp_path / "out"
+    run(write_recipe())
+    (out / "checkpoint-archive").mkdir()
+    (out / "checkpoint-archive" / "best").write_text("mine")
+    (out / "notes.txt").write_text("mine")
+    run(write_recipe(student={"name": "copy_layers", "layers": 1}), restart=True)
+    assert (out / "notes.txt").read_text() == (out / "checkpoint-archive" / "best").read_text() == "mine"
+    assert not list(out.glob("checkpoint-[0-9]*"))
+    assert (out / "report.json").exists()
+
+
+def test_a_directory_of_the_version_before_is_recognised(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """It has no record of what was written and no checksums; a finished student in it is hours of work."""
+    out = tmp_path / "out"
+    run(write_recipe())
+    for name in (FILE, "_lock"):
+        (out / name).unlink()
+    record = json.loads((out / TRAINING).read_text())
+    for key in ("sum", "files", "sealed"):
+        record.pop(key)
+    (out / TRAINING).write_text(json.dumps(record))
+    written = (out / "model.safetensors").stat().st_mtime_ns
+    run(write_recipe())
+    assert (out / "model.safetensors").stat().st_mtime_ns == written
+    run(write_recipe(student={"name": "copy_layers", "layers": 1}), restart=True)
+    assert Ownership(out).names()
+
+
+def test_what_a_kill_at_the_very_start_leaves_is_ours(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """Killed before anything was named, a run refused its own directory for ever, also with --restart."""
+    out = tmp_path / "out"
+    out.mkdir()
+    left = ["__run.json.4711.0a1b2c3d.tmp", "_probe.4711.0a1b2c3d.tmp", "_lock", "_recipe.yaml.12.ffffffff.tmp"]
+    for name in left:
+        (out / name).write_text("")
+    run(write_recipe())
+    assert not list(out.glob("*.tmp"))
+
+
+def test_a_finished_run_leaves_no_checkpoints(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> None:
+    """469 MB lay around a student of 62: optimizers of its teacher, its baseline and its stages."""
+    stages = [
+        {"objectives": [{"name": "hidden"}], "training": {"num_train_epochs": 1}},
+        {"objectives": [{"name": "kl"}, {"name": "labels"}]},
+    ]
+    teacher = {
+        "name": "finetuned",
+        "model": str(make_model("bert-bare", layers=2)),
+        "output_dir": str(tmp_path / "teachers"),
+    }
+    path = write_recipe(
+        teacher=teacher,
+        student={"name": "copy_layers", "layers": 1},
+        objectives=None,
+        stages=stages,
+        report={"latency": False, "baseline": True},
+    )
+    run(path)
+    assert not [*tmp_path.rglob("checkpoint-*"), *tmp_path.rglob("optimizer.pt"), *tmp_path.rglob("_export")]
+    (teacher_folder,) = (tmp_path / "teachers").iterdir()
+    written = (teacher_folder / "model.safetensors").stat().st_mtime_ns
+    run(path, f"training.output_dir={tmp_path / 'other'}")
+    assert (teacher_folder / "model.safetensors").stat().st_mtime_ns == written
+
+
+# ---- Two at once -----------------------------------------------------------------------------------------------------
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from hf_distill.lock import Lock
+lock = Lock(Path(sys.argv[1]))
+assert lock.take()
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def other_run(tmp_path: Path) -> Any:
+    """Start a process that holds the lock of a directory; killed at the end."""
+    started = []
+
+    def hold(directory: Path) -> subprocess.Popen[str]:
+        environment = {**os.environ, "PYTHONPATH": str(REPO)}
+        command = [sys.executable, "-c", HOLD, str(directory)]
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        started.append(process)
+        return process
+
+    yield hold
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_the_second_run_is_refused_until_the_first_is_gone(
+    write_recipe: WriteRecipe, tmp_path: Path, other_run: Any
+) -> None:
+    """Twice the same command at once: of 20, 5 died with a traceback and 5 ended with other weights and status 0."""
+    out = tmp_path / "out"
+    first = other_run(out)
+    for restart in (False, True):
+        with pytest.raises(UserError, match=rf"in use by another run \(process {first.pid} on .*, since 20"):
+            run(write_recipe(), restart=restart)
+    first.kill()  # the kernel releases it
+    first.wait()
+    run(write_recipe())
+
+
+def test_a_run_leaves_the_lock_free(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """In a notebook the next call would be refused by the process itself; also after one that failed."""
+    with pytest.raises(UserError):
+        run(write_recipe(), "data.columns.text=nothing")
+    run(write_recipe())
+    lock = Lock(tmp_path / "out")
+    assert lock.holder is None
+    assert lock.take()
+
+
+def test_a_shared_teacher_is_waited_for(
+    write_recipe: WriteRecipe, make_model: Any, tmp_path: Path, other_run: Any, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Two runs would train the same teacher into the same files."""
+    teacher = {
+        "name": "finetuned",
+        "model": str(make_model("bert-bare", layers=2)),
+        "output_dir": str(tmp_path / "teachers"),
+    }
+    path = write_recipe(teacher=teacher, student={"name": "copy_layers", "layers": 1})
+    run(path)
+    (folder,) = (tmp_path / "teachers").iterdir()
+    holder = other_run(folder)
+
+    def end_it(_: float) -> None:
+        holder.kill()
+        holder.wait()
+
+    monkeypatch.setattr("hf_distill.lock.time.sleep", end_it)
+    run(path, f"training.output_dir={tmp_path / 'second'}")
+    said = capsys.readouterr().out
+    assert said.count(f"waiting: another run trains this teacher in {folder} (process {holder.pid} on") == 1
+    assert same(weights(tmp_path / "out"), weights(tmp_path / "second"))
+
+
+def test_a_forked_process_does_not_keep_the_lock(tmp_path: Path) -> None:
+    """Processes that read data outlive a killed run by seconds; the same command again would be refused."""
+    lock = Lock(tmp_path)
+    assert lock.take()
+    if (child := os.fork()) == 0:
+        time.sleep(30)
+        os._exit(0)
+    try:
+        lock.release()
+        again, deadline = Lock(tmp_path), time.monotonic() + 20
+        while not again.take():  # the child may not have begun
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
