@@ -305,7 +305,7 @@ def _check_vocabulary(
 def _longest_input(
     wanted: int | None, configs: tuple[PretrainedConfig, ...], tokenizers: tuple[PreTrainedTokenizerBase, ...]
 ) -> int | None:
-    limits = [limit for limit in map(_positions, configs) if limit is not None]
+    limits = [limit for limit in map(positions_of, configs) if limit is not None]
     if limits and wanted is not None and wanted > min(limits):
         raise UserError(
             f"{wanted} tokens are more than the models take; wanted at most {min(limits)}.", key="max_length"
@@ -316,7 +316,7 @@ def _longest_input(
     return min(limits, default=None)
 
 
-def _positions(config: PretrainedConfig) -> int | None:
+def positions_of(config: PretrainedConfig) -> int | None:
     """Return how many tokens a model has positions for; None where it has no table of them."""
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0 or getattr(config, "position_biased_input", True) is False:

@@ -39,6 +39,7 @@ from hf_distill.training.compatibility import (
 from hf_distill.training.eval_sums import EvalSums
 from hf_distill.training.finite import NotFinite, Watch
 from hf_distill.training.guarding import GuardedTrainer
+from hf_distill.training.input_values import check_input_values
 from hf_distill.training.label_values import check_label_values
 from hf_distill.training.labelled import check_labelled
 from hf_distill.training.learned import attach, place
@@ -125,6 +126,8 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         check_objectives(self.objectives, self.layout, self.model, teacher)
         check_labelled(self.train_dataset, self.objectives)
         check_label_values(self.train_dataset, "train_dataset", self.layout, self.model)
+        for name, split in {"train_dataset": self.train_dataset, **_named(self.eval_dataset)}.items():
+            check_input_values(split, name, self.model, None if isinstance(teacher, Replay) else teacher)
         for name, split in _named(self.eval_dataset).items():
             check_label_values(split, name, self.layout, self.model)
         if isinstance(teacher, Replay):
