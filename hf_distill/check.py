@@ -14,6 +14,7 @@ from hf_distill.component import entry
 from hf_distill.data.loading import PEEK, Sample, peek
 from hf_distill.directory import RunDirectory
 from hf_distill.errors import UserError
+from hf_distill.evaluate_library import is_here
 from hf_distill.formatting import readable_lines
 from hf_distill.launch import check_launch
 from hf_distill.locations import resolve, sibling
@@ -29,7 +30,8 @@ from hf_distill.reading.writer import dump_recipe
 from hf_distill.report.text import count
 from hf_distill.tasks.tokenising import tokenizer_name
 from hf_distill.teachers import CachedTeacher
-from hf_distill.training.requirements import check_trainings, output_directory
+from hf_distill.training.labelled import labels_of
+from hf_distill.training.requirements import check_steps, check_trainings, output_directory
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -173,8 +175,11 @@ def _check_rows(recipe: Recipe, found: _Findings, pair: Pair, sample: Sample) ->
     disable_progress_bars()
     try:
         # A part of the data may lack classes, and a metric of the Hub would be fetched.
-        if sample.whole and not any(name.startswith("evaluate/") for name in recipe.evaluation.metrics):
-            lines, odd = check_prepared(recipe, prepare(recipe, pair, sample.splits))
+        if sample.whole and all(map(is_here, recipe.evaluation.metrics)):
+            prepared = prepare(recipe, pair, sample.splits)
+            lines, odd = check_prepared(recipe, prepared)
+            labelled = labels_of(prepared)["train_rows_with_label"]
+            check_steps(recipe, len(prepared.train), labelled, int(os.environ.get("WORLD_SIZE", "1")))
             found.plan += [line.replace("classes of ", "classes     ", 1) for line in lines]
             found.notes += odd
         else:

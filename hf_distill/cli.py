@@ -9,8 +9,10 @@ import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 from hf_distill import __version__
@@ -64,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(words: Sequence[str]) -> int:
     if logging.lastResort is not None:  # what warnings are written by where nobody set up logging
         logging.lastResort.setFormatter(ReadableFormatter())
+    sys.excepthook = _print_traceback
     caches = words[:1] == [CACHE]
     arguments = _arguments(words[1:] if caches else words)
     recipe: Recipe | None = None
@@ -89,6 +92,11 @@ def _main(words: Sequence[str]) -> int:
         _say(f"{full}. Free some space; the same command again resumes from the last checkpoint.")
         return FAILED
     return 0
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print a traceback as Python does, with what others named in it as it may be shown."""
+    print(readable_lines("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

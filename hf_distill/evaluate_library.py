@@ -51,9 +51,17 @@ def check_here(names: Sequence[str]) -> None:
         UserError: One cannot be loaded.
     """
     for name in names:
-        location = name.removeprefix(EVALUATE).partition("#")[0]
-        if name.startswith(EVALUATE) and os.path.exists(resolve(location, "metrics")):
-            _load(location, None)
+        if name.startswith(EVALUATE) and is_here(name):
+            _load(_location(name), None)
+
+
+def is_here(name: str) -> bool:
+    """Whether a metric is not one that the Hub would be asked for."""
+    return not name.startswith(EVALUATE) or os.path.exists(resolve(_location(name), "metrics"))
+
+
+def _location(name: str) -> str:
+    return name.removeprefix(EVALUATE).partition("#")[0]
 
 
 def judge(name: str, judged: Judged, kind: Kind) -> float:

@@ -208,3 +208,18 @@ def test_logs(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         logging.getLogger("hf_distill.test").warning("a label\x1b[2J %s", TOKEN)
     assert ReadableFormatter().format(caplog.records[0]) == "a label\\x1b[2J hf_..."
+
+
+def test_tracebacks(capsys: pytest.CaptureFixture[str]) -> None:
+    """A failure of ours quotes what it failed on: a path with a password, a label that clears the screen."""
+    import sys
+
+    main(["none.yaml"])
+    capsys.readouterr()
+    try:
+        raise RuntimeError(f"\x1b[2J cannot read {SECRETS['url'][0]}\nsecond line")
+    except RuntimeError as error:
+        sys.excepthook(RuntimeError, error, error.__traceback__)
+    said = capsys.readouterr().err
+    assert "\\x1b[2J cannot read https://me:...@host/x\nsecond line\n" in said
+    assert "test_hostile_text.py" in said

@@ -124,9 +124,9 @@ def test_metrics(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path, mon
 def test_no_batch_is_left(write_recipe: WriteRecipe) -> None:
     """Transformers trains nothing, says nothing, and the report was that of a student as it began."""
     path = write_recipe(training={"per_device_train_batch_size": 1000, "dataloader_drop_last": True})
-    with pytest.raises(UserError, match=r"training\.dataloader_drop_last: .* nothing would be trained"):
-        run(path)
-    assert not (path.parent / "out").exists()
+    (line,) = told(path)
+    assert line.startswith("training.dataloader_drop_last: ")
+    assert "nothing would be trained" in line
 
 
 # ---- Code from outside -----------------------------------------------------------------------------------------------
