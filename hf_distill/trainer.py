@@ -122,7 +122,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         check_parallelism(self)
         self.layout = layout or infer_layout(self.model, teacher, self.processing_class)
         objectives = _defaults(self.layout) if objectives is None else objectives
-        self.objectives = settle_class_weights(objectives, self.layout, config, self.train_dataset)
+        self.objectives = settle_class_weights(objectives, self.layout, self.model, self.train_dataset)
         check_objectives(self.objectives, self.layout, self.model, teacher)
         check_labelled(self.train_dataset, self.objectives)
         check_label_values(self.train_dataset, "train_dataset", self.layout, self.model)

@@ -149,6 +149,9 @@ def test_numbers_outside_the_head() -> None:
         "Where they are counted from 1, say so: data: {labels: ['1', '2', ... '5']}."
     )
     assert "wanted 0 to 2" in mistake([0, 1], [3], names=list(NAMES))[1]
+    assert "data: {labels: {'1': negative, '2': neutral, ...}}" in mistake([1, 2, 3], teacher=head(*NAMES))[1]
+    assert read([1, 3], teacher=head(*NAMES), names=dict(zip("123", NAMES, strict=True))).encode([1, 3]) == [0, 2]
+    assert read([-1, 1], names={"-1": "no", "1": "yes"}).encode([-1, 1]) == [0, 1]
     assert mistake([0, 1], [3], names=list(NAMES))[1].startswith("row 0 (counted from 0) of the eval split")
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import run
 from test_class_labels import class_label, equal, head, mistake, read, splits
 
+from hf_distill import load_recipe
+from hf_distill.check import check
 from hf_distill.errors import UserError
 from hf_distill.tasks.label_forms import as_lists
 
@@ -25,7 +30,7 @@ def test_a_sign_among_names_is_refused(sign: str) -> None:
     """SNLI marks pairs without agreement with "-": as a fourth class, it is taught and judged like the others."""
     key, line = mistake([*NLI, sign], ["neutral", sign, sign])
     assert key == "columns.label"
-    assert f"1 of 4 rows of the train split; 2 of 3 rows of the eval split have the label {sign!r}" in line
+    assert f"1 of 4 rows of the train split and 2 of 3 rows of the eval split have the label {sign!r}" in line
     assert f"data: {{labels: {{'{sign}': null}}}}" in line
     # Both ways out.
     found = read([*NLI, sign], names={sign: None})
@@ -115,6 +120,8 @@ def test_an_id_taken_for_a_label_is_told(caplog: Any) -> None:
     (line,) = said(caplog, [f"doc-{number}" for number in range(100)])
     assert "100 rows have 100 different labels" in line
     assert said(caplog, [f"class-{number % 50}" for number in range(100)]) == []
+    assert len(said(caplog, list(range(1000, 1100)))) == 1
+    assert len(said(caplog, [str(number) for number in range(100)])) == 1
 
 
 def test_what_labels_mean() -> None:
@@ -150,3 +157,41 @@ def test_meanings_that_leave_something_out() -> None:
         "wanted one of [NEGATIVE, POSITIVE]"
         in mistake(["neg", "pos"], teacher=head("NEGATIVE", "POSITIVE"), names={"neg": "NEGATIVE"})[1]
     )
+
+
+def test_a_recipe_says_what_labels_mean(write_recipe: Any, make_model: Any, tmp_path: Path) -> None:
+    """From YAML to the student and back: a key such as "1" or "-" must stay text in the recipe that is kept."""
+    path = tmp_path / "data.jsonl"
+    rows = [{"text": f"film {number}", "label": ["neg", "pos", "-"][number % 3]} for number in range(12)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    meaning = {"neg": "negative", "pos": "positive", "-": None, "1": "one"}
+    recipe = write_recipe(
+        data={"path": str(path), "splits": {"train": "train[:9]", "eval": "train[9:]"}, "labels": meaning},
+        training={"max_steps": 1, "eval_strategy": "no", "save_strategy": "no"},
+    )
+    lines = check(load_recipe(recipe)).splitlines()
+    assert "classes     train: negative 3, positive 3" in lines
+    report = run(recipe)
+    assert "accuracy" in report.student.metrics
+    kept = next(tmp_path.rglob("report.json")).with_name("recipe.yaml")
+    assert load_recipe(kept).data.labels == meaning
+
+
+def test_a_recipe_with_a_separator(write_recipe: Any, make_model: Any, tmp_path: Path) -> None:
+    """What the refusal of "joy,love" advises must work from data to student; other tasks refuse the key."""
+    path = tmp_path / "data.csv"
+    path.write_text("text,label\n" + 'good film,"joy,love"\nbad film,anger\nfine film,joy\n' * 4)
+    recipe = write_recipe(
+        data={"path": {"train": str(path), "validation": str(path)}, "label_separator": ","},
+        teacher={"name": "finetuned", "model": str(make_model("bert-bare")), "training": {"max_steps": 1}},
+        training={"max_steps": 1, "eval_strategy": "no", "save_strategy": "no"},
+    )
+    assert "classes     train: joy 8, anger 4, love 4" in check(load_recipe(recipe)).splitlines()
+    run(recipe)
+    config = json.loads((next(tmp_path.rglob("report.json")).parent / "config.json").read_text())
+    assert (list(config["id2label"].values()), config["problem_type"]) == (
+        ["anger", "joy", "love"],
+        "multi_label_classification",
+    )
+    with pytest.raises(UserError, match=r"data\.label_separator: fill-mask has no rows with several labels"):
+        check(load_recipe(recipe, ["task=fill-mask", f"teacher={{name: pretrained, model: {make_model('bert-mlm')}}}"]))

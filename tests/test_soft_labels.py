@@ -18,6 +18,7 @@ from hf_distill.objectives import DecoupledKL, Labels
 from hf_distill.objectives.class_weights import resolve
 from hf_distill.objectives.functional import label_loss
 from hf_distill.rows.examples import ExampleRows
+from hf_distill.rows.tokens import TokenRows
 
 NAN = math.nan
 SIGMOID = {"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid"}}
@@ -146,6 +147,7 @@ def test_a_sigmoid_head_says_no_or_yes(caplog: Any) -> None:
     key, line = mistake([0, 3], teacher=one_output("activation.Sigmoid"))
     assert (key, "wanted 0 to 1" in line, "problem: regression" in line) == ("columns.label", True, True)
     assert read([0, 3], teacher=one_output("activation.Sigmoid"), problem="regression").kind == "values"
+    assert mistake([0, 1], teacher=one_output("activation.Sigmoid"), names=["yes", "no"])[0] == "labels"
     # Unbounded: told, with the way out.
     caplog.clear()
     assert read([0, 1], teacher=one_output("linear.Identity")).kind == "values"
@@ -292,8 +294,84 @@ def test_weights_in_a_trainer(make_model: Any, tmp_path: Path) -> None:
 
 def test_weights_where_there_are_no_classes(make_model: Any) -> None:
     """Numbers and several labels have no classes that exclude each other: refused, not ignored."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
     from hf_distill.training.class_weights import settle_class_weights
 
-    for layout in (ExampleRows(kind="values", width=1), ExampleRows(kind="binary", width=3)):
+    classifier = AutoModelForSequenceClassification.from_pretrained(make_model("bert", layers=2))
+    language_model = AutoModelForCausalLM.from_pretrained(make_model("gpt2-lm", layers=1))
+    for layout, model in (
+        (ExampleRows(kind="values", width=1), classifier),
+        (ExampleRows(kind="binary", width=3), classifier),
+        (TokenRows(shift=True), language_model),
+    ):
         with pytest.raises(UserError, match="one class of several"):
-            settle_class_weights([Labels(class_weights=[1.0, 2.0])], layout, head("a", "b"), None)
+            settle_class_weights([Labels(class_weights=[1.0, 2.0])], layout, model, None)
+
+
+def test_weights_of_tags(make_model: Any, tmp_path: Path) -> None:
+    """Of words, whose loss is divided by their number: value and gradient against torch."""
+    from datasets import Dataset
+    from transformers import AutoModelForTokenClassification, AutoTokenizer, DataCollatorForTokenClassification
+
+    from hf_distill import DistillationArguments, DistillationTrainer
+
+    directory = make_model("bert-tokens", labels=("O", "B-PER", "I-PER"))
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = AutoModelForTokenClassification.from_pretrained(directory)
+    features = [
+        {**tokenizer(text), "labels": tags} for text, tags in (("a b c", [-100, 0, 1, 2, -100]), ("a", [-100, 1, -100]))
+    ]
+    trainer = DistillationTrainer(
+        model=model,
+        objectives=[Labels(class_weights=[0.5, 3.0, 1.0])],
+        args=DistillationArguments(output_dir=str(tmp_path), report_to=[]),
+        train_dataset=Dataset.from_list(features),
+        data_collator=DataCollatorForTokenClassification(tokenizer),
+        processing_class=tokenizer,
+    )
+    batch = trainer.data_collator([dict(one) for one in features])
+    model.eval()
+    loss = trainer.compute_loss(model, batch)
+    loss.backward()
+    found = model.classifier.weight.grad.clone()
+    model.zero_grad()
+    labels = batch.pop("labels")
+    logits = model(**batch).logits[labels >= 0]
+    weights_of = torch.tensor([0.5, 3.0, 1.0])
+    wanted = torch.nn.functional.cross_entropy(logits, labels[labels >= 0], weight=weights_of, reduction="none").mean()
+    wanted.backward()
+    torch.testing.assert_close(loss, wanted)
+    torch.testing.assert_close(found, model.classifier.weight.grad)
+
+
+def test_weights_on_other_splits_of_a_batch(make_model: Any, tmp_path: Path) -> None:
+    """A mean weighted within each micro-batch, as torch's, changes with gradient accumulation."""
+    from datasets import Dataset
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from hf_distill import DistillationArguments, DistillationTrainer
+
+    directory = make_model("bert", layers=2)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    texts = ["the film is great", "a dull plot", "bad", "awful cast"]
+    data = Dataset.from_dict({**tokenizer(texts), "labels": [1, 0, 0, 0]})
+    trained = []
+    for size, steps in ((4, 1), (2, 2), (1, 4)):
+        trainer = DistillationTrainer(
+            model=AutoModelForSequenceClassification.from_pretrained(
+                directory, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+            ),
+            objectives=[Labels(class_weights="balanced")],
+            args=DistillationArguments(
+                output_dir=str(tmp_path), report_to=[], per_device_train_batch_size=size,
+                gradient_accumulation_steps=steps,
+                max_steps=1, save_strategy="no", learning_rate=0.1, optim="sgd", lr_scheduler_type="constant",
+            ),
+            train_dataset=data,
+            processing_class=tokenizer,
+        )  # fmt: skip
+        trainer.train()
+        trained.append(trainer.model.classifier.weight.detach().clone())
+    torch.testing.assert_close(trained[1], trained[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(trained[2], trained[0], rtol=1e-5, atol=1e-6)

@@ -72,6 +72,8 @@ def read_labels(
         heads.check_width(width, "number(s) for each text", column.key)
         return Labelling(width=width, index={}, **shared)
     if problem == "multi_label" and column.labelled and not column.lists and heads.width == 1:
+        if stated.names or stated.meanings:
+            raise UserError("the head has one output, for which 0 is no and 1 yes. Leave the names out.", key="labels")
         check_yes_or_no(column)
         return Labelling(width=1, names=heads.ours or heads.theirs, index={}, soft=_between(column), **shared)
     soft = problem == "single_label" and (is_soft(column) or is_one_hot(column))

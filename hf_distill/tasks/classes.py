@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_distill.errors import UserError
 from hf_distill.labels import folded, label_names, label_numbers, real_names, shorten, tidy
-from hf_distill.tasks.doubtful_labels import check_texts, refuse_gaps
+from hf_distill.tasks.doubtful_labels import check_texts, refuse_gaps, warn_of_many
 from hf_distill.tasks.label_column import LabelColumn
 from hf_distill.tasks.stated_labels import Stated, spell
 
@@ -198,16 +198,23 @@ def _by_number(column: LabelColumn, numbers: Mapping[Any, int], stated: Names | 
     if (by_value := _by_value(column, numbers, stated, heads)) is not None:
         return by_value
     if any(number < 0 for number in numbers.values()):
-        raise column.refuse(lambda value: numbers[value] < 0, "0 or more; leave it empty for a row without label")
+        hint = (
+            f" If it is a class, say what each label means: data: {{labels: {{'{min(numbers.values())}': NAME, ...}}}}."
+        )
+        wanted = "0 or more; leave it empty for a row without label"
+        raise column.refuse(lambda value: numbers[value] < 0, wanted, hint)
     width = len(stated) if stated else heads.width
     if width is None:
+        warn_of_many(column)
         order = {number: at for at, number in enumerate(sorted(set(numbers.values())))}
         names = real_names(str(number) for number in order)
         return Classes({value: order[number] for value, number in numbers.items()}, names, len(order))
     if any(number >= width for number in numbers.values()):
         hint = ""
         if min(numbers.values()) > 0 and max(numbers.values()) == width:
-            hint = f" Where they are counted from 1, say so: data: {{labels: ['1', '2', ... '{width}']}}."
+            names = stated or heads.ours or heads.theirs
+            said = f"{{'1': {names[0]}, '2': {names[1]}, ...}}" if names else f"['1', '2', ... '{width}']"
+            hint = f" Where they are counted from 1, say so: data: {{labels: {said}}}."
         wanted = f"0 to {width - 1}, since there are {width} classes"
         raise column.refuse(lambda value: numbers[value] >= width, wanted, hint)
     return Classes(numbers, stated, width)

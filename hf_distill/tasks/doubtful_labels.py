@@ -47,7 +47,7 @@ def check_texts(column: LabelColumn, texts: Mapping[Any, str], stated: Stated) -
         _check_parts(column, asked, {folded(text) for text in texts.values()})
     _warn_of_words(asked)
     _warn_of_spellings(texts, stated)
-    _warn_of_many(column)
+    warn_of_many(column)
 
 
 def _check_signs(column: LabelColumn, asked: Mapping[Any, str]) -> None:
@@ -110,7 +110,7 @@ def _warn_of_spellings(texts: Mapping[Any, str], stated: Stated) -> None:
             )
 
 
-def _warn_of_many(column: LabelColumn) -> None:
+def warn_of_many(column: LabelColumn) -> None:
     """Warn of a column in which most rows have a label that no other row has: an id, or the text itself."""
     rows = sum(len(split) for split in column.splits.values())
     if not column.nested and not column.lists and len(column.values) > max(_MANY, rows // 2):
@@ -123,6 +123,6 @@ def _warn_of_many(column: LabelColumn) -> None:
 def _rows(column: LabelColumn, labels: list[Any]) -> str:
     found = column.count(labels)
     return (
-        "; ".join(f"{count:,} of {len(column.splits[name]):,} rows of the {name} split" for name, count in found)
+        " and ".join(f"{count:,} of {len(column.splits[name]):,} rows of the {name} split" for name, count in found)
         + " have"
     )

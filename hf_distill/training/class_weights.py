@@ -9,21 +9,24 @@ from typing import TYPE_CHECKING, Any
 from hf_distill.errors import UserError
 from hf_distill.objectives.class_weights import NO_CLASSES, resolve
 from hf_distill.objectives.logits import Labels
+from hf_distill.rows.inferred import base_model
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from hf_distill.objectives import Objective
     from hf_distill.rows.base import RowLayout
 
 
 def settle_class_weights(
-    objectives: Sequence[Objective], layout: RowLayout, config: Any, train: Any
+    objectives: Sequence[Objective], layout: RowLayout, model: nn.Module, train: Any
 ) -> tuple[Objective, ...]:
     """Return the objectives with one number for each class where `labels` has `class_weights`.
 
     Args:
         objectives: Of the training.
         layout: Which logits count.
-        config: Of the student; it names the classes.
+        model: The student, whose configuration names the classes.
         train: What is trained on; for `balanced` a `datasets.Dataset` with `labels`.
 
     Raises:
@@ -31,9 +34,10 @@ def settle_class_weights(
     """
     if not any(isinstance(one, Labels) and one.class_weights is not None for one in objectives):
         return tuple(objectives)
-    if not layout.has_named_classes:
+    student: Any = base_model(model)
+    if not layout.has_named_classes or student.get_output_embeddings() is not None:
         raise UserError(NO_CLASSES, key="class_weights")
-    names = [str(name) for _, name in sorted((config.id2label or {}).items())]
+    names = [str(name) for _, name in sorted((student.config.id2label or {}).items())]
     return tuple(
         replace(one, class_weights=resolve(one.class_weights, names, _counts(one, train, len(names))))
         if isinstance(one, Labels) and one.class_weights is not None
