@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
@@ -301,12 +301,22 @@ class _Handler(BaseHTTPRequestHandler):
         siblings = [{"rfilename": path} for path in sorted(files)]
         return {"id": repo_id, "sha": oid, "private": repo.private, "siblings": siblings, "tags": [], "downloads": 0}
 
-    def tree(self, repo_id: str, revision: str) -> list[dict[str, Any]]:
+    def tree(self, repo_id: str, revision: str, path: str = "") -> list[dict[str, Any]]:
         _, files = self._commit(self._repo(repo_id), revision)
-        return [
-            {"type": "file", "path": path, "size": len(content), "oid": _git_oid(content)}
-            for path, content in sorted(files.items())
-        ]
+        there = {name: content for name, content in files.items() if name.startswith(f"{path}/" if path else "")}
+        if not there and path:
+            raise Refusal(404, f"{path} does not exist on {revision}", "EntryNotFound")
+        start = len(path) + 1 if path else 0
+        flat = "recursive=false" in self.path.lower()
+        folders = {name[: name.index("/", start)] for name in there if "/" in name[start:]} if flat else set()
+        found = [name for name in there if not (flat and "/" in name[start:])]
+        return [*map(_folder, sorted(folders)), *(_file(name, there[name]) for name in sorted(found))]
+
+    def paths_info(self, repo_id: str, revision: str) -> list[dict[str, Any]]:
+        _, files = self._commit(self._repo(repo_id), revision)
+        asked = parse_qs(self.content.decode())["paths"]
+        folders = [path for path in asked if any(name.startswith(f"{path}/") for name in files)]
+        return [*map(_folder, folders), *(_file(path, files[path]) for path in asked if path in files)]
 
     def preupload(self, repo_id: str, revision: str) -> dict[str, Any]:
         self._commit(self._repo(repo_id, write=True), revision)
@@ -389,6 +399,8 @@ _Handler.routes = (
     ("GET", f"/api/(?:models|datasets)/{REPO}", _Handler.info),
     ("GET", f"/api/(?:models|datasets)/{REPO}/revision/(?P<revision>[^/]+)", _Handler.info),
     ("GET", f"/api/(?:models|datasets)/{REPO}/tree/(?P<revision>[^/]+)", _Handler.tree),
+    ("GET", f"/api/(?:models|datasets)/{REPO}/tree/(?P<revision>[^/]+)/(?P<path>.+)", _Handler.tree),
+    ("POST", f"/api/(?:models|datasets)/{REPO}/paths-info/(?P<revision>[^/]+)", _Handler.paths_info),
     ("POST", f"/api/(?:models|datasets)/{REPO}/preupload/(?P<revision>[^/]+)", _Handler.preupload),
     ("POST", f"/api/(?:models|datasets)/{REPO}/commit/(?P<revision>[^/]+)", _Handler.commit),
     ("POST", f"/(?:datasets/)?{REPO}\\.git/info/lfs/objects/batch", _Handler.lfs_batch),
@@ -396,6 +408,14 @@ _Handler.routes = (
     ("PUT", "/lfs/(?P<oid>[0-9a-f]{64})", _Handler.lfs_put),
     ("GET HEAD", f"/(?:datasets/)?{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", _Handler.resolve),
 )
+
+
+def _file(path: str, content: bytes) -> dict[str, Any]:
+    return {"type": "file", "path": path, "size": len(content), "oid": _git_oid(content)}
+
+
+def _folder(path: str) -> dict[str, Any]:
+    return {"type": "directory", "path": path, "oid": _git_oid(path.encode()), "size": 0}
 
 
 def _git_oid(content: bytes) -> str:

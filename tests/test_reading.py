@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import WriteRecipe, run
 
+from hf_distill import load_recipe
 from hf_distill.data import check_data, load_splits, peek
 from hf_distill.errors import UserError
 from hf_distill.recipe import Data
@@ -499,3 +501,18 @@ def test_labels_of_other_kinds_are_cut_too(tmp_path: Path) -> None:
     lists = [{"text": f"t{i}", "label": [i % 2, 3]} for i in range(20)]
     path = write(tmp_path / "c.jsonl", "".join(json.dumps(one) + "\n" for one in lists))
     assert len(load_splits(Data(path=path, splits={"eval": 4}), CLASSIFY)["eval"]) == 4
+
+
+def test_a_run_holds_out_and_says_so(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """The number stays in the recipe that is written, so that the same command goes on with the same rows."""
+    path = write(tmp_path / "a.csv", table([(f"good {i}" if i % 2 else f"bad {i}", i % 2) for i in range(40)]))
+    data = {"path": {"train": path}, "splits": {"train": "train", "eval": 0.25}}
+    recipe = write_recipe(data=data, training={"max_steps": 2, "output_dir": str(tmp_path / "out")})
+    report = run(recipe)
+    assert report.eval_rows == 10
+    assert "eval: 0.25" in (tmp_path / "out" / "recipe.yaml").read_text(encoding="utf-8")
+    held = [
+        load_splits(load_recipe(one).data, CLASSIFY)["eval"]["text"][:]
+        for one in (recipe, tmp_path / "out" / "recipe.yaml")
+    ]
+    assert held[0] == held[1]
