@@ -35,6 +35,7 @@ CLASSES, BINARY = ExampleRows(width=2), ExampleRows(kind="binary", width=2)
         ([[0.0, 1.0], [0.0, 0.5]], BINARY, "row 1 (counted from 0) has the label [0.0, 0.5]; wanted one 0 or 1"),
         ([[0.0, 1.0, 1.0]], BINARY, "for each of 2 labels"),
         ([1, 0], BINARY, "wanted a list"),
+        ([0.0, 0.5], ExampleRows(kind="binary", width=1), "has the label 0.5; wanted 0 or 1"),
         (
             [[0, 1], [-100, 2]],
             TokenRows(),

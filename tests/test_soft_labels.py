@@ -375,3 +375,28 @@ def test_weights_on_other_splits_of_a_batch(make_model: Any, tmp_path: Path) -> 
         trained.append(trainer.model.classifier.weight.detach().clone())
     torch.testing.assert_close(trained[1], trained[0], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(trained[2], trained[0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_cross_encoder_in_python(make_model: Any, tmp_path: Path) -> None:
+    """Two models are enough: the sigmoid in their configuration makes it a yes or no there as well."""
+    from datasets import Dataset
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from hf_distill import DistillationArguments, DistillationTrainer
+
+    directory = make_model("bert", labels=("LABEL_0",), **SIGMOID)
+    teacher, student = (AutoModelForSequenceClassification.from_pretrained(directory) for _ in range(2))
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    data = Dataset.from_dict({**tokenizer(["a great film", "a dull film"]), "labels": [1, 0]})
+    trainer = DistillationTrainer(
+        model=student,
+        teacher=teacher,
+        args=DistillationArguments(output_dir=str(tmp_path), report_to=[]),
+        train_dataset=data,
+        eval_dataset=data,
+        processing_class=tokenizer,
+    )
+    assert [one.name for one in trainer.objectives] == ["kl", "labels"]
+    logits = student.eval()(**tokenizer(["a great film", "a dull film"], return_tensors="pt", padding=True)).logits
+    wanted = torch.nn.functional.binary_cross_entropy_with_logits(logits[:, 0], torch.tensor([1.0, 0.0]))
+    assert trainer.evaluate()["eval_objective/labels"] == pytest.approx(wanted.item(), rel=1e-5)

@@ -82,7 +82,7 @@ def test_iob1_for_a_model_that_knows_iob2(caplog: Any) -> None:
     assert tags_of(bring_into_scheme(splits(wanted), "IOB1", head(*IOB2), None, None)) == [given]
 
 
-def test_bioes_and_iob2() -> None:
+def test_bioes_and_iob2(caplog: Any) -> None:
     """A BIOES head with IOB2 tags never learns E- and S-: every name fits, and half of its classes stay empty."""
     iob2 = ["B-PER", "I-PER", "O", "B-LOC"]
     bioes = ["B-PER", "E-PER", "O", "S-LOC"]
@@ -90,6 +90,15 @@ def test_bioes_and_iob2() -> None:
     assert tags_of(bring_into_scheme(splits(bioes), None, head(*IOB2), None, None)) == [iob2]
     assert tags_of(bring_into_scheme(splits(iob2), None, None, head(*BIOES), None)) == [bioes]
     assert tags_of(bring_into_scheme(splits(["U-PER", "O"]), None, head(*IOB2), None, None)) == [["B-PER", "O"]]
+    # An error in IOB2 is the data's own; told, and mended on request.
+    broken = ["B-PER", "I-PER", "O", "I-LOC"]
+    for teacher in (head(*IOB2), None):
+        assert tags_of(bring_into_scheme(splits(iob2, broken), None, teacher, None, None)) == [iob2, broken]
+        line = caplog.records[-1].getMessage()
+        assert "row 1 (counted from 0) of the train split begins a span with I-" in line
+        assert "judged as the beginning of a span" in line
+    assert tags_of(bring_into_scheme(splits(iob2, broken), "IOB2", head(*IOB2), None, None)) == [iob2, iob2]
+    assert tags_of(bring_into_scheme(splits(broken), None, head(*BIOES), None, None)) == [bioes]
     # Not spans.
     assert tags_of(bring_into_scheme(splits(["NOUN"]), None, head("NOUN", "VERB"), None, None)) == [["NOUN"]]
     same = splits(iob2)

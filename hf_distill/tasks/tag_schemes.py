@@ -141,26 +141,50 @@ def bring_into_scheme(
     wanted = scheme or (scheme_of(known) if known else None)
     tagged = {name: split for name, split in splits.items() if role in split.column_names}
     said = {name: _names(split, role, names) for name, split in tagged.items()}
-    if wanted is None or not tagged or any(found is None for found in said.values()):
+    if not tagged or any(found is None for found in said.values()):
         return dict(splits), False
     found = scheme_of({tag for called in said.values() for tag in called or ()})
-    if found == "IOB2" and any(
-        is_iob1(_sentences(tagged[name], role, said[name])) for name in tagged if _begins_inside(said[name])
-    ):
-        found = "IOB1"
-    if found is None or found == wanted:
+    broken = None
+    if found == "IOB2":
+        begun = [place for name in tagged if (place := _begun_inside(tagged[name], name, role, said[name]))]
+        if begun and all(is_iob1(_sentences(tagged[name], role, said[name])) for _, name in begun):
+            found = "IOB1"
+        elif begun:
+            broken = (
+                f"row {begun[0][0]} (counted from 0) of the {begun[0][1]} split begins a span with I-, others with B-"
+            )
+    if found is None or wanted is None or (found == wanted and (broken is None or scheme is None)):
+        if broken is not None:
+            logger.warning(
+                "%s: learned as it is, judged as the beginning of a span. To make it a B-: task: {name: "
+                "token-classification, tag_scheme: IOB2}",
+                broken,
+            )
         return dict(splits), False
-    logger.warning(
-        "the tags of the data are %s, those of the models %s%s: converted. If the models know the data's, say so: "
-        "task: {name: token-classification, tag_scheme: %s}",
-        *(found, wanted, f" {shorten(known, 4)}" if known else "", found),
-    )
+    if broken is not None:
+        logger.warning("%s: read as the beginning of a span, and converted to %s", broken, wanted)
+    else:
+        logger.warning(
+            "the tags of the data are %s, those of the models %s%s: converted. If the models know the data's, say so: "
+            "task: {name: token-classification, tag_scheme: %s}",
+            *(found, wanted, f" {shorten(known, 4)}" if known else "", found),
+        )
     made = {name: _converted(split, role, said[name], wanted) for name, split in tagged.items()}
     return {**splits, **made}, True
 
 
-def _begins_inside(names: Sequence[str] | None) -> bool:
-    return any(name.startswith("I-") for name in names or ())
+def _begun_inside(split: Dataset, name: str, role: str, names: Sequence[str] | None) -> tuple[int, str] | None:
+    """Return row and split of the first span that begins with `I-`."""
+    if not any(tag.startswith("I-") for tag in names or ()):
+        return None
+    for row, tags in enumerate(_sentences(split, role, names)):
+        before = "O"
+        for tag in tags:
+            here = tag or "O"
+            if here[:2] == "I-" and (before == "O" or before[2:] != here[2:]):
+                return row, name
+            before = here
+    return None
 
 
 def _names(split: Dataset, role: str, names: Sequence[str] | None) -> Sequence[str] | None:
@@ -179,7 +203,11 @@ def _names(split: Dataset, role: str, names: Sequence[str] | None) -> Sequence[s
 
 
 def _sentences(split: Dataset, role: str, names: Sequence[str] | None) -> Iterable[Tags]:
-    return (_called(tags, names) for tags in islice(split.select_columns([role])[role], _LOOKED_AT) if tags)
+    return (_called(tags, names) for tags in _first(split, role))
+
+
+def _first(split: Dataset, role: str) -> Iterable[Sequence[Any]]:
+    return (tags or [] for tags in islice(split.select_columns([role])[role], _LOOKED_AT))
 
 
 def _called(tags: Sequence[Any], names: Sequence[str] | None) -> Tags:

@@ -102,6 +102,8 @@ def _bad_row(labels: Any, nested: bool, layout: ExampleRows) -> tuple[int, Any, 
     width = layout.width
     soft = layout.kind == "classes"
     wanted = f"{width} probabilities that sum to 1" if soft else f"one 0 or 1 for each of {width} labels"
+    if width == 1 and not layout.soft:
+        wanted = "0 or 1. For labels in between pass layout=ExampleRows(kind='binary', width=1, soft=True)"
     if not nested:
         if width > 1:
             return 0, labels[0].as_py(), f"a list, {wanted}"
