@@ -43,8 +43,11 @@ def assess(run: Run, teacher: PreTrainedModel, students: Sequence[Fitted], basel
     if baselines:
         models["baseline"] = baselines[0].model
     judged = {name: judge(run, model, None if name == "teacher" else teacher, name) for name, model in models.items()}
+    if not run.recipe.teacher.has_model:
+        del models["teacher"]
     speeds = _latencies(run, models) if run.recipe.report.latency else {}
     results = {name: ModelResult.of(model, judged[name].metrics, speeds.get(name)) for name, model in models.items()}
+    results.setdefault("teacher", ModelResult(judged["teacher"].metrics, None, None, weights=""))
     metric = (*run.prepared.metric_names, AGREEMENT)[0]
     greater = metric == AGREEMENT or greater_is_better(metric)
     return Report(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hf_distill.best_model import check_saving
 from hf_distill.cache.run_cache import in_advance
 from hf_distill.component import entry
-from hf_distill.data.loading import PEEK, Sample, peek
+from hf_distill.data.loading import PEEK, Sample, apart, peek
 from hf_distill.directory import RunDirectory
 from hf_distill.errors import UserError
 from hf_distill.evaluate_library import is_here
@@ -30,7 +30,7 @@ from hf_distill.reading.writer import dump_recipe
 from hf_distill.report.text import count
 from hf_distill.tasks.tokenising import tokenizer_name
 from hf_distill.teachers import CachedTeacher
-from hf_distill.training.labelled import labels_of
+from hf_distill.training.labelled import in_words, labels_of
 from hf_distill.training.requirements import check_steps, check_trainings, output_directory
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _check_pair(recipe: Recipe, found: _Findings) -> None:
         raise UserError(*mistakes)
     if not all(local.values()):
         check_plan(recipe, None)
-        teacher = open_teacher(recipe) if local["teacher"] else None
+        teacher = open_teacher(recipe) if local["teacher"] and recipe.teacher.has_model else None
         student = open_student(recipe) if local["student"] and recipe.student.source else None
         for side, config in (("teacher", teacher), ("student", student)):
             size = f": {_size(recipe, config)}" if config else ""
@@ -145,7 +145,8 @@ def _check_pair(recipe: Recipe, found: _Findings) -> None:
     found.pair = pair
     found.plan += [
         f"task        {recipe.task.name}",
-        f"teacher     {words(entry(recipe.teacher))}: {_size(recipe, pair.teacher)}",
+        f"teacher     {words(entry(recipe.teacher))}: "
+        + (_size(recipe, pair.teacher) if recipe.teacher.has_model else "no model, targets from the data"),
         f"student     {words(entry(recipe.student))}: {_size(recipe, pair.student)}",
         *([f"cache       {in_advance(recipe, pair)}"] if isinstance(recipe.teacher, CachedTeacher) else []),
         f"tokenizer   {_tokenizer(pair)}",
@@ -155,11 +156,11 @@ def _check_pair(recipe: Recipe, found: _Findings) -> None:
 def _check_data(recipe: Recipe, found: _Findings) -> None:
     """Read the data as the run will: small data whole, of large data the first rows."""
     with recipe.locate("data"):
-        sample = peek(recipe.data, recipe.task.roles)
+        sample = peek(recipe.data, recipe.task.roles, recipe.teacher.reads)
     if sample is None:
         found.unchecked.append("data: it is on the Hub, and --check fetches nothing")
         return
-    for split, rows in sample.splits.items():
+    for split, rows in apart(sample.splits)[0].items():
         size = f"{len(rows):,} rows, the first" if sample.whole else "the first row"
         found.plan.append(f"{split:<11} {recipe.data.splits[split]}, {size}: {words(rows[0])}")
     if not sample.whole:
@@ -176,7 +177,9 @@ def _check_rows(recipe: Recipe, found: _Findings, pair: Pair, sample: Sample) ->
     try:
         # A part of the data may lack classes, and a metric of the Hub would be fetched.
         if sample.whole and all(map(is_here, recipe.evaluation.metrics)):
-            prepared = prepare(recipe, pair, sample.splits)
+            prepared, _ = prepare(recipe, pair, sample.splits)
+            if (labels := in_words(prepared)) is not None:
+                found.plan.append(labels.replace("labels: ", "labels      ", 1))
             lines, odd = check_prepared(recipe, prepared)
             labelled = labels_of(prepared)["train_rows_with_label"]
             check_steps(recipe, len(prepared.train), labelled, int(os.environ.get("WORLD_SIZE", "1")))
@@ -184,7 +187,7 @@ def _check_rows(recipe: Recipe, found: _Findings, pair: Pair, sample: Sample) ->
             found.notes += odd
         else:
             with locating_data(recipe):
-                counts = recipe.task.look(sample.splits, setup_of(recipe, pair))
+                counts = recipe.task.look(apart(sample.splits)[0], setup_of(recipe, pair))
             some = "" if sample.whole else f" (in its first {PEEK:,} rows)"
             found.plan += [f"classes     {line}{some}" for line in counts.in_words()] if counts else []
     finally:

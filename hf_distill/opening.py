@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.best_model import check_best_metric, check_saving
+from hf_distill.cache.given import numbered, replaying
 from hf_distill.component import settings
-from hf_distill.data import load_splits
+from hf_distill.data import apart, load_splits
 from hf_distill.directory import RunDirectory, held_recipe
 from hf_distill.errors import UserError
 from hf_distill.fit import Fitter
@@ -35,6 +36,7 @@ from hf_distill.training.requirements import check_steps, check_trainings, outpu
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from hf_distill.cache.replay import Replay
     from hf_distill.recipe import Recipe
     from hf_distill.tasks import Prepared
     from hf_distill.training_args import DistillationArguments
@@ -79,8 +81,8 @@ def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run
         narrator.say(line)
     with args.main_process_first(desc="data"):
         with recipe.locate("data"):
-            splits = load_splits(recipe.data, recipe.task.roles)
-        prepared = prepare(recipe, pair, splits)
+            splits = load_splits(recipe.data, recipe.task.roles, recipe.teacher.reads)
+        prepared, replayed = prepare(recipe, pair, splits)
     if (labels := in_words(prepared)) is not None:
         narrator.say(labels)
     lines, odd = check_prepared(recipe, prepared)
@@ -94,17 +96,19 @@ def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run
             asked_once(lambda: directory.claim(restart))
         elif trains_here:
             asked_once(directory.claim_teachers)
+    fitter = Fitter(prepared, pair.tokenizer, pair.teacher_tokenizer, settings(recipe.task))
     return Run(
         recipe,
         training,
         directory,
         pair,
         prepared,
-        Fitter(prepared, pair.tokenizer, pair.teacher_tokenizer, settings(recipe.task)),
+        fitter,
         narrator,
         hub,
         args,
         answers_repository=answers,
+        replayed=replayed and (replace(fitter, prepared=replayed[0]), replayed[1]),
     )
 
 
@@ -114,14 +118,27 @@ def _trains_teacher_here(recipe: Recipe) -> bool:
     return not own.has_head and getattr(own, "output_dir", None) is None
 
 
-def prepare(recipe: Recipe, pair: Pair, splits: Mapping[str, Dataset]) -> Prepared:
-    """Return what the task makes of the splits.
+def prepare(
+    recipe: Recipe, pair: Pair, splits: Mapping[str, Dataset]
+) -> tuple[Prepared, tuple[Prepared, Replay] | None]:
+    """Return what the task makes of the splits; and where the teacher is given as data, that with its targets.
+
+    Returns:
+        The data; and the same with the teacher's targets in every batch, and what replays them.
 
     Raises:
-        UserError: The data does not fit the task, with the place in the recipe.
+        UserError: The data does not fit the task or the teacher, with the place in the recipe.
     """
+    own = recipe.teacher
+    splits, beside = apart(splits)
     with locating_data(recipe):
-        return recipe.teacher.freeze(recipe.task.prepare(splits, setup_of(recipe, pair)))
+        prepared = recipe.task.prepare(splits if own.has_model else numbered(splits), setup_of(recipe, pair))
+        if own.has_model:
+            return own.freeze(prepared), None
+    layout = prepared.layout
+    with recipe.locate("teacher"):
+        logits = own.read(beside, exclusive=layout.has_named_classes if layout.has_classes else None)
+    return replaying(prepared, logits, pair.teacher)
 
 
 @contextmanager

@@ -91,7 +91,7 @@ def open_teacher(recipe: Recipe) -> PretrainedConfig:
         UserError: It is not there, is of a kind that cannot do the task, or has no head to teach with.
     """
     with recipe.locate("teacher"):
-        teacher = recipe.teacher.config()
+        teacher = recipe.teacher.config_beside(recipe.student)
         _check_architecture(teacher, recipe.task)
         if recipe.teacher.has_head:
             _check_trained(teacher, recipe.task.auto_class)

@@ -58,7 +58,7 @@ class Run:
         histories: Name of a training -> its `log_history`.
         answers_repository: Where its answers are published.
         cache: Its answers, where they are kept.
-        replayed: What students are then trained with.
+        replayed: What students are then trained with; from the beginning where the teacher is given as data.
         layers: Name of a training -> objective -> the pairs of layers it compared.
     """
 
@@ -102,9 +102,15 @@ class Run:
         self.seconds[name] = time.perf_counter() - started
 
     def load_teacher(self) -> PreTrainedModel:
-        """Load the teacher, or train it first."""
+        """Load the teacher, or train it first; of one that is given as data, return what replays its targets."""
         from transformers import set_seed
 
+        if not self.recipe.teacher.has_model:
+            assert self.replayed is not None
+            given: Any = self.replayed[1]
+            rows = len(self.prepared.train), len(self.prepared.eval)
+            self.narrator.say(f"teacher: given as data, targets of {rows[0]:,} train rows and {rows[1]:,} eval rows")
+            return given  # type: ignore[no-any-return]
         with self.stage("teacher"), self.recipe.locate("teacher"):
             set_seed(self.args.seed)  # for a new head: with another one a fine-tuned teacher would not be found again
             teacher = self.recipe.teacher.load(self.fitter.for_teacher().prepared.head, self.fine_tune)
@@ -224,7 +230,7 @@ class Run:
         set_seed(seed)
         with self.recipe.locate("student"):
             student = self.recipe.student.make(teacher, self.prepared.head)
-        if warn:
+        if warn and self.recipe.teacher.has_model:
             self._warn_if_larger(student, teacher)
         return student
 

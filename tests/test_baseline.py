@@ -10,8 +10,10 @@ import pytest
 from reports import model, regression, several_seeds, whole
 from runs import WriteRecipe, run, same, weights
 
+from hf_distill.check import check
 from hf_distill.errors import UserError
 from hf_distill.objectives import DecoupledKL, KLDivergence, Labels
+from hf_distill.reader import load_recipe
 from hf_distill.report.best import Best
 from hf_distill.report.report import Report
 from hf_distill.report.text import rows
@@ -118,7 +120,9 @@ def test_how_many_labels_there_are_is_said(
 ) -> None:
     """A column that was read as empty would turn a run into one without labels, and nobody would see it."""
     data = {"path": partly_labelled[0], "columns": {"text": "sentence"}}
-    run(write_recipe(data=data, training={"max_steps": 1}, report={"baseline": True, "latency": False}))
+    path = write_recipe(data=data, training={"max_steps": 1}, report={"baseline": True, "latency": False})
+    assert "labels      16 of 64 train rows" in check(load_recipe(path))
+    run(path)
     said = capsys.readouterr().out
     assert "16 of 64 train rows and 32 of 32 eval rows" in said
     assert said.count("on labels alone: batches from the 16 of 64 rows") == 1  # the baseline's, not the student's

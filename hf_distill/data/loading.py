@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 PEEK = 1_000
 """Rows of a large split that `--check` looks at."""
+# Before the name of a column that has no role, and is wanted all the same.
+BESIDE = "beside/"
 
 
 def check_data(data: Data, roles: Mapping[str, bool]) -> None:
@@ -55,19 +57,20 @@ def check_data(data: Data, roles: Mapping[str, bool]) -> None:
         source.files_of(source.instruction(data, split), split)
 
 
-def load_splits(data: Data, roles: Mapping[str, bool]) -> dict[str, Dataset]:
+def load_splits(data: Data, roles: Mapping[str, bool], also: Sequence[str] = ()) -> dict[str, Dataset]:
     """Load `train` and `eval`, their columns renamed to roles; columns without a role are dropped.
 
     Args:
         data: The recipe's section.
         roles: Role -> whether the task must have it.
+        also: Columns that stay, where a split has them; see `apart`.
 
     Raises:
         UserError: The data cannot be found or read, a split is empty or missing, a column is missing.
     """
     check_data(data, roles)
     read = Splits(data, roles)
-    splits = _by_role({split: read.whole(split) for split in _named(data)}, data, roles)
+    splits = _by_role({split: read.whole(split) for split in _named(data)}, data, roles, also)
     return _complete(splits, data, roles, read)
 
 
@@ -84,12 +87,13 @@ class Sample:
     whole: bool
 
 
-def peek(data: Data, roles: Mapping[str, bool]) -> Sample | None:
+def peek(data: Data, roles: Mapping[str, bool], also: Sequence[str] = ()) -> Sample | None:
     """Return small data as `load_splits` does, of large data the first rows; None for what is on the Hub.
 
     Args:
         data: The recipe's section.
         roles: Role -> whether the task must have it.
+        also: Columns that stay, where a split has them; see `apart`.
 
     Raises:
         UserError: As `load_splits`, as far as these rows can tell.
@@ -101,16 +105,26 @@ def peek(data: Data, roles: Mapping[str, bool]) -> Sample | None:
     found = {split: sample for split in _named(data) if (sample := read.sample(split, PEEK)) is not None}
     if len(found) < len(_named(data)):
         return None
-    splits = _by_role({split: rows for split, (rows, _) in found.items()}, data, roles)
+    splits = _by_role({split: rows for split, (rows, _) in found.items()}, data, roles, also)
     whole = all(all_of_it for _, all_of_it in found.values())
     return Sample(_complete(splits, data, roles, read) if whole else splits, whole)
+
+
+def apart(splits: Mapping[str, Dataset]) -> tuple[dict[str, Dataset], dict[str, Dataset]]:
+    """Return the columns that have a role; and, row by row, those that stay beside them, under their own names."""
+    roles, others = {}, {}
+    for name, split in splits.items():
+        beside = [one for one in split.column_names if one.startswith(BESIDE)]
+        roles[name] = split.remove_columns(beside) if beside else split
+        others[name] = split.select_columns(beside).rename_columns({one: one.removeprefix(BESIDE) for one in beside})
+    return roles, others
 
 
 def _complete(splits: dict[str, Dataset], data: Data, roles: Mapping[str, bool], read: Splits) -> dict[str, Dataset]:
     """Return both splits of the run: eval cut from train where the recipe says how much."""
     size = data.splits["eval"]
     if isinstance(size, str):
-        warn_of_shared_rows(splits, read.wanted)
+        warn_of_shared_rows(apart(splits)[0], read.wanted)
         return splits
     return hold_out(splits["train"], size, *_cut_by(splits["train"].column_names, roles))
 
@@ -120,20 +134,31 @@ def _named(data: Data) -> list[str]:
     return [split for split in SPLITS if isinstance(data.splits[split], str)]
 
 
-def _by_role(loaded: Mapping[str, Dataset], data: Data, roles: Mapping[str, bool]) -> dict[str, Dataset]:
-    """Return the columns that have a role, under its name."""
+def _by_role(
+    loaded: Mapping[str, Dataset], data: Data, roles: Mapping[str, bool], also: Sequence[str]
+) -> dict[str, Dataset]:
+    """Return the columns that have a role, under its name, and others that are wanted."""
     names = {split: dataset.column_names for split, dataset in loaded.items()}
+    whole = loaded
     if any(isinstance(one, list) for one in data.columns.values()):
         loaded, asked = join_columns(loaded, data.columns)
         names = {split: dataset.column_names for split, dataset in loaded.items()}
     else:
         asked = default_columns(data, names, roles)
     found = find_columns(names, asked, roles)
+    return {split: _renamed(loaded[split], mine, whole[split], also) for split, mine in found.items()}
+
+
+def _renamed(dataset: Dataset, mine: Mapping[str, str], whole: Dataset, also: Sequence[str]) -> Dataset:
     # Renaming happens after the selection: a leftover column may carry the name of a role.
-    return {
-        split: loaded[split].select_columns(list(mine)).rename_columns({c: r for c, r in mine.items() if c != r})
-        for split, mine in found.items()
-    }
+    others = [name for name in also if name in whole.column_names]
+    alone = {name: f"{BESIDE}{name}" for name in others if name not in mine and name in dataset.column_names}
+    new = {**{name: role for name, role in mine.items() if name != role}, **alone}
+    renamed = dataset.select_columns([*mine, *alone]).rename_columns(new)
+    for name in others:
+        if name not in alone:  # it has a role as well, or was joined with others for one
+            renamed = renamed.add_column(f"{BESIDE}{name}", whole[name][:])
+    return renamed
 
 
 def _cut_by(columns: list[str], roles: Mapping[str, bool]) -> tuple[str, str | None]:

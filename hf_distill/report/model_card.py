@@ -239,6 +239,7 @@ def card(report: Report) -> str:
         task=report.task,
         library=LIBRARIES.get(report.task, "transformers"),
         teachers=teachers(recipe),
+        unnamed="targets that were given as data" if report.teacher.parameters is None else "a larger model",
         data=datasets(recipe),
         data_name=(recipe.get("data") or {}).get("name"),
         objectives=objectives(recipe),

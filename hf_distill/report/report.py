@@ -37,15 +37,16 @@ class ModelResult:
 
     Attributes:
         metrics: On the eval split; empty where it has no labels.
-        parameters: Number of them, shared ones once.
-        bytes: Of the parameters, as they were measured.
+        parameters: Number of them, shared ones once; None where there is no model, but targets given as data.
+        bytes: Of the parameters, as they were measured; None likewise.
         latency: Speed; None where it was not measured.
-        weights: What the parameters were then: `float32`, or `int8 (rest float32)`. All figures are of these.
+        weights: What the parameters were then: `float32`, or `int8 (rest float32)`; empty without a model. All figures
+            are of these.
     """
 
     metrics: Mapping[str, float]
-    parameters: int
-    bytes: int
+    parameters: int | None
+    bytes: int | None
     latency: Latency | None = None
     weights: str = "float32"
 
@@ -239,8 +240,9 @@ class Report:
 
     @property
     def compression(self) -> float | None:
-        """How many times fewer parameters the student has than the teacher."""
-        return self.teacher.parameters / self.student.parameters if self.student.parameters else None
+        """How many times fewer parameters the student has than the teacher; None where there is no such model."""
+        theirs, ours = self.teacher.parameters, self.student.parameters
+        return theirs / ours if theirs and ours else None
 
     @property
     def speedup(self) -> float | None:

@@ -143,10 +143,12 @@ def rows(report: Report) -> list[Row]:
     if report.calibration:
         errors = {key: report.calibration[key].ece if key in report.calibration else None for key in models}
         table.append(Row("calibration error (ECE)", {key: percent(error) for key, error in errors.items()}))
-    if len({model.weights for model in models.values()}) > 1:
-        table.append(Row("weights", {key: model.weights for key, model in models.items()}))
-    table.append(Row("parameters", {key: count(model.parameters) for key, model in models.items()}))
-    table.append(Row("size", {key: f"{model.bytes / 1e6:,.1f} MB" for key, model in models.items()}))
+    if len({model.weights for model in models.values() if model.weights}) > 1:
+        table.append(Row("weights", {key: model.weights or NOTHING for key, model in models.items()}))
+    sizes = {key: (model.parameters, model.bytes) for key, model in models.items()}
+    table.append(Row("parameters", {key: NOTHING if n is None else count(n) for key, (n, _) in sizes.items()}))
+    held = {key: NOTHING if size is None else f"{size / 1e6:,.1f} MB" for key, (_, size) in sizes.items()}
+    table.append(Row("size", held))
     return table + _speed(report)
 
 

@@ -53,7 +53,7 @@ def _kept(report: Report) -> str:
 def _other_weights(report: Report) -> str:
     """Say in what the teacher was measured, where it was loaded in something else than the student."""
     theirs, ours = report.teacher.weights, report.student.weights
-    return f" The teacher was measured in {theirs}, the student in {ours}." if theirs != ours else ""
+    return f" The teacher was measured in {theirs}, the student in {ours}." if theirs and theirs != ours else ""
 
 
 def _against_chance(report: Report, model: str) -> str:

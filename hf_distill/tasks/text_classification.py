@@ -20,7 +20,7 @@ from hf_distill.tasks.class_labels import read_labels
 from hf_distill.tasks.label_forms import as_lists
 from hf_distill.tasks.labelling import Labelling
 from hf_distill.tasks.problem import PROBLEM_TYPES, Problem
-from hf_distill.tasks.tokenising import tokenise
+from hf_distill.tasks.tokenising import tokenise, with_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -64,7 +64,7 @@ class TextClassification(Task):
         pair = "text_pair" in splits["train"].column_names
         for tokenizer in filter(None, (setup.tokenizer, setup.teacher_tokenizer)):
             check_length(tokenizer, setup.max_length, pair)
-        tokenised = {name: _read(split, name, setup, labelling) for name, split in splits.items()}
+        tokenised = {name: with_rows(split, _read(split, name, setup, labelling)) for name, split in splits.items()}
         prepared = Prepared(
             train=tokenised["train"],
             eval=by_length(tokenised["eval"]),

@@ -50,6 +50,13 @@ def tokenise(
     )
 
 
+def with_rows(split: Dataset, tokenised: Dataset) -> Dataset:
+    """Return what was made of a split, row by row, with the numbers of its rows, where they stand in it."""
+    from hf_distill.cache.replay import ROW
+
+    return tokenised.add_column(ROW, split[ROW][:]) if ROW in split.column_names else tokenised
+
+
 def cache_key(split: Dataset, tokenizer: PreTrainedTokenizerBase, *settings: Any) -> str | None:
     """Return the name under which what is made of a split lies in the cache; None leaves it to `datasets`.
 

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from hf_distill.component import component
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+    from numpy.typing import NDArray
     from transformers import PretrainedConfig, PreTrainedModel
 
     from hf_distill.models import Head
     from hf_distill.objectives import Objective
     from hf_distill.pairing import Pair
+    from hf_distill.students import Student
     from hf_distill.tasks import Prepared, Task
 
 
@@ -51,9 +54,27 @@ class Teacher(ABC):
         """Key path and training arguments with which the run first trains it; None where it does not."""
         return None
 
+    @property
+    def has_model(self) -> bool:
+        """Whether there is a model to load; without one, its targets are columns of the data."""
+        return True
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Columns of the data that hold its targets."""
+        return ()
+
     @abstractmethod
     def config(self) -> PretrainedConfig:
         """Return the teacher's configuration, without loading weights."""
+
+    def config_beside(self, student: Student) -> PretrainedConfig:
+        """Return the configuration of the teacher in a run with this student.
+
+        Raises:
+            UserError: It is not there, or the student cannot be made without a model.
+        """
+        return self.config()
 
     @property
     @abstractmethod
@@ -93,6 +114,18 @@ class Teacher(ABC):
         Raises:
             UserError: It does; `key` is the setting.
         """
+
+    def read(self, splits: Mapping[str, Dataset], *, exclusive: bool | None) -> dict[str, NDArray[Any]]:
+        """Return its targets, where they are columns: split -> logits `(rows, classes)`, float32.
+
+        Args:
+            splits: With the columns that it `reads`.
+            exclusive: Whether an example has one class of all, or any number of them; None where there are no classes.
+
+        Raises:
+            UserError: A row has none, or impossible ones; `key` is the setting.
+        """
+        return {}
 
     def freeze(self, prepared: Prepared) -> Prepared:
         """Return the data as this teacher is to see it."""

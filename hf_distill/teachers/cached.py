@@ -76,6 +76,8 @@ class CachedTeacher(Teacher):
         """Refuse a cache of a cache, and two places to take it from."""
         if isinstance(self.teacher, CachedTeacher):
             raise ValueError("the teacher itself is wanted here, not a cached one")
+        if not self.teacher.has_model:
+            raise ValueError("a teacher given as data has no answers to keep: take it as it is")
         if self.push and self.repo_id is None:
             raise ValueError("push needs a repo_id, such as user/name")
         if self.repo_id is not None and self.path is not None and not self.push:
