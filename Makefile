@@ -6,6 +6,8 @@ VENV ?= .venv
 # Overrides for `make quickstart`: make quickstart ARGS="training.num_train_epochs=1"
 ARGS ?=
 PYTEST_ARGS ?= -n auto --maxprocesses 4
+# Trials of each kind of `make campaign`
+TRIALS ?= 20
 # What `make bench` runs, for instance make bench BENCH="loss --rounds 3"; with QUICK=1 tiny sizes, into build/
 BENCH ?= loss step classification epochs teacher growth
 QUICK ?=
@@ -27,7 +29,7 @@ ifeq ($(wildcard $(BIN)/python),)
 $(shell rm -f $(STAMP))
 endif
 
-.PHONY: help install test check slow bench quickstart schema format clean
+.PHONY: help install test check slow campaign bench quickstart schema format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*##/\1:/p' Makefile
@@ -44,6 +46,9 @@ check: $(STAMP)  ## ruff and mypy
 
 slow: $(STAMP)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+campaign: $(STAMP)  ## kills, damaged files, power cuts, two runs at once, full disks; what became of each (an hour)
+	CAMPAIGN=$(TRIALS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -q tests/campaign
 
 bench: $(STAMP)  ## what a step costs here and elsewhere, into benchmarks/results (hours; QUICK=1: minutes)
 	$(BIN)/python -m benchmarks.run $(BENCH) $(if $(QUICK),--quick --into build/benchmarks)
