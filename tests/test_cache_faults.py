@@ -166,6 +166,24 @@ def test_a_damaged_shard(how: str, reason: str, tmp_path: Path, asked: list[int]
     assert answers(cache) == held
 
 
+@pytest.mark.parametrize("name", ["cache.json", "plan.json", "targets-00002-of-00006.arrow.json"])
+def test_a_damaged_record(name: str, tmp_path: Path) -> None:
+    """A flipped bit in a name was a KeyError; what the records say is said again, or refused in a line."""
+    _, teacher, data = parts("classification")
+    cache = capture(teacher, data, tmp_path / "cache")
+    held, whole = answers(cache), (cache.path / name).read_bytes()
+    for place in (0, len(whole) // 3, whole.index(b"s"), len(whole) - 2):
+        content = bytearray(whole)
+        content[place] ^= 1
+        (cache.path / name).write_bytes(content)
+        try:
+            again = capture(teacher, data, tmp_path / "cache")
+        except UserError:
+            (cache.path / name).write_bytes(whole)
+        else:
+            assert answers(again) == held
+
+
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[int]) -> None:
     """The system's error comes through, whole shards stay, no half of one does, and the same command goes on."""
     from datasets.arrow_writer import ArrowWriter

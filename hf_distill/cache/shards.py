@@ -6,7 +6,6 @@ every shard is there. Whoever is killed leaves whole shards and nothing else tha
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import socket
@@ -19,6 +18,7 @@ from hf_distill.durable import sha256, sync
 from hf_distill.errors import UserError
 from hf_distill.files import check_writable, write_atomic
 from hf_distill.lock import FILE as LOCK
+from hf_distill.records import read_record, write_record
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
@@ -65,7 +65,7 @@ class Shards:
 
     def record(self, index: int) -> dict[str, Any] | None:
         """Return what was noted of a shard when it was written; None where it was not."""
-        return _read(self.path / f"{self.name(index)}.json")
+        return read_record(self.path / f"{self.name(index)}.json")
 
     def write(self, index: int, tables: Iterable[pa.Table], features: Features) -> None:
         """Write a shard: all of it or nothing; nothing if another run has written it meanwhile.
@@ -92,7 +92,7 @@ class Shards:
                 return
             record = {"file": target.name, "rows": rows, "bytes": temporary.stat().st_size, "sha256": sha256(temporary)}
             os.replace(temporary, target)
-            write_atomic(target.with_name(f"{target.name}.json"), json.dumps(record))
+            write_record(target.with_name(f"{target.name}.json"), record)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -102,7 +102,7 @@ class Shards:
         if None in records:
             raise RuntimeError(f"{self.path / self.name(records.index(None))} is not there, though all were written.")
         write_atomic(self.path / "README.md", card)
-        write_atomic(self.path / CACHE, json.dumps({**identity, "shards": records}, indent=1))
+        write_record(self.path / CACHE, {**identity, "shards": records})
 
 
 def _together(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -137,7 +137,7 @@ def claim(path: Path, plan: Mapping[str, Any], need_bytes: int) -> None:
     """
     check_place(path, plan, need_bytes)
     if not _go_on(path, plan):
-        write_atomic(path / PLAN, json.dumps(plan, indent=1))
+        write_record(path / PLAN, plan)
 
 
 def check_place(path: Path, plan: Mapping[str, Any], need_bytes: int) -> None:
@@ -158,7 +158,7 @@ def check_place(path: Path, plan: Mapping[str, Any], need_bytes: int) -> None:
 
 def _go_on(path: Path, plan: Mapping[str, Any]) -> bool:
     """Whether a directory holds the beginning of a cache to go on with; refuse that of another one."""
-    held = _read(path / PLAN)
+    held = read_plan(path)
     if held is None:
         return False
     _sweep(path)
@@ -185,12 +185,12 @@ def _sweep(path: Path) -> None:
 
 def read_plan(path: Path) -> dict[str, Any] | None:
     """Return what a directory's cache is or is going to be; None where there is none."""
-    return _read(path / PLAN)
+    return read_record(path / PLAN)
 
 
 def read_cache(path: Path) -> dict[str, Any] | None:
     """Return what a directory's complete cache is; None where it is not complete."""
-    return _read(path / CACHE)
+    return read_record(path / CACHE)
 
 
 def check_identity(path: Path, held: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -282,11 +282,3 @@ def load(path: Path, held: Mapping[str, Any]) -> Dataset:
     from datasets import Dataset, concatenate_datasets
 
     return concatenate_datasets([Dataset.from_file(str(path / record["file"])) for record in held["shards"]])
-
-
-def _read(file: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(file.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
