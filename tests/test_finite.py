@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
+import datasets
 import pytest
 import torch
-from invariants.cases import Collator, make_rows, make_trainer, split, train
+from invariants.cases import Collator, NotingTrainer, arguments, make_models, make_rows, make_trainer, split, train
 from invariants.processes import as_two_processes
 from torch import Tensor
 from transformers import TrainerCallback, TrainingArguments
 
 from hf_distill import DistillationTrainer
 from hf_distill.component import component
+from hf_distill.errors import UserError
 from hf_distill.objectives import Comparison, Hidden, KLDivergence, Labels, Objective
 from hf_distill.training.finite import Fault, NotFinite, Watch, bad_weight
 from hf_distill.training.guarding import GuardedTrainer
@@ -107,7 +109,7 @@ def test_the_first_rows_and_terms_at_fault_are_named(tmp_path: Path) -> None:
     """Of a run of a week one wants to know which example it was."""
     terms = [Marked(), Labels()]
     trainer = in_order(tmp_path, terms=terms, rows=marked_rows(9, 12), num_train_epochs=1)
-    with pytest.raises(NotFinite, match=r"^step 2: marked is NaN for rows 1, 4 of 8 of the batch: .* are finite"):
+    with pytest.raises(NotFinite, match=r"^step 2: marked is NaN for rows 1, 4 of 8 of the batch: .* is finite"):
         trainer.train()
     trainer = in_order(tmp_path, terms=[Marked(how="inf")], rows=marked_rows(9), num_train_epochs=1)
     with pytest.raises(NotFinite, match=r"^step 2: marked is infinite for row 1 of 8"):
@@ -209,11 +211,11 @@ def test_skipping_gives_up(tmp_path: Path) -> None:
     """A teacher of NaN would have every step left out, and an untrained student exported."""
     trainer = in_order(tmp_path, terms=[Marked()], rows=marked_rows(*range(24)), on_nan="skip", max_steps=40)
     with pytest.raises(
-        NotFinite, match=r"^20 of 20 steps were left out, and on_nan: skip gives up above 10%\. The last"
+        NotFinite, match=r"^20 of 20 steps were left out, and on_nan: skip gives up above 10%\. The last one: step 20"
     ):
         trainer.train()
     trainer = in_order(tmp_path, terms=[Marked()], rows=marked_rows(*range(24)), on_nan="skip", max_steps=3)
-    with pytest.raises(NotFinite, match=r"^3 of 3 steps were left out"):
+    with pytest.raises(NotFinite, match=r"^3 of 3 steps were left out.* one: step 3: marked"):
         trainer.train()
 
 
@@ -279,3 +281,32 @@ def test_weights() -> None:
     assert bad_weight(model) == "mask"
     model.half().weight.data[0, 1] = -float("inf")
     assert bad_weight(model) == "weight"
+
+
+def test_a_head_whose_logits_are_never_all_there(tmp_path: Path) -> None:
+    """What goes into it is finite: a line about the student's learning rate would send the reader astray."""
+    trainer = make_trainer("causal-lm", tmp_path, max_steps=2, **split(8))
+    assert trainer.teacher is not None
+    with torch.no_grad():
+        trainer.teacher.lm_head.weight[3] = float("inf")
+    with pytest.raises(NotFinite, match=r"step 1: .*the teacher's targets.*lm_head\.weight is not finite"):
+        trainer.train()
+
+
+def test_layers_are_not_paired_by_nan(tmp_path: Path) -> None:
+    """NaN has no norm, so nothing is like it, and the first layers in order were taken."""
+    student, teacher = make_models("classification")
+    with torch.no_grad():
+        teacher.bert.encoder.layer[1].output.dense.weight.fill_(NAN)
+    with pytest.raises(UserError, match="teacher's layer 2 are NaN"):
+        NotingTrainer(
+            student, arguments(tmp_path, **split(8)), teacher=teacher, objectives=[Hidden(layers="similarity")],
+            train_dataset=datasets.Dataset.from_list(make_rows("classification")), data_collator=Collator(),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("optimizer", ["lomo", "galore_adamw_layerwise"])
+def test_steps_that_cannot_be_left_out(optimizer: str, tmp_path: Path) -> None:
+    """Such an optimizer has moved the weights before the gradient is known as a whole."""
+    with pytest.raises(ValueError, match="on_nan: stop"):
+        in_order(tmp_path, on_nan="skip", optim=optimizer, optim_target_modules=["attention"])

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hf_distill.errors import UserError
+
 # Tokens kept of a sequence, evenly spread: enough to tell layers apart, and little memory even for wide models.
 TOKENS = 16
 
@@ -106,6 +108,14 @@ class Similarity:
         if not states or not len(states[0]):
             return otherwise, f"layers: similarity has seen no token that counts; {_written(otherwise)} it is."
         mine, theirs = torch.stack(states[: len(otherwise)]), torch.stack(states[len(otherwise) :])
+        for whose, layers in (("student", mine), ("teacher", theirs)):
+            bad = [number for number, layer in enumerate(layers, 1) if not bool(layer.isfinite().all())]
+            if bad:
+                raise UserError(
+                    f"layers: similarity: hidden states of the {whose}'s layer {bad[0]} are NaN or infinite, so that "
+                    f"nothing is like them. Load the {whose} with dtype: float32 or bfloat16.",
+                    key="layers",
+                )
         scores = linear_cka(mine, theirs)
         pairs = tuple((row + 1, column + 1) for row, column in enumerate(best_in_order(scores)))
         return pairs, _table(scores, pairs, mine.shape[1])

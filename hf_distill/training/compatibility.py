@@ -74,6 +74,13 @@ def check_parallelism(trainer: Trainer) -> None:
         raise ValueError("DeepSpeed ZeRO-3 is not supported: it would shard the teacher. Use ZeRO-2 or FSDP.")
     if max(trainer.get_tp_size(), trainer.get_cp_size(), trainer.get_sp_size()) > 1:
         raise ValueError("tensor, context and sequence parallelism are not supported.")
+    optimizer = str(getattr(trainer.args.optim, "value", trainer.args.optim))
+    in_backward = trainer.is_deepspeed_enabled or any(word in optimizer for word in ("lomo", "layerwise"))
+    if in_backward and getattr(trainer.args, "on_nan", "stop") == "skip":
+        raise ValueError(
+            "on_nan: skip cannot leave a step out that DeepSpeed, or an optimizer such as "
+            f"{optimizer}, takes while gradients are computed. Use on_nan: stop."
+        )
 
 
 def check_objectives(

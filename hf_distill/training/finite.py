@@ -221,6 +221,6 @@ def in_words(fault: Fault, own: str, hint: Callable[[str], str]) -> str:
     rows = rows_in_words(fault, "the evaluation" if fault.evaluation else f"the batch{whose}")
     at_fault = [f"{'the teacher' if side == 'teacher' else own}'s {what}" for side, what in (
         ("teacher", "targets"), ("student", "logits")) if side in fault.sides]  # fmt: skip
-    cause = f"{' and '.join(at_fault)} are NaN or infinite" if at_fault else "the logits themselves are finite"
+    cause = f"{' and '.join(at_fault)} are NaN or infinite" if at_fault else "all before the loss is finite"
     start = f"{'evaluation after ' if fault.evaluation else ''}step {fault.step}: {f'{terms} for ' if terms else ''}"
     return f"{start}{rows}: {cause}. {hint('teacher' if 'teacher' in fault.sides else 'student')}"

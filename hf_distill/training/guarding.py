@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 # `on_nan: skip` gives up when more than this share of the steps was left out, asked from so many steps on.
 MOST_SKIPPED = 0.1
 LEAST_STEPS = 20
+# Steps left out that a training tells one by one.
+TOLD = 3
 
 
 class GuardedTrainer(Trainer):
@@ -43,6 +45,7 @@ class GuardedTrainer(Trainer):
     whose = ""
     skipped = 0
     _skipped_before = 0
+    _skipped_last = ""
     # Steps since the last log of a loss, and those of them that were left out.
     _window = (0, 0)
     # Inputs of the last micro-batch.
@@ -135,6 +138,10 @@ class GuardedTrainer(Trainer):
         return None
 
     def _line(self, fault: Fault) -> str:
+        if fault.terms and not fault.sides:  # of a head that never makes all its logits only the input was seen
+            models = {"teacher": self.teacher, "student": self.model}
+            bad = [side for side, model in models.items() if model is not None and bad_weight(model) is not None]
+            fault = replace(fault, sides=tuple(bad))
         return in_words(fault, self.whose or ("the model" if self.teacher is None else "the student"), self._advice)
 
     def _advice(self, side: str) -> str:
@@ -154,17 +161,18 @@ class GuardedTrainer(Trainer):
             one.copy_(before)
         self.skipped += 1
         self._window = self._window[0], self._window[1] + 1
-        line = self._line(fault)
-        if self.is_world_process_zero():
-            logger.warning("left out (on_nan: skip): %s", line)
-        self._give_up(self.state.global_step + 1, line)
+        self._skipped_last = self._line(fault)
+        if self.is_world_process_zero() and self.skipped - self._skipped_before <= TOLD:
+            more = " Of further ones the log has the number." if self.skipped - self._skipped_before == TOLD else ""
+            logger.warning("left out (on_nan: skip): %s%s", self._skipped_last, more)
+        self._give_up(self.state.global_step + 1)
 
-    def _give_up(self, steps: int, line: str = "", at_least: int = LEAST_STEPS) -> None:
+    def _give_up(self, steps: int, at_least: int = LEAST_STEPS) -> None:
         if steps >= at_least and self.skipped > MOST_SKIPPED * steps:
-            last = f" The last one, {line}" if line else ""
+            last = self._skipped_last or self._advice("student")
             raise NotFinite(
-                f"{self.skipped} of {steps} steps were left out, and on_nan: skip gives up above "
-                f"{MOST_SKIPPED:.0%}.{last or ' ' + self._advice('student')}"
+                f"{self.skipped} of {steps} steps were left out, and on_nan: skip gives up above {MOST_SKIPPED:.0%}. "
+                f"The last one: {last}"
             )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Set
 from typing import Any, TextIO
@@ -122,7 +123,7 @@ def figures(logs: dict[str, Any]) -> list[str]:
     """
     names = {key: readable(key.removeprefix("eval_").removeprefix("objective/"), limit=40) for key in logs}
     return [
-        f"{names[key]} {value:.4g}"
+        f"{names[key]} {f'{value:.4g}' if math.isfinite(value) else '-'}"
         for key, value in logs.items()
         if not key.endswith(_QUIET) and isinstance(value, float)
     ]
