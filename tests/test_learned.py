@@ -141,7 +141,7 @@ def test_best_checkpoint_brings_its_projection(tmp_path: Path) -> None:
     """`Trainer` loads the best model by another path than it resumes: the best student with the last projection is
     nobody's."""
     trainer = projected(
-        tmp_path, num_train_epochs=4, learning_rate=0.5, load_best_model_at_end=True, eval_strategy="epoch",
+        tmp_path, num_train_epochs=4, learning_rate=0.1, load_best_model_at_end=True, eval_strategy="epoch",
         save_strategy="epoch", metric_for_best_model="eval_loss",
     )  # fmt: skip
     trainer.train()
