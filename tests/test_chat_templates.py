@@ -199,6 +199,11 @@ def test_tools_are_read_and_calls_are_learned() -> None:
         assert learned({"default": GEMMA, "tool_use": TOOLS}, messages, tools) == [[call, "No.<|im_end|>\n"]]
         (runs,) = learned(TEXT_ARGUMENTS, messages, tools)
         assert runs == ['<|call|>weatherweather{"city": "Paris"}<|im_end|>\n', "No.<|im_end|>\n"]
+    as_text[1] = says(None, tool_calls=json.dumps(text))  # a list in a CSV
+    assert learned(TOOLS, as_text, json.dumps(tools)) == [[call, "No.<|im_end|>\n"]]
+    for bad in ({"tools": "[{"}, {"chat_template_kwargs": "x"}, {"tools": ["{"]}):
+        with pytest.raises(UserError, match="row 0 holds the text"):
+            read_conversation({"messages": ONE, **bad}, "row 0")
     # Arrow gives every call the arguments of all others.
     arrow = [{**CALL["function"], "arguments": {"city": "Paris", "day": None}}]
     assert learned(TOOLS, [CALLS[0], says("", tool_calls=[{"function": arrow[0], "type": None}])]) == [[call]]
@@ -342,6 +347,17 @@ def test_a_column_named_for_one_role_is_not_that_of_another(tmp_path: Path) -> N
         data = Data(path={"train": str(path), "validation": str(path)}, columns=columns)
         (column,) = load_splits(data, TextGeneration.roles)["train"].column_names
         assert column == ("messages" if columns else "conversations")
+
+
+def test_large_data_is_looked_at() -> None:
+    """`--check` reads the first rows of large data; a run that refuses one of them was told to be fine."""
+    from datasets import Dataset
+
+    from hf_distill.tasks import Setup, TextGeneration
+
+    data = Dataset.from_list([{"messages": ONE}, {"messages": [{"role": "usr", "content": "x"}]}])
+    with pytest.raises(UserError, match="message 0 of row 1 of the train split has the role 'usr'"):
+        TextGeneration().look({"train": data, "eval": data}, Setup(tokenizer=tokenizer_of(CHATML), max_length=64))
 
 
 def test_what_a_template_leaves_out_is_said(caplog: Any) -> None:

@@ -246,6 +246,26 @@ def test_tokens_of_the_data_that_the_teacher_does_not_have(
     assert "4 of 28 tokens of the train split are others to the teacher" in caplog.text
 
 
+def test_masked_language_models(make_model: Any, tmp_path: Path) -> None:
+    """A token that the teacher does not have must not stand for a hidden one: an index past its embeddings."""
+    from datasets import Dataset
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    from hf_distill.tasks import FillMask, Setup
+
+    path = make_model("bert-mlm")
+    own = AutoTokenizer.from_pretrained(path)
+    ours, theirs = len(own), AutoModelForMaskedLM.from_pretrained(path)
+    own.add_special_tokens({"additional_special_tokens": ["[ONE]"], "pad_token": "[TWO]"})
+    data = Dataset.from_dict({"text": ["a great film", "the plot"] * 40})
+    setup = Setup(own, configs=(theirs.config,) * 2, max_length=16, left_out=(ours, ours + 1))
+    prepared = FillMask(mask_share=0.9).prepare({"train": data, "eval": data}, setup)
+    assert prepared.layout == TokenRows(classes=ours + 2, left_out=(ours, ours + 1))
+    batch = prepared.collator([{**row} for row in prepared.train])
+    assert int(batch["input_ids"].max()) < ours
+    theirs(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+
+
 def test_models_without_a_recipe(tmp_path: Path) -> None:
     """A label past the end of the teacher's head was an index out of range in Python."""
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -98,12 +98,12 @@ def _list(value: Any, where: str, key: str, role: str | None = None) -> list[Mes
     return value
 
 
-def _parsed(text: str, where: str, key: str) -> Any:
+def _parsed(text: str, where: str, key: str, wanted: str = "a list of messages") -> Any:
     try:
         return json.loads(text)
     except ValueError:
         raise UserError(
-            f"{where} holds the text {_shown(text)}. Wanted a list of messages, or the same as JSON.", key=key
+            f"{where} holds the text {_shown(text)}. Wanted {wanted}, or the same as JSON.", key=key
         ) from None
 
 
@@ -117,6 +117,8 @@ def _messages(given: Sequence[Message], where: str, key: str) -> Iterator[Messag
         if "role" not in message:
             keys = ", ".join(sorted(source))
             raise UserError(f"{place} has the keys {keys}. Wanted role and content, or from and value.", key=key)
+        if isinstance(message.get("tool_calls"), str):
+            message["tool_calls"] = _parsed(message["tool_calls"], f"tool_calls of {place}", key, "a list of calls")
         role = message["role"] = _role(message["role"], place, key)
         if "content" in message:
             message["content"] = _content(message["content"], place, key)
@@ -157,24 +159,27 @@ def _content(value: Any, place: str, key: str) -> str:
 
 def _tools(value: Any, where: str) -> list[Message] | None:
     key = "columns.tools"
-    tools = _parsed(value, where, key) if isinstance(value, str) and value.strip() else value
+    tools = _parsed(value, where, key, "a list of JSON schemas") if isinstance(value, str) and value.strip() else value
     if not tools:
         return None
     if not isinstance(tools, list):
         raise UserError(f"the tools of {where} are {_shown(tools)}. Wanted a list of JSON schemas.", key=key)
-    made = [json.loads(tool) if isinstance(tool, str) else without_none(tool) for tool in tools]
+    made = [
+        _parsed(tool, f"a tool of {where}", key, "an object") if isinstance(tool, str) else without_none(tool)
+        for tool in tools
+    ]
     if not all(isinstance(tool, dict) for tool in made):
         raise UserError(f"the tools of {where} are not all objects. Wanted a list of JSON schemas.", key=key)
     return made
 
 
 def _settings(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    value = row.get("chat_template_kwargs")
-    value = json.loads(value) if isinstance(value, str) and value.strip() else value
+    value, key = row.get("chat_template_kwargs"), "columns.chat_template_kwargs"
+    value = _parsed(value, where, key, "an object") if isinstance(value, str) and value.strip() else value
     if not value:
         return {}
     if not isinstance(value, Mapping):
-        raise UserError(f"{where} holds {_shown(value)}. Wanted an object.", key="columns.chat_template_kwargs")
+        raise UserError(f"{where} holds {_shown(value)}. Wanted an object.", key=key)
     return {name: one for name, one in value.items() if one is not None}
 
 

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+# Rows of large data that --check reads as a run does.
+LOOKED_AT = 200
+
 
 @component
 class TextGeneration(Task):
@@ -86,16 +89,7 @@ class TextGeneration(Task):
         check(names, "tokens", width)
         if setup.label_names:
             raise UserError("names are for classes, and a language model has none. Leave them out.", key="labels")
-        splits = {name: _named(split) for name, split in splits.items()}
-        form = self._form(splits)
-        chat = form == "messages" or (form == "completion" and _are_chats(splits))
-        if not chat:
-            check_texts(splits, FORMS[form])
-        if max_length is not None and max_length < 2:
-            raise UserError("a token is predicted from those before it: wanted at least 2.", key="max_length")
-        packed = self._is_packed(form, tokenizer, max_length)
-        encoder = TextEncoder(self.name, tokenizer, max_length, form, packed, chat, self.chat_template_kwargs)
-        encoder.check(splits)
+        splits, encoder = self._encoder(splits, tokenizer, max_length)
         tokenised = {name: tokenise_split(split, name, encoder) for name, split in splits.items()}
         check_shared(tokenised, setup)
         return Prepared(
@@ -110,6 +104,29 @@ class TextGeneration(Task):
             labelled=True,
             summary=perplexity,
         )
+
+    def look(self, splits: Mapping[str, Dataset], setup: Setup) -> None:
+        """Refuse what `prepare` would in the first rows."""
+        splits, encoder = self._encoder(splits, setup.tokenizer, setup.max_length)
+        for name, split in splits.items():
+            first = split.select(range(min(len(split), LOOKED_AT)))
+            encoder(first[:], range(len(first)), name)
+
+    def _encoder(
+        self, splits: Mapping[str, Dataset], tokenizer: PreTrainedTokenizerBase, max_length: int | None
+    ) -> tuple[dict[str, Dataset], TextEncoder]:
+        """Return the splits with their columns called by role, and what makes tokens of them."""
+        named = {name: _named(split) for name, split in splits.items()}
+        form = self._form(named)
+        chat = form == "messages" or (form == "completion" and _are_chats(named))
+        if not chat:
+            check_texts(named, FORMS[form])
+        if max_length is not None and max_length < 2:
+            raise UserError("a token is predicted from those before it: wanted at least 2.", key="max_length")
+        packed = self._is_packed(form, tokenizer, max_length)
+        encoder = TextEncoder(self.name, tokenizer, max_length, form, packed, chat, self.chat_template_kwargs)
+        encoder.check(named)
+        return named, encoder
 
     def _form(self, splits: Mapping[str, Dataset]) -> Form:
         """Return what the examples are, from the columns that all splits have."""
