@@ -162,7 +162,7 @@ def _cache(recipe: Recipe) -> None:
     cache = capture(recipe)
     if _is_first():
         asked = "all answers were there, the teacher was asked nothing" if cache.found else cache.in_words()
-        print(f"{cache.path}: {asked}")
+        print(readable_lines(f"{cache.path}: {asked}"))
 
 
 def _resume(recipe: Recipe, caches: bool) -> str:

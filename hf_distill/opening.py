@@ -19,6 +19,7 @@ from hf_distill.errors import UserError
 from hf_distill.fit import Fitter
 from hf_distill.launch import check_launch, use_all_cores, use_cpu_if_needed, waiting
 from hf_distill.narrator import Narrator
+from hf_distill.objectives.guard import guarded
 from hf_distill.pairing import Pair, open_pair
 from hf_distill.plan import check_plan, remarks
 from hf_distill.reading.plugins import outside_code
@@ -131,7 +132,7 @@ def prepare(
     """
     own = recipe.teacher
     splits, beside = apart(splits)
-    with locating_data(recipe):
+    with locating_data(recipe), guarded(recipe.task, "task"):
         prepared = recipe.task.prepare(splits if own.has_model else numbered(splits), setup_of(recipe, pair))
         if own.has_model:
             return own.freeze(prepared), None

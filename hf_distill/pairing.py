@@ -10,6 +10,8 @@ from hf_distill.data.vocabularies import left_out, named
 from hf_distill.errors import UserError
 from hf_distill.labels import label_names, positions
 from hf_distill.models import has_class, has_head, open_tokenizer
+from hf_distill.objectives.guard import guarded
+from hf_distill.quantization import check_loadable
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -66,14 +68,17 @@ def open_pair(recipe: Recipe) -> Pair:
     auto_class = recipe.task.auto_class
     teacher = open_teacher(recipe)
     teacher_head = teacher if recipe.teacher.has_head else None
-    with recipe.locate("student"):
+    with recipe.locate("student"), guarded(recipe.student, "student"):
         student = recipe.student.config(teacher)
         _check_architecture(student, recipe.task)
         own = recipe.student.own_config()
+        check_loadable(recipe.student.source, own)
         student_head = own if own is not None and has_head(own, auto_class) else None
         # A language model's configuration has label names too, which mean nothing.
         if teacher_head is not None and student_head is not None and "Classification" in auto_class:
             _check_labels(student_head, teacher_head)
+    with recipe.locate("teacher"):
+        check_loadable(recipe.teacher.source, teacher)
     with recipe.locate(""):
         tokenizer, of_teacher, apart = _tokenizers(recipe)
     for side, config, reads in (("teacher", teacher, of_teacher or tokenizer), ("student", student, tokenizer)):
@@ -90,7 +95,7 @@ def open_teacher(recipe: Recipe) -> PretrainedConfig:
     Raises:
         UserError: It is not there, is of a kind that cannot do the task, or has no head to teach with.
     """
-    with recipe.locate("teacher"):
+    with recipe.locate("teacher"), guarded(recipe.teacher, "teacher"):
         teacher = recipe.teacher.config_beside(recipe.student)
         _check_architecture(teacher, recipe.task)
         if recipe.teacher.has_head:
@@ -104,8 +109,9 @@ def open_student(recipe: Recipe) -> PretrainedConfig | None:
     Raises:
         UserError: It is not there, or is of a kind that cannot do the task.
     """
-    with recipe.locate("student"):
+    with recipe.locate("student"), guarded(recipe.student, "student"):
         student = recipe.student.own_config()
+        check_loadable(recipe.student.source, student)
         if student is not None:
             _check_architecture(student, recipe.task)
     return student

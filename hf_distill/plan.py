@@ -38,6 +38,8 @@ def check_plan(recipe: Recipe, pair: Pair | None) -> None:
     Raises:
         UserError: A line for each mistake.
     """
+    from hf_distill.objectives.guard import guarded
+
     _check_shape(recipe)
     _check_lengths(recipe)
     _check_metrics(recipe)
@@ -62,7 +64,8 @@ def check_plan(recipe: Recipe, pair: Pair | None) -> None:
                 _check_pairs(objective, training)
                 _check_packing(objective, training)
                 if pair is not None:
-                    objective.check(pair.student, pair.teacher)
+                    with guarded(objective):
+                        objective.check(pair.student, pair.teacher)
                     _check_tokens(objective, pair)
         except UserError as error:
             mistakes += error.mistakes

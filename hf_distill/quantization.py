@@ -61,6 +61,31 @@ def check_whole(model: str, config: PretrainedConfig) -> None:
         )
 
 
+def check_loadable(model: str | None, config: PretrainedConfig | None) -> None:
+    """Refuse a quantized checkpoint whose package is not here.
+
+    Args:
+        model: Where it is, as the recipe says.
+        config: Its configuration; None where there is no checkpoint.
+
+    Raises:
+        UserError: In Transformers' own words, which say what to install.
+    """
+    own: Any = getattr(config, "quantization_config", None)
+    if model is None or config is None or not own:
+        return
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    try:
+        AutoHfQuantizer.from_config(own, pre_quantized=True).validate_environment(device_map=None)
+    except ImportError as error:
+        raise UserError(
+            f"the weights of '{model}' are quantized ({method_of(config)}): {error}", key="model"
+        ) from error
+    except Exception:  # of the device, which is asked when it is loaded there
+        return
+
+
 def method_of(config: PretrainedConfig) -> str | None:
     """Return how the weights that a configuration describes are quantized; None where they are not.
 

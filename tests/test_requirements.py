@@ -210,3 +210,45 @@ def test_modules_that_cannot_be_imported(code: str, words: str, write_recipe: Wr
     with pytest.raises(UserError, match=r"objectives\[0\]\.name: ") as caught:
         load_recipe(path)
     assert words in str(caught.value)
+
+
+FAULTY = (
+    LOSS
+    + """
+    how: str = ""
+
+    def __post_init__(self):
+        if self.how == "made":
+            raise KeyError("no such thing")
+
+    def check(self, student, teacher):
+        if self.how == "checked":
+            raise AttributeError("no num_heads")
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [("made", "Mine raised KeyError"), ("checked", "objective 'mine': AttributeError: no num_heads (")],
+)
+def test_code_from_outside_that_raises(how: str, words: str, write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """A traceback through all of this package for a slip in a class of one's own."""
+    module = f"losses_that_raise_when_{how}"  # another one for each: Python keeps the first
+    (tmp_path / f"{module}.py").write_text(FAULTY.format(name="Mine"))
+    (line,) = told(write_recipe(objectives=[{"name": f"{module}:Mine", "how": how}]))
+    assert line.startswith("objectives[0]: ")
+    assert words in line
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "compressed-tensors"])
+def test_a_quantized_checkpoint(method: str, write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> None:
+    """Its package was missed when the weights were loaded, after the data had been tokenised."""
+    model = shutil.copytree(make_model("bert"), tmp_path / method)
+    config = json.loads((model / "config.json").read_text())
+    settings = {"quant_method": method, "bits": 4, "group_size": 128, "w_bit": 4, "q_group_size": 128}
+    (model / "config.json").write_text(json.dumps({**config, "quantization_config": settings}))
+    student = {"name": "pretrained", "model": str(make_model("bert"))}
+    (line,) = told(write_recipe(teacher={"name": "pretrained", "model": str(model)}, student=student))
+    assert line.startswith(f"teacher.model: the weights of '{model}' are quantized ({method}): ")
+    assert "pip install" in line

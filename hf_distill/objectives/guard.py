@@ -8,38 +8,37 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from hf_distill.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from hf_distill.objectives.base import Objective
 
 
-def from_outside(objective: Objective) -> bool:
-    """Whether the class of an objective is not one of this package."""
-    return type(objective).__module__.partition(".")[0] != __name__.partition(".")[0]
+def from_outside(entry: object) -> bool:
+    """Whether the class of an objective, or of another entry of a recipe, is not one of this package."""
+    return type(entry).__module__.partition(".")[0] != __name__.partition(".")[0]
 
 
 @contextmanager
-def guarded(objective: Objective) -> Iterator[None]:
-    """Turn what an objective from outside raises into one line with its name and the place.
+def guarded(entry: Any, kind: str = "objective") -> Iterator[None]:
+    """Turn what an entry from outside raises into one line with its name and the place.
+
+    Args:
+        entry: An objective, or another entry of a recipe.
+        kind: What it is.
 
     Raises:
         UserError: It raised; ours keep their traceback, and so does a device without memory.
     """
     try:
         yield
-    except (UserError, torch.OutOfMemoryError):
-        raise
     except Exception as error:
-        if not from_outside(objective):
+        if isinstance(error, UserError) or type(error).__name__ == "OutOfMemoryError" or not from_outside(entry):
             raise
-        text = " ".join(str(error).split())
-        raise UserError(
-            f"objective '{objective.name}': {type(error).__name__}: {text}{_place(objective, error)}"
-        ) from error
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}{_place(entry, error)}"
+        raise UserError(f"{kind} '{entry.name}': {text}") from error
 
 
 def check_result(objective: Objective, found: Any, wanted: tuple[int, ...], like: Tensor | None, what: str) -> None:
@@ -55,6 +54,9 @@ def check_result(objective: Objective, found: Any, wanted: tuple[int, ...], like
     Raises:
         UserError: It is not a tensor, or has another shape, an integer type or another device, or no gradient.
     """
+    import torch
+    from torch import Tensor
+
     start = f"objective '{objective.name}': {what}, shape {wanted}; found"
     if not isinstance(found, Tensor):
         raise UserError(f"{start} {type(found).__name__}.")
@@ -74,8 +76,8 @@ def check_result(objective: Objective, found: Any, wanted: tuple[int, ...], like
         )
 
 
-def _place(objective: Objective, error: Exception) -> str:
-    """Return ` (my_losses.py:12)`, the last line of the objective's own module that the error went through."""
-    own = getattr(sys.modules.get(type(objective).__module__), "__file__", None)
+def _place(entry: object, error: Exception) -> str:
+    """Return ` (my_losses.py:12)`, the last line of the entry's own module that the error went through."""
+    own = getattr(sys.modules.get(type(entry).__module__), "__file__", None)
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == own]
     return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""

@@ -49,7 +49,7 @@ class Terms(Sequence[Term]):
         self.objectives = tuple(objectives)
         self.names = unique_names(objectives)
         models = [base_model(model) for model in (student, teacher) if model is not None]
-        self._terms = tuple(objective.prepare(models[0], (*models, None)[1]) for objective in objectives)
+        self._terms = tuple(_prepared(objective, models[0], (*models, None)[1]) for objective in objectives)
         self.learned = nn.ModuleDict(
             {str(index): term for index, term in enumerate(self._terms) if any(True for _ in term.state_dict())}
         )
@@ -208,6 +208,11 @@ class Terms(Sequence[Term]):
         for term in self.undecided:
             if text := term.settle():
                 yield text
+
+
+def _prepared(objective: Objective, student: nn.Module, teacher: nn.Module | None) -> Term:
+    with guarded(objective):
+        return objective.prepare(student, teacher)
 
 
 def _goes_by_rows(term: Term) -> bool:
