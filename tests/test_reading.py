@@ -162,6 +162,7 @@ def test_a_file_that_changed_is_read_anew(tmp_path: Path) -> None:
     [
         ("text;label\ngood, really;1\nbad;0\n", [("good, really", 1), ("bad", 0)]),
         ("text|label\ngood|1\n", [("good", 1)]),
+        ('"text";"label"\n"good, ""really""";"1"\n', [('good, "really"', 1)]),
         ("text,label\r\ngood,1\r\nbad,0\r\n", [("good", 1), ("bad", 0)]),
         ("text,label\rgood,1\r", [("good", 1)]),
         ("text,label\ngood,1\nbad,0", [("good", 1), ("bad", 0)]),
@@ -258,6 +259,13 @@ def test_a_tsv_that_could_be_either_is_told(tmp_path: Path, caplog: pytest.LogCa
     with caplog.at_level(logging.WARNING):
         assert read(write(tmp_path / "a.tsv", 'text\tlabel\n"good"\t1\nbad\t0\n')) == [('"good"', 1), ("bad", 0)]
     assert any("quotation marks" in line and "line 2" in line for line in notes(caplog))
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        lines = read(write(tmp_path / "d.tsv", 'text\tlabel\n"good\t1\nbad"\t0\nfine\t1\n'))
+    assert lines == [('"good', 1), ('bad"', 0), ("fine", 1)]
+    assert any("every line is read as a row, 3 in all" in line and "has 2 rows" in line for line in notes(caplog))
+    ruled = write(tmp_path / "e.tsv", table([("\t\n", "y"), ("x", "z")], delimiter="\t", quoting=csv.QUOTE_ALL))
+    assert read(ruled) == [("\t\n", "y"), ("x", "z")]
     assert "cannot tell" in refused(write(tmp_path / "b.tsv", 'text\n"good\nbad"\n'))
     assert "line 3 has 3 fields" in refused(write(tmp_path / "c.tsv", "text\tlabel\na\t1\nb\t0\tx\n"))
 
@@ -415,7 +423,7 @@ def test_arrow_s_types(tmp_path: Path) -> None:
         ("a.csv.gz", gzip.compress(b"text,label\n" + b"a,1\n" * 5000, mtime=0)[:-20], "cut off or damaged"),
         ("a.csv.gz", b"text,label\n", "cut off or damaged"),
         ("a.zip", b"text,label\n", "cannot unpack"),
-        ("a" * 300 + ".csv", b"", "no such file"),
+        ("a" * 300 + ".csv", b"", "255"),
     ],
 )
 def test_other_files_are_told_with_the_way_out(name: str, content: bytes, says: str, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from typing_extensions import override
 
 from hf_distill.data.cells import KINDS, cast, decide, fitting
+from hf_distill.data.marks import Marks
 from hf_distill.data.reader import Reader, chunks
 from hf_distill.data.texts import File, check_nul, opened
 from hf_distill.errors import UserError
@@ -86,6 +86,13 @@ class Delimited(Reader):
 
         return pa.field(name, pa.string())
 
+    def _delimiter(self) -> str:
+        """Return what cuts the first line of a CSV: a comma, or else what cuts it into most cells."""
+        with opened(self.file) as stream:
+            line = next((line for line in stream if line.strip()), "")
+        cells = {sign: len(next(csv.reader([line], delimiter=sign), [])) for sign in _DELIMITERS}
+        return "," if cells[","] > 1 else max(_DELIMITERS, key=lambda sign: cells[sign])
+
     def _check_first_line(self) -> None:
         """Refuse a header where the recipe counts columns: it would become an example.
 
@@ -107,13 +114,11 @@ class Delimited(Reader):
 
     def _first_line(self) -> list[str]:
         """Return the names of the columns, and settle the delimiter of a CSV."""
+        if not self.tabs:
+            self.delimiter = self._delimiter()
         first = next(self._records(self.quoted), None)
         if first is None:
             raise UserError("it is empty")
-        if not self.tabs and len(first.cells) == 1:
-            counts = {sign: len(next(csv.reader(first.cells, delimiter=sign), [])) for sign in _DELIMITERS}
-            self.delimiter = max(_DELIMITERS, key=lambda sign: counts[sign])
-            first = next(self._records(self.quoted))
         return _names(first.cells) if self.header else [str(index) for index in range(len(first.cells))]
 
     def _records(self, quoted: bool) -> Iterator[Record]:
@@ -178,10 +183,10 @@ class Delimited(Reader):
         Raises:
             UserError: Neither reading gives every record as many cells as the header has.
         """
-        plain = _Marks(self, quoted=False)
+        plain = Marks(self, quoted=False)
         if not plain.marked and not plain.error:
             return False
-        ruled = _Marks(self, quoted=True)
+        ruled = Marks(self, quoted=True)
         self.notes.clear()
         if plain.error:
             if ruled.error:
@@ -191,7 +196,7 @@ class Delimited(Reader):
             return False
         if ruled.rows != plain.rows:
             if plain.width > 1:
-                return False  # each line is a row as it stands
+                return self._weigh(plain, ruled)
             raise UserError(
                 "cannot tell whether its quotation marks enclose texts of several lines or are part of the texts. "
                 "Name it .csv if they follow the rule of CSV, .txt if every line is a text"
@@ -204,39 +209,16 @@ class Delimited(Reader):
         )
         return False
 
-
-class _Marks:
-    """How a TSV looks in one reading: how many rows, and which cells stand between quotation marks."""
-
-    def __init__(self, reader: Delimited, *, quoted: bool) -> None:
-        self.rows = self.needless = self.width = self.first = 0
-        self.marked = False
-        self.error: UserError | None = None
-        self._cells: Counter[int] = Counter()
-        self._bare: set[int] = set()
-        try:
-            for record in reader.checked(quoted):
-                self.rows += 1
-                self.width = len(record.cells)
-                self._count(record)
-        except UserError as error:
-            self.error = error
-
-    @property
-    def fully_quoted(self) -> bool:
-        """Whether a column has either all its texts between marks or none, as with pandas' QUOTE_ALL."""
-        return not self._bare & set(self._cells)
-
-    def _count(self, record: Record) -> None:
-        for index, cell in enumerate(record.cells):
-            if cell.startswith('"'):
-                self.marked = True
-                self._cells[index] += 1
-                if '"' not in cell[1:-1]:  # the rule asks for marks where there is one inside, or a tab or line end
-                    self.needless += 1
-                    self.first = self.first or record.first
-            elif cell:
-                self._bare.add(index)
+    def _weigh(self, plain: Marks, ruled: Marks) -> bool:
+        """Decide where every line is a row as it stands, and the rule makes fewer rows of them."""
+        header = next(self._records(False)).cells
+        if all(len(cell) > 1 and cell.startswith('"') and cell.endswith('"') for cell in header):
+            return True  # all cells are between marks
+        self.notes.append(
+            f"every line is read as a row, {plain.rows} in all, and quotation marks as part of the texts. If the file "
+            f"was written with quoting it has {ruled.rows} rows, some of several lines: then name it .csv."
+        )
+        return False
 
 
 class _Lines:
