@@ -93,9 +93,12 @@ class Watch:
 
     def flag(self, device: torch.device) -> Tensor:
         """Return 1 on the device where something was not finite, else 0; nobody waits for it."""
-        parts = [_finite(values) for _, values in self._batches]
-        parts += [_tensor(norm, device).isfinite().reshape(1) for _, norm in self._norms]
-        return 1.0 - torch.cat([part.reshape(-1) for part in parts]).all().float() if parts else torch.zeros(())
+        parts = []
+        if self._batches:  # together: a few operations, however many steps there were
+            parts.append(_finite(torch.cat([values for _, values in self._batches])).all())
+        if self._norms:
+            parts.append(torch.stack([_tensor(norm, device).reshape(()) for _, norm in self._norms]).isfinite().all())
+        return 1.0 - torch.stack(parts).all().float() if parts else torch.zeros(())
 
     def norms(self) -> list[tuple[int, float]]:
         """Return the norms by step."""
