@@ -30,6 +30,7 @@ from hf_distill.training.batching import BatchingTrainer
 from hf_distill.training.both_models import BothModels
 from hf_distill.training.class_weights import settle_class_weights
 from hf_distill.training.compatibility import (
+    check_data,
     check_objectives,
     check_parallelism,
     check_separate,
@@ -130,6 +131,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
             check_input_values(split, name, self.model, None if isinstance(teacher, Replay) else teacher)
         for name, split in _named(self.eval_dataset).items():
             check_label_values(split, name, self.layout, self.model)
+        check_data(self, self.layout, teacher)
         if isinstance(teacher, Replay):
             teacher, self.data_collator = reading_only(teacher, self.data_collator, self.objectives, self.model)
         self.teacher = self._place(teacher)

@@ -542,3 +542,70 @@ def test_entry_builds_the_same_student(name: str) -> None:
     written = entry(EXAMPLES[name])
     assert written.pop("name") == name == STUDENTS[name].name
     assert STUDENTS[name](**written) == EXAMPLES[name]
+
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+}
+PER_LAYER: dict[str, tuple[str, dict[str, Any], list[int], dict[str, Any]]] = {
+    "longformer": ("MaskedLM", {**SMALL, "attention_window": [4, 8, 4, 8]}, [1, 3], {"attention_window": [8, 8]}),
+    "led": (
+        "Seq2SeqLM",
+        {
+            "vocab_size": 60,
+            "d_model": 32,
+            "encoder_layers": 4,
+            "decoder_layers": 4,
+            "encoder_ffn_dim": 64,
+            "decoder_ffn_dim": 64,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "max_encoder_position_embeddings": 64,
+            "max_decoder_position_embeddings": 64,
+            "attention_window": [4, 8, 4, 8],
+        },
+        [1, 2],
+        {"attention_window": [8, 4]},
+    ),
+    "qwen2_moe": (
+        "CausalLM",
+        {
+            **SMALL,
+            "num_key_value_heads": 2,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "shared_expert_intermediate_size": 16,
+            "mlp_only_layers": [0, 3],
+        },
+        [1, 3],
+        {"mlp_only_layers": [1]},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", PER_LAYER)
+def test_lists_of_layers_are_cut_with_them(kind: str, tmp_path: Path) -> None:
+    """A window for each of the teacher's layers is refused by the student's first forward pass, after hours; numbers of
+    layers name others than were meant."""
+    auto, settings, kept, lists = PER_LAYER[kind]
+    auto_class: Any = getattr(transformers, f"AutoModelFor{auto}")
+    torch.manual_seed(0)
+    teacher = auto_class.from_config(transformers.AutoConfig.for_model(kind, **settings)).eval()
+    student = CopyLayers(layers=kept).make(teacher, Head(f"AutoModelFor{auto}"))
+    assert {name: getattr(student.config, name) for name in lists} == lists
+    student.save_pretrained(tmp_path)
+    again = auto_class.from_pretrained(tmp_path).eval()
+    inputs = {"input_ids": torch.randint(3, 60, (2, 24))}
+    if teacher.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = inputs["input_ids"][:, :5]
+    with torch.no_grad():
+        torch.testing.assert_close(again(**inputs).logits, student(**inputs).logits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from runs import run
 
 from hf_distill.data import load_splits
 from hf_distill.errors import UserError
@@ -295,3 +297,89 @@ def test_a_rerun_finds_the_tokens_in_the_cache(make_model: Any, tmp_path: Path) 
     for changed in ({"max_length": 16}, {"names": ["p", "n"]}):
         assert not set(first) & set(files(from_csv(path, model, **changed)))
     assert not set(first) & set(files(from_csv(path, make_model("bert", vocab=["film"]))))
+
+
+def bart_classifier(kind: str = "bart") -> tuple[Any, Any]:
+    """Return an encoder-decoder classifier and a tokenizer that ends texts with `</s>`."""
+    import tokenizers
+    import torch
+    import transformers
+
+    words = ["<s>", "<pad>", "</s>", "<unk>", "good", "bad", "film", "a", "the", "plot"]
+    plain = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>")
+    )
+    plain.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    plain.post_processor = tokenizers.processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> </s> $B </s>", special_tokens=[("</s>", 2)]
+    )
+    special = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=plain, model_max_length=64, **special)
+    shapes: dict[str, dict[str, Any]] = {
+        "bart": {
+            "d_model": 32,
+            "encoder_layers": 2,
+            "decoder_layers": 2,
+            "encoder_ffn_dim": 64,
+            "decoder_ffn_dim": 64,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "max_position_embeddings": 64,
+        },
+        "mt5": {"d_model": 32, "num_layers": 2, "num_decoder_layers": 2, "d_kv": 8, "d_ff": 64, "num_heads": 4},
+    }
+    ids = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2}
+    names = {"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}}
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(kind, vocab_size=10, **shapes[kind], **ids, **names)
+    return transformers.AutoModelForSequenceClassification.from_config(config).eval(), tokenizer
+
+
+ROWS = [{"text": "a good film", "labels": 1}, {"text": "the plot", "labels": 0}, {"text": "bad", "labels": 0}]
+
+
+@pytest.mark.parametrize("kind", ["bart", "mt5"])
+def test_an_encoder_decoder_classifier_in_python(kind: str, tmp_path: Path) -> None:
+    """The usual zero-shot teachers are BARTs: a recipe took them, and two models alone were not enough."""
+    import torch
+    from datasets import Dataset
+    from invariants.cases import arguments
+
+    from hf_distill import DistillationTrainer
+    from hf_distill.objectives import KLDivergence
+
+    (student, tokenizer), (teacher, _) = bart_classifier(kind), bart_classifier(kind)
+    for weight in student.parameters():
+        weight.data += 0.1 * torch.ones_like(weight)
+    data = Dataset.from_list([{**tokenizer(row["text"]), "labels": row["labels"]} for row in ROWS])
+    data = data.remove_columns([name for name in data.column_names if name == "token_type_ids"])
+    given: dict[str, Any] = {"teacher": teacher, "objectives": [KLDivergence()], "processing_class": tokenizer}
+    trainer = DistillationTrainer(student, arguments(tmp_path), eval_dataset=data, **given)
+    with torch.no_grad():
+        t, s = (
+            torch.cat([model(input_ids=torch.tensor([ids])).logits.double() for ids in data["input_ids"]])
+            for model in (teacher, student)
+        )
+    wanted = torch.nn.functional.kl_div(s.log_softmax(-1), t.log_softmax(-1), reduction="batchmean", log_target=True)
+    assert trainer.evaluate()["eval_objective/kl"] == pytest.approx(wanted.item(), rel=1e-4)
+    odd = Dataset.from_list([*data, {**tokenizer("a </s> film"), "labels": 0}])
+    with pytest.raises(UserError, match=r"row 3 .* of the train split contains the end-of-text token"):
+        DistillationTrainer(student, arguments(tmp_path), train_dataset=odd, **given)
+
+
+def test_an_end_of_text_inside_a_text(tmp_path: Path, write_recipe: Any) -> None:
+    """Transformers refuses the batch with this row, somewhere in the training, and does not say which row it is."""
+    model, tokenizer = bart_classifier()
+    model.save_pretrained(tmp_path / "bart")
+    tokenizer.save_pretrained(tmp_path / "bart")
+    names = ("negative", "positive")
+    rows = [{"text": row["text"], "label": names[row["labels"]]} for row in ROWS] * 4
+    good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
+    good.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    bad.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"text": "good </s> film", "label": "positive"}]))
+    teacher = {"name": "pretrained", "model": str(tmp_path / "bart")}
+    data = {"path": {"train": str(bad), "validation": str(good)}, "columns": {"text": "text"}}
+    path = write_recipe(data=data, teacher=teacher, student={"name": "copy_layers", "layers": 1})
+    with pytest.raises(UserError, match=r"row 12 .*'?</s>") as caught:
+        run(path)
+    assert "train split" in str(caught.value)

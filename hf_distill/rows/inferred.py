@@ -122,9 +122,9 @@ def infer_layout(student: nn.Module, teacher: nn.Module | None, processing_class
     theirs: Any = None if teacher is None else getattr(base_model(teacher), "config", None)
     if config is not None and config.is_encoder_decoder and name in _classes("SEQ_TO_SEQ_CAUSAL_LM"):
         return TargetRows(**_columns(config, theirs, processing_class))
+    if config is not None and name in _classes("SEQUENCE_CLASSIFICATION"):
+        return _example_rows(config, theirs)
     if config is not None and not config.is_encoder_decoder:
-        if name in _classes("SEQUENCE_CLASSIFICATION"):
-            return _example_rows(config, theirs)
         if name in _classes("TOKEN_CLASSIFICATION"):
             return _label_rows(config, theirs)
         if name in _classes("QUESTION_ANSWERING"):
@@ -133,9 +133,9 @@ def infer_layout(student: nn.Module, teacher: nn.Module | None, processing_class
         if causal or name in _classes("MASKED_LM"):
             return TokenRows(shift=causal, **_columns(config, theirs, processing_class))
     raise ValueError(
-        f"cannot tell which logits of {name} count. Wanted: a sequence or token classifier or a question answerer "
-        "without decoder, or a masked, causal or encoder-decoder language model. For another head pass `layout=` (a "
-        "hf_distill.rows.base.RowLayout)."
+        f"cannot tell which logits of {name} count. Wanted: a sequence classifier, a token classifier or a question "
+        "answerer without decoder, or a masked, causal or encoder-decoder language model. For another head pass "
+        "`layout=` (a hf_distill.rows.base.RowLayout)."
     )
 
 

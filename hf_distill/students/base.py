@@ -63,10 +63,17 @@ def with_head(config: PretrainedConfig, head: Head) -> PretrainedConfig:
     return config
 
 
+# In the names of configuration values that may have an entry for each layer: `layer_types`, `attention_window`, ...
+_OF_LAYERS = ("layer", "block", "window", "intermediate_size", "num_key_value_heads", "num_attention_heads", "ffn")
+# Lists of the numbers of some layers.
+NUMBERS_OF_LAYERS = ("mlp_only_layers", "moe_layers", "cross_attention_layers")
+
+
 def is_per_layer(key: str, value: object, total: int | None) -> bool:
     """Whether a configuration value has an entry for each layer (`layer_types`, `num_attention_heads_per_layer`)."""
     # The name counts too: `eos_token_id` may be a list as long as the model is deep.
-    return isinstance(value, list | tuple) and len(value) == total and ("layer" in key or "block" in key)
+    named = key not in NUMBERS_OF_LAYERS and any(word in key for word in _OF_LAYERS)
+    return isinstance(value, list | tuple) and len(value) == total and named
 
 
 def build(model_class: Any, config: PretrainedConfig, key: str) -> PreTrainedModel:

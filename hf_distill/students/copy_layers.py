@@ -12,7 +12,7 @@ from hf_distill.errors import UserError
 from hf_distill.labels import label_names, positions
 from hf_distill.models import Head, load_model, open_config
 from hf_distill.quantization import method_of
-from hf_distill.students.base import Student, build, is_per_layer, with_head
+from hf_distill.students.base import NUMBERS_OF_LAYERS, Student, build, is_per_layer, with_head
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -84,8 +84,9 @@ class CopyLayers(Student):
             total = getattr(whole, key)
             kept = self.chosen(total, field)
             for name, value in vars(whole).items():
-                # With two stacks of one depth nothing tells whose list it is.
-                if is_per_layer(name, value, total) and not whole.is_encoder_decoder:
+                if name in NUMBERS_OF_LAYERS and isinstance(value, list | tuple):
+                    setattr(config, name, [kept.index(number) for number in value if number in kept])
+                elif is_per_layer(name, value, total) and _of_stack(name, field, whole):
                     setattr(config, name, [value[index] for index in kept])
             setattr(config, key, len(kept))
         config.name_or_path = ""  # no checkpoint of this shape exists
@@ -166,6 +167,15 @@ class CopyLayers(Student):
         if any(later <= earlier for earlier, later in pairwise(wanted)):
             raise UserError(f"{wanted}: want each layer once, in their order: {sorted(set(wanted))}.", key=field)
         return wanted
+
+
+def _of_stack(name: str, field: str, whole: PretrainedConfig) -> bool:
+    """Whether a list with an entry for each layer is that of a stack."""
+    if not whole.is_encoder_decoder:
+        return True
+    # With two stacks of one depth only the name tells whose it is; attention within a window is the encoder's (LED).
+    side = "decoder_layers" if name.startswith("decoder") else "layers"
+    return side == field and (name.startswith(("encoder", "decoder")) or name == "attention_window")
 
 
 def spread(count: int, total: int) -> list[int]:

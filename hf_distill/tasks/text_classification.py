@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from hf_distill.component import component
 from hf_distill.data import by_length, column
 from hf_distill.data.misfits import is_text, misfit
+from hf_distill.decoders import check_ends
 from hf_distill.errors import UserError
 from hf_distill.labels import kept_settings
 from hf_distill.models import Head
-from hf_distill.own_tokens import PadBoth, side_by_side, teacher_view
+from hf_distill.own_tokens import PREFIX, PadBoth, side_by_side, teacher_view
 from hf_distill.tasks.base import Prepared, Setup, Task
 from hf_distill.tasks.class_counts import ClassCounts, count_raw
 from hf_distill.tasks.class_labels import read_labels
@@ -65,6 +66,7 @@ class TextClassification(Task):
         for tokenizer in filter(None, (setup.tokenizer, setup.teacher_tokenizer)):
             check_length(tokenizer, setup.max_length, pair)
         tokenised = {name: with_rows(split, _read(split, name, setup, labelling)) for name, split in splits.items()}
+        _check_ends(tokenised, setup)
         prepared = Prepared(
             train=tokenised["train"],
             eval=by_length(tokenised["eval"]),
@@ -145,6 +147,15 @@ def check_length(tokenizer: PreTrainedTokenizerBase, max_length: int | None, pai
             f"{max_length} tokens leave no room for text: the tokenizer adds {added} of its own. Wanted more.",
             key="max_length",
         )
+
+
+def _check_ends(tokenised: Mapping[str, Dataset], setup: Setup) -> None:
+    """Refuse texts that contain the end of text themselves, of those models that look for it."""
+    for name, split in tokenised.items():
+        for index, config in enumerate(setup.configs):
+            of_teacher = index == 0 and setup.teacher_tokenizer is not None
+            tokenizer = setup.teacher_tokenizer if of_teacher else setup.tokenizer
+            check_ends(column(split, f"{PREFIX if of_teacher else ''}input_ids"), config, name, tokenizer)
 
 
 def _read(split: Dataset, name: str, setup: Setup, labelling: Labelling) -> Dataset:

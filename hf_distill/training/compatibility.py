@@ -6,17 +6,24 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from hf_distill.cache.cacheable import check_objective
 from hf_distill.cache.replay import Replay
+from hf_distill.data import column
+from hf_distill.decoders import check_ends
 from hf_distill.errors import UserError
 from hf_distill.objectives import OBJECTIVES, Objective, RowObjective
+from hf_distill.own_tokens import MARK
 from hf_distill.reading.document import describe
 from hf_distill.rows.base import RowLayout
+from hf_distill.rows.examples import ExampleRows
 from hf_distill.rows.inferred import base_model, wrapper_of
 from hf_distill.training.terms import Terms
+
+IDS = "input_ids"
 
 
 def check_types(*, model: Any, args: Any, teacher: Any, objectives: Any, layout: Any) -> None:
@@ -106,6 +113,24 @@ def check_objectives(
                 f"'{objective.name}' compares distributions over classes, but this is regression. Use logits_mse "
                 "for the teacher's values and labels for the true ones."
             )
+
+
+def check_data(trainer: Trainer, layout: RowLayout, teacher: nn.Module | None) -> None:
+    """Refuse texts that a classifier of these cannot read, before the first step.
+
+    Raises:
+        UserError: Says which row it is.
+    """
+    if not isinstance(layout, ExampleRows):
+        return
+    splits = {"train": trainer.train_dataset, "eval": trainer.eval_dataset}
+    for model, name in ((trainer.model, IDS), (teacher, MARK), (teacher, IDS)):
+        config: Any = None if model is None else getattr(base_model(model), "config", None)
+        for split, data in splits.items():
+            columns = data.column_names if isinstance(data, Dataset) else []
+            own = model is teacher and name == IDS and MARK in columns
+            if config is not None and name in columns and not own:
+                check_ends(column(data, name), config, split)
 
 
 def check_separate(student: nn.Module, teacher: nn.Module) -> None:
