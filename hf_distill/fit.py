@@ -77,9 +77,9 @@ class Fitter:
 
     def for_teacher(self) -> Fitter:
         """Return what trains and judges the teacher itself: on its own tokens, where it has a tokenizer of its own."""
-        if self.prepared.for_teacher is None or self.teacher_tokenizer is None:
+        if self.prepared.for_teacher is None:
             return self
-        return Fitter(self.prepared.for_teacher, self.teacher_tokenizer, task=self.task)
+        return Fitter(self.prepared.for_teacher, self.teacher_tokenizer or self.tokenizer, task=self.task)
 
     def rows(self, objectives: Sequence[Objective]) -> Dataset:
         """Return the rows that a training with these objectives draws from: where it is on labels alone, no others."""

@@ -18,8 +18,7 @@ from hf_distill.files import write_atomic
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from hf_distill.tasks.sentence_similarity import Pooling
-
+Mode = Literal["mean", "cls", "lasttoken"]
 # As sentence-transformers calls its modules, in the order they work in; the last one may be missing.
 _MODULES = ("Transformer", "Pooling", "Normalize")
 _TRANSFORMER = "sentence_bert_config.json"
@@ -31,12 +30,13 @@ class Encoding:
     """How the vectors of tokens become the vector of their text.
 
     Attributes:
-        pooling: `mean` of the tokens that are no padding, or the first of them (`cls`).
+        pooling: `mean` of the tokens that are no padding, or the first of them (`cls`), or the last (`lasttoken`, as
+            decoder-only models are made to embed: Qwen3-Embedding, E5-Mistral).
         normalize: Whether it is divided by its length.
         max_length: Where texts are cut, for those who tokenise; None where nothing limits them.
     """
 
-    pooling: Pooling = "mean"
+    pooling: Mode = "mean"
     normalize: bool = False
     max_length: int | None = None
 
@@ -51,9 +51,11 @@ class Encoding:
             `(texts, width)`, in the dtype of `states`; the mean is taken in float32 or better.
         """
         mask = torch.ones(states.shape[:2], device=states.device) if mask is None else (mask != 0)
-        if self.pooling == "cls":
-            first = mask.int().argmax(-1)  # after padding on the left, the first token is not at 0
-            pooled = states[torch.arange(len(states), device=states.device), first]
+        if self.pooling != "mean":
+            # After padding on the left the first token is not at 0; on the right the last is not at the end.
+            last = mask.shape[1] - 1 - mask.flip(-1).int().argmax(-1)
+            place = mask.int().argmax(-1) if self.pooling == "cls" else last
+            pooled = states[torch.arange(len(states), device=states.device), place]
         else:
             exact = torch.promote_types(states.dtype, torch.float32)
             counted = mask.unsqueeze(-1).to(exact)
@@ -88,16 +90,16 @@ def read_encoding(config: PretrainedConfig) -> Encoding | None:
     return Encoding(_pooling(pooling), len(kinds) == len(_MODULES), texts.get("max_seq_length"))
 
 
-def _pooling(config: Mapping[str, Any]) -> Pooling:
+def _pooling(config: Mapping[str, Any]) -> Mode:
     """Return the one mode of a pooling module: named by `pooling_mode` from version 6 on, before that by true ones."""
-    old = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
+    old = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "lasttoken"}
     named = config.get("pooling_mode")
     if named is None:
         named = [old.get(key, key) for key, value in config.items() if key.startswith("pooling_mode_") and value]
     modes = [named] if isinstance(named, str) else list(named)
-    if modes not in (["mean"], ["cls"]):
-        raise _not_done(f"it pools by {' and '.join(modes) or 'nothing'}", "mean or cls")
-    mode: Literal["mean", "cls"] = modes[0]
+    if modes not in (["mean"], ["cls"], ["lasttoken"]):
+        raise _not_done(f"it pools by {' and '.join(modes) or 'nothing'}", "mean, cls or lasttoken")
+    mode: Mode = modes[0]
     return mode
 
 
@@ -143,7 +145,7 @@ def write_encoding(directory: Path, encoding: Encoding, config: PretrainedConfig
         "pooling_mode_max_tokens": False,
         "pooling_mode_mean_sqrt_len_tokens": False,
         "pooling_mode_weightedmean_tokens": False,
-        "pooling_mode_lasttoken": False,
+        "pooling_mode_lasttoken": encoding.pooling == "lasttoken",
         "include_prompt": True,
     }
     package: dict[str, Any] = {"model_type": "SentenceTransformer", "prompts": {}, "default_prompt_name": None}

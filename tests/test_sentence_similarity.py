@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 import pickle
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import NEGATIVE, NEUTRAL, POSITIVE
-from runs import run
+from runs import run, weights
 
 from hf_distill.errors import UserError
 from hf_distill.files import model_fingerprint
@@ -59,7 +61,8 @@ def alone(directory: Path, text: str, pooling: str = "mean", normalize: bool = F
     model = AutoModel.from_pretrained(directory).eval()
     with torch.no_grad():
         states = model(**tokenizer(text, truncation=True, max_length=limit, return_tensors="pt")).last_hidden_state[0]
-    vector: Array = states.double().numpy().mean(0) if pooling == "mean" else states[0].double().numpy()
+    exact = states.double().numpy()
+    vector: Array = exact.mean(0) if pooling == "mean" else exact[0 if pooling == "cls" else -1]
     return vector / np.linalg.norm(vector) if normalize else vector
 
 
@@ -96,7 +99,7 @@ def bert(make_model: Any) -> Path:
 # ---- The encoder -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "lasttoken"])
 @pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalised"])
 @pytest.mark.parametrize(("kind", "side"), [("bert-bare", "right"), ("llama", "right"), ("llama", "left")])
 def test_vectors_are_those_of_each_text_alone(
@@ -235,7 +238,7 @@ def test_its_settings_are_read(
     [
         (["m.Transformer", "m.Pooling", "m.Dense"], None, {}, "it is made of Transformer, Pooling, Dense"),
         (["m.Transformer", "m.Pooling"], {"pooling_mode": ["mean", "max"]}, {}, "it pools by mean and max"),
-        (["m.Transformer", "m.Pooling"], {"pooling_mode_lasttoken": True}, {}, "it pools by pooling_mode_lasttoken"),
+        (["m.Transformer", "m.Pooling"], {"pooling_mode_max_tokens": True}, {}, "it pools by pooling_mode_max_tokens"),
         (
             ["m.Transformer", "m.Pooling"], None,
             {"config_sentence_transformers": {"prompts": {"q": "query: "}, "default_prompt_name": "q"}},
@@ -729,3 +732,109 @@ def test_mistakes_come_before_weights(bert: Path, make_model: Any, tmp_path: Pat
     objectives = [{"name": "margin_mse"}]
     with pytest.raises(UserError, match=r"objectives\[0\]: 'margin_mse' compares three texts"):
         run(write_recipe(tmp_path, bert, objectives=objectives))
+
+
+# ---- Margins that are given, and translations ------------------------------------------------------------------------
+
+
+def test_given_margins_stand_in_for_the_teachers(bert: Path) -> None:
+    """A cross-encoder's margins in the column of scores were read as similarities, and the teacher taught its own."""
+    mine, theirs = vectors(3, 6, 1), vectors(3, 6, 2)
+    comparison = compare(mine, theirs)
+    given = np.array([2.5, -7.25, 0.0, 11.0, 1.0])[: len(mine)]
+    inputs = {**comparison.inputs, "margin": torch.tensor(given)}
+    found = MarginMSE().per_example(dataclasses.replace(comparison, inputs=inputs)).numpy()
+    wanted = (mine[:, 0] * (mine[:, 1] - mine[:, 2])).sum(-1) - given
+    np.testing.assert_allclose(found, wanted**2, rtol=1e-6)
+    prepared = prepare(bert, dataset(text=TEXTS, text_pair=PAIRS, negative=OTHERS, margin=[3, -8, 1]))
+    assert batch(prepared)["margin"].tolist() == [3.0, -8.0, 1.0]
+    assert "margin" in prepared.layout.columns
+
+
+@pytest.mark.parametrize(
+    ("columns", "key", "says"),
+    [
+        ({"text_pair": PAIRS, "margin": [1.0, 2.0, 3.0]}, "columns.negative", "no negative"),
+        ({"text_pair": PAIRS, "negative": OTHERS, "margin": [1.0, math.nan, 3.0]}, "columns.margin", "row 1"),
+        ({"text_pair": PAIRS, "negative": OTHERS, "margin": ["a", "b", "c"]}, "columns.margin", "wanted numbers"),
+        ({"text_pair": PAIRS, "negative": OTHERS, "label": [2.5, 0.1, 7.0]}, "columns.label", "margin: ..."),
+        ({"translation": PAIRS, "label": [0.1, 0.2, 0.3]}, "columns.label", "one text alone"),
+        ({"translation": [None, *PAIRS[1:]]}, "columns.translation", "missing"),
+    ],
+)
+def test_margins_and_translations_that_do_not_fit(columns: dict[str, Any], key: str, says: str, bert: Path) -> None:
+    """Each of them would be trained on, or left out, in silence."""
+    with pytest.raises(UserError, match=re.escape(says)) as caught:
+        prepare(bert, dataset(text=TEXTS, **columns))
+    assert caught.value.key == key
+
+
+def test_a_translation_is_read_by_the_student_alone(bert: Path, make_model: Any, tmp_path: Path) -> None:
+    """As a second text it was read by the teacher too, which does not know the language: the student learned that."""
+    from invariants.cases import arguments
+
+    from hf_distill import DistillationTrainer
+
+    student, teacher = models(bert, make_model)
+    prepared = prepare(bert, dataset(text=TEXTS, translation=PAIRS))
+    trainer = DistillationTrainer(
+        student,
+        arguments(tmp_path),
+        teacher=teacher,
+        objectives=[SentenceEmbedding()],
+        layout=prepared.layout,
+        eval_dataset=prepared.eval,
+        data_collator=prepared.collator,
+    )
+    figures = trainer.evaluate()
+    tokenizer = open_tokenizer(str(bert))
+
+    def vector(model: Any, text: str) -> Array:
+        with torch.no_grad():
+            found: Array = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].double().mean(0).numpy()
+        return found
+
+    wanted = np.mean(
+        [
+            np.mean([(vector(student, one) - vector(teacher, text)) ** 2 for one in (text, other)])
+            for text, other in zip(TEXTS, PAIRS, strict=True)
+        ]
+    )
+    assert figures["eval_objective/sentence_embedding"] == pytest.approx(wanted, rel=1e-5)
+    with pytest.raises(UserError, match="does not go with translations"):
+        SentenceSimilarity().check((SimilarityMatrix(),), prepared)
+
+
+# Adam turns the rounding of a gradient that is nearly 0 into a whole step.
+SGD = {"optim": "sgd", "learning_rate": 0.1, "lr_scheduler_type": "constant", "bf16": False}
+
+
+@pytest.mark.parametrize("teacher", ["pretrained", "cached"])
+def test_a_run_on_translations(teacher: str, bert: Path, tmp_path: Path) -> None:
+    """Both roads to the teacher's vectors give the same student."""
+    rows = [{"english": one, "german": other} for one, other in zip(TEXTS * 3, PAIRS * 3, strict=True)]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    found = []
+    for name in dict.fromkeys(("pretrained", teacher)):
+        entry: dict[str, Any] = {"name": "pretrained", "model": str(bert)}
+        if name == "cached":
+            entry = {"name": "cached", "teacher": entry, "precision": "float32"}
+        recipe = {
+            "task": "sentence-similarity",
+            "data": {
+                "path": {"train": str(data), "validation": str(data)},
+                "columns": {"text": "english", "translation": "german"},
+            },
+            "teacher": entry,
+            "student": {"name": "copy_layers", "layers": 1},
+            "objectives": [{"name": "sentence_embedding"}],
+            "training": {"output_dir": str(tmp_path / name), "max_steps": 2, "disable_tqdm": True, **SGD},
+            "report": {"latency": False},
+        }
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(json.dumps(recipe), encoding="utf-8")
+        run(path)
+        found.append(weights(tmp_path / name))
+    for key, value in found[0].items():
+        torch.testing.assert_close(found[-1][key], value, rtol=1e-4, atol=1e-5)

@@ -58,19 +58,23 @@ def both(objective: Objective, comparison: Comparison) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: A model is no sentence encoder.
     """
-    return _vectors(objective, comparison.student), _vectors(objective, comparison.teacher).detach()
+    return vectors(objective, comparison.student), vectors(objective, comparison.teacher).detach()
 
 
-def _vectors(objective: Objective, outputs: Mapping[str, Any] | None) -> Tensor:
-    vectors = None if outputs is None else outputs.get("sentence_embedding")
-    if vectors is None:
+def vectors(objective: Objective, outputs: Mapping[str, Any] | None) -> Tensor:
+    """Return the vectors of a model's texts, `(examples, texts, width)`, float32 or better.
+
+    Raises:
+        ValueError: It is not a sentence encoder.
+    """
+    found = None if outputs is None else outputs.get("sentence_embedding")
+    if found is None:
         raise ValueError(
             f"'{objective.name}' compares sentence embeddings, and a model has none. Wrap both with "
             "hf_distill.sentence_encoder.sentence_encoder(model)."
         )
-    vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
-    found: Tensor = vectors.unsqueeze(1) if vectors.dim() == 2 else vectors
-    return found
+    exact: Tensor = found.to(torch.promote_types(found.dtype, torch.float32))
+    return exact.unsqueeze(1) if exact.dim() == 2 else exact
 
 
 def similarity_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

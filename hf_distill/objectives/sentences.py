@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from hf_distill.objectives.term import Term
     from hf_distill.rows.base import Unit
 
+# Column of a batch: how much higher a model that is not asked scores the text that fits than the one that does not.
+MARGIN = "margin"
 _TASKS = ("sentence-similarity",)
 
 
@@ -88,6 +90,9 @@ class MarginMSE(Objective):
     `((sim(s, s+) - sim(s, s-)) - (sim(t, t+) - sim(t, t-)))^2` with the student's vectors `s` of text, second text and
     negative, and the teacher's `t` (Hofstaetter et al. 2020, arXiv 2010.02666). Mean over the triples.
 
+    A batch with a column `margin` has the margins of a model that is not asked, such as a cross-encoder, as published:
+    they stand in for the teacher's.
+
     Relations: only differences count, so that the student's similarities may lie elsewhere than the teacher's; widths
     may differ.
 
@@ -104,9 +109,12 @@ class MarginMSE(Objective):
 
     def per_example(self, comparison: Comparison) -> Tensor:
         """See `Objective.per_example`."""
-        from hf_distill.objectives.sentence_terms import both, margins
+        from hf_distill.objectives.sentence_terms import margins, vectors
 
-        student, teacher = both(self, comparison)
+        student = vectors(self, comparison.student)
         if student.shape[1] < 3:
             return student.new_zeros(len(student))
-        return (margins(student, self.similarity) - margins(teacher, self.similarity)).square()
+        given = comparison.inputs.get(MARGIN)
+        if given is None:
+            given = margins(vectors(self, comparison.teacher).detach(), self.similarity)
+        return (margins(student, self.similarity) - given.to(student)).square()

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from hf_distill.objectives.sentences import MARGIN
 from hf_distill.rows.base import RowLayout, Rows, Unit
 
 
@@ -19,9 +20,16 @@ class SimilarityRows(RowLayout):
     How many texts an example has is read from the batch: `input_ids` is `(batch, texts, tokens)`, `(batch, tokens)`
     where it is one. Then there is nothing to compare within the example, and no row. A third text is one that does not
     fit the first; it makes no row, but a triple.
+
+    Attributes:
+        pairs: Whether the second text is another one, to be compared with the first: a translation is not.
+        columns: See `RowLayout`.
     """
 
     outputs: ClassVar[tuple[str, ...]] = ("sentence_embedding",)
+
+    pairs: bool = True
+    columns: tuple[str, ...] = ("labels", MARGIN)
 
     @property
     def has_classes(self) -> bool:
@@ -38,7 +46,7 @@ class SimilarityRows(RowLayout):
 
     def select(self, student: Tensor, teacher: Tensor | None, inputs: Mapping[str, Tensor]) -> Rows:
         """See `RowLayout.select`."""
-        rows = slice(None) if _texts(inputs) > 1 else slice(0)
+        rows = slice(None) if self.pairs and _texts(inputs) > 1 else slice(0)
         labels = inputs.get("labels")
         if labels is None:
             labels = torch.full((len(student),), torch.nan, device=student.device)
@@ -56,7 +64,7 @@ class SimilarityRows(RowLayout):
         ones = torch.ones(len(first), device=first.device)
         labels = inputs.get("labels")
         labelled = torch.zeros_like(ones) if labels is None else (~labels.isnan()).reshape(-1).float()
-        rows = ones * (_texts(inputs) > 1)
+        rows = ones * (self.pairs and _texts(inputs) > 1)
         return {"row": rows, "label": labelled * rows, "example": ones}
 
     def units(self, inputs: Mapping[str, Tensor]) -> dict[Unit, Tensor]:
