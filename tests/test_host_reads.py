@@ -36,7 +36,8 @@ from hf_distill.objectives import (
 )
 
 PACKAGE = Path(hf_distill.__file__).parent
-BINS = PACKAGE / "packing" / "bins.py"
+# Of the collator, before a batch is sent to a device.
+COLLATING = {PACKAGE / "packing" / "bins.py", PACKAGE / "training" / "padding.py"}
 # Their result has a size or a value that only the device knows.
 READS = (
     *("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount"),
@@ -74,7 +75,7 @@ class HostReads(TorchDispatchMode):
             frame = frame.f_back
         assert frame is not None
         place = Path(frame.f_code.co_filename)
-        if place == BINS:  # of the collator, before a batch is sent to a device
+        if place in COLLATING:
             return
         if PACKAGE in place.parents or frame.f_code.co_name == "backward":
             self.found[f"{name} in {frame.f_code.co_name}"] += 1
