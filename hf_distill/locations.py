@@ -57,6 +57,8 @@ def check_lengths(location: str, key: str) -> None:
     """
     longest = max((len(part.encode("utf-8", "surrogatepass")) for part in re.split(r"[/\\]", location)), default=0)
     shown = readable(location, limit=100)
+    if "\0" in location:
+        raise UserError(f"'{shown}' has a null byte in it, and no path has.", key=key)
     if longest > NAME_BYTES:
         raise UserError(f"'{shown}' has a name of {longest:,} bytes, and no file has more than {NAME_BYTES}.", key=key)
     if len(location) > PATH_LENGTH:

@@ -80,6 +80,13 @@ def test_names(name: str, key: str, write_recipe: WriteRecipe) -> None:
     assert "bytes" in line or "characters, and no path" in line
 
 
+def test_a_null_byte(write_recipe: WriteRecipe) -> None:
+    """`ValueError: embedded null byte`, from whatever opens the path first."""
+    path = write_recipe(training={"output_dir": "out\0"})
+    with pytest.raises(UserError, match=r"training\.output_dir: .*null byte"):
+        check(load_recipe(path))
+
+
 # ---- Output that nobody reads ----------------------------------------------------------------------------------------
 
 
