@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_distill.best_model import check_saving
+from hf_distill.best_model import check_best_metric, check_saving
 from hf_distill.cache.run_cache import in_advance
 from hf_distill.component import entry
 from hf_distill.data.loading import PEEK, Sample, apart, peek
@@ -67,7 +67,7 @@ def check(recipe: Recipe) -> str:
     """
     check_launch()
     found = _Findings()
-    for step in (_check_pair, _check_data, _check_training, _check_place):
+    for step in (_check_pair, _check_training, _check_data, _check_place):
         try:
             step(recipe, found)
         except UserError as error:
@@ -181,6 +181,8 @@ def _check_rows(recipe: Recipe, found: _Findings, pair: Pair, sample: Sample) ->
             if (labels := in_words(prepared)) is not None:
                 found.plan.append(labels.replace("labels: ", "labels      ", 1))
             lines, odd = check_prepared(recipe, prepared)
+            if not found.mistakes:  # of the training arguments, that the recipe alone shows
+                check_best_metric(recipe, prepared)
             labelled = labels_of(prepared)["train_rows_with_label"]
             check_steps(recipe, len(prepared.train), labelled, int(os.environ.get("WORLD_SIZE", "1")))
             found.plan += [line.replace("classes of ", "classes     ", 1) for line in lines]

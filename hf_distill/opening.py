@@ -87,6 +87,7 @@ def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run
     if (labels := in_words(prepared)) is not None:
         narrator.say(labels)
     lines, odd = check_prepared(recipe, prepared)
+    check_best_metric(recipe, prepared)
     for line in lines:
         narrator.say(line)
     for line in odd if narrator.enabled else ():
@@ -237,7 +238,7 @@ def check_one_class(recipe: Recipe, counts: ClassCounts) -> None:
 
 
 def check_prepared(recipe: Recipe, prepared: Prepared) -> tuple[list[str], list[str]]:
-    """Check what only the data tells: whether objectives, metrics and classes fit.
+    """Check what only the data tells: whether objectives and classes fit.
 
     Returns:
         How often each class occurs, in lines; and what is odd about that.
@@ -246,7 +247,6 @@ def check_prepared(recipe: Recipe, prepared: Prepared) -> tuple[list[str], list[
         UserError: They do not; also where labels are learned and all of the train split are of one class.
     """
     _check_objectives(recipe, prepared)
-    check_best_metric(recipe, prepared)
     counts = classes_of(prepared)
     if counts is None:
         return [], []

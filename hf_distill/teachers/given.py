@@ -10,7 +10,6 @@ from hf_distill.component import component
 from hf_distill.errors import UserError
 from hf_distill.models import open_config
 from hf_distill.teachers.base import FineTune, Teacher
-from hf_distill.teachers.target_columns import read_targets
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -136,6 +135,8 @@ class GivenTeacher(Teacher):
 
     def read(self, splits: Mapping[str, Dataset], *, exclusive: bool | None) -> dict[str, Array]:
         """See `Teacher.read`."""
+        from hf_distill.teachers.target_columns import read_targets  # which takes torch with it
+
         ((what, columns),) = self.columns.items()
         if exclusive is None:
             raise UserError("targets of classes are given, but the labels are numbers (regression).", key="columns")

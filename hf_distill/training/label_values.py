@@ -73,7 +73,8 @@ def _first_bad(labels: Any, layout: ExampleRows | TokenRows, model: Any) -> tupl
 
 
 def _classes(layout: TokenRows, model: Any) -> tuple[int, str]:
-    if layout.classes is None and not layout.shift and model.get_output_embeddings() is None:
+    head = getattr(model, "get_output_embeddings", None)  # a cached teacher that is evaluated has none
+    if layout.classes is None and not layout.shift and (head is None or head() is None):
         return int(model.config.num_labels), "class"
     return int(layout.classes or model.config.get_text_config().vocab_size), "token"
 

@@ -284,7 +284,10 @@ def _answer(model: nn.Module, layout: RowLayout, config: Any, pad: int, side: Si
     if isinstance(layout, TargetRows):
         inputs["decoder_input_ids"] = torch.tensor([ids[:2]], device=device)
     takes = taken_by(model)
-    answer: Tensor = model(**{name: value for name, value in inputs.items() if name in takes})[layout.outputs[0]]
+    # Not by a call: hooks that somebody put on the model are for what it is given by others.
+    answer: Tensor = model.forward(**{name: value for name, value in inputs.items() if name in takes})[
+        layout.outputs[0]
+    ]
     return answer[:, before : before + len(ids)] if layout.outputs_by_token and layout.token_columns else answer
 
 
