@@ -18,6 +18,7 @@ from hf_distill.report.judged import Judged, chance_of, class_figures, gain_erro
 from hf_distill.report.latency import Latency, measure_all
 from hf_distill.report.report import ModelResult, Report, SeedResult
 from hf_distill.report.text import HEAD_IS_LEFT
+from hf_distill.students.freezing import find_frozen
 from hf_distill.tasks.tokenising import tokenizer_name
 from hf_distill.training.labelled import labels_of
 
@@ -65,7 +66,7 @@ def assess(run: Run, teacher: PreTrainedModel, students: Sequence[Fitted], basel
         best=_best(run, "", metric, greater),
         seeds=_seeds(run, teacher, students, baselines, judged, metric, greater),
         history=run.histories,
-        settings=_settings(run),
+        settings=_settings(run, students[0].model),
         recipe=run.directory.recipe,
         **class_figures(run.prepared, judged),
     )
@@ -202,7 +203,7 @@ def environment() -> dict[str, str]:
     }
 
 
-def _settings(run: Run) -> dict[str, Any]:
+def _settings(run: Run, student: PreTrainedModel) -> dict[str, Any]:
     precision = "bf16" if run.args.bf16 else "fp16" if run.args.fp16 else "fp32"
     names = {"student": run.fitter.tokenizer, "teacher": run.fitter.teacher_tokenizer}
     two = (
@@ -217,6 +218,7 @@ def _settings(run: Run) -> dict[str, Any]:
         "train_rows": len(run.prepared.train),
         "eval_rows": len(run.prepared.eval),
         **labels_of(run.prepared),
+        **_frozen(run, student),
         **_stages(run),
         **({} if run.cache is None else {"teacher's answers": f"cached: {run.cache.in_words()}"}),
         **({"layers": run.layers} if run.layers else {}),
@@ -224,6 +226,15 @@ def _settings(run: Run) -> dict[str, Any]:
         **({"skipped_steps": skipped} if (skipped := skipped_of(run.histories)) else {}),
         **({"training_cost": costs} if (costs := costs_of(run.histories)) else {}),
     }
+
+
+def _frozen(run: Run, student: PreTrainedModel) -> dict[str, str]:
+    """Return how many parameters of student and baseline were trained, where it was not all of them."""
+    parts = run.recipe.student.freeze
+    if not parts:
+        return {}
+    frozen = find_frozen(student, parts)
+    return {"trained_parameters": f"{frozen.trained:,} of {frozen.total:,}; frozen: {', '.join(parts)}"}
 
 
 def _stages(run: Run) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from hf_distill.objectives.features import FeatureObjective
 from hf_distill.objectives.hidden import Hidden, Hint, Patient
 from hf_distill.opening import check_prepared, locating_data, prepare, setup_of
 from hf_distill.pairing import Pair, open_pair, open_student, open_teacher
-from hf_distill.plan import check_plan, cut_off, remarks
+from hf_distill.plan import check_plan, cut_off, frozen_of, remarks
 from hf_distill.reading.plugins import outside_code
 from hf_distill.reading.words import words
 from hf_distill.reading.writer import dump_recipe
@@ -138,6 +138,8 @@ def _check_pair(recipe: Recipe, found: _Findings) -> None:
         student = open_student(recipe) if local["student"] and recipe.student.source else None
         for side, config in (("teacher", teacher), ("student", student)):
             size = f": {_size(recipe, config)}" if config else ""
+            if config and side == "student":
+                frozen_of(recipe, config)
             found.plan.append(f"{side:<11} {words(entry(getattr(recipe, side)))}{size}")
         return
     pair = open_pair(recipe)

@@ -100,6 +100,7 @@ class Fitter:
             [entry(objective) for objective in objectives],
             deciding(training),
             *([dict(self.task)] if self.task else []),
+            *([{"frozen": frozen}] if (frozen := _frozen(model)) else []),
         )
 
     def fit(
@@ -270,6 +271,11 @@ def _told_what_is_kept(directory: Path) -> Iterator[None]:
             else "Nothing was saved; run the changed recipe with --restart."
         )
         raise NotFinite(*(f"{line} {rest}" for line in error.mistakes), key=error.key) from None
+
+
+def _frozen(model: PreTrainedModel) -> list[str]:
+    """Return the parameters that are not trained, which the weights do not show."""
+    return [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
 
 
 def _own(split: Dataset) -> Dataset:

@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from hf_distill.errors import UserError
 from hf_distill.reading.document import join
+from hf_distill.report.text import count
 from hf_distill.training.defaults import sampling_remark, within_batch
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from hf_distill.objectives import Objective
     from hf_distill.pairing import Pair
     from hf_distill.recipe import Recipe
+    from hf_distill.students.freezing import Frozen
 
 
 def objectives_of(recipe: Recipe) -> Iterator[tuple[str, Objective]]:
@@ -46,6 +50,8 @@ def check_plan(recipe: Recipe, pair: Pair | None) -> None:
     if recipe.teacher.is_quantized:
         _check_quantized(recipe)
     mistakes: list[str] = []
+    if pair is not None:
+        frozen_of(recipe, pair.student)
     every = [objective for _, objective in objectives_of(recipe)]
     asked = pair
     try:
@@ -73,6 +79,37 @@ def check_plan(recipe: Recipe, pair: Pair | None) -> None:
         raise UserError(*mistakes)
 
 
+def frozen_of(recipe: Recipe, student: PretrainedConfig) -> Frozen | None:
+    """Return what of the student is not trained; None where all of it is.
+
+    Args:
+        recipe: The recipe.
+        student: Its student's configuration.
+
+    Raises:
+        UserError: A part that is to be frozen is not there, or nothing is left to train.
+    """
+    if not recipe.student.freeze:
+        return None
+    from hf_distill.models import outline
+    from hf_distill.students.freezing import find_frozen
+
+    with recipe.locate("student"):
+        model = outline(recipe.task.auto_class, student, trust_remote_code=recipe.trusts_code)
+        return find_frozen(model, recipe.student.freeze)
+
+
+def _not_trained(recipe: Recipe, pair: Pair) -> Iterator[str]:
+    frozen = frozen_of(recipe, pair.student)
+    if frozen is None:
+        return
+    shared = f"; {', '.join(frozen.shared[:3])} too, the same tensor as one of them" if frozen.shared else ""
+    yield (
+        f"freeze: {count(frozen.trained)} of {count(frozen.total)} parameters of the student are trained; as at the "
+        f"start: {', '.join(recipe.student.freeze)}{shared}"
+    )
+
+
 def remarks(recipe: Recipe, pair: Pair | None) -> list[str]:
     """Return what somebody who starts this run should know about its loss and its batches, a line each.
 
@@ -98,6 +135,8 @@ def remarks(recipe: Recipe, pair: Pair | None) -> list[str]:
         )
     if pair is not None and (classes := _classes(recipe, pair)) is not None:
         lines += _all_classes(recipe, classes)
+    if pair is not None:
+        lines += _not_trained(recipe, pair)
     return [line for line in lines if line]
 
 

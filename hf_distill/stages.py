@@ -22,6 +22,7 @@ from hf_distill.pairing import Pair
 from hf_distill.quantization import in_words, size, weights
 from hf_distill.report import costs
 from hf_distill.report.text import count
+from hf_distill.students.freezing import freeze
 from hf_distill.teachers import CachedTeacher
 from hf_distill.training.defaults import fine_tuning
 from hf_distill.training.labelled import as_long_as, label_objective
@@ -210,7 +211,7 @@ class Run:
                 )
             self._remember(part, fitted)
             if not last:
-                student = self.fitter.reopen(fitted)
+                student = freeze(self.fitter.reopen(fitted), self.recipe.student.freeze)
         return fitted
 
     @property
@@ -229,7 +230,7 @@ class Run:
 
         set_seed(seed)
         with self.recipe.locate("student"):
-            student = self.recipe.student.make(teacher, self.prepared.head)
+            student = freeze(self.recipe.student.make(teacher, self.prepared.head), self.recipe.student.freeze)
         if warn and self.recipe.teacher.has_model:
             self._warn_if_larger(student, teacher)
         return student

@@ -325,7 +325,8 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
             A scalar whose mean over processes, summed over micro-batches, is the loss of the step.
 
         Raises:
-            UserError: The counts of the step are missing in a training, or an objective returned what it must not.
+            UserError: The counts of the step are missing in a training, an objective returned what it must not, or
+                none has a gradient.
         """
         self._compared = True
         counts = num_items_in_batch
@@ -352,6 +353,11 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
             self._totals += torch.cat((terms.detach(), agreement.reshape(1).to(terms)))
             self._note(inputs, sums, extremes)
         loss = torch.stack([term * weight for term, weight in zip(terms, self.terms.weights, strict=True)]).sum()
+        if model.training and torch.is_grad_enabled() and not loss.requires_grad:
+            raise UserError(
+                "no objective reaches a parameter that is trained: all that they compare comes from frozen parts of "
+                "the student. Freeze less, or add an objective that reaches the rest."
+            )
         return (loss, outputs) if return_outputs else loss
 
     def _forward(

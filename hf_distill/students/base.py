@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pydantic import Field
+
 from hf_distill.component import component
 from hf_distill.errors import UserError
 
@@ -16,9 +18,17 @@ if TYPE_CHECKING:
 
 @component
 class Student(ABC):
-    """Where the student comes from."""
+    """Where the student comes from.
+
+    Attributes:
+        freeze: Parts that training leaves as they are: `embeddings`, `head`, `layers.0-3`, `encoder.layers.0-3`,
+            `decoder.layers.0-1`, or paths of modules (`bert.encoder.layer.0`). What shares a tensor with one of them
+            stays as well, as the head of most language models does with the embeddings.
+    """
 
     name: ClassVar[str]
+
+    freeze: list[str] = Field(default_factory=list)
 
     @property
     def source(self) -> str | None:
