@@ -119,6 +119,7 @@ REQUIRED: dict[str, Any] = {
     "model": "some/model",
     "layers": 2,
     "teacher": {"name": "pretrained", "model": "some/model"},
+    "columns": {"probabilities": ["negative", "positive"]},
 }
 
 
@@ -376,7 +377,7 @@ WRONG: list[tuple[int, str, list[str]]] = [
         "teacher: {name: pretrained}",
         ["3: teacher.model: missing. Wanted: Hub id, local directory or `package:NAME/PATH`."],
     ),
-    (3, "teacher: {model: x}", ["3: teacher.name: missing. Known: cached, finetuned, pretrained; or module:Class."]),
+    (3, "teacher: {model: x}", ["3: teacher.name: missing. Known: cached, finetuned, given, pretrained; or module:Class."]),
     # names
     (
         1,
@@ -386,7 +387,7 @@ WRONG: list[tuple[int, str, list[str]]] = [
     (
         3,
         "teacher: bert-base",
-        [f"3: teacher: unknown teacher 'bert-base'. Known: cached, finetuned, pretrained. {OWN_MODEL}"],
+        [f"3: teacher: unknown teacher 'bert-base'. Known: cached, finetuned, given, pretrained. {OWN_MODEL}"],
     ),
     (6, "  - {name: kll}", ["6: objectives[0].name: unknown objective 'kll'. Did you mean 'kl'?"]),
     (
@@ -403,7 +404,7 @@ WRONG: list[tuple[int, str, list[str]]] = [
         "teacher: [a]",
         [
             "3: teacher: wanted a mapping {name: ...} or a name, found a list. "
-            "Known: cached, finetuned, pretrained; or module:Class."
+            "Known: cached, finetuned, given, pretrained; or module:Class."
         ],
     ),
     (2, "data: x.csv", ["2: data: wanted a mapping (key: value), found the text 'x.csv'. Write {path: x.csv}."]),

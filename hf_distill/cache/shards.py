@@ -152,6 +152,8 @@ def check_place(path: Path, plan: Mapping[str, Any], need_bytes: int) -> None:
         check_writable(path, need_bytes)
     except UserError as error:
         raise UserError(*error.mistakes, key="path") from error
+    if _go_on(path, plan):  # another run has begun it meanwhile, where no lock kept it from that
+        return
     if not all(file.name == LOCK or file.match("_*.tmp") for file in path.iterdir()):
         raise UserError(f"{path} holds files that are no cache. Choose another path, or empty it.", key="path")
 

@@ -107,8 +107,12 @@ class ClassCounts:
 
 def classes_of(prepared: Prepared) -> ClassCounts | None:
     """Return how often each class occurs in a run's data; None where nothing is classified, or nothing has labels."""
+    from hf_distill.rows.examples import ExampleRows
+
     width = prepared.head.settings.get("num_labels")
-    if width is None or not prepared.layout.has_classes:
+    # The answers of question answering are places in a text.
+    classified = prepared.layout.has_named_classes or isinstance(prepared.layout, ExampleRows)
+    if width is None or not classified or not prepared.layout.has_classes:
         return None
     return count_classes({"train": prepared.train, "eval": prepared.eval}, width, prepared.label_names)
 
