@@ -377,7 +377,11 @@ WRONG: list[tuple[int, str, list[str]]] = [
         "teacher: {name: pretrained}",
         ["3: teacher.model: missing. Wanted: Hub id, local directory or `package:NAME/PATH`."],
     ),
-    (3, "teacher: {model: x}", ["3: teacher.name: missing. Known: cached, finetuned, given, pretrained; or module:Class."]),
+    (
+        3,
+        "teacher: {model: x}",
+        ["3: teacher.name: missing. Known: cached, finetuned, given, pretrained; or module:Class."],
+    ),
     # names
     (
         1,

@@ -501,8 +501,8 @@ def test_two_runs_begin_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_two_runs_fill_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run B looks which shards are missing, run A writes them all and trains. B went on to write its own over them,
-    whose last bits differ with its batch size; once B was stopped, the cache was damaged for everyone. A lock keeps them
-    apart now, but not on every file system."""
+    whose last bits differ with its batch size; once B was stopped, the cache was damaged for everyone. A lock keeps
+    them apart now, but not on every file system."""
     monkeypatch.setattr("hf_distill.lock.LOCKS", False)
     _, teacher, data = parts("classification", dtype=torch.float32)
     first = cache_of(teacher, data, tmp_path / "cache")
