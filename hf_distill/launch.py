@@ -122,7 +122,10 @@ def waiting() -> str | None:
     """Return a line that says how threads wait, where `spin_little` decided it for a run on the CPU; or None."""
     if os.environ.get("GOMP_SPINCOUNT") != SPINS or not _runs_on_cpu():
         return None
-    return f"threads: waiting ones sleep soon (GOMP_SPINCOUNT={SPINS}; set it, or OMP_WAIT_POLICY, to choose)"
+    return (
+        f"threads: idle ones sleep soon and leave their core to others (GOMP_SPINCOUNT={SPINS}; set it or "
+        "OMP_WAIT_POLICY to choose)"
+    )
 
 
 def use_all_cores() -> str | None:
