@@ -14,7 +14,7 @@ from hf_distill.metrics import greater_is_better
 from hf_distill.plan import leaves_head
 from hf_distill.report.best import best_of
 from hf_distill.report.costs import costs_of, skipped_of
-from hf_distill.report.judged import Judged, chance_of, class_figures, gain_error, labelled_rows
+from hf_distill.report.judged import Judged, chance_of, class_figures, gain_error, judged_before, labelled_rows
 from hf_distill.report.latency import Latency, measure_all
 from hf_distill.report.report import ModelResult, Report, SeedResult
 from hf_distill.report.text import HEAD_IS_LEFT
@@ -82,6 +82,8 @@ def judge(run: Run, model: PreTrainedModel, teacher: PreTrainedModel | None, nam
         name: What a message calls the model.
     """
     judged: Any = model
+    if teacher is None and (known := getattr(model, "label_losses", None)) is not None:
+        return judged_before(run.prepared, known)
     if teacher is None:
         (fitter, judged), target = run.answering(model), None
     else:

@@ -174,6 +174,8 @@ def _check_data(recipe: Recipe, found: _Findings) -> None:
 def _check_rows(recipe: Recipe, found: _Findings, pair: Pair, sample: Sample) -> None:
     from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
+    from hf_distill.teachers.token_columns import Names
+
     quiet = are_progress_bars_disabled()
     disable_progress_bars()
     try:
@@ -191,7 +193,11 @@ def _check_rows(recipe: Recipe, found: _Findings, pair: Pair, sample: Sample) ->
             found.notes += odd
         else:
             with locating_data(recipe):
-                counts = recipe.task.look(apart(sample.splits)[0], setup_of(recipe, pair))
+                splits, beside = apart(sample.splits)
+                counts = recipe.task.look(splits, setup_of(recipe, pair))
+            if not recipe.teacher.has_model and recipe.task.compares_tokens:
+                with recipe.locate("teacher"):
+                    recipe.teacher.read_tokens(splits, beside, Names.of(pair))
             some = "" if sample.whole else f" (in its first {PEEK:,} rows)"
             found.plan += [f"classes     {line}{some}" for line in counts.in_words()] if counts else []
     finally:

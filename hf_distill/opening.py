@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.best_model import check_best_metric, check_saving
-from hf_distill.cache.given import numbered, replaying
+from hf_distill.cache.given import numbered, replaying, replaying_tokens
 from hf_distill.component import settings
 from hf_distill.data import apart, load_splits
 from hf_distill.directory import RunDirectory, held_recipe
@@ -133,6 +133,8 @@ def prepare(
     """
     own = recipe.teacher
     splits, beside = apart(splits)
+    if not own.has_model and recipe.task.compares_tokens:
+        return _prepare_tokens(recipe, pair, splits, beside)
     with locating_data(recipe), guarded(recipe.task, "task"):
         prepared = recipe.task.prepare(splits if own.has_model else numbered(splits), setup_of(recipe, pair))
         if own.has_model:
@@ -141,6 +143,28 @@ def prepare(
     with recipe.locate("teacher"):
         logits = own.read(beside, exclusive=layout.has_named_classes if layout.has_classes else None)
     return replaying(prepared, logits, pair.teacher)
+
+
+def _prepare_tokens(
+    recipe: Recipe, pair: Pair, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset]
+) -> tuple[Prepared, tuple[Prepared, Replay]]:
+    """Return what `prepare` does, where the likeliest tokens at every position of completions are given."""
+    from hf_distill.tasks.learned_tokens import COMPLETION_IDS
+    from hf_distill.teachers.token_columns import Names
+
+    setup = setup_of(recipe, pair)
+    with locating_data(recipe):
+        recipe.task.look(splits, setup)
+    names = Names.of(pair)
+    with recipe.locate("teacher"):
+        given = recipe.teacher.read_tokens(splits, beside, names)
+    named = {
+        name: split.add_column(COMPLETION_IDS, [row.tokens for row in given[name]])
+        for name, split in numbered(splits).items()
+    }
+    with locating_data(recipe), guarded(recipe.task, "task"):
+        prepared = recipe.task.prepare(named, setup)
+    return replaying_tokens(prepared, given, pair.teacher, names.classes)
 
 
 @contextmanager

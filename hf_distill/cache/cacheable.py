@@ -87,8 +87,8 @@ def _check_layers(objective: Objective, kept: Kept, configs: Configs) -> None:
 def _check_rows(objective: RowObjective, kept: Kept) -> None:
     if not objective.takes_sparse:
         raise UserError(
-            f"'{objective.name}' does not work with a cached teacher of this task, of which only the likeliest tokens "
-            f"are kept: {objective.needs_all_classes}. Leave it out, or take the teacher itself."
+            f"'{objective.name}' does not work with a cached teacher of this task, or one given as data, of which only "
+            f"the likeliest tokens are known: {objective.needs_all_classes}. Leave it out, or take the teacher itself."
         )
     if kept.tail and not objective.takes_samples:
         raise UserError(

@@ -40,7 +40,13 @@ class Replay(nn.Module):
         config: Of the teacher it stands for.
         kept: What is in the batch.
         key: Of what it stands for; as a buffer it goes into `files.model_fingerprint`.
+
+    Attributes:
+        label_losses: Sum and number of `-log p` of the labels of every example of the eval split, `(rows, 2)`, where
+            that is known of a teacher that is not there to be asked; NaN for an example with a label that is not.
     """
+
+    label_losses: np.ndarray[Any, Any] | None = None
 
     def __init__(self, config: Any, kept: Kept, key: str) -> None:
         super().__init__()

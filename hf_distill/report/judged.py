@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from hf_distill.labels import IGNORED
-from hf_distill.metric_table import AGREEMENT
+from hf_distill.metric_table import AGREEMENT, Undefined
 from hf_distill.report import figures
 from hf_distill.report.chance import Chance, find_chance, uniform
 
@@ -39,6 +39,21 @@ class Judged:
     logits: np.ndarray[Any, Any] | None
     labels: np.ndarray[Any, Any] | None
     losses: np.ndarray[Any, Any]
+
+
+def judged_before(prepared: Prepared, losses: np.ndarray[Any, Any]) -> Judged:
+    """Return what is known of a teacher that is not there to predict: the perplexity, from its losses.
+
+    Args:
+        prepared: The data.
+        losses: See `Replay.label_losses`.
+    """
+    assert prepared.summary is not None
+    mean = losses[:, 0].sum() / losses[:, 1].sum()
+    metrics = dict(prepared.summary({"objective/labels": float(mean)}))
+    if np.isnan(mean):
+        metrics[PERPLEXITY] = Undefined("of some tokens of the data the teacher's log-probability is not given")
+    return Judged(metrics, 1.0, None, None, losses)
 
 
 def class_figures(prepared: Prepared, judged: Mapping[str, Judged]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from hf_distill.tasks.chat_template import ChatTemplate, ChatText, NotLearned
 from hf_distill.tasks.conversations import read_conversation
 from hf_distill.tasks.language import token_features
 from hf_distill.tasks.spanned import spanned
-from hf_distill.tasks.tokenising import tokenise
+from hf_distill.tasks.tokenising import tokenise, with_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,6 +31,8 @@ FORMS: dict[Form, tuple[str, ...]] = {
     "completion": ("prompt", "completion"),
     "messages": ("messages",),
 }
+# Column with the numbers of a completion's tokens, where they are known: its text could be cut in another way.
+COMPLETION_IDS = "completion_ids"
 _FLAGS = ("merged", "further", "unsaid", "unended")
 # Why an example is left out, where it is nobody's fault.
 _NOTHING = "nothing in them to learn"
@@ -123,8 +125,7 @@ class TextEncoder:
         return [one for one in made if not one.left_out] if self.packed else made
 
     def _tokenise(self, texts: list[str]) -> list[list[int]]:
-        found: list[list[int]] = self.tokenizer(texts, verbose=False)["input_ids"] if texts else []
-        return found
+        return _ids(self.tokenizer, texts)
 
     def _ended(self, ids: list[int]) -> list[int]:
         end = self.tokenizer.eos_token_id
@@ -136,10 +137,13 @@ class TextEncoder:
             yield _Tokens(ended, [IGNORED, *ended[1:]] if ended else [])
 
     def _completions(self, batch: Mapping[str, list[Any]]) -> Iterator[_Tokens]:
-        wholes = [prompt + rest for prompt, rest in zip(batch["prompt"], batch["completion"], strict=True)]
-        for prompt, whole in zip(self._tokenise(batch["prompt"]), self._tokenise(wholes), strict=True):
-            if prompt[-1:] == [self.tokenizer.eos_token_id]:  # some tokenizers end every text by themselves
-                prompt = prompt[:-1]
+        if COMPLETION_IDS in batch:
+            for prompt, rest in zip(_prompts(self.tokenizer, batch["prompt"]), batch[COMPLETION_IDS], strict=True):
+                first = max(len(prompt), 1)
+                ids = [*prompt, *rest]
+                yield _Tokens(ids, [IGNORED] * first + ids[first:])
+            return
+        for prompt, whole in prompts_and_wholes(self.tokenizer, batch["prompt"], batch["completion"]):
             # Where the last characters of the prompt and the first of the completion make one token, it is learned.
             shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, whole, strict=False)))
             ids = self._ended(whole)
@@ -176,6 +180,25 @@ class TextEncoder:
             yield _Tokens(ids, [IGNORED, *labels[1:]], merged, "", also, one.unsaid, one.unended)
 
 
+def prompts_and_wholes(
+    tokenizer: PreTrainedTokenizerBase, prompts: list[str], completions: list[str]
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Yield the tokens of every prompt, and of prompt and completion as one text."""
+    wholes = [prompt + rest for prompt, rest in zip(prompts, completions, strict=True)]
+    yield from zip(_prompts(tokenizer, prompts), _ids(tokenizer, wholes), strict=True)
+
+
+def _prompts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Iterator[list[int]]:
+    for ids in _ids(tokenizer, texts):
+        # Some tokenizers end every text by themselves.
+        yield ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else ids
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    found: list[list[int]] = tokenizer(texts, verbose=False)["input_ids"] if texts else []
+    return found
+
+
 def _blocks(texts: list[_Tokens], length: int) -> Iterator[_Tokens]:
     """Join texts and cut them into blocks."""
     ids = list(chain.from_iterable(text.ids for text in texts))
@@ -203,6 +226,8 @@ def tokenise_split(split: Dataset, name: str, encoder: TextEncoder) -> Dataset:
     features = token_features("cut", *_FLAGS, texts=("left_out",))
     tokenised = tokenise(split, name, encode, encoder.tokenizer, *settings, features=features, with_rows=True)
     _say(split, name, tokenised, encoder)
+    if encoder.form == "completion" and not encoder.chat:  # others make several examples of a row
+        tokenised = with_rows(split, tokenised)
     if any(left_out := tokenised["left_out"][:]):
         tokenised = tokenised.select([row for row, reason in enumerate(left_out) if not reason])
     return tokenised.remove_columns(["cut", *_FLAGS, "left_out"])

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hf_distill.pairing import Pair
     from hf_distill.students import Student
     from hf_distill.tasks import Prepared, Task
+    from hf_distill.teachers.token_columns import Names, Positions
 
 
 class FineTune(Protocol):
@@ -124,6 +125,21 @@ class Teacher(ABC):
 
         Raises:
             UserError: A row has none, or impossible ones; `key` is the setting.
+        """
+        return {}
+
+    def read_tokens(
+        self, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset], names: Names
+    ) -> dict[str, list[Positions]]:
+        """Return its targets, where they are columns with the likeliest tokens at every position of a completion.
+
+        Args:
+            splits: What the student reads.
+            beside: The same rows, with the columns that it `reads`.
+            names: The student's tokens.
+
+        Raises:
+            UserError: A row has none, impossible ones, or those of another text; `key` is the setting.
         """
         return {}
 

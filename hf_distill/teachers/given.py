@@ -21,19 +21,28 @@ if TYPE_CHECKING:
     from hf_distill.students import Student
     from hf_distill.tasks import Task
     from hf_distill.teachers.target_columns import Array
+    from hf_distill.teachers.token_columns import Names, Positions
 
-What = Literal["probabilities", "logits"]
+Classes = Literal["probabilities", "logits"]
+What = Literal[Classes, "logprobs", "top_token_ids", "top_logprobs", "token_ids"]
+# What names the targets of a language model.
+_OF_TOKENS: tuple[set[What], ...] = ({"logprobs"}, {"top_token_ids", "top_logprobs"})
 
 
 @component
 class GivenTeacher(Teacher):
-    """Probabilities or logits of every class, row by row: of a model that is not here, of several, or of people.
+    """Targets, row by row: of a model that is not here, of several, or of people.
+
+    Of a classifier, probabilities or logits of every class. Of a language model, the log-probabilities of the likeliest
+    tokens at every position of a completion, as servers give them; temperature 1 is the only one they can be used at.
 
     The report has its metrics on the eval split; there is no model whose size or speed could be measured.
 
     Attributes:
         columns: `probabilities` or `logits` -> the column that holds a list of them in every row (`{probabilities:
-            soft}`), or one column a class (`{probabilities: [negative, positive]}`).
+            soft}`), or one column a class (`{probabilities: [negative, positive]}`). For text-generation `logprobs` ->
+            the column with what a server wrote; or `top_token_ids` and `top_logprobs` -> the columns with a list for
+            each position; and `token_ids` -> the column with the completion's own tokens, where it is there.
         labels: Names of the classes in the order of the list or of the columns; the columns' own names if left out.
     """
 
@@ -44,7 +53,10 @@ class GivenTeacher(Teacher):
 
     def __post_init__(self) -> None:
         """Refuse columns that say nothing, or two things, and classes without an order."""
-        if len(self.columns) != 1:
+        if self.of_tokens:
+            self._check_tokens()
+            return
+        if len(self.columns) != 1 or not set(self.columns) <= {"probabilities", "logits"}:
             raise ValueError("columns: wanted either probabilities or logits, such as {probabilities: COLUMN}")
         (columns,) = self.columns.values()
         if isinstance(columns, str) and self.labels is None:
@@ -57,6 +69,22 @@ class GivenTeacher(Teacher):
             raise ValueError(f"wanted two classes or more, each named once; found {', '.join(names) or 'none'}")
         if not isinstance(columns, str) and len(columns) != len(names):
             raise ValueError(f"labels: {len(names)} names for {len(columns)} columns; wanted one for each")
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether they are those of a language model."""
+        return not set(self.columns).isdisjoint({"logprobs", "top_token_ids", "top_logprobs", "token_ids"})
+
+    def _check_tokens(self) -> None:
+        if set(self.columns) - {"token_ids"} not in _OF_TOKENS:
+            raise ValueError(
+                "columns: of a language model wanted either logprobs, or top_token_ids and top_logprobs; and token_ids "
+                f"where the data has them; found {', '.join(self.columns)}"
+            )
+        if not all(isinstance(one, str) for one in self.columns.values()):
+            raise ValueError("columns: of a language model wanted one column for each")
+        if self.labels is not None:
+            raise ValueError("labels: are names of classes, and tokens have none. Leave them out")
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -77,8 +105,10 @@ class GivenTeacher(Teacher):
     @property
     def reads(self) -> tuple[str, ...]:
         """See `Teacher.reads`."""
-        (columns,) = self.columns.values()
-        return (columns,) if isinstance(columns, str) else tuple(columns)
+        found: list[str] = []
+        for columns in self.columns.values():
+            found += [columns] if isinstance(columns, str) else columns
+        return tuple(dict.fromkeys(found))
 
     def config(self) -> PretrainedConfig:
         """Return what there is of a configuration: the names of the classes."""
@@ -100,6 +130,8 @@ class GivenTeacher(Teacher):
         return self._named(copy.deepcopy(student.own_config() or open_config(student.source)))
 
     def _named(self, config: PretrainedConfig) -> PretrainedConfig:
+        if self.of_tokens:
+            return config
         config.id2label = dict(enumerate(self.classes))
         config.label2id = {name: at for at, name in enumerate(self.classes)}
         config.architectures = None
@@ -111,11 +143,33 @@ class GivenTeacher(Teacher):
 
     def check_task(self, task: Task) -> None:
         """Refuse a task whose targets cannot be given row by row."""
-        if task.name != "text-classification":
+        if task.name not in ("text-classification", "text-generation"):
             raise UserError(
-                f"targets given as data are those of text-classification, but the task is {task.name}. Take a model as "
-                "the teacher: {name: pretrained, model: ...}.",
+                f"targets given as data are those of text-classification or text-generation, but the task is "
+                f"{task.name}. Take a model as the teacher: {{name: pretrained, model: ...}}.",
                 key="name",
+            )
+        if self.of_tokens != task.compares_tokens:
+            wanted = (
+                "logprobs, or top_token_ids and top_logprobs" if task.compares_tokens else "probabilities or logits"
+            )
+            raise UserError(
+                f"{', '.join(self.columns)} given for {task.name}; wanted {wanted}: the column that holds them.",
+                key="columns",
+            )
+        if getattr(task, "examples", None) not in (None, "completion"):
+            raise UserError(
+                "log-probabilities of tokens are given for prompts and completions, and the task learns from "
+                f"{getattr(task, 'examples', None)}. Take a model as the teacher: {{name: pretrained, model: ...}}.",
+                key="columns",
+            )
+
+    def check_pair(self, task: Task, every: Sequence[Objective], pair: Pair) -> None:
+        """Refuse a tokenizer that is another than the student's own: tokens would be others than those given."""
+        if self.of_tokens and pair.left_out:
+            raise UserError(
+                "the recipe's tokenizer and the student's differ in special tokens, and the tokens of the data are to "
+                "be those of both. Leave out tokenizer."
             )
 
     def check_objective(self, objective: Objective, task: Task, every: Sequence[Objective], pair: Pair | None) -> None:
@@ -127,17 +181,56 @@ class GivenTeacher(Teacher):
                 f"'{objective.name}' looks into the teacher, and this one is given as data. Wanted one that compares "
                 "answers, such as kl."
             )
-        if objective.name == "logits_mse" and "logits" not in self.columns:
+        if self.of_tokens:
+            self._check_sparse(objective)
+        elif objective.name == "logits_mse" and "logits" not in self.columns:
             raise UserError(
                 "'logits_mse' compares logits, and the teacher is given as probabilities, which are logits up to a "
                 "constant. Use kl, or give columns: {logits: ...}."
             )
 
+    def _check_sparse(self, objective: Objective) -> None:
+        """Refuse what wants more than the likeliest tokens, or another temperature than the server's."""
+        from hf_distill.cache.cacheable import check_objective
+        from hf_distill.cache.kept import Kept
+
+        own = getattr(objective, "temperature", None)
+        if own is not None and own != 1.0:
+            raise UserError(
+                "the log-probabilities of the likeliest tokens are given at temperature 1, and without those of all "
+                "others they cannot be softened. Wanted temperature: 1.",
+                key="temperature",
+            )
+        check_objective(objective, Kept(top=1), None)
+
+    def read_tokens(
+        self, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset], names: Names
+    ) -> dict[str, list[Positions]]:
+        """See `Teacher.read_tokens`."""
+        from hf_distill.teachers.token_columns import read_tokens  # which takes torch with it
+
+        for name, split in splits.items():
+            kinds = [
+                str(getattr(split.features[role], "dtype", "lists"))
+                for role in ("prompt", "completion")
+                if role in split.features
+            ]
+            if len(kinds) < 2 or any(kind not in ("string", "large_string") for kind in kinds):
+                raise UserError(
+                    f"log-probabilities of tokens are given for a prompt and its completion, both texts; the {name} "
+                    f"split has other examples ({', '.join(split.column_names)}). Write what the chat template makes "
+                    "of a conversation into a column for the prompt, and what the teacher said into one for the "
+                    "completion.",
+                    key="columns",
+                )
+        return read_tokens(splits, beside, {what: str(column) for what, column in self.columns.items()}, names)
+
     def read(self, splits: Mapping[str, Dataset], *, exclusive: bool | None) -> dict[str, Array]:
         """See `Teacher.read`."""
         from hf_distill.teachers.target_columns import read_targets  # which takes torch with it
 
-        ((what, columns),) = self.columns.items()
+        ((named, columns),) = self.columns.items()
+        what: Classes = "logits" if named == "logits" else "probabilities"
         if exclusive is None:
             raise UserError("targets of classes are given, but the labels are numbers (regression).", key="columns")
         return {
