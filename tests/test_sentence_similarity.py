@@ -18,15 +18,17 @@ import pytest
 import torch
 from conftest import NEGATIVE, NEUTRAL, POSITIVE
 from runs import run, weights
+from sentence_models import copied, describe
 
 from hf_distill.errors import UserError
 from hf_distill.files import model_fingerprint
 from hf_distill.models import load_model, open_config, open_tokenizer
 from hf_distill.objectives import Labels, LogitsMSE, MarginMSE, SentenceEmbedding, SimilarityMatrix
 from hf_distill.objectives.base import Comparison
-from hf_distill.pooling import Encoding, read_encoding
+from hf_distill.pooling import Encoding, Prompts
 from hf_distill.rows.similarity import SimilarityRows
 from hf_distill.sentence_encoder import encoding_of, sentence_encoder
+from hf_distill.sentence_files import read_encoding
 from hf_distill.tasks import Prepared, SentenceSimilarity, Setup, TextClassification
 
 Array = np.ndarray[Any, Any]
@@ -68,26 +70,6 @@ def alone(directory: Path, text: str, pooling: str = "mean", normalize: bool = F
 
 def cosine(one: Array, other: Array) -> float:
     return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
-
-
-def describe(directory: Path, *modules: str, pooling: dict[str, Any] | None = None, **files: Any) -> Path:
-    """Write what sentence-transformers writes beside a model."""
-    directory.mkdir(exist_ok=True)
-    paths = ["", "1_Pooling", "2_X"]
-    listed = [{"idx": at, "name": str(at), "path": paths[at], "type": name} for at, name in enumerate(modules)]
-    (directory / "modules.json").write_text(json.dumps(listed), encoding="utf-8")
-    (directory / "1_Pooling").mkdir(exist_ok=True)
-    (directory / "1_Pooling" / "config.json").write_text(json.dumps(pooling or {"pooling_mode": "mean"}))
-    for name, content in files.items():
-        (directory / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
-    return directory
-
-
-def copied(model: Path, directory: Path) -> Path:
-    import shutil
-
-    shutil.copytree(model, directory)
-    return directory
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +201,7 @@ READ: dict[str, tuple[list[str], dict[str, Any], dict[str, Any], Encoding]] = {
         ["sentence_transformers.base.modules.transformer.Transformer", f"{NEW}Pooling"],
         {"pooling_mode": "cls"},
         {"config_sentence_transformers": {"prompts": {"query": "", "document": "d: "}, "default_prompt_name": None}},
-        Encoding("cls"),
+        Encoding("cls", prompts=Prompts((("query", ""), ("document", "d: ")))),
     ),
 }
 
@@ -236,13 +218,17 @@ def test_its_settings_are_read(
 @pytest.mark.parametrize(
     ("modules", "pooling", "files", "says"),
     [
-        (["m.Transformer", "m.Pooling", "m.Dense"], None, {}, "it is made of Transformer, Pooling, Dense"),
-        (["m.Transformer", "m.Pooling"], {"pooling_mode": ["mean", "max"]}, {}, "it pools by mean and max"),
-        (["m.Transformer", "m.Pooling"], {"pooling_mode_max_tokens": True}, {}, "it pools by pooling_mode_max_tokens"),
+        (["m.Transformer", "m.Pooling", "m.CNN"], None, {}, "it is made of Transformer, Pooling, CNN"),
+        (["m.WordEmbeddings", "m.Pooling", "m.LSTM"], None, {}, "it is made of WordEmbeddings, Pooling, LSTM"),
+        (["m.BoW", "m.Dense"], None, {}, "it is made of BoW, Dense"),
+        (["m.Transformer", "m.Pooling", "m.Normalize", "m.Dense"], None, {}, "Pooling, Normalize, Dense"),
+        (["m.Transformer", "own_code.Pooling"], None, {}, "Transformer, own_code.Pooling"),
+        (["m.Transformer", "m.Pooling"], {"pooling_mode": ["mean", "min"]}, {}, "it pools by mean and min"),
+        (["m.Transformer", "m.Pooling"], {"pooling_mode_first": True}, {}, "it pools by pooling_mode_first"),
         (
             ["m.Transformer", "m.Pooling"], None,
-            {"config_sentence_transformers": {"prompts": {"q": "query: "}, "default_prompt_name": "q"}},
-            "it puts 'query: ' before every text",
+            {"config_sentence_transformers": {"prompts": {"q": "query: "}, "default_prompt_name": "p"}},
+            "default prompt 'p' is not among its prompts (q)",
         ),
         (["m.Transformer", "m.Pooling"], None, {"sentence_bert_config": {"do_lower_case": True}}, "it lower-cases"),
     ],
@@ -725,7 +711,7 @@ def test_a_teacher_is_fine_tuned_on_scores(bert: Path, tmp_path: Path) -> None:
 
 def test_mistakes_come_before_weights(bert: Path, make_model: Any, tmp_path: Path) -> None:
     """A teacher that cannot be reproduced must not cost a download first."""
-    dense = describe(copied(bert, tmp_path / "dense"), "m.Transformer", "m.Pooling", "m.Dense")
+    dense = describe(copied(bert, tmp_path / "dense"), "m.Transformer", "m.Pooling", "m.CNN")
     (dense / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"teacher\.model: its modules\.json describes"):
         run(write_recipe(tmp_path, dense))

@@ -174,7 +174,10 @@ class Contents:
         if kept.is_sparse:
             values = int(self.counts.sum()) * kept.row_bytes()
         else:
-            width = {"sentence_embedding": getattr(config, "hidden_size", 0), "logits": config.num_labels}
+            from hf_distill.sentence_files import width_of
+
+            vectors = width_of(config) if "sentence_embedding" in kept.outputs else 0
+            width = {"sentence_embedding": vectors, "logits": config.num_labels}
             each = sum(width.get(name, 1) for name in kept.outputs) * np.dtype(kept.precision).itemsize
             each += 4 * (self.dims(kept) - 1)  # where the inner lists begin
             values = each * (int(self.tokens.sum()) if kept.by_token else self._total(_texts))

@@ -70,6 +70,10 @@ class Contrastive(PreparedObjective):
         from hf_distill.objectives.contrastive_terms import ContrastiveTerm
 
         assert teacher is not None
+        if self.of == "embedding":  # which passes layers of its own, or is of several poolings
+            from hf_distill.sentence_encoder import vector_width
+
+            return ContrastiveTerm(self, vector_width(student), vector_width(teacher))
         ours: Any = student.config
         theirs: Any = teacher.config
         return ContrastiveTerm(self, _width(ours, "student"), _width(theirs, "teacher"))

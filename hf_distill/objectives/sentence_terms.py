@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 
 from hf_distill.objectives.term import Term
+from hf_distill.sentence_encoder import vector_width
 
 if TYPE_CHECKING:
     from hf_distill.objectives.base import Comparison, Objective
@@ -33,12 +34,10 @@ class EmbeddingTerm(Term):
         super().__init__(objective)
         if teacher is None:
             raise ValueError(f"'{objective.name}' needs a teacher.")
-        mine: Any = student.config
-        theirs: Any = teacher.config
-        differ = mine.hidden_size != theirs.hidden_size
+        mine, theirs = vector_width(student), vector_width(teacher)
         self.projection: nn.Linear | None = None
-        if differ or objective.projection == "always":
-            self.projection = nn.Linear(mine.hidden_size, theirs.hidden_size, bias=False)
+        if mine != theirs or objective.projection == "always":
+            self.projection = nn.Linear(mine, theirs, bias=False)
             nn.init.xavier_uniform_(self.projection.weight)
 
     def forward(self, comparison: Comparison) -> Tensor:

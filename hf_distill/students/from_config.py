@@ -67,7 +67,11 @@ class FromConfig(Student):
         """Build the model with random weights."""
         import transformers
 
-        model_class: Any = type(teacher) if self.model is None else getattr(transformers, head.auto_class)
+        from hf_distill.sentence_encoder import without_dense
+
+        model_class: Any = (
+            without_dense(type(teacher)) if self.model is None else getattr(transformers, head.auto_class)
+        )
         config = with_head(self.config(teacher.config), head)
         student = build(model_class, config, key="model" if self.model else "overrides")
         student = student if head.adapt is None else head.adapt(student)

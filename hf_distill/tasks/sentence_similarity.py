@@ -16,11 +16,16 @@ from hf_distill.errors import UserError
 from hf_distill.models import Head
 from hf_distill.objectives.sentences import MARGIN
 from hf_distill.own_tokens import PadBoth, side_by_side, teacher_view
-from hf_distill.tasks.base import Prepared, SaidLabels, Setup, Task
-from hf_distill.tasks.class_labels import read_labels
-from hf_distill.tasks.labelling import Labelling
-from hf_distill.tasks.language import check_texts
-from hf_distill.tasks.text_classification import check_length
+from hf_distill.tasks.base import Prepared, Setup, Task
+from hf_distill.tasks.sentence_columns import (
+    NAME,
+    TEXTS,
+    TRANSLATION,
+    Scores,
+    check_columns,
+    check_same,
+    read_scores,
+)
 from hf_distill.tasks.tokenising import tokenise
 
 if TYPE_CHECKING:
@@ -29,14 +34,10 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from hf_distill.objectives.base import Objective
+    from hf_distill.tasks.sentence_readers import Reader
 
 logger = logging.getLogger(__name__)
 
-Pooling = Literal["mean", "cls"]
-TEXTS = ("text", "text_pair", "negative")
-# A second text that the student alone reads.
-TRANSLATION = "translation"
-ROLES = ("text_pair", "negative", "label")
 METRICS = ("spearman", "pearson")
 
 
@@ -62,13 +63,13 @@ class SentenceSimilarity(Task):
 
     Attributes:
         pooling: `mean` or `cls` (the first token), for models that do not say how they pool; those made by
-            sentence-transformers do, in modules.json. A teacher's pooling, and whether it normalises, is also the
-            student's where neither the student nor this says anything. Mean in the end.
+            sentence-transformers do, in modules.json. A teacher's pooling, normalising and default prompt are also
+            the student's where neither the student nor this says anything. Mean in the end.
         score_range: The lowest and the highest score there can be (`[0, 5]`): they become 0 and 1, to be comparable
             with a cosine. Left out, scores are taken as they are, and must lie between -1 and 1.
     """
 
-    name: ClassVar[str] = "sentence-similarity"
+    name: ClassVar[str] = NAME
     auto_class: ClassVar[str] = "AutoModel"
     roles: ClassVar[Mapping[str, bool]] = {
         "text": True,
@@ -81,32 +82,29 @@ class SentenceSimilarity(Task):
     own_tokenizers: ClassVar[bool] = True
     groups_by_length: ClassVar[bool] = True
 
-    pooling: Pooling | None = None
+    pooling: Literal["mean", "cls"] | None = None
     score_range: ScoreRange | None = None
 
     def prepare(self, splits: Mapping[str, Dataset], setup: Setup) -> Prepared:
         """See `Task.prepare`."""
         from hf_distill.metrics import check, score
         from hf_distill.rows.similarity import SimilarityRows
-        from hf_distill.sentence_encoder import AsSentenceEncoder
+        from hf_distill.tasks.sentence_readers import readers
 
-        _check_columns(splits)
-        _check_same(splits)
+        check_columns(splits)
+        check_same(splits)
         translated = TRANSLATION in splits["train"].column_names
-        scores = Scores(_read_scores(splits, setup.label_names, self.score_range), self.score_range)
+        scores = Scores(read_scores(splits, setup.label_names, self.score_range), self.score_range)
         names = setup.metrics or list(METRICS)
         check(names, "values", 1)
-        default, limit = self._encoding(setup)
-        setup = replace(setup, max_length=limit)
-        for tokenizer in filter(None, (setup.tokenizer, setup.teacher_tokenizer)):
-            check_length(tokenizer, limit)
-        tokenised = {name: _read(split, name, setup, scores) for name, split in splits.items()}
+        student, teacher = readers(setup, self.pooling)
+        tokenised = {name: _read(split, name, student, teacher, scores) for name, split in splits.items()}
         prepared = Prepared(
             train=tokenised["train"],
             eval=by_length(tokenised["eval"]),
-            head=Head(self.auto_class, adapt=AsSentenceEncoder(default, limit)),
+            head=Head(self.auto_class, adapt=student.adapt),
             layout=SimilarityRows(pairs=not translated),
-            collator=PadTexts(setup.tokenizer),
+            collator=PadTexts(student.tokenizer),
             metrics=partial(score, names, kind="values"),
             metric_names=tuple(names) if "eval" in scores.labelled else (),
             label_names=None,
@@ -114,35 +112,21 @@ class SentenceSimilarity(Task):
         )
         if not prepared.metric_names and not translated:
             logger.warning("the eval split has no pairs with scores: the report cannot say how good the models are")
-        if setup.teacher_tokenizer is None and not translated:
+        if student.reads_like(teacher) and not translated:
             return prepared
-        own = PadTexts(setup.teacher_tokenizer or setup.tokenizer)
-        theirs = replace(prepared, train=teacher_view(prepared.train), eval=teacher_view(prepared.eval), collator=own)
-        return replace(prepared, collator=PadBoth(PadTexts(setup.tokenizer), own), for_teacher=theirs)
-
-    def _encoding(self, setup: Setup) -> tuple[Any, int | None]:
-        """Return how models pool that do not say, and where texts are cut: no later than the teacher is used to."""
-        from hf_distill.pooling import Encoding, read_encoding
-
-        teachers = None if setup.teacher is None else read_encoding(setup.teacher)
-        default = teachers or Encoding()
-        if self.pooling is not None:
-            default = replace(default, pooling=self.pooling)
-        if setup.teacher is not None and teachers is None:
-            logger.warning(
-                "the teacher does not come from sentence-transformers: its vectors are the %s of its tokens",
-                "first" if default.pooling == "cls" else "mean",
-            )
-        limits = [limit for limit in (setup.max_length, default.max_length) if limit is not None]
-        limit = min(limits, default=None)
-        if limit != setup.max_length:
-            logger.info("texts are cut at %s tokens, as the teacher's own files say", limit)
-        return default, limit
+        theirs = replace(
+            prepared,
+            train=teacher_view(prepared.train),
+            eval=teacher_view(prepared.eval),
+            head=Head(self.auto_class, adapt=teacher.adapt),
+            collator=PadTexts(teacher.tokenizer),
+        )
+        return replace(prepared, collator=PadBoth(prepared.collator, theirs.collator), for_teacher=theirs)
 
     def check_model(self, config: PretrainedConfig) -> None:
         """See `Task.check_model`."""
-        from hf_distill.pooling import read_encoding
         from hf_distill.sentence_encoder import check_backbone
+        from hf_distill.sentence_files import read_encoding
 
         check_backbone(config)
         read_encoding(config)
@@ -154,6 +138,8 @@ class SentenceSimilarity(Task):
         if not layout.pairs:
             _check_translations(objectives)
             return
+        if prepared.for_teacher is not None:
+            _check_tokens(objectives)
         texts = len(prepared.train[0]["input_ids"])
         wanted = {"row": 2, "label": 2, "triple": 3}
         for index, objective in enumerate(objectives):
@@ -181,6 +167,18 @@ class SentenceSimilarity(Task):
             )
 
 
+def _check_tokens(objectives: tuple[Objective, ...]) -> None:
+    """Refuse what compares token by token, where the models read different tokens."""
+    for index, objective in enumerate(objectives):
+        if objective.by_token:
+            raise UserError(
+                f"'{objective.name}' compares the models token by token, but each of them reads a prompt or tokens of "
+                "its own. Leave it out, or make the default prompts of both models the same in "
+                "config_sentence_transformers.json.",
+                key=f"objectives[{index}]",
+            )
+
+
 def _check_translations(objectives: tuple[Objective, ...]) -> None:
     """Refuse what compares the texts of an example with each other, where the teacher reads one of them only."""
     for index, objective in enumerate(objectives):
@@ -192,131 +190,27 @@ def _check_translations(objectives: tuple[Objective, ...]) -> None:
             )
 
 
-# ---- What the columns hold -------------------------------------------------------------------------------------------
-
-
-def _check_columns(splits: Mapping[str, Dataset]) -> None:
-    """Refuse texts that are none, and scores and negatives without a pair."""
-    for name, split in splits.items():
-        present = [role for role in (*TEXTS, TRANSLATION) if role in split.column_names]
-        check_texts({name: split}, present)
-        if TRANSLATION in present and (other := [one for one in split.column_names if one in (*ROLES, MARGIN)]):
-            raise UserError(
-                f"the {name} split has translations, and besides {', '.join(other)}: a translation stands beside "
-                "one text alone. Leave the others out.",
-                key=f"columns.{other[0]}",
-            )
-        if MARGIN in split.column_names:
-            _check_margins(split, name)
-        for role, what in (("negative", "a text that does not fit"), ("label", "a score")):
-            if role in split.column_names and "text_pair" not in split.column_names:
-                raise UserError(
-                    f"the {name} split has {what} and no second text that it belongs to. Say which column that is.",
-                    key="columns.text_pair",
-                )
-
-
-def _check_same(splits: Mapping[str, Dataset]) -> None:
-    """Refuse a column of one split only that decides what is learned."""
-    for role in (TRANSLATION, MARGIN):
-        having = [name for name, split in splits.items() if role in split.column_names]
-        if having and len(having) < len(splits):
-            raise UserError(
-                f"only the {having[0]} split has a {role}: the other would be compared with something else. Give it to "
-                "both.",
-                key=f"columns.{role}",
-            )
-
-
-def _check_margins(split: Dataset, name: str) -> None:
-    import numpy as np
-    import pyarrow.types as pt  # type: ignore[import-untyped]
-
-    margins, key = column(split, MARGIN), f"columns.{MARGIN}"
-    if "negative" not in split.column_names:
-        raise UserError(
-            f"the {name} split has margins and no negative that they belong to. Say which column that is.",
-            key="columns.negative",
-        )
-    if not pt.is_floating(margins.type) and not pt.is_integer(margins.type):
-        raise UserError(f"the margins of the {name} split are {margins.type}; wanted numbers.", key=key)
-    values = np.array([np.nan if one is None else one for one in margins.to_pylist()], float)
-    if len(bad := np.flatnonzero(~np.isfinite(values))):
-        raise UserError(
-            f"row {bad[0]} (counted from 0) of the {name} split has no finite margin. Drop it, or fill it in.", key=key
-        )
-
-
-def _read_scores(splits: Mapping[str, Dataset], names: SaidLabels, ends: list[float] | None) -> Labelling:
-    """Read the scores; refuse those that a cosine could never reach."""
-    import numpy as np
-
-    having = {name: split for name, split in splits.items() if "label" in split.column_names}
-    found = read_labels(having, problem="regression", names=names, teacher=None, student=None)
-    if found.width > 1:
-        raise UserError(f"a row has {found.width} scores; wanted one for each pair.", key="columns.label")
-    low, high = ends or (-1.0, 1.0)
-    for name in found.labelled:
-        scores = np.asarray(found.encode(having[name]["label"][:]))
-        least, most = np.nanmin(scores), np.nanmax(scores)
-        if least < low or most > high:
-            scale = f"task: {{name: {SentenceSimilarity.name}, score_range: [lowest, highest]}}"
-            way_out = "Correct score_range." if ends else f"Say on which scale they are: {scale}."
-            if "negative" in having[name].column_names:
-                way_out += f" If they are margins of another model: data: {{columns: {{{MARGIN}: ...}}}}."
-            raise UserError(
-                f"scores of the {name} split go from {least:g} to {most:g}; wanted {low:g} to {high:g}. {way_out}",
-                key="columns.label",
-            )
-    return found
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Scores on the scale of a cosine.
-
-    Attributes:
-        labelling: Tells a missing score.
-        ends: Of the scale in the data; they become 0 and 1. None where it is a cosine's.
-    """
-
-    labelling: Labelling
-    ends: list[float] | None
-
-    @property
-    def labelled(self) -> tuple[str, ...]:
-        """Splits with at least one score."""
-        return self.labelling.labelled
-
-    def encode(self, values: list[Any]) -> list[float]:
-        """Return the scores, NaN for none."""
-        low, high = self.ends or (0.0, 1.0)
-        return [(score - low) / (high - low) for score in self.labelling.encode(values)]
-
-
 # ---- From texts to batches -------------------------------------------------------------------------------------------
 
 
-def _read(split: Dataset, name: str, setup: Setup, scores: Scores) -> Dataset:
-    """Return a split as the student reads it and, where the teacher has a tokenizer of its own, as the teacher does."""
-    student = _tokenise(split, name, setup.tokenizer, setup.max_length, scores)
-    translated = TRANSLATION in split.column_names
-    if setup.teacher_tokenizer is None and not translated:
-        return student
+def _read(split: Dataset, name: str, student: Reader, teacher: Reader, scores: Scores) -> Dataset:
+    """Return a split as the student reads it and, where the teacher reads otherwise, as the teacher does."""
+    own = _tokenise(split, name, student, scores)
+    if student.reads_like(teacher) and TRANSLATION not in split.column_names:
+        return own
     theirs = split.remove_columns([one for one in (TRANSLATION, MARGIN) if one in split.column_names])
-    tokenizer = setup.teacher_tokenizer or setup.tokenizer
-    return side_by_side(student, _tokenise(theirs, name, tokenizer, setup.max_length, scores))
+    return side_by_side(own, _tokenise(theirs, name, teacher, scores))
 
 
-def _tokenise(
-    split: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None, scores: Scores
-) -> Dataset:
+def _tokenise(split: Dataset, name: str, reader: Reader, scores: Scores) -> Dataset:
     """Return the model inputs of all texts of an example in a list, `labels`, and the longest text's `length`."""
     import pyarrow.compute as pc  # type: ignore[import-untyped]
 
+    tokenizer, max_length, prompt = reader.tokenizer, reader.max_length, reader.prompt
+
     def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
         texts = [
-            tokenizer(batch[role], truncation=max_length is not None, max_length=max_length)
+            tokenizer([prompt + text for text in batch[role]], truncation=max_length is not None, max_length=max_length)
             for role in (*TEXTS, TRANSLATION)
             if role in batch
         ]
@@ -331,11 +225,12 @@ def _tokenise(
             encoded[MARGIN] = [float(margin) for margin in batch[MARGIN]]
         return encoded
 
-    tokenised = tokenise(split, name, encode, tokenizer, SentenceSimilarity.name, max_length, repr(scores))
-    empty = pc.index(column(tokenised, "shortest"), 0).as_py()
+    tokenised = tokenise(split, name, encode, tokenizer, NAME, max_length, prompt, repr(scores))
+    empty = pc.index(pc.less_equal(column(tokenised, "shortest"), reader.skipped), True).as_py()
     if empty >= 0:
         raise UserError(
-            f"row {empty} (counted from 0) of the {name} split has an empty text: the tokenizer gives no token for it. "
+            f"row {empty} (counted from 0) of the {name} split has an empty text: the tokenizer gives no token for it"
+            f"{' besides the prompt' if reader.skipped else ''}. "
             "Drop it.",
             key="columns.text",
         )

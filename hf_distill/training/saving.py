@@ -16,6 +16,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from hf_distill.durable import checksums, move_into, sync_tree
 from hf_distill.errors import UserError
 from hf_distill.ownership import EXPORT
+from hf_distill.sentence_encoder import load_dense
+from hf_distill.sentence_files import at
 from hf_distill.training.checkpoints import damaged, seal, weights_fault
 from hf_distill.training.learned import FILE, check_learned, detached, load_learned, save_learned, split_state
 from hf_distill.training.terms import Terms
@@ -137,6 +139,7 @@ class SavingTrainer(Trainer):
             yield
         if not self._sharded:
             load_learned(directory, learned)
+            load_dense(self.model, at(checkpoint))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Draft a card, unless the run has already written one."""
