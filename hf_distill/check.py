@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_distill.adapters import find_adapter
 from hf_distill.best_model import check_best_metric, check_saving
 from hf_distill.cache.run_cache import in_advance
 from hf_distill.component import entry
@@ -96,6 +97,8 @@ def is_local(source: str | None) -> bool:
     Raises:
         UserError: It is meant as a local path or package and is not there.
     """
+    if (adapter := find_adapter(source)) is not None:
+        return is_local(adapter.base)
     if source is None or os.path.exists(resolve(source)):
         return True
     folder = os.path.dirname(source)
@@ -125,10 +128,11 @@ def _check_pair(recipe: Recipe, found: _Findings) -> None:
         except UserError as error:
             mistakes += error.mistakes
         if local.get(side) is False:
-            hint = sibling(str(source), having="config.json")
+            adapter = find_adapter(source)
+            of = f"{side} {source}" if adapter is None else f"{side} {source}, an adapter for {adapter.base}"
+            hint = sibling(adapter.base if adapter else str(source), having="config.json")
             found.unchecked.append(
-                f"{side} {source}: no directory here, so taken for a Hub id; --check fetches nothing"
-                f"{'.' if hint else ''}{hint}"
+                f"{of}: no directory here, so taken for a Hub id; --check fetches nothing{'.' if hint else ''}{hint}"
             )
     if mistakes:
         raise UserError(*mistakes)

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_distill.adapters import Adapter, check_not_quantized, check_task, describe, find_adapter
 from hf_distill.errors import UserError
 from hf_distill.locations import resolve, sibling
+from hf_distill.merging import merge
 from hf_distill.packages import require
 from hf_distill.quantization import Quantization, check_whole, loading, ready
 
@@ -18,6 +20,15 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _LABELS = ("num_labels", "id2label", "label2id", "problem_type")
+# One of them is beside a model that comes with a tokenizer.
+_OF_TOKENIZERS = (
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+)
 
 
 @dataclass(frozen=True)
@@ -57,11 +68,23 @@ def open_config(model: str, *, revision: str | None = None, trust_remote_code: b
     Raises:
         UserError: It is not there, not reachable, or not a Transformers model.
     """
-    from transformers import AutoConfig
-
     where, file = _place(model, "model")
+    if (adapter := find_adapter(model)) is not None:
+        beside = os.path.isfile(os.path.join(where, "config.json"))
+        base = _open(model, where, None, trust_remote_code) if beside else _open_base(adapter, trust_remote_code)
+        return describe(adapter, base, trust_remote_code=trust_remote_code)
     if not file and os.path.isdir(where) and not os.path.isfile(os.path.join(where, "config.json")):
         raise UserError(f"'{model}' is no Transformers model: it has no config.json.{_what_it_is(where)}", key="model")
+    return _open(model, where, revision, trust_remote_code, **file)
+
+
+def _open_base(adapter: Adapter, trust_remote_code: bool) -> PretrainedConfig:
+    return open_config(adapter.base, revision=adapter.revision, trust_remote_code=trust_remote_code)
+
+
+def _open(model: str, where: str, revision: str | None, trust_remote_code: bool, **file: str) -> PretrainedConfig:
+    from transformers import AutoConfig
+
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(
             where, revision=revision, trust_remote_code=trust_remote_code, **file
@@ -73,8 +96,6 @@ def open_config(model: str, *, revision: str | None = None, trust_remote_code: b
 
 
 def _what_it_is(directory: str) -> str:
-    if os.path.isfile(os.path.join(directory, "adapter_config.json")):
-        return " It is a PEFT adapter: merge it into its base model (merge_and_unload) and save the whole."
     inside = sorted(Path(directory).glob("*/config.json"))
     if inside:
         return f" Did you mean '{inside[-1].parent}'?"
@@ -97,14 +118,18 @@ def _cannot_open(what: str, where: str, error: Exception, key: str) -> UserError
 
 def has_head(config: PretrainedConfig, auto_class: str) -> bool:
     """Whether a checkpoint was saved with the head that `auto_class` gives (`...ForSequenceClassification`)."""
+    own_code = auto_class in (getattr(config, "auto_map", None) or {})
+    return own_code or any(is_of(name, auto_class) for name in config.architectures or [])
+
+
+def is_of(model_class: str, auto_class: str) -> bool:
+    """Whether a model class, by its name, has the head that `auto_class` gives."""
     from transformers.models.auto import modeling_auto
 
-    ending = auto_class.removeprefix("AutoModel")
     # By the table, because not all names end alike: GPT2LMHeadModel is a causal language model.
     table = getattr(modeling_auto, auto_class)._model_mapping._model_mapping
     known = {name for names in table.values() for name in ([names] if isinstance(names, str) else names)}
-    own_code = auto_class in (getattr(config, "auto_map", None) or {})
-    return own_code or any(name in known or name.endswith(ending) for name in config.architectures or [])
+    return model_class in known or model_class.endswith(auto_class.removeprefix("AutoModel"))
 
 
 def has_class(config: PretrainedConfig, auto_class: str) -> bool:
@@ -126,6 +151,9 @@ def open_tokenizer(
     from transformers import AutoTokenizer
 
     where, file = _place(model, key)
+    adapter = find_adapter(model, key)
+    if adapter is not None and not any(os.path.isfile(os.path.join(where, name)) for name in _OF_TOKENIZERS):
+        return open_tokenizer(adapter.base, key=key, revision=adapter.revision, trust_remote_code=trust_remote_code)
     what = f"the tokenizer of '{model}'"
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
@@ -206,6 +234,11 @@ def load_model(
     """
     import transformers
 
+    if (adapter := find_adapter(model)) is not None:
+        if quantization is not None:
+            check_not_quantized(model)
+        config = open_config(model, trust_remote_code=trust_remote_code)
+        return _load_merged(adapter, config, head, own_head=own_head, dtype=dtype, trust_remote_code=trust_remote_code)
     auto_class = getattr(transformers, head.auto_class)
     settings = {key: value for key, value in head.settings.items() if not (own_head and key in _LABELS)}
     where, file = _place(model, "model")
@@ -236,10 +269,44 @@ def load_model(
     _check_backbone(loaded, new, model)
     if getattr(loaded, "is_quantized", False):
         ready(loaded, model, key="quantization" if quantization else "model")
+    return _adapted(loaded, new, head)
+
+
+def _adapted(loaded: PreTrainedModel, new: list[str], head: Head) -> tuple[PreTrainedModel, list[str]]:
     if head.adapt is not None:
         # A backbone is all of the model here: what is new beside it, its pooler, is not used.
         loaded, new = head.adapt(loaded), [name for name in new if "pooler" not in name]
-    return loaded.eval(), new
+    loaded.train(False)
+    return loaded, new
+
+
+def _load_merged(
+    adapter: Adapter, config: PretrainedConfig, head: Head, *, own_head: bool, dtype: str, trust_remote_code: bool
+) -> tuple[PreTrainedModel, list[str]]:
+    """Load the base of an adapter and merge the adapter into it (see `load_model`).
+
+    Args:
+        adapter: The adapter.
+        config: Of the merged model (see `adapters.describe`).
+        head: See `load_model`.
+        own_head: Keep the label settings of `config` instead of the task's.
+        dtype: See `load_model`.
+        trust_remote_code: Likewise.
+    """
+    check_task(adapter.name, head.auto_class)
+    settings = head.settings
+    if own_head and "Classification" in head.auto_class:
+        settings = {**settings, **{key: getattr(config, key) for key in _LABELS}}
+    base, new = load_model(
+        adapter.base,
+        Head(head.auto_class, settings),
+        dtype=dtype,
+        revision=adapter.revision,
+        trust_remote_code=trust_remote_code,
+    )
+    with _quiet():
+        merged = merge(adapter, base)
+    return _adapted(merged, [name for name in new if name not in adapter.shapes], head)
 
 
 def _quantized(

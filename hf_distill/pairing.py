@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hf_distill.adapters import check_task as check_adapter
 from hf_distill.data.vocabularies import left_out, named
 from hf_distill.errors import UserError
 from hf_distill.labels import label_names, positions
@@ -72,6 +73,7 @@ def open_pair(recipe: Recipe) -> Pair:
         student = recipe.student.config(teacher)
         _check_architecture(student, recipe.task)
         own = recipe.student.own_config()
+        check_adapter(recipe.student.source, recipe.task.auto_class)
         check_loadable(recipe.student.source, own)
         student_head = own if own is not None and has_head(own, auto_class) else None
         # A language model's configuration has label names too, which mean nothing.
@@ -97,6 +99,7 @@ def open_teacher(recipe: Recipe) -> PretrainedConfig:
     """
     with recipe.locate("teacher"), guarded(recipe.teacher, "teacher"):
         teacher = recipe.teacher.config_beside(recipe.student)
+        check_adapter(recipe.teacher.source, recipe.task.auto_class)
         _check_architecture(teacher, recipe.task)
         if recipe.teacher.has_head:
             _check_trained(teacher, recipe.task.auto_class)
@@ -111,6 +114,7 @@ def open_student(recipe: Recipe) -> PretrainedConfig | None:
     """
     with recipe.locate("student"), guarded(recipe.student, "student"):
         student = recipe.student.own_config()
+        check_adapter(recipe.student.source, recipe.task.auto_class)
         check_loadable(recipe.student.source, student)
         if student is not None:
             _check_architecture(student, recipe.task)

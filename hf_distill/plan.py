@@ -99,6 +99,16 @@ def frozen_of(recipe: Recipe, student: PretrainedConfig) -> Frozen | None:
         return find_frozen(model, recipe.student.freeze)
 
 
+def _merged(recipe: Recipe) -> Iterator[str]:
+    """Yield which models are adapters merged into their bases."""
+    from hf_distill.adapters import find_adapter
+
+    for side, source in (("teacher", recipe.teacher.source), ("student", recipe.student.vocabulary)):
+        if (adapter := find_adapter(source)) is not None:
+            whole = "; trained and saved whole" if side == "student" else ""
+            yield f"{side}: {adapter.in_words()}{whole}"
+
+
 def _not_trained(recipe: Recipe, pair: Pair) -> Iterator[str]:
     frozen = frozen_of(recipe, pair.student)
     if frozen is None:
@@ -136,7 +146,7 @@ def remarks(recipe: Recipe, pair: Pair | None) -> list[str]:
     if pair is not None and (classes := _classes(recipe, pair)) is not None:
         lines += _all_classes(recipe, classes)
     if pair is not None:
-        lines += _not_trained(recipe, pair)
+        lines += [*_merged(recipe), *_not_trained(recipe, pair)]
     return [line for line in lines if line]
 
 

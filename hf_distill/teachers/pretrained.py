@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from hf_distill.adapters import check_not_quantized
 from hf_distill.component import component
 from hf_distill.errors import UserError
 from hf_distill.models import Head, load_model, open_config
@@ -52,6 +53,7 @@ class PretrainedTeacher(Teacher):
         config = open_config(self.model, revision=self.revision, trust_remote_code=self.trust_remote_code)
         if self.quantization is not None:
             check_whole(self.model, config)
+            check_not_quantized(self.model)
         return config
 
     def check_task(self, task: Task) -> None:
