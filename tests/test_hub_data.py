@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from fake_hub import READ_TOKEN, FakeHub, fake_hub
 from runs import REPO
@@ -38,6 +39,28 @@ dataset_info:
 """
 
 
+def read(names: list[str], hub: FakeHub, place: Path, *, offline: bool = False) -> dict[str, Any]:
+    """Return what each data set of a hub is read as, or the line why it is not."""
+    switch = str(int(offline))
+    done = subprocess.run(
+        [sys.executable, "-c", READ % names],
+        env={
+            **os.environ,
+            **hub.environment(place, READ_TOKEN),
+            "PYTHONPATH": str(REPO),
+            "HF_DATASETS_CACHE": str(place / "d"),
+            "HF_DATASETS_OFFLINE": switch,
+            "HF_HUB_OFFLINE": switch,
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(line.removeprefix("FOUND ")) for line in done.stdout.splitlines() if "FOUND" in line)
+
+
 def test_a_repository_is_read_as_files_are(fake_hub: FakeHub, tmp_path: Path) -> None:
     """The options of a reader held for files that were named: the same CSV on the Hub lost the class "None", and TSV
     its lines between stray quotation marks. Names of classes on the card still count."""
@@ -59,22 +82,7 @@ def test_a_repository_is_read_as_files_are(fake_hub: FakeHub, tmp_path: Path) ->
     for name, files in repositories.items():
         card = CARD if name == "names" else "---\nlicense: mit\n---\n"
         fake_hub.add(f"ada/{name}").commit("data", {**files, "README.md": card.encode()})
-    done = subprocess.run(
-        [sys.executable, "-c", READ % list(repositories)],
-        env={
-            **os.environ,
-            **fake_hub.environment(tmp_path, READ_TOKEN),
-            "PYTHONPATH": str(REPO),
-            "HF_DATASETS_CACHE": str(tmp_path / "d"),
-            "HF_DATASETS_OFFLINE": "0",
-        },
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found = dict(json.loads(line.removeprefix("FOUND ")) for line in done.stdout.splitlines() if "FOUND" in line)
+    found = read(list(repositories), fake_hub, tmp_path)
     assert found["csv"]["train"] == found["csv"]["eval"] == [texts, labels]
     marked = ['"t0', 't1"', "t2", '"t3', "t4", "t5"]
     assert found["tsv"]["train"] == found["tsv"]["eval"] == [marked, labels]
@@ -83,3 +91,18 @@ def test_a_repository_is_read_as_files_are(fake_hub: FakeHub, tmp_path: Path) ->
     assert found["parquet"]["train"] == [["a", "b"], [1, 0]]
     assert "opens a text in line 2 is never closed" in found["broken"]
     assert "train.csv" in found["broken"]
+
+
+def test_what_was_read_is_read_again_without_a_network(fake_hub: FakeHub, tmp_path: Path) -> None:
+    """Clusters fetch on a node with a network and train on one without: the second run found no data set there, though
+    all of it was in the cache. What was never read still is refused, and types on the card still count."""
+    rows = b"text,label\na,1\nb,0\n"
+    for name in ("names", "other"):
+        files = {"train.csv": rows, "validation.csv": rows, "test.csv": rows, "README.md": CARD.encode()}
+        fake_hub.add(f"ada/{name}").commit("data", files)
+    before = read(["names"], fake_hub, tmp_path)
+    assert before["names"]["train"] == [["a", "b"], [1, 0]]
+    again = read(["names", "other"], fake_hub, tmp_path, offline=True)
+    assert again["names"] == before["names"]
+    assert "ClassLabel" in again["names"]["features"]
+    assert "cannot read 'ada/other'" in again["other"]

@@ -384,6 +384,16 @@ def test_a_hash_may_be_a_word_and_a_short_line_is_a_mistake(tmp_path: Path) -> N
     assert "line 2 has 1 column, the others 2" in refused(write(tmp_path / "a.conll", "a O\nb\nc O\n"), WORDS)
 
 
+def test_a_comment_with_as_many_columns_as_a_word(tmp_path: Path) -> None:
+    """MultiCoNER's comments have four columns, as its words have: each became a word `#` with a class of its own."""
+    content = "# id 5239d808 domain=en\njohn _ _ B-PER\n# _ _ O\nworks _ _ O\n\n# id 7c5b domain=en\nmary _ _ B-PER\n"
+    words = [(["john", "#", "works"], ["B-PER", "O", "O"]), (["mary"], ["B-PER"])]
+    assert read(write(tmp_path / "a.conll", content), WORDS) == words
+    # The Wall Street Journal has `#` for pounds, with a tag of its own.
+    path = write(tmp_path / "b.conll", "for IN\n# #\n2 CD\n\n# #\n3 CD\n")
+    assert read(path, WORDS) == [(["for", "#", "2"], ["IN", "#", "CD"]), (["#", "3"], ["#", "CD"])]
+
+
 # ---- Tables ----------------------------------------------------------------------------------------------------------
 
 

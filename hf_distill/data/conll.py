@@ -24,8 +24,9 @@ class Conll(Reader):
     """Reads CoNLL's columns; they are called "0", "1", ... from the left.
 
     Columns are cut at tabs where every line has one, else at white space. `-DOCSTART-` and comments are passed over; a
-    comment begins with `#` and has another number of columns than words have. So are CoNLL-U's ranges (`1-2`) and empty
-    nodes (`1.1`).
+    comment begins with `#` and has another number of columns than words have. With as many (`# id 7c5b domain=en`, of
+    MultiCoNER), it stands before a sentence and ends in what no word has for a tag. So are CoNLL-U's ranges (`1-2`) and
+    empty nodes (`1.1`).
     """
 
     @override
@@ -33,6 +34,7 @@ class Conll(Reader):
         import pyarrow as pa
 
         self.separator, self.width = self._shape()
+        self._remarks = self._find_remarks()
         self.rows = sum(1 for _ in self._sentences())  # all lines are checked
         return pa.schema([(str(index), pa.list_(pa.string())) for index in range(self.width)])
 
@@ -56,6 +58,31 @@ class Conll(Reader):
         separator = "\t" if all("\t" in line for line in words) else None
         return separator, Counter(len(self._cut(line, separator)) for line in words).most_common(1)[0][0]
 
+    def _find_remarks(self) -> set[str]:
+        """Return the last columns of lines that begin with `#`, have as many columns as words, and are comments.
+
+        A word may be `#` too, and its tag a rare one: comments stand before the first word of a sentence, all of them.
+        """
+        tags, doubtful, first = set(), [], True
+        for number, line in islice(lines(self.file), None if self.limit is None else 10 * _LOOK_AT):
+            word = self._cut(line, self.separator) if line.strip() else []
+            if line.startswith("#") and len(word) == self.width > 1:
+                doubtful.append((number, word[-1], first))
+                continue
+            if not word or word[0] == _BOUNDARY:
+                first = True
+            elif not line.startswith("#"):
+                tags.add(word[-1])
+                first = False
+        doubtful = [one for one in doubtful if one[1] not in tags]
+        if not doubtful or not all(beginning for _, _, beginning in doubtful):
+            return set()
+        self.notes.append(
+            f"{len(doubtful)} lines that begin with # are passed over as comments, the first in line {doubtful[0][0]}: "
+            f"each stands before a sentence, and no word has the tag {doubtful[0][1]!r}."
+        )
+        return {last for _, last, _ in doubtful}
+
     def _cut(self, line: str, separator: str | None) -> list[str]:
         return [cell.strip() for cell in line.split(separator)] if separator else line.split()
 
@@ -76,7 +103,9 @@ class Conll(Reader):
                 if sentence:
                     yield sentence
                 sentence = []
-            elif word[0] == _BOUNDARY or (len(word) != self.width and line.startswith("#")):
+            elif word[0] == _BOUNDARY or (
+                line.startswith("#") and (len(word) != self.width or word[-1] in self._remarks)
+            ):
                 continue
             elif len(word) != self.width:
                 columns = f"{len(word)} column{'' if len(word) == 1 else 's'}"

@@ -8,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from hf_distill.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,11 +53,10 @@ def hold_out(whole: Dataset, size: int | float, inputs: str, label: str | None) 
         raise UserError(
             f"{size} of {len(whole)} rows leaves nothing for {side}, since equal inputs stay together.", key=KEY
         )
-    there = set(held)
-    return {
-        "train": whole.select([row for row in range(len(whole)) if row not in there]),
-        "eval": whole.select(sorted(held)),
-    }
+    judged = np.zeros(len(whole), bool)
+    judged[held] = True
+    # Arrays, since `datasets` pickles lists number by number for its fingerprint.
+    return {"train": whole.select(np.flatnonzero(~judged)), "eval": whole.select(np.flatnonzero(judged))}
 
 
 def check_size(size: int | float, rows: int | None = None) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_distill.data.archives import data_files, inside, unpack
 from hf_distill.data.forms import endings_in_words, is_read
+from hf_distill.data.remembered import in_cache, recall, remember
 from hf_distill.data.texts import File
 from hf_distill.errors import UserError
 
@@ -135,13 +136,20 @@ def _repository(path: str, source: Source) -> Located:
     from datasets import load_dataset_builder
 
     asked = {"path": path, **source.options}
-    builder = load_dataset_builder(**asked)
+    try:
+        builder = load_dataset_builder(**asked)
+    except ConnectionError:
+        if (known := recall(asked)) is None:
+            raise
+        return Located(*known)
     kind = type(builder).__module__.rpartition(".")[2]
     if kind not in _BUILDERS or _settings(builder) - _KNOWN:
         return Located(builder={**asked, **(_PANDAS if kind == "csv" else {})})
     files = {str(split): [File(one, one) for one in some] for split, some in (builder.config.data_files or {}).items()}
     if not all(is_read(file.name) or file.name.endswith(".zip") for some in files.values() for file in some):
         return Located(builder={**asked, **(_PANDAS if kind == "csv" else {})})
+    if not os.path.isdir(path):
+        remember(asked, files, builder.info.features)
     return Located(files, builder.info.features)
 
 
@@ -155,8 +163,9 @@ def downloaded(files: list[File]) -> list[File]:
     """Return files on this machine, those of the Hub fetched into its cache, archives as what they hold."""
     from datasets import DownloadManager
 
-    remote = [file for file in files if "://" in file.path]
+    here = [File(in_cache(file.path) or file.path, file.name) for file in files]
+    remote = [file for file in here if "://" in file.path]
     paths = dict(zip(remote, DownloadManager().download([file.path for file in remote]) if remote else [], strict=True))
-    here = [File(paths.get(file, file.path), file.name) for file in files]
+    here = [File(paths.get(file, file.path), file.name) for file in here]
     opened = [inside(file.path, file.name) if file.name.lower().endswith(".zip") else [file] for file in here]
     return [file for some in opened for file in some]
