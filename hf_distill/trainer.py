@@ -39,9 +39,9 @@ from hf_distill.training.compatibility import (
 )
 from hf_distill.training.eval_sums import EvalSums
 from hf_distill.training.finite import NotFinite, Watch
-from hf_distill.training.guarding import GuardedTrainer
+from hf_distill.training.guarding import GuardedTrainer, is_of_training
 from hf_distill.training.input_values import check_input_values
-from hf_distill.training.label_values import check_label_values
+from hf_distill.training.label_values import check_label_values, reaches_models
 from hf_distill.training.labelled import check_labelled
 from hf_distill.training.learned import attach, place
 from hf_distill.training.liger import layers_only, undone_afterwards
@@ -125,13 +125,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         objectives = _defaults(self.layout) if objectives is None else objectives
         self.objectives = settle_class_weights(objectives, self.layout, self.model, self.train_dataset)
         check_objectives(self.objectives, self.layout, self.model, teacher)
-        check_labelled(self.train_dataset, self.objectives)
-        check_label_values(self.train_dataset, "train_dataset", self.layout, self.model)
-        for name, split in {"train_dataset": self.train_dataset, **_named(self.eval_dataset)}.items():
-            check_input_values(split, name, self.model, None if isinstance(teacher, Replay) else teacher)
-        for name, split in _named(self.eval_dataset).items():
-            check_label_values(split, name, self.layout, self.model)
-        check_data(self, self.layout, teacher)
+        self._check_splits(teacher)
         if isinstance(teacher, Replay):
             teacher, self.data_collator = reading_only(teacher, self.data_collator, self.objectives, self.model)
         self.teacher = self._place(teacher)
@@ -170,6 +164,16 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         if not self._reaches_head and self.args.ddp_find_unused_parameters is None:
             args["kwargs_handlers"][0].find_unused_parameters = True
         return args
+
+    def _check_splits(self, teacher: nn.Module | None) -> None:
+        """Refuse rows that the models cannot read or learn from; of those that change on their way nothing is known."""
+        every = {"train_dataset": self.train_dataset, **_named(self.eval_dataset)}
+        splits = {name: split for name, split in every.items() if reaches_models(split, self.data_collator)}
+        check_labelled(splits.get("train_dataset"), self.objectives)
+        for name, split in splits.items():
+            check_label_values(split, name, self.layout, self.model)
+            check_input_values(split, name, self.model, None if isinstance(teacher, Replay) else teacher)
+        check_data(self, self.layout, teacher)
 
     def _place(self, teacher: nn.Module | None) -> nn.Module | None:
         """Freeze the teacher and move it to the device.
@@ -425,7 +429,8 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the objectives, the agreement and what the steps cost to the training logs."""
-        self.check_finite()
+        if is_of_training(logs):
+            self.check_finite()
         if "loss" in logs and self._steps:
             logs.update(self._means())
             logs.update(self._meter.read(self.accelerator.gather))

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from invariants.cases import make_trainer, split
 from safetensors.torch import save_file
+from transformers.trainer_utils import HPSearchBackend
 
 from hf_distill.training.checkpoints import last_complete_checkpoint
 
@@ -68,3 +71,18 @@ def test_every_shard_counts(tmp_path):
     assert last_complete_checkpoint(tmp_path) is None
     save_file({"v": torch.ones(2, 2)}, folder / "model-00002-of-00002.safetensors")
     assert last_complete_checkpoint(tmp_path) == str(folder)
+
+
+def test_the_best_model_of_a_trial(tmp_path):
+    """A search over hyperparameters has a directory for each trial: all its hours ended in "cannot be loaded"."""
+    trainer = make_trainer("classification", tmp_path, max_steps=1, save_strategy="steps", save_steps=1, **split(4))
+    trainer.train()
+    wanted = {name: one.clone() for name, one in trainer.model.state_dict().items()}
+    (tmp_path / "run-0").mkdir()
+    (tmp_path / "checkpoint-1").rename(tmp_path / "run-0" / "checkpoint-1")
+    with torch.no_grad():
+        trainer.model.classifier.weight.zero_()
+    trainer.hp_search_backend, trainer._trial = HPSearchBackend.OPTUNA, SimpleNamespace(number=0)
+    trainer.state.best_model_checkpoint = str(tmp_path / "run-0" / "checkpoint-1")
+    trainer._load_best_model()
+    assert all(torch.equal(wanted[name], one) for name, one in trainer.model.state_dict().items())

@@ -32,7 +32,10 @@ def test_an_argument_of_a_later_transformers_counts() -> None:
     assert deciding({"eval_magic": 1, "save_magic": 2, "output_dir": "x"}) == {"eval_magic": 1, "save_magic": 2}
 
 
-@pytest.mark.parametrize("listens", [{"load_best_model_at_end": True}, {"lr_scheduler_type": "reduce_lr_on_plateau"}])
+@pytest.mark.parametrize(
+    "listens",
+    [{"load_best_model_at_end": True}, {"lr_scheduler_type": "reduce_lr_on_plateau"}, {"lr_scheduler_type": "greedy"}],
+)
 def test_when_it_is_evaluated_counts_where_evaluations_decide(listens: dict[str, Any]) -> None:
     """With other evaluations another checkpoint is the best, or the learning rate falls at another step."""
     training = {"eval_steps": 5, "save_steps": 5, "eval_strategy": "steps", "output_dir": "x", "hub_model_id": "y"}

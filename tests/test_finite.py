@@ -248,6 +248,59 @@ def test_a_loss_scale_may_settle(row: int, settles: bool, tmp_path: Path, monkey
             trainer.check_finite()
 
 
+def test_a_loss_scale_that_never_settles_is_found_between_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a log every few steps each look saw a few of them: no step was ever taken, and the run ended well."""
+    monkeypatch.setattr(GuardedTrainer, "_scales", True)
+    trainer = in_order(tmp_path, max_steps=1)
+    found: list[str] = []
+    for step in range(50):
+        trainer.watch.gradient(step + 1, torch.tensor(float("inf")))
+        if step % 10 == 9:
+            try:
+                trainer.check_finite()
+            except NotFinite as error:
+                found.append(str(error))
+    assert found[0].startswith("step 40: the gradient")
+
+
+def test_a_loss_scale_that_settles_hides_no_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first gradients under fp16 are infinite on purpose; a loss of NaN after them was taken for one of these."""
+    monkeypatch.setattr(GuardedTrainer, "_scales", True)
+    trainer = in_order(tmp_path, max_steps=1)
+    trainer.watch.gradient(1, torch.tensor(float("inf")))
+    bad = torch.zeros(8, len(trainer.terms))
+    bad[3] = NAN
+    trainer.watch.batch(2, bad, torch.zeros(8, 2))
+    with pytest.raises(NotFinite, match=r"^step 2: .* row 3 of 8"):
+        trainer.check_finite()
+
+
+def test_saving_after_the_teacher_is_gone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Who frees the memory of a teacher after hours of training must be able to save the student."""
+    trainer = in_order(tmp_path, max_steps=1)
+    trainer.train()
+    trainer.teacher = None
+    trainer.save_model(str(tmp_path / "saved"))
+    assert (tmp_path / "saved" / "model.safetensors").is_file()
+    assert "without being tried" in caplog.text
+
+
+def test_one_process_may_log_and_save_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A callback on the first process asked the others, who were elsewhere: both waited for ever."""
+    trainer = in_order(tmp_path, max_steps=1)
+    trainer.watch.gradient(1, torch.tensor(1.0))
+
+    def waits(*_: Any, **__: Any) -> None:
+        raise AssertionError("the other processes are asked")
+
+    monkeypatch.setattr(trainer.accelerator, "reduce", waits)
+    monkeypatch.setattr(type(trainer.args), "world_size", 2)
+    trainer.log({"mine": 1.0})
+    trainer.save_model(str(tmp_path / "saved"))
+    with pytest.raises(AssertionError, match="are asked"):
+        trainer.log({"loss": 1.0})
+
+
 def test_two_processes(tmp_path: Path) -> None:
     """One process that stops leaves the others waiting for it until a timeout; all have to say the same."""
     found = as_two_processes("not_finite", tmp_path)

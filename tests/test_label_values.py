@@ -93,3 +93,34 @@ def test_a_trainer_tells_before_the_first_step(make_model: Any, tmp_path: Path) 
                 eval_dataset=splits[1],
                 processing_class=tokenizer,
             )
+
+
+@pytest.mark.parametrize("how", ["collator", "transform"])
+def test_rows_that_change_on_their_way_are_the_users(how: str, make_model: Any, tmp_path: Path) -> None:
+    """Names of classes, or stars from 1 to 5, which a collator or a transform counts from 0, are no mistake."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from hf_distill import DistillationArguments, DistillationTrainer
+    from hf_distill.objectives import Labels
+
+    def batch(names: list[str]) -> dict[str, Any]:
+        found = {"input_ids": [[5, 6]] * len(names), "attention_mask": [[1, 1]] * len(names)}
+        return {**found, "labels": [int(name == "good") for name in names]}
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        return {key: torch.tensor(value) for key, value in batch([row["label"] for row in rows]).items()}
+
+    data = Dataset.from_dict({"label": ["bad", "good"] * 4, "input_ids": [[9999] * 900] * 8})
+    if how == "transform":
+        data.set_transform(lambda rows: batch(rows["label"]))
+    settings: dict[str, Any] = {"report_to": [], "max_steps": 1, "remove_unused_columns": False, "use_cpu": True}
+    trainer = DistillationTrainer(
+        model=AutoModelForSequenceClassification.from_pretrained(make_model("bert", layers=2)),
+        objectives=[Labels()],
+        args=DistillationArguments(output_dir=str(tmp_path), save_strategy="no", **settings),
+        train_dataset=data,
+        eval_dataset=data,
+        data_collator=collate if how == "collator" else None,
+    )
+    assert trainer.train().training_loss > 0

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from hf_distill import DistillationTrainer
 from hf_distill.objectives import Hidden, KLDivergence
 from hf_distill.rows.examples import ExampleRows
-from hf_distill.training.padding import side_of
+from hf_distill.rows.spans import SpanRows
+from hf_distill.training.padding import PadOneSide, side_of
 
 LAYOUT = ExampleRows(kind="classes", width=3)
 
@@ -225,3 +226,15 @@ def test_a_recipe_whose_tokenizer_pads_left(write_recipe: Any, make_model: MakeM
         )
         found.append((report.teacher.metrics, report.student.metrics, report.agreement))
     assert found[0] == found[1]
+
+
+def test_positions_move_with_their_tokens() -> None:
+    """Moved to the left (XLNet), the answer of a question had a negative place, which counts as no label."""
+    ids = torch.tensor([[5, 6, 7, 0, 0], [1, 2, 3, 4, 5], [8, 9, 0, 0, 0]])
+    starts = torch.tensor([1, 2, -100])
+    batch = {"input_ids": ids, "attention_mask": (ids != 0).long(), "start_positions": starts}
+    moved = PadOneSide(lambda _: batch, SpanRows(), left=True, teacher_left=False)([])
+    assert moved["start_positions"].tolist() == [3, 2, -100]
+    assert [moved["input_ids"][row, place] for row, place in enumerate((3, 2))] == [6, 3]
+    back = PadOneSide(lambda _: moved, SpanRows(), left=False, teacher_left=False)([])
+    assert all(torch.equal(back[name], batch[name]) for name in batch)

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
@@ -21,6 +20,7 @@ from hf_distill.reading.document import describe
 from hf_distill.rows.base import RowLayout
 from hf_distill.rows.examples import ExampleRows
 from hf_distill.rows.inferred import base_model, wrapper_of
+from hf_distill.training.label_values import reaches_models
 from hf_distill.training.terms import Terms
 
 IDS = "input_ids"
@@ -123,11 +123,11 @@ def check_data(trainer: Trainer, layout: RowLayout, teacher: nn.Module | None) -
     """
     if not isinstance(layout, ExampleRows):
         return
-    splits = {"train": trainer.train_dataset, "eval": trainer.eval_dataset}
+    splits: dict[str, Any] = {"train": trainer.train_dataset, "eval": trainer.eval_dataset}
     for model, name in ((trainer.model, IDS), (teacher, MARK), (teacher, IDS)):
         config: Any = None if model is None else getattr(base_model(model), "config", None)
         for split, data in splits.items():
-            columns = data.column_names if isinstance(data, Dataset) else []
+            columns = data.column_names if reaches_models(data, trainer.data_collator) else []
             own = model is teacher and name == IDS and MARK in columns
             if config is not None and name in columns and not own:
                 check_ends(column(data, name), config, split)

@@ -22,6 +22,8 @@ NEVER = frozenset(
         "compile_loss",
     }
 )
+# The learning rate follows the evaluations.
+LISTENING = ("reduce_lr_on_plateau", "greedy")
 # They say when a training is evaluated and saved, which decides its weights only where evaluations are listened to.
 WHERE_EVALUATED = frozenset(
     {"eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "save_strategy", "save_steps"}
@@ -32,14 +34,14 @@ def deciding(training: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of a training's arguments that decide its weights.
 
     When it is evaluated and saved counts with `load_best_model_at_end`, which picks among what was saved by what was
-    evaluated, and with a learning rate that follows evaluations (`lr_scheduler_type: reduce_lr_on_plateau`).
+    evaluated, and with a learning rate that follows evaluations (`reduce_lr_on_plateau`, `greedy`).
 
     >>> deciding({"seed": 1, "eval_steps": 5, "output_dir": "out"})
     {'seed': 1}
     >>> deciding({"load_best_model_at_end": True, "eval_steps": 5, "output_dir": "out"})
     {'load_best_model_at_end': True, 'eval_steps': 5}
     """
-    plateau = str(getattr(training.get("lr_scheduler_type"), "value", training.get("lr_scheduler_type")))
-    listens = bool(training.get("load_best_model_at_end")) or plateau == "reduce_lr_on_plateau"
+    scheduler = str(getattr(training.get("lr_scheduler_type"), "value", training.get("lr_scheduler_type")))
+    listens = bool(training.get("load_best_model_at_end")) or scheduler in LISTENING
     left_out = NEVER if listens else NEVER | WHERE_EVALUATED
     return {key: value for key, value in training.items() if key not in left_out}

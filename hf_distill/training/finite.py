@@ -104,9 +104,13 @@ class Watch:
         """Return the norms by step."""
         return [(step, float(_tensor(norm))) for step, norm in self._norms]
 
-    def first(self) -> Fault | None:
-        """Return the first fault of this process; within a step the micro-batches come before the gradient."""
-        faults = [*self._faulty_batches(), *self._faulty_norms()]
+    def first(self, *, norms: bool = True) -> Fault | None:
+        """Return the first fault of this process; within a step the micro-batches come before the gradient.
+
+        Args:
+            norms: Whether a gradient that is not finite is a fault.
+        """
+        faults = [*self._faulty_batches(), *(self._faulty_norms() if norms else ())]
         return min(faults, key=lambda fault: fault.step, default=None)
 
     def _faulty_batches(self) -> Iterator[Fault]:

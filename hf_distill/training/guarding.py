@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -46,6 +46,8 @@ class GuardedTrainer(Trainer):
     skipped = 0
     _skipped_before = 0
     _skipped_last = ""
+    # In a row, under a loss scale (fp16).
+    _unsettled_steps = 0
     # Steps since the last log of a loss, and those of them that were left out.
     _window = (0, 0)
     # Inputs of the last micro-batch.
@@ -118,10 +120,12 @@ class GuardedTrainer(Trainer):
         if self.args.world_size > 1:
             flag = self.accelerator.reduce(flag.to(self.args.device), reduction="sum")
         if not flag.item():
+            self._unsettled_steps = 0
             return None
-        fault = self.watch.first()
-        if fault is not None and fault.norm is not None and self._scales:
-            fault = self._unsettled()
+        fault = self.watch.first(norms=not self._scales)
+        if self._scales:
+            unsettled = self._unsettled()  # on every process, whatever it found itself
+            fault = fault or unsettled
         if self.args.world_size == 1:
             return fault
         found = [None if fault is None else replace(fault, process=self.args.process_index)]
@@ -130,10 +134,10 @@ class GuardedTrainer(Trainer):
 
     def _unsettled(self) -> Fault | None:
         """Return a fault where float16's loss scale does not settle: then no step is ever taken."""
-        row = 0
         for step, norm in self.watch.norms():
-            row = 0 if math.isfinite(norm) else row + 1
-            if row >= SETTLING:
+            # Counted on from the last look, which was a few steps ago.
+            self._unsettled_steps = 0 if math.isfinite(norm) else self._unsettled_steps + 1
+            if self._unsettled_steps >= SETTLING:
                 return Fault(step, norm=norm)
         return None
 
@@ -177,7 +181,8 @@ class GuardedTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Look at everything first; take the mean over the steps that were taken, and say how many were not."""
-        self.check_finite()
+        if is_of_training(logs):
+            self.check_finite()
         if "loss" in logs:
             _over_taken(logs, "loss", *self._window)
             self._window = (0, 0)
@@ -192,7 +197,7 @@ class GuardedTrainer(Trainer):
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Forget what an earlier training left; ask at the end whether too many steps were left out."""
         self.watch.clear()
-        self._window, self._last, self.skipped = (0, 0), None, 0
+        self._window, self._last, self.skipped, self._unsettled_steps = (0, 0), None, 0, 0
         output: TrainOutput = super()._inner_training_loop(*args, **kwargs)
         self._give_up(self.state.global_step, at_least=1)
         return output._replace(training_loss=output.metrics["train_loss"])
@@ -215,10 +220,21 @@ class GuardedTrainer(Trainer):
             return
         training = self.model.training
         self.model.train(False)
-        sums, extremes = self.judge(self.model_wrapped if self.is_fsdp_enabled else self.model, inputs)
-        self.model.train(training)
+        try:
+            sums, extremes = self.judge(self.model_wrapped if self.is_fsdp_enabled else self.model, inputs)
+        finally:
+            self.model.train(training)
         self.watch.batch(self.state.global_step, sums, extremes)
         self.check_finite()
+
+    def _try_if_possible(self) -> None:
+        try:
+            self.try_last()
+        except NotFinite:
+            raise
+        except Exception as error:  # whatever became of the models since: a teacher given away, other devices
+            text = " ".join(str(error).split())
+            logger.warning("the model is saved without being tried on a batch once more, which fails: %s", text)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as `Trainer` does; in a training, refuse to choose the best model by a figure without a value.
@@ -253,18 +269,27 @@ class GuardedTrainer(Trainer):
         Raises:
             NotFinite: A weight is not, or what the model predicts; nothing is written.
         """
-        self.check_finite()
+        # Whoever calls this himself may do so on the first of several processes alone.
+        parts = self.args.world_size > 1 and (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        together = _internal_call or parts or self.args.world_size == 1
+        if together:
+            self.check_finite()
         name = bad_weight(self.model)
-        if self.args.world_size > 1 and (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # each has its own part
+        if parts:  # each has its own
             name = next((one for one in gather_object([name]) if one is not None), None)
         if name is not None:
             raise NotFinite(
                 f"step {self.state.global_step}: the weight {name} is NaN or infinite, so the model is not saved. "
                 f"{self._advice('student')}"
             )
-        if not _internal_call and self.args.world_size == 1:  # of several only the first may have been told to save
-            self.try_last()
+        if not _internal_call and self.args.world_size == 1:
+            self._try_if_possible()
         super().save_model(output_dir, _internal_call)
+
+
+def is_of_training(logs: Mapping[str, float]) -> bool:
+    """Whether `Trainer` logs this, on all processes; what a callback logs may come from one alone."""
+    return "loss" in logs or "train_loss" in logs
 
 
 def _skipped(history: Sequence[dict[str, Any]]) -> int:

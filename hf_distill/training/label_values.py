@@ -24,6 +24,24 @@ _MOST = 200_000
 _COLUMNS = ("labels", "label", "label_ids")
 
 
+def reaches_models(split: Any, collator: Any) -> bool:
+    """Return whether the numbers of a split are those of its batches.
+
+    A `datasets.Dataset` may have a transform, and a collator of the user's own may do anything: cut texts, count labels
+    from 0, look their names up.
+
+    Args:
+        split: A data set of any kind.
+        collator: Makes the batches.
+    """
+    import datasets
+
+    if not isinstance(split, datasets.Dataset) or split.format["type"] == "custom":
+        return False
+    made_by: str = getattr(collator, "__module__", None) or type(collator).__module__
+    return made_by.partition(".")[0] in ("transformers", "hf_distill")
+
+
 def check_label_values(split: Any, which: str, layout: RowLayout, model: nn.Module) -> None:
     """Refuse labels that are no classes of the student's head.
 

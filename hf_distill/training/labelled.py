@@ -11,6 +11,7 @@ import numpy as np
 
 from hf_distill.data import column
 from hf_distill.objectives import Labels
+from hf_distill.training.deciding import LISTENING
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
@@ -24,8 +25,6 @@ logger = logging.getLogger(__name__)
 # How often a baseline with fewer rows than the student is judged while it trains: enough to find its best.
 EVALUATIONS = 10
 FEWEST_EVALUATIONS = 4
-# These change the learning rate at every evaluation.
-_PLATEAU = ("reduce_lr_on_plateau", "greedy")
 
 
 def on_labels_alone(objectives: Iterable[Objective]) -> bool:
@@ -140,7 +139,7 @@ def as_long_as(
     own = sum("eval_runtime" in entry for entry in history)
     affordable = steps * batch // max(judged, 1)
     times = max(own, min(EVALUATIONS, max(FEWEST_EVALUATIONS, affordable)))
-    if _word(training, "lr_scheduler_type") in _PLATEAU:
+    if _word(training, "lr_scheduler_type") in LISTENING:
         times = max(own, 1)
     every = max(1, steps // times)
     arguments: dict[str, Any] = {"max_steps": steps, "eval_strategy": "steps", "eval_steps": every}

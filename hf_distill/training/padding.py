@@ -168,7 +168,9 @@ def _moved(batch: Mapping[str, Any], prefix: str, left: bool, layout: RowLayout)
         if not isinstance(value, Tensor) or not name.startswith(prefix):
             continue
         if name in layout.position_columns:
-            found[name] = value - first.view(-1, *(1,) * (value.dim() - 1)).to(value)
+            # Around the end, as the tokens go; what is no position (-100) stays.
+            moved = (value - first.view(-1, *(1,) * (value.dim() - 1)).to(value)) % tokens
+            found[name] = torch.where((value >= 0) & (value < tokens), moved, value)
         elif value.shape[: mask.dim()] == mask.shape and (prefix or _goes_with_tokens(name, layout)):
             index = places.view(*places.shape, *(1,) * (value.dim() - mask.dim()))
             found[name] = value.take_along_dim(index, mask.dim() - 1)

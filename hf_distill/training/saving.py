@@ -122,7 +122,9 @@ class SavingTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        best = Path(self.args.output_dir or ".") / Path(str(self.state.best_model_checkpoint)).name
+        # In a search over hyperparameters every trial has a directory of its own.
+        folder = Path(self._get_output_dir(getattr(self, "_trial", None)))
+        best = folder / Path(str(self.state.best_model_checkpoint)).name
         if damage := weights_fault(best) or damaged(best):  # `Trainer` would warn, and leave the last model
             raise UserError(f"the best model of this training, {best}, cannot be loaded ({damage}). Start over.")
         self.state.best_model_checkpoint = str(best)  # the directory may have moved
