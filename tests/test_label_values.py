@@ -11,7 +11,7 @@ from transformers import BertConfig, BertForTokenClassification
 
 from hf_distill.rows.examples import ExampleRows
 from hf_distill.rows.tokens import TokenRows
-from hf_distill.training.label_values import check_label_values
+from hf_distill.training.label_values import check_batch, check_label_values
 
 NAN = float("nan")
 TWO = BertForTokenClassification(
@@ -124,3 +124,24 @@ def test_rows_that_change_on_their_way_are_the_users(how: str, make_model: Any, 
         data_collator=collate if how == "collator" else None,
     )
     assert trainer.train().training_loss > 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "refused"),
+    [([1, 0], False), ([[1], [0]], False), ([[0.25, 0.75], [NAN, NAN]], False), ([[1.0, 1.0]], True), ([[1, 1]], True)],
+)
+def test_labels_of_a_batch(labels: Any, refused: bool) -> None:
+    """A collator's `(batch, 1)` weighed every class alike, and several labels counted as one that is certain twice."""
+    import torch
+
+    batch = {"input_ids": torch.ones(len(labels), 2), "labels": torch.tensor(labels)}
+    if refused:
+        with pytest.raises(ValueError, match="multi_label_classification"):
+            check_batch(batch, CLASSES)
+        return
+    check_batch(batch, CLASSES)
+    found = CLASSES.select(torch.zeros(len(labels), 2), None, batch).labels
+    wanted = torch.tensor(labels)
+    assert torch.equal(found, wanted.reshape(found.shape)) or found.isnan().any()
+    assert found.ndim == (2 if wanted.is_floating_point() else 1)
+    assert CLASSES.counts(batch)["label"].sum() == (1 if wanted.is_floating_point() else 2)

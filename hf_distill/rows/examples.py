@@ -68,10 +68,13 @@ class ExampleRows(RowLayout):
     def labels(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
         """Return what metrics compare predictions with: of a distribution, its likeliest class."""
         labels = inputs.get("labels")
-        return labels if labels is None or not self._is_distribution(labels) else likeliest(labels)
+        if labels is None or self.kind != "classes":
+            return labels
+        return likeliest(labels) if self._is_distribution(labels) else labels.reshape(-1)
 
     def _is_distribution(self, labels: Tensor) -> bool:
-        return self.kind == "classes" and labels.ndim == 2
+        # One number in a list of its own, `(batch, 1)`, is a class, as to Transformers' models.
+        return self.kind == "classes" and labels.ndim == 2 and (labels.shape[-1] > 1 or self.width == 1)
 
     def _labels(self, inputs: Mapping[str, Tensor], logits: Tensor) -> Tensor:
         labels = inputs.get("labels")
@@ -87,7 +90,7 @@ class ExampleRows(RowLayout):
             if self.soft:
                 return torch.stack((1 - flat, flat), -1).to(exact)
             return torch.where(flat.isnan(), IGNORED, flat).long()
-        return labels.to(exact) if self._is_distribution(labels) else labels.long()
+        return labels.to(exact) if self._is_distribution(labels) else labels.reshape(-1).long()
 
     def counts(self, inputs: Mapping[str, Tensor]) -> dict[Unit, Tensor]:
         """See `RowLayout.counts`."""
@@ -100,7 +103,7 @@ class ExampleRows(RowLayout):
         elif self._is_distribution(labels):
             labelled = (~labels.isnan().any(-1)).float()
         elif self.kind == "classes":
-            labelled = (labels != IGNORED).float()
+            labelled = (labels.reshape(-1) != IGNORED).float()
         else:
             labelled = (~labels.isnan()).reshape(len(first), -1).sum(-1).float()
         return {"row": rows, "label": labelled, "example": ones}

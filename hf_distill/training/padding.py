@@ -17,6 +17,7 @@ from hf_distill.own_tokens import PREFIX
 from hf_distill.rows.base import RowLayout
 from hf_distill.rows.inferred import base_model, taken_by
 from hf_distill.rows.targets import TargetRows
+from hf_distill.training.label_values import check_batch
 
 logger = logging.getLogger(__name__)
 
@@ -136,9 +137,11 @@ class PadOneSide:
         """Return the batch.
 
         Raises:
-            ValueError: The targets of an encoder-decoder model begin with padding, which its decoder would read.
+            ValueError: The targets of an encoder-decoder model begin with padding, which its decoder would read; or
+                labels are no distributions (see `check_batch`).
         """
         batch = self.collate(examples)
+        check_batch(batch, self.layout)
         if isinstance(self.layout, TargetRows) and self.pad is not None:
             _check_targets(batch, self.pad)
         found = _moved(batch, "", self.left, self.layout)
