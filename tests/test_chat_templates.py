@@ -188,6 +188,22 @@ def test_what_is_learned_of_a_conversation(template: Any, messages: Any, expecte
     assert learned(template, messages) == expected
 
 
+@pytest.mark.parametrize(
+    ("header", "end"),
+    [("### {}:\n", "\n<|im_end|>\n"), ("<|im_start|>{}\n", "<|im_end|>\n"), ("<|im_start|>{}\n", "<|im_end|>")],
+)
+def test_a_header_that_nobody_asked_for_is_not_learned(header: str, end: str) -> None:
+    """DeepSeek-Coder's first template ended every text with the header of an answer: a student would learn to write it
+    after each of its answers, and so to answer itself."""
+    one = f"{header.replace('{}', chr(39) + ' ~ role ~ ' + chr(39))}"
+    template = "{% for m in messages %}{% set role = m['role'] %}{{ '" + one + "' ~ m['content'] ~ '" + end + "' }}"
+    template = (template + "{% endfor %}{{ '" + header.format("assistant") + "' }}").replace("\n", "\\n")
+    made = tokenizer_of(template)
+    conversation = read_conversation({"messages": [user("a"), says("b"), user("c"), says("d")]}, "row 0")
+    (text,) = ChatTemplate(made, {}).texts(conversation)
+    assert [text.text[first:last] for first, last in text.spans] == [f"b{end}", f"d{end}"]
+
+
 def test_tools_are_read_and_calls_are_learned() -> None:
     """Results of tools come from tools: a student that learns them makes them up. OpenAI writes arguments as a text."""
     tools = [{"type": "function", "function": {"name": "weather"}}]

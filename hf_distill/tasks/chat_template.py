@@ -190,6 +190,8 @@ class ChatTemplate:
         message = conversation.messages[turn]
         text = self._render(conversation, conversation.messages[: turn + 1])
         prompt = self._prompt(conversation, turn)
+        if prompt is None:
+            text = self._without_header(conversation, turn, text)
         start = self._start(conversation, turn, text, prompt)
         unsaid = _missing(message, text[start:])
         if unsaid and prompt is not None and (whole := _with_reasoning(message, text, prompt)):
@@ -230,6 +232,33 @@ class ChatTemplate:
             return self._render(conversation, conversation.messages[:turn]) if turn else None
         except Exception:  # of the template
             return None
+
+    def _without_header(self, conversation: Conversation, turn: int, text: str) -> str:
+        """Return a text without the header of an answer that some templates write after any last message, unasked.
+
+        It is where the same text goes on otherwise once a user speaks, and ends the text of the messages before too.
+        """
+        before, messages = self._without(conversation, turn), conversation.messages[: turn + 1]
+        listed = isinstance(messages[-1].get("content"), list)
+        content = [{"type": "text", "text": _ANSWERS[0]}] if listed else _ANSWERS[0]
+        try:
+            other = self._render(conversation, [*messages, {"role": "user", "content": content}])
+        except Exception:  # of the template
+            return text
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, other, strict=False)))
+        # Headers begin alike: "<|start|>user", "<|start|>assistant", or "### " at the beginning of a line.
+        tokens = {*map(str, self._tokenizer.all_special_tokens), *self._tokenizer.get_added_vocab()}
+        starts = [
+            at
+            for token in tokens
+            if token and (at := text.rfind(token, 0, same + len(token) - 1)) >= 0 and at + len(token) >= same > at
+        ]
+        header = text[min(starts, default=text.rfind("\n", 0, same) + 1) :]
+        words = header
+        for token in tokens:
+            words = words.replace(token, "")
+        unasked = same < len(text) and words.strip() and before and before.endswith(header)
+        return text.removesuffix(header) if unasked else text
 
     def _trailer(self, conversation: Conversation, turn: int, text: str) -> str:
         """Return the special token that a template writes after any last message (Phi-3), which is not of the turn."""
