@@ -82,6 +82,26 @@ def test_iob1_for_a_model_that_knows_iob2(caplog: Any) -> None:
     assert tags_of(bring_into_scheme(splits(wanted), "IOB1", head(*IOB2), None, None)) == [given]
 
 
+def test_what_is_not_labelled_ends_no_span(caplog: Any) -> None:
+    """Data that is in pieces of words has no tag for the further ones: one name became two, each with a B-."""
+    iob1, iob2 = ["I-PER", None, "I-PER", None, "B-PER", "O"], ["B-PER", None, "I-PER", None, "B-PER", "O"]
+    assert tags_of(bring_into_scheme(splits(iob1), None, head(*IOB2), None, None)) == [iob2]
+    assert tags_of(bring_into_scheme(splits(iob2), "IOB1", head(*IOB2), None, None)) == [iob1]
+    caplog.clear()
+    assert tags_of(bring_into_scheme(splits(iob2), None, head(*IOB2), None, None)) == [iob2]
+    assert not caplog.records
+
+
+def test_a_type_without_b_is_a_word_of_iob1() -> None:
+    """Heads trained on CoNLL-2003 as it was published have no `B-PER`, some no `B-` at all: their own data became tags
+    that they do not have, and was refused."""
+    for names in (("B-LOC", "I-LOC", "I-PER", "O"), ("O", "I-LOC", "I-PER")):
+        own = splits(["I-PER", "I-PER", "O", "I-LOC"])
+        assert bring_into_scheme(own, None, head(*names), None, None) == (own, False)
+        found = bring_into_scheme(splits(["B-PER", "I-PER", "O", "B-LOC"]), None, head(*names), None, None)
+        assert tags_of(found) == [["I-PER", "I-PER", "O", "I-LOC"]]
+
+
 def test_bioes_and_iob2(caplog: Any) -> None:
     """A BIOES head with IOB2 tags never learns E- and S-: every name fits, and half of its classes stay empty."""
     iob2 = ["B-PER", "I-PER", "O", "B-LOC"]

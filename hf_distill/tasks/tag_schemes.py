@@ -46,6 +46,21 @@ def scheme_of(names: Collection[str]) -> Scheme | None:
     return next((scheme for scheme in fitting if letters <= {*_LETTERS[scheme]}), None)
 
 
+def scheme_of_head(names: Collection[str]) -> Scheme | None:
+    """Return the scheme of a model, as far as its names tell: a type that only has `I-` begins with it (IOB1).
+
+    >>> scheme_of_head(["B-LOC", "I-LOC", "I-PER", "O"]), scheme_of_head(["B-LOC", "I-LOC", "B-PER", "O"])
+    ('IOB1', 'IOB2')
+    """
+    found = scheme_of(names)
+    begun, inside = ({name[2:] for name in names if name.startswith(mark)} for mark in ("B-", "I-"))
+    return "IOB1" if found == "IOB2" and inside - begun else found
+
+
+def _labelled(tags: Tags) -> Iterable[str]:
+    return (tag for tag in tags if tag is not None)
+
+
 def spans_of(tags: Tags) -> list[Span]:
     """Return type, first and last word of every span, of whatever scheme the tags are.
 
@@ -55,7 +70,9 @@ def spans_of(tags: Tags) -> list[Span]:
     spans: list[Span] = []
     kind, ended = None, True
     for at, tag in enumerate(tags):
-        letter, _, found = (tag or "O").partition("-")
+        if tag is None:  # not labelled, as the further pieces of a word may be: no end of a span
+            continue
+        letter, _, found = tag.partition("-")
         if not found:
             kind, ended = None, True
             continue
@@ -86,12 +103,13 @@ def write(spans: Iterable[Span], like: Tags, scheme: Scheme) -> list[str | None]
         kind, first, last = span
         letters = _LETTERS.get(scheme)
         if letters is None:
-            touching = before is not None and before[0] == kind and before[2] == first - 1
+            touching = before is not None and before[0] == kind and not any(_labelled(like[before[2] + 1 : first]))
             letters = "BIIB" if touching else "IIII"
         begins, inside, ends, alone = (*letters,)
         for at in range(first, last + 1):
             letter = alone if first == last else begins if at == first else ends if at == last else inside
-            tags[at] = f"{letter}-{kind}"
+            if like[at] is not None:
+                tags[at] = f"{letter}-{kind}"
         before = span
     return tags
 
@@ -105,8 +123,7 @@ def is_iob1(sentences: Iterable[Tags]) -> bool:
     begun = False
     for tags in sentences:
         before = "O"
-        for tag in tags:
-            here = tag or "O"
+        for here in _labelled(tags):
             same = before[2:] == here[2:] and before != "O"
             if here[:1] == "B" and not same:
                 return False
@@ -127,7 +144,7 @@ def bring_into_scheme(
 
     Args:
         splits: With words and tags.
-        scheme: Of the models, from the recipe; None: as the names of a trained head say, `B-` and `I-` being IOB2.
+        scheme: Of the models, from the recipe; None: as the names of a trained head say, see `scheme_of_head`.
         teacher: Configuration of a teacher with a trained head.
         student: Configuration of a student with a trained head.
         names: Of integer tags, from the recipe.
@@ -138,7 +155,7 @@ def bring_into_scheme(
     """
     heads = (label_names(head) for head in (teacher, student) if head is not None)
     known = next((called for called in heads if called), None)
-    wanted = scheme or (scheme_of(known) if known else None)
+    wanted = scheme or (scheme_of_head(known) if known else None)
     tagged = {name: split for name, split in splits.items() if role in split.column_names}
     said = {name: _names(split, role, names) for name, split in tagged.items()}
     if not tagged or any(found is None for found in said.values()):
@@ -179,8 +196,7 @@ def _begun_inside(split: Dataset, name: str, role: str, names: Sequence[str] | N
         return None
     for row, tags in enumerate(_sentences(split, role, names)):
         before = "O"
-        for tag in tags:
-            here = tag or "O"
+        for here in _labelled(tags):
             if here[:2] == "I-" and (before == "O" or before[2:] != here[2:]):
                 return row, name
             before = here

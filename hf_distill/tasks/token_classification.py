@@ -42,7 +42,7 @@ class TokenClassification(Task):
         label_all_subwords: In training, let the other sub-words count as well; inside a word, `B-PER` goes on as
             `I-PER`. Evaluation stays with the first ones.
         tag_scheme: How the models mark spans: `IOB1`, `IOB2`, `BIOES`, `BILOU` or `BMES`; data in another is converted.
-            Left out, the names of a trained head say it, `B-` and `I-` being IOB2.
+            Left out, the names of a trained head say it: IOB1 where a type has no `B-`, else IOB2 for `B-` and `I-`.
     """
 
     name: ClassVar[str] = "token-classification"
