@@ -10,16 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets import Dataset, Features, Sequence, Value
 from runs import KL_AND_LABELS, WriteRecipe, run, same, weights
 
 from hf_distill.check import check
+from hf_distill.data import column
 from hf_distill.errors import UserError
 from hf_distill.reader import load_recipe
 from hf_distill.report.page import html
 from hf_distill.report.report import Report
 from hf_distill.report.text import rows as table
 from hf_distill.teachers import CachedTeacher, GivenTeacher
-from hf_distill.teachers.target_columns import read_targets
+from hf_distill.teachers.target_columns import as_table, read_targets
 
 LISTS = {"name": "given", "columns": {"logits": "logits"}, "labels": ["positive", "negative"]}
 GIVEN = {"name": "given", "columns": {"probabilities": ["positive", "negative"]}}
@@ -263,3 +265,18 @@ def test_classes_of_other_names_are_refused(given: Any) -> None:
     teacher = {**GIVEN, "labels": ["good", "bad"]}
     with pytest.raises(UserError, match="good"):
         run(given(teacher))
+
+
+@pytest.mark.parametrize("length", [-1, 3])
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+def test_lists_are_read_without_python_objects(length: int, kind: str) -> None:
+    """200,000 rows of 150 classes took 7 s and 1.4 GB; read as a table, a slice must not begin at the table's start."""
+    wanted = np.random.default_rng(0).normal(size=(40, 3)).astype(kind)
+    features = Features({"soft": Sequence(Value(kind), length=length)})
+    split = Dataset.from_dict({"soft": wanted.tolist()}, features=features)
+    for rows in (range(40), range(7, 19), [9, 3]):
+        part = split.select(rows)
+        assert as_table(column(part, "soft").combine_chunks(), 3) is not None
+        found = read_targets(part, "train", "soft", 3, "logits", exclusive=True)
+        assert np.array_equal(found, wanted[list(rows)].astype(np.float32))
+    assert as_table(column(split, "soft").combine_chunks(), 4) is None
