@@ -48,7 +48,7 @@ def test_a_run_writes_a_student_a_card_a_recipe_and_a_report(write_recipe: Write
     )
     # The teacher's weights are random; half of the 32 rows are positive.
     assert 0.5 <= content["chance"]["value"] < 0.6
-    assert content["verdict"][0].startswith("The teacher is no better than chance: its accuracy is ")
+    assert content["verdict"][0].startswith("The teacher is no better than a trivial guess: its accuracy is ")
     assert "kept 1" not in content["verdict"][0]
 
 

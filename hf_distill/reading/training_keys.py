@@ -111,6 +111,7 @@ AT_LEAST = {
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
     **dict.fromkeys(("learning_rate", "num_train_epochs", "warmup_steps", "weight_decay", "max_grad_norm"), 0),
     **dict.fromkeys(("seed", "data_seed", "dataloader_num_workers"), 0),
+    "max_steps": -1,  # Transformers' "as many as the epochs have"
 }
 
 # Wider than annotated, or narrower: `bf16: auto` is settled at run time, `fsdp: true` is documented but not annotated.

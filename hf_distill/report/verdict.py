@@ -32,8 +32,8 @@ def _kept(report: Report) -> str:
     values = [metric_value(report, report.metric, value).removesuffix(" %") for value in (student, teacher)]
     kept, name = report.retention, metric_title(report.metric)
     if report.is_chance("teacher"):
-        start = f"The teacher is no better than chance: {_against_chance(report, 'teacher')}."
-        nothing = f"There was nothing to keep: the student's {name} is {values[0]}."
+        start = f"The teacher is no better than a trivial guess: {_against_chance(report, 'teacher')}."
+        nothing = f"By this metric there was nothing to keep: the student's {name} is {values[0]}."
         return " ".join((start, nothing, _cost(report))).strip() + _other_weights(report)
     if kept is None or kept <= 0:
         start = f"The student's {name} is {values[0]} against the teacher's {values[1]}"
@@ -227,7 +227,7 @@ def _cautions(report: Report) -> list[str]:
         for training, steps in report.settings.get("skipped_steps", {}).items()
     ]
     if report.is_chance("student") and not report.is_chance("teacher"):
-        lines.append(f"The student itself is no better than chance: {_against_chance(report, 'student')}.")
+        lines.append(f"The student itself is no better than a trivial guess: {_against_chance(report, 'student')}.")
     teacher, baseline = report.headline("teacher"), report.headline("baseline")
     if teacher is not None and baseline is not None:
         ahead = baseline > teacher if report.greater_is_better else baseline < teacher

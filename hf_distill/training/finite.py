@@ -203,7 +203,7 @@ def advice(side: str, teacher: nn.Module | None, args: Any) -> str:
         return f"Load the teacher with dtype: float32 or bfloat16{now}, or train without fp16."
     clipped = "" if args.max_grad_norm and args.max_grad_norm <= 1 else f", max_grad_norm: 1 (now {args.max_grad_norm})"
     half = ", bf16 in place of fp16" if args.fp16 else ""
-    return f"Try a lower learning_rate (now {args.learning_rate:g}), warmup_steps{clipped}{half}."
+    return f"Try a lower learning_rate (now {args.learning_rate:g}) or warmup_steps{clipped}{half}."
 
 
 def in_words(fault: Fault, own: str, hint: Callable[[str], str]) -> str:
