@@ -279,7 +279,8 @@ def test_a_teacher_at_chance_level() -> None:
     report = whole(teacher=guessing, student=model(1_000_000, speed(10.0, 160.0), accuracy=0.81), chance=NO_KNOWLEDGE)
     assert report.verdict()[0] == (
         "The teacher is no better than a trivial guess: its accuracy is 81.0 against 81.0 for always 'negative'. "
-        "By this metric there was nothing to keep: the student's accuracy is 81.0. The student has 2.0 times fewer parameters and 2.0 times "
+        "By this metric there was nothing to keep: the student's accuracy is 81.0. The student has 2.0 times fewer "
+        "parameters and 2.0 times "
         "the speed at batch 1."
     )
     large = replace(report, student=model(4_000_000, speed(20.0, 160.0), accuracy=0.81))
@@ -300,7 +301,8 @@ def test_a_student_at_chance_level() -> None:
     text = verdict(whole(student=model(1_000_000, None, accuracy=0.81), chance=NO_KNOWLEDGE))
     assert "The student kept 95.1 % of the teacher's accuracy" in text
     assert (
-        "The student itself is no better than a trivial guess: its accuracy is 81.0 against 81.0 for always 'negative'." in text
+        "The student itself is no better than a trivial guess: its accuracy is 81.0 against 81.0 for always 'negative'."
+        in text
     )
     assert "chance" not in verdict(whole(chance=NO_KNOWLEDGE))
 
@@ -310,7 +312,10 @@ def test_an_error_at_chance_level() -> None:
     guess = Chance(value=0.7, error=0.0, answer="the same number every time")
     assert "chance" not in verdict(regression(chance=guess))
     text = verdict(regression(chance=replace(guess, value=0.39)))
-    assert "The teacher is no better than a trivial guess: its mse is 0.4 against 0.39 for the same number every time." in text
+    assert (
+        "The teacher is no better than a trivial guess: its mse is 0.4 against 0.39 for the same number every time."
+        in text
+    )
 
 
 def test_calibration_that_got_worse() -> None:

@@ -445,8 +445,8 @@ def test_a_teacher_that_knows_nothing(make_model: Any, tmp_path: Path) -> None:
     assert (report.chance.value, report.chance.error) == (tokens, 0.0)
     assert report.headline("teacher") > tokens
     assert report.verdict()[0].startswith(
-        f"The teacher is no better than a trivial guess: its perplexity is {report.headline('teacher'):.4g} against {tokens} "
-        "for all tokens equally likely."
+        "The teacher is no better than a trivial guess: its perplexity is "
+        f"{report.headline('teacher'):.4g} against {tokens} for all tokens equally likely."
     )
 
 
