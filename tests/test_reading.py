@@ -178,6 +178,7 @@ def test_a_file_that_changed_is_read_anew(tmp_path: Path) -> None:
         ("text,label\na,12345678901234567890\n", [("a", "12345678901234567890")]),
         ("text,label\na,2024-01-01\n", [("a", "2024-01-01")]),
         (f"text,label\n{'x' * 300_000},1\n", [("x" * 300_000, 1)]),
+        ('text\ngood\n""\nbad\n', [("good",), (None,), ("bad",)]),
         (b"\xef\xbb\xbftext,label\ngood,1\n", [("good", 1)]),
         ("text,label\ngöod,1\n".encode("utf-16"), [("göod", 1)]),
         ("text,label\ngöod,1\n".encode("utf-32"), [("göod", 1)]),

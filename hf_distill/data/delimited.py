@@ -140,7 +140,7 @@ class Delimited(Reader):
                     return
                 except csv.Error as error:
                     raise _stray(read.first, read.number, error) from error
-                if cells and not (len(cells) == 1 and not cells[0]):
+                if cells:
                     yield Record(read.first, read.number, cells, read.lines)
 
     def _rows(self) -> Iterator[list[str]]:
