@@ -115,7 +115,7 @@ class Cache:
             OSError: The disk is full; finished shards stay.
         """
         wait = _waiter()
-        self.found = self.complete or self._is_complete()
+        self.found = asked_once(lambda: self.complete or self._is_complete())  # another run may complete it meanwhile
         with Lock(self.path) as lock:
             if not self.found:
                 plan = {**self.identity, "shard_examples": self._shard_examples(), "bf16": args.bf16}
