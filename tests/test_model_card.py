@@ -43,6 +43,25 @@ def test_metadata_says_what_the_report_says(tmp_path: Path) -> None:
     assert data.model_name == "bert-small"
 
 
+@pytest.mark.parametrize(
+    ("path", "splits", "named"),
+    [
+        (
+            "{train: train.csv, validation: [judged.csv, more.csv]}",
+            "{train: train, eval: 'validation[:60]'}",
+            "judged.csv",
+        ),
+        ("{train: train.csv, eval: judged.csv}", "{train: train, eval: validation}", "judged.csv"),
+        ("{train: train.csv}", "{train: train, eval: 0.1}", "train.csv"),
+    ],
+)
+def test_metrics_are_of_the_files_they_were_measured_on(path: str, splits: str, named: str, tmp_path: Path) -> None:
+    """The first file is the train split's: its name beside the accuracy claims that the student was tested on it."""
+    recipe = RECIPE.replace("nyu-mll/glue", path).replace("{train: train, eval: validation}", splits)
+    data = parsed(whole(recipe=recipe), tmp_path).data
+    assert {result.dataset_name for result in data.eval_results} == {named}
+
+
 def test_numbers_that_are_none_are_left_out(tmp_path: Path) -> None:
     """`.nan` in a model index makes the Hub refuse the card."""
     data = parsed(whole(student=model(1, None, accuracy=float("nan"), f1=0.5)), tmp_path).data

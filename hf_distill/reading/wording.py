@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
+from math import isfinite
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -239,7 +240,6 @@ def _advice(kinds: list[str], items: list[dict[str, Any]], value: Any) -> str:
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        return isfinite(float(text))  # `nan` is no number in quotes
     except ValueError:
         return False
-    return True

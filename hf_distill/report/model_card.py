@@ -178,13 +178,13 @@ def _data(report: Report, recipe: Mapping[str, Any], name: str) -> Any:
 
     places = datasets(recipe)
     data = recipe.get("data") or {}
-    first = readable(places[0].name if places else "unknown")
+    measured_on = readable(_eval_data(data))
     metrics = {key: report.student.metrics.get(key) for key in metric_names(report)}
     results = [
         EvalResult(
             task_type=readable(report.task),
-            dataset_type=first,
-            dataset_name=first,
+            dataset_type=measured_on,
+            dataset_name=measured_on,
             dataset_config=_told(data.get("name")),
             dataset_split=_told((data.get("splits") or {}).get("eval")),
             metric_type=readable(metric_title(key)),
@@ -203,6 +203,16 @@ def _data(report: Report, recipe: Mapping[str, Any], name: str) -> Any:
         model_name=readable(name.split("/")[-1]),
         eval_results=results or None,
     )
+
+
+def _eval_data(data: Mapping[str, Any]) -> str:
+    """Return the name of the data set, or of the first file, that the metrics were measured on."""
+    path = data.get("path")
+    if isinstance(path, Mapping):
+        split = str((data.get("splits") or {}).get("eval", "")).partition("[")[0]
+        path = path.get(split) or path.get("eval") or next(iter(path.values()), None)
+    first = next(iter(path), None) if isinstance(path, list) else path
+    return place(first).name if isinstance(first, str) else "unknown"
 
 
 def _told(value: Any) -> str | None:
