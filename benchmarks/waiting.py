@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from benchmarks.machine import machine
 
@@ -34,6 +35,7 @@ def steps(count: int, bf16: bool) -> float:
     """Return the seconds, by the clock, of distilling a classifier of the quickstart's size."""
     import torch
     from datasets import Dataset
+    from torch.nn.utils.rnn import pad_sequence
     from transformers import BertConfig, BertForSequenceClassification
 
     from hf_distill import DistillationArguments, DistillationTrainer
@@ -41,6 +43,13 @@ def steps(count: int, bf16: bool) -> float:
     def model(layers: int) -> BertForSequenceClassification:
         config = BertConfig(hidden_size=384, num_hidden_layers=layers, num_attention_heads=12, intermediate_size=1536)
         return BertForSequenceClassification(config)
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        padded = {
+            name: pad_sequence([torch.tensor(row[name]) for row in rows], batch_first=True)
+            for name in ("input_ids", "attention_mask")
+        }
+        return {**padded, "labels": torch.tensor([row["labels"] for row in rows])}
 
     torch.manual_seed(0)
     texts = [torch.randint(5, 30_000, (12 + 5 * (number % 9),)).tolist() for number in range(32 * (count + 2))]
@@ -55,7 +64,9 @@ def steps(count: int, bf16: bool) -> float:
         disable_tqdm=True,
         save_strategy="no",
     )
-    trainer = DistillationTrainer(model(3), args, teacher=model(6), train_dataset=Dataset.from_list(rows))
+    trainer = DistillationTrainer(
+        model(3), args, teacher=model(6), train_dataset=Dataset.from_list(rows), data_collator=collate
+    )
     trainer.train()  # chooses kernels
     args.max_steps = count
     before = time.perf_counter()
