@@ -58,7 +58,7 @@ quickstart: $(STAMP)  ## fetch a real model and real data, distil, report (about
 	$(LAUNCH) --num_cpu_threads_per_process $$($(THREADS)) scripts/distill.py recipes/quickstart.yaml $(ARGS)
 
 schema: $(STAMP)  ## write recipes/recipe.schema.json anew
-	$(BIN)/python -m hf_distill.schema
+	$(BIN)/python -m hf_distill.recipe.json_schema
 
 format: $(STAMP)  ## format, and repair what ruff can
 	$(BIN)/ruff format .

@@ -161,10 +161,10 @@ def from_cache(settings: Settings, args: Any, examples: Any, layers: bool = Fals
     """
     from pathlib import Path
 
-    from hf_distill.cache.cacheable import states_of
-    from hf_distill.cache.fill import Cache
-    from hf_distill.cache.kept import Kept
+    from hf_distill.cache.cache import Cache
+    from hf_distill.cache.format import Kept
     from hf_distill.cache.replay import TrainingData
+    from hf_distill.cache.requirements import states_of
     from hf_distill.rows.examples import ExampleRows
 
     teacher, layout = model(settings, settings.teacher, 2).eval(), ExampleRows(width=3)
@@ -251,20 +251,20 @@ VARIANTS: dict[str, Variant] = {
         trained(cached=True),
         "**ours**, from a cache, padded to the longest of the batch",
         "kl + labels",
-        needs="hf_distill.cache.fill",
+        needs="hf_distill.cache.cache",
     ),
     "cached_grouped": Variant(
         trained(cached=True, train_sampling_strategy="group_by_length"),
         "**ours**, from a cache, batches of like length",
         "kl + labels",
-        needs="hf_distill.cache.fill",
+        needs="hf_distill.cache.cache",
     ),
     "packed": Variant(trained(packing="auto"), "**ours**, packed", "kl + labels"),
     "cached_packed": Variant(
         trained(cached=True, packing="auto"),
         "**ours**, from a cache, packed",
         "kl + labels",
-        needs="hf_distill.cache.fill",
+        needs="hf_distill.cache.cache",
     ),
     "layers": Variant(
         trained(layers=True),
@@ -277,7 +277,7 @@ VARIANTS: dict[str, Variant] = {
         "**ours**, and four layers compared, from a cache, padded to the longest of the batch",
         "and layers",
         1e-3,
-        needs="hf_distill.cache.fill",
+        needs="hf_distill.cache.cache",
     ),
 }
 BASELINE = "loop"

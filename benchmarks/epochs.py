@@ -181,8 +181,8 @@ def _trainer(work: Work, args: Any, teacher: Any, data: Any) -> Any:
 
 def _captured(work: Work, args: Any) -> tuple[Any, Any]:
     """Return data and teacher of a training from a cache, once it is filled."""
-    from hf_distill.cache.fill import Cache
-    from hf_distill.cache.kept import Kept
+    from hf_distill.cache.cache import Cache
+    from hf_distill.cache.format import Kept
 
     kept = Kept.of(work.teacher.eval(), work.data.layout, temperature=1.0, **work.settings)
     cache = Cache(work.data, work.teacher, kept, {}, Path(args.output_dir, "cache"))

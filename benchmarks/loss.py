@@ -123,7 +123,7 @@ def compiler() -> Any:
     """Return what compiles the loss in this process, each time anew."""
     import torch._inductor.config
 
-    from hf_distill.heads.compiled import Compiler
+    from hf_distill.training.chunked.compiled import Compiler
 
     torch._inductor.config.force_disable_caches = True
     return Compiler()
@@ -196,10 +196,10 @@ def ours(*objectives: tuple[str, dict[str, Any]], sparse: bool = False, compiled
         import torch
         from torch import nn
 
-        from hf_distill.heads.apart import Head
-        from hf_distill.heads.head_rows import HeadRows
-        from hf_distill.heads.projection import Side
+        from hf_distill.models.heads import Head
+        from hf_distill.models.projection import Side
         from hf_distill.objectives import OBJECTIVES
+        from hf_distill.training.chunked.rows import HeadRows
 
         head, theirs = (nn.Linear(1, 1, bias=False, device="meta") for _ in range(2))
         # The weights as they are, not a Parameter made of them: the gradient goes to the leaf.
@@ -255,7 +255,7 @@ def floor(settings: Settings) -> Outcome:
     """Nothing but the four matrix products, by the fastest code there is: both heads, the student's two gradients."""
     import torch
 
-    from hf_distill.heads.projection import project
+    from hf_distill.models.projection import project
 
     inputs = Inputs.make(settings)
     dtype = torch.bfloat16 if settings.bf16 else torch.float32

@@ -234,8 +234,8 @@ def cached(settings: Settings, directory: str, student: Any, examples: Any) -> A
     from transformers import default_data_collator
 
     from hf_distill import DistillationArguments, DistillationTrainer
-    from hf_distill.cache.fill import Cache
-    from hf_distill.cache.kept import Kept
+    from hf_distill.cache.cache import Cache
+    from hf_distill.cache.format import Kept
     from hf_distill.cache.replay import TrainingData
     from hf_distill.objectives import KLDivergence
     from hf_distill.rows.tokens import TokenRows
@@ -298,9 +298,9 @@ def bare(settings: Settings) -> Outcome:
     """Run a loop with `DistillationTrainer`'s kernels and nothing around them: what the trainer adds is overhead."""
     import torch
 
-    from hf_distill.heads.head_rows import Heads
     from hf_distill.objectives import KLDivergence
     from hf_distill.rows.tokens import TokenRows
+    from hf_distill.training.chunked.rows import Heads
 
     student, teacher = model(settings, settings.student, 1).train(), model(settings, settings.teacher, 2).eval()
     teacher.requires_grad_(False)
@@ -361,7 +361,7 @@ VARIANTS: dict[str, Variant] = {
     **_both("trl_kl", trl(0.0), "TRL `GKDTrainer`, KL", "kl", "trl"),
     **_both("online_js", online("js"), "**ours**, Jensen-Shannon", "js"),
     **_both("trl_js", trl(0.5), "TRL `GKDTrainer`, its default (Jensen-Shannon)", "js", "trl"),
-    **_both("cached", cached, "**ours**, from a cache of the top 64, KL", None, "hf_distill.cache.fill"),
+    **_both("cached", cached, "**ours**, from a cache of the top 64, KL", None, "hf_distill.cache.cache"),
     "uneven_naive": Variant(trained(naive, uneven=True, batch=8), "naive, uneven lengths, KL", "kl, uneven", 1e-3),
     "uneven_padded": Variant(
         trained(online("kl"), uneven=True, batch=8), "**ours**, uneven lengths, padded, KL", "kl, uneven", 1e-3

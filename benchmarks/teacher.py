@@ -51,7 +51,7 @@ class Settings:
 
 def saved(settings: Settings, directory: str) -> Path:
     """Write the model to a directory, in float32, because quantization is a way to load one."""
-    from hf_distill.models import Head, load_model
+    from hf_distill.models.loading import Head, load_model
 
     if settings.model:
         whole, _ = load_model(settings.model, Head("AutoModelForCausalLM"), own_head=True)
@@ -69,7 +69,7 @@ def tokens(settings: Settings) -> Any:
     shape = (settings.batch, settings.tokens)
     if not settings.text:
         return torch.randint(3, settings.vocabulary, shape)
-    from hf_distill.models import open_tokenizer
+    from hf_distill.models.loading import open_tokenizer
 
     lines = Path(settings.text).read_text(encoding="utf-8").splitlines()
     ids = open_tokenizer(settings.model)(" ".join(json.loads(line)["text"] for line in lines))["input_ids"]
@@ -88,7 +88,7 @@ def forward(quantization: str | None, dtype: str, autocast: bool = False) -> Cal
     def run(settings: Settings) -> Outcome:
         import torch
 
-        from hf_distill.models import Head, load_model
+        from hf_distill.models.loading import Head, load_model
 
         head, ids = Head("AutoModelForCausalLM"), tokens(settings)
 

@@ -8,24 +8,24 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from hf_distill._version import __version__
+
 if TYPE_CHECKING:
     from hf_distill.errors import UserError
-    from hf_distill.reader import load_recipe
-    from hf_distill.run import distill
+    from hf_distill.recipe.reader import load_recipe
+    from hf_distill.run.distill import distill
     from hf_distill.trainer import DistillationTrainer
     from hf_distill.training_args import DistillationArguments
-
-__version__ = "0.1.0"
 
 _MODULES = {
     "DistillationArguments": "training_args",
     "DistillationTrainer": "trainer",
     "UserError": "errors",
-    "distill": "run",
-    "load_recipe": "reader",
+    "distill": "run.distill",
+    "load_recipe": "recipe.reader",
 }
 
-__all__ = ["DistillationArguments", "DistillationTrainer", "UserError", "distill", "load_recipe"]
+__all__ = ["DistillationArguments", "DistillationTrainer", "UserError", "__version__", "distill", "load_recipe"]
 
 
 def __getattr__(name: str) -> object:

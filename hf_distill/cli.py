@@ -15,14 +15,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from hf_distill import __version__
+from hf_distill._version import __version__
 from hf_distill.errors import UserError
 from hf_distill.formatting import ReadableFormatter, readable, readable_lines
-from hf_distill.launch import spin_little
-from hf_distill.streams import reader_may_go
+from hf_distill.run.launch import spin_little
+from hf_distill.run.streams import reader_may_go
 
 if TYPE_CHECKING:
-    from hf_distill.recipe import Recipe
+    from hf_distill.recipe.recipe import Recipe
 
 # Exit statuses: 0 done, 2 the recipe, its data or the launch is at fault, 1 anything else. As shells have it, 128 and
 # the number of the signal that ended a run: 130 for Ctrl-C, 143 for SIGTERM.
@@ -129,8 +129,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _read(arguments: argparse.Namespace) -> Recipe:
-    from hf_distill.reader import load_recipe
-    from hf_distill.reading.paths import check_paths
+    from hf_distill.recipe.paths import check_paths
+    from hf_distill.recipe.reader import load_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     check_paths(recipe)
@@ -138,7 +138,7 @@ def _read(arguments: argparse.Namespace) -> Recipe:
 
 
 def _check(recipe: Recipe) -> None:
-    from hf_distill.check import check
+    from hf_distill.run.dry_run import check
 
     text = check(recipe)
     if _is_first():
@@ -146,8 +146,8 @@ def _check(recipe: Recipe) -> None:
 
 
 def _run(recipe: Recipe, restart: bool) -> None:
-    from hf_distill.launch import end_with_launcher
-    from hf_distill.run import distill
+    from hf_distill.run.distill import distill
+    from hf_distill.run.launch import end_with_launcher
 
     end_with_launcher()
     distill(recipe, restart=restart)
@@ -155,8 +155,8 @@ def _run(recipe: Recipe, restart: bool) -> None:
 
 def _cache(recipe: Recipe) -> None:
     """Ask the teacher of a recipe about all examples, and keep the answers."""
-    from hf_distill.cache.run_cache import capture
-    from hf_distill.launch import end_with_launcher
+    from hf_distill.run.cache_command import capture
+    from hf_distill.run.launch import end_with_launcher
 
     end_with_launcher()
     cache = capture(recipe)
@@ -169,7 +169,7 @@ def _resume(recipe: Recipe, caches: bool) -> str:
     """Return what is kept of a run that was interrupted, and how to go on."""
     if caches:
         return " The answers that it has are kept: the same command again goes on after them."
-    from hf_distill.directory import last_checkpoint
+    from hf_distill.run.directory import last_checkpoint
 
     teachers = getattr(getattr(recipe.teacher, "teacher", recipe.teacher), "output_dir", None)
     output = Path(recipe.training["output_dir"]).expanduser()

@@ -45,7 +45,7 @@ def _in_our_words(construct: Callable[..., None]) -> Callable[..., None]:
         try:
             construct(self, **fields)
         except ValidationError as error:
-            from hf_distill.reading.wording import explain
+            from hf_distill.mistakes import explain
 
             raise FieldError(owner, list(explain(error, fields, "", cls))) from None
 

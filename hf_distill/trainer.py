@@ -17,19 +17,14 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from hf_distill.cache.replay import Replay, reading_only
 from hf_distill.errors import UserError
-from hf_distill.heads.compiled import compiler_for, warn_nothing_compiled
-from hf_distill.heads.head_rows import Heads
+from hf_distill.models.quantization import evaluable, is_placed
+from hf_distill.models.sentence_encoder import encoding_of
 from hf_distill.objectives import Comparison, KLDivergence, Labels, LogitsMSE, Objective, RowObjective
-from hf_distill.packing.choice import Packing
-from hf_distill.quantization import evaluable, is_placed
 from hf_distill.rows.base import UNITS, RowLayout
 from hf_distill.rows.inferred import base_model, infer_layout, taken_by
 from hf_distill.rows.similarity import SimilarityRows
-from hf_distill.sentence_encoder import encoding_of
-from hf_distill.training.batching import BatchingTrainer
-from hf_distill.training.both_models import BothModels
-from hf_distill.training.class_weights import settle_class_weights
-from hf_distill.training.compatibility import (
+from hf_distill.training.batches import BatchingTrainer
+from hf_distill.training.checks import (
     check_data,
     check_objectives,
     check_parallelism,
@@ -37,8 +32,12 @@ from hf_distill.training.compatibility import (
     check_terms,
     check_types,
 )
-from hf_distill.training.eval_sums import EvalSums
+from hf_distill.training.chunked.compiled import compiler_for, warn_nothing_compiled
+from hf_distill.training.chunked.rows import Heads
+from hf_distill.training.class_weights import settle_class_weights
+from hf_distill.training.evaluation import EvalSums
 from hf_distill.training.finite import NotFinite, Watch
+from hf_distill.training.forward import BothModels
 from hf_distill.training.guarding import GuardedTrainer, is_of_training
 from hf_distill.training.input_values import check_input_values
 from hf_distill.training.label_values import check_label_values, reaches_models
@@ -48,6 +47,7 @@ from hf_distill.training.liger import layers_only, undone_afterwards
 from hf_distill.training.meter import Meter
 from hf_distill.training.own_loss import ComparesModels
 from hf_distill.training.padding import Padding
+from hf_distill.training.padding_free.choice import Packing
 from hf_distill.training.randomness import undisturbed
 from hf_distill.training.redirect import inside_forward
 from hf_distill.training.sampler import SetEpoch

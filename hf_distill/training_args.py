@@ -12,7 +12,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils.import_utils import is_liger_kernel_available
 
 from hf_distill.errors import UserError
-from hf_distill.metrics import greater_is_better
+from hf_distill.metrics.score import greater_is_better
 
 
 @dataclass

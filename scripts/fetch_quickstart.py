@@ -24,7 +24,7 @@ import _fetching
 from _fetching import install, is_whole, run_all
 
 from hf_distill.errors import UserError
-from hf_distill.files import write_atomic
+from hf_distill.files.atomic import write_atomic
 
 REVIEWS = ("vaderSentiment==0.5", "5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a")
 ARCHIVE = "vaderSentiment-0.5.zip"

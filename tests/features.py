@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from hf_distill.labels import IGNORED
+from hf_distill.data.label_names import IGNORED
 from hf_distill.objectives import Comparison, Objective
 from hf_distill.objectives.term import Term
 from hf_distill.rows.base import RowLayout

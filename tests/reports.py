@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_distill.report.figures import by_label, calibration, confusion
+from hf_distill.report.calibration import by_label, calibration, confusion
 from hf_distill.report.latency import Latency, Timing
 from hf_distill.report.report import ModelResult, Report, SeedResult
 

@@ -32,8 +32,8 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 def unfinish(directory: Path) -> None:
     """Write down of a finished training what stood there right before it was finished."""
-    from hf_distill.ownership import TRAINING
-    from hf_distill.records import read_record, write_record
+    from hf_distill.files.ownership import TRAINING
+    from hf_distill.files.records import read_record, write_record
 
     record = read_record(directory / TRAINING)
     assert record is not None

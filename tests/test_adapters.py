@@ -14,9 +14,9 @@ from runs import WriteRecipe, run, weights
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from hf_distill import load_recipe
-from hf_distill.check import check
 from hf_distill.errors import UserError
-from hf_distill.models import Head, has_head, load_model, open_config, open_tokenizer
+from hf_distill.models.loading import Head, has_head, load_model, open_config, open_tokenizer
+from hf_distill.run.dry_run import check
 
 peft = pytest.importorskip("peft")
 

@@ -10,13 +10,13 @@ import pytest
 from reports import model, regression, several_seeds, whole
 from runs import WriteRecipe, run, same, weights
 
-from hf_distill.check import check
 from hf_distill.errors import UserError
 from hf_distill.objectives import DecoupledKL, KLDivergence, Labels
-from hf_distill.reader import load_recipe
+from hf_distill.recipe.reader import load_recipe
 from hf_distill.report.best import Best
 from hf_distill.report.report import Report
 from hf_distill.report.text import rows
+from hf_distill.run.dry_run import check
 from hf_distill.training.labelled import as_long_as, drawn_from, has_label, label_objective, on_labels_alone, steps_of
 
 # Every fourth of 64 train rows has a label.

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from hf_distill import load_recipe
-from hf_distill.best_model import check_best_metric
-from hf_distill.check import check
 from hf_distill.errors import UserError
-from hf_distill.opening import open_run
-from hf_distill.recipe import Recipe
+from hf_distill.recipe.recipe import Recipe
+from hf_distill.run.best_model import check_best_metric
+from hf_distill.run.dry_run import check
+from hf_distill.run.preparation import open_run
 
 WriteRecipe = Callable[..., Path]
 BEST = {"load_best_model_at_end": True}
@@ -192,8 +192,8 @@ def test_what_transformers_takes_is_taken(
 ) -> None:
     """A rule that is stricter than Transformers' would refuse recipes that run; a laxer one would say nothing."""
     from hf_distill import DistillationArguments
-    from hf_distill.best_model import check_saving
-    from hf_distill.training.defaults import TRAINING_DEFAULTS
+    from hf_distill.run.best_model import check_saving
+    from hf_distill.run.training_defaults import TRAINING_DEFAULTS
 
     given = {"eval_strategy": judged, "save_strategy": strategy, **every, **BEST}
     recipe: Recipe = load_recipe(write_recipe(training=given))

@@ -18,9 +18,9 @@ from invariants.cached import cache_of, capture, parts
 from invariants.cases import arguments
 from runs import WriteRecipe, run
 
-from hf_distill.cache import fill as module
+from hf_distill.cache import cache as module
 from hf_distill.cache import shards as cache_format
-from hf_distill.cache.fill import Cache
+from hf_distill.cache.cache import Cache
 from hf_distill.cache.recorder import Recorder
 from hf_distill.cache.replay import TrainingData
 from hf_distill.errors import UserError
@@ -34,7 +34,7 @@ import os, signal, sys
 from pathlib import Path
 from invariants.cached import cache_of, parts
 from invariants.cases import arguments
-from hf_distill.cache import fill as cache
+from hf_distill.cache import cache
 from hf_distill.cache.recorder import Recorder
 from test_cache_faults import SETTINGS
 
@@ -215,7 +215,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: lis
 def test_too_large_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[int]) -> None:
     """Said before the teacher is asked anything."""
     _, teacher, data = parts("classification")
-    monkeypatch.setattr("hf_distill.files.shutil.disk_usage", lambda _: SimpleNamespace(free=100))
+    monkeypatch.setattr("hf_distill.files.atomic.shutil.disk_usage", lambda _: SimpleNamespace(free=100))
     said = refused(lambda: cache_of(teacher, data, tmp_path / "cache").fill(arguments(tmp_path / "args")))
     assert "GiB free" in said
     assert not asked

@@ -12,7 +12,7 @@ import torch
 from invariants.cached import cache_of, capture, parts
 from invariants.cases import arguments
 
-from hf_distill.cache import fill as module
+from hf_distill.cache import cache as module
 from hf_distill.cache import shards as cache_format
 from hf_distill.cache.recorder import Recorder
 from hf_distill.errors import UserError

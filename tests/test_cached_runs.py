@@ -258,7 +258,7 @@ def test_two_temperatures(write_recipe: WriteRecipe, make_model: Any, tmp_path: 
 def test_a_written_recipe_reads_back(write_recipe: WriteRecipe, make_model: Any) -> None:
     """The resolved recipe in `output_dir` is what a resume compares with: it has to name the teacher within."""
     from hf_distill import load_recipe
-    from hf_distill.reading.writer import dump_recipe
+    from hf_distill.recipe.writer import dump_recipe
 
     recipe = load_recipe(write_recipe(teacher=cached(make_model("bert", layers=4, seed=1), top=7)))
     path = Path(str(write_recipe())).with_name("again.yaml")

@@ -10,9 +10,9 @@ import torch
 from invariants.cached import SOFT, SPARSE_KINDS, cache_of, capture, directory_bytes, parts, states_for, trainer
 from invariants.cases import Record, arguments, largest_difference, objectives, train
 
-from hf_distill.cache.fill import Cache
-from hf_distill.cache.kept import Kept
-from hf_distill.cache.kept_states import KeptStates, merged
+from hf_distill.cache.cache import Cache
+from hf_distill.cache.format import Kept
+from hf_distill.cache.hidden_states import KeptStates, merged
 from hf_distill.cache.replay import TrainingData
 from hf_distill.errors import UserError
 from hf_distill.objectives import (

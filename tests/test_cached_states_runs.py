@@ -10,8 +10,8 @@ from runs import WriteRecipe, run, weights
 from test_cached_runs import cached, count_calls
 
 from hf_distill import load_recipe
-from hf_distill.check import check
 from hf_distill.errors import UserError
+from hf_distill.run.dry_run import check
 
 KL = {"name": "kl", "temperature": 2.0}
 SGD = {"optim": "sgd", "learning_rate": 0.05}

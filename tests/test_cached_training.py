@@ -28,7 +28,7 @@ from invariants.cases import KINDS, Collator, Record, arguments, largest_differe
 from invariants.processes import as_two_processes
 from invariants.worker import CACHED, RESUMED, Stop
 
-from hf_distill.cache.kept import is_sparse
+from hf_distill.cache.format import is_sparse
 from hf_distill.cache.replay import Replay, TrainingData
 from hf_distill.objectives import KLDivergence, Objective, ReverseKL
 from hf_distill.objectives.schedule import Schedule
@@ -287,7 +287,7 @@ def test_drawn_from_the_tail(classes: int) -> None:
     import numpy as np
     import pyarrow as pa
 
-    from hf_distill.cache.kept import Kept, read
+    from hf_distill.cache.format import Kept, read
     from hf_distill.cache.recorder import Recorder, sparse_rows
 
     draws, top, tail = 4000, 4, 6

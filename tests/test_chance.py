@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hf_distill.metrics import score
+from hf_distill.metrics.answers import Questions
+from hf_distill.metrics.score import score
 from hf_distill.report.chance import Chance, find_chance, uniform
-from hf_distill.tasks.answer_scores import Questions
 
 Array = np.ndarray[Any, Any]
 

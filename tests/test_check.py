@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from hf_distill import load_recipe
-from hf_distill.check import check
 from hf_distill.errors import UserError
 from hf_distill.objectives import Hidden
-from hf_distill.opening import open_run
-from hf_distill.plan import leaves_head
+from hf_distill.run.checks import leaves_head
+from hf_distill.run.dry_run import check
+from hf_distill.run.preparation import open_run
 
 WriteRecipe = Callable[..., Path]
 

@@ -154,7 +154,7 @@ def test_two_hundred_thousand_rows() -> None:
 def test_check_counts_classes_and_finds_what_the_run_refuses(write_recipe: Any, tmp_path: Path) -> None:
     """A bad label, or a slice of one class, was only told by the run, after the models were opened."""
     from hf_distill import load_recipe
-    from hf_distill.check import check
+    from hf_distill.run.dry_run import check
 
     def recipe(labels: list[str], train: str = "train") -> Path:
         path = tmp_path / "data.jsonl"

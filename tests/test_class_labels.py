@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hf_distill.errors import UserError
-from hf_distill.tasks.class_labels import read_labels
+from hf_distill.tasks.label_space import read_labels
 from hf_distill.tasks.labelling import Labelling
 
 NAN = math.nan

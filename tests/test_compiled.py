@@ -16,13 +16,14 @@ from invariants.processes import LAUNCH, SHARDED_LAUNCH, as_two_processes
 from torch import Tensor, nn
 
 from hf_distill.component import component
-from hf_distill.heads import compiled, head_rows
-from hf_distill.heads.apart import Head
-from hf_distill.heads.compiled import Compiler, compiler_for
-from hf_distill.heads.head_rows import HeadRows
-from hf_distill.heads.projection import Side
+from hf_distill.models.heads import Head
+from hf_distill.models.projection import Side
 from hf_distill.objectives import OBJECTIVES, Hidden, JensenShannon, KLDivergence, Labels, RowObjective, Schedule
 from hf_distill.rows.base import SparseRows
+from hf_distill.training.chunked import compiled
+from hf_distill.training.chunked import rows as head_rows
+from hf_distill.training.chunked.compiled import Compiler, compiler_for
+from hf_distill.training.chunked.rows import HeadRows
 
 VOCABULARY, TOKENS, WIDTH = 300, 290, 16
 ROWS, BLOCK, CHUNK = 23, 4, 12

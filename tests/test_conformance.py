@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_distill.labels import IGNORED
+from hf_distill.data.label_names import IGNORED
 from hf_distill.objectives import (
     PRESETS,
     JensenShannon,

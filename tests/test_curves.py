@@ -13,8 +13,8 @@ from reports import RECIPE, whole
 
 from hf_distill.objectives import KLDivergence, Labels
 from hf_distill.report import plots
+from hf_distill.report.calibration import Calibration, Confusion
 from hf_distill.report.curves import Quantity, panels
-from hf_distill.report.figures import Calibration, Confusion
 
 STAGES = RECIPE.replace(
     RECIPE[RECIPE.index("objectives:") : RECIPE.index("training:")],

@@ -9,10 +9,10 @@ import pytest
 from runs import KL_AND_LABELS, WriteRecipe, run
 
 from hf_distill import load_recipe
-from hf_distill.check import check
-from hf_distill.recipe import Data, Recipe, Stage
+from hf_distill.recipe.recipe import Data, Recipe, Stage
+from hf_distill.run.dry_run import check
+from hf_distill.run.training_defaults import sampling_remark, training_defaults
 from hf_distill.tasks import TASKS
-from hf_distill.training.defaults import sampling_remark, training_defaults
 
 SAID = "batches hold examples of like length"
 RELATIONAL = {"name": "relational"}

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from hf_distill.directory import RECIPE, RunDirectory
 from hf_distill.errors import UserError
-from hf_distill.ownership import Ownership
+from hf_distill.files.ownership import Ownership
+from hf_distill.run.directory import RECIPE, RunDirectory
 
 HELD = """\
 task: text-classification

@@ -12,8 +12,8 @@ from runs import run
 from test_class_labels import class_label, equal, head, mistake, read, splits
 
 from hf_distill import load_recipe
-from hf_distill.check import check
 from hf_distill.errors import UserError
+from hf_distill.run.dry_run import check
 from hf_distill.tasks.label_forms import as_lists
 
 NLI = ("contradiction", "entailment", "neutral")

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from runs import WriteRecipe, run, same, unfinish, weights
 
-from hf_distill import durable
 from hf_distill.errors import UserError
-from hf_distill.records import read_record, write_record
+from hf_distill.files import durable
+from hf_distill.files.records import read_record, write_record
 from hf_distill.training.checkpoints import SEAL
 
 STEPS = {"save_strategy": "steps", "save_steps": 3, "save_total_limit": 9}
@@ -92,7 +92,7 @@ def interrupted(
     """Return recipe and directory of a run with checkpoints after 3 and 6 of its 8 steps, and its final weights."""
     path, out = write_recipe(training=STEPS), tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("hf_distill.fit.remove_checkpoints", lambda *_, **__: None)
+        patch.setattr("hf_distill.run.fit.remove_checkpoints", lambda *_, **__: None)
         run(path)
     unfinish(out)
     shutil.rmtree(out / "checkpoint-8", ignore_errors=True)
@@ -145,7 +145,7 @@ def test_a_checkpoint_without_optimizer_is_not_gone_on_from(
     """`save_only_model`, killed and resumed: status 0 and other weights."""
     path, out = write_recipe(training={**STEPS, "save_only_model": True}), tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("hf_distill.fit.remove_checkpoints", lambda *_, **__: None)
+        patch.setattr("hf_distill.run.fit.remove_checkpoints", lambda *_, **__: None)
         run(path)
     assert "starts from the beginning" in capsys.readouterr().out
     assert list(out.glob("checkpoint-*"))
@@ -169,7 +169,7 @@ def test_the_best_model_must_be_whole(
     training = {**STEPS, **best, "save_steps": 1, "learning_rate": 0.5}
     path, out = write_recipe(training=training), tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("hf_distill.fit.remove_checkpoints", lambda *_, **__: None)
+        patch.setattr("hf_distill.run.fit.remove_checkpoints", lambda *_, **__: None)
         run(path)
     whole = weights(out)
     unfinish(out)

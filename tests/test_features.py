@@ -16,7 +16,7 @@ from torch import nn
 
 from hf_distill import DistillationArguments, DistillationTrainer, UserError
 from hf_distill.component import entry
-from hf_distill.labels import IGNORED
+from hf_distill.data.label_names import IGNORED
 from hf_distill.objectives import (
     OBJECTIVES,
     Attention,

@@ -16,7 +16,7 @@ from datasets import Array2D, Dataset, Features, Value, concatenate_datasets
 from transformers import AutoModel, BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from hf_distill.errors import UserError
-from hf_distill.files import (
+from hf_distill.files.atomic import (
     BATCH_ROWS,
     check_writable,
     dataset_fingerprint,
@@ -93,7 +93,7 @@ def test_killed_writer_leaves_nothing_that_is_published(tmp_path):
     """After `kill -9` the temporary file stays; `Trainer.push_to_hub` uploads all but `_*` and `checkpoint-*`."""
     script = (
         "import os, signal, sys\n"
-        "from hf_distill.files import write_atomic\n"
+        "from hf_distill.files.atomic import write_atomic\n"
         "os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)\n"
         "write_atomic(sys.argv[1], 'new')\n"
     )
@@ -258,8 +258,8 @@ def test_model_fingerprint_sees_every_change(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.uint8])
 def test_big_tensors_are_hashed_by_sums_and_samples(monkeypatch, dtype):
     """The short cut for big tensors must still see one changed value and two exchanged rows."""
-    monkeypatch.setattr("hf_distill.files.WHOLE_BYTES", 1000)
-    monkeypatch.setattr("hf_distill.files.SAMPLES", 500)
+    monkeypatch.setattr("hf_distill.files.atomic.WHOLE_BYTES", 1000)
+    monkeypatch.setattr("hf_distill.files.atomic.SAMPLES", 500)
     layer = torch.nn.Module()
     layer.register_buffer("weight", (torch.rand(64, 256, generator=torch.Generator().manual_seed(0)) * 200).to(dtype))
     expected = model_fingerprint(layer)

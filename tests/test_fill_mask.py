@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from hf_distill.errors import UserError
-from hf_distill.models import load_model, open_tokenizer
+from hf_distill.models.loading import load_model, open_tokenizer
 from hf_distill.objectives import KLDivergence, Labels
 from hf_distill.tasks import FillMask, Prepared, Setup
 

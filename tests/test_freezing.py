@@ -18,9 +18,9 @@ from torch.multiprocessing.spawn import start_processes
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from hf_distill import DistillationArguments, DistillationTrainer, load_recipe
-from hf_distill.check import check
 from hf_distill.errors import UserError
 from hf_distill.objectives import Hidden, KLDivergence, Labels
+from hf_distill.run.dry_run import check
 from hf_distill.students.freezing import find_frozen, freeze
 
 SMALL: dict[str, Any] = {"vocab_size": 40, "max_position_embeddings": 32}
@@ -124,7 +124,7 @@ def test_names_of_nothing_and_of_everything(kind: str, parts: list[str], words: 
 
 def test_frozen_parts_stay_in_a_run(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> None:
     """Weight decay pulls at whatever the optimizer holds; and a student that froze something else is another one."""
-    from hf_distill.fit import Fitter
+    from hf_distill.run.fit import Fitter
 
     teacher = make_model("bert", layers=4, seed=1)
     student = {"name": "copy_layers", "layers": 2, "freeze": ["embeddings", "layers.0"]}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hf_distill.errors import UserError
-from hf_distill.models import Head, load_model, open_config, open_tokenizer
+from hf_distill.models.loading import Head, load_model, open_config, open_tokenizer
 
 LANGUAGE_MODEL = Head("AutoModelForCausalLM")
 

@@ -13,13 +13,13 @@ import pytest
 from datasets import Dataset, Features, Sequence, Value
 from runs import KL_AND_LABELS, WriteRecipe, run, same, weights
 
-from hf_distill.check import check
 from hf_distill.data import column
 from hf_distill.errors import UserError
-from hf_distill.reader import load_recipe
+from hf_distill.recipe.reader import load_recipe
 from hf_distill.report.page import html
 from hf_distill.report.report import Report
 from hf_distill.report.text import rows as table
+from hf_distill.run.dry_run import check
 from hf_distill.teachers import CachedTeacher, GivenTeacher
 from hf_distill.teachers.target_columns import as_table, read_targets
 
@@ -203,7 +203,7 @@ def test_a_mistake_in_the_data_is_told_at_its_key(asked: str, given: Any, target
 def test_targets_stay_with_their_rows_when_eval_is_cut_from_train(targets: Any, tmp_path: Path) -> None:
     """A cut that moves texts but not what stands beside them gives every row the targets of another."""
     from hf_distill.data import apart, load_splits
-    from hf_distill.recipe import Data
+    from hf_distill.recipe.recipe import Data
 
     path = as_csv(targets["train"], tmp_path / "train.csv")
     data = Data(path={"train": path}, columns={"text": "sentence"}, splits={"train": "train", "eval": 0.25})

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from runs import WriteRecipe, run, weights
 
-from hf_distill.check import check
 from hf_distill.errors import UserError
-from hf_distill.reader import load_recipe
+from hf_distill.recipe.reader import load_recipe
 from hf_distill.report.text import rows as table
+from hf_distill.run.dry_run import check
 from hf_distill.tasks import TextClassification
 from hf_distill.teachers import GivenTeacher
 from hf_distill.teachers.token_columns import Names, Positions, read_tokens
@@ -170,7 +170,7 @@ def test_it_is_told_before_anything_runs(write: Any) -> None:
 
 def test_the_first_rows_of_large_data_are_looked_at(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The larger the data, the dearer a run that ends at a row whose like is among the first."""
-    import hf_distill.check
+    import hf_distill.run.dry_run
     from hf_distill.data.loading import Sample, peek
 
     def part(*args: Any) -> Sample:
@@ -178,7 +178,7 @@ def test_the_first_rows_of_large_data_are_looked_at(write: Any, monkeypatch: pyt
         assert found is not None
         return Sample({"train": found.splits["train"].select(range(9))}, whole=False)
 
-    monkeypatch.setattr(hf_distill.check, "peek", part)
+    monkeypatch.setattr(hf_distill.run.dry_run, "peek", part)
     check(load_recipe(write("llama-lm", {"name": "given", "columns": SOME}, plain, 5)))
     with pytest.raises(UserError, match=r"teacher\.columns: row 0 .*\(9 of 9 rows are like this\)"):
         check(load_recipe(write("llama-lm", {"name": "given", "columns": PLAIN}, plain, 5)))

@@ -13,10 +13,8 @@ from invariants.cases import largest_difference, make_trainer, split, train
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hf_distill.heads import head_rows, walk
-from hf_distill.heads.apart import Head, open_head
-from hf_distill.heads.head_rows import HeadRows, Heads
-from hf_distill.heads.projection import Side
+from hf_distill.models.heads import Head, open_head
+from hf_distill.models.projection import Side
 from hf_distill.objectives import (
     DecoupledKL,
     JensenShannon,
@@ -29,6 +27,9 @@ from hf_distill.objectives import (
 )
 from hf_distill.rows.base import Rows, SparseRows
 from hf_distill.rows.tokens import TokenRows
+from hf_distill.training.chunked import rows as head_rows
+from hf_distill.training.chunked import walk
+from hf_distill.training.chunked.rows import HeadRows, Heads
 
 VOCABULARY = 97
 TOKENS = 90

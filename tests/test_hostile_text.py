@@ -17,13 +17,13 @@ import yaml
 from reports import whole
 
 from hf_distill import load_recipe
-from hf_distill.check import check
 from hf_distill.cli import main
 from hf_distill.errors import UserError
 from hf_distill.formatting import LIMIT, ReadableFormatter, masked, readable
-from hf_distill.reading.writer import dump_recipe
+from hf_distill.recipe.writer import dump_recipe
 from hf_distill.report.model_card import card
 from hf_distill.report.page import html
+from hf_distill.run.dry_run import check
 
 WriteRecipe = Callable[..., Path]
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 CHECK = """
 import json, sys
 from hf_distill.errors import UserError
-from hf_distill.hub import check_rights
+from hf_distill.run.hub import check_rights
 for case in json.loads(sys.argv[1]):
     try:
         print(check_rights(*case))
@@ -117,7 +117,7 @@ TWO = """
 import os, sys
 from accelerate import PartialState
 from hf_distill.errors import UserError
-from hf_distill.hub import check_rights
+from hf_distill.run.hub import check_rights
 rank = PartialState(cpu=True).process_index
 results = [check_rights("lab/student", None, "out")]
 try:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from hf_distill.data.label_names import label_names, positions, real_names, shorten
 from hf_distill.errors import UserError
-from hf_distill.labels import label_names, positions, real_names, shorten
 
 
 def test_names_of_a_head() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from runs import WriteRecipe, run
 
-from hf_distill.models import open_config, open_tokenizer
+from hf_distill.models.loading import open_config, open_tokenizer
 
 TEXTS = ["a great film", "the plot is moving and the cast is charming .", "dull", "it was a very bad story !"]
 

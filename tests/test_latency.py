@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from hf_distill.quantization import size
+from hf_distill.models.quantization import size
 from hf_distill.report import latency
 from hf_distill.report.latency import Latency, Timing, measure, measure_all
 

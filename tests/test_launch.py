@@ -15,9 +15,9 @@ import pytest
 import torch
 from accelerate import PartialState
 
-from hf_distill import launch
 from hf_distill.errors import UserError
-from hf_distill.launch import SPINS, check_launch, spin_little, use_all_cores, use_cpu_if_needed
+from hf_distill.run import launch
+from hf_distill.run.launch import SPINS, check_launch, spin_little, use_all_cores, use_cpu_if_needed
 
 BIN = Path(sys.executable).parent
 ACCELERATE = [sys.executable, str(BIN / "accelerate"), "launch"]
@@ -28,7 +28,7 @@ MULTI += ["--dynamo_backend", "no", "--main_process_port", "0"]
 SCRIPT = """
 import json, os, sys
 from hf_distill.errors import UserError
-from hf_distill.launch import check_launch, use_all_cores, use_cpu_if_needed
+from hf_distill.run.launch import check_launch, use_all_cores, use_cpu_if_needed
 import torch
 result = {"line": use_all_cores(), "threads": torch.get_num_threads()}
 try:
@@ -128,7 +128,7 @@ def test_a_run_ends_with_its_launcher(launched, tmp_path):
     run.write_text(
         "import signal, sys, time\nfrom pathlib import Path\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(Path('told').write_text('')))\n"
-        "from hf_distill.launch import end_with_launcher\n"
+        "from hf_distill.run.launch import end_with_launcher\n"
         "end_with_launcher()\nPath('ready').write_text('')\n"
         "while Path('wait').exists(): time.sleep(0.05)\nPath('over').write_text('')\n"
     )
@@ -161,7 +161,7 @@ def test_all_processes_end_with_a_launcher_that_is_killed(launcher, tmp_path):
     """Both ranks of a killed launcher trained on to the end, and wrote where the next run was writing."""
     rank = tmp_path / "rank.py"
     rank.write_text(
-        "import os, time\nfrom pathlib import Path\nfrom hf_distill.launch import end_with_launcher\n"
+        "import os, time\nfrom pathlib import Path\nfrom hf_distill.run.launch import end_with_launcher\n"
         "end_with_launcher()\nready = Path(f\"ready.{os.environ['RANK']}\")\nready.write_text(str(os.getpid()))\n"
         "time.sleep(120)\n"
     )

@@ -23,12 +23,12 @@ from transformers import PrinterCallback
 from hf_distill import DistillationArguments, DistillationTrainer
 from hf_distill.component import component
 from hf_distill.errors import UserError
-from hf_distill.fit import Fitter
-from hf_distill.models import Head
+from hf_distill.models.loading import Head
 from hf_distill.objectives import Attention, Comparison, KLDivergence, Labels, Objective
 from hf_distill.objectives.base import PreparedObjective
 from hf_distill.objectives.term import Term
 from hf_distill.rows.examples import ExampleRows
+from hf_distill.run.fit import Fitter
 from hf_distill.tasks import Prepared
 from hf_distill.training.learned import attach, detach
 

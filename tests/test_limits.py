@@ -14,10 +14,10 @@ import pytest
 from runs import REPO
 
 from hf_distill import load_recipe
-from hf_distill.check import check
 from hf_distill.cli import main
 from hf_distill.errors import UserError
-from hf_distill.streams import Unread
+from hf_distill.run.dry_run import check
+from hf_distill.run.streams import Unread
 
 WriteRecipe = Callable[..., Path]
 MANY = ",".join(["1"] * 200_000)

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from hf_distill.errors import UserError
-from hf_distill.metric_table import DEFAULTS, METRICS, Kind
-from hf_distill.metrics import check, greater_is_better, score
+from hf_distill.metrics.score import check, greater_is_better, score
+from hf_distill.metrics.table import DEFAULTS, METRICS, Kind
 
 NAN = math.nan
 # Predicted 1, 1, 0, 1, 0 against 1, 0, 0, 1, 1: 2 true positives, 1 false positive, 1 false negative, 1 true negative.
@@ -282,6 +282,6 @@ def test_greater_is_better(name: str, expected: bool) -> None:
 def test_reading_the_table_imports_nothing_heavy() -> None:
     """`--check` of a recipe's text must not wait for scikit-learn."""
     heavy = ("sklearn", "scipy", "torch", "evaluate")
-    code = f"import sys, hf_distill.metrics; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, hf_distill.metrics.score; print([name for name in {heavy} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"

@@ -20,8 +20,8 @@ from ruamel.yaml import YAML
 from torch import Tensor
 
 from hf_distill.component import entry
+from hf_distill.data.label_names import IGNORED
 from hf_distill.errors import UserError
-from hf_distill.labels import IGNORED
 from hf_distill.objectives import (
     OBJECTIVES,
     AdaptiveKL,

@@ -17,10 +17,10 @@ import pytest
 import torch
 from runs import WriteRecipe, run, same, unfinish, weights
 
+from hf_distill.data.two_tokenizers import teacher_view
 from hf_distill.errors import UserError
-from hf_distill.files import dataset_fingerprint
-from hf_distill.models import load_model, open_config, open_tokenizer
-from hf_distill.own_tokens import teacher_view
+from hf_distill.files.atomic import dataset_fingerprint
+from hf_distill.models.loading import load_model, open_config, open_tokenizer
 from hf_distill.tasks import Prepared, Setup, TextClassification
 
 TEXTS = ["a great film", "dull", "the plot is moving and the cast is charming", "xyz was tedious !"]
@@ -357,7 +357,7 @@ def test_a_run_goes_on_where_it_stopped(
     steps = {"save_strategy": "steps", "save_steps": 3, "save_total_limit": 9}
     path = roberta_to_bert(training={**steps, "train_sampling_strategy": "group_by_length"})
     with monkeypatch.context() as patch:
-        patch.setattr("hf_distill.fit.remove_checkpoints", lambda *_, **__: None)
+        patch.setattr("hf_distill.run.fit.remove_checkpoints", lambda *_, **__: None)
         run(path)
     out = tmp_path / "out"
     whole = weights(out)
@@ -375,7 +375,7 @@ def test_a_run_goes_on_where_it_stopped(
 def test_both_tokenizers_are_told_before_a_run(roberta_to_bert: WriteRecipe, make_model: Any) -> None:
     """Whoever meant one family of models sees it here, and not in the report."""
     from hf_distill import load_recipe
-    from hf_distill.check import check
+    from hf_distill.run.dry_run import check
 
     sizes = [len(open_tokenizer(str(make_model(kind)))) for kind in ("bert", "roberta")]
     assert (
@@ -389,9 +389,9 @@ def test_both_tokenizers_are_told_before_a_run(roberta_to_bert: WriteRecipe, mak
 
 def test_models_are_timed_on_their_own_tokens(make_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the student's shorter input a teacher looks faster than it is, or fails on a number beyond its vocabulary."""
-    from hf_distill import assess
     from hf_distill.report.report import ModelResult, Report
     from hf_distill.report.text import speed_note
+    from hf_distill.run import evaluation as assess
 
     paths = make_model("roberta", vocab=["film"], seed=1), make_model("bert", seed=2)
     prepared = prepare(*paths, text=TEXTS, label=[0, 1, 1, 0])

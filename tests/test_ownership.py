@@ -14,8 +14,8 @@ import pytest
 from runs import REPO, WriteRecipe, run, same, weights
 
 from hf_distill.errors import UserError
-from hf_distill.lock import Lock
-from hf_distill.ownership import FILE, TRAINING, Ownership
+from hf_distill.files.lock import Lock
+from hf_distill.files.ownership import FILE, TRAINING, Ownership
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -123,7 +123,7 @@ def test_a_finished_run_leaves_no_checkpoints(write_recipe: WriteRecipe, make_mo
 HOLD = """
 import sys, time
 from pathlib import Path
-from hf_distill.lock import Lock
+from hf_distill.files.lock import Lock
 lock = Lock(Path(sys.argv[1]))
 assert lock.take()
 print("held", flush=True)
@@ -194,7 +194,7 @@ def test_a_shared_teacher_is_waited_for(
         holder.kill()
         holder.wait()
 
-    monkeypatch.setattr("hf_distill.lock.time.sleep", end_it)
+    monkeypatch.setattr("hf_distill.files.lock.time.sleep", end_it)
     run(path, f"training.output_dir={tmp_path / 'second'}")
     said = capsys.readouterr().out
     assert said.count(f"waiting: another run trains this teacher in {folder} (process {holder.pid} on") == 1

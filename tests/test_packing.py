@@ -27,11 +27,11 @@ from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from hf_distill import DistillationArguments, DistillationTrainer, UserError
-from hf_distill.heads.apart import evaluating, open_head
+from hf_distill.models.heads import evaluating, open_head
 from hf_distill.objectives import Attention, Embeddings, Hidden, InputGradient, KLDivergence, Labels, Relations
-from hf_distill.packing.bins import Bins, arrange, fill
-from hf_distill.packing.choice import Packing
-from hf_distill.packing.packer import Packer, Unpackable, open_packer
+from hf_distill.training.padding_free.bins import Bins, arrange, fill
+from hf_distill.training.padding_free.choice import Packing
+from hf_distill.training.padding_free.packer import Packer, Unpackable, open_packer
 from hf_distill.training.terms import Terms
 
 EXACT, SINGLE = 1e-12, 1e-5

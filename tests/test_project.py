@@ -392,7 +392,7 @@ def test_the_example_of_an_own_task_runs(
 def test_every_recipe_key_is_documented() -> None:
     """A key that docs/recipe.md leaves out exists only for those who read the source."""
     from hf_distill.objectives import OBJECTIVES, PRESETS, Schedule
-    from hf_distill.recipe import Data, Evaluation, Hub, Recipe, ReportOptions, Stage
+    from hf_distill.recipe.recipe import Data, Evaluation, Hub, Recipe, ReportOptions, Stage
     from hf_distill.students import STUDENTS
     from hf_distill.tasks import TASKS
     from hf_distill.teachers import TEACHERS

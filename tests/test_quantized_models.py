@@ -18,12 +18,12 @@ from runs import REPO, WriteRecipe, run, same, weights
 
 from hf_distill import DistillationArguments, DistillationTrainer
 from hf_distill.errors import UserError
-from hf_distill.files import model_fingerprint
-from hf_distill.heads.apart import open_head
-from hf_distill.models import Head, load_model
+from hf_distill.files.atomic import model_fingerprint
+from hf_distill.models.heads import open_head
+from hf_distill.models.loading import Head, load_model
+from hf_distill.models.quantization import PACKAGES, size
+from hf_distill.models.quantization import weights as weights_of
 from hf_distill.objectives import OBJECTIVES, KLDivergence, Labels
-from hf_distill.quantization import PACKAGES, size
-from hf_distill.quantization import weights as weights_of
 
 METHODS = [
     pytest.param(name, marks=pytest.mark.skipif(find_spec(package) is None, reason=f"{package} is not installed"))

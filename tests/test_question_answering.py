@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 import torch
 
+from hf_distill.data.label_names import IGNORED
 from hf_distill.errors import UserError
-from hf_distill.labels import IGNORED
-from hf_distill.models import open_config, open_tokenizer
+from hf_distill.metrics.answers import Questions, best_span
+from hf_distill.models.loading import open_config, open_tokenizer
 from hf_distill.rows.spans import SpanRows
 from hf_distill.tasks import Prepared, QuestionAnswering, Setup
-from hf_distill.tasks.answer_scores import Questions, best_span
 
 NAMES = ("anna", "bob", "carla", "dan", "eve", "frank", "gina", "hugo")
 PLACES = ("paris", "rome", "oslo", "lima", "cairo", "delhi", "quito", "bern")
@@ -526,7 +526,7 @@ def test_undefined_metrics_are_nan(bert: Path) -> None:
 
 def test_the_noise_of_a_gain_is_that_of_questions(bert: Path) -> None:
     """Windows resampled as if each were judged alone: an error bar of another quantity, or a crash after hours."""
-    from hf_distill.report.judged import Judged, gain_error, labelled_rows
+    from hf_distill.report.predictions import Judged, gain_error, labelled_rows
 
     data = towns(60, facts=6, unlabelled=6)
     prepared = prepare(bert, data, max_length=24)

@@ -15,10 +15,12 @@ from pydantic import TypeAdapter
 
 from hf_distill.component import entry, settings
 from hf_distill.errors import UserError
-from hf_distill.metric_table import METRICS
+from hf_distill.metrics.table import METRICS
+from hf_distill.mistakes import attributes
 from hf_distill.objectives import OBJECTIVES, PRESETS, KLDivergence, Labels
-from hf_distill.reader import load_recipe
-from hf_distill.reading.training_keys import (
+from hf_distill.recipe.reader import load_recipe
+from hf_distill.recipe.recipe import Data, Recipe
+from hf_distill.recipe.training_section import (
     BELONGS,
     CONFIG,
     FIXED,
@@ -29,9 +31,7 @@ from hf_distill.reading.training_keys import (
     training_arguments,
     training_mistakes,
 )
-from hf_distill.reading.wording import attributes
-from hf_distill.reading.writer import dump_recipe
-from hf_distill.recipe import Data, Recipe
+from hf_distill.recipe.writer import dump_recipe
 from hf_distill.students import STUDENTS, PretrainedStudent
 from hf_distill.tasks import TASKS, TextClassification
 from hf_distill.teachers import TEACHERS, PretrainedTeacher
@@ -755,7 +755,7 @@ def test_another_shape_of_the_source_is_no_mistake(
 ) -> None:
     """A later Transformers that declares its arguments elsewhere must not make every recipe wrong."""
     (tmp_path / "training_args.py").write_text(source)
-    monkeypatch.setattr("hf_distill.reading.training_source.package_folder", lambda: tmp_path)
+    monkeypatch.setattr("hf_distill.recipe.training_source.package_folder", lambda: tmp_path)
     argument_types.cache_clear()
     try:
         assert [where for where, _ in training_mistakes({"learning_rate": "fast", "seed": 1})] == ["learning_rate"]
@@ -787,7 +787,7 @@ def test_broken_yaml_is_told_before_transformers_is_imported() -> None:
     """Waiting seconds for Transformers to hear of a missing quote makes people stop checking."""
     Path("r.yaml").write_text("a: 'x")
     lines, heavy = imported_by(
-        "from hf_distill.reader import load_recipe\n"
+        "from hf_distill.recipe.reader import load_recipe\n"
         "try: load_recipe('r.yaml')\nexcept ValueError as error: print(error)"
     )
     assert lines == ["r.yaml:1: not valid YAML: the quote opened here is not closed."]
@@ -801,7 +801,7 @@ def test_mistakes_in_every_section_are_told_before_transformers_is_imported() ->
     )
     Path("r.yaml").write_text(text)
     lines, heavy = imported_by(
-        "from hf_distill.reader import load_recipe\n"
+        "from hf_distill.recipe.reader import load_recipe\n"
         "try: load_recipe('r.yaml', ['data.columns.txt=a'])\nexcept ValueError as error: print(error)"
     )
     assert [line.split(": ")[1] for line in lines] == [
@@ -831,7 +831,7 @@ def test_paths_that_are_not_there_are_told_before_anything_is_imported_to_open_t
 
 def test_the_tables_are_read_without_torch() -> None:
     """They are read before a recipe's text is; an import of torch in one of them costs every `--check` two seconds."""
-    assert not imported_by("import hf_distill.reader")[1]
+    assert not imported_by("import hf_distill.recipe.reader")[1]
 
 
 # --- overrides --------------------------------------------------------------------------------------------------------

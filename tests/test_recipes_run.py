@@ -18,13 +18,13 @@ import pytest
 from conftest import NEGATIVE, NEUTRAL, POSITIVE
 from ruamel.yaml import YAML
 
-from hf_distill.reader import load_recipe
-from hf_distill.reading.writer import dump_recipe
+from hf_distill.recipe.reader import load_recipe
+from hf_distill.recipe.writer import dump_recipe
 
 if TYPE_CHECKING:
     from conftest import MakeModel
 
-    from hf_distill.recipe import Recipe
+    from hf_distill.recipe.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "accelerate")

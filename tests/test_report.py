@@ -15,8 +15,8 @@ from reports import model, regression, several_seeds, speed, unlabelled, whole
 
 from hf_distill.report import model_card
 from hf_distill.report import page as report_html
+from hf_distill.report.calibration import Group
 from hf_distill.report.chance import Chance
-from hf_distill.report.figures import Group
 from hf_distill.report.report import ModelResult, Report
 
 

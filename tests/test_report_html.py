@@ -13,8 +13,8 @@ import pytest
 from reports import model, regression, several_seeds, unlabelled, whole
 
 from hf_distill.report import plots
+from hf_distill.report.calibration import calibration, confusion
 from hf_distill.report.curves import Curve, panels
-from hf_distill.report.figures import calibration, confusion
 from hf_distill.report.page import html
 from hf_distill.report.report import Report
 from hf_distill.report.svg import VARIABLES

@@ -15,8 +15,8 @@ import pytest
 from runs import run
 
 from hf_distill import load_recipe
-from hf_distill.check import check
 from hf_distill.errors import UserError
+from hf_distill.run.dry_run import check
 
 WriteRecipe = Callable[..., Path]
 

@@ -26,23 +26,24 @@ from invariants.cases import (
 )
 from torch import Tensor, nn
 
-from hf_distill.cache import fill as cache_module
+from hf_distill.cache import cache as cache_module
 from hf_distill.cache import shards as cache_format
-from hf_distill.cache.contents import example_hashes
-from hf_distill.cache.kept import Kept
+from hf_distill.cache.example_hashes import example_hashes
+from hf_distill.cache.format import Kept
 from hf_distill.cache.recorder import Recorder, sparse_rows
 from hf_distill.cache.replay import Replay
 from hf_distill.component import component
 from hf_distill.errors import UserError
-from hf_distill.files import model_fingerprint
-from hf_distill.heads import head_rows, walk
-from hf_distill.heads.apart import Head, open_head
-from hf_distill.heads.head_rows import HeadRows, Heads, Side
+from hf_distill.files.atomic import model_fingerprint
+from hf_distill.models.heads import Head, open_head
 from hf_distill.objectives import Attention, Comparison, JensenShannon, KLDivergence, Labels, Objective, RowObjective
 from hf_distill.objectives.closed_form import jensen_shannon, kl
 from hf_distill.objectives.term import Term
 from hf_distill.rows.base import Rows, SparseRows
 from hf_distill.rows.tokens import TokenRows
+from hf_distill.training.chunked import rows as head_rows
+from hf_distill.training.chunked import walk
+from hf_distill.training.chunked.rows import HeadRows, Heads, Side
 
 BOTH: tuple[Objective, ...] = (KLDivergence(weight=0.5, temperature=2.0), Labels(weight=0.3))
 
@@ -441,8 +442,8 @@ def test_the_strength_of_an_adapter_is_part_of_a_teacher() -> None:
 def test_exchanged_rows_of_a_large_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sums of all bits are the same, and of more rows than samples most have no sample: two exchanged tokens of a
     vocabulary of 262,144 were overlooked in 39 of 60 cases."""
-    monkeypatch.setattr("hf_distill.files.WHOLE_BYTES", 1000)
-    monkeypatch.setattr("hf_distill.files.SAMPLES", 100)
+    monkeypatch.setattr("hf_distill.files.atomic.WHOLE_BYTES", 1000)
+    monkeypatch.setattr("hf_distill.files.atomic.SAMPLES", 100)
     torch.manual_seed(0)
     model = nn.Embedding(400, 8)
     before = model_fingerprint(model)
@@ -503,7 +504,7 @@ def test_two_runs_fill_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """Run B looks which shards are missing, run A writes them all and trains. B went on to write its own over them,
     whose last bits differ with its batch size; once B was stopped, the cache was damaged for everyone. A lock keeps
     them apart now, but not on every file system."""
-    monkeypatch.setattr("hf_distill.lock.LOCKS", False)
+    monkeypatch.setattr("hf_distill.files.lock.LOCKS", False)
     _, teacher, data = parts("classification", dtype=torch.float32)
     first = cache_of(teacher, data, tmp_path / "cache")
     second = cache_of(teacher, data, tmp_path / "cache")

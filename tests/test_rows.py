@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_distill.labels import IGNORED
+from hf_distill.data.label_names import IGNORED
 from hf_distill.rows.base import UNITS, RowLayout, Rows
 from hf_distill.rows.examples import ExampleRows
 from hf_distill.rows.tokens import TokenRows

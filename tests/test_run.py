@@ -221,7 +221,7 @@ def test_a_finetuned_teacher_is_trained_once(
     """Hours of fine-tuning could be repeated by the next run, or an old teacher reused after its settings changed."""
     import torch
 
-    from hf_distill.fit import Fitter
+    from hf_distill.run.fit import Fitter
 
     trained: list[str] = []
     fit = Fitter.fit
@@ -277,8 +277,8 @@ def test_student_and_baseline_start_from_the_same_weights(
     write_recipe: WriteRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A baseline with another start would measure luck, not the teacher."""
-    from hf_distill.files import model_fingerprint
-    from hf_distill.fit import Fitter
+    from hf_distill.files.atomic import model_fingerprint
+    from hf_distill.run.fit import Fitter
 
     starts = []
     fit = Fitter.fit
@@ -454,7 +454,7 @@ def test_python_recipe_objects_run(
     """A recipe built in Python has no file; its messages and the report must not depend on one."""
     from hf_distill import distill
     from hf_distill.objectives import KLDivergence
-    from hf_distill.recipe import Data, Recipe, ReportOptions
+    from hf_distill.recipe.recipe import Data, Recipe, ReportOptions
     from hf_distill.students import CopyLayers
     from hf_distill.tasks import TextClassification
     from hf_distill.teachers import PretrainedTeacher
@@ -523,8 +523,8 @@ def test_a_run_keeps_the_precision_it_began_with(
 ) -> None:
     """Resumed on a machine with other instructions, a run with `bf16: auto` would end with other weights."""
     from hf_distill import load_recipe
-    from hf_distill.check import check
-    from hf_distill.training import precision
+    from hf_distill.run import precision
+    from hf_distill.run.dry_run import check
 
     monkeypatch.setattr(precision, "_capabilities", lambda: {"avx512_bf16": True})
     path = write_recipe(training={"bf16": "auto"})

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from runs import WriteRecipe, run
 
-from hf_distill.heads.compiled import warn_nothing_compiled
+from hf_distill.training.chunked.compiled import warn_nothing_compiled
 
 
 def sections(printed: str) -> dict[str, list[str]]:

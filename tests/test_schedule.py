@@ -11,9 +11,9 @@ import pytest
 from hf_distill.errors import UserError
 from hf_distill.objectives import KLDivergence, Labels, Schedule
 from hf_distill.objectives.schedule import in_words
-from hf_distill.reader import load_recipe
-from hf_distill.reading.writer import dump_recipe
-from hf_distill.recipe import Recipe
+from hf_distill.recipe.reader import load_recipe
+from hf_distill.recipe.recipe import Recipe
+from hf_distill.recipe.writer import dump_recipe
 
 WHOLE = """\
 task: text-classification

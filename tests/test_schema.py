@@ -15,9 +15,9 @@ from ruamel.yaml import YAML
 
 from hf_distill.errors import UserError
 from hf_distill.objectives import OBJECTIVES, PRESETS
-from hf_distill.reader import load_recipe
-from hf_distill.reading.training_keys import OWNED
-from hf_distill.schema import recipe_schema
+from hf_distill.recipe.json_schema import recipe_schema
+from hf_distill.recipe.reader import load_recipe
+from hf_distill.recipe.training_section import OWNED
 
 ROOT = Path(__file__).parent.parent
 FILE = ROOT / "recipes" / "recipe.schema.json"
@@ -31,7 +31,7 @@ def validator() -> jsonschema.Draft202012Validator:
 
 
 def test_the_file_is_up_to_date() -> None:
-    """Editors would complete keys that are gone and mark new ones as mistakes. Remedy: python -m hf_distill.schema."""
+    """Editors would complete keys that are gone and mark new ones as mistakes. Remedy: python -m hf_distill.recipe.json_schema."""
     made, held = recipe_schema(), json.loads(FILE.read_text(encoding="utf-8"))
     if made.pop("$comment") != held.pop("$comment"):  # another Transformers has other training arguments
         made["$defs"].pop("training")
@@ -222,5 +222,5 @@ def test_every_objective_is_offered() -> None:
 def test_the_command_writes_the_file(tmp_path: Path) -> None:
     """It is the remedy that the first test names."""
     target = tmp_path / "schema.json"
-    subprocess.run([sys.executable, "-m", "hf_distill.schema", str(target)], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, "-m", "hf_distill.recipe.json_schema", str(target)], check=True, cwd=ROOT)
     assert json.loads(target.read_text(encoding="utf-8")) == recipe_schema()

@@ -15,11 +15,11 @@ from runs import run, weights
 from sentence_models import Array, copied, describe, layer, pooled, states
 
 from hf_distill.errors import UserError
-from hf_distill.models import load_model, open_config, open_tokenizer
+from hf_distill.models.loading import load_model, open_config, open_tokenizer
+from hf_distill.models.pooling import MODES, Encoding
+from hf_distill.models.sentence_encoder import encoding_of, sentence_encoder, vector_width
+from hf_distill.models.sentence_files import read_encoding
 from hf_distill.objectives import Hidden, SentenceEmbedding
-from hf_distill.pooling import MODES, Encoding
-from hf_distill.sentence_encoder import encoding_of, sentence_encoder, vector_width
-from hf_distill.sentence_files import read_encoding
 from hf_distill.tasks import SentenceSimilarity, Setup
 
 TEXTS = [
@@ -370,7 +370,7 @@ def test_layers_that_nobody_described_start_new(bert: Path, tmp_path: Path) -> N
 
     from transformers import AutoModel
 
-    from hf_distill.dense import Dense
+    from hf_distill.models.dense import Dense
 
     model = sentence_encoder(AutoModel.from_pretrained(bert), Encoding(dense=(Dense(width_of(bert), 8),)))
     model.save_pretrained(tmp_path / "m")

@@ -21,14 +21,14 @@ from runs import run, weights
 from sentence_models import copied, describe
 
 from hf_distill.errors import UserError
-from hf_distill.files import model_fingerprint
-from hf_distill.models import load_model, open_config, open_tokenizer
+from hf_distill.files.atomic import model_fingerprint
+from hf_distill.models.loading import load_model, open_config, open_tokenizer
+from hf_distill.models.pooling import Encoding, Prompts
+from hf_distill.models.sentence_encoder import encoding_of, sentence_encoder
+from hf_distill.models.sentence_files import read_encoding
 from hf_distill.objectives import Labels, LogitsMSE, MarginMSE, SentenceEmbedding, SimilarityMatrix
 from hf_distill.objectives.base import Comparison
-from hf_distill.pooling import Encoding, Prompts
 from hf_distill.rows.similarity import SimilarityRows
-from hf_distill.sentence_encoder import encoding_of, sentence_encoder
-from hf_distill.sentence_files import read_encoding
 from hf_distill.tasks import Prepared, SentenceSimilarity, Setup, TextClassification
 
 Array = np.ndarray[Any, Any]

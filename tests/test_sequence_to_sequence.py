@@ -18,10 +18,10 @@ import torch
 from conftest import WORDS
 
 from hf_distill.errors import UserError
-from hf_distill.models import load_model, open_config, open_tokenizer
+from hf_distill.metrics.text import score_texts
+from hf_distill.models.loading import load_model, open_config, open_tokenizer
 from hf_distill.objectives import KLDivergence, Labels
 from hf_distill.tasks import Prepared, Setup, Summarization, Task, Translation
-from hf_distill.text_metrics import score_texts
 
 KINDS = ("t5", "bart")
 SOURCES = [
@@ -503,8 +503,8 @@ def test_a_run_from_texts_to_report(
     loss and not the model's own cross-entropy."""
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-    from hf_distill import assess
     from hf_distill.report.latency import measure_all
+    from hf_distill.run import evaluation as assess
 
     teacher = make_model(kind, seed=1)
     monkeypatch.setattr(assess, "measure_all", partial(measure_all, seconds=0.01))

@@ -201,7 +201,7 @@ def test_metrics_of_a_yes_or_no() -> None:
     """scikit-learn takes a single column for two classes and averages F1 over both: that would be the accuracy."""
     from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
-    from hf_distill.metrics import score
+    from hf_distill.metrics.score import score
 
     chance = np.random.default_rng(0)
     logits, labels = chance.normal(size=(50, 1)), (chance.random((50, 1)) > 0.7).astype(float)

@@ -9,14 +9,14 @@ import pytest
 from reports import RECIPE, whole
 from runs import WriteRecipe, run, same, weights
 
-from hf_distill.check import check
 from hf_distill.component import component
 from hf_distill.errors import UserError
 from hf_distill.objectives import PRESETS, KLDivergence, Labels, LogitsMSE, RowObjective
-from hf_distill.reader import load_recipe
-from hf_distill.reading.writer import dump_recipe
-from hf_distill.recipe import Recipe, Stage
+from hf_distill.recipe.reader import load_recipe
+from hf_distill.recipe.recipe import Recipe, Stage
+from hf_distill.recipe.writer import dump_recipe
 from hf_distill.report.model_card import objectives, recipe_of
+from hf_distill.run.dry_run import check
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -239,8 +239,8 @@ def test_only_the_last_stage_of_the_first_seed_is_pushed(
     staged: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A student that is half trained, or that of another seed, could end up in the user's repository."""
-    from hf_distill import opening
-    from hf_distill.fit import Fitter
+    from hf_distill.run import preparation as opening
+    from hf_distill.run.fit import Fitter
 
     trained = {}
 
@@ -402,7 +402,7 @@ def deep(staged: WriteRecipe, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_an_objective_that_does_not_fit_the_models_is_one_line(deep: Any, tmp_path: Path) -> None:
     """A layer that a model has not would be found after both models were loaded, with a traceback."""
     from hf_distill import distill
-    from hf_distill.check import check
+    from hf_distill.run.dry_run import check
 
     path = deep(2)
     line = 1 + path.read_text().splitlines().index("    layer: 2")
@@ -418,7 +418,7 @@ def test_what_depends_on_the_batch_is_said(
     deep: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loss promises not to depend on the batch's split; a term that breaks the promise must be named."""
-    from hf_distill.fit import Fitter
+    from hf_distill.run.fit import Fitter
 
     path = deep(1)
     said = "deep compares the examples of one micro-batch with each other"
@@ -451,8 +451,8 @@ def test_tokens_are_not_compared_where_each_model_has_its_own(deep: Any) -> None
     """Position 5 of two tokenizers is another word: the term would compare what has nothing to do with each other."""
     from dataclasses import replace
 
-    from hf_distill.pairing import open_pair
-    from hf_distill.plan import check_plan
+    from hf_distill.run.checks import check_plan
+    from hf_distill.run.pairing import open_pair
 
     recipe = load_recipe(deep(1))
     pair = open_pair(recipe)
@@ -482,7 +482,7 @@ def test_smoothing_and_regression(write_recipe: WriteRecipe, make_model: Any, tm
 @pytest.mark.usefixtures("never_load")
 def test_an_objective_of_another_task(write_recipe: WriteRecipe) -> None:
     """Vectors of texts exist in one task only; elsewhere the term would fail inside the first batch."""
-    from hf_distill.check import check
+    from hf_distill.run.dry_run import check
 
     path = write_recipe(objectives=["kl", "sentence_embedding"])
     for judge in (check, run):

@@ -127,7 +127,7 @@ def test_bioes_and_iob2(caplog: Any) -> None:
 
 def test_a_task_reads_the_tags_of_the_model(make_model: Any) -> None:
     """From a file in IOB1 to labels of the head."""
-    from hf_distill.models import open_config, open_tokenizer
+    from hf_distill.models.loading import open_config, open_tokenizer
     from hf_distill.tasks import Setup, TokenClassification
 
     directory = make_model("bert-tokens", labels=IOB2, vocab=("anna", "smith", "paris"))

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from hf_distill.errors import UserError
-from hf_distill.models import load_model, open_config, open_tokenizer
+from hf_distill.models.loading import load_model, open_config, open_tokenizer
 from hf_distill.objectives import KLDivergence
-from hf_distill.pairing import open_pair
-from hf_distill.recipe import Data, Recipe
+from hf_distill.recipe.recipe import Data, Recipe
+from hf_distill.run.pairing import open_pair
 from hf_distill.students import CopyLayers
 from hf_distill.tasks import TASKS, Setup
 from hf_distill.teachers import FinetunedTeacher, PretrainedTeacher
@@ -153,7 +153,7 @@ def test_an_encoder_that_was_made_a_decoder_generates(make_model: Any) -> None:
 def test_check_needs_no_weights(weightless: dict[str, str], tmp_path: Path, sentiment_csv: Any) -> None:
     """The same line from `--check`, which counts parameters of the model it thinks the task makes."""
     from hf_distill import load_recipe
-    from hf_distill.check import check
+    from hf_distill.run.dry_run import check
 
     path = tmp_path / "recipe.yaml"
     path.write_text(

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hf_distill.errors import UserError
-from hf_distill.models import Head
+from hf_distill.models.loading import Head
 from hf_distill.teachers import PretrainedTeacher
 
 TWO = Head(

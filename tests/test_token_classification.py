@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from hf_distill.data.label_names import IGNORED, UNLABELLED
 from hf_distill.errors import UserError
-from hf_distill.labels import IGNORED, UNLABELLED
-from hf_distill.models import load_model, open_config, open_tokenizer
+from hf_distill.models.loading import load_model, open_config, open_tokenizer
 from hf_distill.tasks import Prepared, Setup, TokenClassification
 
 NAMES = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")

@@ -13,8 +13,8 @@ import datasets
 import pytest
 
 from hf_distill.data import load_splits
-from hf_distill.models import open_config, open_tokenizer
-from hf_distill.recipe import Data
+from hf_distill.models.loading import open_config, open_tokenizer
+from hf_distill.recipe.recipe import Data
 from hf_distill.tasks import TASKS, Prepared, Setup
 from hf_distill.tasks.tokenising import tokenizer_name
 

@@ -16,8 +16,8 @@ from reports import model, whole
 from rich.console import Console
 from runs import WriteRecipe, run
 
-from hf_distill.metric_table import Undefined
-from hf_distill.metrics import score
+from hf_distill.metrics.score import score
+from hf_distill.metrics.table import Undefined
 from hf_distill.report.model_card import card
 from hf_distill.report.page import html
 from hf_distill.report.plots import plots

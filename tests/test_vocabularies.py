@@ -18,15 +18,15 @@ from torch import Tensor, nn
 
 from hf_distill.data.vocabularies import left_out
 from hf_distill.errors import UserError
-from hf_distill.heads import head_rows
-from hf_distill.heads.apart import Head
-from hf_distill.heads.compiled import Compiler
-from hf_distill.heads.head_rows import HeadRows
-from hf_distill.heads.projection import Side
+from hf_distill.models.heads import Head
+from hf_distill.models.projection import Side
 from hf_distill.objectives import KLDivergence, Labels, Ranking, ReverseKL, RowObjective
 from hf_distill.rows.base import Rows, SparseRows
 from hf_distill.rows.inferred import infer_layout
 from hf_distill.rows.tokens import TokenRows
+from hf_distill.training.chunked import rows as head_rows
+from hf_distill.training.chunked.compiled import Compiler
+from hf_distill.training.chunked.rows import HeadRows
 
 # The student knows ids 0 to 39, the teacher 0 to 37 (and two rows of padding more); 4 and 17 are others to it.
 OWN, THEIRS, APART = 40, 38, (4, 17, 38, 39)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from hf_distill.cache.kept import SPARSE, Kept
+from hf_distill.cache.format import SPARSE, Kept
 from hf_distill.errors import UserError
 from hf_distill.training.finite import NotFinite
 

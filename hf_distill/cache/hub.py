@@ -9,7 +9,7 @@ from hf_distill.cache.shards import CACHE
 from hf_distill.errors import UserError
 
 if TYPE_CHECKING:
-    from hf_distill.cache.kept import Kept
+    from hf_distill.cache.format import Kept
 
 CARD = "README.md"
 _FILES = [CACHE, CARD, "*.arrow"]

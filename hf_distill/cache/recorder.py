@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_distill.cache import kept_states
-from hf_distill.cache.kept import SPARSE, Kept, packed
-from hf_distill.heads.apart import capturing, open_head
-from hf_distill.heads.head_rows import CHUNK_BYTES, ELSEWHERE, side_of
-from hf_distill.heads.projection import Projector, Side
-from hf_distill.heads.walk import slices
+from hf_distill.cache import hidden_states as kept_states
+from hf_distill.cache.format import SPARSE, Kept, packed
+from hf_distill.models.heads import capturing, open_head
+from hf_distill.models.projection import Projector, Side
 from hf_distill.rows.base import RowLayout, SparseRows
+from hf_distill.training.chunked.rows import CHUNK_BYTES, ELSEWHERE, side_of
+from hf_distill.training.chunked.walk import slices
 from hf_distill.training.padding import Padding
 
 Array = np.ndarray[Any, Any]

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from hf_distill.cache import kept_states
-from hf_distill.cache.cacheable import states_of
-from hf_distill.cache.kept import PREFIX, SPARSE, Kept, read
-from hf_distill.own_tokens import PREFIX as OWN_TOKENS
+from hf_distill.cache import hidden_states as kept_states
+from hf_distill.cache.format import PREFIX, SPARSE, Kept, read
+from hf_distill.cache.requirements import states_of
+from hf_distill.data.two_tokenizers import PREFIX as OWN_TOKENS
 from hf_distill.rows.base import RowLayout, SparseRows
 from hf_distill.rows.inferred import base_model
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_distill.durable import sha256, sync
 from hf_distill.errors import UserError
-from hf_distill.files import check_writable, write_atomic
-from hf_distill.lock import FILE as LOCK
-from hf_distill.records import read_record, write_record
+from hf_distill.files.atomic import check_writable, write_atomic
+from hf_distill.files.durable import sha256, sync
+from hf_distill.files.lock import FILE as LOCK
+from hf_distill.files.records import read_record, write_record
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hf_distill import __version__
+from hf_distill._version import __version__
 from hf_distill.data.columns import Columns
 from hf_distill.errors import UserError, did_you_mean
-from hf_distill.files import fingerprint
+from hf_distill.files.atomic import fingerprint
 
 if TYPE_CHECKING:
     from datasets import Dataset

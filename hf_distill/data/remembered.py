@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.data.texts import File
-from hf_distill.files import fingerprint, write_atomic
+from hf_distill.files.atomic import fingerprint, write_atomic
 
 if TYPE_CHECKING:
     from datasets import Features

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from hf_distill.data.located import Located
     from hf_distill.data.texts import File
-    from hf_distill.recipe import Data
+    from hf_distill.recipe.recipe import Data
 
 logger = logging.getLogger(__name__)
 

@@ -57,6 +57,6 @@ def resolve(weights: ClassWeights, names: Sequence[str], counts: Any, key: str =
 
 
 def _shown(names: Sequence[Any]) -> str:
-    from hf_distill.labels import shorten
+    from hf_distill.data.label_names import shorten
 
     return shorten(list(map(str, names)))

@@ -71,7 +71,7 @@ class Contrastive(PreparedObjective):
 
         assert teacher is not None
         if self.of == "embedding":  # which passes layers of its own, or is of several poolings
-            from hf_distill.sentence_encoder import vector_width
+            from hf_distill.models.sentence_encoder import vector_width
 
             return ContrastiveTerm(self, vector_width(student), vector_width(teacher))
         ours: Any = student.config

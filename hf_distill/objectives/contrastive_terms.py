@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from hf_distill.objectives.representations import both
+from hf_distill.models.representations import both
 from hf_distill.objectives.schedule import number
 from hf_distill.objectives.term import Term
 

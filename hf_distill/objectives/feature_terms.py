@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from hf_distill.labels import IGNORED
+from hf_distill.data.label_names import IGNORED
 from hf_distill.objectives.similarity import Similarity
 from hf_distill.objectives.term import Term
 

@@ -54,7 +54,7 @@ class PairwiseObjective(Objective):
         """Compare representations in float32, place by place where an example is several texts."""
         import torch
 
-        from hf_distill.objectives.representations import both
+        from hf_distill.models.representations import both
 
         ours, theirs = both(comparison, self.of)
         with torch.autocast(ours.device.type, enabled=False):

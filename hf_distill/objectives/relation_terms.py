@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from hf_distill.objectives.attention_vectors import Vectors
 from hf_distill.objectives.feature_terms import FeatureTerm
-from hf_distill.objectives.vectors import Vectors
 
 if TYPE_CHECKING:
     from hf_distill.objectives.base import Comparison

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 
+from hf_distill.models.sentence_encoder import vector_width
 from hf_distill.objectives.term import Term
-from hf_distill.sentence_encoder import vector_width
 
 if TYPE_CHECKING:
     from hf_distill.objectives.base import Comparison, Objective
@@ -70,7 +70,7 @@ def vectors(objective: Objective, outputs: Mapping[str, Any] | None) -> Tensor:
     if found is None:
         raise ValueError(
             f"'{objective.name}' compares sentence embeddings, and a model has none. Wrap both with "
-            "hf_distill.sentence_encoder.sentence_encoder(model)."
+            "hf_distill.models.sentence_encoder.sentence_encoder(model)."
         )
     exact: Tensor = found.to(torch.promote_types(found.dtype, torch.float32))
     return exact.unsqueeze(1) if exact.dim() == 2 else exact

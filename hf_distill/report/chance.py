@@ -71,7 +71,7 @@ def find_chance(
         None where the metric is not defined without knowledge.
 
     >>> from functools import partial
-    >>> from hf_distill.metrics import score
+    >>> from hf_distill.metrics.score import score
     >>> logits, labels = np.eye(2)[[0, 0, 1, 0]], np.array([0, 1, 0, 0])
     >>> find_chance(partial(score, ["accuracy"], kind="classes"), "accuracy", logits, labels, kind="classes").value
     0.75

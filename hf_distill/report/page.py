@@ -24,7 +24,7 @@ from hf_distill.report.text import (
 )
 
 if TYPE_CHECKING:
-    from hf_distill.report.figures import Group
+    from hf_distill.report.calibration import Group
     from hf_distill.report.report import Report
 
 GROUPS = 20

@@ -26,7 +26,7 @@ from hf_distill.report.text import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from hf_distill.report.figures import Calibration, Confusion
+    from hf_distill.report.calibration import Calibration, Confusion
     from hf_distill.report.report import Report
 
 logger = logging.getLogger(__name__)

@@ -10,11 +10,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
-from hf_distill.files import write_atomic
-from hf_distill.quantization import in_words, size, weights
+from hf_distill.files.atomic import write_atomic
+from hf_distill.models.quantization import in_words, size, weights
 from hf_distill.report.best import Best
+from hf_distill.report.calibration import Calibration, Confusion, Group
 from hf_distill.report.chance import Chance
-from hf_distill.report.figures import Calibration, Confusion, Group
 from hf_distill.report.latency import Latency
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `report.json` holds: plain values, None for what is not a number."""
-        from hf_distill.report.file import to_plain
+        from hf_distill.report.files import to_plain
 
         return to_plain(self)
 
@@ -287,7 +287,7 @@ class Report:
     @classmethod
     def load(cls, path: str | Path) -> Report:
         """Read a report again, from its `report.json` or the directory that holds it."""
-        from hf_distill.report.file import from_plain
+        from hf_distill.report.files import from_plain
 
         path = Path(path)
         content = json.loads((path / REPORT if path.is_dir() else path).read_text(encoding="utf-8"))

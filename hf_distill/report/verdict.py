@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from hf_distill.metric_table import AGREEMENT
+from hf_distill.metrics.table import AGREEMENT
 from hf_distill.report.report import NORMAL_95, NOTHING
 from hf_distill.report.text import metric_title, metric_value, percent, signed, unsigned
 
 if TYPE_CHECKING:
-    from hf_distill.report.figures import Group
+    from hf_distill.report.calibration import Group
     from hf_distill.report.report import Report
 
 LINES = 4

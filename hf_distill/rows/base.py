@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from hf_distill.labels import IGNORED
+from hf_distill.data.label_names import IGNORED
 
 # What a sum is divided by: rows that count, rows that have a label, examples, tokens that are no padding, ordered
 # pairs of two examples of the same micro-batch, or examples of a text, one that fits it and one that does not.

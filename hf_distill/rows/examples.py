@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hf_distill.labels import IGNORED
+from hf_distill.data.label_names import IGNORED
 from hf_distill.rows.base import RowLayout, Rows, Unit, likeliest, upcast
 
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
-from hf_distill.labels import activation, label_names, positions
+from hf_distill.data.label_names import activation, label_names, positions
+from hf_distill.models.sentence_encoder import encoding_of
 from hf_distill.rows.base import RowLayout
 from hf_distill.rows.examples import ExampleRows
 from hf_distill.rows.similarity import SimilarityRows
 from hf_distill.rows.spans import SpanRows
 from hf_distill.rows.targets import TargetRows
 from hf_distill.rows.tokens import TokenRows
-from hf_distill.sentence_encoder import encoding_of
 
 if TYPE_CHECKING:
     from torch import nn

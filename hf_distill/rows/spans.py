@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from hf_distill.labels import IGNORED
+from hf_distill.data.label_names import IGNORED
 from hf_distill.rows.base import IMPOSSIBLE, RowLayout, Rows, SparseRows, upcast
 
 if TYPE_CHECKING:

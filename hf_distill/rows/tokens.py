@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from hf_distill.labels import IGNORED, UNLABELLED
+from hf_distill.data.label_names import IGNORED, UNLABELLED
 from hf_distill.rows.base import Places, RowLayout, Rows, Unit, upcast
 
 

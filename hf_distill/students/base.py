@@ -13,7 +13,7 @@ from hf_distill.errors import UserError
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from hf_distill.models import Head
+    from hf_distill.models.loading import Head
 
 
 @component

@@ -8,10 +8,10 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hf_distill.component import component
+from hf_distill.data.label_names import label_names, positions
 from hf_distill.errors import UserError
-from hf_distill.labels import label_names, positions
-from hf_distill.models import Head, load_model, open_config
-from hf_distill.quantization import method_of
+from hf_distill.models.loading import Head, load_model, open_config
+from hf_distill.models.quantization import method_of
 from hf_distill.students.base import NUMBERS_OF_LAYERS, Student, build, is_per_layer, with_head
 
 if TYPE_CHECKING:

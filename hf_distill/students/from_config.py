@@ -9,7 +9,7 @@ from pydantic import Field
 
 from hf_distill.component import component
 from hf_distill.errors import UserError, did_you_mean
-from hf_distill.models import Head, open_config
+from hf_distill.models.loading import Head, open_config
 from hf_distill.students.base import Student, build, is_per_layer, with_head
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class FromConfig(Student):
         """Build the model with random weights."""
         import transformers
 
-        from hf_distill.sentence_encoder import without_dense
+        from hf_distill.models.sentence_encoder import without_dense
 
         model_class: Any = (
             without_dense(type(teacher)) if self.model is None else getattr(transformers, head.auto_class)

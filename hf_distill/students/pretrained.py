@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from hf_distill.component import component
-from hf_distill.models import Head, load_model, open_config
+from hf_distill.models.loading import Head, load_model, open_config
 from hf_distill.students.base import Student
 
 if TYPE_CHECKING:

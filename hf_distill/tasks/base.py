@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from hf_distill.models import Head
+    from hf_distill.models.loading import Head
     from hf_distill.objectives.base import Objective
     from hf_distill.objectives.class_weights import ClassWeights
     from hf_distill.rows.base import RowLayout

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from hf_distill.data.label_names import folded, label_names, label_numbers, real_names, shorten, tidy
 from hf_distill.errors import UserError
-from hf_distill.labels import folded, label_names, label_numbers, real_names, shorten, tidy
 from hf_distill.tasks.doubtful_labels import check_texts, refuse_gaps, warn_of_many
 from hf_distill.tasks.label_column import LabelColumn
 from hf_distill.tasks.stated_labels import Stated, spell

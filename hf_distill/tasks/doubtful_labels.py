@@ -8,8 +8,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+from hf_distill.data.label_names import folded, shorten, tidy
 from hf_distill.errors import UserError
-from hf_distill.labels import folded, shorten, tidy
 from hf_distill.tasks.label_column import LabelColumn
 from hf_distill.tasks.stated_labels import Stated
 

@@ -12,9 +12,9 @@ from pydantic import Field
 
 from hf_distill.component import component
 from hf_distill.data import by_length
+from hf_distill.data.label_names import IGNORED, UNLABELLED
 from hf_distill.errors import UserError
-from hf_distill.labels import IGNORED, UNLABELLED
-from hf_distill.models import Head
+from hf_distill.models.loading import Head
 from hf_distill.tasks.base import Prepared, Setup, Task
 from hf_distill.tasks.language import (
     PadTokens,
@@ -83,8 +83,8 @@ class FillMask(Task):
 
     def prepare(self, splits: Mapping[str, Dataset], setup: Setup) -> Prepared:
         """See `Task.prepare`."""
-        from hf_distill.metric_table import DEFAULTS
-        from hf_distill.metrics import check
+        from hf_distill.metrics.score import check
+        from hf_distill.metrics.table import DEFAULTS
         from hf_distill.rows.tokens import TokenRows
 
         tokenizer, max_length = setup.tokenizer, setup.max_length

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.data import column
+from hf_distill.data.label_names import IGNORED, shorten
 from hf_distill.data.misfits import misfit
 from hf_distill.data.reader import in_words
 from hf_distill.errors import UserError
-from hf_distill.labels import IGNORED, shorten
 from hf_distill.tasks.stated_labels import spell
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hf_distill import __version__
+from hf_distill._version import __version__
 from hf_distill.data import column
 from hf_distill.errors import UserError
-from hf_distill.files import fingerprint
+from hf_distill.files.atomic import fingerprint
 
 if TYPE_CHECKING:
     from datasets import Dataset

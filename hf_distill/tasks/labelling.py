@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hf_distill.labels import IGNORED
-from hf_distill.tasks.problem import Problem
+from hf_distill.data.label_names import IGNORED
+from hf_distill.tasks.problem_type import Problem
 
 Kind = Literal["classes", "binary", "values"]
 Names = tuple[str, ...]

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.data import column
+from hf_distill.data.label_names import IGNORED
 from hf_distill.data.misfits import is_text, misfit
 from hf_distill.errors import UserError
-from hf_distill.labels import IGNORED
-from hf_distill.metric_table import Undefined
+from hf_distill.metrics.table import Undefined
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features

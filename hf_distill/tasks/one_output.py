@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Literal
 
-from hf_distill.labels import activation
+from hf_distill.data.label_names import activation
 from hf_distill.tasks.label_column import LabelColumn
 
 if TYPE_CHECKING:

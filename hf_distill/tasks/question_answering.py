@@ -12,17 +12,17 @@ from hf_distill.component import component
 from hf_distill.data import by_length, column
 from hf_distill.data.misfits import misfit
 from hf_distill.errors import UserError
-from hf_distill.models import Head
-from hf_distill.tasks.answer_windows import PadWindows, Windows, answers_of
+from hf_distill.models.loading import Head
 from hf_distill.tasks.base import Prepared, Setup, Task
 from hf_distill.tasks.language import check_texts
 from hf_distill.tasks.tokenising import tokenise
+from hf_distill.tasks.windows import PadWindows, Windows, answers_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-    from hf_distill.tasks.answer_scores import Questions
+    from hf_distill.metrics.answers import Questions
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +56,9 @@ class QuestionAnswering(Task):
 
     def prepare(self, splits: Mapping[str, Dataset], setup: Setup) -> Prepared:
         """See `Task.prepare`."""
-        from hf_distill.metrics import check
+        from hf_distill.metrics.answers import SPAN_METRICS
+        from hf_distill.metrics.score import check
         from hf_distill.rows.spans import SpanRows
-        from hf_distill.tasks.answer_scores import SPAN_METRICS
 
         if setup.label_names:
             raise UserError("names are for classes, and an answer is a span of text. Leave them out.", key="labels")
@@ -91,7 +91,7 @@ class QuestionAnswering(Task):
     def _questions(self, raw: Dataset, windows: Dataset, names: tuple[str, ...]) -> Questions:
         import numpy as np
 
-        from hf_distill.tasks.answer_scores import Questions
+        from hf_distill.metrics.answers import Questions
 
         values = column(raw, "answers").to_pylist() if "answers" in raw.column_names else [None] * len(raw)
         answers = [None if (known := answers_of(value)) is None else known[0] for value in values]

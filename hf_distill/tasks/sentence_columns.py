@@ -10,7 +10,7 @@ from hf_distill.data import column
 from hf_distill.errors import UserError
 from hf_distill.objectives.sentences import MARGIN
 from hf_distill.tasks.base import SaidLabels
-from hf_distill.tasks.class_labels import read_labels
+from hf_distill.tasks.label_space import read_labels
 from hf_distill.tasks.labelling import Labelling
 from hf_distill.tasks.language import check_texts
 

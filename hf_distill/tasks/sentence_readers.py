@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from hf_distill.errors import UserError
-from hf_distill.pooling import Encoding
-from hf_distill.sentence_encoder import AsSentenceEncoder
-from hf_distill.sentence_files import read_encoding
+from hf_distill.models.pooling import Encoding
+from hf_distill.models.sentence_encoder import AsSentenceEncoder
+from hf_distill.models.sentence_files import read_encoding
 from hf_distill.tasks.text_classification import check_length
 
 if TYPE_CHECKING:

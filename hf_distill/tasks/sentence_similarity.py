@@ -12,10 +12,10 @@ from pydantic import AfterValidator, Field
 
 from hf_distill.component import component
 from hf_distill.data import by_length, column
+from hf_distill.data.two_tokenizers import PadBoth, side_by_side, teacher_view
 from hf_distill.errors import UserError
-from hf_distill.models import Head
+from hf_distill.models.loading import Head
 from hf_distill.objectives.sentences import MARGIN
-from hf_distill.own_tokens import PadBoth, side_by_side, teacher_view
 from hf_distill.tasks.base import Prepared, Setup, Task
 from hf_distill.tasks.sentence_columns import (
     NAME,
@@ -87,7 +87,7 @@ class SentenceSimilarity(Task):
 
     def prepare(self, splits: Mapping[str, Dataset], setup: Setup) -> Prepared:
         """See `Task.prepare`."""
-        from hf_distill.metrics import check, score
+        from hf_distill.metrics.score import check, score
         from hf_distill.rows.similarity import SimilarityRows
         from hf_distill.tasks.sentence_readers import readers
 
@@ -125,8 +125,8 @@ class SentenceSimilarity(Task):
 
     def check_model(self, config: PretrainedConfig) -> None:
         """See `Task.check_model`."""
-        from hf_distill.sentence_encoder import check_backbone
-        from hf_distill.sentence_files import read_encoding
+        from hf_distill.models.sentence_encoder import check_backbone
+        from hf_distill.models.sentence_files import read_encoding
 
         check_backbone(config)
         read_encoding(config)

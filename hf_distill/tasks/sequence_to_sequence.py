@@ -9,15 +9,15 @@ from pydantic import Field
 
 from hf_distill.component import component
 from hf_distill.data import by_length, column
-from hf_distill.decoders import decoder_positions
 from hf_distill.errors import UserError
-from hf_distill.metric_table import DEFAULTS
-from hf_distill.models import Head
-from hf_distill.pairing import NO_LIMIT
+from hf_distill.metrics.table import DEFAULTS
+from hf_distill.models.decoders import decoder_positions
+from hf_distill.models.loading import Head
+from hf_distill.run.pairing import NO_LIMIT
 from hf_distill.tasks.base import Prepared, Setup, Task
-from hf_distill.tasks.generated import REFERENCE, Generator
+from hf_distill.tasks.generation import REFERENCE, Generator
 from hf_distill.tasks.language import among, check_shared, check_texts, no_logits, pad_token_id, perplexity, vocabulary
-from hf_distill.tasks.pairs import PadPairs, PairEncoder, beginning
+from hf_distill.tasks.pair_tokens import PadPairs, PairEncoder, beginning
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -55,9 +55,9 @@ class SequenceToSequence(Task):
 
     def prepare(self, splits: Mapping[str, Dataset], setup: Setup) -> Prepared:
         """See `Task.prepare`."""
-        from hf_distill.metrics import check
+        from hf_distill.metrics.score import check
+        from hf_distill.metrics.text import check_generated, takes_texts
         from hf_distill.rows.targets import TargetRows
-        from hf_distill.text_metrics import check_generated, takes_texts
 
         tokenizer, width = setup.tokenizer, vocabulary(setup.tokenizer)
         names = setup.metrics or list(self.own_metrics)

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hf_distill.data.label_names import real_names, shorten
 from hf_distill.errors import UserError
-from hf_distill.labels import real_names, shorten
 
 
 @dataclass(frozen=True)

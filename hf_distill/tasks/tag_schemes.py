@@ -12,9 +12,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
-from hf_distill import __version__
-from hf_distill.files import fingerprint
-from hf_distill.labels import label_names, shorten
+from hf_distill._version import __version__
+from hf_distill.data.label_names import label_names, shorten
+from hf_distill.files.atomic import fingerprint
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hf_distill.component import component
 from hf_distill.data import by_length, column
+from hf_distill.data.label_names import kept_settings
 from hf_distill.data.misfits import is_text, misfit
-from hf_distill.decoders import check_ends
+from hf_distill.data.two_tokenizers import PREFIX, PadBoth, side_by_side, teacher_view
 from hf_distill.errors import UserError
-from hf_distill.labels import kept_settings
-from hf_distill.models import Head
-from hf_distill.own_tokens import PREFIX, PadBoth, side_by_side, teacher_view
+from hf_distill.models.decoders import check_ends
+from hf_distill.models.loading import Head
 from hf_distill.tasks.base import Prepared, Setup, Task
 from hf_distill.tasks.class_counts import ClassCounts, count_raw
-from hf_distill.tasks.class_labels import read_labels
 from hf_distill.tasks.label_forms import as_lists
+from hf_distill.tasks.label_space import read_labels
 from hf_distill.tasks.labelling import Labelling
-from hf_distill.tasks.problem import PROBLEM_TYPES, Problem
+from hf_distill.tasks.problem_type import PROBLEM_TYPES, Problem
 from hf_distill.tasks.tokenising import tokenise, with_rows
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ class TextClassification(Task):
         """See `Task.prepare`."""
         from transformers import DataCollatorWithPadding
 
-        from hf_distill.metric_table import DEFAULTS
-        from hf_distill.metrics import check, score, shown_kind
+        from hf_distill.metrics.score import check, score, shown_kind
+        from hf_distill.metrics.table import DEFAULTS
         from hf_distill.rows.examples import ExampleRows
 
         splits = as_lists(splits, setup.label_separator)

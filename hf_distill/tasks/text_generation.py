@@ -10,7 +10,7 @@ from pydantic import Field
 from hf_distill.component import component
 from hf_distill.data import by_length, column
 from hf_distill.errors import UserError
-from hf_distill.models import Head, has_class
+from hf_distill.models.loading import Head, has_class
 from hf_distill.tasks.base import Prepared, Setup, Task
 from hf_distill.tasks.language import (
     PadTokens,
@@ -22,7 +22,7 @@ from hf_distill.tasks.language import (
     perplexity,
     vocabulary,
 )
-from hf_distill.tasks.learned_tokens import FORMS, Form, TextEncoder, tokenise_split
+from hf_distill.tasks.text_tokens import FORMS, Form, TextEncoder, tokenise_split
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -79,8 +79,8 @@ class TextGeneration(Task):
 
     def prepare(self, splits: Mapping[str, Dataset], setup: Setup) -> Prepared:
         """See `Task.prepare`."""
-        from hf_distill.metric_table import DEFAULTS
-        from hf_distill.metrics import check
+        from hf_distill.metrics.score import check
+        from hf_distill.metrics.table import DEFAULTS
         from hf_distill.rows.tokens import TokenRows
 
         tokenizer, max_length = setup.tokenizer, setup.max_length

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hf_distill.component import component
 from hf_distill.data import by_length, column
+from hf_distill.data.label_names import IGNORED, UNLABELLED
 from hf_distill.data.misfits import is_list_of_text, misfit
 from hf_distill.errors import UserError
-from hf_distill.labels import IGNORED, UNLABELLED
-from hf_distill.models import Head
+from hf_distill.models.loading import Head
 from hf_distill.tasks.base import Prepared, Setup, Task
 from hf_distill.tasks.class_counts import ClassCounts, count_raw
-from hf_distill.tasks.class_labels import read_labels
+from hf_distill.tasks.label_space import read_labels
 from hf_distill.tasks.labelling import Labelling
 from hf_distill.tasks.tag_schemes import Scheme, bring_into_scheme
 from hf_distill.tasks.text_classification import check_length
@@ -58,8 +58,8 @@ class TokenClassification(Task):
         """See `Task.prepare`."""
         from transformers import DataCollatorForTokenClassification
 
-        from hf_distill.metric_table import DEFAULTS, PLAIN_TAGS
-        from hf_distill.metrics import check, marks_spans, score
+        from hf_distill.metrics.score import check, marks_spans, score
+        from hf_distill.metrics.table import DEFAULTS, PLAIN_TAGS
         from hf_distill.rows.tokens import TokenRows
 
         tokenizer, max_length = setup.tokenizer, setup.max_length

@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from hf_distill import __version__
-from hf_distill.files import fingerprint
+from hf_distill._version import __version__
+from hf_distill.files.atomic import fingerprint
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features

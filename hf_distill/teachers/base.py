@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from hf_distill.models import Head
+    from hf_distill.models.loading import Head
     from hf_distill.objectives import Objective
-    from hf_distill.pairing import Pair
+    from hf_distill.run.pairing import Pair
     from hf_distill.students import Student
     from hf_distill.tasks import Prepared, Task
     from hf_distill.teachers.token_columns import Names, Positions

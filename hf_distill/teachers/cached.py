@@ -17,9 +17,9 @@ from hf_distill.teachers.base import FineTune, Teacher
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from hf_distill.models import Head
+    from hf_distill.models.loading import Head
     from hf_distill.objectives import Objective
-    from hf_distill.pairing import Pair
+    from hf_distill.run.pairing import Pair
     from hf_distill.tasks import Prepared, Task
 
 # Python users may write a list, as YAML does.
@@ -139,7 +139,7 @@ class CachedTeacher(Teacher):
 
     def check_pair(self, task: Task, every: Sequence[Objective], pair: Pair) -> None:
         """Refuse layers that the teacher does not have, or that the student's tokens do not fit."""
-        from hf_distill.cache.kept_states import columns_of
+        from hf_distill.cache.hidden_states import columns_of
 
         states = self.states(every, pair)
         columns_of(pair.teacher, states, "float32")
@@ -154,8 +154,8 @@ class CachedTeacher(Teacher):
 
     def check_objective(self, objective: Objective, task: Task, every: Sequence[Objective], pair: Pair | None) -> None:
         """Refuse an objective that wants more of the teacher than is kept."""
-        from hf_distill.cache.cacheable import check_objective
-        from hf_distill.cache.run_cache import planned
+        from hf_distill.cache.requirements import check_objective
+        from hf_distill.run.cache_command import planned
 
         configs = None if pair is None else (pair.student, pair.teacher)
         check_objective(objective, planned(self, task, every, pair), configs)
@@ -170,7 +170,7 @@ class CachedTeacher(Teacher):
         Raises:
             UserError: `layers` does not say of which stack, or names one that the teacher does not have.
         """
-        from hf_distill.cache.cacheable import states_of
+        from hf_distill.cache.requirements import states_of
 
         if self.layers is None:
             return states_of(objectives, (pair.student, pair.teacher))

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from hf_distill.component import component
-from hf_distill.models import Head, load_model, open_config
-from hf_distill.quantization import Quantization, check_installed, check_whole
+from hf_distill.models.loading import Head, load_model, open_config
+from hf_distill.models.quantization import Quantization, check_installed, check_whole
 from hf_distill.teachers.base import FineTune, Teacher
 
 if TYPE_CHECKING:

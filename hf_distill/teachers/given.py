@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from hf_distill.component import component
 from hf_distill.errors import UserError
-from hf_distill.models import open_config
+from hf_distill.models.loading import open_config
 from hf_distill.teachers.base import FineTune, Teacher
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from hf_distill.models import Head
+    from hf_distill.models.loading import Head
     from hf_distill.objectives import Objective
-    from hf_distill.pairing import Pair
+    from hf_distill.run.pairing import Pair
     from hf_distill.students import Student
     from hf_distill.tasks import Task
     from hf_distill.teachers.target_columns import Array
@@ -191,8 +191,8 @@ class GivenTeacher(Teacher):
 
     def _check_sparse(self, objective: Objective) -> None:
         """Refuse what wants more than the likeliest tokens, or another temperature than the server's."""
-        from hf_distill.cache.cacheable import check_objective
-        from hf_distill.cache.kept import Kept
+        from hf_distill.cache.format import Kept
+        from hf_distill.cache.requirements import check_objective
 
         own = getattr(objective, "temperature", None)
         if own is not None and own != 1.0:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from hf_distill.adapters import check_not_quantized
 from hf_distill.component import component
 from hf_distill.errors import UserError
-from hf_distill.models import Head, load_model, open_config
-from hf_distill.quantization import Quantization, check_installed, check_whole
+from hf_distill.models.adapters import check_not_quantized
+from hf_distill.models.loading import Head, load_model, open_config
+from hf_distill.models.quantization import Quantization, check_installed, check_whole
 from hf_distill.teachers.base import FineTune, Teacher
 
 if TYPE_CHECKING:

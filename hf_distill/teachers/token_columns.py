@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-    from hf_distill.pairing import Pair
+    from hf_distill.run.pairing import Pair
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ def _rows(
     split: Dataset, beside: Dataset, columns: Mapping[str, str], names: Names
 ) -> Iterator[tuple[dict[str, Any], str, list[int], list[int] | None]]:
     """Yield cells, completion, the prompt's tokens, and its own; None where its first is one with the prompt's last."""
-    from hf_distill.tasks.learned_tokens import prompts_and_wholes
+    from hf_distill.tasks.text_tokens import prompts_and_wholes
 
     end = names.tokenizer.eos_token_id
     for start in range(0, len(split), _BATCH):

@@ -10,10 +10,10 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from hf_distill.durable import checksums, fault, sync, sync_tree
 from hf_distill.errors import UserError
-from hf_distill.ownership import CHECKPOINT
-from hf_distill.records import read_record, write_record
+from hf_distill.files.durable import checksums, fault, sync, sync_tree
+from hf_distill.files.ownership import CHECKPOINT
+from hf_distill.files.records import read_record, write_record
 
 logger = logging.getLogger(__name__)
 

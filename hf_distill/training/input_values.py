@@ -6,9 +6,9 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.data import column
-from hf_distill.own_tokens import MARK
-from hf_distill.pairing import positions_of
+from hf_distill.data.two_tokenizers import MARK
 from hf_distill.rows.inferred import base_model
+from hf_distill.run.pairing import positions_of
 
 if TYPE_CHECKING:
     from torch import nn

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hf_distill.data import column
-from hf_distill.labels import IGNORED, UNLABELLED
+from hf_distill.data.label_names import IGNORED, UNLABELLED
 from hf_distill.rows.examples import ExampleRows
 from hf_distill.rows.inferred import base_model
 from hf_distill.rows.tokens import TokenRows

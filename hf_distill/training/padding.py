@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_distill.cache.replay import AddTargets, Replay
-from hf_distill.heads.apart import evaluating
-from hf_distill.own_tokens import PREFIX
+from hf_distill.data.two_tokenizers import PREFIX
+from hf_distill.models.heads import evaluating
 from hf_distill.rows.base import RowLayout
 from hf_distill.rows.inferred import base_model, taken_by
 from hf_distill.rows.targets import TargetRows

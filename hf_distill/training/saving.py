@@ -13,11 +13,11 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-from hf_distill.durable import checksums, move_into, sync_tree
 from hf_distill.errors import UserError
-from hf_distill.ownership import EXPORT
-from hf_distill.sentence_encoder import load_dense
-from hf_distill.sentence_files import at
+from hf_distill.files.durable import checksums, move_into, sync_tree
+from hf_distill.files.ownership import EXPORT
+from hf_distill.models.sentence_encoder import load_dense
+from hf_distill.models.sentence_files import at
 from hf_distill.training.checkpoints import damaged, seal, weights_fault
 from hf_distill.training.learned import FILE, check_learned, detached, load_learned, save_learned, split_state
 from hf_distill.training.terms import Terms

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor, nn
 
-from hf_distill.heads.head_rows import HeadRows
 from hf_distill.objectives.base import RowObjective, unique_names
 from hf_distill.objectives.guard import check_result, guarded
 from hf_distill.objectives.schedule import number
 from hf_distill.objectives.term import Term
 from hf_distill.rows.base import UNITS
 from hf_distill.rows.inferred import base_model
+from hf_distill.training.chunked.rows import HeadRows
 
 if TYPE_CHECKING:
     from hf_distill.objectives import Comparison, Objective

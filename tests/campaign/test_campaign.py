@@ -59,7 +59,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, make_model: Any, sentiment_cs
     """Return a function that writes a recipe: a teacher that is fine-tuned, two stages, a baseline."""
     import transformers  # noqa: F401 - here, and not in every process
 
-    import hf_distill.run  # noqa: F401
+    import hf_distill.run.distill  # noqa: F401
 
     model = make_model("bert-bare", layers=2)
     training = {"per_device_train_batch_size": 8, "learning_rate": 1e-3, "disable_tqdm": True, "num_train_epochs": 1}

@@ -18,10 +18,10 @@ from invariants.cases import (
     split,
 )
 
-from hf_distill.cache.cacheable import states_of
-from hf_distill.cache.fill import Cache
-from hf_distill.cache.kept import Kept
+from hf_distill.cache.cache import Cache
+from hf_distill.cache.format import Kept
 from hf_distill.cache.replay import TrainingData
+from hf_distill.cache.requirements import states_of
 from hf_distill.objectives import Hidden, KLDivergence, Labels, Objective, Patient
 from hf_distill.objectives.layers import States
 from hf_distill.rows.inferred import infer_layout

@@ -19,8 +19,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 
 from hf_distill import DistillationArguments, DistillationTrainer
+from hf_distill.models.sentence_encoder import sentence_encoder
 from hf_distill.objectives import KLDivergence, Labels, LogitsMSE, MarginMSE, Objective, SentenceEmbedding
-from hf_distill.sentence_encoder import sentence_encoder
 
 # Trainer collects garbage before it trains; without a look at all that was imported that is four times faster.
 gc.freeze()
@@ -321,7 +321,7 @@ class Numbers:
 
 def generator() -> Any:
     """Return what generates texts for 7 rows: not the same number for each of two processes, whatever the batch."""
-    from hf_distill.tasks.generated import Generator
+    from hf_distill.tasks.generation import Generator
 
     rows = datasets.Dataset.from_list(make_rows("sequence-to-sequence", 7)).select_columns(["input_ids"])
     return Generator(rows, Numbers(), 0, (), {"max_new_tokens": 9, "no_repeat_ngram_size": 1})  # type: ignore[arg-type]

@@ -143,7 +143,7 @@ def fsdp_learned(directory: Path) -> tuple[NotingTrainer, Any]:
 
 def cached(directory: Path) -> tuple[NotingTrainer, Any]:
     """Capture with both processes, in shards of 4 examples, and train from that in steps of 2 processes x 4."""
-    from hf_distill.cache import fill as cache
+    from hf_distill.cache import cache
 
     cache.SHARD_EXAMPLES = 4
     result = {}
@@ -162,7 +162,7 @@ def cached(directory: Path) -> tuple[NotingTrainer, Any]:
 
 def compiled(directory: Path) -> tuple[NotingTrainer, Any]:
     """Train by compiled code in steps of 2 processes x 4, sharded if launched so."""
-    from hf_distill.heads import head_rows
+    from hf_distill.training.chunked import rows as head_rows
 
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         shard()

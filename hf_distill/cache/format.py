@@ -1,0 +1,235 @@
+"""What is kept of a teacher: the columns of a cache, and how they are read into a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.dlpack import from_dlpack
+
+from hf_distill.cache import hidden_states as kept_states
+from hf_distill.cache.hidden_states import KeptStates
+from hf_distill.rows.inferred import base_model
+
+if TYPE_CHECKING:
+    import pyarrow as pa  # type: ignore[import-untyped]
+    from datasets import Features
+
+    from hf_distill.objectives.layers import States
+    from hf_distill.rows.base import RowLayout
+
+Array = np.ndarray[Any, Any]
+# Of columns of a batch and of a data set: apart from those under `own_tokens.PREFIX`, which are a teacher's inputs.
+PREFIX = "cached_"
+SPARSE = ("indices", "log_probabilities", "remaining")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of a teacher.
+
+    Attributes:
+        outputs: Outputs that are kept whole, as `RowLayout.logits` reads them; empty where rows are kept sparse.
+        by_token: Whether they have a value for every token.
+        top: How many classes of a row are kept.
+        tail: How many of the other classes are drawn, each as often as it is likely (with replacement).
+        temperature: At which their probabilities are taken.
+        precision: Of what is kept.
+        classes: How many columns of the head are classes.
+        states: Hidden states that are kept besides.
+        left_out: Tokens that are none of the classes: these are numbered without them.
+    """
+
+    outputs: tuple[str, ...] = ()
+    by_token: bool = False
+    top: int = 0
+    tail: int = 0
+    temperature: float = 1.0
+    precision: Literal["float16", "float32", "float64"] = "float32"
+    classes: int = 0
+    states: tuple[KeptStates, ...] = ()
+    left_out: tuple[int, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        teacher: nn.Module,
+        layout: RowLayout,
+        *,
+        top: int,
+        temperature: float,
+        precision: Literal["float16", "float32"],
+        tail: int = 0,
+        states: Iterable[States] = (),
+        hidden_precision: Literal["float16", "float32"] = "float16",
+    ) -> Kept:
+        """Return what to keep of a teacher: rows over a vocabulary sparse, everything else whole.
+
+        Args:
+            teacher: The model.
+            layout: Of the task.
+            top: Classes of a row, where it is sparse; all, where there are not as many.
+            temperature: Likewise.
+            precision: Likewise. What is kept whole is small, and always exact.
+            tail: Likewise; none, where all classes are kept.
+            states: Hidden states to keep besides.
+            hidden_precision: Theirs.
+
+        Raises:
+            UserError: There is no such layer.
+        """
+        exact: Any = "float64" if next(teacher.parameters()).dtype == torch.float64 else "float32"
+        config: Any = base_model(teacher).config
+        columns = kept_states.columns_of(config, states, exact if hidden_precision == "float32" else hidden_precision)
+        if not is_sparse(teacher, layout):
+            return cls(outputs=layout.outputs, by_token=layout.outputs_by_token, precision=exact, states=columns)
+        head: Any = base_model(teacher).get_output_embeddings()  # type: ignore[operator]
+        left_out: tuple[int, ...] = getattr(layout, "left_out", ())
+        classes = min(getattr(layout, "classes", None) or len(head.weight), len(head.weight) + len(left_out))
+        classes -= len(left_out)
+        if precision == "float32":
+            precision = exact
+        tail = tail if top < classes else 0
+        settings: Any = {"tail": tail, "temperature": temperature, "precision": precision, "classes": classes}
+        settings["left_out"] = left_out
+        return cls(top=min(top, classes), states=columns, **settings)
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether only the likeliest classes of a row are kept."""
+        return not self.outputs
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Columns of a cache."""
+        return (*self.answers, *(one.name for one in self.states))
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Those of them that hold the answers."""
+        return SPARSE if self.is_sparse else self.outputs
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes of a class's number, little-endian."""
+        return 2 if self.classes <= 2**16 else 3 if self.classes <= 2**24 else 4
+
+    def row_bytes(self) -> int:
+        """Return how much a sparse row takes."""
+        number = np.dtype(self.precision).itemsize
+        return (self.top + self.tail) * self.index_bytes + (self.top + 1) * number
+
+    def in_words(self) -> str:
+        """Return `the likeliest 64 of 30,522 tokens`."""
+        some = "all" if self.top == self.classes else f"the likeliest {self.top}"
+        if self.tail:
+            some += f" and {self.tail} drawn"
+        return f"{some} of {self.classes:,} tokens"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON has it, and as a refusal says what is different."""
+        found = {**asdict(self), "outputs": list(self.outputs), "left_out": list(self.left_out)}
+        del found["states"]
+        if not self.left_out:  # as in caches of earlier versions
+            del found["left_out"]
+        for one in self.states:
+            layers = found.setdefault("layers", "")
+            found["layers"] = f"{layers}, {one.states}" if layers else str(one.states)
+            found["hidden_precision"] = one.precision
+        return found
+
+    def only(self, wanted: Iterable[States]) -> Kept:
+        """Return it without the hidden states in which nobody is interested."""
+        layers = {(one.part, one.layer) for one in wanted}
+        some = tuple(one for one in self.states if (one.states.part, one.states.layer) in layers)
+        return replace(self, states=some)
+
+    def features(self, dims: int) -> Features:
+        """Return the columns of a cache as `datasets` knows them.
+
+        Args:
+            dims: Of an output, for one example.
+        """
+        from datasets import Features, List, Value
+
+        whole: Any = Value("binary" if self.is_sparse else self.precision)
+        if not self.is_sparse:
+            for _ in range(dims):
+                whole = List(whole)
+        answers = dict.fromkeys(self.answers, whole)
+        return Features({"example": Value("binary"), **answers, **{one.name: one.feature() for one in self.states}})
+
+
+def is_sparse(teacher: nn.Module, layout: RowLayout) -> bool:
+    """Whether a model's rows are over a vocabulary, so that they are kept sparse."""
+    base: Any = base_model(teacher)
+    head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+    return layout.by_position and head is not None
+
+
+def packed(indices: Array, size: int) -> Array:
+    """Return numbers as their `size` low bytes, `(rows, classes * size)`."""
+    single = np.ascontiguousarray(indices.astype("<u4")).view(np.uint8).reshape(*indices.shape, 4)
+    return np.ascontiguousarray(single[..., :size]).reshape(len(indices), indices.shape[1] * size)
+
+
+def _unpacked(content: bytes, size: int) -> Array:
+    """Return the numbers that `packed` made bytes of."""
+    single = np.frombuffer(content, np.uint8).reshape(-1, size)
+    whole = np.zeros((len(single), 4), np.uint8)
+    whole[:, :size] = single
+    return whole.view("<u4")[:, 0].astype(np.int32)
+
+
+# ---- Reading ---------------------------------------------------------------------------------------------------------
+
+
+def read(table: pa.Table, kept: Kept, tokens: Tensor | None) -> dict[str, Tensor]:
+    """Return what is kept of the examples of a batch as tensors under `PREFIX`.
+
+    Sparse rows follow each other, those of the first example first, `(rows, top)`; outputs are padded as the batch is.
+
+    Args:
+        table: The rows of a cache, in the order of the batch.
+        kept: What they hold.
+        tokens: Which tokens of the batch are no padding, `(batch, tokens)`; None where nothing was kept by token.
+    """
+    if kept.is_sparse:
+        return dict(_read_sparse(table, kept))
+    found = {}
+    for name in kept.outputs:
+        array = table.column(name).combine_chunks()
+        values = _dense(array if tokens is None else array.flatten())
+        if tokens is not None:
+            whole = values.new_zeros(*tokens.shape, *values.shape[1:])
+            whole[tokens] = values
+            values = whole
+        found[f"{PREFIX}{name}"] = values
+    return found
+
+
+def _read_sparse(table: pa.Table, kept: Kept) -> Iterator[tuple[str, Tensor]]:
+    for name in SPARSE:
+        content = b"".join(table.column(name).to_pylist())
+        if name == "indices":
+            values = _unpacked(content, kept.index_bytes).reshape(-1, kept.top + kept.tail)
+        else:
+            values = np.frombuffer(content, kept.precision).copy()
+        yield f"{PREFIX}{name}", torch.from_numpy(values.reshape(-1, kept.top) if name == SPARSE[1] else values)
+
+
+def _dense(array: pa.Array) -> Tensor:
+    """Return (nested) lists, those of a level all of one length, as a tensor."""
+    import pyarrow as pa
+
+    shape = [len(array)]
+    while pa.types.is_list(array.type):
+        inner = array.flatten()
+        shape.append(len(inner) // max(1, len(array)))
+        array = inner
+    # A copy, as it may be the file itself, in which nobody may write.
+    return from_dlpack(array).reshape(shape).clone()

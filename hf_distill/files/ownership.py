@@ -1,0 +1,111 @@
+"""Which files of a directory are a run's own: it overwrites and deletes these, and no others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_distill.errors import UserError
+from hf_distill.files import lock
+from hf_distill.files.atomic import is_left_over
+from hf_distill.files.records import read_record, write_record
+
+FILE = "_run.json"
+RECIPE = "recipe.yaml"
+TRAINING = "_fit.json"
+# Underscored, so that `Trainer.push_to_hub` leaves them out.
+TEACHERS = "_teacher"
+RUNS = "_runs"
+EXPORT = "_export"
+CHECKPOINT = re.compile(r"checkpoint-\d+")
+# Every run writes these; a student's files are added by their names when they are there.
+_ALWAYS = (RECIPE, TRAINING, EXPORT, RUNS, "report.json", "report.html", "README.md")
+# What is written before there is anything to lose.
+_HARMLESS = (FILE, lock.FILE, TEACHERS)
+# Names that a student is saved under: told before training, not after it.
+_STUDENT = re.compile(
+    r"checkpoint-\d+|(adapter_|generation_)?config\.json|(adapter_)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+    r"|tokenizer.*\.(json|model)|vocab\.(json|txt)|merges\.txt|special_tokens_map\.json|added_tokens\.json"
+    r"|chat_template\.\w+|modules\.json|config_sentence_transformers\.json|sentence_bert_config\.json|\d_[A-Z]\w+"
+)
+
+
+@dataclass(frozen=True)
+class Ownership:
+    """What runs wrote in a directory.
+
+    Attributes:
+        path: The directory; it need not be there.
+    """
+
+    path: Path
+
+    def names(self) -> set[str] | None:
+        """Return the names that are ours; None where the directory is somebody else's."""
+        if (record := self._record()) is not None:
+            return {*record["wrote"]}
+        present = {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else set()
+        if self._is_of_the_version_before() or (FILE in present and lock.FILE in present):  # damaged, the second
+            return {name for name in present if name in _ALWAYS or _STUDENT.fullmatch(name)}
+        free = all(name in _HARMLESS or is_left_over(name) for name in present)
+        return set() if free and FILE not in present else None
+
+    @property
+    def recipe_sum(self) -> str | None:
+        """The sha256 of the recipe that was written last, if that is known."""
+        record = self._record()
+        return None if record is None else record.get("recipe")
+
+    def check(self) -> None:
+        """Refuse a directory that is not ours, or holds a file of somebody else's where one of ours is to go.
+
+        Raises:
+            UserError: With the names.
+        """
+        ours = self.names()
+        if ours is None:
+            raise UserError(
+                f"{self.path} is not empty and holds no run of this package; its files might be overwritten. Choose "
+                "another directory, or empty it.",
+                key="output_dir",
+            )
+        present = [entry.name for entry in self.path.iterdir()] if self.path.is_dir() else []
+        self._refuse(name for name in present if name not in ours and (name in _ALWAYS or _STUDENT.fullmatch(name)))
+
+    def take(self, names: Iterable[str] = (), recipe: str | None = None) -> None:
+        """Note names before they are written. For one process only.
+
+        Args:
+            names: Of files and folders, besides those of every run.
+            recipe: The sha256 of the recipe, where a new one is going to be written.
+
+        Raises:
+            UserError: There is something under one of these names that is not ours.
+        """
+        ours = self.names() or set()
+        new = {*names} - ours
+        self._refuse(name for name in new if (self.path / name).exists())
+        if new or recipe is not None or self._record() is None:
+            wrote = sorted({*ours, *new, *_ALWAYS})
+            write_record(self.path / FILE, {"by": "hf_distill", "recipe": recipe or self.recipe_sum, "wrote": wrote})
+
+    def _refuse(self, names: Iterable[str]) -> None:
+        if foreign := sorted(names):
+            more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+            raise UserError(
+                f"{', '.join(foreign[:3])}{more} in {self.path} was not written by this package and would be "
+                "overwritten. Move it away, or choose another directory.",
+                key="output_dir",
+            )
+
+    def _record(self) -> dict[str, Any] | None:
+        record = read_record(self.path / FILE)
+        ours = record is not None and record.get("by") == "hf_distill" and isinstance(record.get("wrote"), list)
+        return record if ours else None
+
+    def _is_of_the_version_before(self) -> bool:
+        record = read_record(self.path / TRAINING)
+        return record is not None and {"key", "finished"} <= record.keys() and (self.path / RECIPE).is_file()

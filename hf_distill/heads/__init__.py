@@ -1,1 +1,0 @@
-"""Models taken apart at their output heads."""

@@ -1,0 +1,245 @@
+"""What a recipe's author reads: pydantic's errors in the words of YAML, and what foreign words are called here."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from math import isfinite
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from hf_distill.errors import UserError, did_you_mean
+from hf_distill.recipe.document import describe, join
+
+# pydantic's error type -> what was wanted. A word for a type is followed by nothing, a bound by pydantic's context.
+WANTED = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "dict_type": "a mapping (key: value)",
+    "dataclass_type": "a mapping (key: value)",
+    "dataclass_exact_type": "an object of {class_name}",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "none_required": "null",
+    "literal_error": "{expected}",
+    "greater_than": "a number above {gt}",
+    "greater_than_equal": "a number of at least {ge}",
+    "less_than": "a number below {lt}",
+    "less_than_equal": "a number of at most {le}",
+    "too_short": "at least {min_length} entries",
+    "too_long": "at most {max_length} entries",
+    "string_too_short": "text of at least {min_length} characters",
+}
+
+BOUNDS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
+SHORT = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "float": "float32"}
+SHORT |= {"8bit": "int8", "llm_int8": "int8", "4bit": "nf4", "int4": "nf4", "fp4": "nf4"}
+
+# What other systems, YAML 1.1 among them, read as a truth value.
+BOOLEANS = {
+    **dict.fromkeys(("yes", "on", "y", "true", "1"), "true"),
+    **dict.fromkeys(("no", "off", "n", "false", "0"), "false"),
+}
+
+# Words of other systems -> ours; only said where the entry has a key of that name.
+ELSEWHERE = {
+    **dict.fromkeys(("alpha", "beta", "lambda", "gamma", "coefficient", "coef", "factor", "scale"), "weight"),
+    **dict.fromkeys(("T", "tau", "temp"), "temperature"),
+    **dict.fromkeys(("type", "kind", "method", "class", "key"), "name"),
+    **dict.fromkeys(("model_name_or_path", "model_id", "pretrained_model_name_or_path", "checkpoint"), "model"),
+    **dict.fromkeys(("num_layers", "num_hidden_layers", "n_layers"), "layers"),
+    **dict.fromkeys(("dataset_name", "dataset", "file", "files", "data_files", "data_dir"), "path"),
+    **dict.fromkeys(("config", "config_name", "dataset_config_name", "subset"), "name"),
+    **dict.fromkeys(("max_seq_length", "max_seq_len", "max_len"), "max_length"),
+    **dict.fromkeys(("torch_dtype", "precision"), "dtype"),
+    **dict.fromkeys(
+        ("quantization_config", "quantize", "quant", "load_in_8bit", "load_in_4bit", "bits"), "quantization"
+    ),
+    **dict.fromkeys(("hub_model_id", "repo", "model_repo"), "repo_id"),
+    **dict.fromkeys(("push_to_hub",), "push"),
+    **dict.fromkeys(("datasets", "train_data"), "data"),
+    **dict.fromkeys(("loss", "losses", "criterion", "criterions", "objective"), "objectives"),
+    **dict.fromkeys(("teacher_model",), "teacher"),
+    **dict.fromkeys(("student_model",), "student"),
+    **dict.fromkeys(("train", "trainer", "args", "training_args", "training_arguments"), "training"),
+    **dict.fromkeys(("metrics", "eval"), "evaluation"),
+    **dict.fromkeys(("from", "initial", "begin", "first"), "start"),
+    **dict.fromkeys(("to", "final", "last", "stop"), "end"),
+    **dict.fromkeys(("steps", "num_steps", "duration", "fraction", "until"), "over"),
+    **dict.fromkeys(("schedule", "curve", "mode"), "shape"),
+}
+# Greek letters that weigh one thing against another inside an entry that has one of these: not its weight.
+SHARES = {"teacher_share", "skew", "head_mass", "target_weight"}
+TOKEN = "unknown key. A token never goes in a recipe: set the environment variable HF_TOKEN, or run `hf auth login`."
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """Return the message for a key that an entry does not have.
+
+    >>> unknown_key("alpha", ["name", "weight", "temperature"])
+    "unknown key. It is called 'weight' here."
+    >>> unknown_key("temprature", ["name", "weight", "temperature"])
+    "unknown key. Did you mean 'temperature'?"
+    """
+    choices = list(known)
+    if key in ("token", "hub_token", "use_auth_token"):
+        return TOKEN
+    inside = key in ("alpha", "beta", "lambda", "gamma") and SHARES & set(choices)
+    if ELSEWHERE.get(key) in choices and not inside:
+        return f"unknown key. It is called '{ELSEWHERE[key]}' here."
+    return f"unknown key.{did_you_mean(key, choices)}"
+
+
+def attributes(cls: type) -> dict[str, str]:
+    """Return what the `Attributes:` sections of a class and its bases say about each field."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        _, _, section = inspect.cleandoc(vars(base).get("__doc__") or "").partition("Attributes:\n")
+        # A section ends at the next line that is not indented.
+        block = re.split(r"\n(?=\S)", section)[0]
+        for name, text in re.findall(r"^ {4}(\w+): (.*(?:\n {6,}.*)*)", block, re.MULTILINE):
+            found[name] = " ".join(text.split())
+    return found
+
+
+def explain(error: ValidationError, data: Any, path: str, cls: type | None = None) -> Iterator[tuple[str, str]]:
+    """Yield path and message of each mistake that pydantic found.
+
+    Args:
+        error: From validating `data`.
+        data: Plain data.
+        path: Of `data` in the recipe.
+        cls: The component, where `data` are its fields.
+    """
+    # A union reports each of its members; what they wanted is told in one line.
+    wrong: dict[str, list[dict[str, Any]]] = {}
+    values: dict[str, Any] = {}
+    told: list[tuple[str, str]] = []
+    for item in error.errors(include_url=False):
+        where, value, owner = _find(data, item, path, cls)
+        if item["type"] == "unexpected_keyword_argument":
+            known = [*getattr(owner, "__pydantic_fields__", ())]
+            told.append((where, unknown_key(where.rpartition(".")[2], _keys(owner, known))))
+        elif item["type"] == "missing":
+            said = attributes(owner).get(str(item["loc"][-1]), "") if owner else ""
+            told.append((where, f"missing.{' Wanted: ' if said else ''}{said}"))
+        elif isinstance(item.get("ctx", {}).get("error"), UserError):
+            own = item["ctx"]["error"]
+            told += [
+                (".".join(part for part in (where, key) if part), line)
+                for key, line in zip(own.keys, own.mistakes, strict=True)
+            ]
+        else:
+            wrong.setdefault(where, []).append(dict(item))
+            values[where] = value
+    yield from told
+    places = [*wrong, *(where for where, _ in told)]
+    for where, items in wrong.items():
+        # Of the members of a union, the one that got further into the value is the one that was meant.
+        if not any(other.startswith((f"{where}.", f"{where}[")) for other in places):
+            yield where, _sentence(_meant(items), values[where])
+
+
+def _keys(cls: type | None, known: list[str]) -> list[str]:
+    return ["name", *known] if hasattr(cls, "name") else known
+
+
+def _meant(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave out that a number may also be a schedule: who wrote a wrong number wants to know what is wrong with it."""
+    plain = [item for item in items if item["type"] not in ("dataclass_type", "dataclass_exact_type")]
+    return plain or items
+
+
+def _find(data: Any, item: Mapping[str, Any], path: str, cls: type | None) -> tuple[str, Any, type | None]:
+    """Return path and value of an error, and the component whose key it is about.
+
+    Union members, which pydantic puts into its location, are left out of the path.
+    """
+    location = item["loc"]
+    owner = cls
+    for index, token in enumerate(location):
+        if (isinstance(data, dict) and token in data) or (isinstance(data, list | tuple) and token in range(len(data))):
+            data, path = data[token], join(path, token)
+            if index < len(location) - 1:
+                owner = _component_of(owner, token)
+        elif index == len(location) - 1 and item["type"] == "missing":
+            path = join(path, token)
+    return path, data, owner
+
+
+def _component_of(cls: type | None, key: str | int) -> type | None:
+    """Return the component that a component's field may hold, such as the `Schedule` of a weight."""
+    info = getattr(cls, "__pydantic_fields__", {}).get(key)
+    waiting = [] if info is None else [info.annotation]
+    while waiting:
+        kind = waiting.pop()
+        if hasattr(kind, "__pydantic_fields__"):
+            found: type = kind
+            return found
+        waiting += get_args(kind)
+    return None
+
+
+def _sentence(items: list[dict[str, Any]], value: Any) -> str:
+    """Say what was wanted, what was found and what to do."""
+    kinds = [item["type"] for item in items]
+    if not all(kind in WANTED for kind in kinds):
+        item = next(item for item in items if item["type"] not in WANTED)
+        if "error" in item.get("ctx", {}):
+            return f"{item['ctx']['error']}"
+        return f"{item['msg'].replace('Input should', 'it should')}, found {describe(value)}."
+    wanted = " or ".join(dict.fromkeys(WANTED[item["type"]].format(**_readable(item.get("ctx", {}))) for item in items))
+    wanted = wanted.replace("true or false or", "true, false or")
+    # "a number above 0, found -1": that it is a whole number is not the point.
+    found = str(value) if set(kinds) <= BOUNDS else describe(value)
+    return f"wanted {wanted}, found {found}.{_advice(kinds, items, value)}"
+
+
+def _readable(context: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers and words of an error: `1`, not `1.0`, and of a long list its start."""
+    shown = dict(context)
+    for key, bound in context.items():
+        if isinstance(bound, float) and bound.is_integer():
+            shown[key] = int(bound)
+    words = str(context.get("expected", "")).split(", ")
+    if len(words) > 14:
+        shown["expected"] = f"one of {len(words) + 1} words ({', '.join(words[:4])}, ...)"
+    return shown
+
+
+def _advice(kinds: list[str], items: list[dict[str, Any]], value: Any) -> str:
+    """Return what to do, where that is not plain from what was wanted."""
+    expected = " ".join(str(item.get("ctx", {}).get("expected", "")) for item in items)
+    options = re.findall(r"'([^']*)'", expected)
+    if isinstance(value, str) and (close := get_close_matches(SHORT.get(value, value), options, n=1)):
+        return f" Did you mean '{close[0]}'?"
+    if value is None:
+        return " Give it a value or remove the key."
+    if "bool_type" in kinds and str(value).lower() in BOOLEANS:
+        meant, why = BOOLEANS[str(value).lower()], ""
+        if isinstance(value, str):
+            why = ", without quotes" if value.lower() == meant else f": to YAML 1.2, '{value}' is text"
+        return f" Write {meant}{why}."
+    if isinstance(value, str) and {"int_type", "float_type"} & set(kinds) and _is_number(value):
+        return " Remove the quotes."
+    if isinstance(value, float) and "int_type" in kinds and value.is_integer():
+        return f" Write {int(value)}."
+    if kinds == ["string_type"] and isinstance(value, int | float):
+        return " Put it in quotes."
+    if "list_type" in kinds and isinstance(value, str):
+        return f" Write [{value}]."
+    return ""
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return isfinite(float(text))  # `nan` is no number in quotes
+    except ValueError:
+        return False

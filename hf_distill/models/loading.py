@@ -1,0 +1,378 @@
+"""Opening models: configurations, tokenizers, weights; a user's mistake is one line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_distill.errors import UserError
+from hf_distill.locations import resolve, sibling
+from hf_distill.models.adapters import Adapter, check_not_quantized, check_task, describe, find_adapter
+from hf_distill.models.merging import merge
+from hf_distill.models.quantization import Quantization, check_whole, loading, ready
+from hf_distill.packages import require
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+_LABELS = ("num_labels", "id2label", "label2id", "problem_type")
+# One of them is beside a model that comes with a tokenizer.
+_OF_TOKENIZERS = (
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+)
+
+
+@dataclass(frozen=True)
+class Head:
+    """What the task wants of a model: the Auto class that loads it and the settings of its head.
+
+    Attributes:
+        auto_class: Name of a `transformers` Auto class, e.g. `"AutoModelForSequenceClassification"`.
+        settings: Configuration overrides: `num_labels`, `id2label`, `problem_type`, `pad_token_id`, ...
+        adapt: Makes of a model that was loaded or built what the task trains, in place; it may meet a model twice. None
+            where the Auto class is enough.
+    """
+
+    auto_class: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    adapt: Callable[[PreTrainedModel], PreTrainedModel] | None = None
+
+
+# ---- Opening ---------------------------------------------------------------------------------------------------------
+
+
+def _place(model: str, key: str) -> tuple[str, dict[str, str]]:
+    """Resolve the location of a model: a directory or Hub id, and which file in it, where that is a GGUF file."""
+    where = resolve(model, key)
+    if not os.path.isfile(where):
+        return where, {}
+    directory, name = os.path.split(where)
+    if not name.lower().endswith(".gguf"):
+        raise UserError(f"'{model}' is a file. Wanted the directory that save_pretrained wrote, or a Hub id.", key=key)
+    require("gguf", f"'{model}'", key)
+    return directory or ".", {"gguf_file": name}
+
+
+def open_config(model: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PretrainedConfig:
+    """Return a model's configuration.
+
+    Raises:
+        UserError: It is not there, not reachable, or not a Transformers model.
+    """
+    where, file = _place(model, "model")
+    if (adapter := find_adapter(model)) is not None:
+        beside = os.path.isfile(os.path.join(where, "config.json"))
+        base = _open(model, where, None, trust_remote_code) if beside else _open_base(adapter, trust_remote_code)
+        return describe(adapter, base, trust_remote_code=trust_remote_code)
+    if not file and os.path.isdir(where) and not os.path.isfile(os.path.join(where, "config.json")):
+        raise UserError(f"'{model}' is no Transformers model: it has no config.json.{_what_it_is(where)}", key="model")
+    return _open(model, where, revision, trust_remote_code, **file)
+
+
+def _open_base(adapter: Adapter, trust_remote_code: bool) -> PretrainedConfig:
+    return open_config(adapter.base, revision=adapter.revision, trust_remote_code=trust_remote_code)
+
+
+def _open(model: str, where: str, revision: str | None, trust_remote_code: bool, **file: str) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            where, revision=revision, trust_remote_code=trust_remote_code, **file
+        )
+    # Configuration classes check their values, each in its own way; remote code may raise anything.
+    except Exception as error:
+        raise _cannot_open(f"'{model}'", where, error, "model") from error
+    return config
+
+
+def _what_it_is(directory: str) -> str:
+    inside = sorted(Path(directory).glob("*/config.json"))
+    if inside:
+        return f" Did you mean '{inside[-1].parent}'?"
+    return " Wanted the directory that save_pretrained wrote."
+
+
+def _cannot_open(what: str, where: str, error: Exception, key: str) -> UserError:
+    """Return the one line for whatever Transformers raised."""
+    if "trust_remote_code" in str(error):
+        return UserError(
+            f"{what} comes with Python code of its own, which would run with your rights. Read it, then set "
+            "trust_remote_code: true.",
+            key=key,
+        )
+    if not os.path.exists(where) and isinstance(error, OSError):
+        reason = f"is no directory here and cannot be had from the Hub: {_first_line(error)}"
+        return UserError(f"{what} {reason}{sibling(where)}", key=key)
+    return UserError(f"cannot open {what}: {_first_line(error)}", key=key)
+
+
+def has_head(config: PretrainedConfig, auto_class: str) -> bool:
+    """Whether a checkpoint was saved with the head that `auto_class` gives (`...ForSequenceClassification`)."""
+    own_code = auto_class in (getattr(config, "auto_map", None) or {})
+    return own_code or any(is_of(name, auto_class) for name in config.architectures or [])
+
+
+def is_of(model_class: str, auto_class: str) -> bool:
+    """Whether a model class, by its name, has the head that `auto_class` gives."""
+    from transformers.models.auto import modeling_auto
+
+    # By the table, because not all names end alike: GPT2LMHeadModel is a causal language model.
+    table = getattr(modeling_auto, auto_class)._model_mapping._model_mapping
+    known = {name for names in table.values() for name in ([names] if isinstance(names, str) else names)}
+    return model_class in known or model_class.endswith(auto_class.removeprefix("AutoModel"))
+
+
+def has_class(config: PretrainedConfig, auto_class: str) -> bool:
+    """Whether there is a model of this architecture with the head that `auto_class` gives, trained or not."""
+    import transformers
+
+    own_code = auto_class in (getattr(config, "auto_map", None) or {})
+    return own_code or type(config) in getattr(transformers, auto_class)._model_mapping
+
+
+def open_tokenizer(
+    model: str, *, key: str = "tokenizer", revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Return a model's tokenizer.
+
+    Raises:
+        UserError: The model has none, or it cannot be reached.
+    """
+    from transformers import AutoTokenizer
+
+    where, file = _place(model, key)
+    adapter = find_adapter(model, key)
+    if adapter is not None and not any(os.path.isfile(os.path.join(where, name)) for name in _OF_TOKENIZERS):
+        return open_tokenizer(adapter.base, key=key, revision=adapter.revision, trust_remote_code=trust_remote_code)
+    what = f"the tokenizer of '{model}'"
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            where, revision=revision, trust_remote_code=trust_remote_code, **file
+        )
+    # Broken files raise whatever the parser of their format raises.
+    except Exception as error:
+        raise _cannot_open(what, where, error, key) from error
+    # Where the files are missing, Transformers 5 makes a tokenizer that knows its special tokens and nothing else.
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+        raise UserError(
+            f"'{model}' has no tokenizer. Save one beside the model, or name a model whose tokenizer feeds both: "
+            "tokenizer: ...",
+            key=key,
+        )
+    return tokenizer
+
+
+def outline(auto_class: Any, config: PretrainedConfig, *, trust_remote_code: bool) -> PreTrainedModel:
+    """Return the model that a configuration describes, without memory for its weights.
+
+    Args:
+        auto_class: A Transformers Auto class, or its name.
+        config: The configuration.
+        trust_remote_code: Run model code from the checkpoint.
+
+    Raises:
+        UserError: Its class cannot make one.
+    """
+    import torch
+    import transformers
+
+    whole = getattr(transformers, auto_class) if isinstance(auto_class, str) else auto_class
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = whole.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception as error:  # model code fails in any way it likes
+        raise UserError(
+            f"no model can be made of its configuration ({type(error).__name__}: {_first_line(error)})", key="model"
+        ) from error
+    return model
+
+
+# ---- Weights ---------------------------------------------------------------------------------------------------------
+
+
+def load_model(
+    model: str,
+    head: Head,
+    *,
+    own_head: bool = False,
+    dtype: str = "float32",
+    quantization: Quantization | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, list[str]]:
+    """Load a model with the task's head.
+
+    The weights of a GGUF file are expanded from what they were quantized to: they train and save as any others.
+
+    Args:
+        model: Hub id, local path (a directory or a .gguf file) or `package:NAME/PATH`.
+        head: The task's Auto class and head settings.
+        own_head: Keep the checkpoint's own label settings instead of the task's.
+        dtype: Of the weights. The default is float32, not the checkpoint's: a student trained in pure bfloat16
+            loses most of its small updates.
+        quantization: Of the linear layers of the body, on the device of the run. Such a model is frozen.
+        revision: Git revision on the Hub.
+        trust_remote_code: Run model code from the checkpoint.
+
+    Returns:
+        The model in eval mode, and the names of weights that were made new: those the checkpoint does not hold (a
+        head, usually), or holds in another size (the head of another task).
+
+    Raises:
+        UserError: It is not there, not reachable, holds no safetensors, or not the weights its configuration describes;
+            or it cannot be quantized in this way, or does not run here so.
+    """
+    import transformers
+
+    if (adapter := find_adapter(model)) is not None:
+        if quantization is not None:
+            check_not_quantized(model)
+        config = open_config(model, trust_remote_code=trust_remote_code)
+        return _load_merged(adapter, config, head, own_head=own_head, dtype=dtype, trust_remote_code=trust_remote_code)
+    auto_class = getattr(transformers, head.auto_class)
+    settings = {key: value for key, value in head.settings.items() if not (own_head and key in _LABELS)}
+    where, file = _place(model, "model")
+    if file:
+        # Without this Transformers expands them too, but takes the model for a quantized one that cannot be trained.
+        settings |= {**file, "quantization_config": transformers.GgufConfig(dequantize=True)}
+    if quantization is not None:
+        settings |= _quantized(quantization, auto_class, model, dtype, revision, trust_remote_code)
+    try:
+        with _quiet():
+            loaded, info = auto_class.from_pretrained(
+                where,
+                dtype=dtype,
+                # By name: only for main does Transformers look for the converted weights of an old repository.
+                revision=revision or "main",
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # of the head; `_check_backbone` sees to the rest
+                output_loading_info=True,
+                **settings,
+            )
+    # SafetensorError is a plain Exception, and model code fails in any way it likes.
+    except Exception as error:
+        if file:
+            raise _cannot_open(f"'{model}'", where, error, "model") from error
+        raise _cannot_load(model, where, error) from error
+    new = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
+    _check_backbone(loaded, new, model)
+    if getattr(loaded, "is_quantized", False):
+        ready(loaded, model, key="quantization" if quantization else "model")
+    return _adapted(loaded, new, head)
+
+
+def _adapted(loaded: PreTrainedModel, new: list[str], head: Head) -> tuple[PreTrainedModel, list[str]]:
+    if head.adapt is not None:
+        # A backbone is all of the model here: what is new beside it, its pooler, is not used.
+        loaded, new = head.adapt(loaded), [name for name in new if "pooler" not in name]
+    loaded.train(False)
+    return loaded, new
+
+
+def _load_merged(
+    adapter: Adapter, config: PretrainedConfig, head: Head, *, own_head: bool, dtype: str, trust_remote_code: bool
+) -> tuple[PreTrainedModel, list[str]]:
+    """Load the base of an adapter and merge the adapter into it (see `load_model`).
+
+    Args:
+        adapter: The adapter.
+        config: Of the merged model (see `adapters.describe`).
+        head: See `load_model`.
+        own_head: Keep the label settings of `config` instead of the task's.
+        dtype: See `load_model`.
+        trust_remote_code: Likewise.
+    """
+    check_task(adapter.name, head.auto_class)
+    settings = head.settings
+    if own_head and "Classification" in head.auto_class:
+        settings = {**settings, **{key: getattr(config, key) for key in _LABELS}}
+    base, new = load_model(
+        adapter.base,
+        Head(head.auto_class, settings),
+        dtype=dtype,
+        revision=adapter.revision,
+        trust_remote_code=trust_remote_code,
+    )
+    with _quiet():
+        merged = merge(adapter, base)
+    return _adapted(merged, [name for name in new if name not in adapter.shapes], head)
+
+
+def _quantized(
+    quantization: Quantization, auto_class: Any, model: str, dtype: str, revision: str | None, trust_remote_code: bool
+) -> dict[str, Any]:
+    """Return what makes `from_pretrained` quantize."""
+    import torch
+
+    config = open_config(model, revision=revision, trust_remote_code=trust_remote_code)
+    check_whole(model, config)
+    whole = outline(auto_class, config, trust_remote_code=trust_remote_code)
+    computed: Any = (config.dtype if dtype == "auto" else getattr(torch, dtype)) or torch.float32
+    return loading(quantization, whole, computed)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Transformers' report of missing weights back: a new head is what was asked for, the rest is checked here."""
+    from logging import ERROR
+
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity(ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _check_backbone(loaded: PreTrainedModel, new: list[str], model: str) -> None:
+    """Refuse a checkpoint that lacks more than a head: the rest of the model would be random."""
+    prefix = "" if loaded.base_model is loaded else f"{loaded.base_model_prefix}."
+    # A pooler is part of the head in all but name: language models are saved without it.
+    random = [name for name in new if name.startswith(prefix) and "pooler" not in name]
+    if random:
+        raise UserError(
+            f"the weights of '{model}' are not those its config.json describes: {len(random)} tensors of "
+            f"{type(loaded).__name__} are missing or of another size ({random[0]}, ...).",
+            key="model",
+        )
+
+
+def _cannot_load(model: str, where: str, error: Exception) -> UserError:
+    files = sorted(Path(where).glob("*.safetensors"))
+    pointer = next((file for file in files if _begins_with(file, b"version https://git-lfs")), None)
+    if pointer is not None:
+        reason = f"'{pointer.name}' is a Git LFS pointer, not the weights. Fetch them with `git lfs pull`."
+    elif type(error).__name__ == "SafetensorError":
+        reason = f"a safetensors file is damaged or cut off ({_first_line(error)}). Fetch or save it again."
+    elif not files and any(Path(where).glob("*.bin")):
+        reason = (
+            "its weights are pickled (.bin), and loading a pickle runs any code in it; only safetensors are read. If "
+            "you trust the file, load it once with from_pretrained and write it with save_pretrained."
+        )
+    elif os.path.isdir(where) and not files:
+        reason = "it has no model.safetensors."
+    else:
+        return _cannot_open(f"'{model}'", where, error, "model")
+    return UserError(f"cannot load '{model}': {reason}", key="model")
+
+
+def _begins_with(file: Path, start: bytes) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(len(start)) == start
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

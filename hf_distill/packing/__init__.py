@@ -1,1 +1,0 @@
-"""Layers that run on tokens alone, without padding."""

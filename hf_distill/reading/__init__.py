@@ -1,1 +1,0 @@
-"""Recipes as text: YAML, `key=value`, and what is wrong with them."""

@@ -1,0 +1,1 @@
+"""Recipes: YAML and `key=value` read into frozen, checked objects, and written back."""

@@ -1,0 +1,176 @@
+"""The JSON Schema of recipes, by which editors complete and check them: `python -m hf_distill.recipe.json_schema`.
+
+Made from the dataclasses and tables that read a recipe, so it cannot say anything else than they do. Editors that know
+the YAML language server find it through a recipe's first line: `# yaml-language-server: $schema=recipe.schema.json`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from hf_distill.mistakes import attributes
+from hf_distill.objectives import OBJECTIVES, PRESETS
+from hf_distill.recipe.plugins import PLUGIN
+from hf_distill.recipe.reader import REQUIRED, SECTIONS
+from hf_distill.recipe.recipe import Recipe, Stage
+from hf_distill.recipe.training_section import AT_LEAST, CONFIG, FIXED, OWNED, SHARED, training_arguments
+from hf_distill.students import STUDENTS
+from hf_distill.tasks import TASKS
+from hf_distill.teachers import TEACHERS
+
+Schema = dict[str, Any]
+
+FILE = Path("recipes/recipe.schema.json")
+PLUGIN_PATTERN = f"^{PLUGIN.pattern.replace('?P<module>', '').replace('?P<name>', '')}$"
+
+
+def recipe_schema() -> Schema:
+    """Return the schema of a recipe (JSON Schema 2020-12)."""
+    said = attributes(Recipe)
+    properties: Schema = {
+        "task": {**_entry(TASKS), "description": "What the models do: a pipeline tag of the Hub."},
+        "data": _fields(SECTIONS["data"]),
+        "teacher": {**_entry(TEACHERS), "description": "Where targets come from."},
+        "student": {**_entry(STUDENTS), "description": "Where the model to train comes from."},
+        **_objectives(),
+        "stages": {"type": "array", "minItems": 1, "items": _stage(), "description": said["stages"]},
+        "training": {"$ref": "#/$defs/training", "required": ["output_dir"], "description": said["training"]},
+        "tokenizer": {"type": "string", "description": said["tokenizer"]},
+    }
+    properties |= {key: _fields(cls) for key, cls in SECTIONS.items() if key != "data"}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$comment": f"Made by python -m hf_distill.recipe.json_schema with transformers {metadata.version('transformers')}.",
+        "title": "hf_distill recipe",
+        "type": "object",
+        "additionalProperties": False,
+        "required": [key.split(".")[0] for key in REQUIRED if key != "objectives"],
+        "oneOf": [{"required": [key]} for key in ("objectives", "preset", "stages")],
+        "properties": properties,
+        "$defs": {"objective": _entry(OBJECTIVES), "training": _training()},
+    }
+
+
+def _objectives() -> Schema:
+    """Return the two ways to say what is compared, in a recipe or in one of its stages."""
+    return {
+        "objectives": {
+            "type": "array",
+            "minItems": 1,
+            "items": {"$ref": "#/$defs/objective"},
+            "description": "What is compared; the loss is the weighted sum.",
+        },
+        "preset": {
+            "enum": list(PRESETS),
+            "description": "What another system compares by default, in place of objectives.",
+        },
+    }
+
+
+def _stage() -> Schema:
+    """Return the schema of one of several trainings in a row."""
+    elsewhere = {"anyOf": [{"required": [key]} for key in SHARED]}
+    training = {"$ref": "#/$defs/training", "not": elsewhere, "description": attributes(Stage)["training"]}
+    return {
+        "type": "object",
+        "description": _summary(Stage),
+        "additionalProperties": False,
+        "oneOf": [{"required": [key]} for key in ("objectives", "preset")],
+        "properties": {**_objectives(), "training": training},
+    }
+
+
+def _entry(table: Mapping[str, type]) -> Schema:
+    """Return the schema of a table's entry: a name, or a mapping with a name and the fields that go with it."""
+    entries = [_fields(cls, name) for name, cls in table.items()]
+    alone = [name for name, entry in zip(table, entries, strict=True) if entry["required"] == ["name"]]
+    plugin = {"type": "string", "pattern": PLUGIN_PATTERN, "description": "A class of yours: module:Class."}
+    outside: Schema = {"type": "object", "required": ["name"], "properties": {"name": plugin}}
+    return {"anyOf": [*([{"enum": alone}] if alone else []), *entries, plugin, outside]}
+
+
+def _fields(cls: type, name: str | None = None) -> Schema:
+    """Return the schema of a component's fields, described by its docstring."""
+    made = _made(TypeAdapter(cls))
+    said = attributes(cls)
+    properties: Schema = {}
+    if name is not None:
+        properties["name"] = {"const": name, "description": _summary(cls)}
+    for key, value in made.get("properties", {}).items():
+        described = {"description": said[key]} if key in said else {}
+        properties[key] = {**value, **described}
+    required = [*(["name"] if name else []), *made.get("required", [])]
+    if "teacher" in properties:
+        inner = _entry({key: other for key, other in TEACHERS.items() if other is not cls})
+        properties["teacher"] = {**inner, "description": said["teacher"]}
+    if "training" in properties:
+        # A teacher's own training: same keys, but for its directory.
+        properties["training"] |= {"$ref": "#/$defs/training", "not": {"required": ["output_dir"]}}
+        properties["training"].pop("additionalProperties", None)
+    return {
+        "type": "object",
+        "description": _summary(cls),
+        "additionalProperties": False,
+        "required": required,
+        "properties": properties,
+    }
+
+
+def _training() -> Schema:
+    """Return the schema of training arguments, described by Transformers' help."""
+    properties = {}
+    for key, argument in training_arguments().items():
+        if key in OWNED:
+            continue
+        schema = _made(TypeAdapter(argument.type, config=CONFIG))
+        if key in AT_LEAST:
+            schema["minimum"] = AT_LEAST[key]
+        if key in FIXED:
+            schema = {"const": FIXED[key][0]}
+        properties[key] = {**schema, "description": argument.help}
+    return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def _summary(cls: type) -> str:
+    return inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+
+
+def _made(adapter: TypeAdapter[Any]) -> Schema:
+    """Return pydantic's schema without what only takes room: titles made of field names, null as a default."""
+    schema = adapter.json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def tidy(value: Any) -> Any:
+        if isinstance(value, list):
+            return [tidy(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        if "$ref" in value:  # the definition itself, as references only work in the schema they were made for
+            return tidy(definitions[value["$ref"].rpartition("/")[2]])
+        return {
+            key: tidy(item)
+            for key, item in value.items()
+            if not (key == "title" and isinstance(item, str)) and not (key == "default" and item is None)
+        }
+
+    tidied: Schema = tidy(schema)
+    return tidied
+
+
+def schema_text() -> str:
+    """Return what belongs into the file."""
+    return json.dumps(recipe_schema(), indent=1, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else FILE
+    target.write_text(schema_text(), encoding="utf-8")
+    print(f"wrote {target}")

@@ -1,0 +1,111 @@
+"""Overrides: `section.key=value` on the command line changes a recipe before it is checked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from copy import deepcopy
+from itertools import pairwise
+from typing import Any
+
+from hf_distill.formatting import is_secret, readable
+from hf_distill.recipe.document import MAX_DEPTH, Document, Fault, describe, join, parse
+
+KEY = re.compile(r"[^.\[\]=\s]+(\.[^.\[\]=\s]+|\[\d+\])*")
+# Of a longer one its beginning and its end are shown.
+SHOWN = 200
+# Entries that can be given by name alone: `teacher.dtype=...` must not overwrite the name.
+SHORT_FORM = re.compile(r"task|teacher|student|(stages\[\d+\]\.)?objectives\[\d+\]")
+
+
+def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
+    """Set `section.key=value` in a document: values in YAML, list entries by number (`objectives.0.weight`).
+
+    A key may be new, and so may the entry after a list's last. One that is malformed, or for which the recipe has no
+    place, changes nothing and goes to `document.refused`.
+    """
+    for override in overrides:
+        before = deepcopy((document.data, document.lines, document.overrides))
+        try:
+            _apply(document, override)
+        except Fault as fault:
+            document.data, document.lines, document.overrides = before
+            document.refused += [(_shown(override), what) for _, what in fault.faults]
+        document.given.append(_shown(override))
+
+
+def _shown(override: str) -> str:
+    """Return an override as it may be printed: errors end up in logs, tokens must not."""
+    key, equals, _ = override.partition("=")
+    last = re.split(r"[.\]]", key)[-1]
+    return readable(f"{key}{equals}..." if is_secret(last) else override, limit=SHOWN)
+
+
+def _apply(document: Document, override: str) -> None:
+    """Set one `key=value`.
+
+    Raises:
+        Fault: It is malformed, or the recipe has no such place.
+    """
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not KEY.fullmatch(key):
+        raise Fault((1, "wanted section.key=value, for example training.learning_rate=1e-4."))
+    value = parse(text)[0] if text.strip() else None
+    if key.count(".") + key.count("[") >= MAX_DEPTH:
+        raise Fault((1, f"more than {MAX_DEPTH} keys deep, and no recipe is."))
+    tokens = [int(token) if token.isdecimal() else token for token in re.findall(r"[^.\[\]]+", key)]
+    here: Any = document.data
+    path = ""
+    for token, following in pairwise(tokens):
+        _check_step(here, token, path)
+        path = join(path, token)
+        inner = _entry(here, token)
+        if inner is None:
+            inner = [] if isinstance(following, int) else {}
+            document.overrides[path] = _shown(override)
+        elif isinstance(inner, str) and SHORT_FORM.fullmatch(path):
+            inner = {"name": inner}
+        _store(here, token, inner)
+        here = inner
+    _check_step(here, tokens[-1], path)
+    _store(here, tokens[-1], value)
+    path = join(path, tokens[-1])
+    _forget(document, path)
+    document.overrides[path] = _shown(override)
+
+
+def _entry(here: Any, token: Any) -> Any:
+    """Return an entry; None where there is none yet."""
+    if isinstance(here, dict):
+        return here.get(token)
+    return here[token] if token < len(here) else None
+
+
+def _check_step(here: Any, token: str | int, path: str) -> None:
+    """Refuse to go from the value `here`, at `path`, to its entry `token`."""
+    if isinstance(here, dict):
+        if isinstance(token, int):
+            raise Fault((1, f"{path or 'the recipe'} is a mapping, so it has no entry number {token}."))
+    elif isinstance(here, list):
+        if not isinstance(token, int):
+            raise Fault((1, f"{path} is a list. Name an entry by its number: {path}.0 is the first."))
+        if token > len(here):
+            size = f"{len(here)} {'entry' if len(here) == 1 else 'entries'}, counted from 0"
+            raise Fault((1, f"{path} has {size}. {path}.{len(here)} would add one."))
+    else:
+        raise Fault((1, f"{path} is {describe(here)}, which has no keys. Give it whole: {path}={{{token}: ...}}."))
+
+
+def _store(here: Any, token: str | int, value: Any) -> None:
+    if isinstance(here, list) and token == len(here):
+        here.append(value)
+    else:
+        here[token] = value
+
+
+def _forget(document: Document, path: str) -> None:
+    """Remove the places of a value that has been replaced."""
+    for places in (document.lines, document.overrides):
+        for key in [key for key in places if key == path or key.startswith((f"{path}.", f"{path}["))]:
+            del places[key]

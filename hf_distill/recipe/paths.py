@@ -1,0 +1,41 @@
+"""Are a recipe's local paths there? Asked before anything heavy is imported, so that a typing error is told at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hf_distill.data import check_data
+from hf_distill.errors import UserError
+from hf_distill.locations import resolve
+from hf_distill.students import STUDENTS
+from hf_distill.teachers import TEACHERS
+
+if TYPE_CHECKING:
+    from hf_distill.recipe.recipe import Recipe
+
+
+def check_paths(recipe: Recipe) -> None:
+    """Refuse models, a tokenizer and data whose paths are not there; Hub ids are left alone.
+
+    Raises:
+        UserError: A line for each mistake.
+    """
+    sources = []
+    for side, entry, table in (("teacher", recipe.teacher, TEACHERS), ("student", recipe.student, STUDENTS)):
+        if type(entry) in table.values():  # of a class from outside nobody here knows what its model may be
+            sources.append((side, "model", entry.source))
+    mistakes: list[str] = []
+    for section, key, source in (*sources, ("", "tokenizer", recipe.tokenizer)):
+        try:
+            with recipe.locate(section):
+                if source is not None:
+                    resolve(source, key)
+        except UserError as error:
+            mistakes += error.mistakes
+    try:
+        with recipe.locate("data"):
+            check_data(recipe.data, recipe.task.roles)
+    except UserError as error:
+        mistakes += error.mistakes
+    if mistakes:
+        raise UserError(*mistakes)

@@ -1,0 +1,131 @@
+"""Classes from outside that a recipe names, `module:Class`: imported, and found to be entries of its tables."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from importlib import import_module, invalidate_caches
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from hf_distill.errors import UserError
+
+if TYPE_CHECKING:
+    from hf_distill.recipe.recipe import Recipe
+
+Part = TypeVar("Part")
+
+PLUGIN = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*)")
+
+
+def import_entry(module: str, name: str, base: type[Part], beside: Path | None = None) -> type[Part]:
+    """Return a class from a module.
+
+    Args:
+        module: Its dotted name.
+        name: Of the class.
+        base: What it must be a subclass of.
+        beside: The folder of the recipe. Modules there are found last, so that none of them takes the place of one
+            that is installed.
+
+    Raises:
+        UserError: The module cannot be imported, or what has the name is no entry.
+    """
+    mine = _beside(module, beside)
+    if mine is not None:
+        _find_last(module, mine)
+    try:
+        outside = import_module(module)
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # whatever the module does on import: to the recipe's author it is one line
+        raise UserError(_not_imported(module, error)) from error
+    _check_same(module, outside, mine)
+    found: Any = getattr(outside, name, None)
+    if fault := _unfit(found, base):
+        raise UserError(f"'{module}:{name}' {fault}")
+    entry: type[Part] = found
+    return entry
+
+
+def outside_code(recipe: Recipe) -> Iterator[str]:
+    """Yield what code from outside a recipe runs: `my_losses:LogitsL1, of /home/me/my_losses.py`."""
+    shown = []
+    for cls in map(type, _entries(recipe)):
+        module = cls.__module__
+        if module.partition(".")[0] != __name__.partition(".")[0]:
+            shown.append(f"{module}:{cls.__qualname__}, of {getattr(sys.modules.get(module), '__file__', 'no file')}")
+    for side, entry in (("teacher", recipe.teacher), ("student", recipe.student)):
+        if getattr(entry, "trust_remote_code", False):
+            shown.append(f"what comes with the {side}'s model {entry.source} (trust_remote_code)")
+    shown += [f"the metric {name}" for name in recipe.evaluation.metrics if name.startswith("evaluate/")]
+    yield from dict.fromkeys(shown)
+
+
+def _entries(recipe: Recipe) -> Iterator[Any]:
+    yield from (recipe.task, recipe.student)
+    teacher: Any = recipe.teacher
+    while teacher is not None:
+        yield teacher
+        teacher = getattr(teacher, "teacher", None)
+    for stage in recipe.plan:
+        yield from stage.objectives
+
+
+def _beside(module: str, folder: Path | None) -> Path | None:
+    """Return the file of a module in the folder of a recipe; None where it is not there."""
+    if folder is None:
+        return None
+    stem = folder.resolve().joinpath(*module.split("."))
+    return next((file for file in (stem.with_suffix(".py"), stem / "__init__.py") if file.is_file()), None)
+
+
+def _find_last(module: str, file: Path) -> None:
+    """Search the folder of a module last, now and for what it imports later."""
+    place = str(file.parents[module.count(".") + (file.name == "__init__.py")])
+    if place not in sys.path:
+        sys.path.append(place)
+    invalidate_caches()
+
+
+def _check_same(module: str, outside: ModuleType, mine: Path | None) -> None:
+    """Refuse a module that is not the one beside the recipe, where there is one of its name."""
+    theirs = getattr(outside, "__file__", None)
+    if mine is not None and (theirs is None or Path(theirs).resolve() != mine):
+        raise UserError(
+            f"'{module}' lies beside the recipe ({mine}), but another module of this name comes first or is imported "
+            f"already ({theirs}). Rename one of them."
+        )
+
+
+def _not_imported(module: str, error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return f"importing '{module}' ended the process (exit status {error.code}). A module must not exit on import."
+    reason = next(iter(str(error).splitlines()), "")
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    known = isinstance(error, ImportError) or "importlib" in last.filename
+    where = "" if known else f" at {last.filename}:{last.lineno}"
+    what = f"cannot import '{module}' ({type(error).__name__}: {reason}{where})."
+    there = "The module must be installed, on PYTHONPATH or beside the recipe."
+    return f"{what} {there}" if isinstance(error, ImportError) else what
+
+
+def _unfit(found: Any, base: type) -> str | None:
+    """Return why what was imported cannot be an entry of `base`'s table; None if it can."""
+    if found is None:
+        return "does not exist: the module has no such name."
+    if not isinstance(found, type) or not issubclass(found, base):
+        return f"is not a subclass of {base.__module__}.{base.__name__}."
+    if "__pydantic_validator__" not in vars(found):
+        return "is not a recipe entry. Put `@component` (from hf_distill.component) above the class."
+    if inspect.isabstract(found):
+        missing: Any = getattr(found, "__abstractmethods__", ())
+        return f"is abstract: it does not define {', '.join(sorted(missing))}."
+    if not isinstance(getattr(found, "name", None), str):
+        return "has no name. Add `name: ClassVar[str] = ...` to the class."
+    return None

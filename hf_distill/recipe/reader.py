@@ -1,0 +1,304 @@
+"""YAML and `key=value` overrides -> `Recipe`. All mistakes of a recipe are told at once."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from hf_distill.errors import FieldError, UserError, did_you_mean
+from hf_distill.mistakes import explain, unknown_key
+from hf_distill.objectives import OBJECTIVES, PRESETS, Objective
+from hf_distill.recipe.document import Document, describe, join, read_document
+from hf_distill.recipe.overrides import apply_overrides
+from hf_distill.recipe.plugins import PLUGIN, import_entry
+from hf_distill.recipe.recipe import Data, Evaluation, Hub, Recipe, ReportOptions, Stage
+from hf_distill.recipe.training_section import SHARED, training_mistakes
+from hf_distill.recipe.writer import objective_entries
+from hf_distill.students import STUDENTS, Student
+from hf_distill.tasks import TASKS, Task
+from hf_distill.teachers import TEACHERS, Teacher
+
+Part = TypeVar("Part")
+
+SECTIONS: dict[str, type] = {"data": Data, "evaluation": Evaluation, "report": ReportOptions, "hub": Hub}
+# A preset stands for objectives, and is gone once it is read.
+SECTION_KEYS = [*(key for key in Recipe.__annotations__ if key != "origin"), "preset"]
+STAGE_KEYS = [*Stage.__annotations__, "preset"]
+REQUIRED = {
+    "task": f"a Hub pipeline tag: {', '.join(TASKS)}",
+    "data": "where the examples come from, such as {path: nyu-mll/glue, name: sst2}",
+    "teacher": "the model to learn from, such as {name: pretrained, model: ...}",
+    "student": "the model to train, such as {name: pretrained, model: ...}",
+    "objectives": "a list of what is compared, such as [{name: kl, temperature: 2.0}]",
+    "training.output_dir": "the directory for the student and its report",
+}
+
+
+def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe. Nothing it names is opened: neither models nor data nor devices.
+
+    Args:
+        path: A YAML file. Local paths in it are relative to the current directory.
+        overrides: `section.key=value`, values in YAML, list entries by number: `objectives.0.weight=0.7`.
+
+    Raises:
+        UserError: Every mistake as one line: `file:line: key: what was wanted, what was found, what to do`.
+    """
+    document = read_document(os.fspath(path))
+    apply_overrides(document, overrides)
+    return _Reading(document).recipe()
+
+
+class _Reading:
+    """One recipe being read: builds what can be built and collects what cannot."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.data = document.data
+        for path, given in (("", self.data), *_stages(self.data)):
+            if given.get("objectives") is None:
+                # Where to look for a mistake in what the preset stands for.
+                preset, place = join(path, "preset"), join(path, "objectives")
+                if preset in document.overrides:
+                    document.overrides[place] = document.overrides[preset]
+                elif preset in document.lines:
+                    document.lines[place] = document.lines[preset]
+                if (name := given.get("preset")) in list(PRESETS):
+                    document.hints[place] = (
+                        f" It comes from preset '{name}'. In its place, write: objectives: {_spelled(name)}"
+                    )
+        self.origin = document.origin
+        self.mistakes: list[tuple[str, str]] = []
+
+    def add(self, path: str, message: str) -> None:
+        """Note the mistake at a key path."""
+        self.mistakes.append((path, message))
+
+    def recipe(self) -> Recipe:
+        """Build the recipe.
+
+        Raises:
+            UserError: Something is wrong with it.
+        """
+        for key in self.data:
+            if key not in SECTION_KEYS:
+                self.add(key, unknown_key(key, SECTION_KEYS))
+        parts: dict[str, Any] = {
+            "task": self.component("task", self.data.get("task"), TASKS, Task),
+            "teacher": self.component("teacher", self.data.get("teacher"), TEACHERS, Teacher),
+            "student": self.component("student", self.data.get("student"), STUDENTS, Student),
+            "objectives": self.objectives("", self.data),
+            "stages": self.stages(),
+            "training": self.training("training", self.data.get("training"), {}),
+        }
+        parts |= {key: self.section(key, cls) for key, cls in SECTIONS.items() if key in self.data}
+        if "tokenizer" in self.data:
+            parts["tokenizer"] = self.validate(str, self.data["tokenizer"], "tokenizer")
+        self.required()
+        self.data_keys(parts["task"])
+        if told := self.document.told(self.mistakes):
+            raise UserError(*told)
+        return Recipe(**parts, origin=self.origin)
+
+    def required(self) -> None:
+        """Note what every recipe must have and this one has not."""
+        for path, wanted in REQUIRED.items():
+            section, _, key = path.partition(".")
+            value = self.data.get(section)
+            if key:
+                # A section that is no mapping at all has had its line.
+                value = value.get(key) if isinstance(value, dict) else None if value is None else "?"
+            if path == "objectives" and any(self.data.get(other) is not None for other in ("preset", "stages")):
+                continue
+            if value is None or value == "":
+                self.add(path, f"missing. Wanted: {wanted}.")
+
+    def validate(self, cls: type[Part], data: Any, path: str, **built: Any) -> Part | None:
+        """Return `data` as an instance of `cls`; None, and the mistakes are noted, where it is none.
+
+        Args:
+            cls: A section, or the class of an entry.
+            data: As it was read.
+            path: Where.
+            **built: Fields that are objects already.
+        """
+        try:
+            if built:
+                return cls(**{**data, **built})
+            # As JSON, pydantic's strict mode takes a mapping for a dataclass and a list for a tuple, and still no text
+            # for a number.
+            return TypeAdapter(cls).validate_json(json.dumps(data))
+        except FieldError as error:
+            self.mistakes += [(join(path, where) if where else path, what) for where, what in error.wrong]
+        except ValidationError as error:
+            self.mistakes += explain(error, data, path, cls)
+        except Exception as error:  # a class from outside may do anything in its checks
+            if cls.__module__.partition(".")[0] == __name__.partition(".")[0]:
+                raise
+            self.add(path, f"{cls.__name__} raised {type(error).__name__}: {error}")
+        return None
+
+    def section(self, key: str, cls: type[Part]) -> Part | None:
+        """Read a section that is one fixed dataclass."""
+        value = self.data[key]
+        if isinstance(value, dict):
+            return self.validate(cls, value, key)
+        if value is not None or key not in REQUIRED:  # else it is told as missing
+            hint = f" Write {{path: {value}}}." if cls is Data and isinstance(value, str) else ""
+            self.add(key, f"wanted a mapping (key: value), found {describe(value)}.{hint}")
+        return None
+
+    def component(self, path: str, value: Any, table: Mapping[str, type[Part]], base: type[Part]) -> Part | None:
+        """Read an entry of one of the four tables: a mapping with a name, or the name alone."""
+        if value is None and path in REQUIRED:
+            return None
+        short = isinstance(value, str)
+        if short:
+            value = {"name": value}
+        known = f"Known: {', '.join(table)}; or module:Class."
+        if not isinstance(value, dict):
+            self.add(path, f"wanted a mapping {{name: ...}} or a name, found {describe(value)}. {known}")
+            return None
+        name = value.get("name")
+        if not isinstance(name, str):
+            what = f"wanted text, found {describe(name)}." if "name" in value else "missing."
+            self.add(join(path, "name"), f"{what} {known}")
+            return None
+        cls = table.get(name) or self.outside(name, path if short else join(path, "name"), table, base)
+        if cls is None:
+            return None
+        given = {key: item for key, item in value.items() if key != "name"}
+        if isinstance(given.get("training"), dict) and "training" in getattr(cls, "__pydantic_fields__", ()):
+            elsewhere = {"output_dir": f"Where to keep the result is {path}.output_dir."}
+            self.training(join(path, "training"), given["training"], elsewhere)
+        if "teacher" not in getattr(cls, "__pydantic_fields__", ()):
+            return self.validate(cls, given, path)
+        inner = self.component(join(path, "teacher"), given.get("teacher"), table, base)
+        return None if inner is None else self.validate(cls, given, path, teacher=inner)
+
+    def outside(self, name: str, path: str, table: Mapping[str, type[Part]], base: type[Part]) -> type[Part] | None:
+        """Import `module:Class`, or note why it will not do."""
+        kind = base.__name__.lower()
+        match = PLUGIN.fullmatch(name)
+        if match is None:
+            hint = did_you_mean(name, table)
+            if kind in ("teacher", "student") and "Did you" not in hint:
+                hint += f" A model goes under 'model': {{name: pretrained, model: {name}}}."
+            self.add(path, f"unknown {kind} '{name}'.{hint}")
+            return None
+        try:
+            return import_entry(match["module"], match["name"], base, Path(self.origin.file).parent)
+        except UserError as error:
+            self.add(path, str(error))
+        return None
+
+    def objectives(self, path: str, given: Mapping[str, Any]) -> tuple[Objective, ...]:
+        """Read the list of objectives of the recipe or a stage; it must give something to train on."""
+        value, place = given.get("objectives"), join(path, "objectives")
+        if given.get("preset") is not None:
+            return self.preset(join(path, "preset"), given["preset"], alone=value is None)
+        if not isinstance(value, list):
+            if value is not None:
+                hint = f" Write [{value}]." if isinstance(value, str) else ""
+                self.add(place, f"wanted a list, each entry after '- ', found {describe(value)}.{hint}")
+            return ()
+        if not value:
+            self.add(place, "an empty list. Wanted: at least one, such as {name: kl, temperature: 2.0}.")
+        base: Any = Objective  # mypy would have no abstract class passed
+        found = [self.component(join(place, i), item, OBJECTIVES, base) for i, item in enumerate(value)]
+        for index, item in enumerate(found):
+            if item is not None and item in found[:index]:
+                first = join(place, found.index(item))
+                self.add(join(place, index), f"the same as {first}. Keep one; its weight can be larger.")
+        built = tuple(item for item in found if item is not None)
+        if built and len(built) == len(value) and not any(item.has_weight for item in built):
+            self.add(place, "every weight is 0, so there is nothing to train on. Give one a weight above 0.")
+        return built
+
+    def preset(self, path: str, name: Any, alone: bool) -> tuple[Objective, ...]:
+        """Return the objectives that a preset stands for."""
+        if not isinstance(name, str):
+            self.add(path, f"wanted text, found {describe(name)}. Known: {', '.join(PRESETS)}.")
+        elif name not in PRESETS:
+            self.add(path, f"unknown preset '{name}'.{did_you_mean(name, PRESETS)}")
+        elif not alone:
+            self.add(path, f"given together with objectives. Keep one: '{name}' is {_spelled(name)}.")
+        else:
+            return PRESETS[name]
+        return ()
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Read the list of stages, each with objectives and training arguments of its own."""
+        value = self.data.get("stages")
+        if value is None:
+            return ()
+        if not isinstance(value, list) or not value:
+            found = "an empty list" if value == [] else f"found {describe(value)}"
+            self.add("stages", f"wanted a list, each entry after '- ', such as {{objectives: [...]}}; {found}.")
+            return ()
+        for key in ("objectives", "preset"):
+            if self.data.get(key) is not None:
+                self.add(key, "given together with stages. Each stage has its own: remove this, or the stages.")
+        made = []
+        for index, given in enumerate(value):
+            path = join("stages", index)
+            if not isinstance(given, dict):
+                self.add(path, f"wanted a mapping {{objectives: [...], training: {{...}}}}, found {describe(given)}.")
+                continue
+            for key in given:
+                if key not in STAGE_KEYS:
+                    self.add(join(path, key), unknown_key(key, STAGE_KEYS))
+            if given.get("objectives") is None and given.get("preset") is None:
+                self.add(join(path, "objectives"), f"missing. Wanted: {REQUIRED['objectives']}.")
+            training = self.training(join(path, "training"), given.get("training", {}), SHARED)
+            made.append(Stage(objectives=self.objectives(path, given), training=training))
+        return tuple(made)
+
+    def training(self, path: str, values: Any, elsewhere: Mapping[str, str]) -> dict[str, Any]:
+        """Check training arguments: the recipe's, those of a stage, or those that a teacher is first trained with.
+
+        Args:
+            path: Of the mapping.
+            values: The mapping.
+            elsewhere: Arguments that cannot be set here -> where they are.
+        """
+        if not isinstance(values, dict):
+            if values is not None or path != "training":  # else `training.output_dir` is told as missing
+                self.add(path, f"wanted a mapping (key: value), found {describe(values)}.")
+            return {}
+        # Missing, whether the key is there or not, is told elsewhere.
+        missing = {"output_dir"} if values.get("output_dir") is None else set()
+        checked = {key: item for key, item in values.items() if key not in (*elsewhere, *missing)}
+        for key, message in training_mistakes(checked):
+            self.add(join(path, key), message)
+        for key in values:
+            if key in elsewhere:
+                self.add(join(path, key), f"not set here. {elsewhere[key]}")
+        return values
+
+    def data_keys(self, task: Task | None) -> None:
+        """Check mappings of `data` whose keys are fixed, but not by a type."""
+        data = self.data.get("data")
+        known = {"splits": ("train", "eval"), "columns": tuple(task.roles) if task else ()}
+        for key, choices in known.items():
+            given = data.get(key) if isinstance(data, dict) else None
+            for word in given if isinstance(given, dict) and choices else ():
+                if word not in choices:
+                    self.add(f"data.{key}.{word}", f"unknown key.{did_you_mean(word, choices)}")
+
+
+def _stages(data: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return path and content of each stage that is a mapping."""
+    stages = data.get("stages")
+    listed = stages if isinstance(stages, list) else []
+    return [(join("stages", index), item) for index, item in enumerate(listed) if isinstance(item, dict)]
+
+
+def _spelled(preset: str) -> str:
+    """Return the objectives of a preset as a recipe can list them."""
+    return json.dumps(objective_entries(PRESETS[preset]))

@@ -1,0 +1,81 @@
+"""`Recipe` -> YAML that reads back to an equal one."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from hf_distill.component import entry, settings
+from hf_distill.formatting import is_secret, masked
+from hf_distill.objectives import OBJECTIVES, Objective
+from hf_distill.recipe.recipe import Recipe, Stage
+from hf_distill.students import STUDENTS
+from hf_distill.tasks import TASKS
+from hf_distill.teachers import TEACHERS
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return a recipe as YAML that reads back to an equal one; what has its default value is left out.
+
+    So are tokens and passwords: it is written beside the student, and published with it.
+    """
+    content: dict[str, Any] = {
+        "task": _entry(recipe.task, TASKS),
+        "data": settings(recipe.data),
+        "teacher": _entry(recipe.teacher, TEACHERS),
+        "student": _entry(recipe.student, STUDENTS),
+        "objectives": objective_entries(recipe.objectives),
+        "stages": [_stage(stage) for stage in recipe.stages],
+        "training": dict(recipe.training),
+    }
+    del content["objectives" if recipe.stages else "stages"]
+    if list(content["task"]) == ["name"]:
+        content["task"] = content["task"]["name"]
+    if recipe.tokenizer is not None:
+        content["tokenizer"] = recipe.tokenizer
+    for key in ("evaluation", "report", "hub"):
+        if changed := settings(getattr(recipe, key)):
+            content[key] = changed
+    yaml: Any = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False
+    yaml.width = 4096
+    stream = io.StringIO()
+    yaml.dump(_plain(content), stream)
+    return masked(stream.getvalue())
+
+
+def objective_entries(objectives: Sequence[Objective]) -> list[dict[str, Any]]:
+    """Return a list of objectives as a recipe gives it."""
+    return [_entry(objective, OBJECTIVES) for objective in objectives]
+
+
+def _stage(stage: Stage) -> dict[str, Any]:
+    own = {"training": dict(stage.training)} if stage.training else {}
+    return {"objectives": objective_entries(stage.objectives), **own}
+
+
+def _entry(instance: Any, table: Mapping[str, type]) -> dict[str, Any]:
+    cls = type(instance)
+    fields = entry(instance)
+    if table.get(instance.name) is not cls:
+        fields["name"] = f"{cls.__module__}:{cls.__qualname__}"
+    return fields
+
+
+def _plain(value: Any) -> Any:
+    """Return what a Python user may have put into a recipe (paths, enumerations, tuples) as YAML's own types."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {str(key): "..." if item and is_secret(str(key)) else _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,1 @@
+"""One run of a recipe: checked, prepared, trained, evaluated and reported."""

@@ -1,0 +1,270 @@
+"""The objectives of a run, stage by stage: can they compare these two models? Asked before weights are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hf_distill.errors import UserError
+from hf_distill.recipe.document import join
+from hf_distill.report.text import count
+from hf_distill.run.training_defaults import sampling_remark, within_batch
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from hf_distill.objectives import Objective
+    from hf_distill.recipe.recipe import Recipe
+    from hf_distill.run.pairing import Pair
+    from hf_distill.students.freezing import Frozen
+
+
+def objectives_of(recipe: Recipe) -> Iterator[tuple[str, Objective]]:
+    """Return key path and objective of every stage: `("stages[0].objectives[1]", ...)`."""
+    return ((path, objective) for path, objective, _ in _settings_of(recipe))
+
+
+def _settings_of(recipe: Recipe) -> Iterator[tuple[str, Objective, dict[str, Any]]]:
+    """Yield key path, objective and training arguments of every stage."""
+    for index, stage in enumerate(recipe.plan):
+        for number, objective in enumerate(stage.objectives):
+            path = join(join(recipe.stage_path(index), "objectives"), number)
+            yield path, objective, {**recipe.training, **stage.training}
+
+
+def check_plan(recipe: Recipe, pair: Pair | None) -> None:
+    """Refuse objectives that cannot compare these two models.
+
+    Args:
+        recipe: The recipe.
+        pair: Its models; None where they cannot be looked at, and all that is asked is whether the task fits.
+
+    Raises:
+        UserError: A line for each mistake.
+    """
+    from hf_distill.objectives.guard import guarded
+
+    _check_shape(recipe)
+    _check_lengths(recipe)
+    _check_metrics(recipe)
+    if recipe.teacher.is_quantized:
+        _check_quantized(recipe)
+    mistakes: list[str] = []
+    if pair is not None:
+        frozen_of(recipe, pair.student)
+    every = [objective for _, objective in objectives_of(recipe)]
+    asked = pair
+    try:
+        with recipe.locate("teacher"):
+            recipe.teacher.check_task(recipe.task)
+            if pair is not None:
+                recipe.teacher.check_pair(recipe.task, every, pair)
+    except UserError as error:
+        mistakes += error.mistakes
+        asked = None  # told once, not again for every objective
+    for path, objective, training in _settings_of(recipe):
+        try:
+            with recipe.locate(path):
+                recipe.task.check_objective(objective)
+                recipe.teacher.check_objective(objective, recipe.task, every, asked)
+                _check_pairs(objective, training)
+                _check_packing(objective, training)
+                if pair is not None:
+                    with guarded(objective):
+                        objective.check(pair.student, pair.teacher)
+                    _check_tokens(objective, pair)
+        except UserError as error:
+            mistakes += error.mistakes
+    if mistakes:
+        raise UserError(*mistakes)
+
+
+def frozen_of(recipe: Recipe, student: PretrainedConfig) -> Frozen | None:
+    """Return what of the student is not trained; None where all of it is.
+
+    Args:
+        recipe: The recipe.
+        student: Its student's configuration.
+
+    Raises:
+        UserError: A part that is to be frozen is not there, or nothing is left to train.
+    """
+    if not recipe.student.freeze:
+        return None
+    from hf_distill.models.loading import outline
+    from hf_distill.students.freezing import find_frozen
+
+    with recipe.locate("student"):
+        model = outline(recipe.task.auto_class, student, trust_remote_code=recipe.trusts_code)
+        return find_frozen(model, recipe.student.freeze)
+
+
+def _merged(recipe: Recipe) -> Iterator[str]:
+    """Yield which models are adapters merged into their bases."""
+    from hf_distill.models.adapters import find_adapter
+
+    for side, source in (("teacher", recipe.teacher.source), ("student", recipe.student.vocabulary)):
+        if (adapter := find_adapter(source)) is not None:
+            whole = "; trained and saved whole" if side == "student" else ""
+            yield f"{side}: {adapter.in_words()}{whole}"
+
+
+def _not_trained(recipe: Recipe, pair: Pair) -> Iterator[str]:
+    frozen = frozen_of(recipe, pair.student)
+    if frozen is None:
+        return
+    shared = f"; {', '.join(frozen.shared[:3])} too, the same tensor as one of them" if frozen.shared else ""
+    yield (
+        f"freeze: {count(frozen.trained)} of {count(frozen.total)} parameters of the student are trained; as at the "
+        f"start: {', '.join(recipe.student.freeze)}{shared}"
+    )
+
+
+def remarks(recipe: Recipe, pair: Pair | None) -> list[str]:
+    """Return what somebody who starts this run should know about its loss and its batches, a line each.
+
+    Args:
+        recipe: The recipe.
+        pair: Its models; None where they cannot be looked at.
+    """
+    lines = [sampling_remark(recipe)]
+    if any({**recipe.training, **stage.training}.get("save_only_model") for stage in recipe.plan):
+        lines.append(
+            "save_only_model: checkpoints lack the optimizer, so that an interrupted training starts from the beginning"
+        )
+    if within := within_batch(recipe):
+        verb = "compares" if len(within) == 1 else "compare"
+        lines.append(
+            f"{', '.join(within)} {verb} the examples of one micro-batch with each other: unlike other terms, the loss "
+            "depends on per_device_train_batch_size, gradient accumulation and the number of processes"
+        )
+    if leaves_head((objective for _, objective in objectives_of(recipe)), recipe.task.auto_class):
+        lines.append(
+            "no objective trains the head of the student: it ends as it begins, copied from a model or random, and the "
+            "metrics are those of its answers. Add an objective on logits or labels, or a stage with one"
+        )
+    if pair is not None and (classes := _classes(recipe, pair)) is not None:
+        lines += _all_classes(recipe, classes)
+    if pair is not None:
+        lines += [*_merged(recipe), *_not_trained(recipe, pair)]
+    return [line for line in lines if line]
+
+
+def _all_classes(recipe: Recipe, classes: int) -> Iterator[str]:
+    for path, objective in objectives_of(recipe):
+        if (field := objective.likeliest) is not None and (wanted := getattr(objective, field)) > classes:
+            there = f"there are {classes:,} classes: all of them are compared"
+            yield f"{path}.{field} is {wanted:,}, and {there}"
+
+
+def _classes(recipe: Recipe, pair: Pair) -> int | None:
+    """Return how many classes there are, tokens for a language model; None where only the data tells."""
+    from hf_distill.rows.inferred import vocabulary
+
+    if "LM" in recipe.task.auto_class:
+        classes = vocabulary(pair.student, pair.teacher, pair.tokenizer)
+        return None if classes is None else classes - sum(one < classes for one in pair.left_out)
+    head = pair.teacher_head or pair.student_head
+    return head.num_labels if head is not None and "Classification" in recipe.task.auto_class else None
+
+
+def leaves_head(objectives: Iterable[Objective], auto_class: str) -> bool:
+    """Whether a training leaves the head of a classifier, or of a question answerer, as it finds it.
+
+    Args:
+        objectives: Of the training.
+        auto_class: Of the task. The head of a language model shares weights with what comes before it, or mostly does,
+            and a sentence encoder has none.
+    """
+    own = auto_class.endswith(("Classification", "QuestionAnswering"))
+    return own and not any(objective.reaches_head and objective.has_weight for objective in objectives)
+
+
+def cut_off(recipe: Recipe) -> list[str]:
+    """Return which schedules will not get to their end, where the recipe says how many steps there are."""
+    return [
+        f"{path}.{field} {text}"
+        for path, objective, training in _settings_of(recipe)
+        if (steps := training.get("max_steps", -1)) > 0
+        for field, text in objective.cut_off(steps).items()
+    ]
+
+
+def _check_shape(recipe: Recipe) -> None:
+    """Refuse what only a recipe built in Python can be: the reader has lines of its own for it."""
+    if recipe.stages and recipe.objectives:
+        raise recipe.mistake("objectives", "given together with stages. Each stage has its own: remove one of the two.")
+    if recipe.data.label_separator is not None and not recipe.task.several_labels:
+        raise recipe.mistake(
+            "data.label_separator", f"{recipe.task.name} has no rows with several labels in one text. Leave it out."
+        )
+    for role, columns in recipe.data.columns.items():
+        if isinstance(columns, list) and not (recipe.task.several_labels and role == recipe.task.label_role):
+            raise recipe.mistake(f"data.columns.{role}", "wanted one column: several are for labels, one a class.")
+    for index, stage in enumerate(recipe.plan):
+        path = join(recipe.stage_path(index), "objectives")
+        if not any(objective.has_weight for objective in stage.objectives):
+            raise recipe.mistake(path, "nothing to train on. Wanted: at least one with a weight above 0.")
+
+
+def _check_lengths(recipe: Recipe) -> None:
+    """Refuse epochs of a stage that Transformers would not count, since the recipe's `max_steps` goes before them."""
+    steps = recipe.training.get("max_steps", -1)
+    for index, stage in enumerate(recipe.stages):
+        if steps > 0 and "num_train_epochs" in stage.training and "max_steps" not in stage.training:
+            raise recipe.mistake(
+                f"stages[{index}].training.num_train_epochs",
+                f"training.max_steps, {steps}, goes before it, so it would change nothing. Remove one of them, or add "
+                "max_steps: -1 here.",
+            )
+
+
+def _check_metrics(recipe: Recipe) -> None:
+    """Refuse metrics whose package or script is not here; those of the Hub are not fetched for it."""
+    from hf_distill.metrics.evaluate_library import check_here
+    from hf_distill.metrics.text import check_packages
+
+    names: Sequence[str] = recipe.evaluation.metrics or getattr(recipe.task, "own_metrics", [])
+    with recipe.locate("evaluation"):
+        check_packages(names)
+        check_here(names)
+
+
+def _check_quantized(recipe: Recipe) -> None:
+    """Refuse what cannot be done with the weights of a quantized teacher."""
+    if recipe.student.copies_teacher:
+        raise recipe.mistake(
+            "student",
+            "its layers would be copied from the teacher, whose weights are quantized in this run. Say where they are "
+            f"whole, and they are loaded from there for copying: model: {recipe.teacher.source}",
+        )
+    for key in ("bf16_full_eval", "fp16_full_eval"):
+        if recipe.training.get(key):
+            raise recipe.mistake(
+                f"training.{key}",
+                "would convert all weights of the teacher when it is evaluated, and they are quantized. Remove it.",
+            )
+
+
+def _check_pairs(objective: Objective, training: Mapping[str, Any]) -> None:
+    if objective.unit == "pair" and training.get("per_device_train_batch_size") == 1:
+        raise UserError(
+            f"'{objective.name}' compares the examples of a micro-batch with each other, and "
+            "training.per_device_train_batch_size is 1: it would be 0 at every step. Raise that, or leave it out."
+        )
+
+
+def _check_packing(objective: Objective, training: Mapping[str, Any]) -> None:
+    if objective.looks_inside and training.get("packing") is True:
+        raise UserError(
+            f"'{objective.name}' looks into the models, whose layers are packed with training.packing: true. Set that "
+            "to auto, or leave one of the two out."
+        )
+
+
+def _check_tokens(objective: Objective, pair: Pair) -> None:
+    if objective.by_token and pair.teacher_tokenizer is not None:
+        raise UserError(
+            f"'{objective.name}' compares the models token by token, but each of them has a tokenizer of its own here, "
+            "so that they read different tokens. Leave it out, or choose a student of the teacher's family."
+        )

@@ -1,0 +1,66 @@
+"""`distill(recipe)`: the whole story of a run, top to bottom."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from transformers.utils.logging import disable_progress_bar
+
+from hf_distill.report.terminal import show
+from hf_distill.run.evaluation import assess
+from hf_distill.run.launch import check_launch
+from hf_distill.run.preparation import open_run
+
+if TYPE_CHECKING:
+    from hf_distill.recipe.recipe import Recipe
+    from hf_distill.report.report import Report
+    from hf_distill.run.fit import Fitted
+    from hf_distill.run.run import Run
+
+
+def distill(recipe: Recipe, *, restart: bool = False) -> Report:
+    """Run a recipe: teacher, student, baseline, report, push.
+
+    The same call again resumes an interrupted run and ends with the same weights; a finished one is only measured
+    and reported again.
+
+    Args:
+        recipe: From `load_recipe`, or built in Python.
+        restart: Start over in a directory that holds another or a finished run.
+
+    Returns:
+        The report, also written to `training.output_dir`.
+
+    Raises:
+        UserError: The recipe, its data or the way it was launched is at fault.
+    """
+    check_launch()
+    # The bars of loading and saving shards say nothing; those of training stay.
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    run = open_run(recipe, restart)
+    with run.directory.lock:
+        return _distill(run)
+
+
+def _distill(run: Run) -> Report:
+    recipe = run.recipe
+    teacher = run.load_teacher()
+    run.cache_answers(teacher)
+    students: list[Fitted] = []
+    baselines: list[Fitted] = []
+    for seed in run.seeds:
+        students.append(run.train_student(teacher, seed))
+        if recipe.report.baseline:
+            baselines.append(run.train_student(teacher, seed, baseline=True))
+    with run.stage("report"):
+        report = assess(run, teacher, students, baselines)
+        if run.is_main:
+            report.save(run.directory.path)
+    if recipe.hub.push:
+        with run.stage("push"):
+            students[0].trainer.has_model_card = True
+            students[0].trainer.push_to_hub(commit_message="Distilled with hf_distill")
+    if run.is_main:
+        show(report, page=run.directory.path / "report.html")
+    students[0].trainer.accelerator.wait_for_everyone()
+    return report

@@ -1,0 +1,268 @@
+"""`--check`: open what is local (configurations, tokenizers, the first rows) and say what a run would do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_distill.component import entry
+from hf_distill.data.loading import PEEK, Sample, apart, peek
+from hf_distill.errors import UserError
+from hf_distill.formatting import readable_lines
+from hf_distill.locations import resolve, sibling
+from hf_distill.metrics.evaluate_library import is_here
+from hf_distill.models.adapters import find_adapter
+from hf_distill.models.loading import outline
+from hf_distill.objectives.features import FeatureObjective
+from hf_distill.objectives.hidden import Hidden, Hint, Patient
+from hf_distill.recipe.plugins import outside_code
+from hf_distill.recipe.words import words
+from hf_distill.recipe.writer import dump_recipe
+from hf_distill.report.text import count
+from hf_distill.run.best_model import check_best_metric, check_saving
+from hf_distill.run.cache_command import in_advance
+from hf_distill.run.checks import check_plan, cut_off, frozen_of, remarks
+from hf_distill.run.directory import RunDirectory
+from hf_distill.run.launch import check_launch
+from hf_distill.run.pairing import Pair, open_pair, open_student, open_teacher
+from hf_distill.run.preparation import check_prepared, locating_data, prepare, setup_of
+from hf_distill.run.requirements import check_steps, check_trainings, output_directory
+from hf_distill.tasks.tokenising import tokenizer_name
+from hf_distill.teachers import CachedTeacher
+from hf_distill.training.labelled import in_words, labels_of
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from hf_distill.objectives import Objective
+    from hf_distill.recipe.recipe import Recipe
+
+
+@dataclass
+class _Findings:
+    """Lines of the plan, mistakes, what could not be looked at, and both models where they could be."""
+
+    plan: list[str] = field(default_factory=list)
+    mistakes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
+    pair: Pair | None = None
+
+
+def check(recipe: Recipe) -> str:
+    """Check a recipe against all that is on this machine, without weights, without training, without writing.
+
+    Models and data that live on the Hub are not fetched: they are listed as not checked.
+
+    Args:
+        recipe: The recipe.
+
+    Returns:
+        What a run would do, line by line.
+
+    Raises:
+        UserError: Every mistake found.
+    """
+    check_launch()
+    found = _Findings()
+    for step in (_check_pair, _check_training, _check_data, _check_place):
+        try:
+            step(recipe, found)
+        except UserError as error:
+            found.mistakes += [line for line in error.mistakes if line not in found.mistakes]
+    if found.mistakes:
+        raise UserError(*found.mistakes)
+    found.plan += [
+        *_stages(recipe, found.pair),
+        f"training    {words(recipe.training)}",
+        f"report      {_report(recipe)}",
+    ]
+    found.plan += (
+        [f"hub         push to {recipe.hub.repo_id or Path(recipe.training['output_dir']).name}"]
+        if recipe.hub.push
+        else []
+    )
+    found.plan += [f"code        {line}" for line in outside_code(recipe)]
+    found.plan += [f"note        {line}" for line in (*remarks(recipe, found.pair), *cut_off(recipe), *found.notes)]
+    found.plan += [f"not checked {line}" for line in found.unchecked]
+    return readable_lines("\n".join(" ".join(line.split("\n")) for line in found.plan))
+
+
+def is_local(source: str | None) -> bool:
+    """Whether a model named in a recipe can be opened without the Hub.
+
+    Raises:
+        UserError: It is meant as a local path or package and is not there.
+    """
+    if (adapter := find_adapter(source)) is not None:
+        return is_local(adapter.base)
+    if source is None or os.path.exists(resolve(source)):
+        return True
+    folder = os.path.dirname(source)
+    if folder and any(Path(folder).glob("*/config.json")) and not _is_cached(source):
+        raise UserError(
+            f"no such directory: '{source}' (looked from {Path.cwd()}), though other models are in '{folder}'."
+            f"{sibling(source)}",
+            key="model",
+        )
+    return False
+
+
+def _is_cached(model: str) -> bool:
+    """Whether it came from the Hub before: who keeps copies of some models of `google/` may load others from there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(model, "config.json"), str)
+
+
+def _check_pair(recipe: Recipe, found: _Findings) -> None:
+    local: dict[str, bool] = {}
+    mistakes: list[str] = []
+    for side, source in (("teacher", recipe.teacher.source), ("student", recipe.student.source)):
+        try:
+            with recipe.locate(side):
+                local[side] = is_local(source)
+        except UserError as error:
+            mistakes += error.mistakes
+        if local.get(side) is False:
+            adapter = find_adapter(source)
+            of = f"{side} {source}" if adapter is None else f"{side} {source}, an adapter for {adapter.base}"
+            hint = sibling(adapter.base if adapter else str(source), having="config.json")
+            found.unchecked.append(
+                f"{of}: no directory here, so taken for a Hub id; --check fetches nothing{'.' if hint else ''}{hint}"
+            )
+    if mistakes:
+        raise UserError(*mistakes)
+    if not all(local.values()):
+        check_plan(recipe, None)
+        teacher = open_teacher(recipe) if local["teacher"] and recipe.teacher.has_model else None
+        student = open_student(recipe) if local["student"] and recipe.student.source else None
+        for side, config in (("teacher", teacher), ("student", student)):
+            size = f": {_size(recipe, config)}" if config else ""
+            if config and side == "student":
+                frozen_of(recipe, config)
+            found.plan.append(f"{side:<11} {words(entry(getattr(recipe, side)))}{size}")
+        return
+    pair = open_pair(recipe)
+    check_plan(recipe, pair)
+    found.pair = pair
+    found.plan += [
+        f"task        {recipe.task.name}",
+        f"teacher     {words(entry(recipe.teacher))}: "
+        + (_size(recipe, pair.teacher) if recipe.teacher.has_model else "no model, targets from the data"),
+        f"student     {words(entry(recipe.student))}: {_size(recipe, pair.student)}",
+        *([f"cache       {in_advance(recipe, pair)}"] if isinstance(recipe.teacher, CachedTeacher) else []),
+        f"tokenizer   {_tokenizer(pair)}",
+    ]
+
+
+def _check_data(recipe: Recipe, found: _Findings) -> None:
+    """Read the data as the run will: small data whole, of large data the first rows."""
+    with recipe.locate("data"):
+        sample = peek(recipe.data, recipe.task.roles, recipe.teacher.reads)
+    if sample is None:
+        found.unchecked.append("data: it is on the Hub, and --check fetches nothing")
+        return
+    for split, rows in apart(sample.splits)[0].items():
+        size = f"{len(rows):,} rows, the first" if sample.whole else "the first row"
+        found.plan.append(f"{split:<11} {recipe.data.splits[split]}, {size}: {words(rows[0])}")
+    if not sample.whole:
+        found.unchecked.append(f"data: what comes after the first {PEEK:,} rows")
+    if found.pair is not None:
+        _check_rows(recipe, found, found.pair, sample)
+
+
+def _check_rows(recipe: Recipe, found: _Findings, pair: Pair, sample: Sample) -> None:
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    from hf_distill.teachers.token_columns import Names
+
+    quiet = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        # A part of the data may lack classes, and a metric of the Hub would be fetched.
+        if sample.whole and all(map(is_here, recipe.evaluation.metrics)):
+            prepared, _ = prepare(recipe, pair, sample.splits)
+            if (labels := in_words(prepared)) is not None:
+                found.plan.append(labels.replace("labels: ", "labels      ", 1))
+            lines, odd = check_prepared(recipe, prepared)
+            if not found.mistakes:  # of the training arguments, that the recipe alone shows
+                check_best_metric(recipe, prepared)
+            labelled = labels_of(prepared)["train_rows_with_label"]
+            check_steps(recipe, len(prepared.train), labelled, int(os.environ.get("WORLD_SIZE", "1")))
+            found.plan += [line.replace("classes of ", "classes     ", 1) for line in lines]
+            found.notes += odd
+        else:
+            with locating_data(recipe):
+                splits, beside = apart(sample.splits)
+                counts = recipe.task.look(splits, setup_of(recipe, pair))
+            if not recipe.teacher.has_model and recipe.task.compares_tokens:
+                with recipe.locate("teacher"):
+                    recipe.teacher.read_tokens(splits, beside, Names.of(pair))
+            some = "" if sample.whole else f" (in its first {PEEK:,} rows)"
+            found.plan += [f"classes     {line}{some}" for line in counts.in_words()] if counts else []
+    finally:
+        if not quiet:
+            enable_progress_bars()
+
+
+def _check_training(recipe: Recipe, found: _Findings) -> None:
+    check_saving(recipe)
+    check_trainings(recipe)
+
+
+def _check_place(recipe: Recipe, found: _Findings) -> None:
+    place = RunDirectory(output_directory(recipe), dump_recipe(recipe))
+    with recipe.locate("training"):
+        place.check(restart=False)
+
+
+def _size(recipe: Recipe, config: PretrainedConfig) -> str:
+    """Return layers, width and parameters of the model a configuration makes, without making its weights."""
+    model = outline(recipe.task.auto_class, config, trust_remote_code=recipe.trusts_code)
+    text = config.get_text_config()
+    layers = text.num_hidden_layers
+    return (
+        f"{config.model_type}, {layers} layer{'' if layers == 1 else 's'} of {text.hidden_size}, "
+        f"{count(model.num_parameters())} parameters"
+    )
+
+
+def _tokenizer(pair: Pair) -> str:
+    length = "no limit" if pair.max_length is None else f"at most {pair.max_length} tokens"
+
+    def words(tokenizer: PreTrainedTokenizerBase) -> str:
+        return f"{tokenizer_name(tokenizer)}, {len(tokenizer)} tokens"
+
+    if pair.teacher_tokenizer is None:
+        return f"{words(pair.tokenizer)}; inputs of {length}"
+    return f"student {words(pair.tokenizer)}; teacher {words(pair.teacher_tokenizer)}; inputs of {length}"
+
+
+def _report(recipe: Recipe) -> str:
+    seeds = "1 seed" if recipe.report.seeds == 1 else f"{recipe.report.seeds} seeds"
+    return f"{'with' if recipe.report.baseline else 'without'} baseline, {seeds}"
+
+
+def _stages(recipe: Recipe, pair: Pair | None) -> Iterator[str]:
+    for number, stage in enumerate(recipe.plan, 1):
+        if recipe.stages:
+            yield f"stage {number:<5} {words(stage.training) or 'as in training'}"
+        for objective in stage.objectives:
+            yield f"objective   {words(entry(objective))}{_layers(objective, pair) if pair else ''}"
+
+
+def _layers(objective: Objective, pair: Pair) -> str:
+    """Return `: layers [[1, 2], [2, 4]]`, the student's before the teacher's, for an objective that compares layers."""
+    if not isinstance(objective, FeatureObjective):
+        return ""
+    if objective.layers == "similarity":
+        return ": layers are paired by what is measured before training"
+    student, teacher = objective.stacks(pair.student, pair.teacher)
+    widths = ""
+    if isinstance(objective, Hidden | Patient | Hint) and student.width != teacher.width:
+        widths = f", through learned projections from {student.width} to {teacher.width}"
+    return f": layers {[list(both) for both in objective.pairs(student, teacher)]}{widths}"

@@ -1,0 +1,321 @@
+"""Training one model in one directory: from scratch, from its last checkpoint, or not at all where it is finished."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_distill.component import entry
+from hf_distill.errors import Stopped
+from hf_distill.files.atomic import dataset_fingerprint, fingerprint, model_fingerprint
+from hf_distill.files.ownership import TRAINING
+from hf_distill.files.records import write_record
+from hf_distill.parallel import asked_once
+from hf_distill.run.checks import leaves_head
+from hf_distill.run.found import Found, look
+from hf_distill.training.checkpoints import last_complete_checkpoint, remove_checkpoints
+from hf_distill.training.deciding import deciding
+from hf_distill.training.labelled import drawn_from
+
+if TYPE_CHECKING:
+    import numpy as np
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.trainer_utils import PredictionOutput
+
+    from hf_distill.objectives import Objective
+    from hf_distill.tasks import Prepared
+    from hf_distill.trainer import DistillationTrainer
+
+
+def no_words(_: str) -> None:
+    """Say nothing."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained model.
+
+    Attributes:
+        model: In eval mode.
+        trainer: What trained it (or would have), for a push.
+        history: `log_history` of the training.
+        seconds: Of training, over all the runs it took.
+        reused: Whether it was found finished.
+        layers: Objective's name -> the pairs of layers it compared, `[student, teacher]`.
+    """
+
+    model: PreTrainedModel
+    trainer: DistillationTrainer
+    history: list[dict[str, Any]]
+    seconds: float
+    reused: bool
+    layers: dict[str, list[list[int]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Fitter:
+    """Trains models on the same data.
+
+    Attributes:
+        prepared: The data.
+        tokenizer: Saved with every model.
+        teacher_tokenizer: The teacher's own, where it has one.
+        task: Settings of the task that differ from their defaults. Some, such as the share of masked tokens, change
+            batches and not the data.
+    """
+
+    prepared: Prepared
+    tokenizer: PreTrainedTokenizerBase
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None
+    task: Mapping[str, Any] = field(default_factory=dict)
+
+    def for_teacher(self) -> Fitter:
+        """Return what trains and judges the teacher itself: on its own tokens, where it has a tokenizer of its own."""
+        if self.prepared.for_teacher is None:
+            return self
+        return Fitter(self.prepared.for_teacher, self.teacher_tokenizer or self.tokenizer, task=self.task)
+
+    def rows(self, objectives: Sequence[Objective]) -> Dataset:
+        """Return the rows that a training with these objectives draws from: where it is on labels alone, no others."""
+        return drawn_from(self.prepared.train, objectives)
+
+    def key(
+        self,
+        model: PreTrainedModel,
+        teacher: PreTrainedModel | None,
+        objectives: Sequence[Objective],
+        training: Mapping[str, Any],
+    ) -> str:
+        """Return a fingerprint of all that decides what the training computes."""
+        return fingerprint(
+            model_fingerprint(model),
+            None if teacher is None else model_fingerprint(teacher),
+            [dataset_fingerprint(_own(split)) for split in (self.rows(objectives), self.prepared.eval)],
+            [entry(objective) for objective in objectives],
+            deciding(training),
+            *([dict(self.task)] if self.task else []),
+            *([{"frozen": frozen}] if (frozen := _frozen(model)) else []),
+        )
+
+    def fit(
+        self,
+        model: PreTrainedModel,
+        *,
+        objectives: Sequence[Objective],
+        training: Mapping[str, Any],
+        directory: str | Path,
+        teacher: PreTrainedModel | None = None,
+        say: Callable[[str], None] | None = None,
+        claim: Callable[[Iterable[str]], None] | None = None,
+    ) -> Fitted:
+        """Train `model` in `directory`, or find it there.
+
+        A finished training with the same models, data, objectives and settings is loaded; an interrupted one goes on
+        from its last complete checkpoint and ends with the weights it would have had. One that is damaged counts as
+        interrupted. `say` is told that, and what was decided before training, such as which layers are paired;
+        `claim` is told names before they are written there.
+
+        Raises:
+            UserError: The directory holds another training.
+            Stopped: A signal ended it; it goes on from its checkpoint when it is called again.
+        """
+        directory = Path(directory)
+        key = self.key(model, teacher, objectives, training)
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        found = asked_once(lambda: look(directory, key, processes))
+        say = say or no_words
+        if found.finished:
+            trainer = self._trainer(
+                _load(type(model), directory), objectives, training, directory, teacher, trains=False
+            )
+            trainer.exported = directory
+            if trainer.is_world_process_zero():
+                remove_checkpoints(directory)
+            record, layers = found.record, found.record.get("layers", {})
+            return Fitted(_finished(trainer), trainer, record["history"], record["seconds"], reused=True, layers=layers)
+        if found.damage is not None:
+            again = f"from {found.checkpoint}" if found.checkpoint else "from the beginning"
+            say(f"{directory} is damaged ({found.damage}): trained again {again}")
+        trainer = self._trainer(model, objectives, training, directory, teacher)
+        trainer.key, trainer.claim = key, claim
+        for text in (*self._left_out(objectives), *trainer.decisions):
+            say(text)
+        seconds = self._train(trainer, directory, found)
+        layers = _layers(trainer)
+        return Fitted(_finished(trainer), trainer, trainer.state.log_history, seconds, reused=False, layers=layers)
+
+    def _left_out(self, objectives: Sequence[Objective]) -> list[str]:
+        rows, every = len(self.rows(objectives)), len(self.prepared.train)
+        return [] if rows == every else [f"on labels alone: batches from the {rows:,} of {every:,} rows with a label"]
+
+    def _train(self, trainer: DistillationTrainer, directory: Path, found: Found) -> float:
+        """Train or go on training, save, and return the seconds it took, those of earlier runs included."""
+        from hf_distill.training.interrupt import StopOnInterrupt
+
+        before = float(found.record.get("seconds", 0.0))
+        # Without a record nothing was begun by a version that wrote checkpoints without checksums.
+        known = {"key": trainer.key, "sealed": not found.record or found.record.get("sealed", False)}
+        _write_record(trainer, directory, {**known, "finished": False, "seconds": before, "history": []})
+        if trainer.is_world_process_zero():
+            remove_checkpoints(directory, keep=found.checkpoint)  # cut off, or damaged
+        interrupt = StopOnInterrupt()
+        trainer.add_callback(interrupt)
+        started = time.perf_counter()
+        with _told_what_is_kept(directory):
+            with interrupt:
+                trainer.train(resume_from_checkpoint=found.checkpoint)
+            seconds = before + time.perf_counter() - started
+            stopped = interrupt.signal
+            done = stopped is None
+            end: dict[str, Any] = {"finished": done, "seconds": seconds, "history": [], "layers": _layers(trainer)}
+            if done:
+                trainer.try_last()
+                end |= {"history": trainer.state.log_history, "files": trainer.export(directory)}
+        _write_record(trainer, directory, {**known, **end})
+        if stopped is not None:
+            raise Stopped(stopped)
+        if trainer.is_world_process_zero():
+            remove_checkpoints(directory)
+        return seconds
+
+    def reopen(self, fitted: Fitted) -> PreTrainedModel:
+        """Load a trained model from its directory, for another training from there; what trained it is let go.
+
+        A run that finds the first training finished loads it from there too, and both go on from the same bits.
+        """
+        directory = Path(str(fitted.trainer.args.output_dir))
+        fitted.trainer.accelerator.free_memory()
+        return _load(type(fitted.model), directory)
+
+    def predict(
+        self,
+        model: PreTrainedModel,
+        training: Mapping[str, Any],
+        teacher: PreTrainedModel | None = None,
+        whose: str = "",
+    ) -> tuple[PredictionOutput, np.ndarray[Any, Any]]:
+        """Return a model's logits on the eval split, in its order, its figures there, and its losses.
+
+        The figures are `test_objective/labels` and, with a teacher to compare with, `test_agreement`; the losses are
+        sum and number of the labels of every example, `(examples, 2)`. A message calls the model what `whose` says.
+
+        Raises:
+            NotFinite: It predicts something that is NaN or infinite.
+        """
+        from hf_distill.objectives import Labels
+
+        quiet = {**training, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+        trainer = self._trainer(model, (Labels(),), quiet, Path(training["output_dir"]), teacher, trains=False)
+        trainer.whose = whose
+        output = trainer.predict(self.prepared.eval)
+        _finished(trainer)
+        return output, trainer.eval_sums.examples("labels").numpy()
+
+    def _trainer(
+        self,
+        model: PreTrainedModel,
+        objectives: Sequence[Objective],
+        training: Mapping[str, Any],
+        directory: Path,
+        teacher: PreTrainedModel | None,
+        *,
+        trains: bool = True,
+    ) -> DistillationTrainer:
+        from transformers import ProgressCallback
+
+        from hf_distill.trainer import DistillationTrainer
+        from hf_distill.training.progress import ProgressBar
+        from hf_distill.training_args import DistillationArguments
+
+        trainer = DistillationTrainer(
+            model,
+            DistillationArguments(
+                **{**training, "output_dir": str(directory), "prediction_loss_only": self.prepared.summary is not None}
+            ),
+            teacher=teacher,
+            objectives=objectives,
+            layout=self.prepared.layout,
+            train_dataset=self.rows(objectives) if trains else None,  # objectives would choose layers by it
+            eval_dataset=self.prepared.eval,
+            data_collator=self.prepared.collator,
+            processing_class=self.tokenizer,
+            compute_metrics=self._metrics if self.prepared.metric_names and self.prepared.summary is None else None,
+        )
+        if trainer.pop_callback(ProgressCallback) is not None:  # None under disable_tqdm
+            trainer.add_callback(ProgressBar(leaves_head(objectives, self.prepared.head.auto_class)))
+        return trainer
+
+    def _metrics(self, prediction: Any) -> dict[str, float]:
+        return self.prepared.metrics(prediction.predictions, prediction.label_ids)
+
+
+@contextmanager
+def _told_what_is_kept(directory: Path) -> Iterator[None]:
+    """Add to the line about what was not finite from where the training can go on."""
+    from hf_distill.training.finite import NotFinite
+
+    try:
+        yield
+    except NotFinite as error:
+        kept = last_complete_checkpoint(directory)
+        rest = (
+            f"The same command goes on from {kept}, the last checkpoint, which is finite; a changed recipe starts over "
+            "with --restart."
+            if kept
+            else "Nothing was saved; run the changed recipe with --restart."
+        )
+        raise NotFinite(*(f"{line} {rest}" for line in error.mistakes), key=error.key) from None
+
+
+def _frozen(model: PreTrainedModel) -> list[str]:
+    """Return the parameters that are not trained, which the weights do not show."""
+    return [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+
+
+def _own(split: Dataset) -> Dataset:
+    """Return a split without the places of its examples in a cache."""
+    from hf_distill.cache.replay import ROW
+
+    return split.remove_columns([name for name in split.column_names if name == ROW])
+
+
+def _layers(trainer: DistillationTrainer) -> dict[str, list[list[int]]]:
+    """Return the pairs of layers of each objective that compares layers, chosen by rule or by what was measured."""
+    from hf_distill.objectives.feature_terms import FeatureTerm
+
+    terms = zip(trainer.terms.names, trainer.terms, strict=True)
+    return {name: [list(pair) for pair in term.pairs] for name, term in terms if isinstance(term, FeatureTerm)}
+
+
+def _finished(trainer: DistillationTrainer) -> PreTrainedModel:
+    """Return the model as it was before the trainer: in eval mode, its forward pass no longer under autocast.
+
+    accelerate leaves the wrapper on; whoever times the model in float32 would time bf16. It also remembers that it has
+    prepared the model, and would not put it under autocast again to be judged, in the precision of its training.
+    """
+    from hf_distill.training.learned import detach
+
+    model: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    if not trainer.is_fsdp_enabled:  # which divides a model for good
+        model.__dict__.pop("_is_accelerate_prepared", None)
+    detach(model)
+    model.train(False)
+    return model
+
+
+def _write_record(trainer: DistillationTrainer, directory: Path, record: dict[str, Any]) -> None:
+    if trainer.is_world_process_zero():
+        directory.mkdir(parents=True, exist_ok=True)
+        write_record(directory / TRAINING, record)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _load(model_class: type[PreTrainedModel], directory: Path) -> PreTrainedModel:
+    model: PreTrainedModel = model_class.from_pretrained(str(directory), dtype="float32", use_safetensors=True)
+    return model

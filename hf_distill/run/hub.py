@@ -1,0 +1,103 @@
+"""Whether a push will succeed, found out before training rather than after it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hf_distill.errors import UserError
+from hf_distill.parallel import asked_once
+
+LOGIN = "run `hf auth login`, or set the environment variable HF_TOKEN"
+TOKENS_PAGE = "https://huggingface.co/settings/tokens"
+
+
+def check_rights(repo_id: str | None, private: bool | None, output_dir: str, repo_type: str = "model") -> str:
+    """Create the repository that a run pushes to, or say why the push would fail; return its full id.
+
+    Creating it is the only sure test, and what `Trainer` does in its constructor. An existing repository is taken as
+    it is, after asking whether the token may write to it. Where a run has several processes, all must call this, after
+    building `TrainingArguments` (which settle how they talk); one asks.
+
+    Args:
+        repo_id: `namespace/name`, or a name under the logged-in user; the name of `output_dir` if left out.
+        private: Visibility of a new repository; the Hub's default if left out. A public repository is refused when a
+            private one was asked for: its push would publish the weights.
+        output_dir: Directory of the run.
+        repo_type: `model` or `dataset`.
+
+    Raises:
+        UserError: One line; its `key` is `repo_id` or `private` where that key of `hub:` is at fault. The token is
+            never part of it.
+    """
+    return asked_once(lambda: _check_rights(repo_id, private, output_dir, repo_type))
+
+
+def _check_rights(repo_id: str | None, private: bool | None, output_dir: str, repo_type: str = "model") -> str:
+    from huggingface_hub import HfApi, constants, get_token
+
+    if constants.is_offline_mode():
+        names = [name for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if os.environ.get(name, "0") != "0"]
+        raise UserError(f"a push needs the Hub, but {' and '.join(names)} is set: unset it, or set push: false")
+    wanted = _well_formed(repo_id or Path(output_dir).absolute().name, given=repo_id is not None)
+    token = get_token()
+    if token is None:
+        raise UserError(f"a push needs a token, and none was found: {LOGIN}")
+    api = HfApi(token=token)
+    with _explained("to whom the token belongs"):
+        user = api.whoami()
+    if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise UserError(f"the token may only read, and a push writes: make one that may write at {TOKENS_PAGE}")
+    # Beyond that only the attempt tells: fine-grained tokens and resource groups are not in the answer.
+    name = wanted if "/" in wanted else f"{user['name']}/{wanted}"
+    with _explained("to create the repository", name, user):
+        full: str = api.create_repo(name, repo_type=repo_type, private=private, exist_ok=True).repo_id
+    with _explained("for the right to write", full, user):
+        # With `exist_ok`, creating also passes for a repository that exists and may only be read.
+        api.auth_check(full, repo_type=repo_type, write=True)
+        found: Any = api.repo_info(full, repo_type=repo_type)
+    if private and not found.private:
+        message = f"{full} exists and is public: make it private in its settings on the Hub, or name another repo_id"
+        raise UserError(message, key="private")
+    return full
+
+
+def _well_formed(repo_id: str, given: bool) -> str:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        found = f"`{repo_id}`" if given else f"the name of output_dir, `{repo_id}`,"
+        advice = "write user/name with letters, digits and - _ . in each" if given else "set hub.repo_id"
+        raise UserError(f"{found} is not a name for a repository on the Hub: {advice}", key="repo_id") from error
+    return repo_id
+
+
+@contextmanager
+def _explained(what: str, repo_id: str = "", user: dict[str, Any] | None = None) -> Iterator[None]:
+    """Turn the errors of huggingface_hub into one line each."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # What a broken connection raises, too: of httpx or httpx2, by the version of huggingface_hub.
+    http_error: type[Exception] = HfHubHTTPError.__bases__[0]
+    try:
+        yield
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status == 401:
+            where = "the environment variable HF_TOKEN" if os.environ.get("HF_TOKEN") else "the login store"
+            raise UserError(f"the Hub does not know the token in {where} (revoked, expired?): {LOGIN}") from error
+        if status in (403, 404) and user is not None:
+            places = ", ".join([user["name"], *(one["name"] for one in user.get("orgs", []))])
+            message = f"the token may not write to {repo_id}: name another place ({places} are the user's), "
+            raise UserError(message + f"or give the token that right at {TOKENS_PAGE}", key="repo_id") from error
+        raise UserError(f"the Hub answered {status} when asked {what}: try later, or set push: false") from error
+    except http_error as error:
+        message = f"no connection to {constants.ENDPOINT} ({type(error).__name__}): check the network"
+        raise UserError(f"{message}, or set push: false") from error

@@ -1,0 +1,334 @@
+"""Opening a pair of models: configurations and tokenizers, no weights; do they fit each other?"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hf_distill.data.label_names import label_names, positions
+from hf_distill.data.vocabularies import left_out, named
+from hf_distill.errors import UserError
+from hf_distill.models.adapters import check_task as check_adapter
+from hf_distill.models.loading import has_class, has_head, open_tokenizer
+from hf_distill.models.quantization import check_loadable
+from hf_distill.objectives.guard import guarded
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from hf_distill.recipe.recipe import Recipe
+    from hf_distill.students.base import Student
+    from hf_distill.tasks import Task
+    from hf_distill.teachers.base import Teacher
+
+logger = logging.getLogger(__name__)
+
+# Positions of these models start after the padding index, so that the first rows of the table hold no token.
+OFFSET_POSITIONS = (
+    *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod", "camembert", "data2vec-text"),
+    *("mpnet", "longformer", "luke", "ibert", "lilt", "markuplm", "layoutlmv3", "esm"),
+)
+# No tokenizer knows a limit as high: Transformers writes 10^30 for "none".
+NO_LIMIT = 1_000_000
+PROBE = "The Quick brown fox's 12 jumps - naïve, (über) 北京!"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Teacher and student before any weight is loaded.
+
+    Attributes:
+        teacher: Configuration.
+        student: Configuration.
+        tokenizer: Feeds both; the student alone where the teacher has one of its own.
+        teacher_tokenizer: The teacher's own; None where one feeds both.
+        teacher_head: The teacher's configuration where it brings the task's head, else None.
+        student_head: Likewise.
+        max_length: Longest input both take and the recipe wants; None where nothing limits it.
+        left_out: Tokens that are not the same in both vocabularies, where these differ in special tokens alone.
+    """
+
+    teacher: PretrainedConfig
+    student: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    teacher_tokenizer: PreTrainedTokenizerBase | None
+    teacher_head: PretrainedConfig | None
+    student_head: PretrainedConfig | None
+    max_length: int | None
+    left_out: tuple[int, ...] = ()
+
+
+def open_pair(recipe: Recipe) -> Pair:
+    """Open both configurations and the tokenizer, and check that one can teach the other.
+
+    Raises:
+        UserError: A model is not there, the teacher has no head to teach with, label names differ, vocabularies differ
+            in a task that compares token by token, or the wanted length is beyond what a model takes.
+    """
+    auto_class = recipe.task.auto_class
+    teacher = open_teacher(recipe)
+    teacher_head = teacher if recipe.teacher.has_head else None
+    with recipe.locate("student"), guarded(recipe.student, "student"):
+        student = recipe.student.config(teacher)
+        _check_architecture(student, recipe.task)
+        own = recipe.student.own_config()
+        check_adapter(recipe.student.source, recipe.task.auto_class)
+        check_loadable(recipe.student.source, own)
+        student_head = own if own is not None and has_head(own, auto_class) else None
+        # A language model's configuration has label names too, which mean nothing.
+        if teacher_head is not None and student_head is not None and "Classification" in auto_class:
+            _check_labels(student_head, teacher_head)
+    with recipe.locate("teacher"):
+        check_loadable(recipe.teacher.source, teacher)
+    with recipe.locate(""):
+        tokenizer, of_teacher, apart = _tokenizers(recipe)
+    for side, config, reads in (("teacher", teacher, of_teacher or tokenizer), ("student", student, tokenizer)):
+        with recipe.locate(side):
+            _check_vocabulary(reads, config, apart)
+    with recipe.locate("data"):
+        limit = _longest_input(recipe.data.max_length, (teacher, student), (tokenizer, of_teacher or tokenizer))
+    return Pair(teacher, student, tokenizer, of_teacher, teacher_head, student_head, limit, apart)
+
+
+def open_teacher(recipe: Recipe) -> PretrainedConfig:
+    """Open the teacher's configuration alone, and check that it can do the task.
+
+    Raises:
+        UserError: It is not there, is of a kind that cannot do the task, or has no head to teach with.
+    """
+    with recipe.locate("teacher"), guarded(recipe.teacher, "teacher"):
+        teacher = recipe.teacher.config_beside(recipe.student)
+        check_adapter(recipe.teacher.source, recipe.task.auto_class)
+        _check_architecture(teacher, recipe.task)
+        if recipe.teacher.has_head:
+            _check_trained(teacher, recipe.task.auto_class)
+    return teacher
+
+
+def open_student(recipe: Recipe) -> PretrainedConfig | None:
+    """Open the configuration of the student's own checkpoint, if it has one, and check that it can do the task.
+
+    Raises:
+        UserError: It is not there, or is of a kind that cannot do the task.
+    """
+    with recipe.locate("student"), guarded(recipe.student, "student"):
+        student = recipe.student.own_config()
+        check_adapter(recipe.student.source, recipe.task.auto_class)
+        check_loadable(recipe.student.source, student)
+        if student is not None:
+            _check_architecture(student, recipe.task)
+    return student
+
+
+# ---- Heads -----------------------------------------------------------------------------------------------------------
+
+
+def _check_architecture(config: PretrainedConfig, task: Task) -> None:
+    """Refuse a model of a kind that cannot do the task, whatever its weights."""
+    from hf_distill.tasks import TASKS
+
+    def fits(other: Task) -> bool:
+        try:
+            other.check_model(config)
+        except UserError:
+            return False
+        return has_class(config, other.auto_class)
+
+    if not has_class(config, task.auto_class):
+        able = sorted(name for name, known in TASKS.items() if fits(known()))
+        raise UserError(
+            f"there is no {config.model_type} model with a head for {task.name} (wanted "
+            f"...{task.auto_class.removeprefix('AutoModel')}). Choose another model, or a task it has a head for: "
+            f"{', '.join(able) or 'none here'}.",
+            key="model",
+        )
+    task.check_model(config)
+
+
+def _check_trained(teacher: PretrainedConfig, auto_class: str) -> None:
+    """Refuse a teacher saved with another head; one whose configuration does not say is found out when it is loaded."""
+    if teacher.architectures and not has_head(teacher, auto_class):
+        raise UserError(
+            f"this checkpoint is a {teacher.architectures[0]}: it has no trained head for the task (wanted "
+            f"...{auto_class.removeprefix('AutoModel')}) and would teach noise. Name a fine-tuned model, or let this "
+            "run fine-tune it: teacher: {name: finetuned, model: ...}.",
+            key="model",
+        )
+
+
+def _check_labels(student: PretrainedConfig, teacher: PretrainedConfig) -> None:
+    way_out = "Start from a checkpoint without a head for this task, or from one trained on the same classes."
+    if student.num_labels != teacher.num_labels:
+        raise UserError(
+            f"its head has {student.num_labels} outputs, the teacher's {teacher.num_labels}. {way_out}", key="model"
+        )
+    ours, theirs = label_names(student), label_names(teacher)
+    if ours and theirs:
+        try:
+            positions(ours, theirs, whose="the teacher")
+        except UserError as error:
+            raise UserError(f"{error} {way_out}", key="model") from error
+
+
+# ---- Tokenizers ------------------------------------------------------------------------------------------------------
+
+
+def _tokenizers(
+    recipe: Recipe,
+) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase | None, tuple[int, ...]]:
+    """Open the tokenizer of the run, and the teacher's own where it reads text in another way than the student.
+
+    Where models are compared token by token, and their vocabularies differ in special or unused tokens alone, one
+    tokenizer feeds both, and the tokens that differ are left out of the comparison: they come third.
+
+    Args:
+        recipe: Names the models and perhaps a tokenizer, which then feeds both.
+
+    Raises:
+        UserError: The models number or split tokens differently, and one tokenizer is to feed both.
+    """
+    opened = _open_tokenizers(recipe)
+    (first, tokenizer), *others = opened.items()
+    apart: set[int] = set()
+    for side, other in others:
+        fault, way_out = _difference(first, tokenizer, side, other)
+        if fault is not None and recipe.task.compares_tokens and (some := left_out(tokenizer, other)):
+            if first != "tokenizer" and _split(tokenizer) != _split(other):
+                raise UserError(
+                    f"{first} and {side} have the same ordinary tokens but split text differently (case, accents). Say "
+                    "which of them feeds both: tokenizer: ...",
+                    key="student.model",
+                )
+            apart.update(some)
+            logger.warning(
+                "the vocabularies of %s and %s differ in special or unused tokens: %s. They are left out of the "
+                "comparison of the two models",
+                *(first, side, named(tokenizer, other, some)),
+            )
+            continue
+        if fault is None:
+            continue
+        if first == "student" and recipe.task.own_tokenizers:
+            return _with_padding(tokenizer, "student.model"), _with_padding(other, "teacher.model"), ()
+        why = f"{recipe.task.name} compares the models token by token, so both have to read the same tokens."
+        if recipe.task.own_tokenizers:
+            why, way_out = (
+                "One tokenizer cannot feed both.",
+                "Leave out `tokenizer`: each model then reads with its own.",
+            )
+        # Of teacher and student, it is the student that is easily exchanged.
+        raise UserError(f"{fault} {why} {way_out}", key=f"{'student' if first == 'student' else side}.model")
+    return _with_padding(tokenizer, "tokenizer"), None, tuple(sorted(apart))
+
+
+def _open_tokenizers(recipe: Recipe) -> dict[str, PreTrainedTokenizerBase]:
+    """Open what there is of `tokenizer`, `student` and `teacher`, in this order; one at least."""
+    opened: dict[str, PreTrainedTokenizerBase] = {}
+    if recipe.tokenizer is not None:
+        opened["tokenizer"] = open_tokenizer(recipe.tokenizer)
+    failed: list[UserError] = []
+    sources = (
+        ("student", recipe.student, recipe.student.vocabulary),
+        ("teacher", recipe.teacher, recipe.teacher.source),
+    )
+    for side, entry, source in sources:
+        if source is None:
+            continue
+        try:
+            opened[side] = _tokenizer_of(entry, source, side)
+        except UserError as error:
+            failed.append(error)
+    if not opened:
+        raise failed[-1] if failed else UserError("no model here has a tokenizer. Name one.", key="tokenizer")
+    for fault in failed:
+        logger.warning("%s Whether it takes the same tokens cannot be checked.", fault)
+    return opened
+
+
+def _with_padding(tokenizer: PreTrainedTokenizerBase, key: str) -> PreTrainedTokenizerBase:
+    """Give a tokenizer a padding token if it has none."""
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            whose = "it" if key == "tokenizer" else "its tokenizer"
+            raise UserError(f"{whose} has neither a padding token nor an end of text to pad with.", key=key)
+        # Decoders come without one. Padding is masked, so any token does; the end of text is the custom.
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _tokenizer_of(entry: Student | Teacher, source: str, side: str) -> PreTrainedTokenizerBase:
+    return open_tokenizer(
+        source,
+        key=f"{side}.model",
+        revision=getattr(entry, "revision", None),
+        trust_remote_code=getattr(entry, "trust_remote_code", False),
+    )
+
+
+def _difference(
+    first: str, tokenizer: PreTrainedTokenizerBase, side: str, other: PreTrainedTokenizerBase
+) -> tuple[str | None, str]:
+    """Say how two tokenizers differ, and what to do about it; None where one can stand for the other."""
+    ours, theirs = tokenizer.get_vocab(), other.get_vocab()
+    if ours != theirs:
+        fault = f"the vocabularies of {first} and {side} differ ({_example(ours, theirs)})."
+        return fault, "Choose a student of the teacher's family, or student: {name: copy_layers, ...}."
+    # The one that the recipe names was chosen, to split text as it does.
+    if first != "tokenizer" and tokenizer(PROBE)["input_ids"] != other(PROBE)["input_ids"]:
+        fault = (
+            f"{first} and {side} have the same vocabulary but split text differently (case, accents, special tokens)."
+        )
+        return fault, "Say which of them feeds both: tokenizer: ..."
+    return None, ""
+
+
+def _split(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    ids: list[int] = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _example(ours: dict[str, int], theirs: dict[str, int]) -> str:
+    if len(ours) != len(theirs):
+        return f"{len(ours)} and {len(theirs)} tokens"
+    # The first by number: a fast tokenizer gives its vocabulary in another order every time.
+    token = min((token for token, number in ours.items() if theirs.get(token) != number), key=ours.__getitem__)
+    return f"{token!r} is number {ours[token]} in one and {theirs.get(token, 'missing')} in the other"
+
+
+def _check_vocabulary(
+    tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, left_out: tuple[int, ...] = ()
+) -> None:
+    rows: int | None = getattr(config.get_text_config(), "vocab_size", None)
+    highest = max(set(tokenizer.get_vocab().values()).difference(left_out))
+    if rows is not None and highest >= rows:
+        raise UserError(
+            f"the tokenizer has a token number {highest}, but the model's vocabulary ends at {rows - 1}. "
+            "Name the tokenizer that belongs to the model: tokenizer: ...",
+            key="model",
+        )
+
+
+# ---- Length ----------------------------------------------------------------------------------------------------------
+
+
+def _longest_input(
+    wanted: int | None, configs: tuple[PretrainedConfig, ...], tokenizers: tuple[PreTrainedTokenizerBase, ...]
+) -> int | None:
+    limits = [limit for limit in map(positions_of, configs) if limit is not None]
+    if limits and wanted is not None and wanted > min(limits):
+        raise UserError(
+            f"{wanted} tokens are more than the models take; wanted at most {min(limits)}.", key="max_length"
+        )
+    if wanted is not None:
+        return wanted
+    limits += [tokenizer.model_max_length for tokenizer in tokenizers if tokenizer.model_max_length < NO_LIMIT]
+    return min(limits, default=None)
+
+
+def positions_of(config: PretrainedConfig) -> int | None:
+    """Return how many tokens a model has positions for; None where it has no table of them."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions <= 0 or getattr(config, "position_biased_input", True) is False:
+        return None
+    return positions - (config.pad_token_id or 0) - 1 if config.model_type in OFFSET_POSITIONS else positions

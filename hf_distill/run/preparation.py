@@ -1,0 +1,288 @@
+"""Opening a run: all that can be checked before a weight is loaded, then the output directory claimed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_distill.component import settings
+from hf_distill.data import apart, load_splits
+from hf_distill.errors import UserError
+from hf_distill.objectives.guard import guarded
+from hf_distill.parallel import asked_once
+from hf_distill.recipe.plugins import outside_code
+from hf_distill.recipe.writer import dump_recipe
+from hf_distill.run.best_model import check_best_metric, check_saving
+from hf_distill.run.checks import check_plan, remarks
+from hf_distill.run.console import Narrator
+from hf_distill.run.directory import RunDirectory, held_recipe
+from hf_distill.run.fit import Fitter
+from hf_distill.run.launch import check_launch, use_all_cores, use_cpu_if_needed, waiting
+from hf_distill.run.pairing import Pair, open_pair
+from hf_distill.run.precision import resolve_bf16
+from hf_distill.run.requirements import check_steps, check_trainings, output_directory
+from hf_distill.run.run import Run
+from hf_distill.run.training_defaults import training_defaults
+from hf_distill.tasks import Setup
+from hf_distill.tasks.class_counts import ClassCounts, classes_of
+from hf_distill.teachers import CachedTeacher
+from hf_distill.teachers.given_cache import numbered, replaying, replaying_tokens
+from hf_distill.training.labelled import in_words, labels_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from hf_distill.cache.replay import Replay
+    from hf_distill.recipe.recipe import Recipe
+    from hf_distill.tasks import Prepared
+    from hf_distill.training_args import DistillationArguments
+
+logger = logging.getLogger(__name__)
+
+
+def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run:
+    """Check everything that can be checked before a weight is loaded, then claim the output directory.
+
+    Args:
+        recipe: The recipe.
+        restart: Start over in a directory that holds another or a finished run.
+        for_teacher: Only its teacher is wanted: the directory is not claimed, and of no concern unless the teacher is
+            trained there.
+
+    Raises:
+        UserError: The recipe, its data or the way it was launched is at fault; nothing has been written.
+    """
+    threads = use_all_cores()
+    check_saving(recipe)
+    check_trainings(recipe)
+    path = output_directory(recipe)
+    training, precision = _settle(recipe, None if restart else held_recipe(path))
+    directory = RunDirectory(path, dump_recipe(_with_precision(recipe, training)))
+    args = _arguments(recipe, training)
+    # Again: some faults of a launch only show once the processes should have found each other.
+    check_launch()
+    trains_here = _trains_teacher_here(recipe)
+    with recipe.locate("training"):
+        if not for_teacher or trains_here:
+            directory.check(restart, for_teacher=for_teacher)
+    narrator = Narrator(enabled=args.process_index == 0)
+    outside = (f"runs code from outside: {one}" for one in outside_code(recipe))
+    for line in filter(None, (threads, waiting(), precision, *outside)):
+        narrator.say(line)
+    hub = _claim_repository(recipe, directory.path) if recipe.hub.push else {}
+    answers = _claim_answers(recipe)
+    pair = open_pair(recipe)
+    check_plan(recipe, pair)
+    for line in remarks(recipe, pair):
+        narrator.say(line)
+    with args.main_process_first(desc="data"):
+        with recipe.locate("data"):
+            splits = load_splits(recipe.data, recipe.task.roles, recipe.teacher.reads)
+        prepared, replayed = prepare(recipe, pair, splits)
+    if (labels := in_words(prepared)) is not None:
+        narrator.say(labels)
+    lines, odd = check_prepared(recipe, prepared)
+    check_best_metric(recipe, prepared)
+    for line in lines:
+        narrator.say(line)
+    for line in odd if narrator.enabled else ():
+        logger.warning(line)
+    check_steps(recipe, len(prepared.train), labels_of(prepared)["train_rows_with_label"], args.world_size)
+    with recipe.locate("training"):
+        if not for_teacher:
+            asked_once(lambda: directory.claim(restart))
+        elif trains_here:
+            asked_once(directory.claim_teachers)
+    fitter = Fitter(prepared, pair.tokenizer, pair.teacher_tokenizer, settings(recipe.task))
+    return Run(
+        recipe,
+        training,
+        directory,
+        pair,
+        prepared,
+        fitter,
+        narrator,
+        hub,
+        args,
+        answers_repository=answers,
+        replayed=replayed and (replace(fitter, prepared=replayed[0]), replayed[1]),
+    )
+
+
+def _trains_teacher_here(recipe: Recipe) -> bool:
+    """Whether the teacher is trained in the directory of the run."""
+    own = getattr(recipe.teacher, "teacher", recipe.teacher)
+    return not own.has_head and getattr(own, "output_dir", None) is None
+
+
+def prepare(
+    recipe: Recipe, pair: Pair, splits: Mapping[str, Dataset]
+) -> tuple[Prepared, tuple[Prepared, Replay] | None]:
+    """Return what the task makes of the splits; and where the teacher is given as data, that with its targets.
+
+    Returns:
+        The data; and the same with the teacher's targets in every batch, and what replays them.
+
+    Raises:
+        UserError: The data does not fit the task or the teacher, with the place in the recipe.
+    """
+    own = recipe.teacher
+    splits, beside = apart(splits)
+    if not own.has_model and recipe.task.compares_tokens:
+        return _prepare_tokens(recipe, pair, splits, beside)
+    with locating_data(recipe), guarded(recipe.task, "task"):
+        prepared = recipe.task.prepare(splits if own.has_model else numbered(splits), setup_of(recipe, pair))
+        if own.has_model:
+            return own.freeze(prepared), None
+    layout = prepared.layout
+    with recipe.locate("teacher"):
+        logits = own.read(beside, exclusive=layout.has_named_classes if layout.has_classes else None)
+    return replaying(prepared, logits, pair.teacher)
+
+
+def _prepare_tokens(
+    recipe: Recipe, pair: Pair, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset]
+) -> tuple[Prepared, tuple[Prepared, Replay]]:
+    """Return what `prepare` does, where the likeliest tokens at every position of completions are given."""
+    from hf_distill.tasks.text_tokens import COMPLETION_IDS
+    from hf_distill.teachers.token_columns import Names
+
+    setup = setup_of(recipe, pair)
+    with locating_data(recipe):
+        recipe.task.look(splits, setup)
+    names = Names.of(pair)
+    with recipe.locate("teacher"):
+        given = recipe.teacher.read_tokens(splits, beside, names)
+    named = {
+        name: split.add_column(COMPLETION_IDS, [row.tokens for row in given[name]])
+        for name, split in numbered(splits).items()
+    }
+    with locating_data(recipe), guarded(recipe.task, "task"):
+        prepared = recipe.task.prepare(named, setup)
+    return replaying_tokens(prepared, given, pair.teacher, names.classes)
+
+
+@contextmanager
+def locating_data(recipe: Recipe) -> Iterator[None]:
+    """Give a mistake that a task finds in its data the recipe's file, line and section."""
+    try:
+        yield
+    except UserError as error:
+        # What is not about the data names its own section.
+        own = error.key.partition(".")[0] in ("task", "teacher", "student")
+        with recipe.locate("" if own else "evaluation" if error.key == "metrics" else "data"):
+            raise
+
+
+def setup_of(recipe: Recipe, pair: Pair) -> Setup:
+    """Return what the recipe's task prepares data for."""
+    several = recipe.data.columns.get(recipe.task.label_role)
+    return Setup(
+        tokenizer=pair.tokenizer,
+        teacher_tokenizer=pair.teacher_tokenizer,
+        teacher=pair.teacher_head,
+        student=pair.student_head,
+        configs=(pair.teacher, pair.student),
+        max_length=pair.max_length,
+        label_names=recipe.data.labels or (several if isinstance(several, list) else None),
+        label_separator=recipe.data.label_separator,
+        metrics=recipe.evaluation.metrics,
+        left_out=pair.left_out,
+    )
+
+
+def _settle(recipe: Recipe, held: Mapping[str, Any] | None) -> tuple[dict[str, Any], str | None]:
+    """Return the training arguments with defaults, device and precision settled, and a line about the precision.
+
+    A run that began keeps its precision: resumed on another machine it could not end with the same weights.
+    """
+    training = use_cpu_if_needed({**training_defaults(recipe), **recipe.training})
+    section = (held or {}).get("training")
+    begun = section.get("bf16") if isinstance(section, dict) else None
+    if training.get("bf16") == "auto" and isinstance(begun, bool):
+        return {**training, "bf16": begun}, f"bf16: {'on' if begun else 'off'} (as this run began)"
+    return resolve_bf16(training)
+
+
+def _with_precision(recipe: Recipe, training: Mapping[str, Any]) -> Recipe:
+    """Return the recipe with `bf16: auto` replaced by what was settled."""
+    if recipe.training.get("bf16") != "auto":
+        return recipe
+    return replace(recipe, training={**recipe.training, "bf16": training["bf16"]})
+
+
+def _arguments(recipe: Recipe, training: Mapping[str, Any]) -> DistillationArguments:
+    """Build the arguments once, which asks for what the machine has to have and starts the processes' group."""
+    from hf_distill.training_args import DistillationArguments, check_devices
+
+    try:
+        # Copied, since Transformers writes defaults into the mappings that it is given.
+        args = DistillationArguments(**deepcopy(dict(training)))
+        check_devices(args)
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        raise recipe.mistake("training", " ".join(str(error).split())) from error
+    return args
+
+
+def _claim_repository(recipe: Recipe, directory: Path) -> dict[str, Any]:
+    from hf_distill.run.hub import check_rights
+
+    with recipe.locate("hub"):
+        repository = check_rights(recipe.hub.repo_id, recipe.hub.private, str(directory))
+    return {"push_to_hub": True, "hub_model_id": repository, "hub_private_repo": recipe.hub.private}
+
+
+def _claim_answers(recipe: Recipe) -> str:
+    """Create the repository for a teacher's answers, if they are to be published."""
+    own = recipe.teacher
+    if not isinstance(own, CachedTeacher) or not own.push:
+        return ""
+    from hf_distill.run.hub import check_rights
+
+    with recipe.locate("teacher"):
+        return check_rights(own.repo_id, own.private, "", repo_type="dataset")
+
+
+def check_one_class(recipe: Recipe, counts: ClassCounts) -> None:
+    """Refuse to learn from labels that are all of one class.
+
+    Raises:
+        UserError: They are, and an objective or the fine-tuning of a teacher learns from them.
+    """
+    learned = not recipe.teacher.has_head or any(
+        objective.unit == "label" for stage in recipe.plan for objective in stage.objectives
+    )
+    if counts.single is not None and learned:
+        raise recipe.mistake("data.splits.train", counts.one_class())
+
+
+def check_prepared(recipe: Recipe, prepared: Prepared) -> tuple[list[str], list[str]]:
+    """Check what only the data tells: whether objectives and classes fit.
+
+    Returns:
+        How often each class occurs, in lines; and what is odd about that.
+
+    Raises:
+        UserError: They do not; also where labels are learned and all of the train split are of one class.
+    """
+    _check_objectives(recipe, prepared)
+    counts = classes_of(prepared)
+    if counts is None:
+        return [], []
+    check_one_class(recipe, counts)
+    return [f"classes of {line}" for line in counts.in_words()], list(counts.remarks())
+
+
+def _check_objectives(recipe: Recipe, prepared: Prepared) -> None:
+    for index, stage in enumerate(recipe.plan):
+        with recipe.locate(recipe.stage_path(index)):
+            recipe.task.check(stage.objectives, prepared)
+    if recipe.report.baseline and not prepared.labelled:
+        raise recipe.mistake(
+            "report.baseline", "a baseline learns from labels, but the train split has none. Set it to false."
+        )

@@ -1,0 +1,193 @@
+"""What a training will ask for once it runs, asked before anything is loaded: packages, and values that fit together.
+
+Transformers finds these out when a trainer is made, when its optimizer is, or never.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hf_distill.errors import UserError, did_you_mean
+from hf_distill.locations import check_lengths
+from hf_distill.packages import is_here, missing
+from hf_distill.recipe.document import join
+from hf_distill.run.training_defaults import fine_tuning, training_defaults
+from hf_distill.training.labelled import on_labels_alone
+from hf_distill.training_args import DistillationArguments
+
+if TYPE_CHECKING:
+    from hf_distill.recipe.recipe import Recipe
+
+# Settled by the machine of the run, which need not be this one.
+_OF_THE_MACHINE = ("tf32", "deepspeed", "torch_compile", "torch_compile_backend", "torch_compile_mode")
+# How Transformers names the package that an optimizer lacks, in the words of different authors.
+_LACKING = re.compile(r"(?:install|have|from) `?(?!https)([A-Za-z][\w-]*)")
+
+
+class UnplacedArguments(DistillationArguments):
+    """Arguments whose values are checked against each other, without a device and without a process group."""
+
+    distributed_state = None
+    _n_gpu = 0
+
+    @property
+    def _setup_devices(self) -> torch.device:
+        return torch.device("cpu")
+
+
+def output_directory(recipe: Recipe) -> Path:
+    """Return where a run is kept.
+
+    Raises:
+        UserError: No file system takes its name.
+    """
+    with recipe.locate("training"):
+        check_lengths(str(recipe.training["output_dir"]), "output_dir")
+    return Path(recipe.training["output_dir"]).expanduser()
+
+
+def check_trainings(recipe: Recipe) -> None:
+    """Refuse training arguments that contradict each other, or ask for a package that is not here.
+
+    Raises:
+        UserError: A line for each mistake.
+    """
+    mistakes: dict[str, str] = {}
+    for path, own, arguments in _trainings(recipe):
+        for key, text in _mistakes(arguments):
+            # Where a stage says nothing of its own, the mistake is the recipe's.
+            place = join(path, key) if key in own else join("training", key) if key else path
+            mistakes.setdefault(place, text)
+    if mistakes:
+        raise UserError(*(line for path, text in mistakes.items() for line in recipe.mistake(path, text).mistakes))
+
+
+def check_steps(recipe: Recipe, rows: int, labelled: int, processes: int) -> None:
+    """Refuse a training without a step: its model would be saved as it began, and reported as trained.
+
+    Args:
+        recipe: The recipe.
+        rows: Of the train split.
+        labelled: How many of them have a label.
+        processes: Of the run.
+
+    Raises:
+        UserError: No batch is left where incomplete ones are dropped.
+    """
+    alone = recipe.report.baseline or recipe.teacher.fine_tuning is not None
+    alone = alone or any(on_labels_alone(stage.objectives) for stage in recipe.plan)
+    for path, own, arguments in _trainings(recipe):
+        size = int(arguments.get("per_device_train_batch_size", 8)) * processes
+        # What is trained on labels alone has no other rows.
+        has, least = ("examples with a label", labelled) if alone and labelled < rows else ("examples", rows)
+        if arguments.get("dataloader_drop_last") and least < size:
+            where = path if "dataloader_drop_last" in own else "training"
+            raise recipe.mistake(
+                join(where, "dataloader_drop_last"),
+                f"incomplete batches are dropped, and the train split has {least:,} {has} for batches of {size:,}: "
+                "nothing would be trained. Remove it, or make the batches smaller (per_device_train_batch_size).",
+            )
+
+
+def _trainings(recipe: Recipe) -> Iterator[tuple[str, Mapping[str, Any], dict[str, Any]]]:
+    """Yield each training of a run: the path of its own arguments, these, and all of them with defaults."""
+    shared = {**training_defaults(recipe), **recipe.training}
+    for index, stage in enumerate(recipe.plan):
+        own = stage.training if recipe.stages else recipe.training
+        yield join(recipe.stage_path(index), "training"), own, {**shared, **stage.training}
+    if (first := recipe.teacher.fine_tuning) is not None:
+        yield join("teacher", first[0]), first[1], fine_tuning(shared, first[1])
+
+
+def _mistakes(arguments: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield key and message of each mistake; the key is empty where it is not known."""
+    # Copied, since Transformers writes defaults into the mappings that it is given.
+    values = deepcopy({key: value for key, value in arguments.items() if key not in _OF_THE_MACHINE})
+    try:
+        args = UnplacedArguments(**{**values, "bf16": False, "bf16_full_eval": False, "use_cpu": True})
+    except Exception as error:  # whatever accelerate's own classes and files of settings raise
+        text = " ".join(str(error).split())
+        yield next((key for key in arguments if _names(text, key)), ""), text
+        return
+    if args.max_steps <= 0 and args.num_train_epochs <= 0:
+        yield "num_train_epochs", f"{args.num_train_epochs:g}: nothing would be trained. Wanted more than 0."
+    yield from _reporting(args)
+    yield from _optimizer(args)
+    yield from _scheduler(args)
+    if args.use_liger_kernel and not is_here("liger_kernel"):
+        yield "use_liger_kernel", missing("liger_kernel", "it")
+    if arguments.get("deepspeed") and not is_here("deepspeed"):
+        yield "deepspeed", missing("deepspeed", "it")
+
+
+def _names(text: str, key: str) -> bool:
+    """Whether an error names an argument, or the class that it is read as (`AcceleratorConfig`)."""
+    return re.search(rf"\b({re.escape(key)}|{re.escape(key.title().replace('_', ''))})\b", text) is not None
+
+
+def _reporting(args: DistillationArguments) -> Iterator[tuple[str, str]]:
+    from transformers.integrations.integration_utils import (
+        INTEGRATION_TO_CALLBACK,
+        get_available_reporting_integrations,
+    )
+
+    available: Any = get_available_reporting_integrations  # it has no types
+    here = available() if args.report_to else []
+    for name in args.report_to or ():
+        if name not in INTEGRATION_TO_CALLBACK:
+            hint = did_you_mean(str(name), [*INTEGRATION_TO_CALLBACK, "all", "none"])
+            yield "report_to", f"Transformers reports to no '{name}'.{hint}"
+        elif name not in here:
+            # One that is not here says so when it is made, and then fails once more when it is thrown away.
+            asked = type(name, (INTEGRATION_TO_CALLBACK[name],), {"__del__": lambda self: None})
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    asked()
+            except Exception as error:
+                text = " ".join(str(error).split())
+                yield "report_to", missing(name, f"'{name}'") if "to be installed" in text else f"'{name}': {text}"
+
+
+def _optimizer(args: DistillationArguments) -> Iterator[tuple[str, str]]:
+    from transformers import Trainer
+
+    name = str(getattr(args.optim, "value", args.optim))
+    if args.optim_args and not all(len(part.split("=")) == 2 for part in args.optim_args.split(",")):
+        yield "optim_args", f"wanted key=value, key=value, found '{args.optim_args}'."
+        return
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(args)
+    except (ImportError, ValueError, TypeError, AttributeError) as error:
+        text = " ".join(str(error).split())
+        if "pass a" in text and "model" in text:  # all else was fine: the model comes later
+            return
+        package = _LACKING.search(text)
+        lacks = isinstance(error, ImportError) or "nstall" in text or "failed to import" in text
+        yield "optim", missing(package[1].replace("-", "_"), f"'{name}'") if lacks and package else f"'{name}': {text}"
+
+
+def _scheduler(args: DistillationArguments) -> Iterator[tuple[str, str]]:
+    from transformers import get_scheduler
+
+    settings: Any = args.lr_scheduler_kwargs or {}  # a mapping, also where it was JSON
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
+    try:
+        get_scheduler(
+            args.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=1,
+            num_training_steps=10,
+            scheduler_specific_kwargs=settings,
+        )
+    except (ValueError, TypeError) as error:
+        key = "lr_scheduler_kwargs" if args.lr_scheduler_kwargs else "lr_scheduler_type"
+        name = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+        yield key, f"'{name}' cannot be made of these settings: {' '.join(str(error).split())}"

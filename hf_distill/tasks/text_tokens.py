@@ -1,0 +1,277 @@
+"""Texts, completions and conversations as tokens, and which of these a model learns to predict."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, takewhile
+from typing import TYPE_CHECKING, Any, Literal
+
+from hf_distill.data import column
+from hf_distill.data.label_names import IGNORED
+from hf_distill.errors import UserError
+from hf_distill.tasks.chat_template import ChatTemplate, ChatText, NotLearned
+from hf_distill.tasks.conversations import read_conversation
+from hf_distill.tasks.language import token_features
+from hf_distill.tasks.spanned import spanned
+from hf_distill.tasks.tokenising import tokenise, with_rows
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+Form = Literal["text", "completion", "messages"]
+# Form of the examples -> the roles it needs.
+FORMS: dict[Form, tuple[str, ...]] = {
+    "text": ("text",),
+    "completion": ("prompt", "completion"),
+    "messages": ("messages",),
+}
+# Column with the numbers of a completion's tokens, where they are known: its text could be cut in another way.
+COMPLETION_IDS = "completion_ids"
+_FLAGS = ("merged", "further", "unsaid", "unended")
+# Why an example is left out, where it is nobody's fault.
+_NOTHING = "nothing in them to learn"
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """One example.
+
+    Attributes:
+        ids: Of its tokens.
+        labels: The ids that are learned, -100 elsewhere; the first is never learned, nothing comes before it.
+        merged: Whether what is learned and what stands before it share a token.
+        left_out: Why it is left out; nothing for one that is not.
+        further: Whether its row has made an example already.
+        unsaid: Whether reasoning is missing that the row has.
+        unended: Whether the last turn has no end that could be learned.
+    """
+
+    ids: list[int]
+    labels: list[int]
+    merged: bool = False
+    left_out: str = ""
+    further: bool = False
+    unsaid: bool = False
+    unended: bool = False
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """Makes tokens of raw examples.
+
+    Attributes:
+        task: Name of the task.
+        tokenizer: Of both models.
+        max_length: Longest example.
+        form: What the examples are.
+        packed: Whether they become blocks.
+        chat: Whether they are conversations: `messages`, or prompts and completions that are lists of messages.
+        settings: What the chat template is told.
+    """
+
+    task: str
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int | None
+    form: Form
+    packed: bool
+    chat: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self, splits: Mapping[str, Dataset]) -> None:
+        """Refuse conversations where there is no template for them, or that are missing."""
+        if not self.chat:
+            return
+        ChatTemplate(self.tokenizer, self.settings).check(f"columns.{FORMS[self.form][-1]}")
+        for name, split in splits.items():
+            for role in FORMS[self.form]:
+                if missing := column(split, role).null_count:
+                    raise UserError(
+                        f"{missing} of {len(split)} conversations of the {name} split are missing (None). Drop these "
+                        "rows.",
+                        key=f"columns.{role}",
+                    )
+
+    def __call__(self, batch: Mapping[str, list[Any]], rows: Sequence[int] = (), split: str = "") -> list[_Tokens]:
+        """Return the examples of a batch, those without a label with the reason why they are left out.
+
+        Args:
+            batch: Raw columns.
+            rows: Their numbers, for messages.
+            split: Its name, for messages.
+        """
+        if self.chat:
+            made = list(self._chats(batch, [f"row {row} of the {split} split" for row in rows]))
+        else:
+            made = list({"text": self._texts, "completion": self._completions}[self.form](batch))
+        if self.packed:
+            assert self.max_length is not None
+            made = list(_blocks(made, self.max_length))
+        elif self.max_length is not None:
+            end = self.max_length + 1  # one too many stays, to be seen by whoever counts
+            made = [replace(one, ids=one.ids[:end], labels=one.labels[:end]) for one in made]
+        limit = self.max_length
+        made = [
+            one
+            if one.left_out or any(label != IGNORED for label in one.labels[1:limit])
+            else _Tokens([], [], left_out=_NOTHING, further=one.further)
+            for one in made
+        ]
+        return [one for one in made if not one.left_out] if self.packed else made
+
+    def _tokenise(self, texts: list[str]) -> list[list[int]]:
+        return _ids(self.tokenizer, texts)
+
+    def _ended(self, ids: list[int]) -> list[int]:
+        end = self.tokenizer.eos_token_id
+        return ids if end is None or ids[-1:] == [end] else [*ids, end]
+
+    def _texts(self, batch: Mapping[str, list[Any]]) -> Iterator[_Tokens]:
+        for text, ids in zip(batch["text"], self._tokenise(batch["text"]), strict=True):
+            ended = self._ended(ids) if text.strip() else []
+            yield _Tokens(ended, [IGNORED, *ended[1:]] if ended else [])
+
+    def _completions(self, batch: Mapping[str, list[Any]]) -> Iterator[_Tokens]:
+        if COMPLETION_IDS in batch:
+            for prompt, rest in zip(_prompts(self.tokenizer, batch["prompt"]), batch[COMPLETION_IDS], strict=True):
+                first = max(len(prompt), 1)
+                ids = [*prompt, *rest]
+                yield _Tokens(ids, [IGNORED] * first + ids[first:])
+            return
+        for prompt, whole in prompts_and_wholes(self.tokenizer, batch["prompt"], batch["completion"]):
+            # Where the last characters of the prompt and the first of the completion make one token, it is learned.
+            shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, whole, strict=False)))
+            ids = self._ended(whole)
+            first = max(shared, 1)
+            yield _Tokens(ids, [IGNORED] * first + ids[first:], merged=shared < len(prompt))
+
+    def _chats(self, batch: Mapping[str, list[Any]], places: Sequence[str]) -> Iterator[_Tokens]:
+        template = ChatTemplate(self.tokenizer, self.settings)
+        roles = [role for role in (*FORMS[self.form], "tools", "chat_template_kwargs") if role in batch]
+        made: list[ChatText | _Tokens] = []
+        further: list[bool] = []
+        for index, place in enumerate(places):
+            conversation = read_conversation({role: batch[role][index] for role in roles}, place)
+            try:
+                texts: Sequence[ChatText | _Tokens] = template.texts(conversation)
+            except NotLearned as reason:
+                texts = [_Tokens([], [], left_out=str(reason))]
+            # A template is a program, and raises what it likes on roles or orders that it does not know.
+            except Exception as error:
+                why = " ".join(str(error).split()) or type(error).__name__
+                raise UserError(
+                    f"the chat template refuses a conversation: {why} ({place})", key=f"columns.{FORMS[self.form][-1]}"
+                ) from error
+            made += texts
+            further += [number > 0 for number in range(len(texts))]
+        tokens = iter(spanned(self.tokenizer, [one for one in made if isinstance(one, ChatText)]))
+        for one, also in zip(made, further, strict=True):
+            if isinstance(one, _Tokens):
+                yield one
+                continue
+            ids, learned, merged = next(tokens)
+            labels = [token if taken else IGNORED for token, taken in zip(ids, learned, strict=True)]
+            merged = merged and not one.marked
+            yield _Tokens(ids, [IGNORED, *labels[1:]], merged, "", also, one.unsaid, one.unended)
+
+
+def prompts_and_wholes(
+    tokenizer: PreTrainedTokenizerBase, prompts: list[str], completions: list[str]
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Yield the tokens of every prompt, and of prompt and completion as one text."""
+    wholes = [prompt + rest for prompt, rest in zip(prompts, completions, strict=True)]
+    yield from zip(_prompts(tokenizer, prompts), _ids(tokenizer, wholes), strict=True)
+
+
+def _prompts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Iterator[list[int]]:
+    for ids in _ids(tokenizer, texts):
+        # Some tokenizers end every text by themselves.
+        yield ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else ids
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    found: list[list[int]] = tokenizer(texts, verbose=False)["input_ids"] if texts else []
+    return found
+
+
+def _blocks(texts: list[_Tokens], length: int) -> Iterator[_Tokens]:
+    """Join texts and cut them into blocks."""
+    ids = list(chain.from_iterable(text.ids for text in texts))
+    labels = list(chain.from_iterable(text.labels for text in texts))
+    for start in range(0, len(ids), length):
+        end = start + length
+        yield _Tokens(ids[start:end], [IGNORED, *labels[start + 1 : end]])
+
+
+def tokenise_split(split: Dataset, name: str, encoder: TextEncoder) -> Dataset:
+    """Return `input_ids`, `labels` and `length` of a split; found again in the cache on the next run."""
+
+    def encode(batch: dict[str, list[Any]], rows: list[int]) -> dict[str, list[Any]]:
+        made, limit = encoder(batch, rows, name), encoder.max_length
+        return {
+            "input_ids": [one.ids[:limit] for one in made],
+            "labels": [one.labels[:limit] for one in made],
+            "length": [len(one.ids[:limit]) for one in made],
+            "cut": [limit is not None and len(one.ids) > limit for one in made],
+            **{flag: [getattr(one, flag) for one in made] for flag in _FLAGS},
+            "left_out": [one.left_out for one in made],
+        }
+
+    settings = (encoder.task, encoder.max_length, encoder.form, encoder.packed, dict(encoder.settings))
+    features = token_features("cut", *_FLAGS, texts=("left_out",))
+    tokenised = tokenise(split, name, encode, encoder.tokenizer, *settings, features=features, with_rows=True)
+    _say(split, name, tokenised, encoder)
+    if encoder.form == "completion" and not encoder.chat:  # others make several examples of a row
+        tokenised = with_rows(split, tokenised)
+    if any(left_out := tokenised["left_out"][:]):
+        tokenised = tokenised.select([row for row, reason in enumerate(left_out) if not reason])
+    return tokenised.remove_columns(["cut", *_FLAGS, "left_out"])
+
+
+def _say(split: Dataset, name: str, tokenised: Dataset, encoder: TextEncoder) -> None:
+    """Say what was left out, once for a split."""
+    within = "" if encoder.max_length is None else f" within {encoder.max_length} tokens"
+    reasons = Counter(reason for reason in tokenised["left_out"] if reason)
+    if reasons.total() == len(tokenised):
+        others = "; ".join(reason for reason in reasons if reason != _NOTHING)
+        raise UserError(
+            f"no example of the {name} split has anything to learn{within}{f': {others}' if others else ''}.",
+            key=f"columns.{FORMS[encoder.form][-1]}",
+        )
+    cut, merged, further, unsaid, unended = (sum(tokenised[flag]) for flag in ("cut", *_FLAGS))
+    if further:
+        logger.info(
+            "%s conversations of the %s split make %s examples: the chat template writes what the assistant said "
+            "differently once the conversation goes on, so each turn is learned as it is written when it is said",
+            *(len(split), name, len(tokenised)),
+        )
+    for reason, number in reasons.items():
+        logger.warning(
+            "%s of %s examples of the %s split are left out: %s%s",
+            *(number, len(split) + further, name, reason, within if reason == _NOTHING else ""),
+        )
+    if unsaid:
+        logger.warning(
+            "in %s of %s examples of the %s split the chat template leaves out reasoning, which is not learned",
+            *(unsaid, len(tokenised), name),
+        )
+    if unended:
+        logger.warning(
+            "in %s of %s examples of the %s split the chat template writes no end after what the assistant says, so "
+            "the student does not learn where to stop. Have its template write one, as the end of text",
+            *(unended, len(tokenised), name),
+        )
+    if cut:
+        way_out = "; task: {packed: true} would use all of them" if encoder.form == "text" else ""
+        logger.info("%s of %s examples of the %s split are cut at the end%s", cut, len(split), name, way_out)
+    if merged:
+        logger.warning(
+            "in %s of %s examples of the %s split the end of the prompt and the beginning of the completion are one "
+            "token, which is learned. Whoever gives the prompt alone gives other tokens: end prompts without a space",
+            *(merged, len(split), name),
+        )

@@ -1,0 +1,99 @@
+"""The batches of a training: which columns they have, in which order they come, and how many make a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, SequentialSampler
+from transformers import Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import has_length
+
+from hf_distill.data.two_tokenizers import PREFIX
+from hf_distill.rows.base import RowLayout
+from hf_distill.training.padding import Padding
+from hf_distill.training.padding_free.choice import Packing
+from hf_distill.training.sampler import EpochLengthGroupedSampler, known_lengths
+
+
+class BatchingTrainer(Trainer):
+    """`Trainer` whose batches hold what both models read, in an order that no split of them changes.
+
+    Attributes:
+        layout: What it reads of a batch is kept, set by who inherits.
+        packing: Told of every batch when it is made.
+        padding: Knows on which side both models are padded.
+        takes: What `forward` of the student and of the teacher takes.
+    """
+
+    layout: RowLayout
+    packing: Packing
+    padding: Padding
+    takes: tuple[frozenset[str], frozenset[str]]
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """Keep the columns that only the teacher or the layout takes.
+
+        They are `token_type_ids` for a DistilBERT student of a BERT, or all tokens of a teacher with its own tokenizer.
+        """
+        if self._signature_columns is None:
+            super()._set_signature_columns_if_needed()
+            taken: Any = self._signature_columns
+            theirs = {*self.takes[1], *(f"{PREFIX}{name}" for name in self.takes[1])}
+            # The model itself may be a cached teacher, whose answers are judged.
+            wanted = theirs.union(self.layout.columns, self.takes[0])
+            self._signature_columns = taken + sorted(wanted.difference(taken))
+
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> DataLoader[Any]:
+        """Have batches made with what packing has to know of them: asked later, the host would wait for the device."""
+        plain: Any = self.data_collator
+        self.data_collator = self.padding.collating(plain)
+        # accelerate takes batches that it sends to other processes apart, and knows tensors only.
+        if not isinstance(dataset, IterableDataset) and not self.accelerator.dispatch_batches:
+            collate: Any = self.packing.collating(self.data_collator)
+            self.data_collator = collate
+        try:
+            loader: DataLoader[Any] = super()._get_dataloader(dataset, *args, **kwargs)
+        finally:
+            self.data_collator = plain
+        return loader
+
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
+        # The data set handed in has lost its length column to `remove_unused_columns`.
+        grouped = self.args.train_sampling_strategy == "group_by_length"
+        lengths = known_lengths(self.train_dataset, self.args.length_column_name) if grouped else None
+        if lengths is None:
+            sampler = super()._get_train_sampler(self.train_dataset)
+            if not isinstance(sampler, LengthGroupedSampler):
+                return sampler
+            lengths = list(sampler.lengths)
+        step = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return EpochLengthGroupedSampler(step, lengths, seed)
+
+    def _get_eval_sampler(self, eval_dataset: Dataset[Any]) -> Sampler[int] | None:
+        """Keep the order of the data set: predictions of two models are compared row by row."""
+        if self.args.train_sampling_strategy == "group_by_length" and has_length(eval_dataset):
+            return SequentialSampler(eval_dataset)
+        return super()._get_eval_sampler(eval_dataset)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """Return the micro-batches of a step and their counts; none at the end of data that has no length.
+
+        `Trainer` would take no step on what is left over there, and add its gradient to the next one.
+        """
+        batches = list(islice(epoch_iterator, num_batches))
+        if 0 < len(batches) < num_batches:
+            if self.state.global_step == 0:
+                raise ValueError(
+                    f"the train data ends after {len(batches)} micro-batches of a process, and "
+                    f"gradient_accumulation_steps is {num_batches}: there would be no step. Lower it."
+                )
+            batches = []
+        return batches, self._get_num_items_in_batch(batches, device)

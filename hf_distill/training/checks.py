@@ -1,0 +1,181 @@
+"""Do the objectives, the models and the arguments of one training fit together?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from hf_distill.cache.replay import Replay
+from hf_distill.cache.requirements import check_objective
+from hf_distill.data import column
+from hf_distill.data.two_tokenizers import MARK
+from hf_distill.errors import UserError
+from hf_distill.models.decoders import check_ends
+from hf_distill.objectives import OBJECTIVES, Objective, RowObjective
+from hf_distill.recipe.document import describe
+from hf_distill.rows.base import RowLayout
+from hf_distill.rows.examples import ExampleRows
+from hf_distill.rows.inferred import base_model, wrapper_of
+from hf_distill.training.label_values import reaches_models
+from hf_distill.training.terms import Terms
+
+IDS = "input_ids"
+
+
+def check_types(*, model: Any, args: Any, teacher: Any, objectives: Any, layout: Any) -> None:
+    """Refuse names of models and objectives, and entries of a recipe, in place of the objects.
+
+    Raises:
+        TypeError: Says which argument it is, what was wanted and what was found.
+    """
+    for name, given in (("model", model), ("teacher", teacher)):
+        if given is not None and not isinstance(given, nn.Module):
+            hint = f" Load it: AutoModelFor....from_pretrained('{given}')." if isinstance(given, str) else ""
+            raise TypeError(f"{name}: wanted a model, found {_described(given)}.{hint}")
+    if isinstance(model, nn.Module) and (wrapper := wrapper_of(model)) is not None:
+        compiled = " For torch.compile set torch_compile=True in args." if wrapper == "OptimizedModule" else ""
+        raise TypeError(
+            f"model: wanted the student itself, found it inside a {wrapper}. Pass what is inside.{compiled}"
+        )
+    if args is not None and not isinstance(args, TrainingArguments):
+        hint = f" Write DistillationArguments({next(iter(args), '')}=...)." if isinstance(args, dict) else ""
+        raise TypeError(f"args: wanted DistillationArguments, found {_described(args)}.{hint}")
+    if layout is not None and not isinstance(layout, RowLayout):
+        raise TypeError(f"layout: wanted a hf_distill.rows.base.RowLayout, found {_described(layout)}.")
+    if objectives is None:
+        return
+    if isinstance(objectives, str | dict) or not isinstance(objectives, Iterable):
+        hint = f" Write [{_class_of(objectives)}()]."
+        raise TypeError(f"objectives: wanted a list of objectives, found {_described(objectives)}.{hint}")
+    for index, one in enumerate(objectives):
+        if not isinstance(one, Objective):
+            found = f"found {_described(one)}. Write {_class_of(one)}()."
+            raise TypeError(f"objectives[{index}]: wanted an objective, {found}")
+
+
+def _described(value: Any) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else describe(value)
+
+
+def _class_of(value: Any) -> str:
+    """Return the name of the class that was meant by an objective's name, its entry in a recipe, or the like."""
+    for one in (value, type(value)):
+        if isinstance(one, type) and issubclass(one, Objective):
+            return one.__name__
+    name = value.get("name") if isinstance(value, dict) else value
+    close = get_close_matches(name, OBJECTIVES, n=1) if isinstance(name, str) else []
+    return OBJECTIVES[close[0] if close else "kl"].__name__
+
+
+def check_parallelism(trainer: Trainer) -> None:
+    """Refuse ways to spread a training that the loss does not know.
+
+    Raises:
+        ValueError: Says which, and what to use instead.
+    """
+    if trainer.is_deepspeed_enabled and trainer.accelerator.state.deepspeed_plugin.zero_stage == 3:
+        raise ValueError("DeepSpeed ZeRO-3 is not supported: it would shard the teacher. Use ZeRO-2 or FSDP.")
+    if max(trainer.get_tp_size(), trainer.get_cp_size(), trainer.get_sp_size()) > 1:
+        raise ValueError("tensor, context and sequence parallelism are not supported.")
+    optimizer = str(getattr(trainer.args.optim, "value", trainer.args.optim))
+    in_backward = trainer.is_deepspeed_enabled or any(word in optimizer for word in ("lomo", "layerwise"))
+    if in_backward and getattr(trainer.args, "on_nan", "stop") == "skip":
+        raise ValueError(
+            "on_nan: skip cannot leave a step out that DeepSpeed, or an optimizer such as "
+            f"{optimizer}, takes while gradients are computed. Use on_nan: stop."
+        )
+
+
+def check_objectives(
+    objectives: Sequence[Objective], layout: RowLayout, student: PreTrainedModel, teacher: nn.Module | None
+) -> None:
+    """Refuse objectives that these models and their rows cannot serve.
+
+    Raises:
+        ValueError: There is none, its teacher is missing or was not kept whole, or the rows have no classes for it.
+    """
+    if not objectives:
+        raise ValueError("no objective: pass at least one, e.g. KLDivergence(temperature=2.0).")
+    wanting = [objective.name for objective in objectives if objective.needs_teacher]
+    if teacher is None and wanting:
+        raise ValueError(f"objectives that need a teacher: {', '.join(wanting)}. Pass `teacher=`.")
+    for objective in objectives:
+        if isinstance(teacher, Replay):
+            config: Any = getattr(base_model(student), "config", None)
+            check_objective(objective, teacher.kept, (config, teacher.config))
+        takes_values = not isinstance(objective, RowObjective) or objective.takes_values
+        if not layout.has_classes and not takes_values:
+            raise ValueError(
+                f"'{objective.name}' compares distributions over classes, but this is regression. Use logits_mse "
+                "for the teacher's values and labels for the true ones."
+            )
+
+
+def check_data(trainer: Trainer, layout: RowLayout, teacher: nn.Module | None) -> None:
+    """Refuse texts that a classifier of these cannot read, before the first step.
+
+    Raises:
+        UserError: Says which row it is.
+    """
+    if not isinstance(layout, ExampleRows):
+        return
+    splits: dict[str, Any] = {"train": trainer.train_dataset, "eval": trainer.eval_dataset}
+    for model, name in ((trainer.model, IDS), (teacher, MARK), (teacher, IDS)):
+        config: Any = None if model is None else getattr(base_model(model), "config", None)
+        for split, data in splits.items():
+            columns = data.column_names if reaches_models(data, trainer.data_collator) else []
+            own = model is teacher and name == IDS and MARK in columns
+            if config is not None and name in columns and not own:
+                check_ends(column(data, name), config, split)
+
+
+def check_separate(student: nn.Module, teacher: nn.Module) -> None:
+    """Refuse a teacher that training the student would change.
+
+    Raises:
+        ValueError: They are the same model, or share weights that will be trained.
+    """
+    trained = {id(parameter) for parameter in student.parameters() if parameter.requires_grad}
+    if teacher is student or any(id(parameter) in trained for parameter in teacher.parameters()):
+        raise ValueError(
+            "the teacher is the student, or shares weights with it that will be trained: it would change with "
+            "every step. Make the student from a copy, e.g. copy.deepcopy(teacher)."
+        )
+
+
+def check_terms(terms: Terms, trainer: Any) -> None:
+    """Refuse what objectives that learn, look into the models or differentiate do not go with.
+
+    Raises:
+        ValueError: Says what to leave out, or to pass instead.
+    """
+    args = trainer.args
+    given: tuple[Any, ...] = (trainer.model_init, trainer.optimizer)
+    if terms.learned and any(one is not None for one in given):
+        raise ValueError(
+            "an objective here has parts of its own to learn, which the trainer must create together with the "
+            "student and its optimizer. Pass `model`, not `model_init`, and no `optimizers`."
+        )
+    if args.torch_compile and (terms.learned or terms.watch or terms.differentiates):
+        raise UserError(
+            "torch_compile does not work with objectives that learn projections, look into the models or "
+            "differentiate. Leave one out."
+        )
+    looks = terms.watch or terms.differentiates
+    if looks and trainer.teacher is not None and (wrapper := wrapper_of(trainer.teacher)) is not None:
+        raise ValueError(
+            f"an objective here looks into the models, and the teacher is inside a {wrapper}. Pass the model itself."
+        )
+    checkpointing: Any = (args.gradient_checkpointing and args.gradient_checkpointing_kwargs) or {}
+    if terms.watch and checkpointing.get("use_reentrant"):
+        raise UserError(
+            "re-entrant gradient checkpointing computes the layers without gradient, and objectives that look into "
+            "the models would train nothing. Set use_reentrant: false in activation_checkpointing_kwargs (before "
+            "Transformers 5.23 gradient_checkpointing_kwargs)."
+        )
+    if trainer.is_fsdp_enabled and terms.differentiates:
+        raise ValueError("FSDP does not work with objectives that differentiate. Use DDP, or leave them out.")

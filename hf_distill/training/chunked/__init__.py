@@ -1,0 +1,1 @@
+"""Logits of a large vocabulary, made for some rows at a time."""

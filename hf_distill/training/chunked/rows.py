@@ -1,0 +1,252 @@
+"""Rows whose logits are made a few at a time, so that no `(tokens, classes)` tensor of either model ever exists.
+
+A vocabulary-sized head makes logits the largest tensors of a step: student's and teacher's, their softmaxes, the
+gradient. Here a chunk of rows goes through both heads, all objectives are evaluated on it, and the gradient is taken
+at once, in the forward pass. What the backward pass needs is then the gradient to the input of the head and to its
+weights, neither of which grows with rows times classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import fields, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_distill.models.heads import Captured, Head, capturing, open_head
+from hf_distill.models.projection import Side
+from hf_distill.objectives.base import RowObjective
+from hf_distill.rows.base import Places, RowLayout, Rows, SparseRows
+from hf_distill.rows.inferred import base_model
+from hf_distill.training.chunked.compiled import Compiler
+from hf_distill.training.chunked.walk import Walk
+
+# What a chunk takes of one model's logits: enough rows for fast matrix products. On a GPU also few enough chunks: each
+# adds to a gradient as large as the head, which at 700 TFLOP/s and 3 TB/s takes as long as a product of 1500 rows.
+CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
+ELSEWHERE = 256 * 2**20
+# Logits, float32, that objectives look at together. A processor's cache keeps them while a dozen operations go over
+# them; on a GPU what is composed of them (six times as much) stays small beside the chunks.
+BLOCK_BYTES = 2 * 2**20
+BLOCK_ELSEWHERE = 64 * 2**20
+
+
+class HeadRows(Rows):
+    """The rows of a micro-batch before the heads.
+
+    Args:
+        student: The student at its head.
+        teacher: The teacher at its head, or what was kept of its rows; None without a teacher.
+        labels: See `Rows`.
+        example: See `Rows`.
+        examples: See `Rows`.
+        compiler: What compiles the evaluation of blocks; None to evaluate them eagerly.
+        shared: See `Rows`.
+    """
+
+    def __init__(
+        self,
+        student: Side,
+        teacher: Side | SparseRows | None,
+        labels: Tensor,
+        example: Tensor,
+        examples: int,
+        compiler: Compiler | None = None,
+        shared: Tensor | None = None,
+    ) -> None:
+        settings = {
+            "sides": (student, teacher),
+            "labels": labels,
+            "example": example,
+            "examples": examples,
+            "shared": shared,
+        }
+        for name, value in {**settings, "compiler": compiler, "classes": None, "_agreement": None}.items():
+            object.__setattr__(self, name, value)  # as the base class is frozen
+
+    sides: tuple[Side, Side | SparseRows | None]
+    compiler: Compiler | None
+    _agreement: Tensor | None
+
+    @cached_property
+    def student(self) -> Tensor:
+        """All logits at once, for whoever does not walk."""
+        return self.sides[0].logits()
+
+    @cached_property
+    def teacher(self) -> Tensor | SparseRows | None:
+        """Likewise."""
+        teacher = self.sides[1]
+        return teacher.logits().detach() if isinstance(teacher, Side) else teacher
+
+    def with_columns(self, student: Tensor, labels: Tensor) -> Rows:
+        """See `Rows.with_columns`."""
+        return Rows(student, self.teacher, labels, self.example, self.examples)
+
+    def agreement(self) -> Tensor:
+        """See `Rows.agreement`; known once the rows have been walked over."""
+        if self._agreement is None:
+            self.walk((), None)
+        assert self._agreement is not None
+        return self._agreement
+
+    def extremes(self) -> Tensor:
+        """See `Rows`: here of what goes into the heads, whose logits are never all there."""
+        student, teacher = self.sides
+        ours = _largest(student.hidden)
+        if isinstance(teacher, SparseRows):
+            theirs = self._extreme(teacher.log_probabilities)
+        else:
+            theirs = torch.zeros_like(ours) if teacher is None else _largest(teacher.hidden)
+        return self.sum_by_example(torch.stack((ours, theirs.to(ours)), -1).to(self.example.device))
+
+    def walk(self, objectives: Sequence[RowObjective], coefficients: Tensor | None) -> Tensor:
+        """Evaluate objectives row by row, all of them on a chunk of logits while it is there.
+
+        Args:
+            objectives: What to evaluate.
+            coefficients: The loss is `sum_k coefficients_k * sums_k`, and no other function of the sums has a gradient,
+                `(objectives,)`; None where no gradient is wanted.
+
+        Returns:
+            The sum of every objective for every example, `(batch, objectives)`.
+        """
+        linear = self.sides[0].head.linear
+        if not torch.is_grad_enabled():
+            coefficients = None
+        if coefficients is not None:
+            exact = torch.promote_types(self.sides[0].dtype, torch.float32)
+            coefficients = coefficients.to(linear.weight.device, exact)
+        sums: Tensor
+        with _without_autocast(linear.weight.device.type):
+            sums, agreement = Walk.apply(  # type: ignore[no-untyped-call]
+                self.sides[0].hidden, linear.weight, linear.bias, self, tuple(objectives), coefficients
+            )
+        object.__setattr__(self, "_agreement", agreement.to(self.labels.device))
+        return sums.to(self.labels.device)
+
+    def pieces(self) -> tuple[int, int]:
+        """Return how many rows make a chunk, and how many of them a block; whole blocks, where it is more than one."""
+        student = self.sides[0]
+        device = student.hidden.device.type
+        block = max(1, (BLOCK_BYTES if device == "cpu" else BLOCK_ELSEWHERE) // (student.width * 4))
+        if device != "cpu":
+            block -= block % 8 if block > 8 else 0  # rows that begin at a multiple of 16 bytes, in any precision
+        chunk = max(1, CHUNK_BYTES.get(device, ELSEWHERE) // (student.width * student.dtype.itemsize))
+        if chunk <= block:
+            return chunk, chunk
+        chunk -= chunk % block
+        # Chunks of one size, to a few blocks: the memory of one then fits the next.
+        number = -(-len(self.labels) // chunk)
+        even = -(-len(self.labels) // max(1, number))
+        return min(chunk, max(block, even + -even % block)), block
+
+
+class Heads:
+    """Both models taken apart at their heads.
+
+    Args:
+        student: Without wrapper of a distributed training; PEFT's may be there.
+        teacher: Likewise; None where there is none.
+        heads: Of both.
+        compiler: See `HeadRows`.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        heads: tuple[Head, Head | None],
+        compiler: Compiler | None = None,
+    ) -> None:
+        self._models = (student, teacher)
+        self._heads = heads
+        self._compiler = compiler
+        self._captured: list[Captured] = []
+
+    @classmethod
+    def open(cls, student: nn.Module, teacher: nn.Module | None, compiler: Compiler | None = None) -> Heads | None:
+        """Take the models apart; None if one of them cannot be, or if they have the same head."""
+        ours = open_head(student)
+        theirs = None if teacher is None or ours is None else open_head(teacher)
+        if ours is None or (teacher is not None and theirs is None):
+            return None
+        if theirs is not None and theirs.linear is ours.linear:  # whose input it is could not be told
+            return None
+        return cls(student, teacher, (ours, theirs), compiler)
+
+    def are_of(self, student: nn.Module, teacher: nn.Module | None) -> bool:
+        """Whether these are still the heads of two models."""
+        for model, mine, head in zip((student, teacher), self._models, self._heads, strict=True):
+            base: Any = None if model is None else base_model(model)
+            if model is not mine or (head is not None and base.get_output_embeddings() is not head.linear):
+                return False
+        return True
+
+    @contextmanager
+    def capturing(self) -> Iterator[None]:
+        """Keep what both models would have given to their heads in one forward pass, and make no logits."""
+        (student, teacher), (ours, theirs) = self._models, self._heads
+        with capturing(student, ours) as first:
+            if teacher is None or theirs is None:
+                self._captured = [first]
+                yield
+            else:
+                with capturing(teacher, theirs) as second:
+                    self._captured = [first, second]
+                    yield
+
+    def rows(self, layout: RowLayout, inputs: Mapping[str, Tensor], kept: SparseRows | None = None) -> HeadRows:
+        """Return the rows of the batch that was captured.
+
+        Args:
+            layout: Of the task.
+            inputs: The batch.
+            kept: The teacher's rows, where there is no teacher but these.
+        """
+        places = layout.places(inputs)
+        assert places is not None
+        classes: int | None = getattr(layout, "classes", None)
+        sides: list[Side] = []
+        shared = layout.shared(places.mask.device)
+        for captured, head in zip(self._captured, self._heads, strict=False):
+            assert head is not None
+            sides.append(side_of(head, captured, places, classes, shared if sides else None))
+        self._captured = []
+        student, teacher = (*sides, None)[:2]
+        assert student is not None
+        return HeadRows(
+            student, teacher or kept, places.labels, places.example, len(places.mask), self._compiler, shared
+        )
+
+
+def side_of(head: Head, captured: Captured, places: Places, classes: int | None, shared: Tensor | None = None) -> Side:
+    """Return a model at its head, for the rows of a batch.
+
+    Args:
+        head: Of the model.
+        captured: What it would have given to the head.
+        places: Where the rows are. A model spread over devices may have computed its last layer on another one.
+        classes: See `Side`.
+        shared: Likewise.
+    """
+    assert captured.hidden is not None
+    here = captured.hidden.device
+    if places.mask.device != here:
+        places = replace(places, **{item.name: getattr(places, item.name).to(here) for item in fields(places)})
+    return Side(head, places.pick(captured.hidden).to(head.linear.weight.device), captured.dtype, classes, shared)
+
+
+def _largest(hidden: Tensor) -> Tensor:
+    """Return the largest number of each row, `(rows,)`: NaN where one is, inf where one is infinite."""
+    largest: Tensor = torch.linalg.vector_norm(hidden.detach(), torch.inf, dim=-1)
+    return largest.float()
+
+
+def _without_autocast(device: str) -> AbstractContextManager[None]:
+    """Have sums computed in the precision of their tensors, whatever the caller trains in."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()

@@ -1,0 +1,125 @@
+"""Both models on one batch: what each of them is given, and the comparison of what they answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from hf_distill.cache.replay import KEPT_ROWS, Replay
+from hf_distill.data.two_tokenizers import PREFIX, teacher_inputs
+from hf_distill.objectives import Comparison
+from hf_distill.rows.base import RowLayout, Rows, SparseRows
+from hf_distill.training.chunked.rows import HeadRows, Heads
+from hf_distill.training.meter import Meter
+from hf_distill.training.padding import Padding
+from hf_distill.training.padding_free.choice import Packing
+from hf_distill.training.terms import Terms
+
+
+@dataclass(frozen=True)
+class BothModels:
+    """The forward passes of a training.
+
+    Attributes:
+        teacher: None where there is none.
+        layout: Which logits count.
+        terms: What is compared.
+        packing: Of the layers of both.
+        padding: How each of them is run on padded batches.
+        accelerator: Of the trainer.
+        meter: Told when the teacher runs.
+        takes: What `forward` of the student and of the teacher takes.
+        use_cache: Whether the student is asked for keys and values to generate with.
+    """
+
+    teacher: nn.Module | None
+    layout: RowLayout
+    terms: Terms
+    packing: Packing
+    padding: Padding
+    accelerator: Accelerator
+    meter: Meter
+    takes: tuple[frozenset[str], frozenset[str]]
+    use_cache: bool
+
+    def compare(self, student: nn.Module, inputs: Mapping[str, Any], heads: Heads | None = None) -> Comparison:
+        """Run both models on the same batch, the teacher once.
+
+        Args:
+            student: Without wrapper of a distributed training.
+            inputs: A batch.
+            heads: To go over the rows without ever making all logits (see `head_rows`), if not None.
+
+        Raises:
+            ValueError: The batch has other tokens, or a cache other rows, than the objectives can compare.
+        """
+        with nullcontext() if heads is None else heads.capturing():
+            ours, theirs = self._run(student, inputs)
+        kept = None if theirs is None else theirs.get(KEPT_ROWS)
+        logits = None if theirs is None or heads is not None or kept is not None else self.layout.logits(theirs)
+        attached = None
+        if logits is not None and self.terms.differentiates:
+            attached = self.layout.teacher_rows(logits, inputs)
+        if heads is not None:
+            rows: Rows = heads.rows(self.layout, inputs, kept)
+        else:
+            rows = self.layout.select(self.layout.logits(ours), logits, inputs)
+        return Comparison(
+            rows=rows if kept is None else _with_kept(rows, kept),
+            student=ours,
+            teacher=theirs,
+            inputs=inputs,
+            tokens=self.layout.tokens(inputs),
+            teacher_rows=attached,
+        )
+
+    def _run(self, student: nn.Module, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Return both models' outputs."""
+        theirs = None
+        if self.teacher is not None:
+            self.teacher.eval()  # whatever happened to it since the last batch: with dropout its targets are noise
+            watch = self.meter.teacher() if student.training else nullcontext()
+            with torch.set_grad_enabled(self.terms.differentiates), self.accelerator.autocast(), watch:
+                read = self._teacher_inputs(inputs)
+                with self.packing.teacher(read):
+                    given = self._given(self.teacher, self.takes[1], read, use_cache=False)
+                    theirs = self.padding.run("teacher", self.teacher, given, read, own=read is not inputs)
+        with self.packing.student(inputs):
+            given = self._given(student, self.takes[0], inputs, use_cache=self.use_cache)
+            ours = self.padding.run("student", student, given, inputs)
+        return ours, theirs
+
+    def _teacher_inputs(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return what the teacher reads; refuse to compare tokens where it reads others than the student."""
+        theirs = teacher_inputs(inputs)
+        by_token = [objective.name for objective in self.terms.objectives if objective.by_token]
+        if theirs is not inputs and by_token:
+            raise ValueError(
+                f"{', '.join(by_token)}: the models are compared token by token, but the batch has other tokens for "
+                f"the teacher ('{PREFIX}input_ids')."
+            )
+        return theirs
+
+    def _given(
+        self, model: nn.Module, taken: frozenset[str], inputs: Mapping[str, Any], **settings: Any
+    ) -> dict[str, Any]:
+        read = {key: value for key, value in inputs.items() if key in taken}
+        if not read and not isinstance(model, Replay):  # which says itself what is missing
+            raise ValueError(
+                f"{type(model).__name__}.forward takes {', '.join(sorted(taken)) or 'nothing'}, and the batch has "
+                f"{', '.join(inputs)}: there is nothing for it to read. Give its forward these names."
+            )
+        return {**{key: value for key, value in settings.items() if key in taken}, **read, **self.terms.outputs}
+
+
+def _with_kept(rows: Rows, kept: SparseRows) -> Rows:
+    """Return rows with what a cache holds of the teacher's."""
+    if len(kept.remaining) != len(rows.labels):
+        raise ValueError(f"the batch has {len(rows.labels)} rows, and the cache {len(kept.remaining)} for them.")
+    return rows if isinstance(rows, HeadRows) else replace(rows, teacher=kept)

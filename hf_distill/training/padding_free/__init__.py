@@ -1,0 +1,1 @@
+"""Layers that run on real tokens alone, without padding."""
