@@ -84,3 +84,12 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     if close:
         return f" Did you mean '{close[0]}'?"
     return f" Known: {', '.join(known)}."
+
+
+class NotFinite(UserError, FloatingPointError):
+    """A loss, a gradient, a target, a logit or a weight is NaN or infinite, so that the run has stopped."""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error that says something, or the name of its class."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -12,7 +12,6 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from hf_distill.errors import UserError, did_you_mean
-from hf_distill.recipe.document import describe, join
 
 # pydantic's error type -> what was wanted. A word for a type is followed by nothing, a bound by pydantic's context.
 WANTED = {
@@ -243,3 +242,35 @@ def _is_number(text: str) -> bool:
         return isfinite(float(text))  # `nan` is no number in quotes
     except ValueError:
         return False
+
+
+def join(path: str, token: str | int) -> str:
+    """Return the path of an entry.
+
+    >>> join(join("objectives", 1), "weight")
+    'objectives[1].weight'
+    """
+    if isinstance(token, int):
+        return f"{path}[{token}]"
+    return f"{path}.{token}" if path else token
+
+
+def describe(value: Any) -> str:
+    """Name a value and its YAML type, or its class where Python made it, for "found ...".
+
+    >>> describe("fast"), describe(1.5), describe(None)
+    ("the text 'fast'", 'the number 1.5', 'nothing (null)')
+    """
+    if value is None:
+        return "nothing (null)"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return f"the text '{value if len(value) <= 60 else value[:57] + '...'}'"
+    if isinstance(value, dict):
+        return "a mapping" if value else "an empty mapping"
+    if isinstance(value, list | tuple):
+        return "a list" if value else "an empty list"
+    if not isinstance(value, int | float):
+        return f"an object of {type(value).__name__}"
+    return f"the {'whole ' if isinstance(value, int) else ''}number {value}"

@@ -16,14 +16,16 @@ from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from hf_distill.cache.replay import Replay, reading_only
-from hf_distill.errors import UserError
+from hf_distill.errors import NotFinite, UserError
+from hf_distill.models.inspection import base_model, taken_by
 from hf_distill.models.quantization import evaluable, is_placed
 from hf_distill.models.sentence_encoder import encoding_of
 from hf_distill.objectives import Comparison, KLDivergence, Labels, LogitsMSE, Objective, RowObjective
 from hf_distill.rows.base import UNITS, RowLayout
-from hf_distill.rows.inferred import base_model, infer_layout, taken_by
+from hf_distill.rows.inferred import infer_layout
+from hf_distill.rows.padding import Padding
 from hf_distill.rows.similarity import SimilarityRows
-from hf_distill.training.batches import BatchingTrainer
+from hf_distill.training.batches import BatchingTrainer, SetEpoch
 from hf_distill.training.checks import (
     check_data,
     check_objectives,
@@ -36,22 +38,18 @@ from hf_distill.training.chunked.compiled import compiler_for, warn_nothing_comp
 from hf_distill.training.chunked.rows import Heads
 from hf_distill.training.class_weights import settle_class_weights
 from hf_distill.training.evaluation import EvalSums
-from hf_distill.training.finite import NotFinite, Watch
-from hf_distill.training.forward import BothModels
+from hf_distill.training.finite import Watch
+from hf_distill.training.forward import BothModels, inside_forward
 from hf_distill.training.guarding import GuardedTrainer, is_of_training
 from hf_distill.training.input_values import check_input_values
 from hf_distill.training.label_values import check_label_values, reaches_models
 from hf_distill.training.labelled import check_labelled
-from hf_distill.training.learned import attach, place
 from hf_distill.training.liger import layers_only, undone_afterwards
 from hf_distill.training.meter import Meter
 from hf_distill.training.own_loss import ComparesModels
-from hf_distill.training.padding import Padding
 from hf_distill.training.padding_free.choice import Packing
 from hf_distill.training.randomness import undisturbed
-from hf_distill.training.redirect import inside_forward
-from hf_distill.training.sampler import SetEpoch
-from hf_distill.training.saving import SavingTrainer
+from hf_distill.training.saving import SavingTrainer, attach, place
 from hf_distill.training.terms import OBSERVED, Terms
 from hf_distill.training_args import DistillationArguments, check_arguments, check_devices
 
@@ -201,7 +199,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         inside = terms.watch or terms.differentiates or terms.outputs or self._heads
         whole = bool(inside or isinstance(self.layout, SimilarityRows))
         tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
-        models = {"student": self.model, "teacher": self.teacher}
+        models = {"student": self.model, "teacher": None if isinstance(self.teacher, Replay) else self.teacher}
         return Padding(models, self.layout, whole=whole, pad=getattr(tokenizer, "pad_token_id", None))
 
     def _open_heads(self) -> Heads | None:

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from hf_distill.data.label_names import IGNORED
 from hf_distill.objectives import Comparison, Objective
-from hf_distill.objectives.term import Term
+from hf_distill.objectives.base import Term
 from hf_distill.rows.base import RowLayout
 from hf_distill.rows.examples import ExampleRows
-from hf_distill.rows.targets import TargetRows
-from hf_distill.rows.tokens import TokenRows
+from hf_distill.rows.tokens import TargetRows, TokenRows
 
 VOCABULARY = 30
 LENGTHS = (7, 4, 1, 6)

@@ -9,7 +9,8 @@ import numpy as np
 
 from hf_distill.report.calibration import by_label, calibration, confusion
 from hf_distill.report.latency import Latency, Timing
-from hf_distill.report.report import ModelResult, Report, SeedResult
+from hf_distill.report.report import Report
+from hf_distill.report.results import ModelResult, SeedResult
 
 RECIPE = """\
 task: text-classification

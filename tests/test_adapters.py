@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from hf_distill import load_recipe
 from hf_distill.errors import UserError
-from hf_distill.models.loading import Head, has_head, load_model, open_config, open_tokenizer
+from hf_distill.models.loading import Head, load_model, open_config, open_tokenizer
+from hf_distill.models.outline import has_head
 from hf_distill.run.dry_run import check
 
 peft = pytest.importorskip("peft")
@@ -229,7 +230,7 @@ def test_a_whole_model_beside_the_adapter(make_adapter: Make) -> None:
 def test_peft_is_not_here(make_adapter: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """The line has to say what to install."""
     adapter = make_adapter()
-    monkeypatch.setattr("hf_distill.packages.is_here", lambda package: package != "peft")
+    monkeypatch.setattr("hf_distill.locations.is_here", lambda package: package != "peft")
     assert "pip install 'hf-distill[peft]'" in mistake(lambda: open_config(str(adapter)))[1]
 
 

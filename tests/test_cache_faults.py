@@ -24,7 +24,7 @@ from hf_distill.cache.cache import Cache
 from hf_distill.cache.recorder import Recorder
 from hf_distill.cache.replay import TrainingData
 from hf_distill.errors import UserError
-from hf_distill.objectives.layers import States
+from hf_distill.models.layers import States
 
 # What is drawn, and columns of layers, are part of what a capture that was killed must not change.
 SETTINGS: Any = {"top": 4, "tail": 3, "states": (States(1), States(2, "mean"))}

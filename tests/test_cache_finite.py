@@ -15,9 +15,8 @@ from invariants.cases import arguments
 from hf_distill.cache import cache as module
 from hf_distill.cache import shards as cache_format
 from hf_distill.cache.recorder import Recorder
-from hf_distill.errors import UserError
-from hf_distill.objectives.layers import States
-from hf_distill.training.finite import NotFinite
+from hf_distill.errors import NotFinite, UserError
+from hf_distill.models.layers import States
 
 NAN, INF = float("nan"), float("inf")
 SETTINGS: Any = {"states": (States(1), States(2, "mean"))}

@@ -15,6 +15,7 @@ from hf_distill.cache.format import Kept
 from hf_distill.cache.hidden_states import KeptStates, merged
 from hf_distill.cache.replay import TrainingData
 from hf_distill.errors import UserError
+from hf_distill.models.layers import States
 from hf_distill.objectives import (
     OBJECTIVES,
     Attention,
@@ -29,7 +30,6 @@ from hf_distill.objectives import (
     Relations,
     SimilarityPreserving,
 )
-from hf_distill.objectives.layers import States
 
 LAST = ((1, 2),)
 # Of a student of one layer and a teacher of two: one vector a text, all tokens, and both of the same layer.

@@ -32,8 +32,8 @@ from hf_distill.cache.format import is_sparse
 from hf_distill.cache.replay import Replay, TrainingData
 from hf_distill.objectives import KLDivergence, Objective, ReverseKL
 from hf_distill.objectives.schedule import Schedule
+from hf_distill.rows import padding
 from hf_distill.rows.base import SparseRows
-from hf_distill.training import padding
 
 
 @pytest.mark.parametrize("sampling", ["random", "group_by_length"])

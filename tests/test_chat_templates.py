@@ -354,7 +354,7 @@ def test_a_split_of_conversations(caplog: Any) -> None:
 def test_a_column_named_for_one_role_is_not_that_of_another(tmp_path: Path) -> None:
     """`columns: {messages: conversations}` was refused where `conversations` is a role of its own."""
     from hf_distill.data import load_splits
-    from hf_distill.recipe.recipe import Data
+    from hf_distill.data.section import Data
     from hf_distill.tasks import TextGeneration
 
     path = tmp_path / "data.jsonl"

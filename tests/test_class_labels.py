@@ -13,7 +13,7 @@ import pytest
 
 from hf_distill.errors import UserError
 from hf_distill.tasks.label_space import read_labels
-from hf_distill.tasks.labelling import Labelling
+from hf_distill.tasks.problem_type import Labelling
 
 NAN = math.nan
 NAMES = ("negative", "neutral", "positive")

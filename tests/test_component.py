@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from hf_distill import UserError
+from hf_distill.data.section import Data
 from hf_distill.objectives import Hidden, KLDivergence, Labels, Relations, Schedule
-from hf_distill.recipe.recipe import Data, Recipe, ReportOptions
+from hf_distill.recipe.recipe import Recipe, ReportOptions
 from hf_distill.students import CopyLayers
 from hf_distill.tasks import TextClassification
 from hf_distill.teachers import CachedTeacher, PretrainedTeacher

@@ -14,8 +14,7 @@ from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from hf_distill.objectives.base import Comparison
-from hf_distill.objectives.contrastive import Contrastive
-from hf_distill.objectives.contrastive_terms import ContrastiveTerm, from_all_processes
+from hf_distill.objectives.contrastive import Contrastive, ContrastiveTerm, from_all_processes
 from hf_distill.rows.examples import ExampleRows
 
 WIDTHS = 5, 7

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from hf_distill.data import check_data, column, load_splits, peek
+from hf_distill.data.section import Data
 from hf_distill.errors import UserError
-from hf_distill.recipe.recipe import Data
 
 ROLES = {"text": True, "text_pair": False, "label": False}
 ROWS = [("good", 1), ("bad", 0), ("fine", 1), ("awful", 0)]

@@ -9,7 +9,8 @@ import pytest
 from runs import KL_AND_LABELS, WriteRecipe, run
 
 from hf_distill import load_recipe
-from hf_distill.recipe.recipe import Data, Recipe, Stage
+from hf_distill.data.section import Data
+from hf_distill.recipe.recipe import Recipe, Stage
 from hf_distill.run.dry_run import check
 from hf_distill.run.training_defaults import sampling_remark, training_defaults
 from hf_distill.tasks import TASKS

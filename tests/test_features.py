@@ -35,8 +35,8 @@ from hf_distill.objectives import (
     RowObjective,
     SimilarityPreserving,
 )
+from hf_distill.objectives.base import Term
 from hf_distill.objectives.features import StackObjective
-from hf_distill.objectives.term import Term
 from hf_distill.rows.base import UNITS
 
 # Every objective that is not on logits, with settings that matter; a new one is held to the contract by a line here.

@@ -15,15 +15,11 @@ import torch
 from datasets import Array2D, Dataset, Features, Value, concatenate_datasets
 from transformers import AutoModel, BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
+from hf_distill.data.fingerprints import BATCH_ROWS, dataset_fingerprint
 from hf_distill.errors import UserError
-from hf_distill.files.atomic import (
-    BATCH_ROWS,
-    check_writable,
-    dataset_fingerprint,
-    fingerprint,
-    model_fingerprint,
-    write_atomic,
-)
+from hf_distill.files.atomic import check_writable, write_atomic
+from hf_distill.files.fingerprint import fingerprint
+from hf_distill.models.fingerprint import model_fingerprint
 
 # --- write_atomic -------------------------------------------------------------------------------------------------
 
@@ -258,8 +254,8 @@ def test_model_fingerprint_sees_every_change(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.uint8])
 def test_big_tensors_are_hashed_by_sums_and_samples(monkeypatch, dtype):
     """The short cut for big tensors must still see one changed value and two exchanged rows."""
-    monkeypatch.setattr("hf_distill.files.atomic.WHOLE_BYTES", 1000)
-    monkeypatch.setattr("hf_distill.files.atomic.SAMPLES", 500)
+    monkeypatch.setattr("hf_distill.models.fingerprint.WHOLE_BYTES", 1000)
+    monkeypatch.setattr("hf_distill.models.fingerprint.SAMPLES", 500)
     layer = torch.nn.Module()
     layer.register_buffer("weight", (torch.rand(64, 256, generator=torch.Generator().manual_seed(0)) * 200).to(dtype))
     expected = model_fingerprint(layer)

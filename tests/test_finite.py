@@ -15,9 +15,9 @@ from transformers import TrainerCallback, TrainingArguments
 
 from hf_distill import DistillationTrainer
 from hf_distill.component import component
-from hf_distill.errors import UserError
+from hf_distill.errors import NotFinite, UserError
 from hf_distill.objectives import Comparison, Hidden, KLDivergence, Labels, Objective
-from hf_distill.training.finite import Fault, NotFinite, Watch, bad_weight
+from hf_distill.training.finite import Fault, Watch, bad_weight
 from hf_distill.training.guarding import GuardedTrainer
 
 NAN = float("nan")

@@ -203,7 +203,7 @@ def test_a_mistake_in_the_data_is_told_at_its_key(asked: str, given: Any, target
 def test_targets_stay_with_their_rows_when_eval_is_cut_from_train(targets: Any, tmp_path: Path) -> None:
     """A cut that moves texts but not what stands beside them gives every row the targets of another."""
     from hf_distill.data import apart, load_splits
-    from hf_distill.recipe.recipe import Data
+    from hf_distill.data.section import Data
 
     path = as_csv(targets["train"], tmp_path / "train.csv")
     data = Data(path={"train": path}, columns={"text": "sentence"}, splits={"train": "train", "eval": 0.25})

@@ -14,7 +14,7 @@ from features import LENGTHS, Pair, make_pair
 from torch import Tensor
 
 from hf_distill.objectives import Attention, Embeddings, Hidden, Hint, Objective, Patient
-from hf_distill.objectives.term import Term
+from hf_distill.objectives.base import Term
 
 Array = np.ndarray[Any, Any]
 

@@ -19,7 +19,7 @@ READ = """
 import json
 from hf_distill.data import load_splits
 from hf_distill.errors import UserError
-from hf_distill.recipe.recipe import Data
+from hf_distill.data.section import Data
 for name in %s:
     try:
         splits = load_splits(Data(path=f"ada/{name}"), {"text": True, "label": False})

@@ -13,8 +13,8 @@ from test_class_labels import head, read
 
 from hf_distill import load_recipe
 from hf_distill.data import load_splits
+from hf_distill.data.section import Data
 from hf_distill.errors import UserError
-from hf_distill.recipe.recipe import Data
 from hf_distill.run.dry_run import check
 
 CSV = "text,joy,anger,love\ngood film,1,0,1\nbad film,0,1,0\nno word,0,0,0\nunread,,,\n"

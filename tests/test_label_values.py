@@ -9,9 +9,9 @@ import pytest
 from datasets import Dataset
 from transformers import BertConfig, BertForTokenClassification
 
-from hf_distill.rows.examples import ExampleRows
+from hf_distill.rows.examples import ExampleRows, check_batch
 from hf_distill.rows.tokens import TokenRows
-from hf_distill.training.label_values import check_batch, check_label_values
+from hf_distill.training.label_values import check_label_values
 
 NAN = float("nan")
 TWO = BertForTokenClassification(

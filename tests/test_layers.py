@@ -13,8 +13,7 @@ from features import Pair, make_pair
 from hf_distill import UserError
 from hf_distill.objectives import Attention, Hidden
 from hf_distill.objectives.feature_terms import FeatureTerm
-from hf_distill.objectives.layers import layer_pairs
-from hf_distill.objectives.similarity import TOKENS, Similarity, best_in_order, linear_cka
+from hf_distill.objectives.layer_mapping import TOKENS, Similarity, best_in_order, layer_pairs, linear_cka
 
 Array = np.ndarray[Any, Any]
 

@@ -11,12 +11,12 @@ import transformers
 from invariants.cases import VOCABULARY, make_model
 from torch import nn
 
+from hf_distill.models.inspection import base_model
 from hf_distill.rows.base import RowLayout
 from hf_distill.rows.examples import ExampleRows
-from hf_distill.rows.inferred import base_model, infer_layout
+from hf_distill.rows.inferred import infer_layout
 from hf_distill.rows.spans import SpanRows
-from hf_distill.rows.targets import TargetRows
-from hf_distill.rows.tokens import TokenRows
+from hf_distill.rows.tokens import TargetRows, TokenRows
 
 LAYOUTS: dict[str, RowLayout] = {
     "classification": ExampleRows(kind="classes", width=3),

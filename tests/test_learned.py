@@ -25,12 +25,11 @@ from hf_distill.component import component
 from hf_distill.errors import UserError
 from hf_distill.models.loading import Head
 from hf_distill.objectives import Attention, Comparison, KLDivergence, Labels, Objective
-from hf_distill.objectives.base import PreparedObjective
-from hf_distill.objectives.term import Term
+from hf_distill.objectives.base import PreparedObjective, Term
 from hf_distill.rows.examples import ExampleRows
 from hf_distill.run.fit import Fitter
 from hf_distill.tasks import Prepared
-from hf_distill.training.learned import attach, detach
+from hf_distill.training.saving import attach, detach
 
 FILE = "distillation.safetensors"
 WEIGHT = "distillation.0.projection.weight"

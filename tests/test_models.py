@@ -14,7 +14,8 @@ import torch
 
 from hf_distill.errors import UserError
 from hf_distill.locations import resolve
-from hf_distill.models.loading import Head, has_head, load_model, open_config, open_tokenizer
+from hf_distill.models.loading import Head, load_model, open_config, open_tokenizer
+from hf_distill.models.outline import has_head
 
 AUTO = "AutoModelForSequenceClassification"
 TWO = Head(AUTO, {"num_labels": 2})

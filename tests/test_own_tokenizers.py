@@ -17,9 +17,9 @@ import pytest
 import torch
 from runs import WriteRecipe, run, same, unfinish, weights
 
+from hf_distill.data.fingerprints import dataset_fingerprint
 from hf_distill.data.two_tokenizers import teacher_view
 from hf_distill.errors import UserError
-from hf_distill.files.atomic import dataset_fingerprint
 from hf_distill.models.loading import load_model, open_config, open_tokenizer
 from hf_distill.tasks import Prepared, Setup, TextClassification
 
@@ -389,7 +389,8 @@ def test_both_tokenizers_are_told_before_a_run(roberta_to_bert: WriteRecipe, mak
 
 def test_models_are_timed_on_their_own_tokens(make_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the student's shorter input a teacher looks faster than it is, or fails on a number beyond its vocabulary."""
-    from hf_distill.report.report import ModelResult, Report
+    from hf_distill.report.report import Report
+    from hf_distill.report.results import ModelResult
     from hf_distill.report.text import speed_note
     from hf_distill.run import evaluation as assess
 

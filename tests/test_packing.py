@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from hf_distill import DistillationArguments, DistillationTrainer, UserError
-from hf_distill.models.heads import evaluating, open_head
+from hf_distill.models.heads import open_head
+from hf_distill.models.inspection import evaluating
 from hf_distill.objectives import Attention, Embeddings, Hidden, InputGradient, KLDivergence, Labels, Relations
 from hf_distill.training.padding_free.bins import Bins, arrange, fill
 from hf_distill.training.padding_free.choice import Packing

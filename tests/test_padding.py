@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from hf_distill import DistillationTrainer
 from hf_distill.objectives import Hidden, KLDivergence
 from hf_distill.rows.examples import ExampleRows
+from hf_distill.rows.padding import PadOneSide, side_of
 from hf_distill.rows.spans import SpanRows
-from hf_distill.training.padding import PadOneSide, side_of
 
 LAYOUT = ExampleRows(kind="classes", width=3)
 

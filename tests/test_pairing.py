@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from hf_distill.data.section import Data
 from hf_distill.errors import UserError
 from hf_distill.models.loading import open_tokenizer
+from hf_distill.models.pair import Pair
 from hf_distill.objectives import KLDivergence
-from hf_distill.recipe.recipe import Data, Recipe
-from hf_distill.run.pairing import Pair, open_pair
+from hf_distill.recipe.recipe import Recipe
+from hf_distill.run.pairing import open_pair
 from hf_distill.students import CopyLayers, FromConfig, PretrainedStudent, Student
 from hf_distill.tasks import TASKS
 from hf_distill.teachers import FinetunedTeacher, PretrainedTeacher, Teacher

@@ -11,10 +11,17 @@ import torch
 from torch import Tensor
 
 from hf_distill.errors import UserError
-from hf_distill.models.representations import both, represent
+from hf_distill.models.representations import represent
 from hf_distill.objectives.base import Comparison
-from hf_distill.objectives.batch_relations import angle_gap, distance_gap, similarity_gap
-from hf_distill.objectives.pairwise import PairwiseObjective, Relational, SimilarityPreserving
+from hf_distill.objectives.pairwise import (
+    PairwiseObjective,
+    Relational,
+    SimilarityPreserving,
+    angle_gap,
+    both,
+    distance_gap,
+    similarity_gap,
+)
 from hf_distill.rows.examples import ExampleRows
 
 BATCH = 5

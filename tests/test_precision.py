@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hf_distill.run import precision
-from hf_distill.run.precision import Precision, fast_bf16, resolve_bf16
+from hf_distill.run.training_defaults import Precision, fast_bf16, resolve_bf16
 
 ROOT = Path(__file__).parent.parent
 CPU = Path("/proc/cpuinfo")

@@ -391,8 +391,9 @@ def test_the_example_of_an_own_task_runs(
 
 def test_every_recipe_key_is_documented() -> None:
     """A key that docs/recipe.md leaves out exists only for those who read the source."""
+    from hf_distill.data.section import Data
     from hf_distill.objectives import OBJECTIVES, PRESETS, Schedule
-    from hf_distill.recipe.recipe import Data, Evaluation, Hub, Recipe, ReportOptions, Stage
+    from hf_distill.recipe.recipe import Evaluation, Hub, Recipe, ReportOptions, Stage
     from hf_distill.students import STUDENTS
     from hf_distill.tasks import TASKS
     from hf_distill.teachers import TEACHERS

@@ -15,7 +15,7 @@ from runs import WriteRecipe, run
 from hf_distill import load_recipe
 from hf_distill.cache.shards import check_identity
 from hf_distill.errors import UserError
-from hf_distill.files.atomic import model_fingerprint
+from hf_distill.models.fingerprint import model_fingerprint
 from hf_distill.models.loading import Head, load_model
 from hf_distill.models.quantization import check_installed, evaluable, is_placed, kept_whole, method_of, ready, size
 from hf_distill.models.quantization import weights as weights_of

@@ -18,7 +18,7 @@ from runs import REPO, WriteRecipe, run, same, weights
 
 from hf_distill import DistillationArguments, DistillationTrainer
 from hf_distill.errors import UserError
-from hf_distill.files.atomic import model_fingerprint
+from hf_distill.models.fingerprint import model_fingerprint
 from hf_distill.models.heads import open_head
 from hf_distill.models.loading import Head, load_model
 from hf_distill.models.quantization import PACKAGES, size

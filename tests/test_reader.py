@@ -14,12 +14,13 @@ import pytest
 from pydantic import TypeAdapter
 
 from hf_distill.component import entry, settings
+from hf_distill.data.section import Data
 from hf_distill.errors import UserError
 from hf_distill.metrics.table import METRICS
 from hf_distill.mistakes import attributes
 from hf_distill.objectives import OBJECTIVES, PRESETS, KLDivergence, Labels
 from hf_distill.recipe.reader import load_recipe
-from hf_distill.recipe.recipe import Data, Recipe
+from hf_distill.recipe.recipe import Recipe
 from hf_distill.recipe.training_section import (
     BELONGS,
     CONFIG,

@@ -18,8 +18,8 @@ from runs import WriteRecipe, run
 
 from hf_distill import load_recipe
 from hf_distill.data import check_data, load_splits, peek
+from hf_distill.data.section import Data
 from hf_distill.errors import UserError
-from hf_distill.recipe.recipe import Data
 
 CLASSIFY = {"text": True, "text_pair": False, "label": False}
 WORDS = {"tokens": True, "tags": False}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hf_distill.training.redirect import inside_forward
+from hf_distill.training.forward import inside_forward
 
 
 class Wrapper(nn.Module):

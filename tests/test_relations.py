@@ -12,12 +12,11 @@ import transformers
 from torch import Tensor, nn
 
 from hf_distill.errors import UserError
+from hf_distill.models.inspection import base_model
+from hf_distill.models.layers import read_stack
 from hf_distill.objectives.attention_vectors import KINDS, Vectors
 from hf_distill.objectives.base import Comparison
-from hf_distill.objectives.layers import read_stack
-from hf_distill.objectives.relation_terms import RelationTerm, relation_gap
-from hf_distill.objectives.relations import PLAIN_ATTENTION, Relations, vector_widths
-from hf_distill.rows.inferred import base_model
+from hf_distill.objectives.relations import PLAIN_ATTENTION, Relations, RelationTerm, relation_gap, vector_widths
 from hf_distill.rows.tokens import TokenRows
 
 LENGTH = 6

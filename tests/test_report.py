@@ -17,7 +17,8 @@ from hf_distill.report import model_card
 from hf_distill.report import page as report_html
 from hf_distill.report.calibration import Group
 from hf_distill.report.chance import Chance
-from hf_distill.report.report import ModelResult, Report
+from hf_distill.report.report import Report
+from hf_distill.report.results import ModelResult
 
 
 def strict(text: str) -> Any:

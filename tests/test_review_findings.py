@@ -34,11 +34,11 @@ from hf_distill.cache.recorder import Recorder, sparse_rows
 from hf_distill.cache.replay import Replay
 from hf_distill.component import component
 from hf_distill.errors import UserError
-from hf_distill.files.atomic import model_fingerprint
+from hf_distill.models.fingerprint import model_fingerprint
 from hf_distill.models.heads import Head, open_head
 from hf_distill.objectives import Attention, Comparison, JensenShannon, KLDivergence, Labels, Objective, RowObjective
+from hf_distill.objectives.base import Term
 from hf_distill.objectives.closed_form import jensen_shannon, kl
-from hf_distill.objectives.term import Term
 from hf_distill.rows.base import Rows, SparseRows
 from hf_distill.rows.tokens import TokenRows
 from hf_distill.training.chunked import rows as head_rows
@@ -442,8 +442,8 @@ def test_the_strength_of_an_adapter_is_part_of_a_teacher() -> None:
 def test_exchanged_rows_of_a_large_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sums of all bits are the same, and of more rows than samples most have no sample: two exchanged tokens of a
     vocabulary of 262,144 were overlooked in 39 of 60 cases."""
-    monkeypatch.setattr("hf_distill.files.atomic.WHOLE_BYTES", 1000)
-    monkeypatch.setattr("hf_distill.files.atomic.SAMPLES", 100)
+    monkeypatch.setattr("hf_distill.models.fingerprint.WHOLE_BYTES", 1000)
+    monkeypatch.setattr("hf_distill.models.fingerprint.SAMPLES", 100)
     torch.manual_seed(0)
     model = nn.Embedding(400, 8)
     before = model_fingerprint(model)

@@ -277,7 +277,7 @@ def test_student_and_baseline_start_from_the_same_weights(
     write_recipe: WriteRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A baseline with another start would measure luck, not the teacher."""
-    from hf_distill.files.atomic import model_fingerprint
+    from hf_distill.models.fingerprint import model_fingerprint
     from hf_distill.run.fit import Fitter
 
     starts = []
@@ -453,8 +453,9 @@ def test_python_recipe_objects_run(
 ) -> None:
     """A recipe built in Python has no file; its messages and the report must not depend on one."""
     from hf_distill import distill
+    from hf_distill.data.section import Data
     from hf_distill.objectives import KLDivergence
-    from hf_distill.recipe.recipe import Data, Recipe, ReportOptions
+    from hf_distill.recipe.recipe import Recipe, ReportOptions
     from hf_distill.students import CopyLayers
     from hf_distill.tasks import TextClassification
     from hf_distill.teachers import PretrainedTeacher

@@ -13,7 +13,7 @@ from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
 from datasets import Dataset
 from torch.utils.data import BatchSampler
 
-from hf_distill.training.sampler import EpochLengthGroupedSampler, SetEpoch, known_lengths
+from hf_distill.training.batches import EpochLengthGroupedSampler, SetEpoch, known_lengths
 
 LENGTHS = [random.Random(index).randint(1, 60) for index in range(200)]
 

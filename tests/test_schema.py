@@ -31,7 +31,7 @@ def validator() -> jsonschema.Draft202012Validator:
 
 
 def test_the_file_is_up_to_date() -> None:
-    """Editors would complete keys that are gone and mark new ones as mistakes. Remedy: python -m hf_distill.recipe.json_schema."""
+    """Editors would complete keys that are gone and mark new ones as mistakes. Remedy: make schema."""
     made, held = recipe_schema(), json.loads(FILE.read_text(encoding="utf-8"))
     if made.pop("$comment") != held.pop("$comment"):  # another Transformers has other training arguments
         made["$defs"].pop("training")

@@ -21,7 +21,7 @@ from runs import run, weights
 from sentence_models import copied, describe
 
 from hf_distill.errors import UserError
-from hf_distill.files.atomic import model_fingerprint
+from hf_distill.models.fingerprint import model_fingerprint
 from hf_distill.models.loading import load_model, open_config, open_tokenizer
 from hf_distill.models.pooling import Encoding, Prompts
 from hf_distill.models.sentence_encoder import encoding_of, sentence_encoder

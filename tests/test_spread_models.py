@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from hf_distill.models.heads import Captured, Head, open_head
 from hf_distill.models.projection import Side
 from hf_distill.objectives import JensenShannon, KLDivergence, Labels, RowObjective
-from hf_distill.rows.base import Places, SparseRows
+from hf_distill.rows.base import Places, SparseRows, side_of
 from hf_distill.rows.tokens import TokenRows
 from hf_distill.training.chunked import rows as head_rows
-from hf_distill.training.chunked.rows import HeadRows, Heads, side_of
+from hf_distill.training.chunked.rows import HeadRows, Heads
 
 ROWS, WIDTH, VOCABULARY = 10, 8, 97
 OBJECTIVES: tuple[RowObjective, ...] = (KLDivergence(temperature=2.0), JensenShannon(), Labels())

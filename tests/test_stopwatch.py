@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from hf_distill.training.stopwatch import MOST_EVENTS, Stopwatch
+from hf_distill.training.meter import MOST_EVENTS, Stopwatch
 
 CPU = torch.device("cpu")
 

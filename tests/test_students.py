@@ -15,9 +15,10 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from hf_distill.component import entry
 from hf_distill.errors import UserError
+from hf_distill.models.layers import find_stacks
 from hf_distill.models.loading import Head
 from hf_distill.students import STUDENTS, CopyLayers, FromConfig, PretrainedStudent
-from hf_distill.students.copy_layers import find_stacks, spread
+from hf_distill.students.copy_layers import spread
 
 CLASSIFY = "AutoModelForSequenceClassification"
 CAUSAL = "AutoModelForCausalLM"

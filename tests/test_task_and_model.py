@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from hf_distill.data.section import Data
 from hf_distill.errors import UserError
 from hf_distill.models.loading import load_model, open_config, open_tokenizer
 from hf_distill.objectives import KLDivergence
-from hf_distill.recipe.recipe import Data, Recipe
+from hf_distill.recipe.recipe import Recipe
 from hf_distill.run.pairing import open_pair
 from hf_distill.students import CopyLayers
 from hf_distill.tasks import TASKS, Setup

@@ -14,9 +14,9 @@ import torch
 from runs import run
 
 from hf_distill.data import load_splits
+from hf_distill.data.section import Data
 from hf_distill.errors import UserError
 from hf_distill.models.loading import load_model, open_config, open_tokenizer
-from hf_distill.recipe.recipe import Data
 from hf_distill.tasks import Prepared, Setup, TextClassification
 
 TEXTS = ["a great film", "dull", "the plot is moving and the cast is charming"]

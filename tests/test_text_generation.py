@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from hf_distill.errors import UserError
-from hf_distill.models.loading import has_head, load_model, open_config, open_tokenizer
+from hf_distill.models.loading import load_model, open_config, open_tokenizer
+from hf_distill.models.outline import has_head
 from hf_distill.objectives import KLDivergence, Labels
 from hf_distill.tasks import Prepared, Setup, TextGeneration
 

@@ -13,10 +13,10 @@ import datasets
 import pytest
 
 from hf_distill.data import load_splits
+from hf_distill.data.section import Data
 from hf_distill.models.loading import open_config, open_tokenizer
-from hf_distill.recipe.recipe import Data
+from hf_distill.models.tokenizers import tokenizer_name
 from hf_distill.tasks import TASKS, Prepared, Setup
-from hf_distill.tasks.tokenising import tokenizer_name
 
 TEXTS = ["a great film", "the plot is dull", "this cast is moving", "bad scene", "it was funny !", "very stale ."]
 ROWS: dict[str, list[dict[str, Any]]] = {

@@ -44,8 +44,7 @@ from hf_distill.objectives import (
 )
 from hf_distill.rows.examples import ExampleRows
 from hf_distill.rows.spans import SpanRows
-from hf_distill.rows.targets import TargetRows
-from hf_distill.rows.tokens import TokenRows
+from hf_distill.rows.tokens import TargetRows, TokenRows
 
 if TYPE_CHECKING:
     from conftest import MakeModel

@@ -21,7 +21,8 @@ from hf_distill.metrics.table import Undefined
 from hf_distill.report.model_card import card
 from hf_distill.report.page import html
 from hf_distill.report.plots import plots
-from hf_distill.report.report import Report, SeedResult
+from hf_distill.report.report import Report
+from hf_distill.report.results import SeedResult
 from hf_distill.report.terminal import show
 from hf_distill.tasks.language import perplexity
 

@@ -19,8 +19,9 @@ from hf_distill.cache.hub import card
 from hf_distill.cache.recorder import Recorder
 from hf_distill.cache.replay import Data, Replay, Targets, TrainingData, with_targets
 from hf_distill.errors import UserError
-from hf_distill.files.atomic import fingerprint, model_fingerprint
+from hf_distill.files.fingerprint import fingerprint
 from hf_distill.files.lock import Lock
+from hf_distill.models.fingerprint import model_fingerprint
 from hf_distill.models.quantization import is_placed, weights
 from hf_distill.parallel import asked_once
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
     from hf_distill.tasks import Prepared
 
+# Beside what `datasets` keeps, so that HF_HOME and HF_DATASETS_CACHE move it too.
+FOLDER = "hf_distill-targets"
 # A shard is what is lost when a capture is killed: minutes of a large teacher's time.
 SHARD_BYTES = 64 * 2**20
 SHARD_EXAMPLES = 8192
@@ -228,7 +231,7 @@ class Cache:
         import pyarrow as pa
         from torch.utils.data import DataLoader
 
-        from hf_distill.rows.inferred import taken_by
+        from hf_distill.models.inspection import taken_by
 
         schema = features.arrow_schema
         takes = taken_by(recorder.teacher)
@@ -292,3 +295,10 @@ def amount(size: int) -> str:
         if size >= step:
             return f"{size / step:.1f} {unit}"
     return f"{size} bytes"
+
+
+def default_root() -> Path:
+    """Return where caches lie that a recipe gives no place."""
+    from datasets import config
+
+    return Path(config.HF_DATASETS_CACHE) / FOLDER

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from hf_distill.cache.format import Kept
     from hf_distill.cache.replay import TrainingData
-    from hf_distill.objectives.layers import States
+    from hf_distill.models.layers import States
     from hf_distill.tasks import Prepared
 
 # They say how long an example is, or what is right, and not what the teacher reads.

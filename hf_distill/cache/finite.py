@@ -11,8 +11,7 @@ import numpy as np
 import torch
 
 from hf_distill.cache.format import SPARSE, Kept
-from hf_distill.errors import UserError
-from hf_distill.training.finite import NotFinite
+from hf_distill.errors import NotFinite, UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]

@@ -13,18 +13,17 @@ from torch.utils.dlpack import from_dlpack
 
 from hf_distill.cache import hidden_states as kept_states
 from hf_distill.cache.hidden_states import KeptStates
-from hf_distill.rows.inferred import base_model
+from hf_distill.models.inspection import base_model
+from hf_distill.models.target_model import PREFIX
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
     from datasets import Features
 
-    from hf_distill.objectives.layers import States
+    from hf_distill.models.layers import States
     from hf_distill.rows.base import RowLayout
 
 Array = np.ndarray[Any, Any]
-# Of columns of a batch and of a data set: apart from those under `own_tokens.PREFIX`, which are a teacher's inputs.
-PREFIX = "cached_"
 SPARSE = ("indices", "log_probabilities", "remaining")
 
 

@@ -17,8 +17,8 @@ from torch.utils.dlpack import from_dlpack
 
 from hf_distill.data.label_names import IGNORED
 from hf_distill.errors import UserError
+from hf_distill.models.layers import Part, States, read_stack
 from hf_distill.models.representations import represent
-from hf_distill.objectives.layers import Part, States, read_stack
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]

@@ -12,12 +12,10 @@ from torch import Tensor, nn
 
 from hf_distill.cache import hidden_states as kept_states
 from hf_distill.cache.format import SPARSE, Kept, packed
-from hf_distill.models.heads import capturing, open_head
+from hf_distill.models.heads import CHUNK_BYTES, ELSEWHERE, capturing, open_head, slices
 from hf_distill.models.projection import Projector, Side
-from hf_distill.rows.base import RowLayout, SparseRows
-from hf_distill.training.chunked.rows import CHUNK_BYTES, ELSEWHERE, side_of
-from hf_distill.training.chunked.walk import slices
-from hf_distill.training.padding import Padding
+from hf_distill.rows.base import RowLayout, SparseRows, side_of
+from hf_distill.rows.padding import Padding
 
 Array = np.ndarray[Any, Any]
 

@@ -11,22 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from hf_distill.cache import hidden_states as kept_states
-from hf_distill.cache.format import PREFIX, SPARSE, Kept, read
+from hf_distill.cache.format import SPARSE, Kept, read
 from hf_distill.cache.requirements import states_of
+from hf_distill.data.collators import AroundCollator, Collate
 from hf_distill.data.two_tokenizers import PREFIX as OWN_TOKENS
+from hf_distill.models.inspection import base_model
+from hf_distill.models.target_model import PREFIX, ROW
 from hf_distill.rows.base import RowLayout, SparseRows
-from hf_distill.rows.inferred import base_model
 
 if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset
 
+    from hf_distill.models.layers import States
     from hf_distill.objectives import Objective
-    from hf_distill.objectives.layers import States
     from hf_distill.tasks import Prepared
 
-# Column of a split: which row of the cache belongs to an example.
-ROW = f"{PREFIX}row"
 # What it returns where there are no outputs to return.
 KEPT_ROWS = "kept_rows"
 # Logarithm of a mass that is nothing, and can still be multiplied with 0.
@@ -133,7 +133,7 @@ class Targets:
 
 
 @dataclass(frozen=True)
-class AddTargets:
+class AddTargets(AroundCollator):
     """Collates examples, and adds what is kept of them. Without the column `ROW` nothing is added.
 
     Attributes:
@@ -143,6 +143,10 @@ class AddTargets:
 
     collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]]
     targets: Targets
+
+    def around(self, change: Callable[[Collate], Collate]) -> AddTargets:
+        """Return the same around a changed collator."""
+        return replace(self, collate=change(self.collate))
 
     def only(self, wanted: Iterable[States]) -> AddTargets:
         """Return what reads no other hidden states than these."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from hf_distill.cache.format import Kept
-    from hf_distill.objectives.layers import States
+    from hf_distill.models.layers import States
 
 Configs = tuple["PretrainedConfig", "PretrainedConfig"]
 

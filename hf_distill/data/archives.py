@@ -13,7 +13,7 @@ from pathlib import Path
 from hf_distill.data.forms import endings_in_words, is_read
 from hf_distill.data.texts import File
 from hf_distill.errors import UserError
-from hf_distill.files.atomic import fingerprint
+from hf_distill.files.fingerprint import fingerprint
 
 _FOLDER = "hf_distill-unpacked"
 _SPLIT = re.compile(r"(?<![a-z])(train|test|dev|validation|valid|val|eval)(?![a-z])")

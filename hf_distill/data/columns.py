@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from hf_distill.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from hf_distill.recipe.recipe import Data
+    from hf_distill.data.section import Data
 
 logger = logging.getLogger(__name__)
 

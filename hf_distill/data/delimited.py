@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 from typing_extensions import override
 
 from hf_distill.data.cells import KINDS, cast, decide, fitting
-from hf_distill.data.marks import Marks
+from hf_distill.data.marks import Marks, Record
 from hf_distill.data.reader import Reader, chunks
 from hf_distill.data.texts import File, check_nul, opened
 from hf_distill.errors import UserError
@@ -23,16 +22,6 @@ if TYPE_CHECKING:
 
 _DELIMITERS = (",", ";", "\t", "|")
 _LONG = 40
-
-
-@dataclass(frozen=True)
-class Record:
-    """Cells of one record, its first and last line (from 1), and the lines themselves, at most the first 40."""
-
-    first: int
-    last: int
-    cells: list[str]
-    lines: list[str] = field(repr=False)
 
 
 class Delimited(Reader):
@@ -183,10 +172,10 @@ class Delimited(Reader):
         Raises:
             UserError: Neither reading gives every record as many cells as the header has.
         """
-        plain = Marks(self, quoted=False)
+        plain = Marks(self.checked(False))
         if not plain.marked and not plain.error:
             return False
-        ruled = Marks(self, quoted=True)
+        ruled = Marks(self.checked(True))
         self.notes.clear()
         if plain.error:
             if ruled.error:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hf_distill._version import __version__
 from hf_distill.data.columns import Columns
 from hf_distill.errors import UserError, did_you_mean
-from hf_distill.files.atomic import fingerprint
+from hf_distill.files.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
     from datasets import Dataset
 
-    from hf_distill.recipe.recipe import Data
+    from hf_distill.data.section import Data
 
 PEEK = 1_000
 """Rows of a large split that `--check` looks at."""

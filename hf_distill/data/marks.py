@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from hf_distill.errors import UserError
-
-if TYPE_CHECKING:
-    from hf_distill.data.delimited import Delimited, Record
 
 
 class Marks:
     """How a TSV looks in one reading: how many rows, and which cells stand between quotation marks.
 
     Args:
-        reader: Of the file.
-        quoted: Whether marks are taken for those of the rule.
+        records: Of the file, read with the rule or without it; a `UserError` where it cannot be read this way.
 
     Attributes:
         rows: How many there are.
@@ -27,14 +24,14 @@ class Marks:
         error: Why the file cannot be read this way; None where it can.
     """
 
-    def __init__(self, reader: Delimited, *, quoted: bool) -> None:
+    def __init__(self, records: Iterable[Record]) -> None:
         self.rows = self.needless = self.width = self.first = 0
         self.marked = False
         self.error: UserError | None = None
         self._cells: Counter[int] = Counter()
         self._bare: set[int] = set()
         try:
-            for record in reader.checked(quoted):
+            for record in records:
                 self.rows += 1
                 self.width = len(record.cells)
                 self._count(record)
@@ -56,3 +53,13 @@ class Marks:
                     self.first = self.first or record.first
             elif cell:
                 self._bare.add(index)
+
+
+@dataclass(frozen=True)
+class Record:
+    """Cells of one record, its first and last line (from 1), and the lines themselves, at most the first 40."""
+
+    first: int
+    last: int
+    cells: list[str]
+    lines: list[str] = field(repr=False)

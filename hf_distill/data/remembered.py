@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.data.texts import File
-from hf_distill.files.atomic import fingerprint, write_atomic
+from hf_distill.files.atomic import write_atomic
+from hf_distill.files.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from datasets import Features

@@ -18,7 +18,7 @@ from hf_distill.data.forms import Options, reader_of
 from hf_distill.data.reader import Reader
 from hf_distill.data.texts import File
 from hf_distill.errors import UserError
-from hf_distill.files.atomic import fingerprint
+from hf_distill.files.fingerprint import fingerprint
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from hf_distill.errors import UserError, did_you_mean
 from hf_distill.locations import PACKAGE, resolve, shorten
 
 if TYPE_CHECKING:
-    from hf_distill.recipe.recipe import Data
+    from hf_distill.data.section import Data
 
 CUT = "splits: {eval: 0.1}"
 
@@ -38,7 +38,7 @@ class Source:
 
     def instruction(self, data: Data, split: str) -> str:
         """Return the part of the data, slicing included, that is a split of the run."""
-        from hf_distill.recipe.recipe import USUAL_SPLITS
+        from hf_distill.data.section import USUAL_SPLITS
 
         wanted = data.splits[split]
         if not isinstance(wanted, str):  # a part of train, by share or number

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from hf_distill.data.located import Located
+    from hf_distill.data.section import Data
     from hf_distill.data.texts import File
-    from hf_distill.recipe.recipe import Data
 
 logger = logging.getLogger(__name__)
 

@@ -1,43 +1,23 @@
-"""Files that are either whole or absent, and fingerprints of content."""
+"""Files that are either whole or absent."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import os
 import re
 import secrets
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hf_distill.errors import UserError
 from hf_distill.files.durable import sync
-from hf_distill.models.quantization import plain_tensors
 
 if TYPE_CHECKING:  # torch, arrow and datasets take seconds to import; `--check` needs none of them
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import torch
-    from datasets import Dataset
+    pass
 
-BATCH_ROWS = 10_000
-"""Rows hashed at a time; part of the value of `dataset_fingerprint`."""
-
-WHOLE_BYTES = 16 * 2**20
-"""Tensors up to this size are hashed byte by byte, larger ones by exact sums of their rows and samples."""
-
-SAMPLES = 2**16
 
 _LEFT_OVER = re.compile(r"_.+\.\d+\.[0-9a-f]{8}\.tmp")
-
-_VOLATILE = frozenset(
-    {
-        *("_name_or_path", "_commit_hash", "architectures", "transformers_version", "dtype", "torch_dtype"),
-        *("use_cache", "output_attentions", "output_hidden_states", "return_dict"),
-    }
-)
-"""Keys of a model's config that change on saving, loading or training, or do not change what it computes."""
 
 
 def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
@@ -124,121 +104,3 @@ def check_writable(directory: str | os.PathLike[str], need_bytes: int | None = N
             f"{directory} needs {need_bytes / 2**30:.1f} GiB and its disk has {free / 2**30:.1f} GiB free: "
             "free some space or name another place"
         )
-
-
-def fingerprint(*parts: Any) -> str:
-    """Return a short hash of JSON-able parts; the order of mapping keys does not matter, that of parts does.
-
-    >>> fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
-    True
-    >>> fingerprint("a", "b") == fingerprint("ab")
-    False
-    """
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return _digest(text.encode()).hexdigest()
-
-
-def dataset_fingerprint(dataset: Dataset) -> str:
-    """Return a hash of a dataset's content: column names, types and every value, in order.
-
-    *Relations*: `dataset._fingerprint` names the way a dataset was made, and changes with the version of a function
-    or a random seed while the rows stay equal; this one depends on the rows alone. It does not depend on how the
-    table is cut into chunks or on cache files, and follows the indices of `select` and `shuffle`.
-    """
-    digest = _digest()
-    names = sorted(dataset.column_names)
-    digest.update(json.dumps([len(dataset), names]).encode())
-    for table in dataset.with_format("arrow").iter(batch_size=BATCH_ROWS):
-        for name in names:
-            _hash_array(digest, table.column(name).combine_chunks())
-    return digest.hexdigest()
-
-
-def _hash_array(digest: hashlib.blake2b, array: pa.Array) -> None:
-    """Feed an array to the hash: type, length, which values are null, then the values, nested ones by level.
-
-    Raw buffers will not do: slices share them, and what lies in a null slot is arbitrary.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc  # type: ignore[import-untyped]
-
-    if isinstance(array, pa.ChunkedArray):  # several chunks that could not be one, or none at all
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
-    if isinstance(array, pa.ExtensionArray):
-        array = array.storage
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    kind = array.type
-    digest.update(f"{str(kind).replace('large_', '')}:{len(array)}:{array.null_count};".encode())
-    if array.null_count:
-        digest.update(pc.is_null(array).to_numpy(zero_copy_only=False).tobytes())
-    if pa.types.is_struct(kind):
-        for field, child in zip(kind, array.flatten(), strict=True):
-            digest.update(field.name.encode())
-            _hash_array(digest, child)
-    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        digest.update(pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False).astype("int64").tobytes())
-        _hash_array(digest, array.flatten())
-    elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
-        digest.update(array.drop_null().to_numpy(zero_copy_only=False).tobytes())
-    else:  # text, bytes, dates, decimals: rare enough in tokenised data for the slow, exact way
-        digest.update(repr(array.drop_null().to_pylist()).encode(errors="surrogatepass"))
-
-
-def model_fingerprint(model: torch.nn.Module) -> str:
-    """Return a hash of what a model computes: its config and the name, shape, dtype and values of every tensor.
-
-    Only what `save_pretrained` keeps goes in (of a sentence encoder also how it pools, of PEFT's adapters how strong
-    each is), so the hash is the same after saving and loading, on any device and with any number of threads. Tensors
-    above 16 MB are read in place: for each row the exact sum of its bits as integers (one changed value, or exchanged
-    rows, change these) and a sample of 65,536 values (exchanged columns change it).
-    """
-    digest = _digest()
-    config = getattr(model, "config", None)
-    if config is not None:
-        digest.update(json.dumps(_stable(config.to_dict()), sort_keys=True, default=str).encode())
-    if (encoding := getattr(model, "sentence_encoding", None)) is not None:
-        digest.update(repr(encoding).encode())
-    digest.update(_adapters(model).encode())
-    for whole, quantized in sorted(model.state_dict().items()):
-        for name, tensor in plain_tensors(whole, quantized):
-            digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
-            _hash_tensor(digest, tensor)
-    return digest.hexdigest()
-
-
-def _adapters(model: torch.nn.Module) -> str:
-    """Return which adapters of PEFT count in each layer, and how much: no tensor says so."""
-    found = []
-    for name, module in model.named_modules():
-        if isinstance(scaling := getattr(module, "scaling", None), dict):
-            active = [] if getattr(module, "disable_adapters", False) else getattr(module, "active_adapters", [])
-            found.append(
-                (name, sorted((one, float(scaling.get(one, 0))) for one in active), getattr(module, "merged", False))
-            )
-    return repr(found) if found else ""
-
-
-def _stable(value: Any) -> Any:
-    """Return a config without the keys that change on saving and loading, at any depth."""
-    if isinstance(value, dict):
-        return {str(key): _stable(item) for key, item in value.items() if key not in _VOLATILE}
-    return [_stable(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _hash_tensor(digest: hashlib.blake2b, tensor: torch.Tensor) -> None:
-    import torch
-
-    flat = tensor.detach().contiguous().reshape(-1)
-    if flat.nbytes > WHOLE_BYTES:
-        integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32}.get(flat.element_size(), torch.int64)
-        bits = flat.view(integer)
-        # Integer sums wrap around but do not round: no dependence on the order of a parallel reduction.
-        sums = bits.view(-1, tensor.shape[-1] if tensor.ndim > 1 else 1).sum(-1, dtype=torch.int64)
-        digest.update(sums.cpu().numpy().tobytes())
-        flat = flat[:: (flat.numel() // SAMPLES) | 1]  # an odd step does not stay in one column of a matrix
-    digest.update(flat.cpu().contiguous().view(torch.uint8).numpy().tobytes())
-
-
-def _digest(data: bytes = b"") -> hashlib.blake2b:
-    return hashlib.blake2b(data, digest_size=16)

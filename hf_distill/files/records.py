@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_distill.files.atomic import fingerprint, write_atomic
+from hf_distill.files.atomic import write_atomic
+from hf_distill.files.fingerprint import fingerprint
 
 _SUM = "sum"
 

@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 
 from hf_distill.errors import UserError
+from hf_distill.locations import require
 from hf_distill.metrics.evaluate_library import EVALUATE, judge_texts
 from hf_distill.metrics.table import METRICS
-from hf_distill.packages import require
 
 # Metric -> the module that computes it.
 MODULES: Mapping[str, str] = {

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.errors import UserError
-from hf_distill.locations import resolve
-from hf_distill.packages import require
+from hf_distill.locations import require, resolve
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -154,7 +153,7 @@ def check_task(model: str | None, auto_class: str) -> None:
     Raises:
         UserError: It was.
     """
-    from hf_distill.models.loading import is_of
+    from hf_distill.models.outline import is_of
 
     adapter = find_adapter(model)
     own = None if adapter is None else adapter.model_class
@@ -200,7 +199,7 @@ def describe(adapter: Adapter, base: PretrainedConfig, *, trust_remote_code: boo
     """
     import transformers
 
-    from hf_distill.models.loading import outline
+    from hf_distill.models.outline import outline
 
     if adapter.settings.get("peft_type") in _OF_PROMPTS:
         raise of_another_kind(adapter)
@@ -238,7 +237,7 @@ def _names(config: PretrainedConfig, trust_remote_code: bool) -> set[str]:
     """Return the names of the weights in the checkpoint of a base, by its class."""
     import transformers
 
-    from hf_distill.models.loading import outline
+    from hf_distill.models.outline import outline
 
     made_by = getattr(transformers, next(iter(config.architectures or []), ""), None)
     if made_by is None:

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_distill.errors import UserError
-from hf_distill.locations import resolve, sibling
+from hf_distill.errors import UserError, first_line
+from hf_distill.locations import require, resolve, sibling
 from hf_distill.models.adapters import Adapter, check_not_quantized, check_task, describe, find_adapter
 from hf_distill.models.merging import merge
+from hf_distill.models.outline import outline
 from hf_distill.models.quantization import Quantization, check_whole, loading, ready
-from hf_distill.packages import require
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -111,33 +111,9 @@ def _cannot_open(what: str, where: str, error: Exception, key: str) -> UserError
             key=key,
         )
     if not os.path.exists(where) and isinstance(error, OSError):
-        reason = f"is no directory here and cannot be had from the Hub: {_first_line(error)}"
+        reason = f"is no directory here and cannot be had from the Hub: {first_line(error)}"
         return UserError(f"{what} {reason}{sibling(where)}", key=key)
-    return UserError(f"cannot open {what}: {_first_line(error)}", key=key)
-
-
-def has_head(config: PretrainedConfig, auto_class: str) -> bool:
-    """Whether a checkpoint was saved with the head that `auto_class` gives (`...ForSequenceClassification`)."""
-    own_code = auto_class in (getattr(config, "auto_map", None) or {})
-    return own_code or any(is_of(name, auto_class) for name in config.architectures or [])
-
-
-def is_of(model_class: str, auto_class: str) -> bool:
-    """Whether a model class, by its name, has the head that `auto_class` gives."""
-    from transformers.models.auto import modeling_auto
-
-    # By the table, because not all names end alike: GPT2LMHeadModel is a causal language model.
-    table = getattr(modeling_auto, auto_class)._model_mapping._model_mapping
-    known = {name for names in table.values() for name in ([names] if isinstance(names, str) else names)}
-    return model_class in known or model_class.endswith(auto_class.removeprefix("AutoModel"))
-
-
-def has_class(config: PretrainedConfig, auto_class: str) -> bool:
-    """Whether there is a model of this architecture with the head that `auto_class` gives, trained or not."""
-    import transformers
-
-    own_code = auto_class in (getattr(config, "auto_map", None) or {})
-    return own_code or type(config) in getattr(transformers, auto_class)._model_mapping
+    return UserError(f"cannot open {what}: {first_line(error)}", key=key)
 
 
 def open_tokenizer(
@@ -170,31 +146,6 @@ def open_tokenizer(
             key=key,
         )
     return tokenizer
-
-
-def outline(auto_class: Any, config: PretrainedConfig, *, trust_remote_code: bool) -> PreTrainedModel:
-    """Return the model that a configuration describes, without memory for its weights.
-
-    Args:
-        auto_class: A Transformers Auto class, or its name.
-        config: The configuration.
-        trust_remote_code: Run model code from the checkpoint.
-
-    Raises:
-        UserError: Its class cannot make one.
-    """
-    import torch
-    import transformers
-
-    whole = getattr(transformers, auto_class) if isinstance(auto_class, str) else auto_class
-    try:
-        with torch.device("meta"):
-            model: PreTrainedModel = whole.from_config(config, trust_remote_code=trust_remote_code)
-    except Exception as error:  # model code fails in any way it likes
-        raise UserError(
-            f"no model can be made of its configuration ({type(error).__name__}: {_first_line(error)})", key="model"
-        ) from error
-    return model
 
 
 # ---- Weights ---------------------------------------------------------------------------------------------------------
@@ -356,7 +307,7 @@ def _cannot_load(model: str, where: str, error: Exception) -> UserError:
     if pointer is not None:
         reason = f"'{pointer.name}' is a Git LFS pointer, not the weights. Fetch them with `git lfs pull`."
     elif type(error).__name__ == "SafetensorError":
-        reason = f"a safetensors file is damaged or cut off ({_first_line(error)}). Fetch or save it again."
+        reason = f"a safetensors file is damaged or cut off ({first_line(error)}). Fetch or save it again."
     elif not files and any(Path(where).glob("*.bin")):
         reason = (
             "its weights are pickled (.bin), and loading a pickle runs any code in it; only safetensors are read. If "
@@ -372,7 +323,3 @@ def _cannot_load(model: str, where: str, error: Exception) -> UserError:
 def _begins_with(file: Path, start: bytes) -> bool:
     with file.open("rb") as stream:
         return stream.read(len(start)) == start
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_distill.errors import UserError
-from hf_distill.packages import require
+from hf_distill.locations import require
 
 if TYPE_CHECKING:
     import torch

@@ -8,29 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from hf_distill.data.two_tokenizers import teacher_inputs
 from hf_distill.errors import UserError
 
 if TYPE_CHECKING:
-    from hf_distill.objectives.base import Comparison
+    pass
 
 Pooling = Literal["mean", "first", "last", "embedding"]
-
-
-def both(comparison: Comparison, of: Pooling) -> tuple[Tensor, Tensor]:
-    """Return the representations of student and teacher, `(sequences, width)` each, the teacher's detached."""
-    assert comparison.teacher is not None
-    theirs = teacher_inputs(comparison.inputs)
-    tokens = comparison.tokens if theirs is comparison.inputs else attended(theirs)
-    ours = represent(comparison.student, comparison.tokens, of)
-    return ours, represent(comparison.teacher, tokens, of).detach()
-
-
-def attended(inputs: Mapping[str, Tensor]) -> Tensor:
-    """Return which tokens of a teacher with its own tokenizer are no padding, bool `(sequences, tokens)`."""
-    mask = inputs.get("attention_mask")
-    found = torch.ones_like(inputs["input_ids"], dtype=torch.bool) if mask is None else mask != 0
-    return _sequences(found)
 
 
 def represent(output: Mapping[str, Any], tokens: Tensor, of: Pooling) -> Tensor:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from hf_distill.errors import UserError
-from hf_distill.objectives.layers import Part
+from hf_distill.models.layers import Part
 
 if TYPE_CHECKING:
-    from hf_distill.objectives.layers import Stack
+    from hf_distill.models.layers import Stack
 
 KINDS = ("queries", "keys", "values")
 # What the three projections of a layer are called.

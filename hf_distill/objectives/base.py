@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from torch import Tensor, nn
 from typing_extensions import Self  # in typing from Python 3.11 on
 
 from hf_distill.component import component
@@ -16,8 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PretrainedConfig
 
-    from hf_distill.objectives.layers import States
-    from hf_distill.objectives.term import Term
+    from hf_distill.models.layers import States
     from hf_distill.rows.base import Rows, SparseRows, Unit
 
 # What an objective reads of a teacher.
@@ -112,8 +113,6 @@ class Objective(ABC):
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> Term:
         """Return the term of the loss that this objective is for two models, in the state in which training starts."""
-        from hf_distill.objectives.term import Term
-
         return Term(self)
 
     @abstractmethod
@@ -260,3 +259,40 @@ def unique_names(objectives: Iterable[Objective]) -> list[str]:
     return [
         name if (seen := names[:index].count(name)) == 0 else f"{name}_{seen + 1}" for index, name in enumerate(names)
     ]
+
+
+class Term(nn.Module):
+    """An objective with its layers chosen and its projections built.
+
+    Parameters of a term train with the student, and buffers are kept with them: in every checkpoint, never in the
+    exported student. The models themselves must not become submodules of a term (keep what is needed of them in a
+    tuple): they would train and be saved twice.
+
+    Attributes:
+        objective: What it computes, with schedules replaced by their present value.
+        needs_data: Whether the trainer first shows it a few batches (`observe`, then `settle`).
+    """
+
+    needs_data: bool = False
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        self.objective = objective
+
+    def watching(self) -> AbstractContextManager[None]:
+        """Keep, while it is open, what the models compute on the way (forward hooks); open for one forward pass.
+
+        What was kept belongs to the batch of that pass: `forward` follows, and drops it.
+        """
+        return nullcontext()
+
+    def observe(self, comparison: Comparison) -> None:
+        """Look at a batch before training."""
+
+    def settle(self) -> str | None:
+        """Decide on what was observed; return a text about it for the user."""
+        return None
+
+    def forward(self, comparison: Comparison) -> Tensor:
+        """Return the loss sum of every example, `(batch,)`, differentiable to the student and to own parameters."""
+        return self.objective.per_example(comparison)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_distill.data.label_names import IGNORED
-from hf_distill.objectives.similarity import Similarity
-from hf_distill.objectives.term import Term
+from hf_distill.objectives.base import Term
+from hf_distill.objectives.layer_mapping import Similarity
 
 if TYPE_CHECKING:
     from hf_distill.objectives.base import Comparison

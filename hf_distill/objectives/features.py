@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from hf_distill.component import component
 from hf_distill.errors import UserError
+from hf_distill.models.layers import Part, Stack, States, read_stack
 from hf_distill.objectives.base import PreparedObjective
-from hf_distill.objectives.layers import Layers, Part, Stack, States, layer_pairs, read_stack
+from hf_distill.objectives.layer_mapping import Layers, layer_pairs
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -13,8 +13,6 @@ from hf_distill.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hf_distill.objectives.base import Objective
-
 
 def from_outside(entry: object) -> bool:
     """Whether the class of an objective, or of another entry of a recipe, is not one of this package."""
@@ -41,7 +39,7 @@ def guarded(entry: Any, kind: str = "objective") -> Iterator[None]:
         raise UserError(f"{kind} '{entry.name}': {text}") from error
 
 
-def check_result(objective: Objective, found: Any, wanted: tuple[int, ...], like: Tensor | None, what: str) -> None:
+def check_result(objective: Any, found: Any, wanted: tuple[int, ...], like: Tensor | None, what: str) -> None:
     """Refuse a result that is not one number for each row or example.
 
     Args:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity, normalize
 
 from hf_distill.component import component
-from hf_distill.objectives.base import Objective, PreparedObjective
+from hf_distill.models.sentence_encoder import vector_width
+from hf_distill.objectives.base import Objective, PreparedObjective, Term
 from hf_distill.objectives.schedule import Temperature, number
+from hf_distill.rows.similarity import MARGIN
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from hf_distill.objectives.base import Comparison, Reads
-    from hf_distill.objectives.term import Term
+    from hf_distill.objectives.base import Comparison, Reads, Term
     from hf_distill.rows.base import Unit
 
-# Column of a batch: how much higher a model that is not asked scores the text that fits than the one that does not.
-MARGIN = "margin"
 _TASKS = ("sentence-similarity",)
 
 
@@ -48,8 +52,6 @@ class SentenceEmbedding(PreparedObjective):
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> Term:
         """See `Objective.prepare`."""
-        from hf_distill.objectives.sentence_terms import EmbeddingTerm
-
         return EmbeddingTerm(self, student, teacher)
 
 
@@ -78,8 +80,6 @@ class SimilarityMatrix(Objective):
 
     def per_example(self, comparison: Comparison) -> Tensor:
         """See `Objective.per_example`."""
-        from hf_distill.objectives.sentence_terms import both, similarity_divergence
-
         return similarity_divergence(*both(self, comparison), number(self.temperature))
 
 
@@ -109,8 +109,6 @@ class MarginMSE(Objective):
 
     def per_example(self, comparison: Comparison) -> Tensor:
         """See `Objective.per_example`."""
-        from hf_distill.objectives.sentence_terms import margins, vectors
-
         student = vectors(self, comparison.student)
         if student.shape[1] < 3:
             return student.new_zeros(len(student))
@@ -118,3 +116,112 @@ class MarginMSE(Objective):
         if given is None:
             given = margins(vectors(self, comparison.teacher).detach(), self.similarity)
         return (margins(student, self.similarity) - given.to(student)).square()
+
+
+class EmbeddingTerm(Term):
+    """Compares the vector of each text.
+
+    Args:
+        objective: What it computes.
+        student: A sentence encoder.
+        teacher: Another one.
+
+    Attributes:
+        projection: From the student's width to the teacher's, at the start uniform within
+            `sqrt(6 / (student's width + teacher's))`, drawn from torch's seed; None where there is none.
+    """
+
+    def __init__(self, objective: SentenceEmbedding, student: nn.Module, teacher: nn.Module | None) -> None:
+        super().__init__(objective)
+        if teacher is None:
+            raise ValueError(f"'{objective.name}' needs a teacher.")
+        mine, theirs = vector_width(student), vector_width(teacher)
+        self.projection: nn.Linear | None = None
+        if mine != theirs or objective.projection == "always":
+            self.projection = nn.Linear(mine, theirs, bias=False)
+            nn.init.xavier_uniform_(self.projection.weight)
+
+    def forward(self, comparison: Comparison) -> Tensor:
+        """See `Term.forward`."""
+        objective: Any = self.objective
+        student, teacher = both(objective, comparison)
+        if self.projection is not None:
+            student = student @ self.projection.weight.to(student.dtype).T
+        if objective.loss == "cosine":
+            return (1 - cosine_similarity(student, teacher, dim=-1)).mean(-1)
+        return (student - teacher).square().mean((-2, -1))
+
+
+def both(objective: Objective, comparison: Comparison) -> tuple[Tensor, Tensor]:
+    """Return the vectors of both models, `(examples, texts, width)`, float32 or better, the teacher's detached.
+
+    Raises:
+        ValueError: A model is no sentence encoder.
+    """
+    return vectors(objective, comparison.student), vectors(objective, comparison.teacher).detach()
+
+
+def vectors(objective: Objective, outputs: Mapping[str, Any] | None) -> Tensor:
+    """Return the vectors of a model's texts, `(examples, texts, width)`, float32 or better.
+
+    Raises:
+        ValueError: It is not a sentence encoder.
+    """
+    found = None if outputs is None else outputs.get("sentence_embedding")
+    if found is None:
+        raise ValueError(
+            f"'{objective.name}' compares sentence embeddings, and a model has none. Wrap both with "
+            "hf_distill.models.sentence_encoder.sentence_encoder(model)."
+        )
+    exact: Tensor = found.to(torch.promote_types(found.dtype, torch.float32))
+    return exact.unsqueeze(1) if exact.dim() == 2 else exact
+
+
+def similarity_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Divergence of each text's similarities to all other texts.
+
+    `KL(p_i || q_i)`, `p_i = softmax over j != i of cos(t_i, t_j) / T`, `q_i` likewise of the student, mean over the
+    texts of an example; 0 where there are no two other texts to choose between.
+
+    Args:
+        student: Vectors `(examples, texts, width)`.
+        teacher: Likewise, of any width.
+        temperature: `T`.
+
+    Returns:
+        `(examples,)`.
+
+    >>> vectors = torch.eye(3).unsqueeze(1)
+    >>> similarity_divergence(vectors, vectors, 0.1)
+    tensor([0., 0., 0.])
+    """
+    log_q, log_p = (_log_neighbours(vectors.flatten(0, 1), temperature) for vectors in (student, teacher))
+    divergences = (log_p.exp() * (log_p - log_q)).sum(-1)
+    return divergences.reshape(student.shape[:2]).mean(-1)
+
+
+def _log_neighbours(vectors: Tensor, temperature: float) -> Tensor:
+    """Return the log-probabilities of all other vectors, `(vectors, vectors - 1)`."""
+    count = len(vectors)
+    unit = normalize(vectors, dim=-1)
+    cosines = unit @ unit.T
+    # The diagonal is left out rather than set to -inf: nothing infinite is in the gradient. It is every (count + 1)-th
+    # entry; a mask would ask the device how many there are.
+    others = cosines.flatten()[1:].view(max(count - 1, 0), count + 1)[:, :-1]
+    return (others.reshape(count, max(count - 1, 0)) / temperature).log_softmax(-1)
+
+
+def margins(vectors: Tensor, similarity: Literal["dot", "cosine"]) -> Tensor:
+    """Return how much more similar the first text is to the second than to the third, `(examples,)`.
+
+    Args:
+        vectors: `(examples, 3, width)`.
+        similarity: Of two vectors.
+
+    >>> margins(torch.tensor([[[1.0, 0.0], [3.0, 0.0], [0.0, 2.0]]]), "dot")
+    tensor([3.])
+    """
+    text, fitting, other = vectors[:, :3].unbind(1)
+    if similarity == "cosine":
+        text, fitting, other = (normalize(one, dim=-1) for one in (text, fitting, other))
+    return (text * (fitting - other)).sum(-1)

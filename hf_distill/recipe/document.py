@@ -14,7 +14,8 @@ from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent, NodeEve
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from hf_distill.errors import UserError
-from hf_distill.recipe.recipe import Origin
+from hf_distill.mistakes import describe, join
+from hf_distill.recipe.origin import Origin
 
 # Recipes are small. Beyond this it is an alias that contains itself, or aliases of aliases.
 MAX_DEPTH = 32
@@ -93,38 +94,6 @@ def read_document(path: str | Path) -> Document:
         places = {line: f"{file}:{line}" if line else file for line, _ in fault.faults}
         raise UserError(*(f"{places[line]}: {what}" for line, what in sorted(fault.faults))) from None
     return Document(file, data, lines)
-
-
-def join(path: str, token: str | int) -> str:
-    """Return the path of an entry.
-
-    >>> join(join("objectives", 1), "weight")
-    'objectives[1].weight'
-    """
-    if isinstance(token, int):
-        return f"{path}[{token}]"
-    return f"{path}.{token}" if path else token
-
-
-def describe(value: Any) -> str:
-    """Name a value and its YAML type, or its class where Python made it, for "found ...".
-
-    >>> describe("fast"), describe(1.5), describe(None)
-    ("the text 'fast'", 'the number 1.5', 'nothing (null)')
-    """
-    if value is None:
-        return "nothing (null)"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return f"the text '{value if len(value) <= 60 else value[:57] + '...'}'"
-    if isinstance(value, dict):
-        return "a mapping" if value else "an empty mapping"
-    if isinstance(value, list | tuple):
-        return "a list" if value else "an empty list"
-    if not isinstance(value, int | float):
-        return f"an object of {type(value).__name__}"
-    return f"the {'whole ' if isinstance(value, int) else ''}number {value}"
 
 
 def _text(path: Path) -> str:

@@ -48,7 +48,8 @@ def recipe_schema() -> Schema:
     properties |= {key: _fields(cls) for key, cls in SECTIONS.items() if key != "data"}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "$comment": f"Made by python -m hf_distill.recipe.json_schema with transformers {metadata.version('transformers')}.",
+        "$comment": "Made by python -m hf_distill.recipe.json_schema with transformers "
+        f"{metadata.version('transformers')}.",
         "title": "hf_distill recipe",
         "type": "object",
         "additionalProperties": False,

@@ -9,7 +9,8 @@ from itertools import pairwise
 from typing import Any
 
 from hf_distill.formatting import is_secret, readable
-from hf_distill.recipe.document import MAX_DEPTH, Document, Fault, describe, join, parse
+from hf_distill.mistakes import describe, join
+from hf_distill.recipe.document import MAX_DEPTH, Document, Fault, parse
 
 KEY = re.compile(r"[^.\[\]=\s]+(\.[^.\[\]=\s]+|\[\d+\])*")
 # Of a longer one its beginning and its end are shown.

@@ -10,13 +10,14 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from hf_distill.data.section import Data
 from hf_distill.errors import FieldError, UserError, did_you_mean
-from hf_distill.mistakes import explain, unknown_key
+from hf_distill.mistakes import describe, explain, join, unknown_key
 from hf_distill.objectives import OBJECTIVES, PRESETS, Objective
-from hf_distill.recipe.document import Document, describe, join, read_document
+from hf_distill.recipe.document import Document, read_document
 from hf_distill.recipe.overrides import apply_overrides
 from hf_distill.recipe.plugins import PLUGIN, import_entry
-from hf_distill.recipe.recipe import Data, Evaluation, Hub, Recipe, ReportOptions, Stage
+from hf_distill.recipe.recipe import Evaluation, Hub, Recipe, ReportOptions, Stage
 from hf_distill.recipe.training_section import SHARED, training_mistakes
 from hf_distill.recipe.writer import objective_entries
 from hf_distill.students import STUDENTS, Student

@@ -2,97 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated, Any
 
-from pydantic import Field, SkipValidation, Strict, field_validator
+from pydantic import Field, SkipValidation, field_validator
 
 from hf_distill.component import component
+from hf_distill.data.section import Data
 from hf_distill.errors import UserError
 from hf_distill.objectives.base import Objective
+from hf_distill.recipe.origin import Origin
 from hf_distill.students.base import Student
 from hf_distill.tasks.base import Task
 from hf_distill.teachers.base import Teacher
-
-# Split of a run -> what data sets on the Hub mostly call it.
-USUAL_SPLITS = {"train": "train", "eval": "validation"}
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a recipe was read.
-
-    Attributes:
-        file: As the user named it.
-        lines: Key path -> line, for every key of the file (`"objectives[1].weight"` -> 12).
-        overrides: Key path -> the `key=value` of the command line that set it.
-        hints: Key path of a list of objectives -> what to say of a mistake in a key of its entries.
-    """
-
-    file: str
-    lines: Mapping[str, int]
-    overrides: Mapping[str, str] = field(default_factory=dict)
-    hints: Mapping[str, str] = field(default_factory=dict)
-
-    def nearest(self, path: str) -> str:
-        """Return `path` if it was given, else the nearest key above it that was; `""` for the whole recipe."""
-        while path and path not in self.lines and path not in self.overrides:
-            path = path[: max(path.rfind("."), path.rfind("["), 0)]
-        return path
-
-    def locate(self, path: str) -> str:
-        """Return `file:line: path`, or `override 'key=value': path` for what came from the command line."""
-        at = self.nearest(path)
-        place = f"override '{self.overrides[at]}'" if at in self.overrides else f"{self.file}:{self.lines.get(at, 1)}"
-        return f"{place}: {path}" if path else place
-
-    def hint(self, path: str) -> str:
-        """Return what to add to a mistake at `objectives[0].key`: how to change what the file does not spell out."""
-        place, _, key = path.rpartition("].")
-        return self.hints.get(place.rpartition("[")[0], "") if key else ""
-
-
-def _usual() -> dict[str, str | int | float]:
-    return {**USUAL_SPLITS}
-
-
-@component
-class Data:
-    """Where the examples come from.
-
-    Attributes:
-        path: Hub id, local file or directory, `package:NAME/PATH` (a file inside an installed Python package), or
-            a mapping from split name to one or more files.
-        name: Configuration of a Hub dataset (`sst2` of `nyu-mll/glue`).
-        revision: Git revision of a Hub dataset.
-        columns: Role -> column (`{text: sentence}`), or for labels the columns, one a class; a role left out is looked
-            up under its own name. Of files without a header, its number from the left (`0`) or the right (`-1`).
-        splits: `train` and `eval` -> split of the dataset, slicing included (`"train[:2000]"`); one that is left out is
-            `train` or `validation`. A number for `eval` holds out that share of train (`0.1`), or so many rows (`500`).
-        labels: Names of integer labels, in the order of the integers, where the dataset does not carry them; or, for
-            some labels or all, as text, the name of their class, None where they stand for "no label".
-        label_separator: What stands between the labels of a row that has several in one text (`joy,love`).
-        max_length: Longest input in tokens; longer ones are truncated. The tokenizer's limit if left out.
-    """
-
-    path: str | dict[str, str | list[str]]
-    name: str | None = None
-    revision: str | None = None
-    columns: dict[str, str | Annotated[int, Strict()] | Annotated[list[str], Field(min_length=2)]] = Field(
-        default_factory=dict
-    )
-    splits: dict[str, str | Annotated[int, Strict()] | Annotated[float, Strict()]] = Field(default_factory=_usual)
-    labels: list[str] | dict[str, str | None] | None = None
-    label_separator: Annotated[str, Field(min_length=1)] | None = None
-    max_length: Annotated[int, Field(gt=0)] | None = None
-
-    @field_validator("splits")
-    @classmethod
-    def _fill_in(cls, splits: dict[str, str | int | float]) -> dict[str, str | int | float]:
-        """Naming one split, in a recipe or on the command line, leaves the other where it usually is."""
-        return {**_usual(), **splits}
 
 
 @component

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hf_distill.report.model_card import recipe_of
 
 if TYPE_CHECKING:
-    from hf_distill.report.report import Report
+    from hf_distill.report.results import Results
 
 OBJECTIVE = "objective/"
 STUDENT = "student"
@@ -52,7 +52,7 @@ class Curve:
 Curves = dict[tuple[str, bool], Curve]
 
 
-def panels(report: Report) -> dict[Quantity, Curves]:
+def panels(report: Results) -> dict[Quantity, Curves]:
     """Return every panel that has a number: objectives first, which were minimised, then the metric, then losses."""
     settings = _Settings(report)
     found: dict[Quantity, Curves] = {}
@@ -94,7 +94,7 @@ class _Settings:
     The temperature of `kl` and the smoothing of `labels` decide the scale of what is logged under their names.
     """
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: Results) -> None:
         recipe = recipe_of(report.recipe)
         stages = recipe.get("stages") or [recipe]
         # (name of an objective, number of the stage) -> its settings.

@@ -12,16 +12,17 @@ from hf_distill.report.best import Best
 from hf_distill.report.calibration import Calibration, Confusion, Group
 from hf_distill.report.chance import Chance
 from hf_distill.report.latency import Latency, Timing
-from hf_distill.report.report import ModelResult, Report, SeedResult
+from hf_distill.report.results import ModelResult, Results, SeedResult
+from hf_distill.report.verdict import verdict
 
 MODELS = ("teacher", "student", "baseline")
 
 
-def to_plain(report: Report) -> dict[str, Any]:
+def to_plain(report: Results) -> dict[str, Any]:
     """Return what `report.json` holds: plain values, None for what is not a number."""
     derived = ("retention", "gain", "gain_over_best", "gain_std", "compression", "speedup")
     own = {item.name: getattr(report, item.name) for item in fields(report) if item.name not in MODELS}
-    content: dict[str, Any] = {"task": report.task, "metric": report.metric, "verdict": report.verdict()}
+    content: dict[str, Any] = {"task": report.task, "metric": report.metric, "verdict": verdict(report)}
     content |= {name: _model_dict(report.models.get(name)) for name in MODELS}
     content |= {name: getattr(report, name) for name in derived}
     content |= {name: value for name, value in own.items() if name not in content}
@@ -32,7 +33,7 @@ def to_plain(report: Report) -> dict[str, Any]:
 
 def from_plain(content: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of the report that `to_plain` made `content` of."""
-    known = {item.name for item in fields(Report)}
+    known = {item.name for item in fields(Results)}
     values = {key: value for key, value in content.items() if key in known}
     values |= {name: _model_from(content[name]) for name in MODELS}
     values["best"] = {name: Best(**best) for name, best in content.get("best", {}).items()}

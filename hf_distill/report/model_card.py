@@ -17,9 +17,10 @@ from hf_distill.formatting import readable, readable_lines
 from hf_distill.objectives.schedule import in_words
 from hf_distill.report.markdown import fenced, inline_code, literal, markdown
 from hf_distill.report.text import TITLES, metric_names, metric_title, rows, speed_note, undefined
+from hf_distill.report.verdict import verdict
 
 if TYPE_CHECKING:
-    from hf_distill.report.report import Report
+    from hf_distill.report.results import Results
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -173,7 +174,7 @@ def _objective(entry: Mapping[str, Any]) -> str:
     return f"{inline_code(name)} ({markdown(values)}){f': {formula}' if formula else ''}"
 
 
-def _data(report: Report, recipe: Mapping[str, Any], name: str) -> Any:
+def _data(report: Results, recipe: Mapping[str, Any], name: str) -> Any:
     from huggingface_hub import EvalResult, ModelCardData
 
     places = datasets(recipe)
@@ -232,7 +233,7 @@ def _made(entry: Mapping[str, Any]) -> Markup:
     return Markup("".join((inline_code(entry.get("name", "not named")), details)))
 
 
-def card(report: Report) -> str:
+def card(report: Results) -> str:
     """Return the text of `README.md`. Reads nothing but the report; needs no network."""
     from huggingface_hub import ModelCard
     from jinja2 import Environment, FileSystemLoader
@@ -260,7 +261,7 @@ def card(report: Report) -> str:
         rows=[(row.label, row.headline, [row.cells[key] for key in report.models]) for row in rows(report)],
         undefined=undefined(report),
         speed_note=speed_note(report),
-        verdict=report.verdict(),
+        verdict=verdict(report),
         call=Markup(CALLS.get(report.task, '"..."')),
         literal=literal,
         recipe=fenced(readable_lines(_dump(public(recipe))), "yaml") if recipe else "",

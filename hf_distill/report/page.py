@@ -22,10 +22,11 @@ from hf_distill.report.text import (
     speed_note,
     undefined,
 )
+from hf_distill.report.verdict import verdict
 
 if TYPE_CHECKING:
     from hf_distill.report.calibration import Group
-    from hf_distill.report.report import Report
+    from hf_distill.report.results import Results
 
 GROUPS = 20
 
@@ -45,7 +46,7 @@ class Tile:
     tone: str = ""
 
 
-def html(report: Report) -> str:
+def html(report: Results) -> str:
     """Return the page. The same report gives the same bytes."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -67,7 +68,7 @@ def html(report: Report) -> str:
         report=report,
         titles={key: TITLES[key] for key in report.models},
         colours=COLOURS,
-        verdict=report.verdict(),
+        verdict=verdict(report),
         tiles=tiles(report),
         rows=rows(report),
         undefined=undefined(report),
@@ -88,7 +89,7 @@ def _shown(value: Any) -> Any:
     return readable_lines(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def tiles(report: Report) -> list[Tile]:
+def tiles(report: Results) -> list[Tile]:
     """Return the numbers that are read first."""
     found = []
     if report.is_chance("teacher"):
@@ -118,7 +119,7 @@ def tiles(report: Report) -> list[Tile]:
     return found
 
 
-def _seeds(report: Report) -> Iterator[tuple[int, str, str, str]]:
+def _seeds(report: Results) -> Iterator[tuple[int, str, str, str]]:
     """Yield seed, student, baseline and gain, where there are several seeds."""
     for result in report.seeds if len(report.seeds) > 1 else ():
         values = [(one or {}).get(report.metric) for one in (result.student, result.baseline)]
@@ -132,7 +133,7 @@ def _lost(group: Group) -> float:
     return group.accuracy.get("teacher", 0.0) - group.accuracy.get("student", 0.0)
 
 
-def _groups(report: Report) -> list[Group]:
+def _groups(report: Results) -> list[Group]:
     return sorted(report.groups, key=_lost, reverse=True)[:GROUPS]
 
 

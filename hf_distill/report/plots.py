@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from hf_distill.report.calibration import Calibration, Confusion
-    from hf_distill.report.report import Report
+    from hf_distill.report.results import Results
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Plot:
     wide: bool = False
 
 
-def plots(report: Report) -> list[Plot]:
+def plots(report: Results) -> list[Plot]:
     """Return every plot that the report has numbers for."""
     found = []
     if _drawn(report):
@@ -110,7 +110,7 @@ def _bars(axes: Axes, values: Mapping[str, float], texts: Mapping[str, str], end
     axes.spines["bottom"].set_visible(False)
 
 
-def _metrics(figure: Figure, report: Report) -> None:
+def _metrics(figure: Figure, report: Results) -> None:
     names = _drawn(report)[:PANELS]
     rows = len(report.models)
     figure.set_size_inches(WIDTH, len(names) * (0.24 * rows + 0.34) + 0.1)
@@ -126,18 +126,18 @@ def _metrics(figure: Figure, report: Report) -> None:
         axes.set_title(shorten(metric_title(name), 60), loc="left", fontsize=9, pad=2)
 
 
-def _drawn(report: Report) -> list[str]:
+def _drawn(report: Results) -> list[str]:
     """Return the metrics that some model has a value of."""
     every = [model.metrics.keys() - model.undefined.keys() for model in report.models.values()]
     return [name for name in metric_names(report) if any(name in known for known in every)]
 
 
-def _over_seeds(report: Report, model: str, metric: str) -> list[float]:
+def _over_seeds(report: Results, model: str, metric: str) -> list[float]:
     values = [(getattr(seed, model) or {}).get(metric) for seed in report.seeds]
     return [float(value) for value in values if value is not None and math.isfinite(value)]
 
 
-def _metrics_note(report: Report) -> str:
+def _metrics_note(report: Results) -> str:
     left = len(_drawn(report)) - PANELS
     without = " ".join(undefined(report))
     seeds = "Small strokes: every seed. " if len(report.seeds) > 1 else ""
@@ -145,7 +145,7 @@ def _metrics_note(report: Report) -> str:
     return f"{seeds}{more}{without}".strip()
 
 
-def _latency(figure: Figure, report: Report) -> None:
+def _latency(figure: Figure, report: Results) -> None:
     known = {name: model.latency for name, model in report.models.items() if model.latency is not None}
     figure.set_size_inches(WIDTH, 2 * (0.24 * len(known) + 0.34) + 0.1)
     for axes, kind in zip(figure.subplots(2, 1), ("single", "batch"), strict=True):
@@ -156,7 +156,7 @@ def _latency(figure: Figure, report: Report) -> None:
         axes.set_title(f"batch {next(iter(timings.values())).batch_size}", loc="left", fontsize=9, pad=2)
 
 
-def _curves_note(report: Report, quantity: Quantity, every: Mapping[Quantity, Curves]) -> str:
+def _curves_note(report: Results, quantity: Quantity, every: Mapping[Quantity, Curves]) -> str:
     curves = every[quantity]
     if quantity.name.startswith(OBJECTIVE):
         note = "Mean, without its weight. Thin line: training. Dots: eval split."

@@ -3,264 +3,30 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hf_distill.files.atomic import write_atomic
-from hf_distill.models.quantization import in_words, size, weights
-from hf_distill.report.best import Best
-from hf_distill.report.calibration import Calibration, Confusion, Group
-from hf_distill.report.chance import Chance
-from hf_distill.report.latency import Latency
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from hf_distill.report.files import from_plain, to_plain
+from hf_distill.report.model_card import card
+from hf_distill.report.page import html
+from hf_distill.report.results import Results
+from hf_distill.report.verdict import verdict
 
 REPORT = "report.json"
 
-# Half-width of a 95 % interval in standard errors: Student's t by degrees of freedom, for the few seeds a run has.
-T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
-NORMAL_95 = 1.96
-# What is left of equal differences after rounding.
-NOTHING = 1e-12
-# Two evaluations of the same weights may differ by it: their batches have other shapes.
-ROUNDING = 1e-5
-
-
-@dataclass(frozen=True)
-class ModelResult:
-    """What was measured on one model.
-
-    Attributes:
-        metrics: On the eval split; empty where it has no labels.
-        parameters: Number of them, shared ones once; None where there is no model, but targets given as data.
-        bytes: Of the parameters, as they were measured; None likewise.
-        latency: Speed; None where it was not measured.
-        weights: What the parameters were then: `float32`, or `int8 (rest float32)`; empty without a model. All figures
-            are of these.
-    """
-
-    metrics: Mapping[str, float]
-    parameters: int | None
-    bytes: int | None
-    latency: Latency | None = None
-    weights: str = "float32"
-
-    @property
-    def undefined(self) -> dict[str, str]:
-        """Metrics without a value, and why they have none."""
-        without = {name: value for name, value in self.metrics.items() if _number(self.metrics, name) is None}
-        return {name: getattr(value, "reason", "it is not a finite number") for name, value in without.items()}
-
-    @classmethod
-    def of(cls, model: PreTrainedModel, metrics: Mapping[str, float], latency: Latency | None = None) -> ModelResult:
-        """Return the result of `model`, its size counted here."""
-        parameters, held = size(model)
-        return cls(metrics, parameters, held, latency, in_words(**weights(model)))
-
-
-@dataclass(frozen=True)
-class SeedResult:
-    """One of several trainings with the same recipe.
-
-    Attributes:
-        seed: Of the training.
-        student: Metrics of the student.
-        baseline: Metrics of the same student, from the same start, trained without the teacher.
-        best: The baseline's best evaluation while it was trained; None where there was none.
-    """
-
-    seed: int
-    student: Mapping[str, float]
-    baseline: Mapping[str, float] | None = None
-    best: Best | None = None
-
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
-    """All a run knows at its end.
-
-    Attributes:
-        task: A Hub pipeline tag.
-        metric: Name of the headline metric; `"agreement"` where the eval split has no labels.
-        greater_is_better: Of the headline metric.
-        teacher: Results of the teacher.
-        student: Of the student that is saved (the first seed's).
-        baseline: Of the same student trained without the teacher, same seed.
-        agreement: Share of eval rows where student and teacher predict the same; None for regression.
-        baseline_agreement: Likewise of the baseline: what of the agreement any student of this size would have.
-        eval_rows: Labelled rows that the metrics were computed on.
-        gain_error: Standard error of the gain on an eval split of this size (`figures.gain_error`).
-        best: `student` and `baseline` -> its best evaluation while it was trained, of the first seed.
-        chance: What the headline metric is without knowledge; None where that is not known.
-        seeds: One entry a seed, the saved student's first; may be empty for a single one.
-        groups: Accuracy by part of the eval split.
-        confusion: Student against teacher.
-        calibration: Model -> calibration.
-        history: Run (`student`, `baseline`, `teacher`, also `student seed 43`, `student stage 1`) -> `log_history` of
-            its Trainer. Stages follow each other in the order of their training.
-        settings: Versions, device, threads, precision, processes, seconds of each stage, cost of each training, sizes
-            of the data.
-        recipe: The resolved recipe, YAML.
-    """
-
-    task: str
-    metric: str
-    greater_is_better: bool = True
-    teacher: ModelResult
-    student: ModelResult
-    baseline: ModelResult | None = None
-    agreement: float | None = None
-    baseline_agreement: float | None = None
-    eval_rows: int | None = None
-    gain_error: float | None = None
-    best: Mapping[str, Best] = field(default_factory=dict)
-    chance: Chance | None = None
-    seeds: tuple[SeedResult, ...] = ()
-    groups: tuple[Group, ...] = ()
-    confusion: Confusion | None = None
-    calibration: Mapping[str, Calibration] = field(default_factory=dict)
-    history: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    recipe: str = ""
-
-    @property
-    def models(self) -> dict[str, ModelResult]:
-        """The models that were measured, by name, in the order of the tables."""
-        all_models = {"teacher": self.teacher, "student": self.student, "baseline": self.baseline}
-        return {name: model for name, model in all_models.items() if model is not None}
-
-    def headline(self, model: str) -> float | None:
-        """Return the headline metric of a model; None where it is missing or not a number."""
-        return _number(self.models[model].metrics, self.metric) if model in self.models else None
-
-    def is_chance(self, model: str) -> bool:
-        """Whether the headline metric of a model is no better than that of one that has learned nothing."""
-        value = self.headline(model)
-        if self.chance is None or value is None:
-            return False
-        return self.chance.explains(value, greater_is_better=self.greater_is_better)
-
-    @property
-    def retention(self) -> float | None:
-        """What the student keeps: student / teacher; teacher / student where less is better (errors, perplexity).
-
-        None where that is undefined.
-        """
-        teacher, student = self.headline("teacher"), self.headline("student")
-        if teacher is None or student is None:
-            return None
-        kept, of = (student, teacher) if self.greater_is_better else (teacher, student)
-        # Below zero (a correlation) there is nothing to keep a share of.
-        return kept / of if of > 0 else None
-
-    @property
-    def gains(self) -> tuple[float, ...]:
-        """Student - baseline on the headline metric, one value a seed that has both."""
-        return tuple(student - baseline for student, baseline, _ in self._trained_twice)
-
-    @property
-    def gains_over_best(self) -> tuple[float, ...]:
-        """The same, each baseline taken at its best: at its end, or at its best evaluation while it was trained."""
-        return tuple(
-            student - (best.value if best is not None and self.was_better(best, baseline) else baseline)
-            for student, baseline, best in self._trained_twice
-        )
-
-    def was_better(self, best: Best, now: float) -> bool:
-        """Whether a model was better at an evaluation while it was trained than it is now."""
-        ahead = best.value - now if self.greater_is_better else now - best.value
-        return ahead > ROUNDING * max(1.0, abs(now))
-
-    @property
-    def _trained_twice(self) -> list[tuple[float, float, Best | None]]:
-        """Headline metric of student and baseline, and the baseline's best evaluation, of each seed that has both."""
-        pairs = [(seed.student, seed.baseline, seed.best) for seed in self.seeds]
-        if len(pairs) < 2:
-            metrics = self.baseline.metrics if self.baseline else None
-            pairs = [(self.student.metrics, metrics, self.best.get("baseline"))]
-        values = [(_number(own, self.metric), _number(other or {}, self.metric), best) for own, other, best in pairs]
-        return [(own, other, best) for own, other, best in values if own is not None and other is not None]
-
-    @property
-    def gain(self) -> float | None:
-        """What the teacher added: student - baseline, mean over seeds. Of an error, negative is good."""
-        return mean(self.gains) if self.gains else None
-
-    @property
-    def gain_over_best(self) -> float | None:
-        """What the teacher added to the same student at its best: it may have been trained too long for its rows."""
-        return mean(self.gains_over_best) if self.gains_over_best else None
-
-    @property
-    def shows_help(self) -> bool:
-        """Whether this run shows that the teacher helped: beyond noise, and against the baseline at its best too."""
-        if self.noise is None or self.gain_over_best is None:
-            return False
-        gain = self.gain_over_best if self.greater_is_better else -self.gain_over_best
-        return gain > self.noise
-
-    @property
-    def gain_std(self) -> float | None:
-        """Sample standard deviation of the gain over seeds; None for one seed."""
-        return stdev(self.gains) if len(self.gains) > 1 else None
-
-    @property
-    def noise(self) -> float | None:
-        """Half-width of a 95 % interval around the gain; None where nothing is known of its noise.
-
-        The larger of two: the spread over seeds (Student's t), and the sampling error of the eval split. One that is 0
-        is not known: the seeds happened to differ alike, or both models answered alike on every row.
-        """
-        if not self.gains:
-            return None
-        known = []
-        if self.gain_std is not None:
-            n = len(self.gains)
-            known.append((T_95[n - 2] if n - 2 < len(T_95) else NORMAL_95) * self.gain_std / math.sqrt(n))
-        error = self.gain_error if self.gain_error is not None else self.binomial_error("student", "baseline")
-        if error is not None:
-            known.append(NORMAL_95 * error)
-        return max((one for one in known if one > NOTHING), default=None)
-
-    def binomial_error(self, one: str, other: str) -> float | None:
-        """Return the standard error of a difference between two models where the headline metric is a share of rows.
-
-        That both models see the same rows is ignored: it is too wide rather than too narrow.
-        """
-        shares = [self.headline(one), self.headline(other)]
-        known = [share for share in shares if share is not None and 0 <= share <= 1]
-        if self.metric not in ("accuracy", "exact_match") or not self.eval_rows or len(known) < 2:
-            return None
-        return math.sqrt(sum(share * (1 - share) for share in known) / self.eval_rows)
-
-    @property
-    def compression(self) -> float | None:
-        """How many times fewer parameters the student has than the teacher; None where there is no such model."""
-        theirs, ours = self.teacher.parameters, self.student.parameters
-        return theirs / ours if theirs and ours else None
-
-    @property
-    def speedup(self) -> float | None:
-        """How many times faster the student answers one example."""
-        if self.teacher.latency is None or self.student.latency is None:
-            return None
-        return self.teacher.latency.single.median_ms / self.student.latency.single.median_ms
+class Report(Results):
+    """All a run knows at its end, as sentences and as files."""
 
     def verdict(self) -> list[str]:
         """Return one to four sentences: what was kept, what the teacher added, what got worse."""
-        from hf_distill.report.verdict import verdict
-
         return verdict(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `report.json` holds: plain values, None for what is not a number."""
-        from hf_distill.report.files import to_plain
-
         return to_plain(self)
 
     def save(self, directory: str | Path) -> Path:
@@ -269,9 +35,6 @@ class Report:
         Each file appears whole or not at all, and an old `report.json` goes first: where there is one, the report
         that it belongs to is complete.
         """
-        from hf_distill.report.model_card import card
-        from hf_distill.report.page import html
-
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         files = {
@@ -287,13 +50,6 @@ class Report:
     @classmethod
     def load(cls, path: str | Path) -> Report:
         """Read a report again, from its `report.json` or the directory that holds it."""
-        from hf_distill.report.files import from_plain
-
         path = Path(path)
         content = json.loads((path / REPORT if path.is_dir() else path).read_text(encoding="utf-8"))
         return cls(**from_plain(content))
-
-
-def _number(metrics: Mapping[str, float], name: str) -> float | None:
-    value = metrics.get(name)
-    return float(value) if value is not None and math.isfinite(value) else None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hf_distill.report.latency import Timing
-    from hf_distill.report.report import Report
+    from hf_distill.report.results import Results
 
 TITLES = {"teacher": "teacher", "student": "student", "baseline": "student without teacher"}
 NOTHING = "-"
@@ -91,7 +91,7 @@ def metric_title(metric: str) -> str:
     return metric.split("/")[-1].replace(".py", "").replace("#", " ")
 
 
-def is_share(report: Report, metric: str) -> bool:
+def is_share(report: Results, metric: str) -> bool:
     """Return whether a metric is shown in percent."""
     words = metric_title(metric).lower().replace("-", "_").replace(" ", "_")
     if not any(words == share or words.startswith(f"{share}_") or words.endswith(f"_{share}") for share in SHARES):
@@ -100,24 +100,24 @@ def is_share(report: Report, metric: str) -> bool:
     return all(value is None or not math.isfinite(value) or 0 <= value <= 1 for value in values)
 
 
-def metric_names(report: Report) -> list[str]:
+def metric_names(report: Results) -> list[str]:
     """Return the names of all metrics, the headline first. Agreement is not one: it has its own row."""
     names = dict.fromkeys(name for model in report.models.values() for name in model.metrics)
     names.pop("agreement", None)
     return sorted(names, key=lambda name: name != report.metric)
 
 
-def metric_value(report: Report, metric: str, value: float | None) -> str:
+def metric_value(report: Results, metric: str, value: float | None) -> str:
     """Return the value of a metric as the report shows it."""
     return percent(value) if is_share(report, metric) else number(value)
 
 
-def signed(report: Report, value: float) -> str:
+def signed(report: Results, value: float) -> str:
     """Return a difference on the headline metric: `+1.2 points`, `-0.013`."""
     return f"{'+' if value >= 0 else '-'}{unsigned(report, abs(value))}"
 
 
-def unsigned(report: Report, value: float) -> str:
+def unsigned(report: Results, value: float) -> str:
     """Return the size of a difference on the headline metric, in points where it is shown in percent."""
     if not is_share(report, report.metric):
         return f"{value:.3g}" if value < 1000 else f"{value:.0f}"  # no 1.93e+03
@@ -125,7 +125,7 @@ def unsigned(report: Report, value: float) -> str:
     return f"{points:.{2 if 0 < points < 0.095 else 1}f} points"
 
 
-def rows(report: Report) -> list[Row]:
+def rows(report: Results) -> list[Row]:
     """Return the table: metrics, agreement, calibration, size, speed. What was not measured has no row."""
     models = report.models
     table = []
@@ -152,13 +152,13 @@ def rows(report: Report) -> list[Row]:
     return table + _speed(report)
 
 
-def _was_better(report: Report) -> bool:
+def _was_better(report: Results) -> bool:
     """Whether a model was better at some evaluation while it was trained than it is now."""
     now = {key: report.headline(key) for key in report.best}
     return any(value is not None and report.was_better(report.best[key], value) for key, value in now.items())
 
 
-def undefined(report: Report) -> list[str]:
+def undefined(report: Results) -> list[str]:
     """Return a sentence for each metric that has no value, and why: in the table it is `-`.
 
     Returns:
@@ -174,14 +174,14 @@ def undefined(report: Report) -> list[str]:
     ]
 
 
-def heads_left(report: Report) -> str:
+def heads_left(report: Results) -> str:
     """Return in which stages the student's head is not trained; empty where it always is."""
     left = [key.partition(" ")[2] for key, text in report.settings.items() if str(text).endswith(HEAD_IS_LEFT)]
     which = f"stage {left[0]}" if len(left) == 1 else f"stages {', '.join(left)}"
     return f" In {which} the student's head is not trained." if left else ""
 
 
-def _speed(report: Report) -> list[Row]:
+def _speed(report: Results) -> list[Row]:
     known = {key: model.latency for key, model in report.models.items() if model.latency is not None}
     if not known:
         return []
@@ -199,7 +199,7 @@ def _speed(report: Report) -> list[Row]:
     ]
 
 
-def speed_note(report: Report) -> str:
+def speed_note(report: Results) -> str:
     """Return how the speed was measured, one sentence; empty where it was not."""
     latency = report.student.latency
     if latency is None:
@@ -217,7 +217,7 @@ def speed_note(report: Report) -> str:
     )
 
 
-def _other_tokens(report: Report) -> str:
+def _other_tokens(report: Results) -> str:
     """Say where the teacher was timed on the same texts in tokens of its own."""
     ours, theirs = report.student.latency, report.teacher.latency
     if "tokenizers" not in report.settings or ours is None or theirs is None:

@@ -6,12 +6,12 @@ import math
 from typing import TYPE_CHECKING
 
 from hf_distill.metrics.table import AGREEMENT
-from hf_distill.report.report import NORMAL_95, NOTHING
+from hf_distill.report.results import NORMAL_95, NOTHING
 from hf_distill.report.text import metric_title, metric_value, percent, signed, unsigned
 
 if TYPE_CHECKING:
     from hf_distill.report.calibration import Group
-    from hf_distill.report.report import Report
+    from hf_distill.report.results import Results
 
 LINES = 4
 # The headline where the eval split has no labels; it says what the student took over, not what is right.
@@ -19,13 +19,13 @@ LINES = 4
 CALIBRATION = 0.01
 
 
-def verdict(report: Report) -> list[str]:
+def verdict(report: Results) -> list[str]:
     """Return one to four sentences, the most important first."""
     lines = [_kept(report), _gain(report), *_cautions(report)]
     return [line for line in lines if line][:LINES]
 
 
-def _kept(report: Report) -> str:
+def _kept(report: Results) -> str:
     teacher, student = report.headline("teacher"), report.headline("student")
     if teacher is None or student is None or report.metric == AGREEMENT:
         return f"{_unjudged(report)} {_cost(report)}".strip()
@@ -50,13 +50,13 @@ def _kept(report: Report) -> str:
     return f"{start}{_cost(report, sentence=False)}{_other_weights(report)}{_over_seeds(report)}"
 
 
-def _other_weights(report: Report) -> str:
+def _other_weights(report: Results) -> str:
     """Say in what the teacher was measured, where it was loaded in something else than the student."""
     theirs, ours = report.teacher.weights, report.student.weights
     return f" The teacher was measured in {theirs}, the student in {ours}." if theirs and theirs != ours else ""
 
 
-def _against_chance(report: Report, model: str) -> str:
+def _against_chance(report: Results, model: str) -> str:
     """Return `its accuracy is 50.0 against 51.2 for always 'no'`."""
     chance, value = report.chance, report.headline(model)
     assert chance is not None
@@ -66,7 +66,7 @@ def _against_chance(report: Report, model: str) -> str:
     return f"its {metric_title(report.metric)} is {values[0]} against {values[1]} for {chance.answer}{noise}"
 
 
-def _over_seeds(report: Report) -> str:
+def _over_seeds(report: Results) -> str:
     # The saved student is one draw; the first seed may have been lucky.
     values = [seed.student.get(report.metric) for seed in report.seeds]
     known = [value for value in values if value is not None and math.isfinite(value)]
@@ -76,7 +76,7 @@ def _over_seeds(report: Report) -> str:
     return f" Over {len(known)} seeds it is {average.removesuffix(' %')} on average."
 
 
-def _apart(report: Report, one: str, other: str) -> bool:
+def _apart(report: Results, one: str, other: str) -> bool:
     """Return whether two models differ by more than the eval split's noise, as far as that is known."""
     values, error = (report.headline(one), report.headline(other)), report.binomial_error(one, other)
     if values[0] is None or values[1] is None:
@@ -84,7 +84,7 @@ def _apart(report: Report, one: str, other: str) -> bool:
     return abs(values[0] - values[1]) > NORMAL_95 * (error or 0.0)
 
 
-def _unjudged(report: Report) -> str:
+def _unjudged(report: Results) -> str:
     rows = f"of {report.eval_rows:,} eval rows" if report.eval_rows else "of the eval rows"
     same = f"Student and teacher predict the same on {percent(report.agreement)} {rows}"
     if report.metric == AGREEMENT and report.agreement is not None:
@@ -99,13 +99,13 @@ def _unjudged(report: Report) -> str:
     )
 
 
-def _undefined(report: Report) -> list[str]:
+def _undefined(report: Results) -> list[str]:
     """Return why the headline metric has no value, each reason once."""
     found = [model.undefined.get(report.metric, "") for model in report.models.values()]
     return list(dict.fromkeys(filter(None, found)))
 
 
-def _cost(report: Report, *, sentence: bool = True) -> str:
+def _cost(report: Results, *, sentence: bool = True) -> str:
     """Return what the student's size and speed are: what got better in one clause, what did not in its own sentence."""
     better, worse = [], []
     ratio = report.compression
@@ -139,7 +139,7 @@ def _times(ratio: float) -> str:
     return f"{ratio:.2f}" if ratio < 1.1 else f"{ratio:.1f}"
 
 
-def _gain(report: Report) -> str:
+def _gain(report: Results) -> str:
     gain = report.gain
     if gain is None:
         if report.baseline is None:
@@ -176,7 +176,7 @@ def _gain(report: Report) -> str:
     return f"The teacher {'helped' if helped else 'hurt'}: {against} {facts}.{after}"
 
 
-def _at_its_best(report: Report) -> str:
+def _at_its_best(report: Results) -> str:
     """Return `+0.2 points against its best evaluation (82.9 at step 40 of 60)`; empty where its end was its best."""
     over = report.gain_over_best
     if over is None or report.gain is None or abs(over - report.gain) <= NOTHING:
@@ -189,14 +189,14 @@ def _at_its_best(report: Report) -> str:
     return f"{signed(report, over)} against that student's best evaluation while it was trained ({where})"
 
 
-def _helps_at_best(report: Report) -> bool:
+def _helps_at_best(report: Results) -> bool:
     if report.noise is not None:
         return report.shows_help
     over = report.gain_over_best or 0.0
     return over > 0 if report.greater_is_better else over < 0
 
 
-def _no_effect(report: Report) -> str:
+def _no_effect(report: Results) -> str:
     """Say that both students scored alike, which is no interval of width zero."""
     name, seeds = metric_title(report.metric), len(report.gains)
     value = metric_value(report, report.metric, report.headline("student")).removesuffix(" %")
@@ -208,7 +208,7 @@ def _no_effect(report: Report) -> str:
     )
 
 
-def _facts(report: Report) -> str:
+def _facts(report: Results) -> str:
     noise, seeds = report.noise, len(report.gains)
     interval = f"; 95 % interval ± {unsigned(report, noise)}" if noise is not None else ""
     if report.gain_std is not None:
@@ -221,7 +221,7 @@ def _facts(report: Report) -> str:
     return f"{values[0]} against {values[1]}, one seed{interval}{size}"
 
 
-def _cautions(report: Report) -> list[str]:
+def _cautions(report: Results) -> list[str]:
     lines = [
         f"{steps} steps of the {training} were left out, as a loss or gradient was not finite (on_nan: skip)."
         for training, steps in report.settings.get("skipped_steps", {}).items()
@@ -252,7 +252,7 @@ def _cautions(report: Report) -> list[str]:
     return lines
 
 
-def _worst(report: Report) -> Group | None:
+def _worst(report: Results) -> Group | None:
     """Return the group that lost most, if it lost clearly more than the whole."""
     compared = [group for group in report.groups if {"teacher", "student"} <= group.accuracy.keys()]
     total = sum(group.count for group in compared)

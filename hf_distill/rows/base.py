@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from hf_distill.data.label_names import IGNORED
+from hf_distill.models.heads import Captured, Head
+from hf_distill.models.projection import Side
 
 # What a sum is divided by: rows that count, rows that have a label, examples, tokens that are no padding, ordered
 # pairs of two examples of the same micro-batch, or examples of a text, one that fits it and one that does not.
@@ -25,8 +27,6 @@ UNITS: tuple[Unit, ...] = ("row", "label", "example", "token", "pair", "triple")
 # The logit of what is no class of a row: its probability is exactly 0 at any temperature, and unlike that of -inf its
 # logarithm can be subtracted and differentiated.
 IMPOSSIBLE = -1e30
-
-
 # Columns that `top_class` looks at as one.
 _STRIDE = 64
 
@@ -294,3 +294,20 @@ def likeliest(labels: Tensor) -> Tensor:
 def upcast(logits: Tensor) -> Tensor:
     """Return logits in float32 or better."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def side_of(head: Head, captured: Captured, places: Places, classes: int | None, shared: Tensor | None = None) -> Side:
+    """Return a model at its head, for the rows of a batch.
+
+    Args:
+        head: Of the model.
+        captured: What it would have given to the head.
+        places: Where the rows are. A model spread over devices may have computed its last layer on another one.
+        classes: See `Side`.
+        shared: Likewise.
+    """
+    assert captured.hidden is not None
+    here = captured.hidden.device
+    if places.mask.device != here:
+        places = replace(places, **{item.name: getattr(places, item.name).to(here) for item in fields(places)})
+    return Side(head, places.pick(captured.hidden).to(head.linear.weight.device), captured.dtype, classes, shared)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from hf_distill.data.label_names import IGNORED
 from hf_distill.rows.base import RowLayout, Rows, Unit, likeliest, upcast
+
+# How far from 1 the sum of a row may be: probabilities of many classes, rounded to two digits.
+TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
@@ -107,3 +110,26 @@ class ExampleRows(RowLayout):
         else:
             labelled = (~labels.isnan()).reshape(len(first), -1).sum(-1).float()
         return {"row": rows, "label": labelled, "example": ones}
+
+
+def check_batch(batch: Mapping[str, Any], layout: RowLayout) -> None:
+    """Refuse labels of a batch that are one number a class, and no distribution over the classes.
+
+    Transformers' models take decimals like 1, 1, 0 for several labels at once; as a distribution they count twice.
+
+    Raises:
+        ValueError: Says what they are, and how to have several labels.
+    """
+    labels = batch.get("labels")
+    if not isinstance(layout, ExampleRows) or layout.kind != "classes" or not isinstance(labels, Tensor):
+        return
+    if labels.ndim != 2 or labels.shape[-1] == 1:
+        return
+    known = labels[~labels.isnan().any(-1)].double()
+    bad = (known < 0).any(-1) | ((known.sum(-1) - 1).abs() > TOLERANCE)
+    if labels.shape[-1] != layout.width or bool(bad.any()):
+        shown = (known[bad] if bool(bad.any()) else labels)[0, :8].tolist()
+        raise ValueError(
+            f"a batch has the labels {shown}; wanted {layout.width} probabilities that sum to 1. For several labels at "
+            'once set problem_type="multi_label_classification" in the configuration of the model.'
+        )

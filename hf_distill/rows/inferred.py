@@ -2,103 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from hf_distill.data.label_names import activation, label_names, positions
+from hf_distill.models.inspection import base_model
 from hf_distill.models.sentence_encoder import encoding_of
 from hf_distill.rows.base import RowLayout
 from hf_distill.rows.examples import ExampleRows
 from hf_distill.rows.similarity import SimilarityRows
 from hf_distill.rows.spans import SpanRows
-from hf_distill.rows.targets import TargetRows
-from hf_distill.rows.tokens import TokenRows
+from hf_distill.rows.tokens import TargetRows, TokenRows
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig
-
-# From these a model would compute a loss of its own.
-LABELS = {"labels", "start_positions", "end_positions"}
-
-
-def base_model(model: nn.Module) -> nn.Module:
-    """Return the Transformers model inside wrappers, or the model itself.
-
-    Wrappers are those of PEFT, `torch.compile`, `DataParallel`, DDP and FSDP, and a module of the user's own whose
-    `forward` takes `**kwargs` and which holds one Transformers model.
-    """
-    while (inside := _inside(model)) is not None:
-        model = inside
-    return model
-
-
-def wrapper_of(model: nn.Module) -> str | None:
-    """Return the class name of a wrapper other than PEFT's; None where there is none.
-
-    What such a wrapper does around the model is not known, so the model cannot be taken apart.
-    """
-    while (get_base_model := getattr(model, "get_base_model", None)) is not None:
-        model = get_base_model()
-    return type(model).__name__ if _inside(model) is not None else None
-
-
-def _inside(model: nn.Module) -> nn.Module | None:
-    from torch import nn
-
-    if (get_base_model := getattr(model, "get_base_model", None)) is not None:
-        peft: nn.Module = get_base_model()
-        return peft
-    parallel = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
-    for name in ("_orig_mod", "_fsdp_wrapped_module", *(("module",) if parallel else ())):
-        if name in model._modules:
-            return model._modules[name]
-    if isinstance(model, PreTrainedModel) or not _takes_any(model):
-        return None
-    held = _models_in(model)
-    return held[0] if len(held) == 1 else None
-
-
-def _takes_any(model: nn.Module) -> bool:
-    kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
-    return inspect.Parameter.VAR_KEYWORD in kinds
-
-
-def _models_in(model: nn.Module) -> list[nn.Module]:
-    """Return the Transformers models that a module holds, without those inside another one."""
-    found: dict[str, nn.Module] = {}
-    for name, module in model.named_modules():
-        if name and isinstance(module, PreTrainedModel) and not any(name.startswith(f"{one}.") for one in found):
-            found[name] = module
-    return list(found.values())
-
-
-def taken_by(model: nn.Module) -> frozenset[str]:
-    """Return the names of what a model's `forward` takes, without the labels.
-
-    Raises:
-        ValueError: Its `forward` takes `**kwargs` alone, and which model inside reads them is not known.
-    """
-    if (takes := getattr(model, "takes", None)) is not None:  # a cached teacher, which takes what was kept
-        return frozenset(takes)
-    names: set[str] = set()
-    while True:
-        parameters = inspect.signature(model.forward).parameters.values()
-        names |= {one.name for one in parameters if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)}
-        inside = _inside(model)
-        if inside is None:
-            break
-        model = inside
-    if not names:
-        held = len(_models_in(model))
-        raise ValueError(
-            f"{type(model).__name__}.forward takes **kwargs, and it holds {held} Transformers models: which inputs it "
-            "reads is not known. Name them in its forward (input_ids, attention_mask, ...)."
-        )
-    return frozenset(names) - LABELS
 
 
 def infer_layout(student: nn.Module, teacher: nn.Module | None, processing_class: Any = None) -> RowLayout:

@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hf_distill.objectives.sentences import MARGIN
 from hf_distill.rows.base import RowLayout, Rows, Unit
+
+# Column of a batch: how much higher a model that is not asked scores the text that fits than the one that does not.
+MARGIN = "margin"
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from hf_distill.errors import UserError
 from hf_distill.metrics.table import AGREEMENT, METRICS
+from hf_distill.mistakes import join
 from hf_distill.objectives import Labels
 from hf_distill.objectives.base import unique_names
-from hf_distill.recipe.document import join
 from hf_distill.run.training_defaults import fine_tuning, training_defaults
 from hf_distill.tasks import TASKS
 

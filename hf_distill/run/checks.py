@@ -6,16 +6,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.errors import UserError
-from hf_distill.recipe.document import join
+from hf_distill.mistakes import join
 from hf_distill.report.text import count
 from hf_distill.run.training_defaults import sampling_remark, within_batch
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+    from hf_distill.models.pair import Pair
     from hf_distill.objectives import Objective
     from hf_distill.recipe.recipe import Recipe
-    from hf_distill.run.pairing import Pair
     from hf_distill.students.freezing import Frozen
 
 
@@ -91,7 +91,7 @@ def frozen_of(recipe: Recipe, student: PretrainedConfig) -> Frozen | None:
     """
     if not recipe.student.freeze:
         return None
-    from hf_distill.models.loading import outline
+    from hf_distill.models.outline import outline
     from hf_distill.students.freezing import find_frozen
 
     with recipe.locate("student"):

@@ -16,8 +16,8 @@ from hf_distill.errors import UserError
 from hf_distill.files.atomic import check_writable, is_left_over, write_atomic
 from hf_distill.files.lock import Lock
 from hf_distill.files.ownership import RECIPE, RUNS, TEACHERS, Ownership
-from hf_distill.recipe.document import join
-from hf_distill.recipe.words import shown
+from hf_distill.mistakes import join
+from hf_distill.recipe.writer import shown
 from hf_distill.run.found import read_record
 from hf_distill.training.checkpoints import last_complete_checkpoint
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_distill.component import entry
 from hf_distill.data.loading import PEEK, Sample, apart, peek
@@ -15,23 +15,23 @@ from hf_distill.formatting import readable_lines
 from hf_distill.locations import resolve, sibling
 from hf_distill.metrics.evaluate_library import is_here
 from hf_distill.models.adapters import find_adapter
-from hf_distill.models.loading import outline
+from hf_distill.models.outline import outline
+from hf_distill.models.pair import Pair
+from hf_distill.models.tokenizers import tokenizer_name
 from hf_distill.objectives.features import FeatureObjective
 from hf_distill.objectives.hidden import Hidden, Hint, Patient
 from hf_distill.recipe.plugins import outside_code
-from hf_distill.recipe.words import words
-from hf_distill.recipe.writer import dump_recipe
+from hf_distill.recipe.writer import dump_recipe, words
 from hf_distill.report.text import count
 from hf_distill.run.best_model import check_best_metric, check_saving
-from hf_distill.run.cache_command import in_advance
 from hf_distill.run.checks import check_plan, cut_off, frozen_of, remarks
 from hf_distill.run.directory import RunDirectory
 from hf_distill.run.launch import check_launch
-from hf_distill.run.pairing import Pair, open_pair, open_student, open_teacher
+from hf_distill.run.pairing import open_pair, open_student, open_teacher
 from hf_distill.run.preparation import check_prepared, locating_data, prepare, setup_of
 from hf_distill.run.requirements import check_steps, check_trainings, output_directory
-from hf_distill.tasks.tokenising import tokenizer_name
 from hf_distill.teachers import CachedTeacher
+from hf_distill.teachers.cached import planned
 from hf_distill.training.labelled import in_words, labels_of
 
 if TYPE_CHECKING:
@@ -266,3 +266,26 @@ def _layers(objective: Objective, pair: Pair) -> str:
     if isinstance(objective, Hidden | Patient | Hint) and student.width != teacher.width:
         widths = f", through learned projections from {student.width} to {teacher.width}"
     return f": layers {[list(both) for both in objective.pairs(student, teacher)]}{widths}"
+
+
+def in_advance(recipe: Recipe, pair: Pair) -> str:
+    """Return what will be kept of a cached teacher and what it takes, before anything is loaded or counted."""
+    from hf_distill.cache.cache import amount
+    from hf_distill.cache.hidden_states import in_words
+
+    own: Any = recipe.teacher
+    every = [objective for stage in recipe.plan for objective in stage.objectives]
+    kept = planned(own, recipe.task, every, pair)
+    words = "answers, whole in float32"
+    if kept.is_sparse:
+        words = f"{kept.in_words()}, {kept.row_bytes()} bytes a position"
+    if not kept.states:
+        return words
+    words += f"; {in_words(kept.states)}: "
+    of = {"tokens": 0, "texts": 0}
+    for one in kept.states:
+        of["tokens" if one.states.of == "tokens" else "texts"] += one.vector_bytes
+    words += " and ".join(f"{size:,} bytes a {what[:-1]}" for what, size in of.items() if size)
+    if of["tokens"] and pair.max_length is not None and not pair.teacher.is_encoder_decoder:
+        words += f", at most {amount(of['tokens'] * pair.max_length)} a text of {pair.max_length} tokens"
+    return words

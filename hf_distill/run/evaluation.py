@@ -11,15 +11,16 @@ import torch
 
 from hf_distill.metrics.score import greater_is_better
 from hf_distill.metrics.table import AGREEMENT
+from hf_distill.models.tokenizers import tokenizer_name
 from hf_distill.report.best import best_of
 from hf_distill.report.costs import costs_of, skipped_of
 from hf_distill.report.latency import Latency, measure_all
 from hf_distill.report.predictions import Judged, chance_of, class_figures, gain_error, judged_before, labelled_rows
-from hf_distill.report.report import ModelResult, Report, SeedResult
+from hf_distill.report.report import Report
+from hf_distill.report.results import ModelResult, SeedResult
 from hf_distill.report.text import HEAD_IS_LEFT
 from hf_distill.run.checks import leaves_head
 from hf_distill.students.freezing import find_frozen
-from hf_distill.tasks.tokenising import tokenizer_name
 from hf_distill.training.labelled import labels_of
 
 if TYPE_CHECKING:

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.component import entry
+from hf_distill.data.fingerprints import dataset_fingerprint
 from hf_distill.errors import Stopped
-from hf_distill.files.atomic import dataset_fingerprint, fingerprint, model_fingerprint
+from hf_distill.files.fingerprint import fingerprint
 from hf_distill.files.ownership import TRAINING
 from hf_distill.files.records import write_record
+from hf_distill.models.fingerprint import model_fingerprint
 from hf_distill.parallel import asked_once
 from hf_distill.run.checks import leaves_head
 from hf_distill.run.found import Found, look
@@ -258,7 +260,7 @@ class Fitter:
 @contextmanager
 def _told_what_is_kept(directory: Path) -> Iterator[None]:
     """Add to the line about what was not finite from where the training can go on."""
-    from hf_distill.training.finite import NotFinite
+    from hf_distill.errors import NotFinite
 
     try:
         yield
@@ -280,7 +282,7 @@ def _frozen(model: PreTrainedModel) -> list[str]:
 
 def _own(split: Dataset) -> Dataset:
     """Return a split without the places of its examples in a cache."""
-    from hf_distill.cache.replay import ROW
+    from hf_distill.models.target_model import ROW
 
     return split.remove_columns([name for name in split.column_names if name == ROW])
 
@@ -299,7 +301,7 @@ def _finished(trainer: DistillationTrainer) -> PreTrainedModel:
     accelerate leaves the wrapper on; whoever times the model in float32 would time bf16. It also remembers that it has
     prepared the model, and would not put it under autocast again to be judged, in the precision of its training.
     """
-    from hf_distill.training.learned import detach
+    from hf_distill.training.saving import detach
 
     model: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     if not trainer.is_fsdp_enabled:  # which divides a model for good

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hf_distill.data.label_names import label_names, positions
 from hf_distill.data.vocabularies import left_out, named
 from hf_distill.errors import UserError
 from hf_distill.models.adapters import check_task as check_adapter
-from hf_distill.models.loading import has_class, has_head, open_tokenizer
+from hf_distill.models.inspection import positions_of
+from hf_distill.models.loading import open_tokenizer
+from hf_distill.models.outline import has_class, has_head
+from hf_distill.models.pair import Pair
 from hf_distill.models.quantization import check_loadable
+from hf_distill.models.tokenizers import NO_LIMIT
 from hf_distill.objectives.guard import guarded
 
 if TYPE_CHECKING:
@@ -24,39 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Positions of these models start after the padding index, so that the first rows of the table hold no token.
-OFFSET_POSITIONS = (
-    *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod", "camembert", "data2vec-text"),
-    *("mpnet", "longformer", "luke", "ibert", "lilt", "markuplm", "layoutlmv3", "esm"),
-)
-# No tokenizer knows a limit as high: Transformers writes 10^30 for "none".
-NO_LIMIT = 1_000_000
 PROBE = "The Quick brown fox's 12 jumps - naïve, (über) 北京!"
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Teacher and student before any weight is loaded.
-
-    Attributes:
-        teacher: Configuration.
-        student: Configuration.
-        tokenizer: Feeds both; the student alone where the teacher has one of its own.
-        teacher_tokenizer: The teacher's own; None where one feeds both.
-        teacher_head: The teacher's configuration where it brings the task's head, else None.
-        student_head: Likewise.
-        max_length: Longest input both take and the recipe wants; None where nothing limits it.
-        left_out: Tokens that are not the same in both vocabularies, where these differ in special tokens alone.
-    """
-
-    teacher: PretrainedConfig
-    student: PretrainedConfig
-    tokenizer: PreTrainedTokenizerBase
-    teacher_tokenizer: PreTrainedTokenizerBase | None
-    teacher_head: PretrainedConfig | None
-    student_head: PretrainedConfig | None
-    max_length: int | None
-    left_out: tuple[int, ...] = ()
 
 
 def open_pair(recipe: Recipe) -> Pair:
@@ -324,11 +295,3 @@ def _longest_input(
         return wanted
     limits += [tokenizer.model_max_length for tokenizer in tokenizers if tokenizer.model_max_length < NO_LIMIT]
     return min(limits, default=None)
-
-
-def positions_of(config: PretrainedConfig) -> int | None:
-    """Return how many tokens a model has positions for; None where it has no table of them."""
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(positions, int) or positions <= 0 or getattr(config, "position_biased_input", True) is False:
-        return None
-    return positions - (config.pad_token_id or 0) - 1 if config.model_type in OFFSET_POSITIONS else positions

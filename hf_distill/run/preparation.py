@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hf_distill.component import settings
 from hf_distill.data import apart, load_splits
 from hf_distill.errors import UserError
+from hf_distill.models.pair import Pair
 from hf_distill.objectives.guard import guarded
 from hf_distill.parallel import asked_once
 from hf_distill.recipe.plugins import outside_code
@@ -23,13 +24,13 @@ from hf_distill.run.console import Narrator
 from hf_distill.run.directory import RunDirectory, held_recipe
 from hf_distill.run.fit import Fitter
 from hf_distill.run.launch import check_launch, use_all_cores, use_cpu_if_needed, waiting
-from hf_distill.run.pairing import Pair, open_pair
-from hf_distill.run.precision import resolve_bf16
+from hf_distill.run.pairing import open_pair
 from hf_distill.run.requirements import check_steps, check_trainings, output_directory
 from hf_distill.run.run import Run
-from hf_distill.run.training_defaults import training_defaults
+from hf_distill.run.training_defaults import resolve_bf16, training_defaults
 from hf_distill.tasks import Setup
-from hf_distill.tasks.class_counts import ClassCounts, classes_of
+from hf_distill.tasks.base import classes_of
+from hf_distill.tasks.class_counts import ClassCounts
 from hf_distill.teachers import CachedTeacher
 from hf_distill.teachers.given_cache import numbered, replaying, replaying_tokens
 from hf_distill.training.labelled import in_words, labels_of

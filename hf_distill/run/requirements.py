@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hf_distill.errors import UserError, did_you_mean
-from hf_distill.locations import check_lengths
-from hf_distill.packages import is_here, missing
-from hf_distill.recipe.document import join
+from hf_distill.locations import check_lengths, is_here, missing
+from hf_distill.mistakes import join
 from hf_distill.run.training_defaults import fine_tuning, training_defaults
 from hf_distill.training.labelled import on_labels_alone
 from hf_distill.training_args import DistillationArguments

@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from hf_distill.cache.cache import default_root
+from hf_distill.cache.hub import fetch
+from hf_distill.component import entry
+from hf_distill.files.fingerprint import fingerprint
+from hf_distill.models.tokenizers import tokenizer_state
+
+if TYPE_CHECKING:
+    pass
+
 import logging
 import time
 from collections.abc import Iterator
@@ -14,6 +25,7 @@ from hf_distill.errors import UserError
 from hf_distill.files.lock import FILE as LOCK
 from hf_distill.files.lock import Lock
 from hf_distill.files.ownership import RUNS, TEACHERS, TRAINING
+from hf_distill.models.pair import Pair
 from hf_distill.models.quantization import in_words, size, weights
 from hf_distill.objectives import Labels
 from hf_distill.report import costs
@@ -21,9 +33,7 @@ from hf_distill.report.text import count
 from hf_distill.run.console import Narrator
 from hf_distill.run.directory import RunDirectory
 from hf_distill.run.fit import Fitted, Fitter
-from hf_distill.run.pairing import Pair
-from hf_distill.run.precision import resolve_bf16
-from hf_distill.run.training_defaults import fine_tuning
+from hf_distill.run.training_defaults import fine_tuning, resolve_bf16
 from hf_distill.students.freezing import freeze
 from hf_distill.teachers import CachedTeacher
 from hf_distill.training.labelled import as_long_as, label_objective
@@ -132,7 +142,6 @@ class Run:
         if not isinstance(own, CachedTeacher):
             return
         from hf_distill.cache.hub import push
-        from hf_distill.run.cache_command import cache_of
 
         with self.stage("cache"), self.recipe.locate("teacher"):
             self.cache = cache_of(self, teacher, own)
@@ -261,3 +270,48 @@ def _check_own(folder: Path) -> None:
         raise UserError(
             f"{folder} holds files that are no teacher of a run. Choose another directory.", key="output_dir"
         )
+
+
+def reading(recipe: Recipe, pair: Pair) -> dict[str, Any]:
+    """Return what decides how the teacher reads an example, by the words of a refusal."""
+    tokenizer = pair.teacher_tokenizer or pair.tokenizer
+    template = getattr(tokenizer, "chat_template", None)
+    return {
+        "tokenizer": fingerprint(tokenizer_state(tokenizer) or type(tokenizer).__name__),
+        "chat template": None if template is None else fingerprint(template),
+        "max_length": pair.max_length,
+        "task": fingerprint(entry(recipe.task)),
+        **({"tokens left out": fingerprint(pair.left_out)} if pair.left_out else {}),
+    }
+
+
+def cache_of(run: Run, teacher: PreTrainedModel, own: CachedTeacher) -> Cache:
+    """Return the cache that belongs to a run, be it there or not.
+
+    Args:
+        run: Its data, objectives and processes.
+        teacher: The model.
+        own: The recipe's entry.
+    """
+    from hf_distill.cache.cache import Cache
+    from hf_distill.cache.format import Kept
+
+    data = run.prepared.for_teacher or run.prepared
+    every = [objective for stage in run.recipe.plan for objective in stage.objectives]
+    kept = Kept.of(
+        teacher,
+        data.layout,
+        top=own.top,
+        tail=own.tail,
+        temperature=own.temperature(every),
+        precision=own.precision,
+        states=own.states(every, run.pair),
+        hidden_precision=own.hidden_precision,
+    )
+    reads = reading(run.recipe, run.pair)
+    if own.repo_id is not None and not own.push:
+        with run.args.main_process_first(desc="cache"):
+            path = fetch(own.repo_id)
+        return Cache(data, teacher, kept, reads, path, say=run.narrator.say, complete=True)
+    path = default_root() if own.path is None else Path(own.path).expanduser()
+    return Cache(data, teacher, kept, reads, path, own.path is not None, run.narrator.say)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 from itertools import pairwise
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from hf_distill.component import component
 from hf_distill.data.label_names import label_names, positions
 from hf_distill.errors import UserError
+from hf_distill.models.layers import find_stacks, stacks
 from hf_distill.models.loading import Head, load_model, open_config
 from hf_distill.models.quantization import method_of
 from hf_distill.students.base import NUMBERS_OF_LAYERS, Student, build, is_per_layer, with_head
@@ -20,12 +21,6 @@ if TYPE_CHECKING:
 
 # What differs between two layers of one model without a difference in what they compute.
 POSITION = {"layer_idx", "layer_id", "layer_number", "training", "gradient_checkpointing"}
-
-
-# Where configurations keep the number of layers: of the only stack, of the encoder, of the decoder.
-KEYS = ("num_hidden_layers",)
-ENCODER_KEYS = ("encoder_layers", "num_encoder_layers", "num_layers")
-DECODER_KEYS = ("decoder_layers", "num_decoder_layers")
 
 
 @component
@@ -190,61 +185,6 @@ def spread(count: int, total: int) -> list[int]:
     if count == 1:
         return [0]
     return [round(index * (total - 1) / (count - 1)) for index in range(count)]
-
-
-def stacks(config: PretrainedConfig) -> dict[str, str]:
-    """Return `layers`, and `decoder_layers` of an encoder-decoder model -> the key with the number of such layers.
-
-    Raises:
-        UserError: The configuration does not say.
-    """
-    keys = {"layers": ENCODER_KEYS, "decoder_layers": DECODER_KEYS} if config.is_encoder_decoder else {"layers": KEYS}
-    found = {
-        field: key for field, names in keys.items() for key in names if isinstance(getattr(config, key, None), int)
-    }
-    if len(found) < len(keys) or getattr(config, "is_heterogeneous", False):
-        raise UserError(
-            "copy_layers works for models with one stack of layers, or one on each side of encoder and decoder; "
-            f"{type(config).__name__} describes something else. "
-            "Name a smaller checkpoint: student: {name: pretrained, model: ...}.",
-            key="name",
-        )
-    return found
-
-
-def find_stacks(model: PreTrainedModel) -> dict[str, tuple[str, nn.ModuleList]]:
-    """Return, for each key of `stacks`, the list of layers and its name (`"bert.encoder.layer"`).
-
-    Raises:
-        UserError: There is no list as long as the configuration says, or more than one.
-    """
-    keys = stacks(model.config)
-    if not model.config.is_encoder_decoder:
-        return {"layers": _find_list(model, model, getattr(model.config, keys["layers"]))}
-    untyped: Any = model
-    sides = {"layers": untyped.get_encoder(), "decoder_layers": untyped.get_decoder()}
-    return {field: _find_list(model, sides[field], getattr(model.config, key)) for field, key in keys.items()}
-
-
-def _find_list(model: PreTrainedModel, side: nn.Module, total: int) -> tuple[str, nn.ModuleList]:
-    from torch import nn
-
-    prefix = next((f"{name}." for name, module in model.named_modules() if module is side and name), "")
-    found: dict[str, nn.ModuleList] = {}
-    for name, module in side.named_modules():
-        # A list inside a layer (of experts, say) may happen to be as long.
-        inside = any(name.startswith(f"{outer}.") for outer in found)
-        if isinstance(module, nn.ModuleList) and len(module) == total and not inside:
-            found[name] = module
-    if len(found) != 1:
-        what = f"{len(found)} lists of {total} layers ({', '.join(found)})" if found else f"no list of {total} layers"
-        raise UserError(
-            f"cannot tell the layers of {type(model).__name__}: it has {what}. Name a smaller checkpoint: "
-            "student: {name: pretrained, model: ...}, or start from random weights: {name: from_config, ...}.",
-            key="name",
-        )
-    ((name, layers),) = found.items()
-    return prefix + name, layers
 
 
 def _renumber(weights: dict[str, Tensor], place: str, kept: list[int]) -> dict[str, Tensor]:

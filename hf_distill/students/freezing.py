@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.errors import UserError, did_you_mean
-from hf_distill.students.copy_layers import find_stacks
+from hf_distill.models.layers import find_stacks
 
 if TYPE_CHECKING:
     from torch import nn

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from hf_distill.component import component
 from hf_distill.errors import UserError
 from hf_distill.objectives.class_weights import NO_CLASSES
+from hf_distill.tasks.class_counts import ClassCounts, count_classes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -204,9 +205,20 @@ def check_class_weights(weights: ClassWeights, prepared: Prepared, key: str) -> 
         UserError: There are no classes that exclude each other, or other ones.
     """
     from hf_distill.objectives.class_weights import resolve
-    from hf_distill.tasks.class_counts import classes_of
 
     found = classes_of(prepared) if prepared.layout.has_named_classes else None
     if found is None:
         raise UserError(NO_CLASSES, key=key)
     resolve(weights, found.names, found.counts.get("train"), key)
+
+
+def classes_of(prepared: Prepared) -> ClassCounts | None:
+    """Return how often each class occurs in a run's data; None where nothing is classified, or nothing has labels."""
+    from hf_distill.rows.examples import ExampleRows
+
+    width = prepared.head.settings.get("num_labels")
+    # The answers of question answering are places in a text.
+    classified = prepared.layout.has_named_classes or isinstance(prepared.layout, ExampleRows)
+    if width is None or not classified or not prepared.layout.has_classes:
+        return None
+    return count_classes({"train": prepared.train, "eval": prepared.eval}, width, prepared.label_names)

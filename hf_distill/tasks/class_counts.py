@@ -15,8 +15,7 @@ from hf_distill.data.sources import CUT
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from hf_distill.tasks.base import Prepared
-    from hf_distill.tasks.labelling import Labelling
+    from hf_distill.tasks.problem_type import Labelling
 
 # Shares of classes that differ by less, summed over classes and halved, are not worth a word.
 _DIFFERENT = 0.15
@@ -103,18 +102,6 @@ class ClassCounts:
         if much < _DIFFERENT or table.shape[1] < 2 or chi2_contingency(table).pvalue > _LEVEL:
             return None
         return worst
-
-
-def classes_of(prepared: Prepared) -> ClassCounts | None:
-    """Return how often each class occurs in a run's data; None where nothing is classified, or nothing has labels."""
-    from hf_distill.rows.examples import ExampleRows
-
-    width = prepared.head.settings.get("num_labels")
-    # The answers of question answering are places in a text.
-    classified = prepared.layout.has_named_classes or isinstance(prepared.layout, ExampleRows)
-    if width is None or not classified or not prepared.layout.has_classes:
-        return None
-    return count_classes({"train": prepared.train, "eval": prepared.eval}, width, prepared.label_names)
 
 
 def count_classes(splits: Mapping[str, Dataset], width: int, names: Sequence[str] | None) -> ClassCounts | None:

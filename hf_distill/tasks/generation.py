@@ -46,7 +46,7 @@ class Generator:
         from accelerate import PartialState
         from accelerate.utils import gather_object
 
-        from hf_distill.models.heads import evaluating
+        from hf_distill.models.inspection import evaluating
 
         state = PartialState()
         # Every second row rather than the first half: rows are sorted, and the long ones would all be on one process.

@@ -9,9 +9,16 @@ from hf_distill.data.label_names import positions, shorten
 from hf_distill.errors import UserError
 from hf_distill.tasks.classes import SAY_NAMES, Classes, Heads, find_classes
 from hf_distill.tasks.label_column import LabelColumn, read_column
-from hf_distill.tasks.labelling import Labelling, Names
 from hf_distill.tasks.one_output import check_yes_or_no
-from hf_distill.tasks.problem_type import Problem, check_classes, find_problem, is_multi_hot, value_count
+from hf_distill.tasks.problem_type import (
+    Labelling,
+    Names,
+    Problem,
+    check_classes,
+    find_problem,
+    is_multi_hot,
+    value_count,
+)
 from hf_distill.tasks.soft_labels import is_one_hot, is_soft
 from hf_distill.tasks.stated_labels import Stated
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from hf_distill.data import column
 from hf_distill.errors import UserError
-from hf_distill.objectives.sentences import MARGIN
+from hf_distill.rows.similarity import MARGIN
 from hf_distill.tasks.base import SaidLabels
 from hf_distill.tasks.label_space import read_labels
-from hf_distill.tasks.labelling import Labelling
 from hf_distill.tasks.language import check_texts
+from hf_distill.tasks.problem_type import Labelling
 
 if TYPE_CHECKING:
     from datasets import Dataset

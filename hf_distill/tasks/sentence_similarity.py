@@ -15,7 +15,7 @@ from hf_distill.data import by_length, column
 from hf_distill.data.two_tokenizers import PadBoth, side_by_side, teacher_view
 from hf_distill.errors import UserError
 from hf_distill.models.loading import Head
-from hf_distill.objectives.sentences import MARGIN
+from hf_distill.rows.similarity import MARGIN
 from hf_distill.tasks.base import Prepared, Setup, Task
 from hf_distill.tasks.sentence_columns import (
     NAME,

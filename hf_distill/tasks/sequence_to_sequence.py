@@ -13,7 +13,7 @@ from hf_distill.errors import UserError
 from hf_distill.metrics.table import DEFAULTS
 from hf_distill.models.decoders import decoder_positions
 from hf_distill.models.loading import Head
-from hf_distill.run.pairing import NO_LIMIT
+from hf_distill.models.tokenizers import NO_LIMIT
 from hf_distill.tasks.base import Prepared, Setup, Task
 from hf_distill.tasks.generation import REFERENCE, Generator
 from hf_distill.tasks.language import among, check_shared, check_texts, no_logits, pad_token_id, perplexity, vocabulary
@@ -57,7 +57,7 @@ class SequenceToSequence(Task):
         """See `Task.prepare`."""
         from hf_distill.metrics.score import check
         from hf_distill.metrics.text import check_generated, takes_texts
-        from hf_distill.rows.targets import TargetRows
+        from hf_distill.rows.tokens import TargetRows
 
         tokenizer, width = setup.tokenizer, vocabulary(setup.tokenizer)
         names = setup.metrics or list(self.own_metrics)

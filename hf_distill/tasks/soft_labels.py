@@ -9,13 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_distill.data import column as arrow_column
+from hf_distill.rows.examples import TOLERANCE
 from hf_distill.tasks.label_column import LabelColumn
 
 if TYPE_CHECKING:
     from hf_distill.errors import UserError
-
-# How far from 1 the sum of a row may be: probabilities of many classes, rounded to two digits.
-TOLERANCE = 0.02
 
 
 def is_soft(column: LabelColumn) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hf_distill._version import __version__
 from hf_distill.data.label_names import label_names, shorten
-from hf_distill.files.atomic import fingerprint
+from hf_distill.files.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -19,8 +19,7 @@ from hf_distill.tasks.base import Prepared, Setup, Task
 from hf_distill.tasks.class_counts import ClassCounts, count_raw
 from hf_distill.tasks.label_forms import as_lists
 from hf_distill.tasks.label_space import read_labels
-from hf_distill.tasks.labelling import Labelling
-from hf_distill.tasks.problem_type import PROBLEM_TYPES, Problem
+from hf_distill.tasks.problem_type import PROBLEM_TYPES, Labelling, Problem
 from hf_distill.tasks.tokenising import tokenise, with_rows
 
 if TYPE_CHECKING:

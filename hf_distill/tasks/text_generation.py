@@ -10,7 +10,8 @@ from pydantic import Field
 from hf_distill.component import component
 from hf_distill.data import by_length, column
 from hf_distill.errors import UserError
-from hf_distill.models.loading import Head, has_class
+from hf_distill.models.loading import Head
+from hf_distill.models.outline import has_class
 from hf_distill.tasks.base import Prepared, Setup, Task
 from hf_distill.tasks.language import (
     PadTokens,

@@ -17,7 +17,7 @@ from hf_distill.models.loading import Head
 from hf_distill.tasks.base import Prepared, Setup, Task
 from hf_distill.tasks.class_counts import ClassCounts, count_raw
 from hf_distill.tasks.label_space import read_labels
-from hf_distill.tasks.labelling import Labelling
+from hf_distill.tasks.problem_type import Labelling
 from hf_distill.tasks.tag_schemes import Scheme, bring_into_scheme
 from hf_distill.tasks.text_classification import check_length
 from hf_distill.tasks.tokenising import tokenise

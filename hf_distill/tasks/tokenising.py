@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from hf_distill._version import __version__
-from hf_distill.files.atomic import fingerprint
+from hf_distill.files.fingerprint import fingerprint
+from hf_distill.models.tokenizers import tokenizer_state
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
     from transformers import PreTrainedTokenizerBase
-
-# Of a tokenizer's Python side; they are no part of what its fast side knows of itself.
-_PYTHON_SIDE = ("truncation_side", "padding_side", "model_input_names", "chat_template", "special_tokens_map")
-# Classes of tokenizers that were loaded from a file of the `tokenizers` library, whatever is in it.
-_ANY = ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
 def tokenise(
@@ -52,7 +47,7 @@ def tokenise(
 
 def with_rows(split: Dataset, tokenised: Dataset) -> Dataset:
     """Return what was made of a split, row by row, with the numbers of its rows, where they stand in it."""
-    from hf_distill.cache.replay import ROW
+    from hf_distill.models.target_model import ROW
 
     return tokenised.add_column(ROW, split[ROW][:]) if ROW in split.column_names else tokenised
 
@@ -65,22 +60,3 @@ def cache_key(split: Dataset, tokenizer: PreTrainedTokenizerBase, *settings: Any
     """
     known = tokenizer_state(tokenizer)
     return None if known is None else fingerprint(__version__, split._fingerprint, *known, settings)
-
-
-def tokenizer_name(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return what to call a tokenizer: its class, or where that stands for any, how it makes tokens (`WordPiece`)."""
-    name = type(tokenizer).__name__
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    return type(backend.model).__name__ if backend is not None and name in _ANY else name
-
-
-def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> list[Any] | None:
-    """Return all that decides how a tokenizer reads, JSON-able; None for one that is written in Python."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return None
-    state = json.loads(backend.to_str())
-    for key in ("truncation", "padding"):  # of the last call
-        state.pop(key, None)
-    rest = {key: repr(getattr(tokenizer, key, None)) for key in _PYTHON_SIDE}
-    return [state, type(tokenizer).__name__, rest]

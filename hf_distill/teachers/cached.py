@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hf_distill.cache.format import Kept
+
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,15 +16,15 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from hf_distill.component import component
 from hf_distill.errors import UserError
-from hf_distill.objectives.layers import Index, Part, States, each_once
+from hf_distill.models.layers import Index, Part, States, each_once
 from hf_distill.teachers.base import FineTune, Teacher
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
     from hf_distill.models.loading import Head
+    from hf_distill.models.pair import Pair
     from hf_distill.objectives import Objective
-    from hf_distill.run.pairing import Pair
     from hf_distill.tasks import Prepared, Task
 
 # Python users may write a list, as YAML does.
@@ -155,7 +160,6 @@ class CachedTeacher(Teacher):
     def check_objective(self, objective: Objective, task: Task, every: Sequence[Objective], pair: Pair | None) -> None:
         """Refuse an objective that wants more of the teacher than is kept."""
         from hf_distill.cache.requirements import check_objective
-        from hf_distill.run.cache_command import planned
 
         configs = None if pair is None else (pair.student, pair.teacher)
         check_objective(objective, planned(self, task, every, pair), configs)
@@ -208,3 +212,37 @@ def _inside() -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(*error.mistakes, key=f"teacher.{error.key}" if error.key else "teacher") from error
+
+
+def planned(own: CachedTeacher, task: Task, objectives: Sequence[Objective], pair: Pair | None) -> Kept:
+    """Return what will be kept, as far as that is known before a model is loaded.
+
+    Args:
+        own: The recipe's entry.
+        task: Likewise.
+        objectives: Of all stages.
+        pair: The models; None where they cannot be looked at, and no hidden states are known.
+
+    Raises:
+        UserError: There are no such layers.
+    """
+    from hf_distill.cache.format import Kept
+    from hf_distill.cache.hidden_states import columns_of
+    from hf_distill.rows.inferred import vocabulary
+
+    columns = () if pair is None else columns_of(pair.teacher, own.states(objectives, pair), own.hidden_precision)
+    if "LM" not in task.auto_class:
+        return Kept(outputs=("logits",), states=columns)
+    classes = None if pair is None else vocabulary(pair.student, pair.teacher, pair.tokenizer)
+    left_out = () if pair is None or classes is None else tuple(one for one in pair.left_out if one < classes)
+    classes = None if classes is None else classes - len(left_out)
+    top = own.top if classes is None else min(own.top, classes)
+    return Kept(
+        top=top,
+        tail=own.tail if classes is None or top < classes else 0,
+        temperature=own.temperature(objectives),
+        precision=own.precision,
+        classes=classes or 0,
+        left_out=left_out,
+        states=columns,
+    )

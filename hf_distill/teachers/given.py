@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
     from hf_distill.models.loading import Head
+    from hf_distill.models.pair import Pair
     from hf_distill.objectives import Objective
-    from hf_distill.run.pairing import Pair
     from hf_distill.students import Student
     from hf_distill.tasks import Task
     from hf_distill.teachers.target_columns import Array

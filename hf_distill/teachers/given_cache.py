@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_distill.cache.format import SPARSE, Kept, packed
-from hf_distill.cache.replay import ROW, Replay, Targets, with_targets
+from hf_distill.cache.replay import Replay, Targets, with_targets
 from hf_distill.data.label_names import IGNORED
-from hf_distill.files.atomic import fingerprint
+from hf_distill.files.fingerprint import fingerprint
+from hf_distill.models.target_model import ROW
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

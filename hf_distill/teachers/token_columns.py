@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-    from hf_distill.run.pairing import Pair
+    from hf_distill.models.pair import Pair
 
 logger = logging.getLogger(__name__)
 

@@ -14,12 +14,12 @@ from hf_distill.cache.requirements import check_objective
 from hf_distill.data import column
 from hf_distill.data.two_tokenizers import MARK
 from hf_distill.errors import UserError
+from hf_distill.mistakes import describe
 from hf_distill.models.decoders import check_ends
+from hf_distill.models.inspection import base_model, wrapper_of
 from hf_distill.objectives import OBJECTIVES, Objective, RowObjective
-from hf_distill.recipe.document import describe
 from hf_distill.rows.base import RowLayout
 from hf_distill.rows.examples import ExampleRows
-from hf_distill.rows.inferred import base_model, wrapper_of
 from hf_distill.training.label_values import reaches_models
 from hf_distill.training.terms import Terms
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.errors import UserError
+from hf_distill.models.inspection import base_model
 from hf_distill.objectives.class_weights import NO_CLASSES, resolve
 from hf_distill.objectives.logits import Labels
-from hf_distill.rows.inferred import base_model
 
 if TYPE_CHECKING:
     from torch import nn

@@ -10,18 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_distill.errors import UserError
-
 # Micro-batches that are kept before they are read though nothing is logged: about a kilobyte each.
 MOST = 1024
 # Steps in a row that float16's loss scale may take to settle. It halves each time, from 2^16.
 SETTLING = 40
 # Rows that a message names.
 SHOWN = 8
-
-
-class NotFinite(UserError, FloatingPointError):
-    """A loss, a gradient, a target, a logit or a weight is NaN or infinite, so that the run has stopped."""
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -15,9 +15,9 @@ from hf_distill.cache.replay import KEPT_ROWS, Replay
 from hf_distill.data.two_tokenizers import PREFIX, teacher_inputs
 from hf_distill.objectives import Comparison
 from hf_distill.rows.base import RowLayout, Rows, SparseRows
+from hf_distill.rows.padding import Padding
 from hf_distill.training.chunked.rows import HeadRows, Heads
 from hf_distill.training.meter import Meter
-from hf_distill.training.padding import Padding
 from hf_distill.training.padding_free.choice import Packing
 from hf_distill.training.terms import Terms
 
@@ -123,3 +123,40 @@ def _with_kept(rows: Rows, kept: SparseRows) -> Rows:
     if len(kept.remaining) != len(rows.labels):
         raise ValueError(f"the batch has {len(rows.labels)} rows, and the cache {len(kept.remaining)} for them.")
     return rows if isinstance(rows, HeadRows) else replace(rows, teacher=kept)
+
+
+Result = TypeVar("Result")
+
+
+def inside_forward(wrapped: nn.Module, model: nn.Module, compute: Callable[[], Result], inputs: Any) -> Result:
+    """Return `compute()`, run while `wrapped` believes to run the forward pass of `model`.
+
+    DDP and FSDP prepare parameters, and follow which of them a loss needs, from one call of the wrapper to the next.
+    What is computed after that call from parameters of the student (a projection of its hidden states), or leaves
+    some unused (a head, when only hidden states are compared), would make them fail or, worse, differ between
+    processes. Lightning calls it a forward redirection.
+
+    Args:
+        wrapped: What the trainer calls: `model` itself, or DDP, FSDP around it.
+        model: The student without wrapper; `compute` may call it.
+        compute: Returns tensors, whose graph is the loss's, and nothing else that needs one.
+        inputs: What the wrapper takes for the inputs; `compute` does not get them.
+    """
+    own = model.__dict__.get("forward")  # accelerate's autocast is one
+
+    def restore() -> None:
+        if own is None:
+            model.__dict__.pop("forward", None)
+        else:
+            model.__dict__["forward"] = own
+
+    def forward(*_: Any, **__: Any) -> Result:
+        restore()
+        return compute()
+
+    model.__dict__["forward"] = forward
+    try:
+        result: Result = wrapped(inputs)
+    finally:
+        restore()
+    return result

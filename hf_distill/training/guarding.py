@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
-from hf_distill.training.finite import SETTLING, Fault, NotFinite, Watch, advice, bad_weight, in_words
+from hf_distill.errors import NotFinite
+from hf_distill.training.finite import SETTLING, Fault, Watch, advice, bad_weight, in_words
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_distill.data import column
 from hf_distill.data.two_tokenizers import MARK
-from hf_distill.rows.inferred import base_model
-from hf_distill.run.pairing import positions_of
+from hf_distill.models.inspection import base_model, positions_of
 
 if TYPE_CHECKING:
     from torch import nn

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from hf_distill.data import column
 from hf_distill.data.label_names import IGNORED, UNLABELLED
-from hf_distill.rows.examples import ExampleRows
-from hf_distill.rows.inferred import base_model
+from hf_distill.models.inspection import base_model
+from hf_distill.rows.examples import TOLERANCE, ExampleRows
 from hf_distill.rows.tokens import TokenRows
-from hf_distill.tasks.soft_labels import TOLERANCE
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,29 +39,6 @@ def reaches_models(split: Any, collator: Any) -> bool:
         return False
     made_by: str = getattr(collator, "__module__", None) or type(collator).__module__
     return made_by.partition(".")[0] in ("transformers", "hf_distill")
-
-
-def check_batch(batch: Mapping[str, Any], layout: RowLayout) -> None:
-    """Refuse labels of a batch that are one number a class, and no distribution over the classes.
-
-    Transformers' models take decimals like 1, 1, 0 for several labels at once; as a distribution they count twice.
-
-    Raises:
-        ValueError: Says what they are, and how to have several labels.
-    """
-    labels = batch.get("labels")
-    if not isinstance(layout, ExampleRows) or layout.kind != "classes" or not isinstance(labels, Tensor):
-        return
-    if labels.ndim != 2 or labels.shape[-1] == 1:
-        return
-    known = labels[~labels.isnan().any(-1)].double()
-    bad = (known < 0).any(-1) | ((known.sum(-1) - 1).abs() > TOLERANCE)
-    if labels.shape[-1] != layout.width or bool(bad.any()):
-        shown = (known[bad] if bool(bad.any()) else labels)[0, :8].tolist()
-        raise ValueError(
-            f"a batch has the labels {shown}; wanted {layout.width} probabilities that sum to 1. For several labels at "
-            'once set problem_type="multi_label_classification" in the configuration of the model.'
-        )
 
 
 def check_label_values(split: Any, which: str, layout: RowLayout, model: nn.Module) -> None:

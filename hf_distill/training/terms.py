@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor, nn
 
-from hf_distill.objectives.base import RowObjective, unique_names
+from hf_distill.models.inspection import base_model
+from hf_distill.objectives.base import RowObjective, Term, unique_names
 from hf_distill.objectives.guard import check_result, guarded
 from hf_distill.objectives.schedule import number
-from hf_distill.objectives.term import Term
 from hf_distill.rows.base import UNITS
-from hf_distill.rows.inferred import base_model
 from hf_distill.training.chunked.rows import HeadRows
 
 if TYPE_CHECKING:

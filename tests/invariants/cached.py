@@ -22,8 +22,8 @@ from hf_distill.cache.cache import Cache
 from hf_distill.cache.format import Kept
 from hf_distill.cache.replay import TrainingData
 from hf_distill.cache.requirements import states_of
+from hf_distill.models.layers import States
 from hf_distill.objectives import Hidden, KLDivergence, Labels, Objective, Patient
-from hf_distill.objectives.layers import States
 from hf_distill.rows.inferred import infer_layout
 
 SPARSE_KINDS = tuple(kind for kind in KINDS if kind.startswith(("masked", "causal", "sequence")))

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from hf_distill.component import component
 from hf_distill.objectives import Comparison
-from hf_distill.objectives.base import PreparedObjective
-from hf_distill.objectives.term import Term
+from hf_distill.objectives.base import PreparedObjective, Term
 
 
 @component

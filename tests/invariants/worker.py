@@ -188,7 +188,7 @@ def not_finite(directory: Path) -> tuple[NotingTrainer, Any]:
     from accelerate.utils import gather_object
     from test_finite import Marked, marked_rows
 
-    from hf_distill.training.finite import NotFinite
+    from hf_distill.errors import NotFinite
 
     settings: dict[str, Any] = {"train_sampling_strategy": "sequential", "logging_steps": 100, "num_train_epochs": 1}
     made = {}

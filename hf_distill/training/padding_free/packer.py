@@ -19,9 +19,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hf_distill.errors import UserError
-from hf_distill.models.heads import evaluating
-from hf_distill.rows.inferred import base_model, wrapper_of
-from hf_distill.students.copy_layers import find_stacks
+from hf_distill.models.inspection import base_model, evaluating, wrapper_of
+from hf_distill.models.layers import find_stacks
 from hf_distill.training.padding_free.bins import Bins, arrange
 
 # What is done to an argument of a layer; its name, and its place in a tuple or a mapping, are the path to it.

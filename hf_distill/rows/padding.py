@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from hf_distill.cache.replay import AddTargets, Replay
+from hf_distill.data.collators import AroundCollator, Collate
 from hf_distill.data.two_tokenizers import PREFIX
-from hf_distill.models.heads import evaluating
+from hf_distill.models.inspection import base_model, evaluating, taken_by
 from hf_distill.rows.base import RowLayout
-from hf_distill.rows.inferred import base_model, taken_by
-from hf_distill.rows.targets import TargetRows
-from hf_distill.training.label_values import check_batch
+from hf_distill.rows.examples import check_batch
+from hf_distill.rows.tokens import TargetRows
 
 logger = logging.getLogger(__name__)
 
-Collate = Callable[[list[Any]], Mapping[str, Any]]
 # On which side padding changes nothing; "none": on either side it changes the answers.
 Side = Literal["right", "left", "none"]
 SIDES: tuple[Side, ...] = ("right", "left")
@@ -61,7 +59,7 @@ class Padding:
         self.decisions: list[str] = []
         self.sides: dict[str, Side] = {}
         for whose, model in models.items():
-            if model is not None and not isinstance(model, Replay):
+            if model is not None:
                 side = side_of(model, layout, pad)
                 self.sides[whose] = self._without(whose, model, whole) if side == "none" else side
         # Of a batch that both read.
@@ -109,8 +107,8 @@ class Padding:
         Args:
             collate: Makes batches, padded on any side.
         """
-        if isinstance(collate, AddTargets):  # what a cache adds is put where the tokens are
-            return replace(collate, collate=self.collating(collate.collate))
+        if isinstance(collate, AroundCollator):  # what a cache adds is put where the tokens are
+            return collate.around(self.collating)
         left = self.sides.get("teacher") == "left"
         return PadOneSide(collate, self._layout, self._main == "left", left, self._pad)
 

@@ -1,13 +1,112 @@
-"""How alike the layers of two models are (linear CKA), and which ones to pair by it."""
+"""Which layer of the student is compared with which of the teacher.
+
+Index 0 is the output of the embeddings, `i` the output of block `i`, counted from 1: the index in the `hidden_states`
+that Transformers models return. (Their last entry is what the head sees; in Llama and its kin that is after the final
+norm.) Maps of attention belong to blocks, so there is none at index 0.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
+from pydantic import AfterValidator, BeforeValidator, Field
 from torch import Tensor
 
 from hf_distill.errors import UserError
+from hf_distill.models.layers import Index, each_once
+
+if TYPE_CHECKING:
+    pass
+
+
+def _tuples(value: Any) -> Any:
+    """Let Python users write pairs as lists too, as YAML does; what is no list of lists is left to pydantic."""
+    if not isinstance(value, list | tuple):
+        return value
+    return tuple(tuple(pair) if isinstance(pair, list | tuple) else pair for pair in value)
+
+
+Pairs = Annotated[
+    tuple[tuple[Index, Index], ...], Field(min_length=1), BeforeValidator(_tuples), AfterValidator(each_once)
+]
+# A rule, or pairs [student's index, teacher's index].
+Layers = Literal["uniform", "last", "middle", "skip", "tail", "similarity"] | Pairs
+
+
+def layer_pairs(
+    choice: Layers, student_depth: int, teacher_depth: int, *, lowest: int = 0
+) -> tuple[tuple[int, int], ...]:
+    """Return the pairs (student's index, teacher's index) that `choice` means for two depths `S` and `T`.
+
+    - `uniform`: `i` with `i * T / S`, rounded, for `i` from 1 to `S` (TinyBERT, Jiao et al. 2020, arXiv 1909.10351).
+    - `last`: `S` with `T`.
+    - `middle`: the middle layer of each (FitNets, Romero et al. 2015, arXiv 1412.6550).
+    - `skip`: as `uniform` without the last layer (PKD-skip, Sun et al. 2019, arXiv 1908.09355).
+    - `tail`: `i` with `T - S + i` for `i` from 1 to `S - 1` (PKD-last there).
+    - `similarity`: as `uniform` until the models have been measured (see `similarity.Similarity`).
+
+    Args:
+        choice: A rule or the pairs themselves.
+        student_depth: `S`, the student's number of blocks.
+        teacher_depth: `T`.
+        lowest: The lowest index there is: 0, or 1 where the output of the embeddings has nothing to compare.
+
+    Raises:
+        UserError: An index out of range, or a rule that leaves nothing to compare; `key` is `layers`.
+
+    >>> layer_pairs("uniform", 4, 12)
+    ((1, 3), (2, 6), (3, 9), (4, 12))
+    >>> layer_pairs("skip", 4, 12)
+    ((1, 3), (2, 6), (3, 9))
+    >>> layer_pairs("tail", 4, 12)
+    ((1, 9), (2, 10), (3, 11))
+    """
+    if not isinstance(choice, str):
+        _check_range(choice, student_depth, teacher_depth, lowest)
+        return choice
+    if choice == "last":
+        return ((student_depth, teacher_depth),)
+    if choice == "middle":
+        return (((student_depth + 1) // 2, (teacher_depth + 1) // 2),)
+    # Halves go up: `round` would take them to the even number, and 4 of 6 layers would be 2, 3, 4, 6.
+    pairs = tuple(
+        (i, max(1, (2 * i * teacher_depth + student_depth) // (2 * student_depth))) for i in range(1, student_depth + 1)
+    )
+    if choice in ("uniform", "similarity"):
+        return pairs
+    if student_depth < 2:
+        raise UserError(
+            f"'{choice}' leaves out the student's last layer, and it has no other. Try 'last'.", key="layers"
+        )
+    if choice == "skip":
+        return pairs[:-1]
+    if student_depth > teacher_depth:
+        raise UserError(
+            f"'tail' counts both stacks from the end, and the student's {student_depth} layers are more than the "
+            f"teacher's {teacher_depth}. Try 'uniform'.",
+            key="layers",
+        )
+    return tuple((i, teacher_depth - student_depth + i) for i in range(1, student_depth))
+
+
+def _check_range(pairs: tuple[tuple[int, int], ...], student_depth: int, teacher_depth: int, lowest: int) -> None:
+    for pair in pairs:
+        for index, depth, whose in zip(pair, (student_depth, teacher_depth), ("student", "teacher"), strict=True):
+            if index < lowest:
+                raise UserError(
+                    f"{list(pair)}: index 0 is the output of the embeddings, and there is no attention in them; "
+                    f"the {whose}'s layers are 1 to {depth}.",
+                    key="layers",
+                )
+            if index > depth:
+                raise UserError(
+                    f"{list(pair)}: the {whose} has no layer {index}. Its layers are 1 to {depth}"
+                    f"{', 0 is the output of its embeddings' if lowest == 0 else ''}; pairs are [student, teacher].",
+                    key="layers",
+                )
+
 
 # Tokens kept of a sequence, evenly spread: enough to tell layers apart, and little memory even for wide models.
 TOKENS = 16

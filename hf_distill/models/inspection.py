@@ -1,0 +1,131 @@
+"""Looking into a model: what is inside its wrappers, what its `forward` takes, how many positions it has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+# From these a model would compute a loss of its own.
+LABELS = {"labels", "start_positions", "end_positions"}
+
+
+def base_model(model: nn.Module) -> nn.Module:
+    """Return the Transformers model inside wrappers, or the model itself.
+
+    Wrappers are those of PEFT, `torch.compile`, `DataParallel`, DDP and FSDP, and a module of the user's own whose
+    `forward` takes `**kwargs` and which holds one Transformers model.
+    """
+    while (inside := _inside(model)) is not None:
+        model = inside
+    return model
+
+
+def wrapper_of(model: nn.Module) -> str | None:
+    """Return the class name of a wrapper other than PEFT's; None where there is none.
+
+    What such a wrapper does around the model is not known, so the model cannot be taken apart.
+    """
+    while (get_base_model := getattr(model, "get_base_model", None)) is not None:
+        model = get_base_model()
+    return type(model).__name__ if _inside(model) is not None else None
+
+
+def _inside(model: nn.Module) -> nn.Module | None:
+    from torch import nn
+
+    if (get_base_model := getattr(model, "get_base_model", None)) is not None:
+        peft: nn.Module = get_base_model()
+        return peft
+    parallel = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
+    for name in ("_orig_mod", "_fsdp_wrapped_module", *(("module",) if parallel else ())):
+        if name in model._modules:
+            return model._modules[name]
+    if isinstance(model, PreTrainedModel) or not _takes_any(model):
+        return None
+    held = _models_in(model)
+    return held[0] if len(held) == 1 else None
+
+
+def _takes_any(model: nn.Module) -> bool:
+    kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
+    return inspect.Parameter.VAR_KEYWORD in kinds
+
+
+def _models_in(model: nn.Module) -> list[nn.Module]:
+    """Return the Transformers models that a module holds, without those inside another one."""
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if name and isinstance(module, PreTrainedModel) and not any(name.startswith(f"{one}.") for one in found):
+            found[name] = module
+    return list(found.values())
+
+
+def taken_by(model: nn.Module) -> frozenset[str]:
+    """Return the names of what a model's `forward` takes, without the labels.
+
+    Raises:
+        ValueError: Its `forward` takes `**kwargs` alone, and which model inside reads them is not known.
+    """
+    if (takes := getattr(model, "takes", None)) is not None:  # a cached teacher, which takes what was kept
+        return frozenset(takes)
+    names: set[str] = set()
+    while True:
+        parameters = inspect.signature(model.forward).parameters.values()
+        names |= {one.name for one in parameters if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)}
+        inside = _inside(model)
+        if inside is None:
+            break
+        model = inside
+    if not names:
+        held = len(_models_in(model))
+        raise ValueError(
+            f"{type(model).__name__}.forward takes **kwargs, and it holds {held} Transformers models: which inputs it "
+            "reads is not known. Name them in its forward (input_ids, attention_mask, ...)."
+        )
+    return frozenset(names) - LABELS
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Have every part of a model in eval mode, and afterwards in the mode it was in."""
+    before = [(module, module.training) for module in model.modules()]
+    # A few tokens turn BigBird's attention into that of short texts, for good.
+    switched: list[Any] = [module for module in model.modules() if hasattr(module, "set_attention_type")]
+    kinds = [module.attention_type for module in switched]
+    model.train(False)
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+        for one, kind in zip(switched, kinds, strict=True):
+            one.set_attention_type(kind)
+
+
+# Positions of these models start after the padding index, so that the first rows of the table hold no token.
+OFFSET_POSITIONS = (
+    *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod", "camembert", "data2vec-text"),
+    *("mpnet", "longformer", "luke", "ibert", "lilt", "markuplm", "layoutlmv3", "esm"),
+)
+
+
+def positions_of(config: PretrainedConfig) -> int | None:
+    """Return how many tokens a model has positions for; None where it has no table of them."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions <= 0 or getattr(config, "position_biased_input", True) is False:
+        return None
+    return positions - (config.pad_token_id or 0) - 1 if config.model_type in OFFSET_POSITIONS else positions

@@ -1,0 +1,59 @@
+"""What a configuration says of its model: which head it was saved with, which heads there are, its empty outline."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hf_distill.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+def has_head(config: PretrainedConfig, auto_class: str) -> bool:
+    """Whether a checkpoint was saved with the head that `auto_class` gives (`...ForSequenceClassification`)."""
+    own_code = auto_class in (getattr(config, "auto_map", None) or {})
+    return own_code or any(is_of(name, auto_class) for name in config.architectures or [])
+
+
+def is_of(model_class: str, auto_class: str) -> bool:
+    """Whether a model class, by its name, has the head that `auto_class` gives."""
+    from transformers.models.auto import modeling_auto
+
+    # By the table, because not all names end alike: GPT2LMHeadModel is a causal language model.
+    table = getattr(modeling_auto, auto_class)._model_mapping._model_mapping
+    known = {name for names in table.values() for name in ([names] if isinstance(names, str) else names)}
+    return model_class in known or model_class.endswith(auto_class.removeprefix("AutoModel"))
+
+
+def has_class(config: PretrainedConfig, auto_class: str) -> bool:
+    """Whether there is a model of this architecture with the head that `auto_class` gives, trained or not."""
+    import transformers
+
+    own_code = auto_class in (getattr(config, "auto_map", None) or {})
+    return own_code or type(config) in getattr(transformers, auto_class)._model_mapping
+
+
+def outline(auto_class: Any, config: PretrainedConfig, *, trust_remote_code: bool) -> PreTrainedModel:
+    """Return the model that a configuration describes, without memory for its weights.
+
+    Args:
+        auto_class: A Transformers Auto class, or its name.
+        config: The configuration.
+        trust_remote_code: Run model code from the checkpoint.
+
+    Raises:
+        UserError: Its class cannot make one.
+    """
+    import torch
+    import transformers
+
+    whole = getattr(transformers, auto_class) if isinstance(auto_class, str) else auto_class
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = whole.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception as error:  # model code fails in any way it likes
+        raise UserError(
+            f"no model can be made of its configuration ({type(error).__name__}: {first_line(error)})", key="model"
+        ) from error
+    return model
