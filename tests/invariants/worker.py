@@ -186,7 +186,7 @@ class NoNotes(list[Any]):
 def not_finite(directory: Path) -> tuple[NotingTrainer, Any]:
     """Meet an example that makes one process's loss NaN; return what each process says, and leaves out."""
     from accelerate.utils import gather_object
-    from test_finite import Marked, marked_rows
+    from marked import Marked, marked_rows
 
     from hf_distill.errors import NotFinite
 
