@@ -39,10 +39,11 @@ install: $(STAMP)  ## create .venv and install everything into it
 test: check  ## ruff, mypy and the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-check: $(STAMP)  ## ruff and mypy
+check: $(STAMP)  ## ruff, mypy, and which way imports run
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
+	$(BIN)/lint-imports --no-cache
 
 slow: $(STAMP)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

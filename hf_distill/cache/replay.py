@@ -39,7 +39,7 @@ class Replay(nn.Module):
     Args:
         config: Of the teacher it stands for.
         kept: What is in the batch.
-        key: Of what it stands for; as a buffer it goes into `files.model_fingerprint`.
+        key: Of what it stands for; as a buffer it goes into `fingerprint.model_fingerprint`.
 
     Attributes:
         label_losses: Sum and number of `-log p` of the labels of every example of the eval split, `(rows, 2)`, where

@@ -118,7 +118,7 @@ def score(
         label_names: Of tags, where they have any.
 
     Returns:
-        Plain floats; NaN with its reason (`metric_table.Undefined`) where a metric is not defined (correlation with a
+        Plain floats; NaN with its reason (`table.Undefined`) where a metric is not defined (correlation with a
         constant) or infinite, where no row has a label, and where the model predicted NaN: `argmax` would take that
         for class 0.
 

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import PreTrainedModel
 
 if TYPE_CHECKING:
-    from torch import nn
+    from transformers import PretrainedConfig
 
 
 # From these a model would compute a loss of its own.
@@ -54,6 +48,8 @@ def _inside(model: nn.Module) -> nn.Module | None:
     for name in ("_orig_mod", "_fsdp_wrapped_module", *(("module",) if parallel else ())):
         if name in model._modules:
             return model._modules[name]
+    from transformers import PreTrainedModel
+
     if isinstance(model, PreTrainedModel) or not _takes_any(model):
         return None
     held = _models_in(model)
@@ -67,6 +63,8 @@ def _takes_any(model: nn.Module) -> bool:
 
 def _models_in(model: nn.Module) -> list[nn.Module]:
     """Return the Transformers models that a module holds, without those inside another one."""
+    from transformers import PreTrainedModel
+
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         if name and isinstance(module, PreTrainedModel) and not any(name.startswith(f"{one}.") for one in found):

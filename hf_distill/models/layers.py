@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from torch import nn
-    from transformers import PreTrainedModel
-
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -16,7 +10,8 @@ from pydantic import Field
 from hf_distill.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from torch import nn
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 Part = Literal["encoder", "decoder"]

@@ -4,35 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from hf_distill.objectives.feature_terms import FeatureTerm, Positions
-
-if TYPE_CHECKING:
-    from hf_distill.objectives.features import StackObjective
-
-from typing import TYPE_CHECKING, ClassVar, Literal
-
 from hf_distill.component import component
 from hf_distill.errors import UserError
 from hf_distill.models.layers import Stack
+from hf_distill.objectives.feature_terms import FeatureTerm, Positions
 from hf_distill.objectives.features import FeatureObjective, check_heads
 from hf_distill.objectives.layer_mapping import Layers
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from hf_distill.objectives.base import Term
+    from hf_distill.objectives.features import StackObjective
 
 
 @component
 class Attention(FeatureObjective):
-    """Does every token of the student look where the teacher's looks? See `attention_terms.AttentionTerm`.
+    """Does every token of the student look where the teacher's looks? See `attention.AttentionTerm`.
 
     With `a(h, i, j)` the probability with which head `h` at token `i` attends token `j`:
     `kl`: `sum_j a_t log(a_t / a_s)`. `mse`: `1 / L * sum_j (a_t - a_s)^2`, `L` the number of tokens of the sequence.

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from hf_distill.objectives.base import Term
-from hf_distill.objectives.pairwise import both
-from hf_distill.objectives.schedule import number
-
-if TYPE_CHECKING:
-    from hf_distill.objectives.base import Comparison
-
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
-
-from pydantic import Field
-
 from hf_distill.component import component
 from hf_distill.models.layers import States, last_layer, read_stack
-from hf_distill.objectives.base import PreparedObjective
-from hf_distill.objectives.schedule import Temperature
+from hf_distill.objectives.base import PreparedObjective, Term
+from hf_distill.objectives.pairwise import both
+from hf_distill.objectives.schedule import Temperature, number
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PretrainedConfig
 
-    from hf_distill.objectives.base import Reads, Term
+    from hf_distill.objectives.base import Comparison, Reads
     from hf_distill.rows.base import Unit
 
 
@@ -78,7 +68,7 @@ class Contrastive(PreparedObjective):
     temperature: Temperature = 0.07
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> Term:
-        """See `contrastive_terms.ContrastiveTerm`."""
+        """See `contrastive.ContrastiveTerm`."""
         assert teacher is not None
         if self.of == "embedding":  # which passes layers of its own, or is of several poolings
             from hf_distill.models.sentence_encoder import vector_width

@@ -104,7 +104,7 @@ class FeatureObjective(StackObjective):
     layers: Layers = "uniform"
 
     def pairs(self, student: Stack, teacher: Stack) -> tuple[tuple[int, int], ...]:
-        """See `layers.layer_pairs`."""
+        """See `layer_mapping.layer_pairs`."""
         return layer_pairs(self.layers, student.depth, teacher.depth, lowest=self.lowest_layer)
 
 

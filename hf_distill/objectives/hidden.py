@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hf_distill.objectives.feature_terms import FeatureTerm, Positions
-
-if TYPE_CHECKING:
-    from hf_distill.objectives.base import Comparison
-
-from typing import TYPE_CHECKING, ClassVar, Literal
-
 from hf_distill.component import component
 from hf_distill.models.layers import Stack
+from hf_distill.objectives.feature_terms import FeatureTerm, Positions
 from hf_distill.objectives.features import FeatureObjective, StackObjective
 from hf_distill.objectives.layer_mapping import Layers
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from hf_distill.objectives.base import Reads, Term
+    from hf_distill.objectives.base import Comparison, Reads, Term
     from hf_distill.rows.base import Unit
 
 
 @component
 class Hidden(FeatureObjective):
-    """Difference of the hidden states of paired layers, for every token. See `hidden_terms.HiddenTerm`.
+    """Difference of the hidden states of paired layers, for every token. See `hidden.HiddenTerm`.
 
     `mse`: `1 / D * sum_d (W h_s - h_t)_d^2`. `cosine`: `1 - cos(W h_s, h_t)`; with `layers: last` the third term of
     DistilBERT (Sanh et al. 2019, arXiv 1910.01108, section 3). The mean over pairs of layers; a sum over tokens that

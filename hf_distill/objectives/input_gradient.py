@@ -4,30 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
-
-from hf_distill.objectives.base import Term
-from hf_distill.rows.base import upcast
-
-if TYPE_CHECKING:
-    from hf_distill.objectives.base import Comparison
-
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
-
 from pydantic import Field
+from torch import Tensor, nn
 
 from hf_distill.component import component
 from hf_distill.errors import UserError
-from hf_distill.objectives.base import PreparedObjective
+from hf_distill.objectives.base import PreparedObjective, Term
+from hf_distill.rows.base import upcast
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PretrainedConfig
 
-    from hf_distill.objectives.base import Term
+    from hf_distill.objectives.base import Comparison
     from hf_distill.rows.base import Unit
 
 

@@ -45,7 +45,7 @@ def layer_pairs(
     - `middle`: the middle layer of each (FitNets, Romero et al. 2015, arXiv 1412.6550).
     - `skip`: as `uniform` without the last layer (PKD-skip, Sun et al. 2019, arXiv 1908.09355).
     - `tail`: `i` with `T - S + i` for `i` from 1 to `S - 1` (PKD-last there).
-    - `similarity`: as `uniform` until the models have been measured (see `similarity.Similarity`).
+    - `similarity`: as `uniform` until the models have been measured (see `layer_mapping.Similarity`).
 
     Args:
         choice: A rule or the pairs themselves.

@@ -70,7 +70,7 @@ class PairwiseObjective(Objective):
 
 @component
 class SimilarityPreserving(PairwiseObjective):
-    """Examples that are alike to the teacher shall be alike to the student. See `batch_relations.similarity_gap`.
+    """Examples that are alike to the teacher shall be alike to the student. See `pairwise.similarity_gap`.
 
     `||G_t - G_s||_F^2 / b^2`, `G` the products of all representations of a batch, each row scaled to length 1 (Tung and
     Mori 2019, arXiv 1907.09682). They weigh it with 3000.
@@ -82,7 +82,7 @@ class SimilarityPreserving(PairwiseObjective):
     name: ClassVar[str] = "similarity_preserving"
 
     def gaps(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """See `batch_relations.similarity_gap`."""
+        """See `pairwise.similarity_gap`."""
         return similarity_gap(student, teacher)
 
 
@@ -91,7 +91,7 @@ class Relational(PairwiseObjective):
     """Relational knowledge distillation (RKD): distances of pairs, and angles of triples, as in the teacher's space.
 
     Park et al. 2019, arXiv 1904.05068: Huber losses of distances relative to their mean, and of cosines. See
-    `batch_relations.distance_gap` and `angle_gap`. The defaults are those of RepDistiller and mdistiller.
+    `pairwise.distance_gap` and `angle_gap`. The defaults are those of RepDistiller and mdistiller.
 
     Attributes:
         weight: Factor of the term.
@@ -105,7 +105,7 @@ class Relational(PairwiseObjective):
     angle_weight: Annotated[float, Field(ge=0.0)] = 50.0
 
     def gaps(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """See `batch_relations.distance_gap` and `angle_gap`."""
+        """See `pairwise.distance_gap` and `angle_gap`."""
         distances = self.distance_weight * distance_gap(student, teacher)
         return distances + self.angle_weight * angle_gap(student, teacher) if self.angle_weight else distances
 

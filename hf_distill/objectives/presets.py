@@ -1,7 +1,7 @@
 """Presets: what other systems minimise when nothing is set. `preset: NAME` in a recipe stands for the list.
 
 What a preset cannot say is how a system reduces rows to a number. Here it is always the mean over the rows (labels) of
-the optimiser step; `docs/loss.md` has what others divide by, and `tests/objectives/test_conformance.py` the numbers they report.
+the optimiser step; `docs/loss.md` has what others divide by, `tests/objectives/test_conformance.py` their numbers.
 Terms on layers are means over pairs of layers and over the entries of a state, where some of the systems sum.
 """
 

@@ -4,32 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
-import torch
-from torch import Tensor, nn
-
-from hf_distill.objectives.attention_vectors import Vectors
-from hf_distill.objectives.feature_terms import FeatureTerm
-
-if TYPE_CHECKING:
-    from hf_distill.objectives.base import Comparison
-
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+import torch
 from pydantic import AfterValidator, BeforeValidator, Field
+from torch import Tensor, nn
 
 from hf_distill.component import component
 from hf_distill.errors import UserError
 from hf_distill.models.layers import Part, each_once
+from hf_distill.objectives.attention_vectors import Vectors
+from hf_distill.objectives.feature_terms import FeatureTerm
 from hf_distill.objectives.features import FeatureObjective, check_heads
 from hf_distill.objectives.layer_mapping import Layers
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PretrainedConfig
 
-    from hf_distill.objectives.base import Term
+    from hf_distill.objectives.base import Comparison, Term
 
 Relation = Literal["queries", "keys", "values", "attention"]
 # Python users may write a list, as YAML does.
@@ -114,7 +106,7 @@ class Relations(FeatureObjective):
                     )
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> Term:
-        """See `relation_terms.RelationTerm`."""
+        """See `relations.RelationTerm`."""
         return RelationTerm(self, student, teacher)
 
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 
 from hf_distill.component import component
-from hf_distill.models.sentence_encoder import vector_width
 from hf_distill.objectives.base import Objective, PreparedObjective, Term
 from hf_distill.objectives.schedule import Temperature, number
 from hf_distill.rows.similarity import MARGIN
@@ -26,7 +25,7 @@ _TASKS = ("sentence-similarity",)
 
 @component
 class SentenceEmbedding(PreparedObjective):
-    """The student's vector of each text is to be the teacher's. See `sentence_terms.EmbeddingTerm`.
+    """The student's vector of each text is to be the teacher's. See `sentences.EmbeddingTerm`.
 
     `mse`: the squared difference, mean over the dimensions (Reimers and Gurevych 2020, arXiv 2004.09813);
     `cosine`: `1 - cos`, which does not care for lengths. Mean over the texts of an example, then over examples.
@@ -85,7 +84,7 @@ class SimilarityMatrix(Objective):
 
 @component
 class MarginMSE(Objective):
-    """How much more a text is like one that fits it than like one that does not. See `sentence_terms.margins`.
+    """How much more a text is like one that fits it than like one that does not. See `sentences.margins`.
 
     `((sim(s, s+) - sim(s, s-)) - (sim(t, t+) - sim(t, t-)))^2` with the student's vectors `s` of text, second text and
     negative, and the teacher's `t` (Hofstaetter et al. 2020, arXiv 2010.02666). Mean over the triples.
@@ -135,6 +134,8 @@ class EmbeddingTerm(Term):
         super().__init__(objective)
         if teacher is None:
             raise ValueError(f"'{objective.name}' needs a teacher.")
+        from hf_distill.models.sentence_encoder import vector_width  # imports Transformers
+
         mine, theirs = vector_width(student), vector_width(teacher)
         self.projection: nn.Linear | None = None
         if mine != theirs or objective.projection == "always":

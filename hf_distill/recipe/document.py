@@ -28,7 +28,7 @@ TAG = "tag:yaml.org,2002:"
 
 @dataclass
 class Document:
-    """Plain data and where each key came from; `lines`, `overrides` and `hints` as in `recipe.Origin`.
+    """Plain data and where each key came from; `lines`, `overrides` and `hints` as in `origin.Origin`.
 
     Attributes:
         given: All overrides, in their order.

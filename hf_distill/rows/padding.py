@@ -147,7 +147,7 @@ class PadOneSide:
         return {**batch, **found} if found else batch
 
     def set_epoch(self, epoch: int) -> None:
-        """Pass on what `sampler.SetEpoch` says: what a collator draws may depend on it."""
+        """Pass on what `batches.SetEpoch` says: what a collator draws may depend on it."""
         if (told := getattr(self.collate, "set_epoch", None)) is not None:
             told(epoch)
 

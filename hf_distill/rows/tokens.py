@@ -31,7 +31,7 @@ class TokenRows(RowLayout):
     """Per-token heads: logits `(batch, tokens, classes)`, one row a token whose label is not -100.
 
     Without labels every token the attention mask keeps is a row. A task that knows better which ones count writes
-    `labels.UNLABELLED` where it does not know the label: such a row has only the teacher's answer.
+    `label_names.UNLABELLED` where it does not know the label: such a row has only the teacher's answer.
 
     Attributes:
         shift: Logits at position i predict token i + 1 (causal language models), if position i is no padding.

@@ -1,17 +1,6 @@
-"""The stages of a run that is open: teacher, its answers, student, baseline. `run.py` puts them in order."""
+"""The stages of a run that is open: teacher, its answers, student, baseline. `distill.py` puts them in order."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-from hf_distill.cache.cache import default_root
-from hf_distill.cache.hub import fetch
-from hf_distill.component import entry
-from hf_distill.files.fingerprint import fingerprint
-from hf_distill.models.tokenizers import tokenizer_state
-
-if TYPE_CHECKING:
-    pass
 
 import logging
 import time
@@ -21,12 +10,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_distill.cache.cache import default_root
+from hf_distill.cache.hub import fetch
+from hf_distill.component import entry
 from hf_distill.errors import UserError
+from hf_distill.files.fingerprint import fingerprint
 from hf_distill.files.lock import FILE as LOCK
 from hf_distill.files.lock import Lock
 from hf_distill.files.ownership import RUNS, TEACHERS, TRAINING
 from hf_distill.models.pair import Pair
 from hf_distill.models.quantization import in_words, size, weights
+from hf_distill.models.tokenizers import tokenizer_state
 from hf_distill.objectives import Labels
 from hf_distill.report import costs
 from hf_distill.report.text import count

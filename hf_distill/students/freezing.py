@@ -46,7 +46,7 @@ def find_frozen(model: PreTrainedModel, parts: Sequence[str]) -> Frozen:
     """Return which parameters of a model belong to some of its parts.
 
     Args:
-        model: With weights or without (see `models.outline`).
+        model: With weights or without (see `outline.outline`).
         parts: Module paths, the prefix of the base model left out or not, with `.0-3` for some of a list; or
             `embeddings`, `head`, and `layers`, `encoder.layers`, `decoder.layers` for the lists of layers, whatever the
             class calls them.

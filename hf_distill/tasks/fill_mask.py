@@ -240,7 +240,7 @@ class MaskTokens:
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; `sampler.SetEpoch` calls this."""
+        """Choose the epoch; `batches.SetEpoch` calls this."""
         self._epoch.fill_(epoch)
 
     def freeze(self, split: Dataset) -> Dataset:

@@ -35,7 +35,7 @@ class TextClassification(Task):
 
     Attributes:
         problem: `single_label`, `multi_label` or `regression`. Read from the label column if left out: text and
-            integers are one label, lists are several, floats are regression (see `class_labels.read_labels`).
+            integers are one label, lists are several, floats are regression (see `label_space.read_labels`).
     """
 
     name: ClassVar[str] = "text-classification"

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from hf_distill.cache.format import Kept
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,6 +17,7 @@ from hf_distill.teachers.base import FineTune, Teacher
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
+    from hf_distill.cache.format import Kept
     from hf_distill.models.loading import Head
     from hf_distill.models.pair import Pair
     from hf_distill.objectives import Objective

@@ -51,7 +51,7 @@ def _known(values: pa.Array) -> np.ndarray[Any, Any]:
         known = np.zeros(len(values), dtype=bool)
         known[pc.list_parent_indices(values).to_numpy()[_known(values.flatten())]] = True
         return known
-    # Numbers of classes and tokens are 0 or more: -100 is no label, and -1 (`labels.UNLABELLED`) one nobody knows.
+    # Numbers of classes and tokens are 0 or more: -100 is no label, and -1 (`label_names.UNLABELLED`) one nobody knows.
     floats = pa.types.is_floating(values.type)
     known = pc.invert(pc.is_nan(values)) if floats else pc.greater_equal(values, 0)
     found: np.ndarray[Any, Any] = pc.fill_null(known, False).to_numpy(zero_copy_only=False)

@@ -13,7 +13,6 @@ import pytest
 import scipy.stats
 from reports import model, regression, several_seeds, speed, unlabelled, whole
 
-from hf_distill.report import model_card
 from hf_distill.report import page as report_html
 from hf_distill.report.calibration import Group
 from hf_distill.report.chance import Chance
@@ -152,8 +151,8 @@ def test_round_trip(report: Report, tmp_path: Path) -> None:
     assert report_html.html(Report.load(tmp_path)) == (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("broken", [(report_html, "html"), (model_card, "card")])
-def test_a_report_is_whole_or_as_it_was(broken: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("broken", ["html", "card"])
+def test_a_report_is_whole_or_as_it_was(broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A report that fails half-way must not leave this run's page beside the last run's numbers."""
     whole().save(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -161,7 +160,7 @@ def test_a_report_is_whole_or_as_it_was(broken: Any, tmp_path: Path, monkeypatch
     def fail(report: Report) -> str:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(*broken, fail)
+    monkeypatch.setattr(f"hf_distill.report.report.{broken}", fail)
     with pytest.raises(RuntimeError, match="broken"):
         regression().save(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -91,7 +91,8 @@ def test_nothing_that_a_run_computes_is_decided_by_a_clock(monkeypatch):
     """A probe said 1.7, 2.1 and 11.3 times within two hours: the same recipe trained in two precisions."""
     clocks = ("time.time(", "perf_counter", "monotonic", "process_time", "timeit", "do_bench")
     measuring = {  # what they measure is told or waited for, and decides nothing that is computed
-        *("stages.py", "fit.py", "report/latency.py", "training/stopwatch.py", "heads/compiled.py", "lock.py"),
+        *("run/run.py", "run/fit.py", "report/latency.py", "training/meter.py", "training/chunked/compiled.py"),
+        "files/lock.py",
     }
     package = ROOT / "hf_distill"
     found = {

@@ -106,7 +106,7 @@ def test_metrics(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path, mon
     (line,) = told(write_recipe(evaluation={"metrics": [f"evaluate/{script}"]}))
     assert line.startswith("evaluation.metrics: cannot load")
     assert "a_package_that_is_not_here" in line
-    monkeypatch.setattr("hf_distill.packages.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("hf_distill.locations.importlib.util.find_spec", lambda name: None)
     data = tmp_path / "data.jsonl"
     data.write_text(json.dumps({"text": "a film", "summary": "film"}) + "\n")
     path = write_recipe(

@@ -187,7 +187,7 @@ class AddBins:
         return batch
 
     def set_epoch(self, epoch: int) -> None:
-        """Pass on what `sampler.SetEpoch` says: what a collator draws may depend on it."""
+        """Pass on what `batches.SetEpoch` says: what a collator draws may depend on it."""
         if (told := getattr(self.collate, "set_epoch", None)) is not None:
             told(epoch)
 
