@@ -37,7 +37,7 @@ from hf_distill.objectives import (
 
 PACKAGE = Path(hf_distill.__file__).parent
 # Of the collator, before a batch is sent to a device.
-COLLATING = {PACKAGE / "packing" / "bins.py", PACKAGE / "training" / "padding.py"}
+COLLATING = {PACKAGE / "training" / "padding_free" / "bins.py", PACKAGE / "rows" / "padding.py"}
 # Their result has a size or a value that only the device knows.
 READS = (
     *("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount"),

@@ -41,7 +41,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock that stopwatches read."""
     clock = Clock()
-    monkeypatch.setattr("hf_distill.training.stopwatch.time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr("hf_distill.training.meter.time", SimpleNamespace(perf_counter=lambda: clock.now))
     return clock
 
 
