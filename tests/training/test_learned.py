@@ -180,6 +180,7 @@ def test_loading_a_checkpoint_warns_of_nothing(tmp_path: Path, caplog: pytest.Lo
     settings: dict[str, Any] = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "logging_steps": 1}
     projected(tmp_path, **settings).train()
     trainer = projected(tmp_path, **settings)
+    caplog.set_level(logging.WARNING, logger="transformers")
     logging.getLogger("transformers").addHandler(caplog.handler)
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     logging.getLogger("transformers").removeHandler(caplog.handler)
@@ -190,6 +191,7 @@ def test_a_share_of_the_training_is_no_other_interval(tmp_path: Path, caplog: py
     """A checkpoint holds steps: "logging_steps: 0.25 != 1" at every resumption would teach users to read no warning."""
     settings: dict[str, Any] = {"max_steps": 4, "save_strategy": "steps", "save_steps": 0.5, "logging_steps": 0.25}
     projected(tmp_path, **settings).train()
+    caplog.set_level(logging.WARNING, logger="transformers")
     logging.getLogger("transformers").addHandler(caplog.handler)
     try:
         trainer = projected(tmp_path, **settings)
