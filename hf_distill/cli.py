@@ -99,29 +99,33 @@ def _print_traceback(kind: type[BaseException], error: BaseException, trace: Tra
     print(readable_lines("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Return what reads the command line."""
+    made = argparse.ArgumentParser(
         prog="hf-distill",
         description="Distil a Hugging Face model into a smaller one, as a recipe says.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("recipe", metavar="RECIPE.yaml", help="what to distil, and how")
+    made.add_argument("recipe", metavar="RECIPE.yaml", help="what to distil, and how")
     # Without a default, argparse names them among the required.
-    parser.add_argument(
+    made.add_argument(
         "overrides", metavar="section.key=value", nargs="*", default=[], help="replaces a value of the recipe"
     )
-    parser.add_argument(
-        "--check", action="store_true", help="check the recipe and print what would happen; no training"
-    )
-    parser.add_argument("--restart", action="store_true", help="start over where the output directory holds a run")
-    parser.add_argument("--version", action="version", version=f"hf_distill {__version__}")
+    made.add_argument("--check", action="store_true", help="check the recipe and print what would happen; no training")
+    made.add_argument("--restart", action="store_true", help="start over where the output directory holds a run")
+    made.add_argument("--version", action="version", version=f"hf_distill {__version__}")
+    return made
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    reader = parser()
     # Intermixed: `RECIPE --check key=value` and `RECIPE key=value --check` are the same.
-    arguments, unknown = parser.parse_known_intermixed_args(argv)
+    arguments, unknown = reader.parse_known_intermixed_args(argv)
     if unknown:
         hint = "A recipe's values are set without dashes, as in training.learning_rate=1e-4."
-        parser.error(f"unknown option {readable(unknown[0], limit=200)}. {hint}")
+        reader.error(f"unknown option {readable(unknown[0], limit=200)}. {hint}")
     return arguments
 
 

@@ -1,0 +1,178 @@
+"""What others build on: names, parameters and defaults, held to `public_api.txt`.
+
+Run this file to write that one anew: `python tests/project/test_public_api.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from enum import Enum
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+KEPT = Path(__file__).with_name("public_api.txt")
+REMEDY = (
+    "If users are to see this, run `python tests/project/test_public_api.py`, and tell them in CHANGELOG.md; "
+    "a name that goes needs a reason."
+)
+
+# Packages whose `__all__` is what Python users import from.
+PACKAGES = ("", "objectives", "teachers", "students", "tasks", "rows", "data", "models", "metrics")
+# Names that docs/extending.md and docs/caching.md have their readers import from elsewhere.
+NAMED = (
+    "cache.cache.Cache",
+    "cache.format.Kept.of",
+    "cache.replay.TrainingData",
+    "cache.requirements.states_of",
+    "component.component",
+    "errors.UserError",
+    "report.report.Report",
+    "rows.inferred.infer_layout",
+    "tasks.language.PadTokens",
+    "tasks.language.pad_token_id",
+    "tasks.tokenising.tokenise",
+)
+# Classes that others subclass: what docs/extending.md says of them.
+CONTRACTS = (
+    "objectives.base.Objective",
+    "objectives.base.RowObjective",
+    "objectives.base.PreparedObjective",
+    "objectives.base.Term",
+    "objectives.feature_terms.FeatureTerm",
+    "objectives.features.FeatureObjective",
+    "objectives.features.StackObjective",
+    "objectives.softened.Softened",
+    "rows.base.RowLayout",
+    "students.base.Student",
+    "tasks.base.Task",
+    "teachers.base.Teacher",
+)
+TABLES = ("objectives.OBJECTIVES", "objectives.PRESETS", "students.STUDENTS", "tasks.TASKS", "teachers.TEACHERS")
+
+
+def find(path: str) -> Any:
+    """Return what a dotted path below `hf_distill` names."""
+    names = path.split(".") if path else []
+    for depth in range(len(names), -1, -1):
+        try:
+            found: Any = import_module(".".join(["hf_distill", *names[:depth]]))
+        except ModuleNotFoundError:
+            continue
+        for name in names[depth:]:
+            found = getattr(found, name)
+        return found
+    raise AssertionError(path)
+
+
+def written(value: object) -> str:
+    """Return a default without what differs between versions of Python or between two starts."""
+    if isinstance(value, Enum):
+        return repr(value.value)
+    return getattr(value, "__qualname__", type(value).__qualname__) if " at 0x" in repr(value) else repr(value)
+
+
+def parameters(function: Callable[..., Any]) -> str:
+    """Return the names, kinds and defaults of what a function or a constructor takes."""
+    found = inspect.signature(function)
+    plain = [
+        one.replace(annotation=one.empty, default=one.empty if one.default is one.empty else _Default(one.default))
+        for one in found.parameters.values()
+        if one.name != "self"
+    ]
+    return str(found.replace(parameters=plain, return_annotation=found.empty))
+
+
+class _Default:
+    def __init__(self, value: object) -> None:
+        self.text = written(value)
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def members(cls: type, described: set[str]) -> Iterator[str]:
+    """Yield methods, properties and class attributes of a class that others subclass, as far as they are described."""
+    fields = {field.name for field in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else set()
+    for name, value in sorted(vars(cls).items()):
+        if name.startswith("_") or name not in described - fields:
+            continue
+        if isinstance(value, property):
+            yield f"{name}: property"
+        elif callable(getattr(cls, name)):
+            yield name + parameters(getattr(cls, name))
+        else:
+            yield f"{name} = {written(value)}"
+    # Those without a value must be given one.
+    for name in sorted(inspect.get_annotations(cls)):
+        if name in described - fields and not hasattr(cls, name):
+            yield f"{name}: wanted"
+
+
+def own_arguments() -> Iterator[str]:
+    """Yield the training arguments that are ours, or have a default of ours."""
+    from transformers import TrainingArguments
+
+    from hf_distill import DistillationArguments
+
+    theirs = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
+    for field in dataclasses.fields(DistillationArguments):
+        if field.name not in theirs or theirs[field.name] != field.default:
+            yield f"DistillationArguments.{field.name} = {written(field.default)}"
+
+
+def options() -> Iterator[str]:
+    """Yield what the command line takes."""
+    from hf_distill.cli import CACHE, parser
+
+    for action in parser()._actions:
+        names = ", ".join(action.option_strings) or f"{action.metavar or action.dest} (nargs={action.nargs})"
+        yield f"hf-distill {names}"
+    yield f"hf-distill {CACHE} ..."
+
+
+def public() -> Iterator[str]:
+    """Yield a line for everything that others build on."""
+    for package in PACKAGES:
+        for name in sorted(find(package).__all__):
+            path = f"{package}.{name}".lstrip(".")
+            value = getattr(find(package), name)
+            if name == "DistillationArguments":  # which takes what `TrainingArguments` takes, and these
+                yield from own_arguments()
+            else:
+                yield path + (parameters(value) if callable(value) else "")
+    for path in NAMED:
+        yield path + parameters(find(path))
+    described = set(re.findall(r"\w+", (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")))
+    for path in CONTRACTS:
+        yield from (f"{path}.{member}" for member in members(find(path), described))
+    for path in TABLES:
+        for key, value in find(path).items():
+            yield f"{path}[{key!r}]: {', '.join(getattr(one, '__name__', one.name) for one in _each(value))}"
+    yield from options()
+
+
+def _each(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def test_the_public_api_is_what_it_was() -> None:
+    """A parameter that is renamed on the way breaks scripts, plugins and recipes of others, and no test of ours."""
+    now = list(public())
+    kept = KEPT.read_text(encoding="utf-8").splitlines()
+    changes = [
+        line for line in difflib.unified_diff(kept, now, lineterm="", n=0) if not line.startswith(("---", "+++", "@@"))
+    ]
+    if changes:
+        pytest.fail("\n".join(["The public API changed:", *changes, REMEDY]), pytrace=False)
+
+
+if __name__ == "__main__":
+    KEPT.write_text("".join(f"{line}\n" for line in public()), encoding="utf-8")
