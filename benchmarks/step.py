@@ -300,7 +300,7 @@ def bare(settings: Settings) -> Outcome:
 
     from hf_distill.objectives import KLDivergence
     from hf_distill.rows.tokens import TokenRows
-    from hf_distill.training.chunked.rows import Heads
+    from hf_distill.training.chunked.heads import Heads
 
     student, teacher = model(settings, settings.student, 1).train(), model(settings, settings.teacher, 2).eval()
     teacher.requires_grad_(False)

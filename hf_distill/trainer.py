@@ -35,7 +35,7 @@ from hf_distill.training.checks import (
     check_types,
 )
 from hf_distill.training.chunked.compiled import compiler_for, warn_nothing_compiled
-from hf_distill.training.chunked.rows import Heads
+from hf_distill.training.chunked.heads import Heads
 from hf_distill.training.class_weights import settle_class_weights
 from hf_distill.training.evaluation import EvalSums
 from hf_distill.training.finite import Watch

@@ -16,7 +16,8 @@ from hf_distill.data.two_tokenizers import PREFIX, teacher_inputs
 from hf_distill.objectives import Comparison
 from hf_distill.rows.base import RowLayout, Rows, SparseRows
 from hf_distill.rows.padding import Padding
-from hf_distill.training.chunked.rows import HeadRows, Heads
+from hf_distill.training.chunked.heads import Heads
+from hf_distill.training.chunked.rows import HeadRows
 from hf_distill.training.meter import Meter
 from hf_distill.training.padding_free.choice import Packing
 from hf_distill.training.terms import Terms

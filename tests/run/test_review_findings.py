@@ -42,7 +42,8 @@ from hf_distill.objectives.closed_form import jensen_shannon, kl
 from hf_distill.rows.base import Rows, SparseRows
 from hf_distill.rows.tokens import TokenRows
 from hf_distill.training.chunked import rows as head_rows
-from hf_distill.training.chunked.rows import HeadRows, Heads, Side
+from hf_distill.training.chunked.heads import Heads
+from hf_distill.training.chunked.rows import HeadRows, Side
 
 BOTH: tuple[Objective, ...] = (KLDivergence(weight=0.5, temperature=2.0), Labels(weight=0.3))
 

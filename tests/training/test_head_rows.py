@@ -28,7 +28,8 @@ from hf_distill.objectives import (
 from hf_distill.rows.base import Rows, SparseRows
 from hf_distill.rows.tokens import TokenRows
 from hf_distill.training.chunked import rows as head_rows
-from hf_distill.training.chunked.rows import HeadRows, Heads
+from hf_distill.training.chunked.heads import Heads
+from hf_distill.training.chunked.rows import HeadRows
 
 VOCABULARY = 97
 TOKENS = 90

@@ -20,7 +20,8 @@ from hf_distill.objectives import JensenShannon, KLDivergence, Labels, RowObject
 from hf_distill.rows.base import Places, SparseRows, side_of
 from hf_distill.rows.tokens import TokenRows
 from hf_distill.training.chunked import rows as head_rows
-from hf_distill.training.chunked.rows import HeadRows, Heads
+from hf_distill.training.chunked.heads import Heads
+from hf_distill.training.chunked.rows import HeadRows
 
 ROWS, WIDTH, VOCABULARY = 10, 8, 97
 OBJECTIVES: tuple[RowObjective, ...] = (KLDivergence(temperature=2.0), JensenShannon(), Labels())
