@@ -48,6 +48,7 @@ class Attention(FeatureObjective):
     """
 
     name: ClassVar[str] = "attention"
+    paper: ClassVar[str] = "Jiao et al. 2020, TinyBERT, arXiv 1909.10351, equation 7"
     needs_eager_attention: ClassVar[bool] = True
     lowest_layer: ClassVar[int] = 1
 

@@ -12,14 +12,16 @@ from torch import Tensor, nn
 from typing_extensions import Self  # in typing from Python 3.11 on
 
 from hf_distill.component import component
+from hf_distill.models.needs import Classes, Needs
+from hf_distill.objectives.guard import check_result, guarded
 from hf_distill.objectives.schedule import Schedule, Weight, cut_off
+from hf_distill.rows.base import Rows, SparseRows, Unit, fold, likeliest
+from hf_distill.rows.spans import by_width
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
     from transformers import PretrainedConfig
 
     from hf_distill.models.layers import States
-    from hf_distill.rows.base import Rows, SparseRows, Unit
 
 # What an objective reads of a teacher.
 Reads = Literal["answers", "states", "model"]
@@ -47,9 +49,7 @@ class Comparison:
     teacher_rows: Tensor | None = None
 
     def fold(self, sequences: Tensor) -> Tensor:
-        """Sum a value per sequence into `(batch,)`. See `rows.fold`."""
-        from hf_distill.rows.base import fold
-
+        """Sum a value per sequence into `(batch,)`, as `rows.base.fold` does."""
         return fold(sequences, self.rows.examples)
 
 
@@ -69,6 +69,8 @@ class Objective(ABC):
     """
 
     name: ClassVar[str]
+    # Who published it: authors, year, title, and where; with the equation. Model cards and docs cite it.
+    paper: ClassVar[str] = ""
     unit: ClassVar[Unit] = "row"
     needs_teacher: ClassVar[bool] = True
     # Whether it reads the logits of a whole batch. Without, a vocabulary-sized head never has to make them.
@@ -78,6 +80,10 @@ class Objective(ABC):
     # What it reads of the teacher: its `answers` (logits, the vectors of texts); besides them hidden `states`, those
     # that `teacher_states` names; or more than a cache can keep, so that it takes the `model` itself.
     reads: ClassVar[Reads] = "answers"
+    # Whether it compares the vectors of texts that sentence encoders return, instead of logits.
+    vectors: ClassVar[bool] = False
+    # Its setting that asks for them, where that is not the objective itself.
+    vectors_by: ClassVar[str] = ""
     # Whether it compares the models token by token, so that both must have read the same tokens.
     by_token: ClassVar[bool] = False
     # Whether it compares examples of a micro-batch with each other: then the loss depends on how a step is split.
@@ -111,6 +117,46 @@ class Objective(ABC):
         """
         return ()
 
+    def needs(self, student: PretrainedConfig | None = None, teacher: PretrainedConfig | None = None) -> Needs:
+        """Return what it needs of the models and the data, as its attributes say; `match` compares that with a source.
+
+        Args:
+            student: The student's configuration.
+            teacher: The teacher's; without one of them it is not known which hidden states.
+
+        Raises:
+            UserError: The two models do not fit; see `check`.
+        """
+        states: tuple[States, ...] | None = ()
+        if self.needs_teacher and self.reads == "states":
+            states = None if student is None or teacher is None else self.teacher_states(student, teacher)
+        known = {"attentions", *(["hidden_states"] if self.reads == "states" else [])}
+        return Needs(
+            name=self.name,
+            unit=self.unit,
+            teacher=self.needs_teacher,
+            classes=self._classes(),
+            states=states,
+            attentions="attentions" in self.outputs,
+            inside=self.reads == "model" or not self.outputs <= known,
+            derivatives=self.differentiates,
+            by_token=self.by_token,
+            within_batch=self.within_batch,
+            vectors=self.vectors,
+            vectors_by=self.vectors_by,
+            tasks=self.tasks,
+            likeliest=None if self.likeliest is None else (self.likeliest, getattr(self, self.likeliest)),
+            whole_batch=self.needs_logits,
+            outputs=self.outputs,
+            eager_attention=self.needs_eager_attention,
+            head=self.reaches_head,
+        )
+
+    def _classes(self) -> Classes | None:
+        """Return how much of the teacher's logits is the least that will do; None where it reads none."""
+        reads = self.differentiates or (self.reads == "answers" and self.needs_logits and not self.vectors)
+        return "all" if reads and self.needs_teacher else None
+
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> Term:
         """Return the term of the loss that this objective is for two models, in the state in which training starts."""
         return Term(self)
@@ -136,11 +182,6 @@ class Objective(ABC):
         moving = {name: value for name, value in vars(self).items() if isinstance(value, Schedule)}
         told = {name: cut_off(schedule, steps) for name, schedule in moving.items()}
         return {name: text for name, text in told.items() if text}
-
-    @property
-    def looks_inside(self) -> bool:
-        """Whether it reads more of the models than their answers."""
-        return bool(self.outputs) or self.differentiates or self.needs_eager_attention or self.reads != "answers"
 
     @property
     def has_weight(self) -> bool:
@@ -182,9 +223,32 @@ class RowObjective(Objective):
     takes_sparse: ClassVar[bool] = False
     # Whether it is linear in the teacher's probabilities, so that classes drawn by these give its gradient on average.
     takes_samples: ClassVar[bool] = False
+    # Whether it compares logits themselves, so that a teacher's probabilities will not do.
+    compares_logits: ClassVar[bool] = False
     # Whether a label may be a distribution over classes; else it is given the likeliest class.
     takes_distributions: ClassVar[bool] = False
     needs_all_classes: ClassVar[str] = "it needs the teacher's logits of all classes"
+
+    def needs(self, student: PretrainedConfig | None = None, teacher: PretrainedConfig | None = None) -> Needs:
+        """Return what it needs; see `Objective.needs`."""
+        temperature = getattr(self, "temperature", None)
+        if isinstance(temperature, Schedule):
+            temperatures: tuple[float, ...] = (temperature.start, temperature.end)
+        else:
+            temperatures = () if temperature is None else (float(temperature),)
+        return replace(
+            super().needs(student, teacher),
+            why_all=self.needs_all_classes,
+            temperatures=temperatures,
+            exact_logits=self.compares_logits,
+            values=self.takes_values,
+            rows=True,
+        )
+
+    def _classes(self) -> Classes | None:
+        if not self.needs_teacher:
+            return None
+        return "all" if not self.takes_sparse else "drawn" if self.takes_samples else "top"
 
     @abstractmethod
     def rows(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
@@ -211,8 +275,6 @@ class RowObjective(Objective):
 
     def per_example(self, comparison: Comparison) -> Tensor:
         """Sum `rows` within each example."""
-        from hf_distill.rows.spans import by_width
-
         rows = comparison.rows
         if rows.classes is None or self.takes_impossible:
             return self.sums(rows)
@@ -220,8 +282,6 @@ class RowObjective(Objective):
 
     def sums(self, rows: Rows) -> Tensor:
         """Sum the losses of some rows within each example, `(batch,)`; all their columns are classes."""
-        from hf_distill.objectives.guard import check_result, guarded
-
         if self.needs_teacher:
             rows = rows.compared
         teacher: Any = rows.teacher  # a class that takes no sparse teacher may leave it out of its signature
@@ -229,8 +289,6 @@ class RowObjective(Objective):
             teacher = self.dense(teacher)
         labels = rows.labels
         if labels.ndim == 2 and not self.takes_distributions:
-            from hf_distill.rows.base import likeliest
-
             labels = likeliest(labels)
         with guarded(self):
             values = self.rows(rows.student, teacher, labels)
@@ -244,8 +302,6 @@ class RowObjective(Objective):
         Raises:
             ValueError: There is no teacher, or only a part of it.
         """
-        from hf_distill.rows.base import SparseRows
-
         if teacher is None:
             raise ValueError(f"'{self.name}' needs a teacher.")
         if isinstance(teacher, SparseRows):

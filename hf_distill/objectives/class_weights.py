@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from hf_distill.data.label_names import shorten
 from hf_distill.errors import UserError, did_you_mean
 
 NO_CLASSES = (
@@ -57,6 +58,4 @@ def resolve(weights: ClassWeights, names: Sequence[str], counts: Any, key: str =
 
 
 def _shown(names: Sequence[Any]) -> str:
-    from hf_distill.data.label_names import shorten
-
     return shorten(list(map(str, names)))

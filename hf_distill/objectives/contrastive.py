@@ -54,12 +54,17 @@ class Contrastive(PreparedObjective):
     """
 
     name: ClassVar[str] = "contrastive"
+    paper: ClassVar[str] = (
+        "van den Oord et al. 2018, Contrastive Predictive Coding, arXiv 1807.03748, equation 4; "
+        "Tian et al. 2020, Contrastive Representation Distillation, arXiv 1910.10699"
+    )
     unit: ClassVar[Unit] = "example"
     outputs: ClassVar[frozenset[str]] = frozenset({"hidden_states"})
     reads: ClassVar[Reads] = "states"
     within_batch: ClassVar[bool] = True
     needs_logits: ClassVar[bool] = False
     reaches_head: ClassVar[bool] = False
+    vectors_by: ClassVar[str] = "of"
 
     of: Literal["mean", "first", "last", "embedding"] = "mean"
     loss: Literal["info_nce", "crd"] = "info_nce"
@@ -71,12 +76,17 @@ class Contrastive(PreparedObjective):
         """See `contrastive.ContrastiveTerm`."""
         assert teacher is not None
         if self.of == "embedding":  # which passes layers of its own, or is of several poolings
-            from hf_distill.models.sentence_encoder import vector_width
+            from hf_distill.models.sentence_encoder import vector_width  # imports Transformers
 
             return ContrastiveTerm(self, vector_width(student), vector_width(teacher))
         ours: Any = student.config
         theirs: Any = teacher.config
         return ContrastiveTerm(self, _width(ours, "student"), _width(theirs, "teacher"))
+
+    @property
+    def vectors(self) -> bool:  # type: ignore[override]
+        """Whether the model's own vectors represent the examples."""
+        return self.of == "embedding"
 
     def teacher_states(self, student: PretrainedConfig, teacher: PretrainedConfig) -> tuple[States, ...]:
         """See `Objective.teacher_states`."""

@@ -6,12 +6,12 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from hf_distill.errors import UserError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def from_outside(entry: object) -> bool:
@@ -52,9 +52,6 @@ def check_result(objective: Any, found: Any, wanted: tuple[int, ...], like: Tens
     Raises:
         UserError: It is not a tensor, or has another shape, an integer type or another device, or no gradient.
     """
-    import torch
-    from torch import Tensor
-
     start = f"objective '{objective.name}': {what}, shape {wanted}; found"
     if not isinstance(found, Tensor):
         raise UserError(f"{start} {type(found).__name__}.")

@@ -42,6 +42,9 @@ class Hidden(FeatureObjective):
     """
 
     name: ClassVar[str] = "hidden"
+    paper: ClassVar[str] = (
+        "Jiao et al. 2020, TinyBERT, arXiv 1909.10351, equation 8; Sanh et al. 2019, DistilBERT, arXiv 1910.01108"
+    )
     outputs: ClassVar[frozenset[str]] = frozenset({"hidden_states"})
     reads: ClassVar[Reads] = "states"
 
@@ -69,6 +72,7 @@ class Embeddings(StackObjective):
     """
 
     name: ClassVar[str] = "embeddings"
+    paper: ClassVar[str] = "Jiao et al. 2020, TinyBERT, arXiv 1909.10351, equation 9"
     outputs: ClassVar[frozenset[str]] = frozenset({"hidden_states"})
     reads: ClassVar[Reads] = "states"
 
@@ -100,6 +104,9 @@ class Patient(FeatureObjective):
     """
 
     name: ClassVar[str] = "patient"
+    paper: ClassVar[str] = (
+        "Sun et al. 2019, Patient Knowledge Distillation for BERT Model Compression, arXiv 1908.09355"
+    )
     outputs: ClassVar[frozenset[str]] = frozenset({"hidden_states"})
     reads: ClassVar[Reads] = "states"
 
@@ -138,6 +145,7 @@ class Hint(FeatureObjective):
     """
 
     name: ClassVar[str] = "hint"
+    paper: ClassVar[str] = "Romero et al. 2015, FitNets: Hints for Thin Deep Nets, arXiv 1412.6550"
     outputs: ClassVar[frozenset[str]] = frozenset({"hidden_states"})
     reads: ClassVar[Reads] = "states"
 

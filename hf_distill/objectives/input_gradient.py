@@ -63,6 +63,10 @@ class InputGradient(PreparedObjective):
     """
 
     name: ClassVar[str] = "input_gradient"
+    paper: ClassVar[str] = (
+        "Srinivas and Fleuret 2018, Knowledge Transfer with Jacobian Matching, arXiv 1803.00443; "
+        "Czarnecki et al. 2017, Sobolev Training, arXiv 1706.04859"
+    )
     likeliest: ClassVar[str | None] = "classes"
     by_token: ClassVar[bool] = True
     # The fused kernels have no second derivative.

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
+from torch import Tensor
 
 from hf_distill.component import component
+from hf_distill.models.needs import Needs
 from hf_distill.objectives.base import RowObjective
 from hf_distill.objectives.class_weights import ClassWeights
+from hf_distill.objectives.functional import label_loss, logistic_ranking, mean_squared_error
+from hf_distill.rows.base import SparseRows, Unit
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from hf_distill.rows.base import SparseRows, Unit
+    from transformers import PretrainedConfig
 
 
 @component
@@ -30,13 +33,13 @@ class LogitsMSE(RowObjective):
     """
 
     name: ClassVar[str] = "logits_mse"
+    paper: ClassVar[str] = "Ba and Caruana 2014, Do Deep Nets Really Need to be Deep?, arXiv 1312.6184"
     takes_values: ClassVar[bool] = True
+    compares_logits: ClassVar[bool] = True
     needs_all_classes: ClassVar[str] = "it compares logits, and log-probabilities are those only up to a constant"
 
     def rows(self, student: Tensor, teacher: Tensor | SparseRows | None, labels: Tensor) -> Tensor:
         """See `functional.mean_squared_error`."""
-        from hf_distill.objectives.functional import mean_squared_error
-
         return mean_squared_error(student, self.dense(teacher))
 
 
@@ -53,6 +56,7 @@ class Ranking(RowObjective):
     """
 
     name: ClassVar[str] = "ranking"
+    paper: ClassVar[str] = "Burges et al. 2005, Learning to Rank using Gradient Descent (RankNet), equation 3"
     likeliest: ClassVar[str | None] = "top"
     takes_sparse: ClassVar[bool] = True
 
@@ -60,9 +64,6 @@ class Ranking(RowObjective):
 
     def rows(self, student: Tensor, teacher: Tensor | SparseRows | None, labels: Tensor) -> Tensor:
         """See `functional.logistic_ranking`."""
-        from hf_distill.objectives.functional import logistic_ranking
-        from hf_distill.rows.base import SparseRows
-
         top = min(self.top, student.shape[-1])
         if not isinstance(teacher, SparseRows):
             values, indices = self.dense(teacher).topk(top)
@@ -92,6 +93,9 @@ class Labels(RowObjective):
     """
 
     name: ClassVar[str] = "labels"
+    paper: ClassVar[str] = (
+        "Szegedy et al. 2016, Rethinking the Inception Architecture, arXiv 1512.00567, section 7 (smoothing)"
+    )
     unit: ClassVar[Unit] = "label"
     needs_teacher: ClassVar[bool] = False
     takes_values: ClassVar[bool] = True
@@ -101,6 +105,11 @@ class Labels(RowObjective):
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     class_weights: ClassWeights | None = None
 
+    def needs(self, student: PretrainedConfig | None = None, teacher: PretrainedConfig | None = None) -> Needs:
+        """Return what it needs; see `Objective.needs`. Smoothing is for classes."""
+        smoothed = (("label_smoothing", "smoothing spreads a label over classes"),) if self.label_smoothing else ()
+        return replace(super().needs(student, teacher), for_classes=smoothed)
+
     @property
     def takes_impossible(self) -> bool:
         """Smoothing would give every column a share. See `RowObjective`."""
@@ -108,8 +117,6 @@ class Labels(RowObjective):
 
     def rows(self, student: Tensor, teacher: Tensor | SparseRows | None, labels: Tensor) -> Tensor:
         """See `functional.label_loss`."""
-        from hf_distill.objectives.functional import label_loss
-
         if isinstance(self.class_weights, str | dict):
             raise ValueError("class_weights: DistillationTrainer makes numbers of it; here wanted a list.")
         return label_loss(student, labels, self.label_smoothing, self.class_weights)

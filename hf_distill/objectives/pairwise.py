@@ -45,8 +45,14 @@ class PairwiseObjective(Objective):
     within_batch: ClassVar[bool] = True
     needs_logits: ClassVar[bool] = False
     reaches_head: ClassVar[bool] = False
+    vectors_by: ClassVar[str] = "of"
 
     of: Literal["mean", "first", "last", "embedding"] = "mean"
+
+    @property
+    def vectors(self) -> bool:  # type: ignore[override]
+        """Whether the model's own vectors represent the examples."""
+        return self.of == "embedding"
 
     def teacher_states(self, student: PretrainedConfig, teacher: PretrainedConfig) -> tuple[States, ...]:
         """See `Objective.teacher_states`."""
@@ -80,6 +86,7 @@ class SimilarityPreserving(PairwiseObjective):
     """
 
     name: ClassVar[str] = "similarity_preserving"
+    paper: ClassVar[str] = "Tung and Mori 2019, Similarity-Preserving Knowledge Distillation, arXiv 1907.09682"
 
     def gaps(self, student: Tensor, teacher: Tensor) -> Tensor:
         """See `pairwise.similarity_gap`."""
@@ -100,6 +107,7 @@ class Relational(PairwiseObjective):
     """
 
     name: ClassVar[str] = "relational"
+    paper: ClassVar[str] = "Park et al. 2019, Relational Knowledge Distillation, arXiv 1904.05068"
 
     distance_weight: Annotated[float, Field(ge=0.0)] = 25.0
     angle_weight: Annotated[float, Field(ge=0.0)] = 50.0

@@ -66,6 +66,7 @@ class Relations(FeatureObjective):
     """
 
     name: ClassVar[str] = "relations"
+    paper: ClassVar[str] = "Wang et al. 2021, MiniLMv2, arXiv 2012.15828; Wang et al. 2020, MiniLM, arXiv 2002.10957"
     lowest_layer: ClassVar[int] = 1
 
     of: Kinds = ("queries", "keys", "values")

@@ -42,8 +42,12 @@ class SentenceEmbedding(PreparedObjective):
     """
 
     name: ClassVar[str] = "sentence_embedding"
+    paper: ClassVar[str] = (
+        "Reimers and Gurevych 2020, Making Monolingual Sentence Embeddings Multilingual, arXiv 2004.09813"
+    )
     reads: ClassVar[Reads] = "answers"
     unit: ClassVar[Unit] = "example"
+    vectors: ClassVar[bool] = True
     tasks: ClassVar[tuple[str, ...]] = _TASKS
 
     loss: Literal["mse", "cosine"] = "mse"
@@ -71,8 +75,10 @@ class SimilarityMatrix(Objective):
     """
 
     name: ClassVar[str] = "similarity_matrix"
+    paper: ClassVar[str] = "Koohpayegani et al. 2020, CompRess, arXiv 2010.14713"
     unit: ClassVar[Unit] = "example"
     within_batch: ClassVar[bool] = True
+    vectors: ClassVar[bool] = True
     tasks: ClassVar[tuple[str, ...]] = _TASKS
 
     temperature: Temperature = 0.05
@@ -101,7 +107,9 @@ class MarginMSE(Objective):
     """
 
     name: ClassVar[str] = "margin_mse"
+    paper: ClassVar[str] = "Hofstaetter et al. 2020, Cross-Architecture Knowledge Distillation, arXiv 2010.02666"
     unit: ClassVar[Unit] = "triple"
+    vectors: ClassVar[bool] = True
     tasks: ClassVar[tuple[str, ...]] = _TASKS
 
     similarity: Literal["dot", "cosine"] = "dot"

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
+from torch import Tensor
 
 from hf_distill.component import component
+from hf_distill.objectives import closed_form, divergences
 from hf_distill.objectives.softened import Softened
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from hf_distill.rows.base import Unit
+from hf_distill.rows.base import Unit
 
 
 @component
@@ -30,19 +28,18 @@ class KLDivergence(Softened):
     """
 
     name: ClassVar[str] = "kl"
+    paper: ClassVar[str] = (
+        "Hinton, Vinyals and Dean 2015, Distilling the Knowledge in a Neural Network, arXiv 1503.02531, section 2"
+    )
     takes_samples: ClassVar[bool] = True
 
     def between(self, log_p: Tensor, log_q: Tensor, labels: Tensor) -> Tensor:
         """See `divergences.kl`."""
-        from hf_distill.objectives.divergences import kl
-
-        return kl(log_p, log_q)
+        return divergences.kl(log_p, log_q)
 
     def from_logits(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         """See `closed_form.kl`."""
-        from hf_distill.objectives.closed_form import kl
-
-        return kl(student, teacher, temperature)
+        return closed_form.kl(student, teacher, temperature)
 
 
 @component
@@ -59,12 +56,11 @@ class ReverseKL(Softened):
     """
 
     name: ClassVar[str] = "reverse_kl"
+    paper: ClassVar[str] = "Gu et al. 2024, MiniLLM, arXiv 2306.08543, equation 1"
 
     def between(self, log_p: Tensor, log_q: Tensor, labels: Tensor) -> Tensor:
         """See `divergences.kl`."""
-        from hf_distill.objectives.divergences import kl
-
-        return kl(log_q, log_p)
+        return divergences.kl(log_q, log_p)
 
 
 @component
@@ -84,20 +80,19 @@ class JensenShannon(Softened):
     """
 
     name: ClassVar[str] = "js"
+    paper: ClassVar[str] = (
+        "Agarwal et al. 2024, On-Policy Distillation of Language Models (GKD), arXiv 2306.13649, equation 1"
+    )
 
     teacher_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
 
     def between(self, log_p: Tensor, log_q: Tensor, labels: Tensor) -> Tensor:
         """See `divergences.jensen_shannon`."""
-        from hf_distill.objectives.divergences import jensen_shannon
-
-        return jensen_shannon(log_p, log_q, self.teacher_share)
+        return divergences.jensen_shannon(log_p, log_q, self.teacher_share)
 
     def from_logits(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         """See `closed_form.jensen_shannon`."""
-        from hf_distill.objectives.closed_form import jensen_shannon
-
-        return jensen_shannon(student, teacher, temperature, self.teacher_share)
+        return closed_form.jensen_shannon(student, teacher, temperature, self.teacher_share)
 
 
 @component
@@ -115,14 +110,13 @@ class SkewedKL(Softened):
     """
 
     name: ClassVar[str] = "skewed_kl"
+    paper: ClassVar[str] = "Ko et al. 2024, DistiLLM, arXiv 2402.03898, section 3.1"
 
     skew: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
 
     def between(self, log_p: Tensor, log_q: Tensor, labels: Tensor) -> Tensor:
         """See `divergences.skewed_kl`."""
-        from hf_distill.objectives.divergences import skewed_kl
-
-        return skewed_kl(log_p, log_q, self.skew)
+        return divergences.skewed_kl(log_p, log_q, self.skew)
 
 
 @component
@@ -141,14 +135,13 @@ class SkewedReverseKL(Softened):
     """
 
     name: ClassVar[str] = "skewed_reverse_kl"
+    paper: ClassVar[str] = "Ko et al. 2024, DistiLLM, arXiv 2402.03898, section 3.1"
 
     skew: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
 
     def between(self, log_p: Tensor, log_q: Tensor, labels: Tensor) -> Tensor:
         """See `divergences.skewed_kl`."""
-        from hf_distill.objectives.divergences import skewed_kl
-
-        return skewed_kl(log_q, log_p, self.skew)
+        return divergences.skewed_kl(log_q, log_p, self.skew)
 
 
 @component
@@ -169,6 +162,9 @@ class AdaptiveKL(Softened):
     """
 
     name: ClassVar[str] = "adaptive_kl"
+    paper: ClassVar[str] = (
+        "Wu et al. 2024, Rethinking Kullback-Leibler Divergence in Knowledge Distillation, arXiv 2404.02657"
+    )
     takes_sparse: ClassVar[bool] = False
     needs_all_classes: ClassVar[str] = (
         "its head may reach beyond the classes kept, and its tail is compared class by class"
@@ -178,9 +174,7 @@ class AdaptiveKL(Softened):
 
     def between(self, log_p: Tensor, log_q: Tensor, labels: Tensor) -> Tensor:
         """See `divergences.adaptive_kl`."""
-        from hf_distill.objectives.divergences import adaptive_kl
-
-        return adaptive_kl(log_p, log_q, self.head_mass)
+        return divergences.adaptive_kl(log_p, log_q, self.head_mass)
 
 
 @component
@@ -197,12 +191,13 @@ class TotalVariation(Softened):
     """
 
     name: ClassVar[str] = "total_variation"
+    paper: ClassVar[str] = (
+        "Wen et al. 2023, f-Divergence Minimization for Sequence-Level Distillation, arXiv 2307.15190"
+    )
 
     def between(self, log_p: Tensor, log_q: Tensor, labels: Tensor) -> Tensor:
         """See `divergences.total_variation`."""
-        from hf_distill.objectives.divergences import total_variation
-
-        return total_variation(log_p, log_q)
+        return divergences.total_variation(log_p, log_q)
 
 
 @component
@@ -217,13 +212,14 @@ class SoftCrossEntropy(Softened):
     """
 
     name: ClassVar[str] = "soft_cross_entropy"
+    paper: ClassVar[str] = (
+        "Hinton, Vinyals and Dean 2015, Distilling the Knowledge in a Neural Network, arXiv 1503.02531, section 2"
+    )
     takes_samples: ClassVar[bool] = True
 
     def between(self, log_p: Tensor, log_q: Tensor, labels: Tensor) -> Tensor:
         """See `divergences.cross_entropy`."""
-        from hf_distill.objectives.divergences import cross_entropy
-
-        return cross_entropy(log_p, log_q)
+        return divergences.cross_entropy(log_p, log_q)
 
 
 @component
@@ -244,6 +240,7 @@ class DecoupledKL(Softened):
     """
 
     name: ClassVar[str] = "decoupled_kl"
+    paper: ClassVar[str] = "Zhao et al. 2022, Decoupled Knowledge Distillation, arXiv 2203.08679, equation 7"
     unit: ClassVar[Unit] = "label"
     takes_sparse: ClassVar[bool] = False
     needs_all_classes: ClassVar[str] = "the label may be a class that was not kept, and then its probability is unknown"
@@ -253,6 +250,4 @@ class DecoupledKL(Softened):
 
     def between(self, log_p: Tensor, log_q: Tensor, labels: Tensor) -> Tensor:
         """See `divergences.decoupled_kl`."""
-        from hf_distill.objectives.divergences import decoupled_kl
-
-        return decoupled_kl(log_p, log_q, labels, self.target_weight, self.non_target_weight)
+        return divergences.decoupled_kl(log_p, log_q, labels, self.target_weight, self.non_target_weight)

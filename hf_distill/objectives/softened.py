@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
+
+from torch import Tensor
 
 from hf_distill.component import component
 from hf_distill.objectives.base import RowObjective
+from hf_distill.objectives.functional import log_distributions
 from hf_distill.objectives.schedule import Temperature, number
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from hf_distill.rows.base import SparseRows
+from hf_distill.rows.base import SparseRows
 
 
 @component
@@ -50,9 +49,6 @@ class Softened(RowObjective):
 
     def rows(self, student: Tensor, teacher: Tensor | SparseRows | None, labels: Tensor) -> Tensor:
         """See `between`, and `functional.log_distributions` for what a sparse teacher gives."""
-        from hf_distill.objectives.functional import log_distributions
-        from hf_distill.rows.base import SparseRows
-
         known = teacher if teacher is not None and self.takes_sparse else self.dense(teacher)
         temperature = number(self.temperature)
         losses = None if isinstance(known, SparseRows) else self.from_logits(student, known, temperature)

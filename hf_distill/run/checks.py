@@ -255,7 +255,7 @@ def _check_pairs(objective: Objective, training: Mapping[str, Any]) -> None:
 
 
 def _check_packing(objective: Objective, training: Mapping[str, Any]) -> None:
-    if objective.looks_inside and training.get("packing") is True:
+    if objective.needs().looks_inside and training.get("packing") is True:
         raise UserError(
             f"'{objective.name}' looks into the models, whose layers are packed with training.packing: true. Set that "
             "to auto, or leave one of the two out."

@@ -176,7 +176,7 @@ class GivenTeacher(Teacher):
         """Refuse an objective that looks into a model, or that wants logits where probabilities are given."""
         if not objective.needs_teacher:
             return
-        if objective.looks_inside:
+        if objective.needs().looks_inside:
             raise UserError(
                 f"'{objective.name}' looks into the teacher, and this one is given as data. Wanted one that compares "
                 "answers, such as kl."

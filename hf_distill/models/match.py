@@ -1,0 +1,203 @@
+"""Does a source of targets give what an objective needs, and does the objective mean something on this data?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from hf_distill.errors import UserError
+from hf_distill.models.needs import Gives, Needs, Problem
+
+# Which texts of an example a unit compares; what a recipe calls the last of them.
+TEXTS = {"row": (2, "two", "text_pair"), "label": (2, "two", "text_pair"), "triple": (3, "three", "negative")}
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """Something that is needed and not given.
+
+    Attributes:
+        text: The line for the user.
+        key: The setting of the objective that would have to change; empty for the objective itself.
+    """
+
+    text: str
+    key: str = ""
+
+
+def match(needs: Needs, gives: Gives | None, problem: Problem) -> None:
+    """Refuse an objective that needs what it is not given. The run, `--check` and the trainer all ask here.
+
+    Args:
+        needs: Of the objective.
+        gives: Of the teacher; None where there is none.
+        problem: What is learned.
+
+    Raises:
+        UserError: The first mistake; `key` is the setting.
+    """
+    for mistake in mistakes(needs, gives, problem):
+        raise UserError(mistake.text, key=mistake.key)
+
+
+def mistakes(needs: Needs, gives: Gives | None, problem: Problem) -> Iterator[Mistake]:
+    """Yield all that is needed and not given. See `match`."""
+    for check in (_task, _vectors, _rows, _labels, _texts):
+        yield from check(needs, problem)
+    if not needs.teacher:
+        return
+    if gives is None:
+        yield Mistake(f"'{needs.name}' needs a teacher, and there is none. Pass `teacher=`, or leave it out.")
+        return
+    of_teacher: tuple[Callable[[Needs, Gives], Iterator[Mistake]], ...] = (_tokens, _model, _states, _classes)
+    for ask in of_teacher:
+        yield from ask(needs, gives)
+
+
+# ---- The data --------------------------------------------------------------------------------------------------------
+
+
+def _task(needs: Needs, problem: Problem) -> Iterator[Mistake]:
+    if needs.tasks and problem.task is not None and problem.task not in needs.tasks:
+        yield Mistake(f"'{needs.name}' is for {', '.join(needs.tasks)}, but the task is {problem.task}. Leave it out.")
+
+
+def _vectors(needs: Needs, problem: Problem) -> Iterator[Mistake]:
+    if not needs.vectors or problem.vectors is not False:
+        return
+    if needs.vectors_by:
+        text = "'embedding' is what models of the task sentence-similarity return, and those of this task do not."
+        yield Mistake(f"{text} Use mean.", needs.vectors_by)
+        return
+    yield Mistake(
+        f"'{needs.name}' is for sentence-similarity, whose models return a vector of each text, and those of this task "
+        "do not. Leave it out."
+    )
+
+
+def _rows(needs: Needs, problem: Problem) -> Iterator[Mistake]:
+    if problem.classes is not False:
+        return
+    if not needs.values:
+        yield Mistake(
+            f"'{needs.name}' compares distributions over classes, but this is regression. Use logits_mse for the "
+            "teacher's values and labels for the true ones."
+        )
+    for key, what in needs.for_classes:
+        yield Mistake(f"{what}, and this is regression. Remove it.", key)
+
+
+def _labels(needs: Needs, problem: Problem) -> Iterator[Mistake]:
+    if needs.labels and problem.labelled is False:
+        where = f"data: {{columns: {{{problem.label_role}: ...}}}}"
+        yield Mistake(
+            f"'{needs.name}' needs labels, but the train split has none. Leave it out, since the teacher's targets "
+            f"need no labels; or say which column they are: {where}."
+        )
+
+
+def _texts(needs: Needs, problem: Problem) -> Iterator[Mistake]:
+    """Refuse what compares texts of an example with each other, where it has fewer or the teacher reads only one."""
+    if problem.translated:
+        if not needs.vectors or needs.unit != "example" or needs.within_batch:
+            yield Mistake(
+                f"'{needs.name}' does not go with translations, of which the teacher reads the first text only. Use "
+                "sentence_embedding."
+            )
+        return
+    wanted, number, role = TEXTS.get(needs.unit, (1, "", ""))
+    if problem.texts is not None and problem.texts < wanted:
+        yield Mistake(
+            f"'{needs.name}' compares {number} texts of an example, and in the train split there is no '{role}'. Say "
+            f"which column it is: data: {{columns: {{{role}: ...}}}}. Single texts can be learned by "
+            "sentence_embedding and similarity_matrix."
+        )
+
+
+# ---- The teacher -----------------------------------------------------------------------------------------------------
+
+
+def _tokens(needs: Needs, gives: Gives) -> Iterator[Mistake]:
+    if needs.by_token and gives.own_tokens:
+        yield Mistake(
+            f"'{needs.name}' compares the models token by token, and here each of them reads tokens of its own: "
+            "another tokenizer, or another prompt before the text. Leave it out, choose a student of the teacher's "
+            "family, or make the prompts of both the same (config_sentence_transformers.json)."
+        )
+
+
+def _model(needs: Needs, gives: Gives) -> Iterator[Mistake]:
+    """Refuse what a source without a model cannot give."""
+    what = ""
+    if needs.derivatives and not gives.derivatives:
+        what = "derivatives of its logits"
+    elif needs.attentions and not gives.attentions:
+        what = "its maps of attention"
+    elif needs.inside and not gives.model:
+        what = "what goes on within its layers"
+    if not what:
+        return
+    has = [text for text, there in (("logits", gives.classes), ("hidden states", gives.states != ())) if there]
+    instead = "hidden states ({name: hidden})" if len(has) == 2 else "logits ({name: kl})"
+    yield Mistake(
+        f"'{needs.name}' looks into the teacher ({what}), and {gives.whose} gives {' and '.join(has) or 'nothing'}, no "
+        f"more. Leave it out, compare {instead}, or take the teacher itself."
+    )
+
+
+def _states(needs: Needs, gives: Gives) -> Iterator[Mistake]:
+    # Without configurations it is not known which ones.
+    lacking = gives.lacking(needs.states or ())
+    if not lacking:
+        return
+    there = ", ".join(map(str, gives.states or ())) or "none"
+    yield Mistake(
+        f"'{needs.name}' compares hidden states of layers of the teacher that {gives.whose} does not give: "
+        f"{', '.join(map(str, lacking))} (there: {there}). {gives.more_states}"
+    )
+
+
+def _classes(needs: Needs, gives: Gives) -> Iterator[Mistake]:
+    if needs.classes is None:
+        return
+    if gives.classes is None:
+        yield Mistake(f"'{needs.name}' compares logits, and {gives.whose} gives none. Leave it out.")
+        return
+    if needs.classes == "all" and gives.classes != "all":
+        yield Mistake(
+            f"'{needs.name}' does not work with {gives.whose}, of which only the likeliest tokens are known: "
+            f"{needs.why_all}. Leave it out, or take the teacher itself."
+        )
+        return
+    if needs.classes == "top" and gives.classes == "drawn":
+        yield Mistake(
+            f"'{needs.name}' does not work with tokens that were drawn from the tail: its mean over the draws is "
+            "another loss. Wanted kl or soft_cross_entropy, or a cached teacher with tail: 0."
+        )
+    if needs.likeliest is not None and gives.top is not None and needs.likeliest[1] > gives.top:
+        setting, wanted = needs.likeliest
+        yield Mistake(
+            f"'{needs.name}' compares the teacher's {wanted} likeliest classes, and {gives.whose} gives {gives.top}. "
+            f"Set {setting} to {gives.top} at most, or store more (top of a cached teacher).",
+            setting,
+        )
+    if needs.exact_logits and not gives.exact_logits:
+        yield Mistake(
+            f"'{needs.name}' compares logits, and {gives.whose} gives probabilities: logits up to a constant. "
+            "Use kl, or a teacher that gives logits (of one given as data: columns: {logits: ...})."
+        )
+    yield from _temperature(needs, gives)
+
+
+def _temperature(needs: Needs, gives: Gives) -> Iterator[Mistake]:
+    if gives.temperature is None or set(needs.temperatures) <= {gives.temperature}:
+        return
+    what = "probabilities" if gives.classes == "all" else "likeliest tokens"
+    start = f"{gives.whose} gives {what} at temperature {gives.temperature:g}"
+    if len(needs.temperatures) > 1:
+        yield Mistake(f"{start}, and this one changes during training. Wanted: a number.", "temperature")
+        return
+    yield Mistake(
+        f"{needs.temperatures[0]:g} here, and {start}: they cannot be softened any more. Use one temperature for all.",
+        "temperature",
+    )
