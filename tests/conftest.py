@@ -305,6 +305,15 @@ def sentiment_csv(tmp_path_factory: pytest.TempPathFactory) -> Splits:
     return splits
 
 
+@pytest.fixture
+def brief_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models are timed for a hundredth of a second instead of three seconds each."""
+    from hf_distill.report.latency import measure_all
+
+    for name, value in (("seconds", 0.01), ("min_repeats", 1)):
+        monkeypatch.setitem(measure_all.__kwdefaults__, name, value)
+
+
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 

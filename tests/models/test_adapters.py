@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 import transformers
@@ -18,8 +19,6 @@ from hf_distill.errors import UserError
 from hf_distill.models.loading import Head, load_model, open_config, open_tokenizer
 from hf_distill.models.outline import has_head
 from hf_distill.run.dry_run import check
-
-peft = pytest.importorskip("peft")
 
 CLASSIFY, CAUSAL = "AutoModelForSequenceClassification", "AutoModelForCausalLM"
 Make = Callable[..., Path]

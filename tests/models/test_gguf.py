@@ -18,7 +18,6 @@ LANGUAGE_MODEL = Head("AutoModelForCausalLM")
 @pytest.fixture
 def gguf_file(make_model: Any, tmp_path: Path) -> Path:
     """A tiny GPT-2-tokenised Llama in a GGUF file."""
-    pytest.importorskip("gguf")
     path = tmp_path / "tiny.gguf"
     tokenizer = make_model("gpt2-lm")
     write_gguf(path, llama(make_model), tokenizer)

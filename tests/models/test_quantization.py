@@ -112,7 +112,6 @@ def test_a_checkpoint_that_is_quantized_already(write_recipe: WriteRecipe, make_
 @pytest.mark.usefixtures("installed")
 def test_a_gguf_file_is_quantized_already(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> None:
     """Transformers fails on the pair once the data is read."""
-    pytest.importorskip("gguf")
     from gguf_files import llama, write_gguf
 
     write_gguf(tmp_path / "tiny.gguf", llama(make_model), make_model("gpt2-lm"))
@@ -319,6 +318,7 @@ def test_a_cache_of_other_weights_says_so(write_recipe: WriteRecipe, make_model:
         check_identity(tmp_path, {"teacher": "b"}, one)
 
 
+@pytest.mark.usefixtures("brief_latency")
 def test_the_report_says_what_was_measured(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> None:
     """A student in float32 beside a teacher in something else: speed and size are of both, and so is what they mean."""
     from hf_distill.report.report import Report

@@ -1,4 +1,4 @@
-"""Models that torchao and bitsandbytes have quantized, and runs with them: left out where these are not installed."""
+"""Models that torchao and bitsandbytes have quantized, and runs with them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,6 @@ from hf_distill.models.quantization import PACKAGES, size
 from hf_distill.models.quantization import weights as weights_of
 from hf_distill.objectives import OBJECTIVES, KLDivergence, Labels
 
-METHODS = [
-    pytest.param(name, marks=pytest.mark.skipif(find_spec(package) is None, reason=f"{package} is not installed"))
-    for name, package in PACKAGES.items()
-]
-INT8 = METHODS[:1]
 FROM_CONFIG = {"name": "from_config", "overrides": {"num_hidden_layers": 1}}
 CLASSIFIER, CAUSAL = Head("AutoModelForSequenceClassification"), Head("AutoModelForCausalLM")
 HEADS = {
@@ -88,7 +82,7 @@ def rounded(model: Any, quantized: Any) -> Any:
 # ---- One model -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("quantization", METHODS)
+@pytest.mark.parametrize("quantization", PACKAGES)
 @pytest.mark.parametrize("kind", HEADS)
 def test_a_model_is_nearly_what_it_was(kind: str, quantization: Any, make_model: Any) -> None:
     """Loaded with half its weights new, or transposed, it would teach noise; with a quantized head, cost everything."""
@@ -115,11 +109,10 @@ def test_a_model_is_nearly_what_it_was(kind: str, quantization: Any, make_model:
         assert model.get_submodule(name).weight.equal(whole.get_submodule(name).weight)
 
 
-@pytest.mark.parametrize("quantization", INT8)
 @pytest.mark.parametrize("kind", ["bert", "llama-lm"])
-def test_int8_is_rounding_of_the_body(kind: str, quantization: Any, make_model: Any) -> None:
+def test_int8_is_rounding_of_the_body(kind: str, make_model: Any) -> None:
     """Each weight is the nearest of the 256 that its row can hold, and the model that of these weights."""
-    whole, model = (load(make_model, kind, method) for method in (None, quantization))
+    whole, model = (load(make_model, kind, method) for method in (None, "int8"))
     before = {name: layer.weight.clone() for name, layer in whole.named_modules() if hasattr(layer, "in_features")}
     rounded(whole, model)
     for name, layer in whole.named_modules():
@@ -131,7 +124,7 @@ def test_int8_is_rounding_of_the_body(kind: str, quantization: Any, make_model: 
     assert not torch.allclose(found, answers(load(make_model, kind, None), kind), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("quantization", METHODS)
+@pytest.mark.parametrize("quantization", PACKAGES)
 def test_a_model_stays_what_it_is(quantization: Any, make_model: Any) -> None:
     """bitsandbytes packs 4 bits anew for the first forward pass on a CPU, and `state_dict()`, of which a fingerprint is
     made, then unpacks them wrongly: the teacher would answer something else from its first fingerprint on."""
@@ -149,7 +142,7 @@ def test_a_model_stays_what_it_is(quantization: Any, make_model: Any) -> None:
     assert half.lm_head.weight.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("quantization", METHODS)
+@pytest.mark.parametrize("quantization", PACKAGES)
 def test_a_model_without_linear_layers(quantization: Any, make_model: Any) -> None:
     """GPT-2 keeps its weights in another kind of layer: torchao passes over all of them without a word."""
     directory = saved(make_model, "gpt2-lm")
@@ -161,8 +154,7 @@ def test_a_model_without_linear_layers(quantization: Any, make_model: Any) -> No
         assert size(model)[1] < size(load_model(directory, CAUSAL)[0])[1]
 
 
-@pytest.mark.parametrize("quantization", METHODS[1:])
-def test_rows_that_bitsandbytes_gets_wrong(quantization: Any, make_model: Any) -> None:
+def test_rows_that_bitsandbytes_gets_wrong(make_model: Any) -> None:
     """Its kernel for CPUs multiplies with the scales of other rows, and the teacher teaches noise."""
     directory = str(make_model("llama-lm", layers=1, hidden_size=64, intermediate_size=96))
     with pytest.raises(
@@ -180,11 +172,10 @@ TERMS = {
 }
 
 
-@pytest.mark.parametrize("quantization", INT8)
 @pytest.mark.parametrize("name", TERMS)
-def test_objectives_see_the_quantized_teacher(name: str, quantization: Any, make_model: Any, tmp_path: Path) -> None:
+def test_objectives_see_the_quantized_teacher(name: str, make_model: Any, tmp_path: Path) -> None:
     """Each has the loss, and the gradient, of a teacher in float32 with the rounded weights."""
-    model = load(make_model, "bert", quantization)
+    model = load(make_model, "bert", "int8")
     teachers = {"quantized": model, "rounded": rounded(load(make_model, "bert", None), model)}
     batch = {**inputs("bert"), "labels": torch.tensor([0, 1, 1])}
     found = {}
@@ -201,7 +192,7 @@ def test_objectives_see_the_quantized_teacher(name: str, quantization: Any, make
     assert found["rounded"][0] > 0
 
 
-@pytest.mark.parametrize("quantization", METHODS)
+@pytest.mark.parametrize("quantization", PACKAGES)
 def test_rows_without_logits(quantization: Any, make_model: Any, tmp_path: Path) -> None:
     """A teacher whose head cannot be opened costs all logits of both models: the warning would be all there is."""
     teacher = load(make_model, "llama-lm", quantization)
@@ -228,7 +219,8 @@ def entry(make_model: Any, quantization: Any, **settings: Any) -> dict[str, Any]
     return {"name": "pretrained", "model": saved(make_model, "bert", 4), "quantization": quantization, **settings}
 
 
-@pytest.mark.parametrize("quantization", METHODS)
+@pytest.mark.usefixtures("brief_latency")
+@pytest.mark.parametrize("quantization", PACKAGES)
 def test_a_run(quantization: Any, write_recipe: WriteRecipe, make_model: Any, tmp_path: Path, capsys: Any) -> None:
     """From loading to the report, which judges the quantized teacher and says so; run again, everything is found."""
     teacher = entry(make_model, quantization)
@@ -247,7 +239,7 @@ def test_a_run(quantization: Any, write_recipe: WriteRecipe, make_model: Any, tm
     assert same(weights(tmp_path / "out"), before)
 
 
-@pytest.mark.parametrize("quantization", METHODS)
+@pytest.mark.parametrize("quantization", PACKAGES)
 def test_a_language_model_in_mixed_precision(
     quantization: Any, write_recipe: WriteRecipe, make_model: Any, tmp_path: Path
 ) -> None:
@@ -269,10 +261,8 @@ def test_a_language_model_in_mixed_precision(
     assert report.history["student"][0]["objective/kl"] > 0
 
 
-@pytest.mark.parametrize("quantization", INT8)
-def test_summaries(quantization: Any, write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> None:
+def test_summaries(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> None:
     """An encoder-decoder teacher generates the texts that it is judged by."""
-    pytest.importorskip("rouge_score")
     text = tmp_path / "text.csv"
     lines = ["the film is great .,great film", "a dull plot and a stale story !,dull story"] * 4
     text.write_text("text,summary\n" + "\n".join(lines))
@@ -280,14 +270,14 @@ def test_summaries(quantization: Any, write_recipe: WriteRecipe, make_model: Any
         write_recipe(
             task="summarization",
             data={"path": {"train": str(text), "validation": str(text)}},
-            teacher={"name": "pretrained", "model": str(make_model("t5", layers=2)), "quantization": quantization},
+            teacher={"name": "pretrained", "model": str(make_model("t5", layers=2)), "quantization": "int8"},
             student={"name": "from_config", "overrides": {"num_layers": 1, "num_decoder_layers": 1}},
         )
     )
     assert "rouge2" in report.teacher.metrics
 
 
-@pytest.mark.parametrize("quantization", METHODS)
+@pytest.mark.parametrize("quantization", PACKAGES)
 def test_a_cache_of_other_weights_is_refused(
     quantization: Any, write_recipe: WriteRecipe, make_model: Any, tmp_path: Path
 ) -> None:
@@ -307,9 +297,8 @@ def test_a_cache_of_other_weights_is_refused(
     cached(teacher, "third")
 
 
-@pytest.mark.parametrize("quantization", INT8)
 def test_a_fine_tuned_teacher_is_quantized_afterwards(
-    quantization: Any, write_recipe: WriteRecipe, make_model: Any, tmp_path: Path
+    write_recipe: WriteRecipe, make_model: Any, tmp_path: Path
 ) -> None:
     """Quantized before, it could not be trained; and what it has learned must be what is quantized."""
     learning = {"num_train_epochs": 10, "learning_rate": 5e-3}
@@ -318,15 +307,14 @@ def test_a_fine_tuned_teacher_is_quantized_afterwards(
     settings = {"student": FROM_CONFIG, "objectives": [{"name": "kl"}]}
     whole = run(write_recipe(teacher=teacher, **settings))
     training = {"output_dir": str(tmp_path / "other")}
-    found = run(write_recipe(teacher={**teacher, "quantization": quantization}, training=training, **settings))
+    found = run(write_recipe(teacher={**teacher, "quantization": "int8"}, training=training, **settings))
     assert found.teacher.weights == "int8 (rest float32)"
     assert found.history["teacher"] == whole.history["teacher"]
     assert found.teacher.metrics["accuracy"] == pytest.approx(whole.teacher.metrics["accuracy"], abs=0.1)
     assert found.teacher.metrics["accuracy"] > 0.6
 
 
-@pytest.mark.parametrize("quantization", INT8)
-def test_sentence_vectors(quantization: Any, write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> None:
+def test_sentence_vectors(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> None:
     """A backbone without a head: nothing of it is left out but what shares weights."""
     pairs = tmp_path / "pairs.csv"
     lines = ["the film is great,a great film,0.9", "a dull plot,the cast is funny,0.1"] * 6
@@ -335,7 +323,7 @@ def test_sentence_vectors(quantization: Any, write_recipe: WriteRecipe, make_mod
         write_recipe(
             task={"name": "sentence-similarity", "pooling": "mean"},
             data={"path": {"train": str(pairs), "validation": str(pairs)}},
-            teacher={"name": "pretrained", "model": str(make_model("bert-bare")), "quantization": quantization},
+            teacher={"name": "pretrained", "model": str(make_model("bert-bare")), "quantization": "int8"},
             student=FROM_CONFIG,
             objectives=[{"name": "sentence_embedding"}],
         )
@@ -344,10 +332,9 @@ def test_sentence_vectors(quantization: Any, write_recipe: WriteRecipe, make_mod
     assert "spearman" in report.teacher.metrics
 
 
-@pytest.mark.parametrize("quantization", INT8)
-def test_two_processes(quantization: Any, write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> None:
+def test_two_processes(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> None:
     """Each loads its own teacher, and none of them is wrapped, trained or waited for."""
-    path = write_recipe(teacher=entry(make_model, quantization), student=FROM_CONFIG)
+    path = write_recipe(teacher=entry(make_model, "int8"), student=FROM_CONFIG)
     command = [sys.executable, *LAUNCH, str(REPO / "scripts" / "distill.py"), str(path)]
     environment = {
         **os.environ,

@@ -456,7 +456,8 @@ def test_prompts_that_do_not_go_together(bert: Path, tmp_path: Path, caplog: Any
 
 
 def open_with(path: Path, side: str) -> Any:
-    package = pytest.importorskip("sentence_transformers")
+    import sentence_transformers as package
+
     model = package.SentenceTransformer(str(path), device="cpu")
     model.tokenizer.pad_token = model.tokenizer.pad_token or model.tokenizer.eos_token
     model.tokenizer.padding_side = side
@@ -467,7 +468,6 @@ def open_with(path: Path, side: str) -> Any:
 @pytest.mark.parametrize("modes", POOLINGS, ids="+".join)
 def test_the_package_pools_alike(kind: str, side: str, modes: Sequence[str], make_model: Any, tmp_path: Path) -> None:
     """Arithmetic by hand may repeat a misreading of the package."""
-    pytest.importorskip("sentence_transformers")
     for name, prompt in (("plain", None), ("prompt", "the cast")):
         path = prompted(make_model(kind, layers=2), tmp_path / name, prompt, pooled=False)
         (path / "1_Pooling" / "config.json").write_text(
@@ -499,7 +499,6 @@ def test_the_package_opens_what_is_exported(
     modules: Sequence[str], files: dict[str, Any], bert: Path, tmp_path: Path
 ) -> None:
     """The student is for its users: the package must find the vectors that it was judged by."""
-    pytest.importorskip("sentence_transformers")
     teacher = describe(copied(bert, tmp_path / "t"), *modules, **files)
     np.testing.assert_allclose(encode(teacher), open_with(teacher, "right").encode(TEXTS), atol=1e-5)
     report = run(write_recipe(tmp_path, teacher))

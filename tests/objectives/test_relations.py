@@ -382,7 +382,8 @@ def test_gradient_reaches_the_projections_of_the_student_and_hooks_are_gone() ->
 
 def test_projections_with_adapters_are_found() -> None:
     """LoRA puts a layer of its own in a projection's place: hooked inside of it, the adapter would not train."""
-    peft = pytest.importorskip("peft")
+    import peft
+
     student, teacher, _ = pair()
     wrapped = peft.get_peft_model(student, peft.LoraConfig(target_modules=["query", "value"], init_lora_weights=False))
     before = losses(Relations(relation_heads=2), base_model(wrapped), teacher)

@@ -60,7 +60,8 @@ def test_one_label_is_a_value() -> None:
 
 def test_peft_model() -> None:
     """The class of the wrapper says nothing about the head."""
-    peft = pytest.importorskip("peft")
+    import peft
+
     model = make_model("causal-lm", 1, seed=0)
     lora = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
     assert base_model(lora) is model

@@ -387,6 +387,7 @@ def test_both_tokenizers_are_told_before_a_run(roberta_to_bert: WriteRecipe, mak
     assert "Leave out `tokenizer`: each model then reads with its own." in str(caught.value)
 
 
+@pytest.mark.usefixtures("brief_latency")
 def test_models_are_timed_on_their_own_tokens(make_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the student's shorter input a teacher looks faster than it is, or fails on a number beyond its vocabulary."""
     from hf_distill.report.report import Report
@@ -412,8 +413,6 @@ def test_models_are_timed_on_their_own_tokens(make_model: Any, monkeypatch: pyte
 
         noting.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
         monkeypatch.setattr(model, "forward", noting)
-    measure = assess.measure_all
-    monkeypatch.setattr(assess, "measure_all", lambda *args, **own: measure(*args, **own, seconds=0.01, min_repeats=1))
     found = assess.latencies(prepared, models, 2)
     texts = sorted(TEXTS, key=lambda text: len(tokenizer_of(paths[1])(text)["input_ids"]))
     for name, path in (("teacher", paths[0]), ("student", paths[1]), ("baseline", paths[1])):

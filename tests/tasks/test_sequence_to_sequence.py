@@ -7,7 +7,6 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -495,19 +494,14 @@ def distilled(directory: Path, task: str, model: Path, **sections: Any) -> Any:
     return distill(load_recipe(write(directory, task, model, **sections)))
 
 
+@pytest.mark.usefixtures("brief_latency")
 @pytest.mark.parametrize(("kind", "task"), [("t5", "summarization"), ("bart", "translation")])
-def test_a_run_from_texts_to_report(
-    kind: str, task: str, make_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_from_texts_to_report(kind: str, task: str, make_model: Any, tmp_path: Path) -> None:
     """The reported figures must be those of the saved student, judged from outside; the eval loss is the distillation
     loss and not the model's own cross-entropy."""
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-    from hf_distill.report.latency import measure_all
-    from hf_distill.run import evaluation as assess
-
     teacher = make_model(kind, seed=1)
-    monkeypatch.setattr(assess, "measure_all", partial(measure_all, seconds=0.01))
     report = distilled(tmp_path, task, teacher, report={"baseline": kind == "t5", "latency": True})
     metric = "rouge2" if task == "summarization" else "bleu"
     assert (report.metric, report.greater_is_better) == (metric, True)

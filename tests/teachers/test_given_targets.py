@@ -89,6 +89,7 @@ def given(targets: Any, write_recipe: WriteRecipe, make_model: Any, tmp_path: Pa
 # --- the same as a model ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("brief_latency")
 def test_a_student_learns_from_given_targets_what_it_learns_from_the_model(
     given: Any, make_model: Any, tmp_path: Path
 ) -> None:

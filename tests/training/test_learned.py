@@ -235,7 +235,8 @@ def test_nothing_learned_is_exported(tmp_path: Path) -> None:
 
 def test_peft_student(tmp_path: Path) -> None:
     """PEFT chooses by name what it saves, and with `bias="all"` takes everything called bias: a projection's too."""
-    peft = pytest.importorskip("peft")
+    import peft
+
     teacher = two_models()[1]
     config = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"], bias="all")
     args: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3, "max_steps": 6, "optim": "adamw_torch"}
@@ -277,7 +278,8 @@ def test_second_trainer_replaces_what_the_first_left(tmp_path: Path) -> None:
 
 def test_detached_through_a_wrapper(tmp_path: Path) -> None:
     """PEFT wrapped around a student that was trained before: the old projection sits in the model inside."""
-    peft = pytest.importorskip("peft")
+    import peft
+
     student, teacher = two_models()
     quiet(student, tmp_path, teacher).train()
     lora = peft.get_peft_model(student, peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"]))

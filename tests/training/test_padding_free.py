@@ -351,7 +351,8 @@ def test_adapters_with_tokens_of_their_own(
 ) -> None:
     """A prefix is in the mask and in the cache of every layer, and no part of a batch: the model inside, which is what
     is tried out, can be packed, and the first step failed. LoRA's layers can be."""
-    peft = pytest.importorskip("peft")
+    import peft
+
     task = "CAUSAL_LM" if name == "llama" else "SEQ_CLS"
     inputs = batch(make(name), mask_of("right"))
     for config, packed in (

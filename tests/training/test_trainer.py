@@ -463,7 +463,8 @@ def test_student_made_by_model_init(tmp_path: Path) -> None:
 
 def test_peft_student(tmp_path: Path) -> None:
     """The wrapper's class and signature are not the model's: the layout and the inputs must be read from inside."""
-    peft = pytest.importorskip("peft")
+    import peft
+
     student, teacher = make_models("causal-lm", dtype=torch.float32)
     lora = peft.get_peft_model(student, peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]))
     data = rows("causal-lm")
@@ -492,7 +493,8 @@ def test_peft_student(tmp_path: Path) -> None:
 
 def test_peft_teacher(tmp_path: Path) -> None:
     """A teacher fine-tuned with an adapter is a wrapper too: its `forward` takes anything and names little."""
-    peft = pytest.importorskip("peft")
+    import peft
+
     student, teacher = make_models("classification", dtype=torch.float32)
     lora = peft.get_peft_model(teacher, peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"]))
 
