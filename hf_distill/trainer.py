@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 import datasets
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, TrainingArguments
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, Dataset
+from transformers import (
+    DataCollator,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.trainer_utils import EvalLoopOutput
 
 from hf_distill.cache.replay import Replay, reading_only
@@ -55,6 +65,8 @@ from hf_distill.training_args import DistillationArguments, check_arguments, che
 
 logger = logging.getLogger(__name__)
 
+Split: TypeAlias = "Dataset[Any] | datasets.Dataset | datasets.IterableDataset"
+
 
 class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
     """Trains a student to match a teacher.
@@ -64,7 +76,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
     processes. Gradients and logged losses are therefore the same for 8 x 1, 4 x 2 and 2 processes x 4.
 
     The teacher is an attribute of the trainer, not of the student: it stays in eval mode, out of the
-    optimiser and out of every checkpoint.
+    optimiser and out of every checkpoint. What is overridden of `Trainer`, and why: `training/overrides.py`.
 
     Logged besides what `Trainer` logs: `objective/<name>` (unweighted), `agreement` (share of rows where both
     models have the same top class) and, in training, `teacher_share` of the step time, `tokens_per_second` and
@@ -80,7 +92,17 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         objectives: Terms of the loss; by default half `kl` at temperature 2 (`logits_mse` for regression), half
             `labels`.
         layout: Which logits count; read from the student's class if left out.
-        **trainer: Everything else as `transformers.Trainer`, except `compute_loss_func`.
+        data_collator: As in `transformers.Trainer`, as all that follow.
+        train_dataset: Tokenised.
+        eval_dataset: Likewise; several in a dict.
+        processing_class: The tokenizer. It is saved with the student, and tells tokens from the padding of a head.
+        model_init: Makes the student, in place of `model`.
+        compute_loss_func: Refused: the loss is the sum of the objectives.
+        compute_metrics: From `EvalPrediction(predictions, label_ids)`: logits of the rows that count.
+        callbacks: Added to the default ones.
+        optimizers: Optimizer and scheduler.
+        optimizer_cls_and_kwargs: Class of the optimizer, and its arguments.
+        preprocess_logits_for_metrics: `(logits, labels) -> what is kept for compute_metrics`.
 
     Raises:
         TypeError: One of them is not what it should be, such as the name of a model in place of the model.
@@ -98,7 +120,17 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         teacher: PreTrainedModel | nn.Module | None = None,
         objectives: Sequence[Objective] | None = None,
         layout: RowLayout | None = None,
-        **trainer: Any,
+        data_collator: DataCollator | None = None,
+        train_dataset: Split | None = None,
+        eval_dataset: Split | dict[str, Split] | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        model_init: Callable[..., PreTrainedModel] | None = None,
+        compute_loss_func: Callable[..., Any] | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Optimizer | None, LambdaLR | None] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[Optimizer], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         check_types(model=model, args=args, teacher=teacher, objectives=objectives, layout=layout)
         args = args if args is not None else DistillationArguments(output_dir="trainer_output")
@@ -106,13 +138,26 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         check_devices(args)
         # It logs the loss of a step that is NaN as that of the others, and asks the device for it in every micro-batch.
         args.logging_nan_inf_filter = False
-        if trainer.get("compute_loss_func") is not None:
+        if compute_loss_func is not None:
             raise ValueError("compute_loss_func would be ignored: the loss is the sum of `objectives`.")
         heads = objectives is None or any(isinstance(one, RowObjective) for one in objectives)
         self._reaches_head = heads and encoding_of(model) is None  # no vector of a text passes a backbone's pooler
         use_cache = getattr(getattr(model, "config", None), "use_cache", None)
         with evaluable(model):
-            super().__init__(model=model, args=args, **trainer)
+            super().__init__(
+                model=model,
+                args=args,
+                data_collator=data_collator,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                model_init=model_init,
+                compute_metrics=compute_metrics,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+                preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            )
         config: Any = getattr(self.model, "config", None)
         if config is not None and use_cache is not None:
             # Trainer turns it off for good, and the exported student would generate without a cache, many times slower.
