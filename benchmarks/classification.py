@@ -184,7 +184,7 @@ def from_cache(settings: Settings, args: Any, examples: Any, layers: bool = Fals
 
 
 def trained(
-    width: bool = False, cached: bool = False, layers: bool = False, packing: bool | str = False, **more: Any
+    width: bool = False, cached: bool = False, layers: bool = False, padding_free: bool | str = False, **more: Any
 ) -> Any:
     """Return a variant's `run`: `DistillationTrainer`.
 
@@ -192,7 +192,7 @@ def trained(
         width: Pad to the longest there is.
         cached: Take the teacher's logits from a cache.
         layers: Compare hidden states too.
-        packing: Whether layers run without padding.
+        padding_free: Whether layers run without padding.
         more: Training arguments.
     """
 
@@ -214,7 +214,7 @@ def trained(
                 report_to=[],
                 disable_tqdm=True,
                 dataloader_pin_memory=False,
-                packing=packing,
+                padding_free=padding_free,
                 **more,
             )
             examples = data(settings)
@@ -259,10 +259,10 @@ VARIANTS: dict[str, Variant] = {
         "kl + labels",
         needs="hf_distill.cache.cache",
     ),
-    "packed": Variant(trained(packing="auto"), "**ours**, packed", "kl + labels"),
-    "cached_packed": Variant(
-        trained(cached=True, packing="auto"),
-        "**ours**, from a cache, packed",
+    "padding_free": Variant(trained(padding_free="auto"), "**ours**, padding-free", "kl + labels"),
+    "cached_padding_free": Variant(
+        trained(cached=True, padding_free="auto"),
+        "**ours**, from a cache, padding-free",
         "kl + labels",
         needs="hf_distill.cache.cache",
     ),
@@ -286,7 +286,7 @@ RATIOS = (
     ("batches of like length, of a loop", "loop", "grouped"),
     ("cached, of a loop", "loop", "cached"),
     ("cached and of like length, of a loop", "loop", "cached_grouped"),
-    ("packed, of a loop", "loop", "packed"),
-    ("cached and packed, of a loop", "loop", "cached_packed"),
+    ("padding-free, of a loop", "loop", "padding_free"),
+    ("cached and padding-free, of a loop", "loop", "cached_padding_free"),
     ("cached, with layers, of the same online", "layers", "cached_layers"),
 )

@@ -203,7 +203,7 @@ def naive(settings: Settings, directory: str, student: Any, examples: Any) -> An
     return Naive(student, args, train_dataset=examples, data_collator=default_data_collator)
 
 
-def online(objective: str, teacher_dtype: str = "float32", packing: bool | str = False) -> Make:
+def online(objective: str, teacher_dtype: str = "float32", padding_free: bool | str = False) -> Make:
     """`DistillationTrainer`."""
 
     def make(settings: Settings, directory: str, student: Any, examples: Any) -> Any:
@@ -215,7 +215,7 @@ def online(objective: str, teacher_dtype: str = "float32", packing: bool | str =
 
         trainer = DistillationTrainer(
             student,
-            DistillationArguments(**arguments(settings, directory), packing=packing),
+            DistillationArguments(**arguments(settings, directory), padding_free=padding_free),
             teacher=model(settings, settings.teacher, 2).to(getattr(torch, teacher_dtype)),
             objectives=[OBJECTIVES[objective]()],
             train_dataset=examples,
@@ -366,9 +366,9 @@ VARIANTS: dict[str, Variant] = {
     "uneven_padded": Variant(
         trained(online("kl"), uneven=True, batch=8), "**ours**, uneven lengths, padded, KL", "kl, uneven", 1e-3
     ),
-    "uneven_packed": Variant(
-        trained(online("kl", packing="auto"), uneven=True, batch=8),
-        "**ours**, uneven lengths, packed, KL",
+    "uneven_padding_free": Variant(
+        trained(online("kl", padding_free="auto"), uneven=True, batch=8),
+        "**ours**, uneven lengths, padding-free, KL",
         "kl, uneven",
         1e-3,
     ),
@@ -390,6 +390,6 @@ RATIOS = (
     ("cached step in bf16, of naive in bf16", "naive_bf16", "cached_bf16"),
     ("cached step in bf16, time relative to plain fine-tuning in bf16", "cached_bf16", "finetune_bf16"),
     ("the trainer, time relative to a bare loop", "online", "bare"),
-    ("uneven lengths: packed, of naive", "uneven_naive", "uneven_packed"),
-    ("uneven lengths: packed, of padded", "uneven_padded", "uneven_packed"),
+    ("uneven lengths: padding-free, of naive", "uneven_naive", "uneven_padding_free"),
+    ("uneven lengths: padding-free, of padded", "uneven_padded", "uneven_padding_free"),
 )

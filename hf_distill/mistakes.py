@@ -76,6 +76,14 @@ ELSEWHERE = {
 }
 # Greek letters that weigh one thing against another inside an entry that has one of these: not its weight.
 SHARES = {"teacher_share", "skew", "head_mass", "target_weight"}
+# A key's former name -> its name, and what it does; only said where the entry has a key of the new name.
+FORMER = {
+    "packing": (
+        "padding_free",
+        "it runs the layers without padding. What joins texts into blocks is packing of task text-generation.",
+    ),
+    "packed": ("packing", "it joins texts and cuts them into blocks."),
+}
 TOKEN = "unknown key. A token never goes in a recipe: set the environment variable HF_TOKEN, or run `hf auth login`."
 
 
@@ -88,12 +96,24 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     "unknown key. Did you mean 'temperature'?"
     """
     choices = list(known)
+    if former := former_name(key, choices):
+        return f"unknown key. {former}"
     if key in ("token", "hub_token", "use_auth_token"):
         return TOKEN
     inside = key in ("alpha", "beta", "lambda", "gamma") and SHARES & set(choices)
     if ELSEWHERE.get(key) in choices and not inside:
         return f"unknown key. It is called '{ELSEWHERE[key]}' here."
     return f"unknown key.{did_you_mean(key, choices)}"
+
+
+def former_name(key: str, known: Iterable[str]) -> str | None:
+    """Return what a key is called now, if it was renamed; None for any other.
+
+    >>> former_name("packed", ["packing"])
+    "'packed' is now 'packing': it joins texts and cuts them into blocks."
+    """
+    name, does = FORMER.get(key, ("", ""))
+    return f"'{key}' is now '{name}': {does}" if name in known else None
 
 
 def attributes(cls: type) -> dict[str, str]:

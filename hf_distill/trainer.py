@@ -57,7 +57,7 @@ from hf_distill.training.labelled import check_labelled
 from hf_distill.training.liger import layers_only, undone_afterwards
 from hf_distill.training.meter import Meter
 from hf_distill.training.own_loss import ComparesModels
-from hf_distill.training.padding_free.choice import Packing
+from hf_distill.training.padding_free.choice import PaddingFree
 from hf_distill.training.randomness import undisturbed
 from hf_distill.training.saving import SavingTrainer, attach, place
 from hf_distill.training.terms import OBSERVED, Terms
@@ -177,7 +177,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         self._heads = self._open_heads()
         if self._heads is None and getattr(self.args, "compile_loss", "auto") is True:
             warn_nothing_compiled()
-        self.packing = Packing(self.args, self.model, self.teacher, self.terms)
+        self.padding_free = PaddingFree(self.args, self.model, self.teacher, self.terms)
         self.padding = self._make_padding()
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(["distillation", "hf_distill"])
@@ -194,7 +194,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         self._meter = Meter(self.args.device)
         self.add_callback(self._meter)
         self.eval_sums = EvalSums(self.terms)
-        self.decisions = [*self._settle_terms(), *self.packing.decisions, *self.padding.decisions]
+        self.decisions = [*self._settle_terms(), *self.padding_free.decisions, *self.padding.decisions]
 
     # ---- Construction ----
 
@@ -271,7 +271,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
             self.teacher = self._place(self.teacher)
             if not self.terms.learned:  # which are part of the student
                 self.terms = self._make_terms()
-            self.packing = Packing(self.args, *now, self.terms)
+            self.padding_free = PaddingFree(self.args, *now, self.terms)
             self._made_for = now
         teacher = None if isinstance(self.teacher, Replay) else self.teacher
         if self._heads is not None and not self._heads.are_of(now[0], teacher):
@@ -450,7 +450,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
             teacher=self.teacher,
             layout=self.layout,
             terms=self.terms,
-            packing=self.packing,
+            padding_free=self.padding_free,
             padding=self.padding,
             accelerator=self.accelerator,
             meter=self._meter,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from functools import wraps
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import is_torch_xla_available
@@ -13,8 +14,25 @@ from transformers.utils.import_utils import is_liger_kernel_available
 
 from hf_distill.errors import UserError
 from hf_distill.metrics.score import greater_is_better
+from hf_distill.mistakes import former_name
 
 
+def _say_new_names(cls: type[TrainingArguments]) -> Any:
+    """Have the constructor name the new argument where a former name is given."""
+    construct = cls.__init__
+
+    @wraps(construct)
+    def constructed(self: Any, *args: Any, **kwargs: Any) -> None:
+        for name in kwargs:
+            if former := former_name(name, (item.name for item in fields(cls))):
+                raise TypeError(f"{cls.__name__}: unknown argument. {former}")
+        construct(self, *args, **kwargs)
+
+    cls.__init__ = constructed  # type: ignore[method-assign]
+    return cls
+
+
+@_say_new_names
 @dataclass
 class DistillationArguments(TrainingArguments):
     """`transformers.TrainingArguments` with four other defaults, a check, and what a step costs.
@@ -33,7 +51,7 @@ class DistillationArguments(TrainingArguments):
         on_nan: What becomes of a step whose loss or gradient is NaN or infinite: `"stop"` ends the training with a line
             that says where it was; `"skip"` leaves the step out, counts it (`skipped_steps`), and ends the training
             when more than a tenth of its steps were (see `guarding`). It reads one number from the device every step.
-        packing: Whether the layers of both models run on tokens alone, without padding (see `packing`): `"auto"`, in
+        padding_free: Whether the layers of both models run on tokens alone, without padding: `"auto"`, in
             batches where that is worth it and models that can; true, wherever anything is saved; or false.
 
     Raises:
@@ -41,7 +59,7 @@ class DistillationArguments(TrainingArguments):
     """
 
     # Not `bool | ...`: HfArgumentParser would take that for a flag, and fail on its default.
-    packing: Literal["auto", True, False] = field(
+    padding_free: Literal["auto", True, False] = field(
         default="auto",
         metadata={"help": "Run the layers of both models on tokens alone, without padding; auto: where it pays."},
     )
@@ -115,12 +133,12 @@ def check_arguments(args: TrainingArguments) -> None:
         )
     if (on_nan := getattr(args, "on_nan", "stop")) not in ("stop", "skip"):
         raise ValueError(f"on_nan must be 'stop' or 'skip', found {on_nan!r}.")
-    packing = getattr(args, "packing", "auto")
-    if packing not in (True, False, "auto"):
-        raise ValueError(f"packing must be true, false or 'auto', found {packing!r}.")
-    if packing is True and args.torch_compile:
+    padding_free = getattr(args, "padding_free", "auto")
+    if padding_free not in (True, False, "auto"):
+        raise ValueError(f"padding_free must be true, false or 'auto', found {padding_free!r}.")
+    if padding_free is True and args.torch_compile:
         raise ValueError(
-            "packing is true, but torch_compile would compile anew for every shape. Leave one of the two out."
+            "padding_free is true, but torch_compile would compile anew for every shape. Leave one of the two out."
         )
     if args.push_to_hub and HubStrategy(args.hub_strategy) is not HubStrategy.END:
         raise ValueError(

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from hf_distill.mistakes import explain
+from hf_distill.mistakes import explain, former_name
 from hf_distill.recipe.training_source import declarations
 
 CONFIG = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
@@ -118,7 +118,7 @@ AT_LEAST = {
 WIDER: dict[str, Any] = {"bf16": bool | Literal["auto"], "fsdp": bool | str | None}
 # What `DistillationArguments` adds.
 OWN: dict[str, Any] = {
-    "packing": bool | Literal["auto"],
+    "padding_free": bool | Literal["auto"],
     "compile_loss": bool | Literal["auto"],
     "on_nan": Literal["stop", "skip"],
 }
@@ -190,11 +190,13 @@ def training_mistakes(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "fp16", "fp16 and bf16 exclude each other. Keep one."
     if values.get("ignore_data_skip") is True:
         yield "ignore_data_skip", "shows a resumed run other examples than it would have seen. Leave it out."
-    if values.get("packing") is True and values.get("torch_compile") is True:
-        yield "packing", "true, but torch_compile would compile anew for every shape. Leave one of the two out."
+    if values.get("padding_free") is True and values.get("torch_compile") is True:
+        yield "padding_free", "true, but torch_compile would compile anew for every shape. Leave one of the two out."
 
 
 def _unknown(key: str, known: list[str]) -> str:
+    if former := former_name(key, known):
+        return f"unknown key. {former}"
     if key in RENAMED:
         return f"unknown to Transformers 5. {RENAMED[key]}"
     if key in FOREIGN:

@@ -68,7 +68,7 @@ def check_plan(recipe: Recipe, pair: Pair | None) -> None:
                 recipe.task.check_objective(objective)
                 recipe.teacher.check_objective(objective, recipe.task, every, asked)
                 _check_pairs(objective, training)
-                _check_packing(objective, training)
+                _check_padding_free(objective, training)
                 if pair is not None:
                     with guarded(objective):
                         objective.check(pair.student, pair.teacher)
@@ -254,11 +254,11 @@ def _check_pairs(objective: Objective, training: Mapping[str, Any]) -> None:
         )
 
 
-def _check_packing(objective: Objective, training: Mapping[str, Any]) -> None:
-    if objective.needs().looks_inside and training.get("packing") is True:
+def _check_padding_free(objective: Objective, training: Mapping[str, Any]) -> None:
+    if objective.needs().looks_inside and training.get("padding_free") is True:
         raise UserError(
-            f"'{objective.name}' looks into the models, whose layers are packed with training.packing: true. Set that "
-            "to auto, or leave one of the two out."
+            f"'{objective.name}' looks into the models, and training.padding_free: true runs their layers "
+            "without padding. Set that to auto, or leave one of the two out."
         )
 
 

@@ -41,9 +41,9 @@ class TextGeneration(Task):
     the assistant said, its end of turn included. Texts and completions end with the tokenizer's end of text.
 
     Attributes:
-        packed: Join plain texts and cut them into blocks of exactly `data.max_length` tokens (the last may be shorter):
-            no padding, nothing truncated. Attention sees the earlier texts of a block, as in the pre-training of GPT
-            models; the first token of a text is not learned, because what comes before it says nothing about it.
+        packing: Join plain texts and cut them into blocks of `data.max_length` tokens (the last may be shorter): no
+            padding, nothing truncated. Attention sees the earlier texts of a block, as in the pre-training of GPT
+            models. The first token of each text is not learned.
         examples: Which columns to learn from, where there are several kinds: `text`, `completion` (with `prompt`) or
             `messages`. Read from the columns if left out.
         chat_template_kwargs: What the chat template is told beside the messages (`{enable_thinking: false}`). A column
@@ -58,7 +58,7 @@ class TextGeneration(Task):
 
     compares_tokens: ClassVar[bool] = True
 
-    packed: bool = False
+    packing: bool = False
     examples: Form | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
 
@@ -124,8 +124,8 @@ class TextGeneration(Task):
             check_texts(named, FORMS[form])
         if max_length is not None and max_length < 2:
             raise UserError("a token is predicted from those before it: wanted at least 2.", key="max_length")
-        packed = self._is_packed(form, tokenizer, max_length)
-        encoder = TextEncoder(self.name, tokenizer, max_length, form, packed, chat, self.chat_template_kwargs)
+        packing = self._packs(form, tokenizer, max_length)
+        encoder = TextEncoder(self.name, tokenizer, max_length, form, packing, chat, self.chat_template_kwargs)
         encoder.check(named)
         return named, encoder
 
@@ -155,19 +155,19 @@ class TextGeneration(Task):
             key="columns",
         )
 
-    def _is_packed(self, form: Form, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> bool:
-        if not self.packed:
+    def _packs(self, form: Form, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> bool:
+        if not self.packing:
             return False
         if form != "text":
             raise UserError(
                 f"only plain text can be packed: a block may begin in the middle of one, and a {form.rstrip('s')} "
-                "without its beginning teaches something else. Leave out task.packed.",
+                "without its beginning teaches something else. Leave out task.packing.",
                 key="columns",
             )
         if max_length is None:
             raise UserError("packed blocks need a length, and the models set none: max_length: 1024.", key="max_length")
         if tokenizer.eos_token_id is None:
-            raise UserError("the tokenizer has no end of text to put between packed texts. Leave out task.packed.")
+            raise UserError("the tokenizer has no end of text to put between packed texts. Leave out task.packing.")
         return True
 
 

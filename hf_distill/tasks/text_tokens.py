@@ -70,7 +70,7 @@ class TextEncoder:
         tokenizer: Of both models.
         max_length: Longest example.
         form: What the examples are.
-        packed: Whether they become blocks.
+        packing: Whether texts are joined and cut into blocks.
         chat: Whether they are conversations: `messages`, or prompts and completions that are lists of messages.
         settings: What the chat template is told.
     """
@@ -79,7 +79,7 @@ class TextEncoder:
     tokenizer: PreTrainedTokenizerBase
     max_length: int | None
     form: Form
-    packed: bool
+    packing: bool
     chat: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -109,7 +109,7 @@ class TextEncoder:
             made = list(self._chats(batch, [f"row {row} of the {split} split" for row in rows]))
         else:
             made = list({"text": self._texts, "completion": self._completions}[self.form](batch))
-        if self.packed:
+        if self.packing:
             assert self.max_length is not None
             made = list(_blocks(made, self.max_length))
         elif self.max_length is not None:
@@ -122,7 +122,7 @@ class TextEncoder:
             else _Tokens([], [], left_out=_NOTHING, further=one.further)
             for one in made
         ]
-        return [one for one in made if not one.left_out] if self.packed else made
+        return [one for one in made if not one.left_out] if self.packing else made
 
     def _tokenise(self, texts: list[str]) -> list[list[int]]:
         return _ids(self.tokenizer, texts)
@@ -222,7 +222,7 @@ def tokenise_split(split: Dataset, name: str, encoder: TextEncoder) -> Dataset:
             "left_out": [one.left_out for one in made],
         }
 
-    settings = (encoder.task, encoder.max_length, encoder.form, encoder.packed, dict(encoder.settings))
+    settings = (encoder.task, encoder.max_length, encoder.form, encoder.packing, dict(encoder.settings))
     features = token_features("cut", *_FLAGS, texts=("left_out",))
     tokenised = tokenise(split, name, encode, encoder.tokenizer, *settings, features=features, with_rows=True)
     _say(split, name, tokenised, encoder)
@@ -267,7 +267,7 @@ def _say(split: Dataset, name: str, tokenised: Dataset, encoder: TextEncoder) ->
             *(unended, len(tokenised), name),
         )
     if cut:
-        way_out = "; task: {packed: true} would use all of them" if encoder.form == "text" else ""
+        way_out = "; task: {packing: true} would use all of them" if encoder.form == "text" else ""
         logger.info("%s of %s examples of the %s split are cut at the end%s", cut, len(split), name, way_out)
     if merged:
         logger.warning(

@@ -18,7 +18,7 @@ from hf_distill.data import column
 from hf_distill.data.two_tokenizers import PREFIX
 from hf_distill.rows.base import RowLayout
 from hf_distill.rows.padding import Padding
-from hf_distill.training.padding_free.choice import Packing
+from hf_distill.training.padding_free.choice import PaddingFree
 
 
 class BatchingTrainer(Trainer):
@@ -26,13 +26,13 @@ class BatchingTrainer(Trainer):
 
     Attributes:
         layout: What it reads of a batch is kept, set by who inherits.
-        packing: Told of every batch when it is made.
+        padding_free: Told of every batch when it is made.
         padding: Knows on which side both models are padded.
         takes: What `forward` of the student and of the teacher takes.
     """
 
     layout: RowLayout
-    packing: Packing
+    padding_free: PaddingFree
     padding: Padding
     takes: tuple[frozenset[str], frozenset[str]]
 
@@ -50,12 +50,12 @@ class BatchingTrainer(Trainer):
             self._signature_columns = taken + sorted(wanted.difference(taken))
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> DataLoader[Any]:
-        """Have batches made with what packing has to know of them: asked later, the host would wait for the device."""
+        """Have each batch carry what `padding_free` needs: read later, the host would wait for the device."""
         plain: Any = self.data_collator
         self.data_collator = self.padding.collating(plain)
         # accelerate takes batches that it sends to other processes apart, and knows tensors only.
         if not isinstance(dataset, IterableDataset) and not self.accelerator.dispatch_batches:
-            collate: Any = self.packing.collating(self.data_collator)
+            collate: Any = self.padding_free.collating(self.data_collator)
             self.data_collator = collate
         try:
             loader: DataLoader[Any] = super()._get_dataloader(dataset, *args, **kwargs)

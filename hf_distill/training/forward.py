@@ -19,7 +19,7 @@ from hf_distill.rows.padding import Padding
 from hf_distill.training.chunked.heads import Heads
 from hf_distill.training.chunked.rows import HeadRows
 from hf_distill.training.meter import Meter
-from hf_distill.training.padding_free.choice import Packing
+from hf_distill.training.padding_free.choice import PaddingFree
 from hf_distill.training.terms import Terms
 
 
@@ -31,7 +31,7 @@ class BothModels:
         teacher: None where there is none.
         layout: Which logits count.
         terms: What is compared.
-        packing: Of the layers of both.
+        padding_free: Of the layers of both.
         padding: How each of them is run on padded batches.
         accelerator: Of the trainer.
         meter: Told when the teacher runs.
@@ -42,7 +42,7 @@ class BothModels:
     teacher: nn.Module | None
     layout: RowLayout
     terms: Terms
-    packing: Packing
+    padding_free: PaddingFree
     padding: Padding
     accelerator: Accelerator
     meter: Meter
@@ -88,10 +88,10 @@ class BothModels:
             watch = self.meter.teacher() if student.training else nullcontext()
             with torch.set_grad_enabled(self.terms.differentiates), self.accelerator.autocast(), watch:
                 read = self._teacher_inputs(inputs)
-                with self.packing.teacher(read):
+                with self.padding_free.teacher(read):
                     given = self._given(self.teacher, self.takes[1], read, use_cache=False)
                     theirs = self.padding.run("teacher", self.teacher, given, read, own=read is not inputs)
-        with self.packing.student(inputs):
+        with self.padding_free.student(inputs):
             given = self._given(student, self.takes[0], inputs, use_cache=self.use_cache)
             ours = self.padding.run("student", student, given, inputs)
         return ours, theirs

@@ -264,7 +264,9 @@ def test_a_student_without_a_configuration(tmp_path: Path) -> None:
         train(trainer(model, replay, data, tmp_path, objectives("classification"))).losses
         for model in (Plain(student), parts("classification")[0])
     ]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-12)  # only the second runs packed, and rounds otherwise
+    assert losses[0] == pytest.approx(
+        losses[1], rel=1e-12
+    )  # only the second runs without padding, and rounds otherwise
 
 
 @pytest.mark.parametrize("left", [False, True])

@@ -462,10 +462,10 @@ WRONG: list[tuple[int, str, list[str]]] = [
     ),
     (
         10,
-        "  packing: off",
+        "  padding_free: off",
         [
-            "10: training.packing: wanted true, false or 'auto', found the text 'off'. Write false: to YAML 1.2, 'off' "
-            "is text."
+            "10: training.padding_free: wanted true, false or 'auto', found the text 'off'. Write false: to YAML "
+            "1.2, 'off' is text."
         ],
     ),
     (
@@ -529,6 +529,19 @@ WRONG: list[tuple[int, str, list[str]]] = [
     (10, "  lerning_rate: 1", ["10: training.lerning_rate: unknown key. Did you mean 'learning_rate'?"]),
     (10, "  lr: 1", ["10: training.lr: unknown key. It is called 'learning_rate'."]),
     (10, "  xyz: 1", ["10: training.xyz: unknown key. Names are those of transformers.TrainingArguments."]),
+    (
+        10,
+        "  packing: true",
+        [
+            "10: training.packing: unknown key. 'packing' is now 'padding_free': it runs the layers without padding. "
+            "What joins texts into blocks is packing of task text-generation."
+        ],
+    ),
+    (
+        1,
+        "task: {name: text-generation, packed: true}",
+        ["1: task.packed: unknown key. 'packed' is now 'packing': it joins texts and cuts them into blocks."],
+    ),
     (
         10,
         "  evaluation_strategy: epoch",
@@ -867,6 +880,16 @@ def test_overrides(override: str, path: str, value: object) -> None:
             found = found[token] if isinstance(found, Mapping) else getattr(found, token)
     assert found == value
     assert type(found) is type(value)
+
+
+def test_an_override_with_a_former_name() -> None:
+    """On the command line `training.packing=true` must not become a training with padding, nor any other."""
+    assert mistakes(WHOLE, "training.packing=true", "task.name=text-generation", "task.packed=true") == [
+        "override 'training.packing=true': training.packing: unknown key. 'packing' is now 'padding_free': it runs the "
+        "layers without padding. What joins texts into blocks is packing of task text-generation.",
+        "override 'task.packed=true': task.packed: unknown key. 'packed' is now 'packing': it joins texts and cuts "
+        "them into blocks.",
+    ]
 
 
 def test_an_override_reaches_into_the_short_form() -> None:

@@ -26,7 +26,7 @@ def sections(printed: str) -> dict[str, list[str]]:
 def test_a_teacher_that_is_trained(
     write_recipe: WriteRecipe, make_model: Any, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its training decides on packing as the student's does; and one mistake in `training` is told once, not for each
+    """Its training decides on padding as the student's does; and one mistake in `training` is told once, not for each
     of the trainings of a run and again for each model that is judged."""
     warn_nothing_compiled.cache_clear()
     teacher = {"name": "finetuned", "model": str(make_model("bert-bare", layers=2)), "training": {"max_steps": 2}}
@@ -39,9 +39,9 @@ def test_a_teacher_that_is_trained(
         )
     )
     said = sections(capsys.readouterr().out)
-    packing = "packing: wherever it makes a batch at least 10 % smaller"
+    free = "padding_free: wherever it makes a batch at least 10 % smaller"
     for title in ("Teacher", "Student: distilling", "Baseline: the same student without the teacher"):
-        assert packing in said[title]
+        assert free in said[title]
     warned = [one for one in caplog.records if "compile_loss" in one.getMessage() and one.levelno == logging.WARNING]
     assert len(warned) == 1
 

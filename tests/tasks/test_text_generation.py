@@ -105,7 +105,7 @@ def test_packed_blocks_hold_every_token_once(make_model: Any) -> None:
     path = make_model("gpt2-lm")
     tokenizer = tokenizer_of(path)
     stream = [token for text in TEXTS for token in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
-    packed = prepare(path, {"text": TEXTS}, max_length=8, packed=True)
+    packed = prepare(path, {"text": TEXTS}, max_length=8, packing=True)
     blocks = packed.train["input_ids"][:]
     assert [token for block in blocks for token in block] == stream
     assert {len(block) for block in blocks[:-1]} == {8}
@@ -129,7 +129,7 @@ def test_long_texts_are_cut_and_empty_ones_left_out_with_a_count(make_model: Any
     assert tokenizer_of(path).eos_token_id not in prepared.train["input_ids"][0]
     assert prepared.eval["length"][:] == [4, 6]
     assert "2 of 4 examples of the train split are left out: nothing in them to learn within 6 tokens" in caplog.text
-    assert "1 of 4 examples of the train split are cut at the end; task: {packed: true} would use" in caplog.text
+    assert "1 of 4 examples of the train split are cut at the end; task: {packing: true} would use" in caplog.text
 
 
 # ---- Completions -----------------------------------------------------------------------------------------------------
@@ -218,8 +218,8 @@ def test_a_template_without_marks(make_model: Any) -> None:
         ({"text": ["a"]}, {"examples": "completion"}, "columns", "need a column for 'prompt' and 'completion'"),
         ({"text": ["a", None]}, {}, "columns.text", "1 of 2 entries of the train split are missing (None), the first"),
         ({"text": [1]}, {}, "columns.text", "holds whole numbers in the train split, first in row 0"),
-        ({"messages": [CHATS[0]]}, {"packed": True}, "columns", "only plain text can be packed"),
-        ({"text": ["a"]}, {"packed": True, "max_length": None}, "max_length", "packed blocks need a length"),
+        ({"messages": [CHATS[0]]}, {"packing": True}, "columns", "only plain text can be packed"),
+        ({"text": ["a"]}, {"packing": True, "max_length": None}, "max_length", "packed blocks need a length"),
         ({"text": ["a"]}, {"max_length": 1}, "max_length", "wanted at least 2"),
         ({"text": ["a"]}, {"metrics": ["accuracy"]}, "metrics", "does not judge tokens"),
         ({"text": ["a"]}, {"metrics": ["evaluate/rouge"]}, "metrics", "those of a language model are not kept"),

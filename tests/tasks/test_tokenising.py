@@ -125,7 +125,7 @@ def test_another_process_finds_the_tokens(cases: dict[str, tuple[str, str, list[
     ("name", "changed"),
     [
         *((name, {"max_length": 16}) for name in (*ROWS, "two tokenizers")),
-        ("text-generation", {"packed": True}),
+        ("text-generation", {"packing": True}),
         ("fill-mask", {"mask_share": 0.5}),
         ("fill-mask", {"whole_word": True}),
         ("fill-mask", {"loss_on": "all"}),
@@ -144,7 +144,7 @@ def test_what_changes_tokens_is_another_entry(
     split = {"label_all_subwords": slice(0, 1), "change": slice(0, None), "max_length": slice(0, None)}
     kept = set(before) & set(after)
     assert before != after
-    if set(changed) & {"max_length", "change", "packed"}:
+    if set(changed) & {"max_length", "change", "packing"}:
         assert not kept
     else:
         part = split.get(next(iter(changed)), slice(1, None))

@@ -1,4 +1,4 @@
-"""Packing: without padding, and with every loss and gradient that there is with it."""
+"""Layers without padding, and with every loss and gradient that there is with it."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from hf_distill.models.heads import open_head
 from hf_distill.models.inspection import evaluating
 from hf_distill.objectives import Attention, Embeddings, Hidden, InputGradient, KLDivergence, Labels, Relations
 from hf_distill.training.padding_free.bins import Bins, arrange, fill
-from hf_distill.training.padding_free.choice import Packing
-from hf_distill.training.padding_free.packer import Packer, Unpackable, open_packer
+from hf_distill.training.padding_free.choice import PaddingFree
+from hf_distill.training.padding_free.model import NeedsPadding, PaddingFreeModel, open_padding_free
 from hf_distill.training.terms import Terms
 
 EXACT, SINGLE = 1e-12, 1e-5
@@ -131,14 +131,16 @@ def bins_of(inputs: dict[str, Tensor]) -> Bins:
     return bins
 
 
-def answer(model: Any, inputs: dict[str, Tensor], packer: Packer | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+def answer(
+    model: Any, inputs: dict[str, Tensor], runner: PaddingFreeModel | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the logits where somebody looks at them, and the gradients of all weights."""
     mask = inputs["attention_mask"]
     model.zero_grad()
-    if packer is None:
+    if runner is None:
         logits = model(**inputs).logits
     else:
-        with packer.packed(bins_of(inputs)):
+        with runner.running(bins_of(inputs)):
             logits = model(**inputs).logits
     logits = logits[mask != 0] if logits.shape[:2] == mask.shape else logits
     torch.manual_seed(2)
@@ -162,7 +164,7 @@ def assert_close(found: tuple[Tensor, dict[str, Tensor]], wanted: tuple[Tensor, 
 @pytest.mark.parametrize("side", ["right", "left", "both"])
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", MODELS)
-def test_packed_is_padded(name: str, implementation: str, side: str) -> None:
+def test_the_same_without_padding(name: str, implementation: str, side: str) -> None:
     """A token that sees another example's, a window or a position counted from the row's beginning, a NaN of an empty
     cell that reaches a gradient: each changes the loss a little, and no run would fail."""
     precisions = {torch.float32: SINGLE}
@@ -170,26 +172,26 @@ def test_packed_is_padded(name: str, implementation: str, side: str) -> None:
         precisions[torch.float64] = EXACT
     for dtype, tolerance in precisions.items():
         model = make(name, implementation, dtype)
-        packer = open_packer(model)
+        runner = open_padding_free(model)
         inputs = batch(model, mask_of(side))
         bins = bins_of(inputs)
         assert (bins.rows, bins.width) == (3, 13)
         assert (bins.owner < 0).any()
-        assert packer.takes(bins) == (side == "right" or name not in FIRST_POSITION)
-        if packer.takes(bins):
-            assert_close(answer(model, inputs, packer), answer(model, inputs), tolerance)
+        assert runner.takes(bins) == (side == "right" or name not in FIRST_POSITION)
+        if runner.takes(bins):
+            assert_close(answer(model, inputs, runner), answer(model, inputs), tolerance)
 
 
 def test_layers_see_fewer_rows() -> None:
     """Hooks that do nothing would pass every test of equality."""
     model = make("llama")
-    packer = open_packer(model)
+    runner = open_padding_free(model)
     seen: list[tuple[int, ...]] = []
     for layer in model.model.layers:
         layer.mlp.register_forward_hook(lambda _, __, output: seen.append(tuple(output.shape[:2])))
     inputs = batch(model, mask_of("right"))
     bins = bins_of(inputs)
-    answer(model, inputs, packer)
+    answer(model, inputs, runner)
     assert seen == [(bins.rows, bins.width)] * 3
     assert bins.rows * bins.width < 0.5 * inputs["input_ids"].numel()
     seen.clear()
@@ -205,7 +207,7 @@ def test_wider_rows_than_the_batch() -> None:
         inputs = batch(model, mask_of("right", (9, 6, 6, 9)))
         bins = bins_of(inputs)
         assert (bins.rows, bins.width) == (2, 15)
-        assert_close(answer(model, inputs, open_packer(model)), answer(model, inputs), EXACT)
+        assert_close(answer(model, inputs, open_padding_free(model)), answer(model, inputs), EXACT)
 
 
 def test_half_precision() -> None:
@@ -213,7 +215,7 @@ def test_half_precision() -> None:
     for implementation in ("sdpa", "eager"):
         model = make("gemma3", implementation, torch.bfloat16)
         inputs = batch(model, mask_of("left"))
-        (logits, gradients), (wanted, _) = answer(model, inputs, open_packer(model)), answer(model, inputs)
+        (logits, gradients), (wanted, _) = answer(model, inputs, open_padding_free(model)), answer(model, inputs)
         assert all(one.isfinite().all() for one in gradients.values())
         assert (logits - wanted).abs().mean() < 0.02 * wanted.abs().max()
 
@@ -223,9 +225,9 @@ def test_mixed_precision() -> None:
     for implementation in ("sdpa", "eager"):
         model = make("bert", implementation, torch.float32)
         inputs = batch(model, mask_of("right"))
-        packer = open_packer(model)
+        runner = open_padding_free(model)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            (logits, gradients), (wanted, _) = answer(model, inputs, packer), answer(model, inputs)
+            (logits, gradients), (wanted, _) = answer(model, inputs, runner), answer(model, inputs)
         assert all(one.isfinite().all() for one in gradients.values())
         assert (logits - wanted).abs().mean() < 0.02 * wanted.abs().max()
 
@@ -236,25 +238,27 @@ def test_gradient_checkpointing(reentrant: bool) -> None:
     model = make("llama").train()
     inputs = batch(model, mask_of("right"))
     wanted = answer(model, inputs)
-    packer = open_packer(model)
-    if not packer.can_recompute:
-        pytest.skip("this version of Transformers checkpoints a layer with its hooks, and the trainer does not pack")
+    runner = open_padding_free(model)
+    if not runner.can_recompute:
+        pytest.skip(
+            "this version of Transformers checkpoints a layer with its hooks, and the trainer runs it with padding"
+        )
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     model.enable_input_require_grads()
-    assert_close(answer(model, inputs, packer), wanted, EXACT)
+    assert_close(answer(model, inputs, runner), wanted, EXACT)
 
 
 def test_layers_wrapped_later() -> None:
-    """FSDP's own checkpointing puts wrappers into the list of layers, after packing was tried out; hooks on what they
+    """FSDP's own checkpointing puts wrappers into the list of layers, after the model was tried out; hooks on what they
     wrap would be gone when it is computed again."""
     model = make("bert").train()
     inputs = batch(model, mask_of("right"))
     wanted = answer(model, inputs)
-    packer = open_packer(model)
+    runner = open_padding_free(model)
     layers = model.bert.encoder.layer
     for index, layer in enumerate(layers):
         layers[index] = checkpoint_wrapper(layer)
-    logits, gradients = answer(model, inputs, packer)
+    logits, gradients = answer(model, inputs, runner)
     plain = {name.replace("_checkpoint_wrapped_module.", ""): one for name, one in gradients.items()}
     assert_close((logits, plain), wanted, EXACT)
 
@@ -281,15 +285,15 @@ def test_a_model_that_mixes_tokens_is_found_out(strength: float) -> None:
     model = make("bert", dtype=torch.float32)
     layers = model.bert.encoder.layer
     layers[1] = Mixing(layers[1], 0.0)
-    open_packer(model)
+    open_padding_free(model)
     layers[1].strength = strength
-    with pytest.raises(Unpackable, match="not the same packed"):
-        open_packer(model)
+    with pytest.raises(NeedsPadding, match="not compute the same without padding"):
+        open_padding_free(model)
 
 
 REFUSED: dict[str, tuple[Any, Any, str]] = {
     "albert": (MASKED, transformers.AlbertConfig(**COMMON, embedding_size=16), "which of its modules"),
-    "convbert": (MASKED, transformers.ConvBertConfig(**COMMON), "not the same packed"),
+    "convbert": (MASKED, transformers.ConvBertConfig(**COMMON), "not compute the same without padding"),
     "fnet": (
         MASKED,
         transformers.FNetConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, intermediate_size=48),
@@ -326,8 +330,8 @@ def test_models_that_cannot_are_left_as_they_are(name: str) -> None:
     """A model that is not understood must run padded, in the mode it was in, with no hook left behind."""
     kind, config, reason = REFUSED[name]
     model = kind.from_config(config).train()
-    with pytest.raises(Unpackable, match=reason):
-        open_packer(model)
+    with pytest.raises(NeedsPadding, match=reason):
+        open_padding_free(model)
     assert model.training
     assert not any(one._forward_hooks or one._forward_pre_hooks for one in model.modules())
 
@@ -347,48 +351,50 @@ def test_a_trial_leaves_attention_as_it_was() -> None:
 
 @pytest.mark.parametrize("name", ["llama", "bert, classes"])
 def test_adapters_with_tokens_of_their_own(
-    name: str, tmp_path: Path, packed_passes: list[Bins], caplog: pytest.LogCaptureFixture
+    name: str, tmp_path: Path, passes: list[Bins], caplog: pytest.LogCaptureFixture
 ) -> None:
     """A prefix is in the mask and in the cache of every layer, and no part of a batch: the model inside, which is what
-    is tried out, can be packed, and the first step failed. LoRA's layers can be."""
+    is tried out, can run without padding, and the first step failed. LoRA's layers can be."""
     import peft
 
     task = "CAUSAL_LM" if name == "llama" else "SEQ_CLS"
     inputs = batch(make(name), mask_of("right"))
-    for config, packed in (
+    for config, taken in (
         (peft.PrefixTuningConfig(task_type=task, num_virtual_tokens=3), False),
         (peft.LoraConfig(task_type=task, target_modules=["q_proj", "query"], init_lora_weights=False), True),
     ):
         losses = []
-        for packing in (False, True):
+        for padding_free in (False, True):
             torch.manual_seed(4)
             student = peft.get_peft_model(make(name), config).double()
-            args = DistillationArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, packing=packing)
+            args = DistillationArguments(
+                output_dir=str(tmp_path), report_to="none", use_cpu=True, padding_free=padding_free
+            )
             one = DistillationTrainer(student, args, teacher=make(name), objectives=[KLDivergence()])
-            packed_passes.clear()
+            passes.clear()
             losses.append(one.compute_loss(one.model, inputs).item())
         assert losses[1] == pytest.approx(losses[0], rel=EXACT)
-        assert len(packed_passes) == 1 + packed
-        assert ("student: its adapter puts tokens of its own" in caplog.text) == (not packed)
+        assert len(passes) == 1 + taken
+        assert ("student: its adapter puts tokens of its own" in caplog.text) == (not taken)
         caplog.clear()
 
 
 def test_what_was_not_tried_out_is_refused() -> None:
     """A layer that gets something new, the padded batch's shape in it, would mix up examples."""
     model = make("llama")
-    packer = open_packer(model)
+    runner = open_padding_free(model)
     inputs = batch(model, mask_of("right"))
     bins = bins_of(inputs)
-    with packer.packed(bins), pytest.raises(RuntimeError, match=r"got bias of shape .* Set packing to false"):
+    with runner.running(bins), pytest.raises(RuntimeError, match=r"got bias of shape .* Set padding_free to false"):
         model(**inputs, bias=torch.zeros(7, 13))
 
 
 def test_trying_out_draws_no_random_numbers() -> None:
-    """A seed's student would be another one than without packing, and a resumed run would differ from a whole one."""
+    """A seed's student would be another one than with padding, and a resumed run would differ from a whole one."""
     model = make("bert")
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    open_packer(model)
+    open_padding_free(model)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -412,15 +418,15 @@ def masks(count: int = 60) -> Iterator[Tensor]:
 
 def test_every_token_stands_in_one_cell() -> None:
     """A token lost or doubled loses or doubles its gradient."""
-    packed = 0
+    gained = 0
     for mask in masks():
         bins = arrange(mask)
         if bins is None:
             continue
-        packed += 1
+        gained += 1
         assert bins.share < 1
         values = torch.randn(*mask.shape, 3)
-        back = bins.unpack(bins.pack(values))
+        back = bins.scatter(bins.gather(values))
         assert torch.equal(back[mask != 0], values[mask != 0])
         assert len(bins.cells.unique()) == len(bins.places.unique()) == len(bins.cells)
         outside = torch.ones(mask.numel(), dtype=torch.bool)
@@ -434,7 +440,7 @@ def test_every_token_stands_in_one_cell() -> None:
             assert (bins.position[row, cell].diff() == 1).all()
         assert bins.left == bool((mask[:, 0] == 0).any())
         assert bins.right == bool((mask[:, -1] == 0).any())
-    assert packed > 30
+    assert gained > 30
 
 
 def test_nothing_to_gain() -> None:
@@ -454,16 +460,16 @@ def test_rows_are_not_wider_than_models_know() -> None:
         window_size=5, max_position_embeddings=70, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     model = CAUSAL.from_config(config)
-    args = DistillationArguments(output_dir="unused", report_to="none", use_cpu=True, packing=True)
+    args = DistillationArguments(output_dir="unused", report_to="none", use_cpu=True, padding_free=True)
     mask = mask_of("right", (64, 33, 31, 20, 20))
     wider = arrange(mask, hidden=32)
     assert wider is not None
     assert wider.width == 84
-    packing = Packing(args, model, None, Terms([Labels()], model, None))
-    bins = packing.collating(lambda mask: {"attention_mask": mask})(mask)["bins"]
+    layers = PaddingFree(args, model, None, Terms([Labels()], model, None))
+    bins = layers.collating(lambda mask: {"attention_mask": mask})(mask)["bins"]
     assert bins.width <= 70
     wanted = model(**batch(model, mask)).logits
-    with packing.student({"attention_mask": mask, "bins": bins}):
+    with layers.student({"attention_mask": mask, "bins": bins}):
         found = model(**batch(model, mask)).logits
     assert (found - wanted)[mask != 0].abs().max() < SINGLE
     assert arrange(mask, hidden=32, widest=40).width == 64  # type: ignore[union-attr]
@@ -488,10 +494,10 @@ def test_masks_are_those_of_each_example(kind: torch.dtype) -> None:
     torch.manual_seed(0)
     allowed = torch.rand(len(mask), 2, 13, 13) < 0.5
     value = torch.where(allowed, 0.0, torch.finfo(torch.float32).min) if kind == torch.float32 else allowed.to(kind)
-    packed = bins.pack_mask(value)
-    attends = packed == 0 if kind == torch.float32 else packed != 0
-    assert packed.dtype == kind
-    assert packed.shape == (bins.rows, 2, bins.width, bins.width)
+    moved = bins.gather_mask(value)
+    attends = moved == 0 if kind == torch.float32 else moved != 0
+    assert moved.dtype == kind
+    assert moved.shape == (bins.rows, 2, bins.width, bins.width)
     for row in range(bins.rows):
         for i in range(bins.width):
             for j in range(bins.width):
@@ -505,60 +511,60 @@ def test_masks_are_those_of_each_example(kind: torch.dtype) -> None:
 
 
 @pytest.fixture
-def packed_passes(monkeypatch: pytest.MonkeyPatch) -> list[Bins]:
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[Bins]:
     """List that grows by the bins of every forward pass of a model."""
     seen: list[Bins] = []
-    real = Packer.packed
-    monkeypatch.setattr(Packer, "packed", lambda self, bins: (seen.append(bins), real(self, bins))[1])
+    real = PaddingFreeModel.running
+    monkeypatch.setattr(PaddingFreeModel, "running", lambda self, bins: (seen.append(bins), real(self, bins))[1])
     return seen
 
 
 def compared(kind: str, directory: Path, seen: list[Bins], **settings: Any) -> tuple[list[Record], list[Any]]:
-    """Return records and figures of a training padded, and packed as one batch of 8, and as two of 4."""
+    """Return records and figures of a training with padding, and without it as one batch of 8, and as two of 4."""
     records, figures = [], []
-    for packing, size in ((False, 8), (True, 8), (True, 4)):
+    for padding_free, size in ((False, 8), (True, 8), (True, 4)):
         seen.clear()
-        one = make_trainer(kind, directory, num_train_epochs=1, packing=packing, **settings, **split(size))
+        one = make_trainer(kind, directory, num_train_epochs=1, padding_free=padding_free, **settings, **split(size))
         seen.clear()  # without those with which it was tried out
         records.append(train(one))
         figures.append({name: value for name, value in one.evaluate().items() if "/" in name or name == "eval_loss"})
-        assert bool(seen) == packing
+        assert bool(seen) == padding_free
     return records, figures
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_training_is_the_same(kind: str, tmp_path: Path, packed_passes: list[Bins]) -> None:
+def test_a_training_is_the_same(kind: str, tmp_path: Path, passes: list[Bins]) -> None:
     """Every kind of task has a head and a loss of its own after the layers: losses, gradients and figures have to be
     the padded ones, on every split of a batch."""
-    (padded, *packed), (figures, *others) = compared(kind, tmp_path, packed_passes)
+    (padded, *free), (figures, *others) = compared(kind, tmp_path, passes)
     assert len(padded.losses) == 3
-    for record, found in zip(packed, others, strict=True):
+    for record, found in zip(free, others, strict=True):
         assert record.losses == pytest.approx(padded.losses, rel=EXACT)
         assert largest_difference(record, padded) < EXACT
         assert found == pytest.approx(figures, rel=1e-6)
 
 
-def test_both_models_are_packed(tmp_path: Path, packed_passes: list[Bins]) -> None:
+def test_both_models_run_without_padding(tmp_path: Path, passes: list[Bins]) -> None:
     """A teacher that runs padded is most of what a step costs; and bins are found once a batch, not once a model."""
-    one = make_trainer("classification", tmp_path, max_steps=1, packing=True, **split(8))
-    assert one.decisions == ["packing: on"]
-    packed_passes.clear()
+    one = make_trainer("classification", tmp_path, max_steps=1, padding_free=True, **split(8))
+    assert one.decisions == ["padding_free: on"]
+    passes.clear()
     one.train()
-    first, second = packed_passes
+    first, second = passes
     assert first is second
 
 
-def test_a_cached_teacher(tmp_path: Path, packed_passes: list[Bins]) -> None:
-    """What was kept of a teacher has no layers: the student is packed alone, and its loss stays."""
+def test_a_cached_teacher(tmp_path: Path, passes: list[Bins]) -> None:
+    """What was kept of a teacher has no layers: the student alone runs without padding, and its loss stays."""
     records = []
-    for packing in (False, True):
+    for padding_free in (False, True):
         student, teacher, data = parts("classification")
         data, replay = capture(teacher, data, tmp_path / "cache").apply(data)
-        one = trainer(student, replay, data, tmp_path, terms_of("classification"), packing=packing)
-        packed_passes.clear()
+        one = trainer(student, replay, data, tmp_path, terms_of("classification"), padding_free=padding_free)
+        passes.clear()
         records.append(train(one))
-    assert one.decisions == ["packing: on"]
-    assert packed_passes
+    assert one.decisions == ["padding_free: on"]
+    assert passes
     assert records[1].losses == pytest.approx(records[0].losses, rel=EXACT)
     assert largest_difference(records[1], records[0]) < EXACT
 
@@ -574,30 +580,32 @@ def own_batch() -> dict[str, Tensor]:
     return batch
 
 
-def test_a_teacher_with_tokens_of_its_own(tmp_path: Path, packed_passes: list[Bins]) -> None:
+def test_a_teacher_with_tokens_of_its_own(tmp_path: Path, passes: list[Bins]) -> None:
     """Its examples have other lengths, and the student's bins would cut them."""
     losses = []
-    for packing in (False, True):
-        one = make_trainer("classification", tmp_path, packing=packing)
-        packed_passes.clear()
+    for padding_free in (False, True):
+        one = make_trainer("classification", tmp_path, padding_free=padding_free)
+        passes.clear()
         losses.append(one.compute_loss(one.model, own_batch()).item())
     assert losses[1] == pytest.approx(losses[0], rel=EXACT)
-    assert [bins.tokens for bins in packed_passes] == [12, 9]
+    assert [bins.tokens for bins in passes] == [12, 9]
 
 
 @pytest.mark.parametrize("kind", ["classification", "causal-lm", "causal-lm-gpt2"])
-def test_positions_of_a_batch(kind: str, tmp_path: Path, packed_passes: list[Bins]) -> None:
+def test_positions_of_a_batch(kind: str, tmp_path: Path, passes: list[Bins]) -> None:
     """Positions that somebody else counts are given to the layers of BERT as well, and no trial had any: the first
     step failed. A training without them is tried above."""
     rows = make_rows(kind)
     for row in rows:
         row["position_ids"] = [2 * place for place in range(len(row["input_ids"]))]
     losses = []
-    for packing in (False, True):
-        one = make_trainer(kind, tmp_path, rows=rows, collator=Positions(), max_steps=1, packing=packing, **split(8))
-        packed_passes.clear()
+    for padding_free in (False, True):
+        one = make_trainer(
+            kind, tmp_path, rows=rows, collator=Positions(), max_steps=1, padding_free=padding_free, **split(8)
+        )
+        passes.clear()
         losses.append(train(one).losses)
-        assert len(packed_passes) == 2 * packing
+        assert len(passes) == 2 * padding_free
     assert losses[1] == pytest.approx(losses[0], rel=EXACT)
 
 
@@ -611,7 +619,7 @@ class Positions(Collator):
 def test_batches_come_with_their_bins(tmp_path: Path) -> None:
     """Found later, on an accelerator, they would cost a wait for it in every step; the collator of the user, whom it
     is handed back to, is not changed."""
-    one = make_trainer("sentence-similarity", tmp_path, packing=True, dataloader_num_workers=1, **split(8))
+    one = make_trainer("sentence-similarity", tmp_path, padding_free=True, dataloader_num_workers=1, **split(8))
     collate = one.data_collator
     batch = next(iter(one.get_train_dataloader()))
     assert one.data_collator is collate
@@ -620,51 +628,53 @@ def test_batches_come_with_their_bins(tmp_path: Path) -> None:
     assert list(batch)[-1] == "bins"  # sizes are read from what comes first
 
 
-@pytest.mark.parametrize(("packing", "short", "packed"), [("auto", 2, False), (True, 2, True), ("auto", 6, True)])
-def test_little_padding_is_left(
-    packing: Any, short: int, packed: bool, tmp_path: Path, packed_passes: list[Bins]
-) -> None:
-    """`auto` must not pay for packing where there is next to nothing to save; `true` takes what there is."""
-    one = make_trainer("classification", tmp_path, packing=packing)
+@pytest.mark.parametrize(("padding_free", "short", "taken"), [("auto", 2, False), (True, 2, True), ("auto", 6, True)])
+def test_little_padding_is_left(padding_free: Any, short: int, taken: bool, tmp_path: Path, passes: list[Bins]) -> None:
+    """`auto` must not pay for gathering where there is next to no padding; `true` takes what there is."""
+    one = make_trainer("classification", tmp_path, padding_free=padding_free)
     mask = torch.ones(17, 20, dtype=torch.long)
     mask[:short, 10:] = 0
-    packed_passes.clear()
+    passes.clear()
     one.compute_loss(one.model, {"input_ids": 5 * mask, "attention_mask": mask})
-    assert bool(packed_passes) == packed
+    assert bool(passes) == taken
 
 
 @pytest.mark.parametrize(
     "objective", [Hidden(), Attention(), Relations(relation_heads=2), InputGradient()], ids=lambda one: one.name
 )
-def test_objectives_that_look_inside(objective: Any, tmp_path: Path, packed_passes: list[Bins]) -> None:
-    """They would be shown packed layers for padded ones: as many numbers, and other tokens."""
+def test_objectives_that_look_inside(objective: Any, tmp_path: Path, passes: list[Bins]) -> None:
+    """They would be shown layers without padding for padded ones: as many numbers, and other tokens."""
     one = make_trainer("classification", tmp_path, terms=[objective, Labels()], **split(8))
-    assert one.decisions[-1] == f"packing: off ({objective.name} looks into the models, which needs padded batches)"
-    packed_passes.clear()
+    assert (
+        one.decisions[-1] == f"padding_free: off ({objective.name} looks into the models, which needs padded batches)"
+    )
+    passes.clear()
     one.train()
-    assert packed_passes == []
-    with pytest.raises(UserError, match=f"packing is true, but {objective.name} looks into the models"):
-        make_trainer("classification", tmp_path, terms=[objective, Labels()], packing=True)
+    assert passes == []
+    with pytest.raises(UserError, match=f"padding_free is true, but {objective.name} looks into the models"):
+        make_trainer("classification", tmp_path, terms=[objective, Labels()], padding_free=True)
 
 
 def test_what_is_said_in_advance(tmp_path: Path) -> None:
-    """Which batches are packed is not known before they come: `on` was said of runs that never packed one. Several
+    """Which batches run without padding is not known before they come: `on` was said of runs that had none. Several
     objectives that look inside are plural."""
     one = make_trainer("classification", tmp_path)
-    assert one.decisions == ["packing: wherever it makes a batch at least 10 % smaller"]
+    assert one.decisions == ["padding_free: wherever it makes a batch at least 10 % smaller"]
     one = make_trainer("classification", tmp_path, terms=[Embeddings(), Hidden(), Attention()])
     assert one.decisions[-1] == (
-        "packing: off (embeddings, hidden and attention look into the models, which needs padded batches)"
+        "padding_free: off (embeddings, hidden and attention look into the models, which needs padded batches)"
     )
 
 
-def test_a_new_student_is_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`model_init` makes another student for every training, and a teacher may be exchanged: packing that holds on to
+def test_a_new_student_runs_without_padding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`model_init` makes another student for every training, and a teacher may be exchanged: what holds on to
     the former ones says that it is on, and does nothing."""
     seen: list[nn.Module] = []
-    real = Packer.packed
-    monkeypatch.setattr(Packer, "packed", lambda self, bins: (seen.append(self.layers[0]), real(self, bins))[1])
-    one = make_trainer("classification", tmp_path, max_steps=1, packing=True, **split(8))
+    real = PaddingFreeModel.running
+    monkeypatch.setattr(
+        PaddingFreeModel, "running", lambda self, bins: (seen.append(self.layers[0]), real(self, bins))[1]
+    )
+    one = make_trainer("classification", tmp_path, max_steps=1, padding_free=True, **split(8))
     one.model_init = lambda: make_models("classification")[0]
     one.teacher = make_models("classification")[1]
     seen.clear()
@@ -674,84 +684,86 @@ def test_a_new_student_is_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_padding_on_the_side_that_a_head_reads(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, packed_passes: list[Bins]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, passes: list[Bins]
 ) -> None:
-    """Who asks for packing and has a tokenizer that pads on the left would wait for a speed that never comes."""
+    """Who asks for it and has a tokenizer that pads on the left would wait for a speed that never comes."""
     mask = mask_of("left")
     inputs = {"input_ids": 5 * mask, "attention_mask": mask}
-    for packing in (True, "auto"):
+    for padding_free in (True, "auto"):
         caplog.clear()
-        one = make_trainer("classification", tmp_path, packing=packing)
-        packed_passes.clear()
+        one = make_trainer("classification", tmp_path, padding_free=padding_free)
+        passes.clear()
         for _ in range(2):
             one.compute_loss(one.model, inputs)
-        assert packed_passes == []
+        assert passes == []
         said = [record.getMessage() for record in caplog.records if "runs padded" in record.getMessage()]
         assert [text.split(":")[0] for text in said] == [
-            f"packing is true, but the {whose} runs padded where padding is on the left"
-            for whose in (("teacher", "student") if packing is True else ())
+            f"padding_free is true, but the {whose} runs padded where padding is on the left"
+            for whose in (("teacher", "student") if padding_free is True else ())
         ]
         assert all(text.endswith("Set padding_side of its tokenizer to 'right'") for text in said)
 
 
 def test_torch_compile(tmp_path: Path) -> None:
     """A graph for every shape of bins is compiled for minutes."""
-    with pytest.raises(ValueError, match="packing is true, but torch_compile would compile anew"):
-        make_trainer("classification", tmp_path, packing=True, torch_compile=True)
+    with pytest.raises(ValueError, match="padding_free is true, but torch_compile would compile anew"):
+        make_trainer("classification", tmp_path, padding_free=True, torch_compile=True)
     one = make_trainer("classification", tmp_path, torch_compile=True)
-    assert one.decisions == ["packing: off (torch_compile would compile anew for every shape)"]
+    assert one.decisions == ["padding_free: off (torch_compile would compile anew for every shape)"]
 
 
-def test_off(tmp_path: Path, packed_passes: list[Bins]) -> None:
+def test_off(tmp_path: Path, passes: list[Bins]) -> None:
     """Who turns it off wants to hear no more of it, and no trial either."""
-    one = make_trainer("classification", tmp_path, packing=False)
+    one = make_trainer("classification", tmp_path, padding_free=False)
     assert one.decisions == []
-    assert packed_passes == []
+    assert passes == []
 
 
 def test_what_else_it_can_be(tmp_path: Path) -> None:
     """The text "false" is true to Python."""
-    with pytest.raises(ValueError, match="packing must be true, false or 'auto', found 'false'"):
-        DistillationArguments(output_dir=str(tmp_path), packing="false")
+    with pytest.raises(ValueError, match="padding_free must be true, false or 'auto', found 'false'"):
+        DistillationArguments(output_dir=str(tmp_path), padding_free="false")
 
 
 def test_a_model_that_cannot_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Who asks for packing and does not get it has to be told, once, and the training goes on; `auto` says it in its
+    """Who asks for it and does not get it has to be told, once, and the training goes on; `auto` says it in its
     decisions alone."""
     torch.manual_seed(0)
     config = transformers.ConvBertConfig(**COMMON, num_labels=3)
     student = transformers.ConvBertForSequenceClassification(config)
     teacher = transformers.BertForSequenceClassification(transformers.BertConfig(**COMMON, num_labels=3))
-    for packing in ("auto", True):
+    for padding_free in ("auto", True):
         caplog.clear()
         one = DistillationTrainer(
             student,
-            DistillationArguments(output_dir=str(tmp_path), report_to="none", packing=packing),
+            DistillationArguments(output_dir=str(tmp_path), report_to="none", padding_free=padding_free),
             teacher=teacher,
             objectives=[KLDivergence()],
         )
-        (decision,) = (line for line in one.decisions if line.startswith("packing"))
-        where = "" if packing is True else ", wherever it makes a batch at least 10 % smaller"
-        assert decision.startswith(f"packing: for the teacher{where} (student: ")
-        assert decision.endswith("(student: what it computes is not the same packed)")
+        (decision,) = (line for line in one.decisions if line.startswith("padding_free"))
+        where = "" if padding_free is True else ", wherever it makes a batch at least 10 % smaller"
+        assert decision.startswith(f"padding_free: for the teacher{where} (student: ")
+        assert decision.endswith("(student: it does not compute the same without padding)")
         warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-        said = "packing is true, but not for all: student: what it computes is not the same packed"
-        assert (said in warned) == (packing is True)
+        said = "padding_free is true, but not for all: student: it does not compute the same without padding"
+        assert (said in warned) == (padding_free is True)
 
 
 def test_checkpointing_that_would_forget_the_bins(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed_passes: list[Bins]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: list[Bins]
 ) -> None:
     """Layers that are computed again together with their hooks, which are gone by then, get the padded masks: such a
     student runs padded. Its teacher never runs twice."""
-    monkeypatch.setattr(Packer, "can_recompute", False)
+    monkeypatch.setattr(PaddingFreeModel, "can_recompute", False)
     one = make_trainer("classification", tmp_path, activation_checkpointing=True, **split(8))
     (decision,) = one.decisions
-    assert decision.startswith("packing: for the teacher, wherever it makes a batch at least 10 % smaller (student: ")
-    assert decision.endswith("(student: gradient checkpointing would compute its layers again when packing is over)")
+    assert decision.startswith(
+        "padding_free: for the teacher, wherever it makes a batch at least 10 % smaller (student: "
+    )
+    assert decision.endswith("(student: gradient checkpointing would compute its layers again, with padding)")
 
 
 def test_a_model_without_configuration() -> None:
-    """Any module that answers with logits can be a student; only what is known to be layers can be packed."""
-    with pytest.raises(Unpackable, match="no model of Transformers"):
-        open_packer(nn.Linear(2, 2))
+    """Any module that answers with logits can be a student; only what is known to be layers can run without padding."""
+    with pytest.raises(NeedsPadding, match="no model of Transformers"):
+        open_padding_free(nn.Linear(2, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,20 @@ def test_defaults(tmp_path: Path) -> None:
     ours, theirs = DistillationArguments(output_dir=str(tmp_path)), TrainingArguments(output_dir=str(tmp_path))
     check_arguments(theirs)  # its `hub_strategy`, "every_save", does no harm without a push
     different = {name for name, value in ours.to_dict().items() if value != theirs.to_dict().get(name)}
-    own = {"compile_loss", "packing", "on_nan"}
+    own = {"compile_loss", "padding_free", "on_nan"}
     known = {"hub_strategy", "use_cpu", "dataloader_pin_memory", "logging_dir", "logging_nan_inf_filter"}
     assert different <= own | known
     assert ours.hub_strategy == "end"
     assert DistillationArguments(output_dir=str(tmp_path), push_to_hub=True).hub_strategy == "end"
+
+
+def test_former_names(tmp_path: Path) -> None:
+    """`packing` is TRL's word for something else: who wrote it for layers without padding must hear the new name. The
+    signature stays that of the fields, which editors show."""
+    former: dict[str, Any] = {"packing": True}
+    with pytest.raises(TypeError, match=r"DistillationArguments: .*'packing' is now 'padding_free'"):
+        DistillationArguments(output_dir=str(tmp_path), **former)
+    assert {"output_dir", "padding_free"} < set(signature(DistillationArguments).parameters)
 
 
 def test_compile_loss(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ class Bins:
 
     # ---- Moving tensors ----
 
-    def pack(self, values: Tensor) -> Tensor:
+    def gather(self, values: Tensor) -> Tensor:
         """Return a value per token, `(batch or 1, tokens, ...)`, as `(rows, width, ...)`."""
         if len(values) == 1 < self.batch:
             chosen = values[0].index_select(0, self.position.reshape(-1))
@@ -99,13 +99,13 @@ class Bins:
             chosen = values.flatten(0, 1).index_select(0, self.source)
         return chosen.view(self.rows, self.width, *values.shape[2:])
 
-    def unpack(self, values: Tensor) -> Tensor:
+    def scatter(self, values: Tensor) -> Tensor:
         """Return `(rows, width, ...)` as `(batch, tokens, ...)`, zero where padding is."""
         real = values.flatten(0, 1).index_select(0, self.cells)
         padded = values.new_zeros(self.batch * self.tokens, *values.shape[2:])
         return padded.index_copy_(0, self.places, real).view(self.batch, self.tokens, *values.shape[2:])
 
-    def pack_mask(self, mask: Tensor) -> Tensor:
+    def gather_mask(self, mask: Tensor) -> Tensor:
         """Return a mask or bias of attention within examples, and with everything else blocked.
 
         Args:
@@ -120,13 +120,13 @@ class Bins:
         queries = mask.transpose(1, 2).flatten(0, 1).index_select(0, self.source)
         heads = queries.shape[1]
         keys = self.position.view(self.rows, 1, 1, self.width).expand(-1, self.width, heads, -1)
-        packed = queries.view(self.rows, self.width, heads, self.tokens).gather(3, keys).transpose(1, 2)
+        moved = queries.view(self.rows, self.width, heads, self.tokens).gather(3, keys).transpose(1, 2)
         if mask.dtype == torch.bool:
-            return (packed & self.together) | self.alone
+            return (moved & self.together) | self.alone
         blocked, open_ = (torch.finfo(mask.dtype).min, 0.0) if mask.is_floating_point() else (0, 1)
-        return packed.masked_fill(~self.together, blocked).masked_fill(self.alone, open_)
+        return moved.masked_fill(~self.together, blocked).masked_fill(self.alone, open_)
 
-    def pack_distances(self, values: Tensor) -> Tensor:
+    def gather_distances(self, values: Tensor) -> Tensor:
         """Return what depends on the distance of two positions alone, `(1, ..., tokens, tokens)`, for the new width."""
         last = self.tokens - 1
         line = torch.cat((values[..., :, 0].flip(-1), values[..., 0, 1:]), -1)

@@ -1,4 +1,4 @@
-"""Packing in a training: which models run packed, in which batches, and if not, why."""
+"""Padding-free layers in a training: which models run so, in which batches, and if not, why."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hf_distill.data.two_tokenizers import PREFIX
 from hf_distill.errors import UserError
 from hf_distill.models.sentence_encoder import sequences
 from hf_distill.training.padding_free.bins import Bins, arrange
-from hf_distill.training.padding_free.packer import Packer, Unpackable, open_packer
+from hf_distill.training.padding_free.model import NeedsPadding, PaddingFreeModel, open_padding_free
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -26,33 +26,33 @@ Collate = Callable[[list[Any]], Mapping[str, Any]]
 
 logger = logging.getLogger(__name__)
 
-# `auto` packs what becomes at least so much smaller; below, there is little to win that packing itself does not cost.
+# `auto` takes batches that become at least so much smaller; below, gathering costs about what it saves.
 WORTH_IT = 0.1
-# Column of a batch with what is read for packing, and the one that is added.
+# Column of a batch with what is read, and the one that is added.
 MASK = "attention_mask"
 BINS = "bins"
 
 
-class Packing:
-    """Runs student and teacher packed, batch by batch.
+class PaddingFree:
+    """Runs the layers of student and teacher without padding, batch by batch.
 
     Args:
-        args: Whose `packing` is `"auto"`, true or false.
+        args: Whose `padding_free` is `"auto"`, true or false.
         student: Without wrapper of a distributed training; PEFT's may be there.
         teacher: Likewise; None where there is none.
         terms: What is compared.
 
     Attributes:
-        decisions: What was decided, a line for the user; nothing where packing is off by his own word.
+        decisions: What was decided, a line for the user; nothing where `padding_free` is false.
 
     Raises:
         UserError: It is true, and something here needs padded batches.
     """
 
     def __init__(self, args: TrainingArguments, student: nn.Module, teacher: nn.Module | None, terms: Terms) -> None:
-        choice = getattr(args, "packing", "auto")
+        choice = getattr(args, "padding_free", "auto")
         self._asked = choice is True
-        self._packers: dict[str, Packer] = {}
+        self._runners: dict[str, PaddingFreeModel] = {}
         self._last: tuple[Tensor, Bins | None] | None = None
         self._find = FindBins(_width(student), 1.0 if self._asked else 1 - WORTH_IT, _positions(student, teacher))
         self._warned: set[str] = set()
@@ -61,61 +61,61 @@ class Packing:
             return
         if obstacle := _obstacle(args, terms):
             if self._asked:
-                raise UserError(f"packing is true, but {obstacle}. Leave one of the two out.", key="packing")
-            self.decisions = [f"packing: off ({obstacle})"]
+                raise UserError(f"padding_free is true, but {obstacle}. Leave one of the two out.", key="padding_free")
+            self.decisions = [f"padding_free: off ({obstacle})"]
             return
         refused = {}
         for whose, model in (("student", student), ("teacher", teacher)):
             if model is not None and not isinstance(model, Replay):
                 try:
-                    packer = open_packer(model)
+                    runner = open_padding_free(model)
                     if whose == "student":
-                        _check_recomputing(packer, args)
-                    self._packers[whose] = packer
-                except Unpackable as error:
+                        _check_recomputing(runner, args)
+                    self._runners[whose] = runner
+                except NeedsPadding as error:
                     refused[whose] = str(error)
         self._main = bool(args.process_index == 0)
         self._report(refused)
 
     def _report(self, refused: Mapping[str, str]) -> None:
         why = "; ".join(f"{whose}: {reason}" for whose, reason in refused.items())
-        # Said before there is a batch: which ones are packed is not known yet.
+        # Said before there is a batch: which batches run without padding is not known yet.
         where = "" if self._asked else f"wherever it makes a batch at least {100 * WORTH_IT:.0f} % smaller"
         if not refused:
-            self.decisions = [f"packing: {where or 'on'}"]
-        elif self._packers:
-            parts = (f"for the {' and the '.join(self._packers)}", where)
-            self.decisions = [f"packing: {', '.join(filter(None, parts))} ({why})"]
+            self.decisions = [f"padding_free: {where or 'on'}"]
+        elif self._runners:
+            parts = (f"for the {' and the '.join(self._runners)}", where)
+            self.decisions = [f"padding_free: {', '.join(filter(None, parts))} ({why})"]
         else:
-            self.decisions = [f"packing: off ({why})"]
+            self.decisions = [f"padding_free: off ({why})"]
         if why and self._asked and self._main:
-            logger.warning("packing is true, but not for all: %s", why)
+            logger.warning("padding_free is true, but not for all: %s", why)
 
     def student(self, inputs: Mapping[str, Any]) -> AbstractContextManager[None]:
-        """Run the student packed on a batch, if that is worth it; open for one forward pass."""
+        """Run the student's layers without padding, if the batch is worth it; open for one forward pass."""
         return self._run("student", inputs)
 
     def teacher(self, inputs: Mapping[str, Any]) -> AbstractContextManager[None]:
-        """Likewise the teacher, on what it reads."""
+        """Run the teacher's layers without padding, if what it reads is worth it; open for one forward pass."""
         return self._run("teacher", inputs)
 
     def _run(self, whose: str, inputs: Mapping[str, Any]) -> AbstractContextManager[None]:
-        packer = self._packers.get(whose)
-        bins = None if packer is None else self._bins(inputs)
-        if packer is None or bins is None:
+        runner = self._runners.get(whose)
+        bins = None if runner is None else self._bins(inputs)
+        if runner is None or bins is None:
             return nullcontext()
-        if not packer.takes(bins):
-            self._warn(whose, packer)
+        if not runner.takes(bins):
+            self._warn(whose, runner)
             return nullcontext()
-        return packer.packed(bins)
+        return runner.running(bins)
 
-    def _warn(self, whose: str, packer: Packer) -> None:
-        """Say once of a model that it is not packed after all, to who asked for it."""
+    def _warn(self, whose: str, runner: PaddingFreeModel) -> None:
+        """Warn once of a model that runs with padding although `padding_free` is true."""
         if self._asked and self._main and whose not in self._warned:
-            side, other = ("right", "left") if packer.left else ("left", "right")
+            side, other = ("right", "left") if runner.left else ("left", "right")
             logger.warning(
-                "packing is true, but the %s runs padded where padding is on the %s: packed, its answers would be "
-                "others, as those of a head that reads a position of the padding are. Set padding_side of its "
+                "padding_free is true, but the %s runs padded where padding is on the %s: its head reads a position "
+                "that padding moves, so its outputs would change without padding. Set padding_side of its "
                 "tokenizer to '%s'",
                 *(whose, side, other),
             )
@@ -137,7 +137,7 @@ class Packing:
 
     def collating(self, collate: Collate) -> Collate:
         """Return a collator whose batches know their bins, found before they are sent to a device."""
-        return AddBins(collate, self._find) if self._packers else collate
+        return AddBins(collate, self._find) if self._runners else collate
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ def _obstacle(args: TrainingArguments, terms: Terms) -> str | None:
     return None
 
 
-def _check_recomputing(packer: Packer, args: TrainingArguments) -> None:
-    on = args.gradient_checkpointing or any(getattr(one, "gradient_checkpointing", False) for one in packer.layers)
-    if on and not packer.can_recompute:
-        raise Unpackable("gradient checkpointing would compute its layers again when packing is over")
+def _check_recomputing(runner: PaddingFreeModel, args: TrainingArguments) -> None:
+    on = args.gradient_checkpointing or any(getattr(one, "gradient_checkpointing", False) for one in runner.layers)
+    if on and not runner.can_recompute:
+        raise NeedsPadding("gradient checkpointing would compute its layers again, with padding")

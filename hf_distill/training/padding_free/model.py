@@ -1,4 +1,4 @@
-"""A model whose layers run packed: hidden states of real tokens only, gathered before the first layer.
+"""A model whose layers run without padding: hidden states of real tokens only, gathered before the first layer.
 
 Embeddings come before and heads after, and both see the padded batch as ever. Whether a model can do it is tried out on
 a few tokens, not read from a list of architectures.
@@ -39,13 +39,13 @@ TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5}
 IN_HALF = 3e-2
 
 
-class Unpackable(ValueError):
-    """A model cannot run packed; the text says why, to be read after "not packed: "."""
+class NeedsPadding(ValueError):
+    """A model cannot run without padding; the text says why."""
 
 
 @dataclass(frozen=True)
-class Packer:
-    """A model that can run packed.
+class PaddingFreeModel:
+    """A model whose layers can run without padding.
 
     Attributes:
         layers: Its layers, or those of its encoder. The list itself: FSDP may yet put others in it, around these.
@@ -60,12 +60,12 @@ class Packer:
     right: bool = True
 
     def takes(self, bins: Bins) -> bool:
-        """Whether a batch with this padding gives the same packed."""
+        """Whether a batch with this padding gives the same values without it."""
         return (self.left or not bins.left) and (self.right or not bins.right)
 
     @property
     def can_recompute(self) -> bool:
-        """Whether gradient checkpointing keeps what a layer was given: its arguments after they were packed.
+        """Whether gradient checkpointing keeps what a layer was given: its arguments after padding was removed.
 
         Transformers checkpointed a layer together with its hooks until 5.22, and other layers do as they like.
         """
@@ -73,8 +73,8 @@ class Packer:
         return outside and all(isinstance(layer, GradientCheckpointingLayer) for layer in self.layers)
 
     @contextmanager
-    def packed(self, bins: Bins) -> Iterator[None]:
-        """Have the model run packed while it is open; for one forward pass."""
+    def running(self, bins: Bins) -> Iterator[None]:
+        """Have the layers run without padding while it is open; for one forward pass."""
         run = _Pass(bins)
         hooks: list[Any] = [
             layer.register_forward_pre_hook(partial(run.enter, index, rules), with_kwargs=True)
@@ -89,7 +89,7 @@ class Packer:
 
 
 class _Pass:
-    """One forward pass: what was packed for one layer is not packed again for the next."""
+    """One forward pass: what was gathered for one layer is not gathered again for the next."""
 
     def __init__(self, bins: Bins) -> None:
         self._bins = bins
@@ -101,16 +101,16 @@ class _Pass:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if index == 0:
             self._done.clear()
-        pack = partial(self._packed, rules)
-        return tuple(_mapped(pack, value, (place,)) for place, value in enumerate(args)), {
-            name: _mapped(pack, value, (name,)) for name, value in kwargs.items()
+        gather = partial(self._gathered, rules)
+        return tuple(_mapped(gather, value, (place,)) for place, value in enumerate(args)), {
+            name: _mapped(gather, value, (name,)) for name, value in kwargs.items()
         }
 
-    def _packed(self, rules: Rules, path: Path, value: Tensor) -> Tensor:
+    def _gathered(self, rules: Rules, path: Path, value: Tensor) -> Tensor:
         if path not in rules:
             raise RuntimeError(
-                f"a layer got {'.'.join(map(str, path))} of shape {tuple(value.shape)}, which it did not when packing "
-                "was tried out. Set packing to false."
+                f"a layer got {'.'.join(map(str, path))} of shape {tuple(value.shape)}, which it did not get when "
+                "running without padding was tried. Set padding_free to false."
             )
         rule = rules[path]
         if rule is None:
@@ -124,7 +124,7 @@ class _Pass:
         self._done.clear()
         if isinstance(output, tuple):
             return (self.leave(_, __, output[0]), *output[1:])
-        return self._bins.to(output.device).unpack(output)
+        return self._bins.to(output.device).scatter(output)
 
 
 def _mapped(change: Callable[[Path, Tensor], Tensor], value: Any, path: Path) -> Any:
@@ -141,62 +141,62 @@ def _mapped(change: Callable[[Path, Tensor], Tensor], value: Any, path: Path) ->
 # ---- Trying it out ---------------------------------------------------------------------------------------------------
 
 
-def open_packer(model: nn.Module) -> Packer:
-    """Return what runs a model packed.
+def open_padding_free(model: nn.Module) -> PaddingFreeModel:
+    """Return what runs the layers of a model without padding.
 
     Raises:
-        Unpackable: It cannot, or what it computes is something else then.
+        NeedsPadding: It cannot, or what it computes is something else then.
     """
     if (wrapper := wrapper_of(model)) is not None:
-        raise Unpackable(f"it is inside a {wrapper}")
+        raise NeedsPadding(f"it is inside a {wrapper}")
     base: Any = base_model(model)
     if not isinstance(base, PreTrainedModel):
-        raise Unpackable("it is no model of Transformers")
+        raise NeedsPadding("it is no model of Transformers")
     try:
         layers = find_stacks(base)["layers"][1]
     except UserError as error:
-        raise Unpackable("which of its modules are its layers is not known") from error
+        raise NeedsPadding("which of its modules are its layers is not known") from error
     _check_what_a_trial_misses(model, base.config)
     try:
         with evaluating(base):
             return _tried(base, layers)
     except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
-        if isinstance(error, Unpackable):
+        if isinstance(error, NeedsPadding):
             raise
-        raise Unpackable(f"it failed with {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+        raise NeedsPadding(f"it failed with {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
 
 
 def _check_what_a_trial_misses(model: nn.Module, config: Any) -> None:
     """Refuse what depends on chance, on longer texts than are tried, or on what a PEFT wrapper adds."""
     if any("layerdrop" in name and value for name, value in vars(config).items()):
-        raise Unpackable("it leaves out layers at random (layerdrop)")
+        raise NeedsPadding("it leaves out layers at random (layerdrop)")
     if getattr(config, "expert_capacity", None):
-        raise Unpackable("its experts take so many tokens of a row and no more (expert_capacity)")
+        raise NeedsPadding("its experts take so many tokens of a row and no more (expert_capacity)")
     if getattr(config, "attention_type", None) == "block_sparse":
-        raise Unpackable("it attends to long texts in another way than to short ones (block_sparse)")
+        raise NeedsPadding("it attends to long texts in another way than to short ones (block_sparse)")
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
-        raise Unpackable("its adapter puts tokens of its own before those of a text")
+        raise NeedsPadding("its adapter puts tokens of its own before those of a text")
 
 
 @torch.no_grad()
-def _tried(model: Any, layers: nn.ModuleList) -> Packer:
+def _tried(model: Any, layers: nn.ModuleList) -> PaddingFreeModel:
     attended = _attended()
     inputs = _inputs(model, attended)
     rules: list[dict[Path, Rule | None]] = [{} for _ in layers]
     with _noting(layers, rules):
         wanted = _answers(model, layers, inputs)
-    if any(Bins.pack_mask not in one.values() for one in rules):
-        raise Unpackable("not all of its layers get a mask of attention for every pair of tokens")
+    if any(Bins.gather_mask not in one.values() for one in rules):
+        raise NeedsPadding("not all of its layers get a mask of attention for every pair of tokens")
     bins = arrange(attended)
     assert bins is not None
-    packer = Packer(layers, tuple(rules))
-    with packer.packed(bins):
+    runner = PaddingFreeModel(layers, tuple(rules))
+    with runner.running(bins):
         found = _answers(model, layers, inputs)
     same = torch.stack([_same(one, found[name], attended.to(one.device)).cpu() for name, one in wanted.items()])
     right, left = bool(same[:, : len(RIGHT)].all()), bool(same[:, len(RIGHT) :].all())
     if not (right or left):
-        raise Unpackable("what it computes is not the same packed")
-    return replace(packer, left=left, right=right)
+        raise NeedsPadding("it does not compute the same without padding")
+    return replace(runner, left=left, right=right)
 
 
 def _attended() -> Tensor:
@@ -239,7 +239,7 @@ def _same(wanted: Tensor, found: Tensor, attended: Tensor) -> Tensor:
     if wanted.shape[:2] == attended.shape:
         padding = (attended == 0).view(*attended.shape, *(1,) * (wanted.dim() - 2))
         wanted, found = wanted.masked_fill(padding, 0.0), found.masked_fill(padding, 0.0)
-    # NaN is no scale; an example that has any, padded or packed, is not the same.
+    # NaN is no scale; an example that has any, with padding or without, is not the same.
     tolerance = TOLERANCE.get(wanted.dtype, IN_HALF) * float(wanted.nan_to_num(0.0).abs().max())
     return (wanted - found).flatten(1).abs().amax(-1) <= tolerance
 
@@ -278,18 +278,18 @@ def _rule(path: Path, value: Tensor) -> Rule | None:
     """Return what is to be done to an argument, by its shape; None for nothing.
 
     Raises:
-        Unpackable: It has to do with the tokens of a batch in a way that is not understood.
+        NeedsPadding: It has to do with the tokens of a batch in a way that is not understood.
     """
     shape, batch = tuple(value.shape), len(RIGHT + LEFT)
     if not shape or (shape[0] != batch and not {TOKENS, batch * TOKENS}.intersection(shape)):
         return None
     if len(shape) > 1 and shape[0] in (batch, 1) and shape[1] == TOKENS and TOKENS not in shape[2:]:
-        return Bins.pack
+        return Bins.gather
     attention = len(shape) == 4 and shape[0] == batch and shape[2] in (1, TOKENS) and shape[3] == TOKENS
     if attention:
-        return Bins.pack_mask
+        return Bins.gather_mask
     by_distance = len(shape) > 2 and shape[0] == 1 and shape[-2:] == (TOKENS, TOKENS)
     if by_distance and value[..., 1:, 1:].equal(value[..., :-1, :-1]):
-        return Bins.pack_distances
+        return Bins.gather_distances
     name = ".".join(map(str, path))
-    raise Unpackable(f"one of its layers gets {name} of shape {shape} for {batch} examples of {TOKENS} tokens")
+    raise NeedsPadding(f"one of its layers gets {name} of shape {shape} for {batch} examples of {TOKENS} tokens")
