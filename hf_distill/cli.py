@@ -1,4 +1,4 @@
-"""The command line: `hf-distill RECIPE.yaml [section.key=value ...]`. Turns errors into lines and exit statuses."""
+"""The command `hf-distill RECIPE.yaml [section.key=value ...]`: runs a recipe, prints errors, sets the exit status."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from hf_distill.run.streams import reader_may_go
 if TYPE_CHECKING:
     from hf_distill.recipe.recipe import Recipe
 
-# Exit statuses: 0 done, 2 the recipe, its data or the launch is at fault, 1 anything else. As shells have it, 128 and
-# the number of the signal that ended a run: 130 for Ctrl-C, 143 for SIGTERM.
+# Exit statuses: 0 done, 2 for a mistake in the recipe, its data or the launch, 1 for anything else. A run that a signal
+# ended gives 128 plus its number, as in shells: 130 for Ctrl-C, 143 for SIGTERM.
 FAULT = 2
 FAILED = 1
 SIGNALLED = 128
-# In place of nothing: the first word of a command that only asks the teacher.
+# First word of the command that runs only the teacher and stores its targets.
 CACHE = "cache"
 
 _NO_SPACE = ("No space left on device", "Disk quota exceeded")
@@ -51,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; those of the process if None.
 
     Returns:
-        0 done; 2 the recipe, its data or the launch is at fault; 1 the disk is full; 130 after Ctrl-C, 143 after
-        SIGTERM.
+        0 done; 2 for a mistake in the recipe, its data or the launch; 1 if the disk is full; 130 after Ctrl-C, 143
+        after SIGTERM.
 
     Raises:
         SystemExit: From argparse: 0 after `--help` and `--version`, 2 for a wrong argument.
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(words: Sequence[str]) -> int:
-    if logging.lastResort is not None:  # what warnings are written by where nobody set up logging
+    if logging.lastResort is not None:  # the handler that prints warnings if nobody has set up logging
         logging.lastResort.setFormatter(ReadableFormatter())
     sys.excepthook = _print_traceback
     caches = words[:1] == [CACHE]
@@ -83,7 +83,7 @@ def _main(words: Sequence[str]) -> int:
         return FAULT
     except KeyboardInterrupt as error:
         number = getattr(error, "signal", signal.SIGINT)
-        word = "Interrupted." if number == signal.SIGINT else "Told to end."
+        word = "Interrupted." if number == signal.SIGINT else "Terminated."
         _say(f"\n{word}{_resume(recipe, caches) if recipe and not arguments.check else ''}")
         return SIGNALLED + number
     except Exception as error:
@@ -95,12 +95,12 @@ def _main(words: Sequence[str]) -> int:
 
 
 def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print a traceback as Python does, with what others named in it as it may be shown."""
+    """Print a traceback as Python does, without control characters and secrets."""
     print(readable_lines("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return what reads the command line."""
+    """Return the parser of the command line."""
     made = argparse.ArgumentParser(
         prog="hf-distill",
         description="Distil a Hugging Face model into a smaller one, as a recipe says.",
@@ -109,19 +109,19 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     made.add_argument("recipe", metavar="RECIPE.yaml", help="what to distil, and how")
-    # Without a default, argparse names them among the required.
+    # Without a default, argparse lists them as required.
     made.add_argument(
         "overrides", metavar="section.key=value", nargs="*", default=[], help="replaces a value of the recipe"
     )
     made.add_argument("--check", action="store_true", help="check the recipe and print what would happen; no training")
-    made.add_argument("--restart", action="store_true", help="start over where the output directory holds a run")
+    made.add_argument("--restart", action="store_true", help="delete the run in the output directory and start over")
     made.add_argument("--version", action="version", version=f"hf_distill {__version__}")
     return made
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     reader = parser()
-    # Intermixed: `RECIPE --check key=value` and `RECIPE key=value --check` are the same.
+    # "Intermixed" accepts `RECIPE --check key=value` as well as `RECIPE key=value --check`.
     arguments, unknown = reader.parse_known_intermixed_args(argv)
     if unknown:
         hint = "A recipe's values are set without dashes, as in training.learning_rate=1e-4."
@@ -129,7 +129,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-# Everything heavy is imported as late as it can be: a mistake in the recipe is told at once.
+# Heavy modules are imported as late as possible, so that a mistake in the recipe is reported at once.
 
 
 def _read(arguments: argparse.Namespace) -> Recipe:
@@ -158,65 +158,65 @@ def _run(recipe: Recipe, restart: bool) -> None:
 
 
 def _cache(recipe: Recipe) -> None:
-    """Ask the teacher of a recipe about all examples, and keep the answers."""
+    """Run the teacher of a recipe on all examples, and store its targets."""
     from hf_distill.run.cache_command import capture
     from hf_distill.run.launch import end_with_launcher
 
     end_with_launcher()
     cache = capture(recipe)
     if _is_first():
-        asked = "all answers were there, the teacher was asked nothing" if cache.found else cache.in_words()
-        print(readable_lines(f"{cache.path}: {asked}"))
+        done = "all targets were stored before, the teacher was not run" if cache.found else cache.in_words()
+        print(readable_lines(f"{cache.path}: {done}"))
 
 
 def _resume(recipe: Recipe, caches: bool) -> str:
-    """Return what is kept of a run that was interrupted, and how to go on."""
+    """Return the sentence about what an interrupted run has saved, and how to resume it."""
     if caches:
-        return " The answers that it has are kept: the same command again goes on after them."
+        return " The targets so far are stored. Run the same command again to continue."
     from hf_distill.run.directory import last_checkpoint
 
     teachers = getattr(getattr(recipe.teacher, "teacher", recipe.teacher), "output_dir", None)
     output = Path(recipe.training["output_dir"]).expanduser()
-    kept = last_checkpoint(output, Path(teachers).expanduser() if teachers else None)
-    if kept is None:
-        return f" No checkpoint yet in {output}, only what was finished: the same command again goes on after that."
-    return f" Kept: {kept}. The same command again goes on from there."
+    checkpoint = last_checkpoint(output, Path(teachers).expanduser() if teachers else None)
+    if checkpoint is None:
+        return f" No checkpoint yet in {output}. Run the same command again: it repeats only the unfinished training."
+    return f" Checkpoint: {checkpoint}. Run the same command again to resume from it."
 
 
 def _is_first() -> bool:
-    """Whether this is the first of the processes that a launcher started on this machine."""
+    """Return whether this is the first of the processes that a launcher started on this machine."""
     return os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"
 
 
 def _say(text: str) -> None:
-    """Print to stderr, once: all processes of a launch come to the same error."""
+    """Print to stderr in the first process only: all processes of a launch raise the same error."""
     if _is_first():
         print(readable_lines(text), file=sys.stderr)
 
 
 def _needs(error: UserError, recipe: str) -> Iterator[str]:
-    """Yield what the header of a recipe says it needs (`# Needs ...`), where something is not there."""
+    """Yield the requirements in a recipe's header (`# Needs ...`), if the error is about something missing."""
     missing = ("no such file or directory", "no file matches", "no Python package")
     if not any(word in line for line in error.mistakes for word in missing):
         return
     try:
         header = re.match(r"(?:#.*\n|\s*\n)*", Path(recipe).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError):  # it is the recipe that is not there
+    except (OSError, UnicodeDecodeError):  # the recipe itself is missing
         return
-    said = re.search(r"^# Needs\s+(.*(?:\n# {3,}\S.*)*)", header[0] if header else "", re.MULTILINE)
-    if said:
-        yield f"{recipe} needs {' '.join(said[1].replace(chr(10) + '#', ' ').split())}"
+    found = re.search(r"^# Needs\s+(.*(?:\n# {3,}\S.*)*)", header[0] if header else "", re.MULTILINE)
+    if found:
+        yield f"{recipe} needs {' '.join(found[1].replace(chr(10) + '#', ' ').split())}"
 
 
 def _full_disk(error: BaseException) -> str:
-    """Return which disk is full or what limit was reached, if that is behind an error; else nothing."""
+    """Return which disk is full or which limit was reached, if that caused the error; else ""."""
     for cause in _chain(error):
         number = cause.errno if isinstance(cause, OSError) else None
         text = str(cause)
         name = cause.filename if isinstance(cause, OSError) else None
-        # safetensors and arrow pass the system's message on in errors of their own; torch.save has none.
+        # safetensors and arrow put the system's message into their own errors; torch.save does not.
         if number == errno.EFBIG or "File too large" in text:
-            return f"A file grew beyond what is allowed here{f' ({name})' if name else ''}: see `ulimit -f`"
+            return f"A file grew beyond the size limit of this shell{f' ({name})' if name else ''}: see `ulimit -f`"
         full = number in (errno.ENOSPC, errno.EDQUOT) or any(words in text for words in _NO_SPACE)
         if full or (isinstance(cause, RuntimeError) and any(words in text for words in _TORCH_SAVE)):
             return f"The disk is full ({name or 'of the output directory or of a cache'})"
@@ -224,6 +224,7 @@ def _full_disk(error: BaseException) -> str:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and the errors that caused it."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

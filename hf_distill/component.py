@@ -15,7 +15,7 @@ from hf_distill.errors import FieldError
 
 Class = TypeVar("Class")
 
-# Strict: `weight: "0.5"` is a mistake, not a number; YAML already tells numbers, texts and booleans apart.
+# Strict: `weight: "0.5"` is a mistake, since YAML has separate types for numbers, texts and booleans.
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
 
@@ -23,24 +23,24 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrary_
 def component(cls: type[Class]) -> type[Class]:
     """Make `cls` a recipe entry.
 
-    `{name: kl, temperature: 2}` in a recipe and `KLDivergence(temperature=2)` in Python then build the same
-    object through the same checks; a mistake is told in the same words (`FieldError`). Nothing heavy may happen in a
-    component's constructor: reading a recipe must stay free.
+    `{name: kl, temperature: 2}` in a recipe and `KLDivergence(temperature=2)` in Python then build the same object
+    with the same checks and the same messages (`FieldError`). A component's constructor must not load or compute
+    anything heavy: reading a recipe must stay fast.
     """
-    # Without pydantic's mypy plugin its decorator has a type of its own.
+    # pydantic's decorator has a type of its own, which mypy does not know as a class without pydantic's plugin.
     made = cast("type[Class]", dataclass(frozen=True, kw_only=True, config=STRICT)(cls))
-    made.__init__ = _in_our_words(made.__init__)  # type: ignore[method-assign]
+    made.__init__ = _with_our_messages(made.__init__)  # type: ignore[method-assign]
     return made
 
 
-def _in_our_words(construct: Callable[..., None]) -> Callable[..., None]:
+def _with_our_messages(construct: Callable[..., None]) -> Callable[..., None]:
     @wraps(construct)
     def constructed(self: Any, *unnamed: Any, **fields: Any) -> None:
         cls = type(self)
         owner = getattr(cls, "name", cls.__name__)
         if unnamed:
             first = next(iter(cls.__pydantic_fields__), "field")
-            found = f"wanted every field by its name, as in {cls.__name__}({first}=...); found {len(unnamed)} without."
+            found = f"wanted keyword arguments, as in {cls.__name__}({first}=...); found {len(unnamed)} positional."
             raise FieldError(owner, [("", found)])
         try:
             construct(self, **fields)
@@ -55,7 +55,7 @@ def _in_our_words(construct: Callable[..., None]) -> Callable[..., None]:
 def settings(instance: Any) -> dict[str, Any]:
     """Return the fields of a component that differ from their default, as a recipe would give them."""
     values = {
-        # Not `dataclasses.fields`: it does not see the default factories that pydantic's `Field` declares.
+        # Not `dataclasses.fields`, which does not see the default factories of pydantic's `Field`.
         name: getattr(instance, name)
         for name, info in type(instance).__pydantic_fields__.items()
         if getattr(instance, name) != info.get_default(call_default_factory=True)

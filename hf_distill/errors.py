@@ -1,4 +1,4 @@
-"""The one exception a user's mistake raises: a line per mistake, no traceback, exit status 2."""
+"""The exceptions for a user's mistakes: one line per mistake, no traceback, exit status 2."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ class UserError(ValueError):
     lines to stderr and exits with status 2; a Python caller sees a `ValueError`.
 
     Args:
-        *mistakes: The lines; what `formatting.readable` leaves of them is kept.
-        key: Dotted path of the recipe key at fault, relative to whoever raises (`"model"` in a teacher,
-            `"columns.text"` in `data`). `Recipe.locate` turns it into `file:line: path` further up.
+        *mistakes: The lines; `formatting.readable` is applied to each.
+        key: Dotted path of the recipe key at fault, relative to the section that raises (`"model"` in a teacher,
+            `"columns.text"` in `data`). `Recipe.locate` later turns it into `file:line: path`.
 
     Attributes:
         mistakes: The lines.
-        key: Path of the (first) key at fault.
-        keys: Path of each line's key.
+        key: Path of the key at fault; of the first line if there are several.
+        keys: Path of the key of each line.
     """
 
     def __init__(self, *mistakes: str, key: str = "") -> None:
-        # Names, values and messages of libraries stand in them: what is shown must not act, hide or leak.
+        # The lines quote names, values and messages of libraries, which may hold control characters or secrets.
         self.mistakes = tuple(map(readable, mistakes))
         super().__init__("\n".join(self.mistakes))
         self.key = key
@@ -45,10 +45,10 @@ class FieldError(UserError):
 
     Args:
         owner: Name of the entry, or of its class.
-        wrong: Path of each field below the entry (`"temperature.start"`), and what is wrong with it.
+        wrong: Pairs of field path below the entry (`"temperature.start"`) and message.
 
     Attributes:
-        wrong: Likewise.
+        wrong: Pairs of field path below the entry and message.
     """
 
     def __init__(self, owner: str, wrong: Sequence[tuple[str, str]]) -> None:
@@ -57,13 +57,13 @@ class FieldError(UserError):
 
 
 class Stopped(KeyboardInterrupt):
-    """A run was told to end by a signal. Python's own exception for Ctrl-C, which also is it, says no more than that.
+    """A signal told the run to end. Unlike `KeyboardInterrupt`, from which it derives, it says which signal.
 
     Args:
-        signal: Its number.
+        signal: Number of the signal.
 
     Attributes:
-        signal: Likewise.
+        signal: Number of the signal.
     """
 
     def __init__(self, signal: int) -> None:
@@ -72,7 +72,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """Return `" Did you mean 'x'?"`, or the list of choices when none of them is close.
+    """Return `" Did you mean 'x'?"`, or the list of choices if none is similar.
 
     >>> did_you_mean("temprature", ["temperature", "weight"])
     " Did you mean 'temperature'?"
@@ -87,9 +87,9 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
 
 
 class NotFinite(UserError, FloatingPointError):
-    """A loss, a gradient, a target, a logit or a weight is NaN or infinite, so that the run has stopped."""
+    """The run has stopped because a loss, gradient, target, logit or weight is NaN or infinite."""
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error that says something, or the name of its class."""
+    """Return the first line of an error's message that is not empty, or the name of its class."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

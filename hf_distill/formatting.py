@@ -1,16 +1,16 @@
-"""Text of others (names, cells, messages of libraries) as it may be shown: nothing in it acts, hides or leaks."""
+"""Make foreign text (names, cells, messages of libraries) safe to show: no control characters, no secrets."""
 
 from __future__ import annotations
 
 import logging
 import re
 
-# Longest line that is shown; of a longer one its beginning and its end, where what to do stands.
+# Longest line that is shown. A longer one is cut in the middle, since the end says what to do.
 LIMIT = 1500
 _END = 500
 
-# What a terminal obeys (ESC and its like), what reverses the order of what is read (bidirectional marks), and line
-# separators: https://trojansource.codes. Joiners stay: several scripts and emoji are written with them.
+# Control characters that a terminal obeys, bidirectional marks that change the reading order, and line separators:
+# https://trojansource.codes. Joiners are allowed: several scripts and emoji need them.
 _ACTIVE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 _SECRETS = re.compile(
     r"""
@@ -30,7 +30,7 @@ _SECRETS = re.compile(
 
 
 def is_secret(key: str) -> bool:
-    """Whether the value of a key is not for others' eyes.
+    """Return whether the name of a key says that its value is a secret.
 
     >>> [key for key in ("token", "hub_token", "api_key", "password", "mask_token", "key", "weight") if is_secret(key)]
     ['token', 'hub_token', 'api_key', 'password']
@@ -42,7 +42,7 @@ def is_secret(key: str) -> bool:
 
 
 def masked(text: str) -> str:
-    """Return a text without the tokens, passwords and keys in it; what they begin with stays.
+    """Return a text with tokens, passwords and keys replaced by `...`; their known prefix stays.
 
     >>> masked("https://me:pa55@host/x.csv?token=abc of hf_0123456789abcdefghij")
     'https://me:...@host/x.csv?token=... of hf_...'
@@ -61,7 +61,7 @@ def readable(text: object, limit: int = LIMIT) -> str:
     whole = str(text)
     if len(whole) > limit:
         end = min(_END, limit // 3)
-        # Masked before it is cut: half a token is one that no pattern knows.
+        # Mask before cutting: no pattern matches half a token.
         whole = masked(whole) if len(whole) < 10_000_000 else whole
         whole = f"{whole[: limit - end]}... ({len(whole):,} characters) ...{whole[-end:]}"
     whole = re.sub(r"[ \t]*[\r\n]+[ \t]*", " ", whole).replace("\t", " ")
@@ -69,7 +69,7 @@ def readable(text: object, limit: int = LIMIT) -> str:
 
 
 def readable_lines(text: object) -> str:
-    """Return a text of several lines, each of them `readable`."""
+    """Apply `readable` to each line of a text."""
     return "\n".join(map(readable, re.split(r"\r?\n", str(text))))
 
 
@@ -77,5 +77,5 @@ class ReadableFormatter(logging.Formatter):
     """Formats log records as `readable` lines."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the message, and the traceback where there is one."""
+        """Return the message, and the traceback if there is one."""
         return readable_lines(super().format(record))

@@ -1,4 +1,4 @@
-"""Where things are: Hub ids, local paths, `package:NAME/PATH`; which packages are installed."""
+"""Resolve Hub ids, local paths and `package:NAME/PATH`, and check which packages are installed."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from hf_distill.formatting import readable
 
 PACKAGE = "package:"
 NAME_BYTES, PATH_LENGTH = 255, 4000
-# `name` or `user/name`; whatever has another shape, or the ending of a file, can only have been meant as a path.
+# `name` or `user/name`; anything else, or a name with the ending of a file, is a path.
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _FILE = re.compile(
     r"\.(csv|tsv|jsonl?|parquet|txt|arrow|gz|bz2|xz|zst|zip|py|ya?ml|safetensors|gguf|bin|pth?)", re.IGNORECASE
 )
-# Below this, another name in the directory is another thing: `dev` is not `train`, but `trian` is.
+# Least similarity for "did you mean": `trian` is similar enough to `train`, `dev` is not.
 _ALIKE = 0.65
 
 
 def resolve(location: str, key: str = "model") -> str:
-    """Return what `from_pretrained` and `load_dataset` understand.
+    """Return a location as `from_pretrained` and `load_dataset` understand it.
 
     `package:NAME/PATH` becomes the path inside the installed package (the package is located, not imported);
     a local path must exist; anything else is taken as a Hub id.
 
     Raises:
-        UserError: The package is not installed, or the path is not there or no file system would take it.
+        UserError: The package is not installed, or the path does not exist or is too long for a file system.
     """
     check_lengths(location, key)
     if location.startswith(PACKAGE):
@@ -45,24 +45,24 @@ def resolve(location: str, key: str = "model") -> str:
 
 
 def shorten(text: str, length: int) -> str:
-    """Return at most so many characters of a text, its middle left out."""
+    """Return a text cut to at most `length` characters, with `...` in place of its middle."""
     return text if len(text) <= length else f"{text[: length // 2]}...{text[-(length // 2 - 3) :]}"
 
 
 def check_lengths(location: str, key: str) -> None:
-    """Refuse a path with a longer name than file systems take, on which every question about it fails.
+    """Refuse a path that is too long for file systems, or holds a null byte: every call on it would fail.
 
     Raises:
-        UserError: It has one.
+        UserError: The path is one of these.
     """
     longest = max((len(part.encode("utf-8", "surrogatepass")) for part in re.split(r"[/\\]", location)), default=0)
     shown = readable(location, limit=100)
     if "\0" in location:
-        raise UserError(f"'{shown}' has a null byte in it, and no path has.", key=key)
+        raise UserError(f"'{shown}' has a null byte in it, which a path cannot have.", key=key)
     if longest > NAME_BYTES:
-        raise UserError(f"'{shown}' has a name of {longest:,} bytes, and no file has more than {NAME_BYTES}.", key=key)
+        raise UserError(f"'{shown}' has a name of {longest:,} bytes; a file can have at most {NAME_BYTES}.", key=key)
     if len(location) > PATH_LENGTH:
-        raise UserError(f"'{shown}' has {len(location):,} characters, and no path more than {PATH_LENGTH:,}.", key=key)
+        raise UserError(f"'{shown}' has {len(location):,} characters; a path can have {PATH_LENGTH:,}.", key=key)
 
 
 def _in_package(location: str, key: str) -> str:
@@ -84,11 +84,11 @@ def _looks_like_path(location: str) -> bool:
 
 
 def sibling(path: str, having: str = "") -> str:
-    """Return `" Did you mean 'x'?"` where something of a similar name is there.
+    """Return `" Did you mean 'x'?"` if the same folder has an entry with a similar name, else "".
 
     Args:
-        path: What is not there.
-        having: Only a directory with a file of this name is meant, if given.
+        path: The path that does not exist.
+        having: If given, only directories that have a file of this name are considered.
     """
     folder, name = os.path.split(path.rstrip("/\\"))
     try:
@@ -108,7 +108,7 @@ def sibling(path: str, having: str = "") -> str:
 
 
 def _stem(name: str) -> str:
-    """Return a name without the ending of a file: files of one kind all end alike."""
+    """Return a name without the ending of a file, which is the same for all files of one format."""
     while _FILE.fullmatch(Path(name).suffix):
         name = Path(name).stem
     return name
@@ -118,7 +118,7 @@ def _likeness(one: str, other: str) -> float:
     return SequenceMatcher(None, one.lower(), other.lower()).ratio()
 
 
-# Module -> what pip is asked for, where that is not the module's name with dashes. The extras are this project's own.
+# Module -> what to install with pip, if that is not the module's name with dashes. The extras are this project's.
 PIP = {
     **dict.fromkeys(("rouge_score", "sacrebleu"), "'hf-distill[text]'"),
     **dict.fromkeys(("torchao", "bitsandbytes"), "'hf-distill[quantization]'"),
@@ -133,7 +133,7 @@ PIP = {
 
 
 def is_here(package: str) -> bool:
-    """Whether a package is here, in a version that Transformers takes where it asks for one."""
+    """Return whether a package is installed, in a version that Transformers accepts if it requires one."""
     from transformers import utils
 
     test = getattr(utils, f"is_{package}_available", None)
@@ -141,7 +141,7 @@ def is_here(package: str) -> bool:
 
 
 def missing(package: str, by: str) -> str:
-    """Return the line about a package that is not here.
+    """Return the message about a package that is not installed.
 
     >>> missing("wandb", "'wandb'")
     "'wandb' needs the package wandb, which is not installed here: pip install wandb"
@@ -151,15 +151,15 @@ def missing(package: str, by: str) -> str:
 
 
 def require(package: str, by: str, key: str = "") -> None:
-    """Refuse what needs a package that is not here.
+    """Raise an error if a package is not installed.
 
     Args:
         package: Name of its module.
-        by: What needs it, as the recipe says it.
-        key: Of the recipe.
+        by: What needs it, in the recipe's words.
+        key: Recipe key at fault.
 
     Raises:
-        UserError: With what to install.
+        UserError: It is not installed; the message says what to install.
     """
     if not is_here(package):
         raise UserError(missing(package, by), key=key)

@@ -1,4 +1,4 @@
-"""What a recipe's author reads: pydantic's errors in the words of YAML, and what foreign words are called here."""
+"""Turn pydantic's errors into messages for the author of a recipe, with the right name for keys of other systems."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from hf_distill.errors import UserError, did_you_mean
 
-# pydantic's error type -> what was wanted. A word for a type is followed by nothing, a bound by pydantic's context.
+# pydantic's error type -> what was wanted; `{...}` is filled from the context of pydantic's error.
 WANTED = {
     "string_type": "text",
     "int_type": "a whole number",
@@ -41,13 +41,13 @@ BOUNDS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
 SHORT = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "float": "float32"}
 SHORT |= {"8bit": "int8", "llm_int8": "int8", "4bit": "nf4", "int4": "nf4", "fp4": "nf4"}
 
-# What other systems, YAML 1.1 among them, read as a truth value.
+# Texts that YAML 1.1 and other systems read as true or false.
 BOOLEANS = {
     **dict.fromkeys(("yes", "on", "y", "true", "1"), "true"),
     **dict.fromkeys(("no", "off", "n", "false", "0"), "false"),
 }
 
-# Words of other systems -> ours; only said where the entry has a key of that name.
+# Keys of other systems -> ours; used only if the entry has our key.
 ELSEWHERE = {
     **dict.fromkeys(("alpha", "beta", "lambda", "gamma", "coefficient", "coef", "factor", "scale"), "weight"),
     **dict.fromkeys(("T", "tau", "temp"), "temperature"),
@@ -74,7 +74,7 @@ ELSEWHERE = {
     **dict.fromkeys(("steps", "num_steps", "duration", "fraction", "until"), "over"),
     **dict.fromkeys(("schedule", "curve", "mode"), "shape"),
 }
-# Greek letters that weigh one thing against another inside an entry that has one of these: not its weight.
+# In an entry with one of these keys, a Greek letter means a mixing factor inside the loss, not its `weight`.
 SHARES = {"teacher_share", "skew", "head_mass", "target_weight"}
 # A key's former name -> its name, and what it does; only said where the entry has a key of the new name.
 FORMER = {
@@ -117,7 +117,7 @@ def former_name(key: str, known: Iterable[str]) -> str | None:
 
 
 def attributes(cls: type) -> dict[str, str]:
-    """Return what the `Attributes:` sections of a class and its bases say about each field."""
+    """Return field -> its text in the `Attributes:` sections of a class and its bases."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         _, _, section = inspect.cleandoc(vars(base).get("__doc__") or "").partition("Attributes:\n")
@@ -132,12 +132,12 @@ def explain(error: ValidationError, data: Any, path: str, cls: type | None = Non
     """Yield path and message of each mistake that pydantic found.
 
     Args:
-        error: From validating `data`.
-        data: Plain data.
-        path: Of `data` in the recipe.
-        cls: The component, where `data` are its fields.
+        error: The error from validating `data`.
+        data: The validated data: mappings, lists and plain values.
+        path: Path of `data` in the recipe.
+        cls: The component whose fields `data` are; None for other data.
     """
-    # A union reports each of its members; what they wanted is told in one line.
+    # pydantic reports each member of a union; they are joined into one line.
     wrong: dict[str, list[dict[str, Any]]] = {}
     values: dict[str, Any] = {}
     told: list[tuple[str, str]] = []
@@ -161,7 +161,7 @@ def explain(error: ValidationError, data: Any, path: str, cls: type | None = Non
     yield from told
     places = [*wrong, *(where for where, _ in told)]
     for where, items in wrong.items():
-        # Of the members of a union, the one that got further into the value is the one that was meant.
+        # Of the members of a union, the user meant the one that matched more of the value.
         if not any(other.startswith((f"{where}.", f"{where}[")) for other in places):
             yield where, _sentence(_meant(items), values[where])
 
@@ -171,15 +171,15 @@ def _keys(cls: type | None, known: list[str]) -> list[str]:
 
 
 def _meant(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Leave out that a number may also be a schedule: who wrote a wrong number wants to know what is wrong with it."""
+    """Return the errors without "or a schedule" if the value is a wrong number: the user meant a number."""
     plain = [item for item in items if item["type"] not in ("dataclass_type", "dataclass_exact_type")]
     return plain or items
 
 
 def _find(data: Any, item: Mapping[str, Any], path: str, cls: type | None) -> tuple[str, Any, type | None]:
-    """Return path and value of an error, and the component whose key it is about.
+    """Return path and value of an error, and the component whose key it concerns.
 
-    Union members, which pydantic puts into its location, are left out of the path.
+    pydantic puts the names of union members into the location; they are left out of the path.
     """
     location = item["loc"]
     owner = cls
@@ -194,7 +194,7 @@ def _find(data: Any, item: Mapping[str, Any], path: str, cls: type | None) -> tu
 
 
 def _component_of(cls: type | None, key: str | int) -> type | None:
-    """Return the component that a component's field may hold, such as the `Schedule` of a weight."""
+    """Return the component class that a component's field may hold, such as `Schedule` for a weight; else None."""
     info = getattr(cls, "__pydantic_fields__", {}).get(key)
     waiting = [] if info is None else [info.annotation]
     while waiting:
@@ -207,7 +207,7 @@ def _component_of(cls: type | None, key: str | int) -> type | None:
 
 
 def _sentence(items: list[dict[str, Any]], value: Any) -> str:
-    """Say what was wanted, what was found and what to do."""
+    """Return the message: what was wanted, what was found and what to do."""
     kinds = [item["type"] for item in items]
     if not all(kind in WANTED for kind in kinds):
         item = next(item for item in items if item["type"] not in WANTED)
@@ -216,13 +216,13 @@ def _sentence(items: list[dict[str, Any]], value: Any) -> str:
         return f"{item['msg'].replace('Input should', 'it should')}, found {describe(value)}."
     wanted = " or ".join(dict.fromkeys(WANTED[item["type"]].format(**_readable(item.get("ctx", {}))) for item in items))
     wanted = wanted.replace("true or false or", "true, false or")
-    # "a number above 0, found -1": that it is a whole number is not the point.
+    # "wanted a number above 0, found -1" instead of "found the whole number -1": the type is not the mistake.
     found = str(value) if set(kinds) <= BOUNDS else describe(value)
     return f"wanted {wanted}, found {found}.{_advice(kinds, items, value)}"
 
 
 def _readable(context: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the numbers and words of an error: `1`, not `1.0`, and of a long list its start."""
+    """Return the context of an error for the message: `1` for `1.0`, and a long list of words cut short."""
     shown = dict(context)
     for key, bound in context.items():
         if isinstance(bound, float) and bound.is_integer():
@@ -234,7 +234,7 @@ def _readable(context: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _advice(kinds: list[str], items: list[dict[str, Any]], value: Any) -> str:
-    """Return what to do, where that is not plain from what was wanted."""
+    """Return what to do, if the rest of the message does not make it clear."""
     expected = " ".join(str(item.get("ctx", {}).get("expected", "")) for item in items)
     options = re.findall(r"'([^']*)'", expected)
     if isinstance(value, str) and (close := get_close_matches(SHORT.get(value, value), options, n=1)):
@@ -259,7 +259,7 @@ def _advice(kinds: list[str], items: list[dict[str, Any]], value: Any) -> str:
 
 def _is_number(text: str) -> bool:
     try:
-        return isfinite(float(text))  # `nan` is no number in quotes
+        return isfinite(float(text))  # `nan` in quotes is a text
     except ValueError:
         return False
 
@@ -276,7 +276,7 @@ def join(path: str, token: str | int) -> str:
 
 
 def describe(value: Any) -> str:
-    """Name a value and its YAML type, or its class where Python made it, for "found ...".
+    """Return a value and its YAML type (or Python class) in words, for "found ...".
 
     >>> describe("fast"), describe(1.5), describe(None)
     ("the text 'fast'", 'the number 1.5', 'nothing (null)')

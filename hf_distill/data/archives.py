@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from hf_distill.data.forms import endings_in_words, is_read
+from hf_distill.data.forms import describe_endings, is_read
 from hf_distill.data.texts import File
 from hf_distill.errors import UserError
 from hf_distill.files.fingerprint import fingerprint
@@ -20,16 +20,16 @@ _SPLIT = re.compile(r"(?<![a-z])(train|test|dev|validation|valid|val|eval)(?![a-
 
 
 def stamp(path: str) -> list[int]:
-    """Return what changes whenever a file does: its size, and when content and entry were last written."""
+    """Return size, modification time and inode change time of a file: one of them changes whenever the file does."""
     found = os.stat(path)
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 
 
 def unpack(path: str, name: str) -> Path:
-    """Return the folder with the content of a zip archive, which is unpacked where that was not done before.
+    """Return the folder with the content of a zip archive; unpack it on first use.
 
     Raises:
-        UserError: Not an archive, damaged, or with a password.
+        UserError: The file is not an archive, is damaged, or needs a password.
     """
     from datasets import config
 
@@ -57,12 +57,12 @@ def inside(path: str, name: str) -> list[File]:
     """Return the files of an archive that can be read, in the order of their names.
 
     Raises:
-        UserError: There is none.
+        UserError: The archive has no such file, or files of several splits.
     """
     folder = unpack(path, name)
     found = [File(str(one), f"{name}/{one.relative_to(folder)}") for one in data_files(folder)]
     if not found:
-        raise UserError(f"'{name}' holds no file that can be read. Wanted {endings_in_words()}.")
+        raise UserError(f"'{name}' holds no file that can be read. Wanted {describe_endings()}.")
     splits = sorted({split for file in found for split in _SPLIT.findall(Path(file.name).name.lower())})
     if len(splits) > 1:
         raise UserError(
@@ -73,7 +73,7 @@ def inside(path: str, name: str) -> list[File]:
 
 
 def data_files(folder: Path) -> list[Path]:
-    """Return the files below a folder that can be read, in order; hidden ones and what macOS adds are none."""
+    """Return the data files below a folder, sorted; hidden files and those that macOS adds are left out."""
     found = []
     for place, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(one for one in folders if not one.startswith((".", "__")))

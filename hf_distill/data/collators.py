@@ -1,4 +1,4 @@
-"""Collators around collators: what makes batches, and what others add to them."""
+"""The base class of collators that wrap another collator and add to its batches."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Collate = Callable[[list[Any]], Mapping[str, Any]]
 
 
 class AroundCollator(ABC):
-    """A collator that adds to the batches of another one, and comes last whatever else is done to them."""
+    """A collator that wraps another one and adds to its batches; it always runs last."""
 
     @abstractmethod
     def around(self, change: Callable[[Collate], Collate]) -> Self:
-        """Return the same around a changed collator.
+        """Return a copy of this collator that wraps another inner collator.
 
         Args:
-            change: Makes the collator inside into the one that replaces it.
+            change: Called with the present inner collator; returns the one that replaces it.
         """

@@ -1,4 +1,4 @@
-"""Which column plays which role."""
+"""Find the column of each role (`text`, `label`, ...) in each split."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Columns = Mapping[str, str | int]
 
 
 def default_columns(data: Data, names: Mapping[str, list[str]], roles: Mapping[str, bool]) -> Columns:
-    """Return role -> column as the recipe says it; of CoNLL's columns the first are words, the last tags.
+    """Return role -> column as the recipe says; for CoNLL files the default is words first, tags last.
 
     Args:
         data: The recipe's section.
@@ -34,19 +34,19 @@ def default_columns(data: Data, names: Mapping[str, list[str]], roles: Mapping[s
 def find_columns(
     columns: Mapping[str, list[str]], asked: Columns, roles: Mapping[str, bool]
 ) -> dict[str, dict[str, str]]:
-    """Return column -> role for each split; a role that is not required may be missing in one of them.
+    """Return column -> role for each split; a role that is not required may be missing in a split.
 
     Args:
         columns: Split -> its columns.
-        asked: Role -> column, by name or, of files without a header, by number; -1 is the last.
+        asked: Role -> column, by name, or by number for files without a header; -1 is the last.
         roles: Role -> whether the task must have it.
 
     Raises:
-        UserError: A line for each column that is not there.
+        UserError: One line for each missing column.
     """
     found: dict[str, dict[str, str]] = {split: {} for split in columns}
     mistakes: list[UserError] = []
-    # A column that a recipe names for one role is not that of another by its name alone.
+    # Roles that the recipe names come first: their columns are not available to roles found by their own name.
     for role in sorted(roles, key=lambda role: role not in asked):
         required, named = roles[role], role in asked
         key = f"columns.{role}" if named else "columns"
@@ -62,23 +62,23 @@ def find_columns(
                 continue
             if wanted in found[split]:
                 mistakes.append(
-                    UserError(f"'{wanted}' is the column of the role '{found[split][wanted]}' already.", key=key)
+                    UserError(f"'{wanted}' is already the column of the role '{found[split][wanted]}'.", key=key)
                 )
                 break
             found[split][wanted] = role
     if mistakes:
-        # A wrong delimiter takes all columns away: one mistake.
+        # With a wrong delimiter every column is missing: report it once.
         read = all(_delimiter(names) == "" for names in columns.values())
         raise UserError.together(mistakes if read else mistakes[:1])
     return found
 
 
 def _place(wanted: str | int, names: list[str]) -> str | None:
-    """Return the name of a column; None where there is none."""
+    """Return the name of a column; None if the split does not have it."""
     if isinstance(wanted, str):
         return wanted if wanted in names else None
-    if not all(name.isdigit() for name in names):
-        return None  # it has a header
+    if not all(name.isdigit() for name in names):  # the file has a header
+        return None
     return names[wanted] if -len(names) <= wanted < len(names) else None
 
 
@@ -94,8 +94,8 @@ def _no_column(wanted: str | int, role: str, split: str, known: list[str], key: 
 def _no_number(wanted: int, split: str, known: list[str], key: str) -> UserError:
     if all(name.isdigit() for name in known):
         return UserError(f"the {split} split has {len(known)} columns, numbered from 0: no {wanted}.", key=key)
-    hint = f"Its columns have names: {', '.join(known)}."
-    return UserError(f"columns go by number only in CSV and TSV without a header, and in CoNLL's. {hint}", key=key)
+    hint = f"Write a name instead: {', '.join(known)}."
+    return UserError(f"columns have numbers only in CoNLL files, and in CSV and TSV without a header. {hint}", key=key)
 
 
 def _delimiter(columns: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""CoNLL's columns: a word a line with its tags beside it, an empty line after each sentence."""
+"""Read CoNLL files: one word per line with its tags beside it, an empty line after each sentence."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _LOOK_AT = 10_000
 
 
 class Conll(Reader):
-    """Reads CoNLL's columns; they are called "0", "1", ... from the left.
+    """Reads CoNLL files; the columns are called "0", "1", ... from the left.
 
-    Columns are cut at tabs where every line has one, else at white space. `-DOCSTART-` and comments are passed over; a
-    comment begins with `#` and has another number of columns than words have. With as many (`# id 7c5b domain=en`, of
-    MultiCoNER), it stands before a sentence and ends in what no word has for a tag. So are CoNLL-U's ranges (`1-2`) and
-    empty nodes (`1.1`).
+    Columns are split at tabs if every line has one, else at white space. Skipped are `-DOCSTART-` lines, comments, and
+    CoNLL-U's ranges (`1-2`) and empty nodes (`1.1`). A line that begins with `#` is a comment if it has another number
+    of columns than the words, or (`# id 7c5b domain=en` in MultiCoNER) if all such lines stand before a sentence and
+    end in a text that no word has as its tag.
     """
 
     @override
@@ -35,7 +35,7 @@ class Conll(Reader):
 
         self.separator, self.width = self._shape()
         self._remarks = self._find_remarks()
-        self.rows = sum(1 for _ in self._sentences())  # all lines are checked
+        self.rows = sum(1 for _ in self._sentences())  # counting also checks every line
         return pa.schema([(str(index), pa.list_(pa.string())) for index in range(self.width)])
 
     @override
@@ -47,7 +47,7 @@ class Conll(Reader):
             yield pa.table([pa.array(one, pa.list_(pa.string())) for one in columns], schema=schema)
 
     def _shape(self) -> tuple[str | None, int]:
-        """Return what separates columns, None for white space, and how many a word has."""
+        """Return the separator of columns (None: white space), and the number of columns."""
         words = [
             line
             for _, line in islice(lines(self.file), _LOOK_AT)
@@ -59,9 +59,10 @@ class Conll(Reader):
         return separator, Counter(len(self._cut(line, separator)) for line in words).most_common(1)[0][0]
 
     def _find_remarks(self) -> set[str]:
-        """Return the last columns of lines that begin with `#`, have as many columns as words, and are comments.
+        """Return the last columns of those comments that have as many columns as a word.
 
-        A word may be `#` too, and its tag a rare one: comments stand before the first word of a sentence, all of them.
+        `#` can also be a word with a rare tag. So the lines count as comments only if all of them stand before the
+        first word of a sentence.
         """
         tags, doubtful, first = set(), [], True
         for number, line in islice(lines(self.file), None if self.limit is None else 10 * _LOOK_AT):
@@ -78,7 +79,7 @@ class Conll(Reader):
         if not doubtful or not all(beginning for _, _, beginning in doubtful):
             return set()
         self.notes.append(
-            f"{len(doubtful)} lines that begin with # are passed over as comments, the first in line {doubtful[0][0]}: "
+            f"{len(doubtful)} lines that begin with # are skipped as comments, the first is line {doubtful[0][0]}: "
             f"each stands before a sentence, and no word has the tag {doubtful[0][1]!r}."
         )
         return {last for _, last, _ in doubtful}
@@ -90,10 +91,10 @@ class Conll(Reader):
         return self.limited(self._all_sentences())
 
     def _all_sentences(self) -> Iterator[list[list[str]]]:
-        """Yield the words of each sentence, a word being its columns.
+        """Yield each sentence as a list of words; a word is the list of its columns.
 
         Raises:
-            UserError: A line with more columns than the others, or fewer.
+            UserError: A line has more or fewer columns than the others.
         """
         sentence: list[list[str]] = []
         universal = self.file.endings[0] == ".conllu"
@@ -110,8 +111,8 @@ class Conll(Reader):
             elif len(word) != self.width:
                 columns = f"{len(word)} column{'' if len(word) == 1 else 's'}"
                 raise UserError(
-                    f"line {number} has {columns}, the others {self.width}. Wanted a word a line with its tags, and an "
-                    "empty line after each sentence."
+                    f"line {number} has {columns}, the others have {self.width}. Wanted one word per line with its "
+                    "tags, and an empty line after each sentence."
                 )
             elif not (universal and not word[0].isdigit()):
                 sentence.append(word)

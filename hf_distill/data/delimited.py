@@ -1,4 +1,4 @@
-"""CSV and TSV: every record is checked against the header, and every cell keeps what stands in the file."""
+"""Read CSV and TSV; every record is checked against the header, and cells are read exactly as written."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ _LONG = 40
 class Delimited(Reader):
     """Reads CSV and TSV.
 
-    CSV follows RFC 4180: a text with a delimiter, a line end or a quotation mark stands between marks, and those inside
-    are doubled. TSV mostly has no such rule, and a mark in it is a mark; but pandas and spreadsheets write TSV by the
-    rule of CSV. Which of the two a file is, all its lines decide. Only an empty cell is a missing one.
+    CSV follows RFC 4180: a text that contains a delimiter, a line end or a quotation mark is put between quotation
+    marks, and marks inside it are doubled. Most TSV files have no such rule: a quotation mark is part of the text. But
+    pandas and spreadsheets quote TSV as they quote CSV. All lines of the file decide which of the two it is. Only an
+    empty cell is a missing value.
 
     Args:
         file: The file.
-        header: Whether the first line names the columns; they are called "0", "1", ... without.
+        header: Whether the first line names the columns. Without a header they are called "0", "1", ...
         limit: Rows after which to stop.
     """
 
@@ -70,23 +71,23 @@ class Delimited(Reader):
             yield pa.table([cast(one, field.type) for one, field in zip(cells, schema, strict=True)], schema=schema)
 
     def common(self, name: str, kinds: Iterable[pa.DataType], error: Exception) -> pa.Field:
-        """Return text: in the file, a number is one too."""
+        """Return text as the common type: in the file, every cell is text."""
         import pyarrow as pa
 
         return pa.field(name, pa.string())
 
     def _delimiter(self) -> str:
-        """Return what cuts the first line of a CSV: a comma, or else what cuts it into most cells."""
+        """Return the delimiter of a CSV: a comma if the first line has one, else the sign that gives most cells."""
         with opened(self.file) as stream:
             line = next((line for line in stream if line.strip()), "")
         cells = {sign: len(next(csv.reader([line], delimiter=sign), [])) for sign in _DELIMITERS}
         return "," if cells[","] > 1 else max(_DELIMITERS, key=lambda sign: cells[sign])
 
     def _check_first_line(self) -> None:
-        """Refuse a header where the recipe counts columns: it would become an example.
+        """Refuse a header if the recipe numbers the columns: the header would become an example.
 
         Raises:
-            UserError: A column holds numbers from the second row on.
+            UserError: A column holds text in the first row and numbers in all others.
         """
         import pyarrow as pa
 
@@ -96,13 +97,13 @@ class Delimited(Reader):
             if cell and len(cells) and fitting(cells, {"float64"}) and not fitting(pa.array([cell]), {"float64"}):
                 raise UserError(
                     f"its first line looks like a header: column {index} holds '{shorten(cell, 40)}' and then numbers. "
-                    "Name the columns instead of counting them, or remove the line"
+                    "Write the names of columns instead of numbers, or remove the line"
                 )
 
     # ---- Records -----------------------------------------------------------------------------------------------------
 
     def _first_line(self) -> list[str]:
-        """Return the names of the columns, and settle the delimiter of a CSV."""
+        """Return the cells of the first line, and set the delimiter of a CSV."""
         if not self.tabs:
             self.delimiter = self._delimiter()
         first = next(self._records(self.quoted), None)
@@ -111,10 +112,10 @@ class Delimited(Reader):
         return _names(first.cells) if self.header else [str(index) for index in range(len(first.cells))]
 
     def _records(self, quoted: bool) -> Iterator[Record]:
-        """Yield each record, that of the header too; empty lines are passed over.
+        """Yield each record, the header included; empty lines are skipped.
 
         Raises:
-            UserError: Quotation marks that follow no rule.
+            UserError: A quotation mark is never closed, or text follows a closing one.
         """
         csv.field_size_limit(sys.maxsize)
         rule: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
@@ -139,7 +140,7 @@ class Delimited(Reader):
         """Yield the records below the header, each with as many cells as the header.
 
         Raises:
-            UserError: More cells, or fewer.
+            UserError: A record has more or fewer cells.
         """
         width = 0
         for record in islice(self._records(quoted), self.limit and self.limit + self.header):
@@ -157,20 +158,20 @@ class Delimited(Reader):
             yield record
 
     def _suspect(self, record: Record, width: int) -> None:
-        """Note a text of several lines each of which could be a row: a stray mark may have glued them."""
+        """Add a note if a record has several lines and each could be a row: a stray mark may have joined them."""
         if all(len(one.rstrip("\r\n").split(self.delimiter)) == width for one in record.lines) and len(self.notes) < 3:
             self.notes.append(
                 f"lines {record.first} to {record.last} are read as one row, since a quotation mark opens in the "
-                "first and closes in the last. Each looks like a row of its own: if it is one, remove the stray marks."
+                "first and closes in the last. Each line looks like a row: if they are, remove the stray marks."
             )
 
     # ---- Is a TSV quoted by the rule? --------------------------------------------------------------------------------
 
     def _follows_rule(self) -> bool:
-        """Whether the marks of a TSV are those of the rule, as pandas and spreadsheets write it, or part of the texts.
+        """Return whether a TSV is quoted as CSV is; if not, its quotation marks are part of the texts.
 
         Raises:
-            UserError: Neither reading gives every record as many cells as the header has.
+            UserError: Neither way gives every record as many cells as the header has.
         """
         plain = Marks(self.checked(False))
         if not plain.marked and not plain.error:
@@ -188,30 +189,35 @@ class Delimited(Reader):
                 return self._weigh(plain, ruled)
             raise UserError(
                 "cannot tell whether its quotation marks enclose texts of several lines or are part of the texts. "
-                "Name it .csv if they follow the rule of CSV, .txt if every line is a text"
+                "Rename it to .csv if it is quoted as CSV is, to .txt if every line is a text"
             )
         if not plain.needless or plain.fully_quoted:
             return True
         self.notes.append(
             f"{plain.needless} cells stand between quotation marks, the first in line {plain.first}; the marks are "
-            "kept as part of the text. If the file was written with quoting, name it .csv with the same content."
+            "read as part of the text. If the file was written with quoting, rename it to .csv."
         )
         return False
 
     def _weigh(self, plain: Marks, ruled: Marks) -> bool:
-        """Decide where every line is a row as it stands, and the rule makes fewer rows of them."""
+        """Decide a file that can be read both ways, with fewer rows when it is read as quoted.
+
+        Args:
+            plain: The file read with marks as part of the texts.
+            ruled: The file read as quoted.
+        """
         header = next(self._records(False)).cells
         if all(len(cell) > 1 and cell.startswith('"') and cell.endswith('"') for cell in header):
             return True  # all cells are between marks
         self.notes.append(
             f"every line is read as a row, {plain.rows} in all, and quotation marks as part of the texts. If the file "
-            f"was written with quoting it has {ruled.rows} rows, some of several lines: then name it .csv."
+            f"was written with quoting it has {ruled.rows} rows, some of several lines: then rename it to .csv."
         )
         return False
 
 
 class _Lines:
-    """The lines of a file, and which of them the record that is being read has taken."""
+    """Iterates over the lines of a file and remembers those of the current record."""
 
     def __init__(self, stream: Iterable[str]) -> None:
         self._stream = iter(stream)
@@ -237,7 +243,7 @@ def _ragged(line: int, found: int, width: int, quoted: bool) -> UserError:
     hint = "A text that contains the delimiter or a line end stands between double quotes."
     if not quoted:
         hint = "A text in a TSV file cannot contain a tab or a line end."
-    return UserError(f"line {line} has {found} field{'' if found == 1 else 's'}, those above it {width}. {hint}")
+    return UserError(f"line {line} has {found} field{'' if found == 1 else 's'}, the lines above it {width}. {hint}")
 
 
 def _stray(first: int, last: int, error: csv.Error) -> UserError:
@@ -257,7 +263,7 @@ def _stray(first: int, last: int, error: csv.Error) -> UserError:
 
 
 def _names(cells: list[str]) -> list[str]:
-    """Return names of columns as pandas gives them: all different, none empty."""
+    """Return the names of columns as pandas makes them: all different, none empty."""
     names: list[str] = []
     for index, cell in enumerate(cells):
         base = name = cell or f"Unnamed: {index}"

@@ -1,4 +1,4 @@
-"""The table of forms: which reader reads a file, by the ending of its name and by the task."""
+"""The table of file formats: which reader reads a file, by the ending of its name and by the task."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FORMS: dict[str, Callable[..., Reader]] = {
     ".iob2": Conll,
     ".bio": Conll,
 }
-# What people also have, and the way out.
+# Formats that people also have and that are not read, and what to do with each.
 _ELSEWHERE = {
     (".xlsx", ".xls", ".ods"): "a spreadsheet: save it as CSV (UTF-8)",
     (".tar", ".tgz", ".rar", ".7z"): "an archive: unpack it, or make a .zip of it",
@@ -53,10 +53,10 @@ _ELSEWHERE = {
 
 @dataclass(frozen=True)
 class Options:
-    """What decides how a file is read, besides the file.
+    """What decides how a file is read, besides the file itself.
 
     Attributes:
-        words: Whether an example of the task is a list of words: text files then hold CoNLL's columns.
+        words: Whether an example of the task is a list of words: text files are then read as CoNLL.
         header: Whether the first line of CSV and TSV names the columns.
     """
 
@@ -65,11 +65,11 @@ class Options:
 
 
 def reader_of(file: File, options: Options, limit: int | None = None) -> Reader:
-    """Return what reads a file.
+    """Return the reader of a file.
 
     Args:
-        file: The file; its kind was checked with `check_kind`.
-        options: Of the run.
+        file: The file; `check_kind` has accepted it.
+        options: How the run reads files.
         limit: Rows after which to stop.
     """
     ending = file.endings[0]
@@ -81,16 +81,16 @@ def reader_of(file: File, options: Options, limit: int | None = None) -> Reader:
 
 
 def is_read(name: str) -> bool:
-    """Whether a file of this name is read."""
+    """Return whether a file of this name can be read."""
     plain, packing = File("", name).endings
     return plain in FORMS and not (packing and FORMS[plain] is Tables)
 
 
 def check_kind(path: str, key: str) -> None:
-    """Refuse a file of a kind that is not read, by its name alone; a zip holds files that are asked later.
+    """Refuse a file of a format that is not read, by its name alone; files inside a zip are checked later.
 
     Raises:
-        UserError: With the way out, where there is one.
+        UserError: The format is not read; says what to do if there is a way.
     """
     name = Path(path).name
     plain, packing = File("", name).endings
@@ -101,9 +101,9 @@ def check_kind(path: str, key: str) -> None:
     for endings, hint in _ELSEWHERE.items():
         if plain in endings:
             raise UserError(f"cannot read '{name}', {hint}.", key=key)
-    raise UserError(f"cannot tell what '{name}' holds. Wanted a name that ends in {endings_in_words()}.", key=key)
+    raise UserError(f"cannot tell what '{name}' holds. Wanted a name that ends in {describe_endings()}.", key=key)
 
 
-def endings_in_words(endings: Iterable[str] = FORMS) -> str:
+def describe_endings(endings: Iterable[str] = FORMS) -> str:
     """Return the list of endings that are read."""
-    return f"{', '.join(endings)} or .zip; of text files also with {', '.join(COMPRESSED)} behind it"
+    return f"{', '.join(endings)} or .zip; text files may also be compressed ({', '.join(COMPRESSED)})"

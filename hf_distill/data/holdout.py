@@ -1,4 +1,4 @@
-"""An eval split that the data does not have: a part of the train split, held out by the content of its rows."""
+"""Hold out a part of the train split for evaluation, chosen by the content of the rows."""
 
 from __future__ import annotations
 
@@ -16,32 +16,30 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 KEY = "splits.eval"
-# More classes than this, or numbers with a fraction, are no classes to keep in proportion.
+# With more distinct labels than this, or fractional ones, they are not classes: proportions are not preserved.
 _MOST_CLASSES = 1_000
 
 
 def hold_out(whole: Dataset, size: int | float, inputs: str, label: str | None) -> dict[str, Dataset]:
-    """Cut a split in two; the same rows go the same way in every process, on every machine and with every seed.
+    """Split the rows into `train` and `eval`, the same way in every process, on every machine and with every seed.
 
-    Rows with the same input stay together, so that no eval text is in train. Which inputs are held out follows from a
-    hash of them: not from their order, nor from `training.seed`, so that runs with several seeds are judged on the same
-    rows. Each class is cut in the same proportion, as far as whole inputs allow.
+    Rows with the same input stay together, so that no eval text is in train. A hash of the inputs decides which are
+    held out. Their order and `training.seed` play no part, so runs with different seeds are evaluated on the same rows.
+    Each class is split in the same proportion, as far as rows with equal inputs allow.
 
     Args:
-        whole: The split, with columns by role.
-        size: Share of the rows (below 1), or how many.
+        whole: The split, with columns named by role.
+        size: Share of the rows (below 1), or number of rows.
         inputs: Role whose equal values stay together.
-        label: Role of the labels; None where there are none.
+        label: Role of the labels; None if there are none.
 
     Raises:
-        UserError: Nothing would be left on one side.
+        UserError: One of the two splits would be empty.
     """
     wanted = check_size(size, len(whole))
     groups = _groups(whole[inputs][:])
     if len(groups) < 2:
-        raise UserError(
-            f"every row has the same '{inputs}': none can be held out without it being in train too.", key=KEY
-        )
+        raise UserError(f"every row has the same '{inputs}': a held-out row would also be in train.", key=KEY)
     classes = _classes(whole[label][:] if label else None, groups)
     quotas = _quotas({name: sum(map(len, some)) for name, some in classes.items()}, wanted, len(whole))
     held: list[int] = []
@@ -60,10 +58,10 @@ def hold_out(whole: Dataset, size: int | float, inputs: str, label: str | None) 
 
 
 def check_size(size: int | float, rows: int | None = None) -> int:
-    """Return how many rows a share or a number is.
+    """Return the number of rows that `size`, a share or a number, stands for.
 
     Raises:
-        UserError: Not a share between 0 and 1, nor a number of rows that leaves some.
+        UserError: `size` is neither a share between 0 and 1 nor a number of rows that leaves some to train on.
     """
     share = isinstance(size, float) and not size.is_integer()
     if isinstance(size, bool) or size <= 0 or (share and size > 1) or (isinstance(size, float) and not share):
@@ -101,14 +99,14 @@ def _classes(labels: Sequence[Any] | None, groups: Iterable[list[int]]) -> dict[
 
 
 def _name(label: Any) -> str:
-    """Return what a row counts as; of a list of labels, which there are."""
+    """Return the class of a row as text; for a list of labels, the set of labels in it."""
     return json.dumps(sorted(set(map(str, label))) if isinstance(label, list) else label, default=str, sort_keys=True)
 
 
 def _quotas(sizes: Mapping[str, int], wanted: int, rows: int) -> dict[str, int]:
-    """Return how many rows to hold out of each class: in proportion, the remainders to those that lose most.
+    """Return class -> rows to hold out, in proportion; rounding remainders go to the largest fractions.
 
-    A class with two rows or more has one on each side where there are enough to hold out.
+    A class with at least two rows has one in each split, if enough rows are held out.
     """
     exact = {name: wanted * size / rows for name, size in sizes.items()}
     quotas = {name: int(share) for name, share in exact.items()}
@@ -125,7 +123,7 @@ def _quotas(sizes: Mapping[str, int], wanted: int, rows: int) -> dict[str, int]:
 
 
 def _take(groups: Sequence[list[int]], quota: int) -> list[int]:
-    """Return the rows of the first groups that fit; one always stays behind."""
+    """Return the rows of the first groups that fit into the quota; at least one group is left for train."""
     taken: list[int] = []
     left = len(groups)
     for group in groups:

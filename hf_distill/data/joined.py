@@ -1,4 +1,4 @@
-"""Labels with a column of their own for each class: joined to one list in every row."""
+"""Join label columns, one for each class, into one column of lists."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _SINGLE = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32
 def join_columns(
     loaded: Mapping[str, Dataset], asked: Mapping[str, str | int | list[str]]
 ) -> tuple[dict[str, Dataset], Columns]:
-    """Return the splits with one column of lists for a role that has several, and role -> column.
+    """Return the splits, with the columns of a role joined into one column of lists, and role -> column.
 
-    A row without any value has None. A split that has none of the columns is left as it is.
+    A row without any value gets None. A split that has none of the columns is left as it is.
 
     Args:
         loaded: Splits with the columns of the data.
         asked: Role -> column, or columns.
 
     Raises:
-        UserError: Some of the columns are not there, or hold something else than the others.
+        UserError: Some of the columns are missing, or do not hold numbers.
     """
     splits, names = dict(loaded), {role: one for role, one in asked.items() if not isinstance(one, list)}
     for role, several in asked.items():

@@ -1,4 +1,4 @@
-"""JSON: a record a line, a list of records, a mapping of columns, or SQuAD's nested form."""
+"""Read JSON: one record per line, a list of records, a mapping of columns, or SQuAD's nested form."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from hf_distill.data.reader import Reader, chunks, in_words
+from hf_distill.data.reader import Reader, chunks, describe_type
 from hf_distill.data.texts import lines, read_whole
 from hf_distill.errors import UserError
 
@@ -21,10 +21,10 @@ _WANTED = "Wanted one JSON object a line, or one list of objects."
 
 
 class JsonRecords(Reader):
-    """Reads JSON and JSON Lines; which of the two a file is, its content says.
+    """Reads JSON and JSON Lines; the content of a file decides which of the two it is.
 
-    A value is what it is in the file, so a text that looks like a date stays one. Columns whose values no Arrow type
-    holds (now a number, now text; mappings with other keys from row to row) become `datasets`' type `Json`.
+    Values are not converted: a text that looks like a date stays a text. Columns that do not fit one Arrow type (mixed
+    numbers and texts, mappings whose keys differ from row to row) become the `Json` type of `datasets`.
     """
 
     @override
@@ -39,7 +39,7 @@ class JsonRecords(Reader):
                 kind = self._kind(name, [record.get(name) for _, record in chunk], [place for place, _ in chunk])
                 kinds[name] = self._wider(name, kinds[name], kind) if name in kinds else kind
         if not kinds:
-            raise UserError("it has no record")
+            raise UserError("it has no records")
         return pa.schema(list(kinds.items()))
 
     @override
@@ -51,10 +51,10 @@ class JsonRecords(Reader):
             yield pa.table(columns, schema=schema)
 
     def common(self, name: str, kinds: Sequence[pa.DataType], error: Exception) -> pa.Field:
-        """Return `Json`, which holds anything."""
+        """Return a field of type `Json`, which holds values of any type."""
         import pyarrow as pa
 
-        return pa.field(name, self._anything(name, " and ".join(in_words(kind) for kind in kinds)))
+        return pa.field(name, self._anything(name, " and ".join(describe_type(kind) for kind in kinds)))
 
     # ---- Types -------------------------------------------------------------------------------------------------------
 
@@ -72,7 +72,7 @@ class JsonRecords(Reader):
             return self._anything(name, "values of different kinds")
 
     def _wider(self, name: str, one: pa.DataType, other: pa.DataType) -> pa.DataType:
-        """Return a type for the values of both."""
+        """Return a type that holds the values of both."""
         import pyarrow as pa
 
         if one == other:
@@ -151,7 +151,7 @@ def _rows(document: Any) -> Iterable[Any]:
     """Return the records of a document.
 
     Raises:
-        UserError: It may be read in several ways, or in none.
+        UserError: The document has no records, or several lists of them.
     """
     if isinstance(document, list):
         return document
@@ -176,7 +176,7 @@ def _rows(document: Any) -> Iterable[Any]:
 
 
 def _columns(document: Mapping[str, Any]) -> Iterable[Any]:
-    """Return the rows of `{"text": [...], "label": [...]}`, also as pandas writes it: `{"text": {"0": ...}, ...}`."""
+    """Return the rows of `{"text": [...], "label": [...]}`, or of pandas' `{"text": {"0": ...}, ...}`."""
     values = list(document.values())
     if values and all(isinstance(value, dict) for value in values) and len({tuple(value) for value in values}) == 1:
         values = [list(value.values()) for value in values]
@@ -197,7 +197,7 @@ def _is_squad(records: Any) -> bool:
 
 
 def _questions(articles: Iterable[Mapping[str, Any]]) -> Iterator[Record]:
-    """Yield the questions of SQuAD's own JSON as the data set on the Hub has them; one without answer has no texts."""
+    """Yield the questions of SQuAD's JSON in the columns of the Hub dataset; without an answer, `text` is empty."""
     for article in articles:
         for paragraph in article["paragraphs"]:
             for question in paragraph.get("qas", ()):
@@ -215,7 +215,7 @@ def _questions(articles: Iterable[Mapping[str, Any]]) -> Iterator[Record]:
 
 
 def _ragged(values: Iterable[Any]) -> bool:
-    """Whether there are mappings with different keys, at any depth: Arrow would fill them up with None."""
+    """Return whether mappings have different keys, at any depth: Arrow would fill the missing ones with None."""
     there = [value for value in values if value is not None]
     if there and all(isinstance(value, dict) for value in there):
         keys = set(there[0])

@@ -1,4 +1,4 @@
-"""Label names: two models agree on what class 0 is by its name, never by its number."""
+"""Compare label names: classes of two models are matched by name, never by number."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from hf_distill.errors import UserError
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-# Transformers' and torch's mark of a position without label.
+# What Transformers and torch use for a position without a label.
 IGNORED = -100
-# Ours, beside it: a position that counts, of which the label is not known. The teacher has an answer there.
+# Ours: a position that counts and whose label is not known. The teacher has a prediction there.
 UNLABELLED = -1
 
 
 def label_names(config: PretrainedConfig) -> tuple[str, ...] | None:
-    """Return a head's label names in order, or None where they only number the classes (`LABEL_0`, ...)."""
+    """Return the label names of a configuration in order; None if they only number the classes (`LABEL_0`, ...)."""
     id2label = config.id2label or {}
     return real_names(str(name) for _, name in sorted(id2label.items()))
 
 
 def real_names(names: Iterable[str]) -> tuple[str, ...] | None:
-    """Return the names, or None where they say nothing but the position (`LABEL_0`, `LABEL_1` or `0`, `1`).
+    """Return the names; None if they only give the position (`LABEL_0`, `LABEL_1` or `0`, `1`).
 
     >>> real_names(["LABEL_0", "LABEL_1"])
     >>> real_names(["1", "0"])
@@ -36,10 +36,10 @@ def real_names(names: Iterable[str]) -> tuple[str, ...] | None:
 
 
 def label_numbers(names: Iterable[str]) -> tuple[int, ...] | None:
-    """Return the number that each name is, begins or ends with; None unless all have one, and all different ones.
+    """Return the number in each name; None unless every name has one and all numbers differ.
 
-    A name may begin with its number, or end with it after the same words in all names. `true` and `false` are 1 and 0.
-    Ranges (`18-25`) and decimals (`1.5`) are not numbers of classes.
+    A name may begin with its number, or end with it after words that are the same in all names. `true` and `false`
+    are 1 and 0. Ranges (`18-25`) and decimals (`1.5`) do not count as numbers.
 
     >>> label_numbers(["1 star", "2 stars"]), label_numbers(["grade 2", "grade 1"]), label_numbers(["True", "False"])
     ((1, 2), (2, 1), (1, 0))
@@ -63,7 +63,7 @@ _ENDS = re.compile(r"(?P<before>\D*?[\s_:#-]|\D*[^\W\d_]\s?)(?P<number>[0-9]+)")
 
 
 def tidy(name: str) -> str:
-    """Return a name without what cannot be seen: spaces around it or several in a row, Unicode in another form.
+    """Return a name without invisible differences: outer and repeated spaces, other forms of Unicode.
 
     >>> tidy(" very  good ")
     'very good'
@@ -72,10 +72,10 @@ def tidy(name: str) -> str:
 
 
 def positions(wanted: Sequence[str], found: Sequence[str], *, whose: str) -> tuple[int, ...]:
-    """Return, for each wanted name, its position among the found ones.
+    """Return, for each wanted name, its position among the found names.
 
-    Case is ignored (`NEGATIVE` is `negative`), and so are spaces around a name, unless two of the names differ in
-    nothing else. Names that begin with numbers are the same where these are (`1 star`, `1`).
+    Case and outer spaces are ignored (`NEGATIVE` is `negative`), unless two names differ only in them. Names that
+    begin with numbers are equal if the numbers are (`1 star`, `1`).
 
     Args:
         wanted: Names in the order wanted.
@@ -83,7 +83,7 @@ def positions(wanted: Sequence[str], found: Sequence[str], *, whose: str) -> tup
         whose: Who has the found names, for the message.
 
     Raises:
-        UserError: The two are not the same set.
+        UserError: The two do not have the same names.
 
     >>> positions(["negative", "positive"], ["POSITIVE", "NEGATIVE"], whose="the teacher")
     (1, 0)
@@ -102,7 +102,7 @@ def positions(wanted: Sequence[str], found: Sequence[str], *, whose: str) -> tup
             return tuple(at[key] for key in keys)
     raise UserError(
         f"label names differ: wanted {shorten(wanted)}, but {whose} has {shorten(found)}. "
-        "They may stand in another order, but must be the same names."
+        "The order may differ, the names may not."
     )
 
 
@@ -117,22 +117,23 @@ def shorten(names: Sequence[str], limit: int = 8) -> str:
     return f"[{shown}]" if len(names) <= limit else f"[{shown}, ... {len(names)} in all]"
 
 
-# Where sentence-transformers writes what follows the output of a cross-encoder: new versions, old ones.
-_AFTER = ("sentence_transformers", "sbert_ce_default_activation_function")
+# Where sentence-transformers writes the activation of a cross-encoder: key of new versions, key of old ones.
+_ACTIVATION_KEYS = ("sentence_transformers", "sbert_ce_default_activation_function")
 
 
 def activation(config: PretrainedConfig | None) -> str | None:
-    """Return what sentence-transformers applies to the output of a cross-encoder; None where nothing says.
+    """Return the activation that sentence-transformers applies to a cross-encoder's output; None if not configured.
 
     >>> from transformers import BertConfig
     >>> activation(BertConfig(sentence_transformers={"activation_fn": "torch.nn.modules.activation.Sigmoid"}))
     'Sigmoid'
     """
-    said = getattr(config, _AFTER[0], None)
-    path = said.get("activation_fn") if isinstance(said, dict) else getattr(config, _AFTER[1], None)
+    new_style = getattr(config, _ACTIVATION_KEYS[0], None)
+    old_style = getattr(config, _ACTIVATION_KEYS[1], None)
+    path = new_style.get("activation_fn") if isinstance(new_style, dict) else old_style
     return path.rpartition(".")[2] if isinstance(path, str) else None
 
 
-def kept_settings(config: PretrainedConfig | None) -> dict[str, Any]:
-    """Return what a student must have in its configuration, so that its output is read as the teacher's is."""
-    return {key: value for key in _AFTER if (value := getattr(config, key, None)) is not None}
+def activation_settings(config: PretrainedConfig | None) -> dict[str, Any]:
+    """Return the settings of the activation, to be copied to a student whose output means the same."""
+    return {key: value for key in _ACTIVATION_KEYS if (value := getattr(config, key, None)) is not None}

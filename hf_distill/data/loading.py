@@ -1,4 +1,4 @@
-"""Raw examples: what the recipe names, read into `train` and `eval` with columns named by their role."""
+"""Load the data that a recipe names as `train` and `eval`, with columns named by their role."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ if TYPE_CHECKING:
 
 PEEK = 1_000
 """Rows of a large split that `--check` looks at."""
-# Before the name of a column that has no role, and is wanted all the same.
+# Prefix of columns that have no role and are loaded all the same.
 BESIDE = "beside/"
 
 
 def check_data(data: Data, roles: Mapping[str, bool]) -> None:
-    """Check what can be checked of `data` without reading it.
+    """Check the `data` section of a recipe without reading the data.
 
     Args:
         data: The recipe's section.
         roles: The task's column roles.
 
     Raises:
-        UserError: An unknown role or split, a file of unknown kind, a local path that is not there.
+        UserError: A role or split is unknown, a file is of an unknown format, a local path does not exist.
     """
     mistakes = [
         UserError(f"this task has no such role.{did_you_mean(role, roles)}", key=f"columns.{role}")
         for role in data.columns
         if role not in roles
     ] + [
-        UserError(f"not a split of a run. Wanted: {' and '.join(SPLITS)}.", key=f"splits.{split}")
+        UserError(f"unknown split. Wanted: {' and '.join(SPLITS)}.", key=f"splits.{split}")
         for split in data.splits
         if split not in SPLITS
     ]
     if mistakes:
         raise UserError.together(mistakes)
     if not isinstance(data.splits["train"], str):
-        raise UserError("wanted the name of a split. Only eval can be a part of another.", key="splits.train")
+        raise UserError("wanted the name of a split. Only eval can be a number or a share.", key="splits.train")
     if not isinstance(size := data.splits["eval"], str):
         check_size(size)
     source = find_source(data)
@@ -63,7 +63,7 @@ def load_splits(data: Data, roles: Mapping[str, bool], also: Sequence[str] = ())
     Args:
         data: The recipe's section.
         roles: Role -> whether the task must have it.
-        also: Columns that stay, where a split has them; see `apart`.
+        also: Further columns to load if a split has them; `apart` separates them from those with a role.
 
     Raises:
         UserError: The data cannot be found or read, a split is empty or missing, a column is missing.
@@ -76,11 +76,11 @@ def load_splits(data: Data, roles: Mapping[str, bool], also: Sequence[str] = ())
 
 @dataclass(frozen=True)
 class Sample:
-    """What `--check` looks at.
+    """The rows that `--check` looks at.
 
     Attributes:
-        splits: `train` and `eval`, columns renamed to roles; without `eval` where that is held out of a large `train`.
-        whole: Whether they are all of the data.
+        splits: `train` and `eval`, columns renamed to roles; no `eval` if it is to be held out of a large `train`.
+        whole: Whether these are all rows of the data.
     """
 
     splits: Mapping[str, Dataset]
@@ -88,15 +88,15 @@ class Sample:
 
 
 def peek(data: Data, roles: Mapping[str, bool], also: Sequence[str] = ()) -> Sample | None:
-    """Return small data as `load_splits` does, of large data the first rows; None for what is on the Hub.
+    """Return small data as `load_splits` does, or the first rows of large data; None if the data is on the Hub.
 
     Args:
         data: The recipe's section.
         roles: Role -> whether the task must have it.
-        also: Columns that stay, where a split has them; see `apart`.
+        also: Further columns to load if a split has them; `apart` separates them from those with a role.
 
     Raises:
-        UserError: As `load_splits`, as far as these rows can tell.
+        UserError: As `load_splits`, as far as these rows show it.
     """
     check_data(data, roles)
     read = Splits(data, roles)
@@ -111,7 +111,7 @@ def peek(data: Data, roles: Mapping[str, bool], also: Sequence[str] = ()) -> Sam
 
 
 def apart(splits: Mapping[str, Dataset]) -> tuple[dict[str, Dataset], dict[str, Dataset]]:
-    """Return the columns that have a role; and, row by row, those that stay beside them, under their own names."""
+    """Return the columns that have a role, and the further columns of the same rows under their own names."""
     roles, others = {}, {}
     for name, split in splits.items():
         beside = [one for one in split.column_names if one.startswith(BESIDE)]
@@ -121,7 +121,7 @@ def apart(splits: Mapping[str, Dataset]) -> tuple[dict[str, Dataset], dict[str, 
 
 
 def _complete(splits: dict[str, Dataset], data: Data, roles: Mapping[str, bool], read: Splits) -> dict[str, Dataset]:
-    """Return both splits of the run: eval cut from train where the recipe says how much."""
+    """Return both splits of the run; eval is held out of train if the recipe gives its size."""
     size = data.splits["eval"]
     if isinstance(size, str):
         warn_of_shared_rows(apart(splits)[0], read.wanted)
@@ -130,14 +130,14 @@ def _complete(splits: dict[str, Dataset], data: Data, roles: Mapping[str, bool],
 
 
 def _named(data: Data) -> list[str]:
-    """Return the splits of the run that are splits of the data, not a part of another."""
+    """Return those of `train` and `eval` that the data has, not held out of another."""
     return [split for split in SPLITS if isinstance(data.splits[split], str)]
 
 
 def _by_role(
     loaded: Mapping[str, Dataset], data: Data, roles: Mapping[str, bool], also: Sequence[str]
 ) -> dict[str, Dataset]:
-    """Return the columns that have a role, under its name, and others that are wanted."""
+    """Return the splits with columns named by role, and the further columns of `also` under a prefix."""
     names = {split: dataset.column_names for split, dataset in loaded.items()}
     whole = loaded
     if any(isinstance(one, list) for one in data.columns.values()):
@@ -150,30 +150,30 @@ def _by_role(
 
 
 def _renamed(dataset: Dataset, mine: Mapping[str, str], whole: Dataset, also: Sequence[str]) -> Dataset:
-    # Renaming happens after the selection: a leftover column may carry the name of a role.
+    # Select before renaming: a column that is dropped may have the name of a role.
     others = [name for name in also if name in whole.column_names]
     alone = {name: f"{BESIDE}{name}" for name in others if name not in mine and name in dataset.column_names}
     new = {**{name: role for name, role in mine.items() if name != role}, **alone}
     renamed = dataset.select_columns([*mine, *alone]).rename_columns(new)
     for name in others:
-        if name not in alone:  # it has a role as well, or was joined with others for one
+        if name not in alone:  # the column also has a role, or was joined with others
             renamed = renamed.add_column(f"{BESIDE}{name}", whole[name][:])
     return renamed
 
 
 def _cut_by(columns: list[str], roles: Mapping[str, bool]) -> tuple[str, str | None]:
-    """Return the role whose equal values stay together, and that of the labels."""
+    """Return the role whose equal values stay together in `hold_out`, and the role of the labels."""
     inputs = "context" if "context" in columns else next(role for role in roles if role in columns)
     return inputs, next((role for role in ("label",) if role in columns), None)
 
 
 def column(dataset: Dataset, name: str) -> pa.ChunkedArray:
-    """Return a column as Arrow holds it: no Python object for each of a million rows."""
+    """Return a column as an Arrow array, without a Python object for each row."""
     return dataset.select_columns([name]).with_format("arrow")[:][name]
 
 
 def by_length(split: Dataset) -> Dataset:
-    """Return the split sorted by length; examples of one length stay in order."""
+    """Return the split sorted by length; examples of equal length keep their order."""
     import numpy as np
 
     return split.select(np.argsort(column(split, "length").to_numpy(), kind="stable"))

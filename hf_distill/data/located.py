@@ -1,4 +1,4 @@
-"""A source as files: what a directory or a repository on the Hub holds, split by split."""
+"""Find the files of each split in a directory or a repository on the Hub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.data.archives import data_files, inside, unpack
-from hf_distill.data.forms import endings_in_words, is_read
+from hf_distill.data.forms import describe_endings, is_read
 from hf_distill.data.remembered import in_cache, recall, remember
 from hf_distill.data.texts import File
 from hf_distill.errors import UserError
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Arguments of `datasets`' readers that ours has too; with any other one it is `datasets` that reads.
+# Settings of `datasets`' readers that ours has too; with any other setting `datasets` reads the files.
 _KNOWN = {"name", "version", "data_dir", "data_files", "description", "features", "sep", "delimiter"}
 _BUILDERS = ("csv", "json", "text", "parquet", "arrow", "conll")
-# Only an empty cell is a missing one: pandas would also drop the texts and classes "None", "NA" and "null".
+# Only an empty cell is a missing value: pandas would also drop the texts and classes "None", "NA" and "null".
 _PANDAS = {"keep_default_na": False, "na_values": [""]}
 
 
@@ -36,9 +36,8 @@ class Located:
 
     Attributes:
         files: Split -> its files, on this machine or on the Hub.
-        features: Types of the columns, where a data card declares them.
-        builder: Arguments of `load_dataset`, for what has a form or settings that only `datasets` reads; `files` is
-            empty then.
+        features: Types of the columns; None if no data card declares them.
+        builder: Arguments of `load_dataset`, if only `datasets` can read the format or settings; `files` is then empty.
     """
 
     files: Mapping[str, list[File]] = field(default_factory=dict)
@@ -47,10 +46,10 @@ class Located:
 
 
 def locate(source: Source) -> Located:
-    """Return the files of a source, with the network where it is on the Hub.
+    """Return the files of a source; uses the network if it is on the Hub.
 
     Raises:
-        UserError: A directory without files that are read; a broken archive.
+        UserError: A directory has no data files, or an archive is damaged.
     """
     if source.files:
         return Located({split: _opened(paths) for split, paths in source.files.items()})
@@ -62,24 +61,24 @@ def locate(source: Source) -> Located:
 
 
 def _opened(paths: list[str]) -> list[File]:
-    """Return files, with the content of an archive in its place."""
+    """Return the files; an archive is replaced by the files in it."""
     files = [inside(path, path) if path.lower().endswith(".zip") else [File(path, path)] for path in paths]
     return [file for some in files for file in some]
 
 
 def _directory(folder: Path, source: Source) -> Located:
-    """Return the files of a directory, sorted into splits by their names as `datasets` does it.
+    """Return the files of a directory, sorted into splits by their names as `datasets` does.
 
     Raises:
-        UserError: It has none.
+        UserError: The directory has no data files, or its data card is wrong.
     """
     there = data_files(folder)
     if not there:
         raise UserError(
-            f"'{source.path}' has no data files. Wanted files that end in {endings_in_words()}.", key="path"
+            f"'{source.path}' has no data files. Wanted files that end in {describe_endings()}.", key="path"
         )
     with tempfile.TemporaryDirectory() as place:
-        # `datasets` takes brackets in the path for a pattern, and files of any kind for data.
+        # A folder of links: `datasets` would read brackets in the path as a pattern, and every file as data.
         mirror = _mirror(folder, there, Path(place, "data"))
         card = folder / "README.md"
         if card.is_file() and card.read_bytes().startswith(b"---"):
@@ -88,14 +87,14 @@ def _directory(folder: Path, source: Source) -> Located:
                 return _moved(_repository(str(mirror), source), mirror, folder)
             except FileNotFoundError as error:
                 reason = " ".join(str(error).split()).replace(str(mirror), str(folder))[:200]
-                raise UserError(f"the data card of '{source.path}' names what is not there: {reason}") from error
+                raise UserError(f"the data card of '{source.path}' names a missing file: {reason}") from error
         if source.options.get("name") is not None:
             raise UserError("a directory without a data card (README.md) has no configurations.", key="name")
         located = _moved(Located(_by_name(mirror)), mirror, folder)
     used = {file.name for files in located.files.values() for file in files}
     if unused := sorted({str(file) for file in there} - used):
         logger.warning(
-            "%s of the %s data files in '%s' belong to no split by their names, and are not read: %s",
+            "%s of the %s data files in '%s' are not read, since their names do not say which split they are: %s",
             len(unused),
             len(there),
             source.path,
@@ -122,7 +121,7 @@ def _by_name(folder: Path) -> dict[str, list[File]]:
 
 
 def _moved(located: Located, mirror: Path, folder: Path) -> Located:
-    """Return the files where they really are."""
+    """Return the files with the links of the mirror replaced by their real paths."""
 
     def real(file: File) -> File:
         path = str(folder / os.path.relpath(file.path, mirror))
@@ -154,13 +153,13 @@ def _repository(path: str, source: Source) -> Located:
 
 
 def _settings(builder: DatasetBuilder) -> set[str]:
-    """Return the settings of a builder's configuration in which it differs from the default."""
+    """Return the settings of a builder's configuration that differ from the default."""
     usual = type(builder.config)()
     return {key for key, value in vars(builder.config).items() if value != getattr(usual, key, None)}
 
 
 def downloaded(files: list[File]) -> list[File]:
-    """Return files on this machine, those of the Hub fetched into its cache, archives as what they hold."""
+    """Return the files on this machine: download those of the Hub into its cache, replace archives by their files."""
     from datasets import DownloadManager
 
     here = [File(in_cache(file.path) or file.path, file.name) for file in files]

@@ -1,4 +1,4 @@
-"""What quotation marks look like in a TSV: evidence of whether they follow the rule of CSV."""
+"""Count quotation marks in a TSV, to decide whether it is quoted as CSV is."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from hf_distill.errors import UserError
 
 
 class Marks:
-    """How a TSV looks in one reading: how many rows, and which cells stand between quotation marks.
+    """Counts of a TSV that was read in one of the two ways: quoted as CSV, or with marks as part of the texts.
 
     Args:
-        records: Of the file, read with the rule or without it; a `UserError` where it cannot be read this way.
+        records: The records of the file; raises `UserError` if it cannot be read this way.
 
     Attributes:
-        rows: How many there are.
-        width: Cells of a row.
-        marked: Whether a cell begins with a mark.
-        needless: Cells between marks that the rule does not ask for.
+        rows: Number of rows.
+        width: Cells in a row.
+        marked: Whether a cell begins with a quotation mark.
+        needless: Cells between marks that CSV would not have to quote.
         first: Line of the first such cell.
-        error: Why the file cannot be read this way; None where it can.
+        error: Why the file cannot be read this way; None if it can.
     """
 
     def __init__(self, records: Iterable[Record]) -> None:
@@ -40,7 +40,7 @@ class Marks:
 
     @property
     def fully_quoted(self) -> bool:
-        """Whether a column has either all its texts between marks or none, as with pandas' QUOTE_ALL."""
+        """Whether each column has either all of its texts quoted or none, as pandas' QUOTE_ALL writes."""
         return not self._bare & set(self._cells)
 
     def _count(self, record: Record) -> None:
@@ -48,7 +48,7 @@ class Marks:
             if cell.startswith('"'):
                 self.marked = True
                 self._cells[index] += 1
-                if '"' not in cell[1:-1]:  # the rule asks for marks where there is one inside, or a tab or line end
+                if '"' not in cell[1:-1]:  # CSV has to quote only a cell with a mark, a tab or a line end inside
                     self.needless += 1
                     self.first = self.first or record.first
             elif cell:

@@ -1,4 +1,4 @@
-"""Plain text: a line an example."""
+"""Read plain text: each line is an example."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class PlainText(Reader):
-    """Reads the lines of a file as column `text`; empty ones are rows too."""
+    """Reads the lines of a file as the column `text`; empty lines are rows too."""
 
     @override
     def scan(self) -> pa.Schema:

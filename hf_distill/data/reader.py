@@ -1,4 +1,4 @@
-"""What every reader of a file gives: the types of its columns, then its rows as Arrow tables."""
+"""The base class of file readers: first the types of the columns, then the rows as Arrow tables."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CHUNK = 5_000
-"""Rows of a table."""
+"""Rows in a table."""
 
 
 class Reader(ABC):
-    """Reads one file, twice: `scan` looks at all of it and decides, `tables` gives what was decided.
+    """Reads one file twice: `scan` reads all of it to find columns and types, `tables` returns the rows.
 
     Args:
         file: The file.
         limit: Rows after which to stop; None for the whole file.
 
     Attributes:
-        rows: How many there are; set by `scan`.
+        rows: Number of rows; set by `scan`.
         notes: What the user should know about how the file was read; filled by `scan`.
     """
 
@@ -42,18 +42,18 @@ class Reader(ABC):
         """Return names and types of the columns, from all rows.
 
         Raises:
-            UserError: The file cannot be read as what it should be; with the line where there is one.
+            UserError: The file cannot be read in its format; the message has the line if there is one.
         """
 
     @abstractmethod
     def tables(self, schema: pa.Schema) -> Iterator[pa.Table]:
-        """Yield the rows, with columns and types of `schema`: this file's own, or wider for the sake of other files."""
+        """Yield the rows with the columns and types of `schema`, which may be wider than this file needs."""
 
     def unify(self, schemas: Sequence[pa.Schema]) -> pa.Schema:
-        """Return types that hold what several files of one split have, all with the same names.
+        """Return a schema that fits several files of one split; all have the same column names.
 
         Raises:
-            UserError: A column holds different things.
+            UserError: The types of a column have no common type.
         """
         import pyarrow as pa
 
@@ -68,12 +68,12 @@ class Reader(ABC):
         return pa.schema(fields, metadata=schemas[0].metadata)
 
     def common(self, name: str, kinds: Sequence[pa.DataType], error: Exception) -> pa.Field:
-        """Return a type for what Arrow has none for.
+        """Return a field for types that Arrow cannot unify; readers with such a type override this.
 
         Raises:
-            UserError: There is none.
+            UserError: There is no common type.
         """
-        found = " and ".join(dict.fromkeys(in_words(kind) for kind in kinds))
+        found = " and ".join(dict.fromkeys(describe_type(kind) for kind in kinds))
         raise UserError(f"the column '{name}' holds {found} in the files of one split") from error
 
     def limited(self, rows: Iterator[T]) -> Iterator[T]:
@@ -87,11 +87,11 @@ def chunks(rows: Iterator[T], size: int = CHUNK) -> Iterator[list[T]]:
         yield chunk
 
 
-def in_words(kind: pa.DataType) -> str:
-    """Return what a column holds, in words.
+def describe_type(kind: pa.DataType) -> str:
+    """Return what a column of an Arrow type holds, in words.
 
     >>> import pyarrow as pa
-    >>> in_words(pa.list_(pa.string())), in_words(pa.int64())
+    >>> describe_type(pa.list_(pa.string())), describe_type(pa.int64())
     ('lists of text', 'whole numbers')
     """
     import pyarrow as pa
@@ -114,5 +114,5 @@ def in_words(kind: pa.DataType) -> str:
         if getattr(pa.types, test)(kind):
             return words
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return f"lists of {in_words(kind.value_type)}"
+        return f"lists of {describe_type(kind.value_type)}"
     return "text, numbers or lists mixed" if "json" in str(kind) else str(kind)

@@ -1,4 +1,4 @@
-"""Where the files of a repository on the Hub are, kept for machines and times without a network."""
+"""Remember which files a Hub dataset has, so that it can be read again without a network."""
 
 from __future__ import annotations
 
@@ -20,46 +20,46 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FOLDER = "hf_distill-hub"
-# A commit never changes, so its files in the cache need no network; a branch does.
+# An address with a commit. A commit never changes, so its cached files need no network; a branch may change.
 _URL = re.compile(r"hf://datasets/(?P<repo>[^@]+)@(?P<commit>[0-9a-f]{40})/(?P<file>.+)")
 
 
 def remember(asked: Mapping[str, Any], files: Mapping[str, Sequence[File]], features: Features | None) -> None:
-    """Write down what a repository holds.
+    """Store which files a repository has.
 
     Args:
         asked: Its id, configuration and revision.
         files: Split -> its files on the Hub.
-        features: Types that its card declares.
+        features: Column types that its data card declares.
     """
-    kept = {
+    stored = {
         "files": {split: [file.path for file in some] for split, some in files.items()},
         "features": None if features is None else features.to_dict(),
     }
     try:
         place = _place(asked)
         place.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(place, json.dumps(kept))
-    except OSError as error:  # of no use to this run
+        write_atomic(place, json.dumps(stored))
+    except OSError as error:  # this run does not need it
         logger.info("%s: %s", place, error.strerror)
 
 
 def recall(asked: Mapping[str, Any]) -> tuple[dict[str, list[File]], Features | None] | None:
-    """Return what a repository held when it was last read: split -> files, and types; None where it never was."""
+    """Return the stored files (split -> files) and column types of a repository; None if nothing is stored."""
     from datasets import Features
 
     try:
-        kept = json.loads(_place(asked).read_bytes())
-        files = {split: [File(path, path) for path in paths] for split, paths in kept["files"].items()}
-        features = None if kept["features"] is None else Features.from_dict(kept["features"])
+        stored = json.loads(_place(asked).read_bytes())
+        files = {split: [File(path, path) for path in paths] for split, paths in stored["files"].items()}
+        features = None if stored["features"] is None else Features.from_dict(stored["features"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    logger.warning("the Hub is not reached: '%s' is read as it was last time", asked["path"])
+    logger.warning("cannot reach the Hub: '%s' is read from the local cache, as it was last time", asked["path"])
     return files, features
 
 
 def in_cache(path: str) -> str | None:
-    """Return the file in the cache of the Hub that an address with a commit means; None where it is not there."""
+    """Return the path in the Hub's cache of a file given by an address with a commit; None if it is not cached."""
     from huggingface_hub import try_to_load_from_cache
 
     found = _URL.fullmatch(path)
@@ -73,5 +73,5 @@ def _place(asked: Mapping[str, Any]) -> Path:
     from datasets import config
     from huggingface_hub import constants
 
-    said = [asked["path"], asked.get("name"), asked.get("revision"), constants.ENDPOINT]
-    return Path(os.fspath(config.HF_DATASETS_CACHE), _FOLDER, f"{fingerprint(*map(str, said))}.json")
+    key = [asked["path"], asked.get("name"), asked.get("revision"), constants.ENDPOINT]
+    return Path(os.fspath(config.HF_DATASETS_CACHE), _FOLDER, f"{fingerprint(*map(str, key))}.json")

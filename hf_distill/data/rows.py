@@ -1,4 +1,4 @@
-"""The rows of files as a `datasets` builder: read once, found again in its cache for as long as nothing changed."""
+"""A `datasets` builder for the rows of files: read once, then taken from its cache until a file changes."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from hf_distill.files.fingerprint import fingerprint
 
 logger = logging.getLogger(__name__)
 
-# Rows that another version read may not be those of this one.
+# Part of the cache's key: another version of this package may read a file differently.
 _VERSION = fingerprint(*(file.read_text("utf-8") for file in sorted(Path(__file__).parent.glob("*.py"))))
 
 
 @dataclass
 class RowsConfig(datasets.BuilderConfig):  # type: ignore[misc]
-    """Names the files.
+    """The files to read.
 
     Attributes:
-        request: JSON of everything that decides which rows there are. `datasets` makes the place in its cache from it.
-        features: Types that a data card declares.
+        request: JSON of everything that the rows depend on. `datasets` derives the folder in its cache from it.
+        features: Column types that a data card declares.
     """
 
     request: str = ""
@@ -40,7 +40,7 @@ class RowsConfig(datasets.BuilderConfig):  # type: ignore[misc]
 
 
 class Rows(datasets.ArrowBasedBuilder):  # type: ignore[misc]
-    """Builds splits from files of any form."""
+    """Builds splits from files of any readable format."""
 
     BUILDER_CONFIG_CLASS = RowsConfig
 
@@ -57,25 +57,25 @@ class Rows(datasets.ArrowBasedBuilder):  # type: ignore[misc]
         readers = [reader for some in self._readers.values() for reader in some]
         self._schema = together(readers)
         self.info.features = self.info.features or datasets.Features.from_arrow_schema(self._schema)
-        # The one place of a cached data set that holds text of ours.
+        # The only field of a cached data set that can hold text of ours.
         self.info.description = "\n".join(notes(readers))
         return [datasets.SplitGenerator(name=split, gen_kwargs={"split": split}) for split in self._readers]
 
     def _generate_tables(self, split: str) -> Iterator[tuple[Key, pa.Table]]:
         for index, reader in enumerate(self._readers[split]):
-            with named(reader):
+            with naming_file(reader):
                 rows = 0
                 for number, table in enumerate(reader.tables(self._schema)):
                     rows += len(table)
                     yield Key(index, number), table
                 if rows != reader.rows:
                     raise UserError(
-                        f"{reader.rows} rows were counted and {rows} read: it changed meanwhile. Start again"
+                        f"{reader.rows} rows were counted and {rows} read: the file changed meanwhile. Start again"
                     )
 
 
-class named:
-    """Give a mistake in a file its name."""
+class naming_file:
+    """Context manager: put the name of the file that is being read into its errors."""
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
@@ -93,19 +93,19 @@ class named:
 
 
 def notes(readers: list[Reader]) -> list[str]:
-    """Return what the user should know about how files were read."""
+    """Return the notes of all readers, each with the name of its file."""
     return [f"'{reader.file.name}': {note}" for reader in readers for note in reader.notes]
 
 
 def together(readers: list[Reader]) -> pa.Schema:
-    """Return the columns of several files.
+    """Return the schema that fits several files.
 
     Raises:
         UserError: A file cannot be read, or has other columns than the first.
     """
     schemas = []
     for reader in readers:
-        with named(reader):
+        with naming_file(reader):
             schemas.append(reader.scan())
         if set(schemas[-1].names) != set(schemas[0].names):
             raise _other_columns(readers[0], reader, schemas[0], schemas[-1])
@@ -127,7 +127,7 @@ def builder(files: dict[str, list[File]], options: Options, features: datasets.F
     Args:
         files: Split -> its files, on this machine.
         options: How to read them.
-        features: Types that a data card declares.
+        features: Column types that a data card declares.
     """
     request = {
         "files": {split: [(one.path, one.name, stamp(one.path)) for one in some] for split, some in files.items()},
@@ -140,16 +140,16 @@ def head(files: list[File], options: Options, features: datasets.Features | None
     """Return the first rows of files, read as the run reads them, without a cache.
 
     Args:
-        files: Of one split, on this machine.
+        files: The files of one split, on this machine.
         options: How to read them.
-        features: Types that a data card declares.
-        rows: How many of each file; None for all.
+        features: Column types that a data card declares.
+        rows: Rows to read of each file; None for all.
     """
     readers = [reader_of(file, options, rows) for file in (files if rows is None else files[:1])]
     schema = together(readers)
     tables = []
     for reader in readers:
-        with named(reader):
+        with naming_file(reader):
             tables += list(reader.tables(schema))
     for note in notes(readers):
         logger.warning("%s", note)

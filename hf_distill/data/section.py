@@ -8,7 +8,7 @@ from pydantic import Field, Strict, field_validator
 
 from hf_distill.component import component
 
-# Split of a run -> what data sets on the Hub mostly call it.
+# Split of a run -> its usual name in datasets on the Hub.
 USUAL_SPLITS = {"train": "train", "eval": "validation"}
 
 
@@ -49,5 +49,5 @@ class Data:
     @field_validator("splits")
     @classmethod
     def _fill_in(cls, splits: dict[str, str | int | float]) -> dict[str, str | int | float]:
-        """Naming one split, in a recipe or on the command line, leaves the other where it usually is."""
+        """Return the splits with defaults added: naming one split leaves the other at its usual name."""
         return {**_usual(), **splits}

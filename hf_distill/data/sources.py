@@ -1,4 +1,4 @@
-"""Where raw examples are: a Hub dataset, a directory, files, or what `save_to_disk` wrote."""
+"""Find where a recipe's examples are: a Hub dataset, a directory, files, or a dataset from `save_to_disk`."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ CUT = "splits: {eval: 0.1}"
 
 @dataclass(frozen=True)
 class Source:
-    """What a recipe names, not yet looked into.
+    """The place that a recipe names, not opened yet.
 
     Attributes:
-        path: Directory, archive or Hub id; empty where there are files.
-        options: Configuration and revision of what is on the Hub.
-        files: Split -> its files; empty where the splits are found by looking.
-        named: Whether it is the recipe that names the splits of `files`.
+        path: Directory, archive or Hub id; empty if `files` are given.
+        options: Configuration and revision of a Hub dataset.
+        files: Split -> its files; empty if the splits are to be found in `path`.
+        named: Whether the recipe names the splits of `files`.
     """
 
     path: str
@@ -37,23 +37,23 @@ class Source:
     named: bool = False
 
     def instruction(self, data: Data, split: str) -> str:
-        """Return the part of the data, slicing included, that is a split of the run."""
+        """Return the split of the data, slicing included, to use as a split of the run."""
         from hf_distill.data.section import USUAL_SPLITS
 
         wanted = data.splits[split]
         if not isinstance(wanted, str):  # a part of train, by share or number
             return self.instruction(data, "train")
-        # `path: {train: ..., eval: ...}` says it all.
+        # With `path: {train: ..., eval: ...}` the splits have the names of the run's.
         said = self.named and wanted == USUAL_SPLITS[split] and wanted not in self.files and split in self.files
         return split if said else wanted
 
     def files_of(self, instruction: str, split: str) -> dict[str, list[str]]:
-        """Return the files that an instruction such as `train[:90%]+extra` needs.
+        """Return split -> files for the splits in an instruction such as `train[:90%]+extra`.
 
-        Those alone: `load_dataset` wants all files it is given to have the same columns, and eval may lack labels.
+        Other files are left out: `load_dataset` wants the same columns in all files, and eval may lack labels.
 
         Raises:
-            UserError: There is no such split.
+            UserError: The data does not have the split.
         """
         if not self.files:
             return {}
@@ -82,7 +82,7 @@ def find_source(data: Data) -> Source:
     """Return where the examples are, without reading them.
 
     Raises:
-        UserError: A path is not there, or a file of a kind that is not read.
+        UserError: A path does not exist, or a file has a format that is not read.
     """
     if isinstance(data.path, dict):
         return _from_files({split: _paths(named, f"path.{split}") for split, named in data.path.items()}, named=True)
@@ -99,12 +99,12 @@ def find_source(data: Data) -> Source:
 
 
 def _is_pattern(path: str) -> bool:
-    """Whether `*`, `?` or brackets are meant as a pattern: not where something has just that name."""
+    """Return whether `*`, `?` or brackets are a pattern: they are not if a file has exactly this name."""
     return glob.has_magic(path) and not path.startswith(PACKAGE) and not os.path.exists(os.path.expanduser(path))
 
 
 def _paths(named: str | list[str], key: str) -> list[str]:
-    """Return the files that a recipe names, with `*` filled in."""
+    """Return the files that a recipe names, with patterns such as `*` expanded."""
     found: list[str] = []
     for one in [named] if isinstance(named, str) else named:
         if not _is_pattern(one):
@@ -140,9 +140,10 @@ def _check_file(file: str, key: str) -> None:
 
 
 def _saved_to_disk(directory: Path) -> dict[str, list[str]] | None:
-    """Return the files of what `save_to_disk` wrote, one dataset ("train") or several; None for anything else.
+    """Return split -> files of a dataset written by `save_to_disk`; None for any other directory.
 
-    They are read as files, not with `load_from_disk`: slices work as everywhere, and nothing is written beside them.
+    A directory with one `Dataset` is the split "train". The files are read without `load_from_disk`, so that slices
+    work as for other data and nothing is written beside the files.
     """
     try:
         if (directory / "dataset_dict.json").is_file():
@@ -152,11 +153,11 @@ def _saved_to_disk(directory: Path) -> dict[str, list[str]] | None:
             return {"train": _arrow_files(directory)}
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = "its state.json does not list the files" if isinstance(error, KeyError | TypeError) else error
-        raise UserError(f"'{directory}' is not all of what save_to_disk writes: {reason}.", key="path") from error
+        raise UserError(f"'{directory}' is an incomplete dataset from save_to_disk: {reason}.", key="path") from error
     return None
 
 
 def _arrow_files(directory: Path) -> list[str]:
-    # Not `*.arrow`: what `map` cached lies there too.
+    # Not `*.arrow`: the folder may also hold files that `map` cached.
     state = json.loads((directory / "state.json").read_bytes())
     return [str(directory / file["filename"]) for file in state["_data_files"]]

@@ -1,4 +1,4 @@
-"""The splits that a recipe names, as `datasets` has them: one place that every road to the data goes through."""
+"""Read the splits that a recipe names as `datasets.Dataset`; all reading of data goes through here."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "eval")
 
-# What `--check` reads whole: bytes of the files of a split, and its rows.
+# `--check` reads a split whole up to this size of its files in bytes, and up to this number of rows.
 _SMALL_BYTES = 4 * 2**20
 _SMALL_ROWS = 20_000
 
@@ -39,8 +39,8 @@ class Splits:
         roles: Role -> whether the task must have it.
 
     Attributes:
-        source: What the recipe names.
-        wanted: Split of the run -> the part of the data that it is, slicing included.
+        source: The place that the recipe names.
+        wanted: Split of the run -> split of the data, slicing included.
     """
 
     def __init__(self, data: Data, roles: Mapping[str, bool]) -> None:
@@ -52,10 +52,10 @@ class Splits:
         self._located: Located | None = None
 
     def whole(self, split: str) -> Dataset:
-        """Return a split of the run with all its columns, from the cache where it was read before.
+        """Return a split of the run with all its columns; from the cache if it was read before.
 
         Raises:
-            UserError: It is empty, or cannot be read.
+            UserError: The split is empty, or cannot be read.
         """
         wanted = self.wanted[split]
         with _readable(self.source, wanted, split):
@@ -71,16 +71,16 @@ class Splits:
         return dataset
 
     def sample(self, split: str, rows: int) -> tuple[Dataset, bool] | None:
-        """Return a split of the run without writing, and whether it is all of it: its first rows where it is large.
+        """Return the first rows of a split and whether they are all of it, without writing to disk.
 
-        None for what only `datasets` reads.
+        None if only `datasets` can read the data.
 
         Args:
-            split: Of the run.
-            rows: How many of a large one, whose slices are not followed.
+            split: `train` or `eval`.
+            rows: Rows to read of a large split; its slices are then ignored.
 
         Raises:
-            UserError: As `whole`, as far as these rows can tell.
+            UserError: As `whole`, as far as these rows show it.
         """
         wanted = self.wanted[split]
         with _readable(self.source, wanted, split):
@@ -130,7 +130,7 @@ class Splits:
         return head(files, self._options, self._locate().features, rows)
 
     def _in_memory(self, files: Mapping[str, list[File]], wanted: str) -> Dataset:
-        """Return all that an instruction such as `train[:90%]+extra` names."""
+        """Return all rows that an instruction such as `train[:90%]+extra` names."""
         from datasets import ReadInstruction, concatenate_datasets
 
         whole = {name: self._head(some, None) for name, some in files.items()}
@@ -147,12 +147,12 @@ def _empty(wanted: str, split: str) -> UserError:
 
 @contextmanager
 def _readable(source: Source, wanted: str, split: str) -> Iterator[None]:
-    """Turn whatever is raised on data that cannot be read into one line."""
+    """Context manager: turn any error on data that cannot be read into one line."""
     try:
         yield
     # `datasets` and pyarrow fail in many ways.
     except Exception as error:
-        if _disk_is_full(error):  # no fault of the recipe
+        if _disk_is_full(error):  # not a mistake in the recipe
             raise
         if "corresponds to no data" in str(error):
             raise _empty(wanted, split) from error
@@ -162,14 +162,14 @@ def _readable(source: Source, wanted: str, split: str) -> Iterator[None]:
 
 
 def _own(error: BaseException | None) -> UserError | None:
-    """Return the mistake that `datasets` has wrapped in errors of its own."""
+    """Return our `UserError` that `datasets` has wrapped in its own errors; None if there is none."""
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__
     return error
 
 
 def _wrong_split(wanted: str, split: str, error: Exception) -> UserError | None:
-    """Return the mistake in what `splits` says, if that is what `datasets` complains of."""
+    """Return the mistake in `splits`, if `datasets` complains about an unknown or misspelled split; else None."""
     unknown = re.search(r"Unknown split \"(.+?)\"\. Should be one of \[(.*)\]", str(error))
     if unknown:
         return no_split(unknown[1], re.findall(r"'([^']+)'", unknown[2]), split)
@@ -186,7 +186,7 @@ def _unreadable(source: Source, wanted: str, error: Exception) -> UserError:
     files = source.files.get(wanted.partition("[")[0].strip(), [])
     what, hint = f"'{files[0] if files else source.path}'", ""
     if not files and not os.path.exists(source.path):
-        what, hint = f"{what}, which is no file or directory here", sibling(source.path)
+        what, hint = f"{what}, which is not a file or directory here", sibling(source.path)
     cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
     reason = " ".join(str(cause).split())[:300] or type(cause).__name__
     return UserError(f"cannot read {what}: {reason}{hint}", key=source.key(wanted))

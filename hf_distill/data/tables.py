@@ -1,4 +1,4 @@
-"""Parquet and Arrow: their tables, in the types that `datasets` knows."""
+"""Read Parquet and Arrow files, with column types that `datasets` knows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Tables(Reader):
-    """Reads Parquet and Arrow, as a file or a stream."""
+    """Reads Parquet files, and Arrow in its file or stream format."""
 
     @override
     def scan(self) -> pa.Schema:
@@ -24,9 +24,9 @@ class Tables(Reader):
 
         with self._batches() as (schema, batches):
             self.rows = self._count(batches)
-            # `datasets` keeps class names there; what pandas wrote says nothing about the types below.
-            kept = {key: value for key, value in (schema.metadata or {}).items() if key == b"huggingface"}
-            return pa.schema([field.with_type(plain(field.type)) for field in schema], metadata=kept or None)
+            # `datasets` stores class names under this key; metadata of pandas would describe the types before `plain`.
+            metadata = {key: value for key, value in (schema.metadata or {}).items() if key == b"huggingface"}
+            return pa.schema([field.with_type(plain(field.type)) for field in schema], metadata=metadata or None)
 
     @override
     def tables(self, schema: pa.Schema) -> Iterator[pa.Table]:
@@ -76,7 +76,7 @@ class Tables(Reader):
 
 
 def plain(kind: pa.DataType) -> pa.DataType:
-    """Return the type that holds the same values and that `datasets` knows: of text, numbers and lists one each.
+    """Return the type that holds the same values and that `datasets` knows.
 
     >>> import pyarrow as pa
     >>> str(plain(pa.dictionary(pa.int8(), pa.string_view()))), str(plain(pa.decimal128(5, 2)))

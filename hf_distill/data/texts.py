@@ -1,4 +1,4 @@
-"""Text files as lines: compressed or not, in UTF-8 or marked as UTF-16; what is neither is told with its line."""
+"""Read text files line by line: compressed or not, in UTF-8, or in UTF-16/32 with a byte order mark."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hf_distill.errors import UserError
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 _OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-# Marks at the beginning of a file (BOM); that of UTF-32 begins with that of UTF-16.
+# Byte order marks; UTF-32 comes first, since its mark begins with that of UTF-16.
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -33,8 +33,8 @@ class File:
     """A file of examples.
 
     Attributes:
-        path: Where its bytes are.
-        name: What the user calls it. Its ending says what it holds; a file from the Hub lies under another name.
+        path: Path on disk, or address on the Hub.
+        name: The name that the user knows. Its ending gives the format; the cached copy of a Hub file has another name.
     """
 
     path: str
@@ -42,20 +42,20 @@ class File:
 
     @property
     def endings(self) -> tuple[str, str]:
-        """Ending without that of a compression, and that of the compression; both in lower case."""
+        """Ending for the format and ending for the compression, in lower case: `(".csv", ".gz")`; "" if none."""
         name = Path(self.name)
         last = name.suffix.lower()
         return (Path(name.stem).suffix.lower(), last) if last in COMPRESSED else (last, "")
 
 
 def open_bytes(file: File) -> IO[bytes]:
-    """Return the content of a file, unpacked, as a stream."""
+    """Return the decompressed content of a file as a stream."""
     packing = file.endings[1]
     if packing == ".zst":
         try:
             import zstandard  # type: ignore[import-not-found]
         except ImportError as error:
-            raise UserError("is packed with zstd. Unpack it (zstd -d), or: pip install zstandard") from error
+            raise UserError("it is compressed with zstd. Unpack it (zstd -d), or: pip install zstandard") from error
         stream: IO[bytes] = zstandard.open(file.path, "rb")
         return stream
     return _OPENERS.get(packing, open)(file.path, "rb")  # type: ignore[no-any-return]
@@ -63,14 +63,14 @@ def open_bytes(file: File) -> IO[bytes]:
 
 @contextmanager
 def opened(file: File, *, newline: str | None = None) -> Iterator[IO[str]]:
-    r"""Open a file as text; a byte mark at its beginning is not part of it.
+    r"""Open a file as text, without the byte order mark.
 
     Args:
         file: The file.
         newline: As for `open`: by default every kind of line end becomes `\n`; `""` leaves them.
 
     Raises:
-        UserError: Not text in a known encoding (with the line), or a damaged archive.
+        UserError: The file is not text in a known encoding (the message has the line), or the compression is damaged.
     """
     try:
         with open_bytes(file) as stream:
@@ -91,10 +91,10 @@ def read_whole(file: File) -> str:
 
 
 def lines(file: File) -> Iterator[tuple[int, str]]:
-    """Yield number (from 1) and text of each line, without its line end.
+    """Yield the number (from 1) and the text of each line, without the line end.
 
     Raises:
-        UserError: As `opened`; also for NUL, which no text has.
+        UserError: As `opened`; also for NUL bytes.
     """
     with opened(file) as stream:
         for number, line in enumerate(stream, 1):
@@ -103,11 +103,11 @@ def lines(file: File) -> Iterator[tuple[int, str]]:
 
 
 def check_nul(text: str, line: int) -> None:
-    """Refuse a line with NUL: what a crash or a wrong encoding leaves."""
+    """Refuse a line with NUL bytes, the sign of a crash or a wrong encoding."""
     if "\0" in text:
         raise UserError(
-            f"line {line} has NUL bytes, which no text has. The file is damaged, or in an encoding such as UTF-16 "
-            "without its mark; then convert it: iconv -f UTF-16LE -t UTF-8 OLD > NEW"
+            f"line {line} has NUL bytes, which are not text. The file is damaged, or in an encoding such as UTF-16 "
+            "without a byte order mark; then convert it: iconv -f UTF-16LE -t UTF-8 OLD > NEW"
         )
 
 
@@ -116,9 +116,10 @@ def _encoding(head: bytes) -> str:
 
 
 def _not_text(file: File, error: UnicodeDecodeError) -> UserError:
-    """Return the error with the line; the decoder only knows the place in its own buffer."""
+    """Return the error with the line; the decoder only knows the position in its own buffer."""
     if error.encoding.startswith("utf-16") or error.encoding.startswith("utf-32"):
-        return UserError(f"it is marked as {error.encoding.upper()} and is not: {error.reason}. Save it as UTF-8.")
+        mark = f"the byte order mark of {error.encoding.upper()}"
+        return UserError(f"it has {mark} but is not in that encoding: {error.reason}. Save it as UTF-8.")
     with open_bytes(file) as stream:
         for number, line in enumerate(stream, 1):
             try:

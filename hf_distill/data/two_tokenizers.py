@@ -1,4 +1,4 @@
-"""Two tokenizers: the teacher's tokens stand beside the student's in every example, under a prefix."""
+"""Two tokenizers: every example has the teacher's tokens beside the student's, in columns with a prefix."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 PREFIX = "teacher_"
-# Its presence says that the teacher reads tokens of its own. Other columns of a teacher (cached targets) do not.
+# If this column is present, the teacher has its own tokens. Cached targets use the prefix too, but not this name.
 MARK = f"{PREFIX}input_ids"
-# Columns of an example that are no tokens, and the same whoever reads it.
+# Columns that do not depend on the tokenizer.
 SHARED = ("labels",)
 
 Value = TypeVar("Value")
 
 
 def teacher_inputs(inputs: Mapping[str, Value]) -> Mapping[str, Value]:
-    """Return what the teacher reads of an example or a batch: its own tokens where there are any, else the student's.
+    """Return the teacher's inputs in an example or a batch: its own tokens if there are any, else the student's.
 
     >>> teacher_inputs({"input_ids": 1, "token_type_ids": 0, "teacher_input_ids": 7})
     {'input_ids': 7}
@@ -36,7 +36,7 @@ def side_by_side(student: Dataset, teacher: Dataset) -> Dataset:
 
     Args:
         student: A tokenised split.
-        teacher: The same split in the teacher's tokens, row by row.
+        teacher: The same split, row by row, tokenised for the teacher.
     """
     from datasets import concatenate_datasets
 
@@ -47,7 +47,7 @@ def side_by_side(student: Dataset, teacher: Dataset) -> Dataset:
 
 
 def teacher_view(split: Dataset) -> Dataset:
-    """Return the split, in its order, as the teacher reads it: what `side_by_side` put there under plain names."""
+    """Return the teacher's columns of a split from `side_by_side`, without the prefix and in the same order."""
     own = {name: name.removeprefix(PREFIX) for name in split.column_names if name.startswith(PREFIX)}
     shared = [name for name in SHARED if name in split.column_names]
     return split.select_columns([*own, *shared]).rename_columns(own)
@@ -55,11 +55,11 @@ def teacher_view(split: Dataset) -> Dataset:
 
 @dataclass(frozen=True)
 class PadBoth:
-    """Pads both models' tokens, each with its own tokenizer's token and on its own side.
+    """Pads both models' tokens, each with the padding token and on the side of its own tokenizer.
 
     Attributes:
         student: Makes a batch of the student's tokens and the labels.
-        teacher: Makes a batch of the teacher's tokens. Not called where examples have none (no teacher is there).
+        teacher: Makes a batch of the teacher's tokens; not called if the examples have none.
     """
 
     student: Callable[[list[dict[str, Any]]], Mapping[str, Any]]

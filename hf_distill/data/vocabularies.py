@@ -1,4 +1,4 @@
-"""Two vocabularies that number ordinary tokens alike: in which tokens do they differ?"""
+"""Find the tokens in which two almost equal vocabularies differ."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# What stands for no text: <|box|>, [PAD], <unused7>, <｜end▁of▁sentence｜>.
+# Tokens that do not stand for text: <|box|>, [PAD], <unused7>, <｜end▁of▁sentence｜>.
 _CONTROL = re.compile(r"<.*>|\[.*\]", re.DOTALL)
-# Of a vocabulary, how many tokens may differ: a share, and a number for small ones.
+# How many tokens may differ: this share of the vocabulary, or this number if that is more.
 SHARE, FEW = 0.01, 16
 
 
 def differing(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> list[int]:
-    """Return the numbers that are not the same token in both vocabularies, ascending."""
+    """Return the ids that are not the same token in both vocabularies, ascending."""
     ours, theirs = ({number: token for token, number in each.get_vocab().items()} for each in (one, other))
     return sorted(number for number in ours.keys() | theirs.keys() if ours.get(number) != theirs.get(number))
 
 
 def left_out(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> tuple[int, ...] | None:
-    """Return the numbers to leave out of a comparison; None where more than special or unused tokens differ."""
+    """Return the ids to leave out of a comparison; None if more than special and unused tokens differ."""
     numbers = differing(one, other)
     if len(numbers) > max(FEW, SHARE * min(len(one), len(other))):
         return None
@@ -30,7 +30,7 @@ def left_out(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> tu
 
 
 def _is_special(tokenizer: PreTrainedTokenizerBase, numbers: Collection[int]) -> bool:
-    """Whether none of some tokens stands for text, as far as a tokenizer has them."""
+    """Return whether all of the ids that a tokenizer has are special tokens or do not stand for text."""
     tokens = {number: token for token, number in tokenizer.get_vocab().items()}
     special = {*tokenizer.all_special_ids, *(number for number, one in _added(tokenizer).items() if one)}
     return all(
@@ -43,8 +43,8 @@ def _added(tokenizer: PreTrainedTokenizerBase) -> dict[int, bool]:
     return {number: bool(token.special) for number, token in tokenizer.added_tokens_decoder.items()}
 
 
-def named(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, numbers: Collection[int]) -> str:
-    """Return some of the tokens that differ, in words: `[PAD] (38) and 2 more`."""
+def show_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, numbers: Collection[int]) -> str:
+    """Return up to three of the tokens that differ, as text: `[PAD] (38) and 2 more`."""
     ours, theirs = ({number: token for token, number in each.get_vocab().items()} for each in (one, other))
     words = []
     for number in sorted(numbers)[:3]:

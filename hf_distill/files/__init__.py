@@ -1,1 +1,1 @@
-"""Files that are whole or absent, locked while they are used, and known to be ours."""
+"""Files on disk: atomic writes, checksums, locks, and which files belong to a run."""

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent."""
+"""Write files atomically, and check beforehand that a directory can be written to."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
         content: Text is written as UTF-8, with its line ends as they are.
 
     Raises:
-        OSError: With `path` as its file name; what was there before is untouched.
+        OSError: The file cannot be written. Its `filename` is `path`; the old content is unchanged.
 
     >>> import tempfile
     >>> file = Path(tempfile.mkdtemp()) / "report.json"
@@ -60,7 +60,7 @@ def _beside(target: Path) -> Path:
 
 
 def is_left_over(name: str) -> bool:
-    """Whether a file name is one that `write_atomic` or `check_writable` gives to what a killed process leaves.
+    """Return whether a file name is that of a temporary file, left by a process killed in this module.
 
     >>> is_left_over("_recipe.yaml.4711.0a1b2c3d.tmp"), is_left_over("_notes.tmp")
     (True, False)
@@ -69,14 +69,14 @@ def is_left_over(name: str) -> bool:
 
 
 def check_writable(directory: str | os.PathLike[str], need_bytes: int | None = None) -> None:
-    """Create `directory` and prove that files can be written there, before hours of work depend on it.
+    """Create `directory` and write a test file there, so that a run does not fail after hours of work.
 
     Args:
-        directory: Created, with its parents, when it does not exist.
-        need_bytes: What the run is going to write; refused when the disk has less free space.
+        directory: Created, with its parents, if it does not exist.
+        need_bytes: Bytes that the run is going to write; an error if the disk has less free space.
 
     Raises:
-        UserError: One line: the directory, why it cannot be written, what to do.
+        UserError: The directory cannot be written to. One line: the directory, the reason, what to do.
     """
     try:
         os.makedirs(directory, exist_ok=True)
@@ -88,19 +88,19 @@ def check_writable(directory: str | os.PathLike[str], need_bytes: int | None = N
         finally:
             probe.unlink(missing_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"{directory} cannot be made: there is a file in its place; name another place") from error
+        raise UserError(f"cannot create {directory}: there is a file in its place; choose another directory") from error
     except OSError as error:
         what_to_do = {
-            errno.EACCES: "give this user the right to write there, or name another place",
-            errno.EPERM: "give this user the right to write there, or name another place",
-            errno.EROFS: "it is on a read-only file system; name another place",
-            errno.ENOSPC: "its disk is full; free some space or name another place",
-            errno.EDQUOT: "the disk quota is used up; free some space or name another place",
-        }.get(error.errno or 0, "name another place")
+            errno.EACCES: "give this user the right to write there, or choose another directory",
+            errno.EPERM: "give this user the right to write there, or choose another directory",
+            errno.EROFS: "it is on a read-only file system; choose another directory",
+            errno.ENOSPC: "its disk is full; free some space or choose another directory",
+            errno.EDQUOT: "the disk quota is used up; free some space or choose another directory",
+        }.get(error.errno or 0, "choose another directory")
         raise UserError(f"cannot write to {directory} ({error.strerror}): {what_to_do}") from error
     free = shutil.disk_usage(directory).free
     if need_bytes is not None and free < need_bytes:
         raise UserError(
             f"{directory} needs {need_bytes / 2**30:.1f} GiB and its disk has {free / 2**30:.1f} GiB free: "
-            "free some space or name another place"
+            "free some space or choose another directory"
         )

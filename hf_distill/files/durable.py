@@ -1,4 +1,4 @@
-"""What is on disk before anything vouches for it: forced there, measured by checksum, moved into place whole."""
+"""Force files to disk, take and compare their checksums, and move finished files into place."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-# Bytes and sha256 of files, by their names in a folder. JSON gives a list back.
+# File name -> [size in bytes, sha256]. A list, not a tuple, since that is what JSON returns.
 Sums = Mapping[str, "list[int | str]"]
 
 _PIECE = 2**22
 
 
 def sha256(file: Path) -> str:
-    """Return the checksum of a file, as `sha256sum` prints it."""
+    """Return the sha256 checksum of a file in hexadecimal, as `sha256sum` prints it."""
     digest = hashlib.sha256()
     with open(file, "rb") as stream:
         while piece := stream.read(_PIECE):
@@ -25,14 +25,14 @@ def sha256(file: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Force a file, or the names in a folder, to disk.
+    """Force a file, or the entries of a folder, to disk (`fsync`).
 
     Raises:
-        OSError: The disk is full or broken. Not where a file system or system has no such thing for folders.
+        OSError: The disk is full or broken. Not raised if the system cannot do this for folders.
     """
     try:
         handle = os.open(path, os.O_RDONLY)
-    except PermissionError:  # a folder, on Windows
+    except PermissionError:  # Windows cannot open a folder
         return
     try:
         os.fsync(handle)
@@ -44,12 +44,12 @@ def sync(path: Path) -> None:
 
 
 def files_in(folder: Path) -> list[str]:
-    """Return the names of all files below a folder, sorted, with `/` between folders."""
+    """Return the relative paths of all files below a folder, sorted, with `/` as separator."""
     return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
 
 
 def sync_tree(folder: Path) -> None:
-    """Force all files below a folder to disk, then the folders that name them."""
+    """Force all files below a folder to disk, then the folders that contain them."""
     folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
     for name in files_in(folder):
         sync(folder / name)
@@ -58,12 +58,12 @@ def sync_tree(folder: Path) -> None:
 
 
 def checksums(folder: Path) -> dict[str, list[int | str]]:
-    """Return bytes and sha256 of all files below a folder (1 to 2 GB a second with the processor's own SHA)."""
+    """Return name -> [bytes, sha256] of all files below a folder (1 to 2 GB a second with SHA instructions)."""
     return {name: [(folder / name).stat().st_size, sha256(folder / name)] for name in files_in(folder)}
 
 
 def fault(folder: Path, sums: Sums) -> str | None:
-    """Return in words what is not as it was written, or None: `model.safetensors is cut off (10 of 62 bytes)`."""
+    """Return which file is not as it was written and why, or None: `model.safetensors is cut off (10 of 62 bytes)`."""
     for name, (size, digest) in sums.items():
         file = folder / name
         try:
@@ -71,7 +71,7 @@ def fault(folder: Path, sums: Sums) -> str | None:
             if found != size:
                 return f"{name} is {'empty' if not found else 'cut off'} ({found:,} of {size:,} bytes)"
             if sha256(file) != digest:
-                return f"{name} was changed since it was written (its sha256 is another)"
+                return f"{name} was changed since it was written (its sha256 differs)"
         except OSError as error:
             missing = isinstance(error, FileNotFoundError | NotADirectoryError)
             return f"{name} is missing" if missing else f"{name} cannot be read ({error.strerror})"
@@ -79,7 +79,7 @@ def fault(folder: Path, sums: Sums) -> str | None:
 
 
 def move_into(folder: Path, source: Path, names: Iterable[str]) -> None:
-    """Move entries of `source` into `folder`, in place of what has their names there, and force that to disk."""
+    """Move entries of `source` into `folder`, replace entries of the same name, and force both to disk."""
     for name in names:
         if (folder / name).is_dir() and not (folder / name).is_symlink():
             shutil.rmtree(folder / name)

@@ -1,4 +1,4 @@
-"""A short hash of plain values."""
+"""Compute a short hash of plain values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def fingerprint(*parts: Any) -> str:
-    """Return a short hash of JSON-able parts; the order of mapping keys does not matter, that of parts does.
+    """Return a short hash of parts that JSON can hold; the order of parts matters, the order of keys does not.
 
     >>> fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
     True

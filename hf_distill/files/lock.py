@@ -1,4 +1,4 @@
-"""One run at a time in a directory: a lock that the kernel releases when its process ends, however it ends."""
+"""Lock a directory for one run at a time; the kernel releases the lock when the process ends, even if killed."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ from types import TracebackType
 from hf_distill.errors import UserError
 from hf_distill.parallel import asked_once
 
-if LOCKS := os.name == "posix":  # nothing is locked elsewhere
+if LOCKS := os.name == "posix":  # on Windows there is no `fcntl`, and nothing is locked
     import fcntl
 
 logger = logging.getLogger(__name__)
 
-# Underscored, so that `Trainer.push_to_hub` leaves it out. The file stays: removed, two runs could lock two of them.
+# `Trainer.push_to_hub` leaves out names with an underscore. The file is never removed: a run that waits for the lock
+# holds the old file open, and the next one would lock a new file.
 FILE = "_lock"
 _TAKEN = (errno.EAGAIN, errno.EACCES)
 _POLL_SECONDS = 1.0
 
 
 class Lock:
-    """The lock of a directory. A context manager that releases it.
+    """The lock of a directory. As a context manager it releases the lock at the end.
 
-    On NFS the kernel turns it into a lock of the server, which holds between machines and ends with the lease of a
-    machine that is gone (about a minute and a half). Where a file system has no locks, a warning says so.
+    On NFS the server holds the lock, so it works between machines; if a machine dies, the server releases it after
+    about 90 seconds. A file system without locks causes a warning.
 
     Args:
-        folder: The directory; made, with its parents, when it is locked.
+        folder: The directory; created, with its parents, when it is locked.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -42,7 +43,7 @@ class Lock:
         self._handle: int | None = None
 
     def take(self) -> bool:
-        """Lock the directory if nobody else has; return whether it is ours now."""
+        """Lock the directory if it is free; return whether this process now holds the lock."""
         if not LOCKS or self._handle is not None:
             return True
         self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -59,12 +60,12 @@ class Lock:
 
     @property
     def holder(self) -> str | None:
-        """Who holds the lock, `process 12 on host, since ...`; None where it is free. Writes nothing."""
+        """Who holds the lock, as `process 12 on host, since ...`; None if it is free. Writes nothing."""
         if not LOCKS or self._handle is not None or not self.file.is_file():
             return None
         try:
             handle = os.open(self.file, os.O_RDWR)
-        except OSError:  # not ours to write, which is told when it is claimed
+        except OSError:  # no right to write; `take` reports that
             return None
         try:
             if _flock(handle, self.file):
@@ -77,7 +78,7 @@ class Lock:
         """Lock the directory.
 
         Raises:
-            UserError: Another run has it.
+            UserError: Another run holds the lock.
         """
         if not self.take():
             raise UserError(
@@ -87,21 +88,21 @@ class Lock:
             )
 
     def wait(self, say: Callable[[str], None], what: str) -> None:
-        """Lock the directory, after whoever else has it; all processes of a run call this, the first one locks.
+        """Wait until the directory is free, and lock it. All processes of a run call this; the first one locks.
 
         Args:
-            say: Tells the user that, and for whom, it waits.
-            what: What the other run does there, for the line.
+            say: Prints a line for the user when the wait begins.
+            what: What the other run does there, for that line.
         """
         told = False
-        while not asked_once(self.take):  # again and again: the wait may be longer than a barrier's time limit
+        while not asked_once(self.take):  # one short question at a time: a barrier would reach its time limit
             if not told:
                 say(f"waiting: another run {what} in {self.file.parent} ({self.holder or 'it has just ended'})")
             told = True
             time.sleep(_POLL_SECONDS)
 
     def release(self) -> None:
-        """Give the directory free."""
+        """Release the lock."""
         handle, self._handle = self._handle, None
         if handle is not None:
             os.close(handle)
@@ -124,17 +125,17 @@ def _let_go() -> None:
 
 
 _HELD: weakref.WeakSet[Lock] = weakref.WeakSet()
-# A process that reads data is forked, may outlive this one by seconds, and would hold the lock for as long.
+# Forked data workers inherit the lock and may live seconds longer than this process: they release it at once.
 if LOCKS:
     os.register_at_fork(after_in_child=_let_go)
 
 
 def _flock(handle: int, file: Path) -> bool:
-    """Lock an open file; return whether nobody else has."""
+    """Lock an open file; return False if another process holds the lock."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in _TAKEN:
             return False
-        logger.warning("%s cannot be locked (%s): nothing keeps two runs apart there", file, error.strerror)
+        logger.warning("%s cannot be locked (%s): do not start two runs there at once", file, error.strerror)
     return True

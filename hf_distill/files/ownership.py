@@ -1,4 +1,4 @@
-"""Which files of a directory are a run's own: it overwrites and deletes these, and no others."""
+"""Record which files of a directory a run wrote: it overwrites and deletes only these."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from hf_distill.files.records import read_record, write_record
 FILE = "_run.json"
 RECIPE = "recipe.yaml"
 TRAINING = "_fit.json"
-# Underscored, so that `Trainer.push_to_hub` leaves them out.
+# Names with an underscore: `Trainer.push_to_hub` leaves them out.
 TEACHERS = "_teacher"
 RUNS = "_runs"
 EXPORT = "_export"
 CHECKPOINT = re.compile(r"checkpoint-\d+")
-# Every run writes these; a student's files are added by their names when they are there.
+# Every run writes these; the files of the student's model are added when they are written.
 _ALWAYS = (RECIPE, TRAINING, EXPORT, RUNS, "report.json", "report.html", "README.md")
-# What is written before there is anything to lose.
+# Files that are already there when the record is first written.
 _HARMLESS = (FILE, lock.FILE, TEACHERS)
-# Names that a student is saved under: told before training, not after it.
+# Names under which a student is saved: a conflict is reported before training, not after it.
 _STUDENT = re.compile(
     r"checkpoint-\d+|(adapter_|generation_)?config\.json|(adapter_)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
     r"|tokenizer.*\.(json|model)|vocab\.(json|txt)|merges\.txt|special_tokens_map\.json|added_tokens\.json"
@@ -35,16 +35,16 @@ _STUDENT = re.compile(
 
 @dataclass(frozen=True)
 class Ownership:
-    """What runs wrote in a directory.
+    """The record of what runs wrote in a directory.
 
     Attributes:
-        path: The directory; it need not be there.
+        path: The directory; it need not exist.
     """
 
     path: Path
 
     def names(self) -> set[str] | None:
-        """Return the names that are ours; None where the directory is somebody else's."""
+        """Return the names that runs of this package wrote; None if the directory is not one of a run."""
         if (record := self._record()) is not None:
             return {*record["wrote"]}
         present = {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else set()
@@ -55,20 +55,20 @@ class Ownership:
 
     @property
     def recipe_sum(self) -> str | None:
-        """The sha256 of the recipe that was written last, if that is known."""
+        """The sha256 of the recipe that was written last; None if not recorded."""
         record = self._record()
         return None if record is None else record.get("recipe")
 
     def check(self) -> None:
-        """Refuse a directory that is not ours, or holds a file of somebody else's where one of ours is to go.
+        """Refuse a directory in which the run would overwrite files that this package did not write.
 
         Raises:
-            UserError: With the names.
+            UserError: There are such files; the message names them.
         """
         ours = self.names()
         if ours is None:
             raise UserError(
-                f"{self.path} is not empty and holds no run of this package; its files might be overwritten. Choose "
+                f"{self.path} is not empty and was not written by this package; its files might be overwritten. Choose "
                 "another directory, or empty it.",
                 key="output_dir",
             )
@@ -76,14 +76,14 @@ class Ownership:
         self._refuse(name for name in present if name not in ours and (name in _ALWAYS or _STUDENT.fullmatch(name)))
 
     def take(self, names: Iterable[str] = (), recipe: str | None = None) -> None:
-        """Note names before they are written. For one process only.
+        """Record names before the files are written. Call it in one process only.
 
         Args:
-            names: Of files and folders, besides those of every run.
-            recipe: The sha256 of the recipe, where a new one is going to be written.
+            names: Files and folders besides those that every run writes.
+            recipe: The sha256 of the recipe, if a new one is going to be written.
 
         Raises:
-            UserError: There is something under one of these names that is not ours.
+            UserError: One of these names exists and was not written by this package.
         """
         ours = self.names() or set()
         new = {*names} - ours

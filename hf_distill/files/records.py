@@ -1,4 +1,4 @@
-"""Small JSON files that vouch for others, and know when they were damaged themselves."""
+"""Small JSON files with a checksum of their own, so that damage is noticed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SUM = "sum"
 
 
 def write_record(file: Path, content: Mapping[str, Any]) -> None:
-    """Write a mapping with its own checksum, whole or not at all, forced to disk.
+    """Write a mapping with its checksum as JSON, atomically and forced to disk.
 
     >>> import tempfile
     >>> file = Path(tempfile.mkdtemp()) / "_record.json"
@@ -29,9 +29,9 @@ def write_record(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_record(file: Path) -> dict[str, Any] | None:
-    """Return what `write_record` wrote; None where it is not there or not as it was written.
+    """Return the mapping that `write_record` wrote; None if the file is missing, changed or damaged.
 
-    Records of the version before have no checksum, and are taken as they are.
+    Records of an older version have no checksum and are not checked.
     """
     try:
         content = json.loads(file.read_bytes())

@@ -1,4 +1,4 @@
-"""Metrics: whether they fit what is predicted, and what they say of it."""
+"""Metrics: check that they fit the task's predictions, and compute them."""
 
 from hf_distill.metrics.score import check, score
 

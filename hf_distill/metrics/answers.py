@@ -1,4 +1,4 @@
-"""Judging extracted answers: the best span of all windows of a question, exact match and F1 as for SQuAD."""
+"""Evaluate extractive question answering: the best span over all windows of a question, exact match and F1 of SQuAD."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hf_distill.metrics.table import DEFAULTS, Undefined
 
 Array = NDArray[Any]
 
-# By default, without and with questions that have no answer.
+# Default metrics, for data without and with unanswerable questions.
 SPAN_METRICS: Mapping[bool, tuple[str, ...]] = {
     False: DEFAULTS["spans"],
     True: (*DEFAULTS["spans"], "f1_has_answer", "accuracy_no_answer"),
@@ -27,7 +27,7 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalise(text: str) -> str:
-    """Return an answer without case, punctuation, articles and extra spaces, as SQuAD's scripts compare them.
+    """Return an answer without case, punctuation, articles and extra spaces, as SQuAD's scripts do before comparing.
 
     >>> normalise("The  U.S. Army")
     'us army'
@@ -36,10 +36,10 @@ def normalise(text: str) -> str:
 
 
 def token_f1(predicted: str, answer: str) -> float:
-    """Return the F1 of the words of two normalised answers; where one has none, whether the other has none either.
+    """Return the F1 of the words of two normalised answers; if one is empty, 1.0 if the other is too, else 0.0.
 
-    `2 |common| / (|predicted| + |answer|)`, words with their number (Rajpurkar et al. 2016, arXiv 1606.05250, section
-    6.1; the empty answer as in the script of SQuAD 2.0).
+    `2 |common| / (|predicted| + |answer|)`, counting repeated words (Rajpurkar et al. 2016, arXiv 1606.05250, section
+    6.1; empty answers as in the script of SQuAD 2.0).
     """
     ours, theirs = predicted.split(), answer.split()
     if not ours or not theirs:
@@ -51,12 +51,12 @@ def token_f1(predicted: str, answer: str) -> float:
 def best_span(start: Array, end: Array, allowed: Array, longest: int) -> tuple[float, int, int]:
     """Return the greatest `start_i + end_j` with `i <= j < i + longest`, and i and j.
 
-    Over all pairs, where SQuAD's scripts look at those of the 20 best starts and ends.
+    All pairs are searched; SQuAD's scripts search only the 20 best starts and ends.
 
     Args:
-        start: Logits `(tokens,)`.
-        end: Likewise.
-        allowed: Which tokens may be in an answer, bool.
+        start: Start logits `(tokens,)`.
+        end: End logits `(tokens,)`.
+        allowed: Which tokens may be in an answer, bool `(tokens,)`.
         longest: Longest answer in tokens.
 
     >>> best_span(np.array([0.0, 3.0, 1.0]), np.array([9.0, 0.0, 2.0]), np.array([False, True, True]), 5)
@@ -72,17 +72,17 @@ def best_span(start: Array, end: Array, allowed: Array, longest: int) -> tuple[f
 
 @dataclass(frozen=True)
 class Questions:
-    """The questions of the eval split and the windows that ask them.
+    """The questions of the eval split, and the windows into which their contexts are cut.
 
     Attributes:
         names: Metrics to report, in order.
-        contexts: One a question.
-        answers: All true answers of each; empty for a question that has none, None where it is not known.
-        row: Question of each window.
-        starts: For each window, where its tokens start in the context.
-        ends: Where they end.
+        contexts: The context of each question.
+        answers: All true answers of each question; empty if it is unanswerable, None if the answer is not known.
+        row: Index of the question of each window.
+        starts: For each window, the characters in the context at which its tokens start.
+        ends: For each window, the characters at which they end.
         allowed: For each window, which of its tokens may be in an answer.
-        nothing: For each window, its position that stands for "no answer"; negative where there is none.
+        nothing: For each window, the position that stands for "no answer"; negative if it has none.
         longest: Longest answer in tokens.
     """
 
@@ -97,13 +97,14 @@ class Questions:
     longest: int
 
     def predictions(self, logits: Array) -> list[str]:
-        """Return the answer to every question; an empty one for "no answer".
+        """Return the predicted answer to every question; "" for "no answer".
 
-        Of several windows the best span counts, and the smallest score of "no answer", which has to be greater than it
-        (Devlin et al. 2019, arXiv 1810.04805, section 4.3, with a threshold of 0).
+        Over the windows of a question, the best span and the smallest score of "no answer" are taken. The prediction is
+        "no answer" if that score is greater than the span's (Devlin et al. 2019, arXiv 1810.04805, section 4.3, with a
+        threshold of 0).
 
         Args:
-            logits: `(windows, tokens, 2)`, padded on the right with anything.
+            logits: `(windows, tokens, 2)`, padded on the right with any values.
         """
         has_nothing = any(at >= 0 for at in self.nothing)
         best: list[tuple[float, str]] = [(-math.inf, "")] * len(self.contexts)
@@ -118,20 +119,20 @@ class Questions:
         return ["" if null > score else text for (score, text), null in zip(best, nothing, strict=True)]
 
     def scores(self, logits: Array, labels: Array | None = None) -> dict[str, Array]:
-        """Return the metrics of each question, `(questions,)`; NaN where one is not defined.
+        """Return each metric per question, `(questions,)`; NaN where it is not defined.
 
         Args:
             logits: `(windows, tokens, 2)` in the order of the windows.
-            labels: Not looked at: positions in windows, where the answers are texts.
+            labels: Ignored: they are token positions, while the metrics compare texts.
         """
         if len(logits) != len(self.row):
             raise ValueError(f"logits of {len(logits)} windows; wanted those of all {len(self.row)}.")
         finite = all(np.isfinite(logits[at, : len(one)]).all() for at, one in enumerate(self.allowed))
-        judged = [
-            _judge(predicted, answers) if finite else (math.nan, math.nan)
+        pairs = [
+            _exact_and_f1(predicted, answers) if finite else (math.nan, math.nan)
             for predicted, answers in zip(self.predictions(logits), self.answers, strict=True)
         ]
-        exact, f1 = np.array(judged, dtype=np.float64).reshape(-1, 2).T
+        exact, f1 = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
         none = np.array([answers is not None and not _texts(answers) for answers in self.answers])
         found = {
             "exact_match": exact,
@@ -143,20 +144,20 @@ class Questions:
         return {name: found[name] for name in self.names}
 
     def metrics(self, logits: Array, labels: Array | None = None) -> dict[str, float]:
-        """Return the means over the questions of which the answer is known; see `scores`."""
+        """Return each metric of `scores` as its mean over the questions whose answer is known."""
         found = {name: mean(scores) for name, scores in self.scores(logits, labels).items()}
         return {name: Undefined(_why(name)) if math.isnan(value) else value for name, value in found.items()}
 
 
 def _why(name: str) -> str:
-    """Return why a metric has no value for any question."""
+    """Return why a metric is not defined for any question."""
     if name.endswith("_has_answer"):
         return "no question has an answer"
     return "every question has an answer" if name == "accuracy_no_answer" else "no question has a known answer"
 
 
 def mean(scores: Array) -> float:
-    """Return the mean of the values that are defined; NaN if none is.
+    """Return the mean of the values that are not NaN; NaN if there are none.
 
     >>> mean(np.array([1.0, np.nan, 0.5]))
     0.75
@@ -169,8 +170,8 @@ def _texts(answers: Sequence[str]) -> list[str]:
     return [text for text in map(normalise, answers) if text]
 
 
-def _judge(predicted: str, answers: Sequence[str] | None) -> tuple[float, float]:
-    """Return exact match and F1 with the closest of the true answers."""
+def _exact_and_f1(predicted: str, answers: Sequence[str] | None) -> tuple[float, float]:
+    """Return exact match and F1 of a predicted answer, with the true answer that gives the best score."""
     if answers is None:
         return math.nan, math.nan
     ours, theirs = normalise(predicted), _texts(answers) or [""]

@@ -1,4 +1,4 @@
-"""Metrics of the `evaluate` library: code from the Hub, or a script on disk."""
+"""Metrics of the `evaluate` library, loaded from the Hub or from a script on disk."""
 
 from __future__ import annotations
 
@@ -9,46 +9,52 @@ from typing import Any
 
 from hf_distill.errors import UserError
 from hf_distill.locations import resolve
-from hf_distill.metrics.table import DEFAULTS, METRICS, Judged, Kind
+from hf_distill.metrics.table import DEFAULTS, METRICS, Kind, Predictions
 
 EVALUATE = "evaluate/"
 
 
 def check_evaluate(name: str, kind: Kind, num_labels: int, label_names: Sequence[str] | None) -> None:
-    """Load a metric and try it on perfect predictions; see `metrics.check`.
+    """Load a metric and try it on perfect predictions.
+
+    Args:
+        name: `evaluate/<id or local path>`.
+        kind: What the task predicts.
+        num_labels: Width of the head.
+        label_names: Names of the tags, if there are any.
 
     Raises:
-        UserError: It cannot be loaded, or does not fit.
+        UserError: It cannot be loaded, or does not fit the task.
     """
     import numpy as np
 
     if kind == "tokens":
         raise UserError(
-            f"'{name}' judges predictions, and those of a language model are not kept. Use "
+            f"'{name}' needs predictions, and those of a language model are not stored. Use "
             f"{', '.join(DEFAULTS[kind])}.",
             key="metrics",
         )
     if kind == "spans":
         raise UserError(
-            f"'{name}': answers are judged question by question, by what SQuAD's own scripts compute. Use "
+            f"'{name}' does not fit question answering, which is evaluated by SQuAD's own metrics. Use "
             f"{', '.join(DEFAULTS[kind])}.",
             key="metrics",
         )
     if kind == "texts":
-        judge_texts(name, ["a text"], ["a text"])
+        compute_on_texts(name, ["a text"], ["a text"])
         return
     labels = np.arange(max(num_labels, 2))
     if kind in ("binary", "values"):
         labels = np.stack([np.arange(4) % 2] * num_labels, -1).astype(int if kind == "binary" else float)
     tags = tuple(label_names or map(str, labels.tolist()))
-    judge(name, Judged(labels, labels, labels, [(tags, tags)]), kind)
+    compute(name, Predictions(labels, labels, labels, [(tags, tags)]), kind)
 
 
 def check_here(names: Sequence[str]) -> None:
-    """Load the scripts among some metrics that are on this machine, which tells what they lack.
+    """Load those metrics that are scripts on this machine, so that missing packages show before training.
 
     Raises:
-        UserError: One cannot be loaded.
+        UserError: A script cannot be loaded.
     """
     for name in names:
         if name.startswith(EVALUATE) and is_here(name):
@@ -56,7 +62,7 @@ def check_here(names: Sequence[str]) -> None:
 
 
 def is_here(name: str) -> bool:
-    """Whether a metric is not one that the Hub would be asked for."""
+    """Return whether a metric needs no download from the Hub."""
     return not name.startswith(EVALUATE) or os.path.exists(resolve(_location(name), "metrics"))
 
 
@@ -64,27 +70,27 @@ def _location(name: str) -> str:
     return name.removeprefix(EVALUATE).partition("#")[0]
 
 
-def judge(name: str, judged: Judged, kind: Kind) -> float:
-    """Return what a metric says of predictions.
+def compute(name: str, predictions: Predictions, kind: Kind) -> float:
+    """Return the value of a metric for predictions.
 
     Raises:
-        UserError: It cannot be loaded, or does not take them.
+        UserError: It cannot be loaded, or does not accept these predictions.
     """
-    labels, predicted = judged.labels, judged.predicted
-    if kind == "tags":  # their names, sentence by sentence (seqeval, poseval)
-        references, predictions = (list(side) for side in zip(*judged.sentences, strict=True))
-        return _by_library(name, predictions, references)
+    labels, predicted = predictions.labels, predictions.predicted
+    if kind == "tags":  # seqeval and poseval want names, sentence by sentence
+        references, tags = (list(side) for side in zip(*predictions.sentences, strict=True))
+        return _by_library(name, tags, references)
     if kind == "values" and labels.shape[1] == 1:
         labels, predicted = labels[:, 0], predicted[:, 0]
     config = {"binary": "multilabel", "values": "multilist" if labels.ndim == 2 else None}.get(kind)
     return _by_library(name, predicted.tolist(), labels.tolist(), config)
 
 
-def judge_texts(name: str, predictions: Sequence[str], references: Sequence[str]) -> float:
-    """Return what a metric says of generated texts.
+def compute_on_texts(name: str, predictions: Sequence[str], references: Sequence[str]) -> float:
+    """Return the value of a metric for generated texts.
 
     Raises:
-        UserError: It cannot be loaded, or does not take texts.
+        UserError: It cannot be loaded, or does not accept texts.
     """
     return _by_library(name, list(predictions), list(references))
 
@@ -96,16 +102,16 @@ def _by_library(name: str, predictions: list[Any], references: list[Any], config
     module = _load(location, config)
     try:
         results: dict[str, Any] = module.compute(predictions=predictions, references=references)
-    # Metric scripts are anyone's code and fail in any way they like.
+    # Metric scripts are third-party code and may raise any exception.
     except Exception as error:
-        raise UserError(f"'{name}' does not fit this task's predictions: {_line(error)}", key="metrics") from error
+        raise UserError(f"'{name}' does not accept this task's predictions: {_line(error)}", key="metrics") from error
     numbers = {key: float(value) for key, value in results.items() if isinstance(value, int | float | np.number)}
     if not wanted and len(numbers) == 1:
         wanted = next(iter(numbers))
     if wanted in numbers:
         return numbers[wanted]
     choices = ", ".join(f"'{EVALUATE}{location}#{key}'" for key in numbers)
-    raise UserError(f"'{name}' is not one number. Choose one of: {choices or 'none'}.", key="metrics")
+    raise UserError(f"'{name}' returns several values. Choose one of: {choices or 'none'}.", key="metrics")
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Metrics: whether they fit what is predicted, asked before training; and what they say of it."""
+"""Check before training that metrics fit the task's predictions, and compute them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 from hf_distill.data.label_names import shorten
 from hf_distill.errors import UserError, did_you_mean
-from hf_distill.metrics.evaluate_library import EVALUATE, check_evaluate, judge
-from hf_distill.metrics.table import METRICS, PLAIN_TAGS, Judged, Kind, Metric, Undefined, why_undefined
+from hf_distill.metrics.evaluate_library import EVALUATE, check_evaluate, compute
+from hf_distill.metrics.table import METRICS, PLAIN_TAGS, Kind, Metric, Predictions, Undefined, why_undefined
 
 if TYPE_CHECKING:
     import numpy as np
 
 
 def marks_spans(label_names: Sequence[str] | None) -> bool:
-    """Whether tags mark spans, as `B-PER`, `I-PER` and `O` do (BIO, also with `E-` for the last word and `S-` for one).
+    """Return whether tags mark spans, as `B-PER`, `I-PER`, `O` do (BIO, also with `E-` for last and `S-` for single).
 
     >>> marks_spans(["O", "B-PER", "I-PER"]), marks_spans(["NOUN", "VERB"])
     (True, False)
@@ -28,7 +28,7 @@ def marks_spans(label_names: Sequence[str] | None) -> bool:
 
 
 def greater_is_better(name: str) -> bool:
-    """Return whether a better model has a greater `name`; for `evaluate/...` its name has to tell."""
+    """Return whether a greater value of a metric is better; for `evaluate/...` its name decides."""
     if name.startswith(EVALUATE):
         stem = name.replace("#", "/").rstrip("/").rpartition("/")[2].removesuffix(".py")
         return not any(stem == word or stem.endswith((f"_{word}", "_error", "_loss")) for word in _ERRORS)
@@ -39,15 +39,15 @@ _ERRORS = ("mse", "mae", "rmse", "mape", "smape", "mase", "wer", "cer", "ter", "
 
 
 def shown_kind(kind: Kind, width: int) -> Kind:
-    """Return what predictions are judged as: one label that holds or does not is one of two classes."""
+    """Return the kind under which predictions are evaluated: a single yes/no label counts as one of two classes."""
     return "classes" if kind == "binary" and width == 1 else kind
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Refuse names of no metric, before it is known what is predicted.
+    """Refuse unknown names of metrics, before the kind of predictions is known.
 
     Raises:
-        UserError: A line for each; those of the `evaluate` library are not looked up.
+        UserError: One line for each unknown name; names of the `evaluate` library are not looked up.
     """
     mistakes: list[str] = []
     for name in names:
@@ -62,14 +62,14 @@ def check_names(names: Sequence[str]) -> None:
 def check(names: Sequence[str], kind: Kind, num_labels: int, label_names: Sequence[str] | None = None) -> None:
     """Refuse metrics that cannot be computed, before anything is trained.
 
-    Those of the `evaluate` library are loaded here and tried on perfect predictions. Their code comes from the Hub
-    and runs in this process.
+    Metrics of the `evaluate` library are loaded and tried on perfect predictions. Their code comes from the Hub and
+    runs in this process.
 
     Args:
-        names: From `METRICS`, or `evaluate/<id or local path>`; `evaluate/squad#f1` picks one of several numbers.
+        names: From `METRICS`, or `evaluate/<id or local path>`; `evaluate/squad#f1` selects one of several values.
         kind: What the task predicts.
         num_labels: Width of the head.
-        label_names: Of tags, where they have any.
+        label_names: Names of the tags, if they have any.
 
     Raises:
         UserError: A name is unknown, or its metric does not fit.
@@ -89,11 +89,12 @@ def check(names: Sequence[str], kind: Kind, num_labels: int, label_names: Sequen
                 "spans": "answers",
             }[kind]
             raise UserError(
-                f"'{name}' does not judge {what}, which this task predicts. Use {', '.join(fitting)}.", key="metrics"
+                f"'{name}' is not a metric of {what}, which this task predicts. Use {', '.join(fitting)}.",
+                key="metrics",
             )
         elif name.startswith("span_") and not marks_spans(label_names):
             raise UserError(
-                f"'{name}' judges spans, which are marked by tags such as B-PER, I-PER and O; found "
+                f"'{name}' is a metric of spans, which need tags such as B-PER, I-PER and O; found "
                 f"{shorten(label_names or ('tags without names',))}. Use {', '.join(PLAIN_TAGS)}.",
                 key="metrics",
             )
@@ -112,15 +113,14 @@ def score(
         names: As in `check`.
         logits: `(rows, classes)`, `(rows, labels)`, or `(rows,)` and `(rows, values)`; for tags
             `(rows, tokens, classes)`.
-        labels: Class indices `(rows,)`, -100 for none; 0 or 1 `(rows, labels)`, or numbers, a row with NaN for none;
-            for tags `(rows, tokens)`, negative for none.
-        kind: What they are.
-        label_names: Of tags, where they have any.
+        labels: Class indices `(rows,)`, with -100 for no label; 0 or 1 `(rows, labels)`, or numbers, with a row of NaN
+            for no label; for tags `(rows, tokens)`, negative for no label.
+        kind: What the task predicts.
+        label_names: Names of the tags, if they have any.
 
     Returns:
-        Plain floats; NaN with its reason (`table.Undefined`) where a metric is not defined (correlation with a
-        constant) or infinite, where no row has a label, and where the model predicted NaN: `argmax` would take that
-        for class 0.
+        Plain floats; NaN with its reason (`table.Undefined`) if a metric is not defined (correlation with a constant)
+        or infinite, if no row has a label, or if the model predicted NaN, which `argmax` would take for class 0.
 
     >>> import numpy as np
     >>> score(["accuracy", "f1"], np.array([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]]), np.array([0, 1, -100]), "classes")
@@ -128,45 +128,49 @@ def score(
     """
     import numpy as np
 
-    judged = _judge_tags(logits, labels, label_names) if kind == "tags" else _judge(logits, labels, kind)
-    finite = not np.isnan(judged.logits).any() and (kind != "values" or np.isfinite(judged.logits).all())
-    if len(judged.labels) == 0:
+    predictions = (
+        _tag_predictions(logits, labels, label_names) if kind == "tags" else _row_predictions(logits, labels, kind)
+    )
+    finite = not np.isnan(predictions.logits).any() and (kind != "values" or np.isfinite(predictions.logits).all())
+    if len(predictions.labels) == 0:
         return dict.fromkeys(names, Undefined("no row has a label"))
     if not finite:
         return dict.fromkeys(names, Undefined("the predictions are NaN or infinite"))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # all say that a value is undefined; NaN says so too, and once
-        shown: Kind = "classes" if kind == "binary" and judged.labels.ndim == 1 else kind
+        warnings.simplefilter("ignore")  # they all say that a value is undefined, which the NaN says too
+        shown: Kind = "classes" if kind == "binary" and predictions.labels.ndim == 1 else kind
         values = {
-            name: judge(name, judged, shown) if name.startswith(EVALUATE) else _find(name).compute(judged)
+            name: compute(name, predictions, shown) if name.startswith(EVALUATE) else _find(name).compute(predictions)
             for name in names
         }
     return {
-        name: value if math.isfinite(value) else Undefined(why_undefined(judged, value))
+        name: value if math.isfinite(value) else Undefined(why_undefined(predictions, value))
         for name, value in values.items()
     }
 
 
-def _judge(logits: np.ndarray, labels: np.ndarray, kind: Kind) -> Judged:
+def _row_predictions(logits: np.ndarray, labels: np.ndarray, kind: Kind) -> Predictions:
     import numpy as np
 
     logits = np.asarray(logits, dtype=np.float64)
     labels = np.asarray(labels)
     if kind == "classes":
         labelled = labels != -100
-        return Judged(labels[labelled].astype(int), logits[labelled].argmax(-1), logits[labelled])
+        return Predictions(labels[labelled].astype(int), logits[labelled].argmax(-1), logits[labelled])
     logits, labels = (array if array.ndim == 2 else array[:, None] for array in (logits, labels.astype(np.float64)))
     labelled = ~np.isnan(labels).any(-1)
     logits, labels = logits[labelled], labels[labelled]
     if kind == "binary" and logits.shape[1] == 1:
         one = logits[:, 0]
-        return Judged((labels[:, 0] > 0.5).astype(int), (one > 0).astype(int), np.stack([np.zeros_like(one), one], -1))
+        return Predictions(
+            (labels[:, 0] > 0.5).astype(int), (one > 0).astype(int), np.stack([np.zeros_like(one), one], -1)
+        )
     if kind == "binary":
-        return Judged((labels > 0.5).astype(int), (logits > 0).astype(int), logits)
-    return Judged(labels, logits, logits)
+        return Predictions((labels > 0.5).astype(int), (logits > 0).astype(int), logits)
+    return Predictions(labels, logits, logits)
 
 
-def _judge_tags(logits: np.ndarray, labels: np.ndarray, names: Sequence[str] | None) -> Judged:
+def _tag_predictions(logits: np.ndarray, labels: np.ndarray, names: Sequence[str] | None) -> Predictions:
     import numpy as np
 
     labels, predicted = np.asarray(labels), np.asarray(logits).argmax(-1)
@@ -177,7 +181,7 @@ def _judge_tags(logits: np.ndarray, labels: np.ndarray, names: Sequence[str] | N
         for true, guess, counted in zip(labels, predicted, labelled, strict=True)
     ]
     rows = np.asarray(logits[labelled], dtype=np.float64)
-    return Judged(labels[labelled], predicted[labelled], rows, sentences)  # type: ignore[arg-type]
+    return Predictions(labels[labelled], predicted[labelled], rows, sentences)  # type: ignore[arg-type]
 
 
 def _find(name: str) -> Metric:

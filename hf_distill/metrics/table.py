@@ -1,4 +1,4 @@
-"""The table of metrics and their formulas, which are scikit-learn's, SciPy's and seqeval's."""
+"""The table of metrics, with the formulas of scikit-learn, SciPy and seqeval."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import numpy as np
 
-# As in `rows.ExampleRows`: one label, several labels, or numbers; or the tokens of a language model, whose figures come
-# from `tasks.Prepared.summary`; or one label for each word of a sentence; or generated texts (`text_metrics`); or
-# spans of a text (`tasks.answer_scores`).
+# What a task predicts: one class, several labels, or numbers per example; the tokens of a language model (metrics come
+# from mean losses); one label for each word (tags); generated texts (`metrics/text.py`); or spans of a text
+# (`metrics/answers.py`).
 Kind = Literal["classes", "binary", "values", "tokens", "tags", "texts", "spans"]
 
-# The headline where the eval split has no labels: no metric of the table, as it compares two models.
+# The headline if the eval split has no labels. Not in the table, since it compares two models.
 AGREEMENT = "agreement"
 
 Names = tuple[str, ...]
 
 
 class Undefined(float):
-    """The value of a metric that has none: NaN, and why.
+    """NaN as the value of a metric that is not defined, with the reason.
 
     Attributes:
-        reason: Such as `only one class among the labels`.
+        reason: Why, such as `only one class among the labels`.
 
     >>> value = Undefined("only one class among the labels")
     >>> math.isnan(value), value.reason
@@ -36,26 +36,25 @@ class Undefined(float):
     reason: str
 
     def __new__(cls, reason: str) -> Undefined:
-        """Make it."""
+        """Create the NaN with its reason."""
         made = super().__new__(cls, math.nan)
         made.reason = reason
         return made
 
     def __getnewargs__(self) -> tuple[str]:  # type: ignore[override]
-        """Return what another process makes it of."""
+        """Return the arguments with which pickle creates it again."""
         return (self.reason,)
 
 
 @dataclass(frozen=True)
-class Judged:
-    """Predictions on the rows that have a label.
+class Predictions:
+    """Predictions on the rows that have a label; for tags, a row is a word.
 
     Attributes:
         labels: Class indices `(rows,)`, 0 and 1 `(rows, labels)`, or numbers `(rows, values)`.
-        predicted: Likewise.
+        predicted: The predictions, in the form of `labels`.
         logits: `(rows, width)`, float64.
-        sentences: Of tags: their names, sentence by sentence, the true ones and the predicted ones. What is above has a
-            row for each word.
+        sentences: For tags: the true names and the predicted names, sentence by sentence.
     """
 
     labels: np.ndarray
@@ -66,121 +65,126 @@ class Judged:
 
 @dataclass(frozen=True)
 class Metric:
-    """One number about predictions.
+    """A metric: one number about predictions.
 
     Attributes:
-        kinds: What it is defined for.
-        compute: The number; NaN where these predictions do not define it.
-        greater_is_better: Whether a better model has more of it.
+        kinds: Kinds of predictions for which it is defined.
+        compute: Returns the value; NaN if it is not defined for these predictions.
+        greater_is_better: Whether a greater value is better.
     """
 
     kinds: tuple[Kind, ...]
-    compute: Callable[[Judged], float]
+    compute: Callable[[Predictions], float]
     greater_is_better: bool = True
 
 
-def _sklearn(function: str) -> Callable[[Judged], float]:
-    def compute(judged: Judged) -> float:
-        import sklearn.metrics  # a second to import: not before a metric is computed
+def _sklearn(function: str) -> Callable[[Predictions], float]:
+    def compute(predictions: Predictions) -> float:
+        import sklearn.metrics  # takes a second to import, so only when a metric is computed
 
-        return float(getattr(sklearn.metrics, function)(judged.labels, judged.predicted))
+        return float(getattr(sklearn.metrics, function)(predictions.labels, predictions.predicted))
 
     return compute
 
 
-def _averaged(function: str, average: str | None = None) -> Callable[[Judged], float]:
-    """Without `average`: the positive class (1) of two; the mean over classes of more; pooled over several labels."""
+def _averaged(function: str, average: str | None = None) -> Callable[[Predictions], float]:
+    """Return a metric with an average; by default `binary` for two classes, `macro` for more, `micro` for labels."""
 
-    def compute(judged: Judged) -> float:
+    def compute(predictions: Predictions) -> float:
         import sklearn.metrics
 
-        single = judged.labels.ndim == 1
-        usual = ("binary" if judged.logits.shape[1] == 2 else "macro") if single else "micro"
+        single = predictions.labels.ndim == 1
+        usual = ("binary" if predictions.logits.shape[1] == 2 else "macro") if single else "micro"
         return float(
             getattr(sklearn.metrics, function)(
-                judged.labels, judged.predicted, average=average or usual, zero_division=0.0
+                predictions.labels, predictions.predicted, average=average or usual, zero_division=0.0
             )
         )
 
     return compute
 
 
-def _correlation(function: str) -> Callable[[Judged], float]:
-    def compute(judged: Judged) -> float:
+def _correlation(function: str) -> Callable[[Predictions], float]:
+    def compute(predictions: Predictions) -> float:
         import numpy as np
         import scipy.stats
 
-        if len(judged.labels) < 2:
+        if len(predictions.labels) < 2:
             return math.nan
         correlate = getattr(scipy.stats, function)
-        pairs = zip(judged.labels.T, judged.predicted.T, strict=True)
+        pairs = zip(predictions.labels.T, predictions.predicted.T, strict=True)
         return float(np.mean([correlate(labels, predicted).statistic for labels, predicted in pairs]))
 
     return compute
 
 
-def _auc(judged: Judged) -> float:
+def _auc(predictions: Predictions) -> float:
     import sklearn.metrics
     from scipy.special import softmax
 
-    logits = judged.logits
+    logits = predictions.logits
     try:
-        if judged.labels.ndim == 2:
-            return float(sklearn.metrics.roc_auc_score(judged.labels, logits, average="macro"))
-        if logits.shape[1] == 2:  # the rank decides, and unlike a probability a difference does not saturate
-            return float(sklearn.metrics.roc_auc_score(judged.labels, logits[:, 1] - logits[:, 0]))
+        if predictions.labels.ndim == 2:
+            return float(sklearn.metrics.roc_auc_score(predictions.labels, logits, average="macro"))
+        if (
+            logits.shape[1] == 2
+        ):  # only the ranking counts; a difference of logits does not saturate as a probability does
+            return float(sklearn.metrics.roc_auc_score(predictions.labels, logits[:, 1] - logits[:, 0]))
         return float(
             sklearn.metrics.roc_auc_score(
-                judged.labels, softmax(logits, axis=1), multi_class="ovr", labels=list(range(logits.shape[1]))
+                predictions.labels, softmax(logits, axis=1), multi_class="ovr", labels=list(range(logits.shape[1]))
             )
         )
     except ValueError:  # a class without examples, in scikit-learn before 1.6
         return math.nan
 
 
-def why_undefined(judged: Judged, value: float) -> str:
-    """Return why a metric has no value on these predictions, as far as the labels and predictions tell.
+def why_undefined(predictions: Predictions, value: float) -> str:
+    """Return why a metric is not defined on these predictions.
 
     Args:
-        judged: The predictions.
-        value: What came out: NaN, or infinite.
+        predictions: The predictions.
+        value: The computed value: NaN, or infinite.
     """
     import numpy as np
 
-    if len(judged.labels) < 2:
+    if len(predictions.labels) < 2:
         return "fewer than two rows have a label"
     if math.isinf(value):
         return "it is too large for a number"
-    if judged.labels.ndim == 1:
-        classes = len(np.unique(judged.labels))
+    if predictions.labels.ndim == 1:
+        classes = len(np.unique(predictions.labels))
         if classes == 1:
             return "only one class among the labels"
-        if classes < judged.logits.shape[1]:
+        if classes < predictions.logits.shape[1]:
             return "not every class is among the labels"
-    for what, values in (("labels", judged.labels), ("predictions", judged.predicted)):
+    for what, values in (("labels", predictions.labels), ("predictions", predictions.predicted)):
         columns = values.reshape(len(values), -1)
         if (columns == columns[:1]).all(0).any():
-            return f"the {what} are all the same" if columns.shape[1] == 1 else f"the {what} of a column are all alike"
+            return f"the {what} are all the same" if columns.shape[1] == 1 else f"one column of {what} is constant"
     return "it is not defined on these predictions"
 
 
-def _summarised(judged: Judged) -> float:
-    raise AssertionError("computed by the task, from figures over the whole split")
+def _summarised(predictions: Predictions) -> float:
+    raise AssertionError("computed by the task from mean losses over the split")
 
 
 @lru_cache(maxsize=1 << 15)
 def _spans(tags: Names) -> frozenset[tuple[str, int, int]]:
-    """Return type, first and last word of every entity; kept, because a bootstrap asks for the same ones again."""
+    """Return type, first and last word of every entity; cached, since a bootstrap asks for the same ones again."""
     from seqeval.metrics.sequence_labeling import get_entities
 
     return frozenset(get_entities(list(tags)))
 
 
-def _span(divisor: Callable[[int, int], float]) -> Callable[[Judged], float]:
-    """Entities right in type and both ends, of `divisor(true, predicted)`; as in seqeval, 0 where there are none."""
+def _span(divisor: Callable[[int, int], float]) -> Callable[[Predictions], float]:
+    """Return a metric of entities: those correct in type and both ends, divided by `divisor(true, predicted)`.
 
-    def compute(judged: Judged) -> float:
-        pairs = [(_spans(true), _spans(predicted)) for true, predicted in judged.sentences]
+    It is 0 if there are no entities, as in seqeval.
+    """
+
+    def compute(predictions: Predictions) -> float:
+        pairs = [(_spans(true), _spans(predicted)) for true, predicted in predictions.sentences]
         right = sum(len(true & predicted) for true, predicted in pairs)
         count = divisor(sum(len(true) for true, _ in pairs), sum(len(predicted) for _, predicted in pairs))
         return right / count if count else 0.0
@@ -191,8 +195,8 @@ def _span(divisor: Callable[[int, int], float]) -> Callable[[Judged], float]:
 _LABELS: tuple[Kind, ...] = ("classes", "binary")
 _SINGLE: tuple[Kind, ...] = ("classes", "tags")
 
-# f1, precision and recall: of class 1 where there are two, the mean over the classes that occur where there are more,
-# pooled over labels (micro) where an example has several. Several values: correlations are averaged over columns.
+# f1, precision and recall: of class 1 if there are two classes, the mean over the classes that occur if there are more
+# (macro), pooled over labels if an example has several (micro). Correlations of several values are averaged.
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(("classes",), _sklearn("accuracy_score")),
     "balanced_accuracy": Metric(_SINGLE, _sklearn("balanced_accuracy_score")),
@@ -231,5 +235,5 @@ DEFAULTS: dict[Kind, tuple[str, ...]] = {
     "spans": ("f1", "exact_match"),
     "texts": ("rouge2", "rouge1", "rougeL", "rougeLsum", "perplexity"),
 }
-# Where the tags mark no spans (parts of speech).
+# For tags that do not mark spans (parts of speech).
 PLAIN_TAGS = ("token_accuracy", "f1_macro")

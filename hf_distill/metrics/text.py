@@ -1,4 +1,4 @@
-"""Metrics of generated texts: ROUGE, BLEU, chrF, by the packages that publications use."""
+"""Metrics of generated texts: ROUGE, BLEU and chrF, computed by the packages that publications use."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 
 from hf_distill.errors import UserError
 from hf_distill.locations import require
-from hf_distill.metrics.evaluate_library import EVALUATE, judge_texts
+from hf_distill.metrics.evaluate_library import EVALUATE, compute_on_texts
 from hf_distill.metrics.table import METRICS
 
-# Metric -> the module that computes it.
+# Metric -> module that computes it.
 MODULES: Mapping[str, str] = {
     **dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeLsum"), "rouge_score"),
     **dict.fromkeys(("bleu", "chrf"), "sacrebleu"),
@@ -20,10 +20,10 @@ _ROUGE_READS = re.compile(r"[a-z0-9]", re.IGNORECASE)
 
 
 def check_packages(names: Sequence[str]) -> None:
-    """Refuse metrics of generated texts whose package is not here.
+    """Refuse metrics of generated texts whose package is not installed.
 
     Raises:
-        UserError: With what to install.
+        UserError: It is not installed; the message says what to install.
     """
     for name in names:
         if name in MODULES:
@@ -34,8 +34,8 @@ def check_generated(names: Sequence[str], references: Sequence[str]) -> None:
     """Refuse metrics of generated texts that cannot be computed, before anything is trained.
 
     Args:
-        names: Metrics, of which some may be others.
-        references: What will be compared with.
+        names: Metrics; those that do not need generated texts are ignored.
+        references: The true texts.
 
     Raises:
         UserError: A package is not installed, or ROUGE cannot read the references.
@@ -45,23 +45,23 @@ def check_generated(names: Sequence[str], references: Sequence[str]) -> None:
     unread = sum(_ROUGE_READS.search(text) is None for text in references)
     if rouge and unread > len(references) / 2:
         raise UserError(
-            f"{', '.join(rouge)}: ROUGE reads nothing but the letters a to z and digits, and {unread:,} of "
+            f"{', '.join(rouge)}: ROUGE reads only the letters a to z and digits, and {unread:,} of "
             f"{len(references):,} texts of the eval split have none. Use evaluation: {{metrics: [chrf, perplexity]}}.",
             key="metrics",
         )
 
 
 def score_texts(names: Sequence[str], predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Return each metric that is one of generated texts; the perplexity is not.
+    """Return name -> value of each metric that needs generated texts (perplexity does not).
 
-    ROUGE (Lin 2004) is the mean F1 over texts, between 0 and 1, words reduced to their stems as in published results;
-    `rougeLsum` sentence by sentence. BLEU (Papineni et al. 2002) and chrF (Popović 2015) are sacrebleu's, of all texts
-    together, between 0 and 100.
+    ROUGE (Lin 2004) is the mean F1 over texts, between 0 and 1, with stemming as in published results; `rougeLsum`
+    compares sentence by sentence. BLEU (Papineni et al. 2002) and chrF (Popović 2015) are sacrebleu's corpus scores,
+    between 0 and 100.
 
     Args:
-        names: Names from `metric_table.METRICS`, or `evaluate/...`.
+        names: Names from `table.METRICS`, or `evaluate/...`.
         predictions: Generated texts.
-        references: One for each.
+        references: The true text for each.
     """
     found: dict[str, float] = {}
     rouge = [name for name in names if MODULES.get(name) == "rouge_score"]
@@ -71,12 +71,12 @@ def score_texts(names: Sequence[str], predictions: Sequence[str], references: Se
         if MODULES.get(name) == "sacrebleu":
             found[name] = _sacrebleu(name, predictions, references)
         elif name.startswith(EVALUATE):
-            found[name] = judge_texts(name, predictions, references)
+            found[name] = compute_on_texts(name, predictions, references)
     return {name: found[name] for name in names if name in found}
 
 
 def takes_texts(name: str) -> bool:
-    """Whether a metric needs generated texts.
+    """Return whether a metric needs generated texts.
 
     >>> takes_texts("rouge2"), takes_texts("perplexity")
     (True, False)
@@ -94,9 +94,9 @@ def _rouge(names: list[str], predictions: Sequence[str], references: Sequence[st
 
 
 def sentences(text: str) -> str:
-    r"""Put each sentence on a line of its own, where `rougeLsum` looks for them; the other metrics see no difference.
+    r"""Return a text with one sentence per line, as `rougeLsum` needs it; other metrics ignore line ends.
 
-    Only by punctuation: an abbreviation ends a line too.
+    Sentences end at punctuation, so an abbreviation also ends a line.
 
     >>> sentences("It rained. Nobody came! Why?")
     'It rained.\nNobody came!\nWhy?'

@@ -1,4 +1,4 @@
-"""What a run says while it runs; Transformers' own progress bars do the rest."""
+"""Print the stages of a run and remarks; the progress bars are Transformers' own."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ STAGES = {
     "teacher": "Teacher",
     "student": "Student: distilling",
     "baseline": "Baseline: the same student without the teacher",
-    "report": "Report: judging and timing all models",
+    "report": "Report: evaluating and timing all models",
     "push": "Hub: pushing the student",
 }
 
 
 class Narrator:
-    """Prints stages and remarks, on one process only.
+    """Prints stages and remarks, in one process only.
 
     Args:
-        enabled: Whether this process is the one.
+        enabled: Whether this process prints.
     """
 
     def __init__(self, *, enabled: bool) -> None:
@@ -30,8 +30,8 @@ class Narrator:
         """Announce a stage: `"student"`, `"baseline seed 43"`, `"student seed 43 stage 1"`, ...
 
         Args:
-            name: What begins.
-            of: How many stages of training there are, where the name has a stage.
+            name: The stage that begins.
+            of: Number of stages of training, if the name contains `stage`.
         """
         kind, *rest = name.split()
         details = dict(zip(rest[::2], rest[1::2], strict=False))

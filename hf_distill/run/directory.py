@@ -1,4 +1,4 @@
-"""The directory of a run: whose it is, whether it may be written, what a restart removes."""
+"""The output directory of a run: check that the run may use it, lock it, and clear it for a restart."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _LEFT_OUT = object()
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """`training.output_dir`.
+    """The output directory of a run (`training.output_dir`).
 
     Attributes:
-        path: Where.
-        recipe: Resolved text of the recipe that is to run there; its `report` and `hub` sections may change
-            between runs, as they change nothing that was computed.
+        path: The directory.
+        recipe: Resolved text of the recipe that is to run there. Its `report` and `hub` sections may change between
+            runs, since no result of training depends on them.
     """
 
     path: Path
@@ -41,44 +41,44 @@ class RunDirectory:
 
     @cached_property
     def lock(self) -> Lock:
-        """Keeps other runs out, once `claim` has taken it."""
+        """The lock that keeps other runs out; `claim` takes it."""
         return Lock(self.path)
 
     @property
     def owned(self) -> Ownership:
-        """Which of its files are ours."""
+        """The record of which files here were written by runs."""
         return Ownership(self.path)
 
     def check(self, restart: bool, *, for_teacher: bool = False) -> None:
-        """Refuse a directory that holds something else. Writes nothing.
+        """Refuse a directory that this run must not use. Writes nothing.
 
         Args:
-            restart: Whether a run of another recipe may be there.
-            for_teacher: Likewise, as only a teacher is going to be trained there.
+            restart: Start over: the directory may hold a run of another recipe.
+            for_teacher: Only a teacher is going to be trained: the directory may hold a run of another recipe.
 
         Raises:
-            UserError: Another recipe's run, one that is going on, or files that are no run at all.
+            UserError: The directory holds another recipe's run, an active run, or files of something else.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file; wanted a directory.", key="output_dir")
         if self.lock.holder is not None:
             self.lock.take_or_refuse()
         self.owned.check()
-        held = None if restart or for_teacher else _held(self.path)
-        if held is not None and (different := _differences(held, self.recipe)):
+        stored = None if restart or for_teacher else _stored_text(self.path)
+        if stored is not None and (different := _differences(stored, self.recipe)):
             raise UserError(
-                f"{self.path} holds a run of another recipe: {_told(different)}. Choose another directory, go back to "
-                "that recipe to resume, or start over with --restart.",
+                f"{self.path} holds a run of another recipe: {_describe_differences(different)}. Choose another "
+                "directory, go back to that recipe to resume, or start over with --restart.",
                 key="output_dir",
             )
 
     def claim(self, restart: bool) -> None:
-        """Lock the directory, remove what a restart is to redo, and write the recipe. For one process only.
+        """Lock the directory, delete the old run on a restart, and write the recipe. Call it in one process only.
 
-        A fine-tuned teacher stays: it is found again by model, data and settings, or not used.
+        A fine-tuned teacher is not deleted: it is reused if model, data and settings are the same.
 
         Raises:
-            UserError: The directory cannot be written, or another run was faster.
+            UserError: The directory cannot be written to, or another run has locked it.
         """
         self._enter(restart)
         if restart:
@@ -87,12 +87,12 @@ class RunDirectory:
         write_atomic(self.path / RECIPE, self.recipe)
 
     def claim_teachers(self) -> None:
-        """Have a teacher trained here, for whichever run is to come. For one process only.
+        """Lock the directory for the training of a teacher that later runs can reuse. Call it in one process only.
 
-        The recipe is written beside it for the precision, with which it is found again (`held_recipe`).
+        The recipe is stored with the teacher, since reuse depends on its precision (`stored_recipe`).
 
         Raises:
-            UserError: The directory cannot be written, or a run is going on there.
+            UserError: The directory cannot be written to, or another run has locked it.
         """
         self._enter(False, for_teacher=True)
         self.owned.take()
@@ -105,7 +105,7 @@ class RunDirectory:
         except UserError as error:
             raise UserError(*error.mistakes, key="output_dir") from error
         self.lock.take_or_refuse()
-        self.check(restart, for_teacher=for_teacher)  # again: another run may have begun and ended meanwhile
+        self.check(restart, for_teacher=for_teacher)  # again: another run may have come and gone since the first check
         for stale in self.path.iterdir():
             if is_left_over(stale.name):
                 stale.unlink(missing_ok=True)
@@ -120,11 +120,11 @@ class RunDirectory:
 
 
 def last_checkpoint(path: Path, teachers: Path | None = None) -> str | None:
-    """Return the checkpoint from which an interrupted run will go on; None where its training has none yet.
+    """Return the checkpoint from which an interrupted run will resume; None if its training has none yet.
 
     Args:
         path: Directory of the run.
-        teachers: Where fine-tuned teachers are kept, if not there.
+        teachers: Directory of fine-tuned teachers, if it is not inside `path`.
     """
     trainings = [path, *path.glob(f"{RUNS}/*"), *(teachers or path / TEACHERS).glob("*")]
     for folder in trainings:
@@ -136,19 +136,19 @@ def last_checkpoint(path: Path, teachers: Path | None = None) -> str | None:
     return None
 
 
-def held_recipe(path: Path) -> dict[str, Any] | None:
-    """Return the recipe that a directory's run, or else its teacher, began with, as plain values; None without one."""
-    text = _held(path)
+def stored_recipe(path: Path) -> dict[str, Any] | None:
+    """Return the recipe stored by the run in a directory, or else with its teacher, as plain values; None if none."""
+    text = _stored_text(path)
     if text is None and (path / TEACHERS / RECIPE).is_file():
         text = (path / TEACHERS / RECIPE).read_text(encoding="utf-8", errors="replace")
     return None if text is None else _plain(text)
 
 
-def _held(path: Path) -> str | None:
-    """Return the text of the recipe of the run that is there; None without one.
+def _stored_text(path: Path) -> str | None:
+    """Return the text of the recipe that a run stored in a directory; None if there is none, or if it was changed.
 
-    Nor is there one that was changed since it was written: it is written anew, and whether the trainings are those of
-    the recipe that is to run, they know themselves.
+    A changed recipe is ignored and written again. That is safe: each training checks by itself whether it belongs to
+    the recipe that is to run.
     """
     try:
         content = (path / RECIPE).read_bytes()
@@ -156,7 +156,7 @@ def _held(path: Path) -> str | None:
         return None
     wanted = Ownership(path).recipe_sum
     if wanted is not None and hashlib.sha256(content).hexdigest() != wanted:
-        logger.warning("%s was changed or damaged since it was written; it is written anew", path / RECIPE)
+        logger.warning("%s was changed or damaged since it was written; it is written again", path / RECIPE)
         return None
     return content.decode(errors="replace")
 
@@ -167,30 +167,31 @@ def _plain(text: str) -> dict[str, Any]:
 
     try:
         content = YAML(typ="safe", pure=True).load(text)
-    except (YAMLError, ValueError, RecursionError):  # not ours, then: it differs in everything
+    except (YAMLError, ValueError, RecursionError):  # not a recipe: every key then counts as different
         return {}
     return content if isinstance(content, dict) else {}
 
 
-def _differences(held: str, wanted: str) -> list[tuple[str, Any, Any]]:
-    """Return key path and both values of all in which two resolved recipes differ.
+def _differences(stored: str, wanted: str) -> list[tuple[str, Any, Any]]:
+    """Return (key path, stored value, wanted value) for each difference between two resolved recipes.
 
-    `report` and `hub` aside, which compute nothing, and the directory itself, which has more than one spelling.
+    `report` and `hub` are ignored, since no result of training depends on them, and so is `output_dir`, since the same
+    directory can be written in several ways.
     """
     one, other = (
-        {key: value for key, value in _plain(text).items() if key not in ("report", "hub")} for text in (held, wanted)
+        {key: value for key, value in _plain(text).items() if key not in ("report", "hub")} for text in (stored, wanted)
     )
     for recipe in (one, other):
         if isinstance(training := recipe.get("training"), dict):
             recipe["training"] = {key: value for key, value in training.items() if key != "output_dir"}
     training = other.get("training", {})
-    if training.get("bf16") == "auto":  # whatever the machine had where the run began
+    if training.get("bf16") == "auto":  # the stored recipe has the value that was chosen when the run began
         other["training"] = {**training, "bf16": one.get("training", {}).get("bf16", "auto")}
     return list(_compare("", one, other))
 
 
 def _compare(path: str, one: Any, other: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Yield what differs at or below a key path; entries of different names as a whole."""
+    """Yield the differences at or below a key path; entries with different names are one difference."""
     if isinstance(one, dict) and isinstance(other, dict) and one.get("name") == other.get("name"):
         for key in dict.fromkeys((*sorted(one), *sorted(other))):
             yield from _compare(join(path, key), one.get(key, _LEFT_OUT), other.get(key, _LEFT_OUT))
@@ -201,20 +202,20 @@ def _compare(path: str, one: Any, other: Any) -> Iterator[tuple[str, Any, Any]]:
         yield path, one, other
 
 
-def _told(different: list[tuple[str, Any, Any]], limit: int = 3) -> str:
+def _describe_differences(different: list[tuple[str, Any, Any]], limit: int = 3) -> str:
     """Return the first differences with both values: `training.seed is 1 there and 2 here, and 4 more`."""
-    said = []
+    parts = []
     for path, *values in different[:limit]:
         there, here = map(_value, values)
-        if there == here:  # numbers that differ in their seventh digit
+        if there == here:  # numbers that differ only after the sixth digit
             there, here = map(repr, values)
-        said.append(f"{path} is {there} there and {here} here")
+        parts.append(f"{path} is {there} there and {here} here")
     rest = len(different) - limit
-    return ", ".join([*said, f"and {rest} more"] if rest > 0 else said)
+    return ", ".join([*parts, f"and {rest} more"] if rest > 0 else parts)
 
 
 def _value(value: Any) -> str:
     if value is _LEFT_OUT:
         return "left out"
-    # An entry or a text may read like a part of the sentence: "is left out there and hidden here".
+    # Quoted, since a text could be read as a part of the sentence: "is left out there and hidden here".
     return f"'{shown(value)}'" if isinstance(value, str | dict) else shown(value)

@@ -1,4 +1,4 @@
-"""Whether a push will succeed, found out before training rather than after it."""
+"""Check before training that the push to the Hub will succeed after it."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 
 
 def check_rights(repo_id: str | None, private: bool | None, output_dir: str, repo_type: str = "model") -> str:
-    """Create the repository that a run pushes to, or say why the push would fail; return its full id.
+    """Create the repository that a run pushes to, and return its full id.
 
-    Creating it is the only sure test, and what `Trainer` does in its constructor. An existing repository is taken as
-    it is, after asking whether the token may write to it. Where a run has several processes, all must call this, after
-    building `TrainingArguments` (which settle how they talk); one asks.
+    Creating it is the only sure test, and `Trainer` does the same in its constructor. If the repository exists, it is
+    only checked that the token may write to it. In a run of several processes all must call this, after building
+    `TrainingArguments` (which sets up their communication); only the first one asks the Hub.
 
     Args:
         repo_id: `namespace/name`, or a name under the logged-in user; the name of `output_dir` if left out.
-        private: Visibility of a new repository; the Hub's default if left out. A public repository is refused when a
-            private one was asked for: its push would publish the weights.
+        private: Visibility of a new repository; the Hub's default if left out. If True, an existing public repository
+            is refused, since the push would publish the weights.
         output_dir: Directory of the run.
         repo_type: `model` or `dataset`.
 
     Raises:
-        UserError: One line; its `key` is `repo_id` or `private` where that key of `hub:` is at fault. The token is
-            never part of it.
+        UserError: The push would fail; one line says why. Its `key` is `repo_id` or `private` if that key of `hub:` is
+            wrong. The message never contains the token.
     """
     return asked_once(lambda: _check_rights(repo_id, private, output_dir, repo_type))
 
@@ -50,8 +50,8 @@ def _check_rights(repo_id: str | None, private: bool | None, output_dir: str, re
     with _explained("to whom the token belongs"):
         user = api.whoami()
     if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
-        raise UserError(f"the token may only read, and a push writes: make one that may write at {TOKENS_PAGE}")
-    # Beyond that only the attempt tells: fine-grained tokens and resource groups are not in the answer.
+        raise UserError(f"the token may only read, but a push must write: make a write token at {TOKENS_PAGE}")
+    # Other missing rights show only when creating: `whoami` does not list fine-grained tokens and resource groups.
     name = wanted if "/" in wanted else f"{user['name']}/{wanted}"
     with _explained("to create the repository", name, user):
         full: str = api.create_repo(name, repo_type=repo_type, private=private, exist_ok=True).repo_id
@@ -60,7 +60,7 @@ def _check_rights(repo_id: str | None, private: bool | None, output_dir: str, re
         api.auth_check(full, repo_type=repo_type, write=True)
         found: Any = api.repo_info(full, repo_type=repo_type)
     if private and not found.private:
-        message = f"{full} exists and is public: make it private in its settings on the Hub, or name another repo_id"
+        message = f"{full} exists and is public: make it private in its settings on the Hub, or choose another repo_id"
         raise UserError(message, key="private")
     return full
 
@@ -74,17 +74,17 @@ def _well_formed(repo_id: str, given: bool) -> str:
     except HFValidationError as error:
         found = f"`{repo_id}`" if given else f"the name of output_dir, `{repo_id}`,"
         advice = "write user/name with letters, digits and - _ . in each" if given else "set hub.repo_id"
-        raise UserError(f"{found} is not a name for a repository on the Hub: {advice}", key="repo_id") from error
+        raise UserError(f"{found} is not a valid name for a repository on the Hub: {advice}", key="repo_id") from error
     return repo_id
 
 
 @contextmanager
 def _explained(what: str, repo_id: str = "", user: dict[str, Any] | None = None) -> Iterator[None]:
-    """Turn the errors of huggingface_hub into one line each."""
+    """Context manager: turn an error of huggingface_hub into one line."""
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError
 
-    # What a broken connection raises, too: of httpx or httpx2, by the version of huggingface_hub.
+    # The base class is also that of connection errors, in httpx or httpx2, whichever huggingface_hub uses.
     http_error: type[Exception] = HfHubHTTPError.__bases__[0]
     try:
         yield
@@ -95,7 +95,7 @@ def _explained(what: str, repo_id: str = "", user: dict[str, Any] | None = None)
             raise UserError(f"the Hub does not know the token in {where} (revoked, expired?): {LOGIN}") from error
         if status in (403, 404) and user is not None:
             places = ", ".join([user["name"], *(one["name"] for one in user.get("orgs", []))])
-            message = f"the token may not write to {repo_id}: name another place ({places} are the user's), "
+            message = f"the token may not write to {repo_id}: choose a repository under {places}, "
             raise UserError(message + f"or give the token that right at {TOKENS_PAGE}", key="repo_id") from error
         raise UserError(f"the Hub answered {status} when asked {what}: try later, or set push: false") from error
     except http_error as error:

@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from hf_distill.data.label_names import label_names, positions
-from hf_distill.data.vocabularies import left_out, named
+from hf_distill.data.vocabularies import left_out, show_tokens
 from hf_distill.errors import UserError
 from hf_distill.models.adapters import check_task as check_adapter
 from hf_distill.models.inspection import positions_of
@@ -175,7 +175,7 @@ def _tokenizers(
             logger.warning(
                 "the vocabularies of %s and %s differ in special or unused tokens: %s. They are left out of the "
                 "comparison of the two models",
-                *(first, side, named(tokenizer, other, some)),
+                *(first, side, show_tokens(tokenizer, other, some)),
             )
             continue
         if fault is None:

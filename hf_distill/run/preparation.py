@@ -21,7 +21,7 @@ from hf_distill.recipe.writer import dump_recipe
 from hf_distill.run.best_model import check_best_metric, check_saving
 from hf_distill.run.checks import check_plan, remarks
 from hf_distill.run.console import Narrator
-from hf_distill.run.directory import RunDirectory, held_recipe
+from hf_distill.run.directory import RunDirectory, stored_recipe
 from hf_distill.run.fit import Fitter
 from hf_distill.run.launch import check_launch, use_all_cores, use_cpu_if_needed, waiting
 from hf_distill.run.pairing import open_pair
@@ -62,7 +62,7 @@ def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run
     check_saving(recipe)
     check_trainings(recipe)
     path = output_directory(recipe)
-    training, precision = _settle(recipe, None if restart else held_recipe(path))
+    training, precision = _settle(recipe, None if restart else stored_recipe(path))
     directory = RunDirectory(path, dump_recipe(_with_precision(recipe, training)))
     args = _arguments(recipe, training)
     # Again: some faults of a launch only show once the processes should have found each other.

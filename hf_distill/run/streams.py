@@ -1,4 +1,4 @@
-"""What a process prints, where nobody reads it: `hf-distill ... | head` must not end a training."""
+"""Keep a run going when nobody reads its output any more, as in `hf-distill ... | head`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any, TextIO
 
 
 class Unread:
-    """A stream that goes on into nothing once its reader is gone.
+    """A stream that discards its output once its reader has gone, instead of raising `BrokenPipeError`.
 
     Args:
-        stream: Standard output or error; None where the process was started without it.
+        stream: Standard output or error; None if the process was started without it.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream: Any = open(os.devnull, "w", encoding="utf-8") if stream is None else stream  # noqa: SIM115
 
     def write(self, text: str) -> int:
-        """Write a text, or nothing."""
+        """Write a text; discard it if the reader has gone."""
         try:
             return int(self._stream.write(text))
         except BrokenPipeError:
@@ -28,14 +28,14 @@ class Unread:
             return len(text)
 
     def flush(self) -> None:
-        """Write what is held back, or nothing."""
+        """Write the buffered output; discard it if the reader has gone."""
         try:
             self._stream.flush()
         except BrokenPipeError:
             self._let_go()
 
     def _let_go(self) -> None:
-        """Point the descriptor to nothing: what is held back, and what libraries write, goes there too."""
+        """Redirect the descriptor to the null device: buffered output, and output of libraries, is discarded too."""
         with suppress(OSError, ValueError):
             nothing = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nothing, self._stream.fileno())
@@ -47,7 +47,7 @@ class Unread:
 
 @contextmanager
 def reader_may_go() -> Iterator[None]:
-    """Let standard output and error lose their readers while it is open."""
+    """Context manager: within it, the readers of standard output and error may go away."""
     before = sys.stdout, sys.stderr
     streams: Any = tuple(map(Unread, before))
     sys.stdout, sys.stderr = streams

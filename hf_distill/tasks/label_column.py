@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hf_distill.data import column
 from hf_distill.data.label_names import IGNORED, shorten
 from hf_distill.data.misfits import misfit
-from hf_distill.data.reader import in_words
+from hf_distill.data.reader import describe_type
 from hf_distill.errors import UserError
 from hf_distill.tasks.stated_labels import spell
 
@@ -202,7 +202,7 @@ def _check_type(kind: pa.DataType, split: str, role: str) -> None:
     if any(getattr(pa.types, test)(kind) for test in tests):
         return
     # `datasets` reads JSON whose values are now text, now numbers, as this type.
-    what = "text and numbers mixed" if "json" in str(kind) else in_words(kind)
+    what = "text and numbers mixed" if "json" in str(kind) else describe_type(kind)
     raise UserError(
         f"the {role} column of the {split} split holds {what}; wanted text, numbers, or lists of either.",
         key=f"columns.{role}",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hf_distill.component import component
 from hf_distill.data import by_length, column
-from hf_distill.data.label_names import kept_settings
+from hf_distill.data.label_names import activation_settings
 from hf_distill.data.misfits import is_text, misfit
 from hf_distill.data.two_tokenizers import PREFIX, PadBoth, side_by_side, teacher_view
 from hf_distill.errors import UserError
@@ -195,7 +195,7 @@ def _tokenise(
 def _settings(labelling: Labelling, setup: Setup, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return {
         **labelling.settings(),
-        **(kept_settings(setup.teacher or setup.student) if labelling.width == 1 else {}),
+        **(activation_settings(setup.teacher or setup.student) if labelling.width == 1 else {}),
         "problem_type": PROBLEM_TYPES[labelling.problem],
         # Decoder classifiers find the last token by it, and RoBERTa counts its positions from it.
         "pad_token_id": tokenizer.pad_token_id,

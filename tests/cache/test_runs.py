@@ -131,7 +131,7 @@ def test_hf_distill_cache(
     assert main(["cache", str(path)]) == 0
     again = capsys.readouterr().out
     assert "Found: 96 examples: about 5.4 kB, in " in again
-    assert again.endswith(": all answers were there, the teacher was asked nothing\n")
+    assert again.endswith(": all targets were stored before, the teacher was not run\n")
     assert main([str(path)]) == 0
     assert "Found: 96 examples" in capsys.readouterr().out
     assert sum(seen) == 96
@@ -284,7 +284,7 @@ def test_a_cache_trains_its_teacher_where_any_run_finds_it(
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("x")
     assert main(["cache", str(path), f"training.output_dir={tmp_path / 'thesis'}"]) == 2
-    assert "is not empty and holds no run of this package" in capsys.readouterr().err
+    assert "is not empty and was not written by this package" in capsys.readouterr().err
 
 
 def test_a_finetuned_teacher_and_a_resume(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def test_two_columns_may_swap_their_names(tmp_path: Path) -> None:
         ({"text": "sentense"}, "columns.text", "Did you mean 'sentence'?"),
         ({}, "columns", "the train split has no column 'text' for the role 'text'."),
         ({"text": "sentence", "label": "lable"}, "columns.label", "Did you mean 'label'?"),
-        ({"text": "sentence", "label": "sentence"}, "columns.label", "is the column of the role 'text' already"),
+        ({"text": "sentence", "label": "sentence"}, "columns.label", "is already the column of the role 'text'"),
         ({"text": "sentence", "lable": "label"}, "columns.lable", "Did you mean 'label'?"),
     ],
 )
@@ -307,7 +307,7 @@ def test_a_header_and_nothing_else(tmp_path: Path) -> None:
     [
         ("a.csv", "text,label\ncafé,1\n".encode("latin-1"), "not UTF-8 (byte 0xe9). Convert it, for example: iconv"),
         ("a.txt", "café\n".encode("latin-1"), "not UTF-8 (byte 0xe9)"),
-        ("a.csv", "text,label\na,1\nb,0,more\n", "line 3 has 3 fields, those above it 2"),
+        ("a.csv", "text,label\na,1\nb,0,more\n", "line 3 has 3 fields, the lines above it 2"),
         ("a.jsonl", '{"text": "a"}\n{"text": "b"\n', "line 2 is not JSON"),
         ("a.parquet", "text,label\n", "not a parquet file"),
         ("a.arrow", "text,label\n", "cannot read"),
@@ -342,7 +342,7 @@ def test_files_of_one_split_with_different_columns(tmp_path: Path) -> None:
         ({"train": [], "eval": []}, "path.train", "no file named"),
         ({}, "path", "no file named"),
         ("package:no_such_package/x.csv", "path", "no Python package 'no_such_package'"),
-        ("some-user/some-dataset", "path", "'some-user/some-dataset', which is no file or directory here"),
+        ("some-user/some-dataset", "path", "'some-user/some-dataset', which is not a file or directory here"),
     ],
 )
 def test_paths_that_are_not_there(

@@ -195,7 +195,7 @@ def test_csv_as_people_have_it(content: str | bytes, rows: list[Any], tmp_path: 
         ('text,label\n"good,1\nbad,0\n', "opens a text in line 2 is never closed"),
         ('text,label\na,1\n"b"c,0\n', "line 3 goes on after its closing quotation mark"),
         ('text,label\n"he said \\"no\\"",1\n', "line 2 goes on after its closing"),
-        ("text,label\ngood\nbad,0\n", "line 2 has 1 field, those above it 2"),
+        ("text,label\ngood\nbad,0\n", "line 2 has 1 field, the lines above it 2"),
         ("text,label\n1,good,0\n2,bad,1\n", "line 2 has 3 fields"),
         ("text,label\ngo\0od,1\n", "line 2 has NUL bytes"),
         ("text,label\ngood,1\n".encode("utf-16-le"), "UTF-16"),
@@ -233,7 +233,7 @@ def test_columns_by_number(tmp_path: Path) -> None:
     named = write(tmp_path / "b.csv", "text,label\ngood,1\nbad,0\n")
     assert "looks like a header" in refused(named, columns={"text": 0, "label": 1})
     lines = write(tmp_path / "c.jsonl", '{"text": "a"}\n')
-    assert "by number only in CSV" in refused(lines, columns={"text": 0})
+    assert "numbers only in CoNLL" in refused(lines, columns={"text": 0})
 
 
 # ---- TSV -------------------------------------------------------------------------------------------------------------
@@ -382,7 +382,7 @@ def test_a_hash_may_be_a_word_and_a_short_line_is_a_mistake(tmp_path: Path) -> N
     """Tweets have `#` and quotation marks as words; a line without its tag would shift tags to other words."""
     path = write(tmp_path / "a.tsv", '@x\tO\n#\tO\n"\tO\n')
     assert read(path, WORDS) == [(["@x", "#", '"'], ["O", "O", "O"])]
-    assert "line 2 has 1 column, the others 2" in refused(write(tmp_path / "a.conll", "a O\nb\nc O\n"), WORDS)
+    assert "line 2 has 1 column, the others have 2" in refused(write(tmp_path / "a.conll", "a O\nb\nc O\n"), WORDS)
 
 
 def test_a_comment_with_as_many_columns_as_a_word(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def test_directory_without_the_right_to_write(tmp_path, monkeypatch, number, say
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux")
 def test_file_system_that_takes_no_files():
     """A real refusal, from a place where even root cannot create a directory."""
-    with pytest.raises(UserError, match="name another place"):
+    with pytest.raises(UserError, match="choose another directory"):
         check_writable("/proc/hf_distill")
 
 

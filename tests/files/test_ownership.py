@@ -32,7 +32,7 @@ def test_a_project_is_not_a_run(write_recipe: WriteRecipe, tmp_path: Path, resta
         (project / name).write_text("mine")
     before = contents(project)
     path = write_recipe(training={"output_dir": str(project)})
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="was not written by this package"):
         run(path, restart=restart)
     assert contents(project) == before
 

@@ -149,8 +149,8 @@ def test_of_several_processes_one_speaks(
     assert bool(capsys.readouterr().err) is speaks
 
 
-KEPT = " Kept: {}. The same command again goes on from there.\n"
-NOTHING = " No checkpoint yet in out, only what was finished: the same command again goes on after that.\n"
+KEPT = " Checkpoint: {}. Run the same command again to resume from it.\n"
+NOTHING = " No checkpoint yet in out. Run the same command again: it repeats only the unfinished training.\n"
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ NOTHING = " No checkpoint yet in out, only what was finished: the same command a
     [
         (KeyboardInterrupt(), 130, "Interrupted."),
         (Stopped(signal.SIGINT), 130, "Interrupted."),
-        (Stopped(signal.SIGTERM), 143, "Told to end."),
+        (Stopped(signal.SIGTERM), 143, "Terminated."),
     ],
 )
 def test_interruption(

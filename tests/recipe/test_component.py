@@ -83,7 +83,7 @@ def test_fields_without_a_name_are_told() -> None:
     """`KLDivergence(2.0)`: is it the weight or the temperature? A reader of the call could not tell either."""
     with pytest.raises(UserError) as caught:
         KLDivergence(2.0)  # type: ignore[misc]
-    wanted = "kl: wanted every field by its name, as in KLDivergence(weight=...); found 1 without."
+    wanted = "kl: wanted keyword arguments, as in KLDivergence(weight=...); found 1 positional."
     assert str(caught.value) == wanted
 
 

@@ -36,7 +36,7 @@ LINES = np.array([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
     [
         ("auc", "classes", LINES, [1, 1, 1], ONE_CLASS),
         ("auc", "classes", np.eye(3), [0, 1, 1], "not every class is among the labels"),
-        ("auc", "binary", LINES, [[1.0, 0.0], [1.0, 1.0], [1.0, 0.0]], "the labels of a column are all alike"),
+        ("auc", "binary", LINES, [[1.0, 0.0], [1.0, 1.0], [1.0, 0.0]], "one column of labels is constant"),
         ("accuracy", "classes", LINES, [-100] * 3, "no row has a label"),
         ("accuracy", "classes", LINES * NAN, [0, 1, 0], "the predictions are NaN or infinite"),
         ("pearson", "values", np.ones(3), [1.0, 2.0, 3.0], "the predictions are all the same"),

@@ -74,7 +74,7 @@ def test_rights_that_would_fail_after_training(fake_hub, tmp_path):
     places = [("press/new", None), ("press/bert", None), ("other/bert", None), ("ada/public", True)]
     lines = _check(fake_hub, tmp_path, WRITE_TOKEN, *places)
     for line, (name, _) in zip(lines[:3], places, strict=False):
-        assert line.startswith(f"repo_id! the token may not write to {name}: name another place (ada, lab, press")
+        assert line.startswith(f"repo_id! the token may not write to {name}: choose a repository under ada, lab, press")
     assert lines[3].startswith("private! ada/public exists and is public")
     assert set(fake_hub.repos) == {"press/bert", "ada/public"}
 
@@ -89,7 +89,7 @@ def test_tokens_that_are_not_enough(fake_hub, tmp_path):
     (line,) = _check(fake_hub, tmp_path, BAD_TOKEN, ("ada/x", None))
     assert line.startswith("! the Hub does not know the token in the environment variable HF_TOKEN")
     (line,) = _check(fake_hub, tmp_path, READ_TOKEN, ("ada/x", None))
-    assert line.startswith("! the token may only read, and a push writes")
+    assert line.startswith("! the token may only read")
     lines = _check(fake_hub, tmp_path, FINE_TOKEN, ("lab/allowed", None), ("lab/other", None))
     assert lines[0] == "lab/allowed"
     assert lines[1].startswith("repo_id! the token may not write to lab/other")
@@ -146,12 +146,12 @@ def test_one_process_of_many_asks(fake_hub, tmp_path):
 def test_malformed_names(fake_hub, tmp_path):
     """A name is checked without asking anybody."""
     lines = _check(fake_hub, tmp_path, WRITE_TOKEN, ("a/b/c", None), ("ada/ä", None), ("-x", None))
-    assert all(line.startswith("repo_id! `") and "is not a name for a repository" in line for line in lines)
+    assert all(line.startswith("repo_id! `") and "is not a valid name for a repository" in line for line in lines)
     assert len(lines) == 3
     assert fake_hub.requests == []
     lines = _python(fake_hub, tmp_path, WRITE_TOKEN, "-c", CHECK, '[[null, null, "runs/my run"]]')
     assert lines == [
-        "repo_id! the name of output_dir, `my run`, is not a name for a repository on the Hub: set hub.repo_id"
+        "repo_id! the name of output_dir, `my run`, is not a valid name for a repository on the Hub: set hub.repo_id"
     ]
 
 

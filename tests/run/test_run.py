@@ -194,7 +194,7 @@ def test_a_directory_with_other_files_is_refused(write_recipe: WriteRecipe, tmp_
     """A run must not overwrite the README or model that happens to lie in its output directory."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "README.md").write_text("mine")
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="was not written by this package"):
         run(write_recipe())
     assert (tmp_path / "out" / "README.md").read_text() == "mine"
 
@@ -562,6 +562,6 @@ def test_a_signal_saves_a_checkpoint_and_the_run_resumes(
     assert process.returncode == status
     assert "Traceback" not in seen + rest
     (checkpoint,) = out.glob("checkpoint-*")
-    assert rest.endswith(f". Kept: {checkpoint}. The same command again goes on from there.\n")
+    assert rest.endswith(f". Checkpoint: {checkpoint}. Run the same command again to resume from it.\n")
     run(path)
     assert same(weights(tmp_path / "whole"), weights(out))

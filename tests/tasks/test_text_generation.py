@@ -221,7 +221,7 @@ def test_a_template_without_marks(make_model: Any) -> None:
         ({"messages": [CHATS[0]]}, {"packing": True}, "columns", "only plain text can be packed"),
         ({"text": ["a"]}, {"packing": True, "max_length": None}, "max_length", "packed blocks need a length"),
         ({"text": ["a"]}, {"max_length": 1}, "max_length", "wanted at least 2"),
-        ({"text": ["a"]}, {"metrics": ["accuracy"]}, "metrics", "does not judge tokens"),
+        ({"text": ["a"]}, {"metrics": ["accuracy"]}, "metrics", "is not a metric of tokens"),
         ({"text": ["a"]}, {"metrics": ["evaluate/rouge"]}, "metrics", "those of a language model are not kept"),
     ],
 )

@@ -319,9 +319,9 @@ def test_tags_without_spans_are_judged_word_by_word(make_model: Any) -> None:
     assert found == {"token_accuracy": 0.75, "f1_macro": pytest.approx((0.8 + 1 + 0) / 3)}
     key, line = mistake(path, data, teacher=open_config(str(path)), metrics=["span_f1"])
     assert key == "metrics"
-    assert "'span_f1' judges spans" in line
+    assert "'span_f1' is a metric of spans" in line
     assert "Did you mean 'span_f1'" in mistake(path, data, metrics=["spanf1"])[1]
-    assert "does not judge one label for each word" in mistake(path, data, metrics=["pearson"])[1]
+    assert "is not a metric of one label for each word" in mistake(path, data, metrics=["pearson"])[1]
     assert prepare(path, data, metrics=["mcc"]).metric_names == ("mcc",)
 
 
