@@ -1,15 +1,15 @@
-"""Starting the worker, alone or as two processes."""
+"""The jobs of the worker, in a process of their own or in two."""
 
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from forked import free_port, two_processes
 
 WORKER = Path(__file__).with_name("worker.py")
 LAUNCH = (
@@ -35,25 +35,24 @@ def run_worker(job: str, directory: Path, *launcher: str) -> subprocess.Complete
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
-def as_two_processes(job: str, directory: Path, launch: tuple[str, ...] = LAUNCH) -> Any:
-    """Return the result of a job run by two processes.
+def as_two_processes(job: str, directory: Path, launch: tuple[str, ...] = ()) -> Any:
+    """Return the result of a job run by two processes, which accelerate launches if it is told how.
 
-    Judged by what it wrote, and tried twice: gloo on a busy machine now and then loses a connection at the start, or
-    its threads at the end.
+    Launched, it is judged by what it wrote, and tried twice: gloo on a busy machine now and then loses a connection at
+    the start, or its threads at the end.
     """
+    if not launch:
+        from invariants import worker
+
+        (processes, result), _ = two_processes(lambda: worker.done(job, directory), directory / "results")
+        assert processes == 2
+        return result
     for attempt in ("first", "second"):
         output = directory / attempt
         output.mkdir(parents=True)
-        finished = run_worker(job, output, *launch, "--main_process_port", str(_free_port()))
+        finished = run_worker(job, output, *launch, "--main_process_port", str(free_port()))
         if (output / "result.pt").exists():
             processes, result = torch.load(output / "result.pt", weights_only=False)
             assert processes == 2, "accelerate started one process"
             return result
     raise AssertionError(finished.stderr[-3000:])
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -221,16 +221,20 @@ def generate(directory: Path) -> tuple[NotingTrainer, Any]:
     return trainer, gather_object([cases.generator().texts(trainer.model, 2)])
 
 
+def done(job: str, directory: Path) -> tuple[int, Any]:
+    """Return how many processes did a job, and what it found; only the first process has that."""
+    jobs = (splits, learned, resume, fsdp, fsdp_learned, cached, compiled, generate, not_finite, kill)
+    last, found = {one.__name__: one for one in jobs}[job](directory)
+    size, first = last.args.world_size, last.is_world_process_zero()
+    last.end()
+    return size, found if first else None
+
+
 if __name__ == "__main__":
     output = Path(sys.argv[2])
-    jobs = {
-        one.__name__: one
-        for one in (splits, learned, resume, fsdp, fsdp_learned, cached, compiled, generate, not_finite, kill)
-    }
-    last, found = jobs[sys.argv[1]](output)
-    if last.is_world_process_zero():
-        torch.save((last.args.world_size, found), output / "result.pt")
-    # Without these, one run in ten aborts in the interpreter's shutdown, after all its work (threads of gloo).
-    last.end()
+    size, found = done(sys.argv[1], output)
+    if found is not None:
+        torch.save((size, found), output / "result.pt")
+    # Else one run in ten aborts in the interpreter's shutdown, after all its work (threads of gloo).
     sys.stdout.flush()
     os._exit(0)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forked import two_processes
 from torch import Tensor, distributed, nn
-from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from hf_distill.objectives.base import Comparison
@@ -290,23 +290,20 @@ class Wrapped(nn.Module):
         return losses(self.term, ours, theirs)
 
 
-def process(rank: int, directory: str) -> None:
-    torch.set_num_threads(1)
-    address = f"file://{directory}/meeting"
-    distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+def remember() -> dict[str, Tensor]:
+    distributed.init_process_group("gloo")
+    rank = distributed.get_rank()
     uneven = from_all_processes(torch.full((2 + rank, 1), float(rank)))
     term = term_of("crd", memory=8)
     model = DistributedDataParallel(Wrapped(term))
     for step in range(2):
         model(*batch_of(10 * step + rank, 2)).sum().backward()
-    torch.save({"uneven": uneven, **term.state_dict()}, f"{directory}/{rank}.pt")
-    distributed.destroy_process_group()
+    return {"uneven": uneven, **term.state_dict()}
 
 
 def test_two_processes_remember_the_examples_of_both(tmp_path: Path) -> None:
     """DDP copies the first process's buffers to all: what only the others had seen would silently be forgotten."""
-    start_processes(process, args=(str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    first, second = two_processes(remember, tmp_path)
     assert first["uneven"].flatten().tolist() == [0, 0, 1, 1, 1]
     for name in ("seen", "teacher_memory", "student_memory", "log_mean"):
         assert torch.equal(first[name], second[name]), name

@@ -5,16 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from forked import two_processes
 from runs import WriteRecipe, run, weights
-from torch import distributed
-from torch.multiprocessing.spawn import start_processes
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from hf_distill import DistillationArguments, DistillationTrainer, load_recipe
@@ -286,24 +284,17 @@ def test_a_student_frozen_by_hand(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert same == {name for name in after if name.startswith(("model.embed_tokens", "model.layers.0."))}
 
 
-def process(rank: int, directory: str) -> None:
-    """Train in one of two processes, under DDP."""
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
-    os.environ |= {name: str(value) for name, value in names.items()}
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{directory}/meeting", rank=rank, world_size=2)
-    student = freeze(model_of("bert"), ["embeddings", "layers.1"])
-    trainer = trainer_of(student, model_of("bert"), Path(directory), [Labels()], per_device_train_batch_size=2)
-    assert trainer.args.world_size == 2
-    trainer.train()
-    torch.save(student.state_dict(), f"{directory}/{rank}.pt")
-    distributed.destroy_process_group()
-
-
 def test_two_processes(tmp_path: Path) -> None:
     """DDP waits for the gradient of each parameter that it knows, and a frozen one in the middle never has one."""
-    start_processes(process, args=(str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+
+    def train() -> dict[str, torch.Tensor]:
+        student = freeze(model_of("bert"), ["embeddings", "layers.1"])
+        trainer = trainer_of(student, model_of("bert"), tmp_path, [Labels()], per_device_train_batch_size=2)
+        assert trainer.args.world_size == 2
+        trainer.train()
+        return student.state_dict()
+
+    first, second = two_processes(train, tmp_path / "results")
     before = model_of("bert").state_dict()
     assert all(first[name].equal(second[name]) for name in first)
     same = {name for name in first if first[name].equal(before[name])}

@@ -1,0 +1,70 @@
+"""Two processes that are forks of this one: what takes five seconds to import is there already."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+SECONDS = 300
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def two_processes(work: Callable[[], Any], directory: Path) -> list[Any]:
+    """Return what a function returns in each of two processes, which find themselves as torchrun starts them.
+
+    Args:
+        work: It makes the process group, or has accelerate make it.
+        directory: For the results; nothing else is in it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    port, children = free_port(), []
+    for rank in range(2):
+        child = os.fork()
+        if child == 0:
+            _child(work, directory, rank, port)
+        children.append(child)
+    began, statuses = time.monotonic(), {}
+    while len(statuses) < 2:
+        for child in set(children) - set(statuses):
+            found, status = os.waitpid(child, os.WNOHANG)
+            if found:
+                statuses[child] = status
+        if any(statuses.values()) or time.monotonic() - began > SECONDS:
+            for child in set(children) - set(statuses):
+                os.kill(child, signal.SIGKILL)
+                statuses[child] = os.waitpid(child, 0)[1]
+        time.sleep(0.01)
+    errors = [path.read_text() for path in sorted(directory.glob("*.error"))]
+    assert not any(statuses.values()), "\n".join(errors) or f"killed: {statuses}"
+    return [torch.load(directory / f"{rank}.result", weights_only=False) for rank in range(2)]
+
+
+def _child(work: Callable[[], Any], directory: Path, rank: int, port: int) -> NoReturn:
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    # At the end not even what an interpreter does when it exits: threads of gloo abort in it now and then.
+    try:
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._shared_state.clear()
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+        os.environ |= {name: str(value) for name, value in names.items()}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
+        torch.save(work(), directory / f"{rank}.result")
+    except BaseException:
+        (directory / f"{rank}.error").write_text(traceback.format_exc())
+        os._exit(1)
+    os._exit(0)
