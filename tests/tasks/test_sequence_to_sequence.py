@@ -413,7 +413,7 @@ def test_a_metric_of_the_evaluate_library(make_model: Any, tmp_path: Path) -> No
         ({"text": ["a"], "summary": ["a"]}, {"max_target_length": 65}, {}, "task.max_target_length", "at most 64"),
         ({"text": ["a"], "summary": ["a"]}, {"max_target_length": 2}, {}, "task.max_target_length", "adds 2 of its"),
         ({"text": ["a"], "summary": ["a"]}, {"max_new_tokens": 65}, {}, "task.max_new_tokens", "at most 64"),
-        ({"text": ["a"], "summary": ["a"]}, {}, {"metrics": ["accuracy"]}, "metrics", "is not a metric of generated texts"),
+        ({"text": ["a"], "summary": ["a"]}, {}, {"metrics": ["accuracy"]}, "metrics", "not a metric of generated"),
         ({"text": ["a"], "summary": ["a"]}, {}, {"label_names": ["a"]}, "labels", "names are for classes"),
         ({"text": ["a"], "summary": ["猫"]}, {}, {}, "metrics", "1 of 1 texts of the eval split have none"),
     ],
