@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from runs import WriteRecipe, run, same, unfinish, weights
@@ -40,11 +41,30 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a directory for the runs that several tests begin with."""
+    return tmp_path_factory.mktemp("kept")
+
+
+def as_left(out: Path, make: Callable[[], None]) -> None:
+    """Have a directory as `make` leaves it, which makes it for the first test alone."""
+    copy = out.with_name(f"{out.name}-copy")
+    if copy.exists():
+        shutil.rmtree(out)
+        shutil.copytree(copy, out)
+    else:
+        make()
+        shutil.copytree(out, copy)
+
+
 @pytest.fixture
-def finished(write_recipe: WriteRecipe, tmp_path: Path) -> tuple[Path, dict[str, Any]]:
-    """Return the output directory of a finished run with a baseline, and the student's weights."""
-    run(write_recipe(report={"latency": False, "baseline": True}))
-    return tmp_path / "out", weights(tmp_path / "out")
+def finished(write_recipe: WriteRecipe, kept: Path) -> tuple[Path, Path, dict[str, Any]]:
+    """Return recipe and directory of a finished run with a baseline, and the student's weights."""
+    out = kept / "finished"
+    path = write_recipe(report={"latency": False, "baseline": True}, training={"output_dir": str(out)})
+    as_left(out, lambda: run(path))
+    return path, out, weights(out)
 
 
 @pytest.mark.parametrize(
@@ -57,13 +77,11 @@ def finished(write_recipe: WriteRecipe, tmp_path: Path) -> tuple[Path, dict[str,
         ("_runs/baseline/_fit.json", "cut"),
     ],
 )
-def test_what_is_damaged_is_made_again(
-    finished: tuple[Path, dict[str, Any]], write_recipe: WriteRecipe, name: str, how: str
-) -> None:
+def test_what_is_damaged_is_made_again(finished: tuple[Path, Path, dict[str, Any]], name: str, how: str) -> None:
     """A flipped bit was used in silence; all else was a traceback, with --restart too."""
-    out, whole = finished
+    path, out, whole = finished
     DAMAGES[how](out / name)
-    run(write_recipe(report={"latency": False, "baseline": True}))
+    run(path)
     assert same(weights(out), whole)
     for folder in (out, out / "_runs" / "baseline"):
         record = read_record(folder / "_fit.json")
@@ -75,26 +93,27 @@ def test_what_is_damaged_is_made_again(
     ("name", "how"),
     [("recipe.yaml", "cut"), ("_run.json", "empty"), ("_fit.json", "flipped"), ("model.safetensors", "gone")],
 )
-def test_restart_always_works(
-    finished: tuple[Path, dict[str, Any]], write_recipe: WriteRecipe, name: str, how: str
-) -> None:
+def test_restart_always_works(finished: tuple[Path, Path, dict[str, Any]], name: str, how: str) -> None:
     """It is the way out that every message names."""
-    out, whole = finished
+    path, out, whole = finished
     DAMAGES[how](out / name)
-    run(write_recipe(), restart=True)
+    run(path, "report.baseline=false", restart=True)
     assert same(weights(out), whole)
 
 
-@pytest.fixture
-def interrupted(
-    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Path, Path, dict[str, Any]]:
-    """Return recipe and directory of a run with checkpoints after 3 and 6 of its 8 steps, and its final weights."""
-    path, out = write_recipe(training=STEPS), tmp_path / "out"
-    with monkeypatch.context() as patch:
-        patch.setattr("hf_distill.run.fit.remove_checkpoints", lambda *_, **__: None)
+def leave_checkpoints(path: Path, out: Path) -> None:
+    """Run a recipe as far as a kill right before the end lets it."""
+    with mock.patch("hf_distill.run.fit.remove_checkpoints"):
         run(path)
     unfinish(out)
+
+
+@pytest.fixture
+def interrupted(write_recipe: WriteRecipe, kept: Path) -> tuple[Path, Path, dict[str, Any]]:
+    """Return recipe and directory of a run with checkpoints after 3 and 6 of its 8 steps, and its final weights."""
+    out = kept / "interrupted"
+    path = write_recipe(training={**STEPS, "output_dir": str(out)})
+    as_left(out, lambda: leave_checkpoints(path, out))
     shutil.rmtree(out / "checkpoint-8", ignore_errors=True)
     return path, out, weights(out)
 
@@ -140,16 +159,13 @@ def test_other_processes_are_refused(interrupted: tuple[Path, Path, dict[str, An
 
 
 def test_a_checkpoint_without_optimizer_is_not_gone_on_from(
-    write_recipe: WriteRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    write_recipe: WriteRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`save_only_model`, killed and resumed: status 0 and other weights."""
     path, out = write_recipe(training={**STEPS, "save_only_model": True}), tmp_path / "out"
-    with monkeypatch.context() as patch:
-        patch.setattr("hf_distill.run.fit.remove_checkpoints", lambda *_, **__: None)
-        run(path)
+    leave_checkpoints(path, out)
     assert "starts from the beginning" in capsys.readouterr().out
     assert list(out.glob("checkpoint-*"))
-    unfinish(out)
     whole = weights(out)
     run(path)
     assert same(weights(out), whole)
@@ -161,18 +177,13 @@ def test_skipping_no_data_is_refused(write_recipe: WriteRecipe) -> None:
         run(write_recipe(training={"ignore_data_skip": True}))
 
 
-def test_the_best_model_must_be_whole(
-    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_best_model_must_be_whole(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     """Where its checkpoint is damaged, Transformers warns and takes the last model for the best."""
     best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "eval_strategy": "steps", "eval_steps": 1}
     training = {**STEPS, **best, "save_steps": 1, "learning_rate": 0.5}
     path, out = write_recipe(training=training), tmp_path / "out"
-    with monkeypatch.context() as patch:
-        patch.setattr("hf_distill.run.fit.remove_checkpoints", lambda *_, **__: None)
-        run(path)
+    leave_checkpoints(path, out)
     whole = weights(out)
-    unfinish(out)
     for step in range(8, 1, -1):
         checkpoint = out / f"checkpoint-{step}"
         chosen = Path(json.loads((checkpoint / "trainer_state.json").read_text())["best_model_checkpoint"])

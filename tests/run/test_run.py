@@ -19,11 +19,12 @@ from runs import REPO, WriteRecipe, command, run, same, unfinish, weights
 from hf_distill.errors import UserError
 
 
+@pytest.mark.usefixtures("brief_latency")
 def test_a_run_writes_a_student_a_card_a_recipe_and_a_report(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     """A run could succeed and leave something that Transformers cannot open, or promised keys out of the report."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    report = run(write_recipe(report={"baseline": True}))
+    report = run(write_recipe(report={"baseline": True}), drawn=True)
     out = tmp_path / "out"
     published = {file.name for file in out.iterdir() if not file.name.startswith("_")}
     assert published == {

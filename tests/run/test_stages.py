@@ -148,7 +148,7 @@ def test_two_stages_are_two_runs_one_after_the_other(
     staged: WriteRecipe, write_recipe: WriteRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A stage could start from the student's first weights, keep the optimiser's state, or train another loss."""
-    report = run(staged(report={"baseline": True, "latency": False}))
+    report = run(staged(report={"baseline": True, "latency": False}), drawn=True)
     said = capsys.readouterr().out
     for kind in ("Student", "Baseline"):
         assert [f"{kind}: stage {number} of 2" in said for number in (1, 2)] == [True, True]
@@ -195,7 +195,8 @@ def test_metrics_of_a_stage_that_does_not_train_the_head_are_told_apart(
         staged(
             stages=[{"objectives": [{"name": "hidden"}]}, {"objectives": [{"name": "kl"}]}],
             training={"disable_tqdm": False},
-        )
+        ),
+        drawn=True,
     )
     shown = capsys.readouterr().err
     assert shown.count("of a head that is not trained here: accuracy ") == 1

@@ -106,7 +106,9 @@ def test_a_student_learns_from_given_targets_what_it_learns_from_the_model(
     found, models = {}, {}
     for name, (teacher, form, kind) in teachers.items():
         training = {"output_dir": str(tmp_path / name), "num_train_epochs": 2}
-        found[name] = run(given(teacher, form, kind, training=training, report={"baseline": True, "latency": True}))
+        found[name] = run(
+            given(teacher, form, kind, training=training, report={"baseline": True, "latency": True}), drawn=True
+        )
         models[name] = weights(tmp_path / name)
     live = found.pop("model")
     for name, report in found.items():
