@@ -35,6 +35,8 @@ from hf_distill.rows.base import UNITS, RowLayout
 from hf_distill.rows.inferred import infer_layout
 from hf_distill.rows.padding import Padding
 from hf_distill.rows.similarity import SimilarityRows
+from hf_distill.tasks import Task
+from hf_distill.teachers.opening import Given, can_open, open_teacher
 from hf_distill.training.batches import BatchingTrainer, SetEpoch
 from hf_distill.training.checks import (
     check_data,
@@ -61,6 +63,7 @@ from hf_distill.training.padding_free.choice import PaddingFree
 from hf_distill.training.randomness import undisturbed
 from hf_distill.training.saving import SavingTrainer, attach, place
 from hf_distill.training.terms import OBSERVED, Terms
+from hf_distill.training.text_columns import text_columns
 from hf_distill.training_args import DistillationArguments, check_arguments, check_devices
 
 logger = logging.getLogger(__name__)
@@ -87,13 +90,17 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
     Args:
         model: The student.
         args: `DistillationArguments`, or `TrainingArguments` whose values pass the same check.
-        teacher: The model to learn from, its task head trained. It is frozen and moved to the training device. None
-            only where no objective needs it.
+        teacher: The model to learn from, its task head trained; or its id or path, or a recipe's entry such as
+            `PretrainedTeacher(model=..., dtype="bfloat16")`, to be loaded with the student's head. It is frozen and
+            moved to the training device. None only where no objective needs it.
         objectives: Terms of the loss; by default half `kl` at temperature 2 (`logits_mse` for regression), half
             `labels`.
         layout: Which logits count; read from the student's class if left out.
+        task: How data sets of text are read, such as `TextGeneration(packing=True)`; that of the student's class if
+            left out.
         data_collator: As in `transformers.Trainer`, as all that follow.
-        train_dataset: Tokenised.
+        train_dataset: Tokenised; or with columns of text, called as the task calls them (`docs/trainer.md`), which are
+            tokenised here, unless there is a `data_collator` to do it.
         eval_dataset: Likewise; several in a dict.
         processing_class: The tokenizer. It is saved with the student, and tells tokens from the padding of a head.
         model_init: Makes the student, in place of `model`.
@@ -117,9 +124,10 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         model: PreTrainedModel | nn.Module | None = None,
         args: TrainingArguments | None = None,
         *,
-        teacher: PreTrainedModel | nn.Module | None = None,
+        teacher: Given | None = None,
         objectives: Sequence[Objective] | None = None,
         layout: RowLayout | None = None,
+        task: Task | None = None,
         data_collator: DataCollator | None = None,
         train_dataset: Split | None = None,
         eval_dataset: Split | dict[str, Split] | None = None,
@@ -132,7 +140,13 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         optimizer_cls_and_kwargs: tuple[type[Optimizer], dict[str, Any]] | None = None,
         preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
-        check_types(model=model, args=args, teacher=teacher, objectives=objectives, layout=layout)
+        check_types(
+            model=model,
+            args=args,
+            teacher=None if can_open(teacher) else teacher,
+            objectives=objectives,
+            layout=layout,
+        )
         args = args if args is not None else DistillationArguments(output_dir="trainer_output")
         check_arguments(args)
         check_devices(args)
@@ -164,6 +178,13 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
             # Training has no use for one: see `BothModels`.
             config.use_cache = use_cache
         check_parallelism(self)
+        with undisturbed(
+            self.args.device
+        ):  # a model that is loaded here draws no other random numbers than one brought
+            teacher = open_teacher(teacher, self.model)
+        if data_collator is None:
+            self._tokenise(teacher, task)
+            layout = layout or self._layout_of_texts()
         self.layout = layout or infer_layout(self.model, teacher, self.processing_class)
         objectives = _defaults(self.layout) if objectives is None else objectives
         self.objectives = settle_class_weights(objectives, self.layout, self.model, self.train_dataset)
@@ -207,6 +228,25 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         if not self._reaches_head and self.args.ddp_find_unused_parameters is None:
             args["kwargs_handlers"][0].find_unused_parameters = True
         return args
+
+    def _tokenise(self, teacher: nn.Module | None, task: Task | None) -> None:
+        """Make tokens of data sets that hold text, as a run of the student's task does."""
+        with self.args.main_process_first(desc="data"):
+            self.texts = text_columns(
+                self.model, teacher, self.train_dataset, self.eval_dataset, self.processing_class, task
+            )
+            if self.texts is None:
+                return
+            if self.train_dataset is self.texts.train:
+                self.train_dataset = self.texts.prepared.train
+            self.eval_dataset = self.texts(self.eval_dataset)
+        self.data_collator = self.texts.prepared.collator
+        logger.info("data sets of text are %s", self.texts.in_words())
+
+    def _layout_of_texts(self) -> RowLayout | None:
+        """Return which logits of texts count, but of a head over a vocabulary, which both models decide."""
+        layout = None if self.texts is None else self.texts.prepared.layout
+        return None if getattr(layout, "classes", None) else layout
 
     def _check_splits(self, teacher: nn.Module | None) -> None:
         """Refuse rows that the models cannot read or learn from; of those that change on their way nothing is known."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from hf_distill.models.inspection import positions_of
+
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
 # No tokenizer knows a limit as high: Transformers writes 10^30 for "none".
@@ -34,3 +37,10 @@ def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> list[Any] | None:
         state.pop(key, None)
     rest = {key: repr(getattr(tokenizer, key, None)) for key in _PYTHON_SIDE}
     return [state, type(tokenizer).__name__, rest]
+
+
+def longest_input(configs: Iterable[PretrainedConfig], tokenizers: Iterable[PreTrainedTokenizerBase]) -> int | None:
+    """Return how many tokens all of these models and tokenizers take; None where nothing limits it."""
+    limits = [limit for limit in map(positions_of, configs) if limit is not None]
+    limits += [tokenizer.model_max_length for tokenizer in tokenizers if tokenizer.model_max_length < NO_LIMIT]
+    return min(limits, default=None)

@@ -14,7 +14,7 @@ from hf_distill.models.loading import open_tokenizer
 from hf_distill.models.outline import has_class, has_head
 from hf_distill.models.pair import Pair
 from hf_distill.models.quantization import check_loadable
-from hf_distill.models.tokenizers import NO_LIMIT
+from hf_distill.models.tokenizers import longest_input
 from hf_distill.objectives.guard import guarded
 
 if TYPE_CHECKING:
@@ -291,7 +291,4 @@ def _longest_input(
         raise UserError(
             f"{wanted} tokens are more than the models take; wanted at most {min(limits)}.", key="max_length"
         )
-    if wanted is not None:
-        return wanted
-    limits += [tokenizer.model_max_length for tokenizer in tokenizers if tokenizer.model_max_length < NO_LIMIT]
-    return min(limits, default=None)
+    return longest_input(configs, tokenizers) if wanted is None else wanted

@@ -19,6 +19,7 @@ from hf_distill.data.two_tokenizers import PREFIX
 from hf_distill.rows.base import RowLayout
 from hf_distill.rows.padding import Padding
 from hf_distill.training.padding_free.choice import PaddingFree
+from hf_distill.training.text_columns import TextColumns
 
 
 class BatchingTrainer(Trainer):
@@ -29,12 +30,14 @@ class BatchingTrainer(Trainer):
         padding_free: Told of every batch when it is made.
         padding: Knows on which side both models are padded.
         takes: What `forward` of the student and of the teacher takes.
+        texts: Makes tokens of data sets of text; None where there are none.
     """
 
     layout: RowLayout
     padding_free: PaddingFree
     padding: Padding
     takes: tuple[frozenset[str], frozenset[str]]
+    texts: TextColumns | None = None
 
     def _set_signature_columns_if_needed(self) -> None:
         """Keep the columns that only the teacher or the layout takes.
@@ -51,6 +54,8 @@ class BatchingTrainer(Trainer):
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> DataLoader[Any]:
         """Have each batch carry what `padding_free` needs: read later, the host would wait for the device."""
+        if self.texts is not None:
+            dataset = self.texts(dataset)
         plain: Any = self.data_collator
         self.data_collator = self.padding.collating(plain)
         # accelerate takes batches that it sends to other processes apart, and knows tensors only.

@@ -32,10 +32,13 @@ def check_types(*, model: Any, args: Any, teacher: Any, objectives: Any, layout:
     Raises:
         TypeError: Says which argument it is, what was wanted and what was found.
     """
-    for name, given in (("model", model), ("teacher", teacher)):
-        if given is not None and not isinstance(given, nn.Module):
-            hint = f" Load it: AutoModelFor....from_pretrained('{given}')." if isinstance(given, str) else ""
-            raise TypeError(f"{name}: wanted a model, found {_described(given)}.{hint}")
+    if model is not None and not isinstance(model, nn.Module):
+        hint = f" Load it: AutoModelFor....from_pretrained('{model}')." if isinstance(model, str) else ""
+        raise TypeError(f"model: wanted a model, found {_described(model)}.{hint}")
+    if teacher is not None and not isinstance(teacher, nn.Module):
+        raise TypeError(
+            f"teacher: wanted a model, its id or path, or PretrainedTeacher(model=...), found {_described(teacher)}."
+        )
     if isinstance(model, nn.Module) and (wrapper := wrapper_of(model)) is not None:
         compiled = " For torch.compile set torch_compile=True in args." if wrapper == "OptimizedModule" else ""
         raise TypeError(

@@ -77,14 +77,13 @@ class EachStep(TrainerCallback):
     ("wrong", "said"),
     [
         (
-            {"teacher": "big"},
-            "teacher: wanted a model, found the text 'big'. Load it: AutoModelFor....from_pretrained('big').",
-        ),
-        (
             {"model": "small"},
             "model: wanted a model, found the text 'small'. Load it: AutoModelFor....from_pretrained('small').",
         ),
-        ({"teacher": dict}, "teacher: wanted a model, found the class dict."),
+        (
+            {"teacher": dict},
+            "teacher: wanted a model, its id or path, or PretrainedTeacher(model=...), found the class dict.",
+        ),
         (
             {"args": {"seed": 1}},
             "args: wanted DistillationArguments, found a mapping. Write DistillationArguments(seed=...).",

@@ -1,0 +1,56 @@
+"""A teacher for a `DistillationTrainer` that is named rather than brought: an id, a path, or an entry of a recipe."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, TypeAlias
+
+from torch import nn
+
+from hf_distill.errors import UserError
+from hf_distill.models.loading import Head
+from hf_distill.tasks.inferred import tasks_of
+from hf_distill.teachers.base import Teacher
+from hf_distill.teachers.pretrained import PretrainedTeacher
+
+# What `teacher` takes.
+Given: TypeAlias = nn.Module | Teacher | str | os.PathLike[str]
+
+
+def can_open(given: object) -> bool:
+    """Whether it is something that names a teacher, or None."""
+    return given is None or isinstance(given, nn.Module | Teacher | str | os.PathLike)
+
+
+def open_teacher(given: Given | None, student: nn.Module) -> nn.Module | None:
+    """Return the model that teaches, loaded with the head that the student has; a model is returned as it is.
+
+    Args:
+        given: A model; a Hub id, a directory or `package:NAME/PATH`; or an entry of a recipe, such as
+            `PretrainedTeacher(model=..., dtype="bfloat16")`.
+        student: Says which head it is.
+
+    Raises:
+        UserError: The teacher is not there, has no such head, or works in a run alone.
+    """
+    if given is None or isinstance(given, nn.Module):
+        return given
+    entry = given if isinstance(given, Teacher) else PretrainedTeacher(model=os.fspath(given))
+    name = type(entry).__name__
+    if not entry.has_model or not entry.has_head:
+        raise UserError(
+            f"teacher: {name} works in a recipe, where a run reads its data or trains it first. Wanted: a model, its "
+            "id or path, or PretrainedTeacher(model=...)."
+        )
+    tasks = tasks_of(student)
+    auto_class = tasks[0].auto_class if tasks else "AutoModel"
+    if auto_class == "AutoModel":
+        raise UserError(
+            f"teacher: with which head '{entry.source}' is to be loaded cannot be told from a "
+            f"{type(student).__name__}. Load it, and pass the model."
+        )
+    return entry.load(Head(auto_class), _not_here)
+
+
+def _not_here(model: Any, training: Any, directory: str | None) -> Any:
+    raise UserError("teacher: it is not trained, and only a run trains one. Wanted: a trained model.")

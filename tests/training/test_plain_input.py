@@ -1,0 +1,197 @@
+"""What a user of `Trainer` brings: data sets of text, a teacher by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from datasets import Dataset
+
+from hf_distill import DistillationArguments, DistillationTrainer, UserError
+from hf_distill.objectives import KLDivergence, Labels
+from hf_distill.tasks import TASKS, QuestionAnswering, TextGeneration
+from hf_distill.teachers import FinetunedTeacher, PretrainedTeacher
+
+if TYPE_CHECKING:
+    from conftest import MakeModel
+
+TEXTS = ("a great film", "the plot is dull", "a very charming cast with a moving story", "boring", "fresh and funny")
+
+
+def arguments(directory: Path, **settings: Any) -> DistillationArguments:
+    return DistillationArguments(
+        str(directory), max_steps=2, logging_steps=1, disable_tqdm=True, use_cpu=True, save_strategy="no", **settings
+    )
+
+
+def opened(path: Path, auto_class: str) -> Any:
+    return getattr(transformers, auto_class).from_pretrained(path, dtype=torch.float32)
+
+
+def losses(trainer: DistillationTrainer) -> list[float]:
+    trainer.train()
+    return [log["loss"] for log in trainer.state.log_history if "loss" in log]
+
+
+def text_trainer(
+    make_model: MakeModel, directory: Path, kind: str, auto_class: str, columns: dict[str, Sequence[Any]], **given: Any
+) -> DistillationTrainer:
+    """Return a trainer on data sets of text, for a tiny teacher and student of a kind."""
+    paths = make_model(kind, layers=2, seed=1), make_model(kind, layers=1)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(paths[1])
+    data = Dataset.from_dict(dict(columns))
+    settings = {"train_dataset": data, "eval_dataset": data, "processing_class": tokenizer, **given}
+    settings.setdefault("teacher", opened(paths[0], auto_class))
+    return DistillationTrainer(opened(paths[1], auto_class), arguments(directory), **settings)
+
+
+SPANS = [{"text": [text.split()[-1]], "answer_start": [text.rindex(text.split()[-1])]} for text in TEXTS]
+
+
+@pytest.mark.parametrize(
+    ("kind", "auto_class", "columns"),
+    [
+        ("bert", "AutoModelForSequenceClassification", {"text": TEXTS, "label": [1, 0, 1, 0, 1], "id": range(5)}),
+        (
+            "bert",
+            "AutoModelForSequenceClassification",
+            {"text": TEXTS, "labels": ["positive", "negative"] * 2 + [None]},
+        ),
+        ("bert-tokens", "AutoModelForTokenClassification", {"tokens": [t.split() for t in TEXTS], "tags": None}),
+        ("bert-qa", "AutoModelForQuestionAnswering", {"question": ["which"] * 5, "context": TEXTS, "answers": SPANS}),
+        ("bert-mlm", "AutoModelForMaskedLM", {"text": TEXTS}),
+        ("llama-lm", "AutoModelForCausalLM", {"text": TEXTS}),
+        ("llama-lm", "AutoModelForCausalLM", {"prompt": TEXTS, "completion": [" it is"] * 5}),
+        ("t5", "AutoModelForSeq2SeqLM", {"text": TEXTS, "summary": TEXTS}),
+        ("t5", "AutoModelForSeq2SeqLM", {"source": TEXTS, "target": TEXTS}),
+    ],
+)
+def test_texts_are_tokenised_as_the_task_does_it(
+    make_model: MakeModel, tmp_path: Path, kind: str, auto_class: str, columns: dict[str, Any]
+) -> None:
+    """A data set of text loses all its columns, which the model does not take, and fails in `Trainer`'s words."""
+    if "tags" in columns:
+        columns = {**columns, "tags": [["negative"] * len(text.split()) for text in TEXTS]}
+    given = {"task": QuestionAnswering(stride=8)} if kind == "bert-qa" else {}
+    trainer = text_trainer(make_model, tmp_path, kind, auto_class, columns, **given)
+    assert losses(trainer)[0] > 0
+    figures = trainer.evaluate()
+    assert figures["eval_objective/kl"] > 0
+    assert np.isfinite(figures["eval_objective/labels"])
+
+
+def test_texts_train_as_tokens_do(make_model: MakeModel, tmp_path: Path) -> None:
+    """Tokens of our own making must be those that the user's `map` would have made, and predictions in his order."""
+    labels = [1, 0, 1, 0, 1]
+    data = Dataset.from_dict({"text": TEXTS, "label": labels})
+    kind, auto_class = "bert", "AutoModelForSequenceClassification"
+    trainer = text_trainer(make_model, tmp_path, kind, auto_class, {"text": TEXTS, "label": labels})
+    tokenizer = trainer.processing_class
+    tokens = data.map(lambda rows: tokenizer(rows["text"]), batched=True).rename_column("label", "labels")
+    found_losses = losses(trainer)
+    by_hand = text_trainer(make_model, tmp_path, kind, auto_class, {}, train_dataset=tokens, eval_dataset=tokens)
+    assert by_hand.texts is None
+    assert found_losses == losses(by_hand)
+    for split in (data, Dataset.from_dict(data[1:])):
+        found = trainer.predict(split)
+        wanted = by_hand.predict(split.map(lambda rows: tokenizer(rows["text"]), batched=True))
+        np.testing.assert_allclose(found.predictions, wanted.predictions, atol=1e-6)
+        assert found.label_ids.tolist() == list(split["label"])
+
+
+def test_several_eval_splits_of_text_and_compute_metrics(make_model: MakeModel, tmp_path: Path) -> None:
+    """A dict of eval splits is `Trainer`'s own form, and metrics must get the labels that belong to the logits."""
+    data = Dataset.from_dict({"text": TEXTS, "label": [1, 0, 1, 0, 1]})
+    seen: list[list[int]] = []
+
+    def metrics(prediction: Any) -> dict[str, float]:
+        seen.append(prediction.label_ids.tolist())
+        return {"rows": float(len(prediction.predictions))}
+
+    trainer = text_trainer(
+        make_model, tmp_path, "bert", "AutoModelForSequenceClassification", {"text": TEXTS, "label": [1, 0, 1, 0, 1]},
+        eval_dataset={"all": data, "some": data.select([4, 1])}, compute_metrics=metrics,
+    )  # fmt: skip
+    figures = trainer.evaluate()
+    assert (figures["eval_all_rows"], figures["eval_some_rows"]) == (5, 2)
+    assert seen == [[1, 0, 1, 0, 1], [1, 0]]
+
+
+def test_the_task_may_have_settings(make_model: MakeModel, tmp_path: Path) -> None:
+    """Texts that are joined into blocks, which only a setting of the task says, would be padded without a word."""
+    task = TextGeneration(packing=True)
+    trainer = text_trainer(make_model, tmp_path, "llama-lm", "AutoModelForCausalLM", {"text": TEXTS}, task=task)
+    assert len(trainer.train_dataset) == 1  # type: ignore[arg-type]
+    assert losses(trainer)[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("columns", "given", "said"),
+    [
+        ({"sentence": TEXTS, "label": [1] * 5}, {}, r"train_dataset has .* sentence, label.*: text, text_pair"),
+        ({"text": TEXTS, "label": [1] * 5}, {"processing_class": None}, "Pass the tokenizer as processing_class"),
+        ({"text": [*TEXTS[1:], None], "label": [1] * 5}, {}, "row 4"),
+        ({"text": TEXTS, "label": [1, 2, 0, 1, 7]}, {}, "0 to 1"),
+    ],
+)  # fmt: skip
+def test_texts_that_cannot_be_read_are_refused_in_one_line(
+    make_model: MakeModel, tmp_path: Path, columns: dict[str, Any], given: dict[str, Any], said: str
+) -> None:
+    """`Trainer` says that no column matches the forward pass, and not which ones would do."""
+    with pytest.raises(UserError, match=said) as raised:
+        text_trainer(make_model, tmp_path, "bert", "AutoModelForSequenceClassification", columns, **given)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_every_task_is_found_by_a_models_class() -> None:
+    """A task that no model is known to be for would leave its data sets of text to fail in `Trainer`."""
+    from hf_distill.models.outline import is_of
+
+    classes = "BertForMaskedLM BertForSequenceClassification BertForTokenClassification BertForQuestionAnswering "
+    names = (classes + "LlamaForCausalLM T5ForConditionalGeneration BertModel").split()
+    assert all(any(is_of(name, task.auto_class) for name in names) for task in TASKS.values())
+
+
+# --- the teacher ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["id", "path", "entry"])
+def test_a_teacher_by_name_teaches_as_the_model_does(make_model: MakeModel, tmp_path: Path, form: str) -> None:
+    """Loading draws random numbers: with others, dropout differs, and so does the student."""
+    path = make_model("bert", layers=2, seed=1)
+    named: Any = {"id": str(path), "path": path, "entry": PretrainedTeacher(model=str(path))}[form]
+    data = {"text": TEXTS, "label": [1, 0, 1, 0, 1]}
+    found, wanted = (
+        losses(text_trainer(make_model, tmp_path, "bert", "AutoModelForSequenceClassification", data, **given))
+        for given in ({"teacher": named}, {})
+    )
+    assert found == wanted
+
+
+def test_a_named_teacher_keeps_its_settings(make_model: MakeModel, tmp_path: Path) -> None:
+    """A teacher too large for float32 is named with a precision, which must reach the loading."""
+    own = PretrainedTeacher(model=str(make_model("llama-lm", layers=2, seed=1)), dtype="bfloat16")
+    trainer = text_trainer(make_model, tmp_path, "llama-lm", "AutoModelForCausalLM", {"text": TEXTS}, teacher=own)
+    assert trainer.teacher is not None
+    assert {one.dtype for one in trainer.teacher.parameters()} == {torch.bfloat16}
+
+
+def test_a_teacher_that_cannot_be_loaded_is_one_line(make_model: MakeModel, tmp_path: Path) -> None:
+    """A teacher without a trained head teaches noise; one that a run would train first has no run here."""
+    bare = make_model("bert-bare", layers=2)
+    wrong: list[tuple[Any, str]] = [
+        (str(bare), "has no trained head"),
+        (tmp_path / "nowhere", "nowhere"),
+        (FinetunedTeacher(model=str(bare)), "FinetunedTeacher works in a recipe"),
+    ]
+    for teacher, said in wrong:
+        with pytest.raises(UserError, match=said):
+            text_trainer(
+                make_model, tmp_path, "bert", "AutoModelForSequenceClassification", {"text": TEXTS}, teacher=teacher,
+                objectives=[KLDivergence(), Labels()],
+            )  # fmt: skip
