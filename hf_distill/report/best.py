@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hf_distill.tasks import Prepared
+    from hf_distill.tasks.evaluator import Evaluator
 
 History = Sequence[Mapping[str, Any]]
 
@@ -19,7 +19,7 @@ class Best:
 
     Attributes:
         value: Of the headline metric.
-        step: Optimiser step after which it was judged, stages counted on.
+        step: Optimiser step after which it was evaluated, stages counted on.
         steps: How many steps the training had.
         evaluations: How many evaluations it is the best of.
     """
@@ -30,17 +30,13 @@ class Best:
     evaluations: int
 
 
-def best_of(
-    histories: Mapping[str, History], run: str, prepared: Prepared, metric: str, *, greater_is_better: bool
-) -> Best | None:
+def best_of(histories: Mapping[str, History], run: str, evaluator: Evaluator) -> Best | None:
     """Return the best evaluation of a training; None where no evaluation has the metric.
 
     Args:
         histories: Name of a training -> its `log_history`.
         run: Such as `baseline` or `baseline seed 43`; its stages are one training.
-        prepared: Says what the metric is made of.
-        metric: The headline metric.
-        greater_is_better: Of the metric.
+        evaluator: Knows the headline metric, and how it follows from what was logged.
     """
     found: list[tuple[float, int]] = []
     steps = 0
@@ -48,20 +44,19 @@ def best_of(
         if part.partition(" stage ")[0] != run:
             continue
         for entry in history:
-            if (value := _value(entry, prepared, metric)) is not None:
+            if (value := _value(entry, evaluator)) is not None:
                 found.append((value, steps + int(entry.get("step", 0))))
         steps += max((int(entry["step"]) for entry in history if "step" in entry), default=0)
     if not found:
         return None
     # The first of equals: the shortest training that is as good.
-    value, step = max(found, key=lambda one: one[0] if greater_is_better else -one[0])
+    value, step = max(found, key=lambda one: one[0] if evaluator.greater_is_better else -one[0])
     return Best(value, step, steps, len(found))
 
 
-def _value(entry: Mapping[str, Any], prepared: Prepared, metric: str) -> float | None:
+def _value(entry: Mapping[str, Any], evaluator: Evaluator) -> float | None:
     figures = {key.removeprefix("eval_"): value for key, value in entry.items() if key.startswith("eval_")}
     if not figures:
         return None
-    summarised: Callable[[Mapping[str, float]], Mapping[str, float]] | None = prepared.summary
-    value = (figures if summarised is None else summarised(figures)).get(metric)
+    value = evaluator.logged(figures).get(evaluator.headline)
     return float(value) if value is not None and math.isfinite(value) else None

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
+from hf_distill.metrics.chance import Chance
 from hf_distill.metrics.table import Undefined
 from hf_distill.report.best import Best
 from hf_distill.report.calibration import Calibration, Confusion, Group
-from hf_distill.report.chance import Chance
 from hf_distill.report.latency import Latency, Timing
 from hf_distill.report.results import ModelResult, Results, SeedResult
 from hf_distill.report.verdict import verdict

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
+from hf_distill.metrics.chance import Chance
 from hf_distill.models.quantization import in_words, size, weights
 from hf_distill.report.best import Best
 from hf_distill.report.calibration import Calibration, Confusion, Group
-from hf_distill.report.chance import Chance
 from hf_distill.report.latency import Latency
 
 if TYPE_CHECKING:

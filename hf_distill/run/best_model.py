@@ -97,9 +97,10 @@ def check_best_metric(recipe: Recipe, prepared: Prepared) -> None:
         UserError: A line for each mistake.
     """
     mistakes: dict[str, str] = {}
-    metrics = prepared.metric_names if prepared.summary is None else ()
+    evaluator = prepared.evaluator
+    metrics = evaluator.names if evaluator.needs_logits else ()
     for training in _trainings(recipe):
-        figures = _figures(training, labelled=bool(prepared.metric_names), classes=prepared.layout.has_classes)
+        figures = _figures(training, labelled=bool(evaluator.names), classes=prepared.layout.has_classes)
         for path, text in _not_told(training, [*figures, *metrics]):
             mistakes.setdefault(path, text)
     _refuse(recipe, mistakes)

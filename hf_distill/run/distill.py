@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from transformers.utils.logging import disable_progress_bar
 
 from hf_distill.report.terminal import show
-from hf_distill.run.evaluation import assess
+from hf_distill.run.evaluation import report_on
 from hf_distill.run.launch import check_launch
 from hf_distill.run.preparation import open_run
 
@@ -53,7 +53,7 @@ def _distill(run: Run) -> Report:
         if recipe.report.baseline:
             baselines.append(run.train_student(teacher, seed, baseline=True))
     with run.stage("report"):
-        report = assess(run, teacher, students, baselines)
+        report = report_on(run, teacher, students, baselines)
         if run.is_main:
             report.save(run.directory.path)
     if recipe.hub.push:

@@ -1,26 +1,26 @@
-"""Judging finished models side by side: predictions on the eval split, what agrees, what it costs to run them."""
+"""Evaluating finished models side by side: predictions on the eval split, what agrees, what it costs to run them."""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
-from hf_distill.metrics.score import greater_is_better
 from hf_distill.metrics.table import AGREEMENT
 from hf_distill.models.tokenizers import tokenizer_name
 from hf_distill.report.best import best_of
 from hf_distill.report.costs import costs_of, skipped_of
 from hf_distill.report.latency import Latency, measure_all
-from hf_distill.report.predictions import Judged, chance_of, class_figures, gain_error, judged_before, labelled_rows
+from hf_distill.report.predictions import Evaluated, class_figures
 from hf_distill.report.report import Report
 from hf_distill.report.results import ModelResult, SeedResult
 from hf_distill.report.text import HEAD_IS_LEFT
 from hf_distill.run.checks import leaves_head
 from hf_distill.students.freezing import find_frozen
+from hf_distill.tasks.evaluator import PERPLEXITY, Predictions
 from hf_distill.training.labelled import labels_of
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from hf_distill.tasks import Prepared
 
 
-def assess(run: Run, teacher: PreTrainedModel, students: Sequence[Fitted], baselines: Sequence[Fitted]) -> Report:
-    """Judge all models on the eval split and put the report together.
+def report_on(run: Run, teacher: PreTrainedModel, students: Sequence[Fitted], baselines: Sequence[Fitted]) -> Report:
+    """Evaluate all models on the eval split and put the report together.
 
     Args:
         run: The run they come from.
@@ -44,37 +44,37 @@ def assess(run: Run, teacher: PreTrainedModel, students: Sequence[Fitted], basel
     models = {"teacher": teacher, "student": students[0].model}
     if baselines:
         models["baseline"] = baselines[0].model
-    judged = {name: judge(run, model, None if name == "teacher" else teacher, name) for name, model in models.items()}
+    found = {name: evaluate(run, model, None if name == "teacher" else teacher, name) for name, model in models.items()}
+    predictions = {name: one.predictions for name, one in found.items()}
     if not run.recipe.teacher.has_model:
         del models["teacher"]
     speeds = _latencies(run, models) if run.recipe.report.latency else {}
-    results = {name: ModelResult.of(model, judged[name].metrics, speeds.get(name)) for name, model in models.items()}
-    results.setdefault("teacher", ModelResult(judged["teacher"].metrics, None, None, weights=""))
-    metric = (*run.prepared.metric_names, AGREEMENT)[0]
-    greater = metric == AGREEMENT or greater_is_better(metric)
+    results = {name: ModelResult.of(model, found[name].metrics, speeds.get(name)) for name, model in models.items()}
+    results.setdefault("teacher", ModelResult(found["teacher"].metrics, None, None, weights=""))
+    evaluator = run.prepared.evaluator
     return Report(
         task=run.recipe.task.name,
-        metric=metric,
-        greater_is_better=greater,
+        metric=evaluator.headline,
+        greater_is_better=evaluator.greater_is_better,
         teacher=results["teacher"],
         student=results["student"],
         baseline=results.get("baseline"),
-        agreement=judged["student"].agreement,
-        baseline_agreement=judged["baseline"].agreement if baselines else None,
-        eval_rows=labelled_rows(run.prepared, judged["student"]),
-        gain_error=gain_error(run.prepared, judged, metric),
-        chance=chance_of(run.prepared, judged["teacher"], metric, greater),
-        best=_best(run, "", metric, greater),
-        seeds=_seeds(run, teacher, students, baselines, judged, metric, greater),
+        agreement=found["student"].agreement,
+        baseline_agreement=found["baseline"].agreement if baselines else None,
+        eval_rows=evaluator.count(predictions["student"]),
+        gain_error=evaluator.gain_error(predictions["student"], predictions["baseline"]) if baselines else None,
+        chance=evaluator.chance(predictions["teacher"]),
+        best=_best(run, ""),
+        seeds=_seeds(run, teacher, students, baselines, found),
         history=run.histories,
         settings=_settings(run, students[0].model),
         recipe=run.directory.recipe,
-        **class_figures(run.prepared, judged),
+        **class_figures(run.prepared, found),
     )
 
 
-def judge(run: Run, model: PreTrainedModel, teacher: PreTrainedModel | None, name: str = "student") -> Judged:
-    """Predict the eval split.
+def evaluate(run: Run, model: PreTrainedModel, teacher: PreTrainedModel | None, name: str = "student") -> Evaluated:
+    """Return what a model predicts on the eval split, and the metrics of it.
 
     Args:
         run: Its data and precision.
@@ -82,33 +82,35 @@ def judge(run: Run, model: PreTrainedModel, teacher: PreTrainedModel | None, nam
         teacher: Whose predictions to compare with; None if `model` is the teacher.
         name: What a message calls the model.
     """
-    judged: Any = model
-    if teacher is None and (known := getattr(model, "label_losses", None)) is not None:
-        return judged_before(run.prepared, known)
-    if teacher is None:
-        (fitter, judged), target = run.answering(model), None
-    else:
-        fitter, target = run.targets(teacher)
-    prepared = fitter.prepared
-    output, losses = fitter.predict(judged, run.training, target, f"the {name}")
-    figures = {key.removeprefix("test_"): value for key, value in (output.metrics or {}).items()}
-    share = figures.get(AGREEMENT)
-    if teacher is None and prepared.layout.has_classes:
-        share = 1.0
-    predictions: Any = output.predictions  # None where they are not kept, whatever the annotation says
-    logits = None if predictions is None else np.asarray(predictions)
-    columns = prepared.layout.teacher_columns
-    if teacher is None and logits is not None and columns is not None:
-        logits = logits[..., list(columns)]
-    labels = None if output.label_ids is None else np.asarray(output.label_ids)
-    metrics: Mapping[str, float] = {} if share is None else {AGREEMENT: share}
-    if prepared.metric_names and prepared.summary is not None:
-        metrics = prepared.summary(figures)
-        if prepared.generate is not None:
-            metrics = {**metrics, **prepared.generate(model, run.args.per_device_eval_batch_size)}
-    elif prepared.metric_names and logits is not None and labels is not None:
-        metrics = prepared.metrics(logits, labels)
-    return Judged(metrics, share, logits, labels, losses)
+    predictions, agreement = _predict(run, model, name) if teacher is None else _compare(run, model, teacher, name)
+    metrics = run.prepared.evaluator.evaluate(predictions)
+    if not metrics and agreement is not None:
+        metrics = {AGREEMENT: agreement}
+    return Evaluated(metrics, agreement, predictions)
+
+
+def _compare(run: Run, model: PreTrainedModel, teacher: PreTrainedModel, name: str) -> tuple[Predictions, float | None]:
+    """Return what a student predicts, and on which share of rows the teacher predicts the same."""
+    fitter, target = run.targets(teacher)
+    predictions, agreement = fitter.predict(model, run.training, target, f"the {name}")
+    return replace(predictions, texts=_generate(run, model)), agreement
+
+
+def _predict(run: Run, teacher: PreTrainedModel, name: str) -> tuple[Predictions, float | None]:
+    """Return what the teacher predicts, classes in the student's order, and its agreement with itself."""
+    agreement = 1.0 if run.prepared.layout.has_classes else None
+    if (known := getattr(teacher, "label_losses", None)) is not None:
+        return Predictions(losses=known), agreement
+    fitter, answering = run.answering(teacher)
+    predictions, _ = fitter.predict(answering, run.training, whose=f"the {name}")
+    columns = fitter.prepared.layout.teacher_columns
+    if predictions.logits is not None and columns is not None:
+        predictions = replace(predictions, logits=predictions.logits[..., list(columns)])
+    return replace(predictions, texts=_generate(run, teacher)), agreement
+
+
+def _generate(run: Run, model: PreTrainedModel) -> Sequence[str]:
+    return run.prepared.evaluator.generate(model, run.args.per_device_eval_batch_size)
 
 
 def _seeds(
@@ -116,42 +118,36 @@ def _seeds(
     teacher: PreTrainedModel,
     students: Sequence[Fitted],
     baselines: Sequence[Fitted],
-    judged: Mapping[str, Judged],
-    metric: str,
-    greater: bool,
+    found: Mapping[str, Evaluated],
 ) -> tuple[SeedResult, ...]:
-    """Judge the models of the other seeds; the first seed's are judged already."""
+    """Evaluate the models of the other seeds; the first seed's are evaluated already."""
     if len(students) < 2:
         return ()
 
     def metrics(name: str, trained: Sequence[Fitted]) -> list[Mapping[str, float]]:
-        rest = [judge(run, one.model, teacher, name).metrics for one in trained[1:]]
-        return [judged[name].metrics, *rest]
+        rest = [evaluate(run, one.model, teacher, name).metrics for one in trained[1:]]
+        return [found[name].metrics, *rest]
 
     without = metrics("baseline", baselines) if baselines else [None] * len(students)
     names = ["", *(f" seed {seed}" for seed in run.seeds[1:])]
     return tuple(
-        SeedResult(seed, student, baseline, _best(run, name, metric, greater).get("baseline"))
+        SeedResult(seed, student, baseline, _best(run, name).get("baseline"))
         for seed, name, student, baseline in zip(run.seeds, names, metrics("student", students), without, strict=True)
     )
 
 
-def _best(run: Run, seed: str, metric: str, greater: bool) -> dict[str, Best]:
+def _best(run: Run, seed: str) -> dict[str, Best]:
     """Return the best evaluations of student and baseline while they were trained.
 
     Args:
         run: Its histories.
         seed: What ends the names of these trainings: nothing, or ` seed 43`.
-        metric: The headline metric.
-        greater: Whether more of it is better.
     """
     smoothed = any(getattr(one, "label_smoothing", 0) for stage in run.recipe.plan for one in stage.objectives)
-    if run.prepared.summary is not None and smoothed:
+    evaluator = run.prepared.evaluator
+    if evaluator.headline == PERPLEXITY and smoothed:
         return {}  # the perplexity is that of the label, and their evaluations had the loss of smoothed ones
-    found = {
-        name: best_of(run.histories, name + seed, run.prepared, metric, greater_is_better=greater)
-        for name in ("student", "baseline")
-    }
+    found = {name: best_of(run.histories, name + seed, evaluator) for name in ("student", "baseline")}
     return {name: best for name, best in found.items() if best is not None}
 
 

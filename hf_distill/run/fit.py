@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,19 +16,20 @@ from hf_distill.errors import Stopped
 from hf_distill.files.fingerprint import fingerprint
 from hf_distill.files.ownership import TRAINING
 from hf_distill.files.records import write_record
+from hf_distill.metrics.table import AGREEMENT
 from hf_distill.models.fingerprint import model_fingerprint
 from hf_distill.parallel import asked_once
 from hf_distill.run.checks import leaves_head
 from hf_distill.run.found import Found, look
+from hf_distill.tasks.evaluator import Predictions
 from hf_distill.training.checkpoints import last_complete_checkpoint, remove_checkpoints
 from hf_distill.training.deciding import deciding
 from hf_distill.training.labelled import drawn_from
 
 if TYPE_CHECKING:
-    import numpy as np
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-    from transformers.trainer_utils import PredictionOutput
+    from transformers.trainer_utils import EvalPrediction, PredictionOutput
 
     from hf_distill.objectives import Objective
     from hf_distill.tasks import Prepared
@@ -78,7 +79,7 @@ class Fitter:
     task: Mapping[str, Any] = field(default_factory=dict)
 
     def for_teacher(self) -> Fitter:
-        """Return what trains and judges the teacher itself: on its own tokens, where it has a tokenizer of its own."""
+        """Return what trains and evaluates the teacher itself: on its own tokens, where it has its own tokenizer."""
         if self.prepared.for_teacher is None:
             return self
         return Fitter(self.prepared.for_teacher, self.teacher_tokenizer or self.tokenizer, task=self.task)
@@ -201,11 +202,14 @@ class Fitter:
         training: Mapping[str, Any],
         teacher: PreTrainedModel | None = None,
         whose: str = "",
-    ) -> tuple[PredictionOutput, np.ndarray[Any, Any]]:
-        """Return a model's logits on the eval split, in its order, its figures there, and its losses.
+    ) -> tuple[Predictions, float | None]:
+        """Return what a model predicts on the eval split, and how often the teacher predicts the same.
 
-        The figures are `test_objective/labels` and, with a teacher to compare with, `test_agreement`; the losses are
-        sum and number of the labels of every example, `(examples, 2)`. A message calls the model what `whose` says.
+        Args:
+            model: In eval mode afterwards.
+            training: Its arguments: batch size, precision, device.
+            teacher: Whom to compare with. Without one, and for regression, there is no agreement.
+            whose: What a message calls the model.
 
         Raises:
             NotFinite: It predicts something that is NaN or infinite.
@@ -217,7 +221,8 @@ class Fitter:
         trainer.whose = whose
         output = trainer.predict(self.prepared.eval)
         _finished(trainer)
-        return output, trainer.eval_sums.examples("labels").numpy()
+        found = replace(_predictions(output), losses=trainer.eval_sums.examples("labels").numpy())
+        return found, (output.metrics or {}).get(f"test_{AGREEMENT}")
 
     def _trainer(
         self,
@@ -235,10 +240,15 @@ class Fitter:
         from hf_distill.training.progress import ProgressBar
         from hf_distill.training_args import DistillationArguments
 
+        evaluator = self.prepared.evaluator
+
+        def compute(found: EvalPrediction) -> dict[str, float]:
+            return evaluator.evaluate(_predictions(found))
+
         trainer = DistillationTrainer(
             model,
             DistillationArguments(
-                **{**training, "output_dir": str(directory), "prediction_loss_only": self.prepared.summary is not None}
+                **{**training, "output_dir": str(directory), "prediction_loss_only": not evaluator.needs_logits}
             ),
             teacher=teacher,
             objectives=objectives,
@@ -247,14 +257,18 @@ class Fitter:
             eval_dataset=self.prepared.eval,
             data_collator=self.prepared.collator,
             processing_class=self.tokenizer,
-            compute_metrics=self._metrics if self.prepared.metric_names and self.prepared.summary is None else None,
+            compute_metrics=compute if evaluator.names and evaluator.needs_logits else None,
         )
         if trainer.pop_callback(ProgressCallback) is not None:  # None under disable_tqdm
             trainer.add_callback(ProgressBar(leaves_head(objectives, self.prepared.head.auto_class)))
         return trainer
 
-    def _metrics(self, prediction: Any) -> dict[str, float]:
-        return self.prepared.metrics(prediction.predictions, prediction.label_ids)
+
+def _predictions(found: EvalPrediction | PredictionOutput) -> Predictions:
+    """Return what `Trainer` predicted on an eval split; a layout gives one array of logits and one of labels."""
+    logits: Any = found.predictions
+    labels: Any = found.label_ids
+    return Predictions(logits, labels)
 
 
 @contextmanager

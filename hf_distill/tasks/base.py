@@ -1,4 +1,4 @@
-"""What a task is: how examples become model inputs, which logits count, and how predictions are judged."""
+"""What a task is: how examples become model inputs, which logits count, and how models are evaluated."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from hf_distill.objectives.class_weights import NO_CLASSES
 from hf_distill.tasks.class_counts import ClassCounts, count_classes
 
 if TYPE_CHECKING:
-    import numpy as np
     from datasets import Dataset
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from hf_distill.models.loading import Head
     from hf_distill.objectives.base import Objective
     from hf_distill.objectives.class_weights import ClassWeights
     from hf_distill.rows.base import RowLayout
     from hf_distill.tasks.class_counts import ClassCounts
+    from hf_distill.tasks.evaluator import Evaluator
 
 # What a recipe says of labels: names of integers, or what each label means (None: no label).
 SaidLabels = list[str] | dict[str, str | None] | None
@@ -66,19 +66,9 @@ class Prepared:
         head: How to load a model for the task.
         layout: Which logits count.
         collator: Pads examples to a batch.
-        metrics: `(logits, labels) -> {name: value}` over the eval split.
-        summary: `{figure: value} -> {name: value}`, in place of `metrics` for a task whose logits are too many to keep:
-            the figures are means over the whole eval split (`objective/labels`, from which comes the perplexity).
-        generate: `(model, batch_size) -> {name: value}` over the eval split, for metrics that take more than a forward
-            pass (of generated text). Called on every process at once, each with the whole model; returns the same on
-            all. Together with `summary`, whose figures come first.
-        metric_names: What `metrics` returns, the headline first; empty where the eval split has no labels, and
-            only agreement can be reported.
+        evaluator: Computes the metrics of a model on the eval split.
         label_names: Class names in the order of the student's head; None where nothing names them.
         labelled: Whether the train split has labels.
-        scores: `(logits, labels) -> {name: (units,)}`: the metrics of what is judged as a whole, where that is not a
-            row of the eval split but several (the windows of a question). Those of a model are their means, without
-            NaN.
         for_teacher: The same data, row by row, as the teacher reads it, where it has a tokenizer of its own; None where
             both read the same tokens.
     """
@@ -88,14 +78,10 @@ class Prepared:
     head: Head
     layout: RowLayout
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
-    metrics: Callable[[np.ndarray, np.ndarray], dict[str, float]]
-    metric_names: tuple[str, ...]
+    evaluator: Evaluator
     label_names: tuple[str, ...] | None
     labelled: bool
-    summary: Callable[[Mapping[str, float]], dict[str, float]] | None = None
-    generate: Callable[[PreTrainedModel, int], dict[str, float]] | None = None
     for_teacher: Prepared | None = None
-    scores: Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]] | None = None
 
 
 @component

@@ -16,14 +16,13 @@ from hf_distill.data.label_names import IGNORED, UNLABELLED
 from hf_distill.errors import UserError
 from hf_distill.models.loading import Head
 from hf_distill.tasks.base import Prepared, Setup, Task
+from hf_distill.tasks.evaluator import LossEvaluator
 from hf_distill.tasks.language import (
     PadTokens,
     among,
     check_shared,
     check_texts,
-    no_logits,
     pad_token_id,
-    perplexity,
     token_features,
     vocabulary,
 )
@@ -109,11 +108,9 @@ class FillMask(Task):
             head=Head(self.auto_class),
             layout=TokenRows(classes=width, left_out=among(setup.left_out, width)),
             collator=MaskTokens(masker, PadTokens(pad_token_id(tokenizer, setup.left_out)), tokenizer),
-            metrics=no_logits,
-            metric_names=tuple(names),
+            evaluator=LossEvaluator(tuple(names), width),
             label_names=None,
             labelled=True,
-            summary=perplexity,
         )
 
     def _masker(self, tokenizer: PreTrainedTokenizerBase, left_out: tuple[int, ...]) -> Masker:

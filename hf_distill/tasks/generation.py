@@ -1,4 +1,4 @@
-"""Judging models by the texts they generate, on every process a share."""
+"""Evaluating models by the texts they generate, on every process a share."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from hf_distill.metrics.text import score_texts
+from hf_distill.tasks.evaluator import LossEvaluator, Predictions
 from hf_distill.tasks.language import pad
 
 if TYPE_CHECKING:
@@ -19,30 +21,28 @@ REFERENCE = "reference"
 
 @dataclass(frozen=True)
 class Generator:
-    """`Prepared.generate` of encoder-decoder models.
+    """Has encoder-decoder models generate a text for each row of the eval split.
 
     Attributes:
         split: The eval split, sorted by length, with `input_ids` and, as text, `reference`.
         tokenizer: Of both models.
         pad_token_id: Stands where there is no token; masked.
-        names: Metrics.
         settings: What all models generate with; the rest is each model's own `generation_config`.
     """
 
     split: Dataset
     tokenizer: PreTrainedTokenizerBase
     pad_token_id: int
-    names: Sequence[str]
     settings: Mapping[str, Any] = field(default_factory=dict)
 
-    def __call__(self, model: PreTrainedModel, batch_size: int) -> dict[str, float]:
-        """Return the metrics over the whole split, the same on every process."""
-        from hf_distill.metrics.text import score_texts
-
-        return score_texts(self.names, self.texts(model, batch_size), self.split[REFERENCE][:])
+    @property
+    def references(self) -> list[str]:
+        """The texts of the split that models are to generate."""
+        found: list[str] = self.split[REFERENCE][:]
+        return found
 
     def texts(self, model: PreTrainedModel, batch_size: int) -> list[str]:
-        """Return what a model generates for each row of the split, in its order."""
+        """Return what a model generates for each row of the split, in its order, the same on every process."""
         from accelerate import PartialState
         from accelerate.utils import gather_object
 
@@ -80,3 +80,25 @@ def _one_limit(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.generation_config = config
+
+
+@dataclass(frozen=True)
+class TextEvaluator(LossEvaluator):
+    """From generated texts: ROUGE, BLEU, chrF; beside them the perplexity, which takes no generating.
+
+    Attributes:
+        generator: Has a model generate them.
+    """
+
+    generator: Generator
+
+    def generate(self, model: PreTrainedModel, batch_size: int) -> Sequence[str]:
+        """Return what the model generates for each example of the eval split."""
+        return self.generator.texts(model, batch_size)
+
+    def evaluate(self, predictions: Predictions) -> dict[str, float]:
+        """Return the perplexity, where it is among the names, and the metrics of texts, if any were generated."""
+        found = super().evaluate(predictions)
+        if predictions.texts:
+            found |= score_texts(self.names, predictions.texts, self.generator.references)
+        return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,6 @@ from hf_distill.data import column
 from hf_distill.data.label_names import IGNORED
 from hf_distill.data.misfits import is_text, misfit
 from hf_distill.errors import UserError
-from hf_distill.metrics.table import Undefined
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -136,23 +134,3 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase) -> int:
 def among(left_out: Sequence[int], classes: int) -> tuple[int, ...]:
     """Return the tokens to leave out that are columns of a student's head."""
     return tuple(number for number in left_out if number < classes)
-
-
-def perplexity(figures: Mapping[str, float]) -> dict[str, float]:
-    """Return the perplexity from the mean loss of a labelled token, `Prepared.summary` of a language model.
-
-    >>> perplexity({"objective/labels": 0.0})
-    {'perplexity': 1.0}
-    """
-    loss = figures.get("objective/labels")
-    if loss is None:
-        return {"perplexity": Undefined("no token has a label")}
-    try:
-        return {"perplexity": math.exp(loss)}
-    except OverflowError:
-        return {"perplexity": Undefined("it is too large for a number: the mean loss of a token is above 709")}
-
-
-def no_logits(*_: Any) -> dict[str, float]:
-    """Stand for `Prepared.metrics` where no logits are kept."""
-    raise AssertionError("a language model's logits are not kept: see Prepared.summary")

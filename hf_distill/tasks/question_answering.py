@@ -14,6 +14,7 @@ from hf_distill.data.misfits import misfit
 from hf_distill.errors import UserError
 from hf_distill.models.loading import Head
 from hf_distill.tasks.base import Prepared, Setup, Task
+from hf_distill.tasks.evaluator import SpanEvaluator
 from hf_distill.tasks.language import check_texts
 from hf_distill.tasks.tokenising import tokenise
 from hf_distill.tasks.windows import PadWindows, Windows, answers_of
@@ -74,18 +75,15 @@ class QuestionAnswering(Task):
         }
         judged = by_length(windows["eval"])
         questions = self._questions(splits["eval"], judged, names)
-        answered = known["eval"][0] > 0
         return Prepared(
             train=windows["train"].remove_columns(list(_PLACE)),
             eval=judged.remove_columns(list(_PLACE)),
             head=Head(self.auto_class, {"num_labels": 2}),
             layout=SpanRows(),
             collator=PadWindows(setup.tokenizer),
-            metrics=questions.metrics,
-            metric_names=names if answered else (),
+            evaluator=SpanEvaluator(names if known["eval"][0] else (), questions),
             label_names=None,
             labelled=known["train"][0] > 0,
-            scores=questions.scores if answered else None,
         )
 
     def _questions(self, raw: Dataset, windows: Dataset, names: tuple[str, ...]) -> Questions:

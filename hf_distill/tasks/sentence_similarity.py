@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
@@ -17,6 +16,7 @@ from hf_distill.errors import UserError
 from hf_distill.models.loading import Head
 from hf_distill.rows.similarity import MARGIN
 from hf_distill.tasks.base import Prepared, Setup, Task
+from hf_distill.tasks.evaluator import LogitsEvaluator
 from hf_distill.tasks.sentence_columns import (
     NAME,
     TEXTS,
@@ -87,7 +87,7 @@ class SentenceSimilarity(Task):
 
     def prepare(self, splits: Mapping[str, Dataset], setup: Setup) -> Prepared:
         """See `Task.prepare`."""
-        from hf_distill.metrics.score import check, score
+        from hf_distill.metrics.score import check
         from hf_distill.rows.similarity import SimilarityRows
         from hf_distill.tasks.sentence_readers import readers
 
@@ -105,12 +105,11 @@ class SentenceSimilarity(Task):
             head=Head(self.auto_class, adapt=student.adapt),
             layout=SimilarityRows(pairs=not translated),
             collator=PadTexts(student.tokenizer),
-            metrics=partial(score, names, kind="values"),
-            metric_names=tuple(names) if "eval" in scores.labelled else (),
+            evaluator=LogitsEvaluator(tuple(names) if "eval" in scores.labelled else (), "values"),
             label_names=None,
             labelled="train" in scores.labelled,
         )
-        if not prepared.metric_names and not translated:
+        if not prepared.evaluator.names and not translated:
             logger.warning("the eval split has no pairs with scores: the report cannot say how good the models are")
         if student.reads_like(teacher) and not translated:
             return prepared

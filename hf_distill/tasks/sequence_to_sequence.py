@@ -15,8 +15,9 @@ from hf_distill.models.decoders import decoder_positions
 from hf_distill.models.loading import Head
 from hf_distill.models.tokenizers import NO_LIMIT
 from hf_distill.tasks.base import Prepared, Setup, Task
-from hf_distill.tasks.generation import REFERENCE, Generator
-from hf_distill.tasks.language import among, check_shared, check_texts, no_logits, pad_token_id, perplexity, vocabulary
+from hf_distill.tasks.evaluator import LossEvaluator
+from hf_distill.tasks.generation import REFERENCE, Generator, TextEvaluator
+from hf_distill.tasks.language import among, check_shared, check_texts, pad_token_id, vocabulary
 from hf_distill.tasks.pair_tokens import PadPairs, PairEncoder, beginning
 
 if TYPE_CHECKING:
@@ -76,19 +77,18 @@ class SequenceToSequence(Task):
         settings = {**self._lengths(judged), **begins.settings}
         check_shared(tokenised, setup)
         padding = pad_token_id(tokenizer, setup.left_out)
-        generator = Generator(judged, tokenizer, padding, names, settings)
+        evaluator = LossEvaluator(tuple(names), width)
+        if any(map(takes_texts, names)):
+            evaluator = TextEvaluator(tuple(names), width, Generator(judged, tokenizer, padding, settings))
         return Prepared(
             train=tokenised["train"],
             eval=judged,
             head=Head(self.auto_class),
             layout=TargetRows(classes=width, left_out=among(setup.left_out, width)),
             collator=PadPairs(padding, begins.token),
-            metrics=no_logits,
-            metric_names=tuple(names),
+            evaluator=evaluator,
             label_names=None,
             labelled=True,
-            summary=perplexity if "perplexity" in names else _nothing,
-            generate=generator if any(map(takes_texts, names)) else None,
         )
 
     def _columns(self, split: Dataset) -> Dataset:
@@ -224,7 +224,3 @@ def _language_token(tokenizer: PreTrainedTokenizerBase, language: str, key: str)
         if number is not None and number != tokenizer.unk_token_id:
             return int(number)
     raise UserError(f"{type(tokenizer).__name__} knows no language '{language}'.", key=key)
-
-
-def _nothing(_: Mapping[str, float]) -> dict[str, float]:
-    return {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hf_distill.component import component
@@ -17,6 +16,7 @@ from hf_distill.models.decoders import check_ends
 from hf_distill.models.loading import Head
 from hf_distill.tasks.base import Prepared, Setup, Task
 from hf_distill.tasks.class_counts import ClassCounts, count_raw
+from hf_distill.tasks.evaluator import LogitsEvaluator
 from hf_distill.tasks.label_forms import as_lists
 from hf_distill.tasks.label_space import read_labels
 from hf_distill.tasks.problem_type import PROBLEM_TYPES, Labelling, Problem
@@ -51,7 +51,7 @@ class TextClassification(Task):
         """See `Task.prepare`."""
         from transformers import DataCollatorWithPadding
 
-        from hf_distill.metrics.score import check, score, shown_kind
+        from hf_distill.metrics.score import check, shown_kind
         from hf_distill.metrics.table import DEFAULTS
         from hf_distill.rows.examples import ExampleRows
 
@@ -77,8 +77,9 @@ class TextClassification(Task):
                 soft=labelling.soft and labelling.kind == "binary",
             ),
             collator=DataCollatorWithPadding(setup.tokenizer),
-            metrics=partial(score, names, kind=labelling.kind),
-            metric_names=tuple(names) if "eval" in labelling.labelled else (),
+            evaluator=LogitsEvaluator(
+                tuple(names) if "eval" in labelling.labelled else (), labelling.kind, labelling.names
+            ),
             label_names=labelling.names,
             labelled="train" in labelling.labelled,
         )

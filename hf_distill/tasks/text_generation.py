@@ -13,14 +13,13 @@ from hf_distill.errors import UserError
 from hf_distill.models.loading import Head
 from hf_distill.models.outline import has_class
 from hf_distill.tasks.base import Prepared, Setup, Task
+from hf_distill.tasks.evaluator import LossEvaluator
 from hf_distill.tasks.language import (
     PadTokens,
     among,
     check_shared,
     check_texts,
-    no_logits,
     pad_token_id,
-    perplexity,
     vocabulary,
 )
 from hf_distill.tasks.text_tokens import FORMS, Form, TextEncoder, tokenise_split
@@ -99,11 +98,9 @@ class TextGeneration(Task):
             head=Head(self.auto_class),
             layout=TokenRows(shift=True, classes=width, left_out=among(setup.left_out, width)),
             collator=PadTokens(pad_token_id(tokenizer, setup.left_out)),
-            metrics=no_logits,
-            metric_names=tuple(names),
+            evaluator=LossEvaluator(tuple(names), width),
             label_names=None,
             labelled=True,
-            summary=perplexity,
         )
 
     def look(self, splits: Mapping[str, Dataset], setup: Setup) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hf_distill.component import component
@@ -16,6 +15,7 @@ from hf_distill.errors import UserError
 from hf_distill.models.loading import Head
 from hf_distill.tasks.base import Prepared, Setup, Task
 from hf_distill.tasks.class_counts import ClassCounts, count_raw
+from hf_distill.tasks.evaluator import LogitsEvaluator
 from hf_distill.tasks.label_space import read_labels
 from hf_distill.tasks.problem_type import Labelling
 from hf_distill.tasks.tag_schemes import Scheme, bring_into_scheme
@@ -58,7 +58,7 @@ class TokenClassification(Task):
         """See `Task.prepare`."""
         from transformers import DataCollatorForTokenClassification
 
-        from hf_distill.metrics.score import check, marks_spans, score
+        from hf_distill.metrics.score import check, marks_spans
         from hf_distill.metrics.table import DEFAULTS, PLAIN_TAGS
         from hf_distill.rows.tokens import TokenRows
 
@@ -84,8 +84,7 @@ class TokenClassification(Task):
             head=Head(self.auto_class, labelling.settings()),
             layout=TokenRows(teacher_columns=labelling.teacher_columns),
             collator=DataCollatorForTokenClassification(tokenizer, label_pad_token_id=IGNORED),
-            metrics=partial(score, names, kind="tags", label_names=labelling.names),
-            metric_names=tuple(names) if "eval" in labelling.labelled else (),
+            evaluator=LogitsEvaluator(tuple(names) if "eval" in labelling.labelled else (), "tags", labelling.names),
             label_names=labelling.names,
             labelled="train" in labelling.labelled,
         )

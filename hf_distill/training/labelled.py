@@ -73,7 +73,7 @@ def labels_of(prepared: Prepared) -> dict[str, int]:
     """Return how many rows of each split have a label, as a report gives it."""
     return {
         "train_rows_with_label": int(has_label(prepared.train).sum()) if prepared.labelled else 0,
-        "eval_rows_with_label": int(has_label(prepared.eval).sum()) if prepared.metric_names else 0,
+        "eval_rows_with_label": int(has_label(prepared.eval).sum()) if prepared.evaluator.names else 0,
     }
 
 

@@ -7,7 +7,8 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, recall_score
 
-from hf_distill.report.calibration import by_label, calibration, confusion, gain_error
+from hf_distill.metrics.bootstrap import gain_error
+from hf_distill.report.calibration import by_label, calibration, confusion
 
 
 def made_up(rows: int = 700, classes: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -13,9 +13,9 @@ import pytest
 import scipy.stats
 from reports import model, regression, several_seeds, speed, unlabelled, whole
 
+from hf_distill.metrics.chance import Chance
 from hf_distill.report import page as report_html
 from hf_distill.report.calibration import Group
-from hf_distill.report.chance import Chance
 from hf_distill.report.report import Report
 from hf_distill.report.results import ModelResult
 

@@ -24,7 +24,7 @@ from hf_distill.report.plots import plots
 from hf_distill.report.report import Report
 from hf_distill.report.results import SeedResult
 from hf_distill.report.terminal import show
-from hf_distill.tasks.language import perplexity
+from hf_distill.tasks.evaluator import perplexity
 
 NAN, INF = float("nan"), float("inf")
 ONE_CLASS = "only one class among the labels"
@@ -57,8 +57,8 @@ def test_reasons(name: str, kind: Any, logits: Any, labels: Any, reason: str) ->
 
 def test_perplexity() -> None:
     """An infinite one was divided by: "kept 0.0 %" of the teacher's, or a traceback."""
-    for figures in ({}, {"objective/labels": 800.0}):
-        value = perplexity(figures)["perplexity"]
+    for loss in (None, math.nan, 800.0):
+        value = perplexity(loss)
         assert isinstance(value, Undefined)
 
 

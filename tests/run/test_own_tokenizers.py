@@ -393,7 +393,7 @@ def test_models_are_timed_on_their_own_tokens(make_model: Any, monkeypatch: pyte
     from hf_distill.report.report import Report
     from hf_distill.report.results import ModelResult
     from hf_distill.report.text import speed_note
-    from hf_distill.run import evaluation as assess
+    from hf_distill.run import evaluation as evaluation
 
     paths = make_model("roberta", vocab=["film"], seed=1), make_model("bert", seed=2)
     prepared = prepare(*paths, text=TEXTS, label=[0, 1, 1, 0])
@@ -413,7 +413,7 @@ def test_models_are_timed_on_their_own_tokens(make_model: Any, monkeypatch: pyte
 
         noting.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
         monkeypatch.setattr(model, "forward", noting)
-    found = assess.latencies(prepared, models, 2)
+    found = evaluation.latencies(prepared, models, 2)
     texts = sorted(TEXTS, key=lambda text: len(tokenizer_of(paths[1])(text)["input_ids"]))
     for name, path in (("teacher", paths[0]), ("student", paths[1]), ("baseline", paths[1])):
         expected = {

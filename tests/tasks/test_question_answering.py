@@ -23,6 +23,7 @@ from hf_distill.metrics.answers import Questions, best_span
 from hf_distill.models.loading import open_config, open_tokenizer
 from hf_distill.rows.spans import SpanRows
 from hf_distill.tasks import Prepared, QuestionAnswering, Setup
+from hf_distill.tasks.evaluator import Predictions
 
 NAMES = ("anna", "bob", "carla", "dan", "eve", "frank", "gina", "hugo")
 PLACES = ("paris", "rome", "oslo", "lima", "cairo", "delhi", "quito", "bern")
@@ -191,8 +192,8 @@ def test_no_answer(bert: Path) -> None:
     assert {tuple(labels) for labels in known.train["labels"] if labels[0] <= 0} == {(0, 0)}
     assert not any(mask[0] for mask in plain.train["context_mask"])
     assert all(mask[0] == 1 and sum(mask) > 1 for mask in known.train["context_mask"])
-    assert plain.metric_names == ("f1", "exact_match")
-    assert known.metric_names == ("f1", "exact_match", "f1_has_answer", "accuracy_no_answer")
+    assert plain.evaluator.names == ("f1", "exact_match")
+    assert known.evaluator.names == ("f1", "exact_match", "f1_has_answer", "accuracy_no_answer")
     assert prepare(bert, one, max_length=24, no_answer=True).train["labels"][:].count([0, 0]) > 0
     assert prepare(bert, both, max_length=24, no_answer=False).train["labels"][:].count([0, 0]) == 0
     # Known from either split: train and eval must agree on what the first token means.
@@ -229,8 +230,8 @@ def test_unlabelled_rows_and_answers_that_fit_nowhere(bert: Path, caplog: pytest
     assert prepared.labelled
     bare = prepare(bert, towns(8).remove_columns("answers"), towns(8))
     assert not bare.labelled
-    assert bare.metric_names == ("f1", "exact_match")
-    assert prepare(bert, towns(8), towns(8).remove_columns("answers")).metric_names == ()
+    assert bare.evaluator.names == ("f1", "exact_match")
+    assert prepare(bert, towns(8), towns(8).remove_columns("answers")).evaluator.names == ()
     context = " ".join(["old"] * 30)
     long = dataset(question=["where ?"], context=[context], answers=[{"text": [context], "answer_start": [0]}])
     with caplog.at_level(logging.WARNING, logger="hf_distill"):
@@ -501,12 +502,11 @@ def test_metrics_are_over_questions(unanswerable: int, bert: Path) -> None:
     wanted, _ = judge(prepared, open_tokenizer(str(bert)), data, [
         one[:length].astype(np.float64) for one, length in zip(logits, prepared.eval["length"], strict=True)
     ])  # fmt: skip
-    found = prepared.metrics(logits, labels)
+    found = prepared.evaluator.evaluate(Predictions(logits, labels))
     assert list(found) == names
     assert found == pytest.approx(wanted)
     assert 0 < found["exact_match"] < found["f1"] < 1
-    assert prepared.scores is not None
-    scores = prepared.scores(logits, labels)["f1"]
+    scores = prepared.evaluator.questions.scores(logits)["f1"]
     assert len(scores) == 40
     assert np.isnan(scores).sum() == len(range(0, 40, 7))
     assert np.nanmean(scores) == pytest.approx(found["f1"])
@@ -516,34 +516,35 @@ def test_undefined_metrics_are_nan(bert: Path) -> None:
     """A diverged model's NaN has an argmax, and thus a score; and a mean over no question is none."""
     prepared = prepare(bert, towns(6), metrics=["f1", "accuracy_no_answer"])
     shape = (len(prepared.eval), max(prepared.eval["length"]), 2)
-    found = prepared.metrics(np.zeros(shape), np.zeros((shape[0], 2)))
+    evaluator = prepared.evaluator
+    found = evaluator.evaluate(Predictions(np.zeros(shape)))
     assert np.isnan(found["accuracy_no_answer"])
     assert found["f1"] >= 0
-    assert np.isnan(prepared.metrics(np.full(shape, np.nan), np.zeros((shape[0], 2)))["f1"])
+    assert np.isnan(evaluator.evaluate(Predictions(np.full(shape, np.nan)))["f1"])
     with pytest.raises(ValueError, match="wanted those of all"):
-        prepared.metrics(np.zeros(shape)[1:], np.zeros((shape[0] - 1, 2)))
+        evaluator.evaluate(Predictions(np.zeros(shape)[1:]))
 
 
 def test_the_noise_of_a_gain_is_that_of_questions(bert: Path) -> None:
     """Windows resampled as if each were judged alone: an error bar of another quantity, or a crash after hours."""
-    from hf_distill.report.predictions import Judged, gain_error, labelled_rows
-
     data = towns(60, facts=6, unlabelled=6)
     prepared = prepare(bert, data, max_length=24)
     chance = np.random.default_rng(1)
     shape = (len(prepared.eval), max(prepared.eval["length"]), 2)
     labels = np.array(prepared.eval["labels"][:])
-    judged, scores = {}, {}
+    evaluator: Any = prepared.evaluator
+    predictions, scores = {}, {}
     for name in ("student", "baseline"):
         logits = chance.normal(size=shape)
-        assert prepared.scores is not None
-        judged[name] = Judged({}, None, logits, labels, np.zeros((len(logits), 2)))
-        scores[name] = prepared.scores(logits, labels)["f1"]
+        predictions[name] = Predictions(logits, labels)
+        scores[name] = evaluator.questions.scores(logits)["f1"]
     difference = scores["student"] - scores["baseline"]
     difference = difference[~np.isnan(difference)]
-    assert len(difference) == 50 == labelled_rows(prepared, judged["student"])
+    assert len(difference) == 50 == evaluator.count(predictions["student"])
     # A bootstrap of a mean estimates its standard error; 100 samples do to about 7 %.
-    assert gain_error(prepared, judged, "f1") == pytest.approx(difference.std() / 50**0.5, rel=0.25)
+    assert evaluator.gain_error(predictions["student"], predictions["baseline"]) == pytest.approx(
+        difference.std() / 50**0.5, rel=0.25
+    )
 
 
 # ---- A whole run -----------------------------------------------------------------------------------------------------

@@ -447,7 +447,7 @@ def test_texts_become_lists_of_tokens(bert: Path) -> None:
     assert inputs["input_ids"].shape == inputs["attention_mask"].shape
     assert inputs["input_ids"].shape[:2] == (3, 3)
     np.testing.assert_array_equal(inputs["labels"], [0.0, 1.0, math.nan])
-    assert prepared.metric_names == ("spearman", "pearson")
+    assert prepared.evaluator.names == ("spearman", "pearson")
     assert prepared.labelled
 
 

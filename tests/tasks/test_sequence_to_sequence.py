@@ -21,6 +21,8 @@ from hf_distill.metrics.text import score_texts
 from hf_distill.models.loading import load_model, open_config, open_tokenizer
 from hf_distill.objectives import KLDivergence, Labels
 from hf_distill.tasks import Prepared, Setup, Summarization, Task, Translation
+from hf_distill.tasks.evaluator import Predictions
+from hf_distill.tasks.generation import TextEvaluator
 
 KINDS = ("t5", "bart")
 SOURCES = [
@@ -185,7 +187,7 @@ def test_the_hubs_form_of_a_translation(make_model: Any) -> None:
     for column in ("input_ids", "labels"):
         assert there.train[column][:] == plain.train[column][:]
     assert back.train["input_ids"][:] == there.train["labels"][:]
-    assert there.metric_names == ("bleu", "chrf", "perplexity")
+    assert there.evaluator.names == ("bleu", "chrf", "perplexity")
 
 
 def nllb(directory: Path, make_model: Any) -> Path:
@@ -217,7 +219,8 @@ def test_models_of_many_languages(make_model: Any, tmp_path: Path) -> None:
     german, french = tokenizer.convert_tokens_to_ids(["deu_Latn", "fra_Latn"])
     assert {ids[0] for ids in prepared.train["input_ids"]} == {german}
     assert {labels[0] for labels in prepared.train["labels"]} == {french}
-    generator: Any = prepared.generate
+    evaluator: Any = prepared.evaluator
+    generator = evaluator.generator
     assert generator.settings["forced_bos_token_id"] == french
     key, line = mistake(path, columns, Translation())
     assert (key, "source_language: ..., target_language: ..." in line) == ("task", True)
@@ -240,7 +243,8 @@ def test_a_language_that_ends_a_text_begins_the_next(make_model: Any, tmp_path: 
     french = tokenizer.convert_tokens_to_ids("fra_Latn")
     assert {labels[-1] for labels in prepared.train["labels"]} == {french}
     assert set(batch(prepared)["decoder_input_ids"][:, 0].tolist()) == {french}
-    generator: Any = prepared.generate
+    evaluator: Any = prepared.evaluator
+    generator = evaluator.generator
     assert generator.settings["decoder_start_token_id"] == french
     assert "forced_bos_token_id" not in generator.settings
 
@@ -269,7 +273,8 @@ def test_generating_leaves_every_part_in_the_mode_it_was_in(make_model: Any) -> 
     model.train()
     model.model.encoder.eval()
     before = {name: module.training for name, module in model.named_modules()}
-    generator: Any = prepared.generate
+    evaluator: Any = prepared.evaluator
+    generator = evaluator.generator
     generator.texts(model, 4)
     assert {name: module.training for name, module in model.named_modules()} == before
 
@@ -282,7 +287,8 @@ def test_texts_are_those_of_each_row(kind: str, make_model: Any) -> None:
     model, tokenizer = load(path, prepared), open_tokenizer(str(path))
     order = sorted(range(4), key=lambda row: len(tokenizer(SOURCES[row])["input_ids"]))
     longest = max(len(tokenizer(text_target=target)["input_ids"]) for target in TARGETS)
-    generator: Any = prepared.generate
+    evaluator: Any = prepared.evaluator
+    generator = evaluator.generator
     assert generator.split["reference"][:] == [TARGETS[row] for row in order]
     model.generation_config.max_length = 3  # the task's limit holds for all models
     model.train()
@@ -308,17 +314,16 @@ def test_beams_and_length_are_the_recipes(make_model: Any) -> None:
     generate = model.generate
     model.generate = lambda **settings: seen.append(settings) or generate(**settings)
     model.generation_config.update(num_beams=4, do_sample=True)
-    assert prepared.generate is not None
-    figures = prepared.generate(model, 4)
+    evaluator = prepared.evaluator
+    figures = evaluator.evaluate(Predictions(losses=np.array([[0.0, 1.0]] * 4), texts=evaluator.generate(model, 4)))
     assert {key: seen[0][key] for key in ("num_beams", "max_new_tokens", "do_sample")} == {
         "num_beams": 2, "max_new_tokens": 7, "do_sample": False,
     }  # fmt: skip
-    assert list(figures) == ["rouge2", "rouge1", "rougeL", "rougeLsum"]
-    assert prepared.summary is not None
-    assert prepared.summary({"objective/labels": 0.0}) == {"perplexity": 1.0}
-    cheap = summaries(path, metrics=["perplexity"])
-    assert (cheap.generate, cheap.metric_names) == (None, ("perplexity",))
-    assert summaries(path, metrics=["chrf"]).summary({"objective/labels": 0.0}) == {}  # type: ignore[misc]
+    assert list(figures) == ["perplexity", "rouge2", "rouge1", "rougeL", "rougeLsum"]
+    assert figures["perplexity"] == 1.0
+    cheap = summaries(path, metrics=["perplexity"]).evaluator
+    assert (cheap.generate(model, 4), cheap.names, len(seen)) == ((), ("perplexity",), 1)
+    assert summaries(path, metrics=["chrf"]).evaluator.evaluate(Predictions(losses=np.ones((4, 2)))) == {}
 
 
 def f1(true: Counter[Any], guess: Counter[Any]) -> float:
@@ -398,7 +403,7 @@ def test_a_metric_of_the_evaluate_library(make_model: Any, tmp_path: Path) -> No
     )
     name = f"evaluate/{script}"
     assert score_texts([name], ["long text", "a"], ["text", "long"]) == {name: 0.5}
-    assert summaries(make_model("t5"), metrics=[name]).generate is not None
+    assert isinstance(summaries(make_model("t5"), metrics=[name]).evaluator, TextEvaluator)
 
 
 # ---- Refusals --------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from hf_distill.data.section import Data
 from hf_distill.errors import UserError
 from hf_distill.models.loading import load_model, open_config, open_tokenizer
 from hf_distill.tasks import Prepared, Setup, TextClassification
+from hf_distill.tasks.evaluator import Predictions
 
 TEXTS = ["a great film", "dull", "the plot is moving and the cast is charming"]
 NAN = math.nan
@@ -168,13 +169,13 @@ def test_unlabelled_training_and_labelled_evaluation(make_model: Any) -> None:
     teacher = open_config(str(path))
     bare, full = dataset(text=TEXTS), dataset(text=TEXTS, label=[0, 1, 0])
     prepared = prepare(path, bare, full, teacher=teacher)
-    assert (prepared.labelled, prepared.metric_names) == (False, ("accuracy", "f1", "mcc"))
+    assert (prepared.labelled, prepared.evaluator.names) == (False, ("accuracy", "f1", "mcc"))
     assert "labels" not in prepared.train.column_names
     prepared = prepare(path, full, bare, teacher=teacher)
-    assert (prepared.labelled, prepared.metric_names) == (True, ())
+    assert (prepared.labelled, prepared.evaluator.names) == (True, ())
     empty = dataset(text=TEXTS, label=[None, None, None])
     prepared = prepare(path, full, empty, teacher=teacher)
-    assert (prepared.labelled, prepared.metric_names) == (True, ())
+    assert (prepared.labelled, prepared.evaluator.names) == (True, ())
     assert batch(prepared, "eval")["labels"].tolist() == [-100] * 3
 
 
@@ -183,11 +184,11 @@ def test_metrics_are_checked_before_anything_is_tokenised(make_model: Any) -> No
     data = dataset(text=TEXTS, label=[0, 1, 0])
     assert "Did you mean 'accuracy'" in mistake(make_model("bert"), data, metrics=["acuracy"])[1]
     prepared = prepare(make_model("bert"), data, metrics=["mcc", "accuracy"])
-    assert prepared.metric_names == ("mcc", "accuracy")
+    assert prepared.evaluator.names == ("mcc", "accuracy")
     import numpy as np
 
     logits = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
-    assert prepared.metrics(logits, np.array([0, 1, 0]))["accuracy"] == pytest.approx(2 / 3)
+    assert prepared.evaluator.evaluate(Predictions(logits, np.array([0, 1, 0])))["accuracy"] == pytest.approx(2 / 3)
 
 
 # ---- Refusals --------------------------------------------------------------------------------------------------------

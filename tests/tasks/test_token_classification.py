@@ -17,6 +17,7 @@ from hf_distill.data.label_names import IGNORED, UNLABELLED
 from hf_distill.errors import UserError
 from hf_distill.models.loading import load_model, open_config, open_tokenizer
 from hf_distill.tasks import Prepared, Setup, TokenClassification
+from hf_distill.tasks.evaluator import Predictions
 
 NAMES = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 WORDS = ("anna", "smith", "went", "to", "new", "york", "with", "bob", "and", "saw", "paris", ".")
@@ -254,12 +255,12 @@ def test_rows_without_tags_still_have_the_teacher(bert: Path) -> None:
     selected = some.layout.select(torch.randn(3, 10, 5), None, inputs)
     assert selected.labels.tolist() == [1, 2, 0, 0, 3, *[IGNORED] * 5, 3]
     bare = prepare(bert, data.remove_columns("tags"), data, teacher=open_config(str(bert)))
-    assert (bare.labelled, bare.metric_names[0]) == (False, "span_f1")
+    assert (bare.labelled, bare.evaluator.names[0]) == (False, "span_f1")
     assert bare.layout.counts(batch(bare))["row"].tolist() == [5, 5, 1]
     assert bare.layout.counts(batch(bare))["label"].tolist() == [0, 0, 0]
     none = dataset(tokens=SENTENCES, tags=[None, [None] * 5, [-100]])
     empty = prepare(bert, data, none, teacher=open_config(str(bert)))
-    assert (empty.labelled, empty.metric_names) == (True, ())
+    assert (empty.labelled, empty.evaluator.names) == (True, ())
     assert batch(empty, "eval")["labels"].max() == UNLABELLED
     assert empty.layout.counts(batch(empty, "eval"))["row"].tolist() == [1, 5, 5]
     gap = prepare(bert, dataset(tokens=[["bob", "saw", "paris"]], tags=[["B-PER", None, "B-LOC"]]))
@@ -280,7 +281,7 @@ def test_span_metrics_are_those_counted_by_hand(bert: Path) -> None:
     # True: PER 0-1, LOC 3-4; LOC 0, PER 2. Found: PER 0-1 (right), LOC 3 (too short); PER 0 (wrong type), PER 2 (right)
     # and LOC 3. What is said about other positions must not matter.
     guesses = one_hot([[3, 1, 2, 3, 0, 3, 0, 1], [1, 1, 0, 1, 3, 3, 3, 3]])
-    found = prepared.metrics(guesses, labels)
+    found = prepared.evaluator.evaluate(Predictions(guesses, labels))
     assert list(found) == ["span_f1", "span_precision", "span_recall", "token_accuracy"]
     assert found["span_precision"] == pytest.approx(2 / 5)
     assert found["span_recall"] == pytest.approx(2 / 4)
@@ -298,7 +299,7 @@ def test_span_metrics_agree_with_seqeval(bert: Path) -> None:
     labels[chance.random(labels.shape) < 0.2] = IGNORED
     labels[3] = UNLABELLED
     logits = chance.normal(size=(40, 12, 5)) + 1.5 * np.eye(5)[labels.clip(0)]
-    found = prepared.metrics(logits, labels)
+    found = prepared.evaluator.evaluate(Predictions(logits, labels))
     rows = [(row >= 0, row, guess) for row, guess in zip(labels, logits.argmax(-1), strict=True)]
     true = [[NAMES[tag] for tag in row[known]] for known, row, _ in rows]
     predicted = [[NAMES[tag] for tag in guess[known]] for known, _, guess in rows]
@@ -313,16 +314,16 @@ def test_tags_without_spans_are_judged_word_by_word(make_model: Any) -> None:
     path = make_model("bert-tokens", labels=("NOUN", "VERB", "X"), vocab=WORDS)
     data = dataset(tokens=[["anna", "saw", "paris", "."]], tags=[["NOUN", "VERB", "NOUN", "X"]])
     prepared = prepare(path, data, teacher=open_config(str(path)))
-    assert prepared.metric_names == ("token_accuracy", "f1_macro")
+    assert prepared.evaluator.names == ("token_accuracy", "f1_macro")
     logits = np.eye(3)[np.array([[0, 0, 1, 0, 0, 0]])]
-    found = prepared.metrics(logits, np.array([[-100, 0, 1, 0, 2, -100]]))
+    found = prepared.evaluator.evaluate(Predictions(logits, np.array([[-100, 0, 1, 0, 2, -100]])))
     assert found == {"token_accuracy": 0.75, "f1_macro": pytest.approx((0.8 + 1 + 0) / 3)}
     key, line = mistake(path, data, teacher=open_config(str(path)), metrics=["span_f1"])
     assert key == "metrics"
     assert "'span_f1' is a metric of spans" in line
     assert "Did you mean 'span_f1'" in mistake(path, data, metrics=["spanf1"])[1]
     assert "is not a metric of one label for each word" in mistake(path, data, metrics=["pearson"])[1]
-    assert prepare(path, data, metrics=["mcc"]).metric_names == ("mcc",)
+    assert prepare(path, data, metrics=["mcc"]).evaluator.names == ("mcc",)
 
 
 # ---- Refusals --------------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from hf_distill.objectives.base import PreparedObjective, Term
 from hf_distill.rows.examples import ExampleRows
 from hf_distill.run.fit import Fitter
 from hf_distill.tasks import Prepared
+from hf_distill.tasks.evaluator import LogitsEvaluator
 from hf_distill.training.saving import attach, detach
 
 FILE = "distillation.safetensors"
@@ -298,8 +299,8 @@ def test_fitter_returns_the_student_alone(tmp_path: Path) -> None:
     data = datasets.Dataset.from_list(make_rows("classification"))
     prepared = Prepared(
         train=data, eval=data.select(range(8)), head=Head("AutoModelForSequenceClassification"),
-        layout=ExampleRows(width=3), collator=Collator(), metrics=lambda *_: {}, metric_names=(), label_names=None,
-        labelled=True,
+        layout=ExampleRows(width=3), collator=Collator(), evaluator=LogitsEvaluator((), "classes"),
+        label_names=None, labelled=True,
     )  # fmt: skip
     tokenizer: Any = None
     training = {"output_dir": str(tmp_path), "max_steps": 2, "report_to": "none", "disable_tqdm": True, "use_cpu": True}

@@ -1,4 +1,4 @@
-"""What a model reaches that has learned nothing, against numbers worked out by hand: `hf_distill/report/chance.py`."""
+"""What a model reaches that has learned nothing, against numbers worked out by hand: `hf_distill/metrics/chance.py`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from hf_distill.metrics.answers import Questions
+from hf_distill.metrics.chance import Chance, find_chance, uniform
 from hf_distill.metrics.score import score
-from hf_distill.report.chance import Chance, find_chance, uniform
 
 Array = np.ndarray[Any, Any]
 
