@@ -393,7 +393,7 @@ def test_models_are_timed_on_their_own_tokens(make_model: Any, monkeypatch: pyte
     from hf_distill.report.report import Report
     from hf_distill.report.results import ModelResult
     from hf_distill.report.text import speed_note
-    from hf_distill.run import evaluation as evaluation
+    from hf_distill.run import evaluation
 
     paths = make_model("roberta", vocab=["film"], seed=1), make_model("bert", seed=2)
     prepared = prepare(*paths, text=TEXTS, label=[0, 1, 1, 0])
