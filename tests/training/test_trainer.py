@@ -460,34 +460,43 @@ def test_student_made_by_model_init(tmp_path: Path) -> None:
     assert trainer.state.log_history[0]["loss"] > 0
 
 
-def test_peft_student(tmp_path: Path) -> None:
-    """The wrapper's class and signature are not the model's: the layout and the inputs must be read from inside."""
+@pytest.mark.parametrize(
+    ("kind", "task", "module"), [("causal-lm", "CAUSAL_LM", "q_proj"), ("classification", "SEQ_CLS", "query")]
+)
+def test_peft_student(tmp_path: Path, kind: str, task: str, module: str) -> None:
+    """The wrapper hides class and signature of the model: layout and inputs must be read from inside, only the
+    adapter be trained and saved, and a resumed training end with the same one."""
     import peft
 
-    student, teacher = make_models("causal-lm", dtype=torch.float32)
-    lora = peft.get_peft_model(student, peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]))
-    data = rows("causal-lm")
+    def adapted() -> Any:
+        student = make_models(kind, dtype=torch.float32)[0]
+        return peft.get_peft_model(student, peft.LoraConfig(task_type=task, r=2, target_modules=[module]))
+
+    _, teacher = make_models(kind, dtype=torch.float32)
+    lora, data = adapted(), rows(kind)
+    initial = {name: value.clone() for name, value in lora.named_parameters()}
+    trained = {name for name, value in lora.named_parameters() if value.requires_grad}
     args = small(tmp_path, save_strategy="steps", save_steps=3, max_steps=6)
     trainer = quiet(lora, args, teacher=teacher, train_dataset=data, eval_dataset=data)
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
-    assert trainer.evaluate()["eval_loss"] < before
+    figures = trainer.evaluate()
+    assert figures["eval_loss"] < before
+    assert {name for name, value in lora.named_parameters() if not torch.equal(value, initial[name])} == trained
     trainer.save_model()
-    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {
-        "README.md", "adapter_config.json", "adapter_model.safetensors",
-    }  # fmt: skip
-    fresh, _ = make_models("causal-lm", dtype=torch.float32)
-    loaded = peft.PeftModel.from_pretrained(fresh, tmp_path)
-    wanted = {name: value for name, value in lora.named_parameters() if "lora" in name}
-    found = dict(loaded.named_parameters())
-    assert len(wanted) == 2
-    assert all(torch.equal(found[name], value) for name, value in wanted.items())
-    resumed = quiet(
-        peft.get_peft_model(make_models("causal-lm", dtype=torch.float32)[0], lora.peft_config["default"]),
-        args, teacher=teacher, train_dataset=data,
-    )  # fmt: skip
+    adapter = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == adapter
+    weights = {path.name for path in (tmp_path / "checkpoint-3").iterdir() if path.suffix == ".safetensors"}
+    assert weights == {"adapter_model.safetensors"}
+    fresh, _ = make_models(kind, dtype=torch.float32)
+    merged = peft.PeftModel.from_pretrained(fresh, tmp_path).merge_and_unload()
+    whole = quiet(merged, args, teacher=teacher, eval_dataset=data).evaluate()
+    for name in ("eval_loss", "eval_objective/kl", "eval_objective/labels"):
+        assert whole[name] == pytest.approx(figures[name], rel=1e-5)
+    resumed = quiet(adapted(), args, teacher=teacher, train_dataset=data)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
-    assert all(torch.equal(value, wanted[name]) for name, value in resumed.model.named_parameters() if name in wanted)
+    wanted = dict(lora.named_parameters())
+    assert all(torch.equal(value, wanted[name]) for name, value in resumed.model.named_parameters())
 
 
 def test_peft_teacher(tmp_path: Path) -> None:
