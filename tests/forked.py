@@ -1,4 +1,4 @@
-"""Two processes that are forks of this one: what takes five seconds to import is there already."""
+"""Processes that are forks of this one: what takes five seconds to import is there already."""
 
 from __future__ import annotations
 
@@ -23,6 +23,24 @@ def free_port() -> int:
         return port
 
 
+def start(work: Callable[[], Any]) -> int:
+    """Return the process in which a function runs, and nothing after it."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return child
+
+
+def status(child: int) -> int:
+    """Return the exit status of a process, which is waited for; of one that a signal ended minus that signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 def two_processes(work: Callable[[], Any], directory: Path) -> list[Any]:
     """Return what a function returns in each of two processes, which find themselves as torchrun starts them.
 
@@ -40,9 +58,9 @@ def two_processes(work: Callable[[], Any], directory: Path) -> list[Any]:
     began, statuses = time.monotonic(), {}
     while len(statuses) < 2:
         for child in set(children) - set(statuses):
-            found, status = os.waitpid(child, os.WNOHANG)
+            found, code = os.waitpid(child, os.WNOHANG)
             if found:
-                statuses[child] = status
+                statuses[child] = code
         if any(statuses.values()) or time.monotonic() - began > SECONDS:
             for child in set(children) - set(statuses):
                 os.kill(child, signal.SIGKILL)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import start, status
 from invariants.cached import cache_of, capture, parts
 from invariants.cases import arguments
 from runs import WriteRecipe, run
@@ -28,28 +27,6 @@ from hf_distill.models.layers import States
 
 # What is drawn, and columns of layers, are part of what a capture that was killed must not change.
 SETTINGS: Any = {"top": 4, "tail": 3, "states": (States(1), States(2, "mean"))}
-# Captures in shards of 4 examples and batches of 2, and dies in the second batch of the third.
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from invariants.cached import cache_of, parts
-from invariants.cases import arguments
-from hf_distill.cache import cache
-from hf_distill.cache.recorder import Recorder
-from test_faults import SETTINGS
-
-real, calls = Recorder.__call__, []
-def dying(self, batch, inputs, seed):
-    calls.append(1)
-    if len(calls) == 6:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(self, batch, inputs, seed)
-Recorder.__call__ = dying
-cache.SHARD_EXAMPLES = 4
-_, teacher, data = parts(sys.argv[1])
-args = arguments(sys.argv[2] + "-args", per_device_eval_batch_size=2)
-cache_of(teacher, data, Path(sys.argv[2]), **SETTINGS).fill(args)
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -88,24 +65,34 @@ def test_killed_in_the_middle(kind: str, tmp_path: Path, asked: list[int]) -> No
     """kill -9: what was finished is not asked again, what was not is not taken for finished, and nothing else differs
     from a cache made in one go."""
     path = tmp_path / "cache"
-    roots = Path(__file__).parents[:3]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, roots))}
-    command = [sys.executable, "-c", KILLED, kind, str(path)]
-    done = subprocess.run(command, env=environment, capture_output=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    _, teacher, data = parts(kind)
+    cache = cache_of(teacher, data, path, **SETTINGS)
+    args = arguments(tmp_path / "args", per_device_eval_batch_size=2)
+
+    def die_in_the_third_shard() -> None:
+        real, calls = Recorder.__call__, []
+
+        def dying(self: Any, *given: Any) -> Any:
+            calls.append(1)
+            if len(calls) == 6:  # batches of 2 for shards of 4
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(self, *given)
+
+        Recorder.__call__ = dying  # type: ignore[method-assign]
+        cache.fill(args)
+
+    assert status(start(die_in_the_third_shard)) == -signal.SIGKILL
     finished = sorted(path.glob("*.arrow"))
     assert len(finished) == 2
     assert not (path / cache_format.CACHE).exists()
     before = [file.stat().st_mtime_ns for file in finished]
-    _, teacher, data = parts(kind)
-    cache = cache_of(teacher, data, path, **SETTINGS)
     assert "no complete cache" in refused(lambda: cache.apply(data))
-    cache.fill(arguments(tmp_path / "args", per_device_eval_batch_size=2))
+    cache.fill(args)
     assert sum(asked) == 24 - 8
     assert [file.stat().st_mtime_ns for file in finished] == before
     assert not list(path.glob("*.tmp"))
     whole = cache_of(teacher, data, tmp_path / "whole", **SETTINGS)
-    whole.fill(arguments(tmp_path / "args", per_device_eval_batch_size=2))
+    whole.fill(args)
     assert answers(cache) == answers(whole)
     assert len(answers(cache)) == 24
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import start, status
 from invariants.cases import Record, make_rows, make_trainer, train
-from invariants.processes import as_two_processes, run_worker
-from invariants.worker import RESUMED, STOPS
+from invariants.processes import as_two_processes
+from invariants.worker import RESUMED, STOPS, done
 
 from hf_distill.training.checkpoints import last_complete_checkpoint
 
@@ -63,11 +64,9 @@ def test_another_training_of_the_same_trainer_logs_its_own_steps_only(tmp_path: 
     assert weighted == pytest.approx(first["loss"], rel=1e-5)
 
 
-@pytest.mark.slow
 def test_killed(tmp_path: Path) -> None:
     """The same for a process that gets no chance to say goodbye: what a checkpoint needs is on disk by then."""
-    finished = run_worker("kill", tmp_path / "killed")
-    assert finished.returncode == -signal.SIGKILL, finished.stderr[-2000:]
+    assert status(start(lambda: done("kill", tmp_path / "killed"))) == -signal.SIGKILL
     checkpoint = last_complete_checkpoint(tmp_path / "killed")
     assert checkpoint is not None
     assert checkpoint.endswith("checkpoint-4")

@@ -121,6 +121,7 @@ def model(kind: str, make_model: Any) -> dict[str, Any]:
 # --- the same as a model ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("brief_latency")
 @pytest.mark.parametrize(
     ("kind", "top", "forms"),
     [
