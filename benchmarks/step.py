@@ -306,7 +306,7 @@ def bare(settings: Settings) -> Outcome:
     teacher.requires_grad_(False)
     columns = data(settings).with_format("torch")[: settings.batch]
     taken = {name: columns[name] for name in ("input_ids", "attention_mask")}
-    heads, layout, objectives = Heads.open(student, teacher), TokenRows(shift=True), [KLDivergence()]
+    heads, layout, objectives = Heads.open(student, {"teacher": teacher}), TokenRows(shift=True), [KLDivergence()]
     assert heads is not None
     decayed = [one for one in student.parameters() if one.ndim > 1]
     others = [one for one in student.parameters() if one.ndim == 1]

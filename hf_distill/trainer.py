@@ -25,11 +25,11 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput
 
-from hf_distill.cache.replay import Replay, reading_only
 from hf_distill.errors import NotFinite, UserError
 from hf_distill.models.inspection import base_model, taken_by
-from hf_distill.models.quantization import evaluable, is_placed
+from hf_distill.models.quantization import evaluable
 from hf_distill.models.sentence_encoder import encoding_of
+from hf_distill.models.target_model import TargetSource, as_source
 from hf_distill.objectives import Comparison, KLDivergence, Labels, LogitsMSE, Objective, RowObjective
 from hf_distill.rows.base import UNITS, RowLayout
 from hf_distill.rows.inferred import infer_layout
@@ -91,8 +91,9 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         model: The student.
         args: `DistillationArguments`, or `TrainingArguments` whose values pass the same check.
         teacher: The model to learn from, its task head trained; or its id or path, or a recipe's entry such as
-            `PretrainedTeacher(model=..., dtype="bfloat16")`, to be loaded with the student's head. It is frozen and
-            moved to the training device. None only where no objective needs it.
+            `PretrainedTeacher(model=..., dtype="bfloat16")`, to be loaded with the student's head; or another source of
+            targets (`models.target_model.TargetSource`). It is frozen and moved to the training device. None only where
+            no objective needs it.
         objectives: Terms of the loss; by default half `kl` at temperature 2 (`logits_mse` for regression), half
             `labels`.
         layout: Which logits count; read from the student's class if left out.
@@ -115,6 +116,9 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         TypeError: One of them is not what it should be, such as the name of a model in place of the model.
         ValueError: The models, objectives or arguments do not fit together.
     """
+
+    # What gives targets: the teacher, or a wrapper of it.
+    source: TargetSource | None
 
     # compute_loss divides by counts of the whole accumulation window: Trainer must not divide again.
     loss_is_scaled_for_ga = True
@@ -181,31 +185,34 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         with undisturbed(
             self.args.device
         ):  # a model that is loaded here draws no other random numbers than one brought
-            teacher = open_teacher(teacher, self.model)
+            self.teacher = open_teacher(teacher, self.model)
         if data_collator is None:
-            self._tokenise(teacher, task)
+            self._tokenise(self.teacher, task)
             layout = layout or self._layout_of_texts()
-        self.layout = layout or infer_layout(self.model, teacher, self.processing_class)
+        self.layout = layout or infer_layout(self.model, self.teacher, self.processing_class)
         objectives = _defaults(self.layout) if objectives is None else objectives
         self.objectives = settle_class_weights(objectives, self.layout, self.model, self.train_dataset)
-        check_objectives(self.objectives, self.layout, self.model, teacher)
-        self._check_splits(teacher)
-        if isinstance(teacher, Replay):
-            teacher, self.data_collator = reading_only(teacher, self.data_collator, self.objectives, self.model)
-        self.teacher = self._place(teacher)
+        check_objectives(self.objectives, self.layout, self.model, self.source)
+        self._check_splits()
+        if self.source is not None:
+            student: Any = getattr(base_model(self.model), "config", None)  # asked for by nobody who compares logits
+            narrowed = self.source.for_objectives(self.objectives, student, self.data_collator)
+            self.source, self.data_collator = narrowed
+        self._place_teacher()
         self.terms = self._make_terms()
         self._made_for = self._models()
         self._heads = self._open_heads()
         if self._heads is None and getattr(self.args, "compile_loss", "auto") is True:
             warn_nothing_compiled()
-        self.padding_free = PaddingFree(self.args, self.model, self.teacher, self.terms)
+        self.padding_free = PaddingFree(self.args, self.model, self.source, self.terms)
         self.padding = self._make_padding()
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(["distillation", "hf_distill"])
         self.add_callback(SetEpoch)
         self._compared = False
         self.add_callback(ComparesModels(lambda: self._compared))
-        self.takes = taken_by(self.model), frozenset() if self.teacher is None else taken_by(self.teacher)
+        self.takes = taken_by(self.model), frozenset() if self.source is None else self.source.takes
+        self._taken = self._taken_by_each()
         # Terms and agreement, summed over the steps since the last log.
         self._totals = torch.zeros(len(self.terms) + 1, device=self.args.device)
         # In how many of these steps there was anything to count, by unit.
@@ -229,6 +236,15 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
             args["kwargs_handlers"][0].find_unused_parameters = True
         return args
 
+    @property
+    def teacher(self) -> Any:
+        """The model to learn from; None where there is none."""
+        return None if self.source is None else self.source.model
+
+    @teacher.setter
+    def teacher(self, teacher: nn.Module | None) -> None:
+        self.source = as_source(teacher)
+
     def _tokenise(self, teacher: nn.Module | None, task: Task | None) -> None:
         """Make tokens of data sets that hold text, as a run of the student's task does."""
         with self.args.main_process_first(desc="data"):
@@ -248,27 +264,33 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         layout = None if self.texts is None else self.texts.prepared.layout
         return None if getattr(layout, "classes", None) else layout
 
-    def _check_splits(self, teacher: nn.Module | None) -> None:
+    def _check_splits(self) -> None:
         """Refuse rows that the models cannot read or learn from; of those that change on their way nothing is known."""
         every = {"train_dataset": self.train_dataset, **_named(self.eval_dataset)}
         splits = {name: split for name, split in every.items() if reaches_models(split, self.data_collator)}
         check_labelled(splits.get("train_dataset"), self.objectives)
         for name, split in splits.items():
             check_label_values(split, name, self.layout, self.model)
-            check_input_values(split, name, self.model, None if isinstance(teacher, Replay) else teacher)
-        check_data(self, self.layout, teacher)
+            check_input_values(split, name, {"student": self.model, **self._teachers})
+        check_data(self, self.layout, self.teacher)
 
-    def _place(self, teacher: nn.Module | None) -> nn.Module | None:
+    @property
+    def _teachers(self) -> Mapping[str, nn.Module]:
+        """The models that run beside the student, by what messages call them."""
+        return {} if self.source is None else self.source.models
+
+    def _taken_by_each(self) -> Mapping[str, frozenset[str]]:
+        return {"student": self.takes[0], **{name: taken_by(one) for name, one in self._teachers.items()}}
+
+    def _place_teacher(self) -> None:
         """Freeze the teacher and move it to the device.
 
         Not through `accelerator.prepare_model`: that would list it as a trained model, and `evaluation_loop` would
         then leave the student unprepared.
         """
-        if teacher is None:
-            return None
-        check_separate(self.model, teacher)
-        teacher.eval().requires_grad_(False)
-        return teacher if is_placed(teacher, self.args.device) else teacher.to(self.args.device)
+        if self.source is not None:
+            check_separate(self.model, self.source.model)
+            self.source.place(self.args.device)
 
     def _make_terms(self) -> Terms:
         """Make the objectives ready for the two models; what they learn becomes part of the student, for the time."""
@@ -284,7 +306,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         inside = terms.watch or terms.differentiates or terms.outputs or self._heads
         whole = bool(inside or isinstance(self.layout, SimilarityRows))
         tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
-        models = {"student": self.model, "teacher": None if isinstance(self.teacher, Replay) else self.teacher}
+        models = {"student": self.model, **self._teachers}
         return Padding(models, self.layout, whole=whole, pad=getattr(tokenizer, "pad_token_id", None))
 
     def _open_heads(self) -> Heads | None:
@@ -295,7 +317,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         if scaled or self.args.torch_compile or self.terms.needs_logits or not self.layout.by_position:
             return None
         compiler = compiler_for(getattr(self.args, "compile_loss", "auto"), self.args.device, self.objectives)
-        heads = Heads.open(self.model, None if isinstance(self.teacher, Replay) else self.teacher, compiler)
+        heads = Heads.open(self.model, self._teachers, compiler)
         if heads is None and (classes := getattr(self.layout, "classes", None)):
             logger.warning(
                 "the head of %s or of its teacher cannot be taken apart (an adapter on it, quantized weights, or a "
@@ -308,13 +330,13 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         """Make anew what was made for other models: `model_init` has another student for every training."""
         now = self._models()
         if any(one is not other for one, other in zip(now, self._made_for, strict=True)):
-            self.teacher = self._place(self.teacher)
+            self._place_teacher()
             if not self.terms.learned:  # which are part of the student
                 self.terms = self._make_terms()
-            self.padding_free = PaddingFree(self.args, *now, self.terms)
+            self.padding_free = PaddingFree(self.args, now[0], self.source, self.terms)
+            self._taken = self._taken_by_each()
             self._made_for = now
-        teacher = None if isinstance(self.teacher, Replay) else self.teacher
-        if self._heads is not None and not self._heads.are_of(now[0], teacher):
+        if self._heads is not None and not self._heads.are_of(now[0], self._teachers):
             self._heads = self._open_heads()
 
     def _models(self) -> tuple[nn.Module, nn.Module | None]:
@@ -487,14 +509,14 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
 
     def _compare(self, model: nn.Module, inputs: Mapping[str, Any], heads: Heads | None = None) -> Comparison:
         both = BothModels(
-            teacher=self.teacher,
+            source=self.source,
             layout=self.layout,
             terms=self.terms,
             padding_free=self.padding_free,
             padding=self.padding,
             accelerator=self.accelerator,
             meter=self._meter,
-            takes=self.takes,
+            takes=self._taken,
             use_cache=self.args.use_cache,
         )
         return both.compare(model, inputs, heads)
@@ -540,7 +562,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
 
     @property
     def _reports_agreement(self) -> bool:
-        return self.teacher is not None and self.layout.has_classes
+        return self.source is not None and self.layout.has_classes
 
     # ---- Evaluation ----
 

@@ -17,7 +17,7 @@ from hf_distill.cache.format import Kept
 from hf_distill.cache.hidden_states import in_words, to_arrow
 from hf_distill.cache.hub import card
 from hf_distill.cache.recorder import Recorder
-from hf_distill.cache.replay import Data, Replay, Targets, TrainingData, with_targets
+from hf_distill.cache.replay import CachedTargets, Data, Replay, TrainingData, with_targets
 from hf_distill.errors import UserError
 from hf_distill.files.fingerprint import fingerprint
 from hf_distill.files.lock import Lock
@@ -164,7 +164,7 @@ class Cache:
         for name, hashes in self.contents.hashes.items():
             rows[name] = find(known, hashes)
             files.check_examples(self.path, held, self.identity, name, rows[name] < 0)
-        targets = Targets(data, self.kept, prepared.layout)
+        targets = CachedTargets(data, self.kept, prepared.layout)
         replay = Replay(self.teacher.config, self.kept, self.key)
         return with_targets(prepared, targets, rows), replay
 

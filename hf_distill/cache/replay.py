@@ -1,4 +1,4 @@
-"""A teacher without weights: it gives again what a cache holds of one that has them."""
+"""A source of targets without weights: it gives again what a cache holds of a teacher that has them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hf_distill.cache import hidden_states as kept_states
 from hf_distill.cache.format import SPARSE, Kept, read
-from hf_distill.cache.requirements import states_of
+from hf_distill.cache.requirements import check_objective, states_of
 from hf_distill.data.collators import AroundCollator, Collate
 from hf_distill.data.two_tokenizers import PREFIX as OWN_TOKENS
-from hf_distill.models.inspection import base_model
-from hf_distill.models.target_model import PREFIX, ROW
+from hf_distill.models.target_model import PREFIX, ROW, RunModel, Targets, TargetSource
 from hf_distill.rows.base import RowLayout, SparseRows
 
 if TYPE_CHECKING:
@@ -27,26 +26,18 @@ if TYPE_CHECKING:
     from hf_distill.objectives import Objective
     from hf_distill.tasks import Prepared
 
-# What it returns where there are no outputs to return.
-KEPT_ROWS = "kept_rows"
 # Logarithm of a mass that is nothing, and can still be multiplied with 0.
 LEAST = -80.0
 
 
-class Replay(nn.Module):
-    """Stands where a teacher stands in a training, and reads its answers from the batch.
+class Replay(TargetSource):
+    """Stands where a teacher stands in a training, and reads its targets from the batch.
 
     Args:
         config: Of the teacher it stands for.
         kept: What is in the batch.
         key: Of what it stands for; as a buffer it goes into `fingerprint.model_fingerprint`.
-
-    Attributes:
-        label_losses: Sum and number of `-log p` of the labels of every example of the eval split, `(rows, 2)`, where
-            that is known of a teacher that is not there to be asked; NaN for an example with a label that is not.
     """
-
-    label_losses: np.ndarray[Any, Any] | None = None
 
     def __init__(self, config: Any, kept: Kept, key: str) -> None:
         super().__init__()
@@ -59,15 +50,26 @@ class Replay(nn.Module):
         """Columns of an example or a batch that are its inputs."""
         return frozenset({ROW, *(f"{PREFIX}{name}" for name in self.kept.names), *kept_states.takes(self.kept.states)})
 
-    def only(self, wanted: Iterable[States]) -> Replay:
-        """Return what replays no other hidden states than these."""
+    @property
+    def gives_outputs(self) -> bool:
+        """Whether the teacher's outputs were stored whole."""
+        return not self.kept.is_sparse
+
+    def check_objective(self, objective: Objective, student: Any) -> None:
+        """Refuse an objective that wants more of the teacher than is stored."""
+        check_objective(objective, self.kept, (student, self.config))
+
+    def for_objectives(self, objectives: Iterable[Objective], student: Any, collate: Any) -> tuple[Replay, Any]:
+        """Return what reads no hidden states but those that objectives compare, and a collator that adds no others."""
+        wanted = states_of(objectives, (student, self.config))
         key: Any = self.key
-        return Replay(self.config, self.kept.only(wanted), bytes(key.tolist()).decode())
+        narrow = Replay(self.config, self.kept.only(wanted), bytes(key.tolist()).decode())
+        return narrow, collate.only(wanted) if isinstance(collate, AddTargets) else collate
 
     def forward(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **inputs: Any
-    ) -> dict[str, Any]:
-        """Return what the teacher returned: the outputs that were kept, or `KEPT_ROWS`; and the hidden states.
+    ) -> Mapping[str, Any]:
+        """Return the outputs that were stored, so that the teacher itself can be evaluated by them.
 
         Args:
             input_ids: Read for their shape, if at all.
@@ -77,16 +79,28 @@ class Replay(nn.Module):
         """
         if input_ids is not None:
             inputs["input_ids"] = input_ids
-        missing = [name for name in self.takes - {ROW} if name not in inputs]
+        return self.targets(inputs).outputs
+
+    def targets(self, batch: Mapping[str, Any], run: RunModel | None = None) -> Targets:
+        """Return what the teacher returned: the outputs that were stored, or rows; and the hidden states.
+
+        Args:
+            batch: See `takes`.
+            run: Not called: there is no model to run.
+
+        Raises:
+            ValueError: The batch has no targets.
+        """
+        missing = [name for name in self.takes - {ROW} if name not in batch]
         if missing:
             raise ValueError(
                 f"the batch has no {', '.join(sorted(missing))}: a cached teacher needs a data set and a collator that "
                 "know of the cache (see hf_distill.cache.replay.with_targets)."
             )
-        values = {name: inputs[f"{PREFIX}{name}"] for name in self.kept.names}
-        states = kept_states.replay(values, self.kept.states, self.config, inputs)
+        values = {name: batch[f"{PREFIX}{name}"] for name in self.kept.names}
+        states = kept_states.replay(values, self.kept.states, self.config, batch)
         if not self.kept.is_sparse:
-            return {**{name: values[name] for name in self.kept.outputs}, **states}
+            return Targets({**{name: values[name] for name in self.kept.outputs}, **states})
         indices, log_probabilities, remaining = (values[name] for name in SPARSE)
         exact = torch.promote_types(log_probabilities.dtype, torch.float32)
         log_probabilities, remaining = log_probabilities.to(exact), remaining.to(exact)
@@ -96,11 +110,11 @@ class Replay(nn.Module):
             log_probabilities = torch.cat((log_probabilities, part.expand(-1, self.kept.tail)), -1)
             remaining = torch.full_like(remaining, -torch.inf)
         rows = SparseRows(indices.long(), log_probabilities, remaining, self.kept.temperature, self.kept.tail)
-        return {KEPT_ROWS: rows, **states}
+        return Targets(states, rows)
 
 
 @dataclass(frozen=True)
-class Targets:
+class CachedTargets:
     """A cache, ready to be trained from.
 
     Attributes:
@@ -142,7 +156,7 @@ class AddTargets(AroundCollator):
     """
 
     collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]]
-    targets: Targets
+    targets: CachedTargets
 
     def around(self, change: Callable[[Collate], Collate]) -> AddTargets:
         """Return the same around a changed collator."""
@@ -181,7 +195,7 @@ class TrainingData:
 Data = TypeVar("Data", "Prepared", TrainingData)
 
 
-def with_targets(prepared: Data, targets: Targets, rows: Mapping[str, np.ndarray[Any, Any]]) -> Data:
+def with_targets(prepared: Data, targets: CachedTargets, rows: Mapping[str, np.ndarray[Any, Any]]) -> Data:
     """Return the data with the teacher's answers in every batch.
 
     Args:
@@ -202,15 +216,3 @@ def with_targets(prepared: Data, targets: Targets, rows: Mapping[str, np.ndarray
         eval=add(prepared.eval, rows["eval"]),
         collator=AddTargets(collate.collate if isinstance(collate, AddTargets) else collate, targets),
     )
-
-
-def reading_only(
-    teacher: Replay, collate: Any, objectives: Iterable[Objective], student: nn.Module
-) -> tuple[Replay, Any]:
-    """Return teacher and collator that read no hidden states but those that objectives compare.
-
-    A stage without them, and what judges a model, should not wait for what they do not look at.
-    """
-    config: Any = getattr(base_model(student), "config", None)  # asked for by nobody who compares answers
-    wanted = states_of(objectives, (config, teacher.config))
-    return teacher.only(wanted), collate.only(wanted) if isinstance(collate, AddTargets) else collate

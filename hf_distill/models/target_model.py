@@ -1,8 +1,170 @@
-"""Names of the columns that hold targets."""
+"""What teaches while a student trains: one contract for a model, a cache, and whatever else gives targets."""
 
 from __future__ import annotations
 
-# Of columns of a batch and of a data set: apart from those under `two_tokenizers.PREFIX`, which are a teacher's inputs.
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from hf_distill.models.fingerprint import model_fingerprint
+from hf_distill.models.inspection import base_model, taken_by
+from hf_distill.models.quantization import is_placed
+from hf_distill.models.target_rows import SparseRows
+
+if TYPE_CHECKING:
+    import torch
+
+# Prefix of the columns of a batch and of a data set that hold targets: apart from those under `two_tokenizers.PREFIX`,
+# which are a teacher's inputs.
 PREFIX = "cached_"
 # Column of a split: which row of the cache belongs to an example.
 ROW = f"{PREFIX}row"
+
+# Runs one of a source's `models`, by its name, on the batch that is being taught; returns what its `forward` does.
+# The trainer provides it: it knows of padding, precision, heads taken apart and the outputs that objectives want.
+RunModel = Callable[[str], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a source gives for one batch.
+
+    Attributes:
+        outputs: As a model's forward pass returns them: what the layout reads logits from, and hidden states and
+            attention where an objective asked for them.
+        rows: The rows of the batch, where there are no outputs to take logits from; None where there are.
+    """
+
+    outputs: Mapping[str, Any] = field(default_factory=dict)
+    rows: SparseRows | None = None
+
+
+class TargetSource(nn.Module, ABC):
+    """What a student learns from.
+
+    It is an attribute of the trainer, never a part of the student, and never goes through `accelerator.prepare`: it is
+    out of the optimizer and of every export.
+
+    Attributes:
+        config: Configuration of the model whose targets these are.
+        label_losses: Sum and number of `-log p` of the labels of every example of the eval split, `(rows, 2)`, where
+            that is known of a teacher that is not there to be evaluated; NaN for an example with a label that is not.
+            None where the source can be evaluated.
+    """
+
+    config: Any
+    label_losses: Any = None
+
+    # ---- What it is ----
+
+    @property
+    def model(self) -> Any:
+        """The module that stands for it: `trainer.teacher`, what objectives look at, what students copy."""
+        return self
+
+    @property
+    def models(self) -> Mapping[str, nn.Module]:
+        """The models that run for a batch, by what messages call them; none where targets are read from the batch."""
+        return {}
+
+    @property
+    @abstractmethod
+    def takes(self) -> frozenset[str]:
+        """Names of what it reads of an example or a batch."""
+
+    @property
+    def gives_outputs(self) -> bool:
+        """Whether `targets` gives all that predicting takes, so that the teacher can be evaluated by it."""
+        return True
+
+    def fingerprint(self) -> str:
+        """Return a hash of what decides its targets."""
+        return model_fingerprint(self.model)
+
+    def check_objective(self, objective: Any, student: Any) -> None:
+        """Refuse an objective that wants what it does not give.
+
+        Args:
+            objective: What is compared.
+            student: Configuration of the student.
+
+        Raises:
+            UserError: It does.
+        """
+
+    def for_objectives(self, objectives: Iterable[Any], student: Any, collate: Any) -> tuple[TargetSource, Any]:
+        """Return it, and the collator of its batches, without what these objectives do not read.
+
+        Args:
+            objectives: Of a training; none where the teacher itself is evaluated.
+            student: Configuration of the student.
+            collate: Makes the batches.
+        """
+        return self, collate
+
+    # ---- What it does in a training ----
+
+    def place(self, device: torch.device) -> None:
+        """Freeze it and move its models to a device, but for those that are spread over several."""
+        self.model.eval().requires_grad_(False)
+        for model in self.models.values():
+            if not is_placed(model, device):
+                model.to(device)
+
+    @abstractmethod
+    def targets(self, batch: Mapping[str, Any], run: RunModel) -> Targets:
+        """Return the targets of a batch.
+
+        Args:
+            batch: As it reads it: with its own tokens, where it has a tokenizer of its own.
+            run: Runs one of `models` on it.
+        """
+
+
+class LiveModel(TargetSource):
+    """A model that runs beside the student.
+
+    Args:
+        model: The teacher, its head trained; wrapped or not.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        # Not a submodule: its names, hooks and mode are the user's.
+        self._held = (model,)
+        self.config = getattr(base_model(model), "config", None)
+        self._takes: frozenset[str] | None = None
+
+    @property
+    def model(self) -> Any:
+        """See `TargetSource.model`."""
+        return self._held[0]
+
+    @property
+    def models(self) -> Mapping[str, nn.Module]:
+        """See `TargetSource.models`."""
+        return {"teacher": self._held[0]}
+
+    @property
+    def takes(self) -> frozenset[str]:
+        """See `TargetSource.takes`."""
+        if self._takes is None:
+            self._takes = taken_by(self._held[0])
+        return self._takes
+
+    def train(self, mode: bool = True) -> LiveModel:
+        """Set the mode of the model."""
+        self._held[0].train(mode)
+        return self
+
+    def targets(self, batch: Mapping[str, Any], run: RunModel) -> Targets:
+        """Run the model."""
+        return Targets(run("teacher"))
+
+
+def as_source(teacher: nn.Module | None) -> TargetSource | None:
+    """Return a teacher as a source of targets: itself if it is one, a model wrapped, None for none."""
+    return teacher if teacher is None or isinstance(teacher, TargetSource) else LiveModel(teacher)

@@ -19,6 +19,7 @@ from torch import Tensor
 from hf_distill.data.label_names import IGNORED
 from hf_distill.models.heads import Captured, Head
 from hf_distill.models.projection import Side
+from hf_distill.models.target_rows import SparseRows, upcast
 
 # What a sum is divided by: rows that count, rows that have a label, examples, tokens that are no padding, ordered
 # pairs of two examples of the same micro-batch, or examples of a text, one that fits it and one that does not.
@@ -29,6 +30,11 @@ UNITS: tuple[Unit, ...] = ("row", "label", "example", "token", "pair", "triple")
 IMPOSSIBLE = -1e30
 # Columns that `top_class` looks at as one.
 _STRIDE = 64
+
+__all__ = [
+    "IMPOSSIBLE", "UNITS", "Places", "RowLayout", "Rows", "SparseRows", "Unit",
+    "fold", "likeliest", "side_of", "top_class", "upcast",
+]  # fmt: skip
 
 
 def top_class(logits: Tensor) -> Tensor:
@@ -51,48 +57,6 @@ def top_class(logits: Tensor) -> Tensor:
         last, place = logits[:, whole:].max(-1, keepdim=True)
         top = torch.where((last > highest) | (last.isnan() & ~highest.isnan()), place + whole, top)
     return top.squeeze(-1)
-
-
-@dataclass(frozen=True)
-class SparseRows:
-    """A teacher's rows of which the likeliest classes were kept, and the mass of the others.
-
-    Attributes:
-        indices: Which classes, `(rows, k)`; different ones within a row, but for those that were drawn.
-        log_probabilities: Theirs, `(rows, k)`.
-        remaining: Logarithm of the mass of all other classes, `(rows,)`; -inf where none is left.
-        temperature: The one at which they were taken. The logits are gone, so it is the only one they can be used at.
-        drawn: How many of the classes, the last ones, were drawn to stand for a part of all others each.
-    """
-
-    indices: Tensor
-    log_probabilities: Tensor
-    remaining: Tensor
-    temperature: float = 1.0
-    drawn: int = 0
-
-    @classmethod
-    def of(cls, logits: Tensor, classes: int, temperature: float = 1.0) -> SparseRows:
-        """Keep the likeliest `classes` of every row.
-
-        >>> kept = SparseRows.of(torch.tensor([[0.5, 0.3, 0.2]]).log(), 2)
-        >>> kept.indices, kept.log_probabilities.exp(), kept.remaining.exp()
-        (tensor([[0, 1]]), tensor([[0.5000, 0.3000]]), tensor([0.2000]))
-        """
-        log_probabilities = (upcast(logits.detach()) / temperature).log_softmax(-1)
-        kept, indices = log_probabilities.topk(min(classes, logits.shape[-1]))
-        remaining = log_probabilities.scatter(-1, indices, -torch.inf).logsumexp(-1)
-        return cls(indices, kept, remaining, temperature)
-
-    def __getitem__(self, rows: slice) -> SparseRows:
-        """Return some of the rows."""
-        kept = (self.indices[rows], self.log_probabilities[rows], self.remaining[rows])
-        return SparseRows(*kept, self.temperature, self.drawn)
-
-    def top_class(self) -> Tensor:
-        """Return the likeliest class of every row, `(rows,)`."""
-        own = self.log_probabilities[:, : self.log_probabilities.shape[-1] - self.drawn]
-        return self.indices.gather(-1, own.argmax(-1, keepdim=True)).squeeze(-1)
 
 
 @dataclass(frozen=True)
@@ -289,11 +253,6 @@ def likeliest(labels: Tensor) -> Tensor:
     tensor([   1, -100])
     """
     return torch.where(labels.isnan().any(-1), IGNORED, labels.argmax(-1))
-
-
-def upcast(logits: Tensor) -> Tensor:
-    """Return logits in float32 or better."""
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def side_of(head: Head, captured: Captured, places: Places, classes: int | None, shared: Tensor | None = None) -> Side:

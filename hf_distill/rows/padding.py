@@ -40,7 +40,7 @@ class Padding:
     together.
 
     Args:
-        models: `student`, `teacher` -> the model, without wrapper of a distributed training.
+        models: `student` -> the student, without wrapper of a distributed training, and what the teachers are called.
         layout: Which logits count.
         whole: Whether a batch has to be one forward pass, for somebody looks into the models.
         pad: The token that batches are padded with; the configuration's if left out.
@@ -51,19 +51,19 @@ class Padding:
     """
 
     def __init__(
-        self, models: Mapping[str, nn.Module | None], layout: RowLayout, *, whole: bool, pad: int | None = None
+        self, models: Mapping[str, nn.Module], layout: RowLayout, *, whole: bool, pad: int | None = None
     ) -> None:
         self._layout = layout
-        configs: list[Any] = [getattr(base_model(one), "config", None) for one in models.values() if one is not None]
+        configs: list[Any] = [getattr(base_model(one), "config", None) for one in models.values()]
         self._pad = next((one.pad_token_id for one in configs if one is not None), None) if pad is None else pad
         self.decisions: list[str] = []
         self.sides: dict[str, Side] = {}
         for whose, model in models.items():
-            if model is not None:
-                side = side_of(model, layout, pad)
-                self.sides[whose] = self._without(whose, model, whole) if side == "none" else side
-        # Of a batch that both read.
+            side = side_of(model, layout, pad)
+            self.sides[whose] = self._without(whose, model, whole) if side == "none" else side
+        # Of a batch that all read; of one that teachers read with a tokenizer of their own.
         self._main: Side = next(iter(self.sides.values()), "right")
+        self._own: Side = next((side for whose, side in self.sides.items() if whose != "student"), "right")
 
     def _without(self, whose: str, model: nn.Module, whole: bool) -> Side:
         name = type(base_model(model)).__name__
@@ -93,8 +93,8 @@ class Padding:
             own: Whether no other model reads them.
         """
         side, ids, mask = self.sides.get(whose, "right"), batch.get(IDS), batch.get(MASK)
-        # A batch of two models is padded as the first of them wants it.
-        there = "left" if (side if own else self._main) == "left" else "right"
+        # A batch of several models is padded as the first of them wants it.
+        there = "left" if (self._own if own else self._main) == "left" else "right"
         if mask is None and isinstance(ids, Tensor) and self._pad is not None:
             mask = ids != self._pad
         if side == there or not isinstance(mask, Tensor) or mask.dim() != 2:
@@ -109,8 +109,7 @@ class Padding:
         """
         if isinstance(collate, AroundCollator):  # what a cache adds is put where the tokens are
             return collate.around(self.collating)
-        left = self.sides.get("teacher") == "left"
-        return PadOneSide(collate, self._layout, self._main == "left", left, self._pad)
+        return PadOneSide(collate, self._layout, self._main == "left", self._own == "left", self._pad)
 
 
 @dataclass(frozen=True)

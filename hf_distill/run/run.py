@@ -151,12 +151,11 @@ class Run:
 
     def answering(self, teacher: PreTrainedModel) -> tuple[Fitter, Any]:
         """Return what judges the teacher, and the teacher: itself, or its answers on the eval split, if kept whole."""
-        if self.replayed is None or self.replayed[1].kept.is_sparse:
+        if self.replayed is None or not self.replayed[1].gives_outputs:
             return self.fitter.for_teacher(), teacher
-        fitter, replay = self.replayed
-        collator: Any = fitter.prepared.collator
-        prepared = replace(fitter.prepared, collator=collator.only(()))
-        return replace(fitter, prepared=prepared), replay.only(())
+        fitter, source = self.replayed
+        source, collator = source.for_objectives((), None, fitter.prepared.collator)
+        return replace(fitter, prepared=replace(fitter.prepared, collator=collator)), source
 
     def fine_tune(self, model: PreTrainedModel, training: dict[str, Any], directory: str | None) -> PreTrainedModel:
         """Train a teacher on the labels (see `teachers.base.FineTune`)."""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_distill.cache.format import SPARSE, Kept, packed
-from hf_distill.cache.replay import Replay, Targets, with_targets
+from hf_distill.cache.replay import CachedTargets, Replay, with_targets
 from hf_distill.data.label_names import IGNORED
 from hf_distill.files.fingerprint import fingerprint
 from hf_distill.models.target_model import ROW
@@ -51,7 +51,7 @@ def replaying(
     offsets = np.arange(len(whole) + 1, dtype=np.int64) * whole.shape[1]
     column = pa.LargeListArray.from_arrays(offsets, whole.reshape(-1)).cast(pa.list_(pa.float32()))
     kept = Kept(outputs=("logits",))
-    targets = Targets(Dataset(pa.table({"logits": column})), kept, prepared.layout)
+    targets = CachedTargets(Dataset(pa.table({"logits": column})), kept, prepared.layout)
     plain = _plain(prepared)
     replay = Replay(config, kept, fingerprint(whole.shape, blake2b(whole.tobytes()).hexdigest()))
     return plain, (with_targets(plain, targets, rows), replay)
@@ -92,7 +92,7 @@ def replaying_tokens(
     plain = _plain(prepared)
     from datasets import Dataset
 
-    targets = Targets(Dataset(pa.table(columns)), kept, prepared.layout)
+    targets = CachedTargets(Dataset(pa.table(columns)), kept, prepared.layout)
     return plain, (with_targets(plain, targets, rows), replay)
 
 

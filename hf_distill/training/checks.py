@@ -9,14 +9,13 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from hf_distill.cache.replay import Replay
-from hf_distill.cache.requirements import check_objective
 from hf_distill.data import column
 from hf_distill.data.two_tokenizers import MARK
 from hf_distill.errors import UserError
 from hf_distill.mistakes import describe
 from hf_distill.models.decoders import check_ends
 from hf_distill.models.inspection import base_model, wrapper_of
+from hf_distill.models.target_model import TargetSource
 from hf_distill.objectives import OBJECTIVES, Objective, RowObjective
 from hf_distill.rows.base import RowLayout
 from hf_distill.rows.examples import ExampleRows
@@ -94,22 +93,22 @@ def check_parallelism(trainer: Trainer) -> None:
 
 
 def check_objectives(
-    objectives: Sequence[Objective], layout: RowLayout, student: PreTrainedModel, teacher: nn.Module | None
+    objectives: Sequence[Objective], layout: RowLayout, student: PreTrainedModel, source: TargetSource | None
 ) -> None:
     """Refuse objectives that these models and their rows cannot serve.
 
     Raises:
-        ValueError: There is none, its teacher is missing or was not kept whole, or the rows have no classes for it.
+        ValueError: There is none, its teacher is missing, or the rows have no classes for it.
+        UserError: Its teacher does not give what it needs.
     """
     if not objectives:
         raise ValueError("no objective: pass at least one, e.g. KLDivergence(temperature=2.0).")
     wanting = [objective.name for objective in objectives if objective.needs_teacher]
-    if teacher is None and wanting:
+    if source is None and wanting:
         raise ValueError(f"objectives that need a teacher: {', '.join(wanting)}. Pass `teacher=`.")
     for objective in objectives:
-        if isinstance(teacher, Replay):
-            config: Any = getattr(base_model(student), "config", None)
-            check_objective(objective, teacher.kept, (config, teacher.config))
+        if source is not None:
+            source.check_objective(objective, getattr(base_model(student), "config", None))
         takes_values = not isinstance(objective, RowObjective) or objective.takes_values
         if not layout.has_classes and not takes_values:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Both models on one batch: what each of them is given, and the comparison of what they answer."""
+"""Student and teacher on one batch: what each of them is given, and the comparison of what they return."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from hf_distill.cache.replay import KEPT_ROWS, Replay
 from hf_distill.data.two_tokenizers import PREFIX, teacher_inputs
+from hf_distill.models.target_model import RunModel, Targets, TargetSource
 from hf_distill.objectives import Comparison
 from hf_distill.rows.base import RowLayout, Rows, SparseRows
 from hf_distill.rows.padding import Padding
@@ -28,25 +28,25 @@ class BothModels:
     """The forward passes of a training.
 
     Attributes:
-        teacher: None where there is none.
+        source: What gives targets; None where there is no teacher.
         layout: Which logits count.
         terms: What is compared.
-        padding_free: Of the layers of both.
+        padding_free: Of the layers of all models.
         padding: How each of them is run on padded batches.
         accelerator: Of the trainer.
         meter: Told when the teacher runs.
-        takes: What `forward` of the student and of the teacher takes.
+        takes: What `forward` takes, of the `student` and of each of the source's models.
         use_cache: Whether the student is asked for keys and values to generate with.
     """
 
-    teacher: nn.Module | None
+    source: TargetSource | None
     layout: RowLayout
     terms: Terms
     padding_free: PaddingFree
     padding: Padding
     accelerator: Accelerator
     meter: Meter
-    takes: tuple[frozenset[str], frozenset[str]]
+    takes: Mapping[str, frozenset[str]]
     use_cache: bool
 
     def compare(self, student: nn.Module, inputs: Mapping[str, Any], heads: Heads | None = None) -> Comparison:
@@ -61,18 +61,19 @@ class BothModels:
             ValueError: The batch has other tokens, or a cache other rows, than the objectives can compare.
         """
         with nullcontext() if heads is None else heads.capturing():
-            ours, theirs = self._run(student, inputs)
-        kept = None if theirs is None else theirs.get(KEPT_ROWS)
-        logits = None if theirs is None or heads is not None or kept is not None else self.layout.logits(theirs)
+            ours, targets = self._run(student, inputs)
+        stored = None if targets is None else targets.rows
+        theirs = None if targets is None else targets.outputs
+        logits = None if theirs is None or heads is not None or stored is not None else self.layout.logits(theirs)
         attached = None
         if logits is not None and self.terms.differentiates:
             attached = self.layout.teacher_rows(logits, inputs)
         if heads is not None:
-            rows: Rows = heads.rows(self.layout, inputs, kept)
+            rows: Rows = heads.rows(self.layout, inputs, stored)
         else:
             rows = self.layout.select(self.layout.logits(ours), logits, inputs)
         return Comparison(
-            rows=rows if kept is None else _with_kept(rows, kept),
+            rows=rows if stored is None else _with_stored(rows, stored),
             student=ours,
             teacher=theirs,
             inputs=inputs,
@@ -80,21 +81,31 @@ class BothModels:
             teacher_rows=attached,
         )
 
-    def _run(self, student: nn.Module, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Return both models' outputs."""
-        theirs = None
-        if self.teacher is not None:
-            self.teacher.eval()  # whatever happened to it since the last batch: with dropout its targets are noise
+    def _run(self, student: nn.Module, inputs: Mapping[str, Any]) -> tuple[Any, Targets | None]:
+        """Return the student's outputs and the targets."""
+        targets = None
+        if self.source is not None:
+            self.source.eval()  # whatever happened to it since the last batch: with dropout its targets are noise
             watch = self.meter.teacher() if student.training else nullcontext()
             with torch.set_grad_enabled(self.terms.differentiates), self.accelerator.autocast(), watch:
                 read = self._teacher_inputs(inputs)
-                with self.padding_free.teacher(read):
-                    given = self._given(self.teacher, self.takes[1], read, use_cache=False)
-                    theirs = self.padding.run("teacher", self.teacher, given, read, own=read is not inputs)
-        with self.padding_free.student(inputs):
-            given = self._given(student, self.takes[0], inputs, use_cache=self.use_cache)
+                targets = self.source.targets(read, self._runner(self.source, read, own=read is not inputs))
+        with self.padding_free.running("student", inputs):
+            given = self._given("student", student, inputs, use_cache=self.use_cache)
             ours = self.padding.run("student", student, given, inputs)
-        return ours, theirs
+        return ours, targets
+
+    def _runner(self, source: TargetSource, read: Mapping[str, Any], *, own: bool) -> RunModel:
+        """Return what runs a model of the source on what the teacher reads."""
+
+        def run(name: str) -> Mapping[str, Any]:
+            model = source.models[name]
+            with self.padding_free.running(name, read):
+                given = self._given(name, model, read, use_cache=False)
+                outputs: Mapping[str, Any] = self.padding.run(name, model, given, read, own=own)
+            return outputs
+
+        return run
 
     def _teacher_inputs(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return what the teacher reads; refuse to compare tokens where it reads others than the student."""
@@ -107,11 +118,10 @@ class BothModels:
             )
         return theirs
 
-    def _given(
-        self, model: nn.Module, taken: frozenset[str], inputs: Mapping[str, Any], **settings: Any
-    ) -> dict[str, Any]:
+    def _given(self, whose: str, model: nn.Module, inputs: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
+        taken = self.takes[whose]
         read = {key: value for key, value in inputs.items() if key in taken}
-        if not read and not isinstance(model, Replay):  # which says itself what is missing
+        if not read:
             raise ValueError(
                 f"{type(model).__name__}.forward takes {', '.join(sorted(taken)) or 'nothing'}, and the batch has "
                 f"{', '.join(inputs)}: there is nothing for it to read. Give its forward these names."
@@ -119,11 +129,11 @@ class BothModels:
         return {**{key: value for key, value in settings.items() if key in taken}, **read, **self.terms.outputs}
 
 
-def _with_kept(rows: Rows, kept: SparseRows) -> Rows:
+def _with_stored(rows: Rows, stored: SparseRows) -> Rows:
     """Return rows with what a cache holds of the teacher's."""
-    if len(kept.remaining) != len(rows.labels):
-        raise ValueError(f"the batch has {len(rows.labels)} rows, and the cache {len(kept.remaining)} for them.")
-    return rows if isinstance(rows, HeadRows) else replace(rows, teacher=kept)
+    if len(stored) != len(rows.labels):
+        raise ValueError(f"the batch has {len(rows.labels)} rows, and the cache {len(stored)} for them.")
+    return rows if isinstance(rows, HeadRows) else replace(rows, teacher=stored)
 
 
 Result = TypeVar("Result")

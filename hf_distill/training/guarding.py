@@ -34,14 +34,13 @@ class GuardedTrainer(Trainer):
 
     Attributes:
         model: What trains.
-        teacher: What the targets come from.
+        teacher: The model that the targets come from; None where there is none.
         watch: What was computed since the last look.
         whose: What a message calls the model; `the student`, or `the model` where there is no teacher, if empty.
         skipped: Steps that were left out so far.
     """
 
     model: Any
-    teacher: nn.Module | None
     watch: Watch
     whose = ""
     skipped = 0
@@ -53,6 +52,11 @@ class GuardedTrainer(Trainer):
     _window = (0, 0)
     # Inputs of the last micro-batch.
     _last: dict[str, Any] | None = None
+
+    @property
+    def teacher(self) -> nn.Module | None:
+        """The model to learn from; None where there is none."""
+        raise NotImplementedError
 
     @property
     def _skips(self) -> bool:

@@ -10,6 +10,8 @@ from hf_distill.data.two_tokenizers import MARK
 from hf_distill.models.inspection import base_model, positions_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
 
 # Of very many rows the first ones are looked at.
@@ -17,14 +19,14 @@ _MOST = 200_000
 _TABLE = re.compile(r"(^|[._])(pos\w*|wpe|\w*positions?)(_?emb\w*)?([._]|$)")
 
 
-def check_input_values(split: Any, which: str, student: nn.Module, teacher: nn.Module | None) -> None:
+def check_input_values(split: Any, which: str, models: Mapping[str, nn.Module]) -> None:
     """Refuse token numbers past the end of a model's embeddings, and rows longer than its table of positions.
 
     Args:
         split: A `datasets.Dataset`; of anything else nothing is known before it is read.
         which: What to call it: `train_dataset`.
-        student: The student.
-        teacher: The teacher, which may read tokens of its own (`teacher_input_ids`).
+        models: `student` -> the student, and every teacher that runs beside it, which may read tokens of its own
+            (`teacher_input_ids`).
 
     Raises:
         ValueError: Names the row, what is in it, which model cannot read it, and what it takes.
@@ -34,9 +36,9 @@ def check_input_values(split: Any, which: str, student: nn.Module, teacher: nn.M
     if not isinstance(split, datasets.Dataset) or not len(split):
         return
     first = split.select(range(_MOST)) if len(split) > _MOST else split
-    for whose, model in (("student", student), ("teacher", teacher)):
-        name = MARK if whose == "teacher" and MARK in split.column_names else "input_ids"
-        if model is None or name not in split.column_names:
+    for whose, model in models.items():
+        name = MARK if whose != "student" and MARK in split.column_names else "input_ids"
+        if name not in split.column_names:
             continue
         found = _first_bad(column(first, name).combine_chunks(), base_model(model))
         if found is not None:

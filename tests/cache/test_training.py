@@ -303,7 +303,7 @@ def test_drawn_from_the_tail(classes: int) -> None:
         found = sparse_rows(rows, kept, torch.Generator().manual_seed(start))
         columns = Recorder._sparse(SimpleNamespace(kept=kept), found, torch.tensor([150, 50]))  # type: ignore[arg-type]
         batch = read(pa.table(columns), kept, None)
-        replayed = Replay(None, kept, "key")(**batch)["kept_rows"]
+        replayed = Replay(None, kept, "key").targets(batch).rows
         assert replayed.remaining.eq(-torch.inf).all()
         np.add.at(target, replayed.indices.numpy(), replayed.log_probabilities.exp().numpy() / draws)
     wanted = np.exp(wide / 2.0)

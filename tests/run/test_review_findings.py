@@ -400,8 +400,8 @@ def test_a_tail_that_covers_all_classes(top: int, tail: int) -> None:
 
 def replayed(found: SparseRows, kept: Kept) -> SparseRows:
     columns = {"indices": found.indices, "log_probabilities": found.log_probabilities, "remaining": found.remaining}
-    answer = Replay(None, kept, "key")(**{f"cached_{name}": value for name, value in columns.items()})
-    rows: SparseRows = answer["kept_rows"]
+    rows = Replay(None, kept, "key").targets({f"cached_{name}": value for name, value in columns.items()}).rows
+    assert rows is not None
     return rows
 
 
@@ -564,4 +564,5 @@ def test_numbers_of_this_file(tmp_path: Path) -> None:
     walked, plain = language(tmp_path), language(tmp_path, (KLDivergence(weight=0.6, temperature=2.0), BOTH[1]))
     assert largest_difference(train(walked), train(plain)) > 1e-3
     assert math.isfinite(trainer(*parts("causal-lm"), tmp_path, BOTH).evaluate()["eval_loss"])
-    assert Heads.open(*make_models("causal-lm")) is not None
+    student, teacher = make_models("causal-lm")
+    assert Heads.open(student, {"teacher": teacher}) is not None

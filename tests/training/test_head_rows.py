@@ -124,7 +124,7 @@ def compare(
 ) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
     """Yield sums, agreement and gradients: from all logits at once, and walking."""
     inputs = batch(student)
-    heads = Heads.open(student, teacher)
+    heads = Heads.open(student, {"teacher": teacher})
     assert heads is not None
     for walks in (False, True):
         student.zero_grad()
@@ -239,7 +239,7 @@ def test_autocast_does_not_reach_the_sums() -> None:
     """A custom loop may have it on around everything. Some sums over classes are products to PyTorch, and would be
     rounded to three digits."""
     student, teacher = make("llama", 1), make("llama", 2)
-    inputs, heads = batch(student), Heads.open(student, teacher)
+    inputs, heads = batch(student), Heads.open(student, {"teacher": teacher})
     assert heads is not None
     found = []
     for autocast in (False, True):
@@ -400,7 +400,7 @@ def test_a_head_that_cannot_be_taken_apart_falls_back(
     torch.manual_seed(0)
     odd = Shifted(transformers.LlamaConfig(**COMMON)).eval()
     assert open_head(odd) is None
-    assert Heads.open(odd, make("llama", 2)) is None
+    assert Heads.open(odd, {"teacher": make("llama", 2)}) is None
     assert open_head(make("llama", 1)) is not None
     trainer = make_trainer("causal-lm", tmp_path, max_steps=1)
     caplog.clear()
@@ -424,7 +424,7 @@ def test_float16_falls_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_another_loss_is_refused() -> None:
     """The gradient is that of the loss announced; of another one it would be wrong, and look like one."""
     student, teacher = make("llama", 1), make("llama", 2)
-    inputs, heads = batch(student), Heads.open(student, teacher)
+    inputs, heads = batch(student), Heads.open(student, {"teacher": teacher})
     assert heads is not None
     with heads.capturing():
         run(teacher, inputs)
@@ -439,7 +439,7 @@ def test_models_are_as_before_after_a_failure() -> None:
     student, teacher = make("bart, logits bias", 1), make("bart, logits bias", 2)
     inputs = batch(student)
     before = run(student, inputs).logits
-    heads = Heads.open(student, teacher)
+    heads = Heads.open(student, {"teacher": teacher})
     assert heads is not None
     with pytest.raises(KeyError), heads.capturing():
         raise KeyError

@@ -63,7 +63,7 @@ def test_a_hook_on_the_head_stays() -> None:
             return super().pre_forward(module, *args, **kwargs)
 
     add_hook_to_module(teacher.lm_head, Hook(execution_device="cpu"))
-    heads = Heads.open(student, teacher)
+    heads = Heads.open(student, {"teacher": teacher})
     assert heads is not None
     with torch.no_grad(), heads.capturing():
         for model in (student, teacher):

@@ -1,9 +1,9 @@
-"""Both models taken apart at their heads, for one forward pass."""
+"""The student and its teachers taken apart at their heads, for one forward pass."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,78 +17,75 @@ from hf_distill.training.chunked.rows import HeadRows
 
 
 class Heads:
-    """Both models taken apart at their heads.
+    """The student and the models of a source of targets, taken apart at their heads.
 
     Args:
-        student: Without wrapper of a distributed training; PEFT's may be there.
-        teacher: Likewise; None where there is none.
-        heads: Of both.
+        models: The student, without wrapper of a distributed training (PEFT's may be there), and then the teachers.
+        heads: Of each.
         compiler: See `HeadRows`.
     """
 
-    def __init__(
-        self,
-        student: nn.Module,
-        teacher: nn.Module | None,
-        heads: tuple[Head, Head | None],
-        compiler: Compiler | None = None,
-    ) -> None:
-        self._models = (student, teacher)
-        self._heads = heads
+    def __init__(self, models: Sequence[nn.Module], heads: Sequence[Head], compiler: Compiler | None = None) -> None:
+        self._models = tuple(models)
+        self._heads = tuple(heads)
         self._compiler = compiler
         self._captured: list[Captured] = []
 
     @classmethod
-    def open(cls, student: nn.Module, teacher: nn.Module | None, compiler: Compiler | None = None) -> Heads | None:
-        """Take the models apart; None if one of them cannot be, or if they have the same head."""
-        ours = open_head(student)
-        theirs = None if teacher is None or ours is None else open_head(teacher)
-        if ours is None or (teacher is not None and theirs is None):
-            return None
-        if theirs is not None and theirs.linear is ours.linear:  # whose input it is could not be told
-            return None
-        return cls(student, teacher, (ours, theirs), compiler)
+    def open(
+        cls, student: nn.Module, teachers: Mapping[str, nn.Module], compiler: Compiler | None = None
+    ) -> Heads | None:
+        """Take the models apart; None if one of them cannot be, or if two have the same head.
 
-    def are_of(self, student: nn.Module, teacher: nn.Module | None) -> bool:
-        """Whether these are still the heads of two models."""
-        for model, mine, head in zip((student, teacher), self._models, self._heads, strict=True):
-            base: Any = None if model is None else base_model(model)
-            if model is not mine or (head is not None and base.get_output_embeddings() is not head.linear):
+        Args:
+            student: The student.
+            teachers: The models that run beside it (`TargetSource.models`).
+            compiler: See `HeadRows`.
+        """
+        models, heads = [student, *teachers.values()], []
+        for model in models:
+            if (head := open_head(model)) is None:
+                return None
+            heads.append(head)
+        if len({id(head.linear) for head in heads}) < len(heads):  # whose input it is could not be told
+            return None
+        return cls(models, heads, compiler)
+
+    def are_of(self, student: nn.Module, teachers: Mapping[str, nn.Module]) -> bool:
+        """Whether these are still the heads of these models."""
+        models = (student, *teachers.values())
+        if len(models) != len(self._models):
+            return False
+        for model, mine, head in zip(models, self._models, self._heads, strict=True):
+            base: Any = base_model(model)
+            if model is not mine or base.get_output_embeddings() is not head.linear:
                 return False
         return True
 
     @contextmanager
     def capturing(self) -> Iterator[None]:
-        """Keep what both models would have given to their heads in one forward pass, and make no logits."""
-        (student, teacher), (ours, theirs) = self._models, self._heads
-        with capturing(student, ours) as first:
-            if teacher is None or theirs is None:
-                self._captured = [first]
-                yield
-            else:
-                with capturing(teacher, theirs) as second:
-                    self._captured = [first, second]
-                    yield
+        """Keep what all models would have given to their heads in one forward pass, and make no logits."""
+        with ExitStack() as stack:
+            pairs = zip(self._models, self._heads, strict=True)
+            self._captured = [stack.enter_context(capturing(model, head)) for model, head in pairs]
+            yield
 
-    def rows(self, layout: RowLayout, inputs: Mapping[str, Tensor], kept: SparseRows | None = None) -> HeadRows:
+    def rows(self, layout: RowLayout, inputs: Mapping[str, Tensor], stored: SparseRows | None = None) -> HeadRows:
         """Return the rows of the batch that was captured.
 
         Args:
             layout: Of the task.
             inputs: The batch.
-            kept: The teacher's rows, where there is no teacher but these.
+            stored: The teacher's rows, where there is no teacher but these.
         """
         places = layout.places(inputs)
         assert places is not None
         classes: int | None = getattr(layout, "classes", None)
         sides: list[Side] = []
         shared = layout.shared(places.mask.device)
-        for captured, head in zip(self._captured, self._heads, strict=False):
-            assert head is not None
+        for captured, head in zip(self._captured, self._heads, strict=True):
             sides.append(side_of(head, captured, places, classes, shared if sides else None))
         self._captured = []
-        student, teacher = (*sides, None)[:2]
-        assert student is not None
-        return HeadRows(
-            student, teacher or kept, places.labels, places.example, len(places.mask), self._compiler, shared
-        )
+        student, *teachers = sides
+        teacher = teachers[0] if teachers else stored
+        return HeadRows(student, teacher, places.labels, places.example, len(places.mask), self._compiler, shared)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from hf_distill.cache.replay import Replay
 from hf_distill.data.two_tokenizers import PREFIX
 from hf_distill.errors import UserError
 from hf_distill.models.sentence_encoder import sequences
@@ -20,6 +19,7 @@ from hf_distill.training.padding_free.model import NeedsPadding, PaddingFreeMode
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
+    from hf_distill.models.target_model import TargetSource
     from hf_distill.training.terms import Terms
 
 Collate = Callable[[list[Any]], Mapping[str, Any]]
@@ -39,7 +39,7 @@ class PaddingFree:
     Args:
         args: Whose `padding_free` is `"auto"`, true or false.
         student: Without wrapper of a distributed training; PEFT's may be there.
-        teacher: Likewise; None where there is none.
+        source: What gives targets; None where there is no teacher.
         terms: What is compared.
 
     Attributes:
@@ -49,12 +49,13 @@ class PaddingFree:
         UserError: It is true, and something here needs padded batches.
     """
 
-    def __init__(self, args: TrainingArguments, student: nn.Module, teacher: nn.Module | None, terms: Terms) -> None:
+    def __init__(self, args: TrainingArguments, student: nn.Module, source: TargetSource | None, terms: Terms) -> None:
         choice = getattr(args, "padding_free", "auto")
         self._asked = choice is True
         self._runners: dict[str, PaddingFreeModel] = {}
         self._last: tuple[Tensor, Bins | None] | None = None
-        self._find = FindBins(_width(student), 1.0 if self._asked else 1 - WORTH_IT, _positions(student, teacher))
+        configs = [getattr(model, "config", None) for model in (student, None if source is None else source.model)]
+        self._find = FindBins(_width(student), 1.0 if self._asked else 1 - WORTH_IT, _positions(configs))
         self._warned: set[str] = set()
         self.decisions: list[str] = []
         if choice is False:
@@ -65,15 +66,14 @@ class PaddingFree:
             self.decisions = [f"padding_free: off ({obstacle})"]
             return
         refused = {}
-        for whose, model in (("student", student), ("teacher", teacher)):
-            if model is not None and not isinstance(model, Replay):
-                try:
-                    runner = open_padding_free(model)
-                    if whose == "student":
-                        _check_recomputing(runner, args)
-                    self._runners[whose] = runner
-                except NeedsPadding as error:
-                    refused[whose] = str(error)
+        for whose, model in {"student": student, **({} if source is None else source.models)}.items():
+            try:
+                runner = open_padding_free(model)
+                if whose == "student":
+                    _check_recomputing(runner, args)
+                self._runners[whose] = runner
+            except NeedsPadding as error:
+                refused[whose] = str(error)
         self._main = bool(args.process_index == 0)
         self._report(refused)
 
@@ -91,15 +91,14 @@ class PaddingFree:
         if why and self._asked and self._main:
             logger.warning("padding_free is true, but not for all: %s", why)
 
-    def student(self, inputs: Mapping[str, Any]) -> AbstractContextManager[None]:
-        """Run the student's layers without padding, if the batch is worth it; open for one forward pass."""
-        return self._run("student", inputs)
+    def running(self, whose: str, inputs: Mapping[str, Any]) -> AbstractContextManager[None]:
+        """Run a model's layers without padding on what it reads of a batch, if that is worth it; open for one forward
+        pass.
 
-    def teacher(self, inputs: Mapping[str, Any]) -> AbstractContextManager[None]:
-        """Run the teacher's layers without padding, if what it reads is worth it; open for one forward pass."""
-        return self._run("teacher", inputs)
-
-    def _run(self, whose: str, inputs: Mapping[str, Any]) -> AbstractContextManager[None]:
+        Args:
+            whose: `student`, or the name of one of the source's models.
+            inputs: What it reads.
+        """
         runner = self._runners.get(whose)
         bins = None if runner is None else self._bins(inputs)
         if runner is None or bins is None:
@@ -198,12 +197,11 @@ def _width(model: nn.Module) -> int:
     return width if isinstance(width, int) else 512
 
 
-def _positions(*models: nn.Module | None) -> int | None:
+def _positions(configs: Iterable[Any]) -> int | None:
     """Return how many positions all of some models know; None where they do not say.
 
     A row may have more of them than any example: layers with a table of all positions (GPT-Neo's masks) would fail.
     """
-    configs: list[Any] = [getattr(model, "config", None) for model in models]
     found = [getattr(one.get_text_config(), "max_position_embeddings", None) for one in configs if one is not None]
     return min((one for one in found if isinstance(one, int) and one > 0), default=None)
 
