@@ -175,9 +175,9 @@ def _resume(recipe: Recipe, caches: bool) -> str:
         return " The targets so far are stored. Run the same command again to continue."
     from hf_distill.run.directory import last_checkpoint
 
-    teachers = getattr(getattr(recipe.teacher, "teacher", recipe.teacher), "output_dir", None)
     output = Path(recipe.training["output_dir"]).expanduser()
-    checkpoint = last_checkpoint(output, Path(teachers).expanduser() if teachers else None)
+    places = [Path(one).expanduser() if one else None for one in recipe.teacher.output_directories]
+    checkpoint = last_checkpoint(output, places)
     if checkpoint is None:
         return f" No checkpoint yet in {output}. Run the same command again: it repeats only the unfinished training."
     return f" Checkpoint: {checkpoint}. Run the same command again to resume from it."

@@ -62,8 +62,18 @@ class TargetSource(nn.Module, ABC):
 
     @property
     def model(self) -> Any:
-        """The module that stands for it: `trainer.teacher`, what objectives look at, what students copy."""
+        """The module that stands for it: `trainer.teacher`, what objectives look at and reports measure."""
         return self
+
+    @property
+    def measured(self) -> Any:
+        """The model whose size and speed a report has; None where there is none."""
+        return None
+
+    @property
+    def copied(self) -> Any:
+        """The model that students copy layers or sizes from."""
+        return self.model
 
     @property
     def models(self) -> Mapping[str, nn.Module]:
@@ -141,6 +151,11 @@ class LiveModel(TargetSource):
     @property
     def model(self) -> Any:
         """See `TargetSource.model`."""
+        return self._held[0]
+
+    @property
+    def measured(self) -> Any:
+        """See `TargetSource.measured`."""
         return self._held[0]
 
     @property

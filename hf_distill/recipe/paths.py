@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from hf_distill.data import check_data
 from hf_distill.errors import UserError
 from hf_distill.locations import resolve
+from hf_distill.mistakes import join
 from hf_distill.students import STUDENTS
 from hf_distill.teachers import TEACHERS
 
@@ -20,10 +21,14 @@ def check_paths(recipe: Recipe) -> None:
     Raises:
         UserError: A line for each mistake.
     """
-    sources = []
-    for side, entry, table in (("teacher", recipe.teacher, TEACHERS), ("student", recipe.student, STUDENTS)):
-        if type(entry) in table.values():  # of a class from outside nobody here knows what its model may be
-            sources.append((side, "model", entry.source))
+    # Of a class from outside nobody here knows what its model may be.
+    sources = [
+        (join("teacher", path), "model", one.source)
+        for path, one in recipe.teacher.members()
+        if type(one) in TEACHERS.values()
+    ]
+    if type(recipe.student) in STUDENTS.values():
+        sources.append(("student", "model", recipe.student.source))
     mistakes: list[str] = []
     for section, key, source in (*sources, ("", "tokenizer", recipe.tokenizer)):
         try:

@@ -60,19 +60,16 @@ def outside_code(recipe: Recipe) -> Iterator[str]:
         module = cls.__module__
         if module.partition(".")[0] != __name__.partition(".")[0]:
             shown.append(f"{module}:{cls.__qualname__}, of {getattr(sys.modules.get(module), '__file__', 'no file')}")
-    for side, entry in (("teacher", recipe.teacher), ("student", recipe.student)):
-        if getattr(entry, "trust_remote_code", False):
-            shown.append(f"what comes with the {side}'s model {entry.source} (trust_remote_code)")
+    trusted = [("teacher", one.source) for _, one in recipe.teacher.members() if one.trusts_code]
+    if getattr(recipe.student, "trust_remote_code", False):
+        trusted.append(("student", recipe.student.source))
+    shown += [f"what comes with the {side}'s model {source} (trust_remote_code)" for side, source in trusted]
     shown += [f"the metric {name}" for name in recipe.evaluation.metrics if name.startswith("evaluate/")]
     yield from dict.fromkeys(shown)
 
 
 def _entries(recipe: Recipe) -> Iterator[Any]:
-    yield from (recipe.task, recipe.student)
-    teacher: Any = recipe.teacher
-    while teacher is not None:
-        yield teacher
-        teacher = getattr(teacher, "teacher", None)
+    yield from (recipe.task, recipe.student, *recipe.teacher.every_entry())
     for stage in recipe.plan:
         yield from stage.objectives
 

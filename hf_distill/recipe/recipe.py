@@ -116,7 +116,7 @@ class Recipe:
     @property
     def trusts_code(self) -> bool:
         """Whether a model may bring Python code of its own, which then runs."""
-        return any(getattr(entry, "trust_remote_code", False) for entry in (self.teacher, self.student))
+        return self.teacher.trusts_code or getattr(self.student, "trust_remote_code", False)
 
     def stage_path(self, index: int) -> str:
         """Return the key path of a stage of the plan; `""` where the recipe has none and the path starts with a key."""

@@ -121,8 +121,7 @@ def _trainings(recipe: Recipe) -> Iterator[_Training]:
         if recipe.report.baseline:
             whose = "the baseline, trained on labels alone,"
             yield _Training(path, stage.training, recipe.training, arguments, alone, compares=False, whose=whose)
-    if (found := recipe.teacher.fine_tuning) is not None:
-        path, own = found
+    for path, own in recipe.teacher.fine_tuning.items():
         whose = "the teacher, fine-tuned on labels alone,"
         way_out = "" if METRIC in own else f" The teacher can have its own: teacher.{path}.{METRIC}."
         arguments = fine_tuning(shared, own)

@@ -21,9 +21,8 @@ def capture(recipe: Recipe) -> Cache:
 
     from hf_distill.run.launch import check_launch
     from hf_distill.run.preparation import open_run
-    from hf_distill.teachers.cached import CachedTeacher
 
-    if not isinstance(recipe.teacher, CachedTeacher):
+    if not recipe.teacher.caches:
         raise recipe.mistake(
             "teacher", "nothing is kept of this teacher. Write {name: cached, teacher: {...}} around it."
         )
@@ -31,6 +30,6 @@ def capture(recipe: Recipe) -> Cache:
     disable_progress_bar()  # type: ignore[no-untyped-call]
     run = open_run(recipe, restart=False, for_teacher=True)
     with run.directory.lock:
-        run.cache_answers(run.load_teacher())
+        run.store_targets(run.load_teacher())
     assert run.cache is not None
     return run.cache

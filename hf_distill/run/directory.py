@@ -119,14 +119,15 @@ class RunDirectory:
                 place.unlink(missing_ok=True)
 
 
-def last_checkpoint(path: Path, teachers: Path | None = None) -> str | None:
+def last_checkpoint(path: Path, teachers: Iterable[Path | None] = ()) -> str | None:
     """Return the checkpoint from which an interrupted run will resume; None if its training has none yet.
 
     Args:
         path: Directory of the run.
-        teachers: Directory of fine-tuned teachers, if it is not inside `path`.
+        teachers: Directories of fine-tuned teachers; None for the usual one inside `path`.
     """
-    trainings = [path, *path.glob(f"{RUNS}/*"), *(teachers or path / TEACHERS).glob("*")]
+    places = {place or path / TEACHERS for place in teachers}
+    trainings = [path, *path.glob(f"{RUNS}/*"), *(folder for place in places for folder in place.glob("*"))]
     for folder in trainings:
         record = read_record(folder)
         if record is None or record["finished"]:

@@ -45,7 +45,7 @@ def distill(recipe: Recipe, *, restart: bool = False) -> Report:
 def _distill(run: Run) -> Report:
     recipe = run.recipe
     teacher = run.load_teacher()
-    run.cache_answers(teacher)
+    run.store_targets(teacher)
     students: list[Fitted] = []
     baselines: list[Fitted] = []
     for seed in run.seeds:

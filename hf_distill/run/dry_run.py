@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hf_distill.component import entry
 from hf_distill.data.loading import PEEK, Sample, apart, peek
@@ -14,6 +14,7 @@ from hf_distill.errors import UserError
 from hf_distill.formatting import readable_lines
 from hf_distill.locations import resolve, sibling
 from hf_distill.metrics.evaluate_library import is_here
+from hf_distill.mistakes import join
 from hf_distill.models.adapters import find_adapter
 from hf_distill.models.outline import outline
 from hf_distill.models.pair import Pair
@@ -30,8 +31,6 @@ from hf_distill.run.launch import check_launch
 from hf_distill.run.pairing import open_pair, open_student, open_teacher
 from hf_distill.run.preparation import check_prepared, locating_data, prepare, setup_of
 from hf_distill.run.requirements import check_steps, check_trainings, output_directory
-from hf_distill.teachers import CachedTeacher
-from hf_distill.teachers.cached import planned
 from hf_distill.training.labelled import in_words, labels_of
 
 if TYPE_CHECKING:
@@ -119,15 +118,18 @@ def _is_cached(model: str) -> bool:
 
 
 def _check_pair(recipe: Recipe, found: _Findings) -> None:
-    local: dict[str, bool] = {}
+    local = {"teacher": True, "student": True}
     mistakes: list[str] = []
-    for side, source in (("teacher", recipe.teacher.source), ("student", recipe.student.source)):
+    sources = [("teacher", path, one.source) for path, one in recipe.teacher.members()]
+    for side, path, source in (*sources, ("student", "", recipe.student.source)):
+        here = True
         try:
-            with recipe.locate(side):
-                local[side] = is_local(source)
+            with recipe.locate(join(side, path)):
+                here = is_local(source)
         except UserError as error:
             mistakes += error.mistakes
-        if local.get(side) is False:
+        local[side] &= here
+        if not here:
             adapter = find_adapter(source)
             of = f"{side} {source}" if adapter is None else f"{side} {source}, an adapter for {adapter.base}"
             hint = sibling(adapter.base if adapter else str(source), having="config.json")
@@ -138,7 +140,7 @@ def _check_pair(recipe: Recipe, found: _Findings) -> None:
         raise UserError(*mistakes)
     if not all(local.values()):
         check_plan(recipe, None)
-        teacher = open_teacher(recipe) if local["teacher"] and recipe.teacher.has_model else None
+        teacher = open_teacher(recipe) if local["teacher"] and not recipe.teacher.is_without_model else None
         student = open_student(recipe) if local["student"] and recipe.student.source else None
         for side, config in (("teacher", teacher), ("student", student)):
             size = f": {_size(recipe, config)}" if config else ""
@@ -149,12 +151,13 @@ def _check_pair(recipe: Recipe, found: _Findings) -> None:
     pair = open_pair(recipe)
     check_plan(recipe, pair)
     found.pair = pair
+    every = [objective for stage in recipe.plan for objective in stage.objectives]
     found.plan += [
         f"task        {recipe.task.name}",
         f"teacher     {words(entry(recipe.teacher))}: "
-        + (_size(recipe, pair.teacher) if recipe.teacher.has_model else "no model, targets from the data"),
+        f"{recipe.teacher.in_words(pair.teacher, lambda config: _size(recipe, config))}",
         f"student     {words(entry(recipe.student))}: {_size(recipe, pair.student)}",
-        *([f"cache       {in_advance(recipe, pair)}"] if isinstance(recipe.teacher, CachedTeacher) else []),
+        *([f"cache       {cached}"] if (cached := recipe.teacher.cached_in_words(recipe.task, every, pair)) else []),
         f"tokenizer   {_tokenizer(pair)}",
     ]
 
@@ -178,8 +181,6 @@ def _check_data(recipe: Recipe, found: _Findings) -> None:
 def _check_rows(recipe: Recipe, found: _Findings, pair: Pair, sample: Sample) -> None:
     from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    from hf_distill.teachers.token_columns import Names
-
     quiet = are_progress_bars_disabled()
     disable_progress_bars()
     try:
@@ -199,9 +200,8 @@ def _check_rows(recipe: Recipe, found: _Findings, pair: Pair, sample: Sample) ->
             with locating_data(recipe):
                 splits, beside = apart(sample.splits)
                 counts = recipe.task.look(splits, setup_of(recipe, pair))
-            if not recipe.teacher.has_model and recipe.task.compares_tokens:
-                with recipe.locate("teacher"):
-                    recipe.teacher.read_tokens(splits, beside, Names.of(pair))
+            with recipe.locate("teacher"):
+                recipe.teacher.look(recipe.task, splits, beside, pair)
             some = "" if sample.whole else f" (in its first {PEEK:,} rows)"
             found.plan += [f"classes     {line}{some}" for line in counts.in_words()] if counts else []
     finally:
@@ -266,26 +266,3 @@ def _layers(objective: Objective, pair: Pair) -> str:
     if isinstance(objective, Hidden | Patient | Hint) and student.width != teacher.width:
         widths = f", through learned projections from {student.width} to {teacher.width}"
     return f": layers {[list(both) for both in objective.pairs(student, teacher)]}{widths}"
-
-
-def in_advance(recipe: Recipe, pair: Pair) -> str:
-    """Return what will be kept of a cached teacher and what it takes, before anything is loaded or counted."""
-    from hf_distill.cache.cache import amount
-    from hf_distill.cache.hidden_states import in_words
-
-    own: Any = recipe.teacher
-    every = [objective for stage in recipe.plan for objective in stage.objectives]
-    kept = planned(own, recipe.task, every, pair)
-    words = "answers, whole in float32"
-    if kept.is_sparse:
-        words = f"{kept.in_words()}, {kept.row_bytes()} bytes a position"
-    if not kept.states:
-        return words
-    words += f"; {in_words(kept.states)}: "
-    of = {"tokens": 0, "texts": 0}
-    for one in kept.states:
-        of["tokens" if one.states.of == "tokens" else "texts"] += one.vector_bytes
-    words += " and ".join(f"{size:,} bytes a {what[:-1]}" for what, size in of.items() if size)
-    if of["tokens"] and pair.max_length is not None and not pair.teacher.is_encoder_decoder:
-        words += f", at most {amount(of['tokens'] * pair.max_length)} a text of {pair.max_length} tokens"
-    return words

@@ -26,13 +26,14 @@ from hf_distill.training.labelled import labels_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from hf_distill.models.target_model import TargetSource
     from hf_distill.report.best import Best
     from hf_distill.run.fit import Fitted
     from hf_distill.run.run import Run
     from hf_distill.tasks import Prepared
 
 
-def report_on(run: Run, teacher: PreTrainedModel, students: Sequence[Fitted], baselines: Sequence[Fitted]) -> Report:
+def report_on(run: Run, teacher: TargetSource, students: Sequence[Fitted], baselines: Sequence[Fitted]) -> Report:
     """Evaluate all models on the eval split and put the report together.
 
     Args:
@@ -41,13 +42,13 @@ def report_on(run: Run, teacher: PreTrainedModel, students: Sequence[Fitted], ba
         students: One a seed, the saved one first.
         baselines: Likewise, or empty.
     """
-    models = {"teacher": teacher, "student": students[0].model}
+    models: dict[str, Any] = {"teacher": teacher, "student": students[0].model}
     if baselines:
         models["baseline"] = baselines[0].model
     found = {name: evaluate(run, model, None if name == "teacher" else teacher, name) for name, model in models.items()}
     predictions = {name: one.predictions for name, one in found.items()}
-    if not run.recipe.teacher.has_model:
-        del models["teacher"]
+    models["teacher"] = teacher.measured
+    models = {name: model for name, model in models.items() if model is not None}
     speeds = _latencies(run, models) if run.recipe.report.latency else {}
     results = {name: ModelResult.of(model, found[name].metrics, speeds.get(name)) for name, model in models.items()}
     results.setdefault("teacher", ModelResult(found["teacher"].metrics, None, None, weights=""))
@@ -73,12 +74,12 @@ def report_on(run: Run, teacher: PreTrainedModel, students: Sequence[Fitted], ba
     )
 
 
-def evaluate(run: Run, model: PreTrainedModel, teacher: PreTrainedModel | None, name: str = "student") -> Evaluated:
+def evaluate(run: Run, model: Any, teacher: TargetSource | None, name: str = "student") -> Evaluated:
     """Return what a model predicts on the eval split, and the metrics of it.
 
     Args:
         run: Its data and precision.
-        model: A student, or the teacher itself.
+        model: A student, or the teacher itself as a source of targets.
         teacher: Whose predictions to compare with; None if `model` is the teacher.
         name: What a message calls the model.
     """
@@ -89,24 +90,24 @@ def evaluate(run: Run, model: PreTrainedModel, teacher: PreTrainedModel | None, 
     return Evaluated(metrics, agreement, predictions)
 
 
-def _compare(run: Run, model: PreTrainedModel, teacher: PreTrainedModel, name: str) -> tuple[Predictions, float | None]:
+def _compare(run: Run, model: PreTrainedModel, teacher: TargetSource, name: str) -> tuple[Predictions, float | None]:
     """Return what a student predicts, and on which share of rows the teacher predicts the same."""
-    fitter, target = run.targets(teacher)
+    fitter, target = run.for_students(teacher)
     predictions, agreement = fitter.predict(model, run.training, target, f"the {name}")
     return replace(predictions, texts=_generate(run, model)), agreement
 
 
-def _predict(run: Run, teacher: PreTrainedModel, name: str) -> tuple[Predictions, float | None]:
+def _predict(run: Run, teacher: TargetSource, name: str) -> tuple[Predictions, float | None]:
     """Return what the teacher predicts, classes in the student's order, and its agreement with itself."""
     agreement = 1.0 if run.prepared.layout.has_classes else None
-    if (known := getattr(teacher, "label_losses", None)) is not None:
-        return Predictions(losses=known), agreement
-    fitter, answering = run.answering(teacher)
-    predictions, _ = fitter.predict(answering, run.training, whose=f"the {name}")
+    if teacher.label_losses is not None:
+        return Predictions(losses=teacher.label_losses), agreement
+    fitter, predicting = run.for_teacher(teacher)
+    predictions, _ = fitter.predict(predicting, run.training, whose=f"the {name}")
     columns = fitter.prepared.layout.teacher_columns
     if predictions.logits is not None and columns is not None:
         predictions = replace(predictions, logits=predictions.logits[..., list(columns)])
-    return replace(predictions, texts=_generate(run, teacher)), agreement
+    return replace(predictions, texts=_generate(run, teacher.model)), agreement
 
 
 def _generate(run: Run, model: PreTrainedModel) -> Sequence[str]:
@@ -115,7 +116,7 @@ def _generate(run: Run, model: PreTrainedModel) -> Sequence[str]:
 
 def _seeds(
     run: Run,
-    teacher: PreTrainedModel,
+    teacher: TargetSource,
     students: Sequence[Fitted],
     baselines: Sequence[Fitted],
     found: Mapping[str, Evaluated],

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.trainer_utils import EvalPrediction, PredictionOutput
 
+    from hf_distill.models.target_model import TargetSource
     from hf_distill.objectives import Objective
     from hf_distill.tasks import Prepared
     from hf_distill.trainer import DistillationTrainer
@@ -91,14 +92,14 @@ class Fitter:
     def key(
         self,
         model: PreTrainedModel,
-        teacher: PreTrainedModel | None,
+        teacher: TargetSource | None,
         objectives: Sequence[Objective],
         training: Mapping[str, Any],
     ) -> str:
         """Return a fingerprint of all that decides what the training computes."""
         return fingerprint(
             model_fingerprint(model),
-            None if teacher is None else model_fingerprint(teacher),
+            None if teacher is None else teacher.fingerprint(),
             [dataset_fingerprint(_own(split)) for split in (self.rows(objectives), self.prepared.eval)],
             [entry(objective) for objective in objectives],
             deciding(training),
@@ -113,7 +114,7 @@ class Fitter:
         objectives: Sequence[Objective],
         training: Mapping[str, Any],
         directory: str | Path,
-        teacher: PreTrainedModel | None = None,
+        teacher: TargetSource | None = None,
         say: Callable[[str], None] | None = None,
         claim: Callable[[Iterable[str]], None] | None = None,
     ) -> Fitted:
@@ -200,7 +201,7 @@ class Fitter:
         self,
         model: PreTrainedModel,
         training: Mapping[str, Any],
-        teacher: PreTrainedModel | None = None,
+        teacher: TargetSource | None = None,
         whose: str = "",
     ) -> tuple[Predictions, float | None]:
         """Return what a model predicts on the eval split, and how often the teacher predicts the same.
@@ -230,7 +231,7 @@ class Fitter:
         objectives: Sequence[Objective],
         training: Mapping[str, Any],
         directory: Path,
-        teacher: PreTrainedModel | None,
+        teacher: TargetSource | None,
         *,
         trains: bool = True,
     ) -> DistillationTrainer:

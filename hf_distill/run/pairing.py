@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from hf_distill.data.label_names import label_names, positions
 from hf_distill.data.vocabularies import left_out, show_tokens
@@ -21,9 +22,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from hf_distill.recipe.recipe import Recipe
-    from hf_distill.students.base import Student
     from hf_distill.tasks import Task
-    from hf_distill.teachers.base import Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -199,15 +198,16 @@ def _open_tokenizers(recipe: Recipe) -> dict[str, PreTrainedTokenizerBase]:
     if recipe.tokenizer is not None:
         opened["tokenizer"] = open_tokenizer(recipe.tokenizer)
     failed: list[UserError] = []
+    student = {name: getattr(recipe.student, name, None) for name in ("revision", "trust_remote_code")}
     sources = (
-        ("student", recipe.student, recipe.student.vocabulary),
-        ("teacher", recipe.teacher, recipe.teacher.source),
+        ("student", student, recipe.student.vocabulary),
+        ("teacher", recipe.teacher.opening, recipe.teacher.source),
     )
-    for side, entry, source in sources:
+    for side, opening, source in sources:
         if source is None:
             continue
         try:
-            opened[side] = _tokenizer_of(entry, source, side)
+            opened[side] = _tokenizer_of(opening, source, side)
         except UserError as error:
             failed.append(error)
     if not opened:
@@ -228,12 +228,12 @@ def _with_padding(tokenizer: PreTrainedTokenizerBase, key: str) -> PreTrainedTok
     return tokenizer
 
 
-def _tokenizer_of(entry: Student | Teacher, source: str, side: str) -> PreTrainedTokenizerBase:
+def _tokenizer_of(opening: Mapping[str, Any], source: str, side: str) -> PreTrainedTokenizerBase:
     return open_tokenizer(
         source,
         key=f"{side}.model",
-        revision=getattr(entry, "revision", None),
-        trust_remote_code=getattr(entry, "trust_remote_code", False),
+        revision=opening["revision"],
+        trust_remote_code=bool(opening["trust_remote_code"]),
     )
 
 

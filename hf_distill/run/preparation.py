@@ -31,14 +31,12 @@ from hf_distill.run.training_defaults import resolve_bf16, training_defaults
 from hf_distill.tasks import Setup
 from hf_distill.tasks.base import classes_of
 from hf_distill.tasks.class_counts import ClassCounts
-from hf_distill.teachers import CachedTeacher
-from hf_distill.teachers.given_cache import numbered, replaying, replaying_tokens
 from hf_distill.training.labelled import in_words, labels_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from hf_distill.cache.replay import Replay
+    from hf_distill.models.target_model import TargetSource
     from hf_distill.recipe.recipe import Recipe
     from hf_distill.tasks import Prepared
     from hf_distill.training_args import DistillationArguments
@@ -67,7 +65,7 @@ def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run
     args = _arguments(recipe, training)
     # Again: some faults of a launch only show once the processes should have found each other.
     check_launch()
-    trains_here = _trains_teacher_here(recipe)
+    trains_here = None in recipe.teacher.output_directories
     with recipe.locate("training"):
         if not for_teacher or trains_here:
             directory.check(restart, for_teacher=for_teacher)
@@ -76,7 +74,7 @@ def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run
     for line in filter(None, (threads, waiting(), precision, *outside)):
         narrator.say(line)
     hub = _claim_repository(recipe, directory.path) if recipe.hub.push else {}
-    answers = _claim_answers(recipe)
+    targets = _claim_targets(recipe)
     pair = open_pair(recipe)
     check_plan(recipe, pair)
     for line in remarks(recipe, pair):
@@ -84,7 +82,7 @@ def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run
     with args.main_process_first(desc="data"):
         with recipe.locate("data"):
             splits = load_splits(recipe.data, recipe.task.roles, recipe.teacher.reads)
-        prepared, replayed = prepare(recipe, pair, splits)
+        prepared, stored = prepare(recipe, pair, splits)
     if (labels := in_words(prepared)) is not None:
         narrator.say(labels)
     lines, odd = check_prepared(recipe, prepared)
@@ -110,62 +108,22 @@ def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run
         narrator,
         hub,
         args,
-        answers_repository=answers,
-        replayed=replayed and (replace(fitter, prepared=replayed[0]), replayed[1]),
+        targets_repository=targets,
+        stored=stored and (replace(fitter, prepared=stored[0]), stored[1]),
     )
-
-
-def _trains_teacher_here(recipe: Recipe) -> bool:
-    """Whether the teacher is trained in the directory of the run."""
-    own = getattr(recipe.teacher, "teacher", recipe.teacher)
-    return not own.has_head and getattr(own, "output_dir", None) is None
 
 
 def prepare(
     recipe: Recipe, pair: Pair, splits: Mapping[str, Dataset]
-) -> tuple[Prepared, tuple[Prepared, Replay] | None]:
+) -> tuple[Prepared, tuple[Prepared, TargetSource] | None]:
     """Return what the task makes of the splits; and where the teacher is given as data, that with its targets.
-
-    Returns:
-        The data; and the same with the teacher's targets in every batch, and what replays them.
 
     Raises:
         UserError: The data does not fit the task or the teacher, with the place in the recipe.
     """
-    own = recipe.teacher
     splits, beside = apart(splits)
-    if not own.has_model and recipe.task.compares_tokens:
-        return _prepare_tokens(recipe, pair, splits, beside)
     with locating_data(recipe), guarded(recipe.task, "task"):
-        prepared = recipe.task.prepare(splits if own.has_model else numbered(splits), setup_of(recipe, pair))
-        if own.has_model:
-            return own.freeze(prepared), None
-    layout = prepared.layout
-    with recipe.locate("teacher"):
-        logits = own.read(beside, exclusive=layout.has_named_classes if layout.has_classes else None)
-    return replaying(prepared, logits, pair.teacher)
-
-
-def _prepare_tokens(
-    recipe: Recipe, pair: Pair, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset]
-) -> tuple[Prepared, tuple[Prepared, Replay]]:
-    """Return what `prepare` does, where the likeliest tokens at every position of completions are given."""
-    from hf_distill.tasks.text_tokens import COMPLETION_IDS
-    from hf_distill.teachers.token_columns import Names
-
-    setup = setup_of(recipe, pair)
-    with locating_data(recipe):
-        recipe.task.look(splits, setup)
-    names = Names.of(pair)
-    with recipe.locate("teacher"):
-        given = recipe.teacher.read_tokens(splits, beside, names)
-    named = {
-        name: split.add_column(COMPLETION_IDS, [row.tokens for row in given[name]])
-        for name, split in numbered(splits).items()
-    }
-    with locating_data(recipe), guarded(recipe.task, "task"):
-        prepared = recipe.task.prepare(named, setup)
-    return replaying_tokens(prepared, given, pair.teacher, names.classes)
+        return recipe.teacher.prepare(recipe.task, splits, beside, setup_of(recipe, pair), pair)
 
 
 @contextmanager
@@ -238,15 +196,14 @@ def _claim_repository(recipe: Recipe, directory: Path) -> dict[str, Any]:
     return {"push_to_hub": True, "hub_model_id": repository, "hub_private_repo": recipe.hub.private}
 
 
-def _claim_answers(recipe: Recipe) -> str:
-    """Create the repository for a teacher's answers, if they are to be published."""
-    own = recipe.teacher
-    if not isinstance(own, CachedTeacher) or not own.push:
+def _claim_targets(recipe: Recipe) -> str:
+    """Create the repository for a teacher's stored targets, if they are to be published."""
+    if recipe.teacher.published is None:
         return ""
     from hf_distill.run.hub import check_rights
 
     with recipe.locate("teacher"):
-        return check_rights(own.repo_id, own.private, "", repo_type="dataset")
+        return check_rights(*recipe.teacher.published, "", repo_type="dataset")
 
 
 def check_one_class(recipe: Recipe, counts: ClassCounts) -> None:

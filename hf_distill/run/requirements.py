@@ -80,7 +80,7 @@ def check_steps(recipe: Recipe, rows: int, labelled: int, processes: int) -> Non
     Raises:
         UserError: No batch is left where incomplete ones are dropped.
     """
-    alone = recipe.report.baseline or recipe.teacher.fine_tuning is not None
+    alone = recipe.report.baseline or bool(recipe.teacher.fine_tuning)
     alone = alone or any(on_labels_alone(stage.objectives) for stage in recipe.plan)
     for path, own, arguments in _trainings(recipe):
         size = int(arguments.get("per_device_train_batch_size", 8)) * processes
@@ -101,8 +101,8 @@ def _trainings(recipe: Recipe) -> Iterator[tuple[str, Mapping[str, Any], dict[st
     for index, stage in enumerate(recipe.plan):
         own = stage.training if recipe.stages else recipe.training
         yield join(recipe.stage_path(index), "training"), own, {**shared, **stage.training}
-    if (first := recipe.teacher.fine_tuning) is not None:
-        yield join("teacher", first[0]), first[1], fine_tuning(shared, first[1])
+    for path, first in recipe.teacher.fine_tuning.items():
+        yield join("teacher", path), first, fine_tuning(shared, first)
 
 
 def _mistakes(arguments: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

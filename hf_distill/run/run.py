@@ -1,4 +1,4 @@
-"""The stages of a run that is open: teacher, its answers, student, baseline. `distill.py` puts them in order."""
+"""The stages of a run that is open: teacher, its targets, student, baseline. `distill.py` puts them in order."""
 
 from __future__ import annotations
 
@@ -10,17 +10,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_distill.cache.cache import default_root
-from hf_distill.cache.hub import fetch
-from hf_distill.component import entry
 from hf_distill.errors import UserError
-from hf_distill.files.fingerprint import fingerprint
 from hf_distill.files.lock import FILE as LOCK
 from hf_distill.files.lock import Lock
 from hf_distill.files.ownership import RUNS, TEACHERS, TRAINING
 from hf_distill.models.pair import Pair
 from hf_distill.models.quantization import in_words, size, weights
-from hf_distill.models.tokenizers import tokenizer_state
+from hf_distill.models.target_model import as_source
 from hf_distill.objectives import Labels
 from hf_distill.report import costs
 from hf_distill.report.text import count
@@ -29,14 +25,14 @@ from hf_distill.run.directory import RunDirectory
 from hf_distill.run.fit import Fitted, Fitter
 from hf_distill.run.training_defaults import fine_tuning, resolve_bf16
 from hf_distill.students.freezing import freeze
-from hf_distill.teachers import CachedTeacher
+from hf_distill.teachers.base import Storing
 from hf_distill.training.labelled import as_long_as, label_objective
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hf_distill.cache.cache import Cache
-    from hf_distill.cache.replay import Replay
+    from hf_distill.models.target_model import TargetSource
     from hf_distill.objectives import Objective
     from hf_distill.recipe.recipe import Recipe
     from hf_distill.tasks import Prepared
@@ -61,9 +57,10 @@ class Run:
         args: Built once, for what it knows about processes.
         seconds: Of each stage and training.
         histories: Name of a training -> its `log_history`.
-        answers_repository: Where its answers are published.
-        cache: Its answers, where they are kept.
-        replayed: What students are then trained with; from the beginning where the teacher is given as data.
+        targets_repository: Where the teacher's stored targets are published; empty where they are not.
+        cache: The teacher's targets, where they are stored.
+        stored: What students are then trained with: the data with targets in every batch, and the source that gives
+            them; from the beginning where the teacher is given as data.
         layers: Name of a training -> objective -> the pairs of layers it compared.
     """
 
@@ -78,9 +75,9 @@ class Run:
     args: DistillationArguments
     seconds: dict[str, float] = field(default_factory=dict)
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    answers_repository: str = ""
+    targets_repository: str = ""
     cache: Cache | None = None
-    replayed: tuple[Fitter, Replay] | None = None
+    stored: tuple[Fitter, TargetSource] | None = None
     layers: dict[str, dict[str, list[list[int]]]] = field(default_factory=dict)
 
     @property
@@ -106,56 +103,65 @@ class Run:
         yield
         self.seconds[name] = time.perf_counter() - started
 
-    def load_teacher(self) -> PreTrainedModel:
-        """Load the teacher, or train it first; of one that is given as data, return what replays its targets."""
+    def load_teacher(self) -> TargetSource:
+        """Load the teacher, or train it first; of one that is given as data, return the source of its targets."""
         from transformers import set_seed
 
-        if not self.recipe.teacher.has_model:
-            assert self.replayed is not None
-            given: Any = self.replayed[1]
+        if self.stored is not None:
             rows = len(self.prepared.train), len(self.prepared.eval)
             self.narrator.say(f"teacher: given as data, targets of {rows[0]:,} train rows and {rows[1]:,} eval rows")
-            return given  # type: ignore[no-any-return]
+            return self.stored[1]
         with self.stage("teacher"), self.recipe.locate("teacher"):
             set_seed(self.args.seed)  # for a new head: with another one a fine-tuned teacher would not be found again
-            teacher = self.recipe.teacher.load(self.fitter.for_teacher().prepared.head, self.fine_tune)
-        if "teacher training" not in self.seconds:
+            teacher = as_source(self.recipe.teacher.load(self.fitter.for_teacher().prepared.head, self.fine_tune))
+        assert teacher is not None
+        parameters = size(teacher.model)[0]
+        if "teacher training" not in self.seconds and parameters:
             name = self.recipe.teacher.source or self.recipe.teacher.name
-            self.narrator.say(f"{name}: {count(size(teacher)[0])} parameters")
-        if getattr(teacher, "is_quantized", False):
-            parameters, held = size(teacher)
-            self.narrator.say(
-                f"the teacher's weights are {in_words(**weights(teacher))}: {held / 1e6:,.1f} MB instead of "
-                f"{parameters * teacher.dtype.itemsize / 1e6:,.1f}. What is reported of it is measured so"
-            )
+            self.narrator.say(f"{name}: {count(parameters)} parameters")
+        for name, model in teacher.models.items():
+            if getattr(model, "is_quantized", False):
+                self._say_quantized(name, model)
         return teacher
 
-    def cache_answers(self, teacher: PreTrainedModel) -> None:
-        """Have a teacher that is to be cached answer all examples, or find its answers."""
+    def _say_quantized(self, name: str, model: Any) -> None:
+        parameters, held = size(model)
+        self.narrator.say(
+            f"the {name}'s weights are {in_words(**weights(model))}: {held / 1e6:,.1f} MB instead of "
+            f"{parameters * model.dtype.itemsize / 1e6:,.1f}. What is reported of it is measured so"
+        )
+
+    def store_targets(self, teacher: TargetSource) -> None:
+        """Run a teacher that is to be cached on all examples, or find its targets."""
         own = self.recipe.teacher
-        if not isinstance(own, CachedTeacher):
+        if not own.caches:
             return
         from hf_distill.cache.hub import push
 
         with self.stage("cache"), self.recipe.locate("teacher"):
-            self.cache = cache_of(self, teacher, own)
+            data = self.prepared.for_teacher or self.prepared
+            storing = Storing(data, self.recipe.task, self._objectives, self.pair, self.args, self.narrator.say)
+            self.cache = own.cache_for(teacher.model, storing)
             self.cache.fill(self.args)
-            if own.push and self.is_main:
-                push(self.cache.path, self.answers_repository)
-            prepared, replay = self.cache.apply(self.prepared)
-            self.replayed = replace(self.fitter, prepared=prepared), replay
+            if self.targets_repository and self.is_main:
+                push(self.cache.path, self.targets_repository)
+            prepared, source = self.cache.apply(self.prepared)
+            self.stored = replace(self.fitter, prepared=prepared), source
 
-    def targets(self, teacher: PreTrainedModel) -> tuple[Fitter, Any]:
-        """Return what trains and judges students against a teacher, and the teacher: itself, or what is kept of it."""
-        return self.replayed or (self.fitter, teacher)
+    def for_students(self, teacher: TargetSource) -> tuple[Fitter, TargetSource]:
+        """Return the fitter and the source of targets with which students are trained and evaluated."""
+        return self.stored or (self.fitter, teacher)
 
-    def answering(self, teacher: PreTrainedModel) -> tuple[Fitter, Any]:
-        """Return what judges the teacher, and the teacher: itself, or its answers on the eval split, if kept whole."""
-        if self.replayed is None or not self.replayed[1].gives_outputs:
-            return self.fitter.for_teacher(), teacher
-        fitter, source = self.replayed
+    def for_teacher(self, teacher: TargetSource) -> tuple[Fitter, Any]:
+        """Return the fitter and the model with which the teacher itself is evaluated.
+
+        Where its outputs are stored whole, they are read from there; it need not run again.
+        """
+        if self.stored is None or not self.stored[1].gives_outputs:
+            return self.fitter.for_teacher(), teacher.model
+        fitter, source = self.stored
         source, collator = source.for_objectives((), None, fitter.prepared.collator)
-        return replace(fitter, prepared=replace(fitter.prepared, collator=collator)), source
+        return replace(fitter, prepared=replace(fitter.prepared, collator=collator)), source.model
 
     def fine_tune(self, model: PreTrainedModel, training: dict[str, Any], directory: str | None) -> PreTrainedModel:
         """Train a teacher on the labels (see `teachers.base.FineTune`)."""
@@ -177,7 +183,7 @@ class Run:
         fitted.model.name_or_path = str(root / key)
         return fitted.model
 
-    def train_student(self, teacher: PreTrainedModel, seed: int, *, baseline: bool = False) -> Fitted:
+    def train_student(self, teacher: TargetSource, seed: int, *, baseline: bool = False) -> Fitted:
         """Make and train a student, stage by stage.
 
         The baseline is the same one, from the same start, through the same stages, on labels alone: on the rows that
@@ -194,7 +200,7 @@ class Run:
             with self.stage(part, of=len(plan)):
                 if student is None:
                     student = self._new_student(teacher, seed, warn=saved)
-                fitter, target = (self.fitter, None) if baseline else self.targets(teacher)
+                fitter, target = (self.fitter, None) if baseline else self.for_students(teacher)
                 training = {**self.training, **stage.training, "seed": seed}
                 objectives: tuple[Objective, ...] = stage.objectives
                 if baseline:
@@ -227,22 +233,22 @@ class Run:
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return as_long_as(student, training, judged=len(self.prepared.eval), batch=batch)
 
-    def _new_student(self, teacher: PreTrainedModel, seed: int, *, warn: bool) -> PreTrainedModel:
+    def _new_student(self, teacher: TargetSource, seed: int, *, warn: bool) -> PreTrainedModel:
         from transformers import set_seed
 
         set_seed(seed)
         with self.recipe.locate("student"):
-            student = freeze(self.recipe.student.make(teacher, self.prepared.head), self.recipe.student.freeze)
-        if warn and self.recipe.teacher.has_model:
-            self._warn_if_larger(student, teacher)
+            student = freeze(self.recipe.student.make(teacher.copied, self.prepared.head), self.recipe.student.freeze)
+        if warn:
+            self._warn_if_larger(student, size(teacher.model)[0])
         return student
 
-    def _warn_if_larger(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-        if student.num_parameters() > teacher.num_parameters() and self.is_main:
+    def _warn_if_larger(self, student: PreTrainedModel, parameters: int) -> None:
+        if student.num_parameters() > parameters > 0 and self.is_main:
             logger.warning(
                 "the student (%s parameters) is larger than its teacher (%s): this run will not make anything smaller",
                 f"{student.num_parameters():,}",
-                f"{teacher.num_parameters():,}",
+                f"{parameters:,}",
             )
 
     def _remember(self, name: str, fitted: Fitted) -> None:
@@ -263,48 +269,3 @@ def _check_own(folder: Path) -> None:
         raise UserError(
             f"{folder} holds files that are no teacher of a run. Choose another directory.", key="output_dir"
         )
-
-
-def reading(recipe: Recipe, pair: Pair) -> dict[str, Any]:
-    """Return what decides how the teacher reads an example, by the words of a refusal."""
-    tokenizer = pair.teacher_tokenizer or pair.tokenizer
-    template = getattr(tokenizer, "chat_template", None)
-    return {
-        "tokenizer": fingerprint(tokenizer_state(tokenizer) or type(tokenizer).__name__),
-        "chat template": None if template is None else fingerprint(template),
-        "max_length": pair.max_length,
-        "task": fingerprint(entry(recipe.task)),
-        **({"tokens left out": fingerprint(pair.left_out)} if pair.left_out else {}),
-    }
-
-
-def cache_of(run: Run, teacher: PreTrainedModel, own: CachedTeacher) -> Cache:
-    """Return the cache that belongs to a run, be it there or not.
-
-    Args:
-        run: Its data, objectives and processes.
-        teacher: The model.
-        own: The recipe's entry.
-    """
-    from hf_distill.cache.cache import Cache
-    from hf_distill.cache.format import Kept
-
-    data = run.prepared.for_teacher or run.prepared
-    every = [objective for stage in run.recipe.plan for objective in stage.objectives]
-    kept = Kept.of(
-        teacher,
-        data.layout,
-        top=own.top,
-        tail=own.tail,
-        temperature=own.temperature(every),
-        precision=own.precision,
-        states=own.states(every, run.pair),
-        hidden_precision=own.hidden_precision,
-    )
-    reads = reading(run.recipe, run.pair)
-    if own.repo_id is not None and not own.push:
-        with run.args.main_process_first(desc="cache"):
-            path = fetch(own.repo_id)
-        return Cache(data, teacher, kept, reads, path, say=run.narrator.say, complete=True)
-    path = default_root() if own.path is None else Path(own.path).expanduser()
-    return Cache(data, teacher, kept, reads, path, own.path is not None, run.narrator.say)

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from hf_distill.component import component
+from hf_distill.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from numpy.typing import NDArray
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments
 
+    from hf_distill.cache.cache import Cache
     from hf_distill.models.loading import Head
     from hf_distill.models.pair import Pair
+    from hf_distill.models.target_model import TargetSource
     from hf_distill.objectives import Objective
     from hf_distill.students import Student
-    from hf_distill.tasks import Prepared, Task
-    from hf_distill.teachers.token_columns import Names, Positions
+    from hf_distill.tasks import Prepared, Setup, Task
 
 
 class FineTune(Protocol):
@@ -32,6 +35,31 @@ class FineTune(Protocol):
             training: Training arguments that differ from the recipe's.
             directory: Where to keep it; beside the student if None.
         """
+
+
+# How a model is opened where an entry does not say.
+_OPENING: dict[str, Any] = {"revision": None, "trust_remote_code": False}
+
+
+@dataclass(frozen=True)
+class Storing:
+    """What a run tells an entry that stores its targets.
+
+    Attributes:
+        data: As the teacher reads it.
+        task: The recipe's.
+        objectives: Of all stages.
+        pair: Both models.
+        args: Processes, device and precision.
+        say: Tells the user what goes on.
+    """
+
+    data: Prepared
+    task: Task
+    objectives: Sequence[Objective]
+    pair: Pair
+    args: TrainingArguments
+    say: Callable[[str], None]
 
 
 @component
@@ -51,14 +79,52 @@ class Teacher(ABC):
         return getattr(self, "quantization", None) is not None
 
     @property
-    def fine_tuning(self) -> tuple[str, Mapping[str, Any]] | None:
-        """Key path and training arguments with which the run first trains it; None where it does not."""
+    def fine_tuning(self) -> Mapping[str, Mapping[str, Any]]:
+        """Key path -> training arguments with which the run first trains a model of it; empty where it trains none."""
+        return {}
+
+    @property
+    def output_directories(self) -> tuple[str | None, ...]:
+        """Where the models lie that it first trains; None for the directory of the run."""
+        return () if self.has_head else (getattr(self, "output_dir", None),)
+
+    def members(self) -> Iterator[tuple[str, Teacher]]:
+        """Yield each entry that names a model, by its key path below this one; itself, under no key, as a rule."""
+        yield "", self
+
+    def every_entry(self) -> Iterator[Teacher]:
+        """Yield itself and the entries inside it."""
+        yield self
+
+    @property
+    def opening(self) -> dict[str, Any]:
+        """How what lies beside its model is opened: `revision` and `trust_remote_code`."""
+        return {name: getattr(self, name, default) for name, default in _OPENING.items()}
+
+    @property
+    def trusts_code(self) -> bool:
+        """Whether a model of it may bring Python code of its own, which then runs."""
+        return any(one.opening["trust_remote_code"] for one in self.every_entry())
+
+    @property
+    def is_without_model(self) -> bool:
+        """Whether it has no model of its own, so that its configuration is the student's."""
+        return False
+
+    @property
+    def not_cached(self) -> str | None:
+        """Why its targets cannot be stored; None where they can."""
         return None
 
     @property
-    def has_model(self) -> bool:
-        """Whether there is a model to load; without one, its targets are columns of the data."""
-        return True
+    def caches(self) -> bool:
+        """Whether its targets are stored, and read back by students (see `cache_for`)."""
+        return False
+
+    @property
+    def published(self) -> tuple[str | None, bool | None] | None:
+        """Repository and visibility of the stored targets on the Hub; None where they are not published."""
+        return None
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -116,37 +182,77 @@ class Teacher(ABC):
             UserError: It does; `key` is the setting.
         """
 
-    def read(self, splits: Mapping[str, Dataset], *, exclusive: bool | None) -> dict[str, NDArray[Any]]:
-        """Return its targets, where they are columns: split -> logits `(rows, classes)`, float32.
+    def prepare(
+        self, task: Task, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset], setup: Setup, pair: Pair
+    ) -> tuple[Prepared, tuple[Prepared, TargetSource] | None]:
+        """Return what the task makes of the splits; and the same with targets, where these are columns of the data.
 
         Args:
-            splits: With the columns that it `reads`.
-            exclusive: Whether an example has one class of all, or any number of them; None where there are no classes.
-
-        Raises:
-            UserError: A row has none, or impossible ones; `key` is the setting.
-        """
-        return {}
-
-    def read_tokens(
-        self, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset], names: Names
-    ) -> dict[str, list[Positions]]:
-        """Return its targets, where they are columns with the likeliest tokens at every position of a completion.
-
-        Args:
-            splits: What the student reads.
+            task: The recipe's.
+            splits: What the models read.
             beside: The same rows, with the columns that it `reads`.
-            names: The student's tokens.
+            setup: What the task prepares the data for.
+            pair: Both models.
+
+        Returns:
+            The data; and the data with targets in every batch and the source that gives them, or None where a model is
+            loaded or trained first.
 
         Raises:
-            UserError: A row has none, impossible ones, or those of another text; `key` is the setting.
+            UserError: The data does not fit the task, or (the key starts with `teacher`) holds no such targets.
         """
-        return {}
+        return self.freeze(task.prepare(splits, setup)), None
+
+    def look(  # noqa: B027
+        self, task: Task, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset], pair: Pair
+    ) -> None:
+        """Refuse targets of the first rows of large data, as `prepare` does those of all. See there.
+
+        Raises:
+            UserError: A row has none, or impossible ones.
+        """
+
+    def in_words(self, config: PretrainedConfig, size: Callable[[PretrainedConfig], str]) -> str:
+        """Return what `--check` says of it.
+
+        Args:
+            config: Its configuration.
+            size: What it says of a model.
+        """
+        return size(config)
+
+    def cached_in_words(self, task: Task, objectives: Sequence[Objective], pair: Pair) -> str:
+        """Return what will be stored of it, where it `caches`, and what that takes.
+
+        Args:
+            task: The recipe's.
+            objectives: Of all stages.
+            pair: Both models.
+        """
+        return ""
 
     def freeze(self, prepared: Prepared) -> Prepared:
         """Return the data as this teacher is to see it."""
         return prepared
 
     @abstractmethod
-    def load(self, head: Head, fine_tune: FineTune) -> PreTrainedModel:
-        """Return the model, in eval mode."""
+    def load(self, head: Head, fine_tune: FineTune) -> PreTrainedModel | TargetSource:
+        """Return the model, in eval mode; or a source of targets, where it is not one model."""
+
+    def cache_for(self, model: PreTrainedModel, storing: Storing) -> Cache:
+        """Return the cache that belongs to a run, be it there or not, of an entry that `caches`.
+
+        Args:
+            model: What `load` returned.
+            storing: What the run knows.
+        """
+        raise NotImplementedError(f"{self.name} does not store its targets")
+
+
+@contextmanager
+def under(path: str) -> Iterator[None]:
+    """Have mistakes of an entry inside another one told at its own keys."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(*error.mistakes, key=".".join(part for part in (path, error.key) if part)) from error

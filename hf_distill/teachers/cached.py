@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from hf_distill.component import component
+from hf_distill.component import component, entry
 from hf_distill.errors import UserError
 from hf_distill.models.layers import Index, Part, States, each_once
-from hf_distill.teachers.base import FineTune, Teacher
+from hf_distill.teachers.base import FineTune, Storing, Teacher, under
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
+    from hf_distill.cache.cache import Cache
     from hf_distill.cache.format import Kept
     from hf_distill.models.loading import Head
     from hf_distill.models.pair import Pair
+    from hf_distill.models.target_model import TargetSource
     from hf_distill.objectives import Objective
     from hf_distill.tasks import Prepared, Task
 
@@ -75,10 +77,8 @@ class CachedTeacher(Teacher):
 
     def __post_init__(self) -> None:
         """Refuse a cache of a cache, and two places to take it from."""
-        if isinstance(self.teacher, CachedTeacher):
-            raise ValueError("the teacher itself is wanted here, not a cached one")
-        if not self.teacher.has_model:
-            raise ValueError("a teacher given as data has no answers to keep: take it as it is")
+        if (reason := self.teacher.not_cached) is not None:
+            raise ValueError(reason)
         if self.push and self.repo_id is None:
             raise ValueError("push needs a repo_id, such as user/name")
         if self.repo_id is not None and self.path is not None and not self.push:
@@ -90,14 +90,38 @@ class CachedTeacher(Teacher):
         return self.teacher.source
 
     @property
-    def revision(self) -> str | None:
-        """Of the model that is the teacher."""
-        return getattr(self.teacher, "revision", None)
+    def opening(self) -> dict[str, Any]:
+        """See `Teacher.opening`."""
+        return self.teacher.opening
 
     @property
-    def trust_remote_code(self) -> bool:
-        """Whether its code is run."""
-        return bool(getattr(self.teacher, "trust_remote_code", False))
+    def output_directories(self) -> tuple[str | None, ...]:
+        """See `Teacher.output_directories`."""
+        return self.teacher.output_directories
+
+    def members(self) -> Iterator[tuple[str, Teacher]]:
+        """See `Teacher.members`."""
+        return self.teacher.members()
+
+    def every_entry(self) -> Iterator[Teacher]:
+        """See `Teacher.every_entry`."""
+        yield self
+        yield from self.teacher.every_entry()
+
+    @property
+    def not_cached(self) -> str:
+        """See `Teacher.not_cached`."""
+        return "the teacher itself is wanted here, not a cached one"
+
+    @property
+    def caches(self) -> bool:
+        """See `Teacher.caches`."""
+        return True
+
+    @property
+    def published(self) -> tuple[str | None, bool | None] | None:
+        """See `Teacher.published`."""
+        return (self.repo_id, self.private) if self.push else None
 
     @property
     def is_quantized(self) -> bool:
@@ -110,24 +134,23 @@ class CachedTeacher(Teacher):
         return self.teacher.has_head
 
     @property
-    def fine_tuning(self) -> tuple[str, Mapping[str, Any]] | None:
+    def fine_tuning(self) -> Mapping[str, Mapping[str, Any]]:
         """See `Teacher.fine_tuning`."""
-        found = self.teacher.fine_tuning
-        return None if found is None else (f"teacher.{found[0]}", found[1])
+        return {f"teacher.{path}": training for path, training in self.teacher.fine_tuning.items()}
 
     def config(self) -> PretrainedConfig:
         """See `Teacher.config`."""
-        with _inside():
+        with under("teacher"):
             return self.teacher.config()
 
-    def load(self, head: Head, fine_tune: FineTune) -> PreTrainedModel:
+    def load(self, head: Head, fine_tune: FineTune) -> PreTrainedModel | TargetSource:
         """Return the teacher itself."""
-        with _inside():
+        with under("teacher"):
             return self.teacher.load(head, fine_tune)
 
     def check_task(self, task: Task) -> None:
         """Refuse a task that asks the teacher something else in every epoch."""
-        with _inside():
+        with under("teacher"):
             self.teacher.check_task(task)
         if task.changes_inputs and not self.frozen_masks:
             raise UserError(
@@ -200,14 +223,65 @@ class CachedTeacher(Teacher):
             return prepared
         return replace(prepared, train=freeze(prepared.train))
 
+    def cached_in_words(self, task: Task, objectives: Sequence[Objective], pair: Pair) -> str:
+        """See `Teacher.cached_in_words`."""
+        from hf_distill.cache.cache import amount
+        from hf_distill.cache.hidden_states import in_words
 
-@contextmanager
-def _inside() -> Iterator[None]:
-    """Have mistakes of the teacher itself told at its own keys."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(*error.mistakes, key=f"teacher.{error.key}" if error.key else "teacher") from error
+        kept = planned(self, task, objectives, pair)
+        words = "answers, whole in float32"
+        if kept.is_sparse:
+            words = f"{kept.in_words()}, {kept.row_bytes()} bytes a position"
+        if not kept.states:
+            return words
+        words += f"; {in_words(kept.states)}: "
+        of = {"tokens": 0, "texts": 0}
+        for one in kept.states:
+            of["tokens" if one.states.of == "tokens" else "texts"] += one.vector_bytes
+        words += " and ".join(f"{size:,} bytes a {what[:-1]}" for what, size in of.items() if size)
+        if of["tokens"] and pair.max_length is not None and not pair.teacher.is_encoder_decoder:
+            words += f", at most {amount(of['tokens'] * pair.max_length)} a text of {pair.max_length} tokens"
+        return words
+
+    def cache_for(self, model: PreTrainedModel, storing: Storing) -> Cache:
+        """See `Teacher.cache_for`."""
+        from hf_distill.cache.cache import Cache, default_root
+        from hf_distill.cache.format import Kept
+        from hf_distill.cache.hub import fetch
+
+        kept = Kept.of(
+            model,
+            storing.data.layout,
+            top=self.top,
+            tail=self.tail,
+            temperature=self.temperature(storing.objectives),
+            precision=self.precision,
+            states=self.states(storing.objectives, storing.pair),
+            hidden_precision=self.hidden_precision,
+        )
+        reads = reading(storing.task, storing.pair)
+        if self.repo_id is not None and not self.push:
+            with storing.args.main_process_first(desc="cache"):
+                path = fetch(self.repo_id)
+            return Cache(storing.data, model, kept, reads, path, say=storing.say, complete=True)
+        path = default_root() if self.path is None else Path(self.path).expanduser()
+        return Cache(storing.data, model, kept, reads, path, self.path is not None, storing.say)
+
+
+def reading(task: Task, pair: Pair) -> dict[str, Any]:
+    """Return what decides how the teacher reads an example, by the words of a refusal."""
+    from hf_distill.files.fingerprint import fingerprint
+    from hf_distill.models.tokenizers import tokenizer_state
+
+    tokenizer = pair.teacher_tokenizer or pair.tokenizer
+    template = getattr(tokenizer, "chat_template", None)
+    return {
+        "tokenizer": fingerprint(tokenizer_state(tokenizer) or type(tokenizer).__name__),
+        "chat template": None if template is None else fingerprint(template),
+        "max_length": pair.max_length,
+        "task": fingerprint(entry(task)),
+        **({"tokens left out": fingerprint(pair.left_out)} if pair.left_out else {}),
+    }
 
 
 def planned(own: CachedTeacher, task: Task, objectives: Sequence[Objective], pair: Pair | None) -> Kept:

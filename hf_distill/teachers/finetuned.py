@@ -52,9 +52,9 @@ class FinetunedTeacher(Teacher):
         return False
 
     @property
-    def fine_tuning(self) -> tuple[str, Mapping[str, Any]]:
+    def fine_tuning(self) -> Mapping[str, Mapping[str, Any]]:
         """See `Teacher.fine_tuning`."""
-        return "training", self.training
+        return {"training": self.training}
 
     def config(self) -> PretrainedConfig:
         """See `Teacher.config`."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from hf_distill.component import component
 from hf_distill.errors import UserError
 from hf_distill.models.loading import open_config
-from hf_distill.teachers.base import FineTune, Teacher
+from hf_distill.teachers.base import FineTune, Teacher, under
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
     from hf_distill.models.loading import Head
     from hf_distill.models.pair import Pair
+    from hf_distill.models.target_model import TargetSource
     from hf_distill.objectives import Objective
     from hf_distill.students import Student
-    from hf_distill.tasks import Task
+    from hf_distill.tasks import Prepared, Setup, Task
     from hf_distill.teachers.target_columns import Array
     from hf_distill.teachers.token_columns import Names, Positions
 
@@ -93,9 +94,14 @@ class GivenTeacher(Teacher):
         return tuple(self.labels if self.labels is not None else columns)
 
     @property
-    def has_model(self) -> bool:
-        """See `Teacher.has_model`."""
-        return False
+    def is_without_model(self) -> bool:
+        """See `Teacher.is_without_model`."""
+        return True
+
+    @property
+    def not_cached(self) -> str:
+        """See `Teacher.not_cached`."""
+        return "a teacher given as data has no answers to keep: take it as it is"
 
     @property
     def has_head(self) -> bool:
@@ -136,6 +142,10 @@ class GivenTeacher(Teacher):
         config.label2id = {name: at for at, name in enumerate(self.classes)}
         config.architectures = None
         return config
+
+    def in_words(self, config: PretrainedConfig, size: Callable[[PretrainedConfig], str]) -> str:
+        """See `Teacher.in_words`."""
+        return "no model, targets from the data"
 
     def load(self, head: Head, fine_tune: FineTune) -> PreTrainedModel:
         """Is not called: there is no model."""
@@ -203,10 +213,58 @@ class GivenTeacher(Teacher):
             )
         check_objective(objective, Kept(top=1), None)
 
+    def prepare(
+        self, task: Task, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset], setup: Setup, pair: Pair
+    ) -> tuple[Prepared, tuple[Prepared, TargetSource]]:
+        """See `Teacher.prepare`."""
+        from hf_distill.teachers.given_cache import numbered, replaying
+
+        if task.compares_tokens:
+            return self._prepare_tokens(task, splits, beside, setup, pair)
+        prepared = task.prepare(numbered(splits), setup)
+        layout = prepared.layout
+        with under("teacher"):
+            logits = self.read(beside, exclusive=layout.has_named_classes if layout.has_classes else None)
+        return replaying(prepared, logits, pair.teacher)
+
+    def _prepare_tokens(
+        self, task: Task, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset], setup: Setup, pair: Pair
+    ) -> tuple[Prepared, tuple[Prepared, TargetSource]]:
+        """Return what `prepare` does, where the likeliest tokens at every position of completions are given."""
+        from hf_distill.tasks.text_tokens import COMPLETION_IDS
+        from hf_distill.teachers.given_cache import numbered, replaying_tokens
+        from hf_distill.teachers.token_columns import Names
+
+        task.look(splits, setup)
+        names = Names.of(pair)
+        with under("teacher"):
+            given = self.read_tokens(splits, beside, names)
+        named = {
+            name: split.add_column(COMPLETION_IDS, [row.tokens for row in given[name]])
+            for name, split in numbered(splits).items()
+        }
+        return replaying_tokens(task.prepare(named, setup), given, pair.teacher, names.classes)
+
+    def look(self, task: Task, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset], pair: Pair) -> None:
+        """See `Teacher.look`."""
+        from hf_distill.teachers.token_columns import Names
+
+        if task.compares_tokens:
+            self.read_tokens(splits, beside, Names.of(pair))
+
     def read_tokens(
         self, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset], names: Names
     ) -> dict[str, list[Positions]]:
-        """See `Teacher.read_tokens`."""
+        """Return the likeliest tokens at every position of a completion.
+
+        Args:
+            splits: What the student reads.
+            beside: The same rows, with the columns that it `reads`.
+            names: The student's tokens.
+
+        Raises:
+            UserError: A row has none, impossible ones, or those of another text; `key` is the setting.
+        """
         from hf_distill.teachers.token_columns import read_tokens  # which takes torch with it
 
         for name, split in splits.items():
@@ -226,7 +284,15 @@ class GivenTeacher(Teacher):
         return read_tokens(splits, beside, {what: str(column) for what, column in self.columns.items()}, names)
 
     def read(self, splits: Mapping[str, Dataset], *, exclusive: bool | None) -> dict[str, Array]:
-        """See `Teacher.read`."""
+        """Return its targets: split -> logits `(rows, classes)`, float32.
+
+        Args:
+            splits: With the columns that it `reads`.
+            exclusive: Whether an example has one class of all, or any number of them; None where there are no classes.
+
+        Raises:
+            UserError: A row has none, or impossible ones; `key` is the setting.
+        """
         from hf_distill.teachers.target_columns import read_targets  # which takes torch with it
 
         ((named, columns),) = self.columns.items()

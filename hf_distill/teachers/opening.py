@@ -37,7 +37,7 @@ def open_teacher(given: Given | None, student: nn.Module) -> nn.Module | None:
         return given
     entry = given if isinstance(given, Teacher) else PretrainedTeacher(model=os.fspath(given))
     name = type(entry).__name__
-    if not entry.has_model or not entry.has_head:
+    if entry.is_without_model or not entry.has_head:
         raise UserError(
             f"teacher: {name} works in a recipe, where a run reads its data or trains it first. Wanted: a model, its "
             "id or path, or PretrainedTeacher(model=...)."

@@ -92,8 +92,7 @@ class PaddingFree:
             logger.warning("padding_free is true, but not for all: %s", why)
 
     def running(self, whose: str, inputs: Mapping[str, Any]) -> AbstractContextManager[None]:
-        """Run a model's layers without padding on what it reads of a batch, if that is worth it; open for one forward
-        pass.
+        """Run a model's layers without padding, if what it reads is worth it; open for one forward pass.
 
         Args:
             whose: `student`, or the name of one of the source's models.
