@@ -265,14 +265,14 @@ def _is_number(text: str) -> bool:
 
 
 def join(path: str, token: str | int) -> str:
-    """Return the path of an entry.
+    """Return the path of an entry; with an empty token, that of the entry it is part of.
 
     >>> join(join("objectives", 1), "weight")
     'objectives[1].weight'
     """
     if isinstance(token, int):
         return f"{path}[{token}]"
-    return f"{path}.{token}" if path else token
+    return ".".join(part for part in (path, token) if part)
 
 
 def describe(value: Any) -> str:

@@ -126,7 +126,7 @@ def last_checkpoint(path: Path, teachers: Iterable[Path | None] = ()) -> str | N
         path: Directory of the run.
         teachers: Directories of fine-tuned teachers; None for the usual one inside `path`.
     """
-    places = {place or path / TEACHERS for place in teachers}
+    places = {place or path / TEACHERS for place in teachers} or {path / TEACHERS}
     trainings = [path, *path.glob(f"{RUNS}/*"), *(folder for place in places for folder in place.glob("*"))]
     for folder in trainings:
         record = read_record(folder)
