@@ -18,6 +18,7 @@ from hf_distill.files.ownership import TRAINING
 from hf_distill.files.records import write_record
 from hf_distill.metrics.table import AGREEMENT
 from hf_distill.models.fingerprint import model_fingerprint
+from hf_distill.models.target_model import as_source
 from hf_distill.parallel import asked_once
 from hf_distill.run.checks import leaves_head
 from hf_distill.run.found import Found, look
@@ -28,10 +29,10 @@ from hf_distill.training.labelled import drawn_from
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.trainer_utils import EvalPrediction, PredictionOutput
 
-    from hf_distill.models.target_model import TargetSource
     from hf_distill.objectives import Objective
     from hf_distill.tasks import Prepared
     from hf_distill.trainer import DistillationTrainer
@@ -92,14 +93,15 @@ class Fitter:
     def key(
         self,
         model: PreTrainedModel,
-        teacher: TargetSource | None,
+        teacher: nn.Module | None,
         objectives: Sequence[Objective],
         training: Mapping[str, Any],
     ) -> str:
         """Return a fingerprint of all that decides what the training computes."""
+        source = as_source(teacher)
         return fingerprint(
             model_fingerprint(model),
-            None if teacher is None else teacher.fingerprint(),
+            None if source is None else source.fingerprint(),
             [dataset_fingerprint(_own(split)) for split in (self.rows(objectives), self.prepared.eval)],
             [entry(objective) for objective in objectives],
             deciding(training),
@@ -114,7 +116,7 @@ class Fitter:
         objectives: Sequence[Objective],
         training: Mapping[str, Any],
         directory: str | Path,
-        teacher: TargetSource | None = None,
+        teacher: nn.Module | None = None,
         say: Callable[[str], None] | None = None,
         claim: Callable[[Iterable[str]], None] | None = None,
     ) -> Fitted:
@@ -201,7 +203,7 @@ class Fitter:
         self,
         model: PreTrainedModel,
         training: Mapping[str, Any],
-        teacher: TargetSource | None = None,
+        teacher: nn.Module | None = None,
         whose: str = "",
     ) -> tuple[Predictions, float | None]:
         """Return what a model predicts on the eval split, and how often the teacher predicts the same.
@@ -231,7 +233,7 @@ class Fitter:
         objectives: Sequence[Objective],
         training: Mapping[str, Any],
         directory: Path,
-        teacher: TargetSource | None,
+        teacher: nn.Module | None,
         *,
         trains: bool = True,
     ) -> DistillationTrainer:

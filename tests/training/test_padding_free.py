@@ -469,7 +469,7 @@ def test_rows_are_not_wider_than_models_know() -> None:
     bins = layers.collating(lambda mask: {"attention_mask": mask})(mask)["bins"]
     assert bins.width <= 70
     wanted = model(**batch(model, mask)).logits
-    with layers.student({"attention_mask": mask, "bins": bins}):
+    with layers.running("student", {"attention_mask": mask, "bins": bins}):
         found = model(**batch(model, mask)).logits
     assert (found - wanted)[mask != 0].abs().max() < SINGLE
     assert arrange(mask, hidden=32, widest=40).width == 64  # type: ignore[union-attr]
