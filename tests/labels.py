@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-import pytest
+from prepared import refused
 
-from hf_distill.errors import UserError
 from hf_distill.tasks.label_space import read_labels
 from hf_distill.tasks.problem_type import Labelling
 
@@ -45,13 +45,7 @@ def read(
     )
 
 
-def mistake(*args: Any, **kwargs: Any) -> tuple[str, str]:
-    """Return key and text of the one line that labels are refused with."""
-    with pytest.raises(UserError) as caught:
-        read(*args, **kwargs)
-    (line,) = caught.value.mistakes
-    assert "\n" not in line
-    return caught.value.key, line
+mistake = partial(refused, read)
 
 
 def class_label(*names: str) -> Any:

@@ -313,3 +313,75 @@ def test_a_chat_template(write_recipe: WriteRecipe, make_model: Any, tmp_path: P
     said = refused(lambda: run(path, f"training.output_dir={tmp_path / 'two'}"))
     assert "does not belong to this data" in said
     assert "different: chat template" in said
+
+
+# ---- Two runs at once, and other precisions --------------------------------------------------------------------------
+
+
+def test_a_place_that_cannot_be_made(tmp_path: Path) -> None:
+    """One line with its key, as for every other directory that cannot be written."""
+    (tmp_path / "file").write_text("")
+    _, teacher, data = parts("classification")
+    for path in (tmp_path / "file", tmp_path / "file" / "cache"):
+        with pytest.raises(UserError) as caught:
+            capture(teacher, data, path)
+        assert caught.value.key == "path"
+
+
+def test_two_runs_begin_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a path all runs share one directory. The one that looked first, and claimed second, was refused: the
+    other's plan was no cache."""
+    real, began = cache_format.check_writable, []
+
+    def check(path: Any, need_bytes: int | None = None) -> None:
+        real(path, need_bytes)
+        if not began:
+            began.append(1)
+            cache_format.claim(tmp_path, {"examples": "those", "format": 1}, 0)
+            (tmp_path / "_plan.json.12.ab.tmp").write_text("")  # of a third one, under way or killed
+
+    monkeypatch.setattr(cache_format, "check_writable", check)
+    cache_format.claim(tmp_path, {"examples": "those", "format": 1}, 0)
+    assert cache_format.read_plan(tmp_path) == {"examples": "those", "format": 1}
+
+
+def test_two_runs_fill_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run B looks which shards are missing, run A writes them all and trains. B went on to write its own over them,
+    whose last bits differ with its batch size; once B was stopped, the cache was damaged for everyone. A lock keeps
+    them apart now, but not on every file system."""
+    monkeypatch.setattr("hf_distill.files.lock.LOCKS", False)
+    _, teacher, data = parts("classification", dtype=torch.float32)
+    first = cache_of(teacher, data, tmp_path / "cache")
+    second = cache_of(teacher, data, tmp_path / "cache")
+    real, calls = Recorder.__call__, []
+
+    def record(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            with monkeypatch.context() as patch:
+                patch.setattr("os.getpid", os.getppid)  # another process, that lives
+                first.fill(arguments(tmp_path / "args", per_device_eval_batch_size=4))
+        if len(calls) > 12:  # of the second: far into its own shards
+            raise KeyboardInterrupt
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(Recorder, "__call__", record)
+    try:
+        second.fill(arguments(tmp_path / "args", per_device_eval_batch_size=1))
+    except KeyboardInterrupt:
+        calls.append(-1)
+    monkeypatch.setattr(Recorder, "__call__", real)
+    held = cache_format.read_cache(first.path)
+    assert held is not None
+    cache_format.verify(first.path, held, range(len(held["shards"])))
+
+
+def test_answers_computed_in_half_precision(tmp_path: Path) -> None:
+    """A cache that a run with bf16 made was taken in silence by one without, whose live teacher says something else."""
+    _, teacher, data = parts("classification", dtype=torch.float32)
+    said: list[str] = []
+    for bf16 in (True, True, False):
+        cache = cache_of(teacher, data, tmp_path / "cache")
+        cache.say = said.append
+        cache.fill(arguments(tmp_path / "args", bf16=bf16))
+        assert any("computed in bfloat16" in line for line in said) is (not bf16)

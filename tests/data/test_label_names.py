@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from prepared import refused
 
 from hf_distill.data.label_names import label_names, positions, real_names, shorten
 from hf_distill.errors import UserError
@@ -47,9 +48,7 @@ def test_case_counts_where_nothing_else_tells_names_apart() -> None:
 )
 def test_sets_that_differ_are_refused(wanted: list[str], found: list[str]) -> None:
     """A class without a counterpart would be taught by whatever column has its number."""
-    with pytest.raises(UserError) as caught:
-        positions(wanted, found, whose="the teacher")
-    (line,) = caught.value.mistakes
+    _, line = refused(lambda: positions(wanted, found, whose="the teacher"))
     assert line.startswith(f"label names differ: wanted {shorten(wanted)}, but the teacher has {shorten(found)}.")
 
 

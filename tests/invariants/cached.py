@@ -7,16 +7,7 @@ from typing import Any
 
 import datasets
 import torch
-from invariants.cases import (
-    KINDS,
-    Collator,
-    NotingTrainer,
-    arguments,
-    make_models,
-    make_rows,
-    objectives,
-    split,
-)
+from invariants.cases import KINDS, Collator, NotingTrainer, arguments, make_models, make_rows, objectives, split
 
 from hf_distill.cache.cache import Cache
 from hf_distill.cache.format import Kept

@@ -11,11 +11,11 @@ import peft
 import pytest
 import torch
 import transformers
+from prepared import refused as mistake
 from runs import WriteRecipe, run, weights
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from hf_distill import load_recipe
-from hf_distill.errors import UserError
 from hf_distill.models.loading import Head, load_model, open_config, open_tokenizer
 from hf_distill.models.outline import has_head
 from hf_distill.run.dry_run import check
@@ -69,13 +69,6 @@ def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
         result: torch.Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
     return result
-
-
-def mistake(call: Callable[[], Any]) -> tuple[str, str]:
-    with pytest.raises(UserError) as caught:
-        call()
-    (line,) = caught.value.mistakes
-    return caught.value.key, line
 
 
 @pytest.mark.parametrize("labels", [2, 3])

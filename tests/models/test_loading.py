@@ -5,29 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from prepared import refused as mistake
 
-from hf_distill.errors import UserError
 from hf_distill.locations import resolve
 from hf_distill.models.loading import Head, load_model, open_config, open_tokenizer
 from hf_distill.models.outline import has_head
 
 AUTO = "AutoModelForSequenceClassification"
 TWO = Head(AUTO, {"num_labels": 2})
-
-
-def mistake(call: Callable[[], Any]) -> tuple[str, str]:
-    """Return key and text of the one line that a call is refused with."""
-    with pytest.raises(UserError) as caught:
-        call()
-    (line,) = caught.value.mistakes
-    assert "\n" not in line
-    return caught.value.key, line
 
 
 @pytest.fixture

@@ -487,10 +487,7 @@ EXPORTED: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "mean, then max": (PLAIN, {"pooling": {"pooling_mode": ["mean", "max"]}}),
     "dense": ((*PLAIN, "m.Dense", "m.Normalize"), {"dense": [layer(32, 20)]}),
     "two": ((*PLAIN, "m.Dense", "m.Dense"), {"dense": [layer(32, 20, GELU), layer(20, 8, IDENTITY, bias=False)]}),
-    "prompt": (
-        PLAIN,
-        {"config_sentence_transformers": {"prompts": {"own": "the cast"}, "default_prompt_name": "own"}},
-    ),
+    "prompt": (PLAIN, {"config_sentence_transformers": {"prompts": {"own": "the cast"}, "default_prompt_name": "own"}}),
 }
 
 

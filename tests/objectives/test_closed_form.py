@@ -12,7 +12,7 @@ import torch
 from scipy.special import log_softmax, logsumexp
 from torch import Tensor
 
-from hf_distill.objectives import closed_form
+from hf_distill.objectives import JensenShannon, closed_form
 from hf_distill.rows.base import IMPOSSIBLE, top_class
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -206,3 +206,24 @@ def test_top_class_is_argmax(columns: int) -> None:
     wanted = torch.from_numpy(np.argmax(drawn.numpy(), -1))
     assert torch.equal(top_class(drawn), wanted)
     assert torch.equal(top_class(drawn[:, :-1]), drawn[:, :-1].argmax(-1))
+
+
+def test_js_under_autocast() -> None:
+    """`vecdot` is one of the products that autocast computes in half precision: value and gradient to 3 digits."""
+    torch.manual_seed(0)
+    student, teacher = torch.randn(4, 50), torch.randn(4, 50)
+    wanted = closed_form.jensen_shannon(student, teacher, 1.0, 0.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = closed_form.jensen_shannon(student, teacher, 1.0, 0.5)
+    torch.testing.assert_close(found, wanted)
+    assert JensenShannon().rows(student, teacher, torch.zeros(4)).dtype == torch.float32
+
+
+def test_kl_of_logits_far_from_zero() -> None:
+    """GPT-2's logits lie around -100: rounded there, the normalisers cost the small value of near models its digits."""
+    torch.manual_seed(0)
+    teacher = (3 * torch.randn(64, 1000) - 1000).float()
+    student = teacher + 0.01 * torch.randn(64, 1000)
+    log_p, log_q = teacher.double().log_softmax(-1), student.double().log_softmax(-1)
+    exact = (log_p.exp() * (log_p - log_q)).sum(-1)
+    assert float((closed_form.kl(student, teacher, 1.0) - exact).abs().max()) < 1e-6

@@ -211,8 +211,7 @@ MASK = torch.tensor([[1, 1, 1, 0], [0, 0, 1, 1], [0, 1, 0, 0]]) != 0
 
 
 @pytest.mark.parametrize(
-    ("of", "expected"),
-    [("mean", [(0 + 1 + 2) / 3, (6 + 7) / 2, 9]), ("first", [0, 6, 9]), ("last", [2, 7, 9])],
+    ("of", "expected"), [("mean", [(0 + 1 + 2) / 3, (6 + 7) / 2, 9]), ("first", [0, 6, 9]), ("last", [2, 7, 9])]
 )
 def test_padding_represents_nothing(of: Any, expected: list[float]) -> None:
     """Padded on the left, position 0 is padding, and -1 is on the right: not a fixed place is wanted, but a token."""

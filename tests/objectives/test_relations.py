@@ -329,10 +329,7 @@ def test_dropout_of_attention_does_not_reach_its_probabilities() -> None:
 @pytest.mark.parametrize("side", [(0, 3), (2, 1)])
 def test_padding_changes_nothing(student: str, teacher: str, side: tuple[int, int]) -> None:
     """The length that a batch is padded to depends on the other texts in it."""
-    mine, theirs, _ = pair(
-        student,
-        teacher,
-    )
+    mine, theirs, _ = pair(student, teacher)
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1]]) != 0
     objective = Relations(relation_heads=2)
 

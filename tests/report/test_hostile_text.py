@@ -69,10 +69,7 @@ def check_card(text: str) -> None:
     assert yaml.safe_load(head)["tags"] == ["distillation", "hf_distill"]
     for token in _flat(MarkdownIt("commonmark", {"html": True}).enable("table").parse(body)):
         if token.type.startswith("html"):
-            assert token.content.strip() in (
-                "<details><summary>The recipe</summary>",
-                "</details>",
-            ), token.content
+            assert token.content.strip() in ("<details><summary>The recipe</summary>", "</details>"), token.content
         assert token.type != "image"
         if token.type == "link_open":
             assert str(token.attrs["href"]).startswith("https://huggingface.co/")

@@ -7,15 +7,13 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from forked import start, status
-from runs import REPO, WriteRecipe, command, run, same, unfinish, weights
+from forked import start, status, two_processes
+from runs import WriteRecipe, command, run, same, unfinish, weights
 
 from hf_distill.errors import UserError
 
@@ -473,7 +471,6 @@ def test_python_recipe_objects_run(
     assert distill(recipe).agreement is not None
 
 
-@pytest.mark.slow
 def test_two_processes_write_what_one_writes(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     """With several processes the loss, the data order or the report could differ, or files be written twice."""
     training = {
@@ -488,29 +485,8 @@ def test_two_processes_write_what_one_writes(write_recipe: WriteRecipe, tmp_path
     one = write_recipe(student=student, training={**training, "output_dir": str(tmp_path / "one")})
     single = run(one)
     two = write_recipe(student=student, training={**training, "per_device_train_batch_size": 4})
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
-            *(
-                "--num_machines",
-                "1",
-                "--mixed_precision",
-                "no",
-                "--dynamo_backend",
-                "no",
-                "--main_process_port",
-                "29655",
-            ),
-            *(str(REPO / "scripts" / "distill.py"), str(two), "training.use_cpu=true"),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    report = tmp_path / "out" / "report.json"
-    assert report.exists(), done.stderr
-    content = json.loads(report.read_text())
+    two_processes(lambda: run(two, "training.use_cpu=true") and None, tmp_path / "results")
+    content = json.loads((tmp_path / "out" / "report.json").read_text())
     assert content["settings"]["processes"] == 2
     assert content["agreement"] == pytest.approx(single.agreement)
     ours, theirs = weights(tmp_path / "one"), weights(tmp_path / "out")

@@ -216,11 +216,7 @@ def test_every_kind_of_classifier_trains(kind: str, make_model: Any, tmp_path: P
         ("token-classification", "bert-tokens", {"tokens": [["film"] * 200, ["dull"]], "tags": [[0] * 200, [1]]}),
         ("fill-mask", "bert-mlm", {"text": ["film " * 200, "dull"]}),
         ("text-generation", "gpt2-lm", {"text": [" film" * 200, " dull"]}),
-        (
-            "text-generation",
-            "gpt2-lm",
-            {"prompt": ["is it", "is it"], "completion": [" film" * 200, " dull"]},
-        ),
+        ("text-generation", "gpt2-lm", {"prompt": ["is it", "is it"], "completion": [" film" * 200, " dull"]}),
     ],
     ids=["classifier", "roberta", "tags", "masks", "text", "completion"],
 )

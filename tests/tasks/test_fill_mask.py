@@ -35,11 +35,7 @@ def prepare(
 
     data = Dataset.from_dict({"text": list(texts)})
     return FillMask(**task).prepare(
-        {"train": data, "eval": data},
-        Setup(
-            tokenizer=tokenizer or open_tokenizer(str(model)),
-            max_length=max_length,
-        ),
+        {"train": data, "eval": data}, Setup(tokenizer=tokenizer or open_tokenizer(str(model)), max_length=max_length)
     )
 
 

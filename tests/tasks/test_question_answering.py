@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from prepared import batch, dataset, refused
 
 from hf_distill.data.label_names import IGNORED
 from hf_distill.errors import UserError
@@ -28,12 +29,6 @@ from hf_distill.tasks.evaluator import Predictions
 NAMES = ("anna", "bob", "carla", "dan", "eve", "frank", "gina", "hugo")
 PLACES = ("paris", "rome", "oslo", "lima", "cairo", "delhi", "quito", "bern")
 WORDS = (*NAMES, *PLACES, "where", "does", "live", "lives", "in", "old", "town", "of", "the", "and", "?", ".")
-
-
-def dataset(**columns: Sequence[Any]) -> Any:
-    from datasets import Dataset
-
-    return Dataset.from_dict(columns)
 
 
 def towns(count: int, facts: int = 4, unanswerable: int = 0, unlabelled: int = 0, seed: int = 0) -> Any:
@@ -90,18 +85,7 @@ def prepare(
     )
 
 
-def mistake(*args: Any, **kwargs: Any) -> tuple[str, str]:
-    """Return key and text of the one line that data is refused with."""
-    with pytest.raises(UserError) as caught:
-        prepare(*args, **kwargs)
-    (line,) = caught.value.mistakes
-    assert "\n" not in line
-    return caught.value.key, line
-
-
-def batch(prepared: Prepared, split: str = "train") -> dict[str, torch.Tensor]:
-    rows = [{key: value for key, value in row.items() if key != "length"} for row in getattr(prepared, split)]
-    return dict(prepared.collator(rows))
+mistake = partial(refused, prepare)
 
 
 def plain(tokenizer: Any, ids: Sequence[int]) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import NEGATIVE, NEUTRAL, POSITIVE
+from prepared import batch, dataset
 from runs import run, weights
 from sentence_models import copied, describe
 
@@ -37,22 +38,11 @@ PAIRS = ["a wonderful film", "the plot was stale", "clever , funny and moving !"
 OTHERS = ["awful", "this scene is charming", "the cast"]
 
 
-def dataset(**columns: Sequence[Any]) -> Any:
-    from datasets import Dataset
-
-    return Dataset.from_dict(columns)
-
-
 def prepare(model: Path, train: Any, eval: Any = None, *, max_length: int | None = 64, **task: Any) -> Prepared:
     return SentenceSimilarity(**task).prepare(
         {"train": train, "eval": train if eval is None else eval},
         Setup(tokenizer=open_tokenizer(str(model)), teacher=open_config(str(model)), max_length=max_length),
     )
-
-
-def batch(prepared: Prepared, split: str = "train") -> dict[str, torch.Tensor]:
-    rows = [{key: value for key, value in row.items() if key != "length"} for row in getattr(prepared, split)]
-    return dict(prepared.collator(rows))
 
 
 def alone(directory: Path, text: str, pooling: str = "mean", normalize: bool = False, limit: int = 64) -> Array:

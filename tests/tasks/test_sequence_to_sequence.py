@@ -7,6 +7,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import WORDS
+from prepared import batch, refused
 
 from hf_distill.errors import UserError
 from hf_distill.metrics.text import score_texts
@@ -49,21 +51,11 @@ def summaries(model: Path, task: Task | None = None, **setup: Any) -> Prepared:
     return prepare(model, {"text": SOURCES, "summary": TARGETS}, task, **setup)
 
 
-def batch(prepared: Prepared, split: str = "train") -> dict[str, Any]:
-    rows = [{key: value for key, value in row.items() if key != "length"} for row in getattr(prepared, split)]
-    return dict(prepared.collator(rows))
-
-
 def load(path: Path, prepared: Prepared) -> Any:
     return load_model(str(path), prepared.head)[0].double()
 
 
-def mistake(*args: Any, **kwargs: Any) -> tuple[str, str]:
-    with pytest.raises(UserError) as caught:
-        prepare(*args, **kwargs)
-    (line,) = caught.value.mistakes
-    assert "\n" not in line
-    return caught.value.key, line
+mistake = partial(refused, prepare)
 
 
 # ---- What the models are given ---------------------------------------------------------------------------------------
@@ -141,10 +133,7 @@ def trainer_loss(trainer: Any, inputs: dict[str, Any]) -> dict[str, float]:
 def test_long_texts_are_cut_and_empty_ones_left_out_with_a_count(make_model: Any, caplog: Any) -> None:
     """Cut targets teach to stop in the middle, an empty one to say nothing: neither may happen without a word."""
     path = make_model("t5")
-    columns = {
-        "text": ["film " * 30, "a film", "a film", " "],
-        "summary": ["great", "great " * 20, "", "dull"],
-    }
+    columns = {"text": ["film " * 30, "a film", "a film", " "], "summary": ["great", "great " * 20, "", "dull"]}
     with caplog.at_level(logging.INFO, "hf_distill"):
         prepared = prepare(path, columns, Summarization(max_target_length=5), max_length=8)
     tokenizer = open_tokenizer(str(path))

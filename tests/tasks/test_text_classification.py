@@ -6,11 +6,13 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from prepared import batch, dataset, refused
 from runs import run
 
 from hf_distill.data import load_splits
@@ -22,12 +24,6 @@ from hf_distill.tasks.evaluator import Predictions
 
 TEXTS = ["a great film", "dull", "the plot is moving and the cast is charming"]
 NAN = math.nan
-
-
-def dataset(**columns: Sequence[Any]) -> Any:
-    from datasets import Dataset
-
-    return Dataset.from_dict(columns)
 
 
 def prepare(
@@ -57,18 +53,7 @@ def prepare(
     )
 
 
-def mistake(*args: Any, **kwargs: Any) -> tuple[str, str]:
-    """Return key and text of the one line that data is refused with."""
-    with pytest.raises(UserError) as caught:
-        prepare(*args, **kwargs)
-    (line,) = caught.value.mistakes
-    assert "\n" not in line
-    return caught.value.key, line
-
-
-def batch(prepared: Prepared, split: str = "train") -> dict[str, torch.Tensor]:
-    rows = [{key: value for key, value in row.items() if key != "length"} for row in getattr(prepared, split)]
-    return dict(prepared.collator(rows))
+mistake = partial(refused, prepare)
 
 
 # ---- Inputs ----------------------------------------------------------------------------------------------------------
@@ -203,11 +188,7 @@ def test_metrics_are_checked_before_anything_is_tokenised(make_model: Any) -> No
             "2 of 3 texts of the train split are missing (None), the first in row 1",
         ),
         ({"text": [None, None, None]}, "columns.text", "the train split has no text in any row"),
-        (
-            {"text": [1, 2, 3]},
-            "columns.text",
-            "holds whole numbers in the train split, first",
-        ),
+        ({"text": [1, 2, 3]}, "columns.text", "holds whole numbers in the train split, first"),
         ({"text": [["a"], ["b"], ["c"]]}, "columns.text", "holds lists of text"),
         ({"text": TEXTS, "text_pair": ["x", "y", None]}, "columns.text_pair", "1 of 3 texts"),
         ({"text": TEXTS, "label": [0, 1, 7], "names": ["a", "b"]}, "columns.label", "has the label 7; wanted 0 to 1"),

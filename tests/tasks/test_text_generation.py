@@ -7,12 +7,14 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from prepared import batch, refused
 
 from hf_distill.errors import UserError
 from hf_distill.models.loading import load_model, open_config, open_tokenizer
@@ -56,25 +58,11 @@ def prepare(
     data = Dataset.from_dict(dict(columns))
     return TextGeneration(**task).prepare(
         {"train": data, "eval": data},
-        Setup(
-            tokenizer=tokenizer or tokenizer_of(model),
-            max_length=max_length,
-            metrics=list(metrics),
-        ),
+        Setup(tokenizer=tokenizer or tokenizer_of(model), max_length=max_length, metrics=list(metrics)),
     )
 
 
-def batch(prepared: Prepared, split: str = "train") -> dict[str, Any]:
-    rows = [{key: value for key, value in row.items() if key != "length"} for row in getattr(prepared, split)]
-    return dict(prepared.collator(rows))
-
-
-def mistake(*args: Any, **kwargs: Any) -> tuple[str, str]:
-    with pytest.raises(UserError) as caught:
-        prepare(*args, **kwargs)
-    (line,) = caught.value.mistakes
-    assert "\n" not in line
-    return caught.value.key, line
+mistake = partial(refused, prepare)
 
 
 def learned(tokenizer: Any, row: dict[str, Any]) -> str:
@@ -167,10 +155,7 @@ def test_a_prompt_that_leaves_no_room_is_left_out(make_model: Any, caplog: Any) 
     assert len(prepare(path, columns, max_length=8).train) == 1
     assert "1 of 2 examples of the train split are left out" in caplog.text
     key, line = mistake(path, {"prompt": ["film " * 9], "completion": ["dull"]}, max_length=8)
-    assert (key, line) == (
-        "columns.completion",
-        "no example of the train split has anything to learn within 8 tokens.",
-    )
+    assert (key, line) == ("columns.completion", "no example of the train split has anything to learn within 8 tokens.")
 
 
 # ---- Conversations ---------------------------------------------------------------------------------------------------
@@ -469,10 +454,7 @@ def test_a_student_with_another_vocabulary_is_refused(make_model: Any, tmp_path:
     student = make_model("llama-lm", vocab=["film", "plot"])
     with pytest.raises(UserError, match="vocabularies of student and teacher differ"):
         distilled(
-            tmp_path,
-            make_model("llama-lm"),
-            {"text": TEXTS},
-            student={"name": "pretrained", "model": str(student)},
+            tmp_path, make_model("llama-lm"), {"text": TEXTS}, student={"name": "pretrained", "model": str(student)}
         )
 
 

@@ -6,12 +6,14 @@ import json
 import logging
 import random
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from prepared import batch, dataset, refused
 
 from hf_distill.data.label_names import IGNORED, UNLABELLED
 from hf_distill.errors import UserError
@@ -24,12 +26,6 @@ WORDS = ("anna", "smith", "went", "to", "new", "york", "with", "bob", "and", "sa
 # "qx" is spelled out as q ##x, "xyz" as x ##y ##z.
 SENTENCES = [["anna", "qx", "went", "to", "xyz"], ["bob", "saw", "new", "york", "."], ["paris"]]
 TAGS = [["B-PER", "I-PER", "O", "O", "B-LOC"], ["B-PER", "O", "B-LOC", "I-LOC", "O"], ["B-LOC"]]
-
-
-def dataset(**columns: Sequence[Any]) -> Any:
-    from datasets import Dataset
-
-    return Dataset.from_dict(columns)
 
 
 def prepare(
@@ -58,18 +54,7 @@ def prepare(
     )
 
 
-def mistake(*args: Any, **kwargs: Any) -> tuple[str, str]:
-    """Return key and text of the one line that data is refused with."""
-    with pytest.raises(UserError) as caught:
-        prepare(*args, **kwargs)
-    (line,) = caught.value.mistakes
-    assert "\n" not in line
-    return caught.value.key, line
-
-
-def batch(prepared: Prepared, split: str = "train") -> dict[str, torch.Tensor]:
-    rows = [{key: value for key, value in row.items() if key != "length"} for row in getattr(prepared, split)]
-    return dict(prepared.collator(rows))
+mistake = partial(refused, prepare)
 
 
 @pytest.fixture(scope="module")

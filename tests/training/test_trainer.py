@@ -32,16 +32,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from hf_distill import DistillationArguments, DistillationTrainer
 from hf_distill.component import component
-from hf_distill.objectives import (
-    Attention,
-    Comparison,
-    Hidden,
-    KLDivergence,
-    Labels,
-    LogitsMSE,
-    Objective,
-    Relations,
-)
+from hf_distill.objectives import Attention, Comparison, Hidden, KLDivergence, Labels, LogitsMSE, Objective, Relations
 from hf_distill.rows.examples import ExampleRows
 from hf_distill.rows.spans import SpanRows
 from hf_distill.rows.tokens import TargetRows, TokenRows
