@@ -58,8 +58,9 @@ quickstart: $(STAMP)  ## fetch a real model and real data, distil, report (about
 	$(BIN)/python scripts/fetch_quickstart.py
 	$(LAUNCH) --num_cpu_threads_per_process $$($(THREADS)) scripts/distill.py recipes/quickstart.yaml $(ARGS)
 
-schema: $(STAMP)  ## write recipes/recipe.schema.json anew
+schema: $(STAMP)  ## write recipes/recipe.schema.json and the tables of docs/ anew
 	$(BIN)/python -m hf_distill.recipe.json_schema
+	$(BIN)/python -m hf_distill.recipe.docs_tables
 
 format: $(STAMP)  ## format, and repair what ruff can
 	$(BIN)/ruff format .

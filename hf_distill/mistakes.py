@@ -148,7 +148,8 @@ def explain(error: ValidationError, data: Any, path: str, cls: type | None = Non
             told.append((where, unknown_key(where.rpartition(".")[2], _keys(owner, known))))
         elif item["type"] == "missing":
             said = attributes(owner).get(str(item["loc"][-1]), "") if owner else ""
-            told.append((where, f"missing.{' Wanted: ' if said else ''}{said}"))
+            wanted = f" Wanted: {said.partition('. ')[0].removesuffix('.')}." if said else ""
+            told.append((where, f"missing.{wanted}"))
         elif isinstance(item.get("ctx", {}).get("error"), UserError):
             own = item["ctx"]["error"]
             told += [

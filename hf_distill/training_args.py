@@ -45,14 +45,14 @@ class DistillationArguments(TrainingArguments):
     CPU-only machine find each other).
 
     Attributes:
-        compile_loss: Compile what is computed of a vocabulary's logits, gradient included (see `compiled`): `"auto"`,
-            on a GPU with Triton and for objectives of this package; true, also on a CPU and for objectives of one's
-            own; or false. It takes up to a minute, once; without a compiler, or where it fails, nothing changes.
-        on_nan: What becomes of a step whose loss or gradient is NaN or infinite: `"stop"` ends the training with a line
-            that says where it was; `"skip"` leaves the step out, counts it (`skipped_steps`), and ends the training
-            when more than a tenth of its steps were (see `guarding`). It reads one number from the device every step.
-        padding_free: Whether the layers of both models run on tokens alone, without padding: `"auto"`, in
-            batches where that is worth it and models that can; true, wherever anything is saved; or false.
+        compile_loss: Compile the loss over a vocabulary's logits, with its gradient. `auto`: on a GPU with Triton, for
+            objectives of this package; true: also on a CPU, and for objectives of your own; false: never. Compiling
+            takes up to a minute, once. Without a compiler, or if it fails, the loss is computed as usual.
+        on_nan: What to do with a step whose loss or gradient is NaN or infinite. `stop`: end the training with one line
+            that says where it was. `skip`: leave the step out and count it (`skipped_steps`); stop if more than a tenth
+            of the steps were left out. It reads one number from the device in every step.
+        padding_free: Run the layers of both models without padding. `auto`: in batches that become at least 10 %
+            smaller, for models that can; true: wherever that saves anything; false: never.
 
     Raises:
         ValueError: See `check_arguments`.

@@ -21,18 +21,23 @@ class Data:
     """Where the examples come from.
 
     Attributes:
-        path: Hub id, local file or directory, `package:NAME/PATH` (a file inside an installed Python package), or
-            a mapping from split name to one or more files.
-        name: Configuration of a Hub dataset (`sst2` of `nyu-mll/glue`).
-        revision: Git revision of a Hub dataset.
-        columns: Role -> column (`{text: sentence}`), or for labels the columns, one a class; a role left out is looked
-            up under its own name. Of files without a header, its number from the left (`0`) or the right (`-1`).
-        splits: `train` and `eval` -> split of the dataset, slicing included (`"train[:2000]"`); one that is left out is
-            `train` or `validation`. A number for `eval` holds out that share of train (`0.1`), or so many rows (`500`).
-        labels: Names of integer labels, in the order of the integers, where the dataset does not carry them; or, for
-            some labels or all, as text, the name of their class, None where they stand for "no label".
-        label_separator: What stands between the labels of a row that has several in one text (`joy,love`).
-        max_length: Longest input in tokens; longer ones are truncated. The tokenizer's limit if left out.
+        path: Hub id, local file or directory, `package:NAME/PATH` (inside an installed Python package), or a mapping
+            from split to one or more files.
+        name: Configuration of a Hub dataset, such as `sst2` of `nyu-mll/glue`. Default: none.
+        revision: Git revision of a Hub dataset: branch, tag or commit. Default: the main branch.
+        columns: Which column holds each of the task's roles, such as `{text: sentence}`. For labels with one column per
+            class, list the columns: `{label: [joy, anger]}`. For files without a header, give column numbers: `{text:
+            1, label: 0}`; `-1` is the last. Default: for each role, the column of the same name.
+        splits: Splits of the dataset to use as `train` and `eval`, with slices as in `datasets`: `"train[:2000]"`. A
+            number for `eval` holds out part of train: `0.1` is a tenth, `500` is 500 rows. One that is left out keeps
+            its default.
+        labels: Names of integer labels, in the order of the integers, if the dataset has none. Or a mapping from a
+            label, as text, to the name of its class: `{neg: NEGATIVE, "-": null}`. Rows whose label maps to null have
+            no label. Text labels that are left out keep their names. Default: read from the data and the models.
+        label_separator: Separator of the labels, for rows with several labels in one text: `","` for `joy,love`.
+            Default: none.
+        max_length: Maximum input length in tokens; longer inputs are truncated (`question-answering`, `fill-mask`:
+            split). Default: the longest that both models take.
     """
 
     path: str | dict[str, str | list[str]]

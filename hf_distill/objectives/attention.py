@@ -25,26 +25,24 @@ if TYPE_CHECKING:
 
 @component
 class Attention(FeatureObjective):
-    """Does every token of the student look where the teacher's looks? See `attention.AttentionTerm`.
+    """Difference of the attention probabilities of paired layers.
 
-    With `a(h, i, j)` the probability with which head `h` at token `i` attends token `j`:
-    `kl`: `sum_j a_t log(a_t / a_s)`. `mse`: `1 / L * sum_j (a_t - a_s)^2`, `L` the number of tokens of the sequence.
-    Means over heads and pairs of layers, and a sum over the tokens that are no padding.
+    Formula:
+        `mse`: `1 / L * sum_j (a_t - a_s)_j^2`; `kl`: `sum_j a_t log(a_t / a_s)`; mean over heads and pairs of layers
 
+    `a_j` is the probability with which a head at a token attends token `j`, and `L` the number of tokens of the text.
     The probabilities are those before dropout: dropped entries would be 0, and their divergence infinite. TinyBERT
-    (Jiao et al. 2020, arXiv 1909.10351, equation 7) compares the scores before the softmax, which Transformers does
-    not return any more: its weights are not transferable. Maps exist with eager attention only, to which both models
-    are switched for the training.
+    (equation 7) compares the scores before the softmax, which Transformers no longer returns, so its weights are not
+    transferable. Maps exist with eager attention only; both models are switched to it for the training.
 
-    Relations: `hidden` compares what was found there. `kl` weighs rows by what the teacher finds likely, and is not
-    bounded; `mse` becomes small where attention is spread over many tokens.
+    `hidden` compares what was found there. `kl` weighs tokens by what the teacher attends to, and is not bounded; `mse`
+    becomes small if attention is spread over many tokens.
 
     Attributes:
-        weight: Factor of the term.
-        layers: As elsewhere, from 1 on: the embeddings have no attention.
-        compare: `mse` or `kl`.
-        heads: `groups`: head by head; where the teacher has a multiple of the student's heads, each of the student's is
-            compared with the mean of as many neighbours. `mean`: the means over all heads, whatever their numbers.
+        layers: Which layers to compare, as for `hidden`, counted from 1: the embeddings have no attention.
+        compare: `mse`: squared difference of the probabilities. `kl`: their divergence.
+        heads: `groups`: head by head; if the teacher has a multiple of the student's heads, each of the student's is
+            compared with the mean of as many neighbouring ones. `mean`: compare the means over all heads.
     """
 
     name: ClassVar[str] = "attention"

@@ -65,7 +65,7 @@ class Objective(ABC):
     `PreparedObjective`.
 
     Attributes:
-        weight: Factor of the term.
+        weight: Factor of this loss in the sum.
     """
 
     name: ClassVar[str]

@@ -24,33 +24,35 @@ if TYPE_CHECKING:
 
 @component
 class Contrastive(PreparedObjective):
-    """Pick the teacher's representation of the same example among those of others; with learned projections of both.
+    """Pick the teacher's representation of the same example among those of others.
 
-    `s` and `t` are learned linear projections of both models' representations to `width`, of length 1. An example's
-    positive is its own; its negatives are the other examples of the micro-batch and those in the memory, which holds
-    the last `memory` examples that training has seen, on all processes. An example that the teacher represents as this
-    one (a distance below 1 % of its length: the same text again) is no negative of it.
+    Formula:
+        `info_nce`: `-log(e_0 / (e_0 + sum_k e_k))`, `e_k = exp(s . t_k / temperature)`; `crd`: `-log h(e_0) - sum_k
+        log(1 - h(e_k))` for both sides, `h(e) = e / (e + K c)`
 
-    `info_nce`: `-log(e_0 / (e_0 + sum_k e_k))`, `e_k = exp(s . t_k / temperature)`, positive 0, negatives `k` (van den
-    Oord et al. 2018, arXiv 1807.03748, equation 4; with a queue as in He et al. 2019, arXiv 1911.05722). The memory
-    holds what the frozen teacher computed, projected anew each time, so nothing in it is out of date.
+    `s` and `t` are learned linear projections of both models' representations, scaled to length 1. An example's
+    positive (`e_0`) is its own representation; its negatives (`e_k`) are the other examples of the micro-batch and
+    those in the memory, which holds the last `memory` examples that training has seen, on all processes. The same text
+    again (a distance below 1 % of its length) is not a negative.
 
-    `crd`: `-log h(e_0) - sum_k log(1 - h(e_k))`, `h(e) = e / (e + K c)`, for the student among the teacher's and for
-    the teacher among the student's, added (Tian et al. 2020, arXiv 1910.10699, as in the authors' code): `K` the number
-    of negatives, `c` the mean of `e` in the first batch. There the negatives are drawn from a bank of the whole data
-    set, in which an example's last entries are averaged; here they are the micro-batch and the memory. What it holds of
-    the student is as old as it is long. They weigh it with 0.8, with 16384 negatives.
+    `info_nce` is equation 4 of the paper, with a queue as in He et al. 2019 (arXiv 1911.05722). The memory holds what
+    the frozen teacher computed, projected anew each time, so nothing in it is out of date.
+
+    `crd` is added for the student among the teacher's and for the teacher among the student's, as in the authors' code:
+    `K` is the number of negatives, `c` the mean of `e` in the first batch. The authors draw negatives from a bank of
+    the whole data set and average an example's last entries; here they are the micro-batch and the memory, whose
+    representations of the student are out of date by up to its length. They weigh it with 0.8, with 16384 negatives.
 
     Which negatives there are depends on how a step is split into micro-batches, and in evaluation on the batch size.
 
     Attributes:
-        weight: Factor of the term.
-        of: What represents an example: `mean` of the last hidden states of its tokens, that of its `first` or of its
-            `last` token, or the `embedding` of a sentence-similarity model.
-        loss: `info_nce` or `crd`.
-        width: Of the projections.
-        memory: How many earlier examples are kept as negatives; 0 for those of the micro-batch only.
-        temperature: Of the similarities.
+        of: What represents an example: the `mean` of its last hidden states, that of its `first` or `last` token, or
+            the `embedding` of a sentence-similarity model.
+        loss: `info_nce`: find the positive among the negatives. `crd`: tell positive from negative, for student and
+            teacher.
+        width: Width of the learned projections.
+        memory: How many earlier examples are used as negatives besides the micro-batch.
+        temperature: Divides the similarities.
     """
 
     name: ClassVar[str] = "contrastive"

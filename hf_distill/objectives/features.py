@@ -27,9 +27,8 @@ class StackObjective(PreparedObjective):
     depth.
 
     Attributes:
-        weight: Factor of the term.
-        part: Which stack of an encoder-decoder is compared; not given for other models. The decoder's tokens are
-            those that have a label.
+        part: Which side of an encoder-decoder model to compare; required for these models, not allowed for others. On
+            the decoder only tokens with a label count. Default: none.
     """
 
     by_token: ClassVar[bool] = True
@@ -91,11 +90,10 @@ class FeatureObjective(StackObjective):
     """Compares layers of the student with layers of the teacher that a recipe chooses.
 
     Attributes:
-        weight: Factor of the term.
-        layers: Which layers are compared: `uniform` (student's layer `i` with the teacher's `i * T / S`), `last`,
-            `middle`, `skip` (as `uniform`, without the last), `tail` (counted from the end, without the last),
-            `similarity` (each with the teacher's most similar one, measured before training), or pairs of indices
-            `[[student, teacher], ...]`. Index 0 is the output of the embeddings, 1 that of the first layer.
+        layers: Which layers to compare: a rule, or pairs `[[student, teacher], ...]`, where 0 is the output of the
+            embeddings and 1 that of the first layer. `uniform`: the student's layer `i` with the teacher's `i * T / S`.
+            `last`. `middle`. `skip`: as `uniform`, without the last. `tail`: counted from the end, without the last.
+            `similarity`: each with the teacher's most similar layer, measured before training.
     """
 
     # The lowest index of a layer: 1 where there is nothing to compare in the output of the embeddings.

@@ -20,25 +20,25 @@ if TYPE_CHECKING:
 
 @component
 class Hidden(FeatureObjective):
-    """Difference of the hidden states of paired layers, for every token. See `hidden.HiddenTerm`.
+    """Difference of hidden states of paired layers, at every token.
 
-    `mse`: `1 / D * sum_d (W h_s - h_t)_d^2`. `cosine`: `1 - cos(W h_s, h_t)`; with `layers: last` the third term of
-    DistilBERT (Sanh et al. 2019, arXiv 1910.01108, section 3). The mean over pairs of layers; a sum over tokens that
-    the trainer divides by their number: the number that TextBrewer's `hidden_mse` and DistillKit report for a pair.
+    Formula:
+        `mse`: `1 / D * sum_d (W h_s - h_t)_d^2`; `cosine`: `1 - cos(W h_s, h_t)`; mean over pairs of layers
 
-    `W` is the identity where both models are equally wide, else a learned matrix for every pair, which trains with the
-    student and is not exported. TinyBERT (Jiao et al. 2020, arXiv 1909.10351, equation 8) shares one, with a bias, and
-    sums over layers.
+    `W` is the identity if both models are equally wide, else a learned matrix for every pair; it trains with the
+    student and is not exported. TinyBERT shares one matrix, with a bias, and sums over layers. `cosine` with `layers:
+    last` is the third loss of DistilBERT (section 3). TextBrewer's `hidden_mse` and DistillKit report the same number
+    for a pair.
 
-    Relations: `embeddings` is `mse` at index 0, `hint` at one layer and always with `W`, `patient` a normalised one of
-    one token.
+    `embeddings` is `mse` at index 0; `hint` compares one layer and always has `W`; `patient` compares one normalised
+    token.
 
     Attributes:
-        weight: Factor of the term.
         loss: `mse` compares length and direction, `cosine` the direction only.
-        normalize: Give every state mean 0 and variance 1 first, as MobileBERT does (a layer norm without weights):
-            without it the few entries that are large in all states make up most of `mse`.
-        projection: `auto`: learned where the widths differ. `always`: also where they are equal, as in TinyBERT.
+        normalize: First give every state mean 0 and variance 1, as MobileBERT does (a layer norm without weights).
+            Without it, the few entries that are large in all states make up most of `mse`.
+        projection: Learned matrix from the student's width to the teacher's. `auto`: added when the widths differ;
+            `always`: also when they are equal, as in TinyBERT.
     """
 
     name: ClassVar[str] = "hidden"
@@ -60,15 +60,13 @@ class Hidden(FeatureObjective):
 
 @component
 class Embeddings(StackObjective):
-    """Mean squared error of the outputs of the embeddings, `1 / D * sum_d (W e_s - e_t)_d^2` for every token.
+    """Mean squared error of the outputs of the embeddings, at every token.
 
-    TinyBERT (Jiao et al. 2020, arXiv 1909.10351, equation 9). They are what the first block sees: with positions, and
-    in BERT after the layer norm. `W` is learned where the widths differ.
+    Formula:
+        `1 / D * sum_d (W e_s - e_t)_d^2`
 
-    Relations: `hidden` with `layers: [[0, 0]]`.
-
-    Attributes:
-        weight: Factor of the term.
+    The outputs are what the first layer sees: with positions, and in BERT after the layer norm. `W` is learned if the
+    widths differ. It is `hidden` with `layers: [[0, 0]]`.
     """
 
     name: ClassVar[str] = "embeddings"
@@ -89,18 +87,18 @@ class Embeddings(StackObjective):
 class Patient(FeatureObjective):
     """Patient knowledge distillation (PKD): squared difference of the normalised states of one token.
 
-    `sum_d (h_s / |h_s| - h_t / |h_t|)_d^2` of the first token, which is BERT's `[CLS]`, the mean over pairs of layers
-    (Sun et al. 2019, arXiv 1908.09355). The unit is the example. That is `2 - 2 cos`, between 0 and 4 whatever the
-    width, as in the paper and in TextBrewer; the authors' code takes the mean over the `D` entries, so a weight from
-    there is `D` times too large here. Where the widths differ, a learned projection comes first.
+    Formula:
+        `sum_d (h_s / |h_s| - h_t / |h_t|)_d^2 = 2 - 2 cos(h_s, h_t)` of one token; mean over pairs of layers
 
-    Relations: `hidden` with `loss: cosine`, doubled, of one token instead of all.
+    It lies between 0 and 4 whatever the width, as in the paper and in TextBrewer. The authors' code takes the mean over
+    the `D` entries: divide a weight from there by `D`. If the widths differ, a learned projection comes first. It is
+    twice `hidden` with `loss: cosine`, of one token instead of all.
 
     Attributes:
-        weight: Factor of the term.
-        layers: As elsewhere; by default `skip`, the paper's better choice, which leaves out the last layer.
-        token: `first`, where encoders sum up a text; `last`, where decoder-only classifiers do: their first token sees
-            nothing but itself.
+        layers: Which layers to compare, as for `hidden`. The default is the paper's better choice: it leaves out the
+            last layer.
+        token: `first` for encoders, which sum up a text there; `last` for decoder-only classifiers, whose first token
+            sees only itself.
     """
 
     name: ClassVar[str] = "patient"
@@ -130,18 +128,18 @@ class Patient(FeatureObjective):
 
 @component
 class Hint(FeatureObjective):
-    """A layer of the student predicts one of the teacher's through a learned regressor, which is always there.
+    """A layer of the student predicts one of the teacher's through a learned matrix.
 
-    `1 / D * sum_d (W h_s - h_t)_d^2` for every token (FitNets: Romero et al. 2015, arXiv 1412.6550). The paper has half
-    the sum over `d`, a convolution as the regressor, and trains it in a stage of its own before the labels; here it is
-    a term like any other, as in RepDistiller, and a weight of the paper is multiplied by `D / 2`.
+    Formula:
+        `1 / D * sum_d (W h_s - h_t)_d^2`, `W` always learned
 
-    Relations: `hidden` with `layers: middle` and `projection: always`. The regressor lets the student keep the
-    teacher's features in a basis of its own.
+    The matrix lets the student represent the teacher's features in its own way. The paper has half the sum over `d`
+    (multiply a weight from there by `D / 2`), a convolution as the regressor, and trains it in a stage of its own
+    before the labels; here it is a loss like any other, as in RepDistiller. It is `hidden` with `layers: middle` and
+    `projection: always`.
 
     Attributes:
-        weight: Factor of the term.
-        layers: As elsewhere; by default the middle layer of each.
+        layers: Which layers to compare, as for `hidden`; by default the middle layer of each model.
     """
 
     name: ClassVar[str] = "hint"

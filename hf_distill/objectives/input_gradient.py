@@ -24,42 +24,43 @@ if TYPE_CHECKING:
 
 @component
 class InputGradient(PreparedObjective):
-    """Difference of both models' gradients with respect to the input embeddings. See `input_gradient_term`.
+    """Difference of both models' gradients with respect to the input embeddings.
 
-    For class `c`, the one that the teacher ranks first (second, ... up to `classes`) in a row, and the embeddings `E`
-    of an example: `J = d/dE sum_rows log p_c(row)`, of the teacher `J_t`, of the student `J_s`; for regression the
-    predicted value stands in the place of `log p_c`. The mean over `classes` of
+    Formula:
+        `normalized`: `|J_s / |J_s| - J_t / |J_t||^2` of an example; `cosine`: `1 - cos(J_s, J_t)`, or `mse`: `|J_s -
+        J_t|^2`, of every token; `J` = gradient of the log-probability of the teacher's most likely class, summed over
+        the example's rows; mean over `classes`
 
-    - `normalized`: `|J_s / |J_s| - J_t / |J_t||^2`, each of length 1 over the whole example (Srinivas and Fleuret 2018,
-      arXiv 1803.00443: Jacobian matching of the top class; theirs is of the logit). It is `2 - 2 cos(J_s, J_t)`.
-    - `cosine`: `1 - cos` for every token by itself, as much for a token that hardly matters as for the one that
-      decides; a token on which the teacher's answer does not depend at all costs nothing.
-    - `mse`: `|J_s - J_t|^2` for every token, summed over the width (Czarnecki et al. 2017, Sobolev training, arXiv
-      1706.04859, who project a Jacobian of many outputs on a few directions too).
+    For regression the predicted value stands in place of the log-probability. `normalized` scales each gradient to
+    length 1 over the whole example (Srinivas and Fleuret 2018, who take the logit); it is `2 - 2 cos(J_s, J_t)`.
+    `cosine` counts a token that hardly matters as much as the one that decides; a token on which the teacher's output
+    does not depend costs nothing. `mse` is summed over the width (Czarnecki et al. 2017, Sobolev training, who also
+    project a Jacobian of many outputs on a few directions).
 
-    Log-probabilities, since a constant added to all logits changes no answer, but their gradient. A classifier's
-    example is one row, so `J` is a row of its Jacobian. Where an example has several rows (tokens), it is the gradient
-    of their sum: one for every row would take as many backward passes. In training `J_s` is that of the student with
-    its dropout.
+    It uses log-probabilities because a constant added to all logits changes no prediction, but changes their gradient.
+    A classifier's example is one row, so `J` is a row of its Jacobian. If an example has several rows (tokens), it is
+    the gradient of their sum: one for every row would take as many backward passes. In training `J_s` is computed with
+    the student's dropout.
 
-    The lengths of gradients depend on how a model scales its embeddings, so `mse` is for a student that has those of
-    its teacher. Where the widths differ, a learned matrix without bias takes the student's gradient to the teacher's
-    width; it trains with the student and is not exported. It assumes that the teacher's embeddings are, seen from the
-    student, a linear image of its own.
+    The lengths of gradients depend on how a model scales its embeddings, so `mse` is for a student that has its
+    teacher's embeddings. If the widths differ, a learned matrix without bias maps the student's gradient to the
+    teacher's width; it trains with the student and is not exported. It assumes that the teacher's embeddings are a
+    linear image of the student's.
 
     Cost: a second derivative of the student and a first one of the teacher, with attention as plain matrix products. On
     one CPU core (BERT, 4 layers, width 256, 16 texts of 64 tokens, a teacher of the same size) a step with `kl` and
     this took 2.2 times as long as one with `kl` alone, and 1.2 times that more for each further class.
 
-    Relations: `kl` matches the value of the function that this matches the slope of; alone it leaves the student's
-    answer free by a constant, so it goes beside another objective.
+    It matches the slope of the function whose value `kl` matches. It does not fix the student's output level: combine
+    it with another loss.
 
     Attributes:
-        weight: Factor of the term.
-        classes: How many of the teacher's likeliest classes, at most all; each is a backward pass of both models.
-        loss: `normalized`, `cosine` or `mse`, see above.
-        projection: `auto`: learned where the widths differ. `always`: also where they are equal, for a student whose
-            embeddings are not its teacher's.
+        classes: How many of the teacher's most likely classes to differentiate, at most all. Each costs a backward pass
+            of both models.
+        loss: `normalized`: squared difference of the gradients of an example, each of length 1. `cosine`: difference in
+            direction at every token. `mse`: squared difference at every token.
+        projection: Learned matrix from the student's width to the teacher's. `auto`: added when the widths differ;
+            `always`: also when they are equal, for a student whose embeddings are not its teacher's.
     """
 
     name: ClassVar[str] = "input_gradient"

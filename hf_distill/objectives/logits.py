@@ -21,15 +21,14 @@ if TYPE_CHECKING:
 
 @component
 class LogitsMSE(RowObjective):
-    """Mean squared error of the logits. See `functional.mean_squared_error`.
+    """Mean squared error of the logits.
 
-    The teacher's term for regression, where a softmax over the one predicted value says nothing. It has no temperature:
-    the squared one would cancel it.
+    Formula:
+        `1 / V * sum_v (teacher_v - student_v)^2`
 
-    Relations: the limit of twice `kl` for a large temperature, where both models' logits have mean zero.
-
-    Attributes:
-        weight: Factor of the term.
+    It is the loss for regression, where a softmax over one predicted value says nothing, and for cosines of sentences.
+    It has no temperature, since the square would cancel it. It is the limit of twice `kl` for a large temperature, if
+    both models' logits have mean zero. The paper has a sum instead of the mean.
     """
 
     name: ClassVar[str] = "logits_mse"
@@ -45,14 +44,16 @@ class LogitsMSE(RowObjective):
 
 @component
 class Ranking(RowObjective):
-    """Does the student order the teacher's likeliest classes as the teacher does? See `functional.logistic_ranking`.
+    """Order the teacher's most likely classes as the teacher does.
 
-    It has no minimum at the teacher: combine it with another objective. A sparse teacher gives the dense value as
-    long as it holds `top` classes.
+    Formula:
+        mean of `log(1 + exp(s_j - s_i))` over pairs of the `top` classes that the teacher ranks `i` above `j`
+
+    DistillKit calls it `logistic_ranking`. It has no finite minimum: combine it with another objective. With a sparse
+    teacher it has the dense value if `top` classes are stored.
 
     Attributes:
-        weight: Factor of the term.
-        top: How many of the teacher's likeliest classes are compared, each with each; all, if there are not as many.
+        top: How many of the teacher's most likely classes to compare, each with each; all, if there are fewer.
     """
 
     name: ClassVar[str] = "ranking"
@@ -79,17 +80,19 @@ class Ranking(RowObjective):
 
 @component
 class Labels(RowObjective):
-    """The ordinary supervised loss, from logits at temperature 1. See `functional.label_loss`.
+    """The ordinary loss on the labels, from logits at temperature 1.
 
-    Computed here, never taken from `outputs.loss`: several Transformers heads ignore `num_items_in_batch`, so
-    their loss changes with gradient accumulation and the number of processes.
+    Formula:
+        `-w_y log q_y`; for a soft label `y`: `-sum_v w_v y_v log q_v`; for regression: `(student - label)^2`
+
+    It is computed here, never taken from `outputs.loss`: several Transformers heads ignore `num_items_in_batch`, so
+    that their loss changes with gradient accumulation and the number of processes.
 
     Attributes:
-        weight: Factor of the term.
-        label_smoothing: Share of the target that is spread evenly over all classes; not for regression.
-        class_weights: Of one class of several: `balanced` (`n / (k * n_c)`, as in scikit-learn, by the labels of the
-            train split), a list in the order of the head, or name -> weight. The sum is still divided by the number of
-            labels.
+        label_smoothing: Share of the target that is spread evenly over all classes. Not for regression.
+        class_weights: Weights `w` of the classes, for one label a row: `balanced` (`n / (k * n_c)`, by the labels of
+            the train split, as in scikit-learn), a list in the order of the head, or `{name: weight}` (1 for those left
+            out). The sum is still divided by the number of labels. Default: all 1.
     """
 
     name: ClassVar[str] = "labels"

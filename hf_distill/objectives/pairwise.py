@@ -34,9 +34,8 @@ class PairwiseObjective(Objective):
     pairs. Where an example is several texts, the first ones are compared with each other, the second ones, and so on.
 
     Attributes:
-        weight: Factor of the term.
-        of: What represents an example: `mean` of the last hidden states of its tokens, that of its `first` or of its
-            `last` token, or the `embedding` of a sentence-similarity model.
+        of: What represents an example: the `mean` of its last hidden states, that of its `first` or `last` token, or
+            the `embedding` of a sentence-similarity model.
     """
 
     unit: ClassVar[Unit] = "pair"
@@ -76,13 +75,13 @@ class PairwiseObjective(Objective):
 
 @component
 class SimilarityPreserving(PairwiseObjective):
-    """Examples that are alike to the teacher shall be alike to the student. See `pairwise.similarity_gap`.
+    """Examples that are similar to the teacher shall be similar to the student.
 
-    `||G_t - G_s||_F^2 / b^2`, `G` the products of all representations of a batch, each row scaled to length 1 (Tung and
-    Mori 2019, arXiv 1907.09682). They weigh it with 3000.
+    Formula:
+        `1 / b^2 * sum_ij (G_t - G_s)_ij^2`, `G = X X^T` with the rows of `X` scaled to length 1, over the `b` examples
+        of a micro-batch
 
-    Attributes:
-        weight: Factor of the term.
+    The paper weighs it with 3000.
     """
 
     name: ClassVar[str] = "similarity_preserving"
@@ -95,15 +94,17 @@ class SimilarityPreserving(PairwiseObjective):
 
 @component
 class Relational(PairwiseObjective):
-    """Relational knowledge distillation (RKD): distances of pairs, and angles of triples, as in the teacher's space.
+    """Relational knowledge distillation (RKD): distances of pairs and angles of triples, as in the teacher's space.
 
-    Park et al. 2019, arXiv 1904.05068: Huber losses of distances relative to their mean, and of cosines. See
-    `pairwise.distance_gap` and `angle_gap`. The defaults are those of RepDistiller and mdistiller.
+    Formula:
+        `distance_weight` x mean over pairs of `huber(d_s - d_t)`, `d` the distance over the micro-batch's mean
+        distance, + `angle_weight` x mean over triples of `huber(cos_s - cos_t)`
+
+    The defaults are those of RepDistiller and mdistiller.
 
     Attributes:
-        weight: Factor of the term.
-        distance_weight: Factor of the distances.
-        angle_weight: Factor of the angles, whose memory grows with the cube of the batch size; 0 leaves them out.
+        distance_weight: Weight of the distances.
+        angle_weight: Weight of the angles; 0 leaves them out. Their memory grows with the cube of the micro-batch size.
     """
 
     name: ClassVar[str] = "relational"

@@ -39,30 +39,27 @@ PLAIN_ATTENTION = frozenset(
 
 @component
 class Relations(FeatureObjective):
-    """How the tokens of a text relate to each other within a layer of attention (MiniLM).
+    """How the tokens of a text relate to each other in a layer of attention (MiniLM).
 
-    `queries`, `keys`, `values`: all vectors `X` of a layer, its heads side by side, are cut anew into `relation_heads`
-    of `d` entries, and `R = softmax(X X^T / sqrt(d))` says how much a token has to do with each other one. The loss of
-    a token is `sum_j R_t(j) log(R_t(j) / R_s(j))`, mean over the relation heads, summed over the kinds of relation; the
-    sum over tokens is divided by the number of tokens. The three together are MiniLMv2 (Wang et al. 2021, arXiv
-    2012.15828). Widths and numbers of attention heads may differ between the models.
+    Formula:
+        `sum_j R_t(j) log(R_t(j) / R_s(j))`, `R = softmax(X X^T / sqrt(d))` for each kind `X` in `of`; mean over
+        `relation_heads`, sum over kinds; for `attention`, `R` is the attention probability
 
-    `attention`: the same divergence between the layers' attention probabilities, before dropout, whose heads must be as
-    many in both models. With `values` it is MiniLM (Wang et al. 2020, arXiv 2002.10957).
+    For `queries`, `keys` and `values`, all vectors `X` of a layer, its heads side by side, are cut anew into
+    `relation_heads` parts of `d` entries. The three together are MiniLMv2. Widths and numbers of attention heads may
+    differ between the models. `attention` compares the layers' attention probabilities before dropout; both models then
+    need equally many heads. Together with `values` it is MiniLM.
 
-    Padding is no token, neither as `i` nor as `j`; in a decoder `j` is never after `i`. Vectors are taken before rotary
-    positions are applied. There, a mean over texts of means over tokens; here every token weighs the same. Memory grows
+    Padding does not count, neither as a token nor as `j`; in a decoder `j` is never after the token. Vectors are taken
+    before rotary positions are applied. The papers average over texts; here every token weighs the same. Memory grows
     with heads and with the square of the length.
 
     Attributes:
-        weight: Factor of the term.
-        of: Which relations: any of `queries`, `keys`, `values`, `attention`.
-        relation_heads: Into how many parts queries, keys and values are cut, in both models; published: 48 for
-            teachers of the size of BERT-base, 64 for large ones. As many as the teacher's
-            attention heads if left out.
-        layers: Which layers are compared: `last`, any other rule, or pairs of indices `[[student, teacher], ...]`,
-            counted from 1; MiniLMv2 takes layer 21 of BERT-large's 24 and 19 of RoBERTa-large's, `[[6, 21]]`.
-        part: Which stack of an encoder-decoder is compared; not given for other models.
+        of: What to relate: any of `queries`, `keys`, `values` and `attention`.
+        relation_heads: Number of parts into which queries, keys and values are cut, in both models. Published: 48 for
+            teachers of BERT-base's size, 64 for large ones. Default: the teacher's number of attention heads.
+        layers: Which layers to compare, as for `hidden`, counted from 1. MiniLMv2 takes layer 21 of BERT-large's 24 and
+            19 of RoBERTa-large's: `[[6, 21]]`.
     """
 
     name: ClassVar[str] = "relations"

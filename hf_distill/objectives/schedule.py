@@ -14,15 +14,15 @@ from hf_distill.errors import UserError
 
 @component
 class Schedule:
-    """A number that goes from one value to another, and stays there.
+    """A number that changes from one value to another during training.
 
-    Evaluation always takes the last value, so that two evaluations of one training can be compared.
+    Evaluation always uses the last value, so that two evaluations of one training can be compared.
 
     Attributes:
         start: Value at the first step.
         end: Value once `over` has passed.
-        over: How long that takes: up to 1 a share of the training, above it optimiser steps.
-        shape: `linear`; `cosine`: slow at both ends; `constant`: `start` all the time, then `end` at once.
+        over: Duration of the change: up to 1 a share of the training, above 1 a number of optimiser steps.
+        shape: `linear`; `cosine`, slow at both ends; `constant`, which keeps `start` until `over` has passed.
     """
 
     start: float

@@ -25,20 +25,19 @@ _TASKS = ("sentence-similarity",)
 
 @component
 class SentenceEmbedding(PreparedObjective):
-    """The student's vector of each text is to be the teacher's. See `sentences.EmbeddingTerm`.
+    """The student's vector of each text learns the teacher's.
 
-    `mse`: the squared difference, mean over the dimensions (Reimers and Gurevych 2020, arXiv 2004.09813);
-    `cosine`: `1 - cos`, which does not care for lengths. Mean over the texts of an example, then over examples.
+    Formula:
+        `mse`: `1 / D * sum_d (W s - t)_d^2`; `cosine`: `1 - cos(W s, t)`; mean over an example's texts
 
-    Relations: where both models normalise, `mse` is `cosine` times `2 / dimensions`. `similarity_matrix` compares how
-    texts lie to each other and not where, so that it needs no projection.
+    `cosine` ignores lengths. If both models normalise, `mse` is `cosine` times `2 / D`. `similarity_matrix` compares
+    how texts lie to each other instead of where, and needs no projection.
 
     Attributes:
-        weight: Factor of the term.
-        loss: `mse` or `cosine`.
-        projection: A learned matrix without bias from the student's width to the teacher's. `auto`: where the widths
-            differ; `always`: also where they are equal. It trains with the student and is not exported, so cosines of
-            the student's own vectors are not what is compared: add similarity_matrix or logits_mse.
+        loss: `mse` compares length and direction, `cosine` the direction only.
+        projection: Learned matrix from the student's width to the teacher's. `auto`: added when the widths differ;
+            `always`: also when they are equal. It has no bias and is not exported, so the cosines of the student's own
+            vectors are not what is compared: add `similarity_matrix` or `logits_mse`.
     """
 
     name: ClassVar[str] = "sentence_embedding"
@@ -60,18 +59,17 @@ class SentenceEmbedding(PreparedObjective):
 
 @component
 class SimilarityMatrix(Objective):
-    """Each text's similarities to the other texts of the micro-batch, as a distribution. See `similarity_divergence`.
+    """Each text's similarities to the other texts of the micro-batch, as a distribution.
 
-    `KL(p_i || q_i)` with `p_i = softmax_j(cos(t_i, t_j) / T)` over all other texts `j`, and `q_i` of the student (as
-    Koohpayegani et al. 2020, CompRess, arXiv 2010.14713, where the others come from a memory bank). Mean
-    over the texts of an example, then over examples. Not multiplied by `T^2`.
+    Formula:
+        `KL(p_i || q_i)`, `p_i = softmax_j(cos(t_i, t_j) / T)` over all other texts `j`, `q_i` the same of the student;
+        mean over an example's texts
 
-    Relations: needs no projection. As texts are compared within a micro-batch, the loss depends on how a step is split;
-    large micro-batches compare more.
+    It is not multiplied by `T^2`, and needs no projection. In the paper the other texts come from a memory bank. Since
+    texts are compared within a micro-batch, the loss depends on how a step is split; large micro-batches compare more.
 
     Attributes:
-        weight: Factor of the term.
-        temperature: Divides the cosines of both models; the smaller, the more only the nearest texts count.
+        temperature: Divides the cosines of both models. The smaller it is, the more only the nearest texts count.
     """
 
     name: ClassVar[str] = "similarity_matrix"
@@ -90,20 +88,17 @@ class SimilarityMatrix(Objective):
 
 @component
 class MarginMSE(Objective):
-    """How much more a text is like one that fits it than like one that does not. See `sentences.margins`.
+    """How much more similar a text is to its match than to a negative.
 
-    `((sim(s, s+) - sim(s, s-)) - (sim(t, t+) - sim(t, t-)))^2` with the student's vectors `s` of text, second text and
-    negative, and the teacher's `t` (Hofstaetter et al. 2020, arXiv 2010.02666). Mean over the triples.
+    Formula:
+        `((sim(s, s+) - sim(s, s-)) - (sim(t, t+) - sim(t, t-)))^2`
 
-    A batch with a column `margin` has the margins of a model that is not asked, such as a cross-encoder, as published:
-    they stand in for the teacher's.
-
-    Relations: only differences count, so that the student's similarities may lie elsewhere than the teacher's; widths
-    may differ.
+    Only differences count: the student's similarities may be higher or lower than the teacher's, and widths may differ.
+    A column `margin` holds the margins of another model, such as a cross-encoder, as published; they replace the
+    teacher's.
 
     Attributes:
-        weight: Factor of the term.
-        similarity: `dot`, as published, or `cosine`; the same where models normalise.
+        similarity: `dot`, as published, or `cosine`. They are equal for models that normalise.
     """
 
     name: ClassVar[str] = "margin_mse"

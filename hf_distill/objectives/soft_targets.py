@@ -15,16 +15,14 @@ from hf_distill.rows.base import Unit
 
 @component
 class KLDivergence(Softened):
-    """`T^2 * KL(teacher || student)`, both softened by the temperature. See `divergences.kl`.
+    """KL divergence of the student from the teacher.
 
-    `T^2 * sum_v p_v (log p_v - log q_v)` (Hinton, Vinyals and Dean 2015, arXiv 1503.02531, section 2).
+    Formula:
+        `T^2 * sum_v p_v log(p_v / q_v)`
 
-    Relations: `soft_cross_entropy` has the same gradient and another value. It asks the student to cover all that the
-    teacher finds possible; `reverse_kl` to do nothing that the teacher finds impossible. For large `T` and logits with
-    mean zero the gradient tends to half that of `logits_mse` (section 2.1 there).
-
-    Attributes:
-        weight: Factor of the term.
+    It asks the student to cover everything that the teacher finds possible; `reverse_kl` asks it to avoid everything
+    that the teacher finds impossible. `soft_cross_entropy` has the same gradient and another value. For large `T` and
+    logits with mean zero the gradient tends to half that of `logits_mse` (section 2.1 of the paper).
     """
 
     name: ClassVar[str] = "kl"
@@ -44,15 +42,13 @@ class KLDivergence(Softened):
 
 @component
 class ReverseKL(Softened):
-    """`T^2 * KL(student || teacher)`. See `divergences.kl`.
+    """KL divergence of the teacher from the student: `kl` with the models exchanged.
 
-    `T^2 * sum_v q_v (log q_v - log p_v)` (Gu et al. 2024, MiniLLM, arXiv 2306.08543, equation 1, there over sequences
-    that the student samples; here exactly, over the classes of every row).
+    Formula:
+        `T^2 * sum_v q_v log(q_v / p_v)`
 
-    Relations: `kl` with the models exchanged. A student too small to cover the teacher keeps to some of its modes.
-
-    Attributes:
-        weight: Factor of the term.
+    A student that is too small to cover the teacher keeps to some of its modes. The paper computes it over sequences
+    that the student samples; here it is exact, over the classes of every row.
     """
 
     name: ClassVar[str] = "reverse_kl"
@@ -65,18 +61,17 @@ class ReverseKL(Softened):
 
 @component
 class JensenShannon(Softened):
-    """Generalised Jensen-Shannon divergence, times `T^2`. See `divergences.jensen_shannon`.
+    """Generalised Jensen-Shannon divergence.
 
-    `T^2 * (w KL(p || m) + (1 - w) KL(q || m))` with `m = w p + (1 - w) q` and `w` the teacher's share (Agarwal et al.
-    2024, GKD, arXiv 2306.13649, equation 1, where `w` is beta).
+    Formula:
+        `T^2 * (w KL(p || m) + (1 - w) KL(q || m))` with `m = w p + (1 - w) q`, `w` = `teacher_share`
 
-    Relations: bounded, by `log 2` for equal shares, so that single rows cannot dominate. Divided by `w` it tends to
-    `kl` as `w` goes to 0, divided by `1 - w` to `reverse_kl` as `w` goes to 1; at both ends it is 0 itself, so they
-    are refused here, where TRL and ms-swift switch to those two.
+    It is bounded (by `log 2` for equal shares), so single rows cannot dominate. Divided by `w` it tends to `kl` as `w`
+    goes to 0; divided by `1 - w` it tends to `reverse_kl` as `w` goes to 1. At both ends it is 0, so they are refused
+    here; TRL and ms-swift switch to `kl` and `reverse_kl` there. The paper calls `w` beta.
 
     Attributes:
-        weight: Factor of the term.
-        teacher_share: Share of the teacher in the mixture that both are compared with, between 0 and 1.
+        teacher_share: Share of the teacher in the mixture that both models are compared with.
     """
 
     name: ClassVar[str] = "js"
@@ -97,15 +92,15 @@ class JensenShannon(Softened):
 
 @component
 class SkewedKL(Softened):
-    """`T^2 * KL(p || s p + (1 - s) q)`, `kl` against a student mixed with the teacher. See `divergences.skewed_kl`.
+    """`kl` against a student that is mixed with the teacher.
 
-    Ko et al. 2024, DistiLLM (arXiv 2402.03898), section 3.1, with its default skew.
+    Formula:
+        `T^2 * KL(p || s p + (1 - s) q)`, `s` = `skew`
 
-    Relations: `kl` at skew 0. At most `-log s` a row, so that a token the student finds impossible does not dominate.
+    At most `-log s` a row, so a token that the student finds impossible does not dominate. At skew 0 it is `kl`.
     DistiLLM's code leaves out the teacher's entropy, which changes the value by a constant.
 
     Attributes:
-        weight: Factor of the term.
         skew: Share of the teacher in the mixture.
     """
 
@@ -121,16 +116,14 @@ class SkewedKL(Softened):
 
 @component
 class SkewedReverseKL(Softened):
-    """`T^2 * KL(q || s q + (1 - s) p)`: `reverse_kl` against a teacher mixed with the student.
+    """`reverse_kl` against a teacher that is mixed with the student.
 
-    See `divergences.skewed_kl`.
+    Formula:
+        `T^2 * KL(q || s q + (1 - s) p)`, `s` = `skew`
 
-    Ko et al. 2024, DistiLLM (arXiv 2402.03898), section 3.1, with its default skew.
-
-    Relations: `reverse_kl` at skew 0; `skewed_kl` with the models exchanged.
+    At skew 0 it is `reverse_kl`. It is `skewed_kl` with the models exchanged.
 
     Attributes:
-        weight: Factor of the term.
         skew: Share of the student in the mixture.
     """
 
@@ -146,19 +139,18 @@ class SkewedReverseKL(Softened):
 
 @component
 class AdaptiveKL(Softened):
-    """`kl` and `reverse_kl`, each row weighing them by where its gap to the teacher is. See `divergences.adaptive_kl`.
+    """`kl` and `reverse_kl`, weighed in each row by where the student differs from the teacher.
 
-    `T^2 * (h KL(p || q) + (1 - h) KL(q || p))`, `h` the share of the gap `sum |p - q|` that lies in the head of the
-    teacher's distribution (Wu et al. 2024, arXiv 2404.02657, as in the authors' AKL.py, whose 0 / 0 for
-    equal models is a half here).
+    Formula:
+        `T^2 * (h KL(p || q) + (1 - h) KL(q || p))`, `h` = share of `sum_v |p_v - q_v|` in the teacher's head
 
-    Relations: between `kl`, which first fits the head, and `reverse_kl`, which first fits the tail. `h` is a constant
-    to the gradient, so the gradient is not that of the value. The head in DSKD and KDFlow also holds the class that
-    crosses `head_mass`.
+    `kl` first fits the teacher's most likely classes (the head), `reverse_kl` the rest. `h` is a constant to the
+    gradient, as published, so the gradient is not that of the value. For equal models `h` is a half, where the authors'
+    code (AKL.py) has 0 / 0. The head is the most likely classes while their mass stays within `head_mass`; in DSKD and
+    KDFlow it also holds the class that crosses it.
 
     Attributes:
-        weight: Factor of the term.
-        head_mass: Mass of the teacher's likeliest classes that make up the head.
+        head_mass: Probability of the teacher's most likely classes that make up the head.
     """
 
     name: ClassVar[str] = "adaptive_kl"
@@ -179,15 +171,14 @@ class AdaptiveKL(Softened):
 
 @component
 class TotalVariation(Softened):
-    """Total variation distance, `T^2 / 2 * sum_v |p_v - q_v|`. See `divergences.total_variation`.
+    """Total variation distance.
 
-    Wen et al. 2023, f-distill (arXiv 2307.15190). Its gradient shrinks as `1 / T` only, so `T^2` overcompensates;
-    DistillKit multiplies by it all the same, hence the default.
+    Formula:
+        `T^2 / 2 * sum_v |p_v - q_v|`
 
-    Relations: symmetric and at most 1, like `js`, without the logarithm that makes rare classes count.
-
-    Attributes:
-        weight: Factor of the term.
+    It is symmetric and at most 1 (at `T = 1`), like `js`, without the logarithm that makes rare classes count. Its
+    gradient shrinks as `1 / T` only, so `T^2` overcompensates; DistillKit multiplies by it all the same, hence the
+    default.
     """
 
     name: ClassVar[str] = "total_variation"
@@ -202,13 +193,13 @@ class TotalVariation(Softened):
 
 @component
 class SoftCrossEntropy(Softened):
-    """`-T^2 * sum_v p_v log q_v`, the cross-entropy with the teacher's distribution. See `divergences.cross_entropy`.
+    """Cross-entropy with the teacher's distribution.
 
-    Relations: `kl` plus the teacher's entropy: the same gradient, but the value at the minimum is that entropy.
+    Formula:
+        `-T^2 * sum_v p_v log q_v`
+
+    It is `kl` plus the teacher's entropy: the gradient is the same, but the value at the minimum is that entropy.
     TextBrewer, torchtune and DistiLLM report it. With a sparse teacher it is the cross-entropy of the buckets.
-
-    Attributes:
-        weight: Factor of the term.
     """
 
     name: ClassVar[str] = "soft_cross_entropy"
@@ -224,19 +215,18 @@ class SoftCrossEntropy(Softened):
 
 @component
 class DecoupledKL(Softened):
-    """Decoupled knowledge distillation (DKD): certainty of the label and ranking of the others apart, times `T^2`.
+    """Decoupled knowledge distillation (DKD): certainty of the label, and the other classes, apart.
 
-    `a KL(b_p || b_q) + c KL(n_p || n_q)` (Zhao et al. 2022, arXiv 2203.08679, equation 7, with the authors'
-    defaults). A row without label costs nothing, so the sum is divided by the number of labels. See
-    `divergences.decoupled_kl`.
+    Formula:
+        `T^2 * (a KL(b_p || b_q) + c KL(n_p || n_q))`: `b` label or not, `n` among the others; `a`, `c` =
+        `target_weight`, `non_target_weight`
 
-    Relations: `kl` is the case `a = 1`, `c = 1 - p_label`, which weighs the other classes least where the teacher is
-        surest.
+    `kl` is the case `a = 1`, `c = 1 - p_label`: it weighs the other classes least where the teacher is most certain. A
+    row without a label costs nothing. The defaults are the authors'.
 
     Attributes:
-        weight: Factor of the term.
-        target_weight: `a`, of the divergence between label and not label; alpha in the paper.
-        non_target_weight: `c`, of the divergence among the other classes; beta in the paper.
+        target_weight: Weight of the divergence between label and not label; alpha in the paper.
+        non_target_weight: Weight of the divergence among the other classes; beta in the paper.
     """
 
     name: ClassVar[str] = "decoupled_kl"

@@ -22,9 +22,10 @@ class Softened(RowObjective):
     arXiv 1503.02531, section 2); the factor keeps their size, in the value and in the gradient.
 
     Attributes:
-        weight: Factor of the term.
-        temperature: `T > 0`. Higher values show the student more of how the teacher ranks the wrong classes.
-        temperature_squared: Multiply by `T^2`. Without it a higher temperature also means a smaller weight.
+        temperature: Temperature `T` of both models' softmax. A higher one shows the student more of how the teacher
+            ranks the unlikely classes.
+        temperature_squared: Multiply by `T^2`, which keeps the size of the gradients. Without it a higher temperature
+            also lowers the weight of this loss.
     """
 
     takes_sparse: ClassVar[bool] = True

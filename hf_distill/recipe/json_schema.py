@@ -29,6 +29,7 @@ from hf_distill.teachers import TEACHERS
 Schema = dict[str, Any]
 
 FILE = Path("recipes/recipe.schema.json")
+PRESET = "The losses of another system, by its name; in place of `objectives`."
 PLUGIN_PATTERN = f"^{PLUGIN.pattern.replace('?P<module>', '').replace('?P<name>', '')}$"
 
 
@@ -36,10 +37,10 @@ def recipe_schema() -> Schema:
     """Return the schema of a recipe (JSON Schema 2020-12)."""
     said = attributes(Recipe)
     properties: Schema = {
-        "task": {**_entry(TASKS), "description": "What the models do: a pipeline tag of the Hub."},
+        "task": {**_entry(TASKS), "description": said["task"]},
         "data": _fields(SECTIONS["data"]),
-        "teacher": {**_entry(TEACHERS), "description": "Where targets come from."},
-        "student": {**_entry(STUDENTS), "description": "Where the model to train comes from."},
+        "teacher": {**_entry(TEACHERS), "description": said["teacher"]},
+        "student": {**_entry(STUDENTS), "description": said["student"]},
         **_objectives(),
         "stages": {"type": "array", "minItems": 1, "items": _stage(), "description": said["stages"]},
         "training": {"$ref": "#/$defs/training", "required": ["output_dir"], "description": said["training"]},
@@ -67,12 +68,9 @@ def _objectives() -> Schema:
             "type": "array",
             "minItems": 1,
             "items": {"$ref": "#/$defs/objective"},
-            "description": "What is compared; the loss is the weighted sum.",
+            "description": attributes(Recipe)["objectives"],
         },
-        "preset": {
-            "enum": list(PRESETS),
-            "description": "What another system compares by default, in place of objectives.",
-        },
+        "preset": {"enum": list(PRESETS), "description": PRESET},
     }
 
 
@@ -82,7 +80,7 @@ def _stage() -> Schema:
     training = {"$ref": "#/$defs/training", "not": elsewhere, "description": attributes(Stage)["training"]}
     return {
         "type": "object",
-        "description": _summary(Stage),
+        "description": summary(Stage),
         "additionalProperties": False,
         "oneOf": [{"required": [key]} for key in ("objectives", "preset")],
         "properties": {**_objectives(), "training": training},
@@ -100,11 +98,11 @@ def _entry(table: Mapping[str, type]) -> Schema:
 
 def _fields(cls: type, name: str | None = None) -> Schema:
     """Return the schema of a component's fields, described by its docstring."""
-    made = _made(TypeAdapter(cls))
+    made = plain_schema(TypeAdapter(cls))
     said = attributes(cls)
     properties: Schema = {}
     if name is not None:
-        properties["name"] = {"const": name, "description": _summary(cls)}
+        properties["name"] = {"const": name, "description": summary(cls)}
     for key, value in made.get("properties", {}).items():
         described = {"description": said[key]} if key in said else {}
         properties[key] = {**value, **described}
@@ -118,7 +116,7 @@ def _fields(cls: type, name: str | None = None) -> Schema:
         properties["training"].pop("additionalProperties", None)
     return {
         "type": "object",
-        "description": _summary(cls),
+        "description": summary(cls),
         "additionalProperties": False,
         "required": required,
         "properties": properties,
@@ -131,7 +129,7 @@ def _training() -> Schema:
     for key, argument in training_arguments().items():
         if key in OWNED:
             continue
-        schema = _made(TypeAdapter(argument.type, config=CONFIG))
+        schema = plain_schema(TypeAdapter(argument.type, config=CONFIG))
         if key in AT_LEAST:
             schema["minimum"] = AT_LEAST[key]
         if key in FIXED:
@@ -140,12 +138,13 @@ def _training() -> Schema:
     return {"type": "object", "additionalProperties": False, "properties": properties}
 
 
-def _summary(cls: type) -> str:
+def summary(cls: type) -> str:
+    """Return the first line of a class's docstring: what it is."""
     return inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].replace("\n", " ")
 
 
-def _made(adapter: TypeAdapter[Any]) -> Schema:
-    """Return pydantic's schema without what only takes room: titles made of field names, null as a default."""
+def plain_schema(adapter: TypeAdapter[Any]) -> Schema:
+    """Return pydantic's schema of a type, without titles made of field names and without null as a default."""
     schema = adapter.json_schema()
     definitions = schema.pop("$defs", {})
 

@@ -21,11 +21,11 @@ from hf_distill.teachers.base import Teacher
 
 @component
 class Evaluation:
-    """How models are compared.
+    """Which metrics are computed.
 
     Attributes:
-        metrics: Names from `metric_table.METRICS`, or `evaluate/<id or local path>` for the `evaluate` library. The
-            first is the headline metric of the report. The task's own list if left out.
+        metrics: Names of metrics; the first is the headline of the report. `evaluate/<id or local path>` takes one from
+            the `evaluate` library. Default: the task's own.
     """
 
     metrics: list[str] = Field(default_factory=list)
@@ -41,11 +41,13 @@ class Evaluation:
 
 @component
 class ReportOptions:
-    """What the report measures beyond the one student.
+    """What the report measures besides the student.
 
     Attributes:
-        baseline: Also train the same student, from the same start and with the same budget, without the teacher.
-        seeds: Train student (and baseline) this many times with consecutive seeds; the gain then has a spread.
+        baseline: Also train the same student without the teacher, on the labels alone: same initial weights, same
+            training arguments, same number of optimiser steps.
+        seeds: How many times to train student and baseline, with consecutive seeds. With several, the report gives the
+            spread of the gain.
         latency: Measure the speed of every model after training.
     """
 
@@ -59,9 +61,10 @@ class Hub:
     """Where the finished student is published.
 
     Attributes:
-        push: Push at the end of the run. The token comes from the environment or the login store, never from here.
-        repo_id: `user/name`; the name of `output_dir` under the logged-in user if left out.
-        private: Visibility of a repository that the push creates; the Hub's default if left out.
+        push: Publish the student with its tokenizer, model card and report when the run ends. Write access is checked
+            before training. The token comes from `HF_TOKEN` or `hf auth login`, never from the recipe.
+        repo_id: Repository to publish to, `user/name`. Default: the name of `output_dir`, under your account.
+        private: Whether a repository that the push creates is private. Default: the Hub's.
     """
 
     push: bool = False
@@ -71,11 +74,11 @@ class Hub:
 
 @component
 class Stage:
-    """One training of several in a row: it starts where the one before it ended.
+    """One of several trainings in a row. It starts from the student of the stage before.
 
     Attributes:
-        objectives: What this stage compares.
-        training: Arguments in which it differs from the recipe's `training`.
+        objectives: The losses of this stage, or a `preset` in their place.
+        training: Training arguments that differ from the recipe's `training` in this stage.
     """
 
     objectives: SkipValidation[tuple[Objective, ...]]
@@ -86,13 +89,23 @@ class Stage:
 class Recipe:
     """One distillation run.
 
+    `training` stays a mapping. The object is built when the run starts, because `bf16=True` raises on a machine without
+    it.
+
     Attributes:
-        objectives: What is compared; empty where every stage has its own.
-        stages: Trainings in a row, in place of one training with `objectives`; all else is the same for them.
-        training: Arguments of `transformers.TrainingArguments`; names and types are checked when the recipe is read,
-            but the object is only built when the run starts (`bf16=True` raises on a machine without it).
-        tokenizer: Model whose tokenizer feeds both models; the student's own (or the teacher's) if left out.
-        origin: Set by the reader, so that a mistake found later still names its line.
+        objectives: The losses: a list. The training loss is their weighted sum.
+        stages: Several trainings in a row, each with its own losses; in place of `objectives`.
+        training: Arguments of `transformers.TrainingArguments`. Names and types are checked when the recipe is read.
+        tokenizer: Model whose tokenizer both models use. Without it, tokenizers that differ are each used by their own
+            model, if the task allows that. Default: the student's, or the teacher's if the student has none.
+        origin: Set by the reader, so that an error found later still names its line.
+        task: What the models do: a pipeline tag of the Hub, such as `text-classification`.
+        data: Where the examples come from.
+        teacher: The model to learn from, or where its stored outputs are.
+        student: The model to train.
+        evaluation: Which metrics are computed.
+        report: What the report measures besides the student.
+        hub: Where the finished student is published.
     """
 
     task: SkipValidation[Task]

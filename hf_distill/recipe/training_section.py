@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from hf_distill.mistakes import explain, former_name
+from hf_distill.mistakes import attributes, explain, former_name
 from hf_distill.recipe.training_source import declarations
 
 CONFIG = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
@@ -122,7 +122,7 @@ OWN: dict[str, Any] = {
     "compile_loss": bool | Literal["auto"],
     "on_nan": Literal["stop", "skip"],
 }
-# Transformers' help where it names another default.
+# Help where Transformers' names another default.
 HELP = {
     "train_sampling_strategy": "Order of the train examples: 'group_by_length' (default in all tasks but "
     "text-generation), 'random', 'sequential' or 'batch_rebalance'."
@@ -135,7 +135,7 @@ class Argument:
 
     Attributes:
         type: As annotated; a `Literal` where Transformers takes only certain words.
-        help: One line, Transformers' own but for `HELP`.
+        help: One line: ours for arguments of `DistillationArguments`, else Transformers' own but for `HELP`.
     """
 
     type: Any
@@ -148,11 +148,12 @@ def training_arguments() -> dict[str, Argument]:
     from hf_distill.training_args import DistillationArguments
 
     hints = get_type_hints(DistillationArguments)
+    ours = {**attributes(DistillationArguments), **HELP}
     arguments = {}
     for item in fields(DistillationArguments):
         text = " ".join(str(item.metadata.get("help", "")).replace("%%", "%").split())
         kind = _accepted(item.name, hints[item.name], item.metadata.get("choices"))
-        arguments[item.name] = Argument(kind, HELP.get(item.name, text))
+        arguments[item.name] = Argument(kind, ours.get(item.name, text))
     return arguments
 
 

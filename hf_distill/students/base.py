@@ -21,9 +21,9 @@ class Student(ABC):
     """Where the student comes from.
 
     Attributes:
-        freeze: Parts that training leaves as they are: `embeddings`, `head`, `layers.0-3`, `encoder.layers.0-3`,
-            `decoder.layers.0-1`, or paths of modules (`bert.encoder.layer.0`). What shares a tensor with one of them
-            stays as well, as the head of most language models does with the embeddings.
+        freeze: Parts that are not trained: `embeddings`, `head`, `layers.0-3`, `encoder.layers.0-3`,
+            `decoder.layers.0-1`, or module paths such as `bert.encoder.layer.0`. Weights shared with a frozen part are
+            frozen too: in most language models `embeddings` includes the head. Default: none.
     """
 
     name: ClassVar[str]

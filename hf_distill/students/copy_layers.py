@@ -25,23 +25,23 @@ POSITION = {"layer_idx", "layer_id", "layer_number", "training", "gradient_check
 
 @component
 class CopyLayers(Student):
-    """A model with fewer layers: embeddings, head and the chosen layers are copied.
+    """A smaller copy of a model: its embeddings, its head and some of its layers.
 
-    The start of DistilBERT (Sanh et al. 2019, arXiv 1910.01108, section 2). Works for every encoder or decoder
-    that keeps its layers in one list: the BERT, RoBERTa, DistilBERT, GPT-2 and Llama families and most others; and for
-    encoder-decoder models with a list on each side: the BART, Marian, Pegasus and T5 families. There a shallow
-    decoder under a whole encoder costs least and saves most, since the decoder runs once for every token generated
+    The start of DistilBERT (Sanh et al. 2019, arXiv 1910.01108, section 2). It works for every encoder or decoder that
+    keeps its layers in one list (the BERT, RoBERTa, DistilBERT, GPT-2 and Llama families and most others), and for
+    encoder-decoder models with a list on each side (the BART, Marian, Pegasus and T5 families). For those, a shallow
+    decoder under a whole encoder costs least and saves most, since the decoder runs once for every generated token
     (Shleifer and Rush 2020, arXiv 2010.13002: `{layers: 12, decoder_layers: 3}`).
 
-    Relations: `from_config` makes a student of any size, but from random weights.
+    `from_config` makes a student of any size, but from random weights.
 
     Attributes:
-        layers: How many, or which ones, counted from 0 (`[0, 2, 4, 7, 9, 11]`). A number is spread evenly from the
-            first layer to the last (see `spread`); with 1 it is the first. Of an encoder-decoder model, the encoder's.
-        decoder_layers: Likewise of the decoder of an encoder-decoder model; as `layers` if left out.
-        model: Whose layers: Hub id, local directory or `package:NAME/PATH`; the teacher's if left out. A fine-tuned
-            teacher's layers know the task already, and so does a baseline that starts from them; the layers of the
-            checkpoint it was fine-tuned from do not.
+        layers: How many layers to copy, spread evenly from the first to the last, or which ones, counted from 0: `[0,
+            2, 4, 7, 9, 11]`. For an encoder-decoder model, layers of the encoder.
+        decoder_layers: The same for the decoder of an encoder-decoder model. Default: as `layers`.
+        model: Model to copy from: Hub id, local directory or `package:NAME/PATH`. A fine-tuned teacher's layers already
+            know the task, and a baseline that starts from them benefits too; copy from the checkpoint before
+            fine-tuning to avoid that. Default: the teacher.
     """
 
     name: ClassVar[str] = "copy_layers"

@@ -25,18 +25,18 @@ NOT_HERE = {
 
 @component
 class FromConfig(Student):
-    """A configuration with changes; weights are random and follow torch's seed.
+    """A new model with random weights, from a configuration with changes.
 
-    Relations: `copy_layers` starts from the teacher's weights, which usually learns faster; this one can be
-    narrower than the teacher, or another architecture.
+    The weights follow torch's seed. `copy_layers` starts from the teacher's weights, which usually learns faster; this
+    student can be narrower than the teacher, or of another architecture.
 
     Attributes:
-        overrides: What differs, in the words of the model's configuration class: `{num_hidden_layers: 4, hidden_size:
-            128, num_attention_heads: 4}`. All else stays as it was (`intermediate_size`, for one), but for values that
-            only follow from these: `head_dim`, `num_key_value_heads` where every head has its own, and lists with an
-            entry for each layer.
-        model: Whose configuration to start from: Hub id, local directory or `package:NAME/PATH`; the teacher's if left
-            out. The vocabulary and its special tokens stay the teacher's, whose tokenizer feeds both models.
+        overrides: What to change, in the names of the configuration class: `{num_hidden_layers: 4, hidden_size: 128,
+            num_attention_heads: 4}`. Everything else stays (such as `intermediate_size`), except values that follow
+            from these: `head_dim`, `num_key_value_heads` if every head has its own, and lists with an entry for each
+            layer.
+        model: Model whose configuration to start from: Hub id, local directory or `package:NAME/PATH`. Vocabulary and
+            special tokens stay the teacher's. Default: the teacher.
     """
 
     name: ClassVar[str] = "from_config"

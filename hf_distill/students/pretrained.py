@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 
 @component
 class PretrainedStudent(Student):
-    """A checkpoint; a head it lacks is made new.
+    """A checkpoint. If it lacks the task's head, a new one is initialised.
 
     Attributes:
-        model: Hub id, local directory or `package:NAME/PATH`.
-        revision: Git revision on the Hub.
-        trust_remote_code: Run model code from the checkpoint.
+        model: Hub id, local directory or `package:NAME/PATH`. It may also be a `.gguf` file or the directory of a PEFT
+            adapter.
+        revision: Git revision of the model on the Hub: branch, tag or commit. Default: the main branch.
+        trust_remote_code: Run the Python code that comes with the checkpoint.
     """
 
     name: ClassVar[str] = "pretrained"

@@ -47,16 +47,16 @@ EVAL = -1
 
 @component
 class FillMask(Task):
-    """Masked language models: hidden tokens are predicted from all others.
+    """Predict masked tokens from all others (masked language models).
 
     Both models see the same masked batch. A text longer than `data.max_length` becomes several examples.
 
     Attributes:
-        mask_share: Share of the tokens of an example that are hidden and learned; at least one is.
-        whole_word: Hide all tokens of a word or none.
-        loss_on: `masked`: what the models say of hidden tokens. `all`: the teacher's answers about every token, and
-            the labels of the hidden ones.
-        seed: Of the masks. They follow from it, the epoch and the example alone.
+        mask_share: Share of the tokens of an example to mask and learn. At least one token is masked.
+        whole_word: Mask all tokens of a word or none.
+        loss_on: `masked`: compare the models on masked tokens. `all`: compare them on every token; the label loss still
+            uses masked tokens only.
+        seed: Seed of the masks. They depend on it, the epoch and the example alone.
     """
 
     name: ClassVar[str] = "fill-mask"

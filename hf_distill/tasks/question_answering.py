@@ -33,16 +33,17 @@ _PLACE = ("row", "starts", "ends", "nothing", "lost")
 
 @component
 class QuestionAnswering(Task):
-    """Where in a context does the answer to a question stand?
+    """Find the answer to a question in a context.
 
-    A context longer than a model takes becomes several examples, windows that overlap. Start and end are each a choice
-    among the tokens of the context alone, in all objectives. Metrics are over questions, whatever their windows.
+    A context that is too long becomes several examples: windows that overlap. Start and end of the answer are each a
+    choice among the tokens of the context, in all objectives. Metrics are over questions, however many windows they
+    have.
 
     Attributes:
-        stride: Tokens that a window has in common with the one before.
-        no_answer: Whether a question may have no answer in its context (SQuAD 2.0): such windows point to the first
-            token. If left out: whether the data has such questions. If false, windows without the answer have no label.
-        longest_answer: Longest answer in tokens, in evaluation.
+        stride: Overlap of neighbouring windows, in tokens.
+        no_answer: Whether a question may have no answer in its context (SQuAD 2.0). If true, windows without the answer
+            point to the first token; if false, they have no label. Default: whether the data has such questions.
+        longest_answer: Maximum length of an answer in evaluation, in tokens.
     """
 
     name: ClassVar[str] = "question-answering"

@@ -52,21 +52,21 @@ ScoreRange = Annotated[list[float], Field(min_length=2, max_length=2), AfterVali
 
 @component
 class SentenceSimilarity(Task):
-    """Vectors of texts: single ones, pairs with or without a score, or triples with a text that does not fit.
+    """Embed texts: single texts, pairs with or without a score, or triples with a negative.
 
-    With a role `translation` the student reads a text and its translation, and both vectors are to be the teacher's of
-    the text alone (Reimers and Gurevych 2020, arXiv 2004.09813). A role `margin` holds, for triples, how much higher a
-    better model scores the second text than the negative, which `margin_mse` learns in the teacher's place.
+    With a role `translation` the student reads a text and its translation, and both vectors learn the teacher's vector
+    of the text (Reimers and Gurevych 2020, arXiv 2004.09813). For triples, a role `margin` holds how much higher a
+    better model scores the second text than the negative; `margin_mse` learns it in place of the teacher's margin.
 
     The student is the plain backbone, which `AutoModel` loads; a few files beside it tell sentence-transformers how it
-    pools. Judged by the rank correlation of cosines and scores. Teacher and student may have tokenizers of their own.
+    pools. The metric is the rank correlation of cosines and scores. Teacher and student may have different tokenizers.
 
     Attributes:
-        pooling: `mean` or `cls` (the first token), for models that do not say how they pool; those made by
-            sentence-transformers do, in modules.json. A teacher's pooling, normalising and default prompt are also
-            the student's where neither the student nor this says anything. Mean in the end.
-        score_range: The lowest and the highest score there can be (`[0, 5]`): they become 0 and 1, to be comparable
-            with a cosine. Left out, scores are taken as they are, and must lie between -1 and 1.
+        pooling: Pooling of models that do not declare one: the mean of all tokens, or the first token (`cls`). Models
+            made by sentence-transformers declare it in modules.json. A student that declares nothing uses the teacher's
+            pooling, normalisation and default prompt. Default: the teacher's, else `mean`.
+        score_range: Lowest and highest possible score, such as `[0, 5]`; scores are rescaled to 0 to 1. Without it,
+            scores must lie between -1 and 1. Default: no rescaling.
     """
 
     name: ClassVar[str] = NAME

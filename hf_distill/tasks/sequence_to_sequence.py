@@ -36,11 +36,11 @@ class SequenceToSequence(Task):
     (shortest length, phrases that may not come twice, first token) each with its own `generation_config`.
 
     Attributes:
-        prefix: Put before every source; T5 wants to be told what to do (`"summarize: "`).
-        max_target_length: Longest target in tokens; longer ones are truncated. What both decoders and the tokenizer
-            take if left out.
-        num_beams: Beams of the generated texts; 1 takes the likeliest token at every step.
-        max_new_tokens: Longest generated text, in tokens; as the longest target of the eval split if left out.
+        prefix: Text put before every source. T5 expects one: `"summarize: "`, `"translate English to German: "`.
+        max_target_length: Maximum length of a target in tokens; longer ones are truncated, and a warning counts them.
+            Default: the longest that both decoders and the tokenizer take.
+        num_beams: Beams of the texts generated in evaluation; 1 is greedy.
+        max_new_tokens: Maximum length of a generated text in tokens. Default: the longest target of the eval split.
     """
 
     auto_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
@@ -132,15 +132,7 @@ class SequenceToSequence(Task):
 
 @component
 class Summarization(SequenceToSequence):
-    """Encoder-decoder models that make a short text of a long one.
-
-    Attributes:
-        prefix: Put before every text; T5 wants to be told what to do (`"summarize: "`).
-        max_target_length: Longest summary in tokens; longer ones are truncated. What both decoders and the tokenizer
-            take if left out.
-        num_beams: Beams of the generated texts; 1 takes the likeliest token at every step.
-        max_new_tokens: Longest generated text, in tokens; as the longest summary of the eval split if left out.
-    """
+    """Write a short text from a long one (encoder-decoder models)."""
 
     name: ClassVar[str] = "summarization"
     roles: ClassVar[Mapping[str, bool]] = {"text": True, "summary": True}
@@ -150,17 +142,14 @@ class Summarization(SequenceToSequence):
 
 @component
 class Translation(SequenceToSequence):
-    """Encoder-decoder models that say a text in another language.
+    """Translate texts (encoder-decoder models).
 
     Attributes:
-        prefix: Put before every text; T5 wants to be told what to do (`"translate English to German: "`).
-        max_target_length: Longest translation in tokens; longer ones are truncated. What both decoders and the
-            tokenizer take if left out.
-        num_beams: Beams of the generated texts; 1 takes the likeliest token at every step.
-        max_new_tokens: Longest generated text, in tokens; as the longest translation of the eval split if left out.
-        languages: Keys of source and target in a column `translation`, the usual form on the Hub: `[en, de]`.
-        source_language: Of models of many languages (mBART, M2M100, NLLB), as their tokenizer calls it: `eng_Latn`.
-        target_language: Likewise.
+        languages: Keys of source and target in a column `translation`, the usual form on the Hub: `[en, de]`. Default:
+            none.
+        source_language: Source language, for models of many languages (mBART, M2M100, NLLB), as their tokenizer calls
+            it: `eng_Latn`. Default: none.
+        target_language: Target language, for models of many languages: `deu_Latn`. Default: none.
     """
 
     name: ClassVar[str] = "translation"

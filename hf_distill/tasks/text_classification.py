@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 @component
 class TextClassification(Task):
-    """Sequence classification and regression, of one text or of a pair.
+    """Classify a text or a pair of texts, or predict a number for it.
 
-    Teacher and student may have tokenizers of their own: they are compared by text, not by token.
+    Teacher and student may have different tokenizers: they are compared by text, not by token.
 
     Attributes:
-        problem: `single_label`, `multi_label` or `regression`. Read from the label column if left out: text and
-            integers are one label, lists are several, floats are regression (see `label_space.read_labels`).
+        problem: Kind of the labels. Default: read from the label column (text and integers are one label, lists are
+            several, floats are regression).
     """
 
     name: ClassVar[str] = "text-classification"

@@ -34,19 +34,19 @@ LOOKED_AT = 200
 
 @component
 class TextGeneration(Task):
-    """Causal language models: every token is predicted from those before it.
+    """Predict every token from those before it (causal language models).
 
-    What is learned: of plain text everything; of a prompt and its completion the completion; of a conversation what
-    the assistant said, its end of turn included. Texts and completions end with the tokenizer's end of text.
+    Plain text is learned whole; of a prompt and its completion, the completion; of a conversation, what the assistant
+    said, with the end of its turn. Texts and completions end with the tokenizer's end of text.
 
     Attributes:
-        packing: Join plain texts and cut them into blocks of `data.max_length` tokens (the last may be shorter): no
-            padding, nothing truncated. Attention sees the earlier texts of a block, as in the pre-training of GPT
-            models. The first token of each text is not learned.
-        examples: Which columns to learn from, where there are several kinds: `text`, `completion` (with `prompt`) or
-            `messages`. Read from the columns if left out.
-        chat_template_kwargs: What the chat template is told beside the messages (`{enable_thinking: false}`). A column
-            of this name adds to it, row by row.
+        packing: Join plain texts and cut them into blocks of `data.max_length` tokens; the last may be shorter. There
+            is no padding, and nothing is truncated. Attention sees the earlier texts of a block, as in the pre-training
+            of GPT models. The first token of each text is not learned.
+        examples: Which columns to learn from, if the data has several kinds: `text`, `completion` (with `prompt`) or
+            `messages`. Default: read from the columns.
+        chat_template_kwargs: Extra arguments for the chat template, such as `{enable_thinking: false}`. A column of
+            this name adds to them row by row.
     """
 
     name: ClassVar[str] = "text-generation"

@@ -33,16 +33,16 @@ _TAGS = "columns.tags"
 
 @component
 class TokenClassification(Task):
-    """One label for each word.
+    """Give every word a label, such as a named entity or a part of speech.
 
-    A word counts once, at its first sub-word, however many the tokenizer makes of it; its other sub-words and the
-    special tokens are no rows. A word without tag still has the teacher's answer. Metrics are over words.
+    A word counts once, at its first sub-word. Other sub-words and special tokens do not count. A word without a tag
+    still has the teacher's targets. Metrics are over words.
 
     Attributes:
-        label_all_subwords: In training, let the other sub-words count as well; inside a word, `B-PER` goes on as
-            `I-PER`. Evaluation stays with the first ones.
-        tag_scheme: How the models mark spans: `IOB1`, `IOB2`, `BIOES`, `BILOU` or `BMES`; data in another is converted.
-            Left out, the names of a trained head say it: IOB1 where a type has no `B-`, else IOB2 for `B-` and `I-`.
+        label_all_subwords: Train on every sub-word of a word, not only on the first. Inside a word `B-PER` continues as
+            `I-PER`. Evaluation always uses the first sub-word.
+        tag_scheme: How the models mark spans. Tags in another scheme are converted to it. Default: read from the labels
+            of the trained head (IOB1 if a type has no `B-` label, else IOB2 for `B-` and `I-`).
     """
 
     name: ClassVar[str] = "token-classification"

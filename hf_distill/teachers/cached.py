@@ -36,29 +36,30 @@ Indices = Annotated[
 
 @component
 class CachedTeacher(Teacher):
-    """A teacher that is asked once about every distinct example; all epochs, seeds and students read its answers.
+    """Run a teacher once and store its outputs, for all epochs, seeds and students.
 
-    Classifiers' logits are kept whole, so that the loss is the live teacher's. Of rows over a vocabulary the likeliest
-    tokens are kept, softened by the temperature of the objectives, and the mass of all others together. Of the
-    teacher's layers the hidden states are kept that the objectives compare.
+    A classifier's logits are stored whole, so the loss equals the live teacher's. Over a vocabulary, the most likely
+    tokens are stored, softened by the temperature of the objectives, with the total probability of all others. Hidden
+    states are stored for the layers that the objectives compare.
 
     Attributes:
-        teacher: The teacher itself, an entry like this one.
-        path: Directory of the cache. If left out, each combination of teacher, settings and data has its own, beside
-            what `datasets` caches; then every recipe finds it.
-        top: How many tokens of a vocabulary are kept at each position; all, if there are not as many.
-        tail: How many of the other tokens are drawn, each as often as it is likely, to stand for all others: the
-            gradient of `kl` and `soft_cross_entropy` is then right on average, where `top` is too small to hold most of
-            the mass. With top: 12 and tail: 6 a position takes 62 bytes. Other objectives are refused.
-        precision: Of their log-probabilities; `float32` makes them exact.
-        layers: Whose hidden states are kept, of all tokens: `[0, 4, 8]`, 0 being the output of the embeddings; of an
-            encoder-decoder `{encoder: [6, 12], decoder: [12]}`. Left out, what the objectives compare is kept, and no
-            more of it: where they look at one vector of a text, that vector.
-        hidden_precision: Of hidden states; `float32` makes them exact.
-        frozen_masks: Of fill-mask: hide the same tokens in every epoch, those of the first.
-        repo_id: Data set on the Hub, `user/name`, from which the cache is taken; with `push`, to which it goes.
+        teacher: The teacher whose outputs are stored: an entry like any other.
+        path: Directory of the cache. Default: one for each combination of teacher, settings and data, beside the cache
+            of `datasets`, where every recipe finds it.
+        top: How many of the most likely tokens to store at each position, for outputs over a vocabulary.
+        tail: How many of the remaining tokens to sample at each position as an estimate of the rest. The gradients of
+            `kl` and `soft_cross_entropy` are then right on average, even if `top` holds little of the probability;
+            other objectives are refused. With `top: 12` and `tail: 6` a position takes 62 bytes.
+        precision: Precision of the stored log-probabilities; `float32` stores them exactly.
+        layers: Layers whose hidden states are stored for every token: `[0, 4, 8]`, where 0 is the output of the
+            embeddings; for an encoder-decoder `{encoder: [6, 12], decoder: [12]}`. Default: what the objectives
+            compare, and no more.
+        hidden_precision: Precision of the stored hidden states; `float32` stores them exactly.
+        frozen_masks: For fill-mask: reuse the masks of the first epoch in every epoch.
+        repo_id: Dataset on the Hub, `user/name`, to download the cache from or, with `push`, to publish it to. Default:
+            none.
         push: Publish the cache once it is complete.
-        private: Visibility of a repository that the push creates; the Hub's default if left out.
+        private: Whether a repository that the push creates is private. Default: the Hub's.
     """
 
     name: ClassVar[str] = "cached"

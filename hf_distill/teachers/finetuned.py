@@ -20,20 +20,24 @@ if TYPE_CHECKING:
 
 @component
 class FinetunedTeacher(Teacher):
-    """A checkpoint without the task's head, fine-tuned on the recipe's train split before distillation.
+    """A checkpoint that the run first fine-tunes on the labels of the train split.
 
-    The result is kept and used again by the next run while model, data and settings stay the same.
+    The result is stored, and reused by every run with the same model, data and settings.
 
     Attributes:
-        model: Hub id, local directory or `package:NAME/PATH`.
-        training: Training arguments for the teacher. How it learns (epochs, steps, learning rate, schedule, warm-up,
-            weight decay) is Transformers' default where this says nothing; all else is the recipe's own `training`.
-        output_dir: Where to keep fine-tuned teachers, one folder for each combination of model, data and settings;
-            `_teacher` beside the student if left out. Share one between recipes to fine-tune once.
-        dtype: Of its weights while it teaches; it is fine-tuned in float32, or in the training's mixed precision.
-        quantization: Likewise, as of a pretrained one.
-        revision: Git revision on the Hub.
-        trust_remote_code: Run model code from the checkpoint.
+        model: Hub id, local directory or `package:NAME/PATH`. It may also be a `.gguf` file or the directory of a PEFT
+            adapter.
+        training: Training arguments for the fine-tuning. Epochs, steps, learning rate, schedule, warm-up and weight
+            decay default to those of Transformers; everything else to the recipe's `training`.
+        output_dir: Directory of fine-tuned teachers, with one folder for each combination of model, data and settings.
+            Recipes that share it fine-tune once; a run waits while another one trains the same teacher. Default:
+            `_teacher` in `training.output_dir`.
+        dtype: Precision of the weights while teaching; it affects neither fine-tuning nor reuse. Fine-tuning is in
+            float32, or in the mixed precision of `training`.
+        quantization: Quantize the weights while teaching, as for a pretrained teacher; it affects neither fine-tuning
+            nor reuse. Default: none.
+        revision: Git revision of the model on the Hub: branch, tag or commit. Default: the main branch.
+        trust_remote_code: Run the Python code that comes with the checkpoint.
     """
 
     name: ClassVar[str] = "finetuned"

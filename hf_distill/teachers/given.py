@@ -32,19 +32,19 @@ _OF_TOKENS: tuple[set[What], ...] = ({"logprobs"}, {"top_token_ids", "top_logpro
 
 @component
 class GivenTeacher(Teacher):
-    """Targets, row by row: of a model that is not here, of several, or of people.
+    """No model: the targets are columns of the data.
 
-    Of a classifier, probabilities or logits of every class. Of a language model, the log-probabilities of the likeliest
-    tokens at every position of a completion, as servers give them; temperature 1 is the only one they can be used at.
+    For a classifier, probabilities or logits of every class. For a language model, log-probabilities of the most likely
+    tokens at every position of a completion, as servers return them; they can only be used at temperature 1.
 
-    The report has its metrics on the eval split; there is no model whose size or speed could be measured.
+    The report has the metrics of the targets on the eval split, but no size or speed.
 
     Attributes:
-        columns: `probabilities` or `logits` -> the column that holds a list of them in every row (`{probabilities:
-            soft}`), or one column a class (`{probabilities: [negative, positive]}`). For text-generation `logprobs` ->
-            the column with what a server wrote; or `top_token_ids` and `top_logprobs` -> the columns with a list for
-            each position; and `token_ids` -> the column with the completion's own tokens, where it is there.
-        labels: Names of the classes in the order of the list or of the columns; the columns' own names if left out.
+        columns: Columns that hold the targets. For text-classification `probabilities` or `logits`: one column with a
+            list in every row (`{probabilities: soft}`), or one column per class (`{probabilities: [negative,
+            positive]}`). For text-generation `logprobs`, as a server wrote them, or `top_token_ids` and `top_logprobs`,
+            with a list for each position; and `token_ids`, the tokens of the completion, if the data has them.
+        labels: Names of the classes, in the order of the list or of the columns. Default: the names of the columns.
     """
 
     name: ClassVar[str] = "given"

@@ -24,15 +24,16 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 @component
 class PretrainedTeacher(Teacher):
-    """A checkpoint with a trained head for the task.
+    """A checkpoint with a head that was trained for the task.
 
     Attributes:
-        model: Hub id, local directory or `package:NAME/PATH`.
-        revision: Git revision on the Hub.
-        dtype: Of the weights; `auto` is the checkpoint's own. Half precision halves the teacher's memory.
-        quantization: Of the weights of its linear layers, but for heads; all else is in `dtype`. `int8` is done by
-            torchao, `nf4`, which is 4 bits, by bitsandbytes.
-        trust_remote_code: Run model code from the checkpoint.
+        model: Hub id, local directory or `package:NAME/PATH`. It may also be a `.gguf` file or the directory of a PEFT
+            adapter.
+        revision: Git revision of the model on the Hub: branch, tag or commit. Default: the main branch.
+        dtype: Precision of the weights; `auto` is the checkpoint's own. Half precision halves the teacher's memory.
+        quantization: Quantize the weights of the linear layers, heads excepted: `int8` (by torchao) or `nf4`, 4 bits
+            (by bitsandbytes). Everything else stays in `dtype`. Default: none.
+        trust_remote_code: Run the Python code that comes with the checkpoint.
     """
 
     name: ClassVar[str] = "pretrained"

@@ -197,7 +197,7 @@ def test_every_key_is_described() -> None:
         for entry in schema["$defs"]["objective"]["anyOf"]
         if entry.get("properties", {}).get("name", {}).get("const") == "kl"
     )
-    assert "wrong classes" in kl["properties"]["temperature"]["description"]
+    assert "ranks the unlikely classes" in kl["properties"]["temperature"]["description"]
     undescribed = [key for key, value in schema["$defs"]["training"]["properties"].items() if not value["description"]]
     assert undescribed == []
 
