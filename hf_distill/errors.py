@@ -90,6 +90,6 @@ class NotFinite(UserError, FloatingPointError):
     """The run has stopped because a loss, gradient, target, logit or weight is NaN or infinite."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of an error's message that is not empty, or the name of its class."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_distill.cache.shards import CACHE
-from hf_distill.errors import UserError
+from hf_distill.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from hf_distill.cache.format import Kept
@@ -90,9 +90,8 @@ def fetch(repo_id: str) -> Path:
     try:
         return Path(snapshot_download(repo_id, repo_type="dataset", allow_patterns=_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
-            f"cannot take the cache from the data set '{repo_id}' on the Hub: {reason} Make it with push: true, or "
-            "leave repo_id out.",
+            f"cannot take the cache from the data set '{repo_id}' on the Hub: {first_line(error)} Make it "
+            "with push: true, or leave repo_id out.",
             key="repo_id",
         ) from error

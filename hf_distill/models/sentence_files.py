@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PretrainedConfig
 from transformers.utils.hub import cached_file
 
-from hf_distill.errors import UserError
+from hf_distill.errors import UserError, first_line
 from hf_distill.files.atomic import write_atomic
 from hf_distill.models.dense import WEIGHTS, Dense, read_dense, save_layer
 from hf_distill.models.pooling import MODES, Encoding, Mode, Prompts
@@ -208,8 +208,8 @@ def _read(config: PretrainedConfig, name: str) -> Any:
 
 
 def _unreadable(where: str, name: str, error: Exception) -> UserError:
-    reason = str(error).partition("\n")[0]
-    return UserError(f"cannot tell how '{where}' pools, for its {name} cannot be read: {reason}", key="model")
+    why = f"its {name} cannot be read: {first_line(error)}"
+    return UserError(f"cannot tell how '{where}' pools, for {why}", key="model")
 
 
 # ---- Writing ---------------------------------------------------------------------------------------------------------

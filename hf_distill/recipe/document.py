@@ -13,7 +13,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent, NodeEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from hf_distill.errors import UserError
+from hf_distill.errors import UserError, first_line
 from hf_distill.mistakes import describe, join
 from hf_distill.recipe.origin import Origin
 
@@ -134,7 +134,7 @@ def parse(text: str) -> tuple[Any, dict[str, int]]:
         raise Fault((1, "nested too deeply.")) from None
     except YAMLError as error:
         line = text.count("\n", 0, getattr(error, "position", 0)) + 1
-        reason = getattr(error, "reason", None) or str(error).splitlines()[0]
+        reason = getattr(error, "reason", None) or first_line(error)
         raise Fault((line, f"not valid YAML: {reason}.")) from None
     if node is None:
         raise Fault((1, "empty."))

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hf_distill.errors import UserError
+from hf_distill.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from hf_distill.recipe.recipe import Recipe
@@ -103,11 +103,10 @@ def _check_same(module: str, outside: ModuleType, mine: Path | None) -> None:
 def _not_imported(module: str, error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return f"importing '{module}' ended the process (exit status {error.code}). A module must not exit on import."
-    reason = next(iter(str(error).splitlines()), "")
     last = traceback.extract_tb(error.__traceback__)[-1]
     known = isinstance(error, ImportError) or "importlib" in last.filename
     where = "" if known else f" at {last.filename}:{last.lineno}"
-    what = f"cannot import '{module}' ({type(error).__name__}: {reason}{where})."
+    what = f"cannot import '{module}' ({type(error).__name__}: {first_line(error)}{where})."
     there = "The module must be installed, on PYTHONPATH or beside the recipe."
     return f"{what} {there}" if isinstance(error, ImportError) else what
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from hf_distill.component import component
-from hf_distill.errors import UserError
+from hf_distill.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -104,6 +104,6 @@ def build(model_class: Any, config: PretrainedConfig, key: str) -> PreTrainedMod
         model: PreTrainedModel = create(config, dtype=torch.float32).eval()
     # Model code fails in any way it likes on sizes that do not fit: ValueError, AssertionError, ZeroDivisionError ...
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{type(config).__name__} with these values makes no model: {reason}", key=key) from error
+        fault = f"{type(config).__name__} with these values makes no model: {first_line(error)}"
+        raise UserError(fault, key=key) from error
     return model
