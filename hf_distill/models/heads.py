@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_distill.models.inspection import base_model, evaluating, wrapper_of
+from hf_distill.models.patching import replaced
 
 # What a chunk takes of one model's logits: enough rows for fast matrix products. On a GPU also few enough chunks: each
 # adds to a gradient as large as the head, which at 700 TFLOP/s and 3 TB/s takes as long as a product of 1500 rows.
@@ -98,7 +99,7 @@ def _fits(model: Any, head: Head) -> bool:
     raw = (60 * numbers.sin()).view(*ids.shape, len(weight)).to(weight.dtype)  # neighbours are not alike
     try:
         with evaluating(model):
-            with _replaced(head.linear, lambda _: raw):
+            with replaced(head.linear, "forward", lambda _: raw):
                 logits = model(**inputs)["logits"]
             with capturing(model, head) as captured:
                 model(**inputs)
@@ -110,20 +111,6 @@ def _fits(model: Any, head: Head) -> bool:
     exact = torch.promote_types(raw.dtype, torch.float32)
     tolerance = 1e-5 if raw.dtype == exact else 4 * torch.finfo(raw.dtype).eps
     return torch.allclose(head.finish(raw.to(exact)), logits.to(exact), rtol=tolerance, atol=tolerance)
-
-
-@contextmanager
-def _replaced(linear: nn.Linear, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Have a module compute something else."""
-    own = linear.__dict__.get("forward")
-    linear.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            linear.__dict__.pop("forward", None)
-        else:
-            linear.__dict__["forward"] = own
 
 
 @contextmanager
@@ -142,7 +129,7 @@ def capturing(model: nn.Module, head: Head) -> Iterator[Captured]:
     if head.extra_bias is not None:  # added to no columns, it would make them all
         base._buffers["final_logits_bias"] = head.extra_bias[:, :0]
     try:
-        with _replaced(head.linear, forward):
+        with replaced(head.linear, "forward", forward):
             yield captured
     finally:
         if head.extra_bias is not None:

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from hf_distill.data.two_tokenizers import PREFIX, teacher_inputs
+from hf_distill.models.patching import replaced
 from hf_distill.models.target_model import RunModel, Targets, TargetSource
 from hf_distill.objectives import Comparison
 from hf_distill.rows.base import RowLayout, Rows, SparseRows
@@ -153,21 +154,11 @@ def inside_forward(wrapped: nn.Module, model: nn.Module, compute: Callable[[], R
         compute: Returns tensors, whose graph is the loss's, and nothing else that needs one.
         inputs: What the wrapper takes for the inputs; `compute` does not get them.
     """
-    own = model.__dict__.get("forward")  # accelerate's autocast is one
-
-    def restore() -> None:
-        if own is None:
-            model.__dict__.pop("forward", None)
-        else:
-            model.__dict__["forward"] = own
 
     def forward(*_: Any, **__: Any) -> Result:
-        restore()
+        put_back()  # `compute` may call the model
         return compute()
 
-    model.__dict__["forward"] = forward
-    try:
+    with replaced(model, "forward", forward) as put_back:
         result: Result = wrapped(inputs)
-    finally:
-        restore()
     return result
