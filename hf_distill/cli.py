@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import errno
 import logging
-import os
 import re
 import signal
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from hf_distill import parallel
 from hf_distill._version import __version__
 from hf_distill.errors import UserError
 from hf_distill.formatting import ReadableFormatter, readable, readable_lines
@@ -145,7 +145,7 @@ def _check(recipe: Recipe) -> None:
     from hf_distill.run.dry_run import check
 
     text = check(recipe)
-    if _is_first():
+    if parallel.is_first_of_machine():
         print(readable_lines(text))
 
 
@@ -164,7 +164,7 @@ def _cache(recipe: Recipe) -> None:
 
     end_with_launcher()
     cache = capture(recipe)
-    if _is_first():
+    if parallel.is_first_of_machine():
         done = "all targets were stored before, the teacher was not run" if cache.found else cache.in_words()
         print(readable_lines(f"{cache.path}: {done}"))
 
@@ -183,14 +183,9 @@ def _resume(recipe: Recipe, caches: bool) -> str:
     return f" Checkpoint: {checkpoint}. Run the same command again to resume from it."
 
 
-def _is_first() -> bool:
-    """Return whether this is the first of the processes that a launcher started on this machine."""
-    return os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"
-
-
 def _say(text: str) -> None:
     """Print to stderr in the first process only: all processes of a launch raise the same error."""
-    if _is_first():
+    if parallel.is_first_of_machine():
         print(readable_lines(text), file=sys.stderr)
 
 

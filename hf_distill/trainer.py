@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput
 
+from hf_distill import parallel
 from hf_distill.errors import NotFinite, UserError
 from hf_distill.models.inspection import base_model, taken_by
 from hf_distill.models.quantization import evaluable
@@ -62,6 +63,7 @@ from hf_distill.training.own_loss import ComparesModels
 from hf_distill.training.padding_free.choice import PaddingFree
 from hf_distill.training.randomness import undisturbed
 from hf_distill.training.saving import SavingTrainer, attach, place
+from hf_distill.training.sharded import is_divided, is_wrapped
 from hf_distill.training.terms import OBSERVED, Terms
 from hf_distill.training.text_columns import text_columns
 from hf_distill.training_args import DistillationArguments, check_arguments, check_devices
@@ -247,7 +249,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
 
     def _tokenise(self, teacher: nn.Module | None, task: Task | None) -> None:
         """Make tokens of data sets that hold text, as a run of the student's task does."""
-        with self.args.main_process_first(desc="data"):
+        with parallel.first_process_first():
             self.texts = text_columns(
                 self.model, teacher, self.train_dataset, self.eval_dataset, self.processing_class, task
             )
@@ -340,14 +342,14 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
             self._heads = self._open_heads()
 
     def _models(self) -> tuple[nn.Module, nn.Module | None]:
-        return self.accelerator.unwrap_model(self.model), self.teacher
+        return parallel.unwrapped(self.model), self.teacher
 
     def _settle_terms(self) -> list[str]:
         """Show a few batches to the terms that choose by them, the same on every process; return what they say."""
         data: Any = self.train_dataset
         if not self.terms.undecided or data is None:
             return []
-        if self.is_fsdp_enabled:
+        if is_divided(self):
             raise UserError(
                 "layers: 'similarity' is measured before FSDP places the student. Run a few steps without FSDP, which "
                 "logs the pairs, and write them: layers: [[1, 2], ...]."
@@ -406,9 +408,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         for batch in batches:
             counts = self.layout.units(batch)
             totals += torch.stack([counts[unit].sum() for unit in UNITS]).to(totals)
-        if self.args.world_size > 1:
-            totals = self.accelerator.reduce(totals, reduction="sum")
-        return totals
+        return parallel.summed(totals)
 
     def compute_loss(
         self,
@@ -449,7 +449,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
             counts = self._count([inputs]).clamp(min=1)
         self.terms.go_to(self.state.global_step, self.state.max_steps)
         # DDP averages gradients over processes, and the counts are global: hence the factor.
-        processes = self.accelerator.num_processes
+        processes = parallel.processes()
         counted = self.terms.counts(counts)
         heads = None if return_outputs else self._heads
         exact = counted if counted.device.type == "mps" else counted.double()
@@ -490,7 +490,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
             The sum of every objective for every example, `(batch, objectives)`; the number of rows of each example
             where both models agree, and the extremes of their logits (`Rows.extremes`); and the student's output.
         """
-        student = self.accelerator.unwrap_model(model, keep_torch_compile=True)
+        student = parallel.unwrapped(model)
 
         def compute() -> tuple[Tensor, tuple[Tensor, Tensor], dict[str, Any]]:
             with self.terms.watching():
@@ -501,9 +501,8 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
             sums = self.terms.per_example(comparison, shares)
             return sums, (comparison.rows.agreement(), comparison.rows.extremes()), outputs
 
-        wrapped = model is not student or self.is_fsdp_enabled  # FSDP2 wraps in place
         with self.terms.eager_attention():  # whoever calls `compute_loss` himself is in no training
-            if not wrapped or self.args.torch_compile:
+            if not is_wrapped(self, model, student) or self.args.torch_compile:
                 return compute()
             return inside_forward(model, student, compute, inputs)
 
@@ -538,7 +537,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
             self.check_finite()
         if "loss" in logs and self._steps:
             logs.update(self._means())
-            logs.update(self._meter.read(self.accelerator.gather))
+            logs.update(self._meter.read(parallel.gathered))
             self._totals.zero_()
             self._counted.zero_()
             self._steps = 0
@@ -549,7 +548,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
 
         A step without a label adds 0 to the loss, which is right; as a value of `labels` it would halve the curve.
         """
-        totals = self.accelerator.reduce(self._totals, reduction="mean")
+        totals = parallel.summed(self._totals) / parallel.processes()
         rows = self._counted[UNITS.index("row")].reshape(1)
         *sums, agreement = torch.stack(
             (totals, torch.cat((self.terms.counts(self._counted), rows)).to(totals)), -1

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_distill import parallel
 from hf_distill.cache import shards as files
 from hf_distill.cache.example_hashes import NOT_READ, Contents, find
-from hf_distill.cache.finite import check_recorded, check_shards, together
+from hf_distill.cache.finite import check_recorded, check_shards
 from hf_distill.cache.format import Kept
 from hf_distill.cache.hidden_states import in_words, to_arrow
 from hf_distill.cache.hub import card
@@ -23,7 +24,6 @@ from hf_distill.files.fingerprint import fingerprint
 from hf_distill.files.lock import Lock
 from hf_distill.models.fingerprint import model_fingerprint
 from hf_distill.models.quantization import is_placed, weights
-from hf_distill.parallel import asked_once
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
@@ -117,36 +117,36 @@ class Cache:
             NotFinite: The teacher gives targets that are NaN or infinite, or the cache holds some.
             OSError: The disk is full; finished shards stay.
         """
-        wait = _waiter()
-        self.found = asked_once(lambda: self.complete or self._is_complete())  # another run may complete it meanwhile
+        # Once for all: another run may complete it meanwhile.
+        self.found = parallel.asked_once(lambda: self.complete or self._is_complete())
         with Lock(self.path) as lock:
             if not self.found:
                 plan = {**self.identity, "shard_examples": self._shard_examples(), "bf16": args.bf16}
-                asked_once(lambda: files.check_place(self.path, plan, self.size))
+                parallel.asked_once(lambda: files.check_place(self.path, plan, self.size))
                 lock.wait(self.say, "fills the cache")
-                self.found = asked_once(self._is_complete)  # by that run
+                self.found = parallel.asked_once(self._is_complete)  # by that run
             self.say(f"{'Found: ' if self.found else ''}{self.in_words()}, in {self.path}")
             if self.complete:
                 self._held()
             elif not self.found:
-                asked_once(lambda: files.claim(self.path, plan, self.size))
-                together(partial(self._capture, args))
-                wait()
-                if args.process_index == 0:
+                parallel.asked_once(lambda: files.claim(self.path, plan, self.size))
+                parallel.together(partial(self._capture, args))
+                parallel.wait()
+                if parallel.is_first():
                     held = files.read_plan(self.path) or {}
                     self._shards(held).publish(held, card(self.kept))
-            wait()
+            parallel.wait()
         held = self._held()
         if held.get("bf16", args.bf16) != args.bf16:
             there, here = ("bfloat16", "float32") if held["bf16"] else ("float32", "bfloat16")
             self.say(f"these answers were computed in {there}, where this run's teacher would compute in {here}")
-        mine = range(args.process_index, len(held["shards"]), args.world_size)
+        mine = parallel.share_of(len(held["shards"]))
 
         def look() -> None:
             files.verify(self.path, held, mine)
             check_shards(self.path, held, self.kept, self.data.layout.has_classes, mine)
 
-        together(look)
+        parallel.together(look)
 
     def apply(self, prepared: Data) -> tuple[Data, Replay]:
         """Return what a student trains on: the data with the answers in every batch, and a teacher that gives them.
@@ -202,10 +202,11 @@ class Cache:
         assert plan is not None
         size, shards = plan["shard_examples"], self._shards(plan)
         missing = [index for index in range(shards.count) if not shards.finished(index)]
+        share = parallel.share_of(shards.count)
         if missing and len(missing) < shards.count:
             self.say(f"{shards.count - len(missing)} of {shards.count} shards are there, {len(missing)} are missing")
         # By number, not by place among the missing ones: another process may have written one since.
-        mine = [index for index in missing if index % args.world_size == args.process_index]
+        mine = [index for index in missing if index in share]
         if not mine:
             return
         teacher: Any = self.teacher
@@ -219,7 +220,7 @@ class Cache:
         for done, index in enumerate(mine):
             if shards.finished(index):  # by another run, which shares the directory
                 continue
-            own = f" ({done} of {len(mine)} done by this process)" if args.world_size > 1 else ""
+            own = f" ({done} of {len(mine)} done by this process)" if len(share) < shards.count else ""
             self.say(f"shard {index + 1} of {shards.count}{own}")
             shards.write(index, self._tables(recorder, args, index * size, (index + 1) * size, features), features)
         if not fixed:
@@ -280,13 +281,6 @@ def _arrow(values: Sequence[Any], kind: Any) -> Any:
     if pa.types.is_list(kind) and pa.types.is_fixed_size_list(kind.value_type):
         return to_arrow(values, kind)
     return pa.array([value if isinstance(value, bytes) else value.tolist() for value in values], kind)
-
-
-def _waiter() -> Callable[[], None]:
-    from accelerate import PartialState
-
-    wait: Callable[[], None] = PartialState().wait_for_everyone
-    return wait
 
 
 def amount(size: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from hf_distill.cache.format import SPARSE, Kept
-from hf_distill.errors import NotFinite, UserError
+from hf_distill.errors import NotFinite
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
@@ -114,23 +114,3 @@ def _flat(column: pa.Array, kept: Kept) -> Array:
         column = column.flatten()
     numbers: Array = column.to_numpy(zero_copy_only=False)
     return numbers if numbers.flags.writeable else numbers.copy()
-
-
-def together(work: Callable[[], None]) -> None:
-    """Do a process's part of some work; what stops one of them stops all, with the same line.
-
-    Raises:
-        UserError: One of the processes was stopped by it.
-    """
-    from accelerate import PartialState
-    from accelerate.utils import gather_object
-
-    error: UserError | None = None
-    try:
-        work()
-    except UserError as found:
-        error = found
-    if PartialState().num_processes > 1:
-        error = next((one for one in gather_object([error]) if one is not None), None)
-    if error is not None:
-        raise error

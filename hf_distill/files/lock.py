@@ -13,8 +13,8 @@ from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 
+from hf_distill import parallel
 from hf_distill.errors import UserError
-from hf_distill.parallel import asked_once
 
 if LOCKS := os.name == "posix":  # on Windows there is no `fcntl`, and nothing is locked
     import fcntl
@@ -95,7 +95,8 @@ class Lock:
             what: What the other run does there, for that line.
         """
         told = False
-        while not asked_once(self.take):  # one short question at a time: a barrier would reach its time limit
+        # One short question at a time: a barrier would reach its time limit.
+        while not parallel.asked_once(self.take):
             if not told:
                 say(f"waiting: another run {what} in {self.file.parent} ({self.holder or 'it has just ended'})")
             told = True

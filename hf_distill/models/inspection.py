@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from hf_distill import parallel
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
@@ -39,15 +41,12 @@ def wrapper_of(model: nn.Module) -> str | None:
 
 
 def _inside(model: nn.Module) -> nn.Module | None:
-    from torch import nn
-
     if (get_base_model := getattr(model, "get_base_model", None)) is not None:
         peft: nn.Module = get_base_model()
         return peft
-    parallel = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
-    for name in ("_orig_mod", "_fsdp_wrapped_module", *(("module",) if parallel else ())):
-        if name in model._modules:
-            return model._modules[name]
+    for inside in (model._modules.get("_orig_mod"), parallel.inside_wrapper(model)):
+        if inside is not None:
+            return inside
     from transformers import PreTrainedModel
 
     if isinstance(model, PreTrainedModel) or not _takes_any(model):

@@ -7,11 +7,13 @@ bitsandbytes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
-from hf_distill.errors import UserError
+from hf_distill import parallel
+from hf_distill.errors import UserError, first_line
 from hf_distill.locations import require
+from hf_distill.models.patching import replaced
 
 if TYPE_CHECKING:
     import torch
@@ -123,7 +125,6 @@ def loading(quantization: Quantization, whole: PreTrainedModel, dtype: torch.dty
         dtype: Of all that is not quantized, and of the products.
     """
     import transformers
-    from accelerate import PartialState
 
     kept = kept_whole(whole)
     if quantization == "int8":
@@ -135,7 +136,7 @@ def loading(quantization: Quantization, whole: PreTrainedModel, dtype: torch.dty
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=kept
         )
     # Told where to, because bitsandbytes would take a GPU, if there is one, that the run does not use.
-    return {"quantization_config": config, "device_map": {"": str(PartialState().device)}}
+    return {"quantization_config": config, "device_map": {"": str(parallel.device())}}
 
 
 def kept_whole(model: PreTrainedModel) -> list[str]:
@@ -206,7 +207,7 @@ def _failure(model: Any) -> str | None:
         with torch.no_grad():
             outputs = model(input_ids=ids, **decoder)
     except Exception as error:  # kernels fail in any way they like on a device or a shape that they do not know
-        return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        return first_line(error)
     return None if torch.isfinite(outputs[0]).all() else "its answers are not finite numbers"
 
 
@@ -224,13 +225,8 @@ def evaluable(model: Any) -> Iterator[None]:
     `Trainer` refuses all that have no adapter to be trained.
     """
     hidden = getattr(model, "is_quantized", False) and not any(one.requires_grad for one in model.parameters())
-    if hidden:
-        model.is_quantized = False
-    try:
+    with replaced(model, "is_quantized", False) if hidden else nullcontext():
         yield
-    finally:
-        if hidden:
-            model.is_quantized = True
 
 
 # ---- What such weights hold ------------------------------------------------------------------------------------------

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hf_distill import parallel
 from hf_distill.component import component
 from hf_distill.models.layers import States, last_layer, read_stack
 from hf_distill.objectives.base import PreparedObjective, Term
@@ -182,7 +183,7 @@ class ContrastiveTerm(Term):
         if self.training:
             # From all processes at every step: which of them has a negative already is not known to the others.
             known = torch.where(negative.any(), fresh, torch.nan).unsqueeze(0)
-            first = from_all_processes(known).nanmean(0).to(self.log_mean)
+            first = parallel.gathered_rows(known).nanmean(0).to(self.log_mean)
             self.log_mean.copy_(torch.where(self.log_mean.isnan(), first, self.log_mean))
         means: Tensor = torch.where(self.log_mean.isnan(), fresh, self.log_mean.to(fresh))
         return means
@@ -196,7 +197,7 @@ class ContrastiveTerm(Term):
             memories.append((self.student_memory, student))
         added = 0
         for memory, vectors in memories if size else []:
-            latest = from_all_processes(vectors)[-size:].to(memory)
+            latest = parallel.gathered_rows(vectors)[-size:].to(memory)
             added = len(latest)
             memory.index_copy_(0, (self.seen + torch.arange(added, device=memory.device)) % size, latest)
         self.seen += added
@@ -235,16 +236,3 @@ def _estimation(scores: Tensor, negative: Tensor, log_mean: Tensor) -> Tensor:
     positive = F.softplus(noise.squeeze(-1) - scores.diagonal())
     losses = positive + F.softplus(scores - noise).masked_fill(~negative, 0.0).sum(-1)
     return losses * (number.squeeze(-1) > 0)
-
-
-def from_all_processes(rows: Tensor) -> Tensor:
-    """Return the rows of all processes in the order of their ranks; there may be more on one than on another."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return rows
-    sizes = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(sizes, torch.tensor([len(rows)], device=rows.device))
-    counts = [int(size) for size in sizes]
-    padded = F.pad(rows, (0, 0, 0, max(counts) - len(rows))).contiguous()
-    gathered = [torch.empty_like(padded) for _ in counts]
-    distributed.all_gather(gathered, padded)
-    return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])

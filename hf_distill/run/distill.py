@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from transformers.utils.logging import disable_progress_bar
 
+from hf_distill import parallel
 from hf_distill.report.terminal import show
 from hf_distill.run.evaluation import report_on
 from hf_distill.run.launch import check_launch
@@ -62,5 +63,5 @@ def _distill(run: Run) -> Report:
             students[0].trainer.push_to_hub(commit_message="Distilled with hf_distill")
     if run.is_main:
         show(report, page=run.directory.path / "report.html")
-    students[0].trainer.accelerator.wait_for_everyone()
+    parallel.wait()
     return report

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_distill import parallel
 from hf_distill.component import entry
 from hf_distill.data.loading import PEEK, Sample, apart, peek
 from hf_distill.errors import UserError
@@ -193,7 +194,7 @@ def _check_rows(recipe: Recipe, found: _Findings, pair: Pair, sample: Sample) ->
             if not found.mistakes:  # of the training arguments, that the recipe alone shows
                 check_best_metric(recipe, prepared)
             labelled = labels_of(prepared)["train_rows_with_label"]
-            check_steps(recipe, len(prepared.train), labelled, int(os.environ.get("WORLD_SIZE", "1")))
+            check_steps(recipe, len(prepared.train), labelled, parallel.started())
             found.plan += [line.replace("classes of ", "classes     ", 1) for line in lines]
             found.notes += odd
         else:

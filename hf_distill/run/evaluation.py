@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hf_distill import parallel
 from hf_distill.metrics.table import AGREEMENT
 from hf_distill.models.tokenizers import tokenizer_name
 from hf_distill.report.best import best_of
@@ -49,7 +50,10 @@ def report_on(run: Run, teacher: TargetSource, students: Sequence[Fitted], basel
     predictions = {name: one.predictions for name, one in found.items()}
     models["teacher"] = teacher.measured
     models = {name: model for name, model in models.items() if model is not None}
-    speeds = _latencies(run, models) if run.recipe.report.latency else {}
+    speeds: dict[str, Latency] = {}
+    if run.recipe.report.latency:  # on the first process, while the others wait
+        size = run.args.per_device_eval_batch_size
+        speeds = parallel.asked_once(lambda: latencies(run.prepared, models, size))
     results = {name: ModelResult.of(model, found[name].metrics, speeds.get(name)) for name, model in models.items()}
     results.setdefault("teacher", ModelResult(found["teacher"].metrics, None, None, weights=""))
     evaluator = run.prepared.evaluator
@@ -152,19 +156,6 @@ def _best(run: Run, seed: str) -> dict[str, Best]:
     return {name: best for name, best in found.items() if best is not None}
 
 
-def _latencies(run: Run, models: Mapping[str, PreTrainedModel]) -> dict[str, Latency]:
-    """Measure on the first process while the others wait, and tell them."""
-    from accelerate.utils import broadcast_object_list
-
-    measured: list[Any] = [None]
-    if run.is_main:
-        measured = [latencies(run.prepared, models, run.args.per_device_eval_batch_size)]
-    if run.args.world_size > 1:
-        broadcast_object_list(measured)
-    found: dict[str, Latency] = measured[0]
-    return found
-
-
 def latencies(prepared: Prepared, models: Mapping[str, PreTrainedModel], batch_size: int) -> dict[str, Latency]:
     """Time all models on the same two inputs: the example of median length, and the batch around it.
 
@@ -213,7 +204,7 @@ def _settings(run: Run, student: PreTrainedModel) -> dict[str, Any]:
         "versions": environment(),
         **two,
         "device": str(run.args.device),
-        "processes": run.args.world_size,
+        "processes": parallel.processes(),
         "precision": f"{precision} (training and metrics); latency in each model's own dtype",
         "train_rows": len(run.prepared.train),
         "eval_rows": len(run.prepared.eval),

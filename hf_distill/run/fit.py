@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_distill import parallel
 from hf_distill.component import entry
 from hf_distill.data.fingerprints import dataset_fingerprint
 from hf_distill.errors import Stopped
@@ -19,7 +19,6 @@ from hf_distill.files.records import write_record
 from hf_distill.metrics.table import AGREEMENT
 from hf_distill.models.fingerprint import model_fingerprint
 from hf_distill.models.target_model import as_source
-from hf_distill.parallel import asked_once
 from hf_distill.run.checks import leaves_head
 from hf_distill.run.found import Found, look
 from hf_distill.tasks.evaluator import Predictions
@@ -133,8 +132,7 @@ class Fitter:
         """
         directory = Path(directory)
         key = self.key(model, teacher, objectives, training)
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
-        found = asked_once(lambda: look(directory, key, processes))
+        found = parallel.asked_once(lambda: look(directory, key, parallel.started()))
         say = say or no_words
         if found.finished:
             trainer = self._trainer(
@@ -313,16 +311,11 @@ def _layers(trainer: DistillationTrainer) -> dict[str, list[list[int]]]:
 
 
 def _finished(trainer: DistillationTrainer) -> PreTrainedModel:
-    """Return the model as it was before the trainer: in eval mode, its forward pass no longer under autocast.
-
-    accelerate leaves the wrapper on; whoever times the model in float32 would time bf16. It also remembers that it has
-    prepared the model, and would not put it under autocast again to be judged, in the precision of its training.
-    """
+    """Return the model as it was before the trainer, in eval mode, without what objectives learned."""
     from hf_distill.training.saving import detach
+    from hf_distill.training.sharded import finished
 
-    model: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    if not trainer.is_fsdp_enabled:  # which divides a model for good
-        model.__dict__.pop("_is_accelerate_prepared", None)
+    model: PreTrainedModel = finished(trainer)
     detach(model)
     model.train(False)
     return model
@@ -332,7 +325,7 @@ def _write_record(trainer: DistillationTrainer, directory: Path, record: dict[st
     if trainer.is_world_process_zero():
         directory.mkdir(parents=True, exist_ok=True)
         write_record(directory / TRAINING, record)
-    trainer.accelerator.wait_for_everyone()
+    parallel.wait()
 
 
 def _load(model_class: type[PreTrainedModel], directory: Path) -> PreTrainedModel:

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hf_distill import parallel
 from hf_distill.errors import UserError
-from hf_distill.parallel import asked_once
 
 LOGIN = "run `hf auth login`, or set the environment variable HF_TOKEN"
 TOKENS_PAGE = "https://huggingface.co/settings/tokens"
@@ -33,7 +33,7 @@ def check_rights(repo_id: str | None, private: bool | None, output_dir: str, rep
         UserError: The push would fail; one line says why. Its `key` is `repo_id` or `private` if that key of `hub:` is
             wrong. The message never contains the token.
     """
-    return asked_once(lambda: _check_rights(repo_id, private, output_dir, repo_type))
+    return parallel.asked_once(lambda: _check_rights(repo_id, private, output_dir, repo_type))
 
 
 def _check_rights(repo_id: str | None, private: bool | None, output_dir: str, repo_type: str = "model") -> str:

@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_distill import parallel
 from hf_distill.component import settings
 from hf_distill.data import apart, load_splits
 from hf_distill.errors import UserError
 from hf_distill.models.pair import Pair
 from hf_distill.objectives.guard import guarded
-from hf_distill.parallel import asked_once
 from hf_distill.recipe.plugins import outside_code
 from hf_distill.recipe.writer import dump_recipe
 from hf_distill.run.best_model import check_best_metric, check_saving
@@ -69,7 +69,7 @@ def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run
     with recipe.locate("training"):
         if not for_teacher or trains_here:
             directory.check(restart, for_teacher=for_teacher)
-    narrator = Narrator(enabled=args.process_index == 0)
+    narrator = Narrator(enabled=parallel.is_first())
     outside = (f"runs code from outside: {one}" for one in outside_code(recipe))
     for line in filter(None, (threads, waiting(), precision, *outside)):
         narrator.say(line)
@@ -79,7 +79,7 @@ def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run
     check_plan(recipe, pair)
     for line in remarks(recipe, pair):
         narrator.say(line)
-    with args.main_process_first(desc="data"):
+    with parallel.first_process_first():
         with recipe.locate("data"):
             splits = load_splits(recipe.data, recipe.task.roles, recipe.teacher.reads)
         prepared, stored = prepare(recipe, pair, splits)
@@ -91,12 +91,12 @@ def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run
         narrator.say(line)
     for line in odd if narrator.enabled else ():
         logger.warning(line)
-    check_steps(recipe, len(prepared.train), labels_of(prepared)["train_rows_with_label"], args.world_size)
+    check_steps(recipe, len(prepared.train), labels_of(prepared)["train_rows_with_label"], parallel.processes())
     with recipe.locate("training"):
         if not for_teacher:
-            asked_once(lambda: directory.claim(restart))
+            parallel.asked_once(lambda: directory.claim(restart))
         elif trains_here:
-            asked_once(directory.claim_teachers)
+            parallel.asked_once(directory.claim_teachers)
     fitter = Fitter(prepared, pair.tokenizer, pair.teacher_tokenizer, settings(recipe.task))
     return Run(
         recipe,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_distill import parallel
 from hf_distill.errors import UserError
 from hf_distill.files.lock import FILE as LOCK
 from hf_distill.files.lock import Lock
@@ -83,7 +84,7 @@ class Run:
     @property
     def is_main(self) -> bool:
         """Whether this process writes files."""
-        return bool(self.args.process_index == 0)
+        return parallel.is_first()
 
     @property
     def seeds(self) -> range:
@@ -230,7 +231,7 @@ class Run:
         """Return what gives a baseline on fewer rows as many steps as its student; nothing where rows are the same."""
         if len(self.fitter.rows((Labels(),))) == len(self.prepared.train):
             return {}
-        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * parallel.processes()
         return as_long_as(student, training, judged=len(self.prepared.eval), batch=batch)
 
     def _new_student(self, teacher: TargetSource, seed: int, *, warn: bool) -> PreTrainedModel:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from hf_distill import parallel
+
 if TYPE_CHECKING:
     import torch
 
@@ -105,7 +107,7 @@ def resolve_bf16(training: Mapping[str, Any]) -> tuple[dict[str, Any], str | Non
     """
     if training.get("bf16") != "auto":
         return {**training}, None
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    launched = parallel.launched_precision()
     if training.get("fp16"):
         found = Precision(False, "fp16 is asked for")
     elif launched != "no":

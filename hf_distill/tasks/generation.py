@@ -6,9 +6,12 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from hf_distill import parallel
 from hf_distill.metrics.text import score_texts
+from hf_distill.models.patching import replaced
 from hf_distill.tasks.evaluator import LossEvaluator, Predictions
 from hf_distill.tasks.language import pad
 
@@ -43,19 +46,13 @@ class Generator:
 
     def texts(self, model: PreTrainedModel, batch_size: int) -> list[str]:
         """Return what a model generates for each row of the split, in its order, the same on every process."""
-        from accelerate import PartialState
-        from accelerate.utils import gather_object
-
         from hf_distill.models.inspection import evaluating
 
-        state = PartialState()
         # Every second row rather than the first half: rows are sorted, and the long ones would all be on one process.
-        rows = list(range(state.process_index, len(self.split), state.num_processes))
+        rows = parallel.share_of(len(self.split))
         with evaluating(model), _one_limit(model):
             made = list(zip(rows, self._generate(model, rows, batch_size), strict=True))
-        if state.num_processes > 1:
-            made = gather_object(made)
-        return [text for _, text in sorted(made)]
+        return [text for _, text in sorted(chain.from_iterable(parallel.from_all(made)))]
 
     def _generate(self, model: PreTrainedModel, rows: Sequence[int], batch_size: int) -> Iterator[str]:
         untyped: Any = model
@@ -73,13 +70,10 @@ class Generator:
 @contextmanager
 def _one_limit(model: PreTrainedModel) -> Iterator[None]:
     """Have a model generate without its own limit: of two, Transformers says with every batch which one it takes."""
-    config = model.generation_config
-    model.generation_config = copy.deepcopy(config)
-    model.generation_config.max_length = None
-    try:
+    config = copy.deepcopy(model.generation_config)
+    config.max_length = None
+    with replaced(model, "generation_config", config):
         yield
-    finally:
-        model.generation_config = config
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from hf_distill import parallel
 from hf_distill.component import component, entry
 from hf_distill.errors import UserError
 from hf_distill.models.layers import Index, Part, States, each_once
@@ -262,7 +263,7 @@ class CachedTeacher(Teacher):
         )
         reads = reading(storing.task, storing.pair)
         if self.repo_id is not None and not self.push:
-            with storing.args.main_process_first(desc="cache"):
+            with parallel.first_process_first():
                 path = fetch(self.repo_id)
             return Cache(storing.data, model, kept, reads, path, say=storing.say, complete=True)
         path = default_root() if self.path is None else Path(self.path).expanduser()

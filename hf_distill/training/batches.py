@@ -14,6 +14,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
 from transformers.trainer_utils import has_length
 
+from hf_distill import parallel
 from hf_distill.data import column
 from hf_distill.data.two_tokenizers import PREFIX
 from hf_distill.rows.base import RowLayout
@@ -77,7 +78,7 @@ class BatchingTrainer(Trainer):
             if not isinstance(sampler, LengthGroupedSampler):
                 return sampler
             lengths = list(sampler.lengths)
-        step = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        step = self._train_batch_size * self.args.gradient_accumulation_steps * parallel.processes()
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return EpochLengthGroupedSampler(step, lengths, seed)
 

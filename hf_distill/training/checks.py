@@ -20,6 +20,7 @@ from hf_distill.objectives import OBJECTIVES, Objective, RowObjective
 from hf_distill.rows.base import RowLayout
 from hf_distill.rows.examples import ExampleRows
 from hf_distill.training.label_values import reaches_models
+from hf_distill.training.sharded import deepspeed_stage, is_divided
 from hf_distill.training.terms import Terms
 
 IDS = "input_ids"
@@ -79,12 +80,13 @@ def check_parallelism(trainer: Trainer) -> None:
     Raises:
         ValueError: Says which, and what to use instead.
     """
-    if trainer.is_deepspeed_enabled and trainer.accelerator.state.deepspeed_plugin.zero_stage == 3:
+    stage = deepspeed_stage(trainer)
+    if stage == 3:
         raise ValueError("DeepSpeed ZeRO-3 is not supported: it would shard the teacher. Use ZeRO-2 or FSDP.")
     if max(trainer.get_tp_size(), trainer.get_cp_size(), trainer.get_sp_size()) > 1:
         raise ValueError("tensor, context and sequence parallelism are not supported.")
     optimizer = str(getattr(trainer.args.optim, "value", trainer.args.optim))
-    in_backward = trainer.is_deepspeed_enabled or any(word in optimizer for word in ("lomo", "layerwise"))
+    in_backward = stage is not None or any(word in optimizer for word in ("lomo", "layerwise"))
     if in_backward and getattr(trainer.args, "on_nan", "stop") == "skip":
         raise ValueError(
             "on_nan: skip cannot leave a step out that DeepSpeed, or an optimizer such as "
@@ -179,5 +181,5 @@ def check_terms(terms: Terms, trainer: Any) -> None:
             "the models would train nothing. Set use_reentrant: false in activation_checkpointing_kwargs (before "
             "Transformers 5.23 gradient_checkpointing_kwargs)."
         )
-    if trainer.is_fsdp_enabled and terms.differentiates:
+    if is_divided(trainer) and terms.differentiates:
         raise ValueError("FSDP does not work with objectives that differentiate. Use DDP, or leave them out.")

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_distill import parallel
+
 # Micro-batches that are kept before they are read though nothing is logged: about a kilobyte each.
 MOST = 1024
 # Steps in a row that float16's loss scale may take to settle. It halves each time, from 2^16.
@@ -144,7 +146,7 @@ def _finite(values: Tensor) -> Tensor:
 
 def _tensor(norm: Any, device: torch.device | None = None) -> Tensor:
     # Sharded, it is a number of all processes together.
-    found: Tensor = torch.as_tensor(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+    found = torch.as_tensor(parallel.whole(norm))
     return found if device is None else found.to(device)
 
 
@@ -170,8 +172,7 @@ def bad_weight(model: nn.Module) -> str | None:
 
 def _local(one: Tensor) -> Tensor | None:
     """Return the numbers of a tensor that are here; None where there are none, or where they are quantized."""
-    here: Any = one.detach()
-    here = here.to_local() if hasattr(here, "to_local") else here
+    here = parallel.local(one.detach())
     plain = type(here) is Tensor and here.is_floating_point() and not here.is_meta
     return here if plain and here.numel() else None
 

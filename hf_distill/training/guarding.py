@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
+from hf_distill import parallel
 from hf_distill.errors import NotFinite
 from hf_distill.training.finite import SETTLING, Fault, Watch, advice, bad_weight, in_words
+from hf_distill.training.sharded import saves_itself, to_evaluate
 
 logger = logging.getLogger(__name__)
 
@@ -122,8 +123,8 @@ class GuardedTrainer(Trainer):
     def _first_fault(self) -> Fault | None:
         """Return the first fault of all processes; one number is read unless there is one."""
         flag = self.watch.flag(self.args.device)
-        if self.args.world_size > 1:
-            flag = self.accelerator.reduce(flag.to(self.args.device), reduction="sum")
+        if parallel.processes() > 1:
+            flag = parallel.summed(flag.to(self.args.device))
         if not flag.item():
             self._unsettled_steps = 0
             return None
@@ -131,10 +132,9 @@ class GuardedTrainer(Trainer):
         if self._scales:
             unsettled = self._unsettled()  # on every process, whatever it found itself
             fault = fault or unsettled
-        if self.args.world_size == 1:
-            return fault
-        found = [None if fault is None else replace(fault, process=self.args.process_index)]
-        faults = [one for one in gather_object(found) if one is not None]
+        if fault is not None and parallel.processes() > 1:
+            fault = replace(fault, process=parallel.rank())
+        faults = [one for one in parallel.from_all(fault) if one is not None]
         return min(faults, key=lambda one: one.step, default=None)
 
     def _unsettled(self) -> Fault | None:
@@ -226,7 +226,7 @@ class GuardedTrainer(Trainer):
         training = self.model.training
         self.model.train(False)
         try:
-            sums, extremes = self.judge(self.model_wrapped if self.is_fsdp_enabled else self.model, inputs)
+            sums, extremes = self.judge(to_evaluate(self), inputs)
         finally:
             self.model.train(training)
         self.watch.batch(self.state.global_step, sums, extremes)
@@ -275,19 +275,20 @@ class GuardedTrainer(Trainer):
             NotFinite: A weight is not, or what the model predicts; nothing is written.
         """
         # Whoever calls this himself may do so on the first of several processes alone.
-        parts = self.args.world_size > 1 and (self.is_fsdp_enabled or self.is_deepspeed_enabled)
-        together = _internal_call or parts or self.args.world_size == 1
+        alone = parallel.processes() == 1
+        parts = not alone and saves_itself(self)
+        together = _internal_call or parts or alone
         if together:
             self.check_finite()
         name = bad_weight(self.model)
         if parts:  # each has its own
-            name = next((one for one in gather_object([name]) if one is not None), None)
+            name = next((one for one in parallel.from_all(name) if one is not None), None)
         if name is not None:
             raise NotFinite(
                 f"step {self.state.global_step}: the weight {name} is NaN or infinite, so the model is not saved. "
                 f"{self._advice('student')}"
             )
-        if not _internal_call and self.args.world_size == 1:
+        if not _internal_call and alone:
             self._try_if_possible()
         super().save_model(output_dir, _internal_call)
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_distill import parallel
+
 # What is said of each signal. SIGTERM comes from schedulers of clusters and containers, some time before SIGKILL.
 _SAID = {
     signal.SIGINT: "\nSaving a checkpoint ... (Ctrl-C again to stop at once)",
@@ -39,7 +41,7 @@ class StopOnInterrupt(TrainerCallback):
 
     def __enter__(self) -> StopOnInterrupt:
         # Python lets only the main thread handle signals.
-        if threading.current_thread() is threading.main_thread() and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if threading.current_thread() is threading.main_thread() and parallel.started() == 1:
             # A program that ignores or handles SIGTERM itself decided otherwise, and so did the shell that starts one
             # in the background, where Ctrl-C is meant for another.
             taken = []

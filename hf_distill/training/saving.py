@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from hf_distill import parallel
 from hf_distill.errors import UserError
 from hf_distill.files.durable import checksums, move_into, sync_tree
 from hf_distill.files.ownership import EXPORT
 from hf_distill.models.sentence_encoder import load_dense
 from hf_distill.models.sentence_files import at
 from hf_distill.training.checkpoints import damaged, seal, weights_fault
+from hf_distill.training.sharded import saves_itself
 from hf_distill.training.terms import Terms
 
 
@@ -42,15 +44,10 @@ class SavingTrainer(Trainer):
     claim: Callable[[Iterable[str]], None] | None = None
     exported: Path | None = None
 
-    @property
-    def _sharded(self) -> bool:
-        """Whether weights are saved and loaded by FSDP or DeepSpeed, what was learned among them."""
-        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
-
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save as `Trainer` does; what is exported (not a checkpoint) holds no pickled arguments and no projections."""
         own, gathered = split_state(state_dict)
-        with nullcontext() if self._sharded else detached(self.model):
+        with nullcontext() if saves_itself(self) else detached(self.model):
             super()._save(output_dir, own)
         directory = Path(output_dir or self.args.output_dir or ".")
         if not self.args.should_save:
@@ -70,9 +67,9 @@ class SavingTrainer(Trainer):
             super()._save_checkpoint(model, trial)
         finally:
             self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
+        parallel.wait()
         if self.args.should_save:
-            seal(folder, self.key, self.args.world_size)
+            seal(folder, self.key, parallel.processes())
             best = self.state.best_model_checkpoint
             rotate_checkpoints(str(folder.parent), save_total_limit=limit, best_model_checkpoint=best)
 
@@ -85,9 +82,9 @@ class SavingTrainer(Trainer):
         staging, sums = directory / EXPORT, {}
         if self.args.should_save:
             shutil.rmtree(staging, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
+        parallel.wait()
         self.save_model(str(staging), _internal_call=True)
-        self.accelerator.wait_for_everyone()
+        parallel.wait()
         if self.args.should_save:
             sync_tree(staging)
             sums = checksums(staging)
@@ -136,11 +133,11 @@ class SavingTrainer(Trainer):
     def _learned_from(self, checkpoint: str) -> Iterator[None]:
         """Load what was learned from a checkpoint too, after the student, in whose file it would be missed."""
         directory, learned = Path(checkpoint), self.terms.learned
-        if not self._sharded or (directory / FILE).exists():
+        if not saves_itself(self) or (directory / FILE).exists():
             check_learned(directory, learned)
-        with nullcontext() if self._sharded else detached(self.model):
+        with nullcontext() if saves_itself(self) else detached(self.model):
             yield
-        if not self._sharded:
+        if not saves_itself(self):
             load_learned(directory, learned)
             load_dense(self.model, at(checkpoint))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, overload
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor, nn
 
+from hf_distill import parallel
 from hf_distill.models.inspection import base_model
 from hf_distill.objectives.base import RowObjective, Term, unique_names
 from hf_distill.objectives.guard import check_result, guarded
@@ -87,7 +87,7 @@ class Terms(Sequence[Term]):
             term.objective = objective.at(step, steps)
 
     def _warn_of_cut_off(self, steps: int) -> None:
-        if os.environ.get("RANK", "0") == "0":
+        if parallel.is_first():
             for name, objective in zip(self.names, self.objectives, strict=True):
                 for field, text in objective.cut_off(steps).items():
                     logger.warning("%s: %s %s", name, field, text)

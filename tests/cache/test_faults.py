@@ -17,6 +17,7 @@ from invariants.cached import cache_of, capture, parts
 from invariants.cases import arguments
 from runs import WriteRecipe, run
 
+from hf_distill import parallel
 from hf_distill.cache import cache as module
 from hf_distill.cache import shards as cache_format
 from hf_distill.cache.cache import Cache
@@ -98,18 +99,18 @@ def test_killed_in_the_middle(kind: str, tmp_path: Path, asked: list[int]) -> No
 
 
 @pytest.mark.parametrize("processes", [2, 3, 5])
-def test_resumed_by_another_number_of_processes(processes: int, tmp_path: Path, asked: list[int]) -> None:
+def test_resumed_by_another_number_of_processes(
+    processes: int, tmp_path: Path, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Shards are ranges of examples, whoever writes them: one process of three is stopped, five go on."""
     _, teacher, data = parts("classification")
     cache = cache_of(teacher, data, tmp_path / "cache")
     cache_format.claim(cache.path, {**cache.identity, "shard_examples": 4}, 0)
 
     def take_part(index: int, of: int) -> None:
-        args = arguments(tmp_path / "args", per_device_eval_batch_size=4)
-        cache._capture(SimpleNamespace(  # type: ignore[arg-type]
-            process_index=index, world_size=of, device=args.device, bf16=False,
-            per_device_eval_batch_size=4, dataloader_num_workers=0,
-        ))  # fmt: skip
+        monkeypatch.setattr(parallel, "rank", lambda: index)
+        monkeypatch.setattr(parallel, "processes", lambda: of)
+        cache._capture(arguments(tmp_path / "args", per_device_eval_batch_size=4))
 
     for index in (0, 2):
         take_part(index, 3)
@@ -118,6 +119,7 @@ def test_resumed_by_another_number_of_processes(processes: int, tmp_path: Path, 
         take_part(index, processes)
     # Each process looks when it begins, at another time than the others: nothing is written twice, or by nobody.
     assert sum(asked) == 24
+    monkeypatch.undo()
     cache.fill(arguments(tmp_path / "args"))
     assert len(answers(cache)) == 24
 

@@ -14,7 +14,8 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hf_distill.objectives.base import Comparison
-from hf_distill.objectives.contrastive import Contrastive, ContrastiveTerm, from_all_processes
+from hf_distill.objectives.contrastive import Contrastive, ContrastiveTerm
+from hf_distill.parallel import gathered_rows
 from hf_distill.rows.examples import ExampleRows
 
 WIDTHS = 5, 7
@@ -293,7 +294,7 @@ class Wrapped(nn.Module):
 def remember() -> dict[str, Tensor]:
     distributed.init_process_group("gloo")
     rank = distributed.get_rank()
-    uneven = from_all_processes(torch.full((2 + rank, 1), float(rank)))
+    uneven = gathered_rows(torch.full((2 + rank, 1), float(rank)))
     term = term_of("crd", memory=8)
     model = DistributedDataParallel(Wrapped(term))
     for step in range(2):

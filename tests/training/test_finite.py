@@ -13,7 +13,7 @@ from invariants.processes import as_two_processes
 from marked import NAN, Marked, marked_rows
 from transformers import TrainerCallback, TrainingArguments
 
-from hf_distill import DistillationTrainer
+from hf_distill import DistillationTrainer, parallel
 from hf_distill.errors import NotFinite, UserError
 from hf_distill.objectives import Hidden, KLDivergence, Labels
 from hf_distill.training.finite import Fault, Watch, bad_weight
@@ -263,8 +263,8 @@ def test_one_process_may_log_and_save_alone(tmp_path: Path, monkeypatch: pytest.
     def waits(*_: Any, **__: Any) -> None:
         raise AssertionError("the other processes are asked")
 
-    monkeypatch.setattr(trainer.accelerator, "reduce", waits)
-    monkeypatch.setattr(type(trainer.args), "world_size", 2)
+    monkeypatch.setattr(parallel, "summed", waits)
+    monkeypatch.setattr(parallel, "processes", lambda: 2)
     trainer.log({"mine": 1.0})
     trainer.save_model(str(tmp_path / "saved"))
     with pytest.raises(AssertionError, match="are asked"):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from hf_distill import parallel
 from hf_distill.data.two_tokenizers import PREFIX
 from hf_distill.errors import UserError
 from hf_distill.models.sentence_encoder import sequences
@@ -74,7 +75,7 @@ class PaddingFree:
                 self._runners[whose] = runner
             except NeedsPadding as error:
                 refused[whose] = str(error)
-        self._main = bool(args.process_index == 0)
+        self._main = parallel.is_first()
         self._report(refused)
 
     def _report(self, refused: Mapping[str, str]) -> None:
