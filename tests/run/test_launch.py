@@ -1,4 +1,4 @@
-"""Processes and threads: `hf_distill/launch.py`."""
+"""Processes and threads: `hf_distill/run/launch.py`."""
 
 from __future__ import annotations
 
@@ -82,7 +82,8 @@ def test_config_file_with_multi_cpu_starts_one_process(tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text("distributed_type: MULTI_CPU\nnum_processes: 3\nuse_cpu: true\nnum_machines: 1\n")
     (result,) = _start(tmp_path, [*ACCELERATE, "--config_file", str(config)], "plain")
-    assert "3 processes were asked for and 1 runs" in result["error"]
+    assert "several processes were asked for and 1 runs" in result["error"]
+    assert "--multi_gpu --num_processes N " in result["error"]
 
 
 @pytest.mark.slow
@@ -120,7 +121,7 @@ def test_plain_accelerate_launch_uses_all_cores(tmp_path):
     assert (result["threads"], result["line"]) == (1, None)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only the Linux kernel tells of a parent's end")
+@pytest.mark.skipif(sys.platform == "win32", reason="a process keeps the number of a parent that is gone")
 @pytest.mark.parametrize("launched", [True, False])
 def test_a_run_ends_with_its_launcher(launched, tmp_path):
     """`accelerate launch` passes no SIGTERM on: a container that ended it trained on unseen, and was killed later."""
@@ -132,13 +133,16 @@ def test_a_run_ends_with_its_launcher(launched, tmp_path):
         "end_with_launcher()\nPath('ready').write_text('')\n"
         "while Path('wait').exists(): time.sleep(0.05)\nPath('over').write_text('')\n"
     )
-    # What accelerate does for one process, under a name that is its own or another.
-    parent = tmp_path / ("accelerate" if launched else "other")
-    parent.write_text(f"import subprocess, sys\nsubprocess.Popen([sys.executable, {str(run)!r}]).wait()\n")
+    # What accelerate does for one process; or a program among whose own variables there are such.
+    parent = tmp_path / "parent.py"
+    parent.write_text(
+        "import os, subprocess, sys\n"
+        f"subprocess.Popen([sys.executable, {str(run)!r}], env={{**os.environ, **{SIMPLE!r}}}).wait()\n"
+    )
     (tmp_path / "wait").write_text("")
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **SIMPLE}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])} | ({} if launched else SIMPLE)
     environment.pop("WORLD_SIZE", None)
-    process = subprocess.Popen([sys.executable, str(parent), "launch", "run.py"], cwd=tmp_path, env=environment)
+    process = subprocess.Popen([sys.executable, str(parent)], cwd=tmp_path, env=environment)
 
     def appears(*names: str) -> list[str]:
         for _ in range(1200):
@@ -155,7 +159,7 @@ def test_a_run_ends_with_its_launcher(launched, tmp_path):
     assert appears("told", "over") == ["told" if launched else "over"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only the Linux kernel tells of a parent's end")
+@pytest.mark.skipif(sys.platform == "win32", reason="a process keeps the number of a parent that is gone")
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
 def test_all_processes_end_with_a_launcher_that_is_killed(launcher, tmp_path):
     """Both ranks of a killed launcher trained on to the end, and wrote where the next run was writing."""
@@ -192,12 +196,10 @@ def test_all_processes_end_with_a_launcher_that_is_killed(launcher, tmp_path):
 def started_by(monkeypatch):
     """Return a function that imitates a parent process and the environment that it gives its child."""
 
-    def imitate(words: list[str], parent: dict[str, str] | None = None, between: int = 0, **environment: str) -> None:
-        shell = SimpleNamespace(cmdline=lambda: ["bash", "run.sh"], environ=dict)
-        launcher = SimpleNamespace(cmdline=lambda: words, environ=lambda: parent or {})
-        process = SimpleNamespace(parents=lambda: [shell] * between + [launcher, shell])
-        monkeypatch.setattr(psutil, "Process", lambda: process)
-        for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS", "MASTER_PORT", "ACCELERATE_DYNAMO_BACKEND"):
+    def imitate(words: list[str], parent: dict[str, str] | None = None, **environment: str) -> None:
+        started = SimpleNamespace(cmdline=lambda: words, environ=lambda: parent or {})
+        monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(parent=lambda: started))
+        for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS", "MASTER_PORT", *ACCELERATE_SETS):
             monkeypatch.delenv(name, raising=False)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
@@ -209,6 +211,8 @@ def started_by(monkeypatch):
 
 
 SIMPLE = {"ACCELERATE_DYNAMO_BACKEND": "NO", "MASTER_PORT": "29500"}
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2"}
+ACCELERATE_SETS = ("ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_USE_CPU", "TORCHELASTIC_RUN_ID")
 
 
 @pytest.mark.parametrize(
@@ -228,19 +232,20 @@ def test_every_spelling_of_the_launch_is_read(started_by, words):
 
 
 @pytest.mark.parametrize(
-    ("words", "environment"),
+    ("words", "parent", "environment"),
     [
-        (["python", "/x/accelerate", "launch", "s.py"], {"ACCELERATE_DYNAMO_BACKEND": "NO"}),
-        (["python", "/x/accelerate", "launch", "--num_processes", "1", "s.py"], SIMPLE),
-        (["python", "s.py", "accelerate", "launch", "--num_processes", "4"], SIMPLE),
-        (["bash"], {"MASTER_PORT": "1234"}),
-        (["python", "/x/accelerate", "launch", *MULTI, "s.py"], {**SIMPLE, "WORLD_SIZE": "2"}),
-        (["mpirun", "-n", "4", "python", "s.py"], {**SIMPLE, "PMI_SIZE": "4"}),
+        (["python", "/x/accelerate", "launch", "s.py"], {}, {"ACCELERATE_DYNAMO_BACKEND": "NO"}),
+        (["python", "/x/accelerate", "launch", "s.py"], {"MASTER_PORT": "1234"}, SIMPLE),
+        (["python", "/x/accelerate", "launch", "--num_processes", "1", "s.py"], {}, SIMPLE),
+        (["python", "s.py", "accelerate", "launch", "--num_processes", "4"], SIMPLE, SIMPLE),
+        (["bash"], {}, {"MASTER_PORT": "1234"}),
+        (["python", "/x/accelerate", "launch", *MULTI, "s.py"], {}, {**SIMPLE, "WORLD_SIZE": "2"}),
+        (["mpirun", "-n", "4", "python", "s.py"], SIMPLE, {**SIMPLE, "PMI_SIZE": "4"}),
     ],
 )
-def test_right_launches_pass(started_by, words, environment):
+def test_right_launches_pass(started_by, words, parent, environment):
     """A variable left over in a cluster's environment must not stop a run of one process."""
-    started_by(words, **environment)
+    started_by(words, parent, **environment)
     check_launch()
 
 
@@ -276,20 +281,20 @@ def threads():
 
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize(
-    ("words", "parent", "between", "environment", "expected"),
+    ("words", "parent", "environment", "expected"),
     [
-        (["python", "/x/accelerate", "launch", "s.py"], {}, 0, {}, 8),
-        (["python", "/x/torchrun", "--nproc_per_node", "2", "s.py"], {}, 0, {"LOCAL_WORLD_SIZE": "2"}, 4),
-        (["python", "-m", "torch.distributed.run", "s.py"], {}, 0, {"LOCAL_WORLD_SIZE": "16"}, 1),
-        (["python", "/x/accelerate", "launch", "s.py"], {"OMP_NUM_THREADS": "1"}, 0, {}, 1),
-        (["python", "/x/accelerate", "launch", "--num_cpu_threads_per_process", "1", "s.py"], {}, 0, {}, 1),
-        (["python", "/x/accelerate", "launch", "--no_python", "run.sh"], {}, 1, {}, 1),
-        (["bash"], {}, 0, {}, 1),
+        (["python", "/x/accelerate", "launch", "s.py"], {}, {"ACCELERATE_DYNAMO_BACKEND": "NO"}, 8),
+        (["python", "/x/torchrun", "--nproc_per_node", "2", "s.py"], {}, TORCHRUN, 4),
+        (["python", "-m", "torch.distributed.run", "s.py"], {}, {**TORCHRUN, "LOCAL_WORLD_SIZE": "16"}, 1),
+        (["python", "/x/accelerate", "launch", "s.py"], {"OMP_NUM_THREADS": "1"}, SIMPLE, 1),
+        (["python", "/x/accelerate", "launch", "--num_cpu_threads_per_process", "1", "s.py"], {}, SIMPLE, 1),
+        (["bash", "run.sh"], SIMPLE, SIMPLE, 1),
+        (["bash"], {}, {}, 1),
     ],
 )
-def test_only_the_launchers_default_is_undone(started_by, words, parent, between, environment, expected):
+def test_only_the_launchers_default_is_undone(started_by, words, parent, environment, expected):
     """Every core at half speed is silent; so is a user's own choice of threads that is overruled."""
-    started_by(words, parent, between, OMP_NUM_THREADS="1", **environment)
+    started_by(words, parent, OMP_NUM_THREADS="1", **environment)
     line = use_all_cores()
     assert torch.get_num_threads() == expected
     assert (line is not None) == (expected > 1)
@@ -298,7 +303,7 @@ def test_only_the_launchers_default_is_undone(started_by, words, parent, between
 @pytest.mark.usefixtures("threads")
 def test_threads_are_left_alone_beside_an_accelerator(started_by, monkeypatch):
     """On a GPU machine one thread a process is a good default."""
-    started_by(["python", "/x/accelerate", "launch", "s.py"], OMP_NUM_THREADS="1")
+    started_by(["python", "/x/accelerate", "launch", "s.py"], OMP_NUM_THREADS="1", **SIMPLE)
     monkeypatch.setattr(launch, "_has_accelerator", lambda: True)
     assert use_all_cores() is None
     assert torch.get_num_threads() == 1
