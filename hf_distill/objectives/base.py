@@ -280,8 +280,13 @@ class RowObjective(Objective):
             return self.sums(rows)
         return sum((self.sums(part) for part in by_width(rows)), rows.student.new_zeros(rows.examples))
 
-    def sums(self, rows: Rows) -> Tensor:
-        """Sum the losses of some rows within each example, `(batch,)`; all their columns are classes."""
+    def sums(self, rows: Rows, **settings: Tensor) -> Tensor:
+        """Sum the losses of some rows within each example, `(batch,)`; all their columns are classes.
+
+        Args:
+            rows: The rows.
+            **settings: Handed on to `rows`, where it takes more than the rows.
+        """
         if self.needs_teacher:
             rows = rows.compared
         teacher: Any = rows.teacher  # a class that takes no sparse teacher may leave it out of its signature
@@ -291,7 +296,7 @@ class RowObjective(Objective):
         if labels.ndim == 2 and not self.takes_distributions:
             labels = likeliest(labels)
         with guarded(self):
-            values = self.rows(rows.student, teacher, labels)
+            values = self.rows(rows.student, teacher, labels, **settings)
         count = len(labels)
         check_result(self, values, (count,), rows.student, f"rows must return the loss of each of the {count} rows")
         return rows.sum_by_example(values)

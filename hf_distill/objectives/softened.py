@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -48,14 +48,27 @@ class Softened(RowObjective):
         """As every sum over classes does in which a class counts by its probability. See `RowObjective`."""
         return True
 
-    def rows(self, student: Tensor, teacher: Tensor | SparseRows | None, labels: Tensor) -> Tensor:
-        """See `between`, and `functional.log_distributions` for what a sparse teacher gives."""
+    def rows(
+        self,
+        student: Tensor,
+        teacher: Tensor | SparseRows | None,
+        labels: Tensor,
+        temperature: float | Tensor | None = None,
+    ) -> Tensor:
+        """Return `T^2` times `between` of every row, `(rows,)`; see `functional.log_distributions` for sparse teachers.
+
+        Args:
+            student: See `RowObjective.rows`.
+            teacher: See `RowObjective.rows`.
+            labels: See `RowObjective.rows`.
+            temperature: In place of the objective's own: a tensor is an input of compiled code, and not part of it.
+        """
         known = teacher if teacher is not None and self.takes_sparse else self.dense(teacher)
-        temperature = number(self.temperature)
-        losses = None if isinstance(known, SparseRows) else self.from_logits(student, known, temperature)
+        divisor: Any = number(self.temperature) if temperature is None else temperature
+        losses = None if isinstance(known, SparseRows) else self.from_logits(student, known, divisor)
         if losses is None:
-            losses = self.between(*log_distributions(student, known, temperature), labels)
-        return losses * temperature**2 if self.temperature_squared else losses
+            losses = self.between(*log_distributions(student, known, divisor), labels)
+        return losses * divisor**2 if self.temperature_squared else losses
 
     def from_logits(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor | None:
         """Return what `between` would, computed faster (see `closed_form`); None where there is no such way.

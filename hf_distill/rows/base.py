@@ -59,7 +59,7 @@ def top_class(logits: Tensor) -> Tensor:
     return top.squeeze(-1)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Rows:
     """The logits of one micro-batch that count.
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Evaluate = Callable[[Tensor, Tensor | SparseRows | None, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class RowByRow(Rows):
     """Rows of which each is an example of its own: the sum by example is the value of the row."""
 
@@ -34,6 +34,7 @@ class Evaluation:
 
     Attributes:
         objectives: What is evaluated.
+        temperatures: Tensors in place of their own temperatures, by the place of the objective.
         student: What comes after its linear map.
         teacher: Likewise; None where there is none, or only what was kept of it.
         shared: See `Rows`.
@@ -43,6 +44,7 @@ class Evaluation:
     student: Side
     teacher: Side | None
     shared: Tensor | None = None
+    temperatures: Mapping[int, Tensor] = field(default_factory=dict)
 
     def __call__(
         self, raw: Tensor, teacher: Tensor | SparseRows | None, labels: Tensor, coefficients: Tensor | None
@@ -66,7 +68,7 @@ class Evaluation:
         leaf = raw.detach().requires_grad_(coefficients is not None)
         with torch.set_grad_enabled(coefficients is not None):
             rows = self._rows(leaf, teacher, labels)
-            columns = [objective.sums(rows).to(exact) for objective in self.objectives]
+            columns = [self._sums(index, rows).to(exact) for index in range(len(self.objectives))]
             values = torch.stack(columns, -1) if columns else leaf.new_zeros(len(raw), 0, dtype=exact)
         agreement = rows.agreement()  # before the logits are overwritten
         if coefficients is not None:
@@ -76,6 +78,10 @@ class Evaluation:
             else:  # an objective may give a constant where none of these rows counts for it
                 raw.zero_()
         return values.detach(), agreement.detach()
+
+    def _sums(self, index: int, rows: Rows) -> Tensor:
+        given = {"temperature": self.temperatures[index]} if index in self.temperatures else {}
+        return self.objectives[index].sums(rows, **given)
 
     def _rows(self, leaf: Tensor, teacher: Tensor | SparseRows | None, labels: Tensor) -> Rows:
         if self.teacher is not None and isinstance(teacher, Tensor):

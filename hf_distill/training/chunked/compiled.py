@@ -10,7 +10,6 @@ something else than the same code does without, is evaluated eagerly, after one 
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from torch import Tensor
 from hf_distill.objectives import closed_form
 from hf_distill.objectives.base import Objective, RowObjective
 from hf_distill.objectives.schedule import Schedule
+from hf_distill.objectives.softened import Softened
 from hf_distill.rows.base import SparseRows
 from hf_distill.training.chunked.block import Evaluate, Evaluation
 
@@ -53,7 +53,9 @@ def compiler_for(setting: bool | str, device: torch.device, objectives: Sequence
     if setting == "auto":
         ours = all(type(objective).__module__.startswith("hf_distill.") for objective in own)
         setting = ours and device.type == "cuda" and find_spec("triton") is not None
-    return Compiler([isinstance(getattr(one, "temperature", None), Schedule) for one in own]) if setting else None
+    if not setting:
+        return None
+    return Compiler([isinstance(one, Softened) and isinstance(one.temperature, Schedule) for one in own])
 
 
 @cache
@@ -111,10 +113,7 @@ class Graph:
     def __call__(self, raw: Tensor, labels: Tensor, coefficients: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
         """Evaluate a block (see `Evaluation.__call__`), eagerly or to be traced."""
         rest = list(others)
-        objectives = tuple(
-            _at(one, rest.pop(0)) if moves else one
-            for one, moves in zip(self.evaluation.objectives, self.moving, strict=True)
-        )
+        temperatures = {index: rest.pop(0) for index, moves in enumerate(self.moving) if moves}
         sides = [
             side if side.head.extra_bias is None else replace(side, head=replace(side.head, extra_bias=rest.pop(0)))
             for side in self._sides
@@ -127,19 +126,14 @@ class Graph:
             teacher = SparseRows(indices, log_probabilities, remaining, self.temperature)
         student, theirs = (*sides, None)[:2]
         assert student is not None
-        return Evaluation(objectives, student, theirs, shared)(raw, teacher, labels, coefficients)
+        return replace(self.evaluation, student=student, teacher=theirs, shared=shared, temperatures=temperatures)(
+            raw, teacher, labels, coefficients
+        )
 
     @property
     def _sides(self) -> list[Side]:
         both = (self.evaluation.student, self.evaluation.teacher)
         return [side for side in both if side is not None]
-
-
-def _at(objective: RowObjective, temperature: Tensor) -> RowObjective:
-    """Return an objective whose temperature is a tensor, which its own checks would not let pass."""
-    changed = copy.copy(objective)
-    object.__setattr__(changed, "temperature", temperature)
-    return changed
 
 
 class Compiler:

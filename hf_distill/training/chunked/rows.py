@@ -52,27 +52,20 @@ class HeadRows(Rows):
         compiler: Compiler | None = None,
         shared: Tensor | None = None,
     ) -> None:
-        settings = {
-            "sides": (student, teacher),
-            "labels": labels,
-            "example": example,
-            "examples": examples,
-            "shared": shared,
-        }
-        for name, value in {**settings, "compiler": compiler, "classes": None, "_agreement": None}.items():
-            object.__setattr__(self, name, value)  # as the base class is frozen
+        self.sides = (student, teacher)
+        self.labels, self.example, self.examples = labels, example, examples
+        self.classes, self.shared = None, shared
+        self.compiler = compiler
+        self._agreement: Tensor | None = None
 
-    sides: tuple[Side, Side | SparseRows | None]
-    compiler: Compiler | None
-    _agreement: Tensor | None
-
+    # Made when it is asked for, where `Rows` are given it.
     @cached_property
-    def student(self) -> Tensor:
+    def student(self) -> Tensor:  # type: ignore[override]
         """All logits at once, for whoever does not walk."""
         return self.sides[0].logits()
 
     @cached_property
-    def teacher(self) -> Tensor | SparseRows | None:
+    def teacher(self) -> Tensor | SparseRows | None:  # type: ignore[override]
         """Likewise."""
         teacher = self.sides[1]
         return teacher.logits().detach() if isinstance(teacher, Side) else teacher
@@ -120,7 +113,7 @@ class HeadRows(Rows):
             sums, agreement = Walk.apply(  # type: ignore[no-untyped-call]
                 self.sides[0].hidden, linear.weight, linear.bias, self, tuple(objectives), coefficients
             )
-        object.__setattr__(self, "_agreement", agreement.to(self.labels.device))
+        self._agreement = agreement.to(self.labels.device)
         return sums.to(self.labels.device)
 
     def pieces(self) -> tuple[int, int]:
