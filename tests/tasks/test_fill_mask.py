@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from runs import run
 
 from hf_distill.errors import UserError
 from hf_distill.models.loading import load_model, open_tokenizer
@@ -258,8 +259,6 @@ def test_a_run_and_its_perplexities(make_model: Any, tmp_path: Path) -> None:
     """The headline is over hidden tokens, each counted once: with the visible ones in it every model looks good."""
     from transformers import AutoModelForMaskedLM
 
-    from hf_distill import distill, load_recipe
-
     path = make_model("bert-mlm", seed=1)
     where = tmp_path / "data.jsonl"
     where.write_text("".join(json.dumps({"sentence": text}) + "\n" for text in TEXTS * 3), encoding="utf-8")
@@ -283,7 +282,7 @@ def test_a_run_and_its_perplexities(make_model: Any, tmp_path: Path) -> None:
         },
     }
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
-    report = distill(load_recipe(tmp_path / "recipe.yaml"))
+    report = run(tmp_path / "recipe.yaml")
     prepared = prepare(path, TEXTS, max_length=32, mask_share=0.3)
     for name, directory in (("teacher", path), ("student", tmp_path / "out")):
         model = AutoModelForMaskedLM.from_pretrained(directory, dtype=torch.float64)

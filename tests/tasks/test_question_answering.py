@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from prepared import batch, dataset, refused
+from runs import run
 
 from hf_distill.data.label_names import IGNORED
 from hf_distill.errors import UserError
@@ -556,12 +557,6 @@ def write_recipe(directory: Path, model: Path, **sections: Any) -> Path:
     path = directory / "recipe.yaml"
     path.write_text(json.dumps(recipe), encoding="utf-8")
     return path
-
-
-def run(path: Path, *overrides: str) -> Any:
-    from hf_distill import distill, load_recipe
-
-    return distill(load_recipe(path, overrides))
 
 
 def test_a_run_from_contexts_to_report(bert: Path, tmp_path: Path) -> None:

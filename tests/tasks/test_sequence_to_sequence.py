@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import WORDS
 from prepared import batch, refused
+from runs import run
 
 from hf_distill.errors import UserError
 from hf_distill.metrics.text import score_texts
@@ -483,9 +484,7 @@ def write(directory: Path, task: Any, model: Path, **sections: Any) -> Path:
 
 
 def distilled(directory: Path, task: str, model: Path, **sections: Any) -> Any:
-    from hf_distill import distill, load_recipe
-
-    return distill(load_recipe(write(directory, task, model, **sections)))
+    return run(write(directory, task, model, **sections))
 
 
 @pytest.mark.usefixtures("brief_latency")
@@ -555,13 +554,11 @@ def test_models_without_encoder_or_decoder_are_refused(side: str, kind: str, mak
 
 def test_a_missing_column_is_named(make_model: Any, tmp_path: Path) -> None:
     """A KeyError from inside a worker names nothing that the user wrote."""
-    from hf_distill import distill, load_recipe
-
     path = write(tmp_path, "summarization", make_model("t5"))
     with pytest.raises(UserError, match="has no column 'highlights' for the role 'summary'"):
-        distill(load_recipe(path, ["data.columns={summary: highlights}"]))
+        run(path, "data.columns={summary: highlights}")
     path = write(tmp_path, {"name": "summarization", "max_target_length": 99}, make_model("bart"))
     with pytest.raises(
         UserError, match=r"recipe.yaml:\d+: task.max_target_length: 99 tokens are more than the decoders"
     ):
-        distill(load_recipe(path))
+        run(path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,26 +30,15 @@ def prepare(
     train: Any,
     eval: Any = None,
     *,
-    teacher: Any = None,
-    student: Any = None,
-    max_length: int | None = 64,
     task: TextClassification | None = None,
     names: list[str] | None = None,
-    metrics: Sequence[str] = (),
+    **setup: Any,
 ) -> Prepared:
     tokenizer = open_tokenizer(str(model))
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    return (task or TextClassification()).prepare(
-        {"train": train, "eval": train if eval is None else eval},
-        Setup(
-            tokenizer=tokenizer,
-            teacher=teacher,
-            student=student,
-            max_length=max_length,
-            label_names=names,
-            metrics=list(metrics),
-        ),
-    )
+    given = {"tokenizer": tokenizer, "max_length": 64, "label_names": names, **setup}
+    data = {"train": train, "eval": train if eval is None else eval}
+    return (task or TextClassification()).prepare(data, Setup(**given))
 
 
 mistake = partial(refused, prepare)

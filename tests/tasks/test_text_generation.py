@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from prepared import batch, refused
+from runs import run
 
 from hf_distill.errors import UserError
 from hf_distill.models.loading import load_model, open_config, open_tokenizer
@@ -327,8 +328,6 @@ def write(directory: Path, columns: dict[str, Sequence[Any]]) -> str:
 
 
 def distilled(directory: Path, teacher: Path, columns: dict[str, Sequence[Any]], **sections: Any) -> Any:
-    from hf_distill import distill, load_recipe
-
     where = write(directory, columns)
     recipe: dict[str, Any] = {
         "task": "text-generation",
@@ -348,7 +347,7 @@ def distilled(directory: Path, teacher: Path, columns: dict[str, Sequence[Any]],
     }
     path = directory / "recipe.yaml"
     path.write_text(json.dumps(recipe), encoding="utf-8")
-    return distill(load_recipe(path))
+    return run(path)
 
 
 def token_losses(model: Any, tokenizer: Any, texts: Sequence[str]) -> list[float]:

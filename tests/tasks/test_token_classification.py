@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from prepared import batch, dataset, refused
+from runs import run
 
 from hf_distill.data.label_names import IGNORED, UNLABELLED
 from hf_distill.errors import UserError
@@ -28,30 +29,11 @@ SENTENCES = [["anna", "qx", "went", "to", "xyz"], ["bob", "saw", "new", "york", 
 TAGS = [["B-PER", "I-PER", "O", "O", "B-LOC"], ["B-PER", "O", "B-LOC", "I-LOC", "O"], ["B-LOC"]]
 
 
-def prepare(
-    model: Path,
-    train: Any,
-    eval: Any = None,
-    *,
-    teacher: Any = None,
-    student: Any = None,
-    max_length: int | None = 64,
-    names: list[str] | None = None,
-    metrics: Sequence[str] = (),
-    tokenizer: Any = None,
-    **task: Any,
-) -> Prepared:
-    return TokenClassification(**task).prepare(
-        {"train": train, "eval": train if eval is None else eval},
-        Setup(
-            tokenizer=tokenizer or open_tokenizer(str(model)),
-            teacher=teacher,
-            student=student,
-            max_length=max_length,
-            label_names=names,
-            metrics=list(metrics),
-        ),
-    )
+def prepare(model: Path, train: Any, eval: Any = None, *, names: list[str] | None = None, **settings: Any) -> Prepared:
+    task = {key: settings.pop(key) for key in {"label_all_subwords", "tag_scheme"} & settings.keys()}
+    setup = {"tokenizer": open_tokenizer(str(model)), "max_length": 64, "label_names": names, **settings}
+    data = {"train": train, "eval": train if eval is None else eval}
+    return TokenClassification(**task).prepare(data, Setup(**setup))
 
 
 mistake = partial(refused, prepare)
@@ -498,12 +480,6 @@ def write_recipe(directory: Path, teacher: Path, eval_tags: bool = True, **secti
     path = directory / "recipe.yaml"
     path.write_text(json.dumps(recipe), encoding="utf-8")
     return path
-
-
-def run(path: Path, *overrides: str) -> Any:
-    from hf_distill import distill, load_recipe
-
-    return distill(load_recipe(path, overrides))
 
 
 def test_a_run_from_words_to_report(bert: Path, tmp_path: Path) -> None:
