@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from hf_distill.report.results import Results
 
 LINES = 4
-# The headline where the eval split has no labels; it says what the student took over, not what is right.
 # A smaller difference of expected calibration errors is what another choice of bins would do.
 CALIBRATION = 0.01
 
