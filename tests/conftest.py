@@ -313,6 +313,19 @@ def sentiment_csv(tmp_path_factory: pytest.TempPathFactory) -> Splits:
 
 
 @pytest.fixture
+def pieces(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int, int], None]:
+    """Function that sets how many rows of so many float32 logits a chunk, and a block of it, hold on a CPU."""
+
+    def hold(classes: int, chunk: int, block: int) -> None:
+        from hf_distill.training.chunked import rows
+
+        monkeypatch.setitem(rows.CHUNK_BYTES, "cpu", classes * 4 * chunk)
+        monkeypatch.setattr(rows, "BLOCK_BYTES", classes * 4 * block)
+
+    return hold
+
+
+@pytest.fixture
 def brief_latency(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models are timed for a hundredth of a second instead of three seconds each."""
     from hf_distill.report.latency import measure_all

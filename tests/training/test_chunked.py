@@ -38,10 +38,9 @@ BOTH: tuple[Objective, ...] = (KLDivergence(weight=0.5, temperature=2.0), Labels
 
 
 @pytest.fixture(autouse=True)
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_pieces(pieces: Any) -> None:
     """Chunks of five rows in blocks of two."""
-    monkeypatch.setitem(head_rows.CHUNK_BYTES, "cpu", 40 * 4 * 5)
-    monkeypatch.setattr(head_rows, "BLOCK_BYTES", 40 * 4 * 2)
+    pieces(40, 5, 2)
 
 
 def language(path: Path, terms: Any = BOTH, **settings: Any) -> NotingTrainer:

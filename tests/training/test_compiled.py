@@ -33,10 +33,9 @@ KL, LABELS = KLDivergence(temperature=2.0), Labels(label_smoothing=0.1)
 
 
 @pytest.fixture(autouse=True)
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_pieces(pieces: Any) -> None:
     """Two chunks of three blocks, and blocks that are shorter at the end."""
-    monkeypatch.setitem(head_rows.CHUNK_BYTES, "cpu", VOCABULARY * 4 * CHUNK)
-    monkeypatch.setattr(head_rows, "BLOCK_BYTES", VOCABULARY * 4 * BLOCK)
+    pieces(VOCABULARY, CHUNK, BLOCK)
 
 
 @pytest.fixture

@@ -77,10 +77,9 @@ COEFFICIENTS = torch.tensor([0.5, 0.3, 0.2, 0.1, 0.05, 0.1, 0.01]) / 7
 
 
 @pytest.fixture(autouse=True)
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_pieces(pieces: Any) -> None:
     """Chunks of five rows in blocks of two: no number of rows here divides by them."""
-    monkeypatch.setitem(head_rows.CHUNK_BYTES, "cpu", VOCABULARY * 4 * 5)
-    monkeypatch.setattr(head_rows, "BLOCK_BYTES", VOCABULARY * 4 * 2)
+    pieces(VOCABULARY, 5, 2)
 
 
 def make(name: str, seed: int, dtype: torch.dtype = torch.float32) -> Any:
@@ -253,10 +252,9 @@ def test_autocast_does_not_reach_the_sums() -> None:
 
 
 @pytest.mark.parametrize(("chunk", "block"), [(1, 1), (3, 2), (4, 4), (1000, 7), (1000, 1000)])
-def test_pieces_do_not_matter(chunk: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_do_not_matter(chunk: int, block: int, pieces: Any) -> None:
     """The last piece is shorter than the others: left out, or counted twice, it changes one run in ten."""
-    monkeypatch.setitem(head_rows.CHUNK_BYTES, "cpu", VOCABULARY * 4 * chunk)
-    monkeypatch.setattr(head_rows, "BLOCK_BYTES", VOCABULARY * 4 * block)
+    pieces(VOCABULARY, chunk, block)
     student, teacher = make("llama", 1), make("llama", 2)
     (wanted, _, expected), (found, _, got) = compare(student, teacher, TokenRows(shift=True, classes=TOKENS))
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)

@@ -24,7 +24,6 @@ from hf_distill.objectives import KLDivergence, Labels, Ranking, ReverseKL, RowO
 from hf_distill.rows.base import Rows, SparseRows
 from hf_distill.rows.inferred import infer_layout
 from hf_distill.rows.tokens import TokenRows
-from hf_distill.training.chunked import rows as head_rows
 from hf_distill.training.chunked.compiled import Compiler
 from hf_distill.training.chunked.rows import HeadRows
 
@@ -90,14 +89,13 @@ def test_every_objective_sees_the_shared_columns(name: str) -> None:
 
 
 @pytest.fixture
-def inductor(monkeypatch: pytest.MonkeyPatch) -> Inductor:
+def inductor(pieces: Any, monkeypatch: pytest.MonkeyPatch) -> Inductor:
     """Blocks of two rows; in place of Inductor, what runs the traced graph as it is."""
     import torch._inductor
 
     stand_in = Inductor()
     monkeypatch.setattr(torch._inductor, "compile", stand_in)
-    monkeypatch.setitem(head_rows.CHUNK_BYTES, "cpu", 44 * 4 * 4)
-    monkeypatch.setattr(head_rows, "BLOCK_BYTES", 44 * 4 * 2)
+    pieces(44, 4, 2)
     return stand_in
 
 
