@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hf_distill.errors import UserError
 from hf_distill.locations import require
+from hf_distill.metrics.bootstrap import gain_error, gain_error_of_means
 from hf_distill.metrics.evaluate_library import EVALUATE, compute_on_texts
 from hf_distill.metrics.table import METRICS
 
@@ -63,10 +68,8 @@ def score_texts(names: Sequence[str], predictions: Sequence[str], references: Se
         predictions: Generated texts.
         references: The true text for each.
     """
-    found: dict[str, float] = {}
     rouge = [name for name in names if MODULES.get(name) == "rouge_score"]
-    if rouge:
-        found = _rouge(rouge, predictions, references)
+    found = {name: sum(scores) / max(len(scores), 1) for name, scores in _rouge(rouge, predictions, references).items()}
     for name in names:
         if MODULES.get(name) == "sacrebleu":
             found[name] = _sacrebleu(name, predictions, references)
@@ -84,13 +87,43 @@ def takes_texts(name: str) -> bool:
     return name in MODULES or name not in METRICS
 
 
-def _rouge(names: list[str], predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+def gain_error_of_texts(
+    name: str, student: Sequence[str], baseline: Sequence[str], references: Sequence[str]
+) -> float | None:
+    """Return the standard error of `student - baseline` in a metric of generated texts.
+
+    By a paired bootstrap over texts (Koehn 2004, "Statistical significance tests for machine translation evaluation",
+    https://aclanthology.org/W04-3250): what is counted in each text (ROUGE's F1; BLEU's and chrF's n-grams) is
+    resampled, and the metric computed anew from the counts of every sample.
+
+    Args:
+        name: The metric.
+        student: Generated texts.
+        baseline: Generated texts of the model to compare with.
+        references: The true text for each.
+
+    Returns:
+        None for metrics of the `evaluate` library, which say nothing of single texts.
+    """
+    if MODULES.get(name) == "rouge_score":
+        own, other = (np.array(_rouge([name], texts, references)[name]) for texts in (student, baseline))
+        return gain_error_of_means(own, other)
+    if MODULES.get(name) != "sacrebleu":
+        return None
+    (metric, own), (_, other) = (_counted(name, texts, references) for texts in (student, baseline))
+    return gain_error(lambda counts, _: {name: _from_counts(metric, counts)}, name, own, other, own)
+
+
+def _rouge(names: list[str], predictions: Sequence[str], references: Sequence[str]) -> dict[str, list[float]]:
+    """Return name -> F1 of each text."""
+    if not names:
+        return {}
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(names, use_stemmer=True)
     pairs = [(sentences(true), sentences(guess)) for true, guess in zip(references, predictions, strict=True)]
     scores = [scorer.score(true, guess) for true, guess in pairs]
-    return {name: sum(score[name].fmeasure for score in scores) / max(len(scores), 1) for name in names}
+    return {name: [float(score[name].fmeasure) for score in scores] for name in names}
 
 
 def sentences(text: str) -> str:
@@ -109,3 +142,20 @@ def _sacrebleu(name: str, predictions: Sequence[str], references: Sequence[str])
 
     score = getattr(sacrebleu, f"corpus_{name}")(list(predictions), [list(references)])
     return float(score.score)
+
+
+def _counted(name: str, texts: Sequence[str], references: Sequence[str]) -> tuple[Any, NDArray[Any]]:
+    """Return a metric of sacrebleu and what it counts in each text, `(texts, counts)`; the score is that of the sums.
+
+    By what sacrebleu's own significance tests use, which has no public name.
+    """
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+
+    # As `_sacrebleu` computes it. `force` keeps BLEU from saying once more that texts look tokenised.
+    metric: Any = BLEU(force=True) if name == "bleu" else CHRF()
+    return metric, np.array(metric._extract_corpus_statistics(list(texts), [list(references)]))
+
+
+def _from_counts(metric: Any, counts: NDArray[Any]) -> float:
+    return float(metric._aggregate_and_compute([counts.sum(0).tolist()]).score)

@@ -17,6 +17,7 @@ from hf_distill.objectives import Labels
 from hf_distill.objectives.base import unique_names
 from hf_distill.run.training_defaults import fine_tuning, training_defaults
 from hf_distill.tasks import TASKS
+from hf_distill.tasks.evaluator import LABEL_LOSS, PERPLEXITY
 
 if TYPE_CHECKING:
     from hf_distill.objectives import Objective
@@ -78,8 +79,8 @@ def check_saving(recipe: Recipe) -> None:
         found = [*_not_saved(training)]
         if type(recipe.task) in TASKS.values():  # one from outside may have metrics that nobody here knows
             figures = _figures(training)
-            metrics = () if "LM" in recipe.task.auto_class else recipe.evaluation.metrics or METRICS
-            listed = [*figures, *(["the task's metrics"] if metrics is METRICS else metrics)]
+            metrics = [name for name in recipe.evaluation.metrics or METRICS if name != PERPLEXITY]
+            listed = [*figures, *(metrics if recipe.evaluation.metrics else ["the task's metrics"])]
             found += _not_told(training, [*figures, *metrics], listed)
         for path, text in found:
             mistakes.setdefault(path, text)
@@ -98,10 +99,9 @@ def check_best_metric(recipe: Recipe, prepared: Prepared) -> None:
     """
     mistakes: dict[str, str] = {}
     evaluator = prepared.evaluator
-    metrics = evaluator.names if evaluator.needs_logits else ()
     for training in _trainings(recipe):
         figures = _figures(training, labelled=bool(evaluator.names), classes=prepared.layout.has_classes)
-        for path, text in _not_told(training, [*figures, *metrics]):
+        for path, text in _not_told(training, [*figures, *evaluator.in_training]):
             mistakes.setdefault(path, text)
     _refuse(recipe, mistakes)
 
@@ -162,6 +162,8 @@ def _not_told(training: _Training, names: Sequence[str], listed: Sequence[str] =
     # `acc` is more like `mcc` than like the word it begins.
     close = [one for one in names if one.startswith(name)] or get_close_matches(name, names, n=1)
     hint = f"Did you mean '{close[0]}'? " if close else ""
+    if name == PERPLEXITY and LABEL_LOSS in names:
+        hint = f"It is lowest where its logarithm is: {LABEL_LOSS}. "
     yield (
         training.at(METRIC, "load_best_model_at_end", "lr_scheduler_type"),
         f"evaluations of {training.whose} have no '{name}'. {hint}They have: {', '.join(listed or names)}."

@@ -21,7 +21,6 @@ from hf_distill.models.fingerprint import model_fingerprint
 from hf_distill.models.target_model import as_source
 from hf_distill.run.checks import leaves_head
 from hf_distill.run.found import Found, look
-from hf_distill.tasks.evaluator import Predictions
 from hf_distill.training.checkpoints import last_complete_checkpoint, remove_checkpoints
 from hf_distill.training.deciding import deciding
 from hf_distill.training.labelled import drawn_from
@@ -30,10 +29,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-    from transformers.trainer_utils import EvalPrediction, PredictionOutput
 
     from hf_distill.objectives import Objective
     from hf_distill.tasks import Prepared
+    from hf_distill.tasks.evaluator import Predictions
     from hf_distill.trainer import DistillationTrainer
 
 
@@ -216,13 +215,14 @@ class Fitter:
             NotFinite: It predicts something that is NaN or infinite.
         """
         from hf_distill.objectives import Labels
+        from hf_distill.run.task_trainer import predictions_of
 
         quiet = {**training, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
         trainer = self._trainer(model, (Labels(),), quiet, Path(training["output_dir"]), teacher, trains=False)
         trainer.whose = whose
         output = trainer.predict(self.prepared.eval)
         _finished(trainer)
-        found = replace(_predictions(output), losses=trainer.eval_sums.examples("labels").numpy())
+        found = replace(predictions_of(output), losses=trainer.eval_sums.examples("labels").numpy())
         return found, (output.metrics or {}).get(f"test_{AGREEMENT}")
 
     def _trainer(
@@ -237,39 +237,22 @@ class Fitter:
     ) -> DistillationTrainer:
         from transformers import ProgressCallback
 
-        from hf_distill.trainer import DistillationTrainer
+        from hf_distill.run.task_trainer import TaskTrainer
         from hf_distill.training.progress import ProgressBar
         from hf_distill.training_args import DistillationArguments
 
-        evaluator = self.prepared.evaluator
-
-        def compute(found: EvalPrediction) -> dict[str, float]:
-            return evaluator.evaluate(_predictions(found))
-
-        trainer = DistillationTrainer(
+        trainer = TaskTrainer(
+            self.prepared,
             model,
-            DistillationArguments(
-                **{**training, "output_dir": str(directory), "prediction_loss_only": not evaluator.needs_logits}
-            ),
+            DistillationArguments(**{**training, "output_dir": str(directory)}),
             teacher=teacher,
             objectives=objectives,
-            layout=self.prepared.layout,
             train_dataset=self.rows(objectives) if trains else None,  # objectives would choose layers by it
-            eval_dataset=self.prepared.eval,
-            data_collator=self.prepared.collator,
             processing_class=self.tokenizer,
-            compute_metrics=compute if evaluator.names and evaluator.needs_logits else None,
         )
         if trainer.pop_callback(ProgressCallback) is not None:  # None under disable_tqdm
             trainer.add_callback(ProgressBar(leaves_head(objectives, self.prepared.head.auto_class)))
         return trainer
-
-
-def _predictions(found: EvalPrediction | PredictionOutput) -> Predictions:
-    """Return what `Trainer` predicted on an eval split; a layout gives one array of logits and one of labels."""
-    logits: Any = found.predictions
-    labels: Any = found.label_ids
-    return Predictions(logits, labels)
 
 
 @contextmanager

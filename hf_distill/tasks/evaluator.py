@@ -98,6 +98,15 @@ class Evaluator(ABC):
         """
         return ()
 
+    def generates(self, metric: str) -> bool:
+        """Whether `evaluate` computes a metric from generated texts."""
+        return False
+
+    @property
+    def in_training(self) -> tuple[str, ...]:
+        """The metrics that can tell the best model of a training."""
+        return tuple(name for name in self.names if self.needs_logits or self.generates(name))
+
     def logged(self, figures: Mapping[str, float]) -> Mapping[str, float]:
         """Return the metrics, and other figures, that follow from those an evaluation during training has logged."""
         return figures

@@ -10,7 +10,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from hf_distill import parallel
-from hf_distill.metrics.text import score_texts
+from hf_distill.metrics.text import gain_error_of_texts, score_texts, takes_texts
 from hf_distill.models.patching import replaced
 from hf_distill.tasks.evaluator import LossEvaluator, Predictions
 from hf_distill.tasks.language import pad
@@ -89,6 +89,16 @@ class TextEvaluator(LossEvaluator):
     def generate(self, model: PreTrainedModel, batch_size: int) -> Sequence[str]:
         """Return what the model generates for each example of the eval split."""
         return self.generator.texts(model, batch_size)
+
+    def generates(self, metric: str) -> bool:
+        """Whether a metric is one of generated texts."""
+        return metric in self.names and takes_texts(metric)
+
+    def gain_error(self, student: Predictions, baseline: Predictions) -> float | None:
+        """Return the standard error of the gain; texts are resampled."""
+        if not self.generates(self.headline):
+            return super().gain_error(student, baseline)
+        return gain_error_of_texts(self.headline, student.texts, baseline.texts, self.generator.references)
 
     def evaluate(self, predictions: Predictions) -> dict[str, float]:
         """Return the perplexity, where it is among the names, and the metrics of texts, if any were generated."""

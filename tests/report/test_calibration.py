@@ -7,7 +7,6 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, recall_score
 
-from hf_distill.metrics.bootstrap import gain_error
 from hf_distill.report.calibration import by_label, calibration, confusion
 
 
@@ -101,31 +100,3 @@ def test_groups_against_scikit_learn() -> None:
     )
     assert {group.accuracy["teacher"] for group in groups} == {1.0}
     assert [group.count for group in groups] == np.bincount(labels).tolist()
-
-
-def accuracy(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    return {"accuracy": float((logits.argmax(-1) == labels).mean())}
-
-
-def test_gain_error_is_that_of_paired_differences() -> None:
-    """Two models on the same rows err together: the unpaired error would call every real gain noise."""
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 2, 2000)
-    student = np.eye(2)[labels] + rng.normal(size=(2000, 2))
-    baseline = student + 0.3 * rng.normal(size=(2000, 2))
-    difference = (student.argmax(-1) == labels).astype(float) - (baseline.argmax(-1) == labels)
-    found = gain_error(accuracy, "accuracy", student, baseline, labels, samples=600)
-    assert found == pytest.approx(difference.std() / np.sqrt(2000), rel=0.12)
-    assert found == gain_error(accuracy, "accuracy", student, baseline, labels, samples=600)
-
-
-def test_gain_error_of_an_undefined_metric() -> None:
-    """A metric that is NaN on resampled rows must give no error bar, not a NaN one."""
-    ones = np.ones((4, 2))
-    assert gain_error(lambda *_: {"x": float("nan")}, "x", ones, ones, np.ones(4)) is None
-    assert gain_error(lambda *_: {}, "x", ones, ones, np.ones(4)) is None
-
-    def refuses(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        raise ValueError("only one class present")
-
-    assert gain_error(refuses, "x", ones, ones, np.ones(4)) is None

@@ -529,6 +529,34 @@ def test_a_run_from_texts_to_report(kind: str, task: str, make_model: Any, tmp_p
     assert (out / "report.html").is_file()
     page = (out / "README.md").read_text(encoding="utf-8")
     assert f"pipeline_tag: {task}" in page
+    assert (report.gain_error is None) == (kind == "bart")  # which has no baseline
+
+
+def test_generated_texts_choose_the_best_model(make_model: Any, tmp_path: Path) -> None:
+    """Texts generated under the autocast of the training are others than the report's: not the best model is kept."""
+    model = make_model("t5", seed=1)
+    training = json.loads(write(tmp_path, "summarization", model).read_text())["training"]
+    # The lowest, so that it is not the last.
+    best = {"bf16": True, "load_best_model_at_end": True, "greater_is_better": False, "num_train_epochs": 4}
+    given = {
+        "evaluation": {"metrics": ["chrf", "rouge1", "perplexity"]},
+        "objectives": [{"name": "labels"}],
+        "report": {"baseline": False, "latency": False},
+    }
+
+    def run(metric: str) -> Any:
+        chosen = {**training, **best, "metric_for_best_model": metric}
+        return distilled(tmp_path, "summarization", model, training=chosen, **given)
+
+    with pytest.raises(UserError, match="It is lowest where its logarithm is: objective/labels"):
+        run("perplexity")
+    report = run("chrf")
+    evaluated = [log for log in report.history["student"] if "eval_loss" in log]
+    scores = [log["eval_chrf"] for log in evaluated]
+    assert scores[-1] > min(scores)
+    assert report.student.metrics["chrf"] == min(scores)
+    assert report.best["student"].value == max(scores)
+    assert all({"eval_rouge1", "eval_chrf"} <= set(log) and "eval_perplexity" not in log for log in evaluated)
 
 
 def test_a_student_from_a_configuration_and_a_teacher_that_is_trained_first(make_model: Any, tmp_path: Path) -> None:

@@ -1,0 +1,101 @@
+"""The contract of `hf_distill/tasks/evaluator.py`, held by the evaluator of every task."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hf_distill.metrics.score import check_names
+from hf_distill.models.loading import open_config, open_tokenizer
+from hf_distill.tasks import TASKS, Prepared, Setup
+from hf_distill.tasks.evaluator import Predictions
+
+TEXTS = ["a great film", "a dull story", "the plot was moving", "the cast is bad and the film boring"] * 8
+TITLES = ["great film", "dull story", "moving plot", "bad cast"] * 8
+# Task -> kind of model, columns of the data.
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "fill-mask": ("bert-mlm", {"text": TEXTS}),
+    "question-answering": (
+        "bert-qa",
+        {
+            "question": ["what was it"] * 32,
+            "context": TEXTS,
+            "answers": [{"text": [text[-5:]], "answer_start": [len(text) - 5]} for text in TEXTS],
+        },
+    ),
+    "sentence-similarity": ("bert-bare", {"text": TEXTS, "text_pair": TITLES, "label": [0.1, 0.2, 0.7, 0.9] * 8}),
+    "summarization": ("t5", {"text": TEXTS, "summary": TITLES}),
+    "text-classification": ("bert", {"text": TEXTS, "label": ["positive", "negative", "positive", "negative"] * 8}),
+    "text-generation": ("llama-lm", {"text": TEXTS}),
+    "token-classification": (
+        "bert-tokens",
+        {"tokens": list(map(str.split, TEXTS)), "tags": [["O"] * (len(one.split()) - 1) + ["B-X"] for one in TEXTS]},
+    ),
+    "translation": ("bart", {"source": TITLES, "target": [f"{text} with a clever plot" for text in TEXTS]}),
+}  # fmt: skip
+
+
+@pytest.fixture(params=TASKS)
+def prepared(request: pytest.FixtureRequest, make_model: Any) -> Prepared:
+    from datasets import Dataset
+
+    kind, columns = CASES[request.param]
+    path: Path = make_model(kind)
+    setup = Setup(open_tokenizer(str(path)), configs=(open_config(str(path)),) * 2)
+    data = Dataset.from_dict(columns)
+    return TASKS[request.param]().prepare({"train": data, "eval": data}, setup)
+
+
+def predicted(prepared: Prepared, right: float, seed: int) -> Predictions:
+    """Return what a model predicts that is right with a share of the rows."""
+    rng = np.random.default_rng(seed)
+    evaluator: Any = prepared.evaluator
+    examples = len(prepared.eval)
+    losses = np.stack([rng.normal(9.0 - 3 * right, 0.5, examples), np.full(examples, 3.0)], -1)
+    if not evaluator.needs_logits:
+        known = getattr(getattr(evaluator, "generator", None), "references", [])
+        return Predictions(losses=losses, texts=[text if rng.random() < right else "a film" for text in known])
+    batch = prepared.collator([{k: v for k, v in row.items() if not k.endswith("length")} for row in prepared.eval])
+    found: Any = prepared.layout.labels(batch)
+    labels: Any = found.numpy()
+    sure = rng.random(len(labels)) < right
+    if getattr(evaluator, "kind", "") == "values":
+        logits = np.where(sure, labels, rng.random(len(labels)))
+    elif labels.ndim == 2 and labels.shape[1] == 2:  # start and end
+        logits = rng.normal(size=(*batch["input_ids"].shape, 2))
+        for row, ends in enumerate(labels):
+            logits[row, ends, [0, 1]] += 9 * sure[row]
+    else:
+        width = len(prepared.label_names or ())
+        truth = np.eye(width)[np.maximum(labels, 0)]
+        logits = rng.normal(size=truth.shape) + 9 * truth * sure.reshape(-1, *[1] * labels.ndim)
+    counted = (labels >= 0).reshape(examples, -1).sum(1)
+    return Predictions(logits, labels, np.stack([losses[:, 0], counted], -1))
+
+
+def test_every_task_has_a_whole_evaluator(prepared: Prepared) -> None:
+    """A task without noise or chance: its report says nothing of either, and nobody knows whether that is meant."""
+    evaluator = prepared.evaluator
+    check_names(evaluator.names)
+    student, baseline = predicted(prepared, 0.9, 1), predicted(prepared, 0.3, 2)
+    metrics, other = evaluator.evaluate(student), evaluator.evaluate(baseline)
+    assert set(metrics) == set(evaluator.names)
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert evaluator.headline == evaluator.names[0]
+    gain = metrics[evaluator.headline] - other[evaluator.headline]
+    assert gain * (1 if evaluator.greater_is_better else -1) > 0
+    error = evaluator.gain_error(student, baseline)
+    assert error is not None
+    assert 0 < error < abs(gain)
+    assert evaluator.gain_error(student, student) == 0
+    chance = evaluator.chance(student)
+    assert (chance is None) == evaluator.generates(evaluator.headline)
+    if chance is not None:
+        assert not chance.explains(metrics[evaluator.headline], greater_is_better=evaluator.greater_is_better)
+    rows = evaluator.count(student)
+    assert rows == (sum(map(len, CASES["token-classification"][1]["tags"])) if "span_f1" in metrics else 32)
+    assert set(evaluator.in_training) == set(evaluator.names) - {"perplexity"}
