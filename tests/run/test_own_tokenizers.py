@@ -296,7 +296,7 @@ def test_a_run_from_roberta_to_bert(
     """Each figure of the report is of a model that read its own tokens, and the student is saved with its own."""
     from transformers import AutoTokenizer
 
-    report = run(roberta_to_bert(report={"baseline": True}))
+    report = run(roberta_to_bert(report={"baseline": True, "latency": False}))
     rows = rows_of(sentiment_csv.validation)
     texts = [row["sentence"] for row in rows]
     out = tmp_path / "out"

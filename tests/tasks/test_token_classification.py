@@ -475,7 +475,7 @@ def write_recipe(directory: Path, teacher: Path, eval_tags: bool = True, **secti
             "output_dir": str(directory / "out"), "per_device_train_batch_size": 8, "per_device_eval_batch_size": 5,
             "num_train_epochs": 2, "learning_rate": 3e-3, "disable_tqdm": True, "report_to": "none",
         },
-        "report": {"baseline": True},
+        "report": {"baseline": True, "latency": False},
     } | sections  # fmt: skip
     path = directory / "recipe.yaml"
     path.write_text(json.dumps(recipe), encoding="utf-8")
