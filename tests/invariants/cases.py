@@ -324,4 +324,4 @@ def generator() -> Any:
     from hf_distill.tasks.generation import Generator
 
     rows = datasets.Dataset.from_list(make_rows("sequence-to-sequence", 7)).select_columns(["input_ids"])
-    return Generator(rows, Numbers(), 0, (), {"max_new_tokens": 9, "no_repeat_ngram_size": 1})  # type: ignore[arg-type]
+    return Generator(rows, Numbers(), 0, {"max_new_tokens": 9, "no_repeat_ngram_size": 1})  # type: ignore[arg-type]
