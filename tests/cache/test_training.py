@@ -24,9 +24,9 @@ from invariants.cached import (
     terms_of,
     trainer,
 )
-from invariants.cases import KINDS, Collator, Record, arguments, largest_difference, make_rows, objectives, train
+from invariants.cases import Collator, Record, arguments, largest_difference, make_rows, objectives, train
 from invariants.processes import as_two_processes
-from invariants.worker import CACHED, RESUMED, Stop
+from invariants.worker import CACHED, RESUMED, SAMPLED, Stop
 
 from hf_distill.cache.format import is_sparse
 from hf_distill.cache.replay import Replay, TrainingData
@@ -36,8 +36,7 @@ from hf_distill.rows import padding
 from hf_distill.rows.base import SparseRows
 
 
-@pytest.mark.parametrize("sampling", ["random", "group_by_length"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "sampling"), SAMPLED)
 def test_a_cache_of_everything_is_the_teacher(kind: str, sampling: str, tmp_path: Path) -> None:
     """Targets one row off, of another temperature, or padded on the wrong side train as quietly as the right ones:
     over three shuffled epochs every loss, gradient and figure has to be the live teacher's."""
