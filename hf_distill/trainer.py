@@ -31,20 +31,20 @@ from hf_distill.models.inspection import base_model, taken_by
 from hf_distill.models.quantization import evaluable
 from hf_distill.models.sentence_encoder import encoding_of
 from hf_distill.models.target_model import TargetSource, as_source
-from hf_distill.objectives import Comparison, KLDivergence, Labels, LogitsMSE, Objective, RowObjective
+from hf_distill.objectives import Comparison, KLDivergence, Labels, LogitsMSE, Objective
 from hf_distill.rows.base import UNITS, RowLayout
 from hf_distill.rows.inferred import infer_layout
 from hf_distill.rows.padding import Padding
 from hf_distill.rows.similarity import SimilarityRows
 from hf_distill.tasks import Task
 from hf_distill.teachers.opening import Given, can_open, open_teacher
+from hf_distill.training.argument_checks import check_terms
 from hf_distill.training.batches import BatchingTrainer, SetEpoch
 from hf_distill.training.checks import (
     check_data,
     check_objectives,
     check_parallelism,
     check_separate,
-    check_terms,
     check_types,
 )
 from hf_distill.training.chunked.compiled import compiler_for, warn_nothing_compiled
@@ -56,7 +56,7 @@ from hf_distill.training.forward import BothModels, inside_forward
 from hf_distill.training.guarding import GuardedTrainer, is_of_training
 from hf_distill.training.input_values import check_input_values
 from hf_distill.training.label_values import check_label_values, reaches_models
-from hf_distill.training.labelled import check_labelled
+from hf_distill.training.labelled import check_labelled, is_labelled
 from hf_distill.training.liger import layers_only, undone_afterwards
 from hf_distill.training.meter import Meter
 from hf_distill.training.own_loss import ComparesModels
@@ -160,7 +160,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         args.logging_nan_inf_filter = False
         if compute_loss_func is not None:
             raise ValueError("compute_loss_func would be ignored: the loss is the sum of `objectives`.")
-        heads = objectives is None or any(isinstance(one, RowObjective) for one in objectives)
+        heads = objectives is None or any(one.needs().rows for one in objectives)
         self._reaches_head = heads and encoding_of(model) is None  # no vector of a text passes a backbone's pooler
         use_cache = getattr(getattr(model, "config", None), "use_cache", None)
         with evaluable(model):
@@ -192,9 +192,10 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
             self._tokenise(self.teacher, task)
             layout = layout or self._layout_of_texts()
         self.layout = layout or infer_layout(self.model, self.teacher, self.processing_class)
-        objectives = _defaults(self.layout) if objectives is None else objectives
-        self.objectives = settle_class_weights(objectives, self.layout, self.model, self.train_dataset)
-        check_objectives(self.objectives, self.layout, self.model, self.source)
+        chosen = _defaults(self.layout) if objectives is None else objectives
+        self.objectives = settle_class_weights(chosen, self.layout, self.model, self.train_dataset)
+        # By default labels are learned where there are any.
+        check_objectives(self, self.source, labelled=True if objectives is None else self._labelled())
         self._check_splits()
         if self.source is not None:
             student: Any = getattr(base_model(self.model), "config", None)  # asked for by nobody who compares logits
@@ -265,6 +266,11 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         """Return which logits of texts count, but of a head over a vocabulary, which both models decide."""
         layout = None if self.texts is None else self.texts.prepared.layout
         return None if getattr(layout, "classes", None) else layout
+
+    def _labelled(self) -> bool | None:
+        """Return whether the train split has labels; None where only its batches tell."""
+        split = self.train_dataset
+        return is_labelled(split, self.layout) if reaches_models(split, self.data_collator) else None
 
     def _check_splits(self) -> None:
         """Refuse rows that the models cannot read or learn from; of those that change on their way nothing is known."""

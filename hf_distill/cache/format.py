@@ -14,6 +14,7 @@ from torch.utils.dlpack import from_dlpack
 from hf_distill.cache import hidden_states as kept_states
 from hf_distill.cache.hidden_states import KeptStates
 from hf_distill.models.inspection import base_model
+from hf_distill.models.needs import Gives
 from hf_distill.models.target_model import PREFIX
 
 if TYPE_CHECKING:
@@ -101,6 +102,18 @@ class Kept:
     def is_sparse(self) -> bool:
         """Whether only the likeliest classes of a row are kept."""
         return not self.outputs
+
+    def gives(self) -> Gives:
+        """Return what a training gets of it."""
+        return Gives(
+            "a cached teacher",
+            classes="all" if not self.is_sparse else "drawn" if self.tail else "top",
+            temperature=self.temperature if self.is_sparse else None,
+            exact_logits=not self.is_sparse,
+            top=None if not self.is_sparse or self.top == self.classes else self.top,
+            states=tuple(one.states for one in self.states),
+            more_states="Add them to its layers; left out, those are stored that objectives name.",
+        )
 
     @property
     def names(self) -> tuple[str, ...]:

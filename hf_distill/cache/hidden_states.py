@@ -112,12 +112,6 @@ def columns_of(config: PretrainedConfig, states: Iterable[States], precision: Pr
     return tuple(columns)
 
 
-def missing(columns: Iterable[KeptStates], wanted: Iterable[States]) -> tuple[States, ...]:
-    """Return what is wanted and neither there nor part of what is."""
-    kept = {one.states for one in columns}
-    return tuple(one for one in wanted if not {one, replace(one, of="tokens")} & kept)
-
-
 def in_words(columns: Sequence[KeptStates]) -> str:
     """Return `hidden states of layers 2, 4 (mean), 768 wide in float16`."""
     names = ", ".join(str(one.states) for one in columns)

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from hf_distill.cache import hidden_states as kept_states
 from hf_distill.cache.format import SPARSE, Kept, read
-from hf_distill.cache.requirements import check_objective, states_of
+from hf_distill.cache.requirements import states_of
 from hf_distill.data.collators import AroundCollator, Collate
 from hf_distill.data.two_tokenizers import PREFIX as OWN_TOKENS
+from hf_distill.models.needs import Gives
 from hf_distill.models.target_model import PREFIX, ROW, RunModel, Targets, TargetSource
 from hf_distill.rows.base import RowLayout, SparseRows
 
@@ -37,13 +38,19 @@ class Replay(TargetSource):
         config: Of the teacher it stands for.
         kept: What is in the batch.
         key: Of what it stands for; as a buffer it goes into `fingerprint.model_fingerprint`.
+        gives: What a training gets of it; what a cache gives, if left out.
     """
 
-    def __init__(self, config: Any, kept: Kept, key: str) -> None:
+    def __init__(self, config: Any, kept: Kept, key: str, gives: Gives | None = None) -> None:
         super().__init__()
         self.config = config
+        self._gives = gives
         self.kept = kept
         self.register_buffer("key", torch.frombuffer(bytearray(key.encode()), dtype=torch.uint8))
+
+    def gives(self) -> Gives:
+        """Return what a training gets of it."""
+        return self._gives or self.kept.gives()
 
     @property
     def takes(self) -> frozenset[str]:
@@ -55,15 +62,11 @@ class Replay(TargetSource):
         """Whether the teacher's outputs were stored whole."""
         return not self.kept.is_sparse
 
-    def check_objective(self, objective: Objective, student: Any) -> None:
-        """Refuse an objective that wants more of the teacher than is stored."""
-        check_objective(objective, self.kept, (student, self.config))
-
     def for_objectives(self, objectives: Iterable[Objective], student: Any, collate: Any) -> tuple[Replay, Any]:
         """Return what reads no hidden states but those that objectives compare, and a collator that adds no others."""
         wanted = states_of(objectives, (student, self.config))
         key: Any = self.key
-        narrow = Replay(self.config, self.kept.only(wanted), bytes(key.tolist()).decode())
+        narrow = Replay(self.config, self.kept.only(wanted), bytes(key.tolist()).decode(), self._gives)
         return narrow, collate.only(wanted) if isinstance(collate, AddTargets) else collate
 
     def forward(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from hf_distill.errors import UserError
-from hf_distill.models.needs import Gives, Needs, Problem
+from hf_distill.models.needs import Gives, Needs, TaskFacts
 
 # Which texts of an example a unit compares; what a recipe calls the last of them.
 TEXTS = {"row": (2, "two", "text_pair"), "label": (2, "two", "text_pair"), "triple": (3, "three", "negative")}
@@ -25,25 +25,26 @@ class Mistake:
     key: str = ""
 
 
-def match(needs: Needs, gives: Gives | None, problem: Problem) -> None:
+def match(needs: Needs, gives: Gives | None, facts: TaskFacts, key: str = "") -> None:
     """Refuse an objective that needs what it is not given. The run, `--check` and the trainer all ask here.
 
     Args:
         needs: Of the objective.
         gives: Of the teacher; None where there is none.
-        problem: What is learned.
+        facts: What is learned.
+        key: Where the objective stands, `objectives[1]`.
 
     Raises:
         UserError: The first mistake; `key` is the setting.
     """
-    for mistake in mistakes(needs, gives, problem):
-        raise UserError(mistake.text, key=mistake.key)
+    for mistake in mistakes(needs, gives, facts):
+        raise UserError(mistake.text, key=".".join(filter(None, (key, mistake.key))))
 
 
-def mistakes(needs: Needs, gives: Gives | None, problem: Problem) -> Iterator[Mistake]:
+def mistakes(needs: Needs, gives: Gives | None, facts: TaskFacts) -> Iterator[Mistake]:
     """Yield all that is needed and not given. See `match`."""
     for check in (_task, _vectors, _rows, _labels, _texts):
-        yield from check(needs, problem)
+        yield from check(needs, facts)
     if not needs.teacher:
         return
     if gives is None:
@@ -57,13 +58,13 @@ def mistakes(needs: Needs, gives: Gives | None, problem: Problem) -> Iterator[Mi
 # ---- The data --------------------------------------------------------------------------------------------------------
 
 
-def _task(needs: Needs, problem: Problem) -> Iterator[Mistake]:
-    if needs.tasks and problem.task is not None and problem.task not in needs.tasks:
-        yield Mistake(f"'{needs.name}' is for {', '.join(needs.tasks)}, but the task is {problem.task}. Leave it out.")
+def _task(needs: Needs, facts: TaskFacts) -> Iterator[Mistake]:
+    if needs.tasks and facts.task is not None and facts.task not in needs.tasks:
+        yield Mistake(f"'{needs.name}' is for {', '.join(needs.tasks)}, but the task is {facts.task}. Leave it out.")
 
 
-def _vectors(needs: Needs, problem: Problem) -> Iterator[Mistake]:
-    if not needs.vectors or problem.vectors is not False:
+def _vectors(needs: Needs, facts: TaskFacts) -> Iterator[Mistake]:
+    if not needs.vectors or facts.vectors is not False:
         return
     if needs.vectors_by:
         text = "'embedding' is what models of the task sentence-similarity return, and those of this task do not."
@@ -75,8 +76,8 @@ def _vectors(needs: Needs, problem: Problem) -> Iterator[Mistake]:
     )
 
 
-def _rows(needs: Needs, problem: Problem) -> Iterator[Mistake]:
-    if problem.classes is not False:
+def _rows(needs: Needs, facts: TaskFacts) -> Iterator[Mistake]:
+    if facts.classes is not False:
         return
     if not needs.values:
         yield Mistake(
@@ -87,26 +88,26 @@ def _rows(needs: Needs, problem: Problem) -> Iterator[Mistake]:
         yield Mistake(f"{what}, and this is regression. Remove it.", key)
 
 
-def _labels(needs: Needs, problem: Problem) -> Iterator[Mistake]:
-    if needs.labels and problem.labelled is False:
-        where = f"data: {{columns: {{{problem.label_role}: ...}}}}"
+def _labels(needs: Needs, facts: TaskFacts) -> Iterator[Mistake]:
+    if needs.labels and facts.labelled is False:
+        where = f"data: {{columns: {{{facts.label_role}: ...}}}}"
         yield Mistake(
             f"'{needs.name}' needs labels, but the train split has none. Leave it out, since the teacher's targets "
             f"need no labels; or say which column they are: {where}."
         )
 
 
-def _texts(needs: Needs, problem: Problem) -> Iterator[Mistake]:
+def _texts(needs: Needs, facts: TaskFacts) -> Iterator[Mistake]:
     """Refuse what compares texts of an example with each other, where it has fewer or the teacher reads only one."""
-    if problem.translated:
-        if not needs.vectors or needs.unit != "example" or needs.within_batch:
+    if facts.translated:
+        if needs.teacher and (not needs.vectors or needs.unit != "example" or needs.within_batch):
             yield Mistake(
                 f"'{needs.name}' does not go with translations, of which the teacher reads the first text only. Use "
                 "sentence_embedding."
             )
         return
     wanted, number, role = TEXTS.get(needs.unit, (1, "", ""))
-    if problem.texts is not None and problem.texts < wanted:
+    if facts.texts is not None and facts.texts < wanted:
         yield Mistake(
             f"'{needs.name}' compares {number} texts of an example, and in the train split there is no '{role}'. Say "
             f"which column it is: data: {{columns: {{{role}: ...}}}}. Single texts can be learned by "

@@ -129,7 +129,7 @@ class Gives:
 
 
 @dataclass(frozen=True)
-class Problem:
+class TaskFacts:
     """What is learned from which data, as far as it is known; None for what is not.
 
     Attributes:

@@ -11,6 +11,7 @@ from torch import nn
 
 from hf_distill.models.fingerprint import model_fingerprint
 from hf_distill.models.inspection import base_model, taken_by
+from hf_distill.models.needs import Gives
 from hf_distill.models.quantization import is_placed
 from hf_distill.models.target_rows import SparseRows
 
@@ -94,16 +95,9 @@ class TargetSource(nn.Module, ABC):
         """Return a hash of what decides its targets."""
         return model_fingerprint(self.model)
 
-    def check_objective(self, objective: Any, student: Any) -> None:
-        """Refuse an objective that wants what it does not give.
-
-        Args:
-            objective: What is compared.
-            student: Configuration of the student.
-
-        Raises:
-            UserError: It does.
-        """
+    @abstractmethod
+    def gives(self) -> Gives:
+        """Return what it gives; an objective that needs more is refused before anything runs (see `models.match`)."""
 
     def for_objectives(self, objectives: Iterable[Any], student: Any, collate: Any) -> tuple[TargetSource, Any]:
         """Return it, and the collator of its batches, without what these objectives do not read.
@@ -169,6 +163,10 @@ class LiveModel(TargetSource):
         if self._takes is None:
             self._takes = taken_by(self._held[0])
         return self._takes
+
+    def gives(self) -> Gives:
+        """Return everything."""
+        return Gives.everything()
 
     def train(self, mode: bool = True) -> LiveModel:
         """Set the mode of the model."""

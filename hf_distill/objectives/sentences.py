@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from hf_distill.objectives.base import Comparison, Reads, Term
     from hf_distill.rows.base import Unit
 
-_TASKS = ("sentence-similarity",)
-
 
 @component
 class SentenceEmbedding(PreparedObjective):
@@ -47,7 +45,6 @@ class SentenceEmbedding(PreparedObjective):
     reads: ClassVar[Reads] = "answers"
     unit: ClassVar[Unit] = "example"
     vectors: ClassVar[bool] = True
-    tasks: ClassVar[tuple[str, ...]] = _TASKS
 
     loss: Literal["mse", "cosine"] = "mse"
     projection: Literal["auto", "always"] = "auto"
@@ -77,7 +74,6 @@ class SimilarityMatrix(Objective):
     unit: ClassVar[Unit] = "example"
     within_batch: ClassVar[bool] = True
     vectors: ClassVar[bool] = True
-    tasks: ClassVar[tuple[str, ...]] = _TASKS
 
     temperature: Temperature = 0.05
 
@@ -105,7 +101,6 @@ class MarginMSE(Objective):
     paper: ClassVar[str] = "Hofstaetter et al. 2020, Cross-Architecture Knowledge Distillation, arXiv 2010.02666"
     unit: ClassVar[Unit] = "triple"
     vectors: ClassVar[bool] = True
-    tasks: ClassVar[tuple[str, ...]] = _TASKS
 
     similarity: Literal["dot", "cosine"] = "dot"
 

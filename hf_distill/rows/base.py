@@ -175,6 +175,8 @@ class RowLayout(ABC):
         """Whether every row is a distribution over the task's classes, so that figures by class mean something."""
         return False
 
+    # Whether the models return a vector of each text.
+    vectors: ClassVar[bool] = False
     # Which of a model's outputs `logits` reads, and whether they have a value for every token of the input.
     outputs: ClassVar[tuple[str, ...]] = ("logits",)
     outputs_by_token: ClassVar[bool] = False

@@ -28,6 +28,7 @@ class SimilarityRows(RowLayout):
         columns: See `RowLayout`.
     """
 
+    vectors: ClassVar[bool] = True
     outputs: ClassVar[tuple[str, ...]] = ("sentence_embedding",)
 
     pairs: bool = True

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.errors import UserError
 from hf_distill.mistakes import join
+from hf_distill.objectives.fit import check_fit
 from hf_distill.report.text import count
 from hf_distill.run.training_defaults import sampling_remark, within_batch
+from hf_distill.training.argument_checks import check_with_arguments
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -42,8 +45,6 @@ def check_plan(recipe: Recipe, pair: Pair | None) -> None:
     Raises:
         UserError: A line for each mistake.
     """
-    from hf_distill.objectives.guard import guarded
-
     _check_shape(recipe)
     _check_lengths(recipe)
     _check_metrics(recipe)
@@ -62,17 +63,14 @@ def check_plan(recipe: Recipe, pair: Pair | None) -> None:
     except UserError as error:
         mistakes += error.mistakes
         asked = None  # told once, not again for every objective
+    gives = recipe.teacher.gives(recipe.task, every, asked)
+    gives = replace(gives, own_tokens=pair is not None and pair.teacher_tokenizer is not None)
+    facts, configs = recipe.task.facts(), None if pair is None else (pair.student, pair.teacher)
     for path, objective, training in _settings_of(recipe):
         try:
             with recipe.locate(path):
-                recipe.task.check_objective(objective)
-                recipe.teacher.check_objective(objective, recipe.task, every, asked)
-                _check_pairs(objective, training)
-                _check_padding_free(objective, training)
-                if pair is not None:
-                    with guarded(objective):
-                        objective.check(pair.student, pair.teacher)
-                    _check_tokens(objective, pair)
+                check_fit(objective, gives, facts, configs)
+                check_with_arguments(objective.needs(), training)
         except UserError as error:
             mistakes += error.mistakes
     if mistakes:
@@ -152,7 +150,8 @@ def remarks(recipe: Recipe, pair: Pair | None) -> list[str]:
 
 def _all_classes(recipe: Recipe, classes: int) -> Iterator[str]:
     for path, objective in objectives_of(recipe):
-        if (field := objective.likeliest) is not None and (wanted := getattr(objective, field)) > classes:
+        field, wanted = objective.needs().likeliest or ("", 0)
+        if wanted > classes:
             there = f"there are {classes:,} classes: all of them are compared"
             yield f"{path}.{field} is {wanted:,}, and {there}"
 
@@ -177,7 +176,7 @@ def leaves_head(objectives: Iterable[Objective], auto_class: str) -> bool:
             and a sentence encoder has none.
     """
     own = auto_class.endswith(("Classification", "QuestionAnswering"))
-    return own and not any(objective.reaches_head and objective.has_weight for objective in objectives)
+    return own and not any(objective.needs().head and objective.has_weight for objective in objectives)
 
 
 def cut_off(recipe: Recipe) -> list[str]:
@@ -244,27 +243,3 @@ def _check_quantized(recipe: Recipe) -> None:
                 f"training.{key}",
                 "would convert all weights of the teacher when it is evaluated, and they are quantized. Remove it.",
             )
-
-
-def _check_pairs(objective: Objective, training: Mapping[str, Any]) -> None:
-    if objective.unit == "pair" and training.get("per_device_train_batch_size") == 1:
-        raise UserError(
-            f"'{objective.name}' compares the examples of a micro-batch with each other, and "
-            "training.per_device_train_batch_size is 1: it would be 0 at every step. Raise that, or leave it out."
-        )
-
-
-def _check_padding_free(objective: Objective, training: Mapping[str, Any]) -> None:
-    if objective.needs().looks_inside and training.get("padding_free") is True:
-        raise UserError(
-            f"'{objective.name}' looks into the models, and training.padding_free: true runs their layers "
-            "without padding. Set that to auto, or leave one of the two out."
-        )
-
-
-def _check_tokens(objective: Objective, pair: Pair) -> None:
-    if objective.by_token and pair.teacher_tokenizer is not None:
-        raise UserError(
-            f"'{objective.name}' compares the models token by token, but each of them has a tokenizer of its own here, "
-            "so that they read different tokens. Leave it out, or choose a student of the teacher's family."
-        )

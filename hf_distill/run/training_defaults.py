@@ -45,7 +45,9 @@ def fine_tuning(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, 
 
 def within_batch(recipe: Recipe) -> list[str]:
     """Return the names of the objectives that compare the examples of a batch with each other."""
-    return list(dict.fromkeys(one.name for stage in recipe.plan for one in stage.objectives if one.within_batch))
+    return list(
+        dict.fromkeys(one.name for stage in recipe.plan for one in stage.objectives if one.needs().within_batch)
+    )
 
 
 def sampling_remark(recipe: Recipe) -> str | None:

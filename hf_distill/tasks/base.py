@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hf_distill.component import component
 from hf_distill.errors import UserError
+from hf_distill.models.match import match
+from hf_distill.models.needs import Gives, TaskFacts
 from hf_distill.objectives.class_weights import NO_CLASSES
 from hf_distill.tasks.class_counts import ClassCounts, count_classes
 
@@ -99,6 +101,8 @@ class Task(ABC):
     own_tokenizers: ClassVar[bool] = False
     # Whether what is compared are distributions over tokens, of which some may be left out.
     compares_tokens: ClassVar[bool] = False
+    # Whether the models return a vector of each text.
+    vectors: ClassVar[bool] = False
     # Whether the models see other inputs in every epoch.
     changes_inputs: ClassVar[bool] = False
     # Whether a row may have several labels in one text (`data.label_separator`).
@@ -136,52 +140,32 @@ class Task(ABC):
             UserError: Its configuration, or what lies beside it, says that it does not fit; `key` is `"model"`.
         """
 
-    def check_objective(self, objective: Objective) -> None:
-        """Refuse an objective that is for other tasks, before anything is loaded.
-
-        Raises:
-            UserError: It is.
-        """
-        if objective.tasks and self.name not in objective.tasks:
-            raise UserError(
-                f"'{objective.name}' is for {', '.join(objective.tasks)}, but the task is {self.name}. Leave it out."
-            )
-        if getattr(objective, "of", None) == "embedding" and self.name != "sentence-similarity":
-            raise UserError(
-                f"'embedding' is what models of the task sentence-similarity return, but the task is {self.name}. Use "
-                "mean.",
-                key="of",
-            )
+    def facts(self, prepared: Prepared | None = None) -> TaskFacts:
+        """Return what is learned, as far as the task alone tells, or the prepared data. See `models.match`."""
+        if prepared is None:
+            return TaskFacts(task=self.name, vectors=self.vectors)
+        return TaskFacts(
+            task=self.name,
+            classes=prepared.layout.has_classes,
+            vectors=prepared.layout.vectors,
+            labelled=prepared.labelled,
+            label_role=self.label_role,
+        )
 
     def check(self, objectives: tuple[Objective, ...], prepared: Prepared) -> None:
         """Refuse objectives that mean nothing on this data.
 
         Raises:
             UserError: A softmax over one predicted value, which is constant and its loss silently zero; an objective
-                on labels where there are none.
+                on labels where there are none; weights of classes that are not there.
         """
+        gives = Gives.everything(own_tokens=prepared.for_teacher is not None)
+        facts = self.facts(prepared)
         for index, objective in enumerate(objectives):
             key = f"objectives[{index}]"
-            if not prepared.layout.has_classes and not getattr(objective, "takes_values", True):
-                raise UserError(
-                    f"'{objective.name}' compares distributions over classes, but this is regression. "
-                    "Use logits_mse for the teacher's values and labels for the true ones.",
-                    key=key,
-                )
-            if not prepared.layout.has_classes and getattr(objective, "label_smoothing", False):
-                raise UserError(
-                    "smoothing spreads a label over classes, and this is regression. Remove it.",
-                    key=f"{key}.label_smoothing",
-                )
+            match(objective.needs(), gives, facts, key)
             if (weights := getattr(objective, "class_weights", None)) is not None:
                 check_class_weights(weights, prepared, f"{key}.class_weights")
-            if objective.unit == "label" and not prepared.labelled:
-                where = f"data: {{columns: {{{self.label_role}: ...}}}}"
-                raise UserError(
-                    f"'{objective.name}' needs labels, but the train split has none. Leave it out, since the teacher's "
-                    f"targets need no labels; or say which column they are: {where}.",
-                    key=key,
-                )
 
 
 def check_class_weights(weights: ClassWeights, prepared: Prepared, key: str) -> None:

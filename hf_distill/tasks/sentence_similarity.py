@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+    from hf_distill.models.needs import TaskFacts
     from hf_distill.objectives.base import Objective
     from hf_distill.tasks.sentence_readers import Reader
 
@@ -80,6 +81,7 @@ class SentenceSimilarity(Task):
         TRANSLATION: False,
     }
     own_tokenizers: ClassVar[bool] = True
+    vectors: ClassVar[bool] = True
     groups_by_length: ClassVar[bool] = True
 
     pooling: Literal["mean", "cls"] | None = None
@@ -130,26 +132,21 @@ class SentenceSimilarity(Task):
         check_backbone(config)
         read_encoding(config)
 
+    def facts(self, prepared: Prepared | None = None) -> TaskFacts:
+        """Return what is learned; see `Task.facts`. How many texts an example has only the data tells."""
+        found = super().facts(prepared)
+        if prepared is None:
+            return found
+        layout: Any = prepared.layout
+        return replace(found, texts=len(prepared.train[0]["input_ids"]), translated=not layout.pairs)
+
     def check(self, objectives: tuple[Objective, ...], prepared: Prepared) -> None:
-        """See `Task.check`; refuses besides what compares two or three texts where there are fewer."""
+        """Refuse objectives that mean nothing on this data, and warn of columns that none of them learns."""
         super().check(objectives, prepared)
         layout: Any = prepared.layout
         if not layout.pairs:
-            _check_translations(objectives)
             return
-        if prepared.for_teacher is not None:
-            _check_tokens(objectives)
-        texts = len(prepared.train[0]["input_ids"])
-        wanted = {"row": 2, "label": 2, "triple": 3}
-        for index, objective in enumerate(objectives):
-            if wanted.get(objective.unit, 1) > texts:
-                role = TEXTS[wanted[objective.unit] - 1]
-                raise UserError(
-                    f"'{objective.name}' compares {'two' if role == 'text_pair' else 'three'} texts of an example, and "
-                    f"in the train split there is no '{role}'. Say which column it is: data: {{columns: {{{role}: "
-                    "...}}. Single texts can be learned by sentence_embedding and similarity_matrix.",
-                    key=f"objectives[{index}]",
-                )
+        texts = self.facts(prepared).texts
         names = {objective.name for objective in objectives}
         columns = prepared.train.column_names
         if MARGIN in columns and "margin_mse" not in names:
@@ -163,29 +160,6 @@ class SentenceSimilarity(Task):
             logger.warning(
                 "both models read both texts. If the second is a translation, which only the student is to read: "
                 "data: {columns: {translation: ...}}"
-            )
-
-
-def _check_tokens(objectives: tuple[Objective, ...]) -> None:
-    """Refuse what compares token by token, where the models read different tokens."""
-    for index, objective in enumerate(objectives):
-        if objective.by_token:
-            raise UserError(
-                f"'{objective.name}' compares the models token by token, but each of them reads a prompt or tokens of "
-                "its own. Leave it out, or make the default prompts of both models the same in "
-                "config_sentence_transformers.json.",
-                key=f"objectives[{index}]",
-            )
-
-
-def _check_translations(objectives: tuple[Objective, ...]) -> None:
-    """Refuse what compares the texts of an example with each other, where the teacher reads one of them only."""
-    for index, objective in enumerate(objectives):
-        if objective.name != "sentence_embedding":
-            raise UserError(
-                f"'{objective.name}' does not go with translations, of which the teacher reads the first text only. "
-                "Use sentence_embedding.",
-                key=f"objectives[{index}]",
             )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from hf_distill.component import component
 from hf_distill.errors import UserError
+from hf_distill.models.needs import Gives
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -167,20 +168,15 @@ class Teacher(ABC):
             UserError: It cannot; `key` is the setting.
         """
 
-    def check_objective(  # noqa: B027
-        self, objective: Objective, task: Task, every: Sequence[Objective], pair: Pair | None
-    ) -> None:
-        """Refuse an objective that wants what this teacher does not give, before anything is loaded.
+    def gives(self, task: Task, every: Sequence[Objective], pair: Pair | None) -> Gives:
+        """Return what it gives in a training, as far as that is known before anything is loaded.
 
         Args:
-            objective: What is compared.
             task: The recipe's.
             every: The objectives of all stages.
             pair: Both models; None where they cannot be looked at.
-
-        Raises:
-            UserError: It does; `key` is the setting.
         """
+        return Gives.everything()
 
     def prepare(
         self, task: Task, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset], setup: Setup, pair: Pair

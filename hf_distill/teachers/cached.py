@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hf_distill.cache.cache import Cache
     from hf_distill.cache.format import Kept
     from hf_distill.models.loading import Head
+    from hf_distill.models.needs import Gives
     from hf_distill.models.pair import Pair
     from hf_distill.models.target_model import TargetSource
     from hf_distill.objectives import Objective
@@ -178,12 +179,10 @@ class CachedTeacher(Teacher):
                 key="layers",
             )
 
-    def check_objective(self, objective: Objective, task: Task, every: Sequence[Objective], pair: Pair | None) -> None:
-        """Refuse an objective that wants more of the teacher than is kept."""
-        from hf_distill.cache.requirements import check_objective
-
-        configs = None if pair is None else (pair.student, pair.teacher)
-        check_objective(objective, planned(self, task, every, pair), configs)
+    def gives(self, task: Task, every: Sequence[Objective], pair: Pair | None) -> Gives:
+        """Return what will be stored."""
+        gives = planned(self, task, every, pair).gives()
+        return gives if pair is not None else replace(gives, states=None)
 
     def states(self, objectives: Sequence[Objective], pair: Pair) -> tuple[States, ...]:
         """Return which hidden states are kept.
@@ -212,11 +211,8 @@ class CachedTeacher(Teacher):
 
     def temperature(self, objectives: Sequence[Objective]) -> float:
         """Return at which temperature tokens are kept: that of the first objective that has one."""
-        for objective in objectives:
-            found = getattr(objective, "temperature", None)
-            if objective.needs_teacher and isinstance(found, int | float):
-                return float(found)
-        return 1.0
+        every = (objective.needs() for objective in objectives)
+        return next((needs.temperatures[0] for needs in every if needs.teacher and len(needs.temperatures) == 1), 1.0)
 
     def freeze(self, prepared: Prepared) -> Prepared:
         """Return the data with masks that stay, where they are to."""

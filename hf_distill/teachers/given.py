@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from hf_distill.component import component
 from hf_distill.errors import UserError
 from hf_distill.models.loading import open_config
+from hf_distill.models.needs import Gives
 from hf_distill.teachers.base import FineTune, Teacher, under
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from hf_distill.teachers.token_columns import Names, Positions
 
 Classes = Literal["probabilities", "logits"]
+# What messages call it.
+GIVEN = "a teacher given as data"
 What = Literal[Classes, "logprobs", "top_token_ids", "top_logprobs", "token_ids"]
 # What names the targets of a language model.
 _OF_TOKENS: tuple[set[What], ...] = ({"logprobs"}, {"top_token_ids", "top_logprobs"})
@@ -182,36 +185,11 @@ class GivenTeacher(Teacher):
                 "be those of both. Leave out tokenizer."
             )
 
-    def check_objective(self, objective: Objective, task: Task, every: Sequence[Objective], pair: Pair | None) -> None:
-        """Refuse an objective that looks into a model, or that wants logits where probabilities are given."""
-        if not objective.needs_teacher:
-            return
-        if objective.needs().looks_inside:
-            raise UserError(
-                f"'{objective.name}' looks into the teacher, and this one is given as data. Wanted one that compares "
-                "answers, such as kl."
-            )
+    def gives(self, task: Task, every: Sequence[Objective], pair: Pair | None) -> Gives:
+        """Return what the columns hold."""
         if self.of_tokens:
-            self._check_sparse(objective)
-        elif objective.name == "logits_mse" and "logits" not in self.columns:
-            raise UserError(
-                "'logits_mse' compares logits, and the teacher is given as probabilities, which are logits up to a "
-                "constant. Use kl, or give columns: {logits: ...}."
-            )
-
-    def _check_sparse(self, objective: Objective) -> None:
-        """Refuse what wants more than the likeliest tokens, or another temperature than the server's."""
-        from hf_distill.cache.format import Kept
-        from hf_distill.cache.requirements import check_objective
-
-        own = getattr(objective, "temperature", None)
-        if own is not None and own != 1.0:
-            raise UserError(
-                "the log-probabilities of the likeliest tokens are given at temperature 1, and without those of all "
-                "others they cannot be softened. Wanted temperature: 1.",
-                key="temperature",
-            )
-        check_objective(objective, Kept(top=1), None)
+            return Gives(GIVEN, classes="top", temperature=1.0, exact_logits=False)
+        return Gives(GIVEN, exact_logits="logits" in self.columns)
 
     def prepare(
         self, task: Task, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset], setup: Setup, pair: Pair
@@ -225,7 +203,7 @@ class GivenTeacher(Teacher):
         layout = prepared.layout
         with under("teacher"):
             logits = self.read(beside, exclusive=layout.has_named_classes if layout.has_classes else None)
-        return replaying(prepared, logits, pair.teacher)
+        return replaying(prepared, logits, pair.teacher, self.gives(task, (), pair))
 
     def _prepare_tokens(
         self, task: Task, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset], setup: Setup, pair: Pair
@@ -243,7 +221,8 @@ class GivenTeacher(Teacher):
             name: split.add_column(COMPLETION_IDS, [row.tokens for row in given[name]])
             for name, split in numbered(splits).items()
         }
-        return replaying_tokens(task.prepare(named, setup), given, pair.teacher, names.classes)
+        gives = self.gives(task, (), pair)
+        return replaying_tokens(task.prepare(named, setup), given, pair.teacher, names.classes, gives)
 
     def look(self, task: Task, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset], pair: Pair) -> None:
         """See `Teacher.look`."""

@@ -14,6 +14,7 @@ from hf_distill.cache.format import SPARSE, Kept, packed
 from hf_distill.cache.replay import CachedTargets, Replay, with_targets
 from hf_distill.data.label_names import IGNORED
 from hf_distill.files.fingerprint import fingerprint
+from hf_distill.models.needs import Gives
 from hf_distill.models.target_model import ROW
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def numbered(splits: Mapping[str, Dataset]) -> dict[str, Dataset]:
 
 
 def replaying(
-    prepared: Prepared, logits: Mapping[str, Array], config: PretrainedConfig
+    prepared: Prepared, logits: Mapping[str, Array], config: PretrainedConfig, gives: Gives
 ) -> tuple[Prepared, tuple[Prepared, Replay]]:
     """Return the data as it is without a teacher; and with the targets in every batch, and a teacher that gives them.
 
@@ -42,6 +43,7 @@ def replaying(
         prepared: Data whose rows are `numbered`.
         logits: Split -> targets by number of the row, float32 `(rows, classes)`.
         config: What stands for the teacher's.
+        gives: What the columns hold.
     """
     import pyarrow as pa  # type: ignore[import-untyped]
     from datasets import Dataset
@@ -53,7 +55,7 @@ def replaying(
     kept = Kept(outputs=("logits",))
     targets = CachedTargets(Dataset(pa.table({"logits": column})), kept, prepared.layout)
     plain = _plain(prepared)
-    replay = Replay(config, kept, fingerprint(whole.shape, blake2b(whole.tobytes()).hexdigest()))
+    replay = Replay(config, kept, fingerprint(whole.shape, blake2b(whole.tobytes()).hexdigest()), gives)
     return plain, (with_targets(plain, targets, rows), replay)
 
 
@@ -62,7 +64,7 @@ def _plain(prepared: Prepared) -> Prepared:
 
 
 def replaying_tokens(
-    prepared: Prepared, given: Mapping[str, Sequence[Positions]], config: PretrainedConfig, classes: int
+    prepared: Prepared, given: Mapping[str, Sequence[Positions]], config: PretrainedConfig, classes: int, gives: Gives
 ) -> tuple[Prepared, tuple[Prepared, Replay]]:
     """Return what `replaying` does, of the likeliest tokens at every position of a completion that is learned.
 
@@ -71,6 +73,7 @@ def replaying_tokens(
         given: Split -> what is given, by number of the row.
         config: What stands for the teacher's.
         classes: How many columns of the head are tokens.
+        gives: What the columns hold, as far as it was known before they were read.
     """
     import pyarrow as pa
 
@@ -84,7 +87,9 @@ def replaying_tokens(
     for row in cells:
         for one in row:
             content.update(len(one).to_bytes(8, "little") + one)
-    replay = Replay(config, kept, fingerprint(top, classes, content.hexdigest()))
+    replay = Replay(
+        config, kept, fingerprint(top, classes, content.hexdigest()), replace(gives, top=top if top < classes else None)
+    )
     own = [row.own[part] for row, part in learned["eval"]]
     replay.label_losses = np.array([[-values.sum(), len(values)] for values in own])
     first = len(prepared.train)

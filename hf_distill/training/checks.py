@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
+import datasets
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from hf_distill.data import column
 from hf_distill.data.two_tokenizers import MARK
@@ -15,13 +17,14 @@ from hf_distill.errors import UserError
 from hf_distill.mistakes import describe
 from hf_distill.models.decoders import check_ends
 from hf_distill.models.inspection import base_model, wrapper_of
+from hf_distill.models.needs import TaskFacts
 from hf_distill.models.target_model import TargetSource
-from hf_distill.objectives import OBJECTIVES, Objective, RowObjective
+from hf_distill.objectives import OBJECTIVES, Objective
+from hf_distill.objectives.fit import check_fit
 from hf_distill.rows.base import RowLayout
 from hf_distill.rows.examples import ExampleRows
 from hf_distill.training.label_values import reaches_models
-from hf_distill.training.sharded import deepspeed_stage, is_divided
-from hf_distill.training.terms import Terms
+from hf_distill.training.sharded import deepspeed_stage
 
 IDS = "input_ids"
 
@@ -94,29 +97,42 @@ def check_parallelism(trainer: Trainer) -> None:
         )
 
 
-def check_objectives(
-    objectives: Sequence[Objective], layout: RowLayout, student: PreTrainedModel, source: TargetSource | None
-) -> None:
+def check_objectives(trainer: Any, source: TargetSource | None, *, labelled: bool | None) -> None:
     """Refuse objectives that these models and their rows cannot serve.
 
+    Args:
+        trainer: With its objectives, layout, student and data.
+        source: What the student learns from, if anything.
+        labelled: Whether the train split has labels; None where that is not known.
+
     Raises:
-        ValueError: There is none, its teacher is missing, or the rows have no classes for it.
-        UserError: Its teacher does not give what it needs.
+        UserError: There is none, or one needs what it is not given.
     """
-    if not objectives:
-        raise ValueError("no objective: pass at least one, e.g. KLDivergence(temperature=2.0).")
-    wanting = [objective.name for objective in objectives if objective.needs_teacher]
-    if source is None and wanting:
-        raise ValueError(f"objectives that need a teacher: {', '.join(wanting)}. Pass `teacher=`.")
-    for objective in objectives:
-        if source is not None:
-            source.check_objective(objective, getattr(base_model(student), "config", None))
-        takes_values = not isinstance(objective, RowObjective) or objective.takes_values
-        if not layout.has_classes and not takes_values:
-            raise ValueError(
-                f"'{objective.name}' compares distributions over classes, but this is regression. Use logits_mse "
-                "for the teacher's values and labels for the true ones."
-            )
+    if not trainer.objectives:
+        raise UserError("no objective: pass at least one, e.g. KLDivergence(temperature=2.0).")
+    ours = getattr(base_model(trainer.model), "config", None)
+    theirs = None if source is None else source.config
+    split, layout = trainer.train_dataset, trainer.layout
+    gives = None if source is None else source.gives()
+    if gives is not None and gives.model and isinstance(split, datasets.Dataset):
+        gives = replace(gives, own_tokens=MARK in split.column_names)
+    facts = TaskFacts(
+        classes=layout.has_classes,
+        vectors=layout.vectors,
+        labelled=labelled,
+        texts=_texts(split) if layout.vectors else None,
+        translated=not getattr(layout, "pairs", True),
+    )
+    configs = None if ours is None or theirs is None else (ours, theirs)
+    for index, objective in enumerate(trainer.objectives):
+        check_fit(objective, gives, facts, configs, f"objectives[{index}]")
+
+
+def _texts(split: Any) -> int | None:
+    """Return how many texts an example has, where there is a first one to look at."""
+    known = isinstance(split, datasets.Dataset) and split.format["type"] != "custom" and len(split)
+    ids = split[0].get(IDS) if known else None
+    return len(ids) if ids and isinstance(ids[0], list) else None
 
 
 def check_data(trainer: Trainer, layout: RowLayout, teacher: nn.Module | None) -> None:
@@ -149,37 +165,3 @@ def check_separate(student: nn.Module, teacher: nn.Module) -> None:
             "the teacher is the student, or shares weights with it that will be trained: it would change with "
             "every step. Make the student from a copy, e.g. copy.deepcopy(teacher)."
         )
-
-
-def check_terms(terms: Terms, trainer: Any) -> None:
-    """Refuse what objectives that learn, look into the models or differentiate do not go with.
-
-    Raises:
-        ValueError: Says what to leave out, or to pass instead.
-    """
-    args = trainer.args
-    given: tuple[Any, ...] = (trainer.model_init, trainer.optimizer)
-    if terms.learned and any(one is not None for one in given):
-        raise ValueError(
-            "an objective here has parts of its own to learn, which the trainer must create together with the "
-            "student and its optimizer. Pass `model`, not `model_init`, and no `optimizers`."
-        )
-    if args.torch_compile and (terms.learned or terms.watch or terms.differentiates):
-        raise UserError(
-            "torch_compile does not work with objectives that learn projections, look into the models or "
-            "differentiate. Leave one out."
-        )
-    looks = terms.watch or terms.differentiates
-    if looks and trainer.teacher is not None and (wrapper := wrapper_of(trainer.teacher)) is not None:
-        raise ValueError(
-            f"an objective here looks into the models, and the teacher is inside a {wrapper}. Pass the model itself."
-        )
-    checkpointing: Any = (args.gradient_checkpointing and args.gradient_checkpointing_kwargs) or {}
-    if terms.watch and checkpointing.get("use_reentrant"):
-        raise UserError(
-            "re-entrant gradient checkpointing computes the layers without gradient, and objectives that look into "
-            "the models would train nothing. Set use_reentrant: false in activation_checkpointing_kwargs (before "
-            "Transformers 5.23 gradient_checkpointing_kwargs)."
-        )
-    if is_divided(trainer) and terms.differentiates:
-        raise ValueError("FSDP does not work with objectives that differentiate. Use DDP, or leave them out.")

@@ -11,7 +11,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from hf_distill.data.two_tokenizers import PREFIX, teacher_inputs
+from hf_distill.data.two_tokenizers import teacher_inputs
+from hf_distill.models.match import match
+from hf_distill.models.needs import TaskFacts
 from hf_distill.models.patching import replaced
 from hf_distill.models.target_model import RunModel, Targets, TargetSource
 from hf_distill.objectives import Comparison
@@ -111,12 +113,10 @@ class BothModels:
     def _teacher_inputs(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return what the teacher reads; refuse to compare tokens where it reads others than the student."""
         theirs = teacher_inputs(inputs)
-        by_token = [objective.name for objective in self.terms.objectives if objective.by_token]
-        if theirs is not inputs and by_token:
-            raise ValueError(
-                f"{', '.join(by_token)}: the models are compared token by token, but the batch has other tokens for "
-                f"the teacher ('{PREFIX}input_ids')."
-            )
+        if theirs is not inputs and self.source is not None:
+            gives = replace(self.source.gives(), own_tokens=True)
+            for index, needs in enumerate(self.terms.needs):
+                match(needs, gives, TaskFacts(), f"objectives[{index}]")
         return theirs
 
     def _given(self, whose: str, model: nn.Module, inputs: Mapping[str, Any], **settings: Any) -> dict[str, Any]:

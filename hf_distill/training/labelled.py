@@ -11,6 +11,8 @@ import numpy as np
 
 from hf_distill.data import column
 from hf_distill.objectives import Labels
+from hf_distill.rows.examples import ExampleRows
+from hf_distill.rows.similarity import SimilarityRows
 from hf_distill.training.deciding import LISTENING
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from hf_distill.objectives import Objective
+    from hf_distill.rows.base import RowLayout
     from hf_distill.tasks import Prepared
 
 logger = logging.getLogger(__name__)
@@ -29,7 +32,7 @@ FEWEST_EVALUATIONS = 4
 
 def on_labels_alone(objectives: Iterable[Objective]) -> bool:
     """Whether a row without a label adds nothing to any of these objectives."""
-    return all(objective.unit == "label" for objective in objectives)
+    return all(objective.needs().labels for objective in objectives)
 
 
 def has_label(split: Dataset) -> np.ndarray[Any, Any]:
@@ -41,6 +44,20 @@ def has_label(split: Dataset) -> np.ndarray[Any, Any]:
         return np.ones(len(split), dtype=bool)
     chunks = column(split, "labels").chunks
     return np.concatenate([_known(chunk) for chunk in chunks]) if chunks else np.zeros(0, dtype=bool)
+
+
+def is_labelled(split: Any, layout: RowLayout) -> bool | None:
+    """Return whether a row has a label; None where labels are made with the batches, as of masked tokens.
+
+    Args:
+        split: A `datasets.Dataset`.
+        layout: Which logits count.
+    """
+    if "labels" in split.column_names:
+        return not len(split) or any(_known(chunk).any() for chunk in column(split, "labels").chunks)
+    if {"label", "label_ids"} & set(split.column_names):  # which collators of Transformers rename
+        return True
+    return False if isinstance(layout, ExampleRows | SimilarityRows) else None
 
 
 def _known(values: pa.Array) -> np.ndarray[Any, Any]:

@@ -37,6 +37,7 @@ class Terms(Sequence[Term]):
 
     Attributes:
         objectives: As given.
+        needs: What each of them needs.
         names: Of the objectives, repeated ones numbered: kl, kl_2.
         learned: The terms that have something to train or to keep.
         outputs: Arguments that make a model return what the objectives want besides logits.
@@ -52,11 +53,12 @@ class Terms(Sequence[Term]):
         self.learned = nn.ModuleDict(
             {str(index): term for index, term in enumerate(self._terms) if any(True for _ in term.state_dict())}
         )
-        self.outputs = {f"output_{name}": True for objective in objectives for name in objective.outputs}
-        self.differentiates = any(objective.differentiates for objective in objectives)
+        self.needs = tuple(objective.needs() for objective in objectives)
+        self.outputs = {f"output_{name}": True for needs in self.needs for name in needs.outputs}
+        self.differentiates = any(needs.derivatives for needs in self.needs)
         self.watch = any(type(term).watching is not Term.watching for term in self._terms)
         self._units = [UNITS.index(objective.unit) for objective in objectives]
-        eager = any(objective.needs_eager_attention for objective in objectives)
+        eager = any(needs.eager_attention for needs in self.needs)
         self._eager: tuple[Any, ...] = tuple(models) if eager else ()
         self._warned = False
         self._steps: int | None = None
@@ -141,8 +143,8 @@ class Terms(Sequence[Term]):
     def needs_logits(self) -> bool:
         """Whether one of them wants all logits at once."""
         return any(
-            objective.needs_logits or (isinstance(objective, RowObjective) and not _goes_by_rows(term))
-            for term, objective in zip(self, self.objectives, strict=True)
+            needs.whole_batch or (needs.rows and not _goes_by_rows(term))
+            for term, needs in zip(self, self.needs, strict=True)
         )
 
     @property

@@ -232,7 +232,9 @@ def test_two_temperatures(write_recipe: WriteRecipe, make_model: Any, tmp_path: 
         teacher=cached(make_model("llama-lm", layers=2)),
         objectives=[{"name": "kl", "temperature": 2.0}, {"name": "reverse_kl", "temperature": 4.0}],
     )
-    with pytest.raises(UserError, match=r"objectives\[1\]\.temperature: 4 here, and the cache keeps .* temperature 2"):
+    with pytest.raises(
+        UserError, match=r"objectives\[1\]\.temperature: 4 here, and a cached teacher gives .* temperature 2"
+    ):
         run(path)
 
 

@@ -217,16 +217,19 @@ def test_hidden_states_of_other_tokens_are_not_compared(make_model: Any, tmp_pat
 
     prepared = prepare(make_model("roberta"), make_model("bert"), text=TEXTS, label=[0, 1, 1, 0])
     models = [load_model(str(make_model(kind)), prepared.head)[0] for kind in ("bert", "roberta")]
-    trainer = DistillationTrainer(
-        models[0],
-        DistillationArguments(output_dir=str(tmp_path), report_to=[], disable_tqdm=True),
-        teacher=models[1],
-        objectives=[ByToken()],
-        layout=prepared.layout,
-        train_dataset=prepared.train,
-        data_collator=prepared.collator,
-    )
-    with pytest.raises(ValueError, match="by_token: the models are compared token by token, but the batch has other"):
+    settings = {
+        "args": DistillationArguments(output_dir=str(tmp_path), report_to=[], disable_tqdm=True),
+        "teacher": models[1],
+        "objectives": [ByToken()],
+        "layout": prepared.layout,
+        "data_collator": prepared.collator,
+    }
+    with pytest.raises(UserError, match="'by_token' compares the models token by token") as caught:
+        DistillationTrainer(models[0], train_dataset=prepared.train, **settings)
+    assert caught.value.key == "objectives[0]"
+    # Of rows that change on their way nothing is known before the first batch.
+    trainer = DistillationTrainer(models[0], train_dataset=list(prepared.train), **settings)
+    with pytest.raises(UserError, match="'by_token' compares the models token by token"):
         trainer.train()
 
 

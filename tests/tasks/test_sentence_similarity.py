@@ -24,6 +24,8 @@ from sentence_models import copied, describe
 from hf_distill.errors import UserError
 from hf_distill.models.fingerprint import model_fingerprint
 from hf_distill.models.loading import load_model, open_config, open_tokenizer
+from hf_distill.models.match import match
+from hf_distill.models.needs import Gives
 from hf_distill.models.pooling import Encoding, Prompts
 from hf_distill.models.sentence_encoder import encoding_of, sentence_encoder
 from hf_distill.models.sentence_files import read_encoding
@@ -485,8 +487,8 @@ def test_objectives_that_need_more_texts_are_refused(bert: Path) -> None:
     with pytest.raises(UserError, match="needs labels"):
         task.check((Labels(),), pairs)
     for objective in (SentenceEmbedding(), SimilarityMatrix(), MarginMSE()):
-        with pytest.raises(UserError, match="is for sentence-similarity, but the task is text-classification"):
-            TextClassification().check_objective(objective)
+        with pytest.raises(UserError, match="is for sentence-similarity"):
+            match(objective.needs(), Gives.everything(), TextClassification().facts())
 
 
 # ---- Training --------------------------------------------------------------------------------------------------------

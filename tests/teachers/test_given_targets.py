@@ -248,7 +248,7 @@ def test_it_is_not_cached() -> None:
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
-        ({"objectives": [{"name": "hidden"}]}, r"objectives\[0\]: 'hidden' looks into the teacher"),
+        ({"objectives": [{"name": "hidden"}]}, r"objectives\[0\]: 'hidden' compares hidden states of"),
         ({"objectives": [{"name": "logits_mse"}]}, r"objectives\[0\]: 'logits_mse' compares logits"),
         ({"student": {"name": "copy_layers", "layers": 1}}, "teacher: the teacher is given as data: there is no model"),
         ({"student": {"name": "from_config"}}, "teacher: the teacher is given as data: there is no model"),

@@ -342,7 +342,7 @@ def test_an_entry_that_says_too_little(columns: dict[str, Any], said: str) -> No
     [
         ({"objectives": [{"name": "kl", "temperature": 2.0}]}, r"objectives\[0\]\.temperature: .* at temperature 1"),
         ({"objectives": [{"name": "logits_mse"}]}, r"objectives\[0\]: 'logits_mse' does not work"),
-        ({"objectives": [{"name": "hidden"}]}, r"objectives\[0\]: 'hidden' looks into the teacher"),
+        ({"objectives": [{"name": "hidden"}]}, r"objectives\[0\]: 'hidden' compares hidden states of"),
         ({"task": {"name": "text-generation", "examples": "text"}}, r"teacher\.columns: .* learns from text"),
         ({"teacher": {"name": "given", "columns": {"probabilities": ["a", "b"]}}}, r"teacher\.columns: .* logprobs"),
     ],

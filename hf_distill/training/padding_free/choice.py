@@ -210,7 +210,7 @@ def _obstacle(args: TrainingArguments, terms: Terms) -> str | None:
     """Return what needs padded batches, to be read after "but"."""
     if args.torch_compile:
         return "torch_compile would compile anew for every shape"
-    names = [name for name, one in zip(terms.names, terms.objectives, strict=True) if one.needs().looks_inside]
+    names = [name for name, needs in zip(terms.names, terms.needs, strict=True) if needs.looks_inside]
     if names or terms.watch:
         *others, last = names or ["an objective"]
         who = f"{', '.join(others)} and {last} look" if others else f"{last} looks"
