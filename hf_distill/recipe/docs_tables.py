@@ -92,11 +92,14 @@ def _lines(heads: tuple[str, ...], rows: Iterable[Iterable[str]]) -> str:
 
 def _named(classes: Mapping[str, type], kind: str) -> Iterator[list[str]]:
     """Yield a row for each entry, with what it is, and one for each of its keys."""
+    said: dict[tuple[str, ...], str] = {}
     for name, cls in classes.items():
         yield [f"`{name}`", "", "", "", summary(cls)]
         # A temperature of something else than a softmax over classes is the entry's own.
         own = () if issubclass(cls, Softened) else ("temperature",)
-        yield from (["", *row] for row in _keys(cls, set(SHARED.get(kind, ())).difference(own)))
+        for row in _keys(cls, set(SHARED.get(kind, ())).difference(own)):
+            before = said.setdefault((row[0], row[3]), name)
+            yield ["", *row[:3], row[3] if before == name else f"as for `{before}`"]
 
 
 def _keys(cls: Any, without: Iterable[str] = ()) -> Iterator[list[str]]:
