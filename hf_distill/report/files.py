@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from typing import Any
+from typing import Any, TypeVar
 
-from hf_distill.metrics.chance import Chance
+from pydantic import TypeAdapter
+
 from hf_distill.metrics.table import Undefined
-from hf_distill.report.best import Best
-from hf_distill.report.calibration import Calibration, Confusion, Group
-from hf_distill.report.latency import Latency, Timing
-from hf_distill.report.results import ModelResult, Results, SeedResult
+from hf_distill.report.results import ModelResult, Results
 from hf_distill.report.verdict import verdict
 
+R = TypeVar("R", bound=Results)
 MODELS = ("teacher", "student", "baseline")
 
 
@@ -31,27 +30,16 @@ def to_plain(report: Results) -> dict[str, Any]:
     return plain
 
 
-def from_plain(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of the report that `to_plain` made `content` of."""
-    known = {item.name for item in fields(Results)}
-    values = {key: value for key, value in content.items() if key in known}
-    values |= {name: _model_from(content[name]) for name in MODELS}
-    values["best"] = {name: Best(**best) for name, best in content.get("best", {}).items()}
-    values["seeds"] = tuple(
-        SeedResult(**{**seed, "best": Best(**seed["best"]) if seed.get("best") else None}) for seed in content["seeds"]
-    )
-    values["groups"] = tuple(Group(**group) for group in content["groups"])
-    values["chance"] = Chance(**content["chance"]) if content.get("chance") else None
-    if content["confusion"]:
-        shape = content["confusion"]
-        values["confusion"] = Confusion(
-            tuple(shape["names"]), tuple(tuple(row) for row in shape["counts"]), shape["left_out"]
-        )
-    values["calibration"] = {
-        name: Calibration(ece=item.pop("ece"), **{key: tuple(value) for key, value in item.items()})
-        for name, item in content["calibration"].items()
-    }
-    return values
+def from_plain(kind: type[R], content: Mapping[str, Any]) -> R:
+    """Return the report that `to_plain` made `content` of; what it has beside the fields of a report is left out."""
+    models = {name: _with_reasons(content[name]) for name in MODELS if content.get(name)}
+    return TypeAdapter(kind).validate_python({**content, **models})
+
+
+def _with_reasons(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a model's part of `report.json` with its undefined metrics, null there, as values that have a reason."""
+    without = {name: Undefined(reason) for name, reason in model.get("undefined", {}).items()}
+    return {**model, "metrics": {**model["metrics"], **without}}
 
 
 def _model_dict(model: ModelResult | None) -> dict[str, Any] | None:
@@ -68,18 +56,6 @@ def _model_dict(model: ModelResult | None) -> dict[str, Any] | None:
         "throughput": latency.throughput if latency else None,
         "latency": latency,
     }
-
-
-def _model_from(content: dict[str, Any] | None) -> ModelResult | None:
-    if content is None:
-        return None
-    details = content["latency"]
-    latency = details and Latency(
-        **details | {"single": Timing(**details["single"]), "batch": Timing(**details["batch"])}
-    )
-    weights = content.get("weights", "float32")
-    without = {name: Undefined(reason) for name, reason in content.get("undefined", {}).items()}
-    return ModelResult(content["metrics"] | without, content["parameters"], content["bytes"], latency or None, weights)
 
 
 def _plain(value: Any) -> Any:

@@ -52,4 +52,4 @@ class Report(Results):
         """Read a report again, from its `report.json` or the directory that holds it."""
         path = Path(path)
         content = json.loads((path / REPORT if path.is_dir() else path).read_text(encoding="utf-8"))
-        return cls(**from_plain(content))
+        return from_plain(cls, content)

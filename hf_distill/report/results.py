@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import SkipValidation
 
 from hf_distill.metrics.chance import Chance
 from hf_distill.models.quantization import in_words, size, weights
@@ -17,6 +19,8 @@ from hf_distill.report.latency import Latency
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+# Of a metric, as it is: one that is not defined is a float with a reason.
+Value = Annotated[float, SkipValidation]
 # Half-width of a 95 % interval in standard errors: Student's t by degrees of freedom, for the few seeds a run has.
 T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 NORMAL_95 = 1.96
@@ -39,7 +43,7 @@ class ModelResult:
             are of these.
     """
 
-    metrics: Mapping[str, float]
+    metrics: Mapping[str, Value]
     parameters: int | None
     bytes: int | None
     latency: Latency | None = None
@@ -70,8 +74,8 @@ class SeedResult:
     """
 
     seed: int
-    student: Mapping[str, float]
-    baseline: Mapping[str, float] | None = None
+    student: Mapping[str, Value]
+    baseline: Mapping[str, Value] | None = None
     best: Best | None = None
 
 

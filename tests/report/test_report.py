@@ -149,6 +149,13 @@ def test_round_trip(report: Report, tmp_path: Path) -> None:
         assert again.to_dict() == report.to_dict()
         assert again.verdict() == report.verdict()
     assert report_html.html(Report.load(tmp_path)) == (tmp_path / "report.html").read_text(encoding="utf-8")
+    # To the byte, as it was written; and with keys of another version, or without the latest ones.
+    text = (tmp_path / "report.json").read_text(encoding="utf-8")
+    again.save(tmp_path)
+    assert (tmp_path / "report.json").read_text(encoding="utf-8") == text
+    older = {key: value for key, value in json.loads(text).items() if key not in ("best", "chance")} | {"new": 1}
+    (tmp_path / "report.json").write_text(json.dumps(older), encoding="utf-8")
+    assert Report.load(tmp_path).student.metrics == again.student.metrics
 
 
 @pytest.mark.parametrize("broken", ["html", "card"])
