@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hf_distill.errors import UserError
     from hf_distill.recipe.reader import load_recipe
     from hf_distill.run.distill import distill
+    from hf_distill.run.trainer_report import evaluate_distillation
     from hf_distill.trainer import DistillationTrainer
     from hf_distill.training_args import DistillationArguments
 
@@ -22,10 +23,19 @@ _MODULES = {
     "DistillationTrainer": "trainer",
     "UserError": "errors",
     "distill": "run.distill",
+    "evaluate_distillation": "run.trainer_report",
     "load_recipe": "recipe.reader",
 }
 
-__all__ = ["DistillationArguments", "DistillationTrainer", "UserError", "__version__", "distill", "load_recipe"]
+__all__ = [
+    "DistillationArguments",
+    "DistillationTrainer",
+    "UserError",
+    "__version__",
+    "distill",
+    "evaluate_distillation",
+    "load_recipe",
+]
 
 
 def __getattr__(name: str) -> object:

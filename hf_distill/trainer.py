@@ -184,9 +184,9 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
             # Training has no use for one: see `BothModels`.
             config.use_cache = use_cache
         check_parallelism(self)
-        with undisturbed(
-            self.args.device
-        ):  # a model that is loaded here draws no other random numbers than one brought
+        self.brings_optimizer = any(one is not None for one in optimizers)
+        # A model that is loaded here may draw random numbers; one that is brought has not.
+        with undisturbed(self.args.device):
             self.teacher = open_teacher(teacher, self.model)
         if data_collator is None:
             self._tokenise(self.teacher, task)

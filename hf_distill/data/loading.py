@@ -177,3 +177,11 @@ def by_length(split: Dataset) -> Dataset:
     import numpy as np
 
     return split.select(np.argsort(column(split, "length").to_numpy(), kind="stable"))
+
+
+def with_length(split: Dataset) -> Dataset:
+    """Return a tokenised split with the number of tokens of each example as a column, `length`."""
+    if "length" in split.column_names:
+        return split
+    lengths = column(split, "input_ids").combine_chunks().value_lengths()
+    return split.add_column("length", lengths.to_numpy(zero_copy_only=False))

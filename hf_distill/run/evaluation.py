@@ -47,35 +47,52 @@ def report_on(run: Run, teacher: TargetSource, students: Sequence[Fitted], basel
     if baselines:
         models["baseline"] = baselines[0].model
     found = {name: evaluate(run, model, None if name == "teacher" else teacher, name) for name, model in models.items()}
-    predictions = {name: one.predictions for name, one in found.items()}
     models["teacher"] = teacher.measured
     models = {name: model for name, model in models.items() if model is not None}
     speeds: dict[str, Latency] = {}
     if run.recipe.report.latency:  # on the first process, while the others wait
         size = run.args.per_device_eval_batch_size
         speeds = parallel.asked_once(lambda: latencies(run.prepared, models, size))
-    results = {name: ModelResult.of(model, found[name].metrics, speeds.get(name)) for name, model in models.items()}
-    results.setdefault("teacher", ModelResult(found["teacher"].metrics, None, None, weights=""))
-    evaluator = run.prepared.evaluator
     return Report(
         task=run.recipe.task.name,
-        metric=evaluator.headline,
-        greater_is_better=evaluator.greater_is_better,
-        teacher=results["teacher"],
-        student=results["student"],
-        baseline=results.get("baseline"),
-        agreement=found["student"].agreement,
-        baseline_agreement=found["baseline"].agreement if baselines else None,
-        eval_rows=evaluator.count(predictions["student"]),
-        gain_error=evaluator.gain_error(predictions["student"], predictions["baseline"]) if baselines else None,
-        chance=evaluator.chance(predictions["teacher"]),
+        **compared(run.prepared, found),
+        **measured(models, found, speeds),
         best=_best(run, ""),
         seeds=_seeds(run, teacher, students, baselines, found),
         history=run.histories,
         settings=_settings(run, students[0].model),
         recipe=run.directory.recipe,
-        **class_figures(run.prepared, found),
     )
+
+
+def compared(prepared: Prepared, found: Mapping[str, Evaluated]) -> dict[str, Any]:
+    """Return what a report says of predictions: the headline metric, agreement, noise, chance, classes.
+
+    Args:
+        prepared: The data.
+        found: By `teacher`, `student` and, if there is one, `baseline`.
+    """
+    evaluator, baseline = prepared.evaluator, found.get("baseline")
+    student = found["student"].predictions
+    return {
+        "metric": evaluator.headline,
+        "greater_is_better": evaluator.greater_is_better,
+        "agreement": found["student"].agreement,
+        "baseline_agreement": None if baseline is None else baseline.agreement,
+        "eval_rows": evaluator.count(student),
+        "gain_error": None if baseline is None else evaluator.gain_error(student, baseline.predictions),
+        "chance": evaluator.chance(found["teacher"].predictions),
+        **class_figures(prepared, found),
+    }
+
+
+def measured(
+    models: Mapping[str, PreTrainedModel], found: Mapping[str, Evaluated], speeds: Mapping[str, Latency]
+) -> dict[str, Any]:
+    """Return metrics, size and speed of each model; of a teacher that is given as data the metrics alone."""
+    results = {name: ModelResult.of(model, found[name].metrics, speeds.get(name)) for name, model in models.items()}
+    results.setdefault("teacher", ModelResult(found["teacher"].metrics, None, None, weights=""))
+    return results
 
 
 def evaluate(run: Run, model: Any, teacher: TargetSource | None, name: str = "student") -> Evaluated:
@@ -88,7 +105,12 @@ def evaluate(run: Run, model: Any, teacher: TargetSource | None, name: str = "st
         name: What a message calls the model.
     """
     predictions, agreement = _predict(run, model, name) if teacher is None else _compare(run, model, teacher, name)
-    metrics = run.prepared.evaluator.evaluate(predictions)
+    return evaluated(run.prepared, predictions, agreement)
+
+
+def evaluated(prepared: Prepared, predictions: Predictions, agreement: float | None) -> Evaluated:
+    """Return predictions with their metrics; without labels the agreement with the teacher is all there is."""
+    metrics = prepared.evaluator.evaluate(predictions)
     if not metrics and agreement is not None:
         metrics = {AGREEMENT: agreement}
     return Evaluated(metrics, agreement, predictions)
@@ -108,10 +130,16 @@ def _predict(run: Run, teacher: TargetSource, name: str) -> tuple[Predictions, f
         return Predictions(losses=teacher.label_losses), agreement
     fitter, predicting = run.for_teacher(teacher)
     predictions, _ = fitter.predict(predicting, run.training, whose=f"the {name}")
-    columns = fitter.prepared.layout.teacher_columns
-    if predictions.logits is not None and columns is not None:
-        predictions = replace(predictions, logits=predictions.logits[..., list(columns)])
+    predictions = in_students_order(predictions, fitter.prepared)
     return replace(predictions, texts=_generate(run, teacher.model)), agreement
+
+
+def in_students_order(predictions: Predictions, prepared: Prepared) -> Predictions:
+    """Return a teacher's predictions with its classes in the student's order."""
+    columns = prepared.layout.teacher_columns
+    if predictions.logits is None or columns is None:
+        return predictions
+    return replace(predictions, logits=predictions.logits[..., list(columns)])
 
 
 def _generate(run: Run, model: PreTrainedModel) -> Sequence[str]:

@@ -141,7 +141,9 @@ class Fitter:
             if trainer.is_world_process_zero():
                 remove_checkpoints(directory)
             record, layers = found.record, found.record.get("layers", {})
-            return Fitted(_finished(trainer), trainer, record["history"], record["seconds"], reused=True, layers=layers)
+            return Fitted(
+                finished_model(trainer), trainer, record["history"], record["seconds"], reused=True, layers=layers
+            )
         if found.damage is not None:
             again = f"from {found.checkpoint}" if found.checkpoint else "from the beginning"
             say(f"{directory} is damaged ({found.damage}): trained again {again}")
@@ -151,7 +153,7 @@ class Fitter:
             say(text)
         seconds = self._train(trainer, directory, found)
         layers = _layers(trainer)
-        return Fitted(_finished(trainer), trainer, trainer.state.log_history, seconds, reused=False, layers=layers)
+        return Fitted(finished_model(trainer), trainer, trainer.state.log_history, seconds, reused=False, layers=layers)
 
     def _left_out(self, objectives: Sequence[Objective]) -> list[str]:
         rows, every = len(self.rows(objectives)), len(self.prepared.train)
@@ -221,7 +223,7 @@ class Fitter:
         trainer = self._trainer(model, (Labels(),), quiet, Path(training["output_dir"]), teacher, trains=False)
         trainer.whose = whose
         output = trainer.predict(self.prepared.eval)
-        _finished(trainer)
+        finished_model(trainer)
         found = replace(predictions_of(output), losses=trainer.eval_sums.examples("labels").numpy())
         return found, (output.metrics or {}).get(f"test_{AGREEMENT}")
 
@@ -293,7 +295,7 @@ def _layers(trainer: DistillationTrainer) -> dict[str, list[list[int]]]:
     return {name: [list(pair) for pair in term.pairs] for name, term in terms if isinstance(term, FeatureTerm)}
 
 
-def _finished(trainer: DistillationTrainer) -> PreTrainedModel:
+def finished_model(trainer: DistillationTrainer) -> PreTrainedModel:
     """Return the model as it was before the trainer, in eval mode, without what objectives learned."""
     from hf_distill.training.saving import detach
     from hf_distill.training.sharded import finished

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import datasets
@@ -40,11 +41,12 @@ class TextColumns:
     train: datasets.Dataset
     takes: frozenset[str]
     prepared: Prepared = field(init=False)
-    _read: dict[str, datasets.Dataset] = field(init=False, default_factory=dict)
+    # Fingerprint of a split as it came -> what was made of it, and itself.
+    _read: dict[str, tuple[datasets.Dataset, datasets.Dataset]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         """Make tokens of the train split."""
-        self.prepared = self._prepare(self.train)
+        self.prepared = self.prepare(self.train)
 
     def __call__(self, split: Any) -> Any:
         """Return a split to evaluate on with the columns that models read, in the order in which it came."""
@@ -54,11 +56,19 @@ class TextColumns:
             return split
         key = split._fingerprint
         if key not in self._read:
-            self._read[key] = as_it_came(self._prepare(split).eval)
-        return self._read[key]
+            self._read[key] = as_it_came(self.prepare(split).eval), split
+        return self._read[key][0]
 
-    def _prepare(self, split: datasets.Dataset) -> Prepared:
-        return self.task.prepare({"train": self._named(self.train), "eval": self._named(split)}, self.setup)
+    def prepare(self, split: datasets.Dataset, metrics: Sequence[str] = ()) -> Prepared:
+        """Return what the task makes of the train split and one to evaluate on, which comes sorted by length.
+
+        Args:
+            split: As it came, or what was made of it.
+            metrics: The task's own if empty.
+        """
+        raw = next((raw for made, raw in self._read.values() if made is split), split)
+        setup = replace(self.setup, metrics=metrics)
+        return self.task.prepare({"train": self._named(self.train), "eval": self._named(raw)}, setup)
 
     def _named(self, split: datasets.Dataset) -> datasets.Dataset:
         """Return the columns that the task reads, by its names for them."""

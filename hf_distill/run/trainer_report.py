@@ -1,0 +1,250 @@
+"""`evaluate_distillation(trainer)`: the report of a run, for those who trained with a `DistillationTrainer`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+from torch import nn
+from transformers import set_seed
+
+from hf_distill import parallel
+from hf_distill.data import by_length, with_length
+from hf_distill.errors import UserError
+from hf_distill.files.ownership import RUNS
+from hf_distill.mistakes import describe
+from hf_distill.models.inspection import base_model
+from hf_distill.models.loading import Head
+from hf_distill.report.best import best_of
+from hf_distill.report.costs import costs_of
+from hf_distill.report.predictions import Evaluated
+from hf_distill.report.report import Report
+from hf_distill.run.evaluation import (
+    compared,
+    environment,
+    evaluated,
+    in_students_order,
+    latencies,
+    measured,
+)
+from hf_distill.run.fit import Fitter, finished_model
+from hf_distill.tasks import Prepared, Task
+from hf_distill.tasks.inferred import evaluator_of, tasks_of
+from hf_distill.trainer import DistillationTrainer
+from hf_distill.training.checkpoints import remove_checkpoints
+from hf_distill.training.labelled import as_long_as, drawn_from, has_label, label_objective, labels_of
+from hf_distill.training.saving import attach
+from hf_distill.training.sharded import saves_itself
+from hf_distill.training_args import DistillationArguments
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def evaluate_distillation(
+    trainer: DistillationTrainer,
+    *,
+    baseline: PreTrainedModel | nn.Module | bool = False,
+    eval_dataset: datasets.Dataset | None = None,
+    metrics: Sequence[str] = (),
+    latency: bool = True,
+) -> Report:
+    """Evaluate a trainer's student beside its teacher, and beside the same student trained without the teacher.
+
+    Args:
+        trainer: After `train()`.
+        baseline: The student as it was before its training (`copy.deepcopy(student)`, or loaded again). It is trained
+            here on labels alone, with the trainer's arguments, for as many steps. True where the trainer has a
+            `model_init` to make it.
+        eval_dataset: What to evaluate on, tokenised or texts; the trainer's if left out.
+        metrics: Names as in a recipe (`evaluation: {metrics: ...}`), the headline first; the task's own if empty.
+        latency: Measure how fast the models are.
+
+    Returns:
+        What a run reports; `report.save(directory)` writes page, model card and `report.json`.
+
+    Raises:
+        UserError: There is no teacher, no eval data, or no way to evaluate or train on it.
+    """
+    if trainer.source is None:
+        raise UserError("the trainer has no teacher to compare its student with.")
+    if saves_itself(trainer):
+        raise UserError(
+            "of a sharded student there is no report here. Load what was saved in one process, or run a recipe."
+        )
+    teacher = trainer.source.measured
+    if teacher is None:
+        raise UserError(
+            "the teacher is not a model that can be evaluated here. Pass the model itself, or run a recipe."
+        )
+    task, prepared = _data(trainer, eval_dataset, metrics)
+    start = _start(trainer, baseline, prepared)
+    models: dict[str, Any] = {"teacher": teacher, "student": finished_model(trainer)}
+    histories = {"student": trainer.state.log_history}
+    if start is not None:
+        models["baseline"], histories["baseline"] = _train_baseline(trainer, start, prepared)
+    found = {name: _evaluate(trainer, prepared, model, name, teacher) for name, model in models.items()}
+    attach(trainer.model, trainer.terms.learned)  # for whoever goes on training
+    size = trainer.args.per_device_eval_batch_size
+    speeds = parallel.asked_once(lambda: latencies(prepared, models, size)) if latency else {}
+    best = {name: best_of(histories, name, prepared.evaluator) for name in ("student", "baseline")}
+    return Report(
+        task=task.name,
+        **compared(prepared, found),
+        **measured(models, found, speeds),
+        best={name: one for name, one in best.items() if one is not None},
+        history=histories,
+        settings=_settings(trainer, prepared, histories),
+    )
+
+
+# ---- Data ------------------------------------------------------------------------------------------------------------
+
+
+def _data(
+    trainer: DistillationTrainer, split: datasets.Dataset | None, metrics: Sequence[str]
+) -> tuple[Task, Prepared]:
+    """Return the task of a trainer's student, and its data with what evaluates it."""
+    split = trainer.eval_dataset if split is None else split
+    if not isinstance(split, datasets.Dataset):
+        several = f" ({', '.join(split)})" if isinstance(split, dict) else ""
+        raise UserError(f"wanted one data set to evaluate on{several}: pass eval_dataset=..., a datasets.Dataset.")
+    if trainer.texts is not None:
+        task = trainer.texts.task
+        found = trainer.texts.prepare(split, metrics)
+        return task, replace(found, layout=trainer.layout)
+    tasks = tasks_of(trainer.model)
+    if not tasks:
+        raise UserError(f"there is no task for a {type(base_model(trainer.model)).__name__}, and so no report.")
+    rows = by_length(with_length(trainer._remove_unused_columns(split, "evaluation")))
+    train: Any = trainer.train_dataset
+    config: Any = base_model(trainer.model).config
+    evaluator = evaluator_of(trainer.layout, config, metrics)
+    if evaluator.needs_logits and not _is_labelled(rows):
+        evaluator = replace(evaluator, names=())  # their agreement is all that can be reported
+    prepared = Prepared(
+        train=train if isinstance(train, datasets.Dataset) else rows.select([]),
+        eval=rows,
+        head=Head(tasks[0].auto_class),
+        layout=trainer.layout,
+        collator=trainer.data_collator,
+        evaluator=evaluator,
+        label_names=getattr(evaluator, "label_names", None),
+        labelled=isinstance(train, datasets.Dataset) and (_is_labelled(train) or not evaluator.needs_logits),
+    )
+    return tasks[0], prepared
+
+
+def _is_labelled(split: datasets.Dataset) -> bool:
+    """Whether any row of a split has a label; a collator may call it `labels`, or make it of the tokens."""
+    return not {"label", "label_ids", "labels"}.isdisjoint(split.column_names) and bool(has_label(split).any())
+
+
+# ---- Models ----------------------------------------------------------------------------------------------------------
+
+
+def _evaluate(trainer: DistillationTrainer, prepared: Prepared, model: Any, name: str, teacher: Any) -> Evaluated:
+    """Return what a model predicts, with its metrics and its agreement with the teacher."""
+    tokenizer: Any = trainer.processing_class
+    fitter, training = Fitter(prepared, tokenizer), _given(trainer.args)
+    if name == "teacher":
+        predictions, _ = fitter.predict(model, training, whose="the teacher")
+        predictions = in_students_order(predictions, prepared)
+        agreement = 1.0 if prepared.layout.has_classes else None
+    else:
+        predictions, agreement = fitter.predict(model, training, teacher, f"the {name}")
+    texts = prepared.evaluator.generate(model, trainer.args.per_device_eval_batch_size)
+    return evaluated(prepared, replace(predictions, texts=texts), agreement)
+
+
+def _start(trainer: DistillationTrainer, baseline: Any, prepared: Prepared) -> Any:
+    """Return the student as it was before its training; None where no baseline is wanted.
+
+    Raises:
+        UserError: It is not known, or cannot be trained as the student was.
+    """
+    if baseline is False:
+        return None
+    if not prepared.labelled:
+        raise UserError("a baseline learns from labels, and train_dataset has none. Leave out baseline.")
+    if trainer.brings_optimizer:
+        raise UserError(
+            "the baseline would be trained with another optimizer than the one passed as optimizers=. Pass "
+            "optimizer_cls_and_kwargs= to the trainer, or leave out baseline."
+        )
+    if baseline is True:
+        if trainer.model_init is None:
+            raise UserError(
+                "the student as it was before its training is gone. Wanted: baseline=copy.deepcopy(student), taken "
+                "before train(), or the same checkpoint loaded again."
+            )
+        set_seed(trainer.args.seed)
+        return trainer.call_model_init()
+    if not isinstance(baseline, nn.Module):
+        raise TypeError(f"baseline: wanted a model, True or False, found {describe(baseline)}.")
+    if base_model(baseline) is base_model(trainer.model):
+        raise UserError("baseline: this is the trained student. Wanted: copy.deepcopy(student), taken before train().")
+    return baseline
+
+
+def _train_baseline(trainer: DistillationTrainer, start: Any, prepared: Prepared) -> tuple[Any, list[dict[str, Any]]]:
+    """Train the student without the teacher: on the rows with a label, for as many steps; return it and its log."""
+    objectives = (label_objective(trainer.objectives),)
+    rows = drawn_from(prepared.train, objectives)
+    folder = Path(str(trainer.args.output_dir)) / RUNS / "baseline"
+    training = {**_given(trainer.args), "output_dir": str(folder), "push_to_hub": False, "report_to": "none"}
+    if not trainer.args.load_best_model_at_end:
+        training["save_strategy"] = "no"
+    if trainer.state.global_step != trainer.state.max_steps:  # it was stopped early
+        training["max_steps"] = trainer.state.global_step
+    if len(rows) < len(prepared.train):
+        batch = trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps * parallel.processes()
+        training |= as_long_as(trainer.state.log_history, training, judged=len(prepared.eval), batch=batch)
+    tokenizer: Any = trainer.processing_class
+    alone = DistillationTrainer(
+        start,
+        DistillationArguments(**training),
+        objectives=objectives,
+        layout=prepared.layout,
+        train_dataset=rows,
+        eval_dataset=prepared.eval,
+        data_collator=prepared.collator,
+        processing_class=tokenizer,
+        compute_metrics=trainer.compute_metrics,
+        preprocess_logits_for_metrics=trainer.preprocess_logits_for_metrics,
+        optimizer_cls_and_kwargs=trainer.optimizer_cls_and_kwargs,
+    )
+    alone.train()
+    if alone.is_world_process_zero():
+        remove_checkpoints(folder)
+    return finished_model(alone), alone.state.log_history
+
+
+def _given(args: Any) -> dict[str, Any]:
+    """Return the training arguments that are not the default."""
+    found = {}
+    for field in fields(args):
+        default = field.default_factory() if field.default_factory is not MISSING else field.default
+        value = getattr(args, field.name)
+        if field.init and value != default:
+            found[field.name] = value
+    return found
+
+
+def _settings(trainer: DistillationTrainer, prepared: Prepared, histories: Mapping[str, Any]) -> dict[str, Any]:
+    args = trainer.args
+    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
+    return {
+        "versions": environment(),
+        "device": str(args.device),
+        "processes": parallel.processes(),
+        "precision": f"{precision} (training and metrics); latency in each model's own dtype",
+        "train_rows": len(prepared.train),
+        "eval_rows": len(prepared.eval),
+        **labels_of(prepared),
+        "objectives": ", ".join(objective.name for objective in trainer.objectives),
+        **({"training_cost": costs} if (costs := costs_of(histories)) else {}),
+    }
