@@ -23,7 +23,8 @@ MODELS: dict[str, Any] = {
 
 
 def check(rows: list[list[int]], student: Any, teacher: Any = None, **more: Any) -> None:
-    check_input_values(Dataset.from_dict({"input_ids": rows, **more}), "train_dataset", student, teacher)
+    models = {"student": student} if teacher is None else {"student": student, "teacher": teacher}
+    check_input_values(Dataset.from_dict({"input_ids": rows, **more}), "train_dataset", models)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -56,4 +57,4 @@ def test_tokens_that_a_model_does_not_have() -> None:
     with pytest.raises(ValueError, match=r"row 1 .*has the token -3; the student takes 0 to 49"):
         check([[1], [2, -3]], narrow)
     check([[55]], wide, narrow, teacher_input_ids=[[4]])  # it reads its own
-    check_input_values([{"input_ids": [99]}], "train_dataset", narrow, None)  # nothing is known of a list
+    check_input_values([{"input_ids": [99]}], "train_dataset", {"student": narrow})  # nothing is known of a list
