@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from hf_distill.errors import UserError
-
-if TYPE_CHECKING:
-    pass
+from hf_distill.models.target_rows import upcast
 
 Pooling = Literal["mean", "first", "last", "embedding"]
 
@@ -34,7 +32,7 @@ def represent(output: Mapping[str, Any], tokens: Tensor, of: Pooling) -> Tensor:
                 "'embedding' is what models of the task sentence-similarity return, this one has none. Use mean.",
                 key="of",
             )
-        return _sequences(_full(output["sentence_embedding"]))
+        return _sequences(upcast(output["sentence_embedding"]))
     layers = output.get("hidden_states") or output.get("encoder_hidden_states")
     if not layers:
         raise UserError("the model returns no hidden states.", key="of")
@@ -46,7 +44,7 @@ def represent(output: Mapping[str, Any], tokens: Tensor, of: Pooling) -> Tensor:
             key="of",
         )
     # Whatever a model computes for padding, NaN included, is gone.
-    states = _full(states).masked_fill(~tokens.unsqueeze(-1), 0.0)
+    states = upcast(states).masked_fill(~tokens.unsqueeze(-1), 0.0)
     if of == "mean":
         return states.sum(1) / tokens.sum(-1, keepdim=True).clamp(min=1)
     mask = tokens.int()
@@ -58,7 +56,3 @@ def represent(output: Mapping[str, Any], tokens: Tensor, of: Pooling) -> Tensor:
 def _sequences(values: Tensor) -> Tensor:
     """Return `(batch, texts, width)` as `(texts * batch, width)`, all first texts first, as `rows.fold` wants them."""
     return values if values.dim() == 2 else values.transpose(0, 1).flatten(0, 1)
-
-
-def _full(states: Tensor) -> Tensor:
-    return states.to(torch.promote_types(states.dtype, torch.float32))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 def upcast(logits: Tensor) -> Tensor:
     """Return logits in float32 or better."""
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 @dataclass(frozen=True)

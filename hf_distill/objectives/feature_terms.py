@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from hf_distill.data.label_names import IGNORED
+from hf_distill.models.target_rows import upcast
 from hf_distill.objectives.base import Term
 from hf_distill.objectives.layer_mapping import Similarity
+from hf_distill.objectives.projection import learned_projection
 
 if TYPE_CHECKING:
     from hf_distill.objectives.base import Comparison
@@ -53,7 +55,7 @@ class Positions:
         # The layers of a teacher that is spread over several devices are where it computed them.
         sequences, tokens = (index.to(values.device) for index in self.places)
         rows = values[sequences, tokens].to(self.mask.device)
-        return rows.to(torch.promote_types(rows.dtype, torch.float32))
+        return upcast(rows)
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum a value per position into `(batch,)`."""
@@ -102,12 +104,10 @@ class FeatureTerm(Term):
         self.student_stack, self.teacher_stack = objective.stacks(mine, theirs)
         self.pairs = objective.pairs(self.student_stack, self.teacher_stack)
         self.projections = nn.ModuleList()
-        if projected is None:
-            projected = self.student_stack.width != self.teacher_stack.width
-        for _ in self.pairs if projected else ():
-            projection = nn.Linear(self.student_stack.width, self.teacher_stack.width, bias=False)
-            nn.init.xavier_uniform_(projection.weight)
-            self.projections.append(projection)
+        widths = self.student_stack.width, self.teacher_stack.width
+        for _ in self.pairs if projected is not False else ():
+            if (projection := learned_projection(*widths, always=bool(projected))) is not None:
+                self.projections.append(projection)
         self.needs_data = getattr(objective, "layers", None) == "similarity"
         if self.needs_data:
             self.similarity = Similarity(self.student_stack.depth, self.teacher_stack.depth)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hf_distill.component import component
 from hf_distill.errors import UserError
 from hf_distill.objectives.base import PreparedObjective, Term
+from hf_distill.objectives.projection import learned_projection
 from hf_distill.rows.base import upcast
 
 if TYPE_CHECKING:
@@ -119,10 +120,7 @@ class InputGradientTerm(Term):
         self._embeddings: tuple[Any, ...] = tuple(model.get_input_embeddings() for model in models)
         self._seen: dict[nn.Module, list[Tensor]] = {}
         mine, theirs = (int(one.weight.shape[-1]) for one in self._embeddings)
-        self.projection: nn.Linear | None = None
-        if objective.projection == "always" or mine != theirs:
-            self.projection = nn.Linear(mine, theirs, bias=False)
-            nn.init.xavier_uniform_(self.projection.weight)
+        self.projection = learned_projection(mine, theirs, always=objective.projection == "always")
 
     @contextmanager
     def watching(self) -> Iterator[None]:

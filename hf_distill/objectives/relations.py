@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hf_distill.component import component
 from hf_distill.errors import UserError
 from hf_distill.models.layers import Part, each_once
+from hf_distill.models.target_rows import upcast
 from hf_distill.objectives.attention_vectors import Vectors
 from hf_distill.objectives.feature_terms import FeatureTerm
 from hf_distill.objectives.features import FeatureObjective, check_heads
@@ -218,5 +219,5 @@ def _log_relations(x: Tensor, y: Tensor, heads: int, mask: Tensor, seen: Tensor)
 
 def _cut(vectors: Tensor, heads: int, mask: Tensor) -> Tensor:
     """Return `(sequences, heads, tokens, width / heads)`, float32 or better, 0 for padding (whatever is there)."""
-    vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32)).masked_fill(~mask.unsqueeze(-1), 0.0)
+    vectors = upcast(vectors).masked_fill(~mask.unsqueeze(-1), 0.0)
     return vectors.reshape(*mask.shape, heads, -1).transpose(1, 2)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 
 from hf_distill.component import component
+from hf_distill.models.target_rows import upcast
 from hf_distill.objectives.base import Objective, PreparedObjective, Term
+from hf_distill.objectives.projection import learned_projection
 from hf_distill.objectives.schedule import Temperature, number
 from hf_distill.rows.similarity import MARGIN
 
@@ -135,10 +136,7 @@ class EmbeddingTerm(Term):
         from hf_distill.models.sentence_encoder import vector_width  # imports Transformers
 
         mine, theirs = vector_width(student), vector_width(teacher)
-        self.projection: nn.Linear | None = None
-        if mine != theirs or objective.projection == "always":
-            self.projection = nn.Linear(mine, theirs, bias=False)
-            nn.init.xavier_uniform_(self.projection.weight)
+        self.projection = learned_projection(mine, theirs, always=objective.projection == "always")
 
     def forward(self, comparison: Comparison) -> Tensor:
         """See `Term.forward`."""
@@ -172,7 +170,7 @@ def vectors(objective: Objective, outputs: Mapping[str, Any] | None) -> Tensor:
             f"'{objective.name}' compares sentence embeddings, and a model has none. Wrap both with "
             "hf_distill.models.sentence_encoder.sentence_encoder(model)."
         )
-    exact: Tensor = found.to(torch.promote_types(found.dtype, torch.float32))
+    exact = upcast(found)
     return exact.unsqueeze(1) if exact.dim() == 2 else exact
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hf_distill.rows.base import RowLayout, Rows, Unit
+from hf_distill.rows.base import RowLayout, Rows, Unit, upcast
 
 # Column of a batch: how much higher a model that is not asked scores the text that fits than the one that does not.
 MARGIN = "margin"
@@ -44,7 +44,7 @@ class SimilarityRows(RowLayout):
         embeddings: Tensor = outputs["sentence_embedding"]
         if embeddings.dim() == 2 or embeddings.shape[1] == 1:
             return torch.full((len(embeddings), 1), torch.nan, device=embeddings.device)
-        exact = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+        exact = upcast(embeddings)
         return torch.cosine_similarity(exact[:, 0], exact[:, 1], dim=-1).unsqueeze(-1)
 
     def select(self, student: Tensor, teacher: Tensor | None, inputs: Mapping[str, Tensor]) -> Rows:

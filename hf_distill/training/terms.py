@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hf_distill import parallel
 from hf_distill.models.inspection import base_model
+from hf_distill.models.target_rows import upcast
 from hf_distill.objectives.base import RowObjective, Term, unique_names
 from hf_distill.objectives.guard import check_result, guarded
 from hf_distill.objectives.schedule import number
@@ -178,7 +179,7 @@ class Terms(Sequence[Term]):
                     *(term.objective, sums, (examples,), None),
                     f"per_example must return the sum of each of the {examples} examples",
                 )
-            columns.append(sums.to(torch.promote_types(sums.dtype, torch.float32)))
+            columns.append(upcast(sums))
         return torch.stack(columns, -1)
 
     def _walk(self, rows: HeadRows, shares: Tensor | None) -> dict[int, Tensor]:
