@@ -351,6 +351,25 @@ def test_the_example_of_a_cache_runs(
         assert [one.name for one in names["kept"].states] == ["hidden_2", "hidden_4"]
 
 
+def test_the_examples_for_a_trainer_script_run(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever brings a script copies these lines: one that fails there is found nowhere else."""
+    blocks = [text for document, text in code_blocks("python") if document == "docs/trainer.md"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "teacher").symlink_to(make_model("bert", layers=2, seed=1))
+    (tmp_path / "student").symlink_to(make_model("bert", layers=1))
+    (tmp_path / "train.csv").write_text("text,label\n" + "a great film,1\nthe plot is dull,0\n" * 8)
+    (tmp_path / "eval.csv").write_text("text,label\na moving story,1\nboring,0\n")
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, "docs/trainer.md", "exec"), names)
+    assert names["report"].baseline is not None
+    assert {"report.html", "report.json", "README.md"} <= {one.name for one in (tmp_path / "out/report").iterdir()}
+    assert "adapter_model.safetensors" in {one.name for one in (tmp_path / "adapter").iterdir()}
+    assert len(blocks) == 4
+
+
 def test_the_example_of_an_own_task_runs(
     write_recipe: WriteRecipe, make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
