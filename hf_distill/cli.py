@@ -44,6 +44,11 @@ EPILOG = """examples:
 The same command again resumes a run that was interrupted."""
 
 
+# Where they are installed, Transformers imports them, and they warn of GPU kernels that are not there: ten lines before
+# the first one of a run that uses none of them.
+CHATTY = ("torchao", "bitsandbytes", "torch.utils._pytree")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a recipe, or check it, and return the exit status.
 
@@ -66,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(words: Sequence[str]) -> int:
     if logging.lastResort is not None:  # the handler that prints warnings if nobody has set up logging
         logging.lastResort.setFormatter(ReadableFormatter())
+    for library in CHATTY:
+        logging.getLogger(library).setLevel(logging.ERROR)
     sys.excepthook = _print_traceback
     caches = words[:1] == [CACHE]
     arguments = _arguments(words[1:] if caches else words)
