@@ -13,7 +13,7 @@ from hf_distill.errors import UserError, first_line
 from hf_distill.locations import require, resolve, sibling
 from hf_distill.models.adapters import Adapter, check_not_quantized, check_task, describe, find_adapter
 from hf_distill.models.merging import merge
-from hf_distill.models.outline import outline
+from hf_distill.models.outline import HeadKind, head_kind, outline
 from hf_distill.models.quantization import Quantization, check_whole, loading, ready
 
 if TYPE_CHECKING:
@@ -45,6 +45,11 @@ class Head:
     auto_class: str
     settings: dict[str, Any] = field(default_factory=dict)
     adapt: Callable[[PreTrainedModel], PreTrainedModel] | None = None
+
+    @property
+    def kind(self) -> HeadKind:
+        """What the head predicts."""
+        return head_kind(self.auto_class)
 
 
 # ---- Opening ---------------------------------------------------------------------------------------------------------
@@ -246,7 +251,7 @@ def _load_merged(
     """
     check_task(adapter.name, head.auto_class)
     settings = head.settings
-    if own_head and "Classification" in head.auto_class:
+    if own_head and head.kind == "labels":
         settings = {**settings, **{key: getattr(config, key) for key in _LABELS}}
     base, new = load_model(
         adapter.base,

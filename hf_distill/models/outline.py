@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hf_distill.errors import UserError, first_line
 
@@ -10,10 +10,28 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
+# What a head predicts: named labels, places in a text, tokens of the vocabulary (its weights are often the embeddings),
+# or nothing of its own: the vectors of a backbone.
+HeadKind = Literal["labels", "spans", "tokens", "vectors"]
+
+
 def has_head(config: PretrainedConfig, auto_class: str) -> bool:
     """Whether a checkpoint was saved with the head that `auto_class` gives (`...ForSequenceClassification`)."""
     own_code = auto_class in (getattr(config, "auto_map", None) or {})
     return own_code or any(is_of(name, auto_class) for name in config.architectures or [])
+
+
+def head_kind(auto_class: str) -> HeadKind:
+    """Return what the head that an Auto class gives predicts.
+
+    >>> head_kind("AutoModelForSequenceClassification"), head_kind("AutoModelForCausalLM"), head_kind("AutoModel")
+    ('labels', 'tokens', 'vectors')
+    """
+    if auto_class.endswith("Classification"):
+        return "labels"
+    if auto_class.endswith("QuestionAnswering"):
+        return "spans"
+    return "tokens" if auto_class.endswith("LM") else "vectors"
 
 
 def is_of(model_class: str, auto_class: str) -> bool:

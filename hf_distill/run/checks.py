@@ -16,6 +16,7 @@ from hf_distill.training.argument_checks import check_with_arguments
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+    from hf_distill.models.outline import HeadKind
     from hf_distill.models.pair import Pair
     from hf_distill.objectives import Objective
     from hf_distill.recipe.recipe import Recipe
@@ -136,7 +137,7 @@ def remarks(recipe: Recipe, pair: Pair | None) -> list[str]:
             f"{', '.join(within)} {verb} the examples of one micro-batch with each other: unlike other terms, the loss "
             "depends on per_device_train_batch_size, gradient accumulation and the number of processes"
         )
-    if leaves_head((objective for _, objective in objectives_of(recipe)), recipe.task.auto_class):
+    if leaves_head((objective for _, objective in objectives_of(recipe)), recipe.task.head_kind):
         lines.append(
             "no objective trains the head of the student: it ends as it begins, copied from a model or random, and the "
             "metrics are those of its answers. Add an objective on logits or labels, or a stage with one"
@@ -160,23 +161,24 @@ def _classes(recipe: Recipe, pair: Pair) -> int | None:
     """Return how many classes there are, tokens for a language model; None where only the data tells."""
     from hf_distill.rows.inferred import vocabulary
 
-    if "LM" in recipe.task.auto_class:
+    if recipe.task.head_kind == "tokens":
         classes = vocabulary(pair.student, pair.teacher, pair.tokenizer)
         return None if classes is None else classes - sum(one < classes for one in pair.left_out)
     head = pair.teacher_head or pair.student_head
-    return head.num_labels if head is not None and "Classification" in recipe.task.auto_class else None
+    return head.num_labels if head is not None and recipe.task.head_kind == "labels" else None
 
 
-def leaves_head(objectives: Iterable[Objective], auto_class: str) -> bool:
+def leaves_head(objectives: Iterable[Objective], kind: HeadKind) -> bool:
     """Whether a training leaves the head of a classifier, or of a question answerer, as it finds it.
 
     Args:
         objectives: Of the training.
-        auto_class: Of the task. The head of a language model shares weights with what comes before it, or mostly does,
-            and a sentence encoder has none.
+        kind: What the head predicts. The head of a language model mostly shares weights with the embeddings, and a
+            sentence encoder has no head.
     """
-    own = auto_class.endswith(("Classification", "QuestionAnswering"))
-    return own and not any(objective.needs().head and objective.has_weight for objective in objectives)
+    return kind in ("labels", "spans") and not any(
+        objective.needs().head and objective.has_weight for objective in objectives
+    )
 
 
 def cut_off(recipe: Recipe) -> list[str]:

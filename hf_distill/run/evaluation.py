@@ -260,7 +260,7 @@ def _stages(run: Run) -> dict[str, Any]:
     """Return what each stage compared, and what the baseline did in its time."""
     stages = {
         f"stage {number}": ", ".join(objective.name for objective in stage.objectives)
-        + (HEAD_IS_LEFT if leaves_head(stage.objectives, run.recipe.task.auto_class) else "")
+        + (HEAD_IS_LEFT if leaves_head(stage.objectives, run.recipe.task.head_kind) else "")
         for number, stage in enumerate(run.recipe.stages, 1)
     }
     if stages and run.recipe.report.baseline:

@@ -253,7 +253,7 @@ class Fitter:
             processing_class=self.tokenizer,
         )
         if trainer.pop_callback(ProgressCallback) is not None:  # None under disable_tqdm
-            trainer.add_callback(ProgressBar(leaves_head(objectives, self.prepared.head.auto_class)))
+            trainer.add_callback(ProgressBar(leaves_head(objectives, self.prepared.head.kind)))
         return trainer
 
 

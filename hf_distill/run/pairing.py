@@ -47,7 +47,7 @@ def open_pair(recipe: Recipe) -> Pair:
         check_loadable(recipe.student.source, own)
         student_head = own if own is not None and has_head(own, auto_class) else None
         # A language model's configuration has label names too, which mean nothing.
-        if teacher_head is not None and student_head is not None and "Classification" in auto_class:
+        if teacher_head is not None and student_head is not None and recipe.task.head_kind == "labels":
             _check_labels(student_head, teacher_head)
     with recipe.locate("teacher"):
         check_loadable(recipe.teacher.source, teacher)

@@ -11,6 +11,7 @@ from hf_distill.component import component
 from hf_distill.errors import UserError
 from hf_distill.models.match import match
 from hf_distill.models.needs import Gives, TaskFacts
+from hf_distill.models.outline import HeadKind, head_kind
 from hf_distill.objectives.class_weights import NO_CLASSES
 from hf_distill.tasks.class_counts import ClassCounts, count_classes
 
@@ -109,6 +110,11 @@ class Task(ABC):
     several_labels: ClassVar[bool] = False
     # Whether examples have lengths so different that a training groups them by it, where a recipe does not say.
     groups_by_length: ClassVar[bool] = False
+
+    @property
+    def head_kind(self) -> HeadKind:
+        """What the head of its models predicts."""
+        return head_kind(self.auto_class)
 
     @abstractmethod
     def prepare(self, splits: Mapping[str, Dataset], setup: Setup) -> Prepared:

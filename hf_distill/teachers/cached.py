@@ -299,7 +299,7 @@ def planned(own: CachedTeacher, task: Task, objectives: Sequence[Objective], pai
     from hf_distill.rows.inferred import vocabulary
 
     columns = () if pair is None else columns_of(pair.teacher, own.states(objectives, pair), own.hidden_precision)
-    if "LM" not in task.auto_class:
+    if task.head_kind != "tokens":
         return Kept(outputs=("logits",), states=columns)
     classes = None if pair is None else vocabulary(pair.student, pair.teacher, pair.tokenizer)
     left_out = () if pair is None or classes is None else tuple(one for one in pair.left_out if one < classes)

@@ -101,7 +101,7 @@ def _untouched(model: PreTrainedModel, head: Head) -> list[str]:
     A head that is made new for a checkpoint is missing in it, unless the model was saved in that state.
     """
     # Of language models the head is the embeddings, and what biases there are need not have been trained.
-    if not head.auto_class.endswith(("Classification", "QuestionAnswering")) or model.base_model is model:
+    if head.kind not in ("labels", "spans") or model.base_model is model:
         return []
     inside = f"{model.base_model_prefix}."
     biases = {

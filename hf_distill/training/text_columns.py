@@ -124,7 +124,7 @@ def text_columns(
     configs: dict[str, Any] = {
         side: base_model(one).config for side, one in (("teacher", teacher), ("student", student)) if one
     }
-    heads = configs if "Classification" in reader.auto_class else {}
+    heads = configs if reader.head_kind == "labels" else {}
     setup = Setup(
         tokenizer=tokenizer,
         teacher=heads.get("teacher"),

@@ -12,6 +12,7 @@ import pytest
 
 from hf_distill import load_recipe
 from hf_distill.errors import UserError
+from hf_distill.models.outline import head_kind
 from hf_distill.objectives import Hidden
 from hf_distill.run.checks import leaves_head
 from hf_distill.run.dry_run import check
@@ -187,7 +188,7 @@ def test_the_plan_says_that_nothing_trains_the_head(write_recipe: WriteRecipe) -
     assert notes(hidden, {**labels, "weight": {"start": 0.0, "end": 1.0}}) == []
     assert notes(hidden, {**labels, "weight": 0.0}) == [note]
     for auto_class in ("AutoModelForMaskedLM", "AutoModel"):  # tied to the embeddings; none
-        assert not leaves_head((Hidden(),), auto_class)
+        assert not leaves_head((Hidden(),), head_kind(auto_class))
 
 
 def test_the_plan_is_read_by_people(write_recipe: WriteRecipe, make_model: Any) -> None:
