@@ -52,6 +52,7 @@ from hf_distill.training.chunked.heads import Heads
 from hf_distill.training.class_weights import settle_class_weights
 from hf_distill.training.evaluation import EvalSums
 from hf_distill.training.finite import Watch
+from hf_distill.training.following import AfterStep, check_following
 from hf_distill.training.forward import BothModels, inside_forward
 from hf_distill.training.guarding import GuardedTrainer, is_of_training
 from hf_distill.training.input_values import check_input_values
@@ -62,7 +63,7 @@ from hf_distill.training.meter import Meter
 from hf_distill.training.own_loss import ComparesModels
 from hf_distill.training.padding_free.choice import PaddingFree
 from hf_distill.training.randomness import undisturbed
-from hf_distill.training.saving import SavingTrainer, attach, place
+from hf_distill.training.saving import SavingTrainer, attach, detached, place
 from hf_distill.training.sharded import is_divided, is_wrapped
 from hf_distill.training.terms import OBSERVED, Terms
 from hf_distill.training.text_columns import text_columns
@@ -188,6 +189,8 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         # A model that is loaded here may draw random numbers; one that is brought has not.
         with undisturbed(self.args.device):
             self.teacher = open_teacher(teacher, self.model)
+        check_following(self)
+        self._begin_targets()
         if data_collator is None:
             self._tokenise(self.teacher, task)
             layout = layout or self._layout_of_texts()
@@ -213,6 +216,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
             self.model.add_model_tags(["distillation", "hf_distill"])
         self.add_callback(SetEpoch)
         self._compared = False
+        self.add_callback(AfterStep(self))
         self.add_callback(ComparesModels(lambda: self._compared))
         self.takes = taken_by(self.model), frozenset() if self.source is None else self.source.takes
         self._taken = self._taken_by_each()
@@ -289,6 +293,12 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
 
     def _taken_by_each(self) -> Mapping[str, frozenset[str]]:
         return {"student": self.takes[0], **{name: taken_by(one) for name, one in self._teachers.items()}}
+
+    def _begin_targets(self) -> None:
+        """Show the student to a source of targets that follows it."""
+        if self.source is not None:
+            with detached(self.model):
+                self.source.begin(self.model)
 
     def _place_teacher(self) -> None:
         """Freeze the teacher and move it to the device.
@@ -381,6 +391,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as `Trainer` does; of what Liger changes for it (`use_liger_kernel`), nothing stays."""
+        self._begin_targets()
         if not self.args.use_liger_kernel:
             return super().train(*args, **kwargs)
         self.args.liger_kernel_config = layers_only(self.args.liger_kernel_config)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from hf_distill.models.fingerprint import model_fingerprint
 from hf_distill.models.inspection import base_model, taken_by
@@ -37,10 +37,14 @@ class Targets:
         outputs: As a model's forward pass returns them: what the layout reads logits from, and hidden states and
             attention where an objective asked for them.
         rows: The rows of the batch, where there are no outputs to take logits from; None where there are.
+        mixed: Outputs of several models, whose distributions are averaged; empty where there is one.
+        weights: Of these, which sum to 1.
     """
 
     outputs: Mapping[str, Any] = field(default_factory=dict)
     rows: SparseRows | None = None
+    mixed: tuple[Mapping[str, Any], ...] = ()
+    weights: tuple[float, ...] = ()
 
 
 class TargetSource(nn.Module, ABC):
@@ -99,6 +103,14 @@ class TargetSource(nn.Module, ABC):
     def gives(self) -> Gives:
         """Return what it gives; an objective that needs more is refused before anything runs (see `models.match`)."""
 
+    def predicting(self, layout: Any) -> Any:
+        """Return the model that is evaluated in its place.
+
+        Args:
+            layout: Which logits count (`rows.base.RowLayout`).
+        """
+        return self.model
+
     def for_objectives(self, objectives: Iterable[Any], student: Any, collate: Any) -> tuple[TargetSource, Any]:
         """Return it, and the collator of its batches, without what these objectives do not read.
 
@@ -117,6 +129,41 @@ class TargetSource(nn.Module, ABC):
         for model in self.models.values():
             if not is_placed(model, device):
                 model.to(device)
+
+    @property
+    def follows_student(self) -> bool:
+        """Whether its targets depend on the student that trains."""
+        return False
+
+    def for_training(self) -> TargetSource:
+        """Return what one training of a run is given: itself, unless each needs its own."""
+        return self
+
+    def at_end(self, trained: TargetSource) -> TargetSource:
+        """Return what a report calls the teacher.
+
+        Args:
+            trained: What the training of the saved student was given, as that has left it.
+        """
+        return self
+
+    def begin(self, student: nn.Module) -> None:
+        """Look at the student that will train, before each training (and before a checkpoint is loaded)."""
+
+    def after_step(self, student: nn.Module, step: int) -> None:
+        """Follow an optimizer step that was taken.
+
+        Args:
+            student: After the step, without wrapper of a distributed training.
+            step: Its number, from 1.
+        """
+
+    def saved_state(self) -> dict[str, Tensor]:
+        """Return what a checkpoint needs of it, so that a resumed training has the same targets; mostly nothing."""
+        return {}
+
+    def load_saved_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `saved_state` returned."""
 
     @abstractmethod
     def targets(self, batch: Mapping[str, Any], run: RunModel) -> Targets:

@@ -13,8 +13,9 @@ from typing_extensions import Self  # in typing from Python 3.11 on
 
 from hf_distill.component import component
 from hf_distill.models.needs import Classes, Needs
+from hf_distill.models.target_rows import MixtureRows
 from hf_distill.objectives.guard import check_result, guarded
-from hf_distill.objectives.schedule import Schedule, Weight, cut_off
+from hf_distill.objectives.schedule import Schedule, Weight, cut_off, number
 from hf_distill.rows.base import Rows, SparseRows, Unit, fold, likeliest
 from hf_distill.rows.spans import by_width
 
@@ -266,6 +267,11 @@ class RowObjective(Objective):
         """
 
     @property
+    def softens_by(self) -> float:
+        """The temperature at which it compares at present; 1 where it has none."""
+        return float(number(getattr(self, "temperature", 1.0)))
+
+    @property
     def takes_impossible(self) -> bool:
         """Whether classes that neither model holds possible (`rows.IMPOSSIBLE` in both) change nothing.
 
@@ -290,6 +296,8 @@ class RowObjective(Objective):
         if self.needs_teacher:
             rows = rows.compared
         teacher: Any = rows.teacher  # a class that takes no sparse teacher may leave it out of its signature
+        if isinstance(teacher, MixtureRows):
+            teacher = teacher.at(self.softens_by)
         if self.needs_teacher and not self.takes_sparse:
             teacher = self.dense(teacher)
         labels = rows.labels
@@ -312,6 +320,11 @@ class RowObjective(Objective):
         if isinstance(teacher, SparseRows):
             raise ValueError(f"'{self.name}' takes no sparse teacher: {self.needs_all_classes}.")
         return teacher
+
+
+def temperatures_of(objectives: Iterable[RowObjective]) -> tuple[float, ...]:
+    """Return at which temperatures objectives compare at present, 1 among them."""
+    return tuple(dict.fromkeys([1.0, *(one.softens_by for one in objectives if one.needs_teacher)]))
 
 
 def unique_names(objectives: Iterable[Objective]) -> list[str]:

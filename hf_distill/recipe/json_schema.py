@@ -96,6 +96,10 @@ def _entry(table: Mapping[str, type]) -> Schema:
     return {"anyOf": [*([{"enum": alone}] if alone else []), *entries, plugin, outside]}
 
 
+# Fields of a teacher that hold other teachers.
+_NESTED = {"teacher", "teachers"}
+
+
 def _fields(cls: type, name: str | None = None) -> Schema:
     """Return the schema of a component's fields, described by its docstring."""
     made = plain_schema(TypeAdapter(cls))
@@ -107,9 +111,16 @@ def _fields(cls: type, name: str | None = None) -> Schema:
         described = {"description": said[key]} if key in said else {}
         properties[key] = {**value, **described}
     required = [*(["name"] if name else []), *made.get("required", [])]
-    if "teacher" in properties:
-        inner = _entry({key: other for key, other in TEACHERS.items() if other is not cls})
-        properties["teacher"] = {**inner, "description": said["teacher"]}
+    if not properties.keys().isdisjoint(_NESTED):
+        # Entries inside an entry have none inside them.
+        plain = {
+            key: one for key, one in TEACHERS.items() if _NESTED.isdisjoint(getattr(one, "__pydantic_fields__", ()))
+        }
+        inner = _entry(plain)
+        if "teacher" in properties:
+            properties["teacher"] = {**inner, "description": said["teacher"]}
+        if "teachers" in properties:
+            properties["teachers"] = {"type": "array", "minItems": 2, "items": inner, "description": said["teachers"]}
     if "training" in properties:
         # A teacher's own training: same keys, but for its directory.
         properties["training"] |= {"$ref": "#/$defs/training", "not": {"required": ["output_dir"]}}

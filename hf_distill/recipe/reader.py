@@ -177,10 +177,22 @@ class _Reading:
         if isinstance(given.get("training"), dict) and "training" in getattr(cls, "__pydantic_fields__", ()):
             elsewhere = {"output_dir": f"Where to keep the result is {path}.output_dir."}
             self.training(join(path, "training"), given["training"], elsewhere)
-        if "teacher" not in getattr(cls, "__pydantic_fields__", ()):
-            return self.validate(cls, given, path)
-        inner = self.component(join(path, "teacher"), given.get("teacher"), table, base)
-        return None if inner is None else self.validate(cls, given, path, teacher=inner)
+        inner = self.nested(cls, given, path, table, base)
+        return None if None in inner.values() else self.validate(cls, given, path, **inner)
+
+    def nested(
+        self, cls: type, given: Mapping[str, Any], path: str, table: Mapping[str, type[Part]], base: type[Part]
+    ) -> dict[str, Any]:
+        """Return the entries inside an entry by its field, `teacher` or a list of `teachers`; None for a wrong one."""
+        fields = getattr(cls, "__pydantic_fields__", ())
+        found: dict[str, Any] = {}
+        if "teacher" in fields:
+            found["teacher"] = self.component(join(path, "teacher"), given.get("teacher"), table, base)
+        if "teachers" in fields and isinstance(several := given.get("teachers"), list):
+            place = join(path, "teachers")
+            read = [self.component(join(place, at), one, table, base) for at, one in enumerate(several)]
+            found["teachers"] = None if None in read else read
+        return found
 
     def outside(self, name: str, path: str, table: Mapping[str, type[Part]], base: type[Part]) -> type[Part] | None:
         """Import `module:Class`, or note why it will not do."""

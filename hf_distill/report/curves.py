@@ -121,6 +121,6 @@ class _Settings:
 
     def _whose(self, objective: str, run: str, stage: str) -> str:
         every = {settings for (name, _), settings in self._known.items() if name == objective}
-        if run == "teacher":  # trained with the plain loss on labels
+        if run.partition(" ")[0] == "teacher":  # trained with the plain loss on labels
             return "teacher" if every - {"[]"} else ""
         return f"stage {stage}" if len(every) > 1 and stage else ""

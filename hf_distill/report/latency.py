@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_distill.models.target_model import TargetSource
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -159,7 +161,8 @@ def accepted(model: torch.nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, 
     `**kwargs` does not count as a name: Transformers models take it and then ignore or refuse the unknown
     (DistilBERT has no `token_type_ids`).
     """
-    names = set(inspect.signature(model.forward).parameters) - {"labels"}
+    taken = model.takes if isinstance(model, TargetSource) else inspect.signature(model.forward).parameters
+    names = set(taken) - {"labels"}
     return {key: value for key, value in inputs.items() if key in names}
 
 

@@ -250,7 +250,7 @@ def card(report: Results) -> str:
         task=report.task,
         library=LIBRARIES.get(report.task, "transformers"),
         teachers=teachers(recipe),
-        unnamed="targets that were given as data" if report.teacher.parameters is None else "a larger model",
+        unnamed=_unnamed(report),
         data=datasets(recipe),
         data_name=(recipe.get("data") or {}).get("name"),
         objectives=objectives(recipe),
@@ -267,6 +267,14 @@ def card(report: Results) -> str:
         recipe=fenced(readable_lines(_dump(public(recipe))), "yaml") if recipe else "",
     )
     return str(ModelCard(text))
+
+
+def _unnamed(report: Results) -> str:
+    """Return what a student learned from, where the recipe names no model."""
+    if report.teacher.parameters is None:
+        return "targets that were given as data"
+    same = report.teacher.parameters == report.student.parameters
+    return "a teacher of its own size" if same else "a larger model"
 
 
 def _dump(content: Any) -> str:

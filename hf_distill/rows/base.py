@@ -19,7 +19,7 @@ from torch import Tensor
 from hf_distill.data.label_names import IGNORED
 from hf_distill.models.heads import Captured, Head
 from hf_distill.models.projection import Side
-from hf_distill.models.target_rows import SparseRows, upcast
+from hf_distill.models.target_rows import MixtureRows, SparseRows, TeacherRows, top_class, upcast
 
 # What a sum is divided by: rows that count, rows that have a label, examples, tokens that are no padding, ordered
 # pairs of two examples of the same micro-batch, or examples of a text, one that fits it and one that does not.
@@ -28,35 +28,24 @@ UNITS: tuple[Unit, ...] = ("row", "label", "example", "token", "pair", "triple")
 # The logit of what is no class of a row: its probability is exactly 0 at any temperature, and unlike that of -inf its
 # logarithm can be subtracted and differentiated.
 IMPOSSIBLE = -1e30
-# Columns that `top_class` looks at as one.
-_STRIDE = 64
+# Columns that tell whether a row is finite.
+_FIRST = 64
 
 __all__ = [
-    "IMPOSSIBLE", "UNITS", "Places", "RowLayout", "Rows", "SparseRows", "Unit",
-    "fold", "likeliest", "side_of", "top_class", "upcast",
+    "IMPOSSIBLE",
+    "UNITS",
+    "MixtureRows",
+    "Places",
+    "RowLayout",
+    "Rows",
+    "SparseRows",
+    "Unit",
+    "fold",
+    "likeliest",
+    "side_of",
+    "top_class",
+    "upcast",
 ]  # fmt: skip
-
-
-def top_class(logits: Tensor) -> Tensor:
-    """Return the likeliest class of every row, `(rows,)`: `argmax`, the first of equals.
-
-    Over a whole vocabulary the place of a maximum takes ten times as long to find as its value. Hence first among the
-    maxima of blocks of columns, then within one block.
-
-    >>> top_class(torch.tensor([[0.0, 2.0, 2.0]]))
-    tensor([1])
-    """
-    whole = logits.shape[-1] // _STRIDE * _STRIDE
-    if whole < 16 * _STRIDE:
-        return logits.argmax(-1)
-    blocks = logits[:, :whole].view(len(logits), whole // _STRIDE, _STRIDE)
-    highest, block = blocks.amax(-1).max(-1, keepdim=True)
-    within = blocks.take_along_dim(block.unsqueeze(-1), 1).squeeze(1).argmax(-1, keepdim=True)
-    top: Tensor = block * _STRIDE + within
-    if whole < logits.shape[-1]:
-        last, place = logits[:, whole:].max(-1, keepdim=True)
-        top = torch.where((last > highest) | (last.isnan() & ~highest.isnan()), place + whole, top)
-    return top.squeeze(-1)
 
 
 @dataclass(eq=False)
@@ -65,7 +54,8 @@ class Rows:
 
     Attributes:
         student: `(rows, classes)`, float32 or better.
-        teacher: Same shape, detached, classes in the student's order, or what was kept of it; None without a teacher.
+        teacher: Same shape, detached, classes in the student's order; or what was stored of it; or the mean of several
+            teachers; None without a teacher.
         labels: `(rows,)`: class indices with -100 where there is no label, or float values with NaN; or distributions
             over the classes `(rows, classes)`, NaN throughout where there is none.
         example: `(rows,)`, the index in the batch of the example each row belongs to.
@@ -77,7 +67,7 @@ class Rows:
     """
 
     student: Tensor
-    teacher: Tensor | SparseRows | None
+    teacher: TeacherRows | None
     labels: Tensor
     example: Tensor
     examples: int
@@ -106,7 +96,7 @@ class Rows:
         """Return how many rows of each example have the same top class in both models, `(batch,)`."""
         if self.teacher is None or self.student.shape[-1] == 1:
             return self.student.new_zeros(self.examples)
-        top = self.teacher.top_class() if isinstance(self.teacher, SparseRows) else top_class(self.teacher)
+        top = top_class(self.teacher) if isinstance(self.teacher, Tensor) else self.teacher.top_class()
         return self.sum_by_example((top_class(self.compared.student) == top).to(self.student.dtype))
 
     def extremes(self) -> Tensor:
@@ -116,13 +106,13 @@ class Rows:
         goes wrong before the head goes wrong in all of them, and the loss sees the rest.
         """
         ours = self._extreme(self.student.detach())
-        teacher = self.teacher.log_probabilities if isinstance(self.teacher, SparseRows) else self.teacher
+        teacher = self.teacher if self.teacher is None or isinstance(self.teacher, Tensor) else self.teacher.numbers
         theirs = torch.zeros_like(ours) if teacher is None else self._extreme(teacher).to(ours)
         return self.sum_by_example(torch.stack((ours, theirs), -1))
 
     @staticmethod
     def _extreme(logits: Tensor) -> Tensor:
-        return logits[:, :_STRIDE].amax(-1) if logits.shape[-1] else logits.new_zeros(len(logits))
+        return logits[:, :_FIRST].amax(-1) if logits.shape[-1] else logits.new_zeros(len(logits))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from hf_distill.data.label_names import IGNORED
-from hf_distill.rows.base import IMPOSSIBLE, RowLayout, Rows, SparseRows, upcast
+from hf_distill.rows.base import IMPOSSIBLE, MixtureRows, RowLayout, Rows, SparseRows, upcast
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,22 +101,26 @@ def by_width(rows: Rows) -> list[Rows]:
     """
     if rows.classes is None:
         return [rows]
-    if isinstance(rows.teacher, SparseRows):
+    classes, theirs = rows.classes, rows.teacher
+    if isinstance(theirs, SparseRows):
         raise ValueError("rows with different classes need all of the teacher's logits.")
-    classes, teacher = rows.classes, rows.teacher
     widths = classes.sum(-1)
     place = (classes.cumsum(-1) - 1).gather(-1, rows.labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
     labels = torch.where(rows.labels == IGNORED, IGNORED, place)
 
     def part(width: int) -> Rows:
         here = (widths == width).nonzero()[:, 0]
-        student, theirs = (
-            None if logits is None else logits[here][classes[here]].reshape(len(here), width)
-            for logits in (rows.student, teacher)
-        )
-        assert student is not None
+
+        def own(logits: Tensor) -> Tensor:
+            return logits[here][classes[here]].reshape(len(here), width)
+
         return replace(
-            rows, student=student, teacher=theirs, labels=labels[here], example=rows.example[here], classes=None
+            rows,
+            student=own(rows.student),
+            teacher=theirs.map(own) if isinstance(theirs, MixtureRows) else None if theirs is None else own(theirs),
+            labels=labels[here],
+            example=rows.example[here],
+            classes=None,
         )
 
     return [part(width) for width in torch.unique(widths).tolist()]

@@ -102,7 +102,8 @@ def _merged(recipe: Recipe) -> Iterator[str]:
     """Yield which models are adapters merged into their bases."""
     from hf_distill.models.adapters import find_adapter
 
-    for side, source in (("teacher", recipe.teacher.source), ("student", recipe.student.vocabulary)):
+    teachers = [("teacher", one.source) for _, one in recipe.teacher.members()]
+    for side, source in (*teachers, ("student", recipe.student.vocabulary)):
         if (adapter := find_adapter(source)) is not None:
             whole = "; trained and saved whole" if side == "student" else ""
             yield f"{side}: {adapter.in_words()}{whole}"
@@ -237,7 +238,7 @@ def _check_quantized(recipe: Recipe) -> None:
         raise recipe.mistake(
             "student",
             "its layers would be copied from the teacher, whose weights are quantized in this run. Say where they are "
-            f"whole, and they are loaded from there for copying: model: {recipe.teacher.source}",
+            f"whole, and they are loaded from there for copying: model: {next(recipe.teacher.members())[1].source}",
         )
     for key in ("bf16_full_eval", "fp16_full_eval"):
         if recipe.training.get(key):

@@ -54,7 +54,7 @@ def _distill(run: Run) -> Report:
         if recipe.report.baseline:
             baselines.append(run.train_student(teacher, seed, baseline=True))
     with run.stage("report"):
-        report = report_on(run, teacher, students, baselines)
+        report = report_on(run, teacher.at_end(students[0].trainer.source or teacher), students, baselines)
         if run.is_main:
             report.save(run.directory.path)
     if recipe.hub.push:

@@ -137,6 +137,7 @@ class Fitter:
             trainer = self._trainer(
                 _load(type(model), directory), objectives, training, directory, teacher, trains=False
             )
+            trainer.load_targets(directory)
             trainer.exported = directory
             if trainer.is_world_process_zero():
                 remove_checkpoints(directory)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hf_distill.data.label_names import label_names, positions
 from hf_distill.data.vocabularies import left_out, show_tokens
 from hf_distill.errors import UserError
+from hf_distill.mistakes import join
 from hf_distill.models.adapters import check_task as check_adapter
 from hf_distill.models.inspection import positions_of
 from hf_distill.models.loading import open_tokenizer
@@ -17,6 +18,7 @@ from hf_distill.models.pair import Pair
 from hf_distill.models.quantization import check_loadable
 from hf_distill.models.tokenizers import longest_input
 from hf_distill.objectives.guard import guarded
+from hf_distill.teachers.base import under
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -50,7 +52,9 @@ def open_pair(recipe: Recipe) -> Pair:
         if teacher_head is not None and student_head is not None and recipe.task.head_kind == "labels":
             _check_labels(student_head, teacher_head)
     with recipe.locate("teacher"):
-        check_loadable(recipe.teacher.source, teacher)
+        for path, one in recipe.teacher.members():
+            with under(path):
+                check_loadable(one.source, one.config() if path else teacher)
     with recipe.locate(""):
         tokenizer, of_teacher, apart = _tokenizers(recipe)
     for side, config, reads in (("teacher", teacher, of_teacher or tokenizer), ("student", student, tokenizer)):
@@ -69,10 +73,13 @@ def open_teacher(recipe: Recipe) -> PretrainedConfig:
     """
     with recipe.locate("teacher"), guarded(recipe.teacher, "teacher"):
         teacher = recipe.teacher.config_beside(recipe.student)
-        check_adapter(recipe.teacher.source, recipe.task.auto_class)
-        _check_architecture(teacher, recipe.task)
-        if recipe.teacher.has_head:
-            _check_trained(teacher, recipe.task.auto_class)
+        for path, one in recipe.teacher.members():
+            with under(path):
+                config = one.config() if path else teacher
+                check_adapter(one.source, recipe.task.auto_class)
+                _check_architecture(config, recipe.task)
+                if one.has_head:
+                    _check_trained(config, recipe.task.auto_class)
     return teacher
 
 
@@ -159,6 +166,7 @@ def _tokenizers(
         UserError: The models number or split tokens differently, and one tokenizer is to feed both.
     """
     opened = _open_tokenizers(recipe)
+    _check_alike(opened)
     (first, tokenizer), *others = opened.items()
     apart: set[int] = set()
     for side, other in others:
@@ -192,6 +200,19 @@ def _tokenizers(
     return _with_padding(tokenizer, "tokenizer"), None, tuple(sorted(apart))
 
 
+def _check_alike(opened: Mapping[str, PreTrainedTokenizerBase]) -> None:
+    """Refuse teachers that read other tokens than each other."""
+    if "tokenizer" in opened:  # which feeds all of them, if it can
+        return
+    first, *others = [side for side in opened if side.startswith("teacher")] or [""]
+    for side in others:
+        fault, _ = _difference(first, opened[first], side, opened[side])
+        if fault is not None:
+            raise UserError(
+                f"{fault} All teachers read the same tokens: choose teachers of one family.", key=f"{side}.model"
+            )
+
+
 def _open_tokenizers(recipe: Recipe) -> dict[str, PreTrainedTokenizerBase]:
     """Open what there is of `tokenizer`, `student` and `teacher`, in this order; one at least."""
     opened: dict[str, PreTrainedTokenizerBase] = {}
@@ -199,10 +220,8 @@ def _open_tokenizers(recipe: Recipe) -> dict[str, PreTrainedTokenizerBase]:
         opened["tokenizer"] = open_tokenizer(recipe.tokenizer)
     failed: list[UserError] = []
     student = {name: getattr(recipe.student, name, None) for name in ("revision", "trust_remote_code")}
-    sources = (
-        ("student", student, recipe.student.vocabulary),
-        ("teacher", recipe.teacher.opening, recipe.teacher.source),
-    )
+    teachers = [(join("teacher", path), one.opening, one.source) for path, one in recipe.teacher.members()]
+    sources = (("student", student, recipe.student.vocabulary), *teachers)
     for side, opening, source in sources:
         if source is None:
             continue

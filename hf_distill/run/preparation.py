@@ -212,9 +212,8 @@ def check_one_class(recipe: Recipe, counts: ClassCounts) -> None:
     Raises:
         UserError: They are, and an objective or the fine-tuning of a teacher learns from them.
     """
-    learned = not recipe.teacher.has_head or any(
-        objective.unit == "label" for stage in recipe.plan for objective in stage.objectives
-    )
+    trained = not recipe.teacher.has_head and not recipe.teacher.is_without_model
+    learned = trained or any(objective.unit == "label" for stage in recipe.plan for objective in stage.objectives)
     if counts.single is not None and learned:
         raise recipe.mistake("data.splits.train", counts.one_class())
 

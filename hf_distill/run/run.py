@@ -116,6 +116,8 @@ class Run:
             set_seed(self.args.seed)  # for a new head: with another one a fine-tuned teacher would not be found again
             teacher = as_source(self.recipe.teacher.load(self.fitter.for_teacher().prepared.head, self.fine_tune))
         assert teacher is not None
+        if teacher.config is None:
+            teacher.config = self.pair.teacher
         parameters = size(teacher.model)[0]
         if "teacher training" not in self.seconds and parameters:
             name = self.recipe.teacher.source or self.recipe.teacher.name
@@ -159,10 +161,13 @@ class Run:
         Where its outputs are stored whole, they are read from there; it need not run again.
         """
         if self.stored is None or not self.stored[1].gives_outputs:
-            return self.fitter.for_teacher(), teacher.model
+            fitter = self.fitter.for_teacher()
+            return fitter, teacher.predicting(fitter.prepared.layout)
         fitter, source = self.stored
         source, collator = source.for_objectives((), None, fitter.prepared.collator)
-        return replace(fitter, prepared=replace(fitter.prepared, collator=collator)), source.model
+        return replace(fitter, prepared=replace(fitter.prepared, collator=collator)), source.predicting(
+            fitter.prepared.layout
+        )
 
     def fine_tune(self, model: PreTrainedModel, training: dict[str, Any], directory: str | None) -> PreTrainedModel:
         """Train a teacher on the labels (see `teachers.base.FineTune`)."""
@@ -180,7 +185,8 @@ class Run:
             fitted = fitter.fit(
                 model, objectives=(Labels(),), training=settings, directory=root / key, say=self.narrator.say
             )
-        self._remember("teacher", fitted)
+        others = sum(name.startswith("teacher") for name in self.histories)
+        self._remember(f"teacher {others + 1}" if others else "teacher", fitted)
         fitted.model.name_or_path = str(root / key)
         return fitted.model
 
@@ -201,7 +207,7 @@ class Run:
             with self.stage(part, of=len(plan)):
                 if student is None:
                     student = self._new_student(teacher, seed, warn=saved)
-                fitter, target = (self.fitter, None) if baseline else self.for_students(teacher)
+                fitter, target = (self.fitter, None) if baseline else self.for_students(teacher.for_training())
                 training = {**self.training, **stage.training, "seed": seed}
                 objectives: tuple[Objective, ...] = stage.objectives
                 if baseline:

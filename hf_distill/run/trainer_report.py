@@ -151,7 +151,9 @@ def _evaluate(trainer: DistillationTrainer, prepared: Prepared, model: Any, name
     tokenizer: Any = trainer.processing_class
     fitter, training = Fitter(prepared, tokenizer), _given(trainer.args)
     if name == "teacher":
-        predictions, _ = fitter.predict(model, training, whose="the teacher")
+        assert trainer.source is not None
+        predicting = trainer.source.predicting(prepared.layout)
+        predictions, _ = fitter.predict(predicting, training, whose="the teacher")
         predictions = in_students_order(predictions, prepared)
         agreement = 1.0 if prepared.layout.has_classes else None
     else:

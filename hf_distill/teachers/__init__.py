@@ -4,15 +4,29 @@ from __future__ import annotations
 
 from hf_distill.teachers.base import FineTune, Teacher
 from hf_distill.teachers.cached import CachedTeacher
+from hf_distill.teachers.ema import EmaTeacher
+from hf_distill.teachers.ensemble import EnsembleTeacher
 from hf_distill.teachers.finetuned import FinetunedTeacher
 from hf_distill.teachers.given import GivenTeacher
 from hf_distill.teachers.pretrained import PretrainedTeacher
 
 TEACHERS: dict[str, type[Teacher]] = {
     "cached": CachedTeacher,
+    "ema": EmaTeacher,
+    "ensemble": EnsembleTeacher,
     "finetuned": FinetunedTeacher,
     "given": GivenTeacher,
     "pretrained": PretrainedTeacher,
 }
 
-__all__ = ["TEACHERS", "CachedTeacher", "FineTune", "FinetunedTeacher", "GivenTeacher", "PretrainedTeacher", "Teacher"]
+__all__ = [
+    "TEACHERS",
+    "CachedTeacher",
+    "EmaTeacher",
+    "EnsembleTeacher",
+    "FineTune",
+    "FinetunedTeacher",
+    "GivenTeacher",
+    "PretrainedTeacher",
+    "Teacher",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -243,6 +244,26 @@ class Teacher(ABC):
             storing: What the run knows.
         """
         raise NotImplementedError(f"{self.name} does not store its targets")
+
+
+def config_of_student(student: Student, why: str) -> PretrainedConfig:
+    """Return the configuration of the student's checkpoint, for a teacher that has no model.
+
+    Args:
+        student: The recipe's.
+        why: The beginning of the message.
+
+    Raises:
+        UserError: The student is to be made from the teacher.
+    """
+    from hf_distill.models.loading import open_config
+
+    if student.copies_teacher or student.source is None:
+        raise UserError(
+            f"{why}: there is no model to take layers or sizes from. Wanted a checkpoint, student: {{name: pretrained, "
+            "model: ...}, or from_config with model: ..."
+        )
+    return copy.deepcopy(student.own_config() or open_config(student.source))
 
 
 @contextmanager

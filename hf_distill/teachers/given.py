@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from hf_distill.component import component
 from hf_distill.errors import UserError
-from hf_distill.models.loading import open_config
 from hf_distill.models.needs import Gives
-from hf_distill.teachers.base import FineTune, Teacher, under
+from hf_distill.teachers.base import FineTune, Teacher, config_of_student, under
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -131,12 +129,7 @@ class GivenTeacher(Teacher):
         Raises:
             UserError: The student is to be made from the teacher.
         """
-        if student.copies_teacher or student.source is None:
-            raise UserError(
-                "the teacher is given as data: there is no model to take layers or sizes from. Wanted a checkpoint, "
-                "student: {name: pretrained, model: ...}, or from_config with model: ..."
-            )
-        return self._named(copy.deepcopy(student.own_config() or open_config(student.source)))
+        return self._named(config_of_student(student, "the teacher is given as data"))
 
     def _named(self, config: PretrainedConfig) -> PretrainedConfig:
         if self.of_tokens:

@@ -17,7 +17,8 @@ from hf_distill.models.needs import TaskFacts
 from hf_distill.models.patching import replaced
 from hf_distill.models.target_model import RunModel, Targets, TargetSource
 from hf_distill.objectives import Comparison
-from hf_distill.rows.base import RowLayout, Rows, SparseRows
+from hf_distill.rows.base import RowLayout, Rows
+from hf_distill.rows.mixture import mixture
 from hf_distill.rows.padding import Padding
 from hf_distill.training.chunked.heads import Heads
 from hf_distill.training.chunked.rows import HeadRows
@@ -65,24 +66,36 @@ class BothModels:
         """
         with nullcontext() if heads is None else heads.capturing():
             ours, targets = self._run(student, inputs)
-        stored = None if targets is None else targets.rows
-        theirs = None if targets is None else targets.outputs
-        logits = None if theirs is None or heads is not None or stored is not None else self.layout.logits(theirs)
+        logits = None
+        if targets is not None and heads is None and targets.rows is None and not targets.mixed:
+            logits = self.layout.logits(targets.outputs)
         attached = None
         if logits is not None and self.terms.differentiates:
             attached = self.layout.teacher_rows(logits, inputs)
         if heads is not None:
-            rows: Rows = heads.rows(self.layout, inputs, stored)
+            rows: Rows = heads.rows(self.layout, inputs, targets)
         else:
             rows = self.layout.select(self.layout.logits(ours), logits, inputs)
         return Comparison(
-            rows=rows if stored is None else _with_stored(rows, stored),
+            rows=rows if targets is None else self._taught(rows, targets, inputs),
             student=ours,
-            teacher=theirs,
+            teacher=None if targets is None else targets.outputs,
             inputs=inputs,
             tokens=self.layout.tokens(inputs),
             teacher_rows=attached,
         )
+
+    def _taught(self, rows: Rows, targets: Targets, inputs: Mapping[str, Any]) -> Rows:
+        """Return rows with the teacher's, where these are not the logits of one model."""
+        stored = targets.rows
+        if stored is not None and len(stored) != len(rows.labels):
+            raise ValueError(f"the batch has {len(rows.labels)} rows, and the cache {len(stored)} for them.")
+        if isinstance(rows, HeadRows) or (stored is None and not targets.mixed):
+            return rows
+        if stored is not None:
+            return replace(rows, teacher=stored)
+        mixed = mixture(self.layout, targets.mixed, targets.weights, inputs, self.terms.temperatures)
+        return replace(rows, teacher=mixed)
 
     def _run(self, student: nn.Module, inputs: Mapping[str, Any]) -> tuple[Any, Targets | None]:
         """Return the student's outputs and the targets."""
@@ -128,13 +141,6 @@ class BothModels:
                 f"{', '.join(inputs)}: there is nothing for it to read. Give its forward these names."
             )
         return {**{key: value for key, value in settings.items() if key in taken}, **read, **self.terms.outputs}
-
-
-def _with_stored(rows: Rows, stored: SparseRows) -> Rows:
-    """Return rows with what a cache holds of the teacher's."""
-    if len(stored) != len(rows.labels):
-        raise ValueError(f"the batch has {len(rows.labels)} rows, and the cache {len(stored)} for them.")
-    return rows if isinstance(rows, HeadRows) else replace(rows, teacher=stored)
 
 
 Result = TypeVar("Result")

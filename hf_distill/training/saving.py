@@ -21,6 +21,7 @@ from hf_distill.files.durable import checksums, move_into, sync_tree
 from hf_distill.files.ownership import EXPORT
 from hf_distill.models.sentence_encoder import load_dense
 from hf_distill.models.sentence_files import at
+from hf_distill.models.target_model import TargetSource
 from hf_distill.training.checkpoints import damaged, seal, weights_fault
 from hf_distill.training.sharded import saves_itself
 from hf_distill.training.terms import Terms
@@ -31,6 +32,7 @@ class SavingTrainer(Trainer):
 
     Attributes:
         terms: The objectives made ready, set by who inherits.
+        source: What gives targets, set by who inherits; None where there is none.
         has_model_card: Whether whoever wrote the card wants a push to keep it.
         key: Of the training, for its checkpoints: what is computed, as a fingerprint.
         claim: Told names in the output directory before they are written; may refuse.
@@ -39,6 +41,7 @@ class SavingTrainer(Trainer):
 
     model: PreTrainedModel
     terms: Terms
+    source: TargetSource | None
     has_model_card = False
     key = ""
     claim: Callable[[Iterable[str]], None] | None = None
@@ -54,8 +57,28 @@ class SavingTrainer(Trainer):
             return
         if not directory.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
             (directory / "training_args.bin").unlink(missing_ok=True)
-        elif self.terms.learned:
+            return
+        if self.terms.learned:
             save_learned(directory, gathered or self.terms.learned.state_dict())
+        self._save_targets(directory)
+
+    def _save_targets(self, directory: Path) -> None:
+        """Write what the source of targets needs to go on, if it needs anything."""
+        state = {} if self.source is None else self.source.saved_state()
+        if state:
+            save_file({name: value.detach().cpu().clone() for name, value in state.items()}, directory / TARGETS)
+
+    def load_targets(self, directory: Path) -> None:
+        """Have the source of targets go on from what a checkpoint, or the end of a training, has of it.
+
+        Raises:
+            UserError: It is not there: the source would begin anew without a word.
+        """
+        if self.source is None or not self.source.saved_state():
+            return
+        if not (directory / TARGETS).exists():
+            raise UserError(f"{directory} has no {TARGETS}, from which the teacher would go on. Start over.")
+        self.source.load_saved_state(load_file(directory / TARGETS))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save as `Trainer` does, and remove older checkpoints only once this one is on disk and sealed."""
@@ -86,6 +109,7 @@ class SavingTrainer(Trainer):
         self.save_model(str(staging), _internal_call=True)
         parallel.wait()
         if self.args.should_save:
+            self._save_targets(staging)
             sync_tree(staging)
             sums = checksums(staging)
             names = sorted(entry.name for entry in staging.iterdir())
@@ -137,6 +161,7 @@ class SavingTrainer(Trainer):
             check_learned(directory, learned)
         with nullcontext() if saves_itself(self) else detached(self.model):
             yield
+        self.load_targets(directory)
         if not saves_itself(self):
             load_learned(directory, learned)
             load_dense(self.model, at(checkpoint))
@@ -150,6 +175,8 @@ class SavingTrainer(Trainer):
 # The student's submodule for the time of the training: its optimiser, DDP and FSDP must see these parameters.
 ATTRIBUTE = "distillation"
 FILE = "distillation.safetensors"
+# State of the source of targets. With an underscore: a push leaves it out.
+TARGETS = "_targets.safetensors"
 
 
 def attach(student: nn.Module, learned: nn.ModuleDict) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hf_distill import parallel
 from hf_distill.models.inspection import base_model
 from hf_distill.models.target_rows import upcast
-from hf_distill.objectives.base import RowObjective, Term, unique_names
+from hf_distill.objectives.base import RowObjective, Term, temperatures_of, unique_names
 from hf_distill.objectives.guard import check_result, guarded
 from hf_distill.objectives.schedule import number
 from hf_distill.rows.base import UNITS
@@ -147,6 +147,11 @@ class Terms(Sequence[Term]):
             needs.whole_batch or (needs.rows and not _goes_by_rows(term))
             for term, needs in zip(self, self.needs, strict=True)
         )
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """At which they soften logits at present; 1 among them, at which likeliest classes are compared."""
+        return temperatures_of(self.row_objectives.values())
 
     @property
     def row_objectives(self) -> dict[int, RowObjective]:

@@ -120,6 +120,7 @@ REQUIRED: dict[str, Any] = {
     "model": "some/model",
     "layers": 2,
     "teacher": {"name": "pretrained", "model": "some/model"},
+    "teachers": [{"name": "pretrained", "model": "some/model"}] * 2,
     "columns": {"probabilities": ["negative", "positive"]},
 }
 
@@ -131,6 +132,8 @@ def test_every_entry_of_every_table_survives_the_round_trip(section: str, name: 
     recipe = load(f"{section}={ {'name': name, **needed} }")
     if "teacher" in needed:
         needed["teacher"] = PretrainedTeacher(model="some/model")
+    if "teachers" in needed:
+        needed["teachers"] = [PretrainedTeacher(model="some/model")] * 2
     assert cls(**needed) in (recipe.task, recipe.teacher, recipe.student, *recipe.objectives)
     assert load(text=dump_recipe(recipe)) == recipe
     assert cls.name == name
@@ -381,7 +384,7 @@ WRONG: list[tuple[int, str, list[str]]] = [
     (
         3,
         "teacher: {model: x}",
-        ["3: teacher.name: missing. Known: cached, finetuned, given, pretrained; or module:Class."],
+        [f"3: teacher.name: missing. Known: {', '.join(TEACHERS)}; or module:Class."],
     ),
     # names
     (
@@ -392,7 +395,7 @@ WRONG: list[tuple[int, str, list[str]]] = [
     (
         3,
         "teacher: bert-base",
-        [f"3: teacher: unknown teacher 'bert-base'. Known: cached, finetuned, given, pretrained. {OWN_MODEL}"],
+        [f"3: teacher: unknown teacher 'bert-base'. Known: {', '.join(TEACHERS)}. {OWN_MODEL}"],
     ),
     (6, "  - {name: kll}", ["6: objectives[0].name: unknown objective 'kll'. Did you mean 'kl'?"]),
     (
@@ -409,7 +412,7 @@ WRONG: list[tuple[int, str, list[str]]] = [
         "teacher: [a]",
         [
             "3: teacher: wanted a mapping {name: ...} or a name, found a list. "
-            "Known: cached, finetuned, given, pretrained; or module:Class."
+            f"Known: {', '.join(TEACHERS)}; or module:Class."
         ],
     ),
     (2, "data: x.csv", ["2: data: wanted a mapping (key: value), found the text 'x.csv'. Write {path: x.csv}."]),

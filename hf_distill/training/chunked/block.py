@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hf_distill.rows.base import Rows, SparseRows
+from hf_distill.models.target_rows import TeacherRows
+from hf_distill.rows.base import Rows
 
 if TYPE_CHECKING:
     from hf_distill.models.projection import Side
     from hf_distill.objectives.base import RowObjective
 
 # `(raw, teacher, labels, coefficients) -> (values, agreement)`; see `Evaluation.__call__`.
-Evaluate = Callable[[Tensor, Tensor | SparseRows | None, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+Evaluate = Callable[[Tensor, TeacherRows | None, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
 @dataclass(eq=False)
@@ -47,7 +48,11 @@ class Evaluation:
     temperatures: Mapping[int, Tensor] = field(default_factory=dict)
 
     def __call__(
-        self, raw: Tensor, teacher: Tensor | SparseRows | None, labels: Tensor, coefficients: Tensor | None
+        self,
+        raw: Tensor,
+        teacher: TeacherRows | None,
+        labels: Tensor,
+        coefficients: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Evaluate the objectives on a block, and leave the gradient in the place of the student's logits.
 
@@ -55,7 +60,7 @@ class Evaluation:
 
         Args:
             raw: What the student's linear map gave, `(rows, columns)`.
-            teacher: Likewise of the teacher's, `(rows, its columns)`; or what was kept of it; or None.
+            teacher: Likewise of the teacher's, `(rows, its columns)`; or what stands for its logits; or None.
             labels: See `Rows`.
             coefficients: The gradient is that of `sum_k coefficients_k * values_k`, `(objectives,)`; None where none is
                 wanted, and `raw` stays.
@@ -83,7 +88,7 @@ class Evaluation:
         given = {"temperature": self.temperatures[index]} if index in self.temperatures else {}
         return self.objectives[index].sums(rows, **given)
 
-    def _rows(self, leaf: Tensor, teacher: Tensor | SparseRows | None, labels: Tensor) -> Rows:
+    def _rows(self, leaf: Tensor, teacher: TeacherRows | None, labels: Tensor) -> Rows:
         if self.teacher is not None and isinstance(teacher, Tensor):
             teacher = self.teacher.finish(teacher).detach()
         example = torch.arange(len(leaf), device=leaf.device)

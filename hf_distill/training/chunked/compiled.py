@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from hf_distill.models.target_rows import MixtureRows, SparseRows, TeacherRows
 from hf_distill.objectives import closed_form
 from hf_distill.objectives.base import Objective, RowObjective
 from hf_distill.objectives.schedule import Schedule
 from hf_distill.objectives.softened import Softened
-from hf_distill.rows.base import SparseRows
 from hf_distill.training.chunked.block import Evaluate, Evaluation
 
 if TYPE_CHECKING:
@@ -169,10 +169,10 @@ class Compiler:
         code: Code | None = None
 
         def evaluate(
-            raw: Tensor, teacher: Tensor | SparseRows | None, labels: Tensor, coefficients: Tensor | None
+            raw: Tensor, teacher: TeacherRows | None, labels: Tensor, coefficients: Tensor | None
         ) -> tuple[Tensor, Tensor]:
             nonlocal code
-            if coefficients is None or len(raw) != rows:
+            if coefficients is None or len(raw) != rows or isinstance(teacher, MixtureRows):
                 return evaluation(raw, teacher, labels, coefficients)
             inputs = graph.inputs(raw, teacher, labels, coefficients)
             if code is None:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from hf_distill.models.heads import Captured, Head, capturing, open_head
 from hf_distill.models.inspection import base_model
 from hf_distill.models.projection import Side
+from hf_distill.models.target_model import Targets
 from hf_distill.rows.base import RowLayout, SparseRows, side_of
 from hf_distill.training.chunked.compiled import Compiler
-from hf_distill.training.chunked.rows import HeadRows
+from hf_distill.training.chunked.rows import HeadRows, MixedSides
 
 
 class Heads:
@@ -70,13 +71,13 @@ class Heads:
             self._captured = [stack.enter_context(capturing(model, head)) for model, head in pairs]
             yield
 
-    def rows(self, layout: RowLayout, inputs: Mapping[str, Tensor], stored: SparseRows | None = None) -> HeadRows:
+    def rows(self, layout: RowLayout, inputs: Mapping[str, Tensor], targets: Targets | None = None) -> HeadRows:
         """Return the rows of the batch that was captured.
 
         Args:
             layout: Of the task.
             inputs: The batch.
-            stored: The teacher's rows, where there is no teacher but these.
+            targets: Holds the teacher's rows, where no teacher was captured, and the weights of several.
         """
         places = layout.places(inputs)
         assert places is not None
@@ -87,5 +88,9 @@ class Heads:
             sides.append(side_of(head, captured, places, classes, shared if sides else None))
         self._captured = []
         student, *teachers = sides
-        teacher = teachers[0] if teachers else stored
+        teacher: Side | MixedSides | SparseRows | None = None if targets is None else targets.rows
+        if targets is not None and targets.mixed:
+            teacher = MixedSides(tuple(teachers), targets.weights)
+        elif teachers:
+            teacher = teachers[0]
         return HeadRows(student, teacher, places.labels, places.example, len(places.mask), self._compiler, shared)

@@ -8,8 +8,10 @@ weights, neither of which grows with rows times classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +20,8 @@ from torch import Tensor
 
 from hf_distill.models.heads import CHUNK_BYTES, ELSEWHERE, slices
 from hf_distill.models.projection import Projector, Side
-from hf_distill.objectives.base import RowObjective
+from hf_distill.models.target_rows import MixtureRows, TeacherRows
+from hf_distill.objectives.base import RowObjective, temperatures_of
 from hf_distill.rows.base import Rows, SparseRows
 from hf_distill.training.chunked.block import Evaluate, Evaluation
 from hf_distill.training.chunked.compiled import Compiler
@@ -29,12 +32,50 @@ BLOCK_BYTES = 2 * 2**20
 BLOCK_ELSEWHERE = 64 * 2**20
 
 
+@dataclass(frozen=True)
+class MixedSides:
+    """Several teachers at their heads, whose distributions are averaged.
+
+    Attributes:
+        sides: Of each.
+        weights: Of each; they sum to 1.
+    """
+
+    sides: tuple[Side, ...]
+    weights: tuple[float, ...]
+
+    def rows(
+        self, part: slice, temperatures: Sequence[float], block: int = 0, device: torch.device | None = None
+    ) -> MixtureRows:
+        """Return the mean for some rows, one teacher after the other: memory does not grow with their number.
+
+        Args:
+            part: Which rows.
+            temperatures: At which they will be asked for.
+            block: How many rows are softened together; all of them if 0.
+            device: Where to put them; where the first head is, if None.
+        """
+        means: dict[float, Tensor] = {}
+        for side, weight in zip(self.sides, self.weights, strict=True):
+            raw = Projector(side).raw(part)
+            for rows in slices(0, len(raw), block or max(1, len(raw))):
+                logits = side.finish(raw[rows]).detach().to(device)
+                for temperature in temperatures:
+                    softened = (logits / temperature).log_softmax(-1) + math.log(weight)
+                    if temperature not in means:
+                        means[temperature] = softened.new_full((len(raw), softened.shape[-1]), -torch.inf)
+                    mean = means[temperature][rows]
+                    torch.logaddexp(mean, softened, out=mean)
+            del raw
+        return MixtureRows(means)
+
+
 class HeadRows(Rows):
     """The rows of a micro-batch before the heads.
 
     Args:
         student: The student at its head.
-        teacher: The teacher at its head, or what was kept of its rows; None without a teacher.
+        teacher: The teacher at its head, or several at theirs, or what was stored of its rows; None without a teacher.
         labels: See `Rows`.
         example: See `Rows`.
         examples: See `Rows`.
@@ -45,14 +86,14 @@ class HeadRows(Rows):
     def __init__(
         self,
         student: Side,
-        teacher: Side | SparseRows | None,
+        teacher: Side | MixedSides | SparseRows | None,
         labels: Tensor,
         example: Tensor,
         examples: int,
         compiler: Compiler | None = None,
         shared: Tensor | None = None,
     ) -> None:
-        self.sides = (student, teacher)
+        self.sides: tuple[Side, Side | MixedSides | SparseRows | None] = (student, teacher)
         self.labels, self.example, self.examples = labels, example, examples
         self.classes, self.shared = None, shared
         self.compiler = compiler
@@ -65,9 +106,11 @@ class HeadRows(Rows):
         return self.sides[0].logits()
 
     @cached_property
-    def teacher(self) -> Tensor | SparseRows | None:  # type: ignore[override]
+    def teacher(self) -> TeacherRows | None:  # type: ignore[override]
         """Likewise."""
         teacher = self.sides[1]
+        if isinstance(teacher, MixedSides):
+            return teacher.rows(slice(None), (1.0,))
         return teacher.logits().detach() if isinstance(teacher, Side) else teacher
 
     def with_columns(self, student: Tensor, labels: Tensor) -> Rows:
@@ -87,6 +130,8 @@ class HeadRows(Rows):
         ours = _largest(student.hidden)
         if isinstance(teacher, SparseRows):
             theirs = self._extreme(teacher.log_probabilities)
+        elif isinstance(teacher, MixedSides):
+            theirs = torch.stack([_largest(side.hidden).to(ours) for side in teacher.sides]).amax(0)
         else:
             theirs = torch.zeros_like(ours) if teacher is None else _largest(teacher.hidden)
         return self.sum_by_example(torch.stack((ours, theirs.to(ours)), -1).to(self.example.device))
@@ -210,13 +255,14 @@ class _Walker:
         self.chunk, self.block = rows.pieces()
         self.student = Projector(student)
         self.teacher = Projector(teacher) if isinstance(teacher, Side) else None
-        self.kept = teacher if isinstance(teacher, SparseRows) else None
+        self.other = None if isinstance(teacher, Side) else teacher
+        self.temperatures = temperatures_of(objectives)
         self.device = self.student.weight.device
         self.labels, self.example = rows.labels.to(self.device), rows.example.to(self.device)
         evaluation = Evaluation(objectives, student, teacher if isinstance(teacher, Side) else None, rows.shared)
         self.evaluate: Evaluate = evaluation
         if rows.compiler is not None:
-            temperature = None if self.kept is None else self.kept.temperature
+            temperature = teacher.temperature if isinstance(teacher, SparseRows) else None
             self.evaluate = rows.compiler.of(evaluation, self.block, temperature)
         self.exact = torch.promote_types(student.dtype, torch.float32)
         self.sums = torch.zeros(rows.examples, len(objectives), dtype=self.exact, device=self.device)
@@ -228,7 +274,7 @@ class _Walker:
         """Walk over all rows."""
         for part in slices(0, len(self.labels), self.chunk):
             raw = self.student.raw(part)
-            theirs = None if self.teacher is None else self.teacher.raw(part).to(self.device, non_blocking=True)
+            theirs = self._theirs(part)
             for block in slices(0, len(raw), self.block):
                 self._evaluate(part.start, block, raw, theirs)
             if any(self.wanted):
@@ -238,17 +284,22 @@ class _Walker:
             if self.wanted[index] and one is not None:
                 self.gradients[index] = torch.zeros_like(one) if made is None else made.to(one.dtype)
 
-    def _evaluate(self, start: int, block: slice, raw: Tensor, theirs: Tensor | None) -> None:
+    def _theirs(self, part: slice) -> TeacherRows | None:
+        """Return the teacher's rows of a chunk: before what follows its linear map, where it is one model."""
+        if self.teacher is not None:
+            return self.teacher.raw(part).to(self.device, non_blocking=True)
+        if isinstance(self.other, MixedSides):
+            return self.other.rows(part, self.temperatures, self.block, self.device)
+        return None if self.other is None else self.other[part]
+
+    def _evaluate(self, start: int, block: slice, raw: Tensor, theirs: TeacherRows | None) -> None:
         """Evaluate the objectives on a block, and leave the gradient in the place of its logits."""
         place = slice(start + block.start, start + block.stop)
-        teacher = self._kept(place) if theirs is None else theirs[block]
+        teacher = None if theirs is None else theirs[block]
         values, agreement = self.evaluate(raw[block], teacher, self.labels[place], self.coefficients)
         example = self.example[place]
         self.sums.index_add_(0, example, values)
         self.agreement.index_add_(0, example, agreement.to(self.agreement))
-
-    def _kept(self, place: slice) -> SparseRows | None:
-        return None if self.kept is None else self.kept[place]
 
     def _carry_back(self, part: slice, gradient: Tensor) -> None:
         """Carry a chunk's gradient through the linear map."""

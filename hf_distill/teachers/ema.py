@@ -1,0 +1,195 @@
+"""The mean teacher: the student learns from the moving average of its own weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from hf_distill.component import component
+from hf_distill.files.fingerprint import fingerprint
+from hf_distill.models.inspection import base_model, taken_by
+from hf_distill.models.needs import Gives
+from hf_distill.models.target_model import LiveModel, RunModel, Targets, TargetSource
+from hf_distill.teachers.base import FineTune, Teacher, config_of_student
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PretrainedConfig
+
+    from hf_distill.models.loading import Head
+    from hf_distill.models.pair import Pair
+    from hf_distill.objectives import Objective
+    from hf_distill.students import Student
+    from hf_distill.tasks import Task
+
+
+@component
+class EmaTeacher(Teacher):
+    """The exponential moving average of the student's own weights (mean teacher, Tarvainen and Valpola 2017).
+
+    After every optimizer step `t`: `average <- d * average + (1 - d) * student` (arXiv 1703.01780, equation 2); buffers
+    are copied. The average starts as a copy of the student, and teaches in eval mode. The report's teacher is the
+    average at the end of the training.
+
+    Attributes:
+        decay: `d`, at least 0 and below 1. The average looks back over about `1 / (1 - d)` steps.
+        warm_up: Use `min(d, 1 - 1 / (t + 1))`: the first steps then move the average away from a student that has
+            learned nothing yet.
+    """
+
+    name: ClassVar[str] = "ema"
+
+    decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
+    warm_up: bool = True
+
+    @property
+    def has_head(self) -> bool:
+        """See `Teacher.has_head`."""
+        return False
+
+    @property
+    def is_without_model(self) -> bool:
+        """See `Teacher.is_without_model`."""
+        return True
+
+    @property
+    def output_directories(self) -> tuple[str | None, ...]:
+        """See `Teacher.output_directories`."""
+        return ()
+
+    @property
+    def not_cached(self) -> str:
+        """See `Teacher.not_cached`."""
+        return "the average changes while the student trains, so its targets cannot be stored. Take it itself"
+
+    def config(self) -> PretrainedConfig:
+        """Return what there is of a configuration: nothing but defaults."""
+        from transformers import PretrainedConfig
+
+        return PretrainedConfig()
+
+    def config_beside(self, student: Student) -> PretrainedConfig:
+        """Return the configuration of the student's checkpoint.
+
+        Raises:
+            UserError: The student is to be made from the teacher.
+        """
+        return config_of_student(student, "the teacher is the average of the student's own weights")
+
+    def in_words(self, config: PretrainedConfig, size: Callable[[PretrainedConfig], str]) -> str:
+        """See `Teacher.in_words`."""
+        return "one more copy of the student's weights"
+
+    def gives(self, task: Task, every: Sequence[Objective], pair: Pair | None) -> Gives:
+        """See `Teacher.gives`."""
+        return Gives.everything()
+
+    def load(self, head: Head, fine_tune: FineTune) -> TargetSource:
+        """Return a source that has no weights until a student begins to train."""
+        return Ema(self.decay, warm_up=self.warm_up)
+
+
+class Ema(TargetSource):
+    """The moving average of a student's weights, beside it in one more copy.
+
+    Args:
+        decay: Share of the average that stays at a step.
+        warm_up: Whether the share is smaller in the first steps.
+    """
+
+    def __init__(self, decay: float = 0.999, *, warm_up: bool = True) -> None:
+        super().__init__()
+        self.decay, self.warm_up = decay, warm_up
+        self.config = None
+        self.average: nn.Module | None = None
+
+    @property
+    def model(self) -> Any:
+        """See `TargetSource.model`."""
+        return self if self.average is None else self.average
+
+    @property
+    def models(self) -> Mapping[str, nn.Module]:
+        """See `TargetSource.models`."""
+        return {} if self.average is None else {"teacher": self.average}
+
+    @property
+    def takes(self) -> frozenset[str]:
+        """See `TargetSource.takes`."""
+        return frozenset() if self.average is None else taken_by(self.average)
+
+    @property
+    def measured(self) -> Any:
+        """See `TargetSource.measured`."""
+        return self.average
+
+    @property
+    def follows_student(self) -> bool:
+        """See `TargetSource.follows_student`."""
+        return True
+
+    def gives(self) -> Gives:
+        """Return everything: it is a model."""
+        return Gives.everything()
+
+    def fingerprint(self) -> str:
+        """See `TargetSource.fingerprint`."""
+        return fingerprint("ema", self.decay, self.warm_up)
+
+    def for_training(self) -> TargetSource:
+        """See `TargetSource.for_training`."""
+        return Ema(self.decay, warm_up=self.warm_up)
+
+    def at_end(self, trained: TargetSource) -> TargetSource:
+        """Return the average of a training as a model like any other."""
+        return LiveModel(trained.model)
+
+    def begin(self, student: nn.Module) -> None:
+        """Make the average a copy of the student: the one that is there, if it was made before."""
+        if self.average is None:
+            average = copy.deepcopy(student)
+            if any(one.dtype in (torch.float16, torch.bfloat16) for one in average.parameters()):
+                average.float()  # in half precision a step of a thousandth would be rounded away
+            self.average = average.eval().requires_grad_(False)
+            self.config = getattr(base_model(average), "config", None)
+        else:
+            self._mix(student, 0.0)
+
+    def after_step(self, student: nn.Module, step: int) -> None:
+        """Move the average towards the student, in place."""
+        self._mix(student, min(self.decay, 1 - 1 / (step + 1)) if self.warm_up else self.decay)
+
+    @torch.no_grad()
+    def _mix(self, student: nn.Module, decay: float) -> None:
+        assert self.average is not None
+        theirs, buffers = dict(student.named_parameters()), dict(student.named_buffers())
+        for name, own in self.average.named_parameters():
+            own.lerp_(theirs[name].to(own.dtype), 1 - decay)
+        for name, buffer in self.average.named_buffers():
+            buffer.copy_(buffers[name])
+
+    def saved_state(self) -> dict[str, Tensor]:
+        """Return the weights of the average."""
+        return {} if self.average is None else _state(self.average)
+
+    @torch.no_grad()
+    def load_saved_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over the weights of an average."""
+        assert self.average is not None
+        for name, own in _state(self.average).items():
+            own.copy_(state[name])
+
+    def targets(self, batch: Mapping[str, Any], run: RunModel) -> Targets:
+        """Run the average."""
+        return Targets(run("teacher"))
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers by name, shared ones once."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}

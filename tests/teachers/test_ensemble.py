@@ -1,0 +1,302 @@
+"""Ensembles: the mean of softened distributions, in every loss at its own temperature, and a run with one."""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import transformers
+from invariants.cases import Collator, arguments, largest_difference, make_model, make_rows, make_trainer, split, train
+from runs import WriteRecipe, run
+from torch import Tensor
+
+from hf_distill import DistillationArguments, DistillationTrainer, evaluate_distillation, load_recipe
+from hf_distill.errors import UserError
+from hf_distill.models.heads import CHUNK_BYTES
+from hf_distill.models.projection import Projector
+from hf_distill.objectives import Hidden, KLDivergence, Labels, LogitsMSE, ReverseKL
+from hf_distill.run.dry_run import check
+from hf_distill.teachers import CachedTeacher, EnsembleTeacher, FinetunedTeacher, GivenTeacher, PretrainedTeacher
+from hf_distill.teachers.ema import Ema
+from hf_distill.teachers.ensemble import Ensemble
+from hf_distill.training.chunked import rows as chunked
+
+WEIGHTS = (0.5, 0.2, 0.3)
+TERMS = (KLDivergence(temperature=2.0), ReverseKL(temperature=5.0, temperature_squared=False), Labels(weight=0.3))
+KINDS = (
+    *("classification", "multi-label", "token-classification", "question-answering"),
+    *("masked-lm", "causal-lm", "sequence-to-sequence"),
+)
+
+
+def models(kind: str) -> list[Any]:
+    return [
+        make_model(kind, layers, seed=seed, dtype=torch.float64).eval() for layers, seed in ((2, 2), (1, 3), (1, 4))
+    ]
+
+
+def trainer(kind: str, path: Path, ensemble: Ensemble | None = None, **settings: Any) -> Any:
+    made = make_trainer(kind, path, **{"terms": TERMS, **settings})
+    made.teacher = ensemble or Ensemble(models(kind), WEIGHTS)
+    made._follow_models()
+    return made
+
+
+def log_softmax(logits: Any) -> Any:
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def by_hand(kind: str, made: Any, batch: dict[str, Tensor], members: list[Any]) -> list[float]:
+    """Return the sums of the three terms: the rows from the layout, the mean and the losses in NumPy."""
+    layout = made.layout
+    with torch.no_grad():
+        taken = {name: value for name, value in batch.items() if name in made.takes[0]}
+        outputs = [layout.logits(model(**taken)) for model in (made.model.eval(), *members)]
+        rows = [layout.select(outputs[0], logits, batch) for logits in outputs[1:]]
+    student, teachers = rows[0].student.numpy(), [one.teacher.numpy() for one in rows]
+
+    def both(temperature: float) -> tuple[Any, Any]:
+        shares = zip(WEIGHTS, teachers, strict=True)
+        mean = sum(weight * np.exp(log_softmax(logits / temperature)) for weight, logits in shares)
+        return mean, log_softmax(student / temperature)
+
+    p, log_q = both(2.0)
+    forward = 4 * (p * (np.log(p, where=p > 0, out=np.zeros_like(p)) - log_q)).sum()
+    p, log_q = both(5.0)
+    q = np.exp(log_q)
+    reverse = (q * (log_q - np.log(p, where=p > 0, out=np.zeros_like(p)))).sum()
+    labels = rows[0].labels.numpy()
+    known = labels >= 0
+    own = -log_softmax(student)[known, labels[known]].sum()
+    p, _ = both(1.0)
+    agreement = (p.argmax(-1) == student.argmax(-1)).sum()
+    return [forward, reverse, own, agreement]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_loss_compares_with_the_mean_at_its_own_temperature(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mean of logits, or one softened after it was averaged, is another teacher at every temperature but one, and no
+    curve shows it."""
+    monkeypatch.setitem(CHUNK_BYTES, "cpu", 7 * 40 * 8)  # several chunks, and blocks, of a batch
+    monkeypatch.setattr(chunked, "BLOCK_BYTES", 3 * 40 * 4)
+    members = models(kind)
+    made = trainer(kind, tmp_path, Ensemble(members, [5, 2, 3]))
+    batch = Collator()(make_rows(kind, 6))
+    assert (made._heads is not None) == kind.startswith(("masked", "causal", "sequence"))
+    made.model.eval()
+    sums, (agreement, _), _ = made._forward(made.model, batch, made._heads)
+    found = [*sums.sum(0).tolist(), float(agreement.sum())]
+    assert found == pytest.approx(by_hand(kind, made, batch, members), rel=1e-9)
+
+
+def test_values_are_averaged(tmp_path: Path) -> None:
+    """A softmax over one value is 1 whatever it is: the loss would be that of no teacher."""
+    members = models("regression")
+    made = trainer("regression", tmp_path, Ensemble(members, WEIGHTS), terms=[LogitsMSE()])
+    batch = Collator()(make_rows("regression", 6))
+    made.model.eval()
+    with torch.no_grad():
+        taken = {name: value for name, value in batch.items() if name in made.takes[0]}
+        wanted = sum(weight * one(**taken).logits for weight, one in zip(WEIGHTS, members, strict=True))
+        error = (made.model(**taken).logits - wanted).square().sum()
+    sums, _, _ = made._forward(made.model, batch, None)
+    assert float(sums.sum()) == pytest.approx(float(error), rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["classification", "causal-lm"])
+def test_splits_and_padding_change_nothing(kind: str, tmp_path: Path) -> None:
+    """Each teacher has its own rows and heads; a mean over a micro-batch, or over padding, would go unnoticed."""
+    records = [train(trainer(kind, tmp_path / str(size), max_steps=3, **split(size))) for size in (8, 4)]
+    assert largest_difference(*records) < 1e-9
+    made = trainer(kind, tmp_path)
+    rows = make_rows(kind, 4)
+    made.model.eval()
+    whole, _, _ = made._forward(made.model, Collator()(rows), made._heads)
+    alone = [made._forward(made.model, Collator()([row]), made._heads)[0] for row in rows]
+    torch.testing.assert_close(whole, torch.cat(alone), rtol=1e-9, atol=1e-12)
+
+
+def test_one_teacher_s_chunk_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the logits of all teachers side by side an ensemble of eight would not fit where one does."""
+    monkeypatch.setitem(CHUNK_BYTES, "cpu", 8 * 40 * 8)
+    made = trainer("causal-lm", tmp_path)
+    alive: list[weakref.ref[Tensor]] = []
+    most = [0, 0]
+    real = Projector.raw
+
+    def raw(self: Projector, part: slice) -> Tensor:
+        logits = real(self, part)
+        alive.append(weakref.ref(logits))
+        most[0] = max(most[0], sum(one() is not None for one in alive))
+        most[1] = max(most[1], len(logits))
+        return logits
+
+    monkeypatch.setattr(Projector, "raw", raw)
+    batch = Collator()(make_rows("causal-lm", 8))
+    made.compute_loss(made.model, batch).backward()
+    assert most == [2, 8]  # the student's, and one teacher's
+    assert len(alive) > 8
+
+
+def test_an_ensemble_predicts_what_it_teaches(tmp_path: Path) -> None:
+    """The report would have the metrics of another teacher than the one that students learned from."""
+    for kind in ("classification", "multi-label", "question-answering", "causal-lm", "regression"):
+        members = models(kind)
+        ensemble = Ensemble(members, WEIGHTS)
+        made = trainer(kind, tmp_path / kind, ensemble, terms=[LogitsMSE() if kind == "regression" else KLDivergence()])
+        batch = Collator()(make_rows(kind, 5))
+        taught = made._compare(made.model.eval(), batch).rows.teacher
+        predictor = ensemble.predicting(made.layout)
+        given = {name: value for name, value in batch.items() if name in predictor.takes}
+        with torch.no_grad():
+            logits = made.layout.logits(predictor(**given))
+        found = made.layout.select(logits, None, batch).student
+        if kind == "regression":
+            torch.testing.assert_close(found, taught)
+        else:
+            torch.testing.assert_close(found.softmax(-1), taught.at(1.0).softmax(-1), rtol=1e-9, atol=1e-12)
+
+
+def test_labels_of_every_teacher_are_in_the_student_s_order(make_model: Any) -> None:
+    """Two teachers with the same labels in another order would vote for different classes in the same column."""
+    paths = [make_model("bert", labels=order, seed=3) for order in (("negative", "positive"), ("positive", "negative"))]
+    one, other = (transformers.AutoModelForSequenceClassification.from_pretrained(path) for path in paths)
+    ensemble = Ensemble([one, other])
+    ids = torch.tensor([[2, 7, 8, 3]])
+    first, second = ensemble(input_ids=ids)
+    torch.testing.assert_close(first["logits"], one(ids).logits)
+    torch.testing.assert_close(second["logits"], other(ids).logits.flip(-1))
+    third = transformers.AutoModelForSequenceClassification.from_pretrained(make_model("bert", labels=("a", "b")))
+    with pytest.raises(UserError, match="label names differ"):
+        Ensemble([one, third])
+
+
+@pytest.fixture
+def members(make_model: Any) -> list[dict[str, Any]]:
+    other = str(make_model("bert", layers=2, seed=2, labels=("positive", "negative")))
+    return [
+        {"name": "pretrained", "model": str(make_model("bert", layers=4, seed=1))},
+        {"name": "pretrained", "model": other},
+    ]
+
+
+def test_a_run_with_an_ensemble(write_recipe: WriteRecipe, members: Any, make_model: Any, tmp_path: Path) -> None:
+    """Of several fine-tuned teachers one would take the place of another, or be trained again by every run; and the
+    report's teacher would be one of them."""
+    tuned = [
+        {"name": "finetuned", "model": str(make_model("bert", seed=seed)), "training": {"max_steps": 2}}
+        for seed in (5, 6)
+    ]
+    path = write_recipe(
+        teacher={"name": "ensemble", "teachers": [members[0], *tuned], "weights": [2, 1, 1]},
+        report={"latency": True, "baseline": False},
+    )
+    recipe = load_recipe(path)
+    assert "teachers" in check(recipe)
+    report = run(path)
+    assert len(list((tmp_path / "out" / "_teacher").glob("*/model.safetensors"))) == 2
+    assert {"teacher", "teacher 2"} <= set(report.history)
+    assert report.teacher.parameters > 3 * report.student.parameters
+    assert report.teacher.latency is not None
+    assert set(report.teacher.metrics) == set(report.student.metrics)
+    assert 0 <= report.agreement <= 1
+    again = run(path)
+    assert again.teacher.metrics == report.teacher.metrics
+    assert again.student.metrics == report.student.metrics
+    assert len(list((tmp_path / "out" / "_teacher").glob("*/model.safetensors"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "words"),
+    [
+        ({"objectives": [{"name": "hidden"}]}, "objectives[0]", "an ensemble does not give"),
+        ({"task": "sentence-similarity"}, "teacher.name", "no common mean"),
+    ],
+)
+def test_what_an_ensemble_cannot_do(
+    change: dict[str, Any], key: str, words: str, write_recipe: WriteRecipe, members: Any
+) -> None:
+    """Hidden states of several models, or a mean of vectors, would be those of one of them without a word."""
+    recipe = load_recipe(write_recipe(**{"teacher": {"name": "ensemble", "teachers": members}, **change}))
+    with pytest.raises(UserError, match=words) as caught:
+        check(recipe)
+    assert key in str(caught.value)
+
+
+def test_the_trainer_refuses_the_same(tmp_path: Path) -> None:
+    """The first batch would fail somewhere in a layer."""
+    ensemble = Ensemble(models("classification"))
+    student = make_model("classification", 1, seed=1, dtype=torch.float64)
+    with pytest.raises(UserError, match="an ensemble does not give"):
+        DistillationTrainer(student, arguments(tmp_path), teacher=ensemble, objectives=[Hidden()])
+
+
+def test_members_with_other_labels_are_refused(write_recipe: WriteRecipe, members: Any, make_model: Any) -> None:
+    """The second teacher's `joy` would count as the first one's `positive`."""
+    members[1] = {"name": "pretrained", "model": str(make_model("bert", labels=("joy", "fear")))}
+    recipe = load_recipe(write_recipe(teacher={"name": "ensemble", "teachers": members}))
+    with pytest.raises(UserError, match="label names differ") as caught:
+        check(recipe)
+    assert "teacher.teachers[1].model" in str(caught.value)
+
+
+ONE, TUNED = PretrainedTeacher(model="a"), FinetunedTeacher(model="b")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"teachers": [ONE]}, "two teachers or more"),
+        ({"teachers": [ONE, ONE], "weights": [1.0]}, "one for each"),
+        ({"teachers": [ONE, ONE], "weights": [1.0, 0.0]}, "above 0"),
+        ({"teachers": [TUNED, ONE]}, "List that one first"),
+        ({"teachers": [ONE, CachedTeacher(teacher=ONE)]}, "found cached"),
+        ({"teachers": [ONE, GivenTeacher(columns={"logits": ["a", "b"]})]}, "found given"),
+        ({"teachers": [ONE, EnsembleTeacher(teachers=[ONE, ONE])]}, "found ensemble"),
+    ],
+)
+def test_no_members(fields: dict[str, Any], words: str) -> None:
+    """What is no model has no head and no temperature; a weight of 0 is a teacher that runs for nothing."""
+    with pytest.raises(UserError, match=words):
+        EnsembleTeacher(**fields)
+
+
+def test_an_ensemble_is_not_cached() -> None:
+    """What is stored of a mean is right at one temperature."""
+    with pytest.raises(UserError, match="an ensemble cannot be cached"):
+        CachedTeacher(teacher=EnsembleTeacher(teachers=[ONE, ONE]))
+
+
+@pytest.mark.parametrize("kind", ["ensemble", "ema"])
+def test_a_report_from_python(kind: str, make_model: Any, tmp_path: Path) -> None:
+    """The report's teacher would be one of the members, or an average that began anew when it was evaluated."""
+    texts, labels = ["a great film", "the plot is dull", "boring", "fresh and funny"], [1, 0, 0, 1]
+    opened = transformers.AutoModelForSequenceClassification.from_pretrained
+    paths = [make_model("bert", layers=2, seed=seed) for seed in (1, 2)]
+    student, *teachers = map(opened, [make_model("bert", layers=1), *paths])
+    teacher: Any = Ensemble(teachers, [3, 1]) if kind == "ensemble" else Ema(0.5)
+    data = datasets.Dataset.from_dict({"text": texts, "label": labels})
+    tokenizer = transformers.AutoTokenizer.from_pretrained(paths[0])
+    args = DistillationArguments(str(tmp_path), max_steps=3, learning_rate=1e-2, disable_tqdm=True, save_strategy="no")
+    made = DistillationTrainer(
+        student, args, teacher=teacher, processing_class=tokenizer, train_dataset=data, eval_dataset=data
+    )
+    made.train()
+    models = teachers if kind == "ensemble" else [made.teacher]
+    batch = tokenizer(texts, padding=True, return_tensors="pt").to(made.args.device)
+    with torch.no_grad():
+        shares = [one(**batch).logits.softmax(-1) for one in models]
+    mean = shares[0] if kind == "ema" else 0.75 * shares[0] + 0.25 * shares[1]
+    report = evaluate_distillation(made, latency=True)
+    right = mean.argmax(-1).cpu() == torch.tensor(labels)
+    assert report.teacher.metrics["accuracy"] == pytest.approx(float(right.float().mean()))
+    assert report.teacher.parameters == sum(one.num_parameters() for one in models)
+    assert report.teacher.latency is not None
