@@ -133,7 +133,7 @@ class EnsembleTeacher(Teacher):
                 config = one.config()
                 if task.compares_tokens:
                     _check_vocabulary(config, pair)
-                elif one.has_head and "Classification" in task.auto_class:
+                elif one.has_head and task.head_kind == "labels":
                     _order(pair.teacher, config)
 
     def gives(self, task: Task, every: Sequence[Objective], pair: Pair | None) -> Gives:
