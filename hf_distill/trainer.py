@@ -26,6 +26,7 @@ from transformers import (
 from transformers.trainer_utils import EvalLoopOutput
 
 from hf_distill import parallel
+from hf_distill.cache.replay import TrainingData
 from hf_distill.errors import NotFinite, UserError
 from hf_distill.models.inspection import base_model, taken_by
 from hf_distill.models.quantization import evaluable
@@ -37,7 +38,10 @@ from hf_distill.rows.inferred import infer_layout
 from hf_distill.rows.padding import Padding
 from hf_distill.rows.similarity import SimilarityRows
 from hf_distill.tasks import Task
+from hf_distill.tasks.inferred import tasks_of
+from hf_distill.teachers import Teacher
 from hf_distill.teachers.opening import Given, can_open, open_teacher
+from hf_distill.teachers.storing import store_targets
 from hf_distill.training.argument_checks import check_terms
 from hf_distill.training.batches import BatchingTrainer, SetEpoch
 from hf_distill.training.checks import (
@@ -200,6 +204,9 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         # By default labels are learned where there are any.
         check_objectives(self, self.source, labelled=True if objectives is None else self._labelled())
         self._check_splits()
+        if isinstance(teacher, Teacher) and teacher.caches:
+            self._store_targets(teacher, task)
+            check_objectives(self, self.source, labelled=None)
         if self.source is not None:
             student: Any = getattr(base_model(self.model), "config", None)  # asked for by nobody who compares logits
             narrowed = self.source.for_objectives(self.objectives, student, self.data_collator)
@@ -265,6 +272,29 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
             self.eval_dataset = self.texts(self.eval_dataset)
         self.data_collator = self.texts.prepared.collator
         logger.info("data sets of text are %s", self.texts.in_words())
+
+    def _store_targets(self, entry: Teacher, task: Task | None) -> None:
+        """Have the teacher's targets stored, or found stored, and train from them."""
+        texts, model = self.texts, self.teacher
+        known = task or (texts.task if texts is not None else next(iter(tasks_of(self.model)), None))
+        if known is None:
+            raise UserError("teacher: what is stored depends on the task, which the student does not tell. Pass task=.")
+        data: Any = TrainingData(self.train_dataset, self.eval_dataset, self.data_collator, self.layout)
+        with undisturbed(self.args.device):  # the same dropout, stored or not
+            stored, self.source = store_targets(
+                entry,
+                model,
+                self.model,
+                data,
+                task=known,
+                objectives=self.objectives,
+                takes=taken_by(self.model) | taken_by(model) | frozenset(self.layout.columns),
+                tokenizer=getattr(self.processing_class, "tokenizer", self.processing_class),
+                max_length=None if texts is None else texts.setup.max_length,
+                args=self.args,
+            )
+        collator: Any = stored.collator
+        self.train_dataset, self.eval_dataset, self.data_collator = stored.train, stored.eval, collator
 
     def _layout_of_texts(self) -> RowLayout | None:
         """Return which logits of texts count, but of a head over a vocabulary, which both models decide."""

@@ -14,6 +14,7 @@ from hf_distill.component import component, entry
 from hf_distill.errors import UserError
 from hf_distill.models.layers import Index, Part, States, each_once
 from hf_distill.teachers.base import FineTune, Storing, Teacher, under
+from hf_distill.teachers.loaded import as_entry
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -66,7 +67,7 @@ class CachedTeacher(Teacher):
 
     name: ClassVar[str] = "cached"
 
-    teacher: Teacher
+    teacher: Annotated[Teacher, BeforeValidator(as_entry)]
     path: str | None = None
     top: Annotated[int, Field(gt=0)] = 64
     tail: Annotated[int, Field(ge=0)] = 0

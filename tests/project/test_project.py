@@ -367,7 +367,8 @@ def test_the_examples_for_a_trainer_script_run(
     assert names["report"].baseline is not None
     assert {"report.html", "report.json", "README.md"} <= {one.name for one in (tmp_path / "out/report").iterdir()}
     assert "adapter_model.safetensors" in {one.name for one in (tmp_path / "adapter").iterdir()}
-    assert len(blocks) == 4
+    assert (tmp_path / "targets").is_dir()
+    assert len(blocks) == 5
 
 
 def test_the_example_of_an_own_task_runs(

@@ -15,7 +15,7 @@ from datasets import Dataset
 from hf_distill import DistillationArguments, DistillationTrainer, UserError
 from hf_distill.objectives import KLDivergence, Labels
 from hf_distill.tasks import TASKS, QuestionAnswering, TextGeneration
-from hf_distill.teachers import FinetunedTeacher, PretrainedTeacher
+from hf_distill.teachers import CachedTeacher, FinetunedTeacher, PretrainedTeacher
 
 if TYPE_CHECKING:
     from conftest import MakeModel
@@ -195,3 +195,25 @@ def test_a_teacher_that_cannot_be_loaded_is_one_line(make_model: MakeModel, tmp_
                 make_model, tmp_path, "bert", "AutoModelForSequenceClassification", {"text": TEXTS}, teacher=teacher,
                 objectives=[KLDivergence(), Labels()],
             )  # fmt: skip
+
+
+# --- a cached teacher -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", ["model", "path"])
+@pytest.mark.parametrize("kind", ["bert", "llama-lm"])
+def test_a_cached_teacher_in_one_call_teaches_as_the_model_does(
+    make_model: MakeModel, tmp_path: Path, kind: str, given: str
+) -> None:
+    """Targets of other rows, or in another order, train on noise without a word."""
+    auto_class = {"bert": "AutoModelForSequenceClassification", "llama-lm": "AutoModelForCausalLM"}[kind]
+    columns: dict[str, Any] = {"text": TEXTS, **({"label": [1, 0, 1, 0, 1]} if kind == "bert" else {})}
+    path = make_model(kind, layers=2, seed=1)
+    live = text_trainer(make_model, tmp_path, kind, auto_class, columns)
+    wanted = [*losses(live), live.evaluate()["eval_loss"]]
+    own: Any = {"model": opened(path, auto_class), "path": path}[given]
+    cached = CachedTeacher(teacher=own, path=str(tmp_path / "targets"), top=1000, precision="float32")
+    for _ in range(2):  # the second time it is found
+        trainer = text_trainer(make_model, tmp_path, kind, auto_class, columns, teacher=cached)
+        assert type(trainer.source).__name__ == "Replay"
+        assert [*losses(trainer), trainer.evaluate()["eval_loss"]] == pytest.approx(wanted, rel=1e-5)
