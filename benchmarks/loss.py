@@ -196,7 +196,7 @@ def ours(*objectives: tuple[str, dict[str, Any]], sparse: bool = False, compiled
         import torch
         from torch import nn
 
-        from hf_distill.models.heads import Head
+        from hf_distill.models.heads import OutputHead
         from hf_distill.models.projection import Side
         from hf_distill.objectives import OBJECTIVES
         from hf_distill.training.chunked.rows import HeadRows
@@ -206,11 +206,11 @@ def ours(*objectives: tuple[str, dict[str, Any]], sparse: bool = False, compiled
         head._parameters["weight"] = inputs.weight  # type: ignore[assignment]
         theirs._parameters["weight"] = inputs.teacher_weight  # type: ignore[assignment]
         dtype = torch.bfloat16 if settings.bf16 else torch.float32
-        teacher = kept if sparse else Side(Head(theirs), inputs.teacher_hidden, dtype)
+        teacher = kept if sparse else Side(OutputHead(theirs), inputs.teacher_hidden, dtype)
         rows = len(inputs.labels)
         example = torch.zeros(rows, dtype=torch.long)
         code = compiler() if compiled else None
-        made = HeadRows(Side(Head(head), inputs.hidden, dtype), teacher, inputs.labels, example, 1, code)
+        made = HeadRows(Side(OutputHead(head), inputs.hidden, dtype), teacher, inputs.labels, example, 1, code)
         terms = [OBJECTIVES[name](**settings_) for name, settings_ in objectives]
         coefficients = torch.tensor([float(term.weight) for term in terms]) / rows
         value: Tensor = (made.walk(terms, coefficients).sum(0) * coefficients).sum()  # type: ignore[arg-type]

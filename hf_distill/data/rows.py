@@ -39,7 +39,7 @@ class RowsConfig(datasets.BuilderConfig):  # type: ignore[misc]
     features: datasets.Features | None = None
 
 
-class Rows(datasets.ArrowBasedBuilder):  # type: ignore[misc]
+class FileRows(datasets.ArrowBasedBuilder):  # type: ignore[misc]
     """Builds splits from files of any readable format."""
 
     BUILDER_CONFIG_CLASS = RowsConfig
@@ -121,7 +121,7 @@ def _other_columns(first: Reader, other: Reader, wanted: pa.Schema, found: pa.Sc
     )
 
 
-def builder(files: dict[str, list[File]], options: Options, features: datasets.Features | None) -> Rows:
+def builder(files: dict[str, list[File]], options: Options, features: datasets.Features | None) -> FileRows:
     """Return the builder of splits.
 
     Args:
@@ -133,7 +133,7 @@ def builder(files: dict[str, list[File]], options: Options, features: datasets.F
         "files": {split: [(one.path, one.name, stamp(one.path)) for one in some] for split, some in files.items()},
         "options": vars(options),
     }
-    return Rows(dataset_name="rows", hash=_VERSION, request=json.dumps(request), features=features)
+    return FileRows(dataset_name="rows", hash=_VERSION, request=json.dumps(request), features=features)
 
 
 def head(files: list[File], options: Options, features: datasets.Features | None, rows: int | None) -> datasets.Dataset:

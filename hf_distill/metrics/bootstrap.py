@@ -1,4 +1,4 @@
-"""The noise of a gain, by a paired bootstrap over the eval split."""
+"""Compute the standard error of a gain, by a paired bootstrap over the eval split."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ def gain_error(
     samples: int = 100,
     seed: int = 0,
 ) -> float | None:
-    """Return the standard error of a gain: how much it would move on another eval split of the same size.
+    """Return the standard error of a gain: how much it would vary over other eval splits of the same size.
 
-    Paired bootstrap: both models are judged on the same resampled examples, so that what is hard for both does not
-    count as noise. It says nothing of how much another seed would change the models.
+    It is a paired bootstrap: both models are evaluated on the same resampled examples, so that the difficulty of the
+    examples, which is the same for both, does not count as noise. Variation over training seeds is not included.
 
     Args:
         metrics: `(logits, labels) -> {name: value}`.
-        metric: The one to look at.
-        student: Logits, first axis examples.
-        baseline: Likewise, of the student trained without teacher.
-        labels: First axis examples.
-        samples: Resampled eval splits.
-        seed: Of the resampling.
+        metric: Name of the metric.
+        student: The student's logits, first axis examples.
+        baseline: The logits of the student trained without teacher, first axis examples.
+        labels: Labels, first axis examples.
+        samples: Number of resampled eval splits.
+        seed: Seed of the resampling.
 
     Returns:
-        The standard deviation of `student - baseline`; None where the metric is not defined on the samples.
+        The standard deviation of `student - baseline`; None if the metric is not defined on the samples.
     """
     rng = np.random.default_rng(seed)
     gains = []
@@ -45,7 +45,7 @@ def gain_error(
         rows = rng.integers(0, len(labels), len(labels))
         try:
             own, other = (metrics(logits[rows], labels[rows]).get(metric, math.nan) for logits in (student, baseline))
-        except ValueError:  # a sample may lack a class that the metric wants
+        except ValueError:  # a sample may lack a class that the metric needs
             continue
         if math.isfinite(own - other):
             gains.append(own - other)

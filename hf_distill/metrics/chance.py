@@ -1,4 +1,4 @@
-"""What a model reaches that has learned nothing: one answer to every example, or answers that fit other examples."""
+"""The score of a trivial guesser: a constant prediction, or the model's predictions shuffled over the examples."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Metrics = Callable[[Array, Array], Mapping[str, float]]
 
-# They are not defined where one side is constant, which knows nothing of the other.
+# Correlations are not defined if one side is constant; for a trivial guesser they count as 0.
 CORRELATIONS = ("pearson", "spearman")
 
 
 @dataclass(frozen=True)
 class Chance:
-    """The headline metric without knowledge.
+    """The headline metric of a trivial guesser.
 
     Attributes:
-        value: The better of the best constant answer and of answers that fit other examples.
-        error: Standard deviation of the latter: how far chance alone may lift a model above the value.
-        answer: Which answer it is, in words.
+        value: The better of two scores: that of the best constant prediction, and the mean of shuffled predictions.
+        error: Standard deviation over shuffles: how far a model may be above `value` by chance alone.
+        answer: Which of the two it is, in words.
     """
 
     value: float
@@ -33,7 +33,7 @@ class Chance:
     answer: str
 
     def explains(self, value: float, *, greater_is_better: bool) -> bool:
-        """Whether a model with this value of the metric need not know anything (at the level of 5 %, two-sided)."""
+        """Return whether a model's score is not significantly better than a trivial guess (5 % level, two-sided)."""
         ahead = value - self.value if greater_is_better else self.value - value
         return ahead <= 1.96 * self.error
 
@@ -50,25 +50,25 @@ def find_chance(
     shuffles: int = 20,
     seed: int = 0,
 ) -> Chance | None:
-    """Return what a model without knowledge reaches on an eval split.
+    """Return the score of a trivial guesser on an eval split.
 
-    The answers that fit other examples are the model's own, against labels in a random order: a permutation test. Where
-    the metric knows the true answers itself (spans), it is the model's answers that are put in a random order.
+    The model's predictions are compared with labels in a random order (a permutation test). If the metric itself knows
+    the true answers (spans), the predictions are put in a random order instead.
 
     Args:
         metrics: `(logits, labels) -> {name: value}`.
-        metric: The one to look at.
-        logits: The model's, `(rows, width)`, `(rows,)`, or `(rows, tokens, classes)`.
+        metric: Name of the metric.
+        logits: The model's logits, `(rows, width)`, `(rows,)`, or `(rows, tokens, classes)`.
         labels: Class indices `(rows,)` or `(rows, tokens)`, negative for none; else `(rows, ...)`, NaN for none.
-        kind: What the labels are: one class a row (or token), several, numbers, or the two ends of a span, of which the
-            logits are `(rows, tokens, 2)`.
-        names: Of the classes.
-        greater_is_better: Of the metric.
-        shuffles: Random orders.
-        seed: Of them.
+        kind: What the labels are: one class per row (or token), several labels, numbers, or the two ends of a span,
+            whose logits are `(rows, tokens, 2)`.
+        names: Names of the classes.
+        greater_is_better: Whether a greater value of the metric is better.
+        shuffles: Number of random orders.
+        seed: Seed of the random orders.
 
     Returns:
-        None where the metric is not defined without knowledge.
+        The score; None if the metric is not defined for trivial guesses.
 
     >>> from functools import partial
     >>> from hf_distill.metrics.score import score
@@ -77,37 +77,37 @@ def find_chance(
     0.75
     """
 
-    def judged(logits: Array, labels: Array) -> float:
+    def evaluate(logits: Array, labels: Array) -> float:
         try:
             value = metrics(logits, labels).get(metric, math.nan)
-        except ValueError:  # an order, or an answer, that the metric is not made for
+        except ValueError:  # the metric does not accept this order or constant
             return math.nan
         return 0.0 if metric in CORRELATIONS and math.isnan(value) else value
 
     rng = np.random.default_rng(seed)
-    shuffled = [judged(*_shuffled(logits, labels, kind, rng)) for _ in range(shuffles)]
+    shuffled = [evaluate(*_shuffled(logits, labels, kind, rng)) for _ in range(shuffles)]
     random = [value for value in shuffled if math.isfinite(value)]
     constant = [
-        (judged(np.broadcast_to(answer, logits.shape), labels), words)
+        (evaluate(np.broadcast_to(answer, logits.shape), labels), words)
         for answer, words in _constants(logits, labels, kind, names)
     ]
     known = [(value, words) for value, words in constant if math.isfinite(value)]
     if random:
-        known.append((mean(random), "the same answers to other examples"))
+        known.append((mean(random), "shuffled predictions"))
     if not known:
         return None
-    # The first of equals: a constant answer is easier to imagine.
+    # Of equal values the first: a constant prediction is easier to understand.
     value, words = (max if greater_is_better else min)(known, key=lambda one: one[0])
     return Chance(float(value), stdev(random) if len(random) > 1 else 0.0, words)
 
 
 def uniform(classes: int) -> Chance:
-    """Return the perplexity of a language model without knowledge: the number of tokens it chooses from.
+    """Return the perplexity of a uniform distribution over the vocabulary: the number of tokens.
 
-    One that knows how frequent each token is has a lower one already: a teacher below this bound need not know much.
+    A model that only knows the frequencies of tokens is below it already, so a teacher below it may still be poor.
 
     Args:
-        classes: Tokens that the head can choose from.
+        classes: Number of tokens in the vocabulary.
 
     >>> uniform(39)
     Chance(value=39.0, error=0.0, answer='all tokens equally likely')
@@ -116,7 +116,7 @@ def uniform(classes: int) -> Chance:
 
 
 def _shuffled(logits: Array, labels: Array, kind: str, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Return logits and labels that do not belong together; positions without a label stay without."""
+    """Return logits and labels in different orders; positions without a label still have none."""
     if kind == "spans":
         return rng.permutation(logits), labels
     if kind != "classes":
@@ -127,17 +127,17 @@ def _shuffled(logits: Array, labels: Array, kind: str, rng: np.random.Generator)
 
 
 def _constants(logits: Array, labels: Array, kind: str, names: Sequence[str] | None) -> Iterator[tuple[Array, str]]:
-    """Yield constant answers, in the shape of one row's logits, that may do best, and what they are called."""
+    """Yield constant predictions that may score best, in the shape of one row's logits, and their names."""
     if kind == "classes":
         counts = np.bincount(labels[labels >= 0].astype(int), minlength=logits.shape[-1])[: logits.shape[-1]]
-        # Of two classes F1 looks at one only, which need not be the more frequent.
+        # Both of two classes: F1 counts only one of them, which may be the less frequent.
         usual = np.argsort(-counts, kind="stable")[: 2 if len(counts) == 2 else 1].tolist()
         for label in usual:
             name = names[label] if names is not None and label < len(names) else str(label)
             yield np.eye(len(counts))[label], f"always '{name}'"
         return
     if kind == "spans":
-        # At the first token, which often stands for "no answer"; else the first words.
+        # The first token, which often stands for "no answer".
         yield np.eye(1, logits.shape[1]).T.repeat(logits.shape[2], 1), "the same positions every time"
         return
     known = labels[~np.isnan(labels.reshape(len(labels), -1).astype(float)).any(-1)].astype(float)
@@ -148,5 +148,5 @@ def _constants(logits: Array, labels: Array, kind: str, names: Sequence[str] | N
         yield np.ones(known.shape[1:]), "all labels every time"
         return
     for answer in (known.mean(0), np.median(known, axis=0)):
-        # `(rows,)` numbers may be the `(rows, 1)` logits of a head.
+        # Labels may be `(rows,)` while the logits are `(rows, 1)`.
         yield np.broadcast_to(answer, logits.shape[1:]), "the same number every time"

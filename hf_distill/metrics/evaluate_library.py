@@ -9,7 +9,7 @@ from typing import Any
 
 from hf_distill.errors import UserError
 from hf_distill.locations import resolve
-from hf_distill.metrics.table import DEFAULTS, METRICS, Kind, LabelledRows
+from hf_distill.metrics.table import DEFAULTS, METRICS, Kind, LabelledPredictions
 
 EVALUATE = "evaluate/"
 
@@ -47,7 +47,7 @@ def check_evaluate(name: str, kind: Kind, num_labels: int, label_names: Sequence
     if kind in ("binary", "values"):
         labels = np.stack([np.arange(4) % 2] * num_labels, -1).astype(int if kind == "binary" else float)
     tags = tuple(label_names or map(str, labels.tolist()))
-    compute(name, LabelledRows(labels, labels, labels, [(tags, tags)]), kind)
+    compute(name, LabelledPredictions(labels, labels, labels, [(tags, tags)]), kind)
 
 
 def check_here(names: Sequence[str]) -> None:
@@ -70,7 +70,7 @@ def _location(name: str) -> str:
     return name.removeprefix(EVALUATE).partition("#")[0]
 
 
-def compute(name: str, predictions: LabelledRows, kind: Kind) -> float:
+def compute(name: str, predictions: LabelledPredictions, kind: Kind) -> float:
     """Return the value of a metric for predictions.
 
     Raises:

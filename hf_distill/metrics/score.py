@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hf_distill.data.label_names import shorten
 from hf_distill.errors import UserError, did_you_mean
 from hf_distill.metrics.evaluate_library import EVALUATE, check_evaluate, compute
-from hf_distill.metrics.table import METRICS, PLAIN_TAGS, Kind, LabelledRows, Metric, Undefined, why_undefined
+from hf_distill.metrics.table import METRICS, PLAIN_TAGS, Kind, LabelledPredictions, Metric, Undefined, why_undefined
 
 if TYPE_CHECKING:
     import numpy as np
@@ -149,28 +149,28 @@ def score(
     }
 
 
-def _row_predictions(logits: np.ndarray, labels: np.ndarray, kind: Kind) -> LabelledRows:
+def _row_predictions(logits: np.ndarray, labels: np.ndarray, kind: Kind) -> LabelledPredictions:
     import numpy as np
 
     logits = np.asarray(logits, dtype=np.float64)
     labels = np.asarray(labels)
     if kind == "classes":
         labelled = labels != -100
-        return LabelledRows(labels[labelled].astype(int), logits[labelled].argmax(-1), logits[labelled])
+        return LabelledPredictions(labels[labelled].astype(int), logits[labelled].argmax(-1), logits[labelled])
     logits, labels = (array if array.ndim == 2 else array[:, None] for array in (logits, labels.astype(np.float64)))
     labelled = ~np.isnan(labels).any(-1)
     logits, labels = logits[labelled], labels[labelled]
     if kind == "binary" and logits.shape[1] == 1:
         one = logits[:, 0]
-        return LabelledRows(
+        return LabelledPredictions(
             (labels[:, 0] > 0.5).astype(int), (one > 0).astype(int), np.stack([np.zeros_like(one), one], -1)
         )
     if kind == "binary":
-        return LabelledRows((labels > 0.5).astype(int), (logits > 0).astype(int), logits)
-    return LabelledRows(labels, logits, logits)
+        return LabelledPredictions((labels > 0.5).astype(int), (logits > 0).astype(int), logits)
+    return LabelledPredictions(labels, logits, logits)
 
 
-def _tag_predictions(logits: np.ndarray, labels: np.ndarray, names: Sequence[str] | None) -> LabelledRows:
+def _tag_predictions(logits: np.ndarray, labels: np.ndarray, names: Sequence[str] | None) -> LabelledPredictions:
     import numpy as np
 
     labels, predicted = np.asarray(labels), np.asarray(logits).argmax(-1)
@@ -181,7 +181,7 @@ def _tag_predictions(logits: np.ndarray, labels: np.ndarray, names: Sequence[str
         for true, guess, counted in zip(labels, predicted, labelled, strict=True)
     ]
     rows = np.asarray(logits[labelled], dtype=np.float64)
-    return LabelledRows(labels[labelled], predicted[labelled], rows, sentences)  # type: ignore[arg-type]
+    return LabelledPredictions(labels[labelled], predicted[labelled], rows, sentences)  # type: ignore[arg-type]
 
 
 def _find(name: str) -> Metric:

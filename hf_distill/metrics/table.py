@@ -47,8 +47,8 @@ class Undefined(float):
 
 
 @dataclass(frozen=True)
-class LabelledRows:
-    """The rows that have a label, and what is predicted of them; for tags, a row is a word.
+class LabelledPredictions:
+    """LabelledPredictions on the rows that have a label; for tags, a row is a word.
 
     Attributes:
         labels: Class indices `(rows,)`, 0 and 1 `(rows, labels)`, or numbers `(rows, values)`.
@@ -74,12 +74,12 @@ class Metric:
     """
 
     kinds: tuple[Kind, ...]
-    compute: Callable[[LabelledRows], float]
+    compute: Callable[[LabelledPredictions], float]
     greater_is_better: bool = True
 
 
-def _sklearn(function: str) -> Callable[[LabelledRows], float]:
-    def compute(predictions: LabelledRows) -> float:
+def _sklearn(function: str) -> Callable[[LabelledPredictions], float]:
+    def compute(predictions: LabelledPredictions) -> float:
         import sklearn.metrics  # takes a second to import, so only when a metric is computed
 
         return float(getattr(sklearn.metrics, function)(predictions.labels, predictions.predicted))
@@ -87,10 +87,10 @@ def _sklearn(function: str) -> Callable[[LabelledRows], float]:
     return compute
 
 
-def _averaged(function: str, average: str | None = None) -> Callable[[LabelledRows], float]:
+def _averaged(function: str, average: str | None = None) -> Callable[[LabelledPredictions], float]:
     """Return a metric with an average; by default `binary` for two classes, `macro` for more, `micro` for labels."""
 
-    def compute(predictions: LabelledRows) -> float:
+    def compute(predictions: LabelledPredictions) -> float:
         import sklearn.metrics
 
         single = predictions.labels.ndim == 1
@@ -104,8 +104,8 @@ def _averaged(function: str, average: str | None = None) -> Callable[[LabelledRo
     return compute
 
 
-def _correlation(function: str) -> Callable[[LabelledRows], float]:
-    def compute(predictions: LabelledRows) -> float:
+def _correlation(function: str) -> Callable[[LabelledPredictions], float]:
+    def compute(predictions: LabelledPredictions) -> float:
         import numpy as np
         import scipy.stats
 
@@ -118,7 +118,7 @@ def _correlation(function: str) -> Callable[[LabelledRows], float]:
     return compute
 
 
-def _auc(predictions: LabelledRows) -> float:
+def _auc(predictions: LabelledPredictions) -> float:
     import sklearn.metrics
     from scipy.special import softmax
 
@@ -139,7 +139,7 @@ def _auc(predictions: LabelledRows) -> float:
         return math.nan
 
 
-def why_undefined(predictions: LabelledRows, value: float) -> str:
+def why_undefined(predictions: LabelledPredictions, value: float) -> str:
     """Return why a metric is not defined on these predictions.
 
     Args:
@@ -165,7 +165,7 @@ def why_undefined(predictions: LabelledRows, value: float) -> str:
     return "it is not defined on these predictions"
 
 
-def _summarised(predictions: LabelledRows) -> float:
+def _summarised(predictions: LabelledPredictions) -> float:
     raise AssertionError("computed by the task from mean losses over the split")
 
 
@@ -177,13 +177,13 @@ def _spans(tags: Names) -> frozenset[tuple[str, int, int]]:
     return frozenset(get_entities(list(tags)))
 
 
-def _span(divisor: Callable[[int, int], float]) -> Callable[[LabelledRows], float]:
+def _span(divisor: Callable[[int, int], float]) -> Callable[[LabelledPredictions], float]:
     """Return a metric of entities: those correct in type and both ends, divided by `divisor(true, predicted)`.
 
     It is 0 if there are no entities, as in seqeval.
     """
 
-    def compute(predictions: LabelledRows) -> float:
+    def compute(predictions: LabelledPredictions) -> float:
         pairs = [(_spans(true), _spans(predicted)) for true, predicted in predictions.sentences]
         right = sum(len(true & predicted) for true, predicted in pairs)
         count = divisor(sum(len(true) for true, _ in pairs), sum(len(predicted) for _, predicted in pairs))

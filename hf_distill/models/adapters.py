@@ -1,4 +1,4 @@
-"""PEFT adapters: what a directory with one says of it and of the merged model."""
+"""Find and describe PEFT adapters, before they are merged into their base model."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# What PEFT puts before the names of a model's weights.
+# Prefix of PEFT for the names of a model's weights.
 _PREFIX = "base_model.model."
-# What PEFT calls a task -> the Auto class of its models.
+# PEFT's name of a task -> the Auto class of its models.
 TASKS = {
     "SEQ_CLS": "AutoModelForSequenceClassification",
     "TOKEN_CLS": "AutoModelForTokenClassification",
@@ -28,7 +28,7 @@ TASKS = {
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
     "FEATURE_EXTRACTION": "AutoModel",
 }
-# Kinds that put something before the text, where others change weights.
+# Types of adapters that add a prompt instead of changing weights: they cannot be merged.
 _OF_PROMPTS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "ADAPTION_PROMPT")
 
 
@@ -37,10 +37,10 @@ class Adapter:
     """An adapter in a directory.
 
     Attributes:
-        name: What the recipe calls it.
-        directory: Where it is.
-        settings: Its `adapter_config.json`.
-        base: The model that it changes: a path that is there, or a Hub id.
+        name: Its name in the recipe.
+        directory: The directory.
+        settings: Content of its `adapter_config.json`.
+        base: The base model: an existing path, or a Hub id.
     """
 
     name: str
@@ -55,13 +55,13 @@ class Adapter:
 
     @property
     def model_class(self) -> str | None:
-        """Name of the class, or of the Auto class, that it was trained in; None where it does not say."""
+        """Name of the model class or Auto class with which it was trained; None if its settings do not say."""
         own = (self.settings.get("auto_mapping") or {}).get("base_model_class")
         return TASKS.get(str(self.settings.get("task_type")), own)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Names of the model's weights that it holds whole, and of its own -> their shapes, without reading them."""
+        """Shape of each tensor in its file by name: its own ones, and weights of the model stored whole."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -75,16 +75,16 @@ class Adapter:
                 key="model",
             ) from error
 
-    def in_words(self) -> str:
-        """Return what becomes of it, in one line."""
+    def describe_merge(self) -> str:
+        """Return a line that says that the adapter is merged, and into which base."""
         return f"adapter '{self.name}' ({self.settings.get('peft_type')}) merged into its base '{self.base}'"
 
 
 def find_adapter(model: str | None, key: str = "model") -> Adapter | None:
-    """Return the adapter in the directory that a recipe names as a model; None where that is a whole model.
+    """Return the adapter in a directory that a recipe names as a model; None if it is not an adapter.
 
     Raises:
-        UserError: Its configuration is broken, names no base or one that is not there, or its weights are not
+        UserError: Its configuration is damaged, its base is not named or does not exist, or its weights are not
             safetensors.
     """
     if model is None:
@@ -92,13 +92,13 @@ def find_adapter(model: str | None, key: str = "model") -> Adapter | None:
     try:
         directory = resolve(model, key)
     except UserError:
-        return None  # told by whoever opens it; what a class from outside calls its model need not be a path
+        return None  # opening it reports the error; an entry from outside may use `model` for something else
     if not os.path.isfile(os.path.join(directory, CONFIG)):
         return None
     if os.path.isfile(os.path.join(directory, "config.json")) and any(Path(directory).glob("model*.safetensors")):
         raise UserError(
-            f"'{model}' holds a whole model and an adapter. Remove {CONFIG} to take the model, or put the adapter into "
-            "a directory of its own.",
+            f"'{model}' holds a whole model and an adapter. Remove {CONFIG} to use the model, or move the adapter to a "
+            "directory of its own.",
             key=key,
         )
     require("peft", f"the adapter '{model}'", key)
@@ -134,7 +134,7 @@ def _base(model: str, directory: str, named: str, key: str) -> str:
         base = beside if os.path.exists(beside) else resolve(named, key)
     except UserError as error:
         raise UserError(
-            f"the base of the adapter '{model}' is not there: its {CONFIG} names '{named}'. Write where it is there: "
+            f"the base of the adapter '{model}' does not exist: its {CONFIG} names '{named}'. Correct the path there: "
             "base_model_name_or_path.",
             key=key,
         ) from error
@@ -147,11 +147,11 @@ def check_task(model: str | None, auto_class: str) -> None:
     """Refuse an adapter that was trained for another task.
 
     Args:
-        model: What the recipe names as a model.
+        model: The model that the recipe names.
         auto_class: The Auto class of the recipe's task.
 
     Raises:
-        UserError: It was.
+        UserError: It is an adapter for another task.
     """
     from hf_distill.models.outline import is_of
 
@@ -170,15 +170,15 @@ def check_task(model: str | None, auto_class: str) -> None:
 
 
 def check_not_quantized(model: str) -> None:
-    """Refuse to quantize an adapter.
+    """Refuse an adapter as a model to quantize.
 
     Raises:
-        UserError: It is one.
+        UserError: The model is an adapter.
     """
     if find_adapter(model) is not None:
         raise UserError(
-            f"'{model}' is an adapter, which is merged into whole weights. Save it merged, and name that, or leave "
-            "this out.",
+            f"'{model}' is an adapter and cannot be merged into quantized weights. Save the merged model and name that "
+            "one, or leave this out.",
             key="quantization",
         )
 
@@ -186,16 +186,16 @@ def check_not_quantized(model: str) -> None:
 def describe(adapter: Adapter, base: PretrainedConfig, *, trust_remote_code: bool) -> PretrainedConfig:
     """Return the configuration of the merged model.
 
-    A head that the adapter holds is its own: with as many outputs as it has, and without the base's label names, which
-    are those of another head. They are numbers, unless a `config.json` beside the adapter says more.
+    If the adapter has a head of its own, `num_labels` is that head's number of outputs, and the label names of the
+    base, which belong to another head, are replaced by numbers. A `config.json` beside the adapter may name them.
 
     Args:
         adapter: The adapter.
-        base: Configuration of its base, or the one beside the adapter; it is changed.
+        base: Configuration of its base, or the one beside the adapter; changed in place.
         trust_remote_code: Run model code from the base.
 
     Raises:
-        UserError: It is of a kind that is not in the weights, or its file is damaged.
+        UserError: The adapter is of a type that cannot be merged, or its file is damaged.
     """
     import transformers
 
@@ -211,7 +211,7 @@ def describe(adapter: Adapter, base: PretrainedConfig, *, trust_remote_code: boo
         made_by = _Direct(made_by)
     held = adapter.shapes
     several = []
-    for count in (3, 5):  # what differs between the two is the number of labels
+    for count in (3, 5):  # the shapes that differ between the two depend on the number of labels
         config = copy.deepcopy(base)
         config.num_labels = count
         several.append(outline(made_by, config, trust_remote_code=trust_remote_code))
@@ -219,7 +219,7 @@ def describe(adapter: Adapter, base: PretrainedConfig, *, trust_remote_code: boo
     inside = f"{several[0].base_model_prefix}."
     head = [one for one in first if several[0].base_model is not several[0] and not one.startswith(inside)]
     outputs = [one for one in first if first[one].shape != second[one].shape and one in held]
-    # The rest of a head may be the base's own: ModernBERT's language model and classifier have one layer in common.
+    # Other layers of a head may be the base's: ModernBERT's language model and classifier have one in common.
     there = held.keys() | _names(base, trust_remote_code)
     if any(one in held for one in head) and all(one in there for one in head):
         base.architectures = [type(several[0]).__name__]
@@ -234,7 +234,7 @@ def describe(adapter: Adapter, base: PretrainedConfig, *, trust_remote_code: boo
 
 
 def _names(config: PretrainedConfig, trust_remote_code: bool) -> set[str]:
-    """Return the names of the weights in the checkpoint of a base, by its class."""
+    """Return the names of the weights in the checkpoint of a base, from its model class."""
     import transformers
 
     from hf_distill.models.outline import outline
@@ -246,7 +246,7 @@ def _names(config: PretrainedConfig, trust_remote_code: bool) -> set[str]:
 
 
 class _Direct:
-    """A model class in the place of an Auto class."""
+    """Gives a model class the `from_config` of an Auto class."""
 
     def __init__(self, made_by: Any) -> None:
         self._made_by = made_by
@@ -257,16 +257,16 @@ class _Direct:
 
 
 def of_another_kind(adapter: Adapter) -> UserError:
-    """Return the line about an adapter that is not a change of weights."""
+    """Return the error for an adapter that does not change weights and so cannot be merged."""
     return UserError(
-        f"'{adapter.name}' is an adapter of a kind that cannot be merged ({adapter.settings.get('peft_type')}). Name a "
-        "whole model, or another kind of adapter, such as LoRA.",
+        f"'{adapter.name}' is an adapter of a type that cannot be merged ({adapter.settings.get('peft_type')}). Name a "
+        "whole model, or another type of adapter, such as LoRA.",
         key="model",
     )
 
 
 def first_reason(error: Exception) -> str:
-    """Return the first line of an error that says something."""
+    """Return the first informative line of an error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # torch's own first line only says that there are errors.
+    # The first line of torch's error only says that there are errors.
     return (lines[1] if len(lines) > 1 and lines[0].endswith(":") else (lines or [type(error).__name__])[0])[:200]

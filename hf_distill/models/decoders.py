@@ -1,4 +1,4 @@
-"""What configurations say about the decoder of an encoder-decoder model: how it begins, how far it reaches."""
+"""Read from a configuration how the decoder of an encoder-decoder model starts, and how long its input may be."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def decoder_start(config: PretrainedConfig) -> int | None:
-    """Return the token a model's decoder begins with, as generation would choose it; None where nothing says."""
+    """Return the token with which a model's decoder starts, as `generate` chooses it; None if not configured."""
     for key in ("decoder_start_token_id", "bos_token_id"):
         token: int | None = getattr(config, key, None)
         if token is not None:
@@ -23,7 +23,7 @@ def decoder_start(config: PretrainedConfig) -> int | None:
 
 
 def decoder_positions(config: PretrainedConfig) -> int | None:
-    """Return how many tokens a model's decoder has positions for; None where it has no table of them (T5)."""
+    """Return the number of positions of a model's decoder; None if it has no table of positions (T5)."""
     for key in ("max_decoder_position_embeddings", "max_position_embeddings"):
         positions: object = getattr(config, key, None)
         if isinstance(positions, int) and positions > 0:
@@ -32,19 +32,19 @@ def decoder_positions(config: PretrainedConfig) -> int | None:
 
 
 def check_ends(rows: pa.ChunkedArray, config: PretrainedConfig, split: str, tokenizer: Any = None) -> None:
-    """Refuse texts that an encoder-decoder classifier finds another number of ends in than in others.
+    """Refuse texts with different numbers of end-of-text tokens, for classifiers that cannot batch them.
 
-    It classifies a text by what its decoder says at the last end-of-text token, and takes no batch of texts that have
-    different numbers of them.
+    An encoder-decoder classifier reads its decoder's state at the last end-of-text token, and raises an error if the
+    texts of a batch have different numbers of them.
 
     Args:
         rows: Tokens of every text, a column of lists.
-        config: Of the classifier; others find the end of a text by its mask.
-        split: Name of the split.
-        tokenizer: Spells the token, where there is one.
+        config: Configuration of the classifier; other models are not checked.
+        split: Name of the split, for the message.
+        tokenizer: Gives the text of the token, for the message.
 
     Raises:
-        UserError: The first such row, or all of them: no text has an end.
+        UserError: A row has another number of these tokens than the others, or no row has any.
     """
     end = config.eos_token_id
     if not config.is_encoder_decoder or not isinstance(end, int):
@@ -57,8 +57,8 @@ def check_ends(rows: pa.ChunkedArray, config: PretrainedConfig, split: str, toke
     usual = int(np.bincount(counts).argmax())
     if not usual:
         raise UserError(
-            f"the texts of the {split} split do not end with {name}, by which a {config.model_type} model classifies "
-            "them. Use the model's own tokenizer.",
+            f"the texts of the {split} split do not end with {name}, which a {config.model_type} classifier needs. "
+            "Use the model's own tokenizer.",
             key="columns.text",
         )
     if len(odd := np.flatnonzero(counts != usual)):

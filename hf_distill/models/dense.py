@@ -1,4 +1,4 @@
-"""Linear layers behind the pooling of a sentence encoder, as `Dense` of sentence-transformers: settings and weights."""
+"""Linear layers after the pooling of a sentence encoder: settings and weights of `Dense` of sentence-transformers."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch import Tensor, nn
 from hf_distill.errors import UserError
 
 WEIGHTS = "model.safetensors"
-# Modules of torch that hold activation functions; nothing else is imported.
+# Modules from which an activation may come; no other module is imported.
 _HOMES = ("torch.nn.modules.activation", "torch.nn.modules.linear")
 _KEY = "sentence_embedding"
 
 
 @dataclass(frozen=True)
 class Dense:
-    """One layer: `activation(x W^T + b)`, plus `x` (of another width `x R^T`) where it has a residual connection.
+    """One layer: `activation(x W^T + b)`. A residual connection adds `x`, or `x R^T` if the widths differ.
 
     Attributes:
-        in_features: Width of what it reads.
-        out_features: Width of what it returns.
-        bias: Whether there is `b`.
+        in_features: Width of its input.
+        out_features: Width of its output.
+        bias: Whether it has `b`.
         activation: Name of a class of `torch.nn` that takes no arguments.
         residual: Whether `x` is added.
     """
@@ -37,10 +37,10 @@ class Dense:
     residual: bool = False
 
     def config(self) -> dict[str, Any]:
-        """Return what sentence-transformers writes into the `config.json` of the module's folder."""
+        """Return the content of the module's `config.json`, as sentence-transformers writes it."""
         kept = {key: value for key, value in asdict(self).items() if key not in ("activation", "residual")}
         path = f"{getattr(nn, self.activation).__module__}.{self.activation}"
-        # Versions before 5.7 know nothing of a residual connection and stumble over the key.
+        # Versions before 5.7 have no residual connection and fail on an unknown key.
         rest = {"use_residual": True} if self.residual else {}
         return {**kept, "activation_function": path, **rest}
 
@@ -49,8 +49,8 @@ def read_dense(config: Mapping[str, Any]) -> Dense:
     """Return the layer that a `config.json` describes.
 
     Raises:
-        ValueError: It is not a layer behind the pooling, or its activation is not one of `torch.nn`; in words that
-            follow "it has a Dense".
+        ValueError: It is not a layer after the pooling, or its activation is not one of `torch.nn`. The message
+            continues the sentence "it has a Dense ...".
     """
     for key in ("module_input_name", "module_output_name"):
         if config.get(key) not in (None, _KEY):
@@ -69,7 +69,7 @@ def read_dense(config: Mapping[str, Any]) -> Dense:
 
 
 def _is_activation(name: str) -> bool:
-    """Whether a class of `torch.nn` by this name is a function of one tensor, without weights."""
+    """Return whether `torch.nn` has a class of this name that is a function of one tensor without weights."""
     kind = getattr(nn, name, None)
     if not isinstance(kind, type) or not issubclass(kind, nn.Module) or kind.__module__ not in _HOMES:
         return False
@@ -83,7 +83,7 @@ class DenseLayer(nn.Module):
     """The layer with its weights, named as sentence-transformers names them.
 
     Args:
-        described: What it computes. Its weights are drawn from torch's seed.
+        described: Its settings. Its weights are drawn with torch's random generator.
     """
 
     def __init__(self, described: Dense) -> None:
@@ -96,7 +96,7 @@ class DenseLayer(nn.Module):
             self.residual = nn.Linear(described.in_features, described.out_features, bias=False)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """Return `(texts, out_features)` of `(texts, in_features)`."""
+        """Apply the layer: `(texts, in_features)` -> `(texts, out_features)`."""
         found: Tensor = self.activation(self.linear(vectors))
         if not self.described.residual:
             return found
@@ -105,12 +105,12 @@ class DenseLayer(nn.Module):
 
 
 def dense_stack(described: Sequence[Dense]) -> nn.Sequential:
-    """Return the layers one after the other, in eval mode."""
+    """Return the layers as one `nn.Sequential`, in eval mode."""
     return nn.Sequential(*(DenseLayer(one) for one in described)).eval()
 
 
 def load_stack(stack: nn.Sequential, files: Sequence[Path]) -> None:
-    """Load the weights of all layers, a file each.
+    """Load the weights of all layers, each from its own file.
 
     Raises:
         UserError: A file cannot be read, or does not hold the layer's tensors.
@@ -118,14 +118,14 @@ def load_stack(stack: nn.Sequential, files: Sequence[Path]) -> None:
     for layer, file in zip(stack, files, strict=True):
         try:
             weights = load_file(file)
-        # SafetensorError is a plain Exception.
+        # SafetensorError derives directly from Exception.
         except Exception as error:
             raise UserError(f"the weights of its Dense cannot be read ({file}): {error}", key="model") from error
         wanted = {name: tuple(value.shape) for name, value in layer.state_dict().items()}
         found = {name: tuple(value.shape) for name, value in weights.items()}
         if wanted != found:
             raise UserError(
-                f"the weights of its Dense are not those its config.json describes: {file} has {found}; wanted "
+                f"the weights of its Dense do not fit its config.json: {file} has {found}; wanted "
                 f"{wanted}. Fetch or save the model again.",
                 key="model",
             )

@@ -1,4 +1,4 @@
-"""A hash of what a model computes: its configuration, weights and adapters."""
+"""Compute a hash of a model's configuration, weights and adapters."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _VOLATILE = frozenset(
 def model_fingerprint(model: torch.nn.Module) -> str:
     """Return a hash of what a model computes: its config and the name, shape, dtype and values of every tensor.
 
-    Only what `save_pretrained` keeps goes in (of a sentence encoder also how it pools, of PEFT's adapters how strong
-    each is), so the hash is the same after saving and loading, on any device and with any number of threads. Tensors
-    above 16 MB are read in place: for each row the exact sum of its bits as integers (one changed value, or exchanged
-    rows, change these) and a sample of 65,536 values (exchanged columns change it).
+    The hash covers what `save_pretrained` stores, and also the pooling of a sentence encoder and the scale of PEFT
+    adapters. It is the same after saving and loading, on any device and with any number of threads. For tensors above
+    16 MB it uses, for each row, the exact sum of its bits as integers (changed by one changed value, or by swapped
+    rows) and a sample of 65,536 values (changed by swapped columns).
     """
     digest = _digest()
     config = getattr(model, "config", None)
@@ -50,7 +50,7 @@ def model_fingerprint(model: torch.nn.Module) -> str:
 
 
 def _adapters(model: torch.nn.Module) -> str:
-    """Return which adapters of PEFT count in each layer, and how much: no tensor says so."""
+    """Return which PEFT adapters are active in each layer, and their scale, which no tensor holds."""
     found = []
     for name, module in model.named_modules():
         if isinstance(scaling := getattr(module, "scaling", None), dict):
@@ -75,8 +75,8 @@ def _hash_tensor(digest: hashlib.blake2b, tensor: torch.Tensor) -> None:
     if flat.nbytes > WHOLE_BYTES:
         integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32}.get(flat.element_size(), torch.int64)
         bits = flat.view(integer)
-        # Integer sums wrap around but do not round: no dependence on the order of a parallel reduction.
+        # Integer sums may overflow but do not round, so the order of a parallel reduction does not matter.
         sums = bits.view(-1, tensor.shape[-1] if tensor.ndim > 1 else 1).sum(-1, dtype=torch.int64)
         digest.update(sums.cpu().numpy().tobytes())
-        flat = flat[:: (flat.numel() // SAMPLES) | 1]  # an odd step does not stay in one column of a matrix
+        flat = flat[:: (flat.numel() // SAMPLES) | 1]  # an odd step, so that the samples come from all columns
     digest.update(flat.cpu().contiguous().view(torch.uint8).numpy().tobytes())

@@ -1,4 +1,4 @@
-"""Looking into a model: what is inside its wrappers, what its `forward` takes, how many positions it has."""
+"""Inspect a model: the model inside wrappers, the inputs of its `forward`, its number of positions."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
-# From these a model would compute a loss of its own.
+# Inputs with which a model would compute its own loss.
 LABELS = {"labels", "start_positions", "end_positions"}
 
 
 def base_model(model: nn.Module) -> nn.Module:
     """Return the Transformers model inside wrappers, or the model itself.
 
-    Wrappers are those of PEFT, `torch.compile`, `DataParallel`, DDP and FSDP, and a module of the user's own whose
-    `forward` takes `**kwargs` and which holds one Transformers model.
+    Wrappers are those of PEFT, `torch.compile`, `DataParallel`, DDP and FSDP, and any module that holds one
+    Transformers model and whose `forward` takes `**kwargs`.
     """
     while (inside := _inside(model)) is not None:
         model = inside
@@ -31,9 +31,9 @@ def base_model(model: nn.Module) -> nn.Module:
 
 
 def wrapper_of(model: nn.Module) -> str | None:
-    """Return the class name of a wrapper other than PEFT's; None where there is none.
+    """Return the class name of a wrapper other than PEFT's; None if there is none.
 
-    What such a wrapper does around the model is not known, so the model cannot be taken apart.
+    It is not known what such a wrapper does around the model, so the model cannot be separated from its head.
     """
     while (get_base_model := getattr(model, "get_base_model", None)) is not None:
         model = get_base_model()
@@ -61,7 +61,7 @@ def _takes_any(model: nn.Module) -> bool:
 
 
 def _models_in(model: nn.Module) -> list[nn.Module]:
-    """Return the Transformers models that a module holds, without those inside another one."""
+    """Return the Transformers models in a module; models inside another model are left out."""
     from transformers import PreTrainedModel
 
     found: dict[str, nn.Module] = {}
@@ -72,10 +72,10 @@ def _models_in(model: nn.Module) -> list[nn.Module]:
 
 
 def taken_by(model: nn.Module) -> frozenset[str]:
-    """Return the names of what a model's `forward` takes, without the labels.
+    """Return the names of the inputs of a model's `forward`, without the labels.
 
     Raises:
-        ValueError: Its `forward` takes `**kwargs` alone, and which model inside reads them is not known.
+        ValueError: Its `forward` takes only `**kwargs`, and it is not clear which model inside reads them.
     """
     if (takes := getattr(model, "takes", None)) is not None:  # a cached teacher, which takes what was kept
         return frozenset(takes)
@@ -98,9 +98,9 @@ def taken_by(model: nn.Module) -> frozenset[str]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Have every part of a model in eval mode, and afterwards in the mode it was in."""
+    """Context manager: put every module of a model into eval mode, and restore its mode afterwards."""
     before = [(module, module.training) for module in model.modules()]
-    # A few tokens turn BigBird's attention into that of short texts, for good.
+    # On a short text, BigBird switches its attention type permanently: restore that as well.
     switched: list[Any] = [module for module in model.modules() if hasattr(module, "set_attention_type")]
     kinds = [module.attention_type for module in switched]
     model.train(False)
@@ -113,7 +113,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             one.set_attention_type(kind)
 
 
-# Positions of these models start after the padding index, so that the first rows of the table hold no token.
+# Positions of these models start after the padding index, so the first rows of their table are not used.
 OFFSET_POSITIONS = (
     *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod", "camembert", "data2vec-text"),
     *("mpnet", "longformer", "luke", "ibert", "lilt", "markuplm", "layoutlmv3", "esm"),
@@ -121,7 +121,7 @@ OFFSET_POSITIONS = (
 
 
 def positions_of(config: PretrainedConfig) -> int | None:
-    """Return how many tokens a model has positions for; None where it has no table of them."""
+    """Return the longest input in tokens for which a model has positions; None if it has no table of positions."""
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0 or getattr(config, "position_biased_input", True) is False:
         return None

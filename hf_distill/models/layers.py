@@ -1,4 +1,4 @@
-"""The layers of a model: how many stacks there are, where they lie, which hidden states each of them has."""
+"""Find the stacks of layers in a model and its configuration, and name hidden states of layers."""
 
 from __future__ import annotations
 
@@ -20,16 +20,20 @@ Part = Literal["encoder", "decoder"]
 Entries = TypeVar("Entries", bound=tuple[Any, ...])
 
 
-# Kinds of layers, in a configuration's `layer_types`, that have no map of attention.
+# Values in a configuration's `layer_types` for layers without attention maps.
 WITHOUT_MAPS = {"linear_attention", "mamba", "conv", "recurrent"}
 
 
 def each_once(entries: Entries) -> Entries:
-    """Refuse what is listed twice: it would weigh twice as much as the others."""
+    """Return the entries; refuse duplicates, which would have twice the weight.
+
+    Raises:
+        ValueError: An entry is listed twice.
+    """
     for entry in entries:
         if entries.count(entry) > 1:
             named = list(entry) if isinstance(entry, tuple) else entry
-            raise ValueError(f"{named} stands twice, and would count twice. Keep one.")
+            raise ValueError(f"{named} is listed twice, and would count twice. Keep one.")
     return entries
 
 
@@ -38,12 +42,12 @@ Index = Annotated[int, Field(ge=0)]
 
 @dataclass(frozen=True)
 class States:
-    """Hidden states of one layer of a teacher, as far as an objective reads them.
+    """Which hidden states of a teacher's layer an objective reads.
 
     Attributes:
-        layer: Its index.
-        of: Those of all `tokens` that count; or one vector for every text: their `mean`, the `first` or the `last`.
-        part: Which stack of an encoder-decoder; None for other models.
+        layer: Index of the layer.
+        of: `tokens`: of all tokens that count; or one vector per text: their `mean`, the `first` or the `last`.
+        part: Which stack of an encoder-decoder model; None for other models.
     """
 
     layer: int
@@ -58,14 +62,13 @@ class States:
 
 @dataclass(frozen=True)
 class Stack:
-    """What a configuration says about one stack of blocks.
+    """Sizes of one stack of layers, from a configuration.
 
     Attributes:
         name: Which model, for messages.
-        depth: Number of blocks.
-        width: Entries of a hidden state.
-        heads: Attention heads of a block; None where it has none, or not the same number in every block, or another
-            mechanism in some.
+        depth: Number of layers.
+        width: Width of a hidden state.
+        heads: Attention heads of each layer; None if layers have none, different numbers, or another mechanism.
     """
 
     name: str
@@ -75,26 +78,26 @@ class Stack:
 
 
 def read_stack(config: PretrainedConfig, part: Part | None, whose: str) -> Stack:
-    """Return the stack of blocks that is compared.
+    """Return the sizes of the stack of layers that is compared.
 
     Args:
-        config: Of a whole model; of one that also sees images, the text part is read.
-        part: Which of the two stacks of an encoder-decoder; None for any other model.
+        config: Configuration of the whole model; for a model that also reads images, its text part is used.
+        part: Which of the two stacks of an encoder-decoder model; None for any other model.
         whose: `student` or `teacher`, for messages.
 
     Raises:
-        UserError: `part` is missing, or means nothing here; or the model does not say how many blocks it has.
+        UserError: `part` is missing, or the model has no such part, or its configuration has no number of layers.
     """
     name = f"the {whose} ({config.model_type or type(config).__name__})"
     if config.is_encoder_decoder and part is None:
         raise UserError(f"{name} has an encoder and a decoder: say which is compared, encoder or decoder.", key="part")
     if part is not None and not config.is_encoder_decoder:
-        raise UserError(f"'{part}' is for models with an encoder and a decoder, and {name} is none.", key="part")
+        raise UserError(f"'{part}' is for encoder-decoder models, and {name} is not one.", key="part")
     text: Any = config.get_text_config(encoder=part == "encoder", decoder=part == "decoder")
     depth, width, heads = (
         getattr(text, key, None) for key in ("num_hidden_layers", "hidden_size", "num_attention_heads")
     )
-    if part == "decoder":  # T5 and ProphetNet count their decoder's blocks apart
+    if part == "decoder":  # T5 and ProphetNet have a separate number for their decoder
         depth = getattr(text, "num_decoder_layers", None) or depth
     if not isinstance(depth, int) or not isinstance(width, int):
         raise UserError(
@@ -107,10 +110,10 @@ def read_stack(config: PretrainedConfig, part: Part | None, whose: str) -> Stack
 
 
 def last_layer(teacher: PretrainedConfig, of: Literal["mean", "first", "last", "embedding"]) -> tuple[States, ...]:
-    """Return what stands for a text where objectives compare texts: nothing but an answer, if that is the embedding.
+    """Return the hidden states that represent a text; none for `embedding`, which is an output of the model.
 
     Raises:
-        UserError: The model does not say how many layers it has.
+        UserError: The configuration does not give the number of layers.
     """
     if of == "embedding":
         return ()
@@ -118,17 +121,17 @@ def last_layer(teacher: PretrainedConfig, of: Literal["mean", "first", "last", "
     return (States(read_stack(teacher, part, "teacher").depth, of, part),)
 
 
-# Where configurations keep the number of layers: of the only stack, of the encoder, of the decoder.
+# Keys of configurations for the number of layers: of the only stack, of the encoder, of the decoder.
 KEYS = ("num_hidden_layers",)
 ENCODER_KEYS = ("encoder_layers", "num_encoder_layers", "num_layers")
 DECODER_KEYS = ("decoder_layers", "num_decoder_layers")
 
 
 def stacks(config: PretrainedConfig) -> dict[str, str]:
-    """Return `layers`, and `decoder_layers` of an encoder-decoder model -> the key with the number of such layers.
+    """Return `layers` (and `decoder_layers` for an encoder-decoder model) -> configuration key of their number.
 
     Raises:
-        UserError: The configuration does not say.
+        UserError: The configuration has no such key.
     """
     keys = {"layers": ENCODER_KEYS, "decoder_layers": DECODER_KEYS} if config.is_encoder_decoder else {"layers": KEYS}
     found = {
@@ -136,7 +139,7 @@ def stacks(config: PretrainedConfig) -> dict[str, str]:
     }
     if len(found) < len(keys) or getattr(config, "is_heterogeneous", False):
         raise UserError(
-            "copy_layers works for models with one stack of layers, or one on each side of encoder and decoder; "
+            "copy_layers works for models with one stack of layers, or with an encoder and a decoder; "
             f"{type(config).__name__} describes something else. "
             "Name a smaller checkpoint: student: {name: pretrained, model: ...}.",
             key="name",
@@ -148,7 +151,7 @@ def find_stacks(model: PreTrainedModel) -> dict[str, tuple[str, nn.ModuleList]]:
     """Return, for each key of `stacks`, the list of layers and its name (`"bert.encoder.layer"`).
 
     Raises:
-        UserError: There is no list as long as the configuration says, or more than one.
+        UserError: The model has no list of the configured length, or several.
     """
     keys = stacks(model.config)
     if not model.config.is_encoder_decoder:
@@ -164,14 +167,14 @@ def _find_list(model: PreTrainedModel, side: nn.Module, total: int) -> tuple[str
     prefix = next((f"{name}." for name, module in model.named_modules() if module is side and name), "")
     found: dict[str, nn.ModuleList] = {}
     for name, module in side.named_modules():
-        # A list inside a layer (of experts, say) may happen to be as long.
+        # A list inside a layer (for example of experts) may have the same length by chance.
         inside = any(name.startswith(f"{outer}.") for outer in found)
         if isinstance(module, nn.ModuleList) and len(module) == total and not inside:
             found[name] = module
     if len(found) != 1:
         what = f"{len(found)} lists of {total} layers ({', '.join(found)})" if found else f"no list of {total} layers"
         raise UserError(
-            f"cannot tell the layers of {type(model).__name__}: it has {what}. Name a smaller checkpoint: "
+            f"cannot find the layers of {type(model).__name__}: it has {what}. Name a smaller checkpoint: "
             "student: {name: pretrained, model: ...}, or start from random weights: {name: from_config, ...}.",
             key="name",
         )

@@ -1,4 +1,4 @@
-"""Opening models: configurations, tokenizers, weights; a user's mistake is one line."""
+"""Load models with the task's head; errors become one line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _LABELS = ("num_labels", "id2label", "label2id", "problem_type")
-# One of them is beside a model that comes with a tokenizer.
+# Files of tokenizers: a model with a tokenizer has at least one of them.
 _OF_TOKENIZERS = (
     "tokenizer_config.json",
     "tokenizer.json",
@@ -33,13 +33,13 @@ _OF_TOKENIZERS = (
 
 @dataclass(frozen=True)
 class Head:
-    """What the task wants of a model: the Auto class that loads it and the settings of its head.
+    """The task's head: the Auto class that loads a model with it, and its settings.
 
     Attributes:
         auto_class: Name of a `transformers` Auto class, e.g. `"AutoModelForSequenceClassification"`.
         settings: Configuration overrides: `num_labels`, `id2label`, `problem_type`, `pad_token_id`, ...
-        adapt: Makes of a model that was loaded or built what the task trains, in place; it may meet a model twice. None
-            where the Auto class is enough.
+        adapt: Changes a loaded or new model in place into the one that the task trains; it may be called twice with the
+            same model. None if the Auto class is enough.
     """
 
     auto_class: str
@@ -56,7 +56,7 @@ class Head:
 
 
 def _place(model: str, key: str) -> tuple[str, dict[str, str]]:
-    """Resolve the location of a model: a directory or Hub id, and which file in it, where that is a GGUF file."""
+    """Return the directory or Hub id of a model, and for a GGUF file the argument that names the file."""
     where = resolve(model, key)
     if not os.path.isfile(where):
         return where, {}
@@ -71,7 +71,7 @@ def open_config(model: str, *, revision: str | None = None, trust_remote_code: b
     """Return a model's configuration.
 
     Raises:
-        UserError: It is not there, not reachable, or not a Transformers model.
+        UserError: The model does not exist, cannot be reached, or is not a Transformers model.
     """
     where, file = _place(model, "model")
     if (adapter := find_adapter(model)) is not None:
@@ -79,7 +79,8 @@ def open_config(model: str, *, revision: str | None = None, trust_remote_code: b
         base = _open(model, where, None, trust_remote_code) if beside else _open_base(adapter, trust_remote_code)
         return describe(adapter, base, trust_remote_code=trust_remote_code)
     if not file and os.path.isdir(where) and not os.path.isfile(os.path.join(where, "config.json")):
-        raise UserError(f"'{model}' is no Transformers model: it has no config.json.{_what_it_is(where)}", key="model")
+        reason = f"it has no config.json.{_hint(where)}"
+        raise UserError(f"'{model}' is not a Transformers model: {reason}", key="model")
     return _open(model, where, revision, trust_remote_code, **file)
 
 
@@ -94,13 +95,14 @@ def _open(model: str, where: str, revision: str | None, trust_remote_code: bool,
         config: PretrainedConfig = AutoConfig.from_pretrained(
             where, revision=revision, trust_remote_code=trust_remote_code, **file
         )
-    # Configuration classes check their values, each in its own way; remote code may raise anything.
+    # Configuration classes raise their own types of errors; remote code may raise anything.
     except Exception as error:
         raise _cannot_open(f"'{model}'", where, error, "model") from error
     return config
 
 
-def _what_it_is(directory: str) -> str:
+def _hint(directory: str) -> str:
+    """Return what to do about a directory without a model: name a folder in it that has one, if there is one."""
     inside = sorted(Path(directory).glob("*/config.json"))
     if inside:
         return f" Did you mean '{inside[-1].parent}'?"
@@ -108,15 +110,15 @@ def _what_it_is(directory: str) -> str:
 
 
 def _cannot_open(what: str, where: str, error: Exception, key: str) -> UserError:
-    """Return the one line for whatever Transformers raised."""
+    """Return the error, in one line, for an exception of Transformers."""
     if "trust_remote_code" in str(error):
         return UserError(
-            f"{what} comes with Python code of its own, which would run with your rights. Read it, then set "
+            f"{what} comes with its own Python code, which would run with your rights. Read it, then set "
             "trust_remote_code: true.",
             key=key,
         )
     if not os.path.exists(where) and isinstance(error, OSError):
-        reason = f"is no directory here and cannot be had from the Hub: {first_line(error)}"
+        reason = f"is not a directory here and cannot be loaded from the Hub: {first_line(error)}"
         return UserError(f"{what} {reason}{sibling(where)}", key=key)
     return UserError(f"cannot open {what}: {first_line(error)}", key=key)
 
@@ -127,7 +129,7 @@ def open_tokenizer(
     """Return a model's tokenizer.
 
     Raises:
-        UserError: The model has none, or it cannot be reached.
+        UserError: The model has no tokenizer, or it cannot be reached.
     """
     from transformers import AutoTokenizer
 
@@ -140,13 +142,13 @@ def open_tokenizer(
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             where, revision=revision, trust_remote_code=trust_remote_code, **file
         )
-    # Broken files raise whatever the parser of their format raises.
+    # For damaged files, each parser raises its own type of error.
     except Exception as error:
         raise _cannot_open(what, where, error, key) from error
-    # Where the files are missing, Transformers 5 makes a tokenizer that knows its special tokens and nothing else.
+    # If the files are missing, Transformers 5 returns a tokenizer that has only special tokens.
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
         raise UserError(
-            f"'{model}' has no tokenizer. Save one beside the model, or name a model whose tokenizer feeds both: "
+            f"'{model}' has no tokenizer. Save one in its directory, or name a model whose tokenizer fits both: "
             "tokenizer: ...",
             key=key,
         )
@@ -168,25 +170,25 @@ def load_model(
 ) -> tuple[PreTrainedModel, list[str]]:
     """Load a model with the task's head.
 
-    The weights of a GGUF file are expanded from what they were quantized to: they train and save as any others.
+    The weights of a GGUF file are dequantized: they can be trained and saved like any others.
 
     Args:
         model: Hub id, local path (a directory or a .gguf file) or `package:NAME/PATH`.
         head: The task's Auto class and head settings.
         own_head: Keep the checkpoint's own label settings instead of the task's.
-        dtype: Of the weights. The default is float32, not the checkpoint's: a student trained in pure bfloat16
-            loses most of its small updates.
-        quantization: Of the linear layers of the body, on the device of the run. Such a model is frozen.
+        dtype: Precision of the weights. The default is float32, not the checkpoint's: a student trained in pure
+            bfloat16 loses most of its small updates.
+        quantization: Quantize the linear layers, except the head, on the device of the run. The model is then frozen.
         revision: Git revision on the Hub.
         trust_remote_code: Run model code from the checkpoint.
 
     Returns:
-        The model in eval mode, and the names of weights that were made new: those the checkpoint does not hold (a
-        head, usually), or holds in another size (the head of another task).
+        The model in eval mode, and the names of weights with random initial values: those that the checkpoint does not
+        have (usually a head), or has in another size (the head of another task).
 
     Raises:
-        UserError: It is not there, not reachable, holds no safetensors, or not the weights its configuration describes;
-            or it cannot be quantized in this way, or does not run here so.
+        UserError: The model does not exist, cannot be reached, has no safetensors, or other weights than its
+            configuration describes; or it cannot be quantized in this way, or does not run quantized on this device.
     """
     import transformers
 
@@ -199,7 +201,7 @@ def load_model(
     settings = {key: value for key, value in head.settings.items() if not (own_head and key in _LABELS)}
     where, file = _place(model, "model")
     if file:
-        # Without this Transformers expands them too, but takes the model for a quantized one that cannot be trained.
+        # Without this Transformers also dequantizes, but treats the model as a quantized one that cannot be trained.
         settings |= {**file, "quantization_config": transformers.GgufConfig(dequantize=True)}
     if quantization is not None:
         settings |= _quantized(quantization, auto_class, model, dtype, revision, trust_remote_code)
@@ -208,15 +210,15 @@ def load_model(
             loaded, info = auto_class.from_pretrained(
                 where,
                 dtype=dtype,
-                # By name: only for main does Transformers look for the converted weights of an old repository.
+                # "main" instead of None: only then does Transformers look for converted weights of old repositories.
                 revision=revision or "main",
                 trust_remote_code=trust_remote_code,
                 use_safetensors=True,
-                ignore_mismatched_sizes=True,  # of the head; `_check_backbone` sees to the rest
+                ignore_mismatched_sizes=True,  # for the head; `_check_backbone` checks the other weights
                 output_loading_info=True,
                 **settings,
             )
-    # SafetensorError is a plain Exception, and model code fails in any way it likes.
+    # SafetensorError derives directly from Exception, and model code may raise anything.
     except Exception as error:
         if file:
             raise _cannot_open(f"'{model}'", where, error, "model") from error
@@ -230,7 +232,7 @@ def load_model(
 
 def _adapted(loaded: PreTrainedModel, new: list[str], head: Head) -> tuple[PreTrainedModel, list[str]]:
     if head.adapt is not None:
-        # A backbone is all of the model here: what is new beside it, its pooler, is not used.
+        # Only the backbone is used: its pooler may be random.
         loaded, new = head.adapt(loaded), [name for name in new if "pooler" not in name]
     loaded.train(False)
     return loaded, new
@@ -239,15 +241,18 @@ def _adapted(loaded: PreTrainedModel, new: list[str], head: Head) -> tuple[PreTr
 def _load_merged(
     adapter: Adapter, config: PretrainedConfig, head: Head, *, own_head: bool, dtype: str, trust_remote_code: bool
 ) -> tuple[PreTrainedModel, list[str]]:
-    """Load the base of an adapter and merge the adapter into it (see `load_model`).
+    """Load the base of an adapter and merge the adapter into it.
 
     Args:
         adapter: The adapter.
-        config: Of the merged model (see `adapters.describe`).
-        head: See `load_model`.
+        config: Configuration of the merged model, from `adapters.describe`.
+        head: The task's Auto class and head settings.
         own_head: Keep the label settings of `config` instead of the task's.
-        dtype: See `load_model`.
-        trust_remote_code: Likewise.
+        dtype: Precision of the weights.
+        trust_remote_code: Run model code from the base.
+
+    Returns:
+        The merged model and the names of its random weights, as `load_model` returns them.
     """
     check_task(adapter.name, head.auto_class)
     settings = head.settings
@@ -268,7 +273,7 @@ def _load_merged(
 def _quantized(
     quantization: Quantization, auto_class: Any, model: str, dtype: str, revision: str | None, trust_remote_code: bool
 ) -> dict[str, Any]:
-    """Return what makes `from_pretrained` quantize."""
+    """Return the arguments of `from_pretrained` that quantize the model."""
     import torch
 
     config = open_config(model, revision=revision, trust_remote_code=trust_remote_code)
@@ -280,7 +285,7 @@ def _quantized(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Transformers' report of missing weights back: a new head is what was asked for, the rest is checked here."""
+    """Context manager: silence Transformers' report of missing weights; a new head is expected, others are checked."""
     from logging import ERROR
 
     from transformers.utils import logging
@@ -296,11 +301,11 @@ def _quiet() -> Iterator[None]:
 def _check_backbone(loaded: PreTrainedModel, new: list[str], model: str) -> None:
     """Refuse a checkpoint that lacks more than a head: the rest of the model would be random."""
     prefix = "" if loaded.base_model is loaded else f"{loaded.base_model_prefix}."
-    # A pooler is part of the head in all but name: language models are saved without it.
+    # A pooler counts as part of the head, since language models are saved without it.
     random = [name for name in new if name.startswith(prefix) and "pooler" not in name]
     if random:
         raise UserError(
-            f"the weights of '{model}' are not those its config.json describes: {len(random)} tensors of "
+            f"the weights of '{model}' do not fit its config.json: {len(random)} tensors of "
             f"{type(loaded).__name__} are missing or of another size ({random[0]}, ...).",
             key="model",
         )

@@ -1,4 +1,4 @@
-"""What a configuration says of its model: which head it was saved with, which heads there are, its empty outline."""
+"""Read from a configuration which head a model has or could have, and build the model without weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HeadKind = Literal["labels", "spans", "tokens", "vectors"]
 
 
 def has_head(config: PretrainedConfig, auto_class: str) -> bool:
-    """Whether a checkpoint was saved with the head that `auto_class` gives (`...ForSequenceClassification`)."""
+    """Return whether a checkpoint was saved with the head of `auto_class` (`...ForSequenceClassification`)."""
     own_code = auto_class in (getattr(config, "auto_map", None) or {})
     return own_code or any(is_of(name, auto_class) for name in config.architectures or [])
 
@@ -35,17 +35,17 @@ def head_kind(auto_class: str) -> HeadKind:
 
 
 def is_of(model_class: str, auto_class: str) -> bool:
-    """Whether a model class, by its name, has the head that `auto_class` gives."""
+    """Return whether a model class, given by name, has the head of `auto_class`."""
     from transformers.models.auto import modeling_auto
 
-    # By the table, because not all names end alike: GPT2LMHeadModel is a causal language model.
+    # From Transformers' table, since names do not always show it: GPT2LMHeadModel is a causal language model.
     table = getattr(modeling_auto, auto_class)._model_mapping._model_mapping
     known = {name for names in table.values() for name in ([names] if isinstance(names, str) else names)}
     return model_class in known or model_class.endswith(auto_class.removeprefix("AutoModel"))
 
 
 def has_class(config: PretrainedConfig, auto_class: str) -> bool:
-    """Whether there is a model of this architecture with the head that `auto_class` gives, trained or not."""
+    """Return whether Transformers has a model class of this architecture with the head of `auto_class`."""
     import transformers
 
     own_code = auto_class in (getattr(config, "auto_map", None) or {})
@@ -53,7 +53,7 @@ def has_class(config: PretrainedConfig, auto_class: str) -> bool:
 
 
 def outline(auto_class: Any, config: PretrainedConfig, *, trust_remote_code: bool) -> PreTrainedModel:
-    """Return the model that a configuration describes, without memory for its weights.
+    """Return the model that a configuration describes, on the meta device (no memory for weights).
 
     Args:
         auto_class: A Transformers Auto class, or its name.
@@ -61,7 +61,7 @@ def outline(auto_class: Any, config: PretrainedConfig, *, trust_remote_code: boo
         trust_remote_code: Run model code from the checkpoint.
 
     Raises:
-        UserError: Its class cannot make one.
+        UserError: The model class raises an error.
     """
     import torch
     import transformers
@@ -70,8 +70,8 @@ def outline(auto_class: Any, config: PretrainedConfig, *, trust_remote_code: boo
     try:
         with torch.device("meta"):
             model: PreTrainedModel = whole.from_config(config, trust_remote_code=trust_remote_code)
-    except Exception as error:  # model code fails in any way it likes
+    except Exception as error:  # model code may raise any exception
         raise UserError(
-            f"no model can be made of its configuration ({type(error).__name__}: {first_line(error)})", key="model"
+            f"cannot build a model from its configuration ({type(error).__name__}: {first_line(error)})", key="model"
         ) from error
     return model

@@ -1,4 +1,4 @@
-"""Teacher and student before any weight is loaded."""
+"""What is known of teacher and student before any weight is loaded."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pair:
-    """Teacher and student before any weight is loaded.
+    """What is known of teacher and student before any weight is loaded.
 
     Attributes:
-        teacher: Configuration.
-        student: Configuration.
-        tokenizer: Feeds both; the student alone where the teacher has one of its own.
-        teacher_tokenizer: The teacher's own; None where one feeds both.
-        teacher_head: The teacher's configuration where it brings the task's head, else None.
-        student_head: Likewise.
-        max_length: Longest input both take and the recipe wants; None where nothing limits it.
-        left_out: Tokens that are not the same in both vocabularies, where these differ in special tokens alone.
+        teacher: The teacher's configuration.
+        student: The student's configuration.
+        tokenizer: Tokenizer of both models; of the student only, if `teacher_tokenizer` is set.
+        teacher_tokenizer: The teacher's own tokenizer; None if both models use the same one.
+        teacher_head: The teacher's configuration if its checkpoint has the task's head, else None.
+        student_head: The student's configuration if its checkpoint has the task's head, else None.
+        max_length: Longest input in tokens that both models and the recipe allow; None if unlimited.
+        left_out: Ids of tokens that differ between the vocabularies, if only special or unused tokens differ.
     """
 
     teacher: PretrainedConfig

@@ -1,4 +1,4 @@
-"""How the vectors of tokens become the vector of their text, as sentence-transformers computes it."""
+"""Pool the vectors of tokens into one vector per text, as sentence-transformers does."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from hf_distill.models.dense import Dense
 
 Mode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
-# In the order in which sentence-transformers puts them one after the other, where true keys name several.
+# In the order in which sentence-transformers concatenates them if a configuration enables several.
 MODES: tuple[Mode, ...] = get_args(Mode)
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """What a model is used to read before a text.
+    """Prompts with which a model was trained.
 
     Attributes:
-        named: Names and prompts.
-        default: Name of the one that stands before every text; None where none does.
+        named: Pairs of name and prompt.
+        default: Name of the prompt that is put before every text; None if there is none.
         pooled: Whether its tokens take part in the pooling.
     """
 
@@ -32,29 +32,29 @@ class Prompts:
 
     @property
     def text(self) -> str:
-        """What stands before every text."""
+        """The prompt that is put before every text."""
         return dict(self.named).get(self.default or "", "")
 
     @property
     def unused(self) -> list[str]:
-        """Names of prompts of which none is the default."""
+        """Names of all prompts if none of them is the default; else empty."""
         return [] if self.text else [name for name, prompt in self.named if prompt]
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How the vectors of tokens become the vector of their text.
+    """How the vectors of tokens are pooled into one vector per text.
 
     Attributes:
-        pooling: One of these, or several, whose vectors stand one after the other. Of the tokens that are not padding:
-            `mean`; the first (`cls`) or the last (`lasttoken`: Qwen3-Embedding, E5-Mistral); `max`, dimension by
-            dimension; `mean_sqrt_len_tokens`, their sum divided by the square root of their number; `weightedmean`, the
-            mean with their positions, counted from 1, as weights (SGPT).
-        normalize: Whether it is divided by its length, in the end.
-        max_length: Where texts are cut, for those who tokenise; None where nothing limits them.
-        dense: Layers that it passes after the pooling.
-        prompts: What stands before a text, for those who tokenise.
-        skipped: How many tokens at the start of every text take no part in the pooling: those of a prompt.
+        pooling: One mode, or several whose vectors are concatenated. Over the tokens that are not padding: `mean`; the
+            first (`cls`) or the last (`lasttoken`: Qwen3-Embedding, E5-Mistral); `max` of each dimension;
+            `mean_sqrt_len_tokens`, their sum divided by the square root of their number; `weightedmean`, the mean
+            weighted by position, counted from 1 (SGPT).
+        normalize: Whether the vector is divided by its length at the end.
+        max_length: Length in tokens at which texts are to be truncated; None if unlimited.
+        dense: Linear layers after the pooling.
+        prompts: The prompts that are to be put before a text when it is tokenised.
+        skipped: Number of tokens at the start of every text, those of a prompt, that are left out of the pooling.
     """
 
     pooling: Mode | tuple[Mode, ...] = "mean"
@@ -66,27 +66,27 @@ class Encoding:
 
     @property
     def modes(self) -> tuple[Mode, ...]:
-        """All poolings, whether one or several."""
+        """The pooling modes as a tuple."""
         return (self.pooling,) if isinstance(self.pooling, str) else self.pooling
 
     def width(self, hidden: int) -> int:
-        """Return the width of a text's vector, of states of width `hidden`."""
+        """Return the width of a text's vector, given the width of hidden states."""
         return self.dense[-1].out_features if self.dense else hidden * len(self.modes)
 
     def __call__(self, states: Tensor, mask: Tensor | None, dense: nn.Module | None = None) -> Tensor:
         """Return the vectors of texts.
 
         Args:
-            states: Of tokens, `(texts, tokens, width)`.
-            mask: 0 where a token is padding, `(texts, tokens)`; None where none is.
-            dense: The layers, with their weights.
+            states: Hidden states of tokens, `(texts, tokens, width)`.
+            mask: 0 for padding, `(texts, tokens)`; None if there is no padding.
+            dense: The linear layers with their weights.
 
         Returns:
-            `(texts, width)`, in the dtype of `states`, of the layers where there are any; means are taken in float32 or
-            better.
+            `(texts, width)`, in the dtype of `states`, or of the linear layers if there are any. Means are computed in
+            float32 or better.
         """
         mask = torch.ones(states.shape[:2], device=states.device).bool() if mask is None else (mask != 0)
-        # Positions are counted from the first token, wherever padding puts it.
+        # Positions are counted from the first token that is not padding.
         place = torch.arange(mask.shape[1], device=mask.device) - mask.int().argmax(-1, keepdim=True)
         counted = mask & (place >= self.skipped) if self.skipped else mask
         vectors = torch.cat([_POOLINGS[mode](states, counted, place) for mode in self.modes], -1)
@@ -114,7 +114,7 @@ def _max(states: Tensor, mask: Tensor, place: Tensor) -> Tensor:
 
 
 def _weighted(states: Tensor, weights: Tensor, power: float = 1.0) -> Tensor:
-    """Return the sum of weighted states over the power of the sum of weights, in float32 or better."""
+    """Return the weighted sum of states divided by `(sum of weights) ** power`, in float32 or better."""
     exact = torch.promote_types(states.dtype, torch.float32)
     weights = weights.unsqueeze(-1).to(exact)
     return ((states * weights).sum(1) / weights.sum(1).clamp(min=1e-9) ** power).to(states.dtype)

@@ -1,4 +1,4 @@
-"""The linear map at the end of a model, for some rows of its input at a time."""
+"""Apply a model's output head to some rows of its input at a time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hf_distill.models.heads import Head
+from hf_distill.models.heads import OutputHead
 
 _HAS_ONEDNN: bool = torch.backends.mkldnn.is_available() and hasattr(  # type: ignore[no-untyped-call]
     torch.ops.mkldnn, "_linear_pointwise"
@@ -16,17 +16,17 @@ _HAS_ONEDNN: bool = torch.backends.mkldnn.is_available() and hasattr(  # type: i
 
 @dataclass(frozen=True)
 class Side:
-    """One model at its head.
+    """The output head of one model, with its input.
 
     Attributes:
-        head: What comes next.
-        hidden: Its input at the rows that count, `(rows, width)`, where the head is.
-        dtype: Of the matrix product.
+        head: The output head.
+        hidden: Input of the head at the rows that count, `(rows, width)`, on the head's device.
+        dtype: Precision of the matrix product.
         classes: Number of columns that are tokens; None for all.
-        shared: Of a teacher: the columns that are the same tokens to the student; None for all of `classes`.
+        shared: For a teacher: the columns whose tokens the student has too; None for all of `classes`.
     """
 
-    head: Head
+    head: OutputHead
     hidden: Tensor
     dtype: torch.dtype
     classes: int | None = None
@@ -38,13 +38,13 @@ class Side:
         return len(self.head.linear.weight)
 
     def finish(self, raw: Tensor) -> Tensor:
-        """Return the model's logits from the linear map's result, float32 or better, at the columns that are tokens."""
+        """Return the model's logits at the columns that are tokens, float32 or better, from the raw product."""
         upcast = raw.float() if raw.dtype in (torch.float16, torch.bfloat16) else raw
         logits = self.head.finish(upcast)[:, : self.classes]
         return logits if self.shared is None else logits.index_select(-1, self.shared.to(logits.device))
 
     def logits(self) -> Tensor:
-        """Return all of them at once, `(rows, classes)`, with their graph."""
+        """Return the logits of all rows, `(rows, classes)`, with their autograd graph."""
         linear = self.head.linear
         bias: Tensor | None = linear.bias
         bias = None if bias is None else bias.to(self.dtype)
@@ -55,8 +55,8 @@ class Side:
 def project(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return `rows @ weight.T + bias` for few rows and many columns.
 
-    On a CPU in float32 by oneDNN, as torch.compile does it. PyTorch's own choice is MKL, which needs up to 1.7 times as
-    long for this shape on processors that are not Intel's (256 rows of width 768, 30522 columns, AMD EPYC 9004).
+    On a CPU in float32 it uses oneDNN, as torch.compile does. PyTorch's default is MKL, which takes up to 1.7 times as
+    long for this shape on other processors than Intel's (256 rows of width 768, 30522 columns, AMD EPYC 9004).
     """
     if rows.device.type == "cpu" and rows.dtype == torch.float32 and _HAS_ONEDNN:
         product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
@@ -65,7 +65,7 @@ def project(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class Projector:
-    """A head ready for one walk: its weights, in the precision of the product."""
+    """Applies a head chunk by chunk; its weights are converted once to the precision of the product."""
 
     def __init__(self, side: Side) -> None:
         self.side = side
@@ -75,7 +75,7 @@ class Projector:
         self.hidden = side.hidden.detach()
 
     def raw(self, part: slice) -> Tensor:
-        """Return the linear map's result for some rows."""
+        """Return the raw product for some rows."""
         return project(self.rows(part), self.weight, self.bias)
 
     def rows(self, part: slice) -> Tensor:

@@ -1,7 +1,6 @@
-"""Teachers with quantized weights: what they need, and what such weights hold.
+"""Quantized teachers: checks before loading, settings for loading, and the size of quantized weights.
 
-Nothing is quantized here: Transformers does that while it loads a model (`quantization_config`), by torchao or
-bitsandbytes.
+Transformers itself quantizes a model while loading it (`quantization_config`), with torchao or bitsandbytes.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ if TYPE_CHECKING:
 
 Quantization = Literal["int8", "nf4"]
 
-# Which package does it. Both round weights and nothing else: an example's answers do not depend on the others of its
-# batch, as they do where LLM.int8() looks for outliers in it.
+# Package for each type. Both quantize only weights, so the outputs for an example do not depend on the rest of its
+# batch. With LLM.int8(), which looks for outliers in the activations, they would.
 PACKAGES: dict[Quantization, str] = {"int8": "torchao", "nf4": "bitsandbytes"}
 
 
@@ -31,10 +30,10 @@ PACKAGES: dict[Quantization, str] = {"int8": "torchao", "nf4": "bitsandbytes"}
 
 
 def check_installed(quantization: Quantization) -> None:
-    """Refuse what needs a package that is not here.
+    """Refuse a type of quantization whose package is not installed.
 
     Raises:
-        UserError: With what to install.
+        UserError: It is not installed; the message says what to install.
     """
     require(PACKAGES[quantization], f"'{quantization}'", "quantization")
 
@@ -43,11 +42,11 @@ def check_whole(model: str, config: PretrainedConfig) -> None:
     """Refuse to quantize a checkpoint that is quantized already.
 
     Args:
-        model: Where it is, as the recipe says.
+        model: Its name in the recipe.
         config: Its configuration.
 
     Raises:
-        UserError: With how it is quantized, and what to do.
+        UserError: It is quantized; the message says how, and what to do.
     """
     if model.lower().endswith(".gguf"):
         raise UserError(
@@ -64,14 +63,14 @@ def check_whole(model: str, config: PretrainedConfig) -> None:
 
 
 def check_loadable(model: str | None, config: PretrainedConfig | None) -> None:
-    """Refuse a quantized checkpoint whose package is not here.
+    """Refuse a quantized checkpoint whose package is not installed.
 
     Args:
-        model: Where it is, as the recipe says.
-        config: Its configuration; None where there is no checkpoint.
+        model: Its name in the recipe.
+        config: Its configuration; None if there is no checkpoint.
 
     Raises:
-        UserError: In Transformers' own words, which say what to install.
+        UserError: The package is missing; Transformers' message says what to install.
     """
     own: Any = getattr(config, "quantization_config", None)
     if model is None or config is None or not own:
@@ -84,14 +83,14 @@ def check_loadable(model: str | None, config: PretrainedConfig | None) -> None:
         raise UserError(
             f"the weights of '{model}' are quantized ({method_of(config)}): {error}", key="model"
         ) from error
-    except Exception:  # of the device, which is asked when it is loaded there
+    except Exception:  # about the device, which is checked when the model is loaded
         return
 
 
 def method_of(config: PretrainedConfig) -> str | None:
-    """Return how the weights that a configuration describes are quantized; None where they are not.
+    """Return how the weights that a configuration describes are quantized; None if they are not.
 
-    What `teacher.quantization` makes of a model has the name that it has there.
+    Types that `teacher.quantization` offers have the same names here.
     """
     found: Any = getattr(config, "quantization_config", None) or getattr(
         config.get_text_config(decoder=True), "quantization_config", None
@@ -114,15 +113,15 @@ def method_of(config: PretrainedConfig) -> str | None:
 
 
 def loading(quantization: Quantization, whole: PreTrainedModel, dtype: torch.dtype) -> dict[str, Any]:
-    """Return what `from_pretrained` is given so that it quantizes the linear layers of a model's body.
+    """Return arguments of `from_pretrained` that quantize the linear layers of a model, except its head.
 
-    Heads stay whole: they are small where there are few classes, and what the loss comes from where there are many
-    (`hf_distill.models.heads`). So does what shares its weights with the embeddings.
+    Heads are not quantized: a small one saves little memory, and a large one is needed to compute logits by chunks
+    (`hf_distill.models.heads`). Layers that share their weights with the embeddings are not quantized either.
 
     Args:
-        quantization: How.
+        quantization: Type of quantization.
         whole: The model without its weights, on the meta device.
-        dtype: Of all that is not quantized, and of the products.
+        dtype: Precision of the other weights, and of the matrix products.
     """
     import transformers
 
@@ -135,7 +134,7 @@ def loading(quantization: Quantization, whole: PreTrainedModel, dtype: torch.dty
         config = transformers.BitsAndBytesConfig(  # type: ignore[no-untyped-call]
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=kept
         )
-    # Told where to, because bitsandbytes would take a GPU, if there is one, that the run does not use.
+    # With an explicit device, since bitsandbytes would otherwise use a GPU even if the run does not.
     return {"quantization_config": config, "device_map": {"": str(parallel.device())}}
 
 
@@ -147,7 +146,7 @@ def kept_whole(model: PreTrainedModel) -> list[str]:
     body = f"{model.base_model_prefix}."
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     outside = [] if model.base_model is model else [name for name in linear if not name.startswith(body)]
-    # In order, because it becomes part of the configuration, and that of the fingerprint.
+    # Sorted, since the list becomes part of the configuration and so of the fingerprint.
     return sorted(HfQuantizer.get_modules_to_not_convert(model, outside, add_default_skips=True))
 
 
@@ -155,19 +154,19 @@ def ready(model: PreTrainedModel, name: str, key: str) -> None:
     """Freeze a model with quantized weights, and try it out on a few tokens.
 
     Args:
-        model: Loaded.
-        name: What the recipe calls it.
-        key: To blame.
+        model: The loaded model.
+        name: Its name in the recipe.
+        key: Recipe key for the error.
 
     Raises:
-        UserError: Nothing of it is quantized, or it does not run here.
+        UserError: No layer is quantized, or the model does not run on this device.
     """
     from torch import nn
 
     if not any(type(parameter) is not nn.Parameter for parameter in model.parameters()) and key == "quantization":
         raise UserError(
             f"there is nothing to quantize in '{name}': {type(model).__name__} has no linear layers that "
-            f"{method_of(model.config)} takes. Leave this out, or choose another.",
+            f"{method_of(model.config)} can quantize. Leave this out, or choose another type.",
             key=key,
         )
     untyped: Any = model
@@ -175,30 +174,30 @@ def ready(model: PreTrainedModel, name: str, key: str) -> None:
     module: Any
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            # With it bitsandbytes (0.50) packs weights anew in the first forward pass on a CPU. `state_dict()`, as a
-            # fingerprint takes it, unpacks them wrongly, and from there on the model gives other answers.
+            # Otherwise bitsandbytes (0.50) repacks weights in the first forward pass on a CPU. `state_dict()`, which a
+            # fingerprint calls, then unpacks them wrongly, and from there on the model gives other outputs.
             module.support_avx512bf16_for_cpu = False
     fault = _uneven(model) or _failure(model)
     if fault:
         method, device = method_of(model.config), model.device.type
-        raise UserError(f"'{name}' in {method} does not run on this {device}: {fault}. Choose another.", key=key)
+        raise UserError(f"'{name}' in {method} does not run on this {device}: {fault}. Choose another type.", key=key)
 
 
 def _uneven(model: PreTrainedModel) -> str | None:
-    """Return which layer bitsandbytes would get wrong on a CPU.
+    """Return which layer bitsandbytes would compute wrongly on a CPU; None if there is none.
 
-    Weights of 4 bits have a scale for each block of 64, counted through all rows. Its kernel for CPUs (0.50) begins
-    anew in each row, and where rows are no multiple of 64 multiplies with the scales of others.
+    4-bit weights have one scale per block of 64, counted through all rows. Its CPU kernel (0.50) starts a new block in
+    each row, so it uses wrong scales if the length of rows is not a multiple of 64.
     """
     for name, parameter in model.named_parameters():
         state = getattr(parameter, "quant_state", None)
         if state is not None and parameter.device.type == "cpu" and state.shape[-1] % state.blocksize:
-            return f"{name} has rows of {state.shape[-1]} weights, no multiple of {state.blocksize}"
+            return f"{name} has rows of {state.shape[-1]} weights, not a multiple of {state.blocksize}"
     return None
 
 
 def _failure(model: Any) -> str | None:
-    """Return what happens to a few tokens, if that is not what should."""
+    """Return why a forward pass on a few tokens fails; None if it gives finite numbers."""
     import torch
 
     ids = torch.arange(4, device=model.device).unsqueeze(0) % model.config.get_text_config().vocab_size
@@ -206,13 +205,13 @@ def _failure(model: Any) -> str | None:
     try:
         with torch.no_grad():
             outputs = model(input_ids=ids, **decoder)
-    except Exception as error:  # kernels fail in any way they like on a device or a shape that they do not know
+    except Exception as error:  # kernels may raise anything on a device or shape that they do not support
         return first_line(error)
-    return None if torch.isfinite(outputs[0]).all() else "its answers are not finite numbers"
+    return None if torch.isfinite(outputs[0]).all() else "its outputs are NaN or infinite"
 
 
 def is_placed(model: Any, device: torch.device) -> bool:
-    """Whether a model is where it belongs, or cannot be moved: it is spread over several devices."""
+    """Return whether a model need not be moved to `device`: it is there, or is spread over several devices."""
     return bool(
         getattr(model, "hf_device_map", None) or (getattr(model, "is_quantized", False) and model.device == device)
     )
@@ -220,9 +219,9 @@ def is_placed(model: Any, device: torch.device) -> bool:
 
 @contextmanager
 def evaluable(model: Any) -> Iterator[None]:
-    """Let a `Trainer` be made for a frozen model with quantized weights, which it is only to evaluate.
+    """Context manager: let a `Trainer` be built that only evaluates a frozen model with quantized weights.
 
-    `Trainer` refuses all that have no adapter to be trained.
+    `Trainer` refuses quantized models that have no trainable adapter.
     """
     hidden = getattr(model, "is_quantized", False) and not any(one.requires_grad for one in model.parameters())
     with replaced(model, "is_quantized", False) if hidden else nullcontext():
@@ -233,7 +232,7 @@ def evaluable(model: Any) -> Iterator[None]:
 
 
 def plain_tensors(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Yield the name and the value of the ordinary tensors that a tensor consists of, itself if it is one."""
+    """Yield name and value of the plain tensors inside a (possibly quantized) tensor."""
     flatten = getattr(tensor, "__tensor_flatten__", None)
     if flatten is None:
         yield name, tensor
@@ -243,7 +242,7 @@ def plain_tensors(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def size(model: nn.Module) -> tuple[int, int]:
-    """Return the number of parameters, shared ones once, and their bytes, with the scales of quantized ones.
+    """Return the number of parameters and their bytes, including quantization scales; shared ones count once.
 
     >>> import torch
     >>> size(torch.nn.Linear(3, 2))
@@ -258,21 +257,21 @@ def size(model: nn.Module) -> tuple[int, int]:
 
 
 def _count(parameter: Any) -> int:
-    """Return how many weights there are; bitsandbytes stores two of 4 bits as one."""
+    """Return the number of weights in a parameter; bitsandbytes packs two 4-bit weights into one element."""
     shape = getattr(getattr(parameter, "quant_state", None), "shape", parameter.shape)
     return int(shape.numel())
 
 
 def weights(model: PreTrainedModel) -> dict[str, str]:
-    """Return what weights are: their `dtype`, and the `quantization` of those in linear layers, or `none`."""
+    """Return the `dtype` of a model's weights and the `quantization` of its linear layers, or `none`."""
     method = method_of(model.config) if getattr(model, "is_quantized", False) else None
     return {"dtype": str(model.dtype).removeprefix("torch."), "quantization": method or "none"}
 
 
-def in_words(dtype: str, quantization: str) -> str:
-    """Return what `weights` says, for a reader.
+def describe_weights(dtype: str, quantization: str) -> str:
+    """Return the result of `weights` as text.
 
-    >>> in_words("float32", "none"), in_words("float32", "int8")
+    >>> describe_weights("float32", "none"), describe_weights("float32", "int8")
     ('float32', 'int8 (rest float32)')
     """
     return dtype if quantization == "none" else f"{quantization} (rest {dtype})"

@@ -1,4 +1,4 @@
-"""One vector for a text: what objectives that compare examples with each other look at."""
+"""Compute one vector per text, for objectives that compare texts with each other."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ def represent(output: Mapping[str, Any], tokens: Tensor, of: Pooling) -> Tensor:
     """Return one vector per sequence, `(sequences, width)`, float32 or better.
 
     Args:
-        output: A model's, with `hidden_states` (`encoder_hidden_states`).
-        tokens: Which tokens are no padding, `(sequences, tokens)`.
-        of: Mean of the last hidden states of the tokens, that of the first or of the last token; or the model's own
-            `sentence_embedding`.
+        output: A model's output, with `hidden_states` (`encoder_hidden_states`).
+        tokens: True for tokens that are not padding, `(sequences, tokens)`.
+        of: From the last hidden states, the `mean` over tokens, the `first` or the `last` token; or `embedding`, the
+            model's own `sentence_embedding`.
 
     Raises:
-        UserError: The model returns nothing of the kind.
+        UserError: The model does not return these states.
     """
     if of == "embedding":
         if output.get("sentence_embedding") is None:
             raise UserError(
-                "'embedding' is what models of the task sentence-similarity return, this one has none. Use mean.",
+                "only models of the task sentence-similarity return an 'embedding', not this one. Use mean.",
                 key="of",
             )
         return _sequences(upcast(output["sentence_embedding"]))
@@ -43,16 +43,16 @@ def represent(output: Mapping[str, Any], tokens: Tensor, of: Pooling) -> Tensor:
             "which of them are padding is not known.",
             key="of",
         )
-    # Whatever a model computes for padding, NaN included, is gone.
+    # Values at padding, which may be NaN, are set to 0.
     states = upcast(states).masked_fill(~tokens.unsqueeze(-1), 0.0)
     if of == "mean":
         return states.sum(1) / tokens.sum(-1, keepdim=True).clamp(min=1)
     mask = tokens.int()
-    # argmax takes the first of equal values; the running number of a token is the largest from the last one on.
+    # The count of tokens so far is largest from the last token on; argmax returns its first position.
     where = mask.argmax(-1) if of == "first" else mask.cumsum(-1).argmax(-1)
     return states[torch.arange(len(states), device=states.device), where]
 
 
 def _sequences(values: Tensor) -> Tensor:
-    """Return `(batch, texts, width)` as `(texts * batch, width)`, all first texts first, as `rows.fold` wants them."""
+    """Return `(batch, texts, width)` as `(texts * batch, width)`, all first texts first, as `rows.fold` expects."""
     return values if values.dim() == 2 else values.transpose(0, 1).flatten(0, 1)

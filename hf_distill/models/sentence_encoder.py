@@ -1,8 +1,7 @@
-"""Sentence encoders: a backbone that answers with one vector for each text, and what is saved beside it.
+"""Sentence encoders: a backbone that returns one vector for each text, and the files saved with it.
 
-To everybody but its caller such a model is the plain backbone: same class name, same state dict, same `config.json`.
-`AutoModel` loads what it saves, and so does the package sentence-transformers, for which a few files say how the
-vectors of tokens become one.
+Apart from its output, such a model is the plain backbone: same class name, same state dict, same `config.json`. What it
+saves can be loaded with `AutoModel` and with sentence-transformers, for which a few more files describe the pooling.
 """
 
 from __future__ import annotations
@@ -23,19 +22,19 @@ from hf_distill.models.dense import dense_stack, load_stack
 from hf_distill.models.pooling import Encoding
 from hf_distill.models.sentence_files import dense_files, read_encoding, width_of, write_encoding
 
-# The submodule with the layers behind the pooling, where there are any.
+# Name of the submodule with the Dense layers after the pooling.
 DENSE = "sentence_dense"
 
 
 @dataclass
 class SentenceOutput(ModelOutput):
-    """What a sentence encoder answers.
+    """Output of a sentence encoder.
 
     Attributes:
-        sentence_embedding: `(batch, width)`; of several texts an example `(batch, texts, width)`.
-        last_hidden_state: `(sequences, tokens, width)`; of several texts an example, all first ones come first.
-        hidden_states: As the backbone gives them, where asked for.
-        attentions: Likewise.
+        sentence_embedding: `(batch, width)`; `(batch, texts, width)` if an example has several texts.
+        last_hidden_state: `(sequences, tokens, width)`; if an example has several texts, all first ones come first.
+        hidden_states: The backbone's, if requested.
+        attentions: The backbone's, if requested.
     """
 
     sentence_embedding: Tensor | None = None
@@ -48,25 +47,24 @@ class SentenceOutput(ModelOutput):
 
 
 def sentence_encoder(model: PreTrainedModel, encoding: Encoding | None = None) -> PreTrainedModel:
-    """Make a backbone answer with the vectors of texts, in place.
+    """Turn a backbone into a sentence encoder, in place.
 
     Args:
-        model: A backbone that reads text, as `AutoModel` loads it. One that is a sentence encoder is left as it is.
-        encoding: What to make of its tokens; by default their mean. Its Dense layers are loaded from beside the model
-            where they are described there; else they start new.
+        model: A text backbone, as `AutoModel` loads it. A model that is a sentence encoder already is not changed.
+        encoding: How to pool; by default the mean. Its Dense layers are loaded from the model's files if these describe
+            them; otherwise they start with random weights.
 
     Returns:
-        The same model. Its inputs may have a dimension more, `(batch, texts, tokens)`, where an example is several
-        texts.
+        The same model. If an example has several texts, its inputs have one more dimension, `(batch, texts, tokens)`.
 
     Raises:
-        UserError: It is no such backbone, or the weights of its Dense layers cannot be read.
+        UserError: It is not a text backbone, or the weights of its Dense layers cannot be read.
     """
     if encoding_of(model) is None:
         check_backbone(model.config)
         if not {"input_ids", "attention_mask"} <= set(signature(model.forward).parameters):
             raise UserError(f"{type(model).__name__} does not take input_ids and attention_mask.", key="model")
-        # Weights, hooks and configuration stay; only `forward`, `save_pretrained` and `from_pretrained` do more.
+        # Only the class changes, to one whose `forward`, `save_pretrained` and `from_pretrained` do more.
         kind: Any = type(model)
         encoding = encoding or Encoding()
         model.__class__ = _sentence_class(kind, encoding)
@@ -77,7 +75,7 @@ def sentence_encoder(model: PreTrainedModel, encoding: Encoding | None = None) -
 
 
 def _add_dense(model: Any, encoding: Encoding) -> None:
-    """Give a backbone its Dense layers, new; `save_pretrained` leaves them out of the backbone's file."""
+    """Add Dense layers with random weights to a backbone; `save_pretrained` stores them in files of their own."""
     if encoding.dense:
         stack = dense_stack(encoding.dense).to(model.device, model.dtype)
         model.add_module(DENSE, stack)
@@ -86,14 +84,14 @@ def _add_dense(model: Any, encoding: Encoding) -> None:
 
 
 def load_dense(model: nn.Module, config: PretrainedConfig) -> None:
-    """Load the weights of a sentence encoder's Dense layers, where it has any.
+    """Load the weights of a sentence encoder's Dense layers, if it has any.
 
     Args:
         model: The model.
-        config: Says where they are (`sentence_files.at` of a directory).
+        config: Configuration that says where the files are (`sentence_files.at` of a directory).
 
     Raises:
-        UserError: They are not there, or not those of these layers.
+        UserError: The files are missing, or belong to other layers.
     """
     if isinstance(stack := model._modules.get(DENSE), nn.Sequential):
         files = dense_files(config)
@@ -106,13 +104,13 @@ def load_dense(model: nn.Module, config: PretrainedConfig) -> None:
 
 
 def vector_width(model: Any) -> int:
-    """Return the width of the vectors of a sentence encoder, or of what stands for one and has its `config`."""
+    """Return the width of the vectors of a sentence encoder, or of a stand-in that has its `config`."""
     encoding = encoding_of(model)
     return width_of(model.config) if encoding is None else encoding.width(model.config.hidden_size)
 
 
 def without_dense(kind: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """Return the class of a model, of a sentence encoder without its Dense layers, whose widths are its own."""
+    """Return a model class; for a sentence encoder, one that builds no Dense layers."""
     encoding = encoding_of(kind)
     if encoding is None or not encoding.dense:
         return kind
@@ -121,7 +119,7 @@ def without_dense(kind: type[PreTrainedModel]) -> type[PreTrainedModel]:
 
 
 def encoding_of(model: object) -> Encoding | None:
-    """Return how a model makes vectors of texts; None where it does not."""
+    """Return how a model pools; None if it is not a sentence encoder."""
     found = getattr(model, "sentence_encoding", None)
     return found if isinstance(found, Encoding) else None
 
@@ -130,7 +128,7 @@ def check_backbone(config: PretrainedConfig) -> None:
     """Refuse a model whose tokens cannot be pooled.
 
     Raises:
-        UserError: It has a decoder of its own, or reads more than text.
+        UserError: It has an encoder and a decoder, or reads other inputs than text.
     """
     if config.is_encoder_decoder:
         what = "an encoder and a decoder, and a text would have to be encoded without the latter"
@@ -147,13 +145,13 @@ def check_backbone(config: PretrainedConfig) -> None:
 
 @cache
 def _sentence_class(backbone: type[PreTrainedModel], encoding: Encoding) -> type[PreTrainedModel]:
-    """Return a subclass of a backbone that pools. It has the backbone's name.
+    """Return a subclass of a backbone that pools, with the backbone's name and module.
 
-    Transformers writes the name of a model's class into its configuration, and looks up by module and name what
-    hidden states it can record.
+    Transformers writes the class name into the configuration, and uses module and name to find which hidden states the
+    model can return.
     """
 
-    @wraps(backbone.forward)  # the trainer and the stopwatch read from its signature what it takes
+    @wraps(backbone.forward)  # the trainer and the stopwatch read the inputs from its signature
     def forward(self: Any, input_ids: Tensor, attention_mask: Tensor | None = None, **inputs: Any) -> SentenceOutput:
         texts = input_ids.shape[1:-1]
         given = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
@@ -170,7 +168,7 @@ def _sentence_class(backbone: type[PreTrainedModel], encoding: Encoding) -> type
         )
 
     def save_pretrained(self: Any, save_directory: Any, is_main_process: bool = True, **settings: Any) -> None:
-        # First, for `push_to_hub` uploads what is there.
+        # Before the backbone, since `push_to_hub` uploads the files that are there.
         if is_main_process:
             write_encoding(Path(save_directory), encoding, self.config, _layers(self, settings.get("state_dict")))
         backbone.save_pretrained(self, save_directory, is_main_process=is_main_process, **settings)
@@ -194,7 +192,7 @@ def _sentence_class(backbone: type[PreTrainedModel], encoding: Encoding) -> type
         "save_pretrained": save_pretrained,
         "from_pretrained": classmethod(from_pretrained),
         **({"__init__": initialise} if encoding.dense else {}),
-        "__reduce__": reduce,  # by name, pickle would find the backbone
+        "__reduce__": reduce,  # pickle would look up the class by name and find the backbone
         "__module__": backbone.__module__,
         "__qualname__": backbone.__qualname__,
         "__doc__": backbone.__doc__,
@@ -203,7 +201,7 @@ def _sentence_class(backbone: type[PreTrainedModel], encoding: Encoding) -> type
 
 
 def _layers(model: PreTrainedModel, state: Mapping[str, Tensor] | None) -> list[dict[str, Tensor]]:
-    """Return the weights of each Dense layer, from a state gathered from several processes where there is one."""
+    """Return the weights of each Dense layer; from `state` if the weights were gathered from several processes."""
     if not isinstance(stack := model._modules.get(DENSE), nn.Sequential):
         return []
     prefix = f"{DENSE}."
@@ -216,7 +214,7 @@ def _layers(model: PreTrainedModel, state: Mapping[str, Tensor] | None) -> list[
 
 
 def sequences(values: Tensor) -> Tensor:
-    """Return `(texts * batch, tokens)` of `(batch, texts, tokens)`: all first texts, then all second ones."""
+    """Return `(batch, texts, tokens)` as `(texts * batch, tokens)`: all first texts, then all second ones."""
     return values.transpose(0, 1).flatten(0, 1) if values.dim() == 3 else values
 
 
@@ -228,13 +226,13 @@ def _blank(backbone: type[PreTrainedModel], encoding: Encoding) -> PreTrainedMod
 
 @dataclass(frozen=True)
 class AsSentenceEncoder:
-    """Makes sentence encoders of loaded models (`models.Head.adapt`).
+    """Turns loaded models into sentence encoders; used as `models.Head.adapt`.
 
     Attributes:
-        default: For models that do not say how they pool.
-        max_length: Where this run cuts texts.
-        prompt: What stands before every text in the tokens that they will read.
-        skipped: How many tokens of it take no part in the pooling, where a model's files leave it out.
+        default: How to pool if the model's files do not say.
+        max_length: Length at which this run truncates texts.
+        prompt: Prompt before every text in the tokens of this run.
+        skipped: Number of the prompt's tokens to leave out of the pooling, if a model's files say so.
     """
 
     default: Encoding
@@ -243,10 +241,10 @@ class AsSentenceEncoder:
     skipped: int = 0
 
     def __call__(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Pool as the model's own files say, else as the default does.
+        """Return the model as a sentence encoder that pools as its own files say, or else as the default.
 
         Raises:
-            UserError: The model puts another prompt before texts.
+            UserError: The model's files name another default prompt than this run's.
         """
         found = read_encoding(model.config) or self.default
         if found.prompts.text != self.prompt:

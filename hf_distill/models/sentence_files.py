@@ -1,4 +1,4 @@
-"""Where sentence-transformers keeps how a model makes vectors of texts: read beside a model, written beside ours."""
+"""Read and write the files in which sentence-transformers describes how a model pools."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from hf_distill.models.pooling import MODES, Encoding, Mode, Prompts
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Versions before 2 named it after the backbone; the newest name comes first.
+# Newest name first; versions before 2 named the file after the backbone.
 _BACKBONES = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 _TRANSFORMER = [f"sentence_{name}_config.json" for name in _BACKBONES]
 _PACKAGE = "config_sentence_transformers.json"
-# Keys of versions before 6, each of one mode, in the order in which these stand one after the other.
+# Keys of versions before 6, one for each mode, in the order in which modes are concatenated.
 _OLD_KEYS: dict[str, Mode] = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -37,16 +37,16 @@ _OLD_KEYS: dict[str, Mode] = {
 
 
 def read_encoding(config: PretrainedConfig) -> Encoding | None:
-    """Read how a model was made to make vectors of texts by sentence-transformers.
+    """Read from the files beside a model how sentence-transformers pools it.
 
     Args:
-        config: As loaded with the model, which says where that was.
+        config: The loaded model's configuration, which says where the files are.
 
     Returns:
-        None where there is no `modules.json`, as beside any other model.
+        How to pool; None if there is no `modules.json`, so that it is not a sentence encoder.
 
     Raises:
-        UserError: It does something to the vectors or the texts that is not done here.
+        UserError: The files describe a step that is not supported here.
     """
     modules = _modules(config)
     if modules is None:
@@ -83,7 +83,7 @@ def read_encoding(config: PretrainedConfig) -> Encoding | None:
 
 
 def width_of(config: PretrainedConfig) -> int:
-    """Return the width of the vectors of a sentence encoder, as the files beside it say; else its hidden size."""
+    """Return the width of a sentence encoder's vectors from the files beside it; without files, its hidden size."""
     return (read_encoding(config) or Encoding()).width(config.hidden_size)
 
 
@@ -91,14 +91,14 @@ def dense_files(config: PretrainedConfig) -> list[Path]:
     """Return the files with the weights of a model's Dense layers, in their order.
 
     Raises:
-        UserError: One of them is missing.
+        UserError: One of the files is missing.
     """
     modules = _modules(config) or []
     return [_weights(config, str(one.get("path"))) for one in modules if str(one.get("type")).endswith(".Dense")]
 
 
 def at(directory: Path | str) -> PretrainedConfig:
-    """Return a configuration that says nothing but where a model lies."""
+    """Return a configuration that holds only the location of a model."""
     config = PretrainedConfig()
     config.name_or_path = str(directory)
     return config
@@ -118,7 +118,7 @@ def _modules(config: PretrainedConfig) -> list[dict[str, Any]] | None:
 
 
 def _modes(config: Mapping[str, Any]) -> tuple[Mode, ...]:
-    """Return the modes of a pooling module: named by `pooling_mode` from version 6 on, before that by true ones."""
+    """Return the modes of a pooling module: `pooling_mode` from version 6 on, before that one true key per mode."""
     named = config.get("pooling_mode")
     if named is None:
         unknown = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
@@ -177,7 +177,7 @@ def _prompts(package: Mapping[str, Any], pooled: bool) -> Prompts:
 
 def _not_done(what: str, wanted: str) -> UserError:
     return UserError(
-        f"its modules.json describes a sentence encoder that is not reproduced here: {what}. Wanted {wanted}.",
+        f"its modules.json describes a sentence encoder that is not supported: {what}. Wanted {wanted}.",
         key="model",
     )
 
@@ -209,7 +209,7 @@ def _read(config: PretrainedConfig, name: str) -> Any:
 
 def _unreadable(where: str, name: str, error: Exception) -> UserError:
     why = f"its {name} cannot be read: {first_line(error)}"
-    return UserError(f"cannot tell how '{where}' pools, for {why}", key="model")
+    return UserError(f"cannot tell how '{where}' pools, since {why}", key="model")
 
 
 # ---- Writing ---------------------------------------------------------------------------------------------------------
@@ -218,13 +218,13 @@ def _unreadable(where: str, name: str, error: Exception) -> UserError:
 def write_encoding(
     directory: Path, encoding: Encoding, config: PretrainedConfig, weights: Sequence[Mapping[str, Tensor]] = ()
 ) -> None:
-    """Write what `SentenceTransformer(directory)` reads, in the format of its version 5, which version 6 reads too.
+    """Write the files that `SentenceTransformer(directory)` needs, in the format of version 5 (version 6 reads it too).
 
     Args:
         directory: Where the backbone is saved.
-        encoding: What to describe.
-        config: Of the backbone.
-        weights: Of each Dense layer, by name.
+        encoding: How the model pools.
+        config: Configuration of the backbone.
+        weights: Name -> tensor for each Dense layer.
     """
     kinds = ["Transformer", "Pooling", *["Dense"] * len(encoding.dense), *["Normalize"] * encoding.normalize]
     paths = ["", *(f"{index}_{kind}" for index, kind in enumerate(kinds) if index)]
@@ -250,7 +250,7 @@ def write_encoding(
 
 
 def _pooling_config(encoding: Encoding, hidden: int) -> dict[str, Any]:
-    """Return the settings of the pooling, by the keys that all versions know where these can say its order."""
+    """Return the settings of the pooling, in keys of all versions if these can express the order of modes."""
     modes = encoding.modes
     usual = tuple(mode for mode in MODES if mode in modes) == modes
     named = {key: mode in modes for key, mode in _OLD_KEYS.items()} if usual else {"pooling_mode": list(modes)}

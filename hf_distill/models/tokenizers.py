@@ -1,4 +1,4 @@
-"""What decides how a tokenizer reads, and what to call it."""
+"""Name a tokenizer, and return the state that decides how it tokenises."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
-# No tokenizer knows a limit as high: Transformers writes 10^30 for "none".
+# Above any real limit: Transformers writes 10^30 for "no limit".
 NO_LIMIT = 1_000_000
-# Of a tokenizer's Python side; they are no part of what its fast side knows of itself.
+# Attributes of a tokenizer's Python class that the state of its fast tokenizer does not contain.
 _PYTHON_SIDE = ("truncation_side", "padding_side", "model_input_names", "chat_template", "special_tokens_map")
-# Classes of tokenizers that were loaded from a file of the `tokenizers` library, whatever is in it.
+# Generic classes for any tokenizer file of the `tokenizers` library; their name says nothing.
 _ANY = ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
 def tokenizer_name(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return what to call a tokenizer: its class, or where that stands for any, how it makes tokens (`WordPiece`)."""
+    """Return the name of a tokenizer: its class, or the type of its model (`WordPiece`) if the class is generic."""
     name = type(tokenizer).__name__
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return type(backend.model).__name__ if backend is not None and name in _ANY else name
 
 
 def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> list[Any] | None:
-    """Return all that decides how a tokenizer reads, JSON-able; None for one that is written in Python."""
+    """Return everything that decides how a tokenizer tokenises, as plain values; None for a pure Python tokenizer."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None
     state = json.loads(backend.to_str())
-    for key in ("truncation", "padding"):  # of the last call
+    for key in ("truncation", "padding"):  # left over from the last call
         state.pop(key, None)
     rest = {key: repr(getattr(tokenizer, key, None)) for key in _PYTHON_SIDE}
     return [state, type(tokenizer).__name__, rest]

@@ -1,1 +1,1 @@
-"""Recipes: YAML and `key=value` read into frozen, checked objects, and written back."""
+"""Read recipes (YAML and `key=value`) into frozen, checked objects, and write them back."""

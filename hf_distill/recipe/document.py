@@ -1,4 +1,4 @@
-"""A recipe's text: YAML becomes plain data, and every key keeps its line."""
+"""Parse a recipe's YAML into plain data, with the line of every key."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hf_distill.errors import UserError, first_line
 from hf_distill.mistakes import describe, join
 from hf_distill.recipe.origin import Origin
 
-# Recipes are small. Beyond this it is an alias that contains itself, or aliases of aliases.
+# Recipes are small. Above this size the cause is an alias that contains itself, or aliases of aliases.
 MAX_DEPTH = 32
 MAX_VALUES = 10_000
 MAX_BYTES = 10 * 2**20
@@ -28,11 +28,13 @@ TAG = "tag:yaml.org,2002:"
 
 @dataclass
 class Document:
-    """Plain data and where each key came from; `lines`, `overrides` and `hints` as in `origin.Origin`.
+    """A recipe as plain data, with the origin of each key.
+
+    `lines`, `overrides` and `hints` are those of `origin.Origin`.
 
     Attributes:
         given: All overrides, in their order.
-        refused: Overrides that could not be applied, and what is wrong with each.
+        refused: Overrides that could not be applied, with a message for each.
     """
 
     file: str
@@ -45,14 +47,14 @@ class Document:
 
     @property
     def origin(self) -> Origin:
-        """The places of all keys."""
+        """The origin of all keys."""
         return Origin(self.file, self.lines, self.overrides, self.hints)
 
-    def told(self, mistakes: Sequence[tuple[str, str]]) -> list[str]:
-        """Return a line for each mistake in the order of the file; those of overrides come last, in their order.
+    def messages(self, mistakes: Sequence[tuple[str, str]]) -> list[str]:
+        """Return a line for each mistake, in the order of the file; those of overrides come last.
 
         Args:
-            mistakes: Key path and message of each; those of `refused` are told besides.
+            mistakes: Key path and message of each; the messages of `refused` are added.
         """
         origin = self.origin
 
@@ -68,10 +70,10 @@ class Document:
 
 
 class Fault(Exception):
-    """What is wrong with a text.
+    """One or more mistakes in a recipe's text.
 
     Args:
-        faults: Line (from 1; 0 where there is none) and message of each.
+        faults: Line (from 1; 0 for the whole file) and message of each.
     """
 
     def __init__(self, *faults: tuple[int, str]) -> None:
@@ -80,10 +82,10 @@ class Fault(Exception):
 
 
 def read_document(path: str | Path) -> Document:
-    """Read a file.
+    """Read a recipe file.
 
     Raises:
-        UserError: It cannot be read or is not a YAML mapping.
+        UserError: The file cannot be read or is not a YAML mapping.
     """
     file = str(path)
     try:
@@ -103,12 +105,12 @@ def _text(path: Path) -> str:
     except FileNotFoundError:
         raise Fault((0, f"no such file (looked from {Path.cwd()}).")) from None
     except IsADirectoryError:
-        raise Fault((0, "a directory. Name the recipe inside it.")) from None
+        raise Fault((0, "this is a directory. Name the recipe inside it.")) from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         reason = error.strerror if isinstance(error, OSError) else error
         raise Fault((0, f"cannot be read: {reason}.")) from None
     if len(raw) > MAX_BYTES:
-        raise Fault((0, f"more than {MAX_BYTES // 2**20} MB, which is too large for a recipe."))
+        raise Fault((0, f"larger than {MAX_BYTES // 2**20} MB, which is too large for a recipe."))
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -119,7 +121,8 @@ def _text(path: Path) -> str:
 def parse(text: str) -> tuple[Any, dict[str, int]]:
     """Return the plain data of one YAML document, and the line of every key path.
 
-    Nodes are walked by hand instead of loaded: each has its line, and no tag can construct an object.
+    The YAML nodes are converted here instead of by the library, to get their lines and so that no tag can construct an
+    object.
 
     Raises:
         Fault: The text is not YAML 1.2, repeats a key, or holds more than plain values.
@@ -146,11 +149,11 @@ def parse(text: str) -> tuple[Any, dict[str, int]]:
 
 
 def _check_size(text: str) -> None:
-    """Refuse what is too large or too deep as soon as that is known: nodes of all of it take many seconds.
+    """Refuse a text that is too large or too deep, before nodes are built, which would take many seconds.
 
     Raises:
-        Fault: It is.
-        YAMLError: It is not YAML.
+        Fault: The text is too large or too deep.
+        YAMLError: The text is not YAML.
     """
     values = depth = 0
     for event in YAML(typ="safe", pure=True).parse(text):
@@ -178,7 +181,7 @@ class _Walk:
         }
 
     def value(self, node: Node, path: str, depth: int) -> Any:
-        """Return the data of `node` and note the lines of all that is below it."""
+        """Return the data of `node`, and record the lines of all keys below it."""
         self.values += 1
         if depth > MAX_DEPTH or self.values > MAX_VALUES:
             raise Fault((node.start_mark.line + 1, TOO_LARGE))
@@ -192,7 +195,7 @@ class _Walk:
                 items.append(self.value(item, join(path, index), depth + 1))
             return items
         if not isinstance(node, ScalarNode) or kind not in self.read:
-            return self.fault(node, path, f"the tag '{kind}'. A recipe holds plain values only.")
+            return self.fault(node, path, f"has the tag '{kind}'. A recipe holds plain values only.")
         try:
             value = self.read[kind](node)
             str(value).encode()
@@ -201,14 +204,14 @@ class _Walk:
         return value
 
     def mapping(self, node: MappingNode, path: str, depth: int) -> dict[str, Any]:
-        """Return a mapping; its keys are text and different."""
+        """Return a mapping; keys must be text and unique."""
         data: dict[str, Any] = {}
         for key, item in node.value:
             if key.tag != f"{TAG}str":
                 what = f" Put {key.value} in quotes." if isinstance(key, ScalarNode) else ""
                 if key.value == "<<":
-                    what = " '<<' (merge) belongs to YAML 1.1: write the keys out."
-                self.fault(key, path, f"keys are text.{what}")
+                    what = " '<<' (merge) is YAML 1.1 and not supported: write the keys out."
+                self.fault(key, path, f"keys must be text.{what}")
                 continue
             inner = join(path, key.value)
             if key.value in data:
@@ -219,21 +222,21 @@ class _Walk:
         return data
 
     def fault(self, node: Node, path: str, what: str) -> None:
-        """Note a mistake."""
+        """Record a mistake."""
         self.faults.append((node.start_mark.line + 1, f"{path}: {what}" if path else what))
 
 
 def _reword(error: MarkedYAMLError) -> tuple[int, str]:
-    """Return line and message of a syntax error, in words for somebody who does not know how a parser works."""
+    """Return line and message of a syntax error, without the terms of a parser."""
     mark = error.problem_mark or error.context_mark
     line = mark.line + 1 if mark else 1
     opened = error.context_mark.line + 1 if error.context_mark else line
     problem = str(error.problem or error.context)
     if "'\\t'" in problem:
-        return line, "a tab. YAML is indented with spaces."
+        return line, "contains a tab. YAML is indented with spaces."
     if problem.startswith("mapping values"):
         return line, (
-            "not valid YAML: a ':' where none can be. Is the indentation right, does the line above read "
+            "not valid YAML: a ':' is not allowed here. Is the indentation right, does the line above read "
             "'key: value' (with the space), and is text with ': ' in it in quotes?"
         )
     if problem.startswith("expected ',' or"):
@@ -243,7 +246,7 @@ def _reword(error: MarkedYAMLError) -> tuple[int, str]:
         return opened, "not valid YAML: the quote opened here is not closed."
     if problem.startswith("expected <block end>"):
         return line, (
-            "not valid YAML: this does not continue what is above. Is the indentation right, and are quotes and "
+            "not valid YAML: this does not fit the lines above. Is the indentation right, and are quotes and "
             "brackets in pairs?"
         )
     if problem.startswith("could not find expected ':'"):

@@ -1,7 +1,7 @@
-"""The JSON Schema of recipes, by which editors complete and check them: `python -m hf_distill.recipe.json_schema`.
+"""Write the JSON Schema of recipes, with which editors complete them: `python -m hf_distill.recipe.json_schema`.
 
-Made from the dataclasses and tables that read a recipe, so it cannot say anything else than they do. Editors that know
-the YAML language server find it through a recipe's first line: `# yaml-language-server: $schema=recipe.schema.json`.
+It is generated from the dataclasses and tables that read a recipe, so the two always agree. Editors with the YAML
+language server find it through a recipe's first line: `# yaml-language-server: $schema=recipe.schema.json`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def recipe_schema() -> Schema:
 
 
 def _objectives() -> Schema:
-    """Return the two ways to say what is compared, in a recipe or in one of its stages."""
+    """Return the schemas of `objectives` and `preset`, for a recipe or one of its stages."""
     return {
         "objectives": {
             "type": "array",
@@ -75,7 +75,7 @@ def _objectives() -> Schema:
 
 
 def _stage() -> Schema:
-    """Return the schema of one of several trainings in a row."""
+    """Return the schema of a stage."""
     elsewhere = {"anyOf": [{"required": [key]} for key in SHARED]}
     training = {"$ref": "#/$defs/training", "not": elsewhere, "description": attributes(Stage)["training"]}
     return {
@@ -88,7 +88,7 @@ def _stage() -> Schema:
 
 
 def _entry(table: Mapping[str, type]) -> Schema:
-    """Return the schema of a table's entry: a name, or a mapping with a name and the fields that go with it."""
+    """Return the schema of an entry of a table: a name, or a mapping with a name and fields."""
     entries = [_fields(cls, name) for name, cls in table.items()]
     alone = [name for name, entry in zip(table, entries, strict=True) if entry["required"] == ["name"]]
     plugin = {"type": "string", "pattern": PLUGIN_PATTERN, "description": "A class of yours: module:Class."}
@@ -122,7 +122,7 @@ def _fields(cls: type, name: str | None = None) -> Schema:
         if "teachers" in properties:
             properties["teachers"] = {"type": "array", "minItems": 2, "items": inner, "description": said["teachers"]}
     if "training" in properties:
-        # A teacher's own training: same keys, but for its directory.
+        # A teacher's own training has the same keys, except its directory.
         properties["training"] |= {"$ref": "#/$defs/training", "not": {"required": ["output_dir"]}}
         properties["training"].pop("additionalProperties", None)
     return {
@@ -164,7 +164,7 @@ def plain_schema(adapter: TypeAdapter[Any]) -> Schema:
             return [tidy(item) for item in value]
         if not isinstance(value, dict):
             return value
-        if "$ref" in value:  # the definition itself, as references only work in the schema they were made for
+        if "$ref" in value:  # insert the definition: references only work in the schema they were made for
             return tidy(definitions[value["$ref"].rpartition("/")[2]])
         return {
             key: tidy(item)
@@ -177,7 +177,7 @@ def plain_schema(adapter: TypeAdapter[Any]) -> Schema:
 
 
 def schema_text() -> str:
-    """Return what belongs into the file."""
+    """Return the content of the schema file."""
     return json.dumps(recipe_schema(), indent=1, ensure_ascii=False) + "\n"
 
 

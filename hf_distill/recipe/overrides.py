@@ -1,4 +1,4 @@
-"""Overrides: `section.key=value` on the command line changes a recipe before it is checked."""
+"""Apply overrides, `section.key=value` on the command line, to a recipe before it is checked."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from hf_distill.mistakes import describe, join
 from hf_distill.recipe.document import MAX_DEPTH, Document, Fault, parse
 
 KEY = re.compile(r"[^.\[\]=\s]+(\.[^.\[\]=\s]+|\[\d+\])*")
-# Of a longer one its beginning and its end are shown.
+# A longer override is cut in the middle when shown.
 SHOWN = 200
-# Entries that can be given by name alone: `teacher.dtype=...` must not overwrite the name.
+# Entries that can be just a name: `teacher.dtype=...` must not overwrite the name.
 SHORT_FORM = re.compile(r"task|teacher|student|(stages\[\d+\]\.)?objectives\[\d+\]")
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
-    """Set `section.key=value` in a document: values in YAML, list entries by number (`objectives.0.weight`).
+    """Set each `section.key=value` in a document: values in YAML, list entries by number (`objectives.0.weight`).
 
-    A key may be new, and so may the entry after a list's last. One that is malformed, or for which the recipe has no
-    place, changes nothing and goes to `document.refused`.
+    New keys are allowed, and so is a new entry at the end of a list. An override that is malformed, or that does not
+    fit the recipe, changes nothing and is added to `document.refused`.
     """
     for override in overrides:
         before = deepcopy((document.data, document.lines, document.overrides))
@@ -36,7 +36,7 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
 
 
 def _shown(override: str) -> str:
-    """Return an override as it may be printed: errors end up in logs, tokens must not."""
+    """Return an override for messages, without secrets: errors end up in logs."""
     key, equals, _ = override.partition("=")
     last = re.split(r"[.\]]", key)[-1]
     return readable(f"{key}{equals}..." if is_secret(last) else override, limit=SHOWN)
@@ -46,7 +46,7 @@ def _apply(document: Document, override: str) -> None:
     """Set one `key=value`.
 
     Raises:
-        Fault: It is malformed, or the recipe has no such place.
+        Fault: It is malformed, or does not fit the recipe.
     """
     key, equals, text = override.partition("=")
     key = key.strip()
@@ -54,7 +54,7 @@ def _apply(document: Document, override: str) -> None:
         raise Fault((1, "wanted section.key=value, for example training.learning_rate=1e-4."))
     value = parse(text)[0] if text.strip() else None
     if key.count(".") + key.count("[") >= MAX_DEPTH:
-        raise Fault((1, f"more than {MAX_DEPTH} keys deep, and no recipe is."))
+        raise Fault((1, f"has more than {MAX_DEPTH} keys in its path; a recipe is not that deep."))
     tokens = [int(token) if token.isdecimal() else token for token in re.findall(r"[^.\[\]]+", key)]
     here: Any = document.data
     path = ""
@@ -77,14 +77,18 @@ def _apply(document: Document, override: str) -> None:
 
 
 def _entry(here: Any, token: Any) -> Any:
-    """Return an entry; None where there is none yet."""
+    """Return an entry; None if it does not exist yet."""
     if isinstance(here, dict):
         return here.get(token)
     return here[token] if token < len(here) else None
 
 
 def _check_step(here: Any, token: str | int, path: str) -> None:
-    """Refuse to go from the value `here`, at `path`, to its entry `token`."""
+    """Check that the value `here`, at `path`, can have an entry `token`.
+
+    Raises:
+        Fault: It cannot.
+    """
     if isinstance(here, dict):
         if isinstance(token, int):
             raise Fault((1, f"{path or 'the recipe'} is a mapping, so it has no entry number {token}."))
@@ -106,7 +110,7 @@ def _store(here: Any, token: str | int, value: Any) -> None:
 
 
 def _forget(document: Document, path: str) -> None:
-    """Remove the places of a value that has been replaced."""
+    """Remove the recorded lines of a value that has been replaced."""
     for places in (document.lines, document.overrides):
         for key in [key for key in places if key == path or key.startswith((f"{path}.", f"{path}["))]:
             del places[key]

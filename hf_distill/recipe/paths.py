@@ -1,4 +1,4 @@
-"""Are a recipe's local paths there? Asked before anything heavy is imported, so that a typing error is told at once."""
+"""Check that a recipe's local paths exist, before anything heavy is imported, to report a typo at once."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def check_paths(recipe: Recipe) -> None:
-    """Refuse models, a tokenizer and data whose paths are not there; Hub ids are left alone.
+    """Check that the paths of models, tokenizer and data exist; Hub ids are not checked.
 
     Raises:
-        UserError: A line for each mistake.
+        UserError: One line for each missing path.
     """
-    # Of a class from outside nobody here knows what its model may be.
+    # Only entries of this package: a class from outside may use `model` for something else.
     sources = [
         (join("teacher", path), "model", one.source)
         for path, one in recipe.teacher.members()

@@ -1,4 +1,4 @@
-"""Classes from outside that a recipe names, `module:Class`: imported, and found to be entries of its tables."""
+"""Import classes that a recipe names as `module:Class`, and check that they can be recipe entries."""
 
 from __future__ import annotations
 
@@ -26,14 +26,13 @@ def import_entry(module: str, name: str, base: type[Part], beside: Path | None =
     """Return a class from a module.
 
     Args:
-        module: Its dotted name.
-        name: Of the class.
-        base: What it must be a subclass of.
-        beside: The folder of the recipe. Modules there are found last, so that none of them takes the place of one
-            that is installed.
+        module: Dotted name of the module.
+        name: Name of the class.
+        base: Required base class.
+        beside: The folder of the recipe. It is searched last, so that its modules do not hide installed ones.
 
     Raises:
-        UserError: The module cannot be imported, or what has the name is no entry.
+        UserError: The module cannot be imported, or the class cannot be a recipe entry.
     """
     mine = _beside(module, beside)
     if mine is not None:
@@ -43,7 +42,7 @@ def import_entry(module: str, name: str, base: type[Part], beside: Path | None =
     except (
         Exception,
         SystemExit,
-    ) as error:  # whatever the module does on import: to the recipe's author it is one line
+    ) as error:  # the module may do anything on import; the recipe's author gets one line
         raise UserError(_not_imported(module, error)) from error
     _check_same(module, outside, mine)
     found: Any = getattr(outside, name, None)
@@ -54,7 +53,7 @@ def import_entry(module: str, name: str, base: type[Part], beside: Path | None =
 
 
 def outside_code(recipe: Recipe) -> Iterator[str]:
-    """Yield what code from outside a recipe runs: `my_losses:LogitsL1, of /home/me/my_losses.py`."""
+    """Yield a line for all code from outside that a recipe runs: `my_losses:LogitsL1, of /home/me/my_losses.py`."""
     shown = []
     for cls in map(type, _entries(recipe)):
         module = cls.__module__
@@ -63,7 +62,7 @@ def outside_code(recipe: Recipe) -> Iterator[str]:
     trusted = [("teacher", one.source) for _, one in recipe.teacher.members() if one.trusts_code]
     if getattr(recipe.student, "trust_remote_code", False):
         trusted.append(("student", recipe.student.source))
-    shown += [f"what comes with the {side}'s model {source} (trust_remote_code)" for side, source in trusted]
+    shown += [f"the repository of the {side}'s model {source} (trust_remote_code)" for side, source in trusted]
     shown += [f"the metric {name}" for name in recipe.evaluation.metrics if name.startswith("evaluate/")]
     yield from dict.fromkeys(shown)
 
@@ -75,7 +74,7 @@ def _entries(recipe: Recipe) -> Iterator[Any]:
 
 
 def _beside(module: str, folder: Path | None) -> Path | None:
-    """Return the file of a module in the folder of a recipe; None where it is not there."""
+    """Return the file of a module in the folder of a recipe; None if it does not exist."""
     if folder is None:
         return None
     stem = folder.resolve().joinpath(*module.split("."))
@@ -83,7 +82,7 @@ def _beside(module: str, folder: Path | None) -> Path | None:
 
 
 def _find_last(module: str, file: Path) -> None:
-    """Search the folder of a module last, now and for what it imports later."""
+    """Append the folder of a module to `sys.path`, for the module and for what it imports later."""
     place = str(file.parents[module.count(".") + (file.name == "__init__.py")])
     if place not in sys.path:
         sys.path.append(place)
@@ -91,12 +90,12 @@ def _find_last(module: str, file: Path) -> None:
 
 
 def _check_same(module: str, outside: ModuleType, mine: Path | None) -> None:
-    """Refuse a module that is not the one beside the recipe, where there is one of its name."""
+    """Refuse an imported module if another module of this name lies beside the recipe."""
     theirs = getattr(outside, "__file__", None)
     if mine is not None and (theirs is None or Path(theirs).resolve() != mine):
         raise UserError(
-            f"'{module}' lies beside the recipe ({mine}), but another module of this name comes first or is imported "
-            f"already ({theirs}). Rename one of them."
+            f"'{module}' lies beside the recipe ({mine}), but another module of this name is found first or is already "
+            f"imported ({theirs}). Rename one of them."
         )
 
 
@@ -112,7 +111,7 @@ def _not_imported(module: str, error: BaseException) -> str:
 
 
 def _unfit(found: Any, base: type) -> str | None:
-    """Return why what was imported cannot be an entry of `base`'s table; None if it can."""
+    """Return why an imported object cannot be a recipe entry; None if it can."""
     if found is None:
         return "does not exist: the module has no such name."
     if not isinstance(found, type) or not issubclass(found, base):

@@ -1,4 +1,4 @@
-"""YAML and `key=value` overrides -> `Recipe`. All mistakes of a recipe are told at once."""
+"""Read YAML and `key=value` overrides into a `Recipe`; all mistakes are reported at once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from hf_distill.teachers import TEACHERS, Teacher
 Part = TypeVar("Part")
 
 SECTIONS: dict[str, type] = {"data": Data, "evaluation": Evaluation, "report": ReportOptions, "hub": Hub}
-# A preset stands for objectives, and is gone once it is read.
+# A preset is replaced by its objectives when the recipe is read.
 SECTION_KEYS = [*(key for key in Recipe.__annotations__ if key != "origin"), "preset"]
 STAGE_KEYS = [*Stage.__annotations__, "preset"]
 REQUIRED = {
@@ -41,14 +41,14 @@ REQUIRED = {
 
 
 def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe. Nothing it names is opened: neither models nor data nor devices.
+    """Read and check a recipe, without opening its models, data or devices.
 
     Args:
         path: A YAML file. Local paths in it are relative to the current directory.
         overrides: `section.key=value`, values in YAML, list entries by number: `objectives.0.weight=0.7`.
 
     Raises:
-        UserError: Every mistake as one line: `file:line: key: what was wanted, what was found, what to do`.
+        UserError: One line for each mistake: `file:line: key: what was wanted, what was found, what to do`.
     """
     document = read_document(os.fspath(path))
     apply_overrides(document, overrides)
@@ -56,14 +56,14 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 
 
 class _Reading:
-    """One recipe being read: builds what can be built and collects what cannot."""
+    """The reading of one recipe: builds its objects and collects its mistakes."""
 
     def __init__(self, document: Document) -> None:
         self.document = document
         self.data = document.data
         for path, given in (("", self.data), *_stages(self.data)):
             if given.get("objectives") is None:
-                # Where to look for a mistake in what the preset stands for.
+                # A mistake in an objective of the preset is reported with this hint.
                 preset, place = join(path, "preset"), join(path, "objectives")
                 if preset in document.overrides:
                     document.overrides[place] = document.overrides[preset]
@@ -77,14 +77,14 @@ class _Reading:
         self.mistakes: list[tuple[str, str]] = []
 
     def add(self, path: str, message: str) -> None:
-        """Note the mistake at a key path."""
+        """Record a mistake at a key path."""
         self.mistakes.append((path, message))
 
     def recipe(self) -> Recipe:
         """Build the recipe.
 
         Raises:
-            UserError: Something is wrong with it.
+            UserError: The recipe has mistakes.
         """
         for key in self.data:
             if key not in SECTION_KEYS:
@@ -102,17 +102,17 @@ class _Reading:
             parts["tokenizer"] = self.validate(str, self.data["tokenizer"], "tokenizer")
         self.required()
         self.data_keys(parts["task"])
-        if told := self.document.told(self.mistakes):
-            raise UserError(*told)
+        if lines := self.document.messages(self.mistakes):
+            raise UserError(*lines)
         return Recipe(**parts, origin=self.origin)
 
     def required(self) -> None:
-        """Note what every recipe must have and this one has not."""
+        """Record the required keys that are missing."""
         for path, wanted in REQUIRED.items():
             section, _, key = path.partition(".")
             value = self.data.get(section)
             if key:
-                # A section that is no mapping at all has had its line.
+                # A section that is not a mapping has been reported already.
                 value = value.get(key) if isinstance(value, dict) else None if value is None else "?"
             if path == "objectives" and any(self.data.get(other) is not None for other in ("preset", "stages")):
                 continue
@@ -120,42 +120,42 @@ class _Reading:
                 self.add(path, f"missing. Wanted: {wanted}.")
 
     def validate(self, cls: type[Part], data: Any, path: str, **built: Any) -> Part | None:
-        """Return `data` as an instance of `cls`; None, and the mistakes are noted, where it is none.
+        """Return `data` as an instance of `cls`; if that fails, record the mistakes and return None.
 
         Args:
-            cls: A section, or the class of an entry.
-            data: As it was read.
-            path: Where.
+            cls: Class of a section or an entry.
+            data: Plain data from the recipe.
+            path: Key path of the data.
             **built: Fields that are objects already.
         """
         try:
             if built:
                 return cls(**{**data, **built})
-            # As JSON, pydantic's strict mode takes a mapping for a dataclass and a list for a tuple, and still no text
-            # for a number.
+            # As JSON, since pydantic's strict mode then takes a mapping for a dataclass and a list for a tuple, but
+            # still no text for a number.
             return TypeAdapter(cls).validate_json(json.dumps(data))
         except FieldError as error:
             self.mistakes += [(join(path, where) if where else path, what) for where, what in error.wrong]
         except ValidationError as error:
             self.mistakes += explain(error, data, path, cls)
-        except Exception as error:  # a class from outside may do anything in its checks
+        except Exception as error:  # a class from outside may raise anything in its checks
             if cls.__module__.partition(".")[0] == __name__.partition(".")[0]:
                 raise
             self.add(path, f"{cls.__name__} raised {type(error).__name__}: {error}")
         return None
 
     def section(self, key: str, cls: type[Part]) -> Part | None:
-        """Read a section that is one fixed dataclass."""
+        """Return a section that is one fixed dataclass."""
         value = self.data[key]
         if isinstance(value, dict):
             return self.validate(cls, value, key)
-        if value is not None or key not in REQUIRED:  # else it is told as missing
+        if value is not None or key not in REQUIRED:  # else it is reported as missing
             hint = f" Write {{path: {value}}}." if cls is Data and isinstance(value, str) else ""
             self.add(key, f"wanted a mapping (key: value), found {describe(value)}.{hint}")
         return None
 
     def component(self, path: str, value: Any, table: Mapping[str, type[Part]], base: type[Part]) -> Part | None:
-        """Read an entry of one of the four tables: a mapping with a name, or the name alone."""
+        """Return an entry of one of the four tables, given as a mapping with a name or as just the name."""
         if value is None and path in REQUIRED:
             return None
         short = isinstance(value, str)
@@ -175,7 +175,7 @@ class _Reading:
             return None
         given = {key: item for key, item in value.items() if key != "name"}
         if isinstance(given.get("training"), dict) and "training" in getattr(cls, "__pydantic_fields__", ()):
-            elsewhere = {"output_dir": f"Where to keep the result is {path}.output_dir."}
+            elsewhere = {"output_dir": f"The directory of the result is {path}.output_dir."}
             self.training(join(path, "training"), given["training"], elsewhere)
         inner = self.nested(cls, given, path, table, base)
         return None if None in inner.values() else self.validate(cls, given, path, **inner)
@@ -195,7 +195,7 @@ class _Reading:
         return found
 
     def outside(self, name: str, path: str, table: Mapping[str, type[Part]], base: type[Part]) -> type[Part] | None:
-        """Import `module:Class`, or note why it will not do."""
+        """Return the class `module:Class`; if that fails, record why and return None."""
         kind = base.__name__.lower()
         match = PLUGIN.fullmatch(name)
         if match is None:
@@ -211,7 +211,7 @@ class _Reading:
         return None
 
     def objectives(self, path: str, given: Mapping[str, Any]) -> tuple[Objective, ...]:
-        """Read the list of objectives of the recipe or a stage; it must give something to train on."""
+        """Return the objectives of the recipe or a stage; at least one must have a weight above 0."""
         value, place = given.get("objectives"), join(path, "objectives")
         if given.get("preset") is not None:
             return self.preset(join(path, "preset"), given["preset"], alone=value is None)
@@ -222,7 +222,7 @@ class _Reading:
             return ()
         if not value:
             self.add(place, "an empty list. Wanted: at least one, such as {name: kl, temperature: 2.0}.")
-        base: Any = Objective  # mypy would have no abstract class passed
+        base: Any = Objective  # mypy does not accept an abstract class as a type argument
         found = [self.component(join(place, i), item, OBJECTIVES, base) for i, item in enumerate(value)]
         for index, item in enumerate(found):
             if item is not None and item in found[:index]:
@@ -234,7 +234,7 @@ class _Reading:
         return built
 
     def preset(self, path: str, name: Any, alone: bool) -> tuple[Objective, ...]:
-        """Return the objectives that a preset stands for."""
+        """Return the objectives of a preset."""
         if not isinstance(name, str):
             self.add(path, f"wanted text, found {describe(name)}. Known: {', '.join(PRESETS)}.")
         elif name not in PRESETS:
@@ -246,7 +246,7 @@ class _Reading:
         return ()
 
     def stages(self) -> tuple[Stage, ...]:
-        """Read the list of stages, each with objectives and training arguments of its own."""
+        """Return the stages, each with its own objectives and training arguments."""
         value = self.data.get("stages")
         if value is None:
             return ()
@@ -276,15 +276,15 @@ class _Reading:
         """Check training arguments: the recipe's, those of a stage, or those that a teacher is first trained with.
 
         Args:
-            path: Of the mapping.
+            path: Key path of the mapping.
             values: The mapping.
-            elsewhere: Arguments that cannot be set here -> where they are.
+            elsewhere: Arguments that cannot be set here -> sentence that says where to set them.
         """
         if not isinstance(values, dict):
-            if values is not None or path != "training":  # else `training.output_dir` is told as missing
+            if values is not None or path != "training":  # else `training.output_dir` is reported as missing
                 self.add(path, f"wanted a mapping (key: value), found {describe(values)}.")
             return {}
-        # Missing, whether the key is there or not, is told elsewhere.
+        # A missing output_dir is reported elsewhere.
         missing = {"output_dir"} if values.get("output_dir") is None else set()
         checked = {key: item for key, item in values.items() if key not in (*elsewhere, *missing)}
         for key, message in training_mistakes(checked):
@@ -295,7 +295,7 @@ class _Reading:
         return values
 
     def data_keys(self, task: Task | None) -> None:
-        """Check mappings of `data` whose keys are fixed, but not by a type."""
+        """Check the keys of mappings in `data` that depend on the task."""
         data = self.data.get("data")
         known = {"splits": ("train", "eval"), "columns": tuple(task.roles) if task else ()}
         for key, choices in known.items():
@@ -306,12 +306,12 @@ class _Reading:
 
 
 def _stages(data: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Return path and content of each stage that is a mapping."""
+    """Return key path and content of each stage that is a mapping."""
     stages = data.get("stages")
     listed = stages if isinstance(stages, list) else []
     return [(join("stages", index), item) for index, item in enumerate(listed) if isinstance(item, dict)]
 
 
 def _spelled(preset: str) -> str:
-    """Return the objectives of a preset as a recipe can list them."""
+    """Return the objectives of a preset as YAML for a recipe."""
     return json.dumps(objective_entries(PRESETS[preset]))

@@ -1,4 +1,4 @@
-"""The recipe: what a run is made of, as frozen typed objects. Reading one from YAML is `reader.py`'s work."""
+"""The recipe of a run as frozen, typed objects; `reader.py` reads one from YAML."""
 
 from __future__ import annotations
 
@@ -123,27 +123,27 @@ class Recipe:
 
     @property
     def plan(self) -> tuple[Stage, ...]:
-        """The trainings of the student, in their order: one, or the stages."""
+        """The trainings of the student in order: the stages, or a single one."""
         return self.stages or (Stage(objectives=self.objectives),)
 
     @property
     def trusts_code(self) -> bool:
-        """Whether a model may bring Python code of its own, which then runs."""
+        """Whether a model may run Python code from its repository."""
         return self.teacher.trusts_code or getattr(self.student, "trust_remote_code", False)
 
     def stage_path(self, index: int) -> str:
-        """Return the key path of a stage of the plan; `""` where the recipe has none and the path starts with a key."""
+        """Return the prefix of key paths in a stage of the plan; `""` if the recipe has no stages."""
         return f"stages[{index}]" if self.stages else ""
 
     def mistake(self, path: str, message: str) -> UserError:
-        """Return the error for the key at `path`, with file and line where the recipe was read from a file."""
+        """Return the error for the key at `path`, with file and line if the recipe was read from a file."""
         place = self.origin.locate(path) if self.origin else path
         hint = self.origin.hint(path) if self.origin else ""
         return UserError((f"{place}: {message}" if place else message) + hint)
 
     @contextmanager
     def locate(self, section: str) -> Iterator[None]:
-        """Give a `UserError` raised inside the block the recipe's file, line and `section` path."""
+        """Context manager: add the recipe's file and line and the path of `section` to a `UserError` raised inside."""
         try:
             yield
         except UserError as error:

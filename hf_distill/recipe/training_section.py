@@ -1,7 +1,7 @@
-"""The `training:` section: names and types of `DistillationArguments`, checked without building one.
+"""Check the `training:` section against names and types of `DistillationArguments`, without building one.
 
-`TrainingArguments` itself takes `learning_rate="fast"`, `fp16="no"` (which is true) and `seed=1.5`, and refuses
-`bf16=True` on a machine that cannot do it, where a recipe may still be checked.
+`TrainingArguments` itself accepts `learning_rate="fast"`, `fp16="no"` (a true value) and `seed=1.5`, and it refuses
+`bf16=True` on a machine without it, where `--check` must still work.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hf_distill.recipe.training_source import declarations
 
 CONFIG = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
-# Decided elsewhere -> where.
+# Arguments that cannot be set in a recipe -> where they are set, or why.
 OWNED = {
     "push_to_hub": "publishing is the `hub:` section: hub: {push: true}.",
     "hub_model_id": "the repository is named in the `hub:` section: hub: {repo_id: user/name}.",
@@ -40,27 +40,27 @@ OWNED = {
     "parallelism_config": "it is a Python object. Use a configuration file of `accelerate launch`.",
 }
 
-# What a stage cannot set -> where it is set: what holds for the run, or is settled once as its processes start.
+# Arguments that a stage cannot set, since they hold for the whole run -> what to do.
 SHARED = {
-    "output_dir": "All stages of a run are kept under training.output_dir.",
-    "seed": "All stages take training.seed; report.seeds counts on from it.",
+    "output_dir": "All stages of a run are stored under training.output_dir.",
+    "seed": "All stages use training.seed; report.seeds counts up from it.",
     **dict.fromkeys(
         ("use_cpu", "bf16", "fp16", "tf32", "fsdp", "fsdp_config", "deepspeed", "ddp_backend", "accelerator_config"),
         "It is the same for all stages, under training.",
     ),
 }
 
-# The one value that keeps a promise -> why no other.
+# Argument -> the only value allowed, and why.
 FIXED: dict[str, tuple[object, str]] = {
-    "label_smoothing_factor": (0, "it would not reach the loss, which is the sum of `objectives`."),
+    "label_smoothing_factor": (0, "it would have no effect on the loss, which is the sum of `objectives`."),
     "average_tokens_across_devices": (True, "the loss would depend on the number of processes."),
-    "logging_nan_inf_filter": (False, "it would log a loss that is NaN as that of other steps; see on_nan."),
+    "logging_nan_inf_filter": (False, "it would hide a loss that is NaN in the log; see on_nan."),
     "prediction_loss_only": (False, "the report needs predictions."),
     "batch_eval_metrics": (False, "metrics are computed over the whole eval split."),
     "eval_do_concat_batches": (True, "metrics are computed over the whole eval split."),
 }
 
-# Gone from Transformers, or another system's word -> what to write.
+# Arguments that Transformers has removed, or of other systems -> what to write instead.
 RENAMED = {
     "evaluation_strategy": "It is called 'eval_strategy' now.",
     "warmup_ratio": "Use 'warmup_steps', which takes a fraction of all steps when it is below 1 (warmup_steps: 0.1).",
@@ -114,15 +114,15 @@ AT_LEAST = {
     "max_steps": -1,  # Transformers' "as many as the epochs have"
 }
 
-# Wider than annotated, or narrower: `bf16: auto` is settled at run time, `fsdp: true` is documented but not annotated.
+# Types that differ from the annotation: `bf16: auto` is decided at run time, `fsdp: true` is documented only.
 WIDER: dict[str, Any] = {"bf16": bool | Literal["auto"], "fsdp": bool | str | None}
-# What `DistillationArguments` adds.
+# Arguments that `DistillationArguments` adds.
 OWN: dict[str, Any] = {
     "padding_free": bool | Literal["auto"],
     "compile_loss": bool | Literal["auto"],
     "on_nan": Literal["stop", "skip"],
 }
-# Help where Transformers' names another default.
+# Help texts to replace Transformers', which name another default.
 HELP = {
     "train_sampling_strategy": "Order of the train examples: 'group_by_length' (default in all tasks but "
     "text-generation), 'random', 'sequential' or 'batch_rebalance'."
@@ -134,8 +134,8 @@ class Argument:
     """One training argument.
 
     Attributes:
-        type: As annotated; a `Literal` where Transformers takes only certain words.
-        help: One line: ours for arguments of `DistillationArguments`, else Transformers' own but for `HELP`.
+        type: Its type as annotated; a `Literal` if Transformers accepts only certain words.
+        help: One line: ours for arguments of `DistillationArguments` and in `HELP`, else Transformers'.
     """
 
     type: Any
@@ -144,7 +144,7 @@ class Argument:
 
 @cache
 def training_arguments() -> dict[str, Argument]:
-    """Return every argument of `DistillationArguments`. The first call imports Transformers' trainer: seconds."""
+    """Return every argument of `DistillationArguments`. The first call imports Transformers' trainer (seconds)."""
     from hf_distill.training_args import DistillationArguments
 
     hints = get_type_hints(DistillationArguments)
@@ -159,7 +159,7 @@ def training_arguments() -> dict[str, Argument]:
 
 @cache
 def argument_types() -> dict[str, Any]:
-    """Return the type of every argument, without importing Transformers; None for one that only an import can tell."""
+    """Return the type of every argument without importing Transformers; None if only an import can tell it."""
     declared = declarations()
     if not declared:
         return {name: argument.type for name, argument in training_arguments().items()}
@@ -167,7 +167,7 @@ def argument_types() -> dict[str, Any]:
 
 
 def _accepted(name: str, annotation: Any, choices: Iterable[str] | None) -> Any:
-    """Return the type that a recipe's value is checked against: of an enumeration or of choices, the words."""
+    """Return the type for checking a recipe's value; for an enumeration or for choices, a `Literal` of the words."""
     kind = {**WIDER, **OWN}.get(name, annotation)
     members = [enum for enum in get_args(kind) if isinstance(enum, type) and issubclass(enum, Enum)]
     words = [member.value for enum in members for member in enum] or choices
@@ -204,7 +204,7 @@ def _unknown(key: str, known: list[str]) -> str:
         return f"unknown key. It is called '{FOREIGN[key]}'."
     if key in BELONGS:
         return f"not set here: it belongs in {BELONGS[key]}."
-    # Not `did_you_mean`: it would list more than a hundred names.
+    # Not `did_you_mean`, which would list more than a hundred names.
     close = get_close_matches(key, known, n=1)
     hint = f"Did you mean '{close[0]}'?" if close else "Names are those of transformers.TrainingArguments."
     return f"unknown key. {hint}"
@@ -212,7 +212,7 @@ def _unknown(key: str, known: list[str]) -> str:
 
 def _value_mistakes(key: str, value: Any, kind: Any) -> Iterator[tuple[str, str]]:
     try:
-        # As JSON, pydantic's strict mode takes a list for a tuple, and still no text for a number.
+        # As JSON, since pydantic's strict mode then takes a list for a tuple, but still no text for a number.
         TypeAdapter(kind, config=CONFIG).validate_json(json.dumps(value))
     except ValidationError as error:
         yield from explain(error, value, key)

@@ -1,7 +1,7 @@
-"""What `transformers.TrainingArguments` declares, read from its source: importing it takes seconds.
+"""Read the fields of `transformers.TrainingArguments` from its source code, since importing it takes seconds.
 
-Whoever writes a recipe waits for the names and types of the training arguments at every mistake. They stand in the text
-of one module; importing that module imports torch and half of what is installed around it.
+Names and types of the training arguments are needed to report any mistake in a recipe. They are in the source of one
+module; importing that module would also import torch and many other packages.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class Declaration(NamedTuple):
     """One argument.
 
     Attributes:
-        annotation: Its type. An enumeration of Transformers is one of the same name and values.
-        choices: The words it takes, where they are listed.
+        annotation: Its type. For an enumeration of Transformers, a new one with the same name and values.
+        choices: The words it accepts; None if they are not listed.
     """
 
     annotation: Any
@@ -28,9 +28,9 @@ class Declaration(NamedTuple):
 
 
 def declarations() -> dict[str, Declaration | None]:
-    """Return what each argument is declared as, in order; None for one that only the imported class can tell.
+    """Return the declaration of each argument, in order; None for one that only the imported class can tell.
 
-    Empty where the source is not there or has another shape than is known here: the class has to be asked.
+    Empty if the source is missing or has an unknown structure: the class must then be imported.
     """
     folder = package_folder()
     try:
@@ -38,7 +38,7 @@ def declarations() -> dict[str, Declaration | None]:
         owner = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments")
     except (OSError, SyntaxError, StopIteration):
         return {}
-    if owner.bases:  # which may declare more
+    if owner.bases:  # a base class may declare more
         return {}
     names = _Names(folder, tree)
     return {
@@ -49,7 +49,7 @@ def declarations() -> dict[str, Declaration | None]:
 
 
 def package_folder() -> Path:
-    """Return where Transformers is installed, without importing it."""
+    """Return the folder of the installed Transformers, without importing it."""
     spec = find_spec("transformers")
     return Path(next(iter(spec.submodule_search_locations or ()), "") if spec else "")
 
@@ -60,7 +60,7 @@ def _parse(folder: Path, module: str) -> ast.Module:
 
 def _declaration(node: ast.AnnAssign, names: _Names) -> Declaration | None:
     try:
-        # No builtins: what stands there is a type, made of names that are looked up in `names`.
+        # Evaluated without builtins: an annotation consists of names, which are looked up in `names`.
         code = compile(ast.Expression(node.annotation), "training_args.py", "eval")
         annotation = eval(code, {"__builtins__": {}}, names)
         return Declaration(annotation, _choices(node.value))
@@ -84,7 +84,7 @@ def _choices(value: ast.expr | None) -> list[str] | None:
 
 
 class _Names(dict[str, Any]):
-    """What names in an annotation mean: Python's own types, and enumerations of Transformers."""
+    """Name -> type for annotations: Python's own types, and enumerations of Transformers."""
 
     def __init__(self, folder: Path, tree: ast.Module) -> None:
         super().__init__({**vars(builtins), **vars(typing)})
@@ -96,7 +96,7 @@ class _Names(dict[str, Any]):
         return self[name]
 
     def _definition(self, name: str) -> ast.ClassDef:
-        """Find a class in the module, or in the one of the same package that it is imported from."""
+        """Return the definition of a class from the module, or from the module that it is imported from."""
         sources = [
             node.module
             for node in self.tree.body
@@ -113,7 +113,7 @@ def _members(definition: ast.ClassDef) -> dict[str, str]:
     """Return names and values of an enumeration of words.
 
     Raises:
-        TypeError: It is another class.
+        TypeError: The class is not an enumeration of words.
     """
     if not any(isinstance(base, ast.Name) and base.id.endswith("Enum") for base in definition.bases):
         raise TypeError(definition.name)

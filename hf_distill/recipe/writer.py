@@ -1,4 +1,4 @@
-"""`Recipe` -> YAML that reads back to an equal one."""
+"""Write a `Recipe` as YAML that reads back to an equal one."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from hf_distill.teachers import TEACHERS
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """Return a recipe as YAML that reads back to an equal one; what has its default value is left out.
+    """Return a recipe as YAML that reads back to an equal one; keys with default values are left out.
 
-    So are tokens and passwords: it is written beside the student, and published with it.
+    Tokens and passwords are left out too, since the file is published with the student.
     """
     content: dict[str, Any] = {
         "task": _entry(recipe.task, TASKS),
@@ -52,7 +52,7 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def objective_entries(objectives: Sequence[Objective]) -> list[dict[str, Any]]:
-    """Return a list of objectives as a recipe gives it."""
+    """Return objectives as the list of entries in a recipe."""
     return [_entry(objective, OBJECTIVES) for objective in objectives]
 
 
@@ -70,7 +70,7 @@ def _entry(instance: Any, table: Mapping[str, type]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return what a Python user may have put into a recipe (paths, enumerations, tuples) as YAML's own types."""
+    """Return a value from Python (paths, enumerations, tuples) in YAML's types."""
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, os.PathLike):
@@ -82,10 +82,10 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def words(values: dict[str, Any]) -> str:
+def describe_entry(values: dict[str, Any]) -> str:
     """Return `kl (weight 0.5, temperature 2.0)` for an entry, `key value, ...` for another mapping.
 
-    >>> words({"name": "cached", "teacher": {"name": "pretrained", "model": "big"}, "push": True})
+    >>> describe_entry({"name": "cached", "teacher": {"name": "pretrained", "model": "big"}, "push": True})
     'cached (teacher pretrained (model big), push true)'
     """
     rest = ", ".join(f"{key} {shown(value)}" for key, value in values.items() if key != "name")
@@ -95,13 +95,13 @@ def words(values: dict[str, Any]) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a value as a recipe would give it, of a long one its start.
+    """Return a value as a recipe would give it; a long one is cut.
 
     >>> shown([1, None]), shown({"start": 4.0, "end": 1.0}), shown({"num_cycles": 0.5})
     ('[1, nothing]', '4 to 1 over the training', '(num_cycles 0.5)')
     """
     if isinstance(value, dict) and not is_schedule(value):
-        return words(value) if "name" in value else f"({words(value)})"
+        return describe_entry(value) if "name" in value else f"({describe_entry(value)})"
     if isinstance(value, list | tuple):
         return _short(f"[{', '.join(map(shown, value))}]")
     if value is None:
@@ -110,6 +110,6 @@ def shown(value: Any) -> str:
 
 
 def _short(text: str, limit: int = 60) -> str:
-    # Masked before it is cut, as half a token is one that no pattern knows; and a text may have lines of its own.
+    # Masked before it is cut, since no pattern matches half a token; line ends in the text become spaces.
     line = " ".join(masked(text).split())
     return line if len(line) <= limit else f"{line[: limit - 3]}..."

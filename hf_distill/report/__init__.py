@@ -1,1 +1,1 @@
-"""What a run found: figures, sentences, pages."""
+"""The report of a run: its numbers, sentences, page, plots and model card."""

@@ -1,4 +1,4 @@
-"""The best evaluation of a training: nobody should say that a baseline was trained too long in order to lose."""
+"""The best evaluation during training, so that a baseline is not put at a disadvantage by training too long."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ History = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Best:
-    """The best evaluation of a model while it was trained, by the headline metric, on the eval split.
+    """The best evaluation of a model during its training, by the headline metric, on the eval split.
 
     Attributes:
-        value: Of the headline metric.
-        step: Optimiser step after which it was evaluated, stages counted on.
-        steps: How many steps the training had.
-        evaluations: How many evaluations it is the best of.
+        value: Value of the headline metric.
+        step: Optimiser step of the evaluation, counted through all stages.
+        steps: Number of optimiser steps of the training.
+        evaluations: Number of evaluations during the training.
     """
 
     value: float
@@ -31,12 +31,12 @@ class Best:
 
 
 def best_of(histories: Mapping[str, History], run: str, evaluator: Evaluator) -> Best | None:
-    """Return the best evaluation of a training; None where no evaluation has the metric.
+    """Return the best evaluation of a training; None if no evaluation has the metric.
 
     Args:
         histories: Name of a training -> its `log_history`.
-        run: Such as `baseline` or `baseline seed 43`; its stages are one training.
-        evaluator: Knows the headline metric, and how it follows from what was logged.
+        run: Name such as `baseline` or `baseline seed 43`; its stages count as one training.
+        evaluator: Names the headline metric, and computes it from logged values.
     """
     found: list[tuple[float, int]] = []
     steps = 0
@@ -49,7 +49,7 @@ def best_of(histories: Mapping[str, History], run: str, evaluator: Evaluator) ->
         steps += max((int(entry["step"]) for entry in history if "step" in entry), default=0)
     if not found:
         return None
-    # The first of equals: the shortest training that is as good.
+    # Of equal values the first, after the fewest steps.
     value, step = max(found, key=lambda one: one[0] if evaluator.greater_is_better else -one[0])
     return Best(value, step, steps, len(found))
 

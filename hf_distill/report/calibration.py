@@ -1,4 +1,4 @@
-"""Numbers of a report beside the metrics: calibration, confusion with the teacher, groups."""
+"""Compute calibration, confusion with the teacher, and accuracy by label."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Calibration:
         ece: Expected calibration error, 0 to 1.
         counts: Predictions in each bin of confidence; the bins divide 0 to 1 evenly.
         confidence: Mean confidence of each bin; None for an empty one.
-        accuracy: Share of right predictions of each bin; None for an empty one.
+        accuracy: Share of correct predictions of each bin; None for an empty one.
     """
 
     ece: float
@@ -31,14 +31,14 @@ class Calibration:
 
     @property
     def error(self) -> float:
-        """Standard error of the accuracy, which no calibration error can be known better than."""
+        """Standard error of the accuracy: the uncertainty of a calibration error is at least this."""
         rows = max(sum(self.counts), 1)
         right = sum(n * share for n, share in zip(self.counts, self.accuracy, strict=True) if share is not None) / rows
         return math.sqrt(max(right * (1 - right), 0.0) / rows)
 
 
 def calibration(probabilities: Array, labels: Array, bins: int = 15) -> Calibration:
-    """Return the expected calibration error of the most likely class, and the bins it is made of.
+    """Return the expected calibration error of the most likely class, and its bins.
 
     `sum_b n_b / n * |accuracy_b - confidence_b|`, bins of equal width, closed at the upper end (Guo et al. 2017,
     arXiv 1706.04599, equation 3).
@@ -74,12 +74,12 @@ def _means(sums: Array, counts: Array) -> tuple[float | None, ...]:
 
 @dataclass(frozen=True)
 class Confusion:
-    """What the student says where the teacher says something else.
+    """Counts of the student's predictions for each prediction of the teacher.
 
     Attributes:
         names: Class names.
-        counts: `counts[i][j]`: predictions where the teacher says class i and the student class j.
-        left_out: Classes that are not shown; their predictions are in no cell.
+        counts: `counts[i][j]`: number of rows for which the teacher predicts class i and the student class j.
+        left_out: Number of classes that are not shown; their rows are not in `counts`.
     """
 
     names: tuple[str, ...]
@@ -92,9 +92,9 @@ def confusion(student: Array, teacher: Array, names: Sequence[str] | None = None
 
     Args:
         student: Predicted class indices, any shape.
-        teacher: Likewise, same shape; where negative, nothing is counted.
+        teacher: The teacher's predicted class indices, same shape; negative ones are not counted.
         names: Names of the classes; their numbers if None.
-        limit: Classes to keep, those in most disagreements. A vocabulary's full matrix would not fit in memory.
+        limit: Number of classes to show, those with the most disagreements: a vocabulary would not fit in memory.
 
     >>> confusion(np.array([0, 1, 1]), np.array([0, 0, 1]), ["no", "yes"]).counts
     ((1, 1), (0, 1))
@@ -104,7 +104,7 @@ def confusion(student: Array, teacher: Array, names: Sequence[str] | None = None
     different = student != teacher
     classes = max(len(names or ()), int(student.max(initial=-1)) + 1, int(teacher.max(initial=-1)) + 1)
     confused = np.bincount(np.concatenate((student[different], teacher[different])), minlength=classes)
-    # A stable sort: among equally confused classes the lower index, so that a report does not change by itself.
+    # A stable sort: of equally confused classes the lower index comes first, so that a report is reproducible.
     kept = np.sort(np.argsort(-confused, kind="stable")[:limit])
     place = np.full(classes, -1)
     place[kept] = np.arange(len(kept))
@@ -121,18 +121,18 @@ def confusion(student: Array, teacher: Array, names: Sequence[str] | None = None
 
 
 def _name(label: int, names: Sequence[str] | None) -> str:
-    # A teacher may have classes that the recipe's names do not reach.
+    # A teacher may have more classes than the recipe names.
     return names[label] if names is not None and label < len(names) else str(label)
 
 
 @dataclass(frozen=True)
 class Group:
-    """The share of right predictions on a part of the eval split.
+    """The accuracy of each model on a part of the eval split.
 
     Attributes:
-        name: Of the group.
-        count: Labelled rows in it.
-        accuracy: Model -> share of right predictions.
+        name: Name of the group.
+        count: Number of labelled rows in it.
+        accuracy: Model -> share of correct predictions.
     """
 
     name: str
@@ -143,13 +143,13 @@ class Group:
 def by_label(
     predictions: Mapping[str, Array], labels: Array, names: Sequence[str] | None = None, *, limit: int = 50
 ) -> tuple[Group, ...]:
-    """Return the accuracy on the rows of each label: an average hides a class that the student gave up.
+    """Return the accuracy on the rows of each label, since an average hides a class that the student never predicts.
 
     Args:
         predictions: Model -> predicted class indices `(rows,)`.
         labels: `(rows,)`; negative ones are left out.
         names: Names of the classes; their numbers if None.
-        limit: Labels to keep, the most frequent.
+        limit: Number of labels to return, the most frequent ones.
 
     >>> by_label({"student": np.array([0, 0, 1])}, np.array([0, 1, 1]), ["no", "yes"])[1]
     Group(name='yes', count=2, accuracy={'student': 0.5})

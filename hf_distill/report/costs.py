@@ -1,4 +1,4 @@
-"""What a training cost as a whole, from its logs."""
+"""The cost of a whole training, from its logs: speed, the teacher's share of time, memory."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ History = Sequence[Mapping[str, Any]]
 
 
 def cost_of(history: History) -> dict[str, float]:
-    """Return the medians of the rates that were logged, and the largest memory; nothing of what was not logged.
+    """Return the medians of the logged rates and the largest memory; values that were not logged are left out.
 
-    Medians, so that the first steps, in which kernels are chosen and caches filled, do not count.
+    Medians ignore the first, slow steps, in which kernels are chosen and caches filled.
 
     >>> cost_of([{"loss": 1.0, "tokens_per_second": rate, "peak_memory": 90.0 + rate} for rate in (1, 5, 6)])
     {'tokens_per_second': 5, 'peak_memory': 96.0}
@@ -27,13 +27,13 @@ def cost_of(history: History) -> dict[str, float]:
 
 
 def costs_of(histories: Mapping[str, History]) -> dict[str, dict[str, float]]:
-    """Return the cost of every training, by name."""
+    """Return name -> cost of every training."""
     costs = {name: cost_of(history) for name, history in histories.items()}
     return {name: cost for name, cost in costs.items() if cost}
 
 
 def skipped_of(histories: Mapping[str, History]) -> dict[str, str]:
-    """Return how many steps of each training were left out (`on_nan: skip`), of those in which any was.
+    """Return how many steps each training skipped (`on_nan: skip`); only trainings that skipped any.
 
     >>> skipped_of({"student": [{"loss": 1.0, "step": 60, "skipped_steps": 2}, {"step": 80}], "baseline": []})
     {'student': '2 of 80'}
@@ -45,10 +45,10 @@ def skipped_of(histories: Mapping[str, History]) -> dict[str, str]:
     return found
 
 
-def in_words(cost: Mapping[str, float]) -> str:
+def describe_cost(cost: Mapping[str, float]) -> str:
     """Return a cost as a line of text.
 
-    >>> in_words({"tokens_per_second": 5120.4, "teacher_share": 0.31, "peak_memory": 1210.2})
+    >>> describe_cost({"tokens_per_second": 5120.4, "teacher_share": 0.31, "peak_memory": 1210.2})
     '5.1 K tokens/s, the teacher takes 31.0 % of the time, memory 1,210 MiB at most'
     """
     parts: dict[str, Callable[[float], str]] = {

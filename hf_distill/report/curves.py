@@ -1,4 +1,4 @@
-"""The curves of a report: what was logged, one quantity a panel, so that what stands side by side can be compared."""
+"""The curves of a report: each panel shows one logged quantity, so that its curves can be compared."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ STUDENT = "student"
 
 @dataclass(frozen=True, order=True)
 class Quantity:
-    """What a panel shows: values of two different quantities have different scales.
+    """The quantity that a panel shows.
 
     Attributes:
         name: `objective/kl`, a metric, or `loss`, the weighted sum of all objectives.
-        of: Where it is not the same for all trainings: whose it is, such as `student` or `stage 1`.
+        of: Whose it is, such as `student` or `stage 1`, if its scale differs between trainings; else empty.
     """
 
     name: str
@@ -30,18 +30,18 @@ class Quantity:
 
     @property
     def title(self) -> str:
-        """Above the panel."""
+        """Title of the panel."""
         name = self.name if self.name.startswith(OBJECTIVE) else f"eval {self.name}"
         return f"{name}, {self.of}" if self.of else name
 
 
 @dataclass
 class Curve:
-    """Values by optimiser step; NaN where there was no number, so that the line has a gap.
+    """Values by optimiser step; a NaN makes a gap in the line.
 
     Attributes:
-        steps: Those of stages count on.
-        values: As many.
+        steps: Optimiser steps, counted through all stages.
+        values: A value for each step.
     """
 
     steps: list[float]
@@ -53,12 +53,12 @@ Curves = dict[tuple[str, bool], Curve]
 
 
 def panels(report: Results) -> dict[Quantity, Curves]:
-    """Return every panel that has a number: objectives first, which were minimised, then the metric, then losses."""
+    """Return the panels that have a number: first the objectives, then the metric, then losses."""
     settings = _Settings(report)
     found: dict[Quantity, Curves] = {}
     before: dict[str, float] = {}
     for part, history in report.history.items():
-        # The stages of a training are one curve: each counts its steps on from the one before it.
+        # The stages of a training are one curve: the steps of each are counted from the end of the one before.
         run, _, stage = part.partition(" stage ")
         offset = before.get(run, 0)
         before[run] = offset + max((entry["step"] for entry in history if "step" in entry), default=0)
@@ -78,20 +78,21 @@ def panels(report: Results) -> dict[Quantity, Curves]:
 
 
 def _logged(history: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, bool, float, float]]:
-    """Yield name, whether it is of the eval split, step and value of all that was logged with a step."""
+    """Yield name, whether it is from the eval split, step and value of each logged number."""
     for entry in history:
         for key, value in entry.items() if "step" in entry else ():
             name = key.removeprefix("eval_")
             if value is None or (isinstance(value, (int, float)) and not math.isfinite(value)):
-                yield name, name != key, entry["step"], math.nan  # a report that was read again has None for NaN
+                yield name, name != key, entry["step"], math.nan  # a report loaded from JSON has None for NaN
             elif isinstance(value, (int, float)):
                 yield name, name != key, entry["step"], float(value)
 
 
 class _Settings:
-    """What the objectives of the trainings were, as far as the recipe tells.
+    """The settings of the trainings' objectives, from the recipe.
 
-    The temperature of `kl` and the smoothing of `labels` decide the scale of what is logged under their names.
+    Values logged under the same name can be compared only if their settings are the same: the temperature of `kl` and
+    the smoothing of `labels` change the scale.
     """
 
     def __init__(self, report: Results) -> None:
@@ -109,12 +110,12 @@ class _Settings:
                 self._known[name, str(number) if len(stages) > 1 else ""] = repr(sorted(own.items()))
 
     def quantity(self, name: str, evaluated: bool, run: str, stage: str, metric: str) -> Quantity | None:
-        """Return which panel a value belongs to; None where it is not shown."""
+        """Return the quantity (panel) to which a logged value belongs; None if it is not shown."""
         if name.startswith(OBJECTIVE):
             return Quantity(name, self._whose(name.removeprefix(OBJECTIVE), run, stage))
         if evaluated and name == metric:
             return Quantity(name)
-        # The loss of a baseline is its `objective/labels`; a student's is a weighted sum of other terms, on its own.
+        # A baseline's loss is its `objective/labels`; a student's is a weighted sum, comparable with no other training.
         if evaluated and name == "loss" and run.startswith(STUDENT):
             return Quantity(name, f"{STUDENT}, stage {stage}" if stage else STUDENT)
         return None

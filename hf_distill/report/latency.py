@@ -1,4 +1,4 @@
-"""How fast models are: the time of one forward pass, measured so that the numbers of several models can be compared."""
+"""Measure the time of forward passes, so that the numbers of several models can be compared."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 WARM_UP = 3
-# Timed passes of one model before the next model has its turn.
+# Timed passes of one model before it is the next model's turn.
 TURN = 3
-# A pass so slow that `min_repeats` would take more than this many budgets is timed fewer times.
+# `min_repeats` is reduced if it would take more than this many times the budget.
 PATIENCE = 10
 
 
@@ -32,11 +32,11 @@ class Timing:
     """Repeated forward passes over one batch.
 
     Attributes:
-        median_ms: Milliseconds a pass takes; half of the passes are faster.
-        p90_ms: Nine of ten passes are faster.
-        repeats: Passes timed.
+        median_ms: Median of the time of a pass, in milliseconds.
+        p90_ms: 90th percentile, in milliseconds.
+        repeats: Number of timed passes.
         batch_size: Examples in the batch.
-        sequence_length: Tokens an example, padding included; None for inputs without tokens.
+        sequence_length: Tokens per example, padding included; None for inputs without tokens.
     """
 
     median_ms: float
@@ -51,11 +51,11 @@ class Latency:
     """The speed of one model.
 
     Attributes:
-        single: One example at a time, what a user waits for.
-        batch: A full batch, what a bill depends on.
-        device: Where it ran, by product name.
-        dtype: Of the weights, those aside that are quantized.
-        threads: Threads of torch's CPU operators.
+        single: Timing of one example at a time (the latency for a user).
+        batch: Timing of a full batch (the cost of serving).
+        device: Product name of the device.
+        dtype: Precision of the weights that are not quantized.
+        threads: Number of threads of torch's CPU operators.
     """
 
     single: Timing
@@ -66,7 +66,7 @@ class Latency:
 
     @property
     def throughput(self) -> float:
-        """Examples a second, from the median time of a full batch."""
+        """Examples per second, from the median time of a full batch."""
         return self.batch.batch_size / self.batch.median_ms * 1000
 
 
@@ -81,19 +81,19 @@ def measure_all(
 ) -> dict[str, Latency]:
     """Time several models on the same inputs.
 
-    Models take turns, so that whatever else the machine does slows all of them alike. Each pass runs in eval mode
-    under `torch.inference_mode`, with the device synchronised before and after; mode and weights are left as found.
+    The models take turns, so that other load on the machine slows all of them equally. Each pass runs in eval mode
+    under `torch.inference_mode`, with the device synchronised before and after. Modes are restored afterwards.
 
     Args:
-        models: Each on the device it is to be timed on.
-        single: Collated inputs of one example. What a model's `forward` does not name is not passed, `labels` never.
+        models: Name -> model, on the device on which it is to be timed.
+        single: Collated inputs of one example; a model gets those that its `forward` names, and never `labels`.
         batch: Collated inputs of a full batch.
-        own: Name of a model -> both inputs, of the same texts, for one with a tokenizer of its own.
-        seconds: Time to spend on each model, about; half of it for each of the two inputs.
-        min_repeats: Timed passes at least, also where they take longer than that (within reason: up to ten times).
+        own: Name -> `single` and `batch` of the same texts, for a model with its own tokenizer.
+        seconds: Approximate time to spend on each model; half of it for each of the two inputs.
+        min_repeats: Least number of timed passes, even if they take up to ten times as long as `seconds`.
 
     Returns:
-        The latency of each model, under the same names.
+        Name -> latency.
     """
     budget = seconds * len(models) / 2
     inputs = {name: (own or {}).get(name, (single, batch)) for name in models}
@@ -125,12 +125,12 @@ def measure(
     seconds: float = 3.0,
     min_repeats: int = 10,
 ) -> Latency:
-    """Time one model. To compare models, `measure_all` is fairer."""
+    """Time one model. To compare models use `measure_all`, in which they take turns."""
     return measure_all({"model": model}, single, batch, seconds=seconds, min_repeats=min_repeats)["model"]
 
 
 def device_name(device: torch.device) -> str:
-    """Return the product name of a device where it can be known, else its type."""
+    """Return the product name of a device, or its type if the name is not known."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
@@ -145,7 +145,7 @@ def device_name(device: torch.device) -> str:
 
 @contextmanager
 def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
-    # Per module: a frozen part of a model in training may be in eval mode on purpose.
+    # Per module, since a frozen part of a model in training may be in eval mode on purpose.
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -158,8 +158,8 @@ def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
 def accepted(model: torch.nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the inputs that the model's `forward` names, without `labels`.
 
-    `**kwargs` does not count as a name: Transformers models take it and then ignore or refuse the unknown
-    (DistilBERT has no `token_type_ids`).
+    `**kwargs` does not count: Transformers models take it and then ignore or refuse unknown inputs (DistilBERT has no
+    `token_type_ids`).
     """
     taken = model.takes if isinstance(model, TargetSource) else inspect.signature(model.forward).parameters
     names = set(taken) - {"labels"}
@@ -168,12 +168,12 @@ def accepted(model: torch.nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, 
 
 def _forward(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Callable[[], None]:
     device = model.device
-    # Moved once: the copy to the device is not the model's time.
+    # Moved once, so that the copy to the device is not timed.
     on_device = {key: value.to(device) for key, value in accepted(model, inputs).items()}
 
     def run() -> None:
         model(**on_device)
-        # Kernels are queued; without this a GPU's time would be that of the queueing.
+        # A GPU queues its kernels; without this only the queueing would be timed.
         if device.type != "cpu":
             torch.accelerator.synchronize(device)
 
@@ -189,7 +189,7 @@ def _time(forwards: Mapping[str, Callable[[], None]], budget: float, min_repeats
     started = time.perf_counter()
     while True:
         for name in order:
-            forwards[name]()  # not timed: it pays for the caches that the model before has filled
+            forwards[name]()  # not timed: the caches hold the data of the model before
             for _ in range(TURN):
                 start = time.perf_counter()
                 forwards[name]()

@@ -1,4 +1,4 @@
-"""Text of others as markdown that shows it, and nothing else: no link, image, HTML or table cell of its making."""
+"""Escape foreign text for markdown, so that it cannot add links, images, HTML or table cells."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from markupsafe import Markup
 
 from hf_distill.formatting import readable
 
-# Not `_` within a word, which is no markup there: names of models and metrics stay as they are.
+# Not `_` within a word, which is not markup there: names of models and metrics stay readable.
 _MARKUP = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|^(?=[#+=-])")
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
 def markdown(value: Any) -> str:
-    r"""Return a value as markdown; `Markup`, which was made here, as it is.
+    r"""Return a value escaped for markdown; `Markup`, which this package made, is not changed.
 
     >>> markdown("a|b <img src=x> *c* copy_layers")
     'a\\|b &lt;img src=x&gt; \\*c\\* copy_layers'
@@ -28,7 +28,7 @@ def markdown(value: Any) -> str:
 
 
 def inline_code(value: Any) -> Markup:
-    """Return a value as code within a line.
+    """Return a value as inline code.
 
     >>> print(inline_code("kl"), inline_code("a`b"))
     `kl` ``a`b``
@@ -36,16 +36,16 @@ def inline_code(value: Any) -> Markup:
     text = readable(value)
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
     pad = " " if text.startswith("`") or text.endswith("`") else ""
-    # A pipe would end the cell of a table even in code.
+    # A pipe would end a table cell even in code.
     return Markup("".join((fence, pad, text.replace("|", "\\|"), pad, fence)))
 
 
 def fenced(text: str, language: str) -> Markup:
-    """Return lines of code between fences that nothing in them closes."""
+    """Return a block of code with fences longer than any in the text."""
     fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 3)
     return Markup(f"{fence}{language}\n{text}\n{fence}")
 
 
 def literal(value: Any) -> Markup:
-    """Return a text as a Python literal in a block of code."""
+    """Return a text as a Python literal, for a block of code."""
     return Markup(json.dumps(readable(value), ensure_ascii=False))

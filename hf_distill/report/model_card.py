@@ -1,4 +1,4 @@
-"""The student's model card: what it is, where it comes from, what it kept and lost, how to use it."""
+"""Write the student's model card: origin, comparison with the teacher, usage, recipe."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 DATA_FILE = re.compile(r"\.(csv|tsv|jsonl?|parquet|txt|text|arrow|gz|zip|xz)$")
-# Recipe keys whose value is a model or a data set: a Hub id where it is not a path.
+# Recipe keys whose value is a model or a dataset: a Hub id or a path.
 LOCATIONS = ("model", "path", "tokenizer")
 
-# What `pipeline(...)` is called with; a text where the task is not named here.
+# Arguments for calling `pipeline(...)`; for other tasks, one text.
 CALLS = {
     "question-answering": 'question="...", context="..."',
     "fill-mask": '"... <mask> ..."',
     "zero-shot-classification": '"...", candidate_labels=["...", "..."]',
 }
-# What opens the model, where that is not Transformers alone.
+# Library that loads the model, if it is not Transformers.
 LIBRARIES = {"sentence-similarity": "sentence-transformers"}
 
 
 @dataclass(frozen=True)
 class Place:
-    """A model or a data set as the card may name it.
+    """The name of a model or dataset as the card may show it.
 
     Attributes:
         name: Hub id, or the last component of a local path.
@@ -53,12 +53,12 @@ class Place:
 
     @property
     def link(self) -> Markup:
-        """Markdown: a link to the model where it is on the Hub."""
+        """The model's name in markdown; a link if it is on the Hub."""
         return self._link("https://huggingface.co")
 
     @property
     def data_link(self) -> Markup:
-        """Markdown: a link to the data set where it is on the Hub."""
+        """The dataset's name in markdown; a link if it is on the Hub."""
         return self._link("https://huggingface.co/datasets")
 
     def _link(self, site: str) -> Markup:
@@ -68,9 +68,9 @@ class Place:
 
 
 def place(location: str) -> Place:
-    """Return how the card may name a model or data set; nothing of a local path but its last component.
+    """Return the name of a model or dataset for the card; of a local path only the last component.
 
-    Where a file lies inside a Python package is the same for everybody and says where to get it.
+    `package:NAME/PATH` is shown whole: it is the same on every machine and says where to get the file.
 
     >>> place("google-bert/bert-base-uncased")
     Place(name='google-bert/bert-base-uncased', on_hub=True)
@@ -91,7 +91,7 @@ def _last(location: str) -> str:
 
 
 def recipe_of(text: str) -> dict[str, Any]:
-    """Read the YAML of a resolved recipe."""
+    """Return a resolved recipe's YAML as plain values."""
     from ruamel.yaml import YAML
 
     content = YAML(typ="safe", pure=True).load(text) if text.strip() else {}
@@ -99,13 +99,13 @@ def recipe_of(text: str) -> dict[str, Any]:
 
 
 def public(recipe: Any, key: str = "") -> Any:
-    """Return a recipe in which local paths are named by their last component and no token is.
+    """Return a recipe without secrets, and with only the last component of local paths.
 
     >>> public({"data": {"path": "/home/me/train.csv"}, "training": {"output_dir": "runs/a", "seed": 1}})
     {'data': {'path': 'train.csv'}, 'training': {'output_dir': 'a', 'seed': 1}}
     """
     if isinstance(recipe, Mapping):
-        # Below `path` there are only files: {split: [file, ...]}.
+        # Below `path` all values are files: {split: [file, ...]}.
         shown = {name: value for name, value in recipe.items() if not str(name).endswith("token")}
         return {name: public(value, "path" if key == "path" else str(name)) for name, value in shown.items()}
     if isinstance(recipe, (list, tuple)):
@@ -119,7 +119,7 @@ def public(recipe: Any, key: str = "") -> Any:
 
 
 def model_name(recipe: Mapping[str, Any]) -> str:
-    """Return what the student is called: its Hub id if it has one, else the name of its directory."""
+    """Return the student's name: its Hub id if it has one, else the name of its directory."""
     hub, training = recipe.get("hub") or {}, recipe.get("training") or {}
     return str(hub.get("repo_id") or _last(str(training.get("output_dir") or "student")))
 
@@ -143,7 +143,7 @@ def _models(entry: Any) -> Iterator[str]:
 
 
 def datasets(recipe: Mapping[str, Any]) -> list[Place]:
-    """Return the data set, or the files it is made of."""
+    """Return the dataset, or its files."""
     path = (recipe.get("data") or {}).get("path")
     files = path.values() if isinstance(path, Mapping) else [path]
     flat = [name for item in files for name in (item if isinstance(item, list) else [item]) if isinstance(name, str)]
@@ -151,7 +151,7 @@ def datasets(recipe: Mapping[str, Any]) -> list[Place]:
 
 
 def objectives(recipe: Mapping[str, Any]) -> list[Markup]:
-    """Return each term of the loss in words: its stage, its weight, its settings, its formula from its docstring."""
+    """Return a line for each term of the loss: stage, weight, settings, and the formula from its docstring."""
     stages = recipe.get("stages") or [recipe]
     lines = []
     for number, stage in enumerate(stages, 1):
@@ -186,8 +186,8 @@ def _data(report: Results, recipe: Mapping[str, Any], name: str) -> Any:
             task_type=readable(report.task),
             dataset_type=measured_on,
             dataset_name=measured_on,
-            dataset_config=_told(data.get("name")),
-            dataset_split=_told((data.get("splits") or {}).get("eval")),
+            dataset_config=_readable_or_none(data.get("name")),
+            dataset_split=_readable_or_none((data.get("splits") or {}).get("eval")),
             metric_type=readable(metric_title(key)),
             metric_value=round(float(value), 6),
         )
@@ -207,7 +207,7 @@ def _data(report: Results, recipe: Mapping[str, Any], name: str) -> Any:
 
 
 def _eval_data(data: Mapping[str, Any]) -> str:
-    """Return the name of the data set, or of the first file, that the metrics were measured on."""
+    """Return the name of the dataset, or of the first file, on which the metrics were measured."""
     path = data.get("path")
     if isinstance(path, Mapping):
         split = str((data.get("splits") or {}).get("eval", "")).partition("[")[0]
@@ -216,7 +216,7 @@ def _eval_data(data: Mapping[str, Any]) -> str:
     return place(first).name if isinstance(first, str) else "unknown"
 
 
-def _told(value: Any) -> str | None:
+def _readable_or_none(value: Any) -> str | None:
     return None if value is None else readable(value)
 
 
@@ -225,7 +225,7 @@ def _one_or_more(names: list[str]) -> str | list[str] | None:
 
 
 def _made(entry: Mapping[str, Any]) -> Markup:
-    """Return where a model came from: `copy_layers (layers 6)`, `pretrained (model [...](...))`."""
+    """Return a recipe entry for a model as text: `copy_layers (layers 6)`, `pretrained (model [...](...))`."""
     settings = public({key: value for key, value in entry.items() if key not in ("name", "model")})
     texts = [f"model {place(model).link}" for model in _models(entry)]
     texts += [markdown(f"{key.replace('_', ' ')} {value}") for key, value in settings.items()]
@@ -234,13 +234,13 @@ def _made(entry: Mapping[str, Any]) -> Markup:
 
 
 def card(report: Results) -> str:
-    """Return the text of `README.md`. Reads nothing but the report; needs no network."""
+    """Return the text of `README.md`, from the report alone and without a network."""
     from huggingface_hub import ModelCard
     from jinja2 import Environment, FileSystemLoader
 
     recipe = recipe_of(report.recipe)
     name = model_name(recipe)
-    # Names of classes, models and files are other people's text: all is escaped but what was made as markdown here.
+    # Names of classes, models and files are foreign text: everything is escaped except `Markup` made here.
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), finalize=markdown, keep_trailing_newline=True, autoescape=False
     )

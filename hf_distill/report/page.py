@@ -1,4 +1,4 @@
-"""The report as one page: opens without a network, on a phone, in the dark, on paper."""
+"""Write the report as one HTML page that needs no network and suits phones, dark mode and print."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ GROUPS = 20
 
 @dataclass(frozen=True)
 class Tile:
-    """One large number.
+    """One large number at the top of the page.
 
     Attributes:
         value: The number.
-        label: What it is.
+        label: The text below it.
         tone: `good`, `bad` or empty for neither.
     """
 
@@ -51,7 +51,7 @@ def html(report: Results) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    # Label names and recipes are other people's text: everything is escaped but the plots made here.
+    # Label names and recipes are foreign text: everything is escaped except the plots made here.
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -83,18 +83,20 @@ def html(report: Results) -> str:
 
 
 def _shown(value: Any) -> Any:
-    """Return what the page shows of a text that was not made here."""
+    """Return a value for the page; foreign text without control characters and secrets."""
     from markupsafe import Markup
 
     return readable_lines(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def tiles(report: Results) -> list[Tile]:
-    """Return the numbers that are read first."""
+    """Return the large numbers at the top of the page."""
     found = []
     if report.is_chance("teacher"):
         value = metric_value(report, report.metric, report.headline("teacher"))
-        found.append(Tile(value, f"{metric_title(report.metric)} of the teacher: chance", "bad"))
+        found.append(
+            Tile(value, f"{metric_title(report.metric)} of the teacher: no better than a trivial guess", "bad")
+        )
     elif (kept := report.retention) is not None and report.metric != "agreement":
         word = "kept" if report.greater_is_better else "kept (error, teacher / student)"
         found.append(Tile(percent(kept), f"of the teacher's {metric_title(report.metric)} {word}"))
@@ -103,11 +105,11 @@ def tiles(report: Results) -> list[Tile]:
     if (gain := report.gain) is not None:
         helped = gain > 0 if report.greater_is_better else gain < 0
         sure = report.noise is not None and abs(gain) > report.noise
-        doubt = ": within noise" if report.noise is not None and not sure else ""
+        doubt = " (not significant)" if report.noise is not None and not sure else ""
         if sure and helped and not report.shows_help:
-            sure, doubt = False, ": not against its best evaluation"
+            sure, doubt = False, " (none against the baseline's best evaluation)"
         tone = ("good" if helped else "bad") if sure else ""
-        found.append(Tile(signed(report, gain), f"through the teacher{doubt}", tone))
+        found.append(Tile(signed(report, gain), f"effect of distillation{doubt}", tone))
     for ratio, better, worse in (
         (report.compression, "fewer parameters", "the parameters"),
         (report.speedup, "the speed at batch 1", "the latency at batch 1"),
@@ -120,7 +122,7 @@ def tiles(report: Results) -> list[Tile]:
 
 
 def _seeds(report: Results) -> Iterator[tuple[int, str, str, str]]:
-    """Yield seed, student, baseline and gain, where there are several seeds."""
+    """Yield seed, student, baseline and gain as text, if there are several seeds."""
     for result in report.seeds if len(report.seeds) > 1 else ():
         values = [(one or {}).get(report.metric) for one in (result.student, result.baseline)]
         student, baseline = (None if value is None or not math.isfinite(value) else value for value in values)

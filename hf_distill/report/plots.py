@@ -1,4 +1,4 @@
-"""The plots of a report: which there are, and what each of them shows."""
+"""Draw the plots of a report."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class Plot:
     """One figure of the page.
 
     Attributes:
-        title: Above it.
-        svg: The `<svg>` element; empty where it could not be drawn.
-        note: Below it.
-        wide: Whether it needs the width of the page to be read.
+        title: Text above it.
+        svg: The `<svg>` element; empty if it could not be drawn.
+        note: Text below it.
+        wide: Whether it needs the whole width of the page.
     """
 
     title: str
@@ -59,7 +59,7 @@ def plots(report: Results) -> list[Plot]:
     if _drawn(report):
         found.append(_plot("Metrics", _metrics, report, note=_metrics_note(report)))
     if any(model.latency for model in report.models.values()):
-        note = "Bars are medians, the thin line ends at the 90th percentile. Shorter is better."
+        note = "Bars: medians. The thin lines end at the 90th percentile. Shorter is better."
         found.append(_plot("Latency", _latency, report, note=note))
     every = panels(report)
     for quantity in list(every)[:PANELS]:
@@ -69,7 +69,9 @@ def plots(report: Results) -> list[Plot]:
         plot = _plot("Student against teacher", _confusion, report.confusion, note=note)
         found.append(replace(plot, wide=len(report.confusion.names) > 8))
     if report.calibration:
-        note = "On the dashed line confidence is accuracy, below it a model is too sure. Larger dots: more predictions."
+        note = (
+            "Dashed line: confidence equals accuracy; below it a model is overconfident. Larger dots: more predictions."
+        )
         found.append(_plot("Calibration", _calibration, report.calibration, note=note))
     return found
 
@@ -77,7 +79,7 @@ def plots(report: Results) -> list[Plot]:
 def _plot(title: str, draw: Callable[[Figure, Any], None], data: Any, note: str) -> Plot:
     try:
         return Plot(title, to_svg(title, draw, data), note)
-    except Exception:  # a figure is never worth the numbers of a finished run
+    except Exception:  # an error in a plot must not cost the results of a finished run
         logger.warning("the plot '%s' of the report could not be drawn", title, exc_info=True)
         return Plot(title, "", "This plot could not be drawn; the log says why.")
 
@@ -93,7 +95,7 @@ def shorten(name: str, length: int = NAME_LENGTH) -> str:
 
 
 def _bars(axes: Axes, values: Mapping[str, float], texts: Mapping[str, str], ends: Mapping[str, float]) -> None:
-    """Draw one horizontal bar a model, its value beside it, and a thin line from the bar's end to `ends`."""
+    """Draw a horizontal bar for each model, its value beside it, and a thin line from the bar's end to `ends`."""
     names = list(values)
     colours = [COLOURS[name] for name in names]
     axes.barh(range(len(names)), list(values.values()), color=colours, height=0.72)
@@ -127,7 +129,7 @@ def _metrics(figure: Figure, report: Results) -> None:
 
 
 def _drawn(report: Results) -> list[str]:
-    """Return the metrics that some model has a value of."""
+    """Return the metrics to draw: those of which a model has a value."""
     every = [model.metrics.keys() - model.undefined.keys() for model in report.models.values()]
     return [name for name in metric_names(report) if any(name in known for known in every)]
 
@@ -159,15 +161,15 @@ def _latency(figure: Figure, report: Results) -> None:
 def _curves_note(report: Results, quantity: Quantity, every: Mapping[Quantity, Curves]) -> str:
     curves = every[quantity]
     if quantity.name.startswith(OBJECTIVE):
-        note = "Mean, without its weight. Thin line: training. Dots: eval split."
+        note = "Mean, without the weight of the objective. Thin line: training. Dots: eval split."
     elif quantity.name == "loss":
-        note = "Weighted sum of the objectives, on the eval split: comparable within this training alone."
+        note = "Weighted sum of the objectives, on the eval split: comparable only within this training."
     else:
         note = "On the eval split."
     if any(not math.isfinite(value) for curve in curves.values() for value in curve.values):
-        note += " Gaps: no number."
+        note += " Gaps: not a finite number."
     if len({run for run, _ in curves}) > len({_model(run) for run, _ in curves}):
-        note += " Paler: the other seeds."
+        note += " Pale lines: the other seeds."
     if any(" stage " in run for run in report.history) and "stage" not in quantity.of:
         note += " Stages one after the other."
         note += heads_left(report) if quantity.name == report.metric else ""
@@ -188,7 +190,7 @@ def _curves(figure: Figure, curves: Curves) -> None:
     for (run, evaluated), curve in curves.items():
         model = _model(run)
         steps, values = _thinned(curve)
-        several = (model, evaluated) in seen  # further seeds stay in the background
+        several = (model, evaluated) in seen  # further seeds are drawn pale
         seen.add((model, evaluated))
         style: dict[str, Any] = {"linewidth": 1.0}
         if evaluated or len(steps) == 1:
@@ -201,7 +203,7 @@ def _curves(figure: Figure, curves: Curves) -> None:
 
 
 def _thinned(curve: Curve) -> tuple[list[float], list[float]]:
-    """Return at most about `POINTS` of the points, the last among them."""
+    """Return about `POINTS` of the points at most, including the last one."""
     stride = max(1, len(curve.steps) // POINTS)
     last = (len(curve.steps) - 1) % stride
     return curve.steps[last::stride], curve.values[last::stride]
@@ -214,7 +216,7 @@ def _confusion(figure: Figure, confusion: Confusion) -> None:
     font = 9 if size <= 6 else 7 if size <= 12 else 5
     for i, row in enumerate(confusion.counts):
         for j, counted in enumerate(row):
-            # Both by their share of the row; its root, since what is worth seeing is a few in a hundred.
+            # The shade is the square root of the share of the row, so that shares of a few percent are visible.
             share = 0.9 * math.sqrt(counted / max(sum(row), 1))
             colour = LINE if i == j else COLOURS["student"]
             axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=colour, alpha=share, linewidth=0))
@@ -235,7 +237,7 @@ def _confusion(figure: Figure, confusion: Confusion) -> None:
 
 
 def _confusion_note(confusion: Confusion) -> str:
-    note = "Rows. Grey: they agree. Coloured: they do not. Darker: a larger share of what the teacher says so."
+    note = "Numbers of rows. Grey: both agree. Coloured: they differ. Darker: a larger share of the teacher's class."
     if confusion.left_out:
         note += f" The {len(confusion.names)} classes they differ on most; {confusion.left_out:,} more are not shown."
     return note
@@ -264,6 +266,6 @@ def _calibration(figure: Figure, calibration: Mapping[str, Calibration]) -> None
 
 
 def _lowest(calibrations: Any) -> float:
-    # With two classes no confidence is below one half: half of the plot would be empty.
+    # With two classes no confidence is below 0.5, and half of the plot would be empty.
     lowest: Sequence[float] = [x for item in calibrations for x in item.confidence if x is not None]
     return max(0.0, math.floor(min(lowest, default=0.0) * 10) / 10 - 0.02)

@@ -1,4 +1,4 @@
-"""The report of a run: did distillation help, and what did it cost?"""
+"""The report of a run, with its sentences and files."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ REPORT = "report.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Report(Results):
-    """All a run knows at its end, as sentences and as files."""
+    """The results of a run, with their verdict, and saved as files."""
 
     def verdict(self) -> list[str]:
-        """Return one to four sentences: what was kept, what the teacher added, what got worse."""
+        """Return one to four sentences: the student's quality, the teacher's effect, and what got worse."""
         return verdict(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what `report.json` holds: plain values, None for what is not a number."""
+        """Return the content of `report.json`: plain values, None for NaN and infinite numbers."""
         return to_plain(self)
 
     def save(self, directory: str | Path) -> Path:
         """Write `report.html`, `README.md` and, last, `report.json`; return the path of `report.html`.
 
-        Each file appears whole or not at all, and an old `report.json` goes first: where there is one, the report
-        that it belongs to is complete.
+        Each file is written atomically. An old `report.json` is deleted first, so that a directory with a
+        `report.json` always holds a complete report.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ class Report(Results):
 
     @classmethod
     def load(cls, path: str | Path) -> Report:
-        """Read a report again, from its `report.json` or the directory that holds it."""
+        """Load a report from its `report.json`, or from the directory that holds it."""
         path = Path(path)
         content = json.loads((path / REPORT if path.is_dir() else path).read_text(encoding="utf-8"))
         return from_plain(cls, content)

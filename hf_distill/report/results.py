@@ -1,4 +1,4 @@
-"""What a run measured, and what follows from it: retention, gain, noise, compression, speedup."""
+"""The measured results of a run, and the numbers computed from them: retention, gain, noise, compression, speedup."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import SkipValidation
 
 from hf_distill.metrics.chance import Chance
-from hf_distill.models.quantization import in_words, size, weights
+from hf_distill.models.quantization import describe_weights, size, weights
 from hf_distill.report.best import Best
 from hf_distill.report.calibration import Calibration, Confusion, Group
 from hf_distill.report.latency import Latency
@@ -19,28 +19,27 @@ from hf_distill.report.latency import Latency
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Of a metric, as it is: one that is not defined is a float with a reason.
+# The value of a metric. Not validated, since an undefined metric is a float with a reason, which pydantic would drop.
 Value = Annotated[float, SkipValidation]
-# Half-width of a 95 % interval in standard errors: Student's t by degrees of freedom, for the few seeds a run has.
+# Half-width of a 95 % interval in standard errors: Student's t for each number of degrees of freedom (seeds - 1).
 T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 NORMAL_95 = 1.96
-# What is left of equal differences after rounding.
+# Differences up to this size are rounding errors.
 NOTHING = 1e-12
-# Two evaluations of the same weights may differ by it: their batches have other shapes.
+# Two evaluations of the same weights may differ by this much, since their batches have other shapes.
 ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
 class ModelResult:
-    """What was measured on one model.
+    """The measurements of one model.
 
     Attributes:
-        metrics: On the eval split; empty where it has no labels.
-        parameters: Number of them, shared ones once; None where there is no model, but targets given as data.
-        bytes: Of the parameters, as they were measured; None likewise.
-        latency: Speed; None where it was not measured.
-        weights: What the parameters were then: `float32`, or `int8 (rest float32)`; empty without a model. All figures
-            are of these.
+        metrics: Name -> value on the eval split; empty if it has no labels.
+        parameters: Number of parameters, shared ones once; None if the teacher's targets are given as data.
+        bytes: Size of the parameters in bytes, as measured; None if the teacher's targets are given as data.
+        latency: Speed; None if it was not measured.
+        weights: Type of the weights that were measured: `float32`, or `int8 (rest float32)`; empty without a model.
     """
 
     metrics: Mapping[str, Value]
@@ -51,26 +50,26 @@ class ModelResult:
 
     @property
     def undefined(self) -> dict[str, str]:
-        """Metrics without a value, and why they have none."""
+        """Metric -> reason, for metrics that are not defined."""
         without = {name: value for name, value in self.metrics.items() if _number(self.metrics, name) is None}
         return {name: getattr(value, "reason", "it is not a finite number") for name, value in without.items()}
 
     @classmethod
     def of(cls, model: PreTrainedModel, metrics: Mapping[str, float], latency: Latency | None = None) -> ModelResult:
-        """Return the result of `model`, its size counted here."""
+        """Return the results of a model, with its size and type of weights."""
         parameters, held = size(model)
-        return cls(metrics, parameters, held, latency, in_words(**weights(model)))
+        return cls(metrics, parameters, held, latency, describe_weights(**weights(model)))
 
 
 @dataclass(frozen=True)
 class SeedResult:
-    """One of several trainings with the same recipe.
+    """The results for one seed, if a run trains several.
 
     Attributes:
-        seed: Of the training.
+        seed: Seed of the training.
         student: Metrics of the student.
         baseline: Metrics of the same student, from the same start, trained without the teacher.
-        best: The baseline's best evaluation while it was trained; None where there was none.
+        best: The baseline's best evaluation during training; None if there was none.
     """
 
     seed: int
@@ -81,22 +80,22 @@ class SeedResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """All a run knows at its end.
+    """The results of a run.
 
     Attributes:
         task: A Hub pipeline tag.
         metric: Name of the headline metric; `"agreement"` where the eval split has no labels.
-        greater_is_better: Of the headline metric.
+        greater_is_better: Whether a greater value of the headline metric is better.
         teacher: Results of the teacher.
-        student: Of the student that is saved (the first seed's).
-        baseline: Of the same student trained without the teacher, same seed.
-        agreement: Share of eval rows where student and teacher predict the same; None for regression.
-        baseline_agreement: Likewise of the baseline: what of the agreement any student of this size would have.
-        eval_rows: Labelled rows that the metrics were computed on.
-        gain_error: Standard error of the gain on an eval split of this size (`figures.gain_error`).
-        best: `student` and `baseline` -> its best evaluation while it was trained, of the first seed.
-        chance: What the headline metric is without knowledge; None where that is not known.
-        seeds: One entry a seed, the saved student's first; may be empty for a single one.
+        student: Results of the student that is saved (the first seed's).
+        baseline: Results of the same student trained without the teacher, same seed.
+        agreement: Share of eval rows for which student and teacher predict the same; None for regression.
+        baseline_agreement: Share of eval rows for which baseline and teacher predict the same; None for regression.
+        eval_rows: Number of labelled rows on which the metrics were computed.
+        gain_error: Standard error of the gain on an eval split of this size (`calibration.gain_error`).
+        best: `student` and `baseline` -> its best evaluation during training, of the first seed.
+        chance: Score of a trivial guesser; None if not known.
+        seeds: One entry for each seed, the saved student's first; may be empty for a single seed.
         groups: Accuracy by part of the eval split.
         confusion: Student against teacher.
         calibration: Model -> calibration.
@@ -134,11 +133,11 @@ class Results:
         return {name: model for name, model in all_models.items() if model is not None}
 
     def headline(self, model: str) -> float | None:
-        """Return the headline metric of a model; None where it is missing or not a number."""
+        """Return the headline metric of a model; None if it is missing or not a finite number."""
         return _number(self.models[model].metrics, self.metric) if model in self.models else None
 
     def is_chance(self, model: str) -> bool:
-        """Whether the headline metric of a model is no better than that of one that has learned nothing."""
+        """Return whether a model's headline metric is not significantly better than a trivial guess."""
         value = self.headline(model)
         if self.chance is None or value is None:
             return False
@@ -146,38 +145,38 @@ class Results:
 
     @property
     def retention(self) -> float | None:
-        """What the student keeps: student / teacher; teacher / student where less is better (errors, perplexity).
+        """The retained share of the teacher's score: student / teacher, or teacher / student if smaller is better.
 
-        None where that is undefined.
+        None if that is undefined.
         """
         teacher, student = self.headline("teacher"), self.headline("student")
         if teacher is None or student is None:
             return None
         kept, of = (student, teacher) if self.greater_is_better else (teacher, student)
-        # Below zero (a correlation) there is nothing to keep a share of.
+        # A share of a negative score (a correlation) makes no sense.
         return kept / of if of > 0 else None
 
     @property
     def gains(self) -> tuple[float, ...]:
-        """Student - baseline on the headline metric, one value a seed that has both."""
+        """Student - baseline on the headline metric, for each seed that has both."""
         return tuple(student - baseline for student, baseline, _ in self._trained_twice)
 
     @property
     def gains_over_best(self) -> tuple[float, ...]:
-        """The same, each baseline taken at its best: at its end, or at its best evaluation while it was trained."""
+        """Student - baseline for each seed, with the baseline at its end or best evaluation, whichever is better."""
         return tuple(
             student - (best.value if best is not None and self.was_better(best, baseline) else baseline)
             for student, baseline, best in self._trained_twice
         )
 
     def was_better(self, best: Best, now: float) -> bool:
-        """Whether a model was better at an evaluation while it was trained than it is now."""
+        """Return whether a model was better at an evaluation during training than at its end."""
         ahead = best.value - now if self.greater_is_better else now - best.value
         return ahead > ROUNDING * max(1.0, abs(now))
 
     @property
     def _trained_twice(self) -> list[tuple[float, float, Best | None]]:
-        """Headline metric of student and baseline, and the baseline's best evaluation, of each seed that has both."""
+        """Headline metrics of student and baseline, and the baseline's best evaluation, for each seed with both."""
         pairs = [(seed.student, seed.baseline, seed.best) for seed in self.seeds]
         if len(pairs) < 2:
             metrics = self.baseline.metrics if self.baseline else None
@@ -187,17 +186,17 @@ class Results:
 
     @property
     def gain(self) -> float | None:
-        """What the teacher added: student - baseline, mean over seeds. Of an error, negative is good."""
+        """The effect of distillation: student - baseline, mean over seeds. Negative is good for errors."""
         return mean(self.gains) if self.gains else None
 
     @property
     def gain_over_best(self) -> float | None:
-        """What the teacher added to the same student at its best: it may have been trained too long for its rows."""
+        """The gain over the baseline at its best, which may have been trained too long; mean over seeds."""
         return mean(self.gains_over_best) if self.gains_over_best else None
 
     @property
     def shows_help(self) -> bool:
-        """Whether this run shows that the teacher helped: beyond noise, and against the baseline at its best too."""
+        """Whether the gain is significant, also against the baseline's best evaluation."""
         if self.noise is None or self.gain_over_best is None:
             return False
         gain = self.gain_over_best if self.greater_is_better else -self.gain_over_best
@@ -210,10 +209,10 @@ class Results:
 
     @property
     def noise(self) -> float | None:
-        """Half-width of a 95 % interval around the gain; None where nothing is known of its noise.
+        """Half-width of the 95 % interval of the gain; None if it is not known.
 
-        The larger of two: the spread over seeds (Student's t), and the sampling error of the eval split. One that is 0
-        is not known: the seeds happened to differ alike, or both models answered alike on every row.
+        The larger of two: the spread over seeds (Student's t), and the sampling error of the eval split. A value of 0
+        counts as not known: all seeds have the same gain, or both models have the same predictions.
         """
         if not self.gains:
             return None
@@ -227,9 +226,9 @@ class Results:
         return max((one for one in known if one > NOTHING), default=None)
 
     def binomial_error(self, one: str, other: str) -> float | None:
-        """Return the standard error of a difference between two models where the headline metric is a share of rows.
+        """Return the standard error of the difference of two models, if the headline metric is a share of rows.
 
-        That both models see the same rows is ignored: it is too wide rather than too narrow.
+        It ignores that both models are evaluated on the same rows, so it is rather too large than too small.
         """
         shares = [self.headline(one), self.headline(other)]
         known = [share for share in shares if share is not None and 0 <= share <= 1]
@@ -239,13 +238,13 @@ class Results:
 
     @property
     def compression(self) -> float | None:
-        """How many times fewer parameters the student has than the teacher; None where there is no such model."""
+        """Parameters of the teacher / parameters of the student; None if the teacher's targets are given as data."""
         theirs, ours = self.teacher.parameters, self.student.parameters
         return theirs / ours if theirs and ours else None
 
     @property
     def speedup(self) -> float | None:
-        """How many times faster the student answers one example."""
+        """Latency of the teacher / latency of the student, for one example; None if not measured."""
         if self.teacher.latency is None or self.student.latency is None:
             return None
         return self.teacher.latency.single.median_ms / self.student.latency.single.median_ms

@@ -1,4 +1,4 @@
-"""Drawings as SVG that lives inside a page: its colours are the page's, in the dark as on paper."""
+"""Draw SVG for the page, in the colours of its style sheet, so that dark mode and print work."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-# One colour and one shape a model, in every plot. Blue, vermilion (Okabe and Ito's palette) and grey stay apart for
-# every kind of colour blindness, and in grey print by their shapes.
+# One colour and one shape for each model, in every plot. Blue, vermilion (Okabe and Ito's palette) and grey can be told
+# apart with every kind of colour blindness; the shapes help in grey print.
 COLOURS = {"teacher": "#0072b2", "student": "#d55e00", "baseline": "#7d8590"}
 MARKERS = {"teacher": "s", "student": "o", "baseline": "^"}
 INK, LINE = "#1f2328", "#d1d9e0"
@@ -22,7 +22,7 @@ VARIABLES = {**{colour: f"var(--{model})" for model, colour in COLOURS.items()},
 
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text: small, searchable, in the page's font
-    "text.parse_math": False,  # a label named "$" is no formula
+    "text.parse_math": False,  # a label named "$" is not a formula
     "font.size": 9.0,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -37,22 +37,22 @@ STYLE: Any = {
     "grid.color": LINE,
     "grid.linewidth": 0.6,
 }
-WIDTH = 4.6  # inches; narrow, so that the text can still be read when the plot is as wide as a phone
+WIDTH = 4.6  # inches; narrow, so that the text can be read on a phone
 
 
 def to_svg(title: str, draw: Callable[[Figure, Any], None], data: Any) -> str:
     """Return the `<svg>` element of a drawing, the same for the same data.
 
     Args:
-        title: Of the drawing; no other one of the page may have it.
+        title: Title of the drawing, unique on the page.
         draw: Draws `data` on a figure.
-        data: What is drawn.
+        data: The data.
     """
-    # The salt makes the ids of clip paths the same for the same report; the library's default is random.
+    # A fixed salt makes the ids of clip paths reproducible; by default they are random.
     with matplotlib.rc_context(), warnings.catch_warnings():
-        matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
+        matplotlib.rcdefaults()  # ignore the user's matplotlibrc
         matplotlib.rcParams.update({**STYLE, "svg.hashsalt": title})
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's browser has other fonts
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's browser has its own fonts
         figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
         FigureCanvasSVG(figure)
         draw(figure, data)
@@ -60,7 +60,7 @@ def to_svg(title: str, draw: Callable[[Figure, Any], None], data: Any) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    # Ids are the page's: those of two plots must not meet.
+    # Ids must be unique on the page, so each plot adds its own prefix.
     prefix = re.sub(r"\W+", "-", title)
     text = re.sub(r'(\sid="|url\(#|href="#)', rf"\g<1>{prefix}-", text)
     text = re.sub("|".join(VARIABLES), lambda match: VARIABLES[match[0]], text)

@@ -1,4 +1,4 @@
-"""The last thing a run prints: the table, the verdict and where the rest is."""
+"""Print the report at the end of a run: the table, the verdict and the path of the page."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ COLOURS = {"teacher": "blue", "student": "bold", "baseline": "dim"}
 
 
 def table(report: Report) -> Table:
-    """Return teacher, student and student without teacher side by side."""
-    # No frame: what is left of a narrow terminal belongs to the numbers.
+    """Return a table of teacher, student and student without teacher."""
+    # No frame, to leave the width of a narrow terminal to the numbers.
     grid = Table(box=SIMPLE_HEAD, pad_edge=False)
     grid.add_column(overflow="fold")
     for name in report.models:
         grid.add_column(TITLES[name], justify="right", style=COLOURS[name], overflow="fold")
     for row in rows(report):
-        # Metric names come from outside: "[/]" in one is text, not markup.
+        # Metric names are foreign text: "[/]" in one must not be read as markup.
         cells = [escape(readable(text)) for text in (row.label, *row.cells.values())]
         grid.add_row(*cells, style="bold" if row.headline else None)
     return grid
@@ -38,7 +38,7 @@ def show(report: Report, console: Console | None = None, page: str | Path | None
 
     Args:
         report: What to print.
-        console: Where; standard output if None.
+        console: Where to print; standard output if None.
         page: Path of `report.html`, printed at the end.
     """
     console = console or Console()
@@ -50,5 +50,5 @@ def show(report: Report, console: Console | None = None, page: str | Path | None
         text = readable(line)
         if console.options.ascii_only:
             text = text.replace("±", "+/-").encode("ascii", "replace").decode()
-        # Soft: the terminal wraps, so that a path can be copied and a log can be searched.
+        # With soft wrap the terminal breaks lines, so that paths can be copied and logs searched.
         console.print(text, markup=False, highlight=False, soft_wrap=True)

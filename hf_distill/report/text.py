@@ -1,4 +1,4 @@
-"""The numbers of a report as text: the rows of its table, the same in the terminal, the page and the model card."""
+"""Format the numbers of a report, and build its table for the terminal, the page and the model card."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 TITLES = {"teacher": "teacher", "student": "student", "baseline": "student without teacher"}
 NOTHING = "-"
 
-# Ends the entry of a stage in the settings of a report whose metrics are those of a head it does not train.
+# End of a stage's entry in the report's settings if the stage does not train the head that the metrics need.
 HEAD_IS_LEFT = " (the head is not trained)"
 
-# Shares of right answers, shown in percent where they lie between 0 and 1 (`evaluate` gives some in percent already).
+# Shares of correct predictions, shown in percent if between 0 and 1 (`evaluate` returns some in percent).
 SHARES = (
     *("accuracy", "exact_match", "f1", "precision", "recall", "agreement", "ece"),
     *("rouge1", "rouge2", "rougel", "rougelsum"),
@@ -28,8 +28,8 @@ class Row:
     """One line of the table.
 
     Attributes:
-        label: What is compared.
-        cells: Model -> text, for the models of the report.
+        label: Text of the first column.
+        cells: Model -> text.
         headline: Whether it is the headline metric.
     """
 
@@ -39,7 +39,7 @@ class Row:
 
 
 def number(value: float | None) -> str:
-    """Return four significant digits.
+    """Return a number with four significant digits.
 
     >>> number(0.123456), number(1234.5), number(None)
     ('0.1235', '1234', '-')
@@ -59,7 +59,7 @@ def percent(value: float | None) -> str:
 
 
 def count(value: float) -> str:
-    """Return a number of things in at most four digits.
+    """Return a count in short form, with K, M or B.
 
     >>> count(66_955_010), count(17_586), count(512)
     ('67.0 M', '17.6 K', '512')
@@ -71,7 +71,7 @@ def count(value: float) -> str:
 
 
 def milliseconds(value: float) -> str:
-    """Return a time with three digits or so.
+    """Return a time in milliseconds with about three digits.
 
     >>> milliseconds(0.4567), milliseconds(45.67), milliseconds(4567.8)
     ('0.457 ms', '45.7 ms', '4568 ms')
@@ -81,7 +81,7 @@ def milliseconds(value: float) -> str:
 
 
 def metric_title(metric: str) -> str:
-    """Return what a metric is called; of a script of the `evaluate` library, nothing of its path but its name.
+    """Return the name of a metric for the report; for a script of the `evaluate` library, its file name only.
 
     >>> metric_title("f1_macro"), metric_title("evaluate//home/me/squad.py#f1")
     ('f1_macro', 'squad f1')
@@ -101,7 +101,7 @@ def is_share(report: Results, metric: str) -> bool:
 
 
 def metric_names(report: Results) -> list[str]:
-    """Return the names of all metrics, the headline first. Agreement is not one: it has its own row."""
+    """Return the names of all metrics, the headline first; without agreement, which has its own row."""
     names = dict.fromkeys(name for model in report.models.values() for name in model.metrics)
     names.pop("agreement", None)
     return sorted(names, key=lambda name: name != report.metric)
@@ -118,7 +118,7 @@ def signed(report: Results, value: float) -> str:
 
 
 def unsigned(report: Results, value: float) -> str:
-    """Return the size of a difference on the headline metric, in points where it is shown in percent."""
+    """Return the size of a difference on the headline metric, in points if it is shown in percent."""
     if not is_share(report, report.metric):
         return f"{value:.3g}" if value < 1000 else f"{value:.0f}"  # no 1.93e+03
     points = value * 100
@@ -126,7 +126,7 @@ def unsigned(report: Results, value: float) -> str:
 
 
 def rows(report: Results) -> list[Row]:
-    """Return the table: metrics, agreement, calibration, size, speed. What was not measured has no row."""
+    """Return the rows of the table: metrics, agreement, calibration, size, speed; without those not measured."""
     models = report.models
     table = []
     for name in metric_names(report):
@@ -135,7 +135,7 @@ def rows(report: Results) -> list[Row]:
         if name == report.metric and _was_better(report):
             best = {key: report.best[key].value if key in report.best else None for key in models}
             cells = {key: metric_value(report, name, value) for key, value in best.items()}
-            table.append(Row("its best evaluation in training", cells))
+            table.append(Row("best evaluation during training", cells))
     if report.agreement is not None:
         agreement = {"teacher": None, "student": report.agreement, "baseline": report.baseline_agreement}
         cells = {key: percent(agreement[key]) for key in models}
@@ -153,16 +153,16 @@ def rows(report: Results) -> list[Row]:
 
 
 def _was_better(report: Results) -> bool:
-    """Whether a model was better at some evaluation while it was trained than it is now."""
+    """Return whether a model was better at an evaluation during training than at its end."""
     now = {key: report.headline(key) for key in report.best}
     return any(value is not None and report.was_better(report.best[key], value) for key, value in now.items())
 
 
 def undefined(report: Results) -> list[str]:
-    """Return a sentence for each metric that has no value, and why: in the table it is `-`.
+    """Return a sentence for each metric that is not defined, which the table shows as `-`.
 
     Returns:
-        Such as `auc is not defined (teacher, student): only one class among the labels.`
+        Sentences such as `auc is not defined (teacher, student): only one class among the labels.`
     """
     models: dict[tuple[str, str], list[str]] = {}
     for key, model in report.models.items():
@@ -175,7 +175,7 @@ def undefined(report: Results) -> list[str]:
 
 
 def heads_left(report: Results) -> str:
-    """Return in which stages the student's head is not trained; empty where it always is."""
+    """Return the sentence that names the stages in which the student's head is not trained; "" if there are none."""
     left = [key.partition(" ")[2] for key, text in report.settings.items() if str(text).endswith(HEAD_IS_LEFT)]
     which = f"stage {left[0]}" if len(left) == 1 else f"stages {', '.join(left)}"
     return f" In {which} the student's head is not trained." if left else ""
@@ -200,7 +200,7 @@ def _speed(report: Results) -> list[Row]:
 
 
 def speed_note(report: Results) -> str:
-    """Return how the speed was measured, one sentence; empty where it was not."""
+    """Return the sentence about how the speed was measured; "" if it was not."""
     latency = report.student.latency
     if latency is None:
         return ""
@@ -213,14 +213,14 @@ def speed_note(report: Results) -> str:
     threads = f"{latency.threads} CPU thread{'' if latency.threads == 1 else 's'}"
     return (
         f"One forward pass, {' and '.join(kinds)}, on {latency.device} with {threads}; "
-        f"batches of {shape(latency.single)} and {shape(latency.batch)}, the models in turns.{_other_tokens(report)}"
+        f"batches of {shape(latency.single)} and {shape(latency.batch)}, models taking turns.{_other_tokens(report)}"
     )
 
 
 def _other_tokens(report: Results) -> str:
-    """Say where the teacher was timed on the same texts in tokens of its own."""
+    """Return the sentence about a teacher that was timed on the same texts in its own tokens; else ""."""
     ours, theirs = report.student.latency, report.teacher.latency
     if "tokenizers" not in report.settings or ours is None or theirs is None:
         return ""
     lengths = f"{theirs.single.sequence_length} and {theirs.batch.sequence_length}"
-    return f" The teacher read the same texts in its own tokens: {lengths} of them."
+    return f" The teacher read the same texts in its own tokens ({lengths} tokens)."

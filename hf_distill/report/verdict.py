@@ -1,4 +1,4 @@
-"""Did distillation help, and what did it cost? In sentences, with the noise said and nothing bad left out."""
+"""Write the verdict of a report: sentences on whether distillation helped, how certain that is, and what got worse."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ if TYPE_CHECKING:
     from hf_distill.report.results import Results
 
 LINES = 4
-# A smaller difference of expected calibration errors is what another choice of bins would do.
+# Smaller differences of expected calibration errors could come from the choice of bins.
 CALIBRATION = 0.01
 
 
 def verdict(report: Results) -> list[str]:
     """Return one to four sentences, the most important first."""
-    lines = [_kept(report), _gain(report), *_cautions(report)]
+    lines = [_quality(report), _gain(report), *_cautions(report)]
     return [line for line in lines if line][:LINES]
 
 
-def _kept(report: Results) -> str:
+def _quality(report: Results) -> str:
     teacher, student = report.headline("teacher"), report.headline("student")
     if teacher is None or student is None or report.metric == AGREEMENT:
-        return f"{_unjudged(report)} {_cost(report)}".strip()
+        return f"{_without_metric(report)} {_size_and_speed(report)}".strip()
     values = [metric_value(report, report.metric, value).removesuffix(" %") for value in (student, teacher)]
     kept, name = report.retention, metric_title(report.metric)
     if report.is_chance("teacher"):
         start = f"The teacher is no better than a trivial guess: {_against_chance(report, 'teacher')}."
-        nothing = f"By this metric there was nothing to keep: the student's {name} is {values[0]}."
-        return " ".join((start, nothing, _cost(report))).strip() + _other_weights(report)
+        nothing = f"By this metric there was nothing to learn from it: the student's {name} is {values[0]}."
+        return " ".join((start, nothing, _size_and_speed(report))).strip() + _other_weights(report)
     if kept is None or kept <= 0:
         start = f"The student's {name} is {values[0]} against the teacher's {values[1]}"
     elif not report.greater_is_better:
@@ -42,15 +42,15 @@ def _kept(report: Results) -> str:
             change = f"{_times(1 / kept)} times as much"
         start = f"The student's {name} is {values[0]} against the teacher's {values[1]} ({change})"
     elif kept > 1:
-        doubt = ", within noise" if not _apart(report, "student", "teacher") else ""
+        doubt = ", not significant" if not _apart(report, "student", "teacher") else ""
         start = f"The student's {name} is above the teacher's ({values[0]} against {values[1]}{doubt})"
     else:
         start = f"The student kept {percent(kept)} of the teacher's {name} ({values[0]} of {values[1]})"
-    return f"{start}{_cost(report, sentence=False)}{_other_weights(report)}{_over_seeds(report)}"
+    return f"{start}{_size_and_speed(report, sentence=False)}{_other_weights(report)}{_over_seeds(report)}"
 
 
 def _other_weights(report: Results) -> str:
-    """Say in what the teacher was measured, where it was loaded in something else than the student."""
+    """Return the sentence about different types of weights in teacher and student; "" if they are the same."""
     theirs, ours = report.teacher.weights, report.student.weights
     return f" The teacher was measured in {theirs}, the student in {ours}." if theirs and theirs != ours else ""
 
@@ -61,12 +61,12 @@ def _against_chance(report: Results, model: str) -> str:
     assert chance is not None
     values = [metric_value(report, report.metric, one).removesuffix(" %") for one in (value, chance.value)]
     better = value is not None and (value > chance.value if report.greater_is_better else value < chance.value)
-    noise = ", within noise" if better else ""
+    noise = ", not significantly better" if better else ""
     return f"its {metric_title(report.metric)} is {values[0]} against {values[1]} for {chance.answer}{noise}"
 
 
 def _over_seeds(report: Results) -> str:
-    # The saved student is one draw; the first seed may have been lucky.
+    # The first seed, whose student is saved, may have been lucky.
     values = [seed.student.get(report.metric) for seed in report.seeds]
     known = [value for value in values if value is not None and math.isfinite(value)]
     if len(known) < 2:
@@ -76,14 +76,14 @@ def _over_seeds(report: Results) -> str:
 
 
 def _apart(report: Results, one: str, other: str) -> bool:
-    """Return whether two models differ by more than the eval split's noise, as far as that is known."""
+    """Return whether two models differ by more than the sampling error of the eval split, if that is known."""
     values, error = (report.headline(one), report.headline(other)), report.binomial_error(one, other)
     if values[0] is None or values[1] is None:
         return False
     return abs(values[0] - values[1]) > NORMAL_95 * (error or 0.0)
 
 
-def _unjudged(report: Results) -> str:
+def _without_metric(report: Results) -> str:
     rows = f"of {report.eval_rows:,} eval rows" if report.eval_rows else "of the eval rows"
     same = f"Student and teacher predict the same on {percent(report.agreement)} {rows}"
     if report.metric == AGREEMENT and report.agreement is not None:
@@ -104,8 +104,8 @@ def _undefined(report: Results) -> list[str]:
     return list(dict.fromkeys(filter(None, found)))
 
 
-def _cost(report: Results, *, sentence: bool = True) -> str:
-    """Return what the student's size and speed are: what got better in one clause, what did not in its own sentence."""
+def _size_and_speed(report: Results, *, sentence: bool = True) -> str:
+    """Return the student's size and speed: improvements in one clause, each of the others in a sentence."""
     better, worse = [], []
     ratio = report.compression
     if ratio is not None:
@@ -117,7 +117,7 @@ def _cost(report: Results, *, sentence: bool = True) -> str:
             worse.append("It is not smaller than the teacher.")
     speed = report.speedup
     if speed is not None:
-        # A few percent are within what a second measurement would change.
+        # A few percent may change from one measurement to the next.
         if speed > 1.05:
             better.append(f"{_times(speed)} times the speed at batch 1")
         elif speed < 0.95:
@@ -151,12 +151,12 @@ def _gain(report: Results) -> str:
         return f"Whether the teacher helped is not known: {missing}."
     if report.metric == AGREEMENT:
         return (
-            f"With the teacher the student agrees with it on {signed(report, gain)} compared with the same student "
-            "trained without it; whether that made it better is not known."
+            f"Agreement with the teacher: {signed(report, gain)} compared with the same student trained without it; "
+            "without labels it is not known whether that made the student better."
         )
     helped = gain > 0 if report.greater_is_better else gain < 0
     noise = report.noise
-    against = f"{signed(report, gain)} {metric_title(report.metric)} against the same student trained without it"
+    against = f"{signed(report, gain)} {metric_title(report.metric)} compared with the same student trained without it"
     facts = f"({_facts(report)})"
     if noise is None and not any(abs(one) > NOTHING for one in report.gains):
         return _no_effect(report)
@@ -166,26 +166,26 @@ def _gain(report: Results) -> str:
     after = f" It is {best}." if best else ""
     if noise is None:
         start = "The teacher seems to have helped" if helped else "The teacher did not help"
-        return f"{start}: {against} {facts}.{after} The noise of this difference is not known."
+        return f"{start}: {against} {facts}.{after} The uncertainty of this difference is not known."
     if abs(gain) <= noise:
         doubt = "This run does not show that it helped."
-        return f"The teacher's effect is within noise: {against} {facts}.{after} {doubt}"
+        return f"The teacher's effect is not significant: {against} {facts}.{after} {doubt}"
     if len(report.gains) == 1:
-        after += " Other seeds were not tried."  # the eval split's noise is not all the noise there is
+        after += " Only one seed was trained."  # the interval does not include variation over seeds
     return f"The teacher {'helped' if helped else 'hurt'}: {against} {facts}.{after}"
 
 
 def _at_its_best(report: Results) -> str:
-    """Return `+0.2 points against its best evaluation (82.9 at step 40 of 60)`; empty where its end was its best."""
+    """Return the gain over the baseline's best evaluation as text; "" if the baseline was best at its end."""
     over = report.gain_over_best
     if over is None or report.gain is None or abs(over - report.gain) <= NOTHING:
         return ""
-    where = f"means of {len(report.gains)} seeds, each at its best"
+    where = f"mean of {len(report.gains)} seeds, each at its best"
     if len(report.gains) == 1:
         best = report.best["baseline"]
         value = metric_value(report, report.metric, best.value).removesuffix(" %")
         where = f"{value} at step {best.step:,} of {best.steps:,}"
-    return f"{signed(report, over)} against that student's best evaluation while it was trained ({where})"
+    return f"{signed(report, over)} compared with that student's best evaluation during training ({where})"
 
 
 def _helps_at_best(report: Results) -> bool:
@@ -196,7 +196,7 @@ def _helps_at_best(report: Results) -> bool:
 
 
 def _no_effect(report: Results) -> str:
-    """Say that both students scored alike, which is no interval of width zero."""
+    """Return the sentence for equal scores of both students; an interval of width 0 would claim too much."""
     name, seeds = metric_title(report.metric), len(report.gains)
     value = metric_value(report, report.metric, report.headline("student")).removesuffix(" %")
     facts = f"in each of {seeds} seeds" if seeds > 1 else f"{value}, one seed"
@@ -222,7 +222,7 @@ def _facts(report: Results) -> str:
 
 def _cautions(report: Results) -> list[str]:
     lines = [
-        f"{steps} steps of the {training} were left out, as a loss or gradient was not finite (on_nan: skip)."
+        f"{steps} steps of the {training} were skipped, as a loss or gradient was not finite (on_nan: skip)."
         for training, steps in report.settings.get("skipped_steps", {}).items()
     ]
     if report.is_chance("student") and not report.is_chance("teacher"):
@@ -238,7 +238,7 @@ def _cautions(report: Results) -> list[str]:
             )
     if (group := _worst(report)) is not None:
         lines.append(
-            f"The loss is not even: on '{group.name}' ({group.count:,} rows) accuracy fell from "
+            f"The drop is uneven: on '{group.name}' ({group.count:,} rows) accuracy fell from "
             f"{percent(group.accuracy['teacher'])} to {percent(group.accuracy['student'])}."
         )
     if {"teacher", "student"} <= report.calibration.keys():
@@ -252,7 +252,7 @@ def _cautions(report: Results) -> list[str]:
 
 
 def _worst(report: Results) -> Group | None:
-    """Return the group that lost most, if it lost clearly more than the whole."""
+    """Return the group whose accuracy fell most, if it fell clearly more than the overall accuracy; else None."""
     compared = [group for group in report.groups if {"teacher", "student"} <= group.accuracy.keys()]
     total = sum(group.count for group in compared)
     if len(compared) < 2 or not total:
@@ -263,6 +263,6 @@ def _worst(report: Results) -> Group | None:
 
     overall = sum(lost(group) * group.count for group in compared) / total
     worst = max(compared, key=lost)
-    # Three standard errors: the worst of many groups looks bad by chance alone.
+    # Three standard errors, since the worst of many groups looks bad by chance alone.
     error = math.sqrt(sum(p * (1 - p) for p in (worst.accuracy["teacher"], worst.accuracy["student"])) / worst.count)
     return worst if lost(worst) > max(overall, 0.0) + 3 * error else None

@@ -1,4 +1,4 @@
-"""Which logits of a batch count, and what their labels are: all that objectives on logits ever see."""
+"""Select the logits of a batch that count, and their labels: the input of every objective on logits."""
 
 from hf_distill.rows.base import Places, RowLayout, Rows, SparseRows, Unit
 from hf_distill.rows.examples import ExampleRows

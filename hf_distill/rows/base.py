@@ -1,8 +1,7 @@
-"""Rows: which logits of a batch count, and what their labels are.
+"""Rows: the logits of a batch that count, and their labels.
 
-Every objective on logits sees `(rows, classes)` and nothing else. What a row is (an example, one class of a
-multi-label example, a token) is the layout's business, so a new objective works for every task and a new task
-for every objective.
+Every objective on logits gets `(rows, classes)` and nothing else. The layout decides what a row is (an example, one
+label of a multi-label example, a token), so a new objective works for every task and a new task for every objective.
 """
 
 from __future__ import annotations
@@ -17,16 +16,16 @@ import torch
 from torch import Tensor
 
 from hf_distill.data.label_names import IGNORED
-from hf_distill.models.heads import Captured, Head
+from hf_distill.models.heads import Captured, OutputHead
 from hf_distill.models.projection import Side
 from hf_distill.models.target_rows import MixtureRows, SparseRows, TeacherRows, top_class, upcast
 
-# What a sum is divided by: rows that count, rows that have a label, examples, tokens that are no padding, ordered
-# pairs of two examples of the same micro-batch, or examples of a text, one that fits it and one that does not.
+# What the sum of a loss is divided by: rows that count, rows that have a label, examples, tokens that are not padding,
+# ordered pairs of two examples of the same micro-batch, or triples of a text, one that fits it and one that does not.
 Unit = Literal["row", "label", "example", "token", "pair", "triple"]
 UNITS: tuple[Unit, ...] = ("row", "label", "example", "token", "pair", "triple")
-# The logit of what is no class of a row: its probability is exactly 0 at any temperature, and unlike that of -inf its
-# logarithm can be subtracted and differentiated.
+# The logit of a column that is not a class of the row: its probability is exactly 0 at any temperature, and unlike with
+# -inf the log-probability can be subtracted and differentiated.
 IMPOSSIBLE = -1e30
 # Columns that tell whether a row is finite.
 _FIRST = 64
@@ -60,10 +59,10 @@ class Rows:
             over the classes `(rows, classes)`, NaN throughout where there is none.
         example: `(rows,)`, the index in the batch of the example each row belongs to.
         examples: Batch size.
-        classes: Which columns are classes of a row, bool `(rows, classes)`, where rows have different ones; None where
-            all columns are. The others are `IMPOSSIBLE` in both models.
-        shared: Which columns are the same class to the teacher, `(its classes,)`, ascending; None where all are. Its
-            rows have these columns alone.
+        classes: Which columns are classes of each row, bool `(rows, classes)`, if rows have different ones; None if all
+            columns are classes of all rows. The others are `IMPOSSIBLE` in both models.
+        shared: Columns that the teacher has too, `(shared classes,)`, ascending; None for all. The teacher's rows have
+            only these columns.
     """
 
     student: Tensor
@@ -76,7 +75,7 @@ class Rows:
 
     @cached_property
     def compared(self) -> Rows:
-        """The same rows with the columns that both models have; a label that is not among them counts as none."""
+        """The same rows with only the columns that both models have; a label outside them counts as no label."""
         if self.shared is None:
             return self
         place = torch.searchsorted(self.shared, self.labels).clamp(max=len(self.shared) - 1)
@@ -84,12 +83,12 @@ class Rows:
         return self.with_columns(self.student.index_select(-1, self.shared), labels)
 
     def with_columns(self, student: Tensor, labels: Tensor) -> Rows:
-        """Return the rows with other columns of the student, all of which the teacher has."""
+        """Return the rows with other student logits and labels, whose columns the teacher has all of."""
         return replace(self, student=student, labels=labels, shared=None)
 
     def sum_by_example(self, values: Tensor) -> Tensor:
-        """Sum a value per row, or several, into `(batch, ...)`."""
-        # No short cut for as many rows as examples: they may all be tokens of one example.
+        """Sum `(rows, ...)` over the rows of each example: `(batch, ...)`."""
+        # Also if there are as many rows as examples: they may all be tokens of one example.
         return values.new_zeros(self.examples, *values.shape[1:]).index_add(0, self.example, values)
 
     def agreement(self) -> Tensor:
@@ -100,10 +99,10 @@ class Rows:
         return self.sum_by_example((top_class(self.compared.student) == top).to(self.student.dtype))
 
     def extremes(self) -> Tensor:
-        """Return a number for each example that is NaN or inf where the logits are: student's, teacher's `(batch, 2)`.
+        """Return a number per example and model, `(batch, 2)`: NaN or inf if its logits are; student, then teacher.
 
-        It says which model is at fault once a loss is not finite. Of a vocabulary it looks at the first classes: what
-        goes wrong before the head goes wrong in all of them, and the loss sees the rest.
+        It tells which model is at fault when a loss is not finite. For a vocabulary only the first classes are checked:
+        a fault before the head shows in all classes, and any other shows in the loss.
         """
         ours = self._extreme(self.student.detach())
         teacher = self.teacher if self.teacher is None or isinstance(self.teacher, Tensor) else self.teacher.numbers
@@ -117,13 +116,13 @@ class Rows:
 
 @dataclass(frozen=True)
 class Places:
-    """Where the rows of a batch are, known before any logit is made.
+    """Positions of the rows of a batch, known before any logit is computed.
 
     Attributes:
-        mask: Which positions of a model's output, bool `(batch, positions)`; positions past its width are none.
-        labels: See `Rows`.
-        example: See `Rows`.
-        position: Of each row in its example, `(rows,)`.
+        mask: Which positions of a model's output are rows, bool `(batch, positions)`; later positions are not.
+        labels: `(rows,)`: class indices, -100 for no label.
+        example: `(rows,)`, the index in the batch of the example each row belongs to.
+        position: Position of each row in its example, `(rows,)`.
     """
 
     mask: Tensor
@@ -135,7 +134,7 @@ class Places:
         """Return the rows of `(batch, positions, width)`, `(rows, width)`.
 
         Raises:
-            ValueError: The output has other positions than the batch; which of them is which is not known.
+            ValueError: The output has another number of positions than the batch, so they cannot be matched.
         """
         extra = output.shape[1] - self.mask.shape[1]
         if extra not in (0, 1):  # 1: the last position predicts a token after the end
@@ -143,12 +142,12 @@ class Places:
                 f"the model's output has {output.shape[1]} positions, and the batch {self.mask.shape[1]} to compare. "
                 "Prompt tuning, which puts tokens of its own before them, is not supported; use LoRA or prefix tuning."
             )
-        # Not by the mask: each time the device would be asked again how many there are.
+        # By index, not by the mask: a mask would wait for the device each time to learn the number of rows.
         return output[self.example, self.position]
 
 
 class RowLayout(ABC):
-    """Turns the logits of both models and a batch into `Rows`, and counts rows from the batch alone."""
+    """Turns the logits of both models and a batch into `Rows`, and counts rows from the batch alone (no logits)."""
 
     @property
     def has_classes(self) -> bool:
@@ -157,12 +156,12 @@ class RowLayout(ABC):
 
     @property
     def by_position(self) -> bool:
-        """Whether a row depends on nothing but the head's input at one position (see `places`)."""
+        """Whether a row depends only on the head's input at one position; `places` then gives the positions."""
         return False
 
     @property
     def has_named_classes(self) -> bool:
-        """Whether every row is a distribution over the task's classes, so that figures by class mean something."""
+        """Whether every row is a distribution over the task's classes, so that the report can show each class."""
         return False
 
     # Whether the models return a vector of each text.
@@ -170,49 +169,55 @@ class RowLayout(ABC):
     # Which of a model's outputs `logits` reads, and whether they have a value for every token of the input.
     outputs: ClassVar[tuple[str, ...]] = ("logits",)
     outputs_by_token: ClassVar[bool] = False
-    # Column of the teacher's logits for each of the student's, where their orders differ.
+    # Column of the teacher's logits for each of the student's, if their orders differ.
     teacher_columns: tuple[int, ...] | None = None
-    # Units whose sum is how many tokens a student reads.
+    # Units whose sum is the number of tokens that a student reads.
     token_units: ClassVar[tuple[Unit, ...]] = ("token",)
-    # What it reads of a batch beside the models' own inputs; the trainer keeps these columns of a data set.
+    # Columns read beside the models' inputs; the trainer does not remove them from a data set.
     columns: tuple[str, ...] = ("labels",)
 
-    # Which of these have a value for every token of the input, and which hold positions of tokens: they move with them.
+    # Columns with a value for every token, and columns with positions of tokens: they change when padding is moved.
     token_columns: ClassVar[tuple[str, ...]] = ()
     position_columns: ClassVar[tuple[str, ...]] = ()
 
     def labels(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
-        """Return what metrics compare predictions with; None where the batch has no labels."""
+        """Return the labels with which metrics compare predictions; None if the batch has none."""
         return inputs.get("labels")
 
     def logits(self, outputs: Mapping[str, Any]) -> Tensor:
-        """Return what `select` takes of a model's output; a student's is also what metrics are computed from."""
+        """Return the logits in a model's output, as `select` takes them; metrics are computed from them as well."""
         logits: Tensor = outputs["logits"]
         return logits
 
     def shared(self, device: torch.device) -> Tensor | None:
-        """Return which of the student's columns the teacher has too, `(columns,)`, ascending; None for all."""
+        """Return the student's columns that the teacher has too, `(columns,)`, ascending; None for all."""
         return None
 
     @abstractmethod
     def select(self, student: Tensor, teacher: Tensor | None, inputs: Mapping[str, Tensor]) -> Rows:
-        """Return the rows that count; logits as the models gave them, in their own dtype."""
+        """Return the rows that count.
+
+        Args:
+            student: The student's logits, as `logits` returns them, in their own dtype.
+            teacher: The teacher's logits; None without a teacher.
+            inputs: The batch.
+        """
 
     def teacher_rows(self, teacher: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Return the teacher's rows as `select` does, but with their graph, for objectives that differentiate."""
+        """Return the teacher's rows as `select` does, but not detached, for objectives that need their gradient."""
         columns = self.teacher_columns
         return self.select(teacher if columns is None else teacher[..., list(columns)], None, inputs).student
 
     def places(self, inputs: Mapping[str, Tensor]) -> Places | None:
-        """Return where the rows are, for a head that is applied position by position; None for other heads."""
+        """Return the positions of the rows, for a head that is applied to each position alone; None for other heads."""
         return None
 
     @abstractmethod
     def counts(self, inputs: Mapping[str, Tensor]) -> dict[Unit, Tensor]:
-        """Return how many rows, labels and examples every example has, `(batch,)` each. Needs no forward pass."""
+        """Return unit -> number per example, `(batch,)`, for rows, labels and examples. Needs no forward pass."""
 
     def tokens(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Return which tokens of the (encoder's) input are no padding, bool `(sequences, tokens)`."""
+        """Return True for tokens of the (encoder's) input that are not padding, bool `(sequences, tokens)`."""
         attended = inputs.get("attention_mask")
         if attended is not None:
             return attended != 0
@@ -220,26 +225,26 @@ class RowLayout(ABC):
         return torch.ones(0, 0, dtype=torch.bool) if ids is None else torch.ones_like(ids, dtype=torch.bool)
 
     def units(self, inputs: Mapping[str, Tensor]) -> dict[Unit, Tensor]:
-        """Return how many of each unit every example has, `(batch,)` each: `counts`, tokens, pairs and triples."""
+        """Return unit -> number per example, `(batch,)`: those of `counts`, and tokens, pairs and triples."""
         counts = self.counts(inputs)
         examples = counts["example"]
         tokens = self.tokens(inputs).sum(-1).to(examples)
         counts["token"] = fold(tokens, len(examples)) if len(tokens) else torch.zeros_like(examples)
         counts["pair"] = examples * (len(examples) - 1)
-        counts["triple"] = torch.zeros_like(examples)  # but for sentence similarity
+        counts["triple"] = torch.zeros_like(examples)  # only sentence similarity has triples
         return counts
 
 
 def fold(sequences: Tensor, examples: int) -> Tensor:
-    """Sum a value per sequence into `(examples,)`.
+    """Sum a value per sequence over the sequences of each example: `(sequences,)` -> `(examples,)`.
 
-    An example may be several sequences: a batch of B pairs of sentences is the B first ones, then the B second ones.
+    An example may be several sequences: a batch of B pairs of sentences has the B first ones, then the B second ones.
     """
     return sequences.reshape(-1, examples).sum(0)
 
 
 def likeliest(labels: Tensor) -> Tensor:
-    """Return the likeliest class of every distribution `(rows, classes)`, -100 where there is none (NaN).
+    """Return the most likely class of every distribution `(rows, classes)`; -100 for a row of NaN.
 
     >>> likeliest(torch.tensor([[0.2, 0.8], [float("nan")] * 2]))
     tensor([   1, -100])
@@ -247,15 +252,17 @@ def likeliest(labels: Tensor) -> Tensor:
     return torch.where(labels.isnan().any(-1), IGNORED, labels.argmax(-1))
 
 
-def side_of(head: Head, captured: Captured, places: Places, classes: int | None, shared: Tensor | None = None) -> Side:
-    """Return a model at its head, for the rows of a batch.
+def side_of(
+    head: OutputHead, captured: Captured, places: Places, classes: int | None, shared: Tensor | None = None
+) -> Side:
+    """Return a model's output head with its input at the rows of a batch.
 
     Args:
-        head: Of the model.
-        captured: What it would have given to the head.
-        places: Where the rows are. A model spread over devices may have computed its last layer on another one.
-        classes: See `Side`.
-        shared: Likewise.
+        head: The model's output head.
+        captured: The captured input of the head.
+        places: Positions of the rows; moved to the device of the captured input.
+        classes: Number of columns that are tokens; None for all.
+        shared: For a teacher: the columns whose tokens the student has too; None for all.
     """
     assert captured.hidden is not None
     here = captured.hidden.device

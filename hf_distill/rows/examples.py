@@ -12,7 +12,7 @@ from torch import Tensor
 from hf_distill.data.label_names import IGNORED
 from hf_distill.rows.base import RowLayout, Rows, Unit, likeliest, upcast
 
-# How far from 1 the sum of a row may be: probabilities of many classes, rounded to two digits.
+# How far from 1 the sum of a row may be, to allow probabilities of many classes rounded to two digits.
 TOLERANCE = 0.02
 
 
@@ -25,9 +25,9 @@ class ExampleRows(RowLayout):
             label, with logits `[0, z]`, whose softmax is `[1 - sigmoid(z), sigmoid(z)]`, so that every objective on
             classes is, unchanged, its multi-label form. `"values"` (regression): one row per example and value.
         width: Number of labels (values) of the head.
-        teacher_columns: Column of the teacher's logits for each of the student's, where their orders differ.
-        soft: Of `"binary"`: labels lie between 0 and 1. Those of `"classes"` are distributions `(batch, width)` where
-            they have two dimensions.
+        teacher_columns: Column of the teacher's logits for each of the student's, if their orders differ.
+        soft: For `"binary"`: labels may lie between 0 and 1. (Labels of `"classes"` with two dimensions are always read
+            as distributions `(batch, width)`.)
     """
 
     kind: Literal["classes", "binary", "values"] = "classes"
@@ -37,16 +37,16 @@ class ExampleRows(RowLayout):
 
     @property
     def has_classes(self) -> bool:
-        """See `RowLayout.has_classes`."""
+        """Whether rows are distributions over classes: for all kinds but `"values"`."""
         return self.kind != "values"
 
     @property
     def has_named_classes(self) -> bool:
-        """See `RowLayout.has_named_classes`."""
+        """Whether every row is a distribution over the task's classes: for `"classes"`."""
         return self.kind == "classes"
 
     def select(self, student: Tensor, teacher: Tensor | None, inputs: Mapping[str, Tensor]) -> Rows:
-        """See `RowLayout.select`."""
+        """Return one row for each example, or for each example and label or value."""
         batch = len(student)
         if teacher is not None and self.teacher_columns is not None:
             teacher = teacher[:, list(self.teacher_columns)]
@@ -69,14 +69,14 @@ class ExampleRows(RowLayout):
         return torch.stack((torch.zeros_like(flat), flat), -1) if self.kind == "binary" else flat.unsqueeze(-1)
 
     def labels(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
-        """Return what metrics compare predictions with: of a distribution, its likeliest class."""
+        """Return the labels with which metrics compare predictions; for distributions, the most likely class."""
         labels = inputs.get("labels")
         if labels is None or self.kind != "classes":
             return labels
         return likeliest(labels) if self._is_distribution(labels) else labels.reshape(-1)
 
     def _is_distribution(self, labels: Tensor) -> bool:
-        # One number in a list of its own, `(batch, 1)`, is a class, as to Transformers' models.
+        # Labels `(batch, 1)` are classes, as for Transformers' models.
         return self.kind == "classes" and labels.ndim == 2 and (labels.shape[-1] > 1 or self.width == 1)
 
     def _labels(self, inputs: Mapping[str, Tensor], logits: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class ExampleRows(RowLayout):
         return labels.to(exact) if self._is_distribution(labels) else labels.reshape(-1).long()
 
     def counts(self, inputs: Mapping[str, Tensor]) -> dict[Unit, Tensor]:
-        """See `RowLayout.counts`."""
+        """Return the number of rows, labels and examples per example, `(batch,)` each."""
         first = next(iter(inputs.values()))
         ones = torch.ones(len(first), device=first.device)
         rows = ones if self.kind == "classes" else ones * self.width
@@ -113,12 +113,13 @@ class ExampleRows(RowLayout):
 
 
 def check_batch(batch: Mapping[str, Any], layout: RowLayout) -> None:
-    """Refuse labels of a batch that are one number a class, and no distribution over the classes.
+    """Refuse labels with one number per class that are not a distribution over the classes.
 
-    Transformers' models take decimals like 1, 1, 0 for several labels at once; as a distribution they count twice.
+    Transformers' models read decimals like 1, 1, 0 as several labels at once. Read as a distribution, such an example
+    would count twice.
 
     Raises:
-        ValueError: Says what they are, and how to have several labels.
+        ValueError: The labels do not sum to 1; the message says how to set several labels.
     """
     labels = batch.get("labels")
     if not isinstance(layout, ExampleRows) or layout.kind != "classes" or not isinstance(labels, Tensor):

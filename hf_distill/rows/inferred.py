@@ -1,4 +1,4 @@
-"""Reading the row layout from two models, for those who bring models and no task."""
+"""Find the row layout from the student's class, for users of the trainer who name no task."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 
 def infer_layout(student: nn.Module, teacher: nn.Module | None, processing_class: Any = None) -> RowLayout:
-    """Return which logits count, from the student's class and both configurations.
+    """Return the layout for the student's class, from both models' configurations.
 
     Args:
         student: A sequence classifier, token classifier, question answerer, masked, causal or encoder-decoder language
             model (PEFT-wrapped or not).
         teacher: Model of the same kind.
-        processing_class: If it is a tokenizer (or has one), it tells which columns of a vocabulary-sized head are
-            tokens.
+        processing_class: A tokenizer, or a processor that has one; its size tells which columns of a head over a
+            vocabulary are tokens.
 
     Raises:
-        ValueError: The class is none of these, or the two heads do not fit each other.
+        ValueError: The class is not one of these, or the two heads do not fit each other.
     """
     student = base_model(student)
     if encoding_of(student) is not None:
@@ -81,7 +81,7 @@ def _label_rows(student: PretrainedConfig, teacher: PretrainedConfig | None) -> 
 
 
 def _teacher_columns(student: PretrainedConfig, teacher: PretrainedConfig | None) -> tuple[int, ...] | None:
-    """Return the teacher's column of each of the student's labels; None where names do not tell."""
+    """Return the teacher's column for each of the student's labels; None if the models have no label names."""
     if teacher is None:
         return None
     if teacher.num_labels != student.num_labels:
@@ -91,7 +91,7 @@ def _teacher_columns(student: PretrainedConfig, teacher: PretrainedConfig | None
 
 
 def _columns(student: PretrainedConfig, teacher: PretrainedConfig | None, processing_class: Any) -> dict[str, Any]:
-    """Return `classes` and `left_out` of a layout: tokens past the end of the teacher's head are none of its tokens."""
+    """Return `classes` and `left_out` of a layout; tokens that the teacher's head does not have are left out."""
     both = vocabulary(student, teacher, processing_class)
     own = vocabulary(student, None, processing_class)
     if both is None or own is None:

@@ -1,4 +1,4 @@
-"""Padding changes nothing: on which side each model is padded, tried out on a few tokens; batches are moved there."""
+"""Make padding harmless: find the side on which it does not change a model's outputs, and pad batches there."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ from hf_distill.rows.tokens import TargetRows
 
 logger = logging.getLogger(__name__)
 
-# On which side padding changes nothing; "none": on either side it changes the answers.
+# The side on which padding does not change a model's outputs; "none" if it does on both sides.
 Side = Literal["right", "left", "none"]
 SIDES: tuple[Side, ...] = ("right", "left")
 MASK, IDS = "attention_mask", "input_ids"
-# Tokens of the text that a model is tried with, and of its padding.
+# Number of text tokens and of padding tokens in the trial.
 TEXT, PADDED = 6, 3
-# Largest difference that is rounding, relative to the largest value. What padding does to an answer is far larger.
+# Largest relative difference that counts as rounding. If padding changes an output, the difference is far larger.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 IN_HALF = 0.1
 
 
 class Padding:
-    """How models are run on padded batches, whatever side the collator pads on.
+    """Runs models on padded batches so that padding does not change their outputs, whatever side the collator pads.
 
-    Padding on the right leaves the positions of a text as they are, and a causal model cannot look at it. So batches
-    are padded there, but for models that read the last position as the end of a text (XLNet). A model whose answers
-    depend on padding on both sides (ConvBERT, FNet and YOSO look past the mask) runs without: texts of equal length
-    together.
+    Batches are padded on the right: this leaves the positions of a text unchanged, and a causal model cannot see the
+    padding. Models that read the last position as the end of a text (XLNet) are padded on the left. A model whose
+    outputs depend on padding on either side (ConvBERT, FNet and YOSO ignore the mask in places) runs without padding,
+    on texts of equal length together.
 
     Args:
-        models: `student` -> the student, without wrapper of a distributed training, and what the teachers are called.
+        models: `student` -> the student, and name -> model of the teachers; without wrappers for distributed training.
         layout: Which logits count.
-        whole: Whether a batch has to be one forward pass, for somebody looks into the models.
-        pad: The token that batches are padded with; the configuration's if left out.
+        whole: Whether a batch must be one forward pass, because objectives read hidden states or attention.
+        pad: The token with which batches are padded; the configuration's if left out.
 
     Attributes:
-        sides: Whose -> on which side it is padded.
-        decisions: What is unusual about that, a line for the user each.
+        sides: `student`, `teacher` -> the side on which it is padded.
+        decisions: Lines for the user about what is unusual.
     """
 
     def __init__(
@@ -69,12 +69,12 @@ class Padding:
         name = type(base_model(model)).__name__
         if not whole:
             self.decisions.append(
-                f"padding: the answers of the {whose} ({name}) depend on it, so it runs without: texts of equal length "
+                f"padding: the outputs of the {whose} ({name}) depend on it, so it runs without: texts of equal length "
                 "together, which is slower"
             )
             return "none"
         logger.warning(
-            "the answers of the %s (%s) depend on padding, so figures change with the batch size. Set "
+            "the outputs of the %s (%s) depend on padding, so results change with the batch size. Set "
             "per_device_train_batch_size and per_device_eval_batch_size to 1, or choose another model",
             *(whose, name),
         )
@@ -83,17 +83,17 @@ class Padding:
     def run(
         self, whose: str, model: nn.Module, given: Mapping[str, Any], batch: Mapping[str, Any], *, own: bool = False
     ) -> Any:
-        """Run a model on a batch; on one length after the other where padding would change its answers.
+        """Run a model on a batch; separately for each length of text if padding would change its outputs.
 
         Args:
-            whose: Which of the models.
+            whose: `student` or `teacher`.
             model: The model.
             given: Its inputs.
-            batch: What they were taken from: a model that looks past the mask may not take it.
-            own: Whether no other model reads them.
+            batch: The whole batch, which has the mask even if the model does not take one.
+            own: Whether only this model reads the inputs, as with the teacher's own tokens.
         """
         side, ids, mask = self.sides.get(whose, "right"), batch.get(IDS), batch.get(MASK)
-        # A batch of several models is padded as the first of them wants it.
+        # A batch that several models read is padded on the side of the first.
         there = "left" if (self._own if own else self._main) == "left" else "right"
         if mask is None and isinstance(ids, Tensor) and self._pad is not None:
             mask = ids != self._pad
@@ -102,12 +102,12 @@ class Padding:
         return by_length(model, given, mask, self._layout)
 
     def collating(self, collate: Any) -> Any:
-        """Return a collator that moves padding to the side of the models that read a batch.
+        """Return a collator that moves padding to the side that the models need.
 
         Args:
             collate: Makes batches, padded on any side.
         """
-        if isinstance(collate, AroundCollator):  # what a cache adds is put where the tokens are
+        if isinstance(collate, AroundCollator):  # a cache adds targets after padding has been moved
             return collate.around(self.collating)
         return PadOneSide(collate, self._layout, self._main == "left", self._own == "left", self._pad)
 
@@ -119,9 +119,9 @@ class PadOneSide:
     Attributes:
         collate: Makes the batch.
         layout: Says which columns belong to tokens.
-        left: Whether to the left.
-        teacher_left: Likewise of the tokens of a teacher that has its own.
-        pad: The token that targets are padded with, where it is known.
+        left: Whether padding is moved to the left.
+        teacher_left: Whether the padding of the teacher's own tokens is moved to the left, if it has its own.
+        pad: The token with which targets are padded; None if unknown.
     """
 
     collate: Collate
@@ -135,7 +135,7 @@ class PadOneSide:
 
         Raises:
             ValueError: The targets of an encoder-decoder model begin with padding, which its decoder would read; or
-                labels are no distributions (see `check_batch`).
+                labels with one number per class are not distributions.
         """
         batch = self.collate(examples)
         check_batch(batch, self.layout)
@@ -146,7 +146,7 @@ class PadOneSide:
         return {**batch, **found} if found else batch
 
     def set_epoch(self, epoch: int) -> None:
-        """Pass on what `batches.SetEpoch` says: what a collator draws may depend on it."""
+        """Tell the inner collator the epoch: masks that it draws may depend on it."""
         if (told := getattr(self.collate, "set_epoch", None)) is not None:
             told(epoch)
 
@@ -160,7 +160,7 @@ def _moved(batch: Mapping[str, Any], prefix: str, left: bool, layout: RowLayout)
     if bool(real[..., -1 if left else 0].all()):
         return {}
     tokens = mask.shape[-1]
-    # Where the first real token stands, or the place after the last one. A row of nothing but padding stays.
+    # Position of the first real token, or the one after the last. A row with only padding is not moved.
     first = tokens - real.flip(-1).int().argmax(-1) if left else real.int().argmax(-1)
     places = (torch.arange(tokens, device=mask.device) + first.unsqueeze(-1)) % tokens
     found = {}
@@ -168,7 +168,7 @@ def _moved(batch: Mapping[str, Any], prefix: str, left: bool, layout: RowLayout)
         if not isinstance(value, Tensor) or not name.startswith(prefix):
             continue
         if name in layout.position_columns:
-            # Around the end, as the tokens go; what is no position (-100) stays.
+            # Positions wrap around as the tokens do; -100 is not a position and stays.
             moved = (value - first.view(-1, *(1,) * (value.dim() - 1)).to(value)) % tokens
             found[name] = torch.where((value >= 0) & (value < tokens), moved, value)
         elif value.shape[: mask.dim()] == mask.shape and (prefix or _goes_with_tokens(name, layout)):
@@ -178,20 +178,20 @@ def _moved(batch: Mapping[str, Any], prefix: str, left: bool, layout: RowLayout)
 
 
 def _goes_with_tokens(name: str, layout: RowLayout) -> bool:
-    """Whether a column of the shape of the tokens belongs to them: labels of several classes may look so by chance."""
+    """Return whether a column has a value per token; labels of several classes can have the same shape by chance."""
     if name.startswith((PREFIX, "decoder_")):
         return False
     return name in layout.token_columns or name not in layout.columns
 
 
 def _check_targets(batch: Mapping[str, Any], pad: int) -> None:
-    """Refuse targets that are padded on the left: no mask hides that from a decoder."""
+    """Refuse targets that are padded on the left, since a decoder has no mask for them."""
     labels, said = batch.get("labels"), batch.get("decoder_input_ids")
     if not isinstance(labels, Tensor) or not isinstance(said, Tensor) or labels.shape != said.shape:
         return
     leading = (labels < 0).int().cumprod(-1).sum(-1)
     for row in ((leading > 0) & (leading < labels.shape[-1])).nonzero()[:, 0].tolist():
-        # Labels left out on purpose, of a prompt, have tokens before them.
+        # Labels of a prompt that are masked on purpose have tokens before them.
         if bool((said[row, 1 : int(leading[row]) + 1] == pad).all()):
             raise ValueError(
                 "labels are padded on the left, and the decoder would read that padding. Collate with a tokenizer that "
@@ -203,13 +203,13 @@ def _check_targets(batch: Mapping[str, Any], pad: int) -> None:
 
 
 def by_length(model: nn.Module, given: Mapping[str, Any], mask: Tensor, layout: RowLayout) -> dict[str, Tensor]:
-    """Return what a layout reads of a model's answer to a padded batch that it reads one length after the other.
+    """Run a model on the texts of each length separately, without padding, and return the outputs of the whole batch.
 
     Args:
         model: The model.
         given: Its inputs.
-        mask: 0 where a token is padding, `(batch, tokens)`.
-        layout: Names these outputs. They are 0 at padding.
+        mask: 0 for padding, `(batch, tokens)`.
+        layout: Names the outputs to return. They are 0 at padding.
     """
     real = mask != 0
     first = real.int().argmax(-1)
@@ -239,12 +239,12 @@ def _part(value: Any, mask: Tensor, rows: Tensor, cells: tuple[Tensor, Tensor]) 
 
 
 def side_of(model: nn.Module, layout: RowLayout, pad: int | None = None) -> Side:
-    """Return on which side padding changes nothing of a model's answers; the right one if it cannot be tried out.
+    """Return the side on which padding does not change a model's outputs; "right" if it cannot be tried out.
 
     Args:
-        model: With its weights, wrapped or not.
+        model: The model with its weights, wrapped or not.
         layout: Which of its outputs count.
-        pad: The token that batches are padded with; the configuration's if left out.
+        pad: The token with which batches are padded; the configuration's if left out.
     """
     config: Any = getattr(base_model(model), "config", None)
     if config is None:
@@ -257,26 +257,26 @@ def side_of(model: nn.Module, layout: RowLayout, pad: int | None = None) -> Side
         with evaluating(model), torch.no_grad(), _own_chance(model):
             alone = _answer(model, layout, config, pad, None)
             return next((side for side in SIDES if _same(alone, _answer(model, layout, config, pad, side))), "none")
-    # Model code fails in any way it likes on what it does not expect; it will say so itself when it is trained.
+    # Model code may raise anything on unexpected inputs; if that matters, training will raise it again.
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError, StopIteration):
         return "right"
 
 
 @contextmanager
 def _own_chance(model: nn.Module) -> Iterator[None]:
-    """Leave the random numbers of the training as they are: some models hash at random (Reformer)."""
+    """Context manager: restore torch's random state afterwards, since some models draw numbers (Reformer's hashes)."""
     devices = {one.device for one in model.parameters() if one.device.type == "cuda"}
     with torch.random.fork_rng(devices=sorted(devices, key=str)):
         yield
 
 
 def _answer(model: nn.Module, layout: RowLayout, config: Any, pad: int, side: Side | None) -> Tensor:
-    """Return what counts of a model's answer to a short text, `(1, width)` or `(1, tokens of the text, width)`."""
+    """Return the outputs that count for a short text, `(1, width)` or `(1, tokens of the text, width)`."""
     torch.manual_seed(0)
     special = {pad, config.pad_token_id, config.bos_token_id, config.eos_token_id}
     eos = config.eos_token_id
     plain = [number for number in range(min(config.vocab_size, TEXT + len(special) + 1)) if number not in special]
-    # Some find the end of a text by this token; for others it is one like any.
+    # Some models find the end of a text by this token; for others it is an ordinary one.
     ids = [*plain[: TEXT - 1], eos if isinstance(eos, int) and eos != pad else plain[-1]]
     before, after = (PADDED if side == one else 0 for one in ("left", "right"))
     device = next(model.parameters()).device
@@ -286,7 +286,7 @@ def _answer(model: nn.Module, layout: RowLayout, config: Any, pad: int, side: Si
     if isinstance(layout, TargetRows):
         inputs["decoder_input_ids"] = torch.tensor([ids[:2]], device=device)
     takes = taken_by(model)
-    # Not by a call: hooks that somebody put on the model are for what it is given by others.
+    # `forward` instead of a call, so that hooks of the user do not see this trial.
     answer: Tensor = model.forward(**{name: value for name, value in inputs.items() if name in takes})[
         layout.outputs[0]
     ]

@@ -1,4 +1,4 @@
-"""The rows of question answering: where does the answer start, and where does it end?"""
+"""The row layout of question answering: two rows per example, the start and the end of the answer."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
     from hf_distill.rows.base import Unit
 
-# Column of a batch: 1 where an answer may start or end, 0 elsewhere (question, special tokens, padding).
+# Column of a batch: 1 for tokens at which an answer may start or end, 0 for question, special tokens and padding.
 CONTEXT_MASK = "context_mask"
 
 
 @dataclass(frozen=True)
 class SpanRows(RowLayout):
-    """Extractive question answering: two rows an example, its start and its end, whose classes are the positions.
+    """Extractive question answering: two rows per example, its start and its end, whose classes are the positions.
 
-    Only the positions of `context_mask` are classes (all tokens but padding where a batch does not have it), so that
-    the question, special tokens and padding have no part in any softmax, mean or order. Labels are `labels`,
-    `(batch, 2)`, or `start_positions` and `end_positions` as Transformers has them; one that is no class is none.
+    Only the positions in `context_mask` are classes (without it, all tokens that are not padding), so that the
+    question, special tokens and padding take no part in any softmax, mean or order. Labels are `labels`, `(batch, 2)`,
+    or Transformers' `start_positions` and `end_positions`; a position that is not a class counts as no label.
     """
 
     outputs: ClassVar[tuple[str, ...]] = ("start_logits", "end_logits")
@@ -47,7 +47,7 @@ class SpanRows(RowLayout):
         return torch.stack((inputs["start_positions"], inputs["end_positions"]), -1)
 
     def select(self, student: Tensor, teacher: Tensor | None, inputs: Mapping[str, Tensor]) -> Rows:
-        """See `RowLayout.select`."""
+        """Return two rows per example: start, end."""
         classes = _classes(inputs)
         assert classes is not None
         kept = classes.any(-1).nonzero()[:, 0]
@@ -74,9 +74,9 @@ class SpanRows(RowLayout):
         return labels.masked_fill((place != labels) | ~classes.gather(1, place), IGNORED)
 
     def counts(self, inputs: Mapping[str, Tensor]) -> dict[Unit, Tensor]:
-        """See `RowLayout.counts`."""
+        """Return the number of rows, labels and examples per example, `(batch,)` each."""
         classes, labels = _classes(inputs), self.labels(inputs)
-        if classes is None:  # of labels alone
+        if classes is None:  # a batch with labels only
             assert labels is not None
             known = labels >= 0
             rows = torch.full((len(labels),), 2.0, device=labels.device)
@@ -94,10 +94,10 @@ def _classes(inputs: Mapping[str, Tensor]) -> Tensor | None:
 
 
 def by_width(rows: Rows) -> list[Rows]:
-    """Split rows with different numbers of classes into parts that all have as many, and no other column.
+    """Split rows into parts with equal numbers of classes; a part has only the columns that are classes.
 
     Raises:
-        ValueError: The teacher is sparse: which of its classes are columns of a part is not known.
+        ValueError: The teacher's rows are sparse, so its classes cannot be assigned to a part.
     """
     if rows.classes is None:
         return [rows]

@@ -1,4 +1,4 @@
-"""Rows of heads that answer for every token."""
+"""Row layouts of heads with an output for every token: language models and token classifiers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hf_distill.rows.base import Places, RowLayout, Rows, Unit, upcast
 
 @lru_cache(maxsize=8)
 def shared_columns(classes: int, left_out: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return the columns that are left, ascending, `(classes - len(left_out),)`.
+    """Return the columns that are not left out, ascending, `(classes - len(left_out),)`.
 
     >>> shared_columns(5, (1, 4), torch.device("cpu"))
     tensor([0, 2, 3])
@@ -28,18 +28,18 @@ def shared_columns(classes: int, left_out: tuple[int, ...], device: torch.device
 
 @dataclass(frozen=True)
 class TokenRows(RowLayout):
-    """Per-token heads: logits `(batch, tokens, classes)`, one row a token whose label is not -100.
+    """Per-token heads: logits `(batch, tokens, classes)`, one row for each token whose label is not -100.
 
-    Without labels every token the attention mask keeps is a row. A task that knows better which ones count writes
-    `label_names.UNLABELLED` where it does not know the label: such a row has only the teacher's answer.
+    Without labels every token in the attention mask is a row. A task writes `label_names.UNLABELLED` for a token that
+    counts and whose label is not known: the row is used for distillation, but not for the label loss.
 
     Attributes:
-        shift: Logits at position i predict token i + 1 (causal language models), if position i is no padding.
-        classes: Columns that are tokens. Models pad their embedding to round sizes, each to its own; the columns
-            past the vocabulary are no tokens and would take part in the softmax.
-        teacher_columns: Column of the teacher's logits for each of the student's, where their orders differ.
-        left_out: Those of `classes` that are another token to the teacher, or none, in ascending order. Models are
-            compared on the others alone; a label may be any of `classes`.
+        shift: Logits at position i predict token i + 1 (causal language models), if position i is not padding.
+        classes: Number of columns that are tokens. Models pad their embeddings to round sizes; columns past the
+            vocabulary are not tokens and must not take part in the softmax.
+        teacher_columns: Column of the teacher's logits for each of the student's, if their orders differ.
+        left_out: Columns that are another token, or no token, for the teacher, in ascending order. The models are
+            compared on the other columns only; a label may be any of `classes`.
     """
 
     outputs_by_token: ClassVar[bool] = True
@@ -51,17 +51,17 @@ class TokenRows(RowLayout):
     left_out: tuple[int, ...] = ()
 
     def shared(self, device: torch.device) -> Tensor | None:
-        """See `RowLayout.shared`."""
+        """Return the columns that are not left out, `(columns,)`; None if all are shared."""
         return shared_columns(self.classes, self.left_out, device) if self.classes and self.left_out else None
 
     @property
     def has_named_classes(self) -> bool:
-        """See `RowLayout.has_named_classes`."""
+        """Whether the columns are the task's labels, not the tokens of a vocabulary."""
         return self.classes is None
 
     @property
     def by_position(self) -> bool:
-        """See `RowLayout.by_position`; a subclass that selects rows in its own way gets all logits."""
+        """Whether rows can be computed position by position: not in a subclass that overrides `select`."""
         kind = type(self)
         own = kind.select is not TokenRows.select or kind.logits is not RowLayout.logits
         return self.teacher_columns is None and not own
@@ -74,11 +74,11 @@ class TokenRows(RowLayout):
             mask = (torch.ones_like(inputs["input_ids"]) if attended is None else attended) != 0
         if not self.shift:
             return mask
-        # After padding on the left the first token's predecessor is padding, and predicts nothing.
+        # With padding on the left, padding comes before the first token, and must not count as predicting it.
         return mask[:, 1:] if attended is None else mask[:, 1:] & (attended[:, :-1] != 0)
 
     def select(self, student: Tensor, teacher: Tensor | None, inputs: Mapping[str, Tensor]) -> Rows:
-        """See `RowLayout.select`."""
+        """Return one row for each token that counts."""
         places = self.places(inputs)
         return Rows(
             student=self._rows(student, places),
@@ -90,7 +90,7 @@ class TokenRows(RowLayout):
         )
 
     def places(self, inputs: Mapping[str, Tensor]) -> Places:
-        """See `RowLayout.places`."""
+        """Return the positions of the tokens that count."""
         mask, labels = self._mask(inputs), inputs.get("labels")
         example, position = mask.nonzero().unbind(-1)
         if labels is None:
@@ -109,13 +109,13 @@ class TokenRows(RowLayout):
         return rows if self.teacher_columns is None else rows[:, list(self.teacher_columns)]
 
     def teacher_rows(self, teacher: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-        """See `RowLayout.teacher_rows`."""
+        """Return the teacher's rows, not detached."""
         shared = self.shared(teacher.device)
         rows = super().teacher_rows(teacher, inputs)
         return rows if shared is None else rows.index_select(-1, shared)
 
     def counts(self, inputs: Mapping[str, Tensor]) -> dict[Unit, Tensor]:
-        """See `RowLayout.counts`."""
+        """Return the number of rows, labels and examples per example, `(batch,)` each."""
         mask, labels = self._mask(inputs), inputs.get("labels")
         rows = mask.sum(-1).float()
         if labels is None:
@@ -128,29 +128,29 @@ class TokenRows(RowLayout):
 
 @dataclass(frozen=True)
 class TargetRows(TokenRows):
-    """Encoder-decoder language models: logits `(batch, target tokens, classes)`, one row a label that is not -100.
+    """Encoder-decoder language models: logits `(batch, target tokens, classes)`, one row per label that is not -100.
 
-    Labels are what the decoder is to say at each position, and `decoder_input_ids` what it has said before: the same
-    one place to the right, after the token that it begins with. Both must be in the batch. Labels do not reach
-    `forward`, and without `decoder_input_ids` some models (BART) read the source in their place, without a word.
+    The batch must have `labels` and `decoder_input_ids`: the labels shifted one place to the right, after the
+    decoder's start token. `labels` are not passed to `forward`, and without `decoder_input_ids` some models (BART)
+    would silently use the source text instead.
 
     Attributes:
-        shift: Stays False: the shift is in `decoder_input_ids`.
-        classes: Columns that are tokens; see `TokenRows`.
-        left_out: See `TokenRows`.
-        teacher_columns: Column of the teacher's logits for each of the student's, where their orders differ.
+        shift: Always False: the shift is in `decoder_input_ids`.
+        classes: Number of columns that are tokens.
+        left_out: Columns that are another token, or no token, for the teacher.
+        teacher_columns: Column of the teacher's logits for each of the student's, if their orders differ.
     """
 
     token_columns: ClassVar[tuple[str, ...]] = ()  # labels are those of the decoder
     token_units: ClassVar[tuple[Unit, ...]] = ("token", "row")  # of the encoder and of the decoder
 
     def places(self, inputs: Mapping[str, Tensor]) -> Places:
-        """See `RowLayout.places`."""
+        """Return the positions of the tokens that count."""
         _check(inputs, "labels", "decoder_input_ids")
         return super().places(inputs)
 
     def counts(self, inputs: Mapping[str, Tensor]) -> dict[Unit, Tensor]:
-        """See `RowLayout.counts`."""
+        """Return the number of rows, labels and examples per example, `(batch,)` each."""
         _check(inputs, "labels")
         return super().counts(inputs)
 

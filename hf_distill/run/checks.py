@@ -106,7 +106,7 @@ def _merged(recipe: Recipe) -> Iterator[str]:
     for side, source in (*teachers, ("student", recipe.student.vocabulary)):
         if (adapter := find_adapter(source)) is not None:
             whole = "; trained and saved whole" if side == "student" else ""
-            yield f"{side}: {adapter.in_words()}{whole}"
+            yield f"{side}: {adapter.describe_merge()}{whole}"
 
 
 def _not_trained(recipe: Recipe, pair: Pair) -> Iterator[str]:

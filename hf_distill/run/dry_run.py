@@ -23,7 +23,7 @@ from hf_distill.models.tokenizers import tokenizer_name
 from hf_distill.objectives.features import FeatureObjective
 from hf_distill.objectives.hidden import Hidden, Hint, Patient
 from hf_distill.recipe.plugins import outside_code
-from hf_distill.recipe.writer import dump_recipe, words
+from hf_distill.recipe.writer import describe_entry, dump_recipe
 from hf_distill.report.text import count
 from hf_distill.run.best_model import check_best_metric, check_saving
 from hf_distill.run.checks import check_plan, cut_off, frozen_of, remarks
@@ -77,7 +77,7 @@ def check(recipe: Recipe) -> str:
         raise UserError(*found.mistakes)
     found.plan += [
         *_stages(recipe, found.pair),
-        f"training    {words(recipe.training)}",
+        f"training    {describe_entry(recipe.training)}",
         f"report      {_report(recipe)}",
     ]
     found.plan += (
@@ -147,7 +147,7 @@ def _check_pair(recipe: Recipe, found: _Findings) -> None:
             size = f": {_size(recipe, config)}" if config else ""
             if config and side == "student":
                 frozen_of(recipe, config)
-            found.plan.append(f"{side:<11} {words(entry(getattr(recipe, side)))}{size}")
+            found.plan.append(f"{side:<11} {describe_entry(entry(getattr(recipe, side)))}{size}")
         return
     pair = open_pair(recipe)
     check_plan(recipe, pair)
@@ -155,9 +155,9 @@ def _check_pair(recipe: Recipe, found: _Findings) -> None:
     every = [objective for stage in recipe.plan for objective in stage.objectives]
     found.plan += [
         f"task        {recipe.task.name}",
-        f"teacher     {words(entry(recipe.teacher))}: "
+        f"teacher     {describe_entry(entry(recipe.teacher))}: "
         f"{recipe.teacher.in_words(pair.teacher, lambda config: _size(recipe, config))}",
-        f"student     {words(entry(recipe.student))}: {_size(recipe, pair.student)}",
+        f"student     {describe_entry(entry(recipe.student))}: {_size(recipe, pair.student)}",
         *([f"cache       {cached}"] if (cached := recipe.teacher.cached_in_words(recipe.task, every, pair)) else []),
         f"tokenizer   {_tokenizer(pair)}",
     ]
@@ -172,7 +172,7 @@ def _check_data(recipe: Recipe, found: _Findings) -> None:
         return
     for split, rows in apart(sample.splits)[0].items():
         size = f"{len(rows):,} rows, the first" if sample.whole else "the first row"
-        found.plan.append(f"{split:<11} {recipe.data.splits[split]}, {size}: {words(rows[0])}")
+        found.plan.append(f"{split:<11} {recipe.data.splits[split]}, {size}: {describe_entry(rows[0])}")
     if not sample.whole:
         found.unchecked.append(f"data: what comes after the first {PEEK:,} rows")
     if found.pair is not None:
@@ -251,9 +251,9 @@ def _report(recipe: Recipe) -> str:
 def _stages(recipe: Recipe, pair: Pair | None) -> Iterator[str]:
     for number, stage in enumerate(recipe.plan, 1):
         if recipe.stages:
-            yield f"stage {number:<5} {words(stage.training) or 'as in training'}"
+            yield f"stage {number:<5} {describe_entry(stage.training) or 'as in training'}"
         for objective in stage.objectives:
-            yield f"objective   {words(entry(objective))}{_layers(objective, pair) if pair else ''}"
+            yield f"objective   {describe_entry(entry(objective))}{_layers(objective, pair) if pair else ''}"
 
 
 def _layers(objective: Objective, pair: Pair) -> str:

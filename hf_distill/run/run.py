@@ -16,7 +16,7 @@ from hf_distill.files.lock import FILE as LOCK
 from hf_distill.files.lock import Lock
 from hf_distill.files.ownership import RUNS, TEACHERS, TRAINING
 from hf_distill.models.pair import Pair
-from hf_distill.models.quantization import in_words, size, weights
+from hf_distill.models.quantization import describe_weights, size, weights
 from hf_distill.models.target_model import as_source
 from hf_distill.objectives import Labels
 from hf_distill.report import costs
@@ -130,7 +130,7 @@ class Run:
     def _say_quantized(self, name: str, model: Any) -> None:
         parameters, held = size(model)
         self.narrator.say(
-            f"the {name}'s weights are {in_words(**weights(model))}: {held / 1e6:,.1f} MB instead of "
+            f"the {name}'s weights are {describe_weights(**weights(model))}: {held / 1e6:,.1f} MB instead of "
             f"{parameters * model.dtype.itemsize / 1e6:,.1f}. What is reported of it is measured so"
         )
 
@@ -266,7 +266,7 @@ class Run:
         if fitted.reused:
             self.narrator.say(f"{name}: found finished, not trained again")
         elif cost := costs.cost_of(fitted.history):
-            self.narrator.say(f"{name}: {costs.in_words(cost)}")
+            self.narrator.say(f"{name}: {costs.describe_cost(cost)}")
 
 
 def _check_own(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where the student comes from. This table is the list of students."""
+"""The table of students: a recipe's name -> the class that makes the model to train."""
 
 from __future__ import annotations
 

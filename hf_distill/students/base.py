@@ -1,4 +1,4 @@
-"""What a student is: a recipe entry that makes the model to be trained."""
+"""The base class of students: recipe entries that make the model to train."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ class Student(ABC):
 
     @property
     def source(self) -> str | None:
-        """The model the entry names, if it names one."""
+        """The model that the entry names; None if it names none."""
         return getattr(self, "model", None)
 
     @property
     def vocabulary(self) -> str | None:
-        """The model whose tokenizer the student's weights were trained with; None where it takes the teacher's."""
+        """The model whose tokenizer the student's weights were trained with; None if it uses the teacher's."""
         return self.source if self.own_config() is not None else None
 
     @property
     def copies_teacher(self) -> bool:
-        """Whether its weights are taken from the teacher's."""
+        """Whether its weights are copied from the teacher."""
         return False
 
     @abstractmethod
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
-        """Return the configuration the student will have, without loading weights.
+        """Return the student's configuration, without loading weights.
 
         Raises:
             UserError: The entry does not fit the teacher (more layers than it has, ...).
@@ -55,33 +55,33 @@ class Student(ABC):
 
     @abstractmethod
     def make(self, teacher: PreTrainedModel, head: Head) -> PreTrainedModel:
-        """Return the model to train, in float32, with the head the task wants.
+        """Return the model to train, in float32, with the task's head.
 
-        What is random in it (a new head, a model from a configuration) follows torch's seed.
+        Random weights (a new head, a model from a configuration) are drawn with torch's random generator.
         """
 
     def own_config(self) -> PretrainedConfig | None:
-        """Return the configuration of the student's own checkpoint; None where it is derived from the teacher."""
+        """Return the configuration of the student's own checkpoint; None if it is derived from the teacher."""
         return None
 
 
 def with_head(config: PretrainedConfig, head: Head) -> PretrainedConfig:
     """Write the head's settings into `config` and return it."""
-    # num_labels first: setting it may replace the label names.
+    # num_labels first, since setting it may replace the label names.
     for key in sorted(head.settings, key=lambda key: key != "num_labels"):
         setattr(config, key, head.settings[key])
     return config
 
 
-# In the names of configuration values that may have an entry for each layer: `layer_types`, `attention_window`, ...
+# Parts of names of configuration values that may have an entry per layer: `layer_types`, `attention_window`, ...
 _OF_LAYERS = ("layer", "block", "window", "intermediate_size", "num_key_value_heads", "num_attention_heads", "ffn")
-# Lists of the numbers of some layers.
+# Lists of layer numbers, not one entry per layer.
 NUMBERS_OF_LAYERS = ("mlp_only_layers", "moe_layers", "cross_attention_layers")
 
 
 def is_per_layer(key: str, value: object, total: int | None) -> bool:
-    """Whether a configuration value has an entry for each layer (`layer_types`, `num_attention_heads_per_layer`)."""
-    # The name counts too: `eos_token_id` may be a list as long as the model is deep.
+    """Return whether a value has an entry for each layer (`layer_types`, `num_attention_heads_per_layer`)."""
+    # The name is checked too: `eos_token_id` may be a list that has as many entries as the model has layers.
     named = key not in NUMBERS_OF_LAYERS and any(word in key for word in _OF_LAYERS)
     return isinstance(value, list | tuple) and len(value) == total and named
 
@@ -92,18 +92,18 @@ def build(model_class: Any, config: PretrainedConfig, key: str) -> PreTrainedMod
     Args:
         model_class: A model class, or an Auto class.
         config: Its configuration.
-        key: Recipe key to blame.
+        key: Recipe key for the error.
 
     Raises:
-        UserError: The configuration makes no model.
+        UserError: No model can be built from the configuration.
     """
     import torch
 
     create = getattr(model_class, "from_config", None) or model_class._from_config
     try:
         model: PreTrainedModel = create(config, dtype=torch.float32).eval()
-    # Model code fails in any way it likes on sizes that do not fit: ValueError, AssertionError, ZeroDivisionError ...
+    # Model code raises many types of errors for sizes that do not fit: ValueError, AssertionError, ZeroDivisionError.
     except Exception as error:
-        fault = f"{type(config).__name__} with these values makes no model: {first_line(error)}"
+        fault = f"cannot build a model from {type(config).__name__} with these values: {first_line(error)}"
         raise UserError(fault, key=key) from error
     return model

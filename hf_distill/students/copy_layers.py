@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PretrainedConfig, PreTrainedModel
 
-# What differs between two layers of one model without a difference in what they compute.
+# Attributes that differ between layers of a model without changing what they compute.
 POSITION = {"layer_idx", "layer_id", "layer_number", "training", "gradient_checkpointing"}
 
 
@@ -52,16 +52,20 @@ class CopyLayers(Student):
 
     @property
     def vocabulary(self) -> str | None:
-        """See `Student.vocabulary`."""
+        """The model whose layers are copied, if one is named; None for the teacher."""
         return self.model
 
     @property
     def copies_teacher(self) -> bool:
-        """See `Student.copies_teacher`."""
+        """Whether the layers are the teacher's: if no other model is named."""
         return self.model is None
 
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
-        """See `Student.config`."""
+        """Return the configuration of the whole model, with fewer layers.
+
+        Raises:
+            UserError: The model does not have these layers, or its weights are quantized.
+        """
         whole = teacher if self.model is None else open_config(self.model)
         method = method_of(whole)
         if method is not None:
@@ -92,21 +96,21 @@ class CopyLayers(Student):
         keys = stacks(whole)
         if self.decoder_layers is not None and len(keys) == 1:
             raise UserError(
-                f"{type(whole).__name__} describes one stack of layers, no encoder with a decoder. Leave it out.",
+                f"{type(whole).__name__} describes one stack of layers, not an encoder and a decoder. Leave it out.",
                 key="decoder_layers",
             )
         return keys
 
     def make(self, teacher: PreTrainedModel, head: Head) -> PreTrainedModel:
-        """Copy the weights.
+        """Build the student and copy the weights of the chosen layers, the embeddings and the head.
 
         Raises:
-            UserError: The teacher keeps its layers in a way that is not understood, its labels are not the task's, or
-                a layer would work differently at its new position.
+            UserError: The teacher's lists of layers cannot be found, its labels are not the task's, or a layer would
+                compute something else at its new position.
         """
         whole, labels = self._whole(teacher, head)
         if getattr(whole, "is_quantized", False):
-            raise UserError("its weights are quantized: they cannot be copied. Load the model whole.", key="name")
+            raise UserError("its weights are quantized and cannot be copied. Load the model unquantized.", key="name")
         found = find_stacks(whole)
         self._stacks(whole.config)
         kept = {place: self.chosen(len(layers), field) for field, (place, layers) in found.items()}
@@ -135,40 +139,40 @@ class CopyLayers(Student):
         return student
 
     def _whole(self, teacher: PreTrainedModel, head: Head) -> tuple[PreTrainedModel, PretrainedConfig | None]:
-        """Return the model to copy from, and the configuration that names its labels; None where its head is new."""
+        """Return the model to copy from, and the configuration with its label names; None if its head is new."""
         if self.model is None:
             return teacher, teacher.config
         model, new = load_model(self.model, head)
-        # Loaded with the task's names over its own.
+        # The model was loaded with the task's label names, so its own names are read from the checkpoint.
         return model, None if new else open_config(self.model)
 
     def chosen(self, total: int, field: str = "layers") -> list[int]:
-        """Return which of `total` layers are kept.
+        """Return the numbers of the layers to copy.
 
         Args:
-            total: Layers there are.
-            field: Of which stack: the field that chooses from it.
+            total: Number of layers of the whole model.
+            field: The field that chooses them: `layers` or `decoder_layers`.
 
         Raises:
-            UserError: There are not that many, or the list is not increasing.
+            UserError: The model does not have these layers, or the list is not increasing.
         """
         wanted = self.layers if field == "layers" or self.decoder_layers is None else self.decoder_layers
         if isinstance(wanted, int):
             if not 1 <= wanted <= total:
-                raise UserError(f"{wanted} is not between 1 and the {total} layers there are.", key=field)
+                raise UserError(f"{wanted} is not between 1 and {total}, the number of layers.", key=field)
             return spread(wanted, total)
         if not wanted or not all(0 <= index < total for index in wanted):
-            raise UserError(f"{wanted}: want one or more of the layers there are, 0 to {total - 1}.", key=field)
+            raise UserError(f"{wanted}: wanted one or more of the layers 0 to {total - 1}.", key=field)
         if any(later <= earlier for earlier, later in pairwise(wanted)):
-            raise UserError(f"{wanted}: want each layer once, in their order: {sorted(set(wanted))}.", key=field)
+            raise UserError(f"{wanted}: wanted each layer once, in ascending order: {sorted(set(wanted))}.", key=field)
         return wanted
 
 
 def _of_stack(name: str, field: str, whole: PretrainedConfig) -> bool:
-    """Whether a list with an entry for each layer is that of a stack."""
+    """Return whether a per-layer list belongs to the stack that `field` chooses from."""
     if not whole.is_encoder_decoder:
         return True
-    # With two stacks of one depth only the name tells whose it is; attention within a window is the encoder's (LED).
+    # If both stacks have the same depth only the name tells; windowed attention belongs to the encoder (LED).
     side = "decoder_layers" if name.startswith("decoder") else "layers"
     return side == field and (name.startswith(("encoder", "decoder")) or name == "attention_window")
 
@@ -188,7 +192,7 @@ def spread(count: int, total: int) -> list[int]:
 
 
 def _renumber(weights: dict[str, Tensor], place: str, kept: list[int]) -> dict[str, Tensor]:
-    """Return the weights of the kept layers under their new numbers, and all that belongs to no layer."""
+    """Return the weights of the copied layers under their new numbers, and all weights outside the layers."""
     new = {str(old): str(index) for index, old in enumerate(kept)}
     chosen: dict[str, Tensor] = {}
     for key, weight in weights.items():
@@ -202,7 +206,7 @@ def _renumber(weights: dict[str, Tensor], place: str, kept: list[int]) -> dict[s
 
 
 def _check_labels(ours: PretrainedConfig, theirs: PretrainedConfig) -> None:
-    """Refuse to copy a head whose outputs are not the task's labels in the task's order."""
+    """Refuse a head whose outputs are not the task's labels in the task's order."""
     if ours.num_labels != theirs.num_labels:
         raise UserError(f"the task has {ours.num_labels} labels, the head to be copied {theirs.num_labels}.")
     want, have = label_names(ours), label_names(theirs)
@@ -214,10 +218,10 @@ def _check_labels(ours: PretrainedConfig, theirs: PretrainedConfig) -> None:
 
 
 def _check_alike(new: nn.Module, old: nn.Module, index: int, field: str) -> None:
-    """Refuse a layer that computes something else at its new position.
+    """Refuse a layer that would compute something else at its new position.
 
-    Equal weights are not enough: a sliding window, a rotary base or a scale may depend on the position, and neither
-    shapes nor the configuration's lists always show it.
+    A sliding window, a rotary base or a scale may depend on the position of a layer, and this does not always show in
+    shapes or in the configuration.
     """
     modules = dict(new.named_modules())
     for name, theirs in old.named_modules():

@@ -1,4 +1,4 @@
-"""Parts of a student that training leaves as they are: found by name, taken out of the training."""
+"""Freeze parts of a student: find their parameters by name, and exclude them from training."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _KEY = "freeze"
 
 @dataclass(frozen=True)
 class Frozen:
-    """What stays as it is.
+    """The frozen parameters of a model.
 
     Attributes:
-        names: Parameters, every name of one that has several.
-        shared: Those of them outside the named parts: they share a tensor with one inside.
-        parameters: How many numbers that are, those of a shared tensor once.
-        total: How many the model has.
+        names: Names of the parameters; a shared one with all of its names.
+        shared: Names outside the frozen parts, frozen because they share a tensor with a parameter inside.
+        parameters: Number of frozen weights, shared ones once.
+        total: Number of weights of the model.
     """
 
     names: tuple[str, ...]
@@ -38,21 +38,21 @@ class Frozen:
 
     @property
     def trained(self) -> int:
-        """How many numbers are trained."""
+        """Number of weights that are trained."""
         return self.total - self.parameters
 
 
 def find_frozen(model: PreTrainedModel, parts: Sequence[str]) -> Frozen:
-    """Return which parameters of a model belong to some of its parts.
+    """Return the parameters of some parts of a model.
 
     Args:
-        model: With weights or without (see `outline.outline`).
-        parts: Module paths, the prefix of the base model left out or not, with `.0-3` for some of a list; or
-            `embeddings`, `head`, and `layers`, `encoder.layers`, `decoder.layers` for the lists of layers, whatever the
-            class calls them.
+        model: The model; it may be without weights, from `outline.outline`.
+        parts: Module paths, with or without the prefix of the base model, with `.0-3` for a range of a list; or
+            `embeddings`, `head`, and `layers`, `encoder.layers`, `decoder.layers` for the lists of layers, whatever
+            their names in the model class.
 
     Raises:
-        UserError: A part is not there or has no parameters, or nothing would be left to train.
+        UserError: A part does not exist or has no parameters, or nothing would be left to train.
     """
     every = dict(model.named_parameters(remove_duplicate=False))
     named: dict[str, None] = {}
@@ -76,10 +76,10 @@ def find_frozen(model: PreTrainedModel, parts: Sequence[str]) -> Frozen:
 
 
 def freeze(model: PreTrainedModel, parts: Sequence[str]) -> PreTrainedModel:
-    """Take parts of a model out of the training, in place, and return it.
+    """Freeze parts of a model in place, and return it.
 
     Raises:
-        UserError: See `find_frozen`.
+        UserError: A part does not exist or has no parameters, or nothing would be left to train.
     """
     names = set(find_frozen(model, parts).names) if parts else set()
     for name, parameter in model.named_parameters():
@@ -92,7 +92,7 @@ def freeze(model: PreTrainedModel, parts: Sequence[str]) -> PreTrainedModel:
 
 
 def _places(model: PreTrainedModel, part: str) -> Iterator[str]:
-    """Yield the paths of the modules (or of the one parameter) that a name stands for."""
+    """Yield the paths of the modules (or of the parameter) for the name of a part."""
     if part == EMBEDDINGS:
         yield from _embeddings(model)
         return
@@ -116,7 +116,7 @@ def _places(model: PreTrainedModel, part: str) -> Iterator[str]:
 
 
 def _path(model: PreTrainedModel, name: str) -> str | None:
-    """Return the path of a module or a parameter that goes by this name."""
+    """Return the path of the module or parameter with this name; None if there is none."""
     for known_as, place in _stacks(model).items():
         if f"{name}.".startswith(f"{known_as}."):
             name = place + name.removeprefix(known_as)
@@ -126,7 +126,7 @@ def _path(model: PreTrainedModel, name: str) -> str | None:
 
 
 def _stacks(model: PreTrainedModel) -> dict[str, str]:
-    """Return the names that lists of layers have here -> their paths; none where they cannot be told."""
+    """Return `layers`, `encoder.layers`, `decoder.layers` -> path; empty if the lists cannot be found."""
     try:
         found = find_stacks(model)
     except UserError:
@@ -136,7 +136,7 @@ def _stacks(model: PreTrainedModel) -> dict[str, str]:
 
 
 def _embeddings(model: PreTrainedModel) -> list[str]:
-    """Return what comes before the layers: tables of tokens and positions, and what the class keeps with them."""
+    """Return the paths of the embeddings: tables of tokens and positions, and modules beside them in the class."""
     from torch import nn
 
     untyped: Any = model
@@ -144,7 +144,7 @@ def _embeddings(model: PreTrainedModel) -> list[str]:
     found: list[str] = []
     for name, module in model.named_modules():
         parts = name.split(".")
-        # Inside a layer there may be tables too: T5 has one of relative positions in its first.
+        # Not tables inside a layer: T5 has one of relative positions in its first layer.
         if module is head or any(one.isdecimal() for one in parts) or any(name.startswith(f"{up}.") for up in found):
             continue
         if isinstance(module, nn.Embedding) or ("embed" in parts[-1] and any(True for _ in module.parameters())):
@@ -153,7 +153,7 @@ def _embeddings(model: PreTrainedModel) -> list[str]:
 
 
 def _head(model: PreTrainedModel) -> list[str]:
-    """Return what the class adds to its base model; of a class without one (T5), the output embeddings."""
+    """Return the modules that the class adds to its base model; for a class without one (T5), the output embeddings."""
     untyped: Any = model
     body: nn.Module = model.base_model
     if body is model:
@@ -163,7 +163,7 @@ def _head(model: PreTrainedModel) -> list[str]:
 
 
 def _known(model: PreTrainedModel, part: str) -> str:
-    """Return a suggestion, and what there is."""
+    """Return "did you mean", and the names that can be used."""
     stacks = _stacks(model)
     several = "decoder.layers" in stacks
     lists = [

@@ -1,4 +1,4 @@
-"""A student of any size, from random weights."""
+"""A student of any size, with random weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from hf_distill.students.base import Student, build, is_per_layer, with_head
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-# The task decides about labels, the student is always float32, and the rest is no property of an architecture.
+# Keys that a recipe cannot override: the task sets the labels, the student is always float32, and the others are not
+# properties of an architecture.
 NOT_HERE = {
     *("num_labels", "id2label", "label2id", "problem_type"),
     *("dtype", "torch_dtype", "quantization_config"),
@@ -45,7 +46,11 @@ class FromConfig(Student):
     model: str | None = None
 
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
-        """See `Student.config`."""
+        """Return the configuration with the overrides and what follows from them.
+
+        Raises:
+            UserError: An override is unknown or not allowed, or the values do not fit together.
+        """
         import torch
         from transformers import AutoModel
 
@@ -55,11 +60,11 @@ class FromConfig(Student):
         values = {**kept, **_vocabulary_of(teacher, base), **_consequences(base, given), **given}
         try:
             config = type(base).from_dict(values)
-        # A configuration class fails in any way it likes: its own errors, ValueError, ZeroDivisionError ...
+        # Configuration classes raise many types of errors: their own, ValueError, ZeroDivisionError ...
         except Exception as error:
             raise UserError(f"{type(base).__name__} refuses them: {_reason(error)}", key="overrides") from error
         _check_heads(config)
-        with torch.device("meta"):  # shapes only: no memory, no random numbers
+        with torch.device("meta"):  # shapes only, without memory and random numbers
             build(AutoModel, config, key="overrides")
         return config
 
@@ -76,16 +81,16 @@ class FromConfig(Student):
         student = build(model_class, config, key="model" if self.model else "overrides")
         student = student if head.adapt is None else head.adapt(student)
         if self.model is None and student.can_generate():
-            # How long, what never twice, which token first: no property of the sizes.
+            # The teacher's settings of generation (length, repetition, start token) do not depend on the sizes.
             student.generation_config = copy.deepcopy(teacher.generation_config)
         return student
 
     def _given(self, base: PretrainedConfig) -> dict[str, Any]:
-        """Return the overrides under the names that `base` stores them by (`num_hidden_layers` -> `n_layer`)."""
+        """Return the overrides with the names of the configuration class (`num_hidden_layers` -> `n_layer`)."""
         known = {key for key in {*vars(base), *base.attribute_map} if not key.startswith("_")} - NOT_HERE
         for key in self.overrides:
             if key in NOT_HERE:
-                raise UserError("not for a recipe to set here; the task decides.", key=f"overrides.{key}")
+                raise UserError("cannot be set in a recipe; the task decides.", key=f"overrides.{key}")
             if key not in known:
                 hint = did_you_mean(key, sorted(known))
                 raise UserError(f"{type(base).__name__} has no such key.{hint}", key=f"overrides.{key}")
@@ -93,14 +98,14 @@ class FromConfig(Student):
 
 
 def _vocabulary_of(teacher: PretrainedConfig, base: PretrainedConfig) -> dict[str, Any]:
-    """Return what ties `base` to a tokenizer, as the teacher has it: sizes and special tokens."""
+    """Return the teacher's values for the keys that depend on the tokenizer: sizes and special tokens."""
     keys = [key for key in vars(base) if key.endswith("_token_id") or key in ("vocab_size", "type_vocab_size")]
-    # A teacher without segments (DistilBERT) says nothing about how many its tokenizer gives.
+    # The configuration of a teacher without segments (DistilBERT) has no number of them.
     return {key: getattr(teacher, key, None) for key in keys if hasattr(teacher, key) or key.endswith("_token_id")}
 
 
 def _outdated(base: PretrainedConfig, given: dict[str, Any]) -> set[str]:
-    """Return what is left to the configuration class: what describes weights, and its own pattern of layers."""
+    """Return the keys that the configuration class must set again: about weights, and patterns over layers."""
     outdated = {"quantization_config", "dtype", "_name_or_path"}
     layers = getattr(base, "num_hidden_layers", None)
     if given.get(base.attribute_map.get("num_hidden_layers", "num_hidden_layers"), layers) != layers:
@@ -109,7 +114,7 @@ def _outdated(base: PretrainedConfig, given: dict[str, Any]) -> set[str]:
 
 
 def _consequences(base: PretrainedConfig, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the values that only followed from the ones now overridden."""
+    """Return new values for keys that depend on the overridden ones."""
 
     def new(name: str) -> Any:
         stored = base.attribute_map.get(name, name)
@@ -126,7 +131,7 @@ def _consequences(base: PretrainedConfig, given: dict[str, Any]) -> dict[str, An
 
 
 def _check_heads(config: PretrainedConfig) -> None:
-    """Refuse sizes that a model is built with but cannot run with, or that say nothing."""
+    """Refuse sizes with which a model can be built but cannot run, or that make no sense."""
     layers, size = getattr(config, "num_hidden_layers", 1), getattr(config, "hidden_size", None)
     heads, groups = getattr(config, "num_attention_heads", None), getattr(config, "num_key_value_heads", None)
     if isinstance(layers, int) and layers < 1:
@@ -142,5 +147,5 @@ def _check_heads(config: PretrainedConfig) -> None:
 
 
 def _reason(error: Exception) -> str:
-    # huggingface_hub's strict dataclasses put the cause on a line of its own.
+    # huggingface_hub's strict dataclasses put the cause on a separate line.
     return " ".join(line.strip() for line in str(error).splitlines()) or type(error).__name__

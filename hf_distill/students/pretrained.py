@@ -30,11 +30,11 @@ class PretrainedStudent(Student):
     trust_remote_code: bool = False
 
     def own_config(self) -> PretrainedConfig:
-        """See `Student.own_config`."""
+        """Return the configuration of the checkpoint."""
         return open_config(self.model, revision=self.revision, trust_remote_code=self.trust_remote_code)
 
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
-        """See `Student.config`."""
+        """Return the configuration of the checkpoint."""
         return self.own_config()
 
     def make(self, teacher: PreTrainedModel, head: Head) -> PreTrainedModel:

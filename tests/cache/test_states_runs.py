@@ -129,7 +129,7 @@ MISTAKES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"layers": [1]}, {"name": "hidden"}, r"objectives\[0\]: 'hidden' compares .* does not give: 2, 4 \(there: 1\)"),
     ({"layers": [5]}, KL, r"teacher\.layers: the teacher \(bert\) has no layer 5\. Its layers are 1 to 4"),
     ({"layers": {"encoder": [1]}}, KL, r"teacher\.layers: the teacher \(bert\) has one stack of layers\. Wanted: a l"),
-    ({"layers": [1, 1]}, KL, r"teacher\.layers: 1 stands twice"),
+    ({"layers": [1, 1]}, KL, r"teacher\.layers: 1 is listed twice"),
     ({"layers": [-1]}, KL, r"teacher\.layers"),
     ({"layers": []}, KL, r"teacher\.layers"),
     ({"layers": 2}, KL, r"teacher\.layers: wanted"),

@@ -373,7 +373,7 @@ def test_a_full_disk_is_no_fault_of_the_recipe(tmp_path: Path, monkeypatch: pyte
     """`datasets` writes a copy to its cache; a disk that fills up meanwhile must not be blamed on the file."""
     import datasets
 
-    from hf_distill.data.rows import Rows
+    from hf_distill.data.rows import FileRows
 
     def full(*_: Any, **__: Any) -> None:
         try:
@@ -381,7 +381,7 @@ def test_a_full_disk_is_no_fault_of_the_recipe(tmp_path: Path, monkeypatch: pyte
         except OSError as error:
             raise datasets.exceptions.DatasetGenerationError("An error occurred") from error
 
-    monkeypatch.setattr(Rows, "download_and_prepare", full)
+    monkeypatch.setattr(FileRows, "download_and_prepare", full)
     with pytest.raises(datasets.exceptions.DatasetGenerationError):
         load_splits(Data(path=write(tmp_path / "a.csv", CSV), splits=CUT), ROLES)
 

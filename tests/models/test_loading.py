@@ -112,7 +112,8 @@ def test_a_directory_that_is_no_model(bert: Path, tmp_path: Path) -> None:
     key, line = mistake(lambda: open_config(str(bert)))
     assert (key, line) == (
         "model",
-        f"'{bert}' is no Transformers model: it has no config.json. Wanted the directory that save_pretrained wrote.",
+        f"'{bert}' is not a Transformers model: it has no config.json. "
+        "Wanted the directory that save_pretrained wrote.",
     )
     (tmp_path / "bert" / "checkpoint-8").mkdir()
     (tmp_path / "bert" / "checkpoint-8" / "config.json").write_text("{}")
@@ -134,7 +135,7 @@ def test_a_model_that_is_neither_here_nor_on_the_hub() -> None:
     """Offline, the line must say that no directory of that name is here: it is usually a typo in a path."""
     key, line = mistake(lambda: open_config("no-such-model"))
     assert key == "model"
-    assert line.startswith("'no-such-model' is no directory here and cannot be had from the Hub: ")
+    assert line.startswith("'no-such-model' is not a directory here and cannot be loaded from the Hub: ")
 
 
 def test_remote_code_needs_to_be_allowed(bert: Path) -> None:
@@ -221,7 +222,7 @@ def test_weights_that_are_not_the_configuration_s(bert: Path, make_model: Any) -
     assert "of another size" in mistake(lambda: load_model(str(bert), TWO))[1]
     other = shutil.copytree(make_model("distilbert"), bert.parent / "other")
     shutil.copy(bert / "model.safetensors", other / "model.safetensors")
-    assert "not those its config.json describes" in mistake(lambda: load_model(str(other), TWO))[1]
+    assert "do not fit its config.json" in mistake(lambda: load_model(str(other), TWO))[1]
 
 
 def test_a_missing_pooler_is_no_damage(make_model: Any) -> None:

@@ -249,7 +249,7 @@ def test_ready_says_what_is_wrong(make_model: Any) -> None:
     model.classifier.bias[0] = torch.inf
     assert (
         line(model, "model")
-        == "'some/model' in gptq does not run on this cpu: its answers are not finite numbers. Choose another."
+        == "'some/model' in gptq does not run on this cpu: its outputs are NaN or infinite. Choose another type."
     )
 
     def fails(*_: Any, **__: Any) -> None:

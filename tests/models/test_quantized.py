@@ -158,7 +158,7 @@ def test_rows_that_bitsandbytes_gets_wrong(make_model: Any) -> None:
     """Its kernel for CPUs multiplies with the scales of other rows, and the teacher teaches noise."""
     directory = str(make_model("llama-lm", layers=1, hidden_size=64, intermediate_size=96))
     with pytest.raises(
-        UserError, match=r"down_proj\.weight has rows of 96 weights, no multiple of 64\. Choose another"
+        UserError, match=r"down_proj\.weight has rows of 96 weights, not a multiple of 64\. Choose another"
     ):
         load_model(directory, CAUSAL, own_head=True, quantization="nf4")
     load_model(directory, CAUSAL, own_head=True)

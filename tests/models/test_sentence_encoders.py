@@ -198,7 +198,7 @@ def test_weights_of_a_dense_are_checked(bert: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"2_Dense/model.safetensors is missing"):
         read_encoding(open_config(str(path)))
     (path / "2_Dense" / "model.safetensors").write_bytes((path / "3_Dense" / "model.safetensors").read_bytes())
-    with pytest.raises(UserError, match="not those its config"):
+    with pytest.raises(UserError, match="do not fit its config"):
         encode(path)
     (path / "2_Dense" / "model.safetensors").write_bytes(b"half")
     with pytest.raises(UserError, match="cannot be read"):

@@ -299,7 +299,7 @@ QWEN = transformers.Qwen3NextConfig(num_hidden_layers=4)
         (
             Hidden(part="encoder"),
             *(BERT, LARGE, "part"),
-            "'encoder' is for models with an encoder and a decoder, and the student (bert) is none.",
+            "'encoder' is for encoder-decoder models, and the student (bert) is not one.",
         ),
         (
             Hidden(part="decoder", layers=((3, 1),)),

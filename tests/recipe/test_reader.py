@@ -243,15 +243,15 @@ UNREADABLE: dict[str, tuple[str | bytes, str]] = {
     "list": ("- task: x", "r.yaml:1: a recipe is a mapping (task: ..., data: ...), found a list."),
     "text": ("hello", "r.yaml:1: a recipe is a mapping (task: ..., data: ...), found the text 'hello'."),
     "latin-1": (b"a: 1\nb: caf\xe9\n", "r.yaml:2: not UTF-8 text (byte 0xe9). Save the file as UTF-8."),
-    "tab": ("data:\n\tpath: x", "r.yaml:2: a tab. YAML is indented with spaces."),
+    "tab": ("data:\n\tpath: x", "r.yaml:2: contains a tab. YAML is indented with spaces."),
     "colon": (
         "a: b\nc: d: e",
-        "r.yaml:2: not valid YAML: a ':' where none can be. Is the indentation right, does the line above read "
+        "r.yaml:2: not valid YAML: a ':' is not allowed here. Is the indentation right, does the line above read "
         "'key: value' (with the space), and is text with ': ' in it in quotes?",
     ),
     "indent": (
         "a:\n  - b\n c: 1",
-        "r.yaml:3: not valid YAML: this does not continue what is above. Is the indentation right, and are quotes and "
+        "r.yaml:3: not valid YAML: this does not fit the lines above. Is the indentation right, and are quotes and "
         "brackets in pairs?",
     ),
     "bracket": (
@@ -269,13 +269,16 @@ UNREADABLE: dict[str, tuple[str | bytes, str]] = {
     "closed": ("a: ]", "r.yaml:1: not valid YAML: a value was expected, found ']'."),
     "control": ("a: 1\nb: \x00", "r.yaml:2: not valid YAML: special characters are not allowed."),
     "two": ("a: 1\n---\nb: 2", "r.yaml:2: a second document starts at '---'. One file holds one recipe."),
-    "number key": ("a: 1\n2: b", "r.yaml:2: keys are text. Put 2 in quotes."),
-    "list key": ("? [a]\n: 3", "r.yaml:1: keys are text."),
-    "merge": ("a: &x {b: 1}\n<<: *x", "r.yaml:2: keys are text. '<<' (merge) belongs to YAML 1.1: write the keys out."),
-    "tag": ("a: !env HOME", "r.yaml:1: a: the tag '!env'. A recipe holds plain values only."),
+    "number key": ("a: 1\n2: b", "r.yaml:2: keys must be text. Put 2 in quotes."),
+    "list key": ("? [a]\n: 3", "r.yaml:1: keys must be text."),
+    "merge": (
+        "a: &x {b: 1}\n<<: *x",
+        "r.yaml:2: keys must be text. '<<' (merge) is YAML 1.1 and not supported: write the keys out.",
+    ),
+    "tag": ("a: !env HOME", "r.yaml:1: a: has the tag '!env'. A recipe holds plain values only."),
     "object": (
         "a: !!python/object/apply:os.system ['touch pwned']",
-        "r.yaml:1: a: the tag 'python/object/apply:os.system'. A recipe holds plain values only.",
+        "r.yaml:1: a: has the tag 'python/object/apply:os.system'. A recipe holds plain values only.",
     ),
     "cast": ("a: !!int x", "r.yaml:1: a: 'x' cannot be read as int."),
     "surrogate": ('a: "\\ud800"', "r.yaml:1: a: '\\ud800' cannot be read as str."),
@@ -301,7 +304,7 @@ def test_files_that_cannot_be_read(directory: Path) -> None:
     """A wrong path is the commonest mistake of all; it is no traceback either."""
     for path, line in {
         "none.yaml": f"none.yaml: no such file (looked from {directory}).",
-        ".": ".: a directory. Name the recipe inside it.",
+        ".": ".: this is a directory. Name the recipe inside it.",
     }.items():
         with pytest.raises(UserError) as error:
             load_recipe(path)
@@ -434,12 +437,12 @@ WRONG: list[tuple[int, str, list[str]]] = [
     (
         6,
         "  - {name: hidden, layers: [[1, 2], [2, 4], [1, 2]]}",
-        ["6: objectives[0].layers: [1, 2] stands twice, and would count twice. Keep one."],
+        ["6: objectives[0].layers: [1, 2] is listed twice, and would count twice. Keep one."],
     ),
     (
         6,
         "  - {name: relations, of: [queries, keys, queries]}",
-        ["6: objectives[0].of: queries stands twice, and would count twice. Keep one."],
+        ["6: objectives[0].of: queries is listed twice, and would count twice. Keep one."],
     ),
     # values
     (6, "  - {name: kl, temperature: 0}", ["6: objectives[0].temperature: wanted a number above 0, found 0."]),
@@ -560,8 +563,8 @@ WRONG: list[tuple[int, str, list[str]]] = [
         10,
         "  label_smoothing_factor: 0.1",
         [
-            "10: training.label_smoothing_factor: cannot be 0.1: it would not reach the loss, which is the sum of "
-            "`objectives`. Remove the key."
+            "10: training.label_smoothing_factor: cannot be 0.1: it would have no effect on the loss, which is the "
+            "sum of `objectives`. Remove the key."
         ],
     ),
     (
@@ -578,7 +581,7 @@ WRONG: list[tuple[int, str, list[str]]] = [
         [
             "3: teacher.training.lr: unknown key. It is called 'learning_rate'.",
             "3: teacher.training.seed: wanted a whole number, found the text 'a'.",
-            "3: teacher.training.output_dir: not set here. Where to keep the result is teacher.output_dir.",
+            "3: teacher.training.output_dir: not set here. The directory of the result is teacher.output_dir.",
         ],
     ),
     # objectives as a whole
@@ -1060,5 +1063,5 @@ def test_nothing_beside_a_recipe_runs_unless_it_is_named(directory: Path, monkey
         load_recipe("sub/r.yaml", ["student=named_here:X"])
     with pytest.raises(UserError, match="importing 'evil' ended the process"):
         load_recipe("sub/r.yaml", ["student=evil:X"])
-    with pytest.raises(UserError, match="another module of this name comes first"):
+    with pytest.raises(UserError, match="another module of this name is found first"):
         load_recipe("sub/r.yaml", ["student=colorsys:X"])

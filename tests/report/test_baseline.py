@@ -215,7 +215,7 @@ def test_help_is_claimed_against_the_best_of_the_baseline() -> None:
     assert not worse.shows_help
     text = verdict(worse)
     assert "does not show that the teacher helped: +3.1 points" in text
-    assert "-0.9 points against that student's best evaluation while it was trained (84.0 at step 40 of 60)" in text
+    assert "-0.9 points compared with that student's best evaluation during training (84.0 at step 40 of 60)" in text
     assert "The teacher helped" not in text
     within = whole(baseline=last, best=at_best(0.829))
     assert not within.shows_help
@@ -223,7 +223,7 @@ def test_help_is_claimed_against_the_best_of_the_baseline() -> None:
     still = whole(baseline=last, best=at_best(0.81))
     assert still.shows_help
     assert "The teacher helped: +3.1 points" in verdict(still)
-    assert "It is +2.1 points against that student's best evaluation" in verdict(still)
+    assert "It is +2.1 points compared with that student's best evaluation" in verdict(still)
     assert "best evaluation" not in verdict(whole(baseline=last, best=at_best(0.80)))
 
 
@@ -244,11 +244,11 @@ def test_every_seed_has_its_own_best() -> None:
     report = replace(report, seeds=seeds)
     assert report.gain_over_best == pytest.approx((0.83 + 0.84 + 0.83) / 3 - 0.835)
     assert "does not show that the teacher helped" in verdict(report)
-    assert "means of 3 seeds" in verdict(report)
+    assert "mean of 3 seeds" in verdict(report)
 
 
 def test_the_best_has_a_row_of_its_own() -> None:
     """Read in the table, the baseline's end alone would be taken for all it could do."""
     table = {row.label: row.cells for row in rows(whole(best=at_best(0.84)))}
-    assert table["its best evaluation in training"] == {"teacher": "-", "student": "-", "baseline": "84.0 %"}
-    assert "its best evaluation in training" not in {row.label for row in rows(whole())}
+    assert table["best evaluation during training"] == {"teacher": "-", "student": "-", "baseline": "84.0 %"}
+    assert "best evaluation during training" not in {row.label for row in rows(whole())}

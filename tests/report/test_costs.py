@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from runs import WriteRecipe, run
 
-from hf_distill.report.costs import cost_of, costs_of, in_words
+from hf_distill.report.costs import cost_of, costs_of, describe_cost
 
 
 def test_evaluations_and_what_was_not_logged_are_left_out() -> None:
@@ -17,7 +17,7 @@ def test_evaluations_and_what_was_not_logged_are_left_out() -> None:
     history = [{"loss": 1.0}, {"eval_loss": 1.0}, {"train_loss": 1.0}]
     assert cost_of(history) == {}
     assert costs_of({"old": history, "new": [{"loss": 1.0, "peak_memory": 3.0}]}) == {"new": {"peak_memory": 3.0}}
-    assert in_words({"peak_memory": 3.0}) == "memory 3 MiB at most"
+    assert describe_cost({"peak_memory": 3.0}) == "memory 3 MiB at most"
 
 
 def test_a_run_says_what_its_trainings_cost(

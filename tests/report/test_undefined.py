@@ -120,7 +120,7 @@ def test_steps_left_out_are_reported() -> None:
     """A training that left out a tenth of its data is not the one that the recipe describes."""
     report = whole()
     settings = {**report.settings, "skipped_steps": {"student": "2 of 80"}}
-    assert "2 of 80 steps of the student were left out" in " ".join(replace(report, settings=settings).verdict())
+    assert "2 of 80 steps of the student were skipped" in " ".join(replace(report, settings=settings).verdict())
     assert "2 of 80" in html(replace(report, settings=settings))
 
 

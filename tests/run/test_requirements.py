@@ -161,7 +161,7 @@ def test_models_with_code_of_their_own(write_recipe: WriteRecipe, make_model: An
         )
         plan = check(load_recipe(path))
         assert "mine, 4 layers" in plan
-        assert f"code        what comes with the {'teacher' if teacher else 'student'}'s model {model}" in plan
+        assert f"code        the repository of the {'teacher' if teacher else 'student'}'s model {model}" in plan
         assert run(path).student.parameters
 
 

@@ -97,8 +97,8 @@ SAME = "It is the same for all stages, under training."
         ("{a: 1}", ["stages: wanted a list, each entry after '- ', such as {objectives: [...]}; found a mapping."]),
         ("[kl]", ["stages[0]: wanted a mapping {objectives: [...], training: {...}}, found the text 'kl'."]),
         ("[{training: {seed: 1}}]", [f"stages[0].objectives: {MISSING}",
-                                     "stages[0].training.seed: not set here. All stages take training.seed; "
-                                     "report.seeds counts on from it."]),
+                                     "stages[0].training.seed: not set here. All stages use training.seed; "
+                                     "report.seeds counts up from it."]),
         ("[{objectives: [kll], epochs: 2}]",
          ["stages[0].objectives[0]: unknown objective 'kll'. Did you mean 'kl'?",
           "stages[0].epochs: unknown key. Known: objectives, training, preset."]),
@@ -110,7 +110,7 @@ SAME = "It is the same for all stages, under training."
         ("[{objectives: [kl], training: {lr: 1, output_dir: x, bf16: auto, num_train_epochs: many}}]",
          ["stages[0].training.lr: unknown key. It is called 'learning_rate'.",
           "stages[0].training.num_train_epochs: wanted a number, found the text 'many'.",
-          "stages[0].training.output_dir: not set here. All stages of a run are kept under training.output_dir.",
+          "stages[0].training.output_dir: not set here. All stages of a run are stored under training.output_dir.",
           f"stages[0].training.bf16: not set here. {SAME}"]),
         ("[{objectives: [kl], training: 3}]",
          ["stages[0].training: wanted a mapping (key: value), found the whole number 3."]),

@@ -390,10 +390,10 @@ def test_generation_with_cache_of_two_stacks(family: str) -> None:
 @pytest.mark.parametrize(
     ("family", "entries", "key", "words"),
     [
-        ("bart", {"layers": 7}, "layers", "not between 1 and the 6"),
-        ("bart", {"layers": 6}, "decoder_layers", "6 is not between 1 and the 4"),
+        ("bart", {"layers": 7}, "layers", "not between 1 and 6"),
+        ("bart", {"layers": 6}, "decoder_layers", "6 is not between 1 and 4"),
         ("t5", {"layers": 6, "decoder_layers": [0, 4]}, "decoder_layers", "0 to 3"),
-        ("t5", {"layers": 6, "decoder_layers": [2, 0]}, "decoder_layers", "in their order: [0, 2]"),
+        ("t5", {"layers": 6, "decoder_layers": [2, 0]}, "decoder_layers", "in ascending order: [0, 2]"),
         ("bert", {"layers": 2, "decoder_layers": 2}, "decoder_layers", "BertConfig describes one stack"),
     ],
 )

@@ -472,4 +472,4 @@ def test_a_perplexity_far_above_the_teachers_is_a_number_of_times() -> None:
         assert report.verdict()[0].startswith(
             f"The student's perplexity is {student:g} against the teacher's 10 {says}"
         )
-        assert report.verdict()[1].startswith("The teacher seems to have helped: -1 perplexity against")
+        assert report.verdict()[1].startswith("The teacher seems to have helped: -1 perplexity compared")

@@ -25,7 +25,7 @@ from invariants.cases import (
 from torch import Tensor, nn
 
 from hf_distill.component import component
-from hf_distill.models.heads import Head
+from hf_distill.models.heads import OutputHead
 from hf_distill.objectives import Attention, Comparison, KLDivergence, Labels, Objective, RowObjective
 from hf_distill.objectives.base import Term
 from hf_distill.rows.base import Rows
@@ -245,7 +245,7 @@ def test_weights_in_half_precision(dtype: torch.dtype, monkeypatch: pytest.Monke
         for hidden, weight in zip(inputs, weights, strict=True):
             linear = nn.Linear(width, classes, bias=False, dtype=dtype)
             linear.weight.data.copy_(weight)
-            sides.append(Side(Head(linear), hidden.to(dtype), dtype))
+            sides.append(Side(OutputHead(linear), hidden.to(dtype), dtype))
         student, teacher = sides
         made = HeadRows(student, teacher, labels, example, 1)
         terms = (KLDivergence(), Labels())

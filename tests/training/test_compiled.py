@@ -17,7 +17,7 @@ from invariants.processes import LAUNCH, SHARDED_LAUNCH, as_two_processes
 from torch import Tensor, nn
 
 from hf_distill.component import component
-from hf_distill.models.heads import Head
+from hf_distill.models.heads import OutputHead
 from hf_distill.models.projection import Side
 from hf_distill.objectives import Hidden, JensenShannon, KLDivergence, Labels, RowObjective, Schedule
 from hf_distill.rows.base import SparseRows
@@ -69,7 +69,7 @@ def walk(
     def side(hidden: Tensor) -> Side:
         linear = nn.Linear(WIDTH, VOCABULARY).to(hidden.dtype)
         bias = torch.randn(1, VOCABULARY) if head else None
-        return Side(Head(linear, bias, **head), hidden, dtype, TOKENS)
+        return Side(OutputHead(linear, bias, **head), hidden, dtype, TOKENS)
 
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     student = side(torch.randn(rows, WIDTH, dtype=wide).mul(3).requires_grad_())
@@ -224,7 +224,7 @@ def test_there_is_an_end_to_it(
 def test_evaluation_stays_eager(inductor: Inductor) -> None:
     """Without a gradient there is little to fuse, and as much to compile."""
     torch.manual_seed(0)
-    side = Side(Head(nn.Linear(WIDTH, VOCABULARY)), torch.randn(ROWS, WIDTH), torch.float32)
+    side = Side(OutputHead(nn.Linear(WIDTH, VOCABULARY)), torch.randn(ROWS, WIDTH), torch.float32)
     rows = HeadRows(side, side, torch.arange(ROWS), torch.zeros(ROWS, dtype=torch.long), 1, Compiler())
     with torch.no_grad():
         rows.walk([KL], None)

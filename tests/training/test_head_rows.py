@@ -13,7 +13,7 @@ from invariants.cases import largest_difference, make_trainer, split, train
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hf_distill.models.heads import Head, open_head
+from hf_distill.models.heads import OutputHead, open_head
 from hf_distill.models.projection import Side
 from hf_distill.objectives import (
     DecoupledKL,
@@ -203,7 +203,7 @@ def head_gradients(way: str, weights: torch.dtype, product: torch.dtype) -> dict
     for weight, states in ((student, hidden), near):
         linear = nn.Linear(1, 1, bias=False)
         linear.weight = nn.Parameter(weight.bfloat16().to(weights))
-        sides.append(Side(Head(linear), states.bfloat16().to(weights).requires_grad_(), product))
+        sides.append(Side(OutputHead(linear), states.bfloat16().to(weights).requires_grad_(), product))
     labels, example = torch.randint(0, classes, (rows,)), torch.zeros(rows, dtype=torch.long)
     made = HeadRows(sides[0], sides[1], labels, example, 1)
     terms, coefficients = (KLDivergence(temperature=2.0), Labels()), torch.full((2,), 0.5 / rows)
@@ -265,7 +265,7 @@ def rows_of(hidden: Tensor, weight: Tensor) -> HeadRows:
     """Rows without a teacher, of a head with these weights."""
     linear = nn.Linear(1, 1, bias=False)
     linear._parameters["weight"] = weight  # type: ignore[assignment]
-    side = Side(Head(linear), hidden, hidden.dtype)
+    side = Side(OutputHead(linear), hidden, hidden.dtype)
     return HeadRows(side, None, torch.arange(len(hidden)), torch.arange(len(hidden)), len(hidden))
 
 
@@ -442,4 +442,4 @@ def test_models_are_as_before_after_a_failure() -> None:
     with pytest.raises(KeyError), heads.capturing():
         raise KeyError
     assert torch.equal(run(student, inputs).logits, before)
-    assert Head(nn.Linear(2, 2)).soft_cap is None
+    assert OutputHead(nn.Linear(2, 2)).soft_cap is None

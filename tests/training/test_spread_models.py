@@ -14,7 +14,7 @@ from accelerate import cpu_offload
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch import Tensor, nn
 
-from hf_distill.models.heads import Captured, Head, open_head
+from hf_distill.models.heads import Captured, OutputHead, open_head
 from hf_distill.models.projection import Side
 from hf_distill.objectives import JensenShannon, KLDivergence, Labels, RowObjective
 from hf_distill.rows.base import Places, SparseRows, side_of
@@ -42,7 +42,7 @@ def batch() -> dict[str, Tensor]:
 
 def side(device: str, requires_grad: bool = False) -> Side:
     linear = nn.Linear(WIDTH, VOCABULARY, device=device)
-    return Side(Head(linear), torch.randn(ROWS, WIDTH, device=device, requires_grad=requires_grad), torch.float32)
+    return Side(OutputHead(linear), torch.randn(ROWS, WIDTH, device=device, requires_grad=requires_grad), torch.float32)
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +94,7 @@ def test_rows_are_picked_where_the_last_layer_was_computed(monkeypatch: pytest.M
     monkeypatch.setattr(Places, "pick", pick)
     places = TokenRows(shift=True).places(batch())
     captured = Captured(torch.randn(3, 7, WIDTH, device="meta"), torch.float32)
-    found = side_of(Head(nn.Linear(WIDTH, VOCABULARY, device="meta")), captured, places, None)
+    found = side_of(OutputHead(nn.Linear(WIDTH, VOCABULARY, device="meta")), captured, places, None)
     assert seen == [{"meta"}]
     assert found.hidden.is_meta
     assert not places.mask.is_meta

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hf_distill.data.vocabularies import left_out
 from hf_distill.errors import UserError
-from hf_distill.models.heads import Head
+from hf_distill.models.heads import OutputHead
 from hf_distill.models.projection import Side
 from hf_distill.objectives import KLDivergence, Labels, Ranking, ReverseKL, RowObjective
 from hf_distill.rows.base import Rows, SparseRows
@@ -109,7 +109,7 @@ def test_a_few_rows_at_a_time(compiled: bool, sparse: bool, inductor: Inductor) 
     shared = LAYOUT.shared(torch.device("cpu"))
     objectives: list[RowObjective] = [KLDivergence(temperature=2.0), Labels(), Ranking(), ReverseKL()]
     coefficients = torch.tensor([0.5, 0.3, 0.1, 0.1])
-    teacher: Any = Side(Head(other), theirs, torch.float32, OWN, shared)
+    teacher: Any = Side(OutputHead(other), theirs, torch.float32, OWN, shared)
     if sparse:
         objectives, coefficients = objectives[:2], coefficients[:2]
         teacher = SparseRows.of(teacher.logits().detach(), 9, temperature=2.0)
@@ -121,7 +121,7 @@ def test_a_few_rows_at_a_time(compiled: bool, sparse: bool, inductor: Inductor) 
         return mine.weight.grad.clone()
 
     example = torch.arange(len(LABELS)) % 3
-    student = Side(Head(mine), hidden, torch.float32, OWN)
+    student = Side(OutputHead(mine), hidden, torch.float32, OWN)
     made = HeadRows(student, teacher, LABELS, example, 3, Compiler() if compiled else None, shared)
     sums = made.walk(objectives, coefficients)
     found = sums.detach(), grown(sums), made.agreement()

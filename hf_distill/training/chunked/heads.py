@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hf_distill.models.heads import Captured, Head, capturing, open_head
+from hf_distill.models.heads import Captured, OutputHead, capturing, open_head
 from hf_distill.models.inspection import base_model
 from hf_distill.models.projection import Side
 from hf_distill.models.target_model import Targets
@@ -26,7 +26,9 @@ class Heads:
         compiler: See `HeadRows`.
     """
 
-    def __init__(self, models: Sequence[nn.Module], heads: Sequence[Head], compiler: Compiler | None = None) -> None:
+    def __init__(
+        self, models: Sequence[nn.Module], heads: Sequence[OutputHead], compiler: Compiler | None = None
+    ) -> None:
         self._models = tuple(models)
         self._heads = tuple(heads)
         self._compiler = compiler
