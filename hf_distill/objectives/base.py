@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -102,6 +104,12 @@ class Objective(ABC):
     differentiates: ClassVar[bool] = False
 
     weight: Weight = 1.0
+
+    @classmethod
+    def formula(cls) -> str:
+        """Return the formula in the docstring of the class (below `Formula:`), on one line; empty if it has none."""
+        found = re.search(r"^Formula:\n((?: {4}.*\n?)+)", inspect.cleandoc(cls.__doc__ or ""), re.MULTILINE)
+        return " ".join(found[1].split()) if found else ""
 
     def check(self, student: PretrainedConfig, teacher: PretrainedConfig) -> None:  # noqa: B027
         """Refuse two models that the objective cannot compare; called before any weight is loaded.

@@ -11,7 +11,6 @@ What can be named: a section (`data`), an entry (`teacher.pretrained`), several 
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 import sys
@@ -128,10 +127,8 @@ def _arguments() -> Iterator[list[str]]:
 
 def _formula(cls: type[Objective]) -> list[str]:
     """Return the row of an objective: name, class, formula, what the sum is divided by, and where it was published."""
-    found = re.search(r"^Formula:\n((?: {4}.*\n?)+)", inspect.cleandoc(cls.__doc__ or ""), re.MULTILINE)
-    assert found is not None, cls
     paper = ARXIV.sub(r"[\1](https://arxiv.org/abs/\1)", cls.paper)
-    return [f"`{cls.name}`", f"`{cls.__name__}`", " ".join(found[1].split()), cls().unit, paper]
+    return [f"`{cls.name}`", f"`{cls.__name__}`", cls.formula(), cls().unit, paper]
 
 
 def _values(schema: Mapping[str, Any]) -> str:

@@ -169,9 +169,10 @@ def _objective(entry: Mapping[str, Any]) -> str:
     if known is not None and "temperature" in getattr(known, "__dataclass_fields__", {}):
         settings.setdefault("temperature", known.__dataclass_fields__["temperature"].default)
     values = ", ".join(f"{key} {in_words(value)}" for key, value in settings.items())
-    formula = (known.__doc__ or "").strip().splitlines()[0] if known is not None else ""
-    formula = re.sub(r"\s*See `[^`]*`\.$", "", formula)
-    return f"{inline_code(name)} ({markdown(values)}){f': {formula}' if formula else ''}"
+    start = f"{inline_code(name)} ({markdown(values)})"
+    if known is None or not known.formula():
+        return start
+    return f"{start}: {known.formula()}{f'. {known.paper}' if known.paper else ''}"
 
 
 def _data(report: Results, recipe: Mapping[str, Any], name: str) -> Any:

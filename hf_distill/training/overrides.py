@@ -64,7 +64,8 @@ OVERRIDES: dict[str, Override] = {
         "refuses to choose the best model by a figure without a value: the last would be taken for the best",
     ),
     "_save_checkpoint": Override(
-        "model trial", "seals a checkpoint with checksums, and removes older ones only once it is on disk"
+        "model trial",
+        "checks that all is finite, seals with checksums, then removes older ones",
     ),
     "save_model": Override("output_dir _internal_call", "saves nothing that is not finite"),
     # ---- training/saving.py: SavingTrainer, an export is the student alone ----

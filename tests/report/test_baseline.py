@@ -159,7 +159,7 @@ def test_a_trainer_on_labels_alone_says_that_rows_have_none(
     assert "have one" not in caplog.text
     trainer([0, -100, -100])
     assert "only 1 of the 3 rows" in caplog.text
-    with pytest.raises(ValueError, match="none of the 2 rows"):
+    with pytest.raises(ValueError, match="needs labels, but the train split has none"):
         trainer([-100, -100])
 
 

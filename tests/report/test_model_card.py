@@ -124,9 +124,8 @@ def test_the_card_has_the_table_and_the_verdict() -> None:
 def test_the_loss_is_described() -> None:
     """Without temperature and weights nobody can repeat the run."""
     lines = objectives(recipe_of(RECIPE))
-    assert lines[0] == (
-        "`kl` (weight 0.5, temperature 2): `T^2 * KL(teacher || student)`, both softened by the temperature."
-    )
+    assert lines[0].startswith("`kl` (weight 0.5, temperature 2): `T^2 * ")
+    assert "Hinton" in lines[0]
     assert lines[1].startswith("`labels` (weight 0.5): ")
     defaults = objectives({"objectives": [{"name": "kl"}, {"name": "my.module:Loss", "weight": 2, "margin": 0.1}]})
     assert defaults[0].startswith("`kl` (weight 1, temperature 1): ")
