@@ -442,7 +442,7 @@ def config(name: str, **settings: Any) -> Any:
         (Relations(), {"hidden_size": 18, "num_attention_heads": 3}, {}, "relation_heads", "4 relation heads"),
         (Relations(of=("attention",)), {"num_attention_heads": 2}, {}, "of", "has 2 heads and"),
         (Relations(layers=((0, 1),)), {}, {}, "layers", "index 0"),
-        (Relations(part="encoder"), {}, {}, "part", "is none"),
+        (Relations(part="encoder"), {}, {}, "part", "is not one"),
     ],
 )
 def test_models_that_do_not_fit_are_refused_by_their_configurations(
