@@ -8,14 +8,9 @@ import re
 import secrets
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hf_distill.errors import UserError
 from hf_distill.files.durable import sync
-
-if TYPE_CHECKING:  # torch, arrow and datasets take seconds to import; `--check` needs none of them
-    pass
-
 
 _LEFT_OVER = re.compile(r"_.+\.\d+\.[0-9a-f]{8}\.tmp")
 

@@ -281,7 +281,7 @@ class RowObjective(Objective):
 
     @property
     def takes_impossible(self) -> bool:
-        """Whether classes that neither model holds possible (`rows.IMPOSSIBLE` in both) change nothing.
+        """Whether classes that neither model holds possible (`rows.base.IMPOSSIBLE` in both) change nothing.
 
         If not, rows with different numbers of classes are computed apart, and `rows` sees no such class.
         """

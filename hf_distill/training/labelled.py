@@ -105,18 +105,15 @@ def in_words(prepared: Prepared) -> str | None:
 
 
 def check_labelled(split: Any, objectives: Sequence[Objective]) -> None:
-    """Warn of a training on labels alone whose batches would hold rows without one; refuse it where no row has one.
+    """Warn of a training on labels alone whose batches would hold rows without a label.
 
-    Raises:
-        ValueError: No row has a label: the loss would be 0.
+    Where no row has one, `objectives.fit.check_fit` refuses the training.
     """
     import datasets
 
     if not isinstance(split, datasets.Dataset) or not objectives or not on_labels_alone(objectives):
         return
     known = has_label(split)
-    if len(known) and not known.any():
-        raise ValueError(f"all objectives count labels, and none of the {len(known):,} rows of train_dataset has one.")
     if not known.all():
         logger.warning(
             "all objectives count labels, and only %s of the %s rows of train_dataset have one: the batches hold as "

@@ -1,4 +1,4 @@
-"""What is found finished is what was written, and what goes on ends the same: `durable.py`, `training/found.py`."""
+"""What is found finished is what was written, and what goes on ends the same: `files/durable.py`, `run/found.py`."""
 
 from __future__ import annotations
 

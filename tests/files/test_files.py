@@ -1,4 +1,4 @@
-"""Writing and fingerprints: `hf_distill/files.py`."""
+"""Writing and fingerprints: `hf_distill/files/atomic.py` and the fingerprints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose files are in a directory, and who may write there now: `hf_distill/ownership.py`, `hf_distill/lock.py`."""
+"""Whose files a directory holds, and who may write: `hf_distill/files/ownership.py`, `hf_distill/files/lock.py`."""
 
 from __future__ import annotations
 

@@ -195,6 +195,19 @@ def test_links_lead_somewhere(document: Path) -> None:
     assert not missing
 
 
+def test_files_that_are_named_exist() -> None:
+    """A docstring or page that sends a reader to a file that was moved costs more than one that says nothing."""
+    texts = [*DOCUMENTS, *SOURCES, *(ROOT / "tests").rglob("*.py")]
+    named = re.compile(r"`((?:hf_distill|tests|scripts|recipes|benchmarks)/[\w/]+\.(?:py|yaml|md))`")
+    gone = [
+        f"{relative(path)}: {name}"
+        for path in texts
+        for name in named.findall(path.read_text(encoding="utf-8"))
+        if path.name != "CHANGELOG.md" and not (ROOT / name).exists()
+    ]
+    assert gone == []
+
+
 def rooms() -> list[str]:
     """Return the paths in the list of rooms of CONTRIBUTING.md: a block whose indentation is two spaces a level."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

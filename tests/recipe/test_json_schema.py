@@ -1,4 +1,4 @@
-"""The JSON Schema of recipes: `hf_distill/schema.py`."""
+"""The JSON Schema of recipes: `hf_distill/recipe/json_schema.py`."""
 
 from __future__ import annotations
 

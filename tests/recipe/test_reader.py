@@ -1,4 +1,4 @@
-"""Recipes: `hf_distill/reader.py`, `plugins.py`, `document.py`, `overrides.py`, `wording.py`, `training_keys.py`."""
+"""Reading recipes: `hf_distill/recipe/`, and the messages of `hf_distill/mistakes.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The best model of a training: `hf_distill/best_model.py`."""
+"""The best model of a training: `hf_distill/run/best_model.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The directory of a run: what differs between the recipe it holds and another one: `hf_distill/directory.py`."""
+"""The directory of a run: what differs between the recipe it holds and another one: `hf_distill/run/directory.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Publishing: `hf_distill/hub.py` and the push of a finished student, against the hub of `fake_hub.py`.
+"""Publishing: `hf_distill/run/hub.py` and the push of a finished student, against the hub of `fake_hub.py`.
 
 Never run against huggingface.co; the xet protocol is not covered.
 """

@@ -1,4 +1,4 @@
-"""`bf16: auto`: `hf_distill/training/precision.py`."""
+"""`bf16: auto`: `hf_distill/run/training_defaults.py`."""
 
 from __future__ import annotations
 

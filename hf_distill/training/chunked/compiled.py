@@ -1,6 +1,6 @@
 """The evaluation of a block, compiled: a few kernels that go over the logits once each, in place of some thirty.
 
-`blocks.Evaluation` is traced with its gradient into one graph, which Inductor compiles: to Triton on a GPU, to C++ on a
+`block.Evaluation` is traced with its gradient into one graph, which Inductor compiles: to Triton on a GPU, to C++ on a
 CPU. A graph is made for one shape and one set of settings, so blocks of another size (the last one of a batch, as a
 rule) are evaluated eagerly; what changes from step to step (weights, scheduled temperatures) is an input of it.
 
