@@ -1,4 +1,4 @@
-"""What a batch means. This table is the list of tasks, by Hub pipeline tag."""
+"""The tasks: what an example is, which labels it has, how models are evaluated. `TASKS` lists them by pipeline tag."""
 
 from __future__ import annotations
 

@@ -26,25 +26,25 @@ if TYPE_CHECKING:
     from hf_distill.tasks.class_counts import ClassCounts
     from hf_distill.tasks.evaluator import Evaluator
 
-# What a recipe says of labels: names of integers, or what each label means (None: no label).
+# `data.labels` of a recipe: the names of 0, 1, 2, ..., or label -> name of its class (None: no label).
 SaidLabels = list[str] | dict[str, str | None] | None
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a task prepares data for.
+    """The models, and the parts of a recipe, that a task prepares data for.
 
     Attributes:
-        tokenizer: Feeds both models; the student alone where the teacher has one of its own.
-        teacher_tokenizer: The teacher's own, where it differs; None where one feeds both.
-        teacher: Configuration of a teacher that brings its own head; None for a head still to be trained.
-        student: Likewise.
-        configs: Configurations of teacher and student, whether they bring the head or not.
-        max_length: Longest input in tokens; None where nothing limits it.
-        label_names: What the recipe says of labels: names of integers, or what each label means (None: no label).
-        label_separator: What stands between the labels of a row that has several in one text.
-        metrics: Names, headline first; the task's own choice if empty.
-        left_out: Tokens of the tokenizer that are others to the teacher, or none, and take no part in a comparison.
+        tokenizer: Tokenizer of both models; of the student alone if `teacher_tokenizer` is set.
+        teacher_tokenizer: The teacher's tokenizer, if it differs from the student's; else None.
+        teacher: Configuration of a teacher with a trained head for the task; None if its head is not trained yet.
+        student: Configuration of a student with a trained head for the task; None if its head is not trained yet.
+        configs: Configurations of teacher and student, with or without a trained head.
+        max_length: Maximum length of an input in tokens; None for no limit.
+        label_names: `data.labels` of the recipe: the names of 0, 1, 2, ..., or label -> name (None: no label).
+        label_separator: Text between the labels of a row that has several in one cell.
+        metrics: Names of the metrics, the headline metric first; empty for the task's default.
+        left_out: Token ids that mean something else, or nothing, to the teacher. The models are not compared on them.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -61,19 +61,18 @@ class Setup:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a task makes of raw data: everything a trainer needs to know about it.
+    """The data of a task, tokenised, and everything that a trainer needs to know about it.
 
     Attributes:
-        train: Tokenised; columns `input_ids`, `attention_mask`, ..., `labels` (where there are any) and `length`.
-        eval: Likewise, sorted by length (metrics do not depend on the order, padding does).
+        train: The tokenised train split: `input_ids`, `attention_mask`, ..., `length`, and `labels` if there are any.
+        eval: The tokenised eval split with the same columns, sorted by length: this changes padding, not metrics.
         head: How to load a model for the task.
         layout: Which logits count.
         collator: Pads examples to a batch.
         evaluator: Computes the metrics of a model on the eval split.
-        label_names: Class names in the order of the student's head; None where nothing names them.
+        label_names: Class names in the order of the student's head; None if they have no names.
         labelled: Whether the train split has labels.
-        for_teacher: The same data, row by row, as the teacher reads it, where it has a tokenizer of its own; None where
-            both read the same tokens.
+        for_teacher: The same data, row by row, with the teacher's tokens; None if both models read the same tokens.
     """
 
     train: Dataset
@@ -89,26 +88,26 @@ class Prepared:
 
 @component
 class Task(ABC):
-    """A Hub pipeline tag."""
+    """Base class of the tasks: how examples become model inputs, and how models are evaluated."""
 
     name: ClassVar[str]
     auto_class: ClassVar[str]
-    # Role -> whether a recipe must have a column for it.
+    # Role of a column -> whether it is required.
     roles: ClassVar[Mapping[str, bool]]
-    # The one of them that holds what is to be predicted.
+    # The role whose column holds the labels.
     label_role: ClassVar[str] = "label"
-    # Whether teacher and student may read a text through tokenizers of their own (`Setup.teacher_tokenizer`): not where
-    # their answers are compared token by token.
+    # Whether teacher and student may have different tokenizers (`Setup.teacher_tokenizer`). Not possible if they are
+    # compared token by token.
     own_tokenizers: ClassVar[bool] = False
-    # Whether what is compared are distributions over tokens, of which some may be left out.
+    # Whether distributions over tokens are compared, so that `Setup.left_out` applies.
     compares_tokens: ClassVar[bool] = False
-    # Whether the models return a vector of each text.
+    # Whether the models return one vector for each text.
     vectors: ClassVar[bool] = False
-    # Whether the models see other inputs in every epoch.
+    # Whether the inputs change from epoch to epoch.
     changes_inputs: ClassVar[bool] = False
     # Whether a row may have several labels in one text (`data.label_separator`).
     several_labels: ClassVar[bool] = False
-    # Whether examples have lengths so different that a training groups them by it, where a recipe does not say.
+    # Whether training groups examples of similar length by default.
     groups_by_length: ClassVar[bool] = False
 
     @property
@@ -118,36 +117,36 @@ class Task(ABC):
 
     @abstractmethod
     def prepare(self, splits: Mapping[str, Dataset], setup: Setup) -> Prepared:
-        """Tokenise and describe the data.
+        """Return the tokenised data and its description.
 
         Args:
-            splits: `train` and `eval`, columns already renamed to their roles.
-            setup: The models it is prepared for, and what the recipe says about it.
+            splits: `train` and `eval`, with columns named by role.
+            setup: The models, and what the recipe says about the data.
 
         Raises:
             UserError: The data does not fit the task.
         """
 
     def look(self, splits: Mapping[str, Dataset], setup: Setup) -> ClassCounts | None:
-        """Read the labels of some rows as `prepare` reads those of all, without tokenising.
+        """Check the labels of some rows as `prepare` does, without tokenising; used by `--check`.
 
         Returns:
-            How often each class occurs in them; None for a task without classes.
+            How often each class occurs in these rows; None for a task without classes.
 
         Raises:
-            UserError: As `prepare`, as far as labels are concerned.
+            UserError: The labels do not fit the task.
         """
         return None
 
     def check_model(self, config: PretrainedConfig) -> None:  # noqa: B027
-        """Refuse a model the task cannot use, before its weights are loaded.
+        """Refuse a model that the task cannot use, before its weights are loaded.
 
         Raises:
-            UserError: Its configuration, or what lies beside it, says that it does not fit; `key` is `"model"`.
+            UserError: The configuration, or another file of the model, shows that it does not fit; `key` is `"model"`.
         """
 
     def facts(self, prepared: Prepared | None = None) -> TaskFacts:
-        """Return what is learned, as far as the task alone tells, or the prepared data. See `models.match`."""
+        """Return what `models.match` needs to know about the task; without `prepared`, only what the class says."""
         if prepared is None:
             return TaskFacts(task=self.name, vectors=self.vectors)
         return TaskFacts(
@@ -159,11 +158,11 @@ class Task(ABC):
         )
 
     def check(self, objectives: tuple[Objective, ...], prepared: Prepared) -> None:
-        """Refuse objectives that mean nothing on this data.
+        """Refuse objectives that have no meaning on this data.
 
         Raises:
-            UserError: A softmax over one predicted value, which is constant and its loss silently zero; an objective
-                on labels where there are none; weights of classes that are not there.
+            UserError: A softmax over a single predicted value (it is constant, so the loss is always zero); an
+                objective on labels without labels; class weights for classes that do not exist.
         """
         gives = Gives.everything(own_tokens=prepared.for_teacher is not None)
         facts = self.facts(prepared)
@@ -175,10 +174,10 @@ class Task(ABC):
 
 
 def check_class_weights(weights: ClassWeights, prepared: Prepared, key: str) -> None:
-    """Refuse weights that do not fit the classes of a run.
+    """Refuse class weights that do not fit the classes of a run.
 
     Raises:
-        UserError: There are no classes that exclude each other, or other ones.
+        UserError: The task has no classes of which each example has one, or the weights name other classes.
     """
     from hf_distill.objectives.class_weights import resolve
 
@@ -189,11 +188,11 @@ def check_class_weights(weights: ClassWeights, prepared: Prepared, key: str) -> 
 
 
 def classes_of(prepared: Prepared) -> ClassCounts | None:
-    """Return how often each class occurs in a run's data; None where nothing is classified, or nothing has labels."""
+    """Return how often each class occurs in a run's data; None without classes or without labels."""
     from hf_distill.rows.examples import ExampleRows
 
     width = prepared.head.settings.get("num_labels")
-    # The answers of question answering are places in a text.
+    # Question answering has a head with two columns too, but they are positions and not classes.
     classified = prepared.layout.has_named_classes or isinstance(prepared.layout, ExampleRows)
     if width is None or not classified or not prepared.layout.has_classes:
         return None

@@ -1,4 +1,4 @@
-"""How often each class occurs in train and eval, and whether the two are of the same kind."""
+"""How often each class occurs in train and eval, and whether the two splits differ too much."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from hf_distill.tasks.problem_type import Labelling
 
-# Shares of classes that differ by less, summed over classes and halved, are not worth a word.
+# No warning if the shares of the classes differ by less (sum of absolute differences over classes, halved).
 _DIFFERENT = 0.15
-# How unlikely the difference must be between two samples of the same data.
+# A warning only if the p-value of a chi-squared test is at most this.
 _LEVEL = 0.001
 _SHOWN = 8
 
@@ -29,11 +29,11 @@ class ClassCounts:
     """How often each class occurs.
 
     Attributes:
-        names: Of the classes, in the order of the head.
-        counts: Split -> labels of each class `(classes,)`; splits without labels are left out.
-        rows: Split -> rows that have a label, or labels where a row has many.
-        unit: What is counted: rows, or words.
-        one_each: Whether classes exclude each other, so that their shares sum to 1.
+        names: Class names in the order of the head.
+        counts: Split -> number of labels of each class, `(classes,)`; splits without labels are absent.
+        rows: Split -> number of rows with a label; number of labels if a row has many.
+        unit: What is counted: rows or words.
+        one_each: Whether each example has exactly one class, so that shares sum to 1.
     """
 
     names: tuple[str, ...]
@@ -43,7 +43,7 @@ class ClassCounts:
     one_each: bool = True
 
     def in_words(self) -> Iterator[str]:
-        """Yield a line for each split: `train: negative 500, positive 500`, by how frequent they are in train."""
+        """Yield a line for each split, such as `train: negative 500, positive 500`, the most frequent class first."""
         order = np.argsort(-next(iter(self.counts.values())), kind="stable")
         for split, counts in self.counts.items():
             shown = ", ".join(f"{self.names[at]} {counts[at]:,}" for at in order[:_SHOWN])
@@ -51,27 +51,27 @@ class ClassCounts:
 
     @property
     def single(self) -> str | None:
-        """The class that all labels of the train split have; None where there are several, or no labels."""
+        """The class of all labels in the train split; None if there are several classes or no labels."""
         counts = self.counts.get("train", np.zeros(0))
         present = np.flatnonzero(counts)
         return self.names[present[0]] if len(present) == 1 and len(counts) > 1 and self.one_each else None
 
     def one_class(self) -> str:
-        """Return what is wrong with a train split of one class."""
+        """Return the message about a train split with a single class."""
         lines = "; ".join(self.in_words())
         return (
-            f"all labels of the train split are '{self.single}' ({lines}): what is learned from them is a constant. "
+            f"all labels of the train split are '{self.single}' ({lines}): a model learns a constant from them. "
             "Is the data sorted by label? Shuffle it, or choose another part of it."
         )
 
     def remarks(self) -> Iterator[str]:
-        """Yield what is odd about them: a class to be predicted that cannot be learned, shares that differ much."""
+        """Yield warnings: a class in eval that train does not have, or shares of classes that differ much."""
         if set(self.counts) != {"train", "eval"}:
             return
-        train, judged = self.counts["train"], self.counts["eval"]
-        missing = np.flatnonzero((train == 0) & (judged > 0)).tolist()
+        train, evaluated = self.counts["train"], self.counts["eval"]
+        missing = np.flatnonzero((train == 0) & (evaluated > 0)).tolist()
         if missing and train.any():
-            found = ", ".join(f"'{self.names[at]}' ({judged[at]:,} {self.unit})" for at in missing[:_SHOWN])
+            found = ", ".join(f"'{self.names[at]}' ({evaluated[at]:,} {self.unit})" for at in missing[:_SHOWN])
             more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
             yield (
                 f"the eval split has classes of which the train split has no example: {found}{more}. They cannot be "
@@ -80,24 +80,25 @@ class ClassCounts:
         elif (worst := self._most_different()) is not None:
             shares = [f"{counts[worst] / self.rows[split]:.0%} of {split}" for split, counts in self.counts.items()]
             yield (
-                f"train and eval have the classes in other shares: '{self.names[worst]}' is {' and '.join(shares)}. Is "
-                f"the data sorted by label, and cut by rows? Have it cut class by class: {CUT}"
+                f"train and eval have the classes in different shares: '{self.names[worst]}' is {' and '.join(shares)}."
+                f" Is the data sorted by label, and split by rows? Split it class by class: {CUT}"
             )
 
     def _most_different(self) -> int | None:
-        """Return the class whose shares differ most, where they differ much, and more than chance would have it."""
+        """Return the class whose shares differ most; None if they differ little or not significantly."""
         from scipy.stats import chi2_contingency
 
-        (train, judged), rows = self.counts.values(), list(self.rows.values())
+        (train, evaluated), rows = self.counts.values(), list(self.rows.values())
         if not all(rows):
             return None
-        difference = np.abs(train / rows[0] - judged / rows[1])
+        difference = np.abs(train / rows[0] - evaluated / rows[1])
         worst = int(difference.argmax())
         if self.one_each:
-            much, table = difference.sum() / 2, np.stack([train, judged])
+            much, table = difference.sum() / 2, np.stack([train, evaluated])
         else:
             much = difference[worst]
-            table = np.array([[train[worst], rows[0] - train[worst]], [judged[worst], rows[1] - judged[worst]]])
+            pair = ((train, rows[0]), (evaluated, rows[1]))
+            table = np.array([[counts[worst], every - counts[worst]] for counts, every in pair])
         table = table[:, table.any(0)]
         if much < _DIFFERENT or table.shape[1] < 2 or chi2_contingency(table).pvalue > _LEVEL:
             return None
@@ -105,15 +106,15 @@ class ClassCounts:
 
 
 def count_classes(splits: Mapping[str, Dataset], width: int, names: Sequence[str] | None) -> ClassCounts | None:
-    """Count the classes of tokenised splits, by their `labels`.
+    """Return how often each class occurs in the `labels` of tokenised splits.
 
     Args:
         splits: `train` and `eval`.
-        width: Columns of the head.
-        names: Of the classes; their numbers if None.
+        width: Number of columns of the head.
+        names: Class names; None to use their numbers.
 
     Returns:
-        None where no split has labels.
+        The counts; None if no split has labels.
     """
     counts, rows = {}, {}
     one_each, unit = True, "rows"
@@ -129,7 +130,7 @@ def count_classes(splits: Mapping[str, Dataset], width: int, names: Sequence[str
 
 
 def _counts(labels: Any, width: int) -> tuple[NDArray[Any], int, bool, str]:
-    """Return how often each class occurs, among how many, whether one excludes the others, and what is counted."""
+    """Return counts by class, the number of labels or rows, whether each has one class, and the unit."""
     import pyarrow as pa  # type: ignore[import-untyped]
 
     nested = hasattr(labels.type, "value_type")
@@ -137,10 +138,10 @@ def _counts(labels: Any, width: int) -> tuple[NDArray[Any], int, bool, str]:
     if nested and pa.types.is_floating(labels.type.value_type):
         each = flat.reshape(-1, width)
         each = each[~np.isnan(each).any(-1)]
-        if width == 1:  # no or yes
+        if width == 1:  # one output: no or yes
             return np.bincount((each[:, 0] > 0.5).astype(int), minlength=2), len(each), True, "rows"
         soft = bool(len(each)) and bool(((each > 0) & (each < 1)).any())
-        if soft:  # distributions: their likeliest class
+        if soft:  # distributions: count the most likely class
             return np.bincount(each.argmax(-1), minlength=width), len(each), True, "rows"
         return each.sum(0).astype(int), len(each), False, "rows"
     known = flat[flat >= 0].astype(int)
@@ -148,12 +149,12 @@ def _counts(labels: Any, width: int) -> tuple[NDArray[Any], int, bool, str]:
 
 
 def count_raw(splits: Mapping[str, Dataset], labelling: Labelling, role: str) -> ClassCounts | None:
-    """Count the classes of raw splits, as `labelling` reads them.
+    """Return how often each class occurs in raw splits; None for regression or without labels.
 
     Args:
-        splits: `train` and `eval`; those without the column have no labels.
-        labelling: How they are read.
-        role: Of their column.
+        splits: `train` and `eval`; a split without the column has no labels.
+        labelling: How labels map to classes.
+        role: Role of the label column.
     """
     from datasets import Dataset
 

@@ -1,4 +1,4 @@
-"""Which classes a column of labels has, and what they are called: by the recipe, the data, or the models' heads."""
+"""Find the classes of a label column and their names, from the recipe, the data or the models' heads."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Names = tuple[str, ...]
-SAY_NAMES = "Say which name each number has: data: {labels: [name of 0, name of 1, ...]}."
+SAY_NAMES = "Give the name of each number: data: {labels: [name of 0, name of 1, ...]}."
 
 
 @dataclass(frozen=True)
 class Heads:
-    """The models that bring a trained head.
+    """The models with a trained head for the task.
 
     Attributes:
-        student: Configuration.
-        teacher: Configuration.
+        student: Configuration of the student; None if its head is not trained yet.
+        teacher: Configuration of the teacher; None if its head is not trained yet.
     """
 
     student: PretrainedConfig | None
@@ -37,22 +37,22 @@ class Heads:
 
     @property
     def ours(self) -> Names | None:
-        """Names of the student's classes, where it has any."""
+        """Class names of the student's head; None if it has none."""
         return None if self.student is None else label_names(self.student)
 
     @property
     def theirs(self) -> Names | None:
-        """Names of the teacher's classes, where it has any."""
+        """Class names of the teacher's head; None if it has none."""
         return None if self.teacher is None else label_names(self.teacher)
 
     @property
     def width(self) -> int | None:
-        """Columns of the heads; None without any."""
+        """Number of columns of the heads; None without a trained head."""
         head = self.teacher or self.student
         return None if head is None else head.num_labels
 
     def check_width(self, width: int, what: str, key: str) -> None:
-        """Refuse a head of another size."""
+        """Refuse a head with another number of outputs than `width`."""
         for whose, head in (("teacher", self.teacher), ("student", self.student)):
             if head is not None and head.num_labels != width:
                 names = label_names(head)
@@ -63,13 +63,13 @@ class Heads:
                 )
 
     def warn_unused(self, classes: Classes, column: LabelColumn) -> None:
-        """Warn of a head of more classes than are learned, where nothing but numbers says that they are the same."""
+        """Warn if the labels use only some classes of a head and nothing but numbers links labels and classes."""
         whose = "student" if self.teacher is None else "teacher"
         used = len({classes.numbers[label] for label in column.learned})
         if self.width is not None and 0 < used < self.width and not (classes.names or self.ours or self.theirs):
             logger.warning(
-                "the train labels use %s of the %s classes of the %s's head, which only numbers them. Was it trained "
-                "on these? Then name all, and this is not asked again: data: {labels: [name of 0, name of 1, ...]}",
+                "the train labels use %s of the %s classes of the %s's head, which only numbers them. If it was "
+                "trained on these labels, name all classes: data: {labels: [name of 0, name of 1, ...]}",
                 *(used, self.width, whose),
             )
 
@@ -79,9 +79,9 @@ class Classes:
     """The classes as the data numbers them.
 
     Attributes:
-        numbers: Label as the data has it -> number.
-        names: Name of each number, where known.
-        width: How many there are.
+        numbers: Label in the data -> number of its class.
+        names: Name of each number; None if they have no names.
+        width: Number of classes.
     """
 
     numbers: Mapping[Any, int]
@@ -94,12 +94,12 @@ def find_classes(column: LabelColumn, stated: Stated, heads: Heads, multi_hot: b
 
     Args:
         column: The labels.
-        stated: What the recipe says of them.
-        heads: Models that bring a trained head.
+        stated: What the recipe says about labels.
+        heads: Models with a trained head.
         multi_hot: Whether labels are lists of one 0 or 1 for each class.
 
     Raises:
-        UserError: A label is none of the classes that the recipe or the models name, or nobody can tell what it is.
+        UserError: A label is not among the classes that the recipe or the models name, or its class is ambiguous.
     """
     names = stated.names or real_names(column.names or ())
     if multi_hot:
@@ -121,7 +121,7 @@ def find_classes(column: LabelColumn, stated: Stated, heads: Heads, multi_hot: b
 
 
 def _truths(names: Names | None) -> dict[bool, int] | None:
-    """Return the position of the names of True and False, which are no matter of order."""
+    """Return the positions of False and True if the names are no/yes or false/true, in any order; else None."""
     said = [name.casefold() for name in names or ()]
     for no, yes in (("false", "true"), ("no", "yes")):
         if sorted(said) == [no, yes]:
@@ -130,7 +130,7 @@ def _truths(names: Names | None) -> dict[bool, int] | None:
 
 
 def _by_meaning(column: LabelColumn, stated: Stated, heads: Heads) -> Classes:
-    """Return the classes of labels of which the recipe says what some or all mean; the others keep their names."""
+    """Return the classes if the recipe maps labels to names; a label that it does not map is its own name."""
     own = {value: column.names[value] if column.names else spell(value) for value in column.values}
     if not column.holds(str) and not column.names and set(own.values()) - set(stated.meanings):
         wanted = f"one of those that data.labels names ({shorten(list(stated.meanings))}), or a line there for this one"
@@ -139,7 +139,7 @@ def _by_meaning(column: LabelColumn, stated: Stated, heads: Heads) -> Classes:
     declared = [name for name in column.names or () if name not in stated.nothing]
     known = [stated.meanings.get(name, name) for name in declared] or stated.meanings.values()
     every = tuple(dict.fromkeys((*known, *sorted(set(texts.values()) - set(known)))))
-    # Where models name the classes, these are what the meanings must be; else they are the classes.
+    # If a model names its classes, the recipe must use these names; else the recipe's names are the classes.
     trained = heads.theirs or (heads.ours if heads.teacher is None else None)
     return _by_name(column, texts, None if trained else every, stated, heads)
 
@@ -147,16 +147,16 @@ def _by_meaning(column: LabelColumn, stated: Stated, heads: Heads) -> Classes:
 def _by_name(
     column: LabelColumn, texts: Mapping[Any, str], names: Names | None, stated: Stated, heads: Heads
 ) -> Classes:
-    """Return the classes of text labels: the data says which there are, but only others say in which order.
+    """Return the classes of text labels. The data has their names, but not their order.
 
     Args:
         column: The labels.
-        texts: Label -> what it is called.
-        names: Of all classes, from the recipe or the data set.
-        stated: What the recipe says of labels.
-        heads: Models that bring a trained head.
+        texts: Label -> its name.
+        names: Names of all classes, from the recipe or the data set.
+        stated: What the recipe says about labels.
+        heads: Models with a trained head.
     """
-    # The names of a student say nothing about a teacher that has none.
+    # The student's names do not apply to a teacher without names.
     nameless_teacher = heads.teacher is not None and heads.theirs is None
     names = names or (None if nameless_teacher else heads.ours or heads.theirs)
     found = _look_up(tuple(texts.values()), names or ())
@@ -164,7 +164,7 @@ def _by_name(
         numbers = {label: number for label, text in texts.items() if (number := found[text]) is not None}
         return Classes(numbers, names, len(names))
     spelled = {label: int(match[1]) for label, text in texts.items() if (match := _NUMBER.fullmatch(text))}
-    if len(spelled) == len(texts):  # and no model that calls its classes so
+    if len(spelled) == len(texts):  # numbers written as text, and no model has these names
         return _by_number(column, spelled, names if stated.names or column.names else None, heads)
     if names:
         raise column.refuse(lambda label: found[texts[label]] is None, f"one of {shorten(names)}", stated.way_out)
@@ -179,7 +179,7 @@ def _by_name(
 
 
 def _own_names(column: LabelColumn, texts: Mapping[Any, str], stated: Stated) -> Classes:
-    """Return the classes of texts that nobody names: what is written differently is another class."""
+    """Return the classes of texts if neither recipe nor models name them: every different text is a class."""
     check_texts(column, texts, stated)
     names = tuple(sorted({tidy(text) for text in texts.values()}))
     at = {name: number for number, name in enumerate(names)}
@@ -190,17 +190,16 @@ _NUMBER = re.compile(r"(?:LABEL_)?([0-9]+)")
 
 
 def _by_number(column: LabelColumn, numbers: Mapping[Any, int], stated: Names | None, heads: Heads) -> Classes:
-    """Return the classes of numbered labels.
+    """Return the classes of numeric labels.
 
-    Where the names of the classes are numbers, or begin with them (`1 star`), and are those of the labels, these are
-    meant by value; else by position. Without names or heads, numbers that are not 0, 1, 2 ... are their own names.
+    If the names of the classes are numbers or begin with numbers (`1 star`), and the labels are among them, a label is
+    matched by value; else it is the position of its class. Without names or heads, numbers other than 0, 1, 2, ... are
+    their own names.
     """
     if (by_value := _by_value(column, numbers, stated, heads)) is not None:
         return by_value
     if any(number < 0 for number in numbers.values()):
-        hint = (
-            f" If it is a class, say what each label means: data: {{labels: {{'{min(numbers.values())}': NAME, ...}}}}."
-        )
+        hint = f" If it is a class, name each label: data: {{labels: {{'{min(numbers.values())}': NAME, ...}}}}."
         wanted = "0 or more; leave it empty for a row without label"
         raise column.refuse(lambda value: numbers[value] < 0, wanted, hint)
     width = len(stated) if stated else heads.width
@@ -214,21 +213,21 @@ def _by_number(column: LabelColumn, numbers: Mapping[Any, int], stated: Names | 
         if min(numbers.values()) > 0 and max(numbers.values()) == width:
             names = stated or heads.ours or heads.theirs
             said = f"{{'1': {names[0]}, '2': {names[1]}, ...}}" if names else f"['1', '2', ... '{width}']"
-            hint = f" Where they are counted from 1, say so: data: {{labels: {said}}}."
+            hint = f" If the labels count from 1, say so: data: {{labels: {said}}}."
         wanted = f"0 to {width - 1}, since there are {width} classes"
         raise column.refuse(lambda value: numbers[value] >= width, wanted, hint)
     return Classes(numbers, stated, width)
 
 
 def _by_value(column: LabelColumn, numbers: Mapping[Any, int], stated: Names | None, heads: Heads) -> Classes | None:
-    """Return the classes of numbers that are the names of these; None where they can only be positions.
+    """Return the classes if labels match the numbers in the class names; None if labels can only be positions.
 
     Raises:
-        UserError: The names are the recipe's, in the order of 0, 1, 2 ..., and the labels may be meant by value too.
+        UserError: The recipe names 0, 1, 2, ... in order, but the labels could also match the names by value.
     """
     names = stated or heads.ours or heads.theirs
     called = label_numbers(names or ())
-    # Integers of a `ClassLabel` are positions among its names, whatever these are.
+    # Integers of a `ClassLabel` column are always positions.
     if names is None or called is None or column.names or not numbers or not set(numbers.values()) <= set(called):
         return None
     place = {number: at for at, number in enumerate(called)}
@@ -238,16 +237,18 @@ def _by_value(column: LabelColumn, numbers: Mapping[Any, int], stated: Names | N
         either = f"the label {number} may be '{names[place[number]]}' or, counted from 0, '{names[number]}'"
         way_out = f"data: {{labels: {{'{number}': {names[number]}, ...}}}}"
         if stated and any(not name.strip().lstrip("+-").isdecimal() for name in names):
-            raise UserError(f"{either}. Say which, for every label: {way_out}.", key="labels")
-        logger.warning("%s: taken for the former. If the latter is meant, say so for every label: %s", either, way_out)
-    if not stated:  # in the order of the numbers, which is that of a teacher without names
+            raise UserError(f"{either}. Map every label to its name: {way_out}.", key="labels")
+        logger.warning(
+            "%s: the first is used. If the second is meant, map every label to its name: %s", either, way_out
+        )
+    if not stated:  # a teacher without names has its classes in the order of the numbers
         called, names = zip(*sorted(zip(called, names, strict=True)), strict=True)
         place = {number: at for at, number in enumerate(called)}
     return Classes({value: place[number] for value, number in numbers.items()}, names, len(names))
 
 
 def _look_up(texts: Sequence[str], names: Sequence[str]) -> dict[str, int | None]:
-    """Return the position of each text among the names; case only counts where names differ in nothing else."""
+    """Return the position of each text among the names, None if absent; case matters only if names differ in case."""
     exact = {name: at for at, name in enumerate(names)}
     alike = {folded(name): at for at, name in enumerate(names)}
     loose = alike if len(alike) == len(names) else {}
@@ -256,5 +257,5 @@ def _look_up(texts: Sequence[str], names: Sequence[str]) -> dict[str, int | None
     if None not in found.values() or not ours or not theirs or not set(ours) <= set(theirs):
         return found
     if all(_NUMBER.fullmatch(text) for text in texts):
-        return found  # bare numbers may be positions as well
+        return found  # plain numbers can also be positions
     return {text: theirs.index(number) for text, number in zip(dict.fromkeys(texts), ours, strict=True)}

@@ -1,4 +1,4 @@
-"""Conversations as people keep them, checked and brought into one form: messages as Transformers takes them."""
+"""Read conversations in the usual formats, check them, and convert them to messages as Transformers takes them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 
 from hf_distill.errors import UserError, did_you_mean
 
-# What speakers are called in data -> what chat templates call them.
+# Role in the data -> role in chat templates.
 ROLES: Mapping[str, str] = {
     **{name: name for name in ("system", "developer", "user", "assistant", "tool", "function", "ipython")},
     **dict.fromkeys(("human",), "user"),
     **dict.fromkeys(("gpt", "chatgpt", "bot", "model"), "assistant"),
     **dict.fromkeys(("observation",), "tool"),
 }
-# ShareGPT's keys -> those of chat templates.
+# Key in ShareGPT data -> key in chat templates.
 _KEYS = {"from": "role", "value": "content"}
-# Keys that say whether a turn is learned; templates do not see them.
+# Keys that say whether a turn is learned; they are not passed to the template.
 _LEARNED = ("train", "weight")
 
 Message = dict[str, Any]
@@ -29,10 +29,10 @@ class Conversation:
     """One conversation.
 
     Attributes:
-        messages: With the keys that chat templates know; what is not given is not there.
-        learned: For every message, whether it is to be learned.
-        tools: JSON schemas of what the assistant can call; None for none.
-        settings: What else the template is told (`enable_thinking`).
+        messages: The messages, with the keys of chat templates; keys without a value are absent.
+        learned: For every message, whether it is learned.
+        tools: JSON schemas of the tools that the assistant can call; None for none.
+        settings: Extra arguments for the template, such as `enable_thinking`.
     """
 
     messages: list[Message]
@@ -42,19 +42,19 @@ class Conversation:
 
     @property
     def turns(self) -> list[int]:
-        """Numbers of the messages to learn."""
+        """Indices of the messages that are learned."""
         return [number for number, learned in enumerate(self.learned) if learned]
 
 
 def read_conversation(row: Mapping[str, Any], where: str) -> Conversation:
-    """Return the conversation of a row: `messages`, or `prompt` and `completion`, of which only this is learned.
+    """Return the conversation of a row: `messages`, or `prompt` and `completion` (only the completion is learned).
 
     Args:
-        row: By role.
-        where: Which row it is, for messages.
+        row: Role of a column -> cell.
+        where: Name of the row in error messages.
 
     Raises:
-        UserError: It is not a conversation; the line says which message of which row, and why.
+        UserError: The row is not a conversation; the message says which message of which row is wrong, and why.
     """
     if "messages" in row:
         key, first = "columns.messages", 0
@@ -71,18 +71,18 @@ def read_conversation(row: Mapping[str, Any], where: str) -> Conversation:
         for number, (message, source) in enumerate(zip(messages, given, strict=True))
     ]
     last = max((number for number, one in enumerate(learned) if one), default=-1)
-    return Conversation(  # what comes after the last turn to learn is no context of any
+    return Conversation(  # messages after the last learned turn are dropped: no learned turn sees them
         messages[: last + 1], learned[: last + 1], _tools(row.get("tools"), where), _settings(row, where)
     )
 
 
 def _list(value: Any, where: str, key: str, role: str | None = None) -> list[Message]:
-    """Return the messages in a cell; with `role` a text is one of them."""
+    """Return the messages in a cell; with `role`, a text is one message of that role."""
     if isinstance(value, str):
         if role is not None:
             return [{"role": role, "content": value}]
         value = _parsed(value, where, key)
-    if isinstance(value, Mapping):  # lists by key, as older versions of `datasets` make of lists of objects
+    if isinstance(value, Mapping):  # a dictionary of lists, as older versions of `datasets` store lists of objects
         lengths = {len(column) for column in value.values() if isinstance(column, Sequence)}
         if len(lengths) == 1:
             value = [dict(zip(value, entries, strict=True)) for entries in zip(*value.values(), strict=True)]
@@ -139,7 +139,7 @@ def _role(value: Any, place: str, key: str) -> str:
 
 
 def _content(value: Any, place: str, key: str) -> str:
-    """Return a text as it is, and of OpenAI's content parts the texts, joined."""
+    """Return the content as one text; the texts of content parts (as in OpenAI's format) are joined."""
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
@@ -184,7 +184,7 @@ def _settings(row: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def without_none(value: Any) -> Any:
-    """Return nested data without entries that are None: Arrow gives every object the keys of all others.
+    """Return nested data without entries that are None; Arrow adds the keys of all other objects to each object.
 
     >>> without_none({"a": 1, "b": {"c": None}})
     {'a': 1, 'b': {}}

@@ -1,4 +1,4 @@
-"""Texts that would pass for classes and hardly are: gaps, several in one cell, one spelled in two ways."""
+"""Find text labels that are probably not classes: missing values, several labels in one cell, two spellings of one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hf_distill.tasks.stated_labels import Stated
 
 logger = logging.getLogger(__name__)
 
-# Nobody calls a class so; the words below some do.
+# Never the name of a class. The words below sometimes are.
 _SIGNS = ("", "-", "--", "?", ".", "_", "*")
 _WORDS = ("na", "n/a", "nan", "null", "none", "nil", "unknown", "missing", "undefined", "unlabeled", "unlabelled")
 _SEPARATORS = (",", ";", "|")
@@ -23,7 +23,7 @@ _MANY = 50
 
 
 def refuse_gaps(column: LabelColumn) -> None:
-    """Refuse numbers with an "NA" among them, which is a gap and no class; whoever means a class can name it."""
+    """Refuse numbers with an "NA" among them: it is a missing value. If it is a class, the recipe can name it."""
     gaps = [text for text in column.values if text.strip().casefold() in (*_SIGNS, *_WORDS)]
     if gaps and any(re.fullmatch(r"\s*[-+]?[0-9.]+\s*", text) for text in column.values):
         wanted = "a number like the others, or an empty cell where there is no label"
@@ -31,18 +31,18 @@ def refuse_gaps(column: LabelColumn) -> None:
 
 
 def check_texts(column: LabelColumn, texts: Mapping[Any, str], stated: Stated) -> None:
-    """Look for texts that are no classes among those that would become some.
+    """Refuse or warn about texts that are probably not classes.
 
     Args:
         column: The labels.
-        texts: Label -> what it is called.
-        stated: What the recipe says; labels that it speaks of are classes.
+        texts: Label -> its name.
+        stated: What the recipe says about labels; labels that it names are not checked.
 
     Raises:
-        UserError: One stands for "no label", or for several of the others.
+        UserError: A label stands for "no label", or holds several other labels.
     """
     asked = {label: text for label, text in texts.items() if text not in stated.known and label not in stated.known}
-    if not column.nested:  # tags of words may well be signs
+    if not column.nested:  # tags of words may be punctuation signs
         _check_signs(column, asked)
         _check_parts(column, asked, {folded(text) for text in texts.values()})
     _warn_of_words(asked)
@@ -73,8 +73,8 @@ def _check_parts(column: LabelColumn, asked: Mapping[Any, str], classes: set[str
         ]
         if joined:
             raise UserError(
-                f"{_rows(column, joined)} the label {joined[0]!r}, whose parts are classes of other rows. Where a row "
-                f"may have several classes, say what stands between them: data: {{label_separator: '{sign}'}}; where "
+                f"{_rows(column, joined)} the label {joined[0]!r}, whose parts are classes of other rows. If a row "
+                f"may have several classes, name the separator: data: {{label_separator: '{sign}'}}; if "
                 f"this is one class, name it: data: {{labels: {{'{joined[0]}': NAME}}}}.",
                 key=column.key,
             )
@@ -91,7 +91,7 @@ def _warn_of_words(asked: Mapping[Any, str]) -> None:
 
 
 def _warn_of_spellings(texts: Mapping[Any, str], stated: Stated) -> None:
-    """Say which texts are taken for one class, since one cannot see how they differ, and which are not."""
+    """Warn about spellings that look alike: which are read as one class, and which as two."""
     alike: dict[str, dict[str, str]] = defaultdict(dict)
     for text in texts.values():
         if text not in stated.meanings.values():
@@ -99,7 +99,7 @@ def _warn_of_spellings(texts: Mapping[Any, str], stated: Stated) -> None:
     unseen = [text for text in texts.values() if tidy(text) != text and tidy(text) in texts.values()]
     if unseen:
         logger.warning(
-            "%s and %s differ in spaces or Unicode only: taken for one class", repr(unseen[0]), repr(tidy(unseen[0]))
+            "%s and %s differ only in spaces or Unicode: read as one class", repr(unseen[0]), repr(tidy(unseen[0]))
         )
     for spellings in alike.values():
         if len(spellings) > 1:
@@ -111,7 +111,7 @@ def _warn_of_spellings(texts: Mapping[Any, str], stated: Stated) -> None:
 
 
 def warn_of_many(column: LabelColumn) -> None:
-    """Warn of a column in which most rows have a label that no other row has: an id, or the text itself."""
+    """Warn if most rows have a label that no other row has: the column is probably an id, or the text itself."""
     rows = sum(len(split) for split in column.splits.values())
     if not column.nested and not column.lists and len(column.values) > max(_MANY, rows // 2):
         logger.warning(

@@ -1,4 +1,4 @@
-"""How a task's models are evaluated: their metrics, the noise of a gain, and what a guesser scores."""
+"""How a task's models are evaluated: metrics, the standard error of a gain, and the score of a trivial guesser."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 PERPLEXITY = "perplexity"
-# The figure of an evaluation that the perplexity follows from: the mean loss of a label.
+# Key of the mean loss of a label in an evaluation; the perplexity is computed from it.
 LABEL_LOSS = "objective/labels"
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model predicts on the eval split, in the order of the split.
+    """The predictions of a model on the eval split, in the order of the split.
 
     Attributes:
-        logits: `(rows, ...)`, classes in the student's order; None for an evaluator that does not need them.
-        labels: `(rows, ...)`; None where the split has none, or logits are not needed.
-        losses: Sum of the label losses of each example and how many labels it has, float64 `(examples, 2)`.
-        texts: Generated, one for each example; empty for an evaluator that generates none.
+        logits: `(rows, ...)`, classes in the student's order; None if the evaluator does not need them.
+        labels: `(rows, ...)`; None if the split has no labels or the evaluator needs no logits.
+        losses: Sum of the label losses of each example and its number of labels, float64 `(examples, 2)`.
+        texts: Generated texts, one for each example; empty if the evaluator generates none.
     """
 
     logits: Array | None = None
@@ -50,8 +50,8 @@ class Evaluator(ABC):
     """Evaluates the models of a task on its eval split.
 
     Attributes:
-        names: Metrics, the headline first; empty where the eval split has no labels and only agreement can be reported.
-        needs_logits: Whether `evaluate` takes the logits of the whole split. Where it does not they are never kept.
+        names: Metrics, the headline metric first; empty if the eval split has no labels (only agreement is reported).
+        needs_logits: Whether `evaluate` needs the logits of the whole split. If not, they are never stored.
     """
 
     needs_logits: ClassVar[bool] = False
@@ -60,41 +60,41 @@ class Evaluator(ABC):
 
     @property
     def headline(self) -> str:
-        """The first metric, or `"agreement"`."""
+        """The first metric; `"agreement"` without metrics."""
         return (*self.names, AGREEMENT)[0]
 
     @property
     def greater_is_better(self) -> bool:
-        """Whether a better model has more of the headline metric."""
+        """Whether a higher value of the headline metric is better."""
         return self.headline == AGREEMENT or greater_is_better(self.headline)
 
     @abstractmethod
     def evaluate(self, predictions: Predictions) -> dict[str, float]:
-        """Return the metrics by name; NaN (`metrics.table.Undefined`, with the reason) where one has no value."""
+        """Return the metrics by name; NaN (`metrics.table.Undefined`, with the reason) if a metric has no value."""
 
     @abstractmethod
     def gain_error(self, student: Predictions, baseline: Predictions) -> float | None:
         """Return the standard error of `student - baseline` in the headline metric, on an eval split of this size.
 
-        By a paired bootstrap (`metrics.bootstrap.gain_error`). None where it is not known.
+        Computed by a paired bootstrap (`metrics.bootstrap.gain_error`). None if it cannot be computed.
         """
 
     @abstractmethod
     def chance(self, predictions: Predictions) -> Chance | None:
-        """Return what a guesser scores in the headline metric; None where that is not known.
+        """Return the headline metric of a trivial guesser; None if it cannot be computed.
 
         Args:
-            predictions: The teacher's, which give a guesser its answers.
+            predictions: The teacher's predictions, from which the guesser takes its own.
         """
 
     @abstractmethod
     def count(self, predictions: Predictions) -> int | None:
-        """Return on how many labelled rows (questions, texts) the metrics are computed; None without labels."""
+        """Return the number of labelled rows (questions, texts) behind the metrics; None without labels."""
 
     def generate(self, model: PreTrainedModel, batch_size: int) -> Sequence[str]:
-        """Return the texts that `evaluate` needs of a model, one for each example of the eval split; often none.
+        """Return the texts that a model generates for the eval split, one for each example; empty if none are needed.
 
-        Called on every process at once, each with the whole model; returns the same on all.
+        All processes call this together, each with the whole model, and all get the same texts.
         """
         return ()
 
@@ -104,21 +104,21 @@ class Evaluator(ABC):
 
     @property
     def in_training(self) -> tuple[str, ...]:
-        """The metrics that can tell the best model of a training."""
+        """The metrics that an evaluation during training can compute, to select the best model."""
         return tuple(name for name in self.names if self.needs_logits or self.generates(name))
 
     def logged(self, figures: Mapping[str, float]) -> Mapping[str, float]:
-        """Return the metrics, and other figures, that follow from those an evaluation during training has logged."""
+        """Return the figures of an evaluation during training, with the metrics that can be computed from them."""
         return figures
 
 
 @dataclass(frozen=True)
 class LogitsEvaluator(Evaluator):
-    """From the logits of the whole eval split: classes, several labels, numbers, tags.
+    """Evaluates the logits of the whole eval split: classes, several labels, numbers or tags.
 
     Attributes:
-        kind: What is predicted; see `metrics.score.score`.
-        label_names: Of the classes; None where nothing names them.
+        kind: What is predicted, as in `metrics.score.score`.
+        label_names: Class names; None if they have no names.
     """
 
     needs_logits: ClassVar[bool] = True
@@ -131,19 +131,19 @@ class LogitsEvaluator(Evaluator):
         return score(self.names, logits, labels, self.kind, self.label_names)
 
     def evaluate(self, predictions: Predictions) -> dict[str, float]:
-        """Return the metrics of all rows that have a label."""
+        """Return the metrics over all rows with a label."""
         if not self.names or predictions.logits is None or predictions.labels is None:
             return {}
         return dict(self.score(predictions.logits, predictions.labels))
 
     def gain_error(self, student: Predictions, baseline: Predictions) -> float | None:
-        """Return the standard error of the gain; rows are resampled."""
+        """Return the standard error of the gain, resampling rows."""
         if not self.names or student.logits is None or baseline.logits is None or student.labels is None:
             return None
         return gain_error(self.score, self.headline, student.logits, baseline.logits, student.labels)
 
     def chance(self, predictions: Predictions) -> Chance | None:
-        """Return the better of one answer to every row and the teacher's answers to other rows."""
+        """Return the better of two guessers: one prediction for all rows, or the teacher's predictions shuffled."""
         if not self.names or predictions.logits is None or predictions.labels is None:
             return None
         return find_chance(
@@ -157,16 +157,16 @@ class LogitsEvaluator(Evaluator):
         )
 
     def count(self, predictions: Predictions) -> int | None:
-        """Return how many rows (words, values) have a label; None where the split has no labels."""
+        """Return the number of rows (words, values) with a label; None if the split has no labels."""
         return None if predictions.labels is None else int(predictions.losses[:, 1].sum())
 
 
 @dataclass(frozen=True)
 class SpanEvaluator(Evaluator):
-    """From the start and end logits of windows: exact match and F1 of the answers to questions.
+    """Evaluates start and end logits of windows: exact match and F1 of the answers.
 
     Attributes:
-        questions: Of the eval split, and the windows that ask them.
+        questions: The questions of the eval split and their windows.
     """
 
     needs_logits: ClassVar[bool] = True
@@ -174,18 +174,18 @@ class SpanEvaluator(Evaluator):
     questions: Questions
 
     def evaluate(self, predictions: Predictions) -> dict[str, float]:
-        """Return the means over the questions whose answer is known."""
+        """Return the means over the questions with a known answer."""
         if not self.names or predictions.logits is None:
             return {}
         return self.questions.metrics(predictions.logits)
 
     def _scores(self, predictions: Predictions) -> Array:
-        """Return the headline metric of each question, NaN where it has none."""
+        """Return the headline metric of each question, NaN if its answer is not known."""
         assert predictions.logits is not None
         return self.questions.scores(predictions.logits)[self.headline]
 
     def gain_error(self, student: Predictions, baseline: Predictions) -> float | None:
-        """Return the standard error of the gain; questions are resampled, whatever their windows."""
+        """Return the standard error of the gain, resampling questions with all their windows."""
         if not self.names:
             return None
         own, other = self._scores(student), self._scores(baseline)
@@ -193,7 +193,7 @@ class SpanEvaluator(Evaluator):
         return gain_error_of_means(own[known], other[known])
 
     def chance(self, predictions: Predictions) -> Chance | None:
-        """Return the better of the same positions in every window and the teacher's positions in other windows."""
+        """Return the better of two guessers: one position for all windows, or the teacher's positions shuffled."""
         if not self.names or predictions.logits is None or predictions.labels is None:
             return None
         return find_chance(
@@ -203,11 +203,11 @@ class SpanEvaluator(Evaluator):
             predictions.labels,
             kind="spans",
             greater_is_better=self.greater_is_better,
-            shuffles=3,  # text by text, which takes its time
+            shuffles=3,  # few, as texts are compared one by one, which is slow
         )
 
     def count(self, predictions: Predictions) -> int | None:
-        """Return how many questions the headline metric is defined for; None where the split has no labels."""
+        """Return the number of questions with a headline metric; None if the split has no labels."""
         if predictions.labels is None:
             return None
         return int((~np.isnan(self._scores(predictions))).sum()) if self.names else 0
@@ -215,23 +215,23 @@ class SpanEvaluator(Evaluator):
 
 @dataclass(frozen=True)
 class LossEvaluator(Evaluator):
-    """From the mean loss of a labelled token: the perplexity of a language model, whose logits are too many to keep.
+    """Evaluates the mean loss of a labelled token: the perplexity. Logits over a vocabulary are too large to store.
 
     Attributes:
-        classes: Tokens that the head can choose from.
+        classes: Number of tokens in the vocabulary of the head.
     """
 
     classes: int
 
     def evaluate(self, predictions: Predictions) -> dict[str, float]:
-        """Return the perplexity, where it is among the names."""
+        """Return the perplexity, if it is among the metrics."""
         if PERPLEXITY not in self.names:
             return {}
         total, labels = predictions.losses.sum(0).tolist()
         return {PERPLEXITY: perplexity(total / labels if labels else None)}
 
     def gain_error(self, student: Predictions, baseline: Predictions) -> float | None:
-        """Return the standard error of the gain in perplexity; examples are resampled with all their tokens."""
+        """Return the standard error of the gain in perplexity, resampling examples with all their tokens."""
         if self.headline != PERPLEXITY:
             return None
 
@@ -241,20 +241,20 @@ class LossEvaluator(Evaluator):
         return gain_error(metrics, PERPLEXITY, student.losses, baseline.losses, student.losses)
 
     def chance(self, predictions: Predictions) -> Chance | None:
-        """Return the perplexity of all tokens equally likely."""
+        """Return the perplexity of a model to which all tokens are equally likely."""
         return uniform(self.classes) if self.headline == PERPLEXITY else None
 
     def count(self, predictions: Predictions) -> int | None:
-        """Return how many examples have a token to learn."""
+        """Return the number of examples with a labelled token."""
         return int((predictions.losses[:, 1] > 0).sum())
 
     def logged(self, figures: Mapping[str, float]) -> Mapping[str, float]:
-        """Add the perplexity, which follows from the mean loss of a label."""
+        """Return the figures with the perplexity added, computed from the mean loss of a label."""
         return {**figures, PERPLEXITY: perplexity(figures.get(LABEL_LOSS))}
 
 
 def perplexity(loss: float | None) -> float:
-    """Return the perplexity from the mean loss of a labelled token; None where no token has a label.
+    """Return the perplexity for the mean loss of a labelled token, `exp(loss)`; NaN with a reason if undefined.
 
     >>> perplexity(0.0)
     1.0
@@ -262,7 +262,7 @@ def perplexity(loss: float | None) -> float:
     if loss is None:
         return Undefined("no token has a label")
     if math.isnan(loss):
-        return Undefined("of some tokens of the data the log-probability is not given")
+        return Undefined("the log-probability of some tokens of the data is not given")
     try:
         return math.exp(loss)
     except OverflowError:

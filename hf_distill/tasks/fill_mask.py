@@ -1,4 +1,4 @@
-"""Fill-mask: masked language models, with masks that change from epoch to epoch and depend on nothing else."""
+"""Fill-mask: masked language models. The masks depend only on the seed, the epoch and the example."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Of the chosen tokens: these many become the mask, these many another token, the rest stay as they are
+# Share of the chosen tokens that become the mask token, and share that become a random token; the rest stay unchanged
 # (BERT, Devlin et al. 2019, arXiv 1810.04805, section 3.1).
 MASKED, REPLACED = 0.8, 0.1
-# No epoch of a training: the masks of the eval split never change.
+# Not an epoch of training: it stands for the masks of the eval split, which never change.
 EVAL = -1
 
 
@@ -72,16 +72,16 @@ class FillMask(Task):
     seed: int = 0
 
     def check_model(self, config: PretrainedConfig) -> None:
-        """Refuse models whose answers do not stand at the hidden tokens; see `Task.check_model`."""
+        """Refuse encoder-decoder models, which do not predict a token at its own position."""
         if config.is_encoder_decoder:
             raise UserError(
-                f"a {config.model_type} model writes the whole text anew. Wanted an encoder that answers where the "
-                "hidden tokens stand (BERT, RoBERTa, ...).",
+                f"a {config.model_type} model writes the whole text again. Wanted an encoder that predicts masked "
+                "tokens at their positions (BERT, RoBERTa, ...).",
                 key="model",
             )
 
     def prepare(self, splits: Mapping[str, Dataset], setup: Setup) -> Prepared:
-        """See `Task.prepare`."""
+        """Return the tokenised texts, cut to `max_length`; the eval split with fixed masks."""
         from hf_distill.metrics.score import check
         from hf_distill.metrics.table import DEFAULTS
         from hf_distill.rows.tokens import TokenRows
@@ -104,7 +104,7 @@ class FillMask(Task):
         check_shared(tokenised, setup)
         return Prepared(
             train=tokenised["train"],
-            eval=by_length(_mask_for_good(tokenised["eval"], masker, tokenizer)),
+            eval=by_length(_mask_once(tokenised["eval"], masker, tokenizer)),
             head=Head(self.auto_class),
             layout=TokenRows(classes=width, left_out=among(setup.left_out, width)),
             collator=MaskTokens(masker, PadTokens(pad_token_id(tokenizer, setup.left_out)), tokenizer),
@@ -116,12 +116,12 @@ class FillMask(Task):
     def _masker(self, tokenizer: PreTrainedTokenizerBase, left_out: tuple[int, ...]) -> Masker:
         if tokenizer.mask_token_id is None:
             raise UserError(
-                "the tokenizer has no mask token: the models are no masked language models. For those that predict the "
-                "next token use task: text-generation."
+                "the tokenizer has no mask token: the models are not masked language models. For models that predict "
+                "the next token use task: text-generation."
             )
         if tokenizer.mask_token_id in left_out:
             raise UserError(
-                "the mask token of the student is another token to the teacher. Choose models that share it."
+                "the student's mask token is another token for the teacher. Choose models with the same mask token."
             )
         special = {*tokenizer.all_special_ids, *left_out}
         return Masker(
@@ -136,7 +136,7 @@ class FillMask(Task):
 
 
 def _inside(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Return the tokens that do not begin a word, as the vocabulary's kind marks them."""
+    """Return the ids of tokens that continue a word, as the vocabulary marks them (`##`, `Ġ` or `▁`)."""
     vocab: dict[str, int] = tokenizer.get_vocab()
     if any(token.startswith("##") for token in vocab):
         return frozenset(number for token, number in vocab.items() if token.startswith("##"))
@@ -151,19 +151,19 @@ def _inside(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 
 @dataclass(frozen=True)
 class Masker:
-    """Hides tokens of an example.
+    """Masks tokens of an example.
 
-    Which ones follows from the seed, the epoch and the example's tokens: not from its neighbours in the batch, nor from
-    what was drawn before. A step is the same for 8 x 1, 4 x 2 and 2 processes x 4, and after a resume.
+    The masks depend on the seed, the epoch and the example's tokens only: not on other examples of the batch or on
+    earlier random numbers. A step is the same for 8 x 1, 4 x 2 and 2 processes x 4, and after a resume.
 
     Attributes:
-        mask_id: The mask token.
-        special: Tokens that are never hidden.
-        others: Tokens that may stand for a hidden one.
-        inside: Tokens that belong to the word of the token before them.
-        share: Of the tokens, how many are hidden.
-        seed: Of the masks.
-        unmasked: Label of tokens that are not hidden.
+        mask_id: Id of the mask token.
+        special: Ids of tokens that are never masked.
+        others: Ids of tokens that may replace a masked one.
+        inside: Ids of tokens that belong to the same word as the token before them.
+        share: Share of the tokens to mask.
+        seed: Seed of the masks.
+        unmasked: Label of tokens that are not masked.
     """
 
     mask_id: int
@@ -175,7 +175,7 @@ class Masker:
     unmasked: int
 
     def __call__(self, ids: list[int], epoch: int) -> tuple[list[int], list[int]]:
-        """Return the tokens as the models see them, and the labels: the hidden tokens, elsewhere `unmasked` or -100."""
+        """Return the ids with masks, and the labels: the original ids where masked, elsewhere `unmasked` or -100."""
         draw = self._generator(ids, epoch)
         words = self._words(ids)
         seen = list(ids)
@@ -196,7 +196,7 @@ class Masker:
         return np.random.default_rng(int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little"))
 
     def _words(self, ids: list[int]) -> list[list[int]]:
-        """Return the places of each word, special tokens left out."""
+        """Return the positions of the tokens of each word, without special tokens."""
         words: list[list[int]] = []
         before = None
         for place, token in enumerate(ids):
@@ -209,7 +209,7 @@ class Masker:
         return words
 
     def _choose(self, words: list[list[int]], draw: np.random.Generator) -> Iterable[int]:
-        """Return the places to hide: words in random order, as long as they fit the share; one at least."""
+        """Return the positions to mask: words in random order that fit into the share; at least one word."""
         wanted = max(1, round(self.share * sum(map(len, words))))
         chosen: list[int] = []
         for index in draw.permutation(len(words)).tolist():
@@ -219,12 +219,12 @@ class Masker:
 
 
 class MaskTokens:
-    """Masks the examples that are not masked yet, and pads.
+    """Masks the examples without labels, and pads.
 
     Args:
-        masker: Hides tokens.
+        masker: Masks tokens.
         pad: Makes the batch.
-        tokenizer: Of the examples.
+        tokenizer: Tokenizer of the examples.
     """
 
     def __init__(self, masker: Masker, pad: PadTokens, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -233,19 +233,19 @@ class MaskTokens:
         self.masker = masker
         self.pad = pad
         self.tokenizer = tokenizer
-        # In shared memory: workers of a data loader that outlive an epoch have copies of everything else.
+        # In shared memory: workers of a data loader live longer than an epoch and hold copies of everything else.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; `batches.SetEpoch` calls this."""
+        """Set the epoch whose masks are used; `batches.SetEpoch` calls this."""
         self._epoch.fill_(epoch)
 
     def freeze(self, split: Dataset) -> Dataset:
-        """Return the examples with the masks of the first epoch, to stay."""
-        return _mask_for_good(split, self.masker, self.tokenizer, epoch=0, name="train")
+        """Return the examples with the masks of the first epoch, fixed for all epochs."""
+        return _mask_once(split, self.masker, self.tokenizer, epoch=0, name="train")
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """See `PadTokens`."""
+        """Return `input_ids`, `attention_mask` and `labels`, `(batch, longest)` each, as `PadTokens` does."""
         epoch = int(self._epoch)
         return self.pad([one if "labels" in one else self._mask(one["input_ids"], epoch) for one in examples])
 
@@ -258,7 +258,7 @@ class MaskTokens:
 
 
 def _tokenise(split: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Dataset:
-    """Return `input_ids` and `length` of a split; found again in the cache on the next run."""
+    """Return `input_ids` and `length` of a split; the next run reads them from the cache of `datasets`."""
     cut: dict[str, Any] = {} if max_length is None else {"truncation": True, "max_length": max_length}
     if cut and tokenizer.is_fast:
         cut["return_overflowing_tokens"] = True
@@ -273,14 +273,14 @@ def _tokenise(split: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max
     features = token_features(labels=False)
     tokenised = tokenise(split, name, encode, tokenizer, FillMask.name, max_length, features=features)
     if len(tokenised) == 0:
-        raise UserError(f"no text of the {name} split has a token that could be hidden.", key="columns.text")
+        raise UserError(f"no text of the {name} split has a token that could be masked.", key="columns.text")
     return tokenised
 
 
-def _mask_for_good(
+def _mask_once(
     split: Dataset, masker: Masker, tokenizer: PreTrainedTokenizerBase, epoch: int = EVAL, name: str = "eval"
 ) -> Dataset:
-    """Return the split with masks that stay: whoever is judged on it is asked the same."""
+    """Return the split with fixed masks, so that all models are evaluated on the same masks."""
 
     def mask(example: dict[str, Any]) -> dict[str, Any]:
         seen, labels = masker(example["input_ids"], epoch)

@@ -1,4 +1,4 @@
-"""Evaluating models by the texts they generate, on every process a share."""
+"""Evaluate models by the texts that they generate; processes share the work."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ REFERENCE = "reference"
 
 @dataclass(frozen=True)
 class Generator:
-    """Has encoder-decoder models generate a text for each row of the eval split.
+    """Generates a text for each row of the eval split with an encoder-decoder model.
 
     Attributes:
-        split: The eval split, sorted by length, with `input_ids` and, as text, `reference`.
-        tokenizer: Of both models.
-        pad_token_id: Stands where there is no token; masked.
-        settings: What all models generate with; the rest is each model's own `generation_config`.
+        split: The eval split, sorted by length, with `input_ids` and the text `reference`.
+        tokenizer: Tokenizer of both models.
+        pad_token_id: Id of padding, which the attention mask hides.
+        settings: Arguments of `generate` for all models; each model's own `generation_config` sets the rest.
     """
 
     split: Dataset
@@ -40,15 +40,15 @@ class Generator:
 
     @property
     def references(self) -> list[str]:
-        """The texts of the split that models are to generate."""
+        """The reference texts of the split."""
         found: list[str] = self.split[REFERENCE][:]
         return found
 
     def texts(self, model: PreTrainedModel, batch_size: int) -> list[str]:
-        """Return what a model generates for each row of the split, in its order, the same on every process."""
+        """Return the generated text of each row in the order of the split, the same on every process."""
         from hf_distill.models.inspection import evaluating
 
-        # Every second row rather than the first half: rows are sorted, and the long ones would all be on one process.
+        # Every second row, not the first half: rows are sorted by length, and one process would get all the long ones.
         rows = parallel.share_of(len(self.split))
         with evaluating(model), _one_limit(model):
             made = list(zip(rows, self._generate(model, rows, batch_size), strict=True))
@@ -69,7 +69,7 @@ class Generator:
 
 @contextmanager
 def _one_limit(model: PreTrainedModel) -> Iterator[None]:
-    """Have a model generate without its own limit: of two, Transformers says with every batch which one it takes."""
+    """Context manager: remove a model's own `max_length`. With two limits, Transformers logs a line for every batch."""
     config = copy.deepcopy(model.generation_config)
     config.max_length = None
     with replaced(model, "generation_config", config):
@@ -78,30 +78,30 @@ def _one_limit(model: PreTrainedModel) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class TextEvaluator(LossEvaluator):
-    """From generated texts: ROUGE, BLEU, chrF; beside them the perplexity, which takes no generating.
+    """Evaluates generated texts (ROUGE, BLEU, chrF), and the perplexity, which needs no generated text.
 
     Attributes:
-        generator: Has a model generate them.
+        generator: Generates the texts.
     """
 
     generator: Generator
 
     def generate(self, model: PreTrainedModel, batch_size: int) -> Sequence[str]:
-        """Return what the model generates for each example of the eval split."""
+        """Return the generated text of each example of the eval split."""
         return self.generator.texts(model, batch_size)
 
     def generates(self, metric: str) -> bool:
-        """Whether a metric is one of generated texts."""
+        """Whether a metric is computed from generated texts."""
         return metric in self.names and takes_texts(metric)
 
     def gain_error(self, student: Predictions, baseline: Predictions) -> float | None:
-        """Return the standard error of the gain; texts are resampled."""
+        """Return the standard error of the gain, resampling texts."""
         if not self.generates(self.headline):
             return super().gain_error(student, baseline)
         return gain_error_of_texts(self.headline, student.texts, baseline.texts, self.generator.references)
 
     def evaluate(self, predictions: Predictions) -> dict[str, float]:
-        """Return the perplexity, where it is among the names, and the metrics of texts, if any were generated."""
+        """Return the perplexity, if it is among the metrics, and the metrics of generated texts, if there are any."""
         found = super().evaluate(predictions)
         if predictions.texts:
             found |= score_texts(self.names, predictions.texts, self.generator.references)

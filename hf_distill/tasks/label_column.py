@@ -1,4 +1,4 @@
-"""What a column of labels holds: its distinct values, without a Python object for each of its rows."""
+"""Read the distinct values of a label column, without making a Python object for each row."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
     from datasets import Dataset
 
-# Of the splits, the one that is learned from.
+# Name of the split that is trained on.
 TRAIN = "train"
 
 
 @dataclass(frozen=True)
 class LabelColumn:
-    """The column of labels over all splits that have one.
+    """The label column of all splits that have one.
 
     Attributes:
-        splits: Those splits.
+        splits: The splits with the column.
         lists: Whether an example has a list of labels.
         values: The distinct labels (of lists: the distinct items), in order of appearance.
-        learned: Those of them in the train split.
+        learned: The distinct labels of the train split.
         lengths: The distinct lengths of the lists.
-        missing: What stands for "no label": None; -100 among integers; -1 in a `ClassLabel` column, where `datasets`
-            writes it (the test splits of GLUE); what the recipe says.
-        names: Class names that the column declares (`ClassLabel`), in the order of its integers.
+        missing: Values that mean "no label": None; -100 among integers; -1 in a `ClassLabel` column (the test splits of
+            GLUE); and those that the recipe names.
+        names: Class names of a `ClassLabel` column, in the order of its integers.
         labelled: Splits with at least one label.
-        role: Of the column.
-        nested: Whether a row holds many labels, one for each of its words: `values`, `lists` and `missing` are about
-            one of them.
+        role: Role of the column.
+        nested: Whether a row holds one label for each of its words; `values`, `lists` and `missing` then describe the
+            labels of words.
     """
 
     splits: Mapping[str, Dataset]
@@ -53,15 +53,15 @@ class LabelColumn:
 
     @property
     def key(self) -> str:
-        """Where the recipe names the column."""
+        """Recipe key that names the column."""
         return f"columns.{self.role}"
 
     def holds(self, *types: type) -> bool:
-        """Whether there are labels and all are of one of these types; True is no integer here."""
+        """Whether there are labels and all have one of these types; a bool is not an int here."""
         return bool(self.values) and all(type(value) in types for value in self.values)
 
     def count(self, labels: Collection[Any]) -> list[tuple[str, int]]:
-        """Return, for each split that has some of these labels, its name and in how many rows (of lists: how often)."""
+        """Return name and count (rows, or items if labels are lists) for each split with some of these labels."""
         import pyarrow as pa
         import pyarrow.compute as pc  # type: ignore[import-untyped]
 
@@ -74,13 +74,13 @@ class LabelColumn:
         return [(name, count) for name, count in counts if count]
 
     def refuse(self, bad: Callable[[Any], bool], wanted: str, hint: str = "", *, whole: bool = False) -> UserError:
-        """Return the error for the first label that is bad. Slow, but only on the way out.
+        """Return the error for the first bad label. Slow, as it reads all rows, but the run ends with it.
 
         Args:
-            bad: Tells a bad label; of a list, a bad item.
-            wanted: What would not have been.
-            hint: What to do about it, after a space.
-            whole: Show lists to `bad` as they are.
+            bad: Whether a label is bad; called with each item of a list.
+            wanted: What a good label is.
+            hint: What to do, with a leading space.
+            whole: Call `bad` with whole lists.
         """
         for name, split in self.splits.items():
             rows = enumerate(split[self.role][:])
@@ -98,16 +98,16 @@ class LabelColumn:
 def read_column(
     splits: Mapping[str, Dataset], role: str = "label", *, nested: bool = False, nothing: Collection[str] = ()
 ) -> LabelColumn:
-    """Read the columns of labels.
+    """Return the label column of the splits.
 
     Args:
-        splits: Splits that have the column; none is fine.
-        role: Of the column.
-        nested: Whether a row holds many labels, one for each of its words.
-        nothing: Labels that stand for "no label", as text.
+        splits: Splits with the column; may be empty.
+        role: Role of the column.
+        nested: Whether a row holds one label for each of its words.
+        nothing: Labels that mean "no label", as text.
 
     Raises:
-        UserError: They hold something that is no label, or not the same kind of thing.
+        UserError: A value is not a label, or the splits hold different kinds of labels.
     """
     parts = [_read_split(name, split, role, nested, nothing) for name, split in splits.items()]
     missing = tuple(dict.fromkeys(value for part in parts for value in part.missing)) or (None,)
@@ -118,7 +118,7 @@ def read_column(
             key=f"columns.{role}",
         )
     if len({part.lists for part in parts if part.labelled}) > 1:
-        raise UserError("the label is a list in one split and none in the other.", key=f"columns.{role}")
+        raise UserError("the label is a list in one split but not in the other.", key=f"columns.{role}")
     lists = any(part.lists for part in parts)
     values, learned = (
         dict.fromkeys(value for part in some for value in part.values if lists or value not in missing)
@@ -164,13 +164,13 @@ def _read_split(name: str, split: Dataset, role: str, nested: bool, nothing: Col
 
 
 def _called(value: Any, names: tuple[str, ...] | None) -> set[str]:
-    """Return how a recipe may write a label: as it is, or by the name that a `ClassLabel` column gives it."""
+    """Return the texts by which a recipe can name a label: its value, and its name in a `ClassLabel` column."""
     named = names is not None and isinstance(value, int) and 0 <= value < len(names)
     return {spell(value), names[value]} if named and names else {spell(value)}
 
 
 def _flat(labels: pa.ChunkedArray, split: str, role: str) -> pa.ChunkedArray:
-    """Return the labels of all rows one after the other."""
+    """Return the labels of all rows as one flat array."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -201,7 +201,7 @@ def _check_type(kind: pa.DataType, split: str, role: str) -> None:
     tests = ("is_null", "is_boolean", "is_integer", "is_floating", "is_string", "is_large_string")
     if any(getattr(pa.types, test)(kind) for test in tests):
         return
-    # `datasets` reads JSON whose values are now text, now numbers, as this type.
+    # `datasets` reads JSON with both texts and numbers as this type.
     what = "text and numbers mixed" if "json" in str(kind) else describe_type(kind)
     raise UserError(
         f"the {role} column of the {split} split holds {what}; wanted text, numbers, or lists of either.",
@@ -210,6 +210,6 @@ def _check_type(kind: pa.DataType, split: str, role: str) -> None:
 
 
 def _declared(feature: Any) -> tuple[str, ...] | None:
-    """Return the names of a `ClassLabel`, alone or in a list."""
+    """Return the class names of a `ClassLabel` feature or a list of them; None for other features."""
     names = getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
     return tuple(names) if names else None

@@ -1,4 +1,4 @@
-"""Several labels in one cell of text: with a sign between them, or as lists written out."""
+"""Read several labels from one text cell: with a separator between them, or as a list written as text."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ logger = logging.getLogger(__name__)
 
 
 def as_lists(splits: Mapping[str, Dataset], separator: str | None, role: str = "label") -> dict[str, Dataset]:
-    """Return the splits with labels as lists where their text holds several.
+    """Return the splits with lists in place of texts that hold several labels.
 
     Args:
-        splits: Splits; those without the column, or whose column is not text, are returned as they are.
-        separator: What stands between the labels of a row, from the recipe. Without it, texts are lists where every
-            one of them is a list in the notation of JSON or Python.
-        role: Of the column.
+        splits: Splits; one without the column, or with a column that is not text, is returned unchanged.
+        separator: Text between the labels of a row, from the recipe. Without it, texts are read as lists if every
+            text is a list in JSON or Python notation.
+        role: Role of the label column.
 
     Raises:
-        UserError: There is a separator, and the labels are not text; or some texts are lists and some are not.
+        UserError: There is a separator but the labels are not text; or some texts are lists and some are not.
     """
     texts = {name: split for name, split in splits.items() if role in split.column_names and _is_text(split, role)}
     if separator is not None:
@@ -70,11 +70,11 @@ def _distinct(split: Dataset, role: str) -> list[str]:
 
 def _check_separator(splits: Mapping[str, Dataset], texts: Mapping[str, Dataset], role: str) -> None:
     if not any(role in split.column_names for split in splits.values()):
-        raise UserError("there are no labels to part.", key="label_separator")
+        raise UserError("there are no labels to split.", key="label_separator")
     if not texts:
         kind = next(str(column(split, role).type) for split in splits.values() if role in split.column_names)
         raise UserError(
-            f"it parts labels that are text, and the column holds {kind}. Leave it out.", key="label_separator"
+            f"it splits labels that are text, but the column holds {kind}. Leave it out.", key="label_separator"
         )
 
 
@@ -83,7 +83,7 @@ def _parts(text: str, separator: str) -> list[str]:
 
 
 def _list(text: str) -> list[Any] | None:
-    """Return the list that a text spells; None where it spells none.
+    """Return the list that a text is in JSON or Python notation; None if it is not a list.
 
     >>> _list("['joy', 'love']"), _list("[0, 1]"), _list("[sic]")
     (['joy', 'love'], [0, 1], None)
@@ -101,7 +101,7 @@ def _list(text: str) -> list[Any] | None:
 
 
 def _replaced(split: Dataset, role: str, lists: Mapping[str, list[Any]]) -> Dataset:
-    """Return a split with a list in place of each text."""
+    """Return the split with a list in place of each text."""
     from datasets import Features, List, Value
 
     items = [item for found in lists.values() for item in found]

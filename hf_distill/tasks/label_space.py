@@ -1,4 +1,4 @@
-"""The label space of a run: what the classes are called, and in which order they stand."""
+"""The label space of a run: the classes, their names and their order."""
 
 from __future__ import annotations
 
@@ -37,32 +37,33 @@ def read_labels(
     role: str = "label",
     nested: bool = False,
 ) -> Labelling:
-    """Work out the label space of a run.
+    """Return how the labels of a run map to the student's head.
 
-    What a column holds, where the recipe does not say (`problem`):
+    If the recipe does not set `problem`, it is read from the column:
 
-    - text, booleans, integers: one class an example. Integers are a scale where the teacher is a regression model.
-    - floats: regression. Whole numbers may also be classes, read as floats because of gaps: the teacher's head decides,
-      and without one the column is refused.
-    - lists: several classes an example. Those of one length throughout that hold only 0 and 1 are one entry a class;
-      in others the items are the classes that hold, by name or by number. In both, an empty list means that none holds.
-      Floats that sum to 1 in every row, and are not all 0 and 1, are a distribution over the classes: soft labels,
-      one class an example.
-    - 0 and 1, where the head has one output and a sigmoid behind it (a cross-encoder): one label, which holds or not.
+    - text, booleans, integers: one class for each example. Integers are regression if the teacher is a regression
+      model.
+    - floats: regression. Whole numbers may also be classes, which are read as floats if values are missing: the
+      teacher's head decides, and without one the column is refused.
+    - lists: several classes for each example. Lists of 0 and 1 that all have the same length have one entry for each
+      class; the items of other lists are the classes that apply, by name or number. In both, an empty list means that
+      no class applies. Floats that sum to 1 in every row, and are not all 0 and 1, are a distribution over the
+      classes: soft labels, with one class for each example.
+    - 0 and 1, if the head has one output and a sigmoid after it (a cross-encoder): one yes/no label.
 
-    None is "no label", and so are -100 among integers, and -1 in a `ClassLabel` column.
+    None means "no label"; so do -100 among integers, and -1 in a `ClassLabel` column.
 
-    The order of the classes is the student's where it brings a trained head, else the teacher's, else the data's;
-    the others are matched to it by name. Numbers that nobody names are taken to mean the same in all of them.
+    The classes are in the order of the student's trained head, else the teacher's, else the data's. The others are
+    matched to it by name. Numbers without names are assumed to mean the same in all of them.
 
     Args:
-        splits: Splits that have the column of labels.
-        problem: From the recipe; read from the column if None.
-        names: From the recipe: names of integer labels, or what each label means (None: no label).
+        splits: Splits with the label column.
+        problem: `task.problem` of the recipe; None to read it from the column.
+        names: `data.labels` of the recipe: the names of 0, 1, 2, ..., or label -> name (None: no label).
         teacher: Configuration of a teacher with a trained head.
         student: Configuration of a student with a trained head.
-        role: Of the column.
-        nested: Whether a row holds a list of labels, one for each of its words. An empty list, or None, has none.
+        role: Role of the label column.
+        nested: Whether a row holds one label for each of its words; an empty list or None means no labels.
 
     Raises:
         UserError: The labels do not fit the problem, the names or the models.
@@ -80,7 +81,9 @@ def read_labels(
         return Labelling(width=width, index={}, **shared)
     if problem == "multi_label" and column.labelled and not column.lists and heads.width == 1:
         if stated.names or stated.meanings:
-            raise UserError("the head has one output, for which 0 is no and 1 yes. Leave the names out.", key="labels")
+            raise UserError(
+                "the head has one output, for which 0 means no and 1 means yes. Leave the names out.", key="labels"
+            )
         check_yes_or_no(column)
         return Labelling(width=1, names=heads.ours or heads.theirs, index={}, soft=_between(column), **shared)
     soft = problem == "single_label" and (is_soft(column) or is_one_hot(column))
@@ -115,24 +118,24 @@ def _between(column: LabelColumn) -> bool:
 def _put_in_order(
     classes: Classes, heads: Heads, key: str
 ) -> tuple[Names | None, Sequence[int], tuple[int, ...] | None]:
-    """Choose the order of the student's head and bring data and teacher into it.
+    """Choose the order of classes in the student's head, and map data and teacher to it.
 
     Args:
-        classes: Of the data.
-        heads: Models that bring a trained head.
-        key: What names the data's classes.
+        classes: The classes of the data.
+        heads: Models with a trained head.
+        key: Recipe key that names the classes of the data.
 
     Returns:
-        The names in order; column of the head for each number of the data; column of the teacher's head for each
-        of the student's, None where they are the same.
+        The names in order; the column of the head for each number in the data; the column of the teacher's head for
+        each column of the student's, None if they are the same.
     """
     ours, theirs = heads.ours, heads.theirs
     unchanged = tuple(range(classes.width))
-    # Bare numbers are the teacher's. Are they also the positions of the student's names?
+    # Numbers without names are the teacher's classes; they may not be the positions of the student's names.
     if ours and heads.teacher is not None and classes.names is None and (theirs is None or _differ(ours, theirs)):
-        other = f"as {shorten(theirs)}" if theirs else "without names"
+        other = f"are {shorten(theirs)}" if theirs else "have no names"
         raise UserError(
-            f"the student has its classes as {shorten(ours)}, the teacher {other}, and the data does not name them. "
+            f"the student's classes are {shorten(ours)}, the teacher's {other}, and the data does not name them. "
             f"{SAY_NAMES}",
             key="labels",
         )

@@ -1,4 +1,4 @@
-"""What the language-model tasks share: reading text columns, padding tokens, the perplexity."""
+"""Shared by the language-model tasks: checking text columns, padding tokens, the vocabulary."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ logger = logging.getLogger(__name__)
 class PadTokens:
     """Pads token ids and their labels on the right.
 
-    What is padding follows from the length of each example, never from the id: where the end of text is also the
-    padding token, as in most decoders, its labels must survive.
+    Padding is found by the length of each example, never by the id: if the end-of-text token is also the padding token,
+    as in most decoders, its labels must stay.
 
     Attributes:
-        pad_token_id: Stands where there is no token; masked.
+        pad_token_id: Id of padding, which the attention mask hides.
     """
 
     pad_token_id: int
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Return `input_ids`, `attention_mask` and `labels`, `(batch, longest)` each; -100 where there is no label."""
+        """Return `input_ids`, `attention_mask` and `labels`, `(batch, longest)` each; -100 means no label."""
         ids = [example["input_ids"] for example in examples]
         return {
             "input_ids": pad(ids, self.pad_token_id),
@@ -46,7 +46,7 @@ class PadTokens:
 
 
 def pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    """Fill rows with `value` on the right, `(rows, longest)`."""
+    """Return rows padded with `value` on the right, `(rows, longest)`."""
     import torch
 
     longest = max(map(len, rows))
@@ -54,7 +54,7 @@ def pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
 
 
 def token_features(*flags: str, labels: bool = True, texts: Sequence[str] = ()) -> Features:
-    """Return the columns of a tokenised split: said rather than guessed, because a first batch may be empty."""
+    """Return the column types of a tokenised split. `datasets` cannot infer them if the first batch is empty."""
     from datasets import Features, List, Value
 
     ids = {name: List(Value("int32")) for name in ("input_ids", *(["labels"] if labels else []))}
@@ -66,7 +66,7 @@ def check_texts(splits: Mapping[str, Dataset], roles: Sequence[str]) -> None:
     """Refuse columns that do not hold a text in every row.
 
     Raises:
-        UserError: Another type, or a missing text.
+        UserError: A column has another type, or a text is missing.
     """
     import pyarrow.compute as pc  # type: ignore[import-untyped]
 
@@ -85,7 +85,7 @@ def check_texts(splits: Mapping[str, Dataset], roles: Sequence[str]) -> None:
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase, left_out: Sequence[int] = ()) -> int:
-    """Return what to pad with: any token that both models have does, because padding is masked."""
+    """Return the id to pad with; any token that both models have will do, because padding is masked."""
     number: int | None = tokenizer.pad_token_id
     if number is not None and number not in left_out:
         return number
@@ -93,14 +93,14 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase, left_out: Sequence[int] = (
 
 
 def check_shared(splits: Mapping[str, Dataset], setup: Setup) -> None:
-    """Say how many tokens of the data are others to the teacher, and refuse those that it cannot read.
+    """Warn how many tokens of the data mean something else to the teacher; refuse tokens that a model does not have.
 
     Args:
-        splits: Tokenised.
-        setup: Which tokens differ.
+        splits: The tokenised splits.
+        setup: Has the tokens that differ (`left_out`) and the models' configurations.
 
     Raises:
-        UserError: One is past the end of the teacher's embeddings.
+        UserError: A token is beyond the end of a model's embeddings.
     """
     if not setup.left_out:
         return
@@ -115,22 +115,22 @@ def check_shared(splits: Mapping[str, Dataset], setup: Setup) -> None:
             raise UserError(
                 f"example {first} of the {name} split, counted from 0, has the token "
                 f"'{setup.tokenizer.convert_ids_to_tokens(token)}' ({token}), and a model's vocabulary ends at "
-                f"{rows - 1}. Take it out of the texts, or choose models that both have it.",
+                f"{rows - 1}. Remove it from the texts, or choose two models that have it.",
                 key="columns",
             )
         if found := int(np.isin(numbers, setup.left_out).sum()):
             logger.warning(
-                "%s of %s tokens of the %s split are others to the teacher: what it says after them is about another "
-                "text, and there its answer and the student's are compared on the tokens that both have",
+                "%s of %s tokens of the %s split mean something else to the teacher: its predictions after them are "
+                "for another text. Teacher and student are compared on the tokens that both have",
                 *(f"{found:,}", f"{len(numbers):,}", name),
             )
 
 
 def vocabulary(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return how many columns of a head are tokens; models pad their embeddings to round sizes."""
+    """Return the number of columns of a head that are tokens; models pad their embeddings to round sizes."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
 def among(left_out: Sequence[int], classes: int) -> tuple[int, ...]:
-    """Return the tokens to leave out that are columns of a student's head."""
+    """Return those tokens of `left_out` that are columns of the student's head."""
     return tuple(number for number in left_out if number < classes)

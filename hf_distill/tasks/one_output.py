@@ -1,4 +1,4 @@
-"""Heads with one output: a number, or the yes of a yes or no question (cross-encoders)."""
+"""Heads with one output: a number, or one yes/no label (cross-encoders)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ logger = logging.getLogger(__name__)
 
 
 def meaning(config: PretrainedConfig, column: LabelColumn) -> Literal["multi_label", "regression"]:
-    """Return whether the output of a head that does not say so is a yes or no (`multi_label`), or a number.
+    """Return whether the single output of a head is a yes/no label (`multi_label`) or a number (`regression`).
 
-    A sigmoid behind it says so; without a word, labels of nothing but 0 and 1 do.
+    It is a yes/no label if a sigmoid follows the head, or if the model does not say and all labels are 0 or 1.
     """
     found = activation(config)
     binary = not column.lists and set(column.values) == {0, 1}
@@ -25,8 +25,8 @@ def meaning(config: PretrainedConfig, column: LabelColumn) -> Literal["multi_lab
         return "multi_label"
     if binary:
         logger.warning(
-            "the labels are 0 and 1, and the model's one output is unbounded (%s): it is drawn to 0 and 1 by squared "
-            "errors. If they mean no and yes, say so, for binary cross-entropy: task: {name: text-classification, "
+            "the labels are 0 and 1, and the model's single output is unbounded (%s): it is trained with squared "
+            "errors. If they mean no and yes, choose binary cross-entropy: task: {name: text-classification, "
             "problem: multi_label}; if they are numbers: problem: regression",
             found,
         )
@@ -34,16 +34,16 @@ def meaning(config: PretrainedConfig, column: LabelColumn) -> Literal["multi_lab
 
 
 def check_yes_or_no(column: LabelColumn) -> None:
-    """Refuse labels of one output that are neither yes, no nor between the two.
+    """Refuse labels of a single output that are not between 0 (no) and 1 (yes).
 
     Raises:
-        UserError: There are some.
+        UserError: A label is outside this range.
     """
     if any(not _fits(value) for value in column.values):
         raise column.refuse(
             lambda value: not _fits(value),
-            "0 to 1, since the model has one output, which a sigmoid brings between these. For another scale "
-            "say task: {name: text-classification, problem: regression}",
+            "0 to 1, since the model has one output, which a sigmoid limits to this range. For another scale "
+            "set task: {name: text-classification, problem: regression}",
         )
 
 

@@ -1,4 +1,4 @@
-"""Pairs of texts as tokens: what the encoder reads, what the decoder is to say, and what it begins with."""
+"""Tokenise pairs of texts: the encoder's source, the decoder's target, and the token that the decoder begins with."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Beginning:
     """How a decoder begins.
 
     Attributes:
-        token: Its first token, in training as in use.
-        settings: What `generate` must be told about it.
+        token: Id of its first token, in training and in generation.
+        settings: Arguments of `generate` about it.
     """
 
     token: int
@@ -41,16 +41,16 @@ def beginning(
     """Return how the decoders of these models begin.
 
     Args:
-        tokenizer: Of all of them.
-        configs: Their configurations.
-        language: Token of the language to write in, of models of many.
+        tokenizer: Tokenizer of the models.
+        configs: Configurations of the models.
+        language: Id of the target language's token, for models of many languages; else None.
 
     Raises:
-        UserError: The models begin differently, or nothing says how.
+        UserError: The decoders begin with different tokens, or no configuration names the token.
     """
     if language is not None:
         target = tokenizer(text_target="a")["input_ids"]
-        if target[-1] == language:  # mBART: the language ends a text, and begins the next
+        if target[-1] == language:  # mBART: the language token ends a text and begins the next one
             return Beginning(language, {"decoder_start_token_id": language})
     settings = {} if language is None else {"forced_bos_token_id": language}
     starts = {start for config in configs if (start := decoder_start(config)) is not None}
@@ -74,12 +74,12 @@ def beginning(
 class PadPairs:
     """Pads sources and targets on the right, each to its own length, and shifts the targets for the decoder.
 
-    What is padding follows from the length of each example, never from the id: a decoder's first token may well be the
-    padding token (T5, Marian). The decoder needs no mask, since no token sees what comes after it.
+    Padding is found by the length of each example, never by the id: the decoder's first token may be the padding token
+    (T5, Marian). The decoder needs no mask, since no token attends to later ones.
 
     Attributes:
-        pad_token_id: Stands where there is no token.
-        decoder_start_token_id: What the decoder begins with.
+        pad_token_id: Id of padding.
+        decoder_start_token_id: Id of the token that the decoder begins with.
     """
 
     pad_token_id: int
@@ -99,15 +99,15 @@ class PadPairs:
 
 @dataclass(frozen=True)
 class PairEncoder:
-    """Makes tokens of sources and targets.
+    """Tokenises sources and targets.
 
     Attributes:
         task: Name of the task.
         roles: Columns of sources and targets.
-        prefix: Put before every source.
-        tokenizer: Of both models.
-        source_limit: Longest source.
-        target_limit: Longest target.
+        prefix: Text before every source.
+        tokenizer: Tokenizer of both models.
+        source_limit: Maximum length of a source in tokens; None for no limit.
+        target_limit: Maximum length of a target in tokens; None for no limit.
     """
 
     task: str
@@ -118,7 +118,7 @@ class PairEncoder:
     target_limit: int | None
 
     def tokenise(self, split: Dataset, name: str) -> Dataset:
-        """Return `input_ids`, `labels` and `length` of a split, of the eval split also the `reference` as text."""
+        """Return `input_ids`, `labels` and `length` of a split; for the eval split also the text `reference`."""
         from datasets import Features, Value
 
         flags = ("source_cut", "target_cut")
@@ -128,11 +128,11 @@ class PairEncoder:
         tokenised = tokenise(
             split, name, lambda batch: self(batch, name == "eval"), self.tokenizer, *settings, features=features
         )
-        self._say(split, name, tokenised)
+        self._warn(split, name, tokenised)
         return tokenised.remove_columns(list(flags))
 
     def __call__(self, batch: Mapping[str, list[Any]], references: bool) -> dict[str, list[Any]]:
-        """Return the tokens of a batch, pairs with an empty side left out."""
+        """Return the tokens of a batch, without pairs that have an empty side."""
         both = zip(*(batch[role] for role in self.roles), strict=True)
         pairs = [(source, target) for source, target in both if source.strip() and target.strip()]
         sources, source_cut = self._encode(self.source_limit, [self.prefix + source for source, _ in pairs])
@@ -149,7 +149,7 @@ class PairEncoder:
     def _encode(
         self, limit: int | None, source: list[str] | None = None, target: list[str] | None = None
     ) -> tuple[list[list[int]], list[bool]]:
-        """Return ids, and whether each text was cut."""
+        """Return the ids of each text, and whether it was truncated."""
         if not (source or target):
             return [], []
         encoding = self.tokenizer(
@@ -160,8 +160,8 @@ class PairEncoder:
             return ids, [bool(one.overflowing) for one in encoding.encodings]
         return ids, [limit is not None and len(row) >= limit for row in ids]
 
-    def _say(self, split: Dataset, name: str, tokenised: Dataset) -> None:
-        """Say what was left out, once for a split."""
+    def _warn(self, split: Dataset, name: str, tokenised: Dataset) -> None:
+        """Warn about dropped pairs and truncated texts, once for each split."""
         source, target = self.roles
         if len(tokenised) == 0:
             raise UserError(
@@ -169,7 +169,7 @@ class PairEncoder:
             )
         if dropped := len(split) - len(tokenised):
             logger.warning(
-                "%s of %s examples of the %s split are left out: their %s or %s is empty",
+                "%s of %s examples of the %s split are dropped: their %s or %s is empty",
                 *(dropped, len(split), name, source, target),
             )
         for flag, what, limit in (
@@ -178,5 +178,10 @@ class PairEncoder:
         ):
             if cut := sum(tokenised[flag]):
                 logger.warning(
-                    "in %s of %s examples of the %s split the %s is cut (%s)", cut, len(tokenised), name, what, limit
+                    "in %s of %s examples of the %s split the %s is truncated (%s)",
+                    cut,
+                    len(tokenised),
+                    name,
+                    what,
+                    limit,
                 )

@@ -1,4 +1,4 @@
-"""What the labels of a task are: one class an example, several, or numbers."""
+"""Find what labels are: one class for each example, several classes, or numbers."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 Problem = Literal["single_label", "multi_label", "regression"]
-# What Transformers calls them in a model's configuration.
+# Names of the problems in a model's configuration (`problem_type`).
 PROBLEM_TYPES: dict[Problem, str] = {
     "single_label": "single_label_classification",
     "multi_label": "multi_label_classification",
     "regression": "regression",
 }
-# In float32, in which losses are computed: what is larger there would be infinite.
+# Largest float32. Losses are computed in float32, in which a larger label would be infinite.
 _LARGEST = 3.4028234663852886e38
 _IN_WORDS = {"single_label": "one class", "multi_label": "several classes", "regression": "numbers"}
 
 
 def find_problem(column: LabelColumn, head: PretrainedConfig | None) -> Problem:
-    """Read the problem from the labels, and from a model's head where they leave it open.
+    """Return the problem, read from the labels, and from a model's head if the labels are ambiguous.
 
     Args:
         column: The labels.
         head: Configuration of a model with a trained head.
 
     Raises:
-        UserError: They leave it open and there is no head, or the head was trained for another problem.
+        UserError: The labels are ambiguous and there is no head, or the head was trained for another problem.
     """
     trained = _trained_for(head, column)
     if not column.labelled:
         return trained or "single_label"
     found = _looks_like(column, trained, head)
     if trained == "multi_label" and head is not None and head.num_labels == 1 and not column.lists:
-        return trained  # yes or no, as a number
+        return trained  # yes or no, written as 1 or 0
     if trained and found != trained:
         raise UserError(
             f"the labels are {_IN_WORDS[found]} for each text, but the model's head was trained to predict "
-            f"{_IN_WORDS[trained]}. Name another model or, if that is meant, say so: "
+            f"{_IN_WORDS[trained]}. Name another model or, if this is intended, set "
             f"task: {{name: text-classification, problem: {found}}}.",
             key="columns.label",
         )
@@ -56,7 +56,7 @@ def find_problem(column: LabelColumn, head: PretrainedConfig | None) -> Problem:
 
 
 def _trained_for(head: PretrainedConfig | None, column: LabelColumn) -> Problem | None:
-    """Return what a head was trained for, where its configuration says so."""
+    """Return the problem that a head was trained for; None if its configuration does not say."""
     if head is None:
         return None
     said: dict[str | None, Problem] = {name: problem for problem, name in PROBLEM_TYPES.items()}
@@ -70,7 +70,7 @@ def _looks_like(column: LabelColumn, trained: Problem | None, head: PretrainedCo
             return "regression"
         one_class = is_soft(column) or (trained == "single_label" and is_one_hot(column))
         return "single_label" if one_class else "multi_label"
-    # Text that spells numbers is a scale with an "n/a" in it, which is refused by name.
+    # Numbers written as text come from a column with an "n/a"; `value_count` then refuses the "n/a".
     if column.holds(int) or any(map(_spells_number, column.values)):
         return "regression" if scale else "single_label"
     if not column.holds(int, float):
@@ -79,27 +79,27 @@ def _looks_like(column: LabelColumn, trained: Problem | None, head: PretrainedCo
         return "regression"
     if head is None:
         raise UserError(
-            "the labels are whole numbers written as floats (1.0): classes in a column with gaps, or a scale. Say "
-            "which: task: {name: text-classification, problem: single_label}, or problem: regression.",
+            "the labels are whole numbers written as floats (1.0): classes in a column with missing values, or "
+            "regression. Set task: {name: text-classification, problem: single_label}, or problem: regression.",
             key="columns.label",
         )
     return trained or "single_label"
 
 
 def value_count(column: LabelColumn, *, spelled: bool = False) -> int | None:
-    """Return how many numbers each example has (regression); None where no example has any.
+    """Return the number of values of each example in regression; None without labels.
 
     Args:
         column: The labels.
-        spelled: Take texts that spell numbers for these, where what is no number has been named in the recipe.
+        spelled: Read numbers from text. True if the recipe names the labels that are not numbers.
 
     Raises:
-        UserError: Something is no finite number, or the lists are of different lengths.
+        UserError: A label is not a finite number, or lists have different lengths.
     """
     if spelled and column.values and all(_spells_number(value) for value in column.values):
         return 1
     if any(not _is_number(value) for value in column.values):
-        # One "n/a" makes all of a column text; it is the one to show.
+        # One "n/a" makes the whole column text. Then the message shows the "n/a", not the first label.
         spelled = all(_is_number(value) or _spells_number(value) for value in column.values)
         wanted = (
             "finite numbers up to 3.4e38 (float32), not text (the problem is regression); leave a label empty where "
@@ -115,7 +115,7 @@ def value_count(column: LabelColumn, *, spelled: bool = False) -> int | None:
 
 
 def _is_number(value: Any) -> bool:
-    # Compared, not converted: an integer may be too large for a float. NaN is below nothing.
+    # Compared, not converted: an integer may be too large for a float. NaN fails every comparison.
     return isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST <= value <= _LARGEST
 
 
@@ -127,15 +127,15 @@ def _spells_number(value: Any) -> bool:
 
 
 def check_classes(column: LabelColumn, problem: Problem) -> None:
-    """Refuse labels that cannot be classes, one or several an example.
+    """Refuse labels that cannot be classes.
 
     Raises:
-        UserError: There are some.
+        UserError: A label is not a class, or is a list where one class is wanted (or the reverse).
     """
     if column.labelled and column.lists != (problem == "multi_label"):
         wanted = "a list" if problem == "multi_label" else "one class"
         raise column.refuse(lambda _: True, f"{wanted} (the problem is {problem})", whole=True)
-    # Of floats in lists, `is_multi_hot` says more.
+    # `is_multi_hot` has a better message for floats in lists.
     if any(not _is_class(value) for value in column.values if not (column.lists and isinstance(value, float))):
         raise column.refuse(
             lambda value: not _is_class(value), "the name or the number of a class; leave it empty where there is none"
@@ -150,13 +150,13 @@ def _is_class(value: Any) -> bool:
 
 
 def is_multi_hot(column: LabelColumn) -> bool:
-    """Whether lists are one 0 or 1 for each class rather than the classes that hold.
+    """Whether lists have one 0 or 1 for each class, rather than the classes that apply.
 
-    They are where all have the same length, empty ones aside, and hold nothing but 0 and 1; for lists of one integer
-    that would be ambiguous, and they are classes. Floats and booleans are never numbers of classes.
+    They do if all lists, except empty ones, have the same length and hold only 0 and 1. Lists of a single integer are
+    ambiguous and count as classes. Floats and booleans are never numbers of classes.
 
     Raises:
-        UserError: Lists that are neither, so that one of them is wrong.
+        UserError: The lists fit neither reading, so one of them is wrong.
     """
     if column.names or column.holds(str) or not column.values:
         return False
@@ -174,13 +174,13 @@ def is_multi_hot(column: LabelColumn) -> bool:
         lambda row: len(row) not in (0, most) or any(item not in (0, 1) for item in row),
         f"one 0 or 1 for each of {most} classes, since the lists hold floats or booleans, or probabilities that sum to "
         f"1 in every row; for {most} numbers to "
-        "predict say task: {name: text-classification, problem: regression}",
+        "predict set task: {name: text-classification, problem: regression}",
         whole=True,
     )
 
 
 def _check_repeats(column: LabelColumn) -> None:
-    """Refuse lists with a number twice: they are 0/1 entries with one of them wrong, not numbers of classes."""
+    """Refuse lists that hold a number twice: probably 0/1 entries with a wrong length, not numbers of classes."""
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.compute as pc  # type: ignore[import-untyped]
 
@@ -209,13 +209,13 @@ class Labelling:
     """How a label column maps to the student's head.
 
     Attributes:
-        problem: What the labels are.
-        width: Columns of the head.
-        names: Class names in the order of the head; None where neither data nor models name them.
-        teacher_columns: Column of the teacher's head for each of the student's, where the orders differ.
-        index: Label as the data has it -> column of the head; of multi-hot lists, position -> column.
-        missing: What stands for "no label".
-        multi_hot: Whether lists are one 0 or 1 (or probability) for each class, rather than the classes that hold.
+        problem: Kind of the labels.
+        width: Number of columns of the head.
+        names: Class names in the order of the head; None if neither data nor models name them.
+        teacher_columns: Column of the teacher's head for each column of the student's; None if the orders are the same.
+        index: Label in the data -> column of the head; for multi-hot lists, position -> column.
+        missing: Values that mean "no label".
+        multi_hot: Whether lists have one 0 or 1 (or probability) for each class, rather than the classes that apply.
         soft: Whether labels are probabilities: a distribution over classes, or one between no and yes.
         labelled: Splits with at least one label.
     """
@@ -232,13 +232,13 @@ class Labelling:
 
     @property
     def kind(self) -> Kind:
-        """Row kind of the problem, as in `rows.ExampleRows`."""
+        """Kind of the rows, as in `rows.ExampleRows`."""
         return _KINDS[self.problem]
 
     def encode(self, values: Sequence[Any]) -> list[Any]:
-        """Return labels as the loss wants them: indices (-100: none), floats (NaN: none), or rows of floats.
+        """Return labels as the loss takes them: indices (-100: no label), floats (NaN: no label), or rows of floats.
 
-        Probabilities are divided by their sum, which rounding may have left beside 1.
+        Probabilities are divided by their sum, which may differ from 1 by rounding.
         """
         if self.problem == "single_label" and not self.soft:
             return [IGNORED if value in self.missing else self.index[value] for value in values]
@@ -256,7 +256,7 @@ class Labelling:
     def _row(self, value: Any) -> list[float]:
         if self.problem == "regression":
             return [float(item) for item in (value if isinstance(value, list) else [value])]
-        if not isinstance(value, list):  # yes or no, of one output
+        if not isinstance(value, list):  # yes/no label of a single output
             return [float(value)]
         if self.soft:
             return self._shares(value)

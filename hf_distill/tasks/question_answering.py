@@ -1,4 +1,4 @@
-"""Question answering: the span of a context that answers a question, as in SQuAD."""
+"""Extractive question answering: find the span of a context that answers a question, as in SQuAD."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Columns that tell a window's place in the data, and are no input of a model.
+# Columns that locate a window in the data; models do not read them.
 _PLACE = ("row", "starts", "ends", "nothing", "lost")
 
 
@@ -57,7 +57,7 @@ class QuestionAnswering(Task):
     longest_answer: Annotated[int, Field(ge=1)] = 30
 
     def prepare(self, splits: Mapping[str, Dataset], setup: Setup) -> Prepared:
-        """See `Task.prepare`."""
+        """Return the contexts cut into windows, with start and end of the answer as labels."""
         from hf_distill.metrics.answers import SPAN_METRICS
         from hf_distill.metrics.score import check
         from hf_distill.rows.spans import SpanRows
@@ -74,11 +74,11 @@ class QuestionAnswering(Task):
             name: _cut(split, Windows(setup.tokenizer, name, setup.max_length, self.stride, no_answer))
             for name, split in splits.items()
         }
-        judged = by_length(windows["eval"])
-        questions = self._questions(splits["eval"], judged, names)
+        eval_windows = by_length(windows["eval"])
+        questions = self._questions(splits["eval"], eval_windows, names)
         return Prepared(
             train=windows["train"].remove_columns(list(_PLACE)),
-            eval=judged.remove_columns(list(_PLACE)),
+            eval=eval_windows.remove_columns(list(_PLACE)),
             head=Head(self.auto_class, {"num_labels": 2}),
             layout=SpanRows(),
             collator=PadWindows(setup.tokenizer),
@@ -122,8 +122,8 @@ class QuestionAnswering(Task):
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     if not tokenizer.is_fast:
         raise UserError(
-            f"{type(tokenizer).__name__} does not tell where in the text a token stands (it is no fast tokenizer), so "
-            "answers cannot be found among the tokens. Name a model with a tokenizer.json: tokenizer: ...",
+            f"{type(tokenizer).__name__} does not give the position of a token in the text (it is not a fast tokenizer)"
+            ", so answers cannot be found among the tokens. Name a model with a tokenizer.json: tokenizer: ...",
             key="columns.context",
         )
 
@@ -133,26 +133,26 @@ def _is_answers(value: Any) -> bool:
 
 
 def _count_answers(split: Dataset, name: str) -> tuple[int, int]:
-    """Return how many rows say what the answer is, and how many of these that there is none.
+    """Return the number of rows with a known answer, and how many of these have the answer "no answer".
 
     Raises:
-        UserError: The column is not in SQuAD's form.
+        UserError: The column is not in SQuAD's format.
     """
     if "answers" not in split.column_names:
         return 0, 0
     answers = column(split, "answers")
-    if not _in_squads_form(answers.type):
+    if not _is_squad_type(answers.type):
         wanted = (
-            "SQuAD's form, {text: [...], answer_start: [...]}: all right answers and where each starts in the context, "
-            "in characters. A CSV file cannot hold it; JSON and Parquet can."
+            "SQuAD's format, {text: [...], answer_start: [...]}: all correct answers and where each starts in the "
+            "context, in characters. A CSV file cannot hold it; JSON and Parquet can."
         )
         raise misfit(answers, "answers", name, wanted, lambda value: value is None or _is_answers(value))
     known = [found for value in answers.to_pylist() if (found := answers_of(value)) is not None]
     return len(known), sum(not texts for texts, _ in known)
 
 
-def _in_squads_form(kind: Any) -> bool:
-    """Whether an Arrow type is a struct of two lists, or a list of structs; null where there is nothing in any row."""
+def _is_squad_type(kind: Any) -> bool:
+    """Whether an Arrow type is a struct of two lists, a list of structs, or null (no row has an answer)."""
     import pyarrow as pa  # type: ignore[import-untyped]
 
     def is_list(one: Any) -> bool:
@@ -177,7 +177,7 @@ def _in_squads_form(kind: Any) -> bool:
 
 
 def _cut(split: Dataset, windows: Windows) -> Dataset:
-    """Return the windows of a split; found again in the cache on the next run."""
+    """Return the windows of a split; the next run reads them from the cache of `datasets`."""
     import numpy as np
     import pyarrow.compute as pc  # type: ignore[import-untyped]
 
@@ -186,8 +186,8 @@ def _cut(split: Dataset, windows: Windows) -> Dataset:
     cut = tokenise(numbered, windows.split, windows.encode, windows.tokenizer, *settings)
     if lost := pc.sum(column(cut, "lost")).as_py():
         logger.warning(
-            "%s of %s questions of the %s split have an answer that no window of %s tokens holds as a whole: they go "
-            "without label",
+            "%s of %s questions of the %s split have an answer that no window of %s tokens holds completely: they "
+            "have no label",
             *(f"{lost:,}", f"{len(split):,}", windows.split, windows.max_length),
         )
     return cut

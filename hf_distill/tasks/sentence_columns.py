@@ -1,4 +1,4 @@
-"""Columns of a sentence-similarity data set: texts, translations, margins, scores."""
+"""Check and read the columns of a sentence-similarity data set: texts, translations, margins, scores."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ if TYPE_CHECKING:
 
 NAME = "sentence-similarity"
 TEXTS = ("text", "text_pair", "negative")
-# A second text that the student alone reads.
+# Role of a second text that only the student reads.
 TRANSLATION = "translation"
 ROLES = ("text_pair", "negative", "label")
 
 
 def check_columns(splits: Mapping[str, Dataset]) -> None:
-    """Refuse texts that are none, and scores and negatives without a pair."""
+    """Refuse columns that are not texts, and scores, negatives or margins without the texts that they need."""
     for name, split in splits.items():
         present = [role for role in (*TEXTS, TRANSLATION) if role in split.column_names]
         check_texts({name: split}, present)
         if TRANSLATION in present and (other := [one for one in split.column_names if one in (*ROLES, MARGIN)]):
             raise UserError(
-                f"the {name} split has translations, and besides {', '.join(other)}: a translation stands beside "
-                "one text alone. Leave the others out.",
+                f"the {name} split has translations, but also {', '.join(other)}: a translation goes with a "
+                "single text. Leave the others out.",
                 key=f"columns.{other[0]}",
             )
         if MARGIN in split.column_names:
             _check_margins(split, name)
-        for role, what in (("negative", "a text that does not fit"), ("label", "a score")):
+        for role, what in (("negative", "a negative"), ("label", "a score")):
             if role in split.column_names and "text_pair" not in split.column_names:
                 raise UserError(
-                    f"the {name} split has {what} and no second text that it belongs to. Say which column that is.",
+                    f"the {name} split has {what}, but no second text that it belongs to. Name its column.",
                     key="columns.text_pair",
                 )
 
 
 def check_same(splits: Mapping[str, Dataset]) -> None:
-    """Refuse a column of one split only that decides what is learned."""
+    """Refuse a translation or margin column that only one split has: the splits would measure different things."""
     for role in (TRANSLATION, MARGIN):
         having = [name for name, split in splits.items() if role in split.column_names]
         if having and len(having) < len(splits):
             raise UserError(
-                f"only the {having[0]} split has a {role}: the other would be compared with something else. Give it to "
+                f"only the {having[0]} split has a {role}, so the other split would measure something else. Add it to "
                 "both.",
                 key=f"columns.{role}",
             )
@@ -64,7 +64,7 @@ def _check_margins(split: Dataset, name: str) -> None:
     margins, key = column(split, MARGIN), f"columns.{MARGIN}"
     if "negative" not in split.column_names:
         raise UserError(
-            f"the {name} split has margins and no negative that they belong to. Say which column that is.",
+            f"the {name} split has margins, but no negative that they belong to. Name its column.",
             key="columns.negative",
         )
     if not pt.is_floating(margins.type) and not pt.is_integer(margins.type):
@@ -77,7 +77,7 @@ def _check_margins(split: Dataset, name: str) -> None:
 
 
 def read_scores(splits: Mapping[str, Dataset], names: SaidLabels, ends: list[float] | None) -> Labelling:
-    """Read the scores; refuse those that a cosine could never reach."""
+    """Return how scores are read; refuse scores outside the range of a cosine or of `score_range`."""
     import numpy as np
 
     having = {name: split for name, split in splits.items() if "label" in split.column_names}
@@ -90,7 +90,7 @@ def read_scores(splits: Mapping[str, Dataset], names: SaidLabels, ends: list[flo
         least, most = np.nanmin(scores), np.nanmax(scores)
         if least < low or most > high:
             scale = f"task: {{name: {NAME}, score_range: [lowest, highest]}}"
-            way_out = "Correct score_range." if ends else f"Say on which scale they are: {scale}."
+            way_out = "Correct score_range." if ends else f"Give their scale: {scale}."
             if "negative" in having[name].column_names:
                 way_out += f" If they are margins of another model: data: {{columns: {{{MARGIN}: ...}}}}."
             raise UserError(
@@ -102,11 +102,11 @@ def read_scores(splits: Mapping[str, Dataset], names: SaidLabels, ends: list[flo
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores on the scale of a cosine.
+    """Converts scores to the scale of a cosine.
 
     Attributes:
-        labelling: Tells a missing score.
-        ends: Of the scale in the data; they become 0 and 1. None where it is a cosine's.
+        labelling: Reads scores, and finds missing ones.
+        ends: Lowest and highest score in the data, which become 0 and 1; None if scores are cosines already.
     """
 
     labelling: Labelling
@@ -118,6 +118,6 @@ class Scores:
         return self.labelling.labelled
 
     def encode(self, values: list[Any]) -> list[float]:
-        """Return the scores, NaN for none."""
+        """Return the rescaled scores; NaN for a missing one."""
         low, high = self.ends or (0.0, 1.0)
         return [(score - low) / (high - low) for score in self.labelling.encode(values)]

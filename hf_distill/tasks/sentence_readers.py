@@ -1,4 +1,4 @@
-"""How teacher and student of a sentence-similarity run read a text: tokenizer, prompt, length, pooling."""
+"""How teacher and student of a sentence-similarity run read a text: tokenizer, prompt, maximum length, pooling."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Reader:
     """How a model reads a text.
 
     Attributes:
-        tokenizer: Makes its tokens.
-        max_length: Where texts are cut, prompt and all; None where nothing limits them.
-        prompt: What stands before every text.
-        skipped: How many tokens at the start of every text take no part in its vector.
-        adapt: Makes a sentence encoder of the model.
+        tokenizer: Tokenizer of the model.
+        max_length: Maximum length of a text in tokens, prompt included; None for no limit.
+        prompt: Text before every text.
+        skipped: Number of tokens at the start of every text that its pooling leaves out.
+        adapt: Turns the loaded model into a sentence encoder.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -39,23 +39,23 @@ class Reader:
     adapt: AsSentenceEncoder
 
     def reads_like(self, other: Reader) -> bool:
-        """Whether both make the same tokens of a text, of which the same count."""
+        """Whether both make the same tokens from a text and pool the same ones."""
         return self.tokenizer is other.tokenizer and self.prompt == other.prompt
 
 
 def readers(setup: Setup, pooling: Literal["mean", "cls"] | None) -> tuple[Reader, Reader]:
-    """Return how student and teacher read texts: as their own files say, the student else as the teacher.
+    """Return how student and teacher read texts, from their own files; a student without them reads as the teacher.
 
     Args:
-        setup: The models and what the recipe says about lengths.
-        pooling: For models that do not say how they pool.
+        setup: The models, and what the recipe says about lengths.
+        pooling: Pooling of models that do not declare one.
 
     Raises:
-        UserError: A model's files say what is not done here, or a prompt leaves no room for a text.
+        UserError: A model's files ask for something that is not supported, or a prompt leaves no room for a text.
     """
     known = setup.teacher or next(iter(setup.configs), None)
     teachers = None if known is None else read_encoding(known)
-    # A student without Dense layers keeps its own width; an objective that needs the teacher's learns a projection.
+    # A student without Dense layers keeps its own width; an objective that compares vectors learns a projection.
     default = replace(teachers or Encoding(), dense=())
     default = default if pooling is None else replace(default, pooling=pooling)
     if setup.teacher is not None and teachers is None:
@@ -66,24 +66,24 @@ def readers(setup: Setup, pooling: Literal["mean", "cls"] | None) -> tuple[Reade
     own = None if setup.student is None else read_encoding(setup.student)
     limit = min((one for one in (setup.max_length, default.max_length) if one is not None), default=None)
     if limit != setup.max_length:
-        logger.info("texts are cut at %s tokens, as the teacher's own files say", limit)
+        logger.info("texts are truncated to %s tokens, as in the teacher's own files", limit)
     sides = {
         "student": (own or default, setup.tokenizer),
         "teacher": (teachers or default, setup.teacher_tokenizer or setup.tokenizer),
     }
     for side, (encoding, _) in sides.items():
-        _say_prompts(side, encoding, own is not None or side == "teacher")
+        _log_prompts(side, encoding, own is not None or side == "teacher")
     student, teacher = (_reader(encoding, tokenizer, default, limit) for encoding, tokenizer in sides.values())
     return student, teacher
 
 
-def _say_prompts(side: str, encoding: Encoding, own: bool) -> None:
+def _log_prompts(side: str, encoding: Encoding, own: bool) -> None:
     prompts = encoding.prompts
     if prompts.text and own:
         logger.info("the %s reads every text after its default prompt %r", side, prompts.text)
     if prompts.unused and own:
         logger.warning(
-            "the %s has prompts (%s) and none by default: it reads texts as they are. To put one before every text, "
+            "the %s has prompts (%s), but no default one: it reads texts without a prompt. To use one for every text, "
             "name it as default_prompt_name in a copy's config_sentence_transformers.json",
             *(side, ", ".join(prompts.unused)),
         )
@@ -95,7 +95,7 @@ def _reader(encoding: Encoding, tokenizer: PreTrainedTokenizerBase, default: Enc
     count = len(tokenizer(prompt)["input_ids"]) if prompt else 0
     if limit is not None and prompt and count >= limit:
         raise UserError(
-            f"the prompt {prompt!r} is {count} tokens, and texts are cut at {limit}: nothing is left of them. Wanted "
+            f"the prompt {prompt!r} has {count} tokens, and texts are truncated to {limit}: no text is left. Wanted "
             "more tokens, or a shorter default prompt.",
             key="max_length",
         )
@@ -105,6 +105,6 @@ def _reader(encoding: Encoding, tokenizer: PreTrainedTokenizerBase, default: Enc
 
 
 def _skipped(tokenizer: PreTrainedTokenizerBase, prompt: str) -> int:
-    """Return how many tokens of a text are its prompt: as sentence-transformers counts, without a token of the end."""
+    """Return the number of prompt tokens of a text, counted as sentence-transformers does: without an end token."""
     ids = tokenizer(prompt)["input_ids"] if prompt else []
     return len(ids) - (bool(ids) and ids[-1] in tokenizer.all_special_ids)

@@ -1,4 +1,4 @@
-"""Sentence similarity: vectors of texts, whose cosine says how much two texts mean the same."""
+"""Sentence similarity: one vector for each text; the cosine of two vectors says how similar the texts are."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class SentenceSimilarity(Task):
     score_range: ScoreRange | None = None
 
     def prepare(self, splits: Mapping[str, Dataset], setup: Setup) -> Prepared:
-        """See `Task.prepare`."""
+        """Return the tokenised texts of each example, with scores as labels if there are any."""
         from hf_distill.metrics.score import check
         from hf_distill.rows.similarity import SimilarityRows
         from hf_distill.tasks.sentence_readers import readers
@@ -112,7 +112,7 @@ class SentenceSimilarity(Task):
             labelled="train" in scores.labelled,
         )
         if not prepared.evaluator.names and not translated:
-            logger.warning("the eval split has no pairs with scores: the report cannot say how good the models are")
+            logger.warning("the eval split has no pairs with scores: the report has no metrics of the models")
         if student.reads_like(teacher) and not translated:
             return prepared
         theirs = replace(
@@ -125,7 +125,7 @@ class SentenceSimilarity(Task):
         return replace(prepared, collator=PadBoth(prepared.collator, theirs.collator), for_teacher=theirs)
 
     def check_model(self, config: PretrainedConfig) -> None:
-        """See `Task.check_model`."""
+        """Refuse a model that is not a plain backbone, or whose pooling files ask for something unsupported."""
         from hf_distill.models.sentence_encoder import check_backbone
         from hf_distill.models.sentence_files import read_encoding
 
@@ -133,7 +133,7 @@ class SentenceSimilarity(Task):
         read_encoding(config)
 
     def facts(self, prepared: Prepared | None = None) -> TaskFacts:
-        """Return what is learned; see `Task.facts`. How many texts an example has only the data tells."""
+        """Return the facts of the task; with `prepared`, also the number of texts and whether one is a translation."""
         found = super().facts(prepared)
         if prepared is None:
             return found
@@ -141,7 +141,7 @@ class SentenceSimilarity(Task):
         return replace(found, texts=len(prepared.train[0]["input_ids"]), translated=not layout.pairs)
 
     def check(self, objectives: tuple[Objective, ...], prepared: Prepared) -> None:
-        """Refuse objectives that mean nothing on this data, and warn of columns that none of them learns."""
+        """Refuse objectives that have no meaning on this data, and warn about columns that none of them uses."""
         super().check(objectives, prepared)
         layout: Any = prepared.layout
         if not layout.pairs:
@@ -150,15 +150,15 @@ class SentenceSimilarity(Task):
         names = {objective.name for objective in objectives}
         columns = prepared.train.column_names
         if MARGIN in columns and "margin_mse" not in names:
-            logger.warning("the data has margins, and no objective learns them: add {name: margin_mse}")
+            logger.warning("the data has margins, but no objective uses them: add {name: margin_mse}")
         if "margin_mse" in names and "labels" in columns and MARGIN not in columns:
             logger.warning(
-                "margin_mse learns the teacher's margins; the scores are taken for similarities of text and text_pair. "
+                "margin_mse uses the teacher's margins; the scores are read as similarities of text and text_pair. "
                 "If they are margins of another model: data: {columns: {margin: ...}}"
             )
         if texts == 2 and names == {"sentence_embedding"} and "labels" not in columns:
             logger.warning(
-                "both models read both texts. If the second is a translation, which only the student is to read: "
+                "both models read both texts. If the second is a translation that only the student should read: "
                 "data: {columns: {translation: ...}}"
             )
 
@@ -167,7 +167,7 @@ class SentenceSimilarity(Task):
 
 
 def _read(split: Dataset, name: str, student: Reader, teacher: Reader, scores: Scores) -> Dataset:
-    """Return a split as the student reads it and, where the teacher reads otherwise, as the teacher does."""
+    """Return a split with the student's tokens and, if the teacher's tokens differ, the teacher's tokens."""
     own = _tokenise(split, name, student, scores)
     if student.reads_like(teacher) and TRANSLATION not in split.column_names:
         return own
@@ -176,7 +176,7 @@ def _read(split: Dataset, name: str, student: Reader, teacher: Reader, scores: S
 
 
 def _tokenise(split: Dataset, name: str, reader: Reader, scores: Scores) -> Dataset:
-    """Return the model inputs of all texts of an example in a list, `labels`, and the longest text's `length`."""
+    """Return, for each example, lists of the inputs of its texts, `labels`, and the `length` of its longest text."""
     import pyarrow.compute as pc  # type: ignore[import-untyped]
 
     tokenizer, max_length, prompt = reader.tokenizer, reader.max_length, reader.prompt
@@ -215,13 +215,13 @@ class PadTexts:
     """Pads all texts of a batch to the longest one.
 
     Attributes:
-        tokenizer: Knows the padding token and the side.
+        tokenizer: Has the padding token and the padding side.
     """
 
     tokenizer: PreTrainedTokenizerBase
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Return model inputs `(batch, texts, longest)`, and `labels` and `margin` `(batch,)` where there are any."""
+        """Return model inputs `(batch, texts, longest)`, and `labels` and `margin` `(batch,)` if there are any."""
         import torch
         from transformers import DataCollatorWithPadding
 

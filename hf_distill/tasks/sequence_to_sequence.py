@@ -1,4 +1,4 @@
-"""Summaries and translations: encoder-decoder models, one task under two pipeline tags."""
+"""Summarization and translation with encoder-decoder models: one task under two pipeline tags."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class SequenceToSequence(Task):
     auto_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
     groups_by_length: ClassVar[bool] = True
     source_role: ClassVar[str]
-    # Where the recipe names none.
+    # Metrics if the recipe names none.
     own_metrics: ClassVar[tuple[str, ...]] = tuple(DEFAULTS["texts"])
 
     prefix: str = ""
@@ -55,7 +55,7 @@ class SequenceToSequence(Task):
     max_new_tokens: Size | None = None
 
     def prepare(self, splits: Mapping[str, Dataset], setup: Setup) -> Prepared:
-        """See `Task.prepare`."""
+        """Return the tokenised sources and targets."""
         from hf_distill.metrics.score import check
         from hf_distill.metrics.text import check_generated, takes_texts
         from hf_distill.rows.tokens import TargetRows
@@ -64,7 +64,7 @@ class SequenceToSequence(Task):
         names = setup.metrics or list(self.own_metrics)
         check(names, "texts", width)
         if setup.label_names:
-            raise UserError("names are for classes, and a text is none. Leave them out.", key="labels")
+            raise UserError("names are for classes, and a text is not a class. Leave them out.", key="labels")
         splits = {name: self._columns(split) for name, split in splits.items()}
         roles = (self.source_role, self.label_role)
         check_texts(splits, roles)
@@ -72,17 +72,17 @@ class SequenceToSequence(Task):
         limits = (setup.max_length, self._target_limit(setup))
         encoder = PairEncoder(self.name, roles, self.prefix, tokenizer, *limits)
         tokenised = {name: encoder.tokenise(split, name) for name, split in splits.items()}
-        judged = by_length(tokenised["eval"])
-        check_generated(names, judged[REFERENCE][:])
-        settings = {**self._lengths(judged), **begins.settings}
+        eval_split = by_length(tokenised["eval"])
+        check_generated(names, eval_split[REFERENCE][:])
+        settings = {**self._lengths(eval_split), **begins.settings}
         check_shared(tokenised, setup)
         padding = pad_token_id(tokenizer, setup.left_out)
         evaluator = LossEvaluator(tuple(names), width)
         if any(map(takes_texts, names)):
-            evaluator = TextEvaluator(tuple(names), width, Generator(judged, tokenizer, padding, settings))
+            evaluator = TextEvaluator(tuple(names), width, Generator(eval_split, tokenizer, padding, settings))
         return Prepared(
             train=tokenised["train"],
-            eval=judged,
+            eval=eval_split,
             head=Head(self.auto_class),
             layout=TargetRows(classes=width, left_out=among(setup.left_out, width)),
             collator=PadPairs(padding, begins.token),
@@ -92,15 +92,15 @@ class SequenceToSequence(Task):
         )
 
     def _columns(self, split: Dataset) -> Dataset:
-        """Return a split with the columns of the source and the target."""
+        """Return a split with a column of sources and a column of targets."""
         return split
 
     def _set_languages(self, tokenizer: PreTrainedTokenizerBase) -> int | None:
-        """Tell a tokenizer of many languages which ones to read, and return the token of the target's."""
+        """Set the languages of a multilingual tokenizer and return the id of the target language's token; else None."""
         if hasattr(tokenizer, "src_lang"):
             raise UserError(
-                f"{type(tokenizer).__name__} is a tokenizer of many languages, which {self.name} does not know how to "
-                "choose from; translation does. Name models of one language.",
+                f"{type(tokenizer).__name__} is a tokenizer of many languages, but {self.name} cannot choose one of "
+                "them; translation can. Name models of one language.",
                 key="task",
             )
         return None
@@ -108,11 +108,12 @@ class SequenceToSequence(Task):
     def _target_limit(self, setup: Setup) -> int | None:
         limits = [limit for limit in map(decoder_positions, setup.configs) if limit is not None]
         wanted, added = self.max_target_length, setup.tokenizer.num_special_tokens_to_add()
-        # Both would only be found out by a model: the second one after training, as an index out of range.
+        # Without this check a model would fail with an index out of range; for `max_new_tokens` only after training.
         for key, tokens in (("max_target_length", wanted), ("max_new_tokens", self.max_new_tokens)):
             if limits and tokens is not None and tokens > min(limits):
                 raise UserError(
-                    f"{tokens} tokens are more than the decoders take; wanted at most {min(limits)}.", key=f"task.{key}"
+                    f"{tokens} tokens are more than the decoders can take; wanted at most {min(limits)}.",
+                    key=f"task.{key}",
                 )
         if wanted is not None and wanted <= added:
             raise UserError(
@@ -123,10 +124,10 @@ class SequenceToSequence(Task):
             limits.append(setup.tokenizer.model_max_length)
         return wanted if wanted is not None else min(limits, default=None)
 
-    def _lengths(self, judged: Dataset) -> dict[str, int]:
+    def _lengths(self, eval_split: Dataset) -> dict[str, int]:
         import pyarrow.compute as pc  # type: ignore[import-untyped]
 
-        longest: int = pc.max(pc.list_value_length(column(judged, "labels"))).as_py()
+        longest: int = pc.max(pc.list_value_length(column(eval_split, "labels"))).as_py()
         return {"num_beams": self.num_beams, "max_new_tokens": self.max_new_tokens or longest}
 
 
@@ -178,7 +179,7 @@ class Translation(SequenceToSequence):
         for language in self.languages:
             if language not in keys:
                 raise UserError(
-                    f"'{language}' is no key of the column 'translation'; found {', '.join(keys)}.",
+                    f"'{language}' is not a key of the column 'translation'; found {', '.join(keys)}.",
                     key="task.languages",
                 )
         renamed = {f"translation.{language}": role for language, role in zip(self.languages, pair, strict=True)}
@@ -189,14 +190,14 @@ class Translation(SequenceToSequence):
         many = hasattr(tokenizer, "src_lang")
         if not many and any(wanted.values()):
             raise UserError(
-                f"{type(tokenizer).__name__} is no tokenizer of many languages. Leave them out.",
+                f"{type(tokenizer).__name__} is not a tokenizer of many languages. Leave them out.",
                 key="task.source_language",
             )
         if not many:
             return None
         if not all(wanted.values()):
             raise UserError(
-                f"{type(tokenizer).__name__} is a tokenizer of many languages. Say which to translate: task: {{name: "
+                f"{type(tokenizer).__name__} is a tokenizer of many languages. Name the two: task: {{name: "
                 "translation, source_language: ..., target_language: ...}.",
                 key="task",
             )
@@ -212,4 +213,4 @@ def _language_token(tokenizer: PreTrainedTokenizerBase, language: str, key: str)
         number: Any = tokenizer.convert_tokens_to_ids(token)
         if number is not None and number != tokenizer.unk_token_id:
             return int(number)
-    raise UserError(f"{type(tokenizer).__name__} knows no language '{language}'.", key=key)
+    raise UserError(f"{type(tokenizer).__name__} does not know the language '{language}'.", key=key)

@@ -1,4 +1,4 @@
-"""Soft labels: a distribution over the classes in place of one of them, as annotators or another model gave it."""
+"""Soft labels: each label is a distribution over the classes, from annotators or another model."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def is_soft(column: LabelColumn) -> bool:
-    """Whether every label is a distribution over classes: numbers of 0 or more that sum to 1.
+    """Whether every label is a distribution over classes: numbers of at least 0 that sum to 1.
 
-    Lists of nothing but 0 and 1 are not: they are one entry a class.
+    False for lists of only 0 and 1: they have one entry for each class.
     """
     if not _may_be(column):
         return False
@@ -36,7 +36,7 @@ def is_one_hot(column: LabelColumn) -> bool:
 
 
 def refuse_soft(column: LabelColumn) -> UserError | None:
-    """Return the error for the first label that is no distribution where most are; None where most are none."""
+    """Return the error for the first label that is not a distribution, if most labels are; else None."""
     if not _may_be(column) or not (shares := [_are(rows) for rows in _rows(column)]):
         return None
     if np.concatenate(shares).mean() <= 0.5:
@@ -56,7 +56,7 @@ def _may_be(column: LabelColumn) -> bool:
 
 
 def _rows(column: LabelColumn) -> Iterator[NDArray[Any]]:
-    """Yield the labels of each split that has some, `(rows, classes)`."""
+    """Yield the labels of each split with labels, `(rows, classes)`."""
     import pyarrow.compute as pc  # type: ignore[import-untyped]
 
     for split in column.splits.values():

@@ -1,4 +1,4 @@
-"""Texts as tokens, of which some are learned: those that have a character in a span."""
+"""Tokenise texts and find the tokens to learn: those with a character in a span."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
-from hf_distill.tasks.chat_template import ChatText
+from hf_distill.tasks.chat_messages import ChatText
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Ids, whether each is learned, and whether one of those learned begins before its span.
+# Token ids; for each whether it is learned; whether a learned token begins before its span.
 Spanned = tuple[list[int], list[bool], bool]
 
 
 def spanned(tokenizer: PreTrainedTokenizerBase, texts: Sequence[ChatText]) -> Iterator[Spanned]:
-    """Yield the tokens of each text; no special token is added, the template writes its own."""
+    """Yield the tokens of each text. No special tokens are added: the chat template writes its own."""
     if not texts:
         return
     if not tokenizer.is_fast:
@@ -33,7 +33,7 @@ def spanned(tokenizer: PreTrainedTokenizerBase, texts: Sequence[ChatText]) -> It
                 index, (first, last) = place
                 if first >= end and last > end:
                     break
-                # A token of white space alone can be of no width, at its end.
+                # A token of only white space can have width 0.
                 if last > start and (first < end or first == last <= end):
                     learned[index] = True
                     merged = merged or first < start
@@ -42,7 +42,7 @@ def spanned(tokenizer: PreTrainedTokenizerBase, texts: Sequence[ChatText]) -> It
 
 
 def _by_prefixes(tokenizer: PreTrainedTokenizerBase, one: ChatText) -> Spanned:
-    """Return the tokens of a text from a tokenizer that does not tell where they are in it."""
+    """Return the tokens of a text from a slow tokenizer, which does not give their positions in the text."""
 
     def tokens(text: str) -> list[int]:
         ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -54,13 +54,13 @@ def _by_prefixes(tokenizer: PreTrainedTokenizerBase, one: ChatText) -> Spanned:
         first, exact = _shared(tokens(one.text[:start]), ids)
         last, _ = _shared(tokens(one.text[:end]), ids)
         learned += [False] * (first - len(learned))
-        # Where the end of a turn and what follows make one token, it is not of the turn.
+        # If the end of a turn and the text after it make one token, the token is not part of the turn.
         learned += [True] * (last - len(learned))
         merged = merged or not exact
     return ids, learned + [False] * (len(ids) - len(learned)), merged
 
 
 def _shared(prefix: list[int], ids: list[int]) -> tuple[int, bool]:
-    """Return how many tokens of a prefix are also the first of the whole, and whether all are."""
+    """Return the number of tokens that both lists have in common at the start, and whether it is all of `prefix`."""
     number = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prefix, ids, strict=False)))
     return number, number == len(prefix)

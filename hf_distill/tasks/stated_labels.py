@@ -1,4 +1,4 @@
-"""What a recipe says of labels (`data.labels`): names in order, or what each label means."""
+"""Read `data.labels` of a recipe: names in order, or a mapping of labels to names."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from hf_distill.errors import UserError
 
 @dataclass(frozen=True)
 class Stated:
-    """What a recipe says of labels.
+    """What a recipe says about labels.
 
     Attributes:
-        names: Of the labels 0, 1, 2, ...; None where it gives no list.
-        meanings: Label as the data has it, as text -> name of its class; where the recipe gives a mapping.
-        nothing: Labels, as text, that stand for "no label".
+        names: Names of the labels 0, 1, 2, ...; None if the recipe has no list.
+        meanings: Label in the data, as text -> name of its class; empty if the recipe has no mapping.
+        nothing: Labels, as text, that mean "no label".
     """
 
     names: tuple[str, ...] | None = None
@@ -26,34 +26,34 @@ class Stated:
 
     @classmethod
     def of(cls, given: Sequence[str] | Mapping[str, str | None] | None) -> Stated:
-        """Read `data.labels`.
+        """Return what `data.labels` says.
 
         Raises:
-            UserError: A name stands twice in a list.
+            UserError: A name is twice in the list.
         """
         if isinstance(given, Mapping):
             meanings = {label: name for label, name in given.items() if name is not None}
             return cls(meanings=meanings, nothing=frozenset(given) - frozenset(meanings))
         names = real_names(given or ())
         if names and len(set(names)) < len(names):
-            raise UserError(f"a name stands twice in {shorten(names)}.", key="labels")
+            raise UserError(f"a name is twice in {shorten(names)}.", key="labels")
         return cls(names=names)
 
     @property
     def way_out(self) -> str:
-        """What to do with a label that is none of the known classes, after a space; nothing where it was done."""
+        """Hint for a label outside the known classes, with a leading space; empty if the recipe has a mapping."""
         if self.meanings or self.nothing:
             return ""
-        return " Say what it means: data: {labels: {LABEL: NAME}}, null in place of a name where it is no label."
+        return " Map it to a class: data: {labels: {LABEL: NAME}}, with null in place of NAME if it is not a label."
 
     @property
     def known(self) -> frozenset[str]:
-        """Labels that the recipe speaks of: nobody has to be asked whether these are classes."""
+        """Labels and names that the recipe mentions; they are classes without doubt."""
         return frozenset(self.names or ()) | frozenset(self.meanings) | frozenset(self.meanings.values())
 
 
 def spell(label: Any) -> str:
-    """Return a label as a recipe writes it.
+    """Return a label as text, as a recipe writes it.
 
     >>> spell(1), spell(1.0), spell(True), spell("1")
     ('1', '1', 'true', '1')

@@ -1,8 +1,8 @@
-"""How tags mark spans: IOB1, IOB2, BIOES and its relatives; data in one of them for models that know another.
+"""Tag schemes (IOB1, IOB2, BIOES, BILOU, BMES): find the scheme of data and models, and convert tags between them.
 
-Both read as spans of words with a type. IOB1 begins a span with `I-`, and with `B-` only where one of its type ends
-right before it; IOB2 begins each with `B-`; BIOES also marks the last word (`E-`) and spans of one word (`S-`). BILOU
-calls these `L-` and `U-`, BMES the words in between `M-`.
+Tags mark spans of words with a type. IOB1 begins a span with `I-`, and with `B-` only directly after a span of the same
+type. IOB2 begins every span with `B-`. BIOES also marks the last word (`E-`) and spans of one word (`S-`). BILOU writes
+these as `L-` and `U-`. BMES writes the words in between as `M-`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Scheme = Literal["IOB1", "IOB2", "BIOES", "BILOU", "BMES"]
-# First word, words in between, last word, only word.
+# Letters of the first word, the words in between, the last word, and the only word of a span.
 _LETTERS: dict[str, str] = {"IOB2": "BIIB", "BIOES": "BIES", "BILOU": "BILU", "BMES": "BMES"}
-# Sentences in which IOB1 would show.
+# Number of sentences of a split in which IOB1 is looked for.
 _LOOKED_AT = 20_000
 
 Span = tuple[str, int, int]
@@ -33,7 +33,7 @@ Tags = Sequence[str | None]
 
 
 def scheme_of(names: Collection[str]) -> Scheme | None:
-    """Return the scheme that names of tags belong to; None where they mark no spans. `IOB2` may be IOB1.
+    """Return the scheme of some tag names; None if they mark no spans. `IOB2` may also be IOB1.
 
     >>> scheme_of(["O", "B-PER", "I-PER"]), scheme_of(["O", "S-PER", "E-PER"]), scheme_of(["NOUN"])
     ('IOB2', 'BIOES', None)
@@ -47,7 +47,7 @@ def scheme_of(names: Collection[str]) -> Scheme | None:
 
 
 def scheme_of_head(names: Collection[str]) -> Scheme | None:
-    """Return the scheme of a model, as far as its names tell: a type that only has `I-` begins with it (IOB1).
+    """Return the scheme of a model's tag names; IOB1 if a type has an `I-` name but no `B-` name.
 
     >>> scheme_of_head(["B-LOC", "I-LOC", "I-PER", "O"]), scheme_of_head(["B-LOC", "I-LOC", "B-PER", "O"])
     ('IOB1', 'IOB2')
@@ -62,7 +62,7 @@ def _labelled(tags: Tags) -> Iterable[str]:
 
 
 def spans_of(tags: Tags) -> list[Span]:
-    """Return type, first and last word of every span, of whatever scheme the tags are.
+    """Return type, first and last word of every span, for tags in any scheme.
 
     >>> spans_of(["I-PER", "I-PER", "B-PER", "O", "S-LOC"])
     [('PER', 0, 1), ('PER', 2, 2), ('LOC', 4, 4)]
@@ -70,7 +70,7 @@ def spans_of(tags: Tags) -> list[Span]:
     spans: list[Span] = []
     kind, ended = None, True
     for at, tag in enumerate(tags):
-        if tag is None:  # not labelled, as the further pieces of a word may be: no end of a span
+        if tag is None:  # not labelled, as later sub-words may be: this does not end a span
             continue
         letter, _, found = tag.partition("-")
         if not found:
@@ -85,12 +85,12 @@ def spans_of(tags: Tags) -> list[Span]:
 
 
 def write(spans: Iterable[Span], like: Tags, scheme: Scheme) -> list[str | None]:
-    """Return spans as tags.
+    """Return the tags of some spans.
 
     Args:
-        spans: In the order of their words.
-        like: Tags of the same words; where one is None, there is none.
-        scheme: Of the new ones.
+        spans: The spans, in the order of their words.
+        like: Tags of the same words; a word whose tag is None gets None.
+        scheme: Scheme of the new tags.
 
     >>> write([("PER", 0, 1), ("LOC", 2, 2)], ["?"] * 4, "BIOES")
     ['B-PER', 'E-PER', 'S-LOC', 'O']
@@ -115,7 +115,7 @@ def write(spans: Iterable[Span], like: Tags, scheme: Scheme) -> list[str | None]
 
 
 def is_iob1(sentences: Iterable[Tags]) -> bool:
-    """Whether spans begin with `I-`, and with `B-` only where the one before has the same type and ends there.
+    """Whether spans begin with `I-`, and with `B-` only directly after a span of the same type.
 
     >>> is_iob1([["I-PER", "I-PER", "O", "I-LOC", "B-LOC"]]), is_iob1([["B-PER", "I-PER"]])
     (True, False)
@@ -140,18 +140,18 @@ def bring_into_scheme(
     names: Sequence[str] | None,
     role: str = "tags",
 ) -> tuple[dict[str, Dataset], bool]:
-    """Return the splits with tags in the scheme of the models, where the data has another, and whether it has.
+    """Return the splits with tags in the scheme of the models.
 
     Args:
-        splits: With words and tags.
-        scheme: Of the models, from the recipe; None: as the names of a trained head say, see `scheme_of_head`.
+        splits: Splits with words and tags.
+        scheme: Scheme of the models, from the recipe; None to read it from a trained head (`scheme_of_head`).
         teacher: Configuration of a teacher with a trained head.
         student: Configuration of a student with a trained head.
-        names: Of integer tags, from the recipe.
-        role: Of the tags.
+        names: Names of integer tags, from the recipe.
+        role: Role of the tag column.
 
     Returns:
-        The splits, with tags by name where they were converted, and whether they were.
+        The splits, and whether their tags were converted. Converted tags are texts.
     """
     heads = (label_names(head) for head in (teacher, student) if head is not None)
     known = next((called for called in heads if called), None)
@@ -173,7 +173,7 @@ def bring_into_scheme(
     if found is None or wanted is None or (found == wanted and (broken is None or scheme is None)):
         if broken is not None:
             logger.warning(
-                "%s: learned as it is, judged as the beginning of a span. To make it a B-: task: {name: "
+                "%s: trained on as it is, evaluated as the beginning of a span. To convert it to B-: task: {name: "
                 "token-classification, tag_scheme: IOB2}",
                 broken,
             )
@@ -182,8 +182,8 @@ def bring_into_scheme(
         logger.warning("%s: read as the beginning of a span, and converted to %s", broken, wanted)
     else:
         logger.warning(
-            "the tags of the data are %s, those of the models %s%s: converted. If the models know the data's, say so: "
-            "task: {name: token-classification, tag_scheme: %s}",
+            "the tags of the data are %s, those of the models %s%s: converted. If the models use the data's scheme, "
+            "set task: {name: token-classification, tag_scheme: %s}",
             *(found, wanted, f" {shorten(known, 4)}" if known else "", found),
         )
     made = {name: _converted(split, role, said[name], wanted) for name, split in tagged.items()}
@@ -191,7 +191,7 @@ def bring_into_scheme(
 
 
 def _begun_inside(split: Dataset, name: str, role: str, names: Sequence[str] | None) -> tuple[int, str] | None:
-    """Return row and split of the first span that begins with `I-`."""
+    """Return row and split of the first span that begins with `I-`; None if there is none."""
     if not any(tag.startswith("I-") for tag in names or ()):
         return None
     for row, tags in enumerate(_sentences(split, role, names)):
@@ -204,7 +204,7 @@ def _begun_inside(split: Dataset, name: str, role: str, names: Sequence[str] | N
 
 
 def _names(split: Dataset, role: str, names: Sequence[str] | None) -> Sequence[str] | None:
-    """Return what the tags of a split are called, by number where they are numbers; None where nothing says."""
+    """Return the names of the tags of a split, in order of their numbers if tags are numbers; None if unknown."""
     from hf_distill.data import column
 
     feature = getattr(split.features[role], "feature", None)
@@ -227,7 +227,7 @@ def _first(split: Dataset, role: str) -> Iterable[Sequence[Any]]:
 
 
 def _called(tags: Sequence[Any], names: Sequence[str] | None) -> Tags:
-    """Return tags by name."""
+    """Return tags as names."""
 
     def name(tag: Any) -> str | None:
         if not isinstance(tag, int):

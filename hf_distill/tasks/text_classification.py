@@ -48,7 +48,7 @@ class TextClassification(Task):
     problem: Problem | None = None
 
     def prepare(self, splits: Mapping[str, Dataset], setup: Setup) -> Prepared:
-        """See `Task.prepare`."""
+        """Return the tokenised texts, with labels in the order of the student's head."""
         from transformers import DataCollatorWithPadding
 
         from hf_distill.metrics.score import check, shown_kind
@@ -58,9 +58,9 @@ class TextClassification(Task):
         splits = as_lists(splits, setup.label_separator)
         _check_texts(splits)
         labelling = self._labelling(splits, setup)
-        judged_as = shown_kind(labelling.kind, labelling.width)
-        names = setup.metrics or list(DEFAULTS[judged_as])
-        check(names, judged_as, max(labelling.width, 2) if judged_as == "classes" else labelling.width)
+        kind = shown_kind(labelling.kind, labelling.width)
+        names = setup.metrics or list(DEFAULTS[kind])
+        check(names, kind, max(labelling.width, 2) if kind == "classes" else labelling.width)
         pair = "text_pair" in splits["train"].column_names
         for tokenizer in filter(None, (setup.tokenizer, setup.teacher_tokenizer)):
             check_length(tokenizer, setup.max_length, pair)
@@ -95,7 +95,7 @@ class TextClassification(Task):
         return replace(prepared, collator=PadBoth(prepared.collator, theirs.collator), for_teacher=theirs)
 
     def look(self, splits: Mapping[str, Dataset], setup: Setup) -> ClassCounts | None:
-        """See `Task.look`."""
+        """Return how often each class occurs in some rows; the labels are checked as `prepare` does."""
         splits = as_lists(splits, setup.label_separator)
         return count_raw(splits, self._labelling(splits, setup), self.label_role)
 
@@ -110,13 +110,13 @@ class TextClassification(Task):
 
 
 def _check_texts(splits: Mapping[str, Dataset]) -> None:
-    """Refuse columns that do not hold a text in every row, and a pair in one split only."""
+    """Refuse columns without a text in every row, and a second text in only one split."""
     import pyarrow.compute as pc  # type: ignore[import-untyped]
 
     having = [name for name, split in splits.items() if "text_pair" in split.column_names]
     if having and len(having) < len(splits):
         raise UserError(
-            f"only the {having[0]} split has a second text; the models would see something else in the other.",
+            f"only the {having[0]} split has a second text; the models would read something else in the other split.",
             key="columns.text_pair",
         )
     for name, split in splits.items():
@@ -136,10 +136,10 @@ def _check_texts(splits: Mapping[str, Dataset]) -> None:
 
 
 def check_length(tokenizer: PreTrainedTokenizerBase, max_length: int | None, pair: bool = False) -> None:
-    """Refuse a length that the tokens of the tokenizer's own fill.
+    """Refuse a maximum length that leaves no room beside the special tokens.
 
     Raises:
-        UserError: It is.
+        UserError: There is no room for text.
     """
     added = tokenizer.num_special_tokens_to_add(pair=pair)
     if max_length is not None and max_length <= added:
@@ -150,7 +150,7 @@ def check_length(tokenizer: PreTrainedTokenizerBase, max_length: int | None, pai
 
 
 def _check_ends(tokenised: Mapping[str, Dataset], setup: Setup) -> None:
-    """Refuse texts that contain the end of text themselves, of those models that look for it."""
+    """Refuse texts that contain the end-of-text token, for models that classify at its position."""
     for name, split in tokenised.items():
         for index, config in enumerate(setup.configs):
             of_teacher = index == 0 and setup.teacher_tokenizer is not None
@@ -159,7 +159,7 @@ def _check_ends(tokenised: Mapping[str, Dataset], setup: Setup) -> None:
 
 
 def _read(split: Dataset, name: str, setup: Setup, labelling: Labelling) -> Dataset:
-    """Return a split as the student reads it and, where the teacher has a tokenizer of its own, as the teacher does."""
+    """Return a split with the student's tokens and, if the teacher has its own tokenizer, the teacher's tokens."""
     student = _tokenise(split, name, setup.tokenizer, setup.max_length, labelling)
     if setup.teacher_tokenizer is None:
         return student
@@ -169,7 +169,7 @@ def _read(split: Dataset, name: str, setup: Setup, labelling: Labelling) -> Data
 def _tokenise(
     split: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None, labelling: Labelling
 ) -> Dataset:
-    """Return the model inputs, `labels` and `length` of a split; found again in the cache on the next run."""
+    """Return the model inputs, `labels` and `length` of a split; the next run reads them from the `datasets` cache."""
     import pyarrow.compute as pc
 
     def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
@@ -185,7 +185,7 @@ def _tokenise(
     tokenised = tokenise(split, name, encode, tokenizer, *settings)
     empty = pc.index(column(tokenised, "length"), 0).as_py()
     if empty >= 0:
-        # Some decoders add no token of their own; what such a model answers to nothing is arbitrary.
+        # Some decoders add no special token; their prediction for an empty input would be arbitrary.
         raise UserError(
             f"row {empty} (counted from 0) of the {name} split is empty: the tokenizer gives no token for it. Drop it.",
             key="columns.text",
@@ -198,6 +198,6 @@ def _settings(labelling: Labelling, setup: Setup, tokenizer: PreTrainedTokenizer
         **labelling.settings(),
         **(activation_settings(setup.teacher or setup.student) if labelling.width == 1 else {}),
         "problem_type": PROBLEM_TYPES[labelling.problem],
-        # Decoder classifiers find the last token by it, and RoBERTa counts its positions from it.
+        # Decoder classifiers use it to find the last token, and RoBERTa to count positions.
         "pad_token_id": tokenizer.pad_token_id,
     }

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-# Rows of large data that --check reads as a run does.
+# Number of rows of large data that `--check` reads.
 LOOKED_AT = 200
 
 
@@ -62,23 +62,23 @@ class TextGeneration(Task):
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
 
     def check_model(self, config: PretrainedConfig) -> None:
-        """Refuse models that see what they are to predict; see `Task.check_model`."""
+        """Refuse encoder-decoder models, and encoders, which see the tokens that they should predict."""
         if config.is_encoder_decoder:
             raise UserError(
-                f"a {config.model_type} model reads with an encoder and writes with a decoder. Wanted one that goes on "
-                "with a text (GPT-2, Llama, ...); or task: summarization or translation.",
+                f"a {config.model_type} model reads with an encoder and writes with a decoder. Wanted one that "
+                "continues a text (GPT-2, Llama, ...); or task: summarization or translation.",
                 key="model",
             )
-        # Encoders have a class for this too, and without `is_decoder` it looks ahead.
+        # Encoders have a causal class too, but without `is_decoder` it attends to later tokens.
         if has_class(config, "AutoModelForMaskedLM") and not getattr(config, "is_decoder", False):
             raise UserError(
-                f"a {config.model_type} model sees the words after the one it is to predict. Wanted one that sees only "
+                f"a {config.model_type} model sees the words after the one that it predicts. Wanted one that sees only "
                 "those before it (GPT-2, Llama, ...); or task: fill-mask.",
                 key="model",
             )
 
     def prepare(self, splits: Mapping[str, Dataset], setup: Setup) -> Prepared:
-        """See `Task.prepare`."""
+        """Return the tokenised examples, with the tokens to learn as labels."""
         from hf_distill.metrics.score import check
         from hf_distill.metrics.table import DEFAULTS
         from hf_distill.rows.tokens import TokenRows
@@ -104,7 +104,7 @@ class TextGeneration(Task):
         )
 
     def look(self, splits: Mapping[str, Dataset], setup: Setup) -> None:
-        """Refuse what `prepare` would in the first rows."""
+        """Check the first rows as `prepare` does all rows; there are no classes to count."""
         splits, encoder = self._encoder(splits, setup.tokenizer, setup.max_length)
         for name, split in splits.items():
             first = split.select(range(min(len(split), LOOKED_AT)))
@@ -113,28 +113,28 @@ class TextGeneration(Task):
     def _encoder(
         self, splits: Mapping[str, Dataset], tokenizer: PreTrainedTokenizerBase, max_length: int | None
     ) -> tuple[dict[str, Dataset], TextEncoder]:
-        """Return the splits with their columns called by role, and what makes tokens of them."""
+        """Return the splits with columns named by role, and the encoder that tokenises them."""
         named = {name: _named(split) for name, split in splits.items()}
         form = self._form(named)
         chat = form == "messages" or (form == "completion" and _are_chats(named))
         if not chat:
             check_texts(named, FORMS[form])
         if max_length is not None and max_length < 2:
-            raise UserError("a token is predicted from those before it: wanted at least 2.", key="max_length")
+            raise UserError("a token is predicted from the tokens before it: wanted at least 2.", key="max_length")
         packing = self._packs(form, tokenizer, max_length)
         encoder = TextEncoder(self.name, tokenizer, max_length, form, packing, chat, self.chat_template_kwargs)
         encoder.check(named)
         return named, encoder
 
     def _form(self, splits: Mapping[str, Dataset]) -> Form:
-        """Return what the examples are, from the columns that all splits have."""
+        """Return the form of the examples, from the columns that all splits have."""
         common = set.intersection(*(set(split.column_names) for split in splits.values()))
         found = [form for form, roles in FORMS.items() if common.issuperset(roles)]
         if self.examples is not None:
             if self.examples not in found:
                 wanted = " and ".join(f"'{role}'" for role in FORMS[self.examples])
                 raise UserError(
-                    f"both splits need a column for {wanted}. Say which: columns: {{{FORMS[self.examples][0]}: ...}}.",
+                    f"both splits need a column for {wanted}. Name it: columns: {{{FORMS[self.examples][0]}: ...}}.",
                     key="columns",
                 )
             return self.examples
@@ -142,13 +142,13 @@ class TextGeneration(Task):
             return found[0]
         if found:
             raise UserError(
-                f"the columns make examples of several kinds: {', '.join(found)}. Say which to learn from: "
+                f"the columns make examples of several kinds: {', '.join(found)}. Choose one: "
                 f"task: {{name: {self.name}, examples: {found[0]}}}.",
                 key="columns",
             )
         raise UserError(
             "nothing to learn from. Wanted, in both splits, a column 'text', or 'prompt' and 'completion', or "
-            "'messages'. Say which it is: columns: {text: ...}.",
+            "'messages'. Name it: columns: {text: ...}.",
             key="columns",
         )
 
@@ -157,19 +157,22 @@ class TextGeneration(Task):
             return False
         if form != "text":
             raise UserError(
-                f"only plain text can be packed: a block may begin in the middle of one, and a {form.rstrip('s')} "
-                "without its beginning teaches something else. Leave out task.packing.",
+                f"only plain text can be packed: a block may begin in the middle of an example, and a "
+                f"{form.rstrip('s')} without its beginning means something else. Leave out task.packing.",
                 key="columns",
             )
         if max_length is None:
-            raise UserError("packed blocks need a length, and the models set none: max_length: 1024.", key="max_length")
+            raise UserError(
+                "packed blocks need a length, but the models have no maximum. Set one, such as max_length: 1024.",
+                key="max_length",
+            )
         if tokenizer.eos_token_id is None:
             raise UserError("the tokenizer has no end of text to put between packed texts. Leave out task.packing.")
         return True
 
 
 def _named(split: Dataset) -> Dataset:
-    """Return a split whose conversations are called `messages`, whatever keys they have."""
+    """Return the split with a column `conversations` renamed to `messages`."""
     if "conversations" in split.column_names and "messages" not in split.column_names:
         return split.rename_column("conversations", "messages")
     return split

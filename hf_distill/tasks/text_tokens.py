@@ -1,4 +1,4 @@
-"""Texts, completions and conversations as tokens, and which of these a model learns to predict."""
+"""Tokenise texts, completions and conversations, and choose the tokens that a model learns to predict."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from hf_distill.data import column
 from hf_distill.data.label_names import IGNORED
 from hf_distill.errors import UserError
-from hf_distill.tasks.chat_template import ChatTemplate, ChatText, NotLearned
+from hf_distill.tasks.chat_messages import ChatText, NotLearned
+from hf_distill.tasks.chat_template import ChatTemplate
 from hf_distill.tasks.conversations import read_conversation
 from hf_distill.tasks.language import token_features
 from hf_distill.tasks.spanned import spanned
@@ -25,31 +26,31 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Form = Literal["text", "completion", "messages"]
-# Form of the examples -> the roles it needs.
+# Form of the examples -> the columns that it needs.
 FORMS: dict[Form, tuple[str, ...]] = {
     "text": ("text",),
     "completion": ("prompt", "completion"),
     "messages": ("messages",),
 }
-# Column with the numbers of a completion's tokens, where they are known: its text could be cut in another way.
+# Column with the token ids of a completion, if they are known: tokenising its text again could give other ids.
 COMPLETION_IDS = "completion_ids"
 _FLAGS = ("merged", "further", "unsaid", "unended")
-# Why an example is left out, where it is nobody's fault.
+# Reason to drop an example without a token to learn.
 _NOTHING = "nothing in them to learn"
 
 
 @dataclass(frozen=True)
 class _Tokens:
-    """One example.
+    """One tokenised example.
 
     Attributes:
-        ids: Of its tokens.
-        labels: The ids that are learned, -100 elsewhere; the first is never learned, nothing comes before it.
-        merged: Whether what is learned and what stands before it share a token.
-        left_out: Why it is left out; nothing for one that is not.
-        further: Whether its row has made an example already.
-        unsaid: Whether reasoning is missing that the row has.
-        unended: Whether the last turn has no end that could be learned.
+        ids: Token ids.
+        labels: The ids to learn, -100 elsewhere. The first token is never learned, as no token comes before it.
+        merged: Whether a learned token begins in the text before the learned part.
+        left_out: Why the example is dropped; empty if it is not.
+        further: Whether its row has made another example before.
+        unsaid: Whether the text lacks reasoning that the row has.
+        unended: Whether the last turn has no end that can be learned.
     """
 
     ids: list[int]
@@ -63,16 +64,16 @@ class _Tokens:
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """Makes tokens of raw examples.
+    """Tokenises raw examples.
 
     Attributes:
         task: Name of the task.
-        tokenizer: Of both models.
-        max_length: Longest example.
-        form: What the examples are.
+        tokenizer: Tokenizer of both models.
+        max_length: Maximum length of an example in tokens; None for no limit.
+        form: Form of the examples.
         packing: Whether texts are joined and cut into blocks.
-        chat: Whether they are conversations: `messages`, or prompts and completions that are lists of messages.
-        settings: What the chat template is told.
+        chat: Whether examples are conversations: `messages`, or prompts and completions that are lists of messages.
+        settings: Extra arguments for the chat template.
     """
 
     task: str
@@ -84,7 +85,7 @@ class TextEncoder:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self, splits: Mapping[str, Dataset]) -> None:
-        """Refuse conversations where there is no template for them, or that are missing."""
+        """Refuse conversations that are missing or for which the tokenizer has no usable template."""
         if not self.chat:
             return
         ChatTemplate(self.tokenizer, self.settings).check(f"columns.{FORMS[self.form][-1]}")
@@ -98,12 +99,12 @@ class TextEncoder:
                     )
 
     def __call__(self, batch: Mapping[str, list[Any]], rows: Sequence[int] = (), split: str = "") -> list[_Tokens]:
-        """Return the examples of a batch, those without a label with the reason why they are left out.
+        """Return the examples of a batch; one that has nothing to learn is empty and has the reason in `left_out`.
 
         Args:
             batch: Raw columns.
-            rows: Their numbers, for messages.
-            split: Its name, for messages.
+            rows: Row numbers, for messages.
+            split: Name of the split, for messages.
         """
         if self.chat:
             made = list(self._chats(batch, [f"row {row} of the {split} split" for row in rows]))
@@ -113,7 +114,7 @@ class TextEncoder:
             assert self.max_length is not None
             made = list(_blocks(made, self.max_length))
         elif self.max_length is not None:
-            end = self.max_length + 1  # one too many stays, to be seen by whoever counts
+            end = self.max_length + 1  # one token more than the limit stays, so that truncated examples can be counted
             made = [replace(one, ids=one.ids[:end], labels=one.labels[:end]) for one in made]
         limit = self.max_length
         made = [
@@ -144,7 +145,7 @@ class TextEncoder:
                 yield _Tokens(ids, [IGNORED] * first + ids[first:])
             return
         for prompt, whole in prompts_and_wholes(self.tokenizer, batch["prompt"], batch["completion"]):
-            # Where the last characters of the prompt and the first of the completion make one token, it is learned.
+            # If the end of the prompt and the beginning of the completion make one token, this token is learned.
             shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, whole, strict=False)))
             ids = self._ended(whole)
             first = max(shared, 1)
@@ -161,7 +162,7 @@ class TextEncoder:
                 texts: Sequence[ChatText | _Tokens] = template.texts(conversation)
             except NotLearned as reason:
                 texts = [_Tokens([], [], left_out=str(reason))]
-            # A template is a program, and raises what it likes on roles or orders that it does not know.
+            # A template is a program and can raise any error on roles or orders that it does not know.
             except Exception as error:
                 why = " ".join(str(error).split()) or type(error).__name__
                 raise UserError(
@@ -183,14 +184,14 @@ class TextEncoder:
 def prompts_and_wholes(
     tokenizer: PreTrainedTokenizerBase, prompts: list[str], completions: list[str]
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """Yield the tokens of every prompt, and of prompt and completion as one text."""
+    """Yield, for every example, the tokens of the prompt, and the tokens of prompt and completion as one text."""
     wholes = [prompt + rest for prompt, rest in zip(prompts, completions, strict=True)]
     yield from zip(_prompts(tokenizer, prompts), _ids(tokenizer, wholes), strict=True)
 
 
 def _prompts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Iterator[list[int]]:
     for ids in _ids(tokenizer, texts):
-        # Some tokenizers end every text by themselves.
+        # Some tokenizers add an end token to every text.
         yield ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else ids
 
 
@@ -200,7 +201,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]
 
 
 def _blocks(texts: list[_Tokens], length: int) -> Iterator[_Tokens]:
-    """Join texts and cut them into blocks."""
+    """Yield blocks of `length` tokens, cut from the joined texts; the last may be shorter."""
     ids = list(chain.from_iterable(text.ids for text in texts))
     labels = list(chain.from_iterable(text.labels for text in texts))
     for start in range(0, len(ids), length):
@@ -209,7 +210,7 @@ def _blocks(texts: list[_Tokens], length: int) -> Iterator[_Tokens]:
 
 
 def tokenise_split(split: Dataset, name: str, encoder: TextEncoder) -> Dataset:
-    """Return `input_ids`, `labels` and `length` of a split; found again in the cache on the next run."""
+    """Return `input_ids`, `labels` and `length` of a split; the next run reads them from the cache of `datasets`."""
 
     def encode(batch: dict[str, list[Any]], rows: list[int]) -> dict[str, list[Any]]:
         made, limit = encoder(batch, rows, name), encoder.max_length
@@ -225,16 +226,16 @@ def tokenise_split(split: Dataset, name: str, encoder: TextEncoder) -> Dataset:
     settings = (encoder.task, encoder.max_length, encoder.form, encoder.packing, dict(encoder.settings))
     features = token_features("cut", *_FLAGS, texts=("left_out",))
     tokenised = tokenise(split, name, encode, encoder.tokenizer, *settings, features=features, with_rows=True)
-    _say(split, name, tokenised, encoder)
-    if encoder.form == "completion" and not encoder.chat:  # others make several examples of a row
+    _warn(split, name, tokenised, encoder)
+    if encoder.form == "completion" and not encoder.chat:  # the other forms can make several examples from a row
         tokenised = with_rows(split, tokenised)
     if any(left_out := tokenised["left_out"][:]):
         tokenised = tokenised.select([row for row, reason in enumerate(left_out) if not reason])
     return tokenised.remove_columns(["cut", *_FLAGS, "left_out"])
 
 
-def _say(split: Dataset, name: str, tokenised: Dataset, encoder: TextEncoder) -> None:
-    """Say what was left out, once for a split."""
+def _warn(split: Dataset, name: str, tokenised: Dataset, encoder: TextEncoder) -> None:
+    """Warn about dropped and truncated examples, once for each split; refuse a split without anything to learn."""
     within = "" if encoder.max_length is None else f" within {encoder.max_length} tokens"
     reasons = Counter(reason for reason in tokenised["left_out"] if reason)
     if reasons.total() == len(tokenised):
@@ -246,13 +247,13 @@ def _say(split: Dataset, name: str, tokenised: Dataset, encoder: TextEncoder) ->
     cut, merged, further, unsaid, unended = (sum(tokenised[flag]) for flag in ("cut", *_FLAGS))
     if further:
         logger.info(
-            "%s conversations of the %s split make %s examples: the chat template writes what the assistant said "
-            "differently once the conversation goes on, so each turn is learned as it is written when it is said",
+            "%s conversations of the %s split make %s examples: the chat template writes a turn of the assistant "
+            "differently once more messages follow, so each turn is learned as the model sees it when it writes it",
             *(len(split), name, len(tokenised)),
         )
     for reason, number in reasons.items():
         logger.warning(
-            "%s of %s examples of the %s split are left out: %s%s",
+            "%s of %s examples of the %s split are dropped: %s%s",
             *(number, len(split) + further, name, reason, within if reason == _NOTHING else ""),
         )
     if unsaid:
@@ -262,16 +263,17 @@ def _say(split: Dataset, name: str, tokenised: Dataset, encoder: TextEncoder) ->
         )
     if unended:
         logger.warning(
-            "in %s of %s examples of the %s split the chat template writes no end after what the assistant says, so "
-            "the student does not learn where to stop. Have its template write one, as the end of text",
+            "in %s of %s examples of the %s split the chat template writes no end after the assistant's turn, so "
+            "the student does not learn where to stop. Change the template so that it writes the end-of-text token",
             *(unended, len(tokenised), name),
         )
     if cut:
-        way_out = "; task: {packing: true} would use all of them" if encoder.form == "text" else ""
-        logger.info("%s of %s examples of the %s split are cut at the end%s", cut, len(split), name, way_out)
+        way_out = "; task: {packing: true} would use all tokens" if encoder.form == "text" else ""
+        logger.info("%s of %s examples of the %s split are truncated%s", cut, len(split), name, way_out)
     if merged:
         logger.warning(
             "in %s of %s examples of the %s split the end of the prompt and the beginning of the completion are one "
-            "token, which is learned. Whoever gives the prompt alone gives other tokens: end prompts without a space",
+            "token, which is learned. The prompt alone gives other tokens when the model is used: remove the space at "
+            "the end of prompts",
             *(merged, len(split), name),
         )

@@ -55,7 +55,7 @@ class TokenClassification(Task):
     tag_scheme: Scheme | None = None
 
     def prepare(self, splits: Mapping[str, Dataset], setup: Setup) -> Prepared:
-        """See `Task.prepare`."""
+        """Return the tokenised words, with the tag of each word at its first sub-word."""
         from transformers import DataCollatorForTokenClassification
 
         from hf_distill.metrics.score import check, marks_spans
@@ -70,7 +70,7 @@ class TokenClassification(Task):
         names = setup.metrics or list(DEFAULTS["tags"] if spans else PLAIN_TAGS)
         check(names, "tags", labelling.width, labelling.names)
         if not spans and not setup.metrics:
-            logger.info("the tags mark no spans (B-..., I-..., O): judged word by word")
+            logger.info("the tags mark no spans (B-..., I-..., O): evaluated word by word")
         leading_space = _leading_space(tokenizer)
         check_length(tokenizer, max_length)
         aligner = Aligner(tokenizer, leading_space, max_length, labelling, _continuations(labelling))
@@ -90,7 +90,7 @@ class TokenClassification(Task):
         )
 
     def look(self, splits: Mapping[str, Dataset], setup: Setup) -> ClassCounts | None:
-        """See `Task.look`."""
+        """Return how often each tag occurs in some rows; words and tags are checked as `prepare` does."""
         _check_words(splits)
         splits, setup = self._in_scheme(splits, setup)
         return count_raw(splits, _labelling(splits, setup), self.label_role)
@@ -117,7 +117,7 @@ def _labelling(splits: Mapping[str, Dataset], setup: Setup) -> Labelling:
 
 
 def _check_words(splits: Mapping[str, Dataset]) -> None:
-    """Refuse `tokens` that are not one or more words in every row, and `tags` that are not as many."""
+    """Refuse rows without words in `tokens`, and rows whose `tags` are not as many as their words."""
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.compute as pc  # type: ignore[import-untyped]
 
@@ -139,7 +139,7 @@ def _check_words(splits: Mapping[str, Dataset]) -> None:
             continue
         tags = column(split, "tags")
         if not hasattr(tags.type, "value_type") or pa.types.is_dictionary(tags.type):
-            continue  # no tags, or refused by `read_labels`
+            continue  # no tags, or a type that `read_labels` refuses
         wrong = pc.and_(pc.is_valid(tags), pc.not_equal(pc.list_value_length(tags), lengths))
         row = pc.index(pc.fill_null(wrong, False), True).as_py()
         if row >= 0:
@@ -164,14 +164,14 @@ def _at(row: int, split: str, what: str, key: str = "columns.tokens") -> UserErr
 
 @dataclass(frozen=True)
 class Aligner:
-    """Gives the labels of words to their sub-words.
+    """Assigns the labels of words to their sub-words.
 
     Attributes:
-        tokenizer: A fast one, which tells the word of each token.
-        leading_space: Whether all words but the first are given to it with the space before them.
-        max_length: Longest input in tokens.
+        tokenizer: A fast tokenizer, which knows the word of each token.
+        leading_space: Whether all words but the first get a leading space before tokenising.
+        max_length: Maximum length of an input in tokens; None for no limit.
         labelling: How tags map to the head.
-        continuation: Column of the head -> the one that a word's other sub-words have.
+        continuation: Column of the head for a word's first sub-word -> column for its other sub-words.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -183,12 +183,12 @@ class Aligner:
     def encode(
         self, sentences: Sequence[Sequence[str]], tags: Sequence[Sequence[Any] | None] | None, all_subwords: bool
     ) -> dict[str, Any]:
-        """Return the model inputs, `labels`, `length`, and how many words were `cut` or are `silent` (no token).
+        """Return the model inputs, `labels`, `length`, and the numbers of words `cut` and `silent` (no token).
 
         Args:
-            sentences: Words.
-            tags: As the data has them, one for each word; None for a sentence without, or for all.
-            all_subwords: Whether sub-words that go on with a word count.
+            sentences: The words of each sentence.
+            tags: The tags of each sentence, one for each word; None for a sentence without tags, or for all.
+            all_subwords: Whether later sub-words of a word have a label too.
         """
         spaced = [
             [f" {word}" if self.leading_space and at else word for at, word in enumerate(words)] for words in sentences
@@ -204,7 +204,7 @@ class Aligner:
                 labels = [UNLABELLED if label == IGNORED else label for label in self.labelling.encode(known)]
             places = encoding.word_ids(row)
             seen = {place for place in places if place is not None}
-            # Truncation takes whole tails; a word missing before the last one made no token.
+            # Truncation removes the end of a sentence; a word missing before the last one has no token.
             last = max(seen, default=-1)
             full = self.max_length is not None and len(places) >= self.max_length
             cut = len(words) - 1 - last if full else 0
@@ -229,18 +229,18 @@ class Aligner:
 
 
 def _leading_space(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return whether words must bring the space before them, to be tokenised as in running text.
+    """Return whether words need a leading space to be tokenised as in running text.
 
     Byte-level tokenizers (RoBERTa, GPT-2) have one token for a word at the start of a text and another for the same
-    word after a space; given words without spaces they take the former for all, which the models have hardly seen.
+    word after a space. For words without spaces they use the first for all, which the models have hardly seen.
 
     Raises:
-        UserError: The tokenizer cannot tell which token belongs to which word.
+        UserError: The tokenizer does not know which token belongs to which word.
     """
     if not tokenizer.is_fast:
         raise UserError(
-            f"{type(tokenizer).__name__} does not tell which token belongs to which word (it is no fast tokenizer), so "
-            "tags cannot be aligned. Name a model with a tokenizer.json: tokenizer: ...",
+            f"{type(tokenizer).__name__} does not know which token belongs to which word (it is not a fast tokenizer), "
+            "so tags cannot be aligned. Name a model with a tokenizer.json: tokenizer: ...",
             key="columns.tokens",
         )
     text = tokenizer("a a", add_special_tokens=False)["input_ids"]
@@ -253,8 +253,8 @@ def _leading_space(tokenizer: PreTrainedTokenizerBase) -> bool:
         return False
     if not fits(["a", " a"]):
         logger.warning(
-            "%s splits words differently on their own and in running text: the student will be trained on another "
-            "spelling than it reads in use. Choose models with another tokenizer if you can.",
+            "%s tokenises single words differently than running text: the student is trained on other tokens than it "
+            "reads when it is used. Choose models with another tokenizer if you can.",
             type(tokenizer).__name__,
         )
         return False
@@ -262,13 +262,13 @@ def _leading_space(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _continuations(labelling: Labelling) -> dict[int, int]:
-    """Return, for each label B-X, the label I-X; what is not listed goes on as it is."""
+    """Return label B-X -> label I-X for later sub-words; a label that is not listed stays as it is."""
     at = {name: index for index, name in enumerate(labelling.names or ())}
     return {index: at[f"I-{name[2:]}"] for name, index in at.items() if name.startswith("B-") and f"I-{name[2:]}" in at}
 
 
 def _tokenise(split: Dataset, name: str, aligner: Aligner, all_subwords: bool) -> Dataset:
-    """Return the model inputs, `labels` and `length` of a split; found again in the cache on the next run."""
+    """Return the model inputs, `labels` and `length` of a split; the next run reads them from the `datasets` cache."""
     import pyarrow.compute as pc
 
     def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
@@ -280,12 +280,12 @@ def _tokenise(split: Dataset, name: str, aligner: Aligner, all_subwords: bool) -
     words = pc.sum(pc.list_value_length(column(split, "tokens"))).as_py()
     if sums["cut"]:
         logger.warning(
-            "%s of %s words of the %s split lie beyond max_length (%s tokens) and are left out, of the metrics too",
+            "%s of %s words of the %s split are beyond max_length (%s tokens): they are not trained on or evaluated",
             *(f"{sums['cut']:,}", f"{words:,}", name, aligner.max_length),
         )
     if sums["silent"]:
         logger.warning(
-            "%s words of the %s split give no token (empty, or nothing but control characters) and are left out",
+            "%s words of the %s split give no token (empty, or only control characters) and are dropped",
             *(f"{sums['silent']:,}", name),
         )
     empty = pc.index(column(tokenised, "length"), 0).as_py()

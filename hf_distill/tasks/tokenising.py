@@ -1,4 +1,4 @@
-"""Tokenising a split once: the next run finds it in the cache by what it depends on."""
+"""Tokenise a split once: the next run with the same data, tokenizer and settings reads it from the cache."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def tokenise(
     features: Features | None = None,
     with_rows: bool = False,
 ) -> Dataset:
-    """Return a split with the columns that `encode` makes of its own.
+    """Return a split with the columns that `encode` returns in place of its own.
 
     Args:
         split: Raw examples.
-        name: What it is called on the progress bar.
-        encode: Batch of raw columns -> batch of new ones.
-        tokenizer: What `encode` tokenises with.
-        *settings: Everything else that decides what `encode` returns, the name of the task first; JSON-able.
-        features: Types of the new columns, where a first batch may be empty.
-        with_rows: Whether `encode` is also given the numbers of the rows.
+        name: Name of the split on the progress bar.
+        encode: Batch of raw columns -> batch of new columns.
+        tokenizer: The tokenizer that `encode` uses.
+        *settings: Everything else that the result of `encode` depends on, the name of the task first; JSON values.
+        features: Types of the new columns; needed if the first batch may be empty.
+        with_rows: Whether `encode` also gets the row numbers.
     """
     return split.map(
         encode,
@@ -46,17 +46,17 @@ def tokenise(
 
 
 def with_rows(split: Dataset, tokenised: Dataset) -> Dataset:
-    """Return what was made of a split, row by row, with the numbers of its rows, where they stand in it."""
+    """Return a tokenised split with the row numbers of the raw split (column `ROW`) added, if it has them."""
     from hf_distill.models.target_model import ROW
 
     return tokenised.add_column(ROW, split[ROW][:]) if ROW in split.column_names else tokenised
 
 
 def cache_key(split: Dataset, tokenizer: PreTrainedTokenizerBase, *settings: Any) -> str | None:
-    """Return the name under which what is made of a split lies in the cache; None leaves it to `datasets`.
+    """Return the cache key of a processed split; None to let `datasets` choose it.
 
-    `datasets` hashes a pickle of the function, whose bytes also depend on which equal strings are one object in this
-    process, and on what the tokenizer was last called with.
+    The key of `datasets` is a hash of the pickled function. It also depends on which equal strings are one object in
+    this process, and on the last call of the tokenizer, so it can differ between equal runs.
     """
     known = tokenizer_state(tokenizer)
     return None if known is None else fingerprint(__version__, split._fingerprint, *known, settings)

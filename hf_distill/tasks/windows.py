@@ -1,4 +1,4 @@
-"""From a question, a long context and an answer to windows that fit a model, and positions in them."""
+"""Cut questions with long contexts into windows that fit a model, and find the answer's positions in them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-# No place: of the no-answer position, where there is none.
+# In place of the no-answer position, if the data has no questions without answer.
 NOWHERE = -1
 
 
 def at_row(row: int, split: str, what: str, key: str) -> UserError:
-    """Return the mistake of one row."""
+    """Return the error about one row."""
     return UserError(f"row {row} (counted from 0) of the {split} split {what}", key=f"columns.{key}")
 
 
 def answers_of(value: Any) -> tuple[list[str | None], list[int | None]] | None:
-    """Return the texts of all answers and where they start; None where they are not known.
+    """Return the texts of all answers and their start positions; None if they are not known.
 
     >>> answers_of({"text": ["Paris"], "answer_start": [7]})
     (['Paris'], [7])
@@ -39,13 +39,13 @@ def answers_of(value: Any) -> tuple[list[str | None], list[int | None]] | None:
 
 @dataclass(frozen=True)
 class Window:
-    """What is known of one window beside the model's input.
+    """Positions of one window's tokens in the context.
 
     Attributes:
-        starts: Where each token starts in the context, in characters, `(tokens,)`; 0 outside the context.
-        ends: Where it ends.
-        context: Which tokens are the context's, bool.
-        nothing: Position that stands for "no answer".
+        starts: Start of each token in the context, in characters, `(tokens,)`; 0 outside the context.
+        ends: End of each token in the context, in characters, `(tokens,)`; 0 outside the context.
+        context: Whether each token belongs to the context, bool `(tokens,)`.
+        nothing: Position of the token that stands for "no answer".
     """
 
     starts: np.ndarray[Any, Any]
@@ -54,7 +54,7 @@ class Window:
     nothing: int
 
     def covered(self, first: int, last: int) -> tuple[int, int] | None:
-        """Return the first and the last token of the context that lie in characters `first` to `last` (exclusive)."""
+        """Return the first and last context token within characters `first` to `last` (exclusive); None without one."""
         here = (self.context & (self.ends > first) & (self.starts < last)).nonzero()[0]
         return (int(here[0]), int(here[-1])) if len(here) else None
 
@@ -64,11 +64,11 @@ class Windows:
     """Cuts contexts into overlapping windows, each with the whole question before it.
 
     Attributes:
-        tokenizer: A fast one, which tells where a token stands in the text.
-        split: Name, for messages.
-        max_length: Longest window in tokens, question and special tokens included; None for a single one.
-        stride: Tokens that a window has in common with the one before.
-        no_answer: Whether a window without the answer points to a special token rather than being unlabelled.
+        tokenizer: A fast tokenizer, which gives the position of each token in the text.
+        split: Name of the split, for messages.
+        max_length: Maximum length of a window in tokens, with question and special tokens; None for a single window.
+        stride: Number of tokens that a window shares with the one before.
+        no_answer: Whether the label of a window without the answer is a special token; if not, it has no label.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -78,14 +78,14 @@ class Windows:
     no_answer: bool
 
     def encode(self, batch: Mapping[str, list[Any]]) -> dict[str, Any]:
-        """Return a row a window.
+        """Return one row for each window.
 
-        The columns are the model inputs, `labels` (start and end, -100 for none), `context_mask`, `length`, and
-        of what models do not take: `row` of the data, `starts`, `ends` and `nothing` (see `Window`), and `lost`: 1 in
-        the first window of a row whose answer no window holds as a whole.
+        The columns for models are the model inputs, `labels` (start and end, -100 for none), `context_mask` and
+        `length`. The others are `row` (in the data), `starts`, `ends` and `nothing` (as in `Window`), and `lost`: 1 in
+        the first window of a row whose answer no window holds completely.
 
         Raises:
-            UserError: A row is no question with a context and an answer in it.
+            UserError: A row has no question or context, or its answer is not in the context.
         """
         import numpy as np
 
@@ -145,7 +145,7 @@ class Windows:
         return Window(offsets[:, 0], offsets[:, 1], context, self._nothing(encoding["input_ids"][at], part))
 
     def _nothing(self, ids: Sequence[int], part: Sequence[int | None]) -> int:
-        """Return the classification token, or the one that begins a text, or whatever comes first."""
+        """Return the position of the classification token, else of the token that begins a text, else 0."""
         special = [at for at, one in enumerate(part) if one is None]
         for token in (self.tokenizer.cls_token_id, self.tokenizer.bos_token_id):
             found = next((at for at in special if token is not None and ids[at] == token), None)
@@ -167,7 +167,7 @@ class Windows:
             span = self._span(row, batch["context"][source], *answers)
             places = [None] * len(own) if span is None else _whole([windows[at] for at in own], span)
             if span is not None and not any(places):
-                lost[own[0]] = 1  # to teach that there is no answer would be wrong
+                lost[own[0]] = 1  # no label: "no answer" would be wrong
                 continue
             for at, place in zip(own, places, strict=True):
                 if place is not None:
@@ -179,9 +179,9 @@ class Windows:
     def _span(
         self, row: int, context: str, texts: Sequence[str | None], starts: Sequence[int | None]
     ) -> tuple[int, int] | None:
-        """Return first and last character (exclusive) of the first answer; None for no answer."""
+        """Return start and end (exclusive) of the first answer in characters; None for no answer."""
         if len(texts) != len(starts):
-            what = f"has {len(texts)} answer texts and {len(starts)} answer_start; wanted as many"
+            what = f"has {len(texts)} answer texts and {len(starts)} answer_start; wanted equal numbers"
             raise at_row(row, self.split, what, "answers")
         if not texts:
             return None
@@ -190,16 +190,16 @@ class Windows:
             what = "has an answer without text or answer_start. A question without an answer has empty lists."
             raise at_row(row, self.split, what, "answers")
         if start < 0 or context[start : start + len(text)] != text:
-            found = f"the context says '{context[start : start + len(text)]}' there" if start >= 0 else "it is negative"
+            found = f"the context has '{context[start : start + len(text)]}' there" if start >= 0 else "it is negative"
             place = context.find(text)
-            where = f"it stands at {place}" if place >= 0 else "the answer stands nowhere in it"
+            where = f"the answer is at {place}" if place >= 0 else "the answer is not in the context"
             what = f"has the answer '{text}' with answer_start {start} (in characters), but {found}; {where}. Fix it."
             raise at_row(row, self.split, " ".join(what.split()), "answers")
         return start + len(text) - len(text.lstrip()), start + len(text.rstrip())
 
 
 def _whole(windows: Sequence[Window], span: tuple[int, int]) -> list[tuple[int, int] | None]:
-    """Return first and last token of the answer in each window; None where it is not there or cut."""
+    """Return first and last token of the answer in each window; None if the window does not hold all of it."""
     covered = [window.covered(*span) for window in windows]
     found = [(window, place) for window, place in zip(windows, covered, strict=True) if place is not None]
     if not found:
@@ -214,7 +214,7 @@ def _whole(windows: Sequence[Window], span: tuple[int, int]) -> list[tuple[int, 
 
 @dataclass(frozen=True)
 class PadWindows:
-    """Pads windows on the right, whatever side the tokenizer pads on: labels and predictions are positions.
+    """Pads windows on the right, also if the tokenizer pads on the left, because labels are positions.
 
     Attributes:
         tokenizer: Has the padding token.

@@ -59,7 +59,7 @@ LINES = {
         "fill-mask",
         "llama-lm",
     ): "teacher.model: there is no llama model with a head for fill-mask (wanted ...ForMaskedLM).",
-    ("fill-mask", "bart"): "teacher.model: a bart model writes the whole text anew. Wanted an encoder",
+    ("fill-mask", "bart"): "teacher.model: a bart model writes the whole text again. Wanted an encoder",
     ("summarization", "bert"): (
         "teacher.model: there is no bert model with a head for summarization (wanted ...ForSeq2SeqLM). Choose another "
         "model, or a task it has a head for: fill-mask, question-answering,"

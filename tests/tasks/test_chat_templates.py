@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from hf_distill.errors import UserError
-from hf_distill.tasks.chat_template import ChatTemplate, NotLearned
+from hf_distill.tasks.chat_messages import NotLearned
+from hf_distill.tasks.chat_template import ChatTemplate
 from hf_distill.tasks.conversations import read_conversation
 from hf_distill.tasks.spanned import spanned
 
@@ -342,7 +343,7 @@ def test_a_split_of_conversations(caplog: Any) -> None:
     assert made.eval["length"][:] == sorted(made.train["length"])
     assert set(made.train.column_names) == {"input_ids", "labels", "length"}
     assert "3 conversations of the train split make 4 examples" in caplog.text
-    assert "1 of 4 examples of the train split are left out: the assistant says nothing" in caplog.text
+    assert "1 of 4 examples of the train split are dropped: the assistant says nothing" in caplog.text
     with pytest.raises(UserError, match=r"no example of the train split has anything to learn.*says nothing"):
         prepared([{"messages": [user("alone")]}], CHATML)
     with pytest.raises(
@@ -381,7 +382,7 @@ def test_what_a_template_leaves_out_is_said(caplog: Any) -> None:
     prepared([{"messages": [user("x"), says("fine", reasoning_content="greet")]}], CHATML)
     assert "in 1 of 1 examples of the train split the chat template leaves out reasoning" in caplog.text
     prepared([{"messages": ONE}], CHATML.replace("<|im_end|>", ""))
-    assert "writes no end after what the assistant says" in caplog.text
+    assert "writes no end after the assistant's turn" in caplog.text
 
 
 def test_a_tokenizer_that_does_not_tell_where_its_tokens_are() -> None:

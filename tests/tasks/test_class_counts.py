@@ -61,7 +61,7 @@ def test_shares_that_differ(train: list[int], judged: list[int], told: bool) -> 
     """Sorted data cut by rows is trained on one class and judged on both; small samples differ by chance alone."""
     lines = list(counts(train, judged).remarks())
     assert (len(lines) == 1) == told
-    assert not told or "in other shares" in lines[0]
+    assert not told or "in different shares" in lines[0]
 
 
 def test_many_classes_by_chance() -> None:

@@ -43,7 +43,7 @@ def test_a_sign_that_the_head_does_not_know() -> None:
     key, line = mistake([*NLI, "-"], teacher=head(*NLI))
     assert key == "columns.label"
     assert "has the label '-'; wanted one of" in line
-    assert "null in place of a name" in line
+    assert "null in place of NAME" in line
     found = read([*NLI, "-"], ["-"], teacher=head(*reversed(NLI)), names={"-": None})
     assert found.encode(["-", "neutral"]) == [-100, 0]
     assert found.labelled == ("train",), "an eval split of nothing but gaps has no labels"
@@ -105,7 +105,7 @@ def test_some_lists_written_as_text() -> None:
 def test_spellings_of_one_class(caplog: Any) -> None:
     """A space after a name, or an accent in another form of Unicode, cannot be seen; it made a class."""
     (line,) = said(caplog, ["joy", "joy ", "rage"])
-    assert "taken for one class" in line
+    assert "read as one class" in line
     assert read(["joy", "joy ", "rage"]).names == ("joy", "rage")
     assert read(["caf\u00e9", "cafe\u0301", "bar"]).encode(["cafe\u0301", "caf\u00e9"]) == [1, 1]
     assert read(["joy ", "rage"], teacher=head("rage", "joy")).encode(["joy "]) == [1]

@@ -151,9 +151,9 @@ def test_long_texts_become_several_examples(make_model: Any) -> None:
 @pytest.mark.parametrize(
     ("kind", "texts", "task", "key", "says"),
     [
-        ("gpt2-lm", ["a"], {}, "", "has no mask token: the models are no masked language models"),
+        ("gpt2-lm", ["a"], {}, "", "has no mask token: the models are not masked language models"),
         ("bert-mlm", [None, "a"], {}, "columns.text", "1 of 2 entries of the train split are missing"),
-        ("bert-mlm", ["", " "], {}, "columns.text", "no text of the train split has a token that could be hidden"),
+        ("bert-mlm", ["", " "], {}, "columns.text", "no text of the train split has a token that could be masked"),
         ("bert-mlm", ["a"], {"max_length": 2}, "max_length", "2 tokens leave no room for text"),
     ],
 )

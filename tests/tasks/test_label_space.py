@@ -92,7 +92,7 @@ def test_numbers_outside_the_head() -> None:
     assert key == "columns.label"
     assert line == (
         "row 2 (counted from 0) of the train split has the label 5; wanted 0 to 4, since there are 5 classes. "
-        "Where they are counted from 1, say so: data: {labels: ['1', '2', ... '5']}."
+        "If the labels count from 1, say so: data: {labels: ['1', '2', ... '5']}."
     )
     assert "wanted 0 to 2" in mistake([0, 1], [3], names=list(NAMES))[1]
     assert "data: {labels: {'1': negative, '2': neutral, ...}}" in mistake([1, 2, 3], teacher=head(*NAMES))[1]
@@ -401,7 +401,7 @@ def test_a_teacher_without_names() -> None:
     """Alphabetical order is a guess: `LABEL_0` of a model may be "positive". The recipe has to say."""
     key, line = mistake(["positive", "negative"], teacher=head(width=2))
     assert key == "labels"
-    assert "the teacher only numbers its classes. Say which name each number has: data: {labels:" in line
+    assert "the teacher only numbers its classes. Give the name of each number: data: {labels:" in line
     found = read(["positive", "negative"], teacher=head(width=2), names=["positive", "negative"])
     assert found.encode(["positive", "negative"]) == [0, 1]
     # Nor does a student's order tell the teacher's.
@@ -550,8 +550,8 @@ def test_a_head_of_more_classes_than_the_labels_use_is_told(caplog: pytest.LogCa
 
     five = head(width=5)
     said = (
-        "the train labels use 2 of the 5 classes of the teacher's head, which only numbers them. Was it trained on "
-        "these? Then name all, and this is not asked again: data: {labels: [name of 0, name of 1, ...]}"
+        "the train labels use 2 of the 5 classes of the teacher's head, which only numbers them. If it was trained "
+        "on these labels, name all classes: data: {labels: [name of 0, name of 1, ...]}"
     )
     assert told([0, 1, 0], [1], teacher=five) == [said]
     assert told(["no", "yes"], [], teacher=five, names=["no", "yes", "a", "b", "c"]) == [], "somebody named them"

@@ -269,8 +269,8 @@ def rows(**columns: Any) -> Any:
 @pytest.mark.parametrize(
     ("columns", "key", "words"),
     [
-        ({"answers": {"text": ["rome"], "answer_start": [12]}}, "answers", "start 12.*' rom' there; it stands at 13"),
-        ({"answers": {"text": ["oslo"], "answer_start": [13]}}, "answers", "the answer stands nowhere in it"),
+        ({"answers": {"text": ["rome"], "answer_start": [12]}}, "answers", "start 12.*there; the answer is at 13"),
+        ({"answers": {"text": ["oslo"], "answer_start": [13]}}, "answers", "the answer is not in the context"),
         ({"answers": {"text": ["rome"], "answer_start": [-6]}}, "answers", "it is negative"),
         ({"answers": {"text": ["rome"], "answer_start": []}}, "answers", "1 answer texts and 0 answer_start"),
         ({"answers": {"text": [" "], "answer_start": [3]}}, "answers", "without text.*empty lists"),
@@ -302,7 +302,7 @@ def test_answers_in_another_form_are_refused(answers: Any, bert: Path) -> None:
     """The form that is wanted, before anything is tokenised, not a KeyError from inside a worker."""
     key, line = mistake(bert, dataset(question=["where ?"] * 2, context=["bob lives in rome ."] * 2, answers=answers))
     assert key == "columns.answers"
-    assert "wanted SQuAD's form, {text: [...], answer_start: [...]}" in line
+    assert "wanted SQuAD's format, {text: [...], answer_start: [...]}" in line
 
 
 def test_too_little_room(bert: Path) -> None:
@@ -323,7 +323,7 @@ def test_slow_tokenizers_and_names_are_refused(bert: Path) -> None:
     class Slow:
         is_fast = False
 
-    assert "Slow does not tell where in the text a token stands" in mistake(bert, rows(), tokenizer=Slow())[1]
+    assert "Slow does not give the position of a token in the text" in mistake(bert, rows(), tokenizer=Slow())[1]
     with pytest.raises(UserError, match="an answer is a span of text"):
         QuestionAnswering().prepare(
             {"train": rows(), "eval": rows()}, Setup(tokenizer=open_tokenizer(str(bert)), label_names=["a"])

@@ -142,9 +142,11 @@ def test_long_texts_are_cut_and_empty_ones_left_out_with_a_count(make_model: Any
     assert [len(ids) for ids in prepared.train["labels"]] == [2, 5]
     assert {ids[-1] for ids in prepared.train["labels"]} == {tokenizer.eos_token_id}
     assert prepared.eval["reference"][:] == ["great " * 20, "great"]  # judged by the whole text, not by what was cut
-    assert "2 of 4 examples of the train split are left out: their text or summary is empty" in caplog.text
-    assert "in 1 of 2 examples of the train split the text is cut (data.max_length: 8)" in caplog.text
-    assert "in 1 of 2 examples of the eval split the summary is cut (task.max_target_length: 5; the" in caplog.text
+    assert "2 of 4 examples of the train split are dropped: their text or summary is empty" in caplog.text
+    assert "in 1 of 2 examples of the train split the text is truncated (data.max_length: 8)" in caplog.text
+    assert (
+        "in 1 of 2 examples of the eval split the summary is truncated (task.max_target_length: 5; the" in caplog.text
+    )
 
 
 def test_lengths_just_right_are_not_called_cut(make_model: Any, caplog: Any) -> None:
@@ -215,11 +217,11 @@ def test_models_of_many_languages(make_model: Any, tmp_path: Path) -> None:
     key, line = mistake(path, columns, Translation())
     assert (key, "source_language: ..., target_language: ..." in line) == ("task", True)
     key, line = mistake(path, columns, Translation(source_language="deu_Latn", target_language="french"))
-    assert (key, line) == ("task.target_language", "NllbTokenizer knows no language 'french'.")
+    assert (key, line) == ("task.target_language", "NllbTokenizer does not know the language 'french'.")
     key, line = mistake(path, {"text": SOURCES, "summary": TARGETS})
     assert (key, "a tokenizer of many languages" in line) == ("task", True)
     key, line = mistake(make_model("t5"), columns, task)
-    assert (key, "no tokenizer of many languages" in line) == ("task.source_language", True)
+    assert (key, "not a tokenizer of many languages" in line) == ("task.source_language", True)
 
 
 def test_a_language_that_ends_a_text_begins_the_next(make_model: Any, tmp_path: Path) -> None:
@@ -427,7 +429,7 @@ def test_what_cannot_be_learned_is_refused(
     [
         ({"source": ["a"]}, None, "columns", "Wanted, in both splits, a column 'source' and a column 'target'"),
         ({"translation": [{"en": "a", "de": "b"}]}, None, "columns", "languages: [en, de]"),
-        ({"translation": [{"en": "a", "de": "b"}]}, ("en", "fr"), "task.languages", "'fr' is no key of the column"),
+        ({"translation": [{"en": "a", "de": "b"}]}, ("en", "fr"), "task.languages", "'fr' is not a key of the column"),
     ],
 )
 def test_translations_without_two_languages(

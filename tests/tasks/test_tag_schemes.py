@@ -116,7 +116,7 @@ def test_bioes_and_iob2(caplog: Any) -> None:
         assert tags_of(bring_into_scheme(splits(iob2, broken), None, teacher, None, None)) == [iob2, broken]
         line = caplog.records[-1].getMessage()
         assert "row 1 (counted from 0) of the train split begins a span with I-" in line
-        assert "judged as the beginning of a span" in line
+        assert "evaluated as the beginning of a span" in line
     assert tags_of(bring_into_scheme(splits(iob2, broken), "IOB2", head(*IOB2), None, None)) == [iob2, iob2]
     assert tags_of(bring_into_scheme(splits(broken), None, head(*BIOES), None, None)) == [bioes]
     # Not spans.

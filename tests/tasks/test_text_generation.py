@@ -117,8 +117,8 @@ def test_long_texts_are_cut_and_empty_ones_left_out_with_a_count(make_model: Any
     assert [len(ids) for ids in prepared.train["input_ids"]] == [6, 4]
     assert tokenizer_of(path).eos_token_id not in prepared.train["input_ids"][0]
     assert prepared.eval["length"][:] == [4, 6]
-    assert "2 of 4 examples of the train split are left out: nothing in them to learn within 6 tokens" in caplog.text
-    assert "1 of 4 examples of the train split are cut at the end; task: {packing: true} would use" in caplog.text
+    assert "2 of 4 examples of the train split are dropped: nothing in them to learn within 6 tokens" in caplog.text
+    assert "1 of 4 examples of the train split are truncated; task: {packing: true} would use" in caplog.text
 
 
 # ---- Completions -----------------------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ def test_a_prompt_that_leaves_no_room_is_left_out(make_model: Any, caplog: Any) 
     path = make_model("gpt2-lm")
     columns = {"prompt": ["film " * 9, "a"], "completion": ["dull", " film"]}
     assert len(prepare(path, columns, max_length=8).train) == 1
-    assert "1 of 2 examples of the train split are left out" in caplog.text
+    assert "1 of 2 examples of the train split are dropped" in caplog.text
     key, line = mistake(path, {"prompt": ["film " * 9], "completion": ["dull"]}, max_length=8)
     assert (key, line) == ("columns.completion", "no example of the train split has anything to learn within 8 tokens.")
 

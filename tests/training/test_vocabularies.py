@@ -224,7 +224,7 @@ def test_a_student_with_an_added_padding_token(
             report = run(path)
         found.append((weights(tmp_path / name), report.agreement, report.student.metrics["perplexity"]))
     assert "differ in special or unused tokens: <think> / <|box|> (2), [PAD] (15)" in caplog.text
-    assert "are others to the teacher" not in caplog.text
+    assert "mean something else to the teacher" not in caplog.text
     (live, *figures), (cached, *others) = found
     assert others == pytest.approx(figures, rel=1e-5)
     for key, weight in live.items():
@@ -241,7 +241,7 @@ def test_tokens_of_the_data_that_the_teacher_does_not_have(
         run(recipe_of(write_recipe, tmp_path, ["a film", "a [PAD] film"]))
     with caplog.at_level(logging.WARNING, "hf_distill"):
         run(recipe_of(write_recipe, tmp_path, ["<think> a film", "it was"] * 4), "training.max_steps=1")
-    assert "4 of 28 tokens of the train split are others to the teacher" in caplog.text
+    assert "4 of 28 tokens of the train split mean something else to the teacher" in caplog.text
 
 
 def test_masked_language_models(make_model: Any, tmp_path: Path) -> None:
