@@ -1,1 +1,1 @@
-"""Teachers asked once: what is kept of their answers."""
+"""The cache of targets: run a teacher once over the data, store its targets, and read them back by example."""

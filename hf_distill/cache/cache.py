@@ -1,4 +1,4 @@
-"""Running a teacher once over the data, and keeping its answers for every training that follows."""
+"""Run a teacher once over the data and store its targets for every later training."""
 
 from __future__ import annotations
 
@@ -32,32 +32,32 @@ if TYPE_CHECKING:
 
     from hf_distill.tasks import Prepared
 
-# Beside what `datasets` keeps, so that HF_HOME and HF_DATASETS_CACHE move it too.
+# Folder inside the cache of `datasets`, so that HF_HOME and HF_DATASETS_CACHE apply to it too.
 FOLDER = "hf_distill-targets"
-# A shard is what is lost when a capture is killed: minutes of a large teacher's time.
+# Size limits of a shard. If a run is killed, it loses the shard that it was writing: minutes of a large teacher's time.
 SHARD_BYTES = 64 * 2**20
 SHARD_EXAMPLES = 8192
 
 
 def no_words(_: str) -> None:
-    """Say nothing."""
+    """Print nothing; the default of `Cache.say`."""
 
 
 @dataclass
 class Cache:
-    """The answers of one teacher to all examples of a run.
+    """The stored targets of one teacher for all examples of a run.
 
     Attributes:
-        data: As the teacher reads it.
+        data: The data with the teacher's tokens.
         teacher: The model.
-        kept: What is kept of its answers.
-        reading: What decides how texts become tokens, for a refusal that says what is different.
-        path: Directory; a fingerprint of everything is added to it unless it is `exact`.
-        exact: Whether the cache is to be exactly there.
-        complete: Whether it is to be there already, and nothing is to be written.
-        say: Tells the user what goes on.
-        contents: The examples.
-        found: Whether all answers were there when it was to be filled.
+        kept: What is stored of its outputs.
+        reading: Settings of tokenisation; error messages use them to say what is different.
+        path: Directory of the cache. Unless `exact`, a folder named by a fingerprint is added to it.
+        exact: Whether `path` is the directory itself.
+        complete: Whether the cache must exist already, so that nothing is written.
+        say: Called with each line for the user.
+        contents: The distinct examples.
+        found: Whether all targets were stored already when `fill` was called.
     """
 
     data: Prepared | TrainingData
@@ -72,7 +72,7 @@ class Cache:
     found: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        """Look at the data."""
+        """Hash the examples, and compute the identity and the key of the cache."""
         self.contents = Contents.of(self.data, self.kept)
         self.identity: dict[str, Any] = {
             "format": files.FORMAT,
@@ -88,12 +88,12 @@ class Cache:
 
     @property
     def size(self) -> int:
-        """Bytes of all files, nearly."""
+        """Size of all files in bytes, approximately."""
         shards = self._shards({"shard_examples": self._shard_examples()}).count
         return self._rows_size() + files.overhead(self._features(), shards)
 
     def in_words(self) -> str:
-        """Return what is or will be kept, and how much that is."""
+        """Return a description of what is stored, with its size."""
         examples = len(self.contents.order)
         every = sum(map(len, self.contents.splits.values()))
         words = f"{examples:,} examples"
@@ -107,24 +107,24 @@ class Cache:
         return f"{words}: about {amount(self.size)}"
 
     def fill(self, args: TrainingArguments) -> None:
-        """Have the teacher answer what it has not answered yet; several processes share the work.
+        """Run the teacher on the examples whose targets are not stored yet; several processes share the work.
 
         Args:
             args: Device, precision, batch size and processes.
 
         Raises:
-            UserError: The directory holds another cache, or cannot hold this one.
-            NotFinite: The teacher gives targets that are NaN or infinite, or the cache holds some.
+            UserError: The directory holds another cache, cannot be written, or has too little room.
+            NotFinite: The teacher's targets or the stored ones are NaN or infinite.
             OSError: The disk is full; finished shards stay.
         """
-        # Once for all: another run may complete it meanwhile.
+        # One process decides for all, because another run may complete the cache meanwhile.
         self.found = parallel.asked_once(lambda: self.complete or self._is_complete())
         with Lock(self.path) as lock:
             if not self.found:
                 plan = {**self.identity, "shard_examples": self._shard_examples(), "bf16": args.bf16}
                 parallel.asked_once(lambda: files.check_place(self.path, plan, self.size))
                 lock.wait(self.say, "fills the cache")
-                self.found = parallel.asked_once(self._is_complete)  # by that run
+                self.found = parallel.asked_once(self._is_complete)  # the run that held the lock may have filled it
             self.say(f"{'Found: ' if self.found else ''}{self.in_words()}, in {self.path}")
             if self.complete:
                 self._held()
@@ -139,7 +139,7 @@ class Cache:
         held = self._held()
         if held.get("bf16", args.bf16) != args.bf16:
             there, here = ("bfloat16", "float32") if held["bf16"] else ("float32", "bfloat16")
-            self.say(f"these answers were computed in {there}, where this run's teacher would compute in {here}")
+            self.say(f"these targets were computed in {there}; this run's teacher would compute them in {here}")
         mine = parallel.share_of(len(held["shards"]))
 
         def look() -> None:
@@ -149,13 +149,13 @@ class Cache:
         parallel.together(look)
 
     def apply(self, prepared: Data) -> tuple[Data, Replay]:
-        """Return what a student trains on: the data with the answers in every batch, and a teacher that gives them.
+        """Return the data with the stored targets in every batch, and the teacher that reads them from there.
 
         Args:
-            prepared: As the student reads it, row by row the same examples.
+            prepared: The data with the student's tokens; row by row the same examples.
 
         Raises:
-            UserError: The cache is of another teacher or of other examples.
+            UserError: The cache belongs to another teacher or to other examples.
         """
         held = self._held()
         data = files.load(self.path, held)
@@ -179,7 +179,7 @@ class Cache:
         if files.read_cache(self.path) is None:
             return False
         held = self._held()
-        # A shard that somebody removed is to be made again; one that was changed is refused, see `verify`.
+        # A shard that was removed is computed again; one that was changed is refused by `shards.verify`.
         return all((self.path / record["file"]).exists() for record in held["shards"])
 
     # ---- Capturing ----
@@ -204,8 +204,9 @@ class Cache:
         missing = [index for index in range(shards.count) if not shards.finished(index)]
         share = parallel.share_of(shards.count)
         if missing and len(missing) < shards.count:
-            self.say(f"{shards.count - len(missing)} of {shards.count} shards are there, {len(missing)} are missing")
-        # By number, not by place among the missing ones: another process may have written one since.
+            self.say(f"{shards.count - len(missing)} of {shards.count} shards are stored, {len(missing)} are missing")
+        # Shared by the numbers of shards, not by positions in `missing`, which differs between processes as soon as one
+        # of them has written a shard.
         mine = [index for index in missing if index in share]
         if not mine:
             return
@@ -218,7 +219,7 @@ class Cache:
         recorder = Recorder(teacher, self.data.layout, self.kept, bf16=args.bf16)
         features = self._features()
         for done, index in enumerate(mine):
-            if shards.finished(index):  # by another run, which shares the directory
+            if shards.finished(index):  # another run with the same directory has written it
                 continue
             own = f" ({done} of {len(mine)} done by this process)" if len(share) < shards.count else ""
             self.say(f"shard {index + 1} of {shards.count}{own}")
@@ -257,7 +258,7 @@ class Cache:
 
 @dataclass(frozen=True)
 class _Batches:
-    """Collated batches of examples, for a data loader."""
+    """Collated batches of examples, as a map-style data set for a data loader."""
 
     contents: Contents
     collator: Callable[[list[dict[str, Any]]], Mapping[str, Any]]
@@ -284,7 +285,7 @@ def _arrow(values: Sequence[Any], kind: Any) -> Any:
 
 
 def amount(size: int) -> str:
-    """Return `3.1 MB` for a number of bytes."""
+    """Return a number of bytes with its unit, such as `3.1 MB`."""
     for unit, step in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size >= step:
             return f"{size / step:.1f} {unit}"
@@ -292,7 +293,7 @@ def amount(size: int) -> str:
 
 
 def default_root() -> Path:
-    """Return where caches lie that a recipe gives no place."""
+    """Return the folder of caches for which a recipe sets no path."""
     from datasets import config
 
     return Path(config.HF_DATASETS_CACHE) / FOLDER

@@ -1,4 +1,4 @@
-"""Examples by their content: what a teacher reads of each, as a short hash."""
+"""Identify examples by a hash of what the teacher reads."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from hf_distill.models.layers import States
     from hf_distill.tasks import Prepared
 
-# They say how long an example is, or what is right, and not what the teacher reads.
+# Columns that the teacher does not read. Labels are left out of the hash unless they choose what is stored.
 NOT_READ = ("length",)
 _LABELS = ("labels", "start_positions", "end_positions")
-# Bytes of the hash of an example.
+# Size of a hash in bytes.
 SIZE = 16
 _ROWS = 10_000
 
@@ -32,14 +32,14 @@ Hashes = np.ndarray[Any, np.dtype[np.uint64]]
 
 
 def example_hashes(split: Dataset, columns: Sequence[str]) -> Hashes:
-    """Return a hash of the content of every example, `(rows, 2)` of 8 bytes each.
+    """Return a hash of the content of every example, uint64 `(rows, 2)`.
 
-    It depends on the values of the columns and their names alone: not on the place of the example or on its neighbours,
-    nor on whether integers are stored in 4 bytes or in 8.
+    The hash depends only on the names and values of the columns: not on the position of the example or on other
+    examples, and not on whether integers are stored in 4 or 8 bytes.
 
     Args:
         split: A tokenised split.
-        columns: Which of its columns count.
+        columns: The columns to hash.
     """
     names = sorted(columns)
     start = hashlib.blake2b(repr(names).encode(), digest_size=SIZE)
@@ -57,9 +57,9 @@ def example_hashes(split: Dataset, columns: Sequence[str]) -> Hashes:
 
 
 def _bytes(array: pa.Array) -> tuple[memoryview, list[int], dict[int, bytes]]:
-    """Return the values of a column one after the other, where those of each row begin and end, and the exceptions.
+    """Return the values of a column as bytes, the offsets of the rows in them, and the bytes of exceptional rows.
 
-    These are the rows in which something is missing: what stands for the others must not depend on them.
+    Exceptional rows have missing values. They are hashed apart, so that the bytes of other rows do not depend on them.
     """
     import pyarrow as pa
 
@@ -77,7 +77,7 @@ def _bytes(array: pa.Array) -> tuple[memoryview, list[int], dict[int, bytes]]:
         values = _numbers(array).astype(np.int64)
     elif pa.types.is_floating(array.type):
         values = _numbers(array).astype(np.float64)
-    else:  # texts, nested lists: the slow, exact way
+    else:  # texts and nested lists: slower
         texts = [repr(value).encode(errors="surrogatepass") for value in array.to_pylist()]
         places = np.concatenate(([0], np.cumsum([len(text) for text in texts], dtype=np.int64)))
         return memoryview(b"".join(texts)), places[ends].tolist(), exceptions
@@ -96,7 +96,7 @@ def _numbers(array: pa.Array) -> np.ndarray[Any, Any]:
 
 
 def find(known: Hashes, wanted: Hashes) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Return the row of `known` that each of `wanted` equals, -1 for none."""
+    """Return, for each hash in `wanted`, its row in `known`; -1 if it is not there."""
     if not len(known):
         return np.full(len(wanted), -1)
     order = np.argsort(known[:, 0], kind="stable")
@@ -107,15 +107,15 @@ def find(known: Hashes, wanted: Hashes) -> np.ndarray[Any, np.dtype[np.int64]]:
 
 @dataclass(frozen=True)
 class Contents:
-    """The distinct examples of all splits, in the order in which they are captured: by length.
+    """The distinct examples of all splits, in the order in which the teacher runs on them: by length.
 
     Attributes:
-        splits: As the teacher reads them.
-        hashes: Of every example of each split.
+        splits: The splits with the teacher's tokens.
+        hashes: Split -> hash of every example, `(rows, 2)`.
         order: Split and row of each distinct example.
-        known: Its hash.
-        counts: Positions that a sparse cache keeps of it.
-        tokens: Its length.
+        known: Hash of each distinct example, `(examples, 2)`.
+        counts: Number of positions of each distinct example that a sparse cache stores.
+        tokens: Length of each distinct example in tokens.
     """
 
     splits: Mapping[str, Dataset]
@@ -127,22 +127,23 @@ class Contents:
 
     @classmethod
     def of(cls, data: Prepared | TrainingData, kept: Kept) -> Contents:
-        """Look at all examples.
+        """Return the distinct examples of the data.
 
         Args:
-            data: As the teacher reads it.
-            kept: What is to be kept. Where it is rows, labels say which.
+            data: The data with the teacher's tokens.
+            kept: What is stored. If rows of a vocabulary are stored, labels choose them.
 
         Raises:
             UserError: The inputs change from epoch to epoch.
         """
         if hasattr(data.collator, "set_epoch") and "labels" not in data.train.column_names:
             raise UserError(
-                "the masks of this task change with every epoch, so that the teacher is asked something new each time. "
-                "Freeze them (teacher: {name: cached, frozen_masks: true, ...}), or take the teacher itself."
+                "the masks of this task change with every epoch, so stored targets would not fit them. Freeze the "
+                "masks (teacher: {name: cached, frozen_masks: true, ...}), or run the teacher in training (without "
+                "cached)."
             )
         splits = {"train": data.train, "eval": data.eval}
-        # Labels say which positions of a vocabulary, or of a decoder's layers, are kept.
+        # Labels choose the positions that are stored, for rows of a vocabulary and for a decoder's hidden states.
         labels = kept.is_sparse or any(one.states.part == "decoder" for one in kept.states)
         left_out = NOT_READ if labels else (*NOT_READ, *_LABELS)
         hashes, lengths, counts = {}, [], []
@@ -166,11 +167,11 @@ class Contents:
 
     @property
     def key(self) -> str:
-        """A fingerprint of all examples."""
+        """Fingerprint of all distinct examples."""
         return hashlib.blake2b(self.known.tobytes(), digest_size=SIZE).hexdigest()
 
     def size(self, kept: Kept, config: Any) -> int:
-        """Return how many bytes the rows of their cache take, nearly."""
+        """Return the size of the cache's rows in bytes, approximately."""
         if kept.is_sparse:
             values = int(self.counts.sum()) * kept.row_bytes()
         else:
@@ -179,23 +180,23 @@ class Contents:
             vectors = width_of(config) if "sentence_embedding" in kept.outputs else 0
             width = {"sentence_embedding": vectors, "logits": config.num_labels}
             each = sum(width.get(name, 1) for name in kept.outputs) * np.dtype(kept.precision).itemsize
-            each += 4 * (self.dims(kept) - 1)  # where the inner lists begin
+            each += 4 * (self.dims(kept) - 1)  # offsets of the inner lists
             values = each * (int(self.tokens.sum()) if kept.by_token else self._total(_texts))
         values += sum(one.vector_bytes * self.vectors(one.states) for one in kept.states)
-        # With the hash, and where the example begins in every column.
+        # Plus the hash, and an offset in every column.
         return values + len(self.order) * (SIZE + 4 * (1 + len(kept.names)))
 
     def vectors(self, states: States) -> int:
-        """Return how many vectors of a layer are kept of all examples."""
+        """Return the number of vectors of a layer that are stored for all examples."""
         return self._total(_texts if states.of != "tokens" else _learned if states.part == "decoder" else _read_tokens)
 
     def _total(self, count: Callable[[Dataset], np.ndarray[Any, Any]]) -> int:
-        """Return the sum of something over the distinct examples."""
+        """Return the sum of `count` over the distinct examples."""
         counts = {name: count(split) for name, split in self.splits.items()}
         return int(sum(counts[name][row] for name, row in self.order))
 
     def dims(self, kept: Kept) -> int:
-        """Return how many dimensions an output has for one example."""
+        """Return the number of dimensions of an output for one example."""
         if kept.outputs == ("sentence_embedding",):
             return 1 + _several(self.splits["train"])
         return 2 if kept.by_token and kept.outputs == ("logits",) else 1
@@ -206,23 +207,23 @@ def _column(split: Dataset, name: str) -> np.ndarray[Any, Any]:
 
 
 def _several(split: Dataset) -> bool:
-    """Whether an example may be several texts."""
+    """Whether examples are lists of texts."""
     ids: Any = split.features["input_ids"]
     return hasattr(ids.feature, "feature")
 
 
 def _texts(split: Dataset) -> np.ndarray[Any, Any]:
-    """Return of how many texts each example consists."""
+    """Return the number of texts of each example."""
     return _lengths(split) if _several(split) else np.ones(len(split), dtype=np.int64)
 
 
 def _read_tokens(split: Dataset) -> np.ndarray[Any, Any]:
-    """Return how many tokens all texts of each example have."""
+    """Return the number of tokens of each example, summed over its texts."""
     return _lengths(split, within=_several(split))
 
 
 def _lengths(split: Dataset, *, within: bool = False) -> np.ndarray[Any, Any]:
-    """Return the length of every list in `input_ids`, or the sum of those of the lists within it."""
+    """Return the length of every list in `input_ids`; with `within`, the summed length of its inner lists."""
     found = []
     for table in split.with_format("arrow").iter(batch_size=_ROWS):
         lists = table.column("input_ids").combine_chunks()
@@ -235,7 +236,7 @@ def _lengths(split: Dataset, *, within: bool = False) -> np.ndarray[Any, Any]:
 
 
 def _learned(split: Dataset) -> np.ndarray[Any, Any]:
-    """Return how many labels each example has."""
+    """Return the number of labels of each example; its length if there are no labels."""
     if "labels" not in split.column_names:
         return _column(split, "length")
     found = [

@@ -1,4 +1,4 @@
-"""Refusing targets that are NaN or infinite: when a teacher gives them, and when a cache that somebody made is read."""
+"""Refuse targets that are NaN or infinite, both from a teacher and in a stored cache."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ Array = np.ndarray[Any, Any]
 
 
 def is_fit(values: Array, *, ruled_out: bool) -> bool:
-    """Whether targets can be learned from.
+    """Whether targets can be trained on: they are finite, or -inf where that is allowed.
 
     Args:
-        values: Of any shape.
-        ruled_out: Whether -inf is one of them: the logit or log-probability of a class that is ruled out.
+        values: Targets of any shape.
+        ruled_out: Whether -inf is allowed, as the logit or log-probability of a class with probability 0.
 
     >>> is_fit(np.array([0.0, -np.inf]), ruled_out=True), is_fit(np.array([0.0, np.nan]), ruled_out=True)
     (True, False)
     """
     if not values.size:
         return True
-    least, most = (float(one) for one in torch.from_numpy(values).aminmax())  # NaN where one is
+    least, most = (float(one) for one in torch.from_numpy(values).aminmax())  # NaN if any value is
     return most < math.inf and (ruled_out or least > -math.inf)
 
 
 def check_recorded(columns: Mapping[str, Sequence[Any]], kept: Kept, ruled_out: bool, rows: Sequence[str]) -> None:
-    """Refuse what a teacher gave for a batch.
+    """Refuse a batch of the teacher's targets that are not finite.
 
     Args:
-        columns: As `Recorder` returns them; hidden states have been looked at.
-        kept: What they are.
-        ruled_out: See `is_fit`.
-        rows: What each example is called: `row 3 of the train split`.
+        columns: Columns from `Recorder`; hidden states are checked there already.
+        kept: What the columns hold.
+        ruled_out: Whether -inf is allowed, as in `is_fit`.
+        rows: Name of each example, such as `row 3 of the train split`.
 
     Raises:
-        NotFinite: Says for which example.
+        NotFinite: Some targets are not finite; the message names the first example.
     """
     bad = []
     for at, name in enumerate(rows):
@@ -57,28 +57,28 @@ def check_recorded(columns: Mapping[str, Sequence[Any]], kept: Kept, ruled_out: 
     if bad:
         more = f", and for {len(bad) - 1} more examples of its batch" if len(bad) > 1 else ""
         raise NotFinite(
-            f"the teacher's targets for {bad[0]} are NaN or infinite{more}: nothing can be learned from them, and they "
+            f"the teacher's targets for {bad[0]} are NaN or infinite{more}: they cannot be trained on and "
             "are not cached. Load the teacher with dtype: float32 or bfloat16."
         )
 
 
 def _numbers(values: Any, kept: Kept) -> Array:
-    # A copy: torch warns of memory that cannot be written.
+    # A copy, because torch warns about read-only memory.
     return np.frombuffer(values, kept.precision).copy() if isinstance(values, bytes) else np.asarray(values)
 
 
 def check_shards(path: Path, held: Mapping[str, Any], kept: Kept, ruled_out: bool, shards: Sequence[int]) -> None:
-    """Refuse a cache that holds targets which are not finite, as it may have been filled by other code.
+    """Refuse a stored cache with targets that are not finite; other code may have written it.
 
     Args:
-        path: Of the cache.
-        held: What it says of itself.
-        kept: What is in it.
-        ruled_out: See `is_fit`.
-        shards: Which to look at.
+        path: Directory of the cache.
+        held: Content of its `cache.json`.
+        kept: What the cache holds.
+        ruled_out: Whether -inf is allowed, as in `is_fit`.
+        shards: Numbers of the shards to check.
 
     Raises:
-        NotFinite: Says where the first of them is.
+        NotFinite: Some targets are not finite; the message says where the first one is.
     """
     from datasets import Dataset
 
@@ -98,14 +98,14 @@ def check_shards(path: Path, held: Mapping[str, Any], kept: Kept, ruled_out: boo
                 )
                 raise NotFinite(
                     f"the cache holds targets that are NaN or infinite: {file}, row {start + row}, column {name}. "
-                    "Remove this file: the same command then computes this shard again, and no other.",
+                    "Remove this file, and the same command computes only this shard again.",
                     key="path",
                 )
             start += len(batch)
 
 
 def _flat(column: pa.Array, kept: Kept) -> Array:
-    """Return all numbers of a column, one after the other."""
+    """Return all numbers of a column as one flat array."""
     import pyarrow as pa
 
     if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):

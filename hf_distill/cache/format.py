@@ -1,4 +1,4 @@
-"""What is kept of a teacher: the columns of a cache, and how they are read into a batch."""
+"""The format of a cache: what is stored of a teacher, in which columns, and how a batch is read from them."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ SPARSE = ("indices", "log_probabilities", "remaining")
 
 @dataclass(frozen=True)
 class Kept:
-    """What is kept of a teacher.
+    """What is stored of a teacher: whole outputs, or sparse rows (the most likely classes of each row).
 
     Attributes:
-        outputs: Outputs that are kept whole, as `RowLayout.logits` reads them; empty where rows are kept sparse.
-        by_token: Whether they have a value for every token.
-        top: How many classes of a row are kept.
-        tail: How many of the other classes are drawn, each as often as it is likely (with replacement).
-        temperature: At which their probabilities are taken.
-        precision: Of what is kept.
-        classes: How many columns of the head are classes.
-        states: Hidden states that are kept besides.
-        left_out: Tokens that are none of the classes: these are numbered without them.
+        outputs: Names of the outputs that are stored whole, as `RowLayout.logits` reads them; empty for sparse rows.
+        by_token: Whether whole outputs have a value for every token.
+        top: Number of most likely classes stored of a sparse row.
+        tail: Number of the other classes that are sampled by their probability, with replacement.
+        temperature: Temperature of the stored probabilities.
+        precision: Number format of what is stored.
+        classes: Number of columns of the head that are classes.
+        states: Hidden states that are stored too.
+        left_out: Tokens that are not classes; classes are numbered without them.
     """
 
     outputs: tuple[str, ...] = ()
@@ -67,20 +67,20 @@ class Kept:
         states: Iterable[States] = (),
         hidden_precision: Literal["float16", "float32"] = "float16",
     ) -> Kept:
-        """Return what to keep of a teacher: rows over a vocabulary sparse, everything else whole.
+        """Return what to store of a teacher: rows over a vocabulary sparse, all other outputs whole.
 
         Args:
             teacher: The model.
-            layout: Of the task.
-            top: Classes of a row, where it is sparse; all, where there are not as many.
-            temperature: Likewise.
-            precision: Likewise. What is kept whole is small, and always exact.
-            tail: Likewise; none, where all classes are kept.
-            states: Hidden states to keep besides.
-            hidden_precision: Theirs.
+            layout: Row layout of the task.
+            top: Number of most likely classes stored of a sparse row; all classes if there are fewer.
+            temperature: Temperature of the probabilities of sparse rows.
+            precision: Number format of sparse rows. Whole outputs are small and always stored exactly.
+            tail: Number of sampled classes of a sparse row; ignored if all classes are stored.
+            states: Hidden states to store too.
+            hidden_precision: Number format of the hidden states.
 
         Raises:
-            UserError: There is no such layer.
+            UserError: The teacher does not have one of the layers.
         """
         exact: Any = "float64" if next(teacher.parameters()).dtype == torch.float64 else "float32"
         config: Any = base_model(teacher).config
@@ -100,11 +100,11 @@ class Kept:
 
     @property
     def is_sparse(self) -> bool:
-        """Whether only the likeliest classes of a row are kept."""
+        """Whether sparse rows are stored, not whole outputs."""
         return not self.outputs
 
     def gives(self) -> Gives:
-        """Return what a training gets of it."""
+        """Return what the cache gives to objectives."""
         return Gives(
             "a cached teacher",
             classes="all" if not self.is_sparse else "drawn" if self.tail else "top",
@@ -117,36 +117,36 @@ class Kept:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Columns of a cache."""
+        """Names of the columns of a cache, without the hash."""
         return (*self.answers, *(one.name for one in self.states))
 
     @property
     def answers(self) -> tuple[str, ...]:
-        """Those of them that hold the answers."""
+        """Names of the columns with outputs or sparse rows, without hidden states."""
         return SPARSE if self.is_sparse else self.outputs
 
     @property
     def index_bytes(self) -> int:
-        """Bytes of a class's number, little-endian."""
+        """Number of bytes of a class index, little-endian."""
         return 2 if self.classes <= 2**16 else 3 if self.classes <= 2**24 else 4
 
     def row_bytes(self) -> int:
-        """Return how much a sparse row takes."""
+        """Return the size of a sparse row in bytes."""
         number = np.dtype(self.precision).itemsize
         return (self.top + self.tail) * self.index_bytes + (self.top + 1) * number
 
     def in_words(self) -> str:
-        """Return `the likeliest 64 of 30,522 tokens`."""
+        """Return a description such as `the likeliest 64 of 30,522 tokens`."""
         some = "all" if self.top == self.classes else f"the likeliest {self.top}"
         if self.tail:
-            some += f" and {self.tail} drawn"
+            some += f" and {self.tail} sampled"
         return f"{some} of {self.classes:,} tokens"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON has it, and as a refusal says what is different."""
+        """Return the fields as JSON values, for `cache.json` and for messages about differences."""
         found = {**asdict(self), "outputs": list(self.outputs), "left_out": list(self.left_out)}
         del found["states"]
-        if not self.left_out:  # as in caches of earlier versions
+        if not self.left_out:  # caches of earlier versions do not have it
             del found["left_out"]
         for one in self.states:
             layers = found.setdefault("layers", "")
@@ -155,16 +155,16 @@ class Kept:
         return found
 
     def only(self, wanted: Iterable[States]) -> Kept:
-        """Return it without the hidden states in which nobody is interested."""
+        """Return the same with only the hidden states in `wanted`."""
         layers = {(one.part, one.layer) for one in wanted}
         some = tuple(one for one in self.states if (one.states.part, one.states.layer) in layers)
         return replace(self, states=some)
 
     def features(self, dims: int) -> Features:
-        """Return the columns of a cache as `datasets` knows them.
+        """Return the columns of a cache as `datasets.Features`.
 
         Args:
-            dims: Of an output, for one example.
+            dims: Number of dimensions of an output for one example.
         """
         from datasets import Features, List, Value
 
@@ -177,20 +177,20 @@ class Kept:
 
 
 def is_sparse(teacher: nn.Module, layout: RowLayout) -> bool:
-    """Whether a model's rows are over a vocabulary, so that they are kept sparse."""
+    """Whether a model's rows are over a vocabulary, so that sparse rows are stored."""
     base: Any = base_model(teacher)
     head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
     return layout.by_position and head is not None
 
 
 def packed(indices: Array, size: int) -> Array:
-    """Return numbers as their `size` low bytes, `(rows, classes * size)`."""
+    """Return integers as their `size` low bytes, uint8 `(rows, classes * size)`."""
     single = np.ascontiguousarray(indices.astype("<u4")).view(np.uint8).reshape(*indices.shape, 4)
     return np.ascontiguousarray(single[..., :size]).reshape(len(indices), indices.shape[1] * size)
 
 
 def _unpacked(content: bytes, size: int) -> Array:
-    """Return the numbers that `packed` made bytes of."""
+    """Return the integers that `packed` converted to bytes, int32 `(numbers,)`."""
     single = np.frombuffer(content, np.uint8).reshape(-1, size)
     whole = np.zeros((len(single), 4), np.uint8)
     whole[:, :size] = single
@@ -201,14 +201,14 @@ def _unpacked(content: bytes, size: int) -> Array:
 
 
 def read(table: pa.Table, kept: Kept, tokens: Tensor | None) -> dict[str, Tensor]:
-    """Return what is kept of the examples of a batch as tensors under `PREFIX`.
+    """Return the stored outputs or rows of a batch as tensors; their names begin with `PREFIX`.
 
-    Sparse rows follow each other, those of the first example first, `(rows, top)`; outputs are padded as the batch is.
+    Sparse rows are in the order of the examples, `(rows, top)`; outputs are padded like the batch.
 
     Args:
-        table: The rows of a cache, in the order of the batch.
+        table: The rows of the cache, in the order of the batch.
         kept: What they hold.
-        tokens: Which tokens of the batch are no padding, `(batch, tokens)`; None where nothing was kept by token.
+        tokens: Whether each token of the batch is not padding, bool `(batch, tokens)`; None unless `by_token`.
     """
     if kept.is_sparse:
         return dict(_read_sparse(table, kept))
@@ -235,7 +235,7 @@ def _read_sparse(table: pa.Table, kept: Kept) -> Iterator[tuple[str, Tensor]]:
 
 
 def _dense(array: pa.Array) -> Tensor:
-    """Return (nested) lists, those of a level all of one length, as a tensor."""
+    """Return an array of (nested) lists, all of one length at each level, as a tensor."""
     import pyarrow as pa
 
     shape = [len(array)]
@@ -243,5 +243,5 @@ def _dense(array: pa.Array) -> Tensor:
         inner = array.flatten()
         shape.append(len(inner) // max(1, len(array)))
         array = inner
-    # A copy, as it may be the file itself, in which nobody may write.
+    # A copy, because the array may be the memory-mapped file, which must not be written.
     return from_dlpack(array).reshape(shape).clone()

@@ -1,7 +1,7 @@
-"""Hidden states in a cache: one column for each layer that is kept, written from a teacher's outputs and replayed.
+"""Hidden states in a cache: one column for each stored layer, written from a teacher's outputs and read back.
 
-A row of a column is a list of vectors: those of the tokens of an example that are no padding (in a decoder: that have a
-label), or a single one for each of its texts.
+A row of a column is a list of vectors: one for each token of an example that is not padding (in a decoder: that has a
+label), or one for each of its texts.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ Precision = Literal["float16", "float32", "float64"]
 
 @dataclass(frozen=True)
 class KeptStates:
-    """A column of a cache.
+    """A column of hidden states in a cache.
 
     Attributes:
-        states: What is in it.
-        width: Entries of a vector.
-        precision: Theirs.
+        states: The layer, and whether it has a vector for each token or for each text.
+        width: Number of entries of a vector.
+        precision: Number format of the entries.
     """
 
     states: States
@@ -46,36 +46,38 @@ class KeptStates:
 
     @property
     def name(self) -> str:
-        """Name of the column: `hidden_4`, `encoder_hidden_12_mean`."""
+        """Name of the column, such as `hidden_4` or `encoder_hidden_12_mean`."""
         part, of = self.states.part, self.states.of
         return "_".join(filter(None, (part, "hidden", str(self.states.layer), of if of != "tokens" else None)))
 
     @property
     def vector_bytes(self) -> int:
-        """Bytes of a vector."""
+        """Size of a vector in bytes."""
         return self.width * np.dtype(self.precision).itemsize
 
     def feature(self) -> Any:
-        """Return the column as `datasets` knows it: lists of vectors."""
+        """Return the feature of the column in `datasets`: lists of vectors."""
         from datasets import List, Value
 
         return List(List(Value(self.precision), length=self.width))
 
     def mask(self, layout: RowLayout, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return which tokens count, bool `(sequences, tokens)`, as `feature_terms.FeatureTerm` has it.
+        """Return which tokens have a vector, bool `(sequences, tokens)`, as in `feature_terms.FeatureTerm`.
 
         Raises:
-            ValueError: They are a decoder's, and the batch has no labels.
+            ValueError: The layer is a decoder's, and the batch has no labels.
         """
         if self.states.part != "decoder":
             return layout.tokens(batch)
         if "labels" not in batch:
-            raise ValueError("the hidden states of a decoder are kept where it has a label, and here are no labels.")
+            raise ValueError(
+                "a decoder's hidden states are stored where there is a label, and this batch has no labels."
+            )
         return batch["labels"] != IGNORED
 
 
 def merged(states: Iterable[States]) -> tuple[States, ...]:
-    """Return each layer once; where several vectors of it are wanted, with all of its tokens.
+    """Return each layer once. If several vectors of a layer are wanted, all of its tokens are stored.
 
     >>> [str(one) for one in merged([States(4), States(2, "mean"), States(4, "first"), States(1, "first")])]
     ['1 (first)', '2 (mean)', '4']
@@ -92,19 +94,19 @@ def columns_of(config: PretrainedConfig, states: Iterable[States], precision: Pr
     """Return the columns for hidden states of a teacher.
 
     Args:
-        config: The teacher's.
-        states: Which, in any order; see `merged`.
-        precision: Of what is kept.
+        config: Configuration of the teacher.
+        states: The hidden states, in any order; each layer becomes one column, as in `merged`.
+        precision: Number format to store.
 
     Raises:
-        UserError: It has no such layer; `key` is `layers`.
+        UserError: The teacher does not have one of the layers; `key` is `layers`.
     """
     columns = []
     for one in merged(states):
         stack = read_stack(config, one.part, "teacher")
         if one.layer > stack.depth:
             raise UserError(
-                f"{stack.name} has no layer {one.layer}. Its layers are 1 to {stack.depth}, 0 is the output of its "
+                f"{stack.name} has no layer {one.layer}. Its layers are 1 to {stack.depth}; 0 is the output of its "
                 "embeddings.",
                 key="layers",
             )
@@ -113,7 +115,7 @@ def columns_of(config: PretrainedConfig, states: Iterable[States], precision: Pr
 
 
 def in_words(columns: Sequence[KeptStates]) -> str:
-    """Return `hidden states of layers 2, 4 (mean), 768 wide in float16`."""
+    """Return a description such as `hidden states of layers 2, 4 (mean), 768 wide in float16`."""
     names = ", ".join(str(one.states) for one in columns)
     widths = " and ".join(dict.fromkeys(str(one.width) for one in columns))
     return f"hidden states of layer{'s' * (len(columns) > 1)} {names}, {widths} wide in {columns[0].precision}"
@@ -125,16 +127,16 @@ def in_words(columns: Sequence[KeptStates]) -> str:
 def record(
     outputs: Mapping[str, Any], columns: Sequence[KeptStates], layout: RowLayout, batch: Mapping[str, Tensor]
 ) -> dict[str, list[Array]]:
-    """Return the vectors of every example of a batch, `(vectors, width)` each.
+    """Return, for each column, the vectors of every example of a batch, `(vectors, width)` each.
 
     Args:
-        outputs: Of the teacher, with its hidden states.
-        columns: What to keep.
-        layout: Of the task.
-        batch: As the teacher read it.
+        outputs: Outputs of the teacher with hidden states.
+        columns: The columns to fill.
+        layout: Row layout of the task.
+        batch: The batch that the teacher read.
 
     Raises:
-        UserError: Some are not finite, or not in the precision in which they are to be kept.
+        UserError: A vector is not finite, or not finite in the precision of its column.
     """
     examples = len(next(iter(batch.values())))
     found = {}
@@ -155,12 +157,12 @@ def record(
 
 
 def by_example(sequences: Tensor, examples: int) -> Tensor:
-    """Return `(examples, texts, ...)` of `(texts * examples, ...)`, all first texts first, as `rows.fold` has them."""
+    """Return `(texts * examples, ...)` as `(examples, texts, ...)`; in the input all first texts come first."""
     return sequences.reshape(-1, examples, *sequences.shape[1:]).transpose(0, 1)
 
 
 def by_text(examples: Tensor) -> Tensor:
-    """Return `(texts * examples, ...)` of `(examples, texts, ...)`."""
+    """Return `(examples, texts, ...)` as `(texts * examples, ...)`; the inverse of `by_example`."""
     return examples.transpose(0, 1).flatten(0, 1)
 
 
@@ -169,12 +171,13 @@ def _layer(outputs: Mapping[str, Any], column: KeptStates) -> Tensor:
     if found is None or len(found) <= column.states.layer:
         count = "none" if found is None else f"those of {len(found)} layers"
         raise UserError(
-            f"the hidden states of layer {column.states} are to be kept, and the teacher returns {count}.", key="layers"
+            f"the hidden states of layer {column.states} are to be stored, but the teacher returns {count}.",
+            key="layers",
         )
     states: Tensor = found[column.states.layer]
     if states.shape[-1] != column.width:
         raise UserError(
-            f"the hidden states of layer {column.states} have {states.shape[-1]} entries, where the teacher's "
+            f"the hidden states of layer {column.states} have {states.shape[-1]} entries, but the teacher's "
             f"configuration says {column.width}.",
             key="layers",
         )
@@ -185,19 +188,19 @@ def _exactly(vectors: Tensor, column: KeptStates) -> Array:
     """Return vectors in the precision of a column.
 
     Raises:
-        UserError: They cannot be: what is infinite only there would train as quietly as the right number.
+        UserError: They are not finite in this precision. Training on an infinite number would show no error.
     """
     kept = vectors.to(getattr(torch, column.precision))
     if not bool(kept.isfinite().all()):
         if not bool(vectors.isfinite().all()):
             raise UserError(
-                f"the teacher's hidden states of layer {column.states} have entries that are NaN or infinite, from "
-                "which nothing can be learned. Load it with dtype: float32 and without bf16, or leave this layer out.",
+                f"the teacher's hidden states of layer {column.states} have entries that are NaN or infinite, which "
+                "cannot be trained on. Load it with dtype: float32 and without bf16, or leave this layer out.",
                 key="layers",
             )
         most = float(vectors.abs().max())
         raise UserError(
-            f"the teacher's hidden states of layer {column.states} go up to {most:.3g}, and {column.precision} ends at "
+            f"the teacher's hidden states of layer {column.states} go up to {most:.3g}, but {column.precision} ends at "
             f"{torch.finfo(kept.dtype).max:,.0f}. Set hidden_precision: float32.",
             key="hidden_precision",
         )
@@ -206,7 +209,7 @@ def _exactly(vectors: Tensor, column: KeptStates) -> Array:
 
 
 def to_arrow(examples: Sequence[Array], kind: Any) -> pa.Array:
-    """Return a column of a table, without a Python object for every number."""
+    """Return the vectors of all examples as an Arrow array, without a Python object for every number."""
     import pyarrow as pa
 
     width = kind.value_type.list_size
@@ -222,32 +225,32 @@ def to_arrow(examples: Sequence[Array], kind: Any) -> pa.Array:
 def read(
     table: pa.Table, columns: Sequence[KeptStates], layout: RowLayout, batch: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return the hidden states of a batch in the precision in which they were kept.
+    """Return the hidden states of a batch in their stored precision.
 
     Args:
-        table: The rows of a cache, in the order of the batch.
-        columns: What is to be read of them.
-        layout: Of the task.
-        batch: What the student reads, padded.
+        table: The rows of the cache, in the order of the batch.
+        columns: The columns to read.
+        layout: Row layout of the task.
+        batch: The padded batch of the student.
 
     Returns:
-        Column -> `(sequences, tokens, width)`, 0 where nothing was kept; `(sequences, width)` where it is one vector
-        for every text.
+        Column -> `(sequences, tokens, width)`, 0 where nothing is stored; `(sequences, width)` for one vector of each
+        text.
 
     Raises:
-        ValueError: The batch has not as many tokens as were kept.
+        ValueError: The batch has another number of tokens than were stored.
     """
     found = {}
     for column in columns:
         numbers = table.column(column.name).combine_chunks().flatten().flatten()
-        vectors = from_dlpack(numbers).reshape(-1, column.width)  # it may be the file itself: not to be written
+        vectors = from_dlpack(numbers).reshape(-1, column.width)  # may be the memory-mapped file: do not write
         if column.states.of != "tokens":
             found[column.name] = by_text(vectors.clone().reshape(len(table), -1, column.width))
             continue
         mask = by_example(column.mask(layout, batch), len(table))
         if int(mask.sum()) != len(vectors):
             raise ValueError(
-                f"the batch has {int(mask.sum())} tokens, and the cache {len(vectors)} vectors of layer "
+                f"the batch has {int(mask.sum())} tokens, but the cache has {len(vectors)} vectors of layer "
                 f"{column.states} for them."
             )
         whole = vectors.new_zeros(*mask.shape, column.width)
@@ -259,15 +262,15 @@ def read(
 def replay(
     values: Mapping[str, Tensor], columns: Sequence[KeptStates], config: PretrainedConfig, batch: Mapping[str, Tensor]
 ) -> dict[str, tuple[Tensor | None, ...]]:
-    """Return outputs as a teacher has them: a tuple of all layers, None for those that were not kept.
+    """Return hidden states in the form of a teacher's outputs: a tuple of all layers, None for those not stored.
 
-    What was kept as one vector for a text is this vector at every token of it: its mean, its first and its last.
+    If one vector of a text is stored, it is repeated at every token: mean, first and last token are then this vector.
 
     Args:
-        values: Column -> what `read` returned.
-        columns: Those to be replayed.
-        config: Of the teacher.
-        batch: With `input_ids`, and `labels` for a decoder, where one vector was kept.
+        values: Column -> tensor from `read`.
+        columns: The columns to return.
+        config: Configuration of the teacher.
+        batch: Has `input_ids` (for a decoder: `labels`) if one vector of a text is stored.
     """
     found: dict[str, list[Tensor | None]] = {}
     for column in columns:
@@ -283,7 +286,7 @@ def replay(
 
 
 def takes(columns: Iterable[KeptStates]) -> set[str]:
-    """Return which columns of a batch `replay` needs besides the states."""
+    """Return the names of the batch columns that `replay` needs besides the stored states."""
     return {_shaped_like(column) for column in columns if column.states.of != "tokens"}
 
 

@@ -1,4 +1,4 @@
-"""A cache as a data set on the Hub: published, and taken from there."""
+"""Upload a cache to the Hub as a data set, and download it."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ _SPARSE = """Columns: `example`, a hash of what the teacher read; and, position 
 |---|---|---|
 | `indices` | {number} | the {top} likeliest tokens{drawn} |
 | `log_probabilities` | {precision} | theirs, at temperature {temperature:g} |
-| `remaining` | {precision} | logarithm of the mass of all other tokens |
+| `remaining` | {precision} | logarithm of the probability of all other tokens |
 """
 
 
 _STATES = "`{name}`, hidden states of layer {states} in {precision}, {width} entries each, {of}"
 _VECTORS = {
-    "tokens": "those of the tokens one after the other, without padding",
-    "mean": "the mean of the tokens of a text",
-    "first": "that of the first token of a text",
-    "last": "that of the last token of a text",
+    "tokens": "one vector for each token, without padding",
+    "mean": "the mean over the tokens of a text",
+    "first": "the vector of the first token of a text",
+    "last": "the vector of the last token of a text",
 }
 
 
 def card(kept: Kept) -> str:
-    """Return the README of a cache, with what `datasets.load_dataset` has to know."""
+    """Return the README of a cache, with the metadata that `datasets.load_dataset` needs."""
     if not kept.is_sparse:
         names = ", ".join(f"`{name}`" for name in kept.outputs)
         by = "for each token" if kept.by_token else "for each example"
         body = _WHOLE.format(names=names, by=by, precision=kept.precision)
     else:
         number = {2: "uint16", 3: "uint8, 3 bytes a number, the lowest first", 4: "uint32"}[kept.index_bytes]
-        drawn = f", then {kept.tail} drawn from all others, which stand for an equal part of `remaining` each"
+        drawn = f", then {kept.tail} sampled from all others, each of which stands for an equal part of `remaining`"
         body = _SPARSE.format(number=number, drawn=drawn if kept.tail else "", **kept.as_dict())
     for one in kept.states:
         words = {"name": one.name, "states": one.states, "precision": one.precision, "width": one.width}
@@ -56,17 +56,17 @@ configs:
   data_files: "*.arrow"
 ---
 
-# Answers of a teacher
+# Targets of a teacher
 
-Made by `hf_distill`: what a teacher says to every distinct example of a data set, so that students learn from it
-without running it. `{CACHE}` says of which teacher, and holds the checksums.
+Made by `hf_distill`: the outputs of a teacher for every distinct example of a data set, so that students can be trained
+without running it. `{CACHE}` names the teacher and holds the checksums.
 
 {body}
 """
 
 
 def push(path: Path, repo_id: str) -> None:
-    """Publish a complete cache; files that are there already are not sent again."""
+    """Upload a complete cache; files that the Hub has already are not uploaded again."""
     from huggingface_hub import HfApi
 
     HfApi().upload_folder(
@@ -74,15 +74,15 @@ def push(path: Path, repo_id: str) -> None:
         repo_type="dataset",
         folder_path=path,
         allow_patterns=_FILES,
-        commit_message="Answers of a teacher, kept by hf_distill",
+        commit_message="Targets of a teacher, stored by hf_distill",
     )
 
 
 def fetch(repo_id: str) -> Path:
-    """Download a cache, or find it downloaded, and return its directory.
+    """Download a cache unless it is there already, and return its directory.
 
     Raises:
-        UserError: It is not there, or the Hub is not.
+        UserError: There is no such data set, or the Hub cannot be reached.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -91,7 +91,7 @@ def fetch(repo_id: str) -> Path:
         return Path(snapshot_download(repo_id, repo_type="dataset", allow_patterns=_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError) as error:
         raise UserError(
-            f"cannot take the cache from the data set '{repo_id}' on the Hub: {first_line(error)} Make it "
+            f"cannot download the cache from the data set '{repo_id}' on the Hub: {first_line(error)} Make it "
             "with push: true, or leave repo_id out.",
             key="repo_id",
         ) from error

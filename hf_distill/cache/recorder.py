@@ -1,4 +1,4 @@
-"""Running a teacher and taking down what is to be kept of its outputs."""
+"""Run a teacher on a batch and return the columns to store."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ Array = np.ndarray[Any, Any]
 
 
 class Recorder:
-    """Runs a teacher and takes down what is to be kept.
+    """Runs a teacher and returns what is stored of its outputs.
 
     Args:
-        teacher: In eval mode, on its device.
-        layout: Of the task.
-        kept: What to keep.
-        bf16: Whether to compute under autocast to bfloat16, as a training with `bf16` does.
+        teacher: The teacher in eval mode, on its device.
+        layout: Row layout of the task.
+        kept: What to store.
+        bf16: Whether to compute under autocast to bfloat16, as training with `bf16` does.
 
     Attributes:
-        padding: On which side the teacher wants batches padded.
+        padding: Pads batches on the side that the teacher needs.
     """
 
     def __init__(self, teacher: nn.Module, layout: RowLayout, kept: Kept, *, bf16: bool) -> None:
@@ -44,14 +44,14 @@ class Recorder:
         """Return the columns of the examples of a batch.
 
         Args:
-            batch: All of it.
-            inputs: What `forward` takes.
-            seed: Of what is drawn.
+            batch: The whole batch.
+            inputs: Those columns of the batch that `forward` takes.
+            seed: Seed of the sampled classes.
         """
         if self.kept.states:
             inputs = {**inputs, "output_hidden_states": True}
         first = next(iter(batch.values()))
-        # Drawn where the logits are made, which of a model spread over devices may be another one.
+        # Sampled on the device of the logits. If the model is spread over devices, it can differ from the batch's.
         drawn_on = first.device if self.head is None else self.head.linear.weight.device
         generator = torch.Generator(drawn_on).manual_seed(seed)
         device = first.device.type
@@ -94,9 +94,9 @@ class Recorder:
 
 
 def sparse_rows(logits: Tensor, kept: Kept, generator: torch.Generator) -> SparseRows:
-    """Return the likeliest classes of some rows, and after them those that were drawn from the others.
+    """Return the most likely classes of some rows, followed by classes sampled from the others.
 
-    Only `indices` tells of the latter: each stands for an equal part of the remaining mass.
+    Sampled classes are only in `indices`: each stands for an equal part of the remaining probability.
     """
     rows = SparseRows.of(logits, kept.top, kept.temperature)
     if not kept.tail:
@@ -109,8 +109,8 @@ def sparse_rows(logits: Tensor, kept: Kept, generator: torch.Generator) -> Spars
 
 
 def top_rows(side: Side, kept: Kept, generator: torch.Generator) -> SparseRows:
-    """Return what is kept of a model's rows, without ever making all logits."""
-    # The classes of a whole chunk are sorted, and what that takes is several times the chunk.
+    """Return the sparse rows of a model, without computing all logits at once."""
+    # All classes of a chunk are sorted, which takes several times the memory of the chunk.
     budget = min(ELSEWHERE, CHUNK_BYTES.get(side.hidden.device.type, ELSEWHERE))
     chunk = max(1, min(budget // (4 * side.width), len(side.hidden)))
     projector = Projector(side)

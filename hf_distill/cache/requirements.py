@@ -1,4 +1,4 @@
-"""Which hidden states of a teacher objectives read."""
+"""Find the hidden states of a teacher that objectives read."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Configs = tuple["PretrainedConfig", "PretrainedConfig"]
 
 
 def states_of(objectives: Iterable[Objective], configs: Configs) -> tuple[States, ...]:
-    """Return which hidden states of a teacher objectives read, each layer once.
+    """Return the hidden states of a teacher that objectives read, each layer once.
 
     Args:
-        objectives: Those that do not fit the models are left out: `Objective.check` tells of them.
-        configs: Of student and teacher.
+        objectives: The objectives; one that does not fit the models is skipped, as `Objective.check` reports it.
+        configs: Configurations of student and teacher.
     """
 
     def wanted() -> Iterator[States]:

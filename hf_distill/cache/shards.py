@@ -1,7 +1,7 @@
-"""The files of a cache: shards of a `datasets` data set, and what they are.
+"""The files of a cache: the shards of a `datasets` data set, and the records that describe them.
 
-A shard appears under its name only once it is whole, with its size and checksum beside it, and `cache.json` only once
-every shard is there. Whoever is killed leaves whole shards and nothing else that is taken for one.
+A shard gets its name only when it is complete, with its size and checksum in a file beside it. `cache.json` is written
+when every shard is there. A process that is killed leaves complete shards, and files that are never read as shards.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from datasets import Dataset, Features
 
 FORMAT = 1
-# Written first: whose cache this is going to be, and how it is cut.
+# Written first: the identity of the cache, and the size of its shards.
 PLAN = "plan.json"
-# Written last: the same, and the shards with their checksums.
+# Written last: the same, with the shards and their checksums.
 CACHE = "cache.json"
-# Rows that are written together: each time takes some hundred bytes, which would be as many as a few classes' logits.
+# Bytes of rows that are written together. Each write adds some hundred bytes, as much as the logits of a small head.
 _TOGETHER = 2**20
-# Bytes of the files beside the shards, nearly: once, and for each of them.
+# Approximate bytes of the other files: once for a cache, and for each shard.
 _BESIDE, _RECORD = 1200, 400
 
-# What a cache must agree in, in the words of a refusal.
+# Part of the identity that must agree -> words of the error message.
 _PARTS = {
     "format": "another version of this package",
     "teacher": "another teacher",
@@ -44,11 +44,11 @@ _PARTS = {
 
 @dataclass(frozen=True)
 class Shards:
-    """A directory of shards.
+    """The shards in a directory.
 
     Attributes:
-        path: Where.
-        count: How many there are.
+        path: The directory.
+        count: Number of shards of the complete cache.
     """
 
     path: Path
@@ -59,24 +59,24 @@ class Shards:
         return f"targets-{index:05d}-of-{self.count:05d}.arrow"
 
     def finished(self, index: int) -> bool:
-        """Whether a shard is whole, as far as its size tells."""
+        """Whether a shard exists with the recorded size."""
         record, file = self.record(index), self.path / self.name(index)
         return record is not None and file.is_file() and file.stat().st_size == record["bytes"]
 
     def record(self, index: int) -> dict[str, Any] | None:
-        """Return what was noted of a shard when it was written; None where it was not."""
+        """Return the record of a shard (file, rows, bytes, checksum); None if it is not written yet."""
         return read_record(self.path / f"{self.name(index)}.json")
 
     def write(self, index: int, tables: Iterable[pa.Table], features: Features) -> None:
-        """Write a shard: all of it or nothing; nothing if another run has written it meanwhile.
+        """Write a shard completely or not at all; not if another run has written it meanwhile.
 
         Raises:
-            OSError: There is no room; what was written is gone.
+            OSError: The disk is full; the incomplete file is removed.
         """
         from datasets.arrow_writer import ArrowWriter
 
         target = self.path / self.name(index)
-        # The token for containers, which may share a directory, a host name and the number 1.
+        # The random token is for containers, which may share a directory, a host name and process number 1.
         own = f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
         temporary = target.with_name(f"_{target.name}.{own}.tmp")
         try:
@@ -88,7 +88,7 @@ class Shards:
             finally:
                 writer.close()
             sync(temporary)
-            if self.finished(index):  # by another run, whose checksum may be in `cache.json` by now
+            if self.finished(index):  # another run has written it, and `cache.json` may have its checksum
                 return
             record = {"file": target.name, "rows": rows, "bytes": temporary.stat().st_size, "sha256": sha256(temporary)}
             os.replace(temporary, target)
@@ -97,16 +97,18 @@ class Shards:
             temporary.unlink(missing_ok=True)
 
     def publish(self, identity: Mapping[str, Any], card: str) -> None:
-        """Write down that the cache is complete, and what it is for whoever finds it."""
+        """Mark the cache as complete: write its README and `cache.json`."""
         records = [self.record(index) for index in range(self.count)]
         if None in records:
-            raise RuntimeError(f"{self.path / self.name(records.index(None))} is not there, though all were written.")
+            raise RuntimeError(
+                f"{self.path / self.name(records.index(None))} is missing, though all shards were written."
+            )
         write_atomic(self.path / "README.md", card)
         write_record(self.path / CACHE, {**identity, "shards": records})
 
 
 def _together(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Yield the same rows in larger tables."""
+    """Yield the same rows in larger tables, of about `_TOGETHER` bytes."""
     import pyarrow as pa
 
     held: list[pa.Table] = []
@@ -120,7 +122,7 @@ def _together(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 
 def overhead(features: Features, shards: int) -> int:
-    """Return the bytes of a cache that hold no rows, nearly: what each shard says of its columns, and files beside."""
+    """Return the approximate bytes of a cache besides its rows: the headers of the shards, and the other files."""
     import pyarrow as pa
 
     sink, schema = pa.BufferOutputStream(), features.arrow_schema
@@ -130,10 +132,10 @@ def overhead(features: Features, shards: int) -> int:
 
 
 def claim(path: Path, plan: Mapping[str, Any], need_bytes: int) -> None:
-    """Make a directory ready for a cache, or for going on with one.
+    """Prepare a directory for a new cache, or for continuing an incomplete one.
 
     Raises:
-        UserError: It cannot be written or has not enough room, or holds the beginning of another cache.
+        UserError: It cannot be written, has too little room, or holds another cache.
     """
     check_place(path, plan, need_bytes)
     if not _go_on(path, plan):
@@ -141,10 +143,10 @@ def claim(path: Path, plan: Mapping[str, Any], need_bytes: int) -> None:
 
 
 def check_place(path: Path, plan: Mapping[str, Any], need_bytes: int) -> None:
-    """Refuse a directory that is not for this cache.
+    """Refuse a directory that cannot be used for this cache.
 
     Raises:
-        UserError: As `claim` does.
+        UserError: It cannot be written, has too little room, or holds another cache or other files.
     """
     if _go_on(path, plan):
         return
@@ -152,14 +154,14 @@ def check_place(path: Path, plan: Mapping[str, Any], need_bytes: int) -> None:
         check_writable(path, need_bytes)
     except UserError as error:
         raise UserError(*error.mistakes, key="path") from error
-    if _go_on(path, plan):  # another run has begun it meanwhile, where no lock kept it from that
+    if _go_on(path, plan):  # without locks, another run may have started this cache meanwhile
         return
     if not all(file.name == LOCK or file.match("_*.tmp") for file in path.iterdir()):
-        raise UserError(f"{path} holds files that are no cache. Choose another path, or empty it.", key="path")
+        raise UserError(f"{path} holds files that are not a cache. Choose another path, or empty it.", key="path")
 
 
 def _go_on(path: Path, plan: Mapping[str, Any]) -> bool:
-    """Whether a directory holds the beginning of a cache to go on with; refuse that of another one."""
+    """Whether a directory holds an incomplete or complete cache with this plan; refuse one with another plan."""
     held = read_plan(path)
     if held is None:
         return False
@@ -174,38 +176,38 @@ def _go_on(path: Path, plan: Mapping[str, Any]) -> bool:
 
 
 def _sweep(path: Path) -> None:
-    """Remove what processes of this machine that are no more had begun to write."""
+    """Remove incomplete files of processes of this machine that have ended."""
     for file in path.glob(f"_*.{socket.gethostname()}.*.tmp"):
         process = file.name.split(".")[-3]
         try:
             os.kill(int(process), 0)
         except ProcessLookupError:
             file.unlink(missing_ok=True)
-        except (ValueError, OSError):  # another user's, then
+        except (ValueError, OSError):  # a process of another user
             continue
 
 
 def read_plan(path: Path) -> dict[str, Any] | None:
-    """Return what a directory's cache is or is going to be; None where there is none."""
+    """Return the plan of a directory's cache, complete or not; None without a cache."""
     return read_record(path / PLAN)
 
 
 def read_cache(path: Path) -> dict[str, Any] | None:
-    """Return what a directory's complete cache is; None where it is not complete."""
+    """Return the `cache.json` of a directory's complete cache; None if there is none."""
     return read_record(path / CACHE)
 
 
 def check_identity(path: Path, held: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Refuse a cache of another teacher, or one that keeps something else of it.
+    """Refuse a cache of another teacher, with other settings, or of another format.
 
     Raises:
-        UserError: With what is different.
+        UserError: The cache differs; the message says in what.
     """
     for part, words in _PARTS.items():
         mine, other = wanted.get(part), held.get(part)
         if mine == other:
             continue
-        if part == "teacher":  # a fingerprint, which says nothing to a reader
+        if part == "teacher":  # a fingerprint, which tells a reader nothing
             mine, other = wanted.get("weights"), held.get("weights")
         changes = _changes(other, mine) if isinstance(mine, dict) and isinstance(other, dict) else ""
         found = f" ({changes})" if changes else ""
@@ -220,14 +222,14 @@ def check_examples(path: Path, held: Mapping[str, Any], wanted: Mapping[str, Any
     """Refuse a cache that lacks examples.
 
     Args:
-        path: Of the cache.
-        held: What it says of itself.
-        wanted: What would have been captured here.
-        split: Whose examples were looked up.
-        missing: Bool for each example, whether it is not there.
+        path: Directory of the cache.
+        held: Content of its `cache.json`.
+        wanted: Identity of the cache that this run needs.
+        split: Name of the split.
+        missing: Whether each example is missing, bool `(examples,)`.
 
     Raises:
-        UserError: With how many, and what may be the reason.
+        UserError: Examples are missing; the message has their number and the probable reason.
     """
     if not missing.any():
         return
@@ -241,11 +243,14 @@ def check_examples(path: Path, held: Mapping[str, Any], wanted: Mapping[str, Any
 
 def _differences(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     changes = _changes(held.get("reading", {}), wanted.get("reading", {}))
-    return f"different: {changes}" if changes else "read in the same way, so the data itself is another"
+    return f"different: {changes}" if changes else "read in the same way, so the data itself is different"
 
 
 def _changes(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """Return `max_length 64 there and 32 here, tokenizer` for two mappings; long values are fingerprints."""
+    """Return the differences of two mappings, such as `max_length 64 there and 32 here, tokenizer`.
+
+    Long values are fingerprints: only their key is named.
+    """
     changed = []
     for key in sorted({*held, *wanted}):
         one, other = held.get(key), wanted.get(key)
@@ -256,10 +261,10 @@ def _changes(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
 
 
 def verify(path: Path, held: Mapping[str, Any], shards: Sequence[int]) -> None:
-    """Refuse shards that are not as they were written.
+    """Refuse shards that are missing or were changed.
 
     Raises:
-        UserError: With the name of the first.
+        UserError: A shard differs from its record; the message names the first one.
     """
     for index in shards:
         record = held["shards"][index]
@@ -270,11 +275,11 @@ def verify(path: Path, held: Mapping[str, Any], shards: Sequence[int]) -> None:
         elif file.stat().st_size != record["bytes"]:
             fault = f"has {file.stat().st_size} bytes, and was written with {record['bytes']}"
         elif sha256(file) != record["sha256"]:
-            fault = "was changed since it was written (its sha256 is another)"
+            fault = "was changed since it was written (its sha256 is different)"
         if fault:
             raise UserError(
-                f"the cache is damaged: {file} {fault}. Remove this file: the same command then computes this shard "
-                "again, and no other.",
+                f"the cache is damaged: {file} {fault}. Remove this file, and the same command computes only this "
+                "shard again.",
                 key="path",
             )
 
