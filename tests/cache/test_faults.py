@@ -135,7 +135,7 @@ def damage(file: Path, how: str) -> None:
         file.unlink()
 
 
-@pytest.mark.parametrize(("how", "reason"), [("truncated", "was written with"), ("flipped", "its sha256 is another")])
+@pytest.mark.parametrize(("how", "reason"), [("truncated", "was written with"), ("flipped", "its sha256 is different")])
 def test_a_damaged_shard(how: str, reason: str, tmp_path: Path, asked: list[int]) -> None:
     """One flipped bit is another target, and nothing else would ever tell. The way out that is given has to work, and
     costs one shard."""
@@ -241,7 +241,7 @@ def test_other_examples(tmp_path: Path) -> None:
     other = TrainingData(type(data.train).from_list(rows), data.eval, data.collator, data.layout)
     said = refused(lambda: capture(teacher, other, tmp_path / "cache").apply(other))
     assert "1 of 40 examples of the train split are not in it, the first in row 20" in said
-    assert "read in the same way, so the data itself is another" in said
+    assert "read in the same way, so the data itself is different" in said
     (tmp_path / "cache" / cache_format.CACHE).unlink()
     assert "holds a cache of other examples" in refused(lambda: capture(teacher, other, tmp_path / "cache"))
 
@@ -251,7 +251,7 @@ def test_a_directory_of_something_else(tmp_path: Path) -> None:
     _, teacher, data = parts("classification")
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("")
-    assert "files that are no cache" in refused(lambda: capture(teacher, data, tmp_path / "thesis"))
+    assert "files that are not a cache" in refused(lambda: capture(teacher, data, tmp_path / "thesis"))
 
 
 def test_what_reads_differently(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_published_and_taken(fake_hub: FakeHub, write_recipe: WriteRecipe, make_
     nowhere = write_recipe(teacher={**entry, "repo_id": "ada/nothing"}, training={"output_dir": str(tmp_path / "four")})
     status, said = distill(fake_hub, tmp_path / "other", nowhere)
     assert status == 2
-    assert "cannot take the cache from the data set 'ada/nothing'" in said
+    assert "cannot download the cache from the data set 'ada/nothing'" in said
 
 
 @pytest.mark.parametrize("kind", ["classification", "causal-lm"])

@@ -246,7 +246,9 @@ def test_a_cache_that_does_not_fit_the_batch(tmp_path: Path) -> None:
 
     object.__setattr__(wrapped.collator, "collate", cut)
     one = trainer(student, replay, wrapped, tmp_path, (Hidden(),))
-    with pytest.raises(ValueError, match=r"the batch has \d+ tokens, and the cache \d+ vectors of layer 2 for them"):
+    with pytest.raises(
+        ValueError, match=r"the batch has \d+ tokens, but the cache has \d+ vectors of layer 2 for them"
+    ):
         one.train()
 
 
@@ -333,7 +335,7 @@ def test_a_directory_opens_without_us(tmp_path: Path) -> None:
     cache.fill(arguments(tmp_path / "args", per_device_eval_batch_size=4))
     rows = datasets.load_dataset(str(tmp_path / "cache"), split="train", cache_dir=str(tmp_path / "hf"))
     card = (tmp_path / "cache" / "README.md").read_text()
-    assert "- `hidden_1`, hidden states of layer 1 in float16, 16 entries each, those of the tokens one after" in card
+    assert "- `hidden_1`, hidden states of layer 1 in float16, 16 entries each, one vector for each token" in card
     assert "- `hidden_2_mean`, hidden states of layer 2 (mean) in float16, 16 entries each, the mean of" in card
     name, row = cache.contents.order[7]
     ids = torch.tensor([cache.contents.splits[name][row]["input_ids"]])

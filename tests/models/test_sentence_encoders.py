@@ -443,7 +443,7 @@ def test_prompts_that_do_not_go_together(bert: Path, tmp_path: Path, caplog: Any
     with pytest.raises(UserError, match="it puts 'a ' before every text"):
         load_model(str(other), prepare(one).head)
     long = prompted(bert, tmp_path / "long", "the film is great " * 30)
-    with pytest.raises(UserError, match="nothing is left of them") as caught:
+    with pytest.raises(UserError, match="no text is left") as caught:
         prepare(long)
     assert caught.value.key == "max_length"
     with caplog.at_level(logging.WARNING):

@@ -48,12 +48,12 @@ TRAINED = {
 }
 LINES = {
     ("text-generation", "bert"): (
-        "teacher.model: a bert model sees the words after the one it is to predict. Wanted one that sees only those "
+        "teacher.model: a bert model sees the words after the one that it predicts. Wanted one that sees only those "
         "before it (GPT-2, Llama, ...); or task: fill-mask."
     ),
     ("text-generation", "bart"): (
-        "teacher.model: a bart model reads with an encoder and writes with a decoder. Wanted one that goes on with a "
-        "text (GPT-2, Llama, ...); or task: summarization or translation."
+        "teacher.model: a bart model reads with an encoder and writes with a decoder. Wanted one that continues a text "
+        "(GPT-2, Llama, ...); or task: summarization or translation."
     ),
     (
         "fill-mask",
@@ -142,7 +142,7 @@ def test_the_student_is_asked_as_well(weightless: dict[str, str]) -> None:
         objectives=(KLDivergence(),),
         training={"output_dir": "unused"},
     )
-    with pytest.raises(UserError, match=r"^student\.model: a bert model sees the words after the one it is to predict"):
+    with pytest.raises(UserError, match=r"^student\.model: a bert model sees the words after the one that it predicts"):
         open_pair(recipe)
 
 
