@@ -1,4 +1,4 @@
-"""A source of targets without weights: it gives again what a cache holds of a teacher that has them."""
+"""A source of targets without weights: it reads a teacher's stored targets from the batch."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
     from hf_distill.objectives import Objective
     from hf_distill.tasks import Prepared
 
-# Logarithm of a mass that is nothing, and can still be multiplied with 0.
+# Logarithm that stands for probability 0. It is finite, so that it can be multiplied by 0.
 LEAST = -80.0
 
 
 class Replay(TargetSource):
-    """Stands where a teacher stands in a training, and reads its targets from the batch.
+    """Takes the place of a teacher in training, and reads its stored targets from the batch.
 
     Args:
-        config: Of the teacher it stands for.
-        kept: What is in the batch.
-        key: Of what it stands for; as a buffer it goes into `fingerprint.model_fingerprint`.
-        gives: What a training gets of it; what a cache gives, if left out.
+        config: Configuration of the teacher.
+        kept: What is stored of the teacher.
+        key: Key of the cache. It is a buffer, so that `fingerprint.model_fingerprint` depends on it.
+        gives: What it gives to objectives. Default: what the cache holds.
     """
 
     def __init__(self, config: Any, kept: Kept, key: str, gives: Gives | None = None) -> None:
@@ -49,12 +49,12 @@ class Replay(TargetSource):
         self.register_buffer("key", torch.frombuffer(bytearray(key.encode()), dtype=torch.uint8))
 
     def gives(self) -> Gives:
-        """Return what a training gets of it."""
+        """Return what it gives to objectives."""
         return self._gives or self.kept.gives()
 
     @property
     def takes(self) -> frozenset[str]:
-        """Columns of an example or a batch that are its inputs."""
+        """The columns of an example or a batch that it reads."""
         return frozenset({ROW, *(f"{PREFIX}{name}" for name in self.kept.names), *kept_states.takes(self.kept.states)})
 
     @property
@@ -63,7 +63,7 @@ class Replay(TargetSource):
         return not self.kept.is_sparse
 
     def for_objectives(self, objectives: Iterable[Objective], student: Any, collate: Any) -> tuple[Replay, Any]:
-        """Return what reads no hidden states but those that objectives compare, and a collator that adds no others."""
+        """Return a source and a collator that read only the hidden states that these objectives compare."""
         wanted = states_of(objectives, (student, self.config))
         key: Any = self.key
         narrow = Replay(self.config, self.kept.only(wanted), bytes(key.tolist()).decode(), self._gives)
@@ -72,24 +72,24 @@ class Replay(TargetSource):
     def forward(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **inputs: Any
     ) -> Mapping[str, Any]:
-        """Return the outputs that were stored, so that the teacher itself can be evaluated by them.
+        """Return the stored outputs, so that the teacher itself can be evaluated.
 
         Args:
-            input_ids: Read for their shape, if at all.
-            attention_mask: Named, as `input_ids` is, because `Trainer` drops columns that no model has a name for, and
-                batches are padded by them.
-            inputs: See `takes`.
+            input_ids: Used only for its shape, if at all.
+            attention_mask: Not used. It is a parameter, as `input_ids` is, because `Trainer` drops columns that no
+                model has a parameter for, and padding needs them.
+            inputs: The columns of `takes`.
         """
         if input_ids is not None:
             inputs["input_ids"] = input_ids
         return self.targets(inputs).outputs
 
     def targets(self, batch: Mapping[str, Any], run: RunModel | None = None) -> Targets:
-        """Return what the teacher returned: the outputs that were stored, or rows; and the hidden states.
+        """Return the stored outputs or sparse rows, and the stored hidden states.
 
         Args:
-            batch: See `takes`.
-            run: Not called: there is no model to run.
+            batch: Has the columns of `takes`.
+            run: Not called, because there is no model to run.
 
         Raises:
             ValueError: The batch has no targets.
@@ -98,7 +98,7 @@ class Replay(TargetSource):
         if missing:
             raise ValueError(
                 f"the batch has no {', '.join(sorted(missing))}: a cached teacher needs a data set and a collator that "
-                "know of the cache (see hf_distill.cache.replay.with_targets)."
+                "read the cache (see hf_distill.cache.replay.with_targets)."
             )
         values = {name: batch[f"{PREFIX}{name}"] for name in self.kept.names}
         states = kept_states.replay(values, self.kept.states, self.config, batch)
@@ -108,7 +108,7 @@ class Replay(TargetSource):
         exact = torch.promote_types(log_probabilities.dtype, torch.float32)
         log_probabilities, remaining = log_probabilities.to(exact), remaining.to(exact)
         if self.kept.tail:
-            # Each class drawn stands for its part of the remaining mass, and nothing else remains.
+            # Each sampled class stands for an equal part of the remaining probability, so nothing else remains.
             part = remaining.clamp(min=LEAST).unsqueeze(-1) - math.log(self.kept.tail)
             log_probabilities = torch.cat((log_probabilities, part.expand(-1, self.kept.tail)), -1)
             remaining = torch.full_like(remaining, -torch.inf)
@@ -118,12 +118,12 @@ class Replay(TargetSource):
 
 @dataclass(frozen=True)
 class CachedTargets:
-    """A cache, ready to be trained from.
+    """A complete cache that can be read in training.
 
     Attributes:
-        data: Its rows, memory-mapped.
+        data: The rows of the cache, memory-mapped.
         kept: What they hold.
-        layout: Of the task.
+        layout: Row layout of the task.
     """
 
     data: Dataset
@@ -131,18 +131,22 @@ class CachedTargets:
     layout: RowLayout
 
     def batch(self, rows: Sequence[int], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return what is kept of the examples of a collated batch, given their rows in the cache.
+        """Return the stored targets of a collated batch.
+
+        Args:
+            rows: Row of the cache for each example.
+            batch: The collated batch.
 
         Raises:
-            ValueError: It has labels, or states, where the cache has nothing.
+            ValueError: The batch has labels or tokens for which the cache has no targets.
         """
         table = self.data.with_format("arrow")[list(rows)]
         tokens = self.layout.tokens(batch) if self.kept.by_token else None
         places = self.layout.places(batch)
         if tokens is not None and places is not None and (hidden := int((places.mask & ~tokens).sum())):
             raise ValueError(
-                f"{hidden} labels of a batch are those of tokens that its attention mask hides, and a cached teacher "
-                "has no answer there. Set them to -100."
+                f"{hidden} labels of a batch are at tokens that its attention mask hides, and a cached teacher has no "
+                "targets there. Set them to -100."
             )
         found = read(table, self.kept, tokens)
         states = kept_states.read(table, self.kept.states, self.layout, batch)
@@ -151,26 +155,26 @@ class CachedTargets:
 
 @dataclass(frozen=True)
 class AddTargets(AroundCollator):
-    """Collates examples, and adds what is kept of them. Without the column `ROW` nothing is added.
+    """Collates examples and adds their stored targets. Without the column `ROW` nothing is added.
 
     Attributes:
         collate: Makes the batch.
-        targets: The cache.
+        targets: Reads the cache.
     """
 
     collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]]
     targets: CachedTargets
 
     def around(self, change: Callable[[Collate], Collate]) -> AddTargets:
-        """Return the same around a changed collator."""
+        """Return the same with a changed inner collator."""
         return replace(self, collate=change(self.collate))
 
     def only(self, wanted: Iterable[States]) -> AddTargets:
-        """Return what reads no other hidden states than these."""
+        """Return a collator that reads only the hidden states in `wanted`."""
         return replace(self, targets=replace(self.targets, kept=self.targets.kept.only(wanted)))
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return the batch; the targets come last in it."""
+        """Return the batch with the targets added as its last entries."""
         plain = [{key: value for key, value in one.items() if key != ROW} for one in examples]
         batch = dict(self.collate(plain))
         if ROW in examples[0]:
@@ -180,11 +184,11 @@ class AddTargets(AroundCollator):
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a cache needs to know of the data, for those who have no task: a `tasks.Prepared` will do as well.
+    """The data that a cache is made for, if there is no task; `tasks.Prepared` has the same attributes.
 
     Attributes:
-        train: Tokenised, with a column `length`.
-        eval: Likewise.
+        train: The tokenised train split, with a column `length`.
+        eval: The tokenised eval split, with a column `length`.
         collator: Makes batches.
         layout: Which logits count.
     """
@@ -199,13 +203,13 @@ Data = TypeVar("Data", "Prepared", TrainingData)
 
 
 def with_targets(prepared: Data, targets: CachedTargets, rows: Mapping[str, np.ndarray[Any, Any]]) -> Data:
-    """Return the data with the teacher's answers in every batch.
+    """Return the data with the stored targets in every batch.
 
     Args:
-        prepared: The data; tokens that are there for a teacher with its own tokenizer are left out, and so are the
-            answers of another teacher.
-        targets: The cache.
-        rows: Of each split, the row of the cache for every example.
+        prepared: The data. The tokens of a teacher with its own tokenizer are removed, and so are targets of another
+            cache.
+        targets: Reads the cache.
+        rows: Split -> row of the cache for every example.
     """
 
     def add(split: Dataset, places: np.ndarray[Any, Any]) -> Dataset:

@@ -24,7 +24,7 @@ SAY_NAMES = "Give the name of each number: data: {labels: [name of 0, name of 1,
 
 
 @dataclass(frozen=True)
-class Heads:
+class TrainedHeads:
     """The models with a trained head for the task.
 
     Attributes:
@@ -89,7 +89,7 @@ class Classes:
     width: int
 
 
-def find_classes(column: LabelColumn, stated: Stated, heads: Heads, multi_hot: bool) -> Classes:
+def find_classes(column: LabelColumn, stated: Stated, heads: TrainedHeads, multi_hot: bool) -> Classes:
     """Return the classes of the data; every label is one of them.
 
     Args:
@@ -129,7 +129,7 @@ def _truths(names: Names | None) -> dict[bool, int] | None:
     return None
 
 
-def _by_meaning(column: LabelColumn, stated: Stated, heads: Heads) -> Classes:
+def _by_meaning(column: LabelColumn, stated: Stated, heads: TrainedHeads) -> Classes:
     """Return the classes if the recipe maps labels to names; a label that it does not map is its own name."""
     own = {value: column.names[value] if column.names else spell(value) for value in column.values}
     if not column.holds(str) and not column.names and set(own.values()) - set(stated.meanings):
@@ -145,7 +145,7 @@ def _by_meaning(column: LabelColumn, stated: Stated, heads: Heads) -> Classes:
 
 
 def _by_name(
-    column: LabelColumn, texts: Mapping[Any, str], names: Names | None, stated: Stated, heads: Heads
+    column: LabelColumn, texts: Mapping[Any, str], names: Names | None, stated: Stated, heads: TrainedHeads
 ) -> Classes:
     """Return the classes of text labels. The data has their names, but not their order.
 
@@ -189,7 +189,7 @@ def _own_names(column: LabelColumn, texts: Mapping[Any, str], stated: Stated) ->
 _NUMBER = re.compile(r"(?:LABEL_)?([0-9]+)")
 
 
-def _by_number(column: LabelColumn, numbers: Mapping[Any, int], stated: Names | None, heads: Heads) -> Classes:
+def _by_number(column: LabelColumn, numbers: Mapping[Any, int], stated: Names | None, heads: TrainedHeads) -> Classes:
     """Return the classes of numeric labels.
 
     If the names of the classes are numbers or begin with numbers (`1 star`), and the labels are among them, a label is
@@ -219,7 +219,9 @@ def _by_number(column: LabelColumn, numbers: Mapping[Any, int], stated: Names | 
     return Classes(numbers, stated, width)
 
 
-def _by_value(column: LabelColumn, numbers: Mapping[Any, int], stated: Names | None, heads: Heads) -> Classes | None:
+def _by_value(
+    column: LabelColumn, numbers: Mapping[Any, int], stated: Names | None, heads: TrainedHeads
+) -> Classes | None:
     """Return the classes if labels match the numbers in the class names; None if labels can only be positions.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Which task a model is for, and which reads the columns of a data set, for those who bring models and no recipe."""
+"""Infer the task from a model or from the columns of a data set, for `DistillationTrainer` without a recipe."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ if TYPE_CHECKING:
 
 
 def tasks_of(model: nn.Module) -> list[Task]:
-    """Return the tasks that a model has the head for, with their default settings; none for a head that none has.
+    """Return the tasks that fit a model's head, with their default settings; empty if none does.
 
     Args:
-        model: PEFT-wrapped or not.
+        model: The model, with or without a PEFT wrapper.
     """
     inside = base_model(model)
     if encoding_of(inside) is not None:
         return [SentenceSimilarity()]
     own = type(inside).__name__
-    # "AutoModel" fits every class: encoders of sentences are known by what they were made with.
+    # "AutoModel" fits every class; sentence encoders were found above by their wrapper.
     return [task() for task in TASKS.values() if task.auto_class != "AutoModel" and is_of(own, task.auto_class)]
 
 
 def reader_of(columns: Sequence[str], tasks: Sequence[Task], name: str) -> Task:
-    """Return the task that reads a data set with these columns.
+    """Return the task that can read a data set with these columns.
 
     Args:
-        columns: Of the data set.
-        tasks: Those that the student has the head for; one at least.
-        name: What a message calls the data set.
+        columns: Columns of the data set.
+        tasks: Tasks that fit the student's head; at least one.
+        name: Name of the data set in messages.
 
     Raises:
-        UserError: None of them reads it.
+        UserError: No task can read the columns.
     """
 
     def known(task: Task) -> set[str]:
@@ -59,21 +59,21 @@ def reader_of(columns: Sequence[str], tasks: Sequence[Task], name: str) -> Task:
         return best
     wanted = "; or ".join(f"{', '.join(task.roles)} ({task.name})" for task in tasks)
     raise UserError(
-        f"{name} has the columns {', '.join(columns)}, and the student reads none of them. Wanted, to be tokenised: "
+        f"{name} has the columns {', '.join(columns)}, and the student cannot read them. Wanted, to be tokenised: "
         f"{wanted}. Rename them ({name}.rename_column('{columns[0]}', '{next(iter(tasks[0].roles))}')), or tokenise it."
     )
 
 
 def evaluator_of(layout: RowLayout, config: Any, metrics: Sequence[str] = ()) -> Evaluator:
-    """Return what evaluates models on an eval split of tokens, whose texts are not known.
+    """Return the evaluator for a tokenised eval split whose texts are not known.
 
     Args:
         layout: Which logits count.
-        config: Configuration of the student: names of the classes, size of the vocabulary.
-        metrics: Names, the headline first; those of the task if empty.
+        config: Configuration of the student, with class names and the size of the vocabulary.
+        metrics: Names of the metrics, the headline metric first; empty for the task's default.
 
     Raises:
-        UserError: The texts are needed, or a metric is not one of such predictions.
+        UserError: The evaluation needs the texts, or a metric does not fit such predictions.
     """
     names = label_names(config)
     if isinstance(layout, TokenRows) and not layout.has_named_classes:

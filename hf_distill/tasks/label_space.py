@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_distill.data.label_names import positions, shorten
 from hf_distill.errors import UserError
-from hf_distill.tasks.classes import SAY_NAMES, Classes, Heads, find_classes
+from hf_distill.tasks.classes import SAY_NAMES, Classes, TrainedHeads, find_classes
 from hf_distill.tasks.label_column import LabelColumn, read_column
 from hf_distill.tasks.one_output import check_yes_or_no
 from hf_distill.tasks.problem_type import (
@@ -71,7 +71,7 @@ def read_labels(
     stated = Stated.of(names)
     column = read_column(splits, role, nested=nested, nothing=stated.nothing)
     problem = problem or find_problem(column, teacher or student)
-    heads = Heads(student, teacher)
+    heads = TrainedHeads(student, teacher)
     shared: dict[str, Any] = {"problem": problem, "missing": column.missing, "labelled": column.labelled}
     if problem == "regression":
         if stated.names or stated.meanings:
@@ -116,7 +116,7 @@ def _between(column: LabelColumn) -> bool:
 
 
 def _put_in_order(
-    classes: Classes, heads: Heads, key: str
+    classes: Classes, heads: TrainedHeads, key: str
 ) -> tuple[Names | None, Sequence[int], tuple[int, ...] | None]:
     """Choose the order of classes in the student's head, and map data and teacher to it.
 

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Reader:
+class TextReader:
     """How a model reads a text.
 
     Attributes:
@@ -38,12 +38,12 @@ class Reader:
     skipped: int
     adapt: AsSentenceEncoder
 
-    def reads_like(self, other: Reader) -> bool:
+    def reads_like(self, other: TextReader) -> bool:
         """Whether both make the same tokens from a text and pool the same ones."""
         return self.tokenizer is other.tokenizer and self.prompt == other.prompt
 
 
-def readers(setup: Setup, pooling: Literal["mean", "cls"] | None) -> tuple[Reader, Reader]:
+def readers(setup: Setup, pooling: Literal["mean", "cls"] | None) -> tuple[TextReader, TextReader]:
     """Return how student and teacher read texts, from their own files; a student without them reads as the teacher.
 
     Args:
@@ -89,7 +89,7 @@ def _log_prompts(side: str, encoding: Encoding, own: bool) -> None:
         )
 
 
-def _reader(encoding: Encoding, tokenizer: PreTrainedTokenizerBase, default: Encoding, limit: int | None) -> Reader:
+def _reader(encoding: Encoding, tokenizer: PreTrainedTokenizerBase, default: Encoding, limit: int | None) -> TextReader:
     check_length(tokenizer, limit)
     prompt = encoding.prompts.text
     count = len(tokenizer(prompt)["input_ids"]) if prompt else 0
@@ -101,7 +101,7 @@ def _reader(encoding: Encoding, tokenizer: PreTrainedTokenizerBase, default: Enc
         )
     tokens = _skipped(tokenizer, prompt)
     skipped = 0 if encoding.prompts.pooled else tokens
-    return Reader(tokenizer, limit, prompt, skipped, AsSentenceEncoder(default, limit, prompt, tokens))
+    return TextReader(tokenizer, limit, prompt, skipped, AsSentenceEncoder(default, limit, prompt, tokens))
 
 
 def _skipped(tokenizer: PreTrainedTokenizerBase, prompt: str) -> int:

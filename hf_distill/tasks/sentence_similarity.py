@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from hf_distill.models.needs import TaskFacts
     from hf_distill.objectives.base import Objective
-    from hf_distill.tasks.sentence_readers import Reader
+    from hf_distill.tasks.sentence_readers import TextReader
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ class SentenceSimilarity(Task):
 # ---- From texts to batches -------------------------------------------------------------------------------------------
 
 
-def _read(split: Dataset, name: str, student: Reader, teacher: Reader, scores: Scores) -> Dataset:
+def _read(split: Dataset, name: str, student: TextReader, teacher: TextReader, scores: Scores) -> Dataset:
     """Return a split with the student's tokens and, if the teacher's tokens differ, the teacher's tokens."""
     own = _tokenise(split, name, student, scores)
     if student.reads_like(teacher) and TRANSLATION not in split.column_names:
@@ -175,7 +175,7 @@ def _read(split: Dataset, name: str, student: Reader, teacher: Reader, scores: S
     return side_by_side(own, _tokenise(theirs, name, teacher, scores))
 
 
-def _tokenise(split: Dataset, name: str, reader: Reader, scores: Scores) -> Dataset:
+def _tokenise(split: Dataset, name: str, reader: TextReader, scores: Scores) -> Dataset:
     """Return, for each example, lists of the inputs of its texts, `labels`, and the `length` of its longest text."""
     import pyarrow.compute as pc  # type: ignore[import-untyped]
 

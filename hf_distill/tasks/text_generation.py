@@ -40,9 +40,9 @@ class TextGeneration(Task):
     said, with the end of its turn. Texts and completions end with the tokenizer's end of text.
 
     Attributes:
-        packing: Join plain texts and cut them into blocks of `data.max_length` tokens; the last may be shorter. There
-            is no padding, and nothing is truncated. Attention sees the earlier texts of a block, as in the pre-training
-            of GPT models. The first token of each text is not learned.
+        packing: Join plain texts and cut them into blocks of `data.max_length` tokens; the last may be shorter. Blocks
+            have no padding, and nothing is truncated. Attention sees the earlier texts of a block, as in the
+            pre-training of GPT models. The first token of each text is not learned.
         examples: Which columns to learn from, if the data has several kinds: `text`, `completion` (with `prompt`) or
             `messages`. Default: read from the columns.
         chat_template_kwargs: Extra arguments for the chat template, such as `{enable_thinking: false}`. A column of

@@ -208,7 +208,7 @@ def test_labels_of_hidden_tokens(tmp_path: Path) -> None:
 
     data = TrainingData(data.train.map(hide), data.eval.map(hide), collate, data.layout)
     wrapped, replay = capture(teacher, data, tmp_path / "cache").apply(data)
-    with pytest.raises(ValueError, match=r"labels of a batch are those of tokens that its attention mask hides"):
+    with pytest.raises(ValueError, match=r"labels of a batch are at tokens that its attention mask hides"):
         trainer(student, replay, wrapped, tmp_path, SOFT).train()
 
 
