@@ -157,7 +157,7 @@ def refused(make: Any) -> UserError:
             7e4,
             "float16",
             "hidden_precision",
-            "layer 0 go up to 7e+04, and float16 ends at 65,504. Set hidden_precision",
+            "layer 0 go up to 7e+04, but float16 ends at 65,504. Set hidden_precision",
         ),
         (float("nan"), "float32", "layers", "layer 0 have entries that are NaN or infinite"),
         (float("inf"), "float16", "layers", "layer 0 have entries that are NaN or infinite"),
@@ -336,7 +336,7 @@ def test_a_directory_opens_without_us(tmp_path: Path) -> None:
     rows = datasets.load_dataset(str(tmp_path / "cache"), split="train", cache_dir=str(tmp_path / "hf"))
     card = (tmp_path / "cache" / "README.md").read_text()
     assert "- `hidden_1`, hidden states of layer 1 in float16, 16 entries each, one vector for each token" in card
-    assert "- `hidden_2_mean`, hidden states of layer 2 (mean) in float16, 16 entries each, the mean of" in card
+    assert "- `hidden_2_mean`, hidden states of layer 2 (mean) in float16, 16 entries each, the mean over" in card
     name, row = cache.contents.order[7]
     ids = torch.tensor([cache.contents.splits[name][row]["input_ids"]])
     with torch.no_grad():
