@@ -1,4 +1,4 @@
-"""Where targets come from. This table is the list of teachers."""
+"""The teachers: where targets come from. `TEACHERS` lists them by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a teacher is: a recipe entry that loads (or first trains) the model to learn from."""
+"""The base class of teachers: recipe entries that load, or first train, the model to learn from."""
 
 from __future__ import annotations
 
@@ -27,33 +27,33 @@ if TYPE_CHECKING:
 
 
 class FineTune(Protocol):
-    """Trains a model on the run's own data, or finds it trained; the run provides it to teachers that need it."""
+    """Fine-tunes a model on the run's own data, or loads it if that was done before; the run passes it to teachers."""
 
     def __call__(self, model: PreTrainedModel, training: dict[str, object], directory: str | None) -> PreTrainedModel:
-        """Return `model` trained with the `labels` objective; its `name_or_path` is the directory that it is kept in.
+        """Return `model` trained with the `labels` objective; its `name_or_path` is the directory where it is stored.
 
         Args:
-            model: Where to start.
+            model: The model to start from.
             training: Training arguments that differ from the recipe's.
-            directory: Where to keep it; beside the student if None.
+            directory: Directory to store it in; None for a folder in the student's directory.
         """
 
 
-# How a model is opened where an entry does not say.
+# How a model is opened if its entry does not say.
 _OPENING: dict[str, Any] = {"revision": None, "trust_remote_code": False}
 
 
 @dataclass(frozen=True)
 class Storing:
-    """What a run tells an entry that stores its targets.
+    """What an entry needs to know about a run to store its targets.
 
     Attributes:
-        data: As the teacher reads it.
-        task: The recipe's.
-        objectives: Of all stages.
-        pair: Both models.
+        data: The data with the teacher's tokens.
+        task: The task of the recipe.
+        objectives: Objectives of all stages.
+        pair: Teacher and student.
         args: Processes, device and precision.
-        say: Tells the user what goes on.
+        say: Called with each line for the user.
     """
 
     data: Prepared
@@ -66,46 +66,46 @@ class Storing:
 
 @component
 class Teacher(ABC):
-    """Where the teacher comes from."""
+    """Base class of the teachers: a recipe entry that says where the teacher comes from."""
 
     name: ClassVar[str]
 
     @property
     def source(self) -> str | None:
-        """The model the entry names, if it names one."""
+        """Id or path of the model that the entry names; None if it names none."""
         return getattr(self, "model", None)
 
     @property
     def is_quantized(self) -> bool:
-        """Whether its weights are quantized when it is loaded, so that a student cannot copy them."""
+        """Whether weights are quantized when the teacher is loaded, so that a student cannot copy them."""
         return getattr(self, "quantization", None) is not None
 
     @property
     def fine_tuning(self) -> Mapping[str, Mapping[str, Any]]:
-        """Key path -> training arguments with which the run first trains a model of it; empty where it trains none."""
+        """Key path -> training arguments of each model that the run trains first; empty if there is none."""
         return {}
 
     @property
     def output_directories(self) -> tuple[str | None, ...]:
-        """Where the models lie that it first trains; None for the directory of the run."""
+        """Directories of the models that the run trains first; None stands for the directory of the run."""
         return () if self.has_head else (getattr(self, "output_dir", None),)
 
     def members(self) -> Iterator[tuple[str, Teacher]]:
-        """Yield each entry that names a model, by its key path below this one; itself, under no key, as a rule."""
+        """Yield key path (below this entry) and entry of each model; by default this entry with an empty path."""
         yield "", self
 
     def every_entry(self) -> Iterator[Teacher]:
-        """Yield itself and the entries inside it."""
+        """Yield this entry and the entries inside it."""
         yield self
 
     @property
     def opening(self) -> dict[str, Any]:
-        """How what lies beside its model is opened: `revision` and `trust_remote_code`."""
+        """`revision` and `trust_remote_code`, for opening the files of its model."""
         return {name: getattr(self, name, default) for name, default in _OPENING.items()}
 
     @property
     def trusts_code(self) -> bool:
-        """Whether a model of it may bring Python code of its own, which then runs."""
+        """Whether Python code that comes with one of its models may run."""
         return any(one.opening["trust_remote_code"] for one in self.every_entry())
 
     @property
@@ -115,17 +115,17 @@ class Teacher(ABC):
 
     @property
     def not_cached(self) -> str | None:
-        """Why its targets cannot be stored; None where they can."""
+        """Why its targets cannot be stored; None if they can."""
         return None
 
     @property
     def caches(self) -> bool:
-        """Whether its targets are stored, and read back by students (see `cache_for`)."""
+        """Whether its targets are stored in a cache (`cache_for`) and read back in training."""
         return False
 
     @property
     def published(self) -> tuple[str | None, bool | None] | None:
-        """Repository and visibility of the stored targets on the Hub; None where they are not published."""
+        """Hub repository to which the stored targets are pushed, and whether it is private; None without push."""
         return None
 
     @property
@@ -141,107 +141,109 @@ class Teacher(ABC):
         """Return the configuration of the teacher in a run with this student.
 
         Raises:
-            UserError: It is not there, or the student cannot be made without a model.
+            UserError: There is no configuration, or the student cannot be made without a teacher model.
         """
         return self.config()
 
     @property
     @abstractmethod
     def has_head(self) -> bool:
-        """Whether the checkpoint brings the task's head, and with it an order of labels."""
+        """Whether the checkpoint has a trained head for the task, and with it an order of labels."""
 
     def check_task(self, task: Task) -> None:  # noqa: B027
-        """Refuse a task that it cannot teach, or a teacher that cannot be had here, before anything is loaded.
+        """Refuse a task that the teacher cannot teach, or a missing package, before anything is loaded.
 
         Raises:
-            UserError: It cannot.
+            UserError: The teacher cannot be used.
         """
 
     def check_pair(self, task: Task, every: Sequence[Objective], pair: Pair) -> None:  # noqa: B027
-        """Refuse a student, or a teacher of this kind, with which this entry cannot do what it says.
+        """Refuse a teacher and a student with which the settings of this entry do not work.
 
         Args:
-            task: The recipe's.
+            task: The task of the recipe.
             every: The objectives of all stages.
-            pair: Both models, before anything is loaded.
+            pair: Teacher and student, before weights are loaded.
 
         Raises:
-            UserError: It cannot; `key` is the setting.
+            UserError: A setting does not work; `key` names it.
         """
 
     def gives(self, task: Task, every: Sequence[Objective], pair: Pair | None) -> Gives:
-        """Return what it gives in a training, as far as that is known before anything is loaded.
+        """Return what the teacher gives to objectives, as far as it is known before anything is loaded.
 
         Args:
-            task: The recipe's.
+            task: The task of the recipe.
             every: The objectives of all stages.
-            pair: Both models; None where they cannot be looked at.
+            pair: Teacher and student; None if their configurations cannot be read.
         """
         return Gives.everything()
 
     def prepare(
         self, task: Task, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset], setup: Setup, pair: Pair
     ) -> tuple[Prepared, tuple[Prepared, TargetSource] | None]:
-        """Return what the task makes of the splits; and the same with targets, where these are columns of the data.
+        """Return the prepared data; and the same with targets, if the targets are columns of the data.
 
         Args:
-            task: The recipe's.
-            splits: What the models read.
-            beside: The same rows, with the columns that it `reads`.
-            setup: What the task prepares the data for.
-            pair: Both models.
+            task: The task of the recipe.
+            splits: The columns that the models read.
+            beside: The same rows, with the columns in `reads`.
+            setup: The models, and what the recipe says about the data.
+            pair: Teacher and student.
 
         Returns:
-            The data; and the data with targets in every batch and the source that gives them, or None where a model is
-            loaded or trained first.
+            The data; and either the data with targets in every batch and the source that reads them, or None if a
+            model is loaded or trained.
 
         Raises:
-            UserError: The data does not fit the task, or (the key starts with `teacher`) holds no such targets.
+            UserError: The data does not fit the task, or its targets are wrong (`key` then starts with `teacher`).
         """
         return self.freeze(task.prepare(splits, setup)), None
 
     def look(  # noqa: B027
         self, task: Task, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset], pair: Pair
     ) -> None:
-        """Refuse targets of the first rows of large data, as `prepare` does those of all. See there.
+        """Check the targets in the first rows of large data, as `prepare` does in all rows; used by `--check`.
+
+        The arguments are those of `prepare`.
 
         Raises:
-            UserError: A row has none, or impossible ones.
+            UserError: A row has no targets, or impossible ones.
         """
 
     def in_words(self, config: PretrainedConfig, size: Callable[[PretrainedConfig], str]) -> str:
-        """Return what `--check` says of it.
+        """Return the description of the teacher that `--check` prints.
 
         Args:
-            config: Its configuration.
-            size: What it says of a model.
+            config: Configuration of the teacher.
+            size: Returns the description of a model.
         """
         return size(config)
 
     def cached_in_words(self, task: Task, objectives: Sequence[Objective], pair: Pair) -> str:
-        """Return what will be stored of it, where it `caches`, and what that takes.
+        """Return a description of what will be stored and its size, if the teacher `caches`; else an empty text.
 
         Args:
-            task: The recipe's.
-            objectives: Of all stages.
-            pair: Both models.
+            task: The task of the recipe.
+            objectives: Objectives of all stages.
+            pair: Teacher and student.
         """
         return ""
 
     def freeze(self, prepared: Prepared) -> Prepared:
-        """Return the data as this teacher is to see it."""
+        """Return the data, with fixed inputs if this teacher needs them in every epoch."""
         return prepared
 
     @abstractmethod
     def load(self, head: Head, fine_tune: FineTune) -> PreTrainedModel | TargetSource:
-        """Return the model, in eval mode; or a source of targets, where it is not one model."""
+        """Return the model in eval mode; or a source of targets, if the teacher is not a single model."""
 
     def cache_for(self, model: PreTrainedModel, storing: Storing) -> Cache:
-        """Return the cache that belongs to a run, be it there or not, of an entry that `caches`.
+        """Return the cache of a run, filled or not; only for an entry that `caches`.
 
         Args:
-            model: What `load` returned.
-            storing: What the run knows.
+            model: The teacher, from `load`.
+            storing: Data, task and objectives of the run.
         """
         raise NotImplementedError(f"{self.name} does not store its targets")
 
@@ -250,11 +252,11 @@ def config_of_student(student: Student, why: str) -> PretrainedConfig:
     """Return the configuration of the student's checkpoint, for a teacher that has no model.
 
     Args:
-        student: The recipe's.
-        why: The beginning of the message.
+        student: The student entry of the recipe.
+        why: Beginning of the error message.
 
     Raises:
-        UserError: The student is to be made from the teacher.
+        UserError: The student copies layers or sizes of a teacher model, and there is none.
     """
     from hf_distill.models.loading import open_config
 
@@ -268,7 +270,7 @@ def config_of_student(student: Student, why: str) -> PretrainedConfig:
 
 @contextmanager
 def under(path: str) -> Iterator[None]:
-    """Have mistakes of an entry inside another one told at its own keys."""
+    """Context manager: put `path` before the keys of errors, for an entry inside another entry."""
     try:
         yield
     except UserError as error:

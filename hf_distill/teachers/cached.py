@@ -1,4 +1,4 @@
-"""A teacher whose answers are kept."""
+"""A teacher whose targets are stored in a cache."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class CachedTeacher(Teacher):
     private: bool | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a cache of a cache, and two places to take it from."""
+        """Refuse a teacher whose targets cannot be stored, and two places for the cache."""
         if (reason := self.teacher.not_cached) is not None:
             raise ValueError(reason)
         if self.push and self.repo_id is None:
@@ -90,83 +90,83 @@ class CachedTeacher(Teacher):
 
     @property
     def source(self) -> str | None:
-        """See `Teacher.source`."""
+        """Id or path of the model that the inner entry names."""
         return self.teacher.source
 
     @property
     def opening(self) -> dict[str, Any]:
-        """See `Teacher.opening`."""
+        """`revision` and `trust_remote_code` of the inner entry."""
         return self.teacher.opening
 
     @property
     def output_directories(self) -> tuple[str | None, ...]:
-        """See `Teacher.output_directories`."""
+        """Directories of the models that the run trains first for the inner entry."""
         return self.teacher.output_directories
 
     def members(self) -> Iterator[tuple[str, Teacher]]:
-        """See `Teacher.members`."""
+        """Yield path and entry of each model of the inner entry."""
         return self.teacher.members()
 
     def every_entry(self) -> Iterator[Teacher]:
-        """See `Teacher.every_entry`."""
+        """Yield this entry and those inside it."""
         yield self
         yield from self.teacher.every_entry()
 
     @property
     def not_cached(self) -> str:
-        """See `Teacher.not_cached`."""
+        """Why a cached teacher cannot be cached again."""
         return "the teacher itself is wanted here, not a cached one"
 
     @property
     def caches(self) -> bool:
-        """See `Teacher.caches`."""
+        """Always true: the targets are stored."""
         return True
 
     @property
     def published(self) -> tuple[str | None, bool | None] | None:
-        """See `Teacher.published`."""
+        """Repository to which the cache is pushed, and whether it is private; None without push."""
         return (self.repo_id, self.private) if self.push else None
 
     @property
     def is_quantized(self) -> bool:
-        """See `Teacher.is_quantized`."""
+        """Whether the inner teacher is quantized."""
         return self.teacher.is_quantized
 
     @property
     def has_head(self) -> bool:
-        """See `Teacher.has_head`."""
+        """Whether the inner teacher's checkpoint has a trained head."""
         return self.teacher.has_head
 
     @property
     def fine_tuning(self) -> Mapping[str, Mapping[str, Any]]:
-        """See `Teacher.fine_tuning`."""
+        """Key path -> training arguments of each model that the run trains first for the inner entry."""
         return {f"teacher.{path}": training for path, training in self.teacher.fine_tuning.items()}
 
     def config(self) -> PretrainedConfig:
-        """See `Teacher.config`."""
+        """Return the configuration of the inner teacher."""
         with under("teacher"):
             return self.teacher.config()
 
     def load(self, head: Head, fine_tune: FineTune) -> PreTrainedModel | TargetSource:
-        """Return the teacher itself."""
+        """Return the inner teacher."""
         with under("teacher"):
             return self.teacher.load(head, fine_tune)
 
     def check_task(self, task: Task) -> None:
-        """Refuse a task that asks the teacher something else in every epoch."""
+        """Refuse a task whose inputs change in every epoch, unless the masks are frozen."""
         with under("teacher"):
             self.teacher.check_task(task)
         if task.changes_inputs and not self.frozen_masks:
             raise UserError(
-                f"{task.name} hides other tokens in every epoch, so that there is nothing to keep. Freeze the masks "
-                "(frozen_masks: true), or take the teacher itself.",
+                f"{task.name} masks other tokens in every epoch, so stored targets would not fit. Freeze the masks "
+                "(frozen_masks: true), or run the teacher in training (without cached).",
                 key="frozen_masks",
             )
         if self.frozen_masks and not task.changes_inputs:
             raise UserError(f"{task.name} has no masks to freeze. Leave it out.", key="frozen_masks")
 
     def check_pair(self, task: Task, every: Sequence[Objective], pair: Pair) -> None:
-        """Refuse layers that the teacher does not have, or that the student's tokens do not fit."""
+        """Refuse layers that the teacher does not have, and hidden states of tokens that the student does not read."""
         from hf_distill.cache.hidden_states import columns_of
 
         states = self.states(every, pair)
@@ -174,26 +174,26 @@ class CachedTeacher(Teacher):
         whole = [str(one) for one in states if one.of == "tokens"]
         if whole and pair.teacher_tokenizer is not None:
             raise UserError(
-                f"the hidden states of layer {', '.join(whole)} are to be kept token by token, but each of the models "
-                "has a tokenizer of its own here, so that they read different tokens. Leave layers out, and have all "
-                "objectives between examples look at the same vector (of: mean).",
+                f"the hidden states of layer {', '.join(whole)} would be stored token by token, but teacher and "
+                "student have different tokenizers, so they read different tokens. Leave layers out, and let all "
+                "objectives between examples use the same vector (of: mean).",
                 key="layers",
             )
 
     def gives(self, task: Task, every: Sequence[Objective], pair: Pair | None) -> Gives:
-        """Return what will be stored."""
+        """Return what the cache will give to objectives."""
         gives = planned(self, task, every, pair).gives()
         return gives if pair is not None else replace(gives, states=None)
 
     def states(self, objectives: Sequence[Objective], pair: Pair) -> tuple[States, ...]:
-        """Return which hidden states are kept.
+        """Return the hidden states to store.
 
         Args:
-            objectives: Of all stages.
-            pair: The models.
+            objectives: Objectives of all stages.
+            pair: Teacher and student.
 
         Raises:
-            UserError: `layers` does not say of which stack, or names one that the teacher does not have.
+            UserError: `layers` names encoder and decoder for a model with one stack, or does not name them for two.
         """
         from hf_distill.cache.requirements import states_of
 
@@ -211,24 +211,24 @@ class CachedTeacher(Teacher):
         return tuple(States(layer, part=part) for part, layers in stacks.items() for layer in layers)
 
     def temperature(self, objectives: Sequence[Objective]) -> float:
-        """Return at which temperature tokens are kept: that of the first objective that has one."""
+        """Return the temperature of stored token probabilities: that of the first objective with one, else 1."""
         every = (objective.needs() for objective in objectives)
         return next((needs.temperatures[0] for needs in every if needs.teacher and len(needs.temperatures) == 1), 1.0)
 
     def freeze(self, prepared: Prepared) -> Prepared:
-        """Return the data with masks that stay, where they are to."""
+        """Return the data, with fixed masks if `frozen_masks` is true."""
         freeze = getattr(prepared.collator, "freeze", None)
         if not self.frozen_masks or freeze is None:
             return prepared
         return replace(prepared, train=freeze(prepared.train))
 
     def cached_in_words(self, task: Task, objectives: Sequence[Objective], pair: Pair) -> str:
-        """See `Teacher.cached_in_words`."""
+        """Return a description of what will be stored, with its size for each position, token or text."""
         from hf_distill.cache.cache import amount
         from hf_distill.cache.hidden_states import in_words
 
         kept = planned(self, task, objectives, pair)
-        words = "answers, whole in float32"
+        words = "whole outputs in float32"
         if kept.is_sparse:
             words = f"{kept.in_words()}, {kept.row_bytes()} bytes a position"
         if not kept.states:
@@ -243,7 +243,7 @@ class CachedTeacher(Teacher):
         return words
 
     def cache_for(self, model: PreTrainedModel, storing: Storing) -> Cache:
-        """See `Teacher.cache_for`."""
+        """Return the cache of a run: at `path`, on the Hub, or in the default folder."""
         from hf_distill.cache.cache import Cache, default_root
         from hf_distill.cache.format import Kept
         from hf_distill.cache.hub import fetch
@@ -268,7 +268,7 @@ class CachedTeacher(Teacher):
 
 
 def reading(task: Task, pair: Pair) -> dict[str, Any]:
-    """Return what decides how the teacher reads an example, by the words of a refusal."""
+    """Return the settings that decide how the teacher reads an example, by their name in error messages."""
     from hf_distill.files.fingerprint import fingerprint
     from hf_distill.models.tokenizers import tokenizer_state
 
@@ -284,16 +284,16 @@ def reading(task: Task, pair: Pair) -> dict[str, Any]:
 
 
 def planned(own: CachedTeacher, task: Task, objectives: Sequence[Objective], pair: Pair | None) -> Kept:
-    """Return what will be kept, as far as that is known before a model is loaded.
+    """Return what will be stored, as far as it is known before a model is loaded.
 
     Args:
-        own: The recipe's entry.
-        task: Likewise.
-        objectives: Of all stages.
-        pair: The models; None where they cannot be looked at, and no hidden states are known.
+        own: The teacher entry of the recipe.
+        task: The task of the recipe.
+        objectives: Objectives of all stages.
+        pair: Teacher and student; None if their configurations cannot be read. Then no hidden states are known.
 
     Raises:
-        UserError: There are no such layers.
+        UserError: The teacher does not have one of the layers.
     """
     from hf_distill.cache.format import Kept
     from hf_distill.cache.hidden_states import columns_of

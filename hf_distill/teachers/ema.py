@@ -50,26 +50,26 @@ class EmaTeacher(Teacher):
 
     @property
     def has_head(self) -> bool:
-        """See `Teacher.has_head`."""
+        """Always false: there is no checkpoint with a trained head."""
         return False
 
     @property
     def is_without_model(self) -> bool:
-        """See `Teacher.is_without_model`."""
+        """Always true: the average is made from the student."""
         return True
 
     @property
     def output_directories(self) -> tuple[str | None, ...]:
-        """See `Teacher.output_directories`."""
+        """Empty: no model is trained first."""
         return ()
 
     @property
     def not_cached(self) -> str:
-        """See `Teacher.not_cached`."""
+        """Why the targets of an average cannot be stored."""
         return "the average changes while the student trains, so its targets cannot be stored. Take it itself"
 
     def config(self) -> PretrainedConfig:
-        """Return what there is of a configuration: nothing but defaults."""
+        """Return a default configuration, because there is no checkpoint."""
         from transformers import PretrainedConfig
 
         return PretrainedConfig()
@@ -83,11 +83,11 @@ class EmaTeacher(Teacher):
         return config_of_student(student, "the teacher is the average of the student's own weights")
 
     def in_words(self, config: PretrainedConfig, size: Callable[[PretrainedConfig], str]) -> str:
-        """See `Teacher.in_words`."""
+        """Return the description that `--check` prints."""
         return "one more copy of the student's weights"
 
     def gives(self, task: Task, every: Sequence[Objective], pair: Pair | None) -> Gives:
-        """See `Teacher.gives`."""
+        """Return what the average gives to objectives: everything that a model does."""
         return Gives.everything()
 
     def load(self, head: Head, fine_tune: FineTune) -> TargetSource:
@@ -111,51 +111,51 @@ class Ema(TargetSource):
 
     @property
     def model(self) -> Any:
-        """See `TargetSource.model`."""
+        """The average; this source itself before training begins."""
         return self if self.average is None else self.average
 
     @property
     def models(self) -> Mapping[str, nn.Module]:
-        """See `TargetSource.models`."""
+        """The average under the name `teacher`; empty before training begins."""
         return {} if self.average is None else {"teacher": self.average}
 
     @property
     def takes(self) -> frozenset[str]:
-        """See `TargetSource.takes`."""
+        """The columns of a batch that the average reads."""
         return frozenset() if self.average is None else taken_by(self.average)
 
     @property
     def measured(self) -> Any:
-        """See `TargetSource.measured`."""
+        """The model whose size and speed are measured: the average."""
         return self.average
 
     @property
     def follows_student(self) -> bool:
-        """See `TargetSource.follows_student`."""
+        """Always true: the average changes with the student."""
         return True
 
     def gives(self) -> Gives:
-        """Return everything: it is a model."""
+        """Return what it gives to objectives: everything, as it is a model."""
         return Gives.everything()
 
     def fingerprint(self) -> str:
-        """See `TargetSource.fingerprint`."""
+        """Return a fingerprint of the settings; the weights follow from the student."""
         return fingerprint("ema", self.decay, self.warm_up)
 
     def for_training(self) -> TargetSource:
-        """See `TargetSource.for_training`."""
+        """Return a new average with the same settings, for one training."""
         return Ema(self.decay, warm_up=self.warm_up)
 
     def at_end(self, trained: TargetSource) -> TargetSource:
-        """Return the average of a training as a model like any other."""
+        """Return the average at the end of a training, as a plain model."""
         return LiveModel(trained.model)
 
     def begin(self, student: nn.Module) -> None:
-        """Make the average a copy of the student: the one that is there, if it was made before."""
+        """Set the average to the student's weights; the copy is made at the first call."""
         if self.average is None:
             average = copy.deepcopy(student)
             if any(one.dtype in (torch.float16, torch.bfloat16) for one in average.parameters()):
-                average.float()  # in half precision a step of a thousandth would be rounded away
+                average.float()  # in half precision, steps of a thousandth would be lost by rounding
             self.average = average.eval().requires_grad_(False)
             self.config = getattr(base_model(average), "config", None)
         else:
@@ -180,16 +180,16 @@ class Ema(TargetSource):
 
     @torch.no_grad()
     def load_saved_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over the weights of an average."""
+        """Set the weights of the average from a checkpoint."""
         assert self.average is not None
         for name, own in _state(self.average).items():
             own.copy_(state[name])
 
     def targets(self, batch: Mapping[str, Any], run: RunModel) -> Targets:
-        """Run the average."""
+        """Return the outputs of the average."""
         return Targets(run("teacher"))
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and buffers by name, shared ones once."""
+    """Return parameters and buffers by name; shared ones appear once."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}

@@ -1,4 +1,4 @@
-"""Several teachers at once: students learn from the weighted mean of their distributions."""
+"""Several teachers together: students learn from the weighted mean of their distributions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from hf_distill.objectives import Objective
     from hf_distill.tasks import Prepared, Setup, Task
 
-# What students get: rows, and nothing from within the models.
+# What an ensemble gives to objectives: rows, but no hidden states or attention.
 GIVES = Gives("an ensemble")
 
 
@@ -54,7 +54,7 @@ class EnsembleTeacher(Teacher):
     weights: list[float] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse members that are no models, and weights that are none."""
+        """Refuse entries without a model, and wrong weights."""
         if len(self.teachers) < 2:
             raise ValueError(f"wanted two teachers or more, found {len(self.teachers)}")
         for index, one in enumerate(self.teachers):
@@ -70,38 +70,38 @@ class EnsembleTeacher(Teacher):
 
     @property
     def is_quantized(self) -> bool:
-        """See `Teacher.is_quantized`."""
+        """Whether any of the teachers is quantized."""
         return any(one.is_quantized for one in self.teachers)
 
     @property
     def has_head(self) -> bool:
-        """See `Teacher.has_head`."""
+        """Whether the first teacher's checkpoint has a trained head."""
         return self.teachers[0].has_head
 
     @property
     def fine_tuning(self) -> Mapping[str, Mapping[str, Any]]:
-        """See `Teacher.fine_tuning`."""
+        """Key path -> training arguments of each teacher that the run trains first."""
         return {f"{path}.{key}": training for path, one in self.members() for key, training in one.fine_tuning.items()}
 
     @property
     def output_directories(self) -> tuple[str | None, ...]:
-        """See `Teacher.output_directories`."""
+        """Directories of the teachers that the run trains first."""
         return tuple(place for one in self.teachers for place in one.output_directories)
 
     @property
     def not_cached(self) -> str:
-        """See `Teacher.not_cached`."""
+        """Why the targets of an ensemble cannot be stored."""
         return (
             "an ensemble cannot be cached: the mean of distributions is another one at every temperature, so that "
             "what is stored would be right at one of them only. Take the ensemble itself"
         )
 
     def members(self) -> Iterator[tuple[str, Teacher]]:
-        """See `Teacher.members`."""
+        """Yield path and entry of each teacher."""
         return ((f"teachers[{index}]", one) for index, one in enumerate(self.teachers))
 
     def every_entry(self) -> Iterator[Teacher]:
-        """See `Teacher.every_entry`."""
+        """Yield this entry and the teachers inside it."""
         yield self
         yield from self.teachers
 
@@ -111,7 +111,7 @@ class EnsembleTeacher(Teacher):
             return self.teachers[0].config()
 
     def in_words(self, config: PretrainedConfig, size: Callable[[PretrainedConfig], str]) -> str:
-        """Return what `--check` says of each teacher."""
+        """Return the description of each teacher that `--check` prints."""
         return "; ".join(size(one.config()) for one in self.teachers)
 
     def check_task(self, task: Task) -> None:
@@ -127,7 +127,7 @@ class EnsembleTeacher(Teacher):
             )
 
     def check_pair(self, task: Task, every: Sequence[Objective], pair: Pair) -> None:
-        """Refuse teachers that do not know the labels, or the tokens, of the first."""
+        """Refuse teachers whose labels or vocabulary differ from the first teacher's."""
         for path, one in list(self.members())[1:]:
             with under(path):
                 config = one.config()
@@ -137,13 +137,13 @@ class EnsembleTeacher(Teacher):
                     _order(pair.teacher, config)
 
     def gives(self, task: Task, every: Sequence[Objective], pair: Pair | None) -> Gives:
-        """See `Teacher.gives`."""
+        """Return what an ensemble gives to objectives: rows only."""
         return GIVES
 
     def prepare(
         self, task: Task, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset], setup: Setup, pair: Pair
     ) -> tuple[Prepared, tuple[Prepared, TargetSource] | None]:
-        """Prepare the data, and refuse metrics of texts: the mean of several models writes none."""
+        """Return the prepared data; refuse metrics of generated texts, as a mean of models generates none."""
         prepared, stored = super().prepare(task, splits, beside, setup, pair)
         if any(map(prepared.evaluator.generates, prepared.evaluator.names)):
             raise UserError(
@@ -154,10 +154,10 @@ class EnsembleTeacher(Teacher):
         return prepared, stored
 
     def load(self, head: Head, fine_tune: FineTune) -> TargetSource:
-        """Load every teacher, or train it first."""
+        """Return the ensemble, with every teacher loaded or trained first."""
         seed, models = torch.initial_seed(), []
         for index, (path, one) in enumerate(self.members()):
-            # A new head of its own for each, and the same one whether those before it were trained or found.
+            # Each teacher gets its own new head: the same one whether the teachers before it were trained or loaded.
             torch.manual_seed(seed + index)
             with under(path):
                 models.append(one.load(head, fine_tune))
@@ -168,11 +168,11 @@ class Ensemble(TargetSource):
     """Models whose distributions are averaged.
 
     Args:
-        models: With the same classes, their heads trained.
-        weights: Of each, above 0; all alike if None.
+        models: Models with trained heads and the same classes.
+        weights: Weight of each model, above 0; None for equal weights.
 
     Raises:
-        UserError: Their classes differ.
+        UserError: The classes differ.
     """
 
     def __init__(self, models: Sequence[Any], weights: Sequence[float] | None = None) -> None:
@@ -187,61 +187,61 @@ class Ensemble(TargetSource):
 
     @property
     def models(self) -> Mapping[str, nn.Module]:
-        """See `TargetSource.models`."""
+        """The models by name: `teacher 1`, `teacher 2`, ..."""
         return {f"teacher {number}": one for number, one in enumerate(self.members, 1)}
 
     @property
     def takes(self) -> frozenset[str]:
-        """See `TargetSource.takes`."""
+        """The columns of a batch that any of the models reads."""
         return frozenset().union(*self._taken)
 
     @property
     def measured(self) -> Any:
-        """See `TargetSource.measured`."""
+        """The model whose size and speed are measured: the whole ensemble."""
         return self
 
     @property
     def copied(self) -> Any:
-        """See `TargetSource.copied`."""
+        """The model whose layers a student copies: the first."""
         return self.members[0]
 
     @property
     def device(self) -> torch.device:
-        """Where its first model is."""
+        """Device of the first model."""
         return next(self.members[0].parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights of its first model."""
+        """Precision of the first model's weights."""
         return next(one.dtype for one in self.members[0].parameters() if one.is_floating_point())
 
     @property
     def is_quantized(self) -> bool:
-        """Whether weights of its first model are quantized."""
+        """Whether the first model's weights are quantized."""
         return bool(getattr(self.members[0], "is_quantized", False))
 
     def fingerprint(self) -> str:
-        """See `TargetSource.fingerprint`."""
+        """Return a fingerprint of the models and their weights in the mean."""
         return fingerprint([model_fingerprint(one) for one in self.members], self.weights)
 
     def gives(self) -> Gives:
-        """Return rows, and nothing from within the models."""
+        """Return what it gives to objectives: rows only."""
         return GIVES
 
     def predicting(self, layout: RowLayout) -> nn.Module:
-        """See `TargetSource.predicting`."""
+        """Return a module with the ensemble's predictions at temperature 1."""
         return Predictor(self, layout)
 
     def targets(self, batch: Mapping[str, Any], run: RunModel) -> Targets:
-        """Run every model."""
+        """Return the outputs of every model, with the weights of the mean."""
         outputs = (run(name) for name in self.models)
         return Targets(mixed=tuple(map(_reordered, outputs, self.columns)), weights=self.weights)
 
     def forward(self, **inputs: Any) -> list[Mapping[str, Any]]:
-        """Return the outputs of every model, the classes in the order of the first.
+        """Return the outputs of every model, with classes in the order of the first.
 
         Args:
-            inputs: See `takes`.
+            inputs: The columns of `takes`.
         """
         given = ({name: value for name, value in inputs.items() if name in taken} for taken in self._taken)
         outputs = [model(**one) for model, one in zip(self.members, given, strict=True)]
@@ -249,11 +249,11 @@ class Ensemble(TargetSource):
 
 
 class Predictor(nn.Module):
-    """An ensemble as one model: its logits are those of the mean at temperature 1.
+    """An ensemble as one model, whose logits are those of the mean distribution at temperature 1.
 
     Args:
-        ensemble: The models.
-        layout: Says what is a distribution.
+        ensemble: The ensemble.
+        layout: Row layout of the task.
     """
 
     def __init__(self, ensemble: Ensemble, layout: RowLayout) -> None:
@@ -265,7 +265,7 @@ class Predictor(nn.Module):
         """Return the outputs that the layout reads.
 
         Args:
-            inputs: See `takes`.
+            inputs: The columns of `takes`.
         """
         logits = [self.layout.logits(one) for one in self.ensemble(**inputs)]
         mean = _mean(self.layout, logits, self.ensemble.weights, inputs)
@@ -274,7 +274,7 @@ class Predictor(nn.Module):
 
 
 def _mean(layout: RowLayout, logits: list[Tensor], weights: tuple[float, ...], inputs: Mapping[str, Any]) -> Tensor:
-    """Return the logits of the mean of several models, in the shape of theirs."""
+    """Return the logits of the mean distribution of several models, in the shape of their logits."""
 
     def mixed(members: Sequence[Tensor]) -> Tensor:
         return MixtureRows.of(members, weights, (1.0,)).at(1.0)
@@ -291,10 +291,10 @@ def _mean(layout: RowLayout, logits: list[Tensor], weights: tuple[float, ...], i
 
 
 def _order(first: Any, other: Any) -> tuple[int, ...] | None:
-    """Return the other model's column of each class of the first; None where names do not tell, or are in one order.
+    """Return the other model's column for each class of the first; None if names are missing or in the same order.
 
     Raises:
-        UserError: They have other classes.
+        UserError: The models have different classes.
     """
     if first.num_labels != other.num_labels:
         raise UserError(
@@ -317,7 +317,7 @@ def _reordered(outputs: Mapping[str, Any], columns: tuple[int, ...] | None) -> M
 
 
 def _check_vocabulary(config: PretrainedConfig, pair: Pair) -> None:
-    """Refuse a head with fewer columns than are compared."""
+    """Refuse a vocabulary with fewer entries than the compared tokens."""
     from hf_distill.rows.inferred import vocabulary
 
     columns = config.get_text_config().vocab_size

@@ -1,4 +1,4 @@
-"""A teacher that the run first trains on the task."""
+"""A teacher that the run first fine-tunes on the task."""
 
 from __future__ import annotations
 
@@ -52,28 +52,28 @@ class FinetunedTeacher(Teacher):
 
     @property
     def has_head(self) -> bool:
-        """See `Teacher.has_head`."""
+        """Always false: the head is trained by the run."""
         return False
 
     @property
     def fine_tuning(self) -> Mapping[str, Mapping[str, Any]]:
-        """See `Teacher.fine_tuning`."""
+        """The training arguments of the fine-tuning, under the key `training`."""
         return {"training": self.training}
 
     def config(self) -> PretrainedConfig:
-        """See `Teacher.config`."""
+        """Return the configuration of the checkpoint."""
         config = open_config(self.model, revision=self.revision, trust_remote_code=self.trust_remote_code)
         if self.quantization is not None:
             check_whole(self.model, config)
         return config
 
     def check_task(self, task: Task) -> None:
-        """Refuse a quantization that nothing here can do."""
+        """Refuse a quantization whose package is not installed."""
         if self.quantization is not None:
             check_installed(self.quantization)
 
     def load(self, head: Head, fine_tune: FineTune) -> PreTrainedModel:
-        """Fine-tune the checkpoint, or find it fine-tuned."""
+        """Return the fine-tuned model; it is loaded if it was fine-tuned before."""
         model, _ = load_model(self.model, head, revision=self.revision, trust_remote_code=self.trust_remote_code)
         model = fine_tune(model, self.training, self.output_dir)
         if self.dtype != "float32" or self.quantization is not None:

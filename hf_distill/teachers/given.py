@@ -1,4 +1,4 @@
-"""A teacher given as data: its targets are columns that stand beside the examples."""
+"""A teacher given as data: its targets are columns of the data set."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from hf_distill.students import Student
     from hf_distill.tasks import Prepared, Setup, Task
     from hf_distill.teachers.target_columns import Array
-    from hf_distill.teachers.token_columns import Names, Positions
+    from hf_distill.teachers.token_columns import CompletionTargets, Names
 
 Classes = Literal["probabilities", "logits"]
-# What messages call it.
+# Name of this teacher in messages.
 GIVEN = "a teacher given as data"
 What = Literal[Classes, "logprobs", "top_token_ids", "top_logprobs", "token_ids"]
-# What names the targets of a language model.
+# Sets of columns that can hold the targets of a language model.
 _OF_TOKENS: tuple[set[What], ...] = ({"logprobs"}, {"top_token_ids", "top_logprobs"})
 
 
@@ -54,7 +54,7 @@ class GivenTeacher(Teacher):
     labels: list[str] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse columns that say nothing, or two things, and classes without an order."""
+        """Refuse missing or contradictory columns, and classes without an order."""
         if self.of_tokens:
             self._check_tokens()
             return
@@ -74,7 +74,7 @@ class GivenTeacher(Teacher):
 
     @property
     def of_tokens(self) -> bool:
-        """Whether they are those of a language model."""
+        """Whether the targets are those of a language model."""
         return not set(self.columns).isdisjoint({"logprobs", "top_token_ids", "top_logprobs", "token_ids"})
 
     def _check_tokens(self) -> None:
@@ -96,38 +96,38 @@ class GivenTeacher(Teacher):
 
     @property
     def is_without_model(self) -> bool:
-        """See `Teacher.is_without_model`."""
+        """Always true: the targets are columns of the data."""
         return True
 
     @property
     def not_cached(self) -> str:
-        """See `Teacher.not_cached`."""
-        return "a teacher given as data has no answers to keep: take it as it is"
+        """Why given targets are not stored again."""
+        return "the targets of a teacher given as data are stored already: use it without cached"
 
     @property
     def has_head(self) -> bool:
-        """See `Teacher.has_head`."""
+        """Always true: the classes have an order."""
         return True
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """See `Teacher.reads`."""
+        """The columns of the data that hold the targets, each once."""
         found: list[str] = []
         for columns in self.columns.values():
             found += [columns] if isinstance(columns, str) else columns
         return tuple(dict.fromkeys(found))
 
     def config(self) -> PretrainedConfig:
-        """Return what there is of a configuration: the names of the classes."""
+        """Return a default configuration with the names of the classes."""
         from transformers import PretrainedConfig
 
         return self._named(PretrainedConfig())
 
     def config_beside(self, student: Student) -> PretrainedConfig:
-        """Return the configuration of the student's checkpoint, with the teacher's classes: it has no other model.
+        """Return the configuration of the student's checkpoint, with the teacher's class names.
 
         Raises:
-            UserError: The student is to be made from the teacher.
+            UserError: The student copies layers or sizes of a teacher model, and there is none.
         """
         return self._named(config_of_student(student, "the teacher is given as data"))
 
@@ -140,15 +140,15 @@ class GivenTeacher(Teacher):
         return config
 
     def in_words(self, config: PretrainedConfig, size: Callable[[PretrainedConfig], str]) -> str:
-        """See `Teacher.in_words`."""
+        """Return the description that `--check` prints."""
         return "no model, targets from the data"
 
     def load(self, head: Head, fine_tune: FineTune) -> PreTrainedModel:
-        """Is not called: there is no model."""
+        """Raise: there is no model, and no run calls this."""
         raise AssertionError("a teacher given as data has no model to load")
 
     def check_task(self, task: Task) -> None:
-        """Refuse a task whose targets cannot be given row by row."""
+        """Refuse a task without targets by row, and columns that do not fit the task."""
         if task.name not in ("text-classification", "text-generation"):
             raise UserError(
                 f"targets given as data are those of text-classification or text-generation, but the task is "
@@ -171,7 +171,7 @@ class GivenTeacher(Teacher):
             )
 
     def check_pair(self, task: Task, every: Sequence[Objective], pair: Pair) -> None:
-        """Refuse a tokenizer that is another than the student's own: tokens would be others than those given."""
+        """Refuse a tokenizer that differs from the student's: its tokens would not be those of the targets."""
         if self.of_tokens and pair.left_out:
             raise UserError(
                 "the recipe's tokenizer and the student's differ in special tokens, and the tokens of the data are to "
@@ -179,7 +179,7 @@ class GivenTeacher(Teacher):
             )
 
     def gives(self, task: Task, every: Sequence[Objective], pair: Pair | None) -> Gives:
-        """Return what the columns hold."""
+        """Return what the columns give to objectives."""
         if self.of_tokens:
             return Gives(GIVEN, classes="top", temperature=1.0, exact_logits=False)
         return Gives(GIVEN, exact_logits="logits" in self.columns)
@@ -187,7 +187,7 @@ class GivenTeacher(Teacher):
     def prepare(
         self, task: Task, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset], setup: Setup, pair: Pair
     ) -> tuple[Prepared, tuple[Prepared, TargetSource]]:
-        """See `Teacher.prepare`."""
+        """Return the prepared data, and the same with the targets of the columns."""
         from hf_distill.teachers.given_cache import numbered, replaying
 
         if task.compares_tokens:
@@ -201,7 +201,7 @@ class GivenTeacher(Teacher):
     def _prepare_tokens(
         self, task: Task, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset], setup: Setup, pair: Pair
     ) -> tuple[Prepared, tuple[Prepared, TargetSource]]:
-        """Return what `prepare` does, where the likeliest tokens at every position of completions are given."""
+        """Return what `prepare` returns, for a language model's targets (most likely tokens at every position)."""
         from hf_distill.tasks.text_tokens import COMPLETION_IDS
         from hf_distill.teachers.given_cache import numbered, replaying_tokens
         from hf_distill.teachers.token_columns import Names
@@ -218,7 +218,7 @@ class GivenTeacher(Teacher):
         return replaying_tokens(task.prepare(named, setup), given, pair.teacher, names.classes, gives)
 
     def look(self, task: Task, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset], pair: Pair) -> None:
-        """See `Teacher.look`."""
+        """Check the targets of a language model in the first rows, as `prepare` does in all rows."""
         from hf_distill.teachers.token_columns import Names
 
         if task.compares_tokens:
@@ -226,18 +226,18 @@ class GivenTeacher(Teacher):
 
     def read_tokens(
         self, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset], names: Names
-    ) -> dict[str, list[Positions]]:
-        """Return the likeliest tokens at every position of a completion.
+    ) -> dict[str, list[CompletionTargets]]:
+        """Return the most likely tokens at every position of each completion.
 
         Args:
-            splits: What the student reads.
-            beside: The same rows, with the columns that it `reads`.
+            splits: The columns that the student reads.
+            beside: The same rows, with the columns in `reads`.
             names: The student's tokens.
 
         Raises:
-            UserError: A row has none, impossible ones, or those of another text; `key` is the setting.
+            UserError: A row has no targets, impossible ones, or those of another text; `key` names the setting.
         """
-        from hf_distill.teachers.token_columns import read_tokens  # which takes torch with it
+        from hf_distill.teachers.token_columns import read_tokens  # imports torch
 
         for name, split in splits.items():
             kinds = [
@@ -256,16 +256,16 @@ class GivenTeacher(Teacher):
         return read_tokens(splits, beside, {what: str(column) for what, column in self.columns.items()}, names)
 
     def read(self, splits: Mapping[str, Dataset], *, exclusive: bool | None) -> dict[str, Array]:
-        """Return its targets: split -> logits `(rows, classes)`, float32.
+        """Return the targets: split -> logits, float32 `(rows, classes)`.
 
         Args:
-            splits: With the columns that it `reads`.
-            exclusive: Whether an example has one class of all, or any number of them; None where there are no classes.
+            splits: Splits with the columns in `reads`.
+            exclusive: Whether each example has exactly one class, or any number; None if there are no classes.
 
         Raises:
-            UserError: A row has none, or impossible ones; `key` is the setting.
+            UserError: A row has no targets, or impossible ones; `key` names the setting.
         """
-        from hf_distill.teachers.target_columns import read_targets  # which takes torch with it
+        from hf_distill.teachers.target_columns import read_targets  # imports torch
 
         ((named, columns),) = self.columns.items()
         what: Classes = "logits" if named == "logits" else "probabilities"

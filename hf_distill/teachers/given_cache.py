@@ -1,4 +1,4 @@
-"""Targets that are given as data, put where a cache has a teacher's answers."""
+"""Put targets that are given as data into the form of a cache."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from hf_distill.tasks import Prepared
-    from hf_distill.teachers.token_columns import Positions
+    from hf_distill.teachers.token_columns import CompletionTargets
 
 Array = NDArray[Any]
 
 
 def numbered(splits: Mapping[str, Dataset]) -> dict[str, Dataset]:
-    """Return the splits with the number of every row, which a task keeps while it reads and sorts them."""
+    """Return the splits with a column of row numbers (`ROW`), which stays when a task tokenises and sorts them."""
     return {name: split.add_column(ROW, np.arange(len(split))) for name, split in splits.items()}
 
 
 def replaying(
     prepared: Prepared, logits: Mapping[str, Array], config: PretrainedConfig, gives: Gives
 ) -> tuple[Prepared, tuple[Prepared, Replay]]:
-    """Return the data as it is without a teacher; and with the targets in every batch, and a teacher that gives them.
+    """Return the data without targets; and the data with targets in every batch, with the source that reads them.
 
     Args:
-        prepared: Data whose rows are `numbered`.
-        logits: Split -> targets by number of the row, float32 `(rows, classes)`.
-        config: What stands for the teacher's.
-        gives: What the columns hold.
+        prepared: Data with row numbers from `numbered`.
+        logits: Split -> targets by row number, float32 `(rows, classes)`.
+        config: Configuration in place of the teacher's.
+        gives: What the columns give to objectives.
     """
     import pyarrow as pa  # type: ignore[import-untyped]
     from datasets import Dataset
@@ -64,16 +64,20 @@ def _plain(prepared: Prepared) -> Prepared:
 
 
 def replaying_tokens(
-    prepared: Prepared, given: Mapping[str, Sequence[Positions]], config: PretrainedConfig, classes: int, gives: Gives
+    prepared: Prepared,
+    given: Mapping[str, Sequence[CompletionTargets]],
+    config: PretrainedConfig,
+    classes: int,
+    gives: Gives,
 ) -> tuple[Prepared, tuple[Prepared, Replay]]:
-    """Return what `replaying` does, of the likeliest tokens at every position of a completion that is learned.
+    """Return what `replaying` returns, for the most likely tokens at every learned position of a completion.
 
     Args:
-        prepared: Data whose rows are `numbered`.
-        given: Split -> what is given, by number of the row.
-        config: What stands for the teacher's.
-        classes: How many columns of the head are tokens.
-        gives: What the columns hold, as far as it was known before they were read.
+        prepared: Data with row numbers from `numbered`.
+        given: Split -> targets by row number.
+        config: Configuration in place of the teacher's.
+        classes: Number of columns of the head that are tokens.
+        gives: What the columns give to objectives, as far as it was known before they were read.
     """
     import pyarrow as pa
 
@@ -101,18 +105,18 @@ def replaying_tokens(
     return plain, (with_targets(plain, targets, rows), replay)
 
 
-def _learned(split: Dataset, given: Sequence[Positions]) -> Iterator[tuple[Positions, slice]]:
-    """Yield, example by example, what is given for it, and for which of its positions there is a label."""
+def _learned(split: Dataset, given: Sequence[CompletionTargets]) -> Iterator[tuple[CompletionTargets, slice]]:
+    """Yield, for each example, its targets and the slice of its positions that have a label."""
     for number, labels in zip(split[ROW], split["labels"], strict=True):
         row = given[number]
         found = [label for label in labels if label != IGNORED]
-        part = slice(row.first, row.first + len(found))  # less than all where the text is cut
+        part = slice(row.first, row.first + len(found))  # fewer than all if the text is truncated
         assert found == row.tokens[part]
         yield row, part
 
 
-def _bytes(row: Positions, part: slice, kept: Kept) -> tuple[bytes, bytes, bytes]:
-    """Return a row of a cache, in the order of `SPARSE`."""
+def _bytes(row: CompletionTargets, part: slice, kept: Kept) -> tuple[bytes, bytes, bytes]:
+    """Return the bytes of a cache row, in the order of `SPARSE`."""
     log_probabilities = row.log_probabilities[part, : kept.top]
     remaining = np.full(len(log_probabilities), -np.inf)
     if kept.top < kept.classes:

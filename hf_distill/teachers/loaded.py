@@ -1,4 +1,4 @@
-"""A teacher that a Python user has loaded, where an entry of a recipe is wanted."""
+"""A loaded model as a teacher entry, for Python users."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class LoadedTeacher(Teacher):
 
     @property
     def has_head(self) -> bool:
-        """See `Teacher.has_head`."""
+        """Always true: the model's head is trained."""
         return True
 
     def config(self) -> PretrainedConfig:
-        """See `Teacher.config`."""
+        """Return the configuration of the model."""
         from hf_distill.models.inspection import base_model
 
         config: Any = base_model(self.loaded).config
@@ -46,8 +46,10 @@ class LoadedTeacher(Teacher):
 
 
 def as_entry(given: Any) -> Any:
-    """Return the entry for a model, or for its id or path; anything else as it is."""
+    """Return the entry for a model, an id or a path; return any other value unchanged."""
     if isinstance(given, str | os.PathLike):
         return PretrainedTeacher(model=os.fspath(given))
-    torch: Any = sys.modules.get("torch")  # who has a model has imported it; reading a recipe does not wait for it
+    torch: Any = sys.modules.get(
+        "torch"
+    )  # a model exists only if torch is imported already; reading a recipe does not import it
     return LoadedTeacher(loaded=given) if torch is not None and isinstance(given, torch.nn.Module) else given

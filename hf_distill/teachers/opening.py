@@ -1,4 +1,4 @@
-"""A teacher for a `DistillationTrainer` that is named rather than brought: an id, a path, or an entry of a recipe."""
+"""Load the teacher that a `DistillationTrainer` gets as an id, a path or a recipe entry."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from hf_distill.tasks.inferred import tasks_of
 from hf_distill.teachers.base import Teacher
 from hf_distill.teachers.pretrained import PretrainedTeacher
 
-# What `teacher` takes.
+# Types of the `teacher` argument.
 Given: TypeAlias = nn.Module | Teacher | str | os.PathLike[str]
 
 
 def can_open(given: object) -> bool:
-    """Whether it is something that names a teacher, or None."""
+    """Whether a value is a teacher, names one, or is None."""
     return given is None or isinstance(given, nn.Module | Teacher | str | os.PathLike)
 
 
 def open_teacher(given: Given | None, student: nn.Module) -> nn.Module | None:
-    """Return the model that teaches, loaded with the head that the student has; a model is returned as it is.
+    """Return the teacher model, loaded with the same kind of head as the student; a model is returned unchanged.
 
     Args:
         given: A model; a Hub id, a directory or `package:NAME/PATH`; or an entry of a recipe, such as
             `PretrainedTeacher(model=..., dtype="bfloat16")`.
-        student: Says which head it is.
+        student: The student, whose class says which head to load.
 
     Raises:
-        UserError: The teacher is not there, has no such head, or works in a run alone.
+        UserError: The teacher is missing, has no such head, or works only in a run of a recipe.
     """
     if given is None or isinstance(given, nn.Module):
         return given
@@ -46,8 +46,8 @@ def open_teacher(given: Given | None, student: nn.Module) -> nn.Module | None:
     auto_class = tasks[0].auto_class if tasks else "AutoModel"
     if auto_class == "AutoModel":
         raise UserError(
-            f"teacher: with which head '{entry.source}' is to be loaded cannot be told from a "
-            f"{type(student).__name__}. Load it, and pass the model."
+            f"teacher: the head of '{entry.source}' cannot be chosen from the student, a "
+            f"{type(student).__name__}. Load the teacher, and pass the model."
         )
     return entry.load(Head(auto_class), _not_here)
 

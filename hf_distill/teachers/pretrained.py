@@ -1,4 +1,4 @@
-"""A teacher that is already good at the task."""
+"""A teacher that is already trained for the task."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ class PretrainedTeacher(Teacher):
 
     @property
     def has_head(self) -> bool:
-        """See `Teacher.has_head`."""
+        """Always true: the checkpoint has a trained head."""
         return True
 
     def config(self) -> PretrainedConfig:
-        """See `Teacher.config`."""
+        """Return the configuration of the checkpoint."""
         config = open_config(self.model, revision=self.revision, trust_remote_code=self.trust_remote_code)
         if self.quantization is not None:
             check_whole(self.model, config)
@@ -58,15 +58,15 @@ class PretrainedTeacher(Teacher):
         return config
 
     def check_task(self, task: Task) -> None:
-        """Refuse a quantization that nothing here can do."""
+        """Refuse a quantization whose package is not installed."""
         if self.quantization is not None:
             check_installed(self.quantization)
 
     def load(self, head: Head, fine_tune: FineTune) -> PreTrainedModel:
-        """Load the checkpoint with its own labels, and warn where its head seems never to have been trained.
+        """Return the model with its own labels; warn if its head seems untrained.
 
         Raises:
-            UserError: The checkpoint holds no head for the task: it would teach noise.
+            UserError: The checkpoint has no head for the task.
         """
         model, missing = load_model(
             self.model,
@@ -96,11 +96,11 @@ class PretrainedTeacher(Teacher):
 
 
 def _untouched(model: PreTrainedModel, head: Head) -> list[str]:
-    """Return the biases of a head that no training has moved from where they begin; empty if one was moved.
+    """Return the biases of a head if all of them are exactly 0, as before training; else an empty list.
 
-    A head that is made new for a checkpoint is missing in it, unless the model was saved in that state.
+    A checkpoint without a head is found by its missing weights, unless the model was saved with its new head.
     """
-    # Of language models the head is the embeddings, and what biases there are need not have been trained.
+    # The head of a language model is its embeddings, and its biases may be untrained.
     if head.kind not in ("labels", "spans") or model.base_model is model:
         return []
     inside = f"{model.base_model_prefix}."

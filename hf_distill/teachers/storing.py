@@ -1,4 +1,4 @@
-"""Storing the targets of a teacher for a `DistillationTrainer`, as a run does it for a recipe."""
+"""Store the targets of a teacher for a `DistillationTrainer`, as a run does for a recipe."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hf_distill.teachers.base import Storing, Teacher
 
 logger = logging.getLogger(__name__)
 
-# Columns with what is to be learned; a collator may call them otherwise.
+# Columns of labels; a collator may rename them.
 LABELS = ("label", "label_ids", "labels", "start_positions", "end_positions")
 
 
@@ -39,22 +39,22 @@ def store_targets(
     max_length: int | None,
     args: Any,
 ) -> tuple[TrainingData, TargetSource]:
-    """Run the teacher on what it has not been run on yet; return the data with its targets, and what reads them.
+    """Store the targets that are not stored yet; return the data with targets, and the source that reads them.
 
     Args:
-        entry: Where and how they are stored.
+        entry: The entry that says where and how targets are stored.
         model: The teacher.
         student: The student.
-        data: Splits, collator and layout of the training; `eval` may be None, or several in a dict.
-        task: The student's.
-        objectives: What the targets are for.
+        data: Splits, collator and layout of the training; `eval` may be None, or several splits in a dict.
+        task: The task of the student.
+        objectives: The objectives that use the targets.
         takes: Columns that the models and the layout read.
-        tokenizer: Of both models, if it is known.
-        max_length: Where texts were cut, if they were tokenised here.
+        tokenizer: Tokenizer of both models, if it is known.
+        max_length: Maximum length of the texts, if they were tokenised here.
         args: Device, precision and batch size.
 
     Raises:
-        UserError: The data cannot be looked at example by example, or changes with every epoch.
+        UserError: The data is not a `datasets.Dataset`, or its inputs change with every epoch.
     """
     own: Any = base_model(student).config
     theirs: Any = base_model(model).config
@@ -89,7 +89,7 @@ def _readable(split: Any, takes: frozenset[str]) -> datasets.Dataset:
 
 
 def _apart(whole: datasets.Dataset, before: Any) -> Any:
-    """Return what was one split, or several, in that form again."""
+    """Return the concatenated eval data in its form `before`: None, one split, or several in a dict."""
     if before is None:
         return None
     if not isinstance(before, dict):

@@ -1,4 +1,4 @@
-"""Columns of targets, read into logits: every row is checked, since a wrong one would be learned."""
+"""Read columns of class targets as logits. Every row is checked, because a wrong target would be learned."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 KEY = "columns"
-# What rounded probabilities of a row may add up to besides 1.
+# How far the sum of a row's rounded probabilities may be from 1.
 _ROUNDED = 0.01
 
 
@@ -34,19 +34,19 @@ def read_targets(
 ) -> Array:
     """Return the teacher's logits of every row, float32 `(rows, classes)`.
 
-    Of probabilities p: `log p` where classes exclude each other, which is a softmax's logits up to a constant, and
-    `log p - log(1 - p)` where each is a yes or no of its own. A 0 stands for e^-80.
+    Probabilities p become `log p` if each example has one class (the logits of a softmax up to a constant), and
+    `log p - log(1 - p)` if each class is a yes/no label. A probability of 0 is read as e^-80.
 
     Args:
-        split: With the columns.
-        name: Of the split.
-        columns: One that holds lists, or one a class.
-        classes: How many there are.
-        what: They hold.
-        exclusive: Whether classes exclude each other.
+        split: A split with the columns.
+        name: Name of the split.
+        columns: One column of lists, or one column for each class.
+        classes: Number of classes.
+        what: Whether the columns hold probabilities or logits.
+        exclusive: Whether each example has exactly one class.
 
     Raises:
-        UserError: A column is missing, or a row has no targets, another number of them, or impossible ones.
+        UserError: A column is missing; or a row has no targets, a wrong number of them, or impossible ones.
     """
     if isinstance(columns, str):
         values = _lists(_column(split, name, columns), name, columns, classes)
@@ -77,7 +77,7 @@ def _column(split: Dataset, name: str, wanted: str) -> pa.Array:
 
 
 def _numbers(values: pa.Array, name: str, wanted: str) -> Array:
-    """Return a column of numbers; NaN where there is none."""
+    """Return a column of numbers; NaN for missing values."""
     import pyarrow as pa
 
     if not (pa.types.is_floating(values.type) or pa.types.is_integer(values.type)):
@@ -89,7 +89,7 @@ def _numbers(values: pa.Array, name: str, wanted: str) -> Array:
 
 
 def _lists(values: pa.Array, name: str, wanted: str, classes: int) -> Array:
-    """Return a column of lists; those of a CSV file are text, such as "[0.2, 0.8]"."""
+    """Return a column of lists as a table `(rows, classes)`; lists may be text, as in a CSV file: "[0.2, 0.8]"."""
     import pyarrow as pa
 
     if (whole := as_table(values, classes)) is not None:
@@ -110,7 +110,7 @@ def _lists(values: pa.Array, name: str, wanted: str, classes: int) -> Array:
 
 
 def as_table(values: pa.Array, classes: int) -> Array | None:
-    """Return lists that are all as wanted, without a Python object for each number; None where one is not."""
+    """Return lists of `classes` numbers as a table, without Python objects; None if a list is different."""
     import pyarrow as pa
     import pyarrow.compute as pc  # type: ignore[import-untyped]
 
@@ -132,7 +132,7 @@ def _parsed(text: str | None) -> Any:
 
 
 def _check_logits(values: Array, name: str) -> None:
-    """Refuse probabilities that are called logits: softened once more, they would teach that all is equally likely."""
+    """Refuse probabilities that are called logits: a softmax over them would be almost uniform."""
     if len(values) > 1 and (values >= 0).all() and (np.abs(values.sum(-1) - 1) < 1e-3).all():
         raise UserError(
             f"every row of the {name} split sums to 1, as probabilities do and logits do not. Wanted columns: "

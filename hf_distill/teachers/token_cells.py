@@ -1,4 +1,4 @@
-"""Cells of log-probabilities as servers write them: the likeliest tokens at each position of a completion."""
+"""Read cells of log-probabilities as servers write them: the most likely tokens at each position of a completion."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# A token by its number, or by its text.
+# A token as its id, or as its text.
 Token = int | str
-# How vLLM writes a token with `return_tokens_as_token_ids`.
+# Prefix of token ids that vLLM writes with `return_tokens_as_token_ids`.
 _BY_ID = "token_id:"
 
 
 class Misfit(Exception):
-    """What a cell has, and what was wanted."""
+    """A cell is wrong; the message says what it has and what was wanted."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What a row says.
+    """The targets of a row.
 
     Attributes:
-        tokens: The completion's own, one a position; None where the data does not say.
-        top: The likeliest at each position, in any order.
-        log_probabilities: Theirs.
+        tokens: Token of the completion at each position; None if the data does not have them.
+        top: Most likely tokens at each position, in any order.
+        log_probabilities: Log-probability of each token in `top`.
     """
 
     tokens: list[Token] | None
@@ -33,14 +33,13 @@ class Cell:
 
 
 def read_cell(row: Mapping[str, Any]) -> Cell:
-    """Return what a row says.
+    """Return the targets of a row.
 
     Args:
-        row: What the columns hold (`logprobs`; or `top_token_ids` and `top_logprobs`; perhaps `token_ids`), lists or
-            JSON.
+        row: Cells by name (`logprobs`, or `top_token_ids` and `top_logprobs`; perhaps `token_ids`), as lists or JSON.
 
     Raises:
-        Misfit: It is of no known form.
+        Misfit: The format of a cell is unknown.
     """
     ids = None
     if row.get("token_ids") not in (None, "null"):
@@ -58,7 +57,7 @@ def _list(cell: Any, what: str) -> list[Any]:
             found = json.loads(cell)
         except ValueError:
             found = cell
-    if isinstance(found, Mapping) and isinstance(found.get("content"), list):  # `choices[0].logprobs`, whole
+    if isinstance(found, Mapping) and isinstance(found.get("content"), list):  # the whole `choices[0].logprobs`
         found = found["content"]
     if not isinstance(found, list):
         raise Misfit(f"{str(cell)[:40]!r} for {what}; wanted a list with an entry for each token of the completion")
@@ -95,7 +94,7 @@ def _servers(cell: Any) -> Cell:
 
 
 def _openai(position: Mapping[str, Any], at: int) -> Iterator[tuple[Token, float]]:
-    """Yield the tokens of `{token, logprob, top_logprobs}`; the own one need not be among the likeliest."""
+    """Yield the tokens of `{token, logprob, top_logprobs}`; `token` may be missing in `top_logprobs`."""
     seen = set()
     for one in position["top_logprobs"] or []:
         if not isinstance(one, Mapping) or "token" not in one:
@@ -118,7 +117,7 @@ def _vllm(position: Any, at: int) -> Iterator[tuple[Token, float]]:
             "{token_id: {logprob}}"
         )
     for token, value in position.items():
-        if value is None:  # `datasets` gives every position the tokens of all
+        if value is None:  # `datasets` adds the tokens of all positions to every position
             continue
         yield _id(token, f"position {at}"), _number(value["logprob"] if _has_number(value) else value, at)
 

@@ -1,4 +1,4 @@
-"""Columns of log-probabilities, lined up with the tokens of completions: a wrong one would be learned."""
+"""Read columns of log-probabilities and align them with the tokens of completions; every row is checked."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ logger = logging.getLogger(__name__)
 
 KEY = "columns"
 BY_ID = "vLLM writes numbers with return_tokens_as_token_ids: true"
-# What rounded probabilities may add up to besides 1.
+# How far the sum of rounded probabilities may be above 1.
 _ROUNDED = 0.01
 _BATCH = 1000
 
 
 @dataclass(frozen=True)
-class Positions:
-    """What is given for the completion of a row.
+class CompletionTargets:
+    """The targets for the completion of a row.
 
     Attributes:
-        tokens: Its own, `(tokens,)`.
-        top: The likeliest at each position, falling, `(tokens, k)`.
-        log_probabilities: Theirs, natural, float64, at least `LEAST`.
-        own: That of each of `tokens`; NaN where it is not among those given.
-        first: The first that is learned: 1 where nothing stands before the completion.
-        fewest: Position at which the fewest are given; `k` are.
-        most: How many are given where there are the most.
+        tokens: Token ids of the completion, `(tokens,)`.
+        top: Most likely tokens at each position, the most likely first, `(tokens, k)`.
+        log_probabilities: Natural log-probability of each token in `top`, float64, at least `LEAST`.
+        own: Log-probability of each of `tokens`; NaN if the data does not have it.
+        first: Index of the first learned token: 1 if there is no prompt before the completion.
+        fewest: Position with the fewest given tokens (`k`).
+        most: Largest number of given tokens at a position.
     """
 
     tokens: list[int]
@@ -56,11 +56,11 @@ class Positions:
 
 @dataclass(frozen=True)
 class Names:
-    """Tokens by their text.
+    """Finds tokens by their text.
 
     Attributes:
-        tokenizer: The student's.
-        classes: How many columns of its head are tokens.
+        tokenizer: The student's tokenizer.
+        classes: Number of columns of the student's head that are tokens.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -68,48 +68,48 @@ class Names:
 
     @classmethod
     def of(cls, pair: Pair) -> Names:
-        """Return those of a run."""
+        """Return the tokens of a run's student."""
         classes = vocabulary(pair.student, pair.teacher, pair.tokenizer)
         assert classes is not None
         return cls(pair.tokenizer, classes)
 
     @cached_property
     def _texts(self) -> dict[str, list[int]]:
-        """Text -> the tokens that are written so."""
+        """Text -> ids of the tokens with this text."""
         found: dict[str, list[int]] = {}
         written = self.tokenizer.batch_decode(
             [[number] for number in range(self.classes)], clean_up_tokenization_spaces=False
         )
         for number, text in enumerate(written):
             found.setdefault(text, []).append(number)
-        for piece, number in self.tokenizer.get_vocab().items():  # as the vocabulary writes them
+        for piece, number in self.tokenizer.get_vocab().items():  # also as the vocabulary writes them
             if number < self.classes:
                 found.setdefault(piece, [number])
         return found
 
     def numbers(self, token: Token) -> list[int]:
-        """Return which tokens it may be."""
+        """Return the ids that a token can have."""
         return [token] if isinstance(token, int) else self._texts.get(token, [])
 
     def fits(self, token: Token, number: int) -> bool:
-        """Whether a token may be this one; servers write nothing for the end."""
+        """Whether a token can have this id; servers write an empty text for the end token."""
         return number in self.numbers(token) or (token == "" and number == self.tokenizer.eos_token_id)
 
     def read(self, numbers: list[int]) -> str:
-        """Return the text of tokens without special ones and white space, which tokenizers change."""
+        """Return the text of tokens without special tokens and white space, which tokenizers change."""
         text = self.tokenizer.decode(numbers, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return "".join(str(text).split())
 
 
 def read_tokens(
     splits: Mapping[str, Dataset], beside: Mapping[str, Dataset], columns: Mapping[str, str], names: Names
-) -> dict[str, list[Positions]]:
-    """Return what is given for every row of every split.
+) -> dict[str, list[CompletionTargets]]:
+    """Return the targets of every row of every split.
 
     Args:
-        splits: With `prompt` and `completion`.
-        beside: With the columns, row by row.
-        columns: What -> the column that holds it.
+        splits: Splits with `prompt` and `completion`.
+        beside: The same rows, with the columns of targets.
+        columns: Kind of the targets -> name of its column.
         names: The student's tokens.
 
     Raises:
@@ -119,7 +119,7 @@ def read_tokens(
     most = max(row.most for rows in found.values() for row in rows)
     for name, rows in found.items():
         for at, row in enumerate(rows):
-            if row.top.shape[1] < most - 1:  # one more is the token itself, where it is not among the likeliest
+            if row.top.shape[1] < most - 1:  # one more: the token itself, if it is not among the most likely
                 raise UserError(
                     f"{_place(at, name)} has {row.top.shape[1]} tokens at position {row.fewest}, and others have "
                     f"{most}; wanted as many at every position of both splits.",
@@ -132,14 +132,16 @@ def _place(at: int, name: str) -> str:
     return f"row {at} (counted from 0, as positions are) of the {name} split"
 
 
-def _read(split: Dataset, beside: Dataset, name: str, columns: Mapping[str, str], names: Names) -> list[Positions]:
+def _read(
+    split: Dataset, beside: Dataset, name: str, columns: Mapping[str, str], names: Names
+) -> list[CompletionTargets]:
     for wanted in columns.values():
         if wanted not in beside.column_names:
             raise UserError(
                 f"the {name} split has no column '{wanted}' with the teacher's targets; wanted it in train and eval.",
                 key=KEY,
             )
-    rows: list[Positions] = []
+    rows: list[CompletionTargets] = []
     others: list[str] = []
     for at, (row, text, prompt, own) in enumerate(_rows(split, beside, columns, names)):
         try:
@@ -158,7 +160,7 @@ def _read(split: Dataset, beside: Dataset, name: str, columns: Mapping[str, str]
             f"text in another way, give the numbers of its tokens (token_ids; {BY_ID}).",
             key=KEY,
         )
-    ends = set(names.tokenizer.all_special_ids)  # of a turn, or of a text
+    ends = set(names.tokenizer.all_special_ids)  # ends of a turn or of a text
     if without := sum(row.tokens[-1] not in ends for row in rows):
         logger.warning(
             "in %s of %s rows of the %s split no log-probabilities are given for the end of the text, so the student "
@@ -171,7 +173,10 @@ def _read(split: Dataset, beside: Dataset, name: str, columns: Mapping[str, str]
 def _rows(
     split: Dataset, beside: Dataset, columns: Mapping[str, str], names: Names
 ) -> Iterator[tuple[dict[str, Any], str, list[int], list[int] | None]]:
-    """Yield cells, completion, the prompt's tokens, and its own; None where its first is one with the prompt's last."""
+    """Yield cells, completion, the prompt's tokens and the completion's tokens.
+
+    The last is None if the end of the prompt and the beginning of the completion are one token.
+    """
     from hf_distill.tasks.text_tokens import prompts_and_wholes
 
     end = names.tokenizer.eos_token_id
@@ -187,7 +192,7 @@ def _rows(
 
 
 def _completion(cell: Cell, text: str, own: list[int] | None, names: Names) -> list[int] | str:
-    """Return the tokens of a completion, or why those that are given cannot be its tokens."""
+    """Return the token ids of a completion, or a text that says why the given tokens do not fit it."""
     count, end = len(cell.top), names.tokenizer.eos_token_id
     ended = None if own is None else [*own, *([] if end is None else [end])][:count]
     if cell.tokens is None:
@@ -195,7 +200,7 @@ def _completion(cell: Cell, text: str, own: list[int] | None, names: Names) -> l
             return "a completion whose beginning is one token with the end of its prompt"
         if ended is None or count not in (len(own), len(own) + 1) or len(ended) < count or not count:
             return f"{count} positions for a completion of {len(own)} tokens"
-        # As many need not be the same ones: what was said is nearly always among the likeliest.
+        # Equal counts do not prove equal tokens; but the token of the text is nearly always among the most likely.
         lacking = [at for at, token in enumerate(ended) if token not in cell.top[at]]
         if lacking:
             wanted = str(names.tokenizer.decode([ended[lacking[0]]]))
@@ -204,7 +209,7 @@ def _completion(cell: Cell, text: str, own: list[int] | None, names: Names) -> l
     likely = ended is not None and own is not None and count in (len(own), len(own) + 1) and len(ended) == count
     if likely and ended and all(names.fits(token, number) for token, number in zip(cell.tokens, ended, strict=True)):
         return ended
-    # Cut in another way than the tokenizer cuts the text: still the same text.
+    # Other tokens than the tokenizer makes from the text are right too, if their text is the same.
     several = [names.numbers(token) for token in cell.tokens]
     for at, numbers in enumerate(several):
         if not all(0 <= number < names.classes for number in numbers):
@@ -220,11 +225,11 @@ def _completion(cell: Cell, text: str, own: list[int] | None, names: Names) -> l
     return tokens
 
 
-def _positions(cell: Cell, tokens: list[int], first: int, names: Names) -> Positions:
-    """Return what a cell says, checked.
+def _positions(cell: Cell, tokens: list[int], first: int, names: Names) -> CompletionTargets:
+    """Return the checked targets of a cell.
 
     Raises:
-        Misfit: It cannot be a part of a distribution over the tokens.
+        Misfit: They cannot be part of a distribution over the tokens.
     """
     counts = np.array([len(some) for some in cell.top])
     if not counts.all():
@@ -247,7 +252,7 @@ def _positions(cell: Cell, tokens: list[int], first: int, names: Names) -> Posit
     starts = np.concatenate(([0], np.cumsum(counts)[:-1]))
     kept = order[starts[:, None] + np.arange(counts.min())]
     falling = np.clip(values[kept], LEAST, 0.0)
-    return Positions(tokens, numbers[kept], falling, own, first, int(counts.argmin()), int(counts.max()))
+    return CompletionTargets(tokens, numbers[kept], falling, own, first, int(counts.argmin()), int(counts.max()))
 
 
 def _numbers(cell: Cell, tokens: list[int], names: Names) -> Iterator[int]:

@@ -170,7 +170,7 @@ def test_masks_that_change(write_recipe: WriteRecipe, make_model: Any, tmp_path:
         "objectives": [{"name": "kl"}],
     }
     model = make_model("bert-mlm", layers=2)
-    with pytest.raises(UserError, match=r"frozen_masks: fill-mask hides other tokens in every epoch"):
+    with pytest.raises(UserError, match=r"frozen_masks: fill-mask masks other tokens in every epoch"):
         run(write_recipe(teacher=cached(model), **sections))
     exact = {"frozen_masks": True, "top": 10_000, "precision": "float32"}
     curves = []

@@ -51,7 +51,7 @@ def test_a_run_from_a_cache_is_the_run(write_recipe: WriteRecipe, make_model: An
     said = str(replayed.settings["teacher's answers"])
     assert "hidden states of layers 0, 2, 3 (first), 4, 32 wide in float32: about" in said
     assert line(path) == (
-        "answers, whole in float32; hidden states of layers 0, 2, 3 (first), 4, 32 wide in float32: 384 bytes a token "
+        "whole outputs in float32; hidden states of layers 0, 2, 3 (first), 4, 32 wide in float32: 384 bytes a token "
         "and 128 bytes a text, at most 24.6 kB a text of 64 tokens"
     )
 
@@ -192,7 +192,7 @@ def test_two_tokenizers(write_recipe: WriteRecipe, make_model: Any, tmp_path: Pa
     ):
         path = write_recipe(teacher=teacher, objectives=objectives, **sections)
         with pytest.raises(
-            UserError, match=r"teacher\.layers: .* layer 2 are to be kept token by token, but each of the"
+            UserError, match=r"teacher\.layers: .* layer 2 would be stored token by token, but teacher and"
         ):
             check(load_recipe(path))
 

@@ -15,7 +15,6 @@ UNDONE = (
     "objectives/",
     "run/",
     "students/copy_layers.py",
-    "teachers/",
     "trainer.py",
     "training/",
 )

@@ -17,7 +17,7 @@ from hf_distill.report.text import rows as table
 from hf_distill.run.dry_run import check
 from hf_distill.tasks import TextClassification
 from hf_distill.teachers import GivenTeacher
-from hf_distill.teachers.token_columns import Names, Positions, read_tokens
+from hf_distill.teachers.token_columns import CompletionTargets, Names, read_tokens
 
 PROMPTS = ["the film is", "the plot is", "it was a", "is it", "the cast is"]
 COMPLETIONS = [" great", " a very bad story", " moving film", " dull and stale", " charming ."]
@@ -221,7 +221,7 @@ def names(make_model: Any) -> Names:
     return Names(tokenizer, len(tokenizer))
 
 
-def read(names: Names, rows: list[dict[str, Any]], completion: str = " great film") -> list[Positions]:
+def read(names: Names, rows: list[dict[str, Any]], completion: str = " great film") -> list[CompletionTargets]:
     from datasets import Dataset
 
     split = Dataset.from_dict({"prompt": ["the"] * len(rows), "completion": [completion] * len(rows)})
