@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.dlpack import from_dlpack
 
-from hf_distill.cache import hidden_states as kept_states
-from hf_distill.cache.hidden_states import KeptStates
+from hf_distill.cache import hidden_states
+from hf_distill.cache.hidden_states import StatesColumn
 from hf_distill.models.inspection import base_model
 from hf_distill.models.needs import Gives
 from hf_distill.models.target_model import PREFIX
@@ -51,7 +51,7 @@ class Kept:
     temperature: float = 1.0
     precision: Literal["float16", "float32", "float64"] = "float32"
     classes: int = 0
-    states: tuple[KeptStates, ...] = ()
+    states: tuple[StatesColumn, ...] = ()
     left_out: tuple[int, ...] = ()
 
     @classmethod
@@ -84,7 +84,7 @@ class Kept:
         """
         exact: Any = "float64" if next(teacher.parameters()).dtype == torch.float64 else "float32"
         config: Any = base_model(teacher).config
-        columns = kept_states.columns_of(config, states, exact if hidden_precision == "float32" else hidden_precision)
+        columns = hidden_states.columns_of(config, states, exact if hidden_precision == "float32" else hidden_precision)
         if not is_sparse(teacher, layout):
             return cls(outputs=layout.outputs, by_token=layout.outputs_by_token, precision=exact, states=columns)
         head: Any = base_model(teacher).get_output_embeddings()  # type: ignore[operator]

@@ -31,7 +31,7 @@ Precision = Literal["float16", "float32", "float64"]
 
 
 @dataclass(frozen=True)
-class KeptStates:
+class StatesColumn:
     """A column of hidden states in a cache.
 
     Attributes:
@@ -90,7 +90,7 @@ def merged(states: Iterable[States]) -> tuple[States, ...]:
     return tuple(found[key] for key in sorted(found))
 
 
-def columns_of(config: PretrainedConfig, states: Iterable[States], precision: Precision) -> tuple[KeptStates, ...]:
+def columns_of(config: PretrainedConfig, states: Iterable[States], precision: Precision) -> tuple[StatesColumn, ...]:
     """Return the columns for hidden states of a teacher.
 
     Args:
@@ -110,11 +110,11 @@ def columns_of(config: PretrainedConfig, states: Iterable[States], precision: Pr
                 "embeddings.",
                 key="layers",
             )
-        columns.append(KeptStates(one, stack.width, precision))
+        columns.append(StatesColumn(one, stack.width, precision))
     return tuple(columns)
 
 
-def in_words(columns: Sequence[KeptStates]) -> str:
+def in_words(columns: Sequence[StatesColumn]) -> str:
     """Return a description such as `hidden states of layers 2, 4 (mean), 768 wide in float16`."""
     names = ", ".join(str(one.states) for one in columns)
     widths = " and ".join(dict.fromkeys(str(one.width) for one in columns))
@@ -125,7 +125,7 @@ def in_words(columns: Sequence[KeptStates]) -> str:
 
 
 def record(
-    outputs: Mapping[str, Any], columns: Sequence[KeptStates], layout: RowLayout, batch: Mapping[str, Tensor]
+    outputs: Mapping[str, Any], columns: Sequence[StatesColumn], layout: RowLayout, batch: Mapping[str, Tensor]
 ) -> dict[str, list[Array]]:
     """Return, for each column, the vectors of every example of a batch, `(vectors, width)` each.
 
@@ -166,7 +166,7 @@ def by_text(examples: Tensor) -> Tensor:
     return examples.transpose(0, 1).flatten(0, 1)
 
 
-def _layer(outputs: Mapping[str, Any], column: KeptStates) -> Tensor:
+def _layer(outputs: Mapping[str, Any], column: StatesColumn) -> Tensor:
     found = outputs.get(_key(column.states.part))
     if found is None or len(found) <= column.states.layer:
         count = "none" if found is None else f"those of {len(found)} layers"
@@ -184,7 +184,7 @@ def _layer(outputs: Mapping[str, Any], column: KeptStates) -> Tensor:
     return states
 
 
-def _exactly(vectors: Tensor, column: KeptStates) -> Array:
+def _exactly(vectors: Tensor, column: StatesColumn) -> Array:
     """Return vectors in the precision of a column.
 
     Raises:
@@ -223,7 +223,7 @@ def to_arrow(examples: Sequence[Array], kind: Any) -> pa.Array:
 
 
 def read(
-    table: pa.Table, columns: Sequence[KeptStates], layout: RowLayout, batch: Mapping[str, Tensor]
+    table: pa.Table, columns: Sequence[StatesColumn], layout: RowLayout, batch: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Return the hidden states of a batch in their stored precision.
 
@@ -260,7 +260,7 @@ def read(
 
 
 def replay(
-    values: Mapping[str, Tensor], columns: Sequence[KeptStates], config: PretrainedConfig, batch: Mapping[str, Tensor]
+    values: Mapping[str, Tensor], columns: Sequence[StatesColumn], config: PretrainedConfig, batch: Mapping[str, Tensor]
 ) -> dict[str, tuple[Tensor | None, ...]]:
     """Return hidden states in the form of a teacher's outputs: a tuple of all layers, None for those not stored.
 
@@ -285,12 +285,12 @@ def replay(
     return {key: tuple(layers) for key, layers in found.items()}
 
 
-def takes(columns: Iterable[KeptStates]) -> set[str]:
+def takes(columns: Iterable[StatesColumn]) -> set[str]:
     """Return the names of the batch columns that `replay` needs besides the stored states."""
     return {_shaped_like(column) for column in columns if column.states.of != "tokens"}
 
 
-def _shaped_like(column: KeptStates) -> str:
+def _shaped_like(column: StatesColumn) -> str:
     return "labels" if column.states.part == "decoder" else "input_ids"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_distill.cache import hidden_states as kept_states
+from hf_distill.cache import hidden_states
 from hf_distill.cache.format import SPARSE, Kept, packed
 from hf_distill.models.heads import CHUNK_BYTES, ELSEWHERE, capturing, open_head, slices
 from hf_distill.models.projection import Projector, Side
@@ -58,7 +58,7 @@ class Recorder:
         seen = capturing(self.teacher, self.head) if self.head is not None else nullcontext()
         with torch.autocast(device, torch.bfloat16, enabled=self.bf16), seen as captured:
             outputs: Any = self.padding.run("teacher", self.teacher, inputs, batch)
-        states = kept_states.record(outputs, self.kept.states, self.layout, batch)
+        states = hidden_states.record(outputs, self.kept.states, self.layout, batch)
         if not self.kept.is_sparse:
             return {**{name: self._whole(outputs[name], batch) for name in self.kept.outputs}, **states}
         if captured is not None and self.head is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from hf_distill.cache import hidden_states as kept_states
+from hf_distill.cache import hidden_states
 from hf_distill.cache.format import SPARSE, Kept, read
 from hf_distill.cache.requirements import states_of
 from hf_distill.data.collators import AroundCollator, Collate
@@ -55,7 +55,9 @@ class Replay(TargetSource):
     @property
     def takes(self) -> frozenset[str]:
         """The columns of an example or a batch that it reads."""
-        return frozenset({ROW, *(f"{PREFIX}{name}" for name in self.kept.names), *kept_states.takes(self.kept.states)})
+        return frozenset(
+            {ROW, *(f"{PREFIX}{name}" for name in self.kept.names), *hidden_states.takes(self.kept.states)}
+        )
 
     @property
     def gives_outputs(self) -> bool:
@@ -101,7 +103,7 @@ class Replay(TargetSource):
                 "read the cache (see hf_distill.cache.replay.with_targets)."
             )
         values = {name: batch[f"{PREFIX}{name}"] for name in self.kept.names}
-        states = kept_states.replay(values, self.kept.states, self.config, batch)
+        states = hidden_states.replay(values, self.kept.states, self.config, batch)
         if not self.kept.is_sparse:
             return Targets({**{name: values[name] for name in self.kept.outputs}, **states})
         indices, log_probabilities, remaining = (values[name] for name in SPARSE)
@@ -149,7 +151,7 @@ class CachedTargets:
                 "targets there. Set them to -100."
             )
         found = read(table, self.kept, tokens)
-        states = kept_states.read(table, self.kept.states, self.layout, batch)
+        states = hidden_states.read(table, self.kept.states, self.layout, batch)
         return {**found, **{f"{PREFIX}{name}": value for name, value in states.items()}}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from hf_distill.cache import hidden_states as kept_states
+from hf_distill.cache import hidden_states
 from hf_distill.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,4 +31,4 @@ def states_of(objectives: Iterable[Objective], configs: Configs) -> tuple[States
             with suppress(UserError):
                 yield from objective.needs(*configs).states or ()
 
-    return kept_states.merged(wanted())
+    return hidden_states.merged(wanted())

@@ -29,11 +29,11 @@ Size = Annotated[int, Field(gt=0)]
 
 @component
 class SequenceToSequence(Task):
-    """An encoder reads a source, a decoder writes a target, token by token.
+    """An encoder reads a source, and a decoder writes a target, token by token.
 
-    Every token of the target is learned, its end included, with all before it given (teacher forcing). Models are
-    judged by the texts they generate: all with the same number of beams and the same longest length, and for the rest
-    (shortest length, phrases that may not come twice, first token) each with its own `generation_config`.
+    Every token of the target is learned, its end included, given all tokens before it (teacher forcing). Models are
+    evaluated by the texts that they generate. All use the same number of beams and the same maximum length. For the
+    rest (minimum length, phrases that may not be repeated, first token) each uses its own `generation_config`.
 
     Attributes:
         prefix: Text put before every source. T5 expects one: `"summarize: "`, `"translate English to German: "`.

@@ -12,7 +12,7 @@ from invariants.cases import Record, arguments, largest_difference, objectives, 
 
 from hf_distill.cache.cache import Cache
 from hf_distill.cache.format import Kept
-from hf_distill.cache.hidden_states import KeptStates, merged
+from hf_distill.cache.hidden_states import StatesColumn, merged
 from hf_distill.cache.replay import TrainingData
 from hf_distill.errors import UserError
 from hf_distill.models.layers import States
@@ -317,7 +317,7 @@ def flipped(collate: Any) -> Any:
 def test_columns_have_names_and_sizes() -> None:
     """Two columns of one name would be one column; bytes are what `--check` multiplies."""
     states = [States(4), States(4, part="encoder"), States(4, part="decoder"), States(4, "mean"), States(12, "last")]
-    columns = [KeptStates(one, 768, "float16") for one in states]
+    columns = [StatesColumn(one, 768, "float16") for one in states]
     assert len({one.name for one in columns}) == len(columns)
     assert columns[0].vector_bytes == 1536
     assert merged(states)[-2:] == (States(4, part="decoder"), States(4, part="encoder"))

@@ -166,7 +166,7 @@ def test_numbers_too_large(write_recipe: WriteRecipe, make_model: Any, tmp_path:
     model.save_pretrained(tmp_path / "model")
     transformers.AutoTokenizer.from_pretrained(make_model("bert", layers=2, seed=1)).save_pretrained(tmp_path / "model")
     path = write_recipe(teacher=cached(tmp_path / "model"), objectives=[{"name": "embeddings"}])
-    with pytest.raises(UserError, match=r"teacher\.hidden_precision: .* go up to 1e\+05, and float16 ends at 65,504"):
+    with pytest.raises(UserError, match=r"teacher\.hidden_precision: .* go up to 1e\+05, but float16 ends at 65,504"):
         run(path)
 
 
