@@ -435,6 +435,6 @@ def test_models_are_timed_on_their_own_tokens(make_model: Any, monkeypatch: pyte
     )
     lengths = [getattr(found["teacher"], size).sequence_length for size in ("single", "batch")]
     assert speed_note(report).endswith(
-        f"The teacher read the same texts in its own tokens: {lengths[0]} and {lengths[1]} of them."
+        f"The teacher read the same texts in its own tokens ({lengths[0]} and {lengths[1]} tokens)."
     )
     assert "its own tokens" not in speed_note(replace(report, settings={}))
