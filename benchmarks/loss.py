@@ -190,7 +190,7 @@ def trl_chunked(beta: float) -> Loss:
 
 
 def ours(*objectives: tuple[str, dict[str, Any]], sparse: bool = False, compiled: bool = False) -> Loss:
-    """`HeadRows.walk`: a few rows at a time, the gradient taken on the way."""
+    """`HeadRows.sums_in_chunks`: a few rows at a time, the gradient taken on the way."""
 
     def loss(inputs: Inputs, settings: Settings, kept: Any) -> Tensor:
         import torch
@@ -213,7 +213,7 @@ def ours(*objectives: tuple[str, dict[str, Any]], sparse: bool = False, compiled
         made = HeadRows(Side(OutputHead(head), inputs.hidden, dtype), teacher, inputs.labels, example, 1, code)
         terms = [OBJECTIVES[name](**settings_) for name, settings_ in objectives]
         coefficients = torch.tensor([float(term.weight) for term in terms]) / rows
-        value: Tensor = (made.walk(terms, coefficients).sum(0) * coefficients).sum()  # type: ignore[arg-type]
+        value: Tensor = (made.sums_in_chunks(terms, coefficients).sum(0) * coefficients).sum()  # type: ignore[arg-type]
         if compiled and rows >= made.pieces()[1] and not code.graphs:
             raise RuntimeError("the loss could not be compiled, and the time would be that without.")
         return value

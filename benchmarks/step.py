@@ -325,7 +325,7 @@ def bare(settings: Settings) -> Outcome:
                     student(**taken, use_cache=False)
                 rows = heads.rows(layout, columns)
                 coefficients = torch.ones(1) / len(rows.labels)
-                loss = (rows.walk(objectives, coefficients).sum(0) * coefficients).sum()
+                loss = (rows.sums_in_chunks(objectives, coefficients).sum(0) * coefficients).sum()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
             optimizer.step()

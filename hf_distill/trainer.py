@@ -271,7 +271,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
                 self.train_dataset = self.texts.prepared.train
             self.eval_dataset = self.texts(self.eval_dataset)
         self.data_collator = self.texts.prepared.collator
-        logger.info("data sets of text are %s", self.texts.in_words())
+        logger.info("data sets of text are %s", self.texts.describe())
 
     def _store_targets(self, entry: Teacher, task: Task | None) -> None:
         """Have the teacher's targets stored, or found stored, and train from them."""
@@ -567,8 +567,8 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         )
         return both.compare(model, inputs, heads)
 
-    def judge(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """See `GuardedTrainer.judge`."""
+    def evaluate_batch(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return the sums of all terms, `(batch, terms)`, and the largest logits, `(batch, 2)`, without a gradient."""
         with torch.set_grad_enabled(self.terms.differentiates), self.compute_loss_context_manager():
             sums, (_, extremes), _ = self._forward(model, inputs, self._heads)
         return sums.detach(), extremes

@@ -32,7 +32,7 @@ from hf_distill.run.launch import check_launch
 from hf_distill.run.pairing import open_pair, open_student, open_teacher
 from hf_distill.run.preparation import check_prepared, locating_data, prepare, setup_of
 from hf_distill.run.requirements import check_steps, check_trainings, output_directory
-from hf_distill.training.labelled import in_words, labels_of
+from hf_distill.training.labelled import describe_labels, labels_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -188,7 +188,7 @@ def _check_rows(recipe: Recipe, found: _Findings, pair: Pair, sample: Sample) ->
         # A part of the data may lack classes, and a metric of the Hub would be fetched.
         if sample.whole and all(map(is_here, recipe.evaluation.metrics)):
             prepared, _ = prepare(recipe, pair, sample.splits)
-            if (labels := in_words(prepared)) is not None:
+            if (labels := describe_labels(prepared)) is not None:
                 found.plan.append(labels.replace("labels: ", "labels      ", 1))
             lines, odd = check_prepared(recipe, prepared)
             if not found.mistakes:  # of the training arguments, that the recipe alone shows

@@ -31,7 +31,7 @@ from hf_distill.run.training_defaults import resolve_bf16, training_defaults
 from hf_distill.tasks import Setup
 from hf_distill.tasks.base import classes_of
 from hf_distill.tasks.class_counts import ClassCounts
-from hf_distill.training.labelled import in_words, labels_of
+from hf_distill.training.labelled import describe_labels, labels_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -83,7 +83,7 @@ def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run
         with recipe.locate("data"):
             splits = load_splits(recipe.data, recipe.task.roles, recipe.teacher.reads)
         prepared, stored = prepare(recipe, pair, splits)
-    if (labels := in_words(prepared)) is not None:
+    if (labels := describe_labels(prepared)) is not None:
         narrator.say(labels)
     lines, odd = check_prepared(recipe, prepared)
     check_best_metric(recipe, prepared)

@@ -27,7 +27,7 @@ from hf_distill.run.fit import Fitted, Fitter
 from hf_distill.run.training_defaults import fine_tuning, resolve_bf16
 from hf_distill.students.freezing import freeze
 from hf_distill.teachers.base import Storing
-from hf_distill.training.labelled import as_long_as, label_objective
+from hf_distill.training.labelled import label_objective, same_steps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -238,7 +238,7 @@ class Run:
         if len(self.fitter.rows((Labels(),))) == len(self.prepared.train):
             return {}
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * parallel.processes()
-        return as_long_as(student, training, judged=len(self.prepared.eval), batch=batch)
+        return same_steps(student, training, eval_rows=len(self.prepared.eval), batch=batch)
 
     def _new_student(self, teacher: TargetSource, seed: int, *, warn: bool) -> PreTrainedModel:
         from transformers import set_seed

@@ -35,7 +35,7 @@ from hf_distill.tasks import Prepared, Task
 from hf_distill.tasks.inferred import evaluator_of, tasks_of
 from hf_distill.trainer import DistillationTrainer
 from hf_distill.training.checkpoints import remove_checkpoints
-from hf_distill.training.labelled import as_long_as, drawn_from, has_label, label_objective, labels_of
+from hf_distill.training.labelled import drawn_from, has_label, label_objective, labels_of, same_steps
 from hf_distill.training.saving import attach
 from hf_distill.training.sharded import saves_itself
 from hf_distill.training_args import DistillationArguments
@@ -204,7 +204,7 @@ def _train_baseline(trainer: DistillationTrainer, start: Any, prepared: Prepared
         training["max_steps"] = trainer.state.global_step
     if len(rows) < len(prepared.train):
         batch = trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps * parallel.processes()
-        training |= as_long_as(trainer.state.log_history, training, judged=len(prepared.eval), batch=batch)
+        training |= same_steps(trainer.state.log_history, training, eval_rows=len(prepared.eval), batch=batch)
     tokenizer: Any = trainer.processing_class
     alone = DistillationTrainer(
         start,

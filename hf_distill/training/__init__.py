@@ -1,1 +1,1 @@
-"""The parts of a training."""
+"""What `DistillationTrainer` is made of: batches, forward passes, loss terms, checks, checkpoints."""

@@ -1,4 +1,4 @@
-"""Do the objectives of a training and its arguments go together?"""
+"""Checks that the objectives of a training work with its training arguments."""
 
 from __future__ import annotations
 
@@ -14,40 +14,41 @@ if TYPE_CHECKING:
 
 
 def check_with_arguments(needs: Needs, training: Mapping[str, Any]) -> None:
-    """Refuse an objective that the training arguments of a recipe do not go with.
+    """Refuse an objective that does not work with the training arguments of a recipe.
 
     Args:
-        needs: Of the objective.
-        training: The arguments that the recipe gives.
+        needs: What the objective needs.
+        training: The training arguments that the recipe gives.
 
     Raises:
-        UserError: Says what to change.
+        UserError: They do not work together; the message says what to change.
     """
     if needs.unit == "pair" and training.get("per_device_train_batch_size") == 1:
         raise UserError(
             f"'{needs.name}' compares the examples of a micro-batch with each other, and "
-            "training.per_device_train_batch_size is 1: it would be 0 at every step. Raise that, or leave it out."
+            "training.per_device_train_batch_size is 1: the loss would be 0 at every step. Use a larger batch size, "
+            "or remove the objective."
         )
     if needs.looks_inside and training.get("padding_free") is True:
         raise UserError(
             f"'{needs.name}' looks into the models, and training.padding_free: true runs their layers without "
-            "padding. Set that to auto, or leave one of the two out."
+            "padding. Set padding_free to auto, or remove one of the two."
         )
 
 
 def check_terms(terms: Terms, trainer: Any) -> None:
-    """Refuse what objectives that learn, look into the models or differentiate do not go with.
+    """Refuse arguments that do not work with objectives that learn, look into the models or differentiate.
 
     Raises:
-        ValueError: Says what to leave out, or to pass instead.
+        ValueError: They do not work together; the message says what to leave out, or what to pass instead.
     """
-    from hf_distill.training.sharded import is_divided  # which takes Trainer with it, and --check needs none
+    from hf_distill.training.sharded import is_divided  # imports Trainer, which --check does not need
 
     args = trainer.args
     given: tuple[Any, ...] = (trainer.model_init, trainer.optimizer)
     if terms.learned and any(one is not None for one in given):
         raise ValueError(
-            "an objective here has parts of its own to learn, which the trainer must create together with the "
+            "an objective has parameters of its own to learn, and the trainer must create them together with the "
             "student and its optimizer. Pass `model`, not `model_init`, and no `optimizers`."
         )
     if args.torch_compile and (terms.learned or terms.watch or terms.differentiates):
@@ -58,7 +59,7 @@ def check_terms(terms: Terms, trainer: Any) -> None:
     looks = terms.watch or terms.differentiates
     if looks and trainer.teacher is not None and (wrapper := wrapper_of(trainer.teacher)) is not None:
         raise ValueError(
-            f"an objective here looks into the models, and the teacher is inside a {wrapper}. Pass the model itself."
+            f"an objective looks into the models, and the teacher is inside a {wrapper}. Pass the model itself."
         )
     checkpointing: Any = (args.gradient_checkpointing and args.gradient_checkpointing_kwargs) or {}
     if terms.watch and checkpointing.get("use_reentrant"):

@@ -1,4 +1,4 @@
-"""The batches of a training: which columns they have, in which order they come, and how many make a step."""
+"""The batches of a training: their columns, their order, and how many make an optimiser step."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from hf_distill.training.text_columns import TextColumns
 
 
 class BatchingTrainer(Trainer):
-    """`Trainer` whose batches hold what both models read, in an order that no split of them changes.
+    """`Trainer` whose batches hold the inputs of both models, in an order that does not depend on the batch split.
 
     Attributes:
-        layout: What it reads of a batch is kept, set by who inherits.
-        padding_free: Told of every batch when it is made.
+        layout: Says which logits count; the columns that it reads stay in the batch. Subclasses set it.
+        padding_free: Adds to every batch what layers without padding need.
         padding: Knows on which side both models are padded.
-        takes: What `forward` of the student and of the teacher takes.
-        texts: Makes tokens of data sets of text; None where there are none.
+        takes: Names of the arguments of `forward`, of the student and of the teacher.
+        texts: Tokenises data sets of text; None if there are none.
     """
 
     layout: RowLayout
@@ -41,25 +41,29 @@ class BatchingTrainer(Trainer):
     texts: TextColumns | None = None
 
     def _set_signature_columns_if_needed(self) -> None:
-        """Keep the columns that only the teacher or the layout takes.
+        """Keep the columns that only the teacher or the layout reads.
 
-        They are `token_type_ids` for a DistilBERT student of a BERT, or all tokens of a teacher with its own tokenizer.
+        Examples: `token_type_ids` for a BERT teacher of a DistilBERT student, or all inputs of a teacher with its own
+        tokenizer.
         """
         if self._signature_columns is None:
             super()._set_signature_columns_if_needed()
             taken: Any = self._signature_columns
             theirs = {*self.takes[1], *(f"{PREFIX}{name}" for name in self.takes[1])}
-            # The model itself may be a cached teacher, whose answers are judged.
+            # The model itself may be a cached teacher that is being evaluated.
             wanted = theirs.union(self.layout.columns, self.takes[0])
             self._signature_columns = taken + sorted(wanted.difference(taken))
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> DataLoader[Any]:
-        """Have each batch carry what `padding_free` needs: read later, the host would wait for the device."""
+        """Return a data loader whose batches carry what `padding_free` needs.
+
+        Computed later, from a batch on the device, it would make the host wait for the device.
+        """
         if self.texts is not None:
             dataset = self.texts(dataset)
         plain: Any = self.data_collator
         self.data_collator = self.padding.collating(plain)
-        # accelerate takes batches that it sends to other processes apart, and knows tensors only.
+        # accelerate slices the batches that it dispatches to other processes, and can slice only tensors.
         if not isinstance(dataset, IterableDataset) and not self.accelerator.dispatch_batches:
             collate: Any = self.padding_free.collating(self.data_collator)
             self.data_collator = collate
@@ -70,7 +74,7 @@ class BatchingTrainer(Trainer):
         return loader
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
-        # The data set handed in has lost its length column to `remove_unused_columns`.
+        # In the data set that is passed in, `remove_unused_columns` has removed the length column.
         grouped = self.args.train_sampling_strategy == "group_by_length"
         lengths = known_lengths(self.train_dataset, self.args.length_column_name) if grouped else None
         if lengths is None:
@@ -83,7 +87,7 @@ class BatchingTrainer(Trainer):
         return EpochLengthGroupedSampler(step, lengths, seed)
 
     def _get_eval_sampler(self, eval_dataset: Dataset[Any]) -> Sampler[int] | None:
-        """Keep the order of the data set: predictions of two models are compared row by row."""
+        """Return a sampler in the order of the data set: predictions of two models are compared row by row."""
         if self.args.train_sampling_strategy == "group_by_length" and has_length(eval_dataset):
             return SequentialSampler(eval_dataset)
         return super()._get_eval_sampler(eval_dataset)
@@ -91,15 +95,16 @@ class BatchingTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
-        """Return the micro-batches of a step and their counts; none at the end of data that has no length.
+        """Return the micro-batches of a step and their counts; no batches for the rest of a stream of data.
 
-        `Trainer` would take no step on what is left over there, and add its gradient to the next one.
+        A data set without a length may end in the middle of a step. `Trainer` would compute the gradient of the
+        incomplete step, take no step, and add the gradient to the next one.
         """
         batches = list(islice(epoch_iterator, num_batches))
         if 0 < len(batches) < num_batches:
             if self.state.global_step == 0:
                 raise ValueError(
-                    f"the train data ends after {len(batches)} micro-batches of a process, and "
+                    f"the train data ends after {len(batches)} micro-batches per process, and "
                     f"gradient_accumulation_steps is {num_batches}: there would be no step. Lower it."
                 )
             batches = []
@@ -107,10 +112,10 @@ class BatchingTrainer(Trainer):
 
 
 def known_lengths(data: Any, name: str) -> list[int] | None:
-    """Return the lengths that a data set has in a column, without a look at its examples; None where it has none.
+    """Return the values of a column of lengths, without reading the examples; None if the data set has no such column.
 
-    As Arrow holds them: `datasets` takes 3 to 9 seconds to hand out 400,000 of them one by one, where this takes up
-    to 1.2.
+    The column is read from Arrow: 400,000 lengths take up to 1.2 seconds, and 3 to 9 seconds if `datasets` returns
+    them one by one.
     """
     if not isinstance(data, datasets.Dataset) or name not in data.column_names:
         return None
@@ -121,14 +126,14 @@ def known_lengths(data: Any, name: str) -> list[int] | None:
 class EpochLengthGroupedSampler(LengthGroupedSampler):
     """`LengthGroupedSampler` whose order depends on seed and epoch alone.
 
-    Transformers' own draws from torch's global generator: after a resume, or on two processes whose dropout has
-    consumed different amounts of it, the order of an epoch is another one.
+    Transformers' own sampler draws from torch's global generator. Its order would change after a resume, and differ
+    between two processes whose dropout has drawn different amounts of random numbers.
 
     Args:
         batch_size: Examples of one optimiser step over all processes, so that 8 x 1, 4 x 2 and 2 processes x 4
             see the same steps.
         lengths: Length of every example.
-        seed: Of the run's data order.
+        seed: Seed of the data order.
     """
 
     def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
@@ -137,7 +142,7 @@ class EpochLengthGroupedSampler(LengthGroupedSampler):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; accelerate's data loader calls this."""
+        """Set the epoch; accelerate's data loader calls this."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -150,10 +155,10 @@ class EpochLengthGroupedSampler(LengthGroupedSampler):
 
 
 class SetEpoch(TrainerCallback):
-    """Sets the epoch of the samplers at its beginning, however deep they are, and of a collator that wants to know it.
+    """Callback that sets the epoch of all samplers, also nested ones, and of a collator with `set_epoch`.
 
-    A resumed epoch skips the batches that were seen, for which accelerate puts one more sampler around ours; on
-    several processes its data loader's `set_epoch` then stops short of it, and the rest of the epoch would be that of
+    To skip the batches that a resumed epoch has already seen, accelerate wraps our sampler in one more. On several
+    processes, its data loader's `set_epoch` then does not reach ours, and the rest of the epoch would have the order of
     epoch 0.
     """
 
@@ -165,7 +170,7 @@ class SetEpoch(TrainerCallback):
         train_dataloader: Any = None,
         **kwargs: Any,
     ) -> None:
-        """See `TrainerCallback`."""
+        """Set the epoch that begins."""
         collator: Any = getattr(train_dataloader, "collate_fn", None)
         if hasattr(collator, "set_epoch"):
             collator.set_epoch(int(state.epoch))

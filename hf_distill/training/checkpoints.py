@@ -1,4 +1,4 @@
-"""Checkpoints that are whole, so that a training can go on from them and end as if it had never stopped."""
+"""Finding and checking complete checkpoints, from which a training resumes and ends with the same weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hf_distill.files.records import read_record, write_record
 
 logger = logging.getLogger(__name__)
 
-# Written last into a checkpoint: what it consists of, and of which training it is.
+# Written last into a checkpoint: its files with checksums, and the key of its training.
 SEAL = "_files.json"
 _WEIGHTS = ("model.safetensors", "adapter_model.safetensors", "pytorch_model.bin", "pytorch_model_fsdp.bin")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -25,24 +25,29 @@ _SHARDED = ("pytorch_model_fsdp_0", "global_step*")  # directories that FSDP and
 
 
 def seal(folder: Path, key: str, processes: int) -> None:
-    """Force a checkpoint that was saved to disk, then write down what it consists of.
+    """Flush a saved checkpoint to disk, then write the list of its files with their checksums. Call it in one process.
 
-    Takes what the disk takes, and a second for each 1 to 2 GB that are hashed. For one process only.
+    Hashing takes a second for each 1 to 2 GB.
+
+    Args:
+        folder: The checkpoint.
+        key: Fingerprint of the training, as `Fitter.key` returns it.
+        processes: Number of processes of the training.
     """
-    (folder / SEAL).unlink(missing_ok=True)  # of an earlier one with its name
+    (folder / SEAL).unlink(missing_ok=True)  # left by an earlier checkpoint of the same name
     sync_tree(folder)
     write_record(folder / SEAL, {"key": key, "processes": processes, "files": checksums(folder)})
     sync(folder.parent)
 
 
 def checkpoints(directory: Path) -> list[Path]:
-    """Return the checkpoints of a training, the newest first."""
+    """Return the checkpoints in the directory of a training, the newest first."""
     found = [one for one in directory.glob("checkpoint-*") if CHECKPOINT.fullmatch(one.name) and one.is_dir()]
     return sorted(found, key=lambda one: int(one.name.removeprefix("checkpoint-")), reverse=True)
 
 
 def remove_checkpoints(directory: Path, keep: str | os.PathLike[str] | None = None) -> None:
-    """Remove the checkpoints of a training from its directory, or those that are newer than the one to keep."""
+    """Remove the checkpoints of a training from its directory, or only those that are newer than `keep`."""
     for one in checkpoints(directory):
         if keep is not None and one == Path(keep):
             break
@@ -54,14 +59,14 @@ def last_complete_checkpoint(
 ) -> str | None:
     """Return the newest `checkpoint-N` of a run from which training can resume, or None.
 
-    Every file of it must be there as it was written (size and sha256, in `_files.json`), and all that decides how the
-    training goes on: weights, optimizer, schedule, random numbers. A process killed while saving, or a damaged disk,
-    leaves a newer one that `Trainer`'s own `get_last_checkpoint` would return; here it is skipped, with a warning.
+    All its files must be as they were written (size and sha256, in `_files.json`), and nothing that resuming needs may
+    be missing: weights, optimizer, schedule, random numbers. An incomplete checkpoint, from a process killed while
+    saving or a damaged disk, is skipped with a warning; `Trainer`'s own `get_last_checkpoint` would return it.
 
     Args:
         directory: `output_dir` of the run; it need not exist.
-        key: Of the training, as `Fitter.key` gives it; checkpoints of another one do not count.
-        sealed: Whether one without `_files.json` does not count; versions before wrote none.
+        key: Fingerprint of the training, as `Fitter.key` returns it; checkpoints of other trainings are skipped.
+        sealed: Skip checkpoints without `_files.json`; earlier versions did not write it.
     """
     for folder in checkpoints(Path(directory)):
         reason = _checkpoint_fault(folder, key, sealed)
@@ -72,22 +77,22 @@ def last_complete_checkpoint(
 
 
 def damaged(folder: Path) -> str | None:
-    """Return what of a sealed checkpoint is not as it was written, or None; also where it was never sealed."""
+    """Return what differs in a checkpoint from what was written; None if nothing does, or if it has no checksums."""
     record = read_record(folder / SEAL)
     return None if record is None else fault(folder, record.get("files", {}))
 
 
 def check_processes(checkpoint: str, processes: int) -> None:
-    """Refuse to go on with another number of processes than a checkpoint was made with.
+    """Refuse to resume with another number of processes than the checkpoint was made with.
 
     Raises:
-        UserError: Order and random numbers would be others, and so would the weights in the end.
+        UserError: The numbers differ: data order and random numbers would change, and so would the final weights.
     """
     record = read_record(Path(checkpoint) / SEAL)
     if record is not None and record.get("processes") != processes:
         raise UserError(
             f"{checkpoint} was made by {record.get('processes')} process(es), and this run has {processes}: it would "
-            "not end with the same weights. Start as many as before, or start over with --restart."
+            "not end with the same weights. Start the same number of processes, or start over with --restart."
         )
 
 
@@ -98,7 +103,7 @@ def _checkpoint_fault(folder: Path, key: str | None, sealed: bool) -> str | None
         return f"no readable {SEAL}, which is written last"
     if record is not None:
         if key is not None and record.get("key") != key:
-            return "it is of another training"
+            return "it belongs to another training"
         if damage := fault(folder, record.get("files", {})):
             return damage
     try:
@@ -116,7 +121,7 @@ def _checkpoint_fault(folder: Path, key: str | None, sealed: bool) -> str | None
 
 
 def weights_fault(folder: Path) -> str | None:
-    """Return which file of weights is not whole as far as its own header tells, or None."""
+    """Return which weight file is missing, empty or cut off according to its own header; None if all are complete."""
     weights = list(_weight_files(folder))
     if not weights:
         return "no weights"
@@ -127,7 +132,7 @@ def weights_fault(folder: Path) -> str | None:
 
 
 def _best_fault(folder: Path, best: str | None) -> str | None:
-    """Return what is wrong with the best model until a checkpoint, which may be loaded in the end."""
+    """Return what is wrong with the best model so far, which may be loaded at the end; None if nothing is."""
     other = folder if best is None else folder.parent / Path(best).name
     if other == folder:
         return None
@@ -136,7 +141,7 @@ def _best_fault(folder: Path, best: str | None) -> str | None:
 
 
 def _lacking(folder: Path) -> str | None:
-    """Return what a checkpoint lacks without which a training goes on as another one, or None."""
+    """Return which file is missing without which a resumed training would end with other weights, or None."""
     for pattern in ("optimizer.*", "scheduler.pt", "rng_state*.pth"):
         if not any(folder.glob(pattern)):
             return f"no {pattern}, as with save_only_model"
@@ -144,13 +149,13 @@ def _lacking(folder: Path) -> str | None:
 
 
 def _weight_files(folder: Path) -> Iterator[Path]:
-    """Yield the files that hold a checkpoint's weights, those named in a shard index included."""
+    """Yield the files that hold a checkpoint's weights, including those that a shard index names."""
     for name in _INDEXES:
         if (folder / name).is_file():
             try:
                 shards = set(json.loads((folder / name).read_bytes())["weight_map"].values())
             except (ValueError, KeyError, TypeError, AttributeError):
-                shards = {name}  # as a weight file it fails `_is_whole`
+                shards = {name}  # `_is_whole` then reports the index itself as damaged
             yield from (folder / shard for shard in sorted(shards))
     yield from (folder / name for name in _WEIGHTS if (folder / name).exists())
     for pattern in _SHARDED:
@@ -158,11 +163,11 @@ def _weight_files(folder: Path) -> Iterator[Path]:
 
 
 def _is_whole(file: Path) -> bool:
-    """Return whether a file ends where its own header or directory says that it ends."""
+    """Return whether a file ends where its own header says that it ends."""
     if not file.is_file() or file.stat().st_size == 0:
         return False
     if file.suffix in (".pt", ".pth", ".bin"):
-        return zipfile.is_zipfile(file)  # torch.save writes a zip, whose directory comes last
+        return zipfile.is_zipfile(file)  # torch.save writes a zip, whose table of contents comes last
     if file.suffix != ".safetensors":
         return not file.name.endswith(".index.json")
     with open(file, "rb") as stream:

@@ -1,4 +1,4 @@
-"""Do the objectives, the models and the arguments of one training fit together?"""
+"""Checks that the objectives, models, data and arguments of one training fit together."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ IDS = "input_ids"
 
 
 def check_types(*, model: Any, args: Any, teacher: Any, objectives: Any, layout: Any) -> None:
-    """Refuse names of models and objectives, and entries of a recipe, in place of the objects.
+    """Refuse arguments of a wrong type, such as the name of a model or an objective in place of the object.
 
     Raises:
-        TypeError: Says which argument it is, what was wanted and what was found.
+        TypeError: An argument has a wrong type; the message says which, what was wanted and what was found.
     """
     if model is not None and not isinstance(model, nn.Module):
         hint = f" Load it: AutoModelFor....from_pretrained('{model}')." if isinstance(model, str) else ""
@@ -45,7 +45,7 @@ def check_types(*, model: Any, args: Any, teacher: Any, objectives: Any, layout:
     if isinstance(model, nn.Module) and (wrapper := wrapper_of(model)) is not None:
         compiled = " For torch.compile set torch_compile=True in args." if wrapper == "OptimizedModule" else ""
         raise TypeError(
-            f"model: wanted the student itself, found it inside a {wrapper}. Pass what is inside.{compiled}"
+            f"model: wanted the student itself, found it inside a {wrapper}. Pass the model inside.{compiled}"
         )
     if args is not None and not isinstance(args, TrainingArguments):
         hint = f" Write DistillationArguments({next(iter(args), '')}=...)." if isinstance(args, dict) else ""
@@ -68,7 +68,7 @@ def _described(value: Any) -> str:
 
 
 def _class_of(value: Any) -> str:
-    """Return the name of the class that was meant by an objective's name, its entry in a recipe, or the like."""
+    """Return the class name of the objective that was meant by a class, a name or a recipe entry."""
     for one in (value, type(value)):
         if isinstance(one, type) and issubclass(one, Objective):
             return one.__name__
@@ -78,10 +78,10 @@ def _class_of(value: Any) -> str:
 
 
 def check_parallelism(trainer: Trainer) -> None:
-    """Refuse ways to spread a training that the loss does not know.
+    """Refuse kinds of parallelism that the loss does not support.
 
     Raises:
-        ValueError: Says which, and what to use instead.
+        ValueError: One is not supported; the message says which, and what to use instead.
     """
     stage = deepspeed_stage(trainer)
     if stage == 3:
@@ -92,21 +92,21 @@ def check_parallelism(trainer: Trainer) -> None:
     in_backward = stage is not None or any(word in optimizer for word in ("lomo", "layerwise"))
     if in_backward and getattr(trainer.args, "on_nan", "stop") == "skip":
         raise ValueError(
-            "on_nan: skip cannot leave a step out that DeepSpeed, or an optimizer such as "
+            "on_nan: skip cannot skip a step that DeepSpeed, or an optimizer such as "
             f"{optimizer}, takes while gradients are computed. Use on_nan: stop."
         )
 
 
 def check_objectives(trainer: Any, source: TargetSource | None, *, labelled: bool | None) -> None:
-    """Refuse objectives that these models and their rows cannot serve.
+    """Refuse objectives that need something that these models and data do not give.
 
     Args:
-        trainer: With its objectives, layout, student and data.
-        source: What the student learns from, if anything.
-        labelled: Whether the train split has labels; None where that is not known.
+        trainer: The trainer, with its objectives, layout, student and data.
+        source: The source of the targets; None if there is no teacher.
+        labelled: Whether the train split has labels; None if that is not known.
 
     Raises:
-        UserError: There is none, or one needs what it is not given.
+        UserError: There is no objective, or one needs something that is not there.
     """
     if not trainer.objectives:
         raise UserError("no objective: pass at least one, e.g. KLDivergence(temperature=2.0).")
@@ -129,17 +129,17 @@ def check_objectives(trainer: Any, source: TargetSource | None, *, labelled: boo
 
 
 def _texts(split: Any) -> int | None:
-    """Return how many texts an example has, where there is a first one to look at."""
+    """Return how many texts an example has, by the first example; None if it is one text, or cannot be read."""
     known = isinstance(split, datasets.Dataset) and split.format["type"] != "custom" and len(split)
     ids = split[0].get(IDS) if known else None
     return len(ids) if ids and isinstance(ids[0], list) else None
 
 
 def check_data(trainer: Trainer, layout: RowLayout, teacher: nn.Module | None) -> None:
-    """Refuse texts that a classifier of these cannot read, before the first step.
+    """Refuse texts whose end a classifier would not find, before the first step.
 
     Raises:
-        UserError: Says which row it is.
+        UserError: There is such a text; the message names its row.
     """
     if not isinstance(layout, ExampleRows):
         return
@@ -154,14 +154,14 @@ def check_data(trainer: Trainer, layout: RowLayout, teacher: nn.Module | None) -
 
 
 def check_separate(student: nn.Module, teacher: nn.Module) -> None:
-    """Refuse a teacher that training the student would change.
+    """Refuse a teacher whose weights would change when the student is trained.
 
     Raises:
-        ValueError: They are the same model, or share weights that will be trained.
+        ValueError: Both are the same model, or share weights that are trained.
     """
     trained = {id(parameter) for parameter in student.parameters() if parameter.requires_grad}
     if teacher is student or any(id(parameter) in trained for parameter in teacher.parameters()):
         raise ValueError(
-            "the teacher is the student, or shares weights with it that will be trained: it would change with "
-            "every step. Make the student from a copy, e.g. copy.deepcopy(teacher)."
+            "the teacher is the student, or shares weights with it that are trained: it would change with every step. "
+            "Make the student from a copy, e.g. copy.deepcopy(teacher)."
         )

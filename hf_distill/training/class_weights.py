@@ -1,4 +1,4 @@
-"""Class weights that depend on the data, or on the names of classes, as numbers: before a training begins."""
+"""Turns class weights given as `balanced` or by class name into numbers, before a training begins."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 def settle_class_weights(
     objectives: Sequence[Objective], layout: RowLayout, model: nn.Module, train: Any
 ) -> tuple[Objective, ...]:
-    """Return the objectives with one number for each class where `labels` has `class_weights`.
+    """Return the objectives, with the `class_weights` of each `Labels` as one number per class.
 
     Args:
-        objectives: Of the training.
+        objectives: Objectives of the training.
         layout: Which logits count.
         model: The student, whose configuration names the classes.
-        train: What is trained on; for `balanced` a `datasets.Dataset` with `labels`.
+        train: The train split; for `balanced` it must be a `datasets.Dataset` with `labels`.
 
     Raises:
         UserError: There are no classes, or the weights do not fit them.
@@ -55,7 +55,8 @@ def _counts(objective: Labels, train: Any, width: int) -> list[float] | None:
 
     if not isinstance(train, datasets.Dataset):
         raise UserError(
-            "'balanced' counts the labels of train_dataset, which is no datasets.Dataset. Give the weights as a list.",
+            "'balanced' counts the labels of train_dataset, which must be a datasets.Dataset for that. Pass one, or "
+            "give the weights as a list.",
             key="class_weights",
         )
     found = count_classes({"train": train}, width, None)

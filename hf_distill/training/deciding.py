@@ -1,14 +1,14 @@
-"""Which training arguments decide the weights that a training ends with."""
+"""Which training arguments influence the weights that a training ends with."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-# All others count as deciding, one that a later Transformers adds too: training twice is better than the wrong model.
+# All others count, also those that a later Transformers adds: training twice is better than reusing the wrong model.
 NEVER = frozenset(
     {
-        # where a training writes and what it says
+        # where a training writes, and what it logs
         *("output_dir", "run_name", "report_to", "project", "disable_tqdm", "log_level", "log_level_replica"),
         *("logging_strategy", "logging_steps", "logging_first_step", "logging_nan_inf_filter", "log_on_each_node"),
         *("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
@@ -18,23 +18,23 @@ NEVER = frozenset(
         # where it is published
         *("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"),
         "hub_revision",
-        # by which code it computes the same
+        # by which code the same numbers are computed
         "compile_loss",
     }
 )
-# The learning rate follows the evaluations.
+# Schedulers whose learning rate depends on the evaluations.
 LISTENING = ("reduce_lr_on_plateau", "greedy")
-# They say when a training is evaluated and saved, which decides its weights only where evaluations are listened to.
+# They say when a training is evaluated and saved, which changes its weights only if evaluations influence them.
 WHERE_EVALUATED = frozenset(
     {"eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "save_strategy", "save_steps"}
 )
 
 
 def deciding(training: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of a training's arguments that decide its weights.
+    """Return the training arguments that influence the final weights.
 
-    When it is evaluated and saved counts with `load_best_model_at_end`, which picks among what was saved by what was
-    evaluated, and with a learning rate that follows evaluations (`reduce_lr_on_plateau`, `greedy`).
+    The times of evaluation and saving are included with `load_best_model_at_end`, which chooses among the saved models
+    by their evaluations, and with a learning rate that depends on evaluations (`reduce_lr_on_plateau`, `greedy`).
 
     >>> deciding({"seed": 1, "eval_steps": 5, "output_dir": "out"})
     {'seed': 1}

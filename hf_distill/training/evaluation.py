@@ -1,4 +1,4 @@
-"""The figures of an evaluation, from sums over its examples: they do not depend on how it was split into batches."""
+"""The figures of an evaluation, computed from sums over its examples: they do not depend on the batch size."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class EvalSums:
-    """Adds up what the batches of one evaluation yield.
+    """Collects the sums of all examples of one evaluation, and computes loss, objectives and agreement from them.
 
     Args:
-        terms: Of the training.
+        terms: The loss terms of the training.
     """
 
     def __init__(self, terms: Terms) -> None:
@@ -32,23 +32,23 @@ class EvalSums:
 
     @staticmethod
     def columns(sums: Tensor, agreement: Tensor, counts: Mapping[Unit, Tensor], extremes: Tensor) -> Tensor:
-        """Return a batch as `add` takes it, one row an example.
+        """Return the values of a batch as `add` takes them, `(batch, terms + 1 + units + 2)`.
 
         Args:
-            sums: Of every term, `(batch, terms)`.
-            agreement: Rows where both models agree, `(batch,)`.
-            counts: Of every unit, `(batch,)` each.
-            extremes: Of the logits, `(batch, 2)`, as `Rows.extremes` gives them.
+            sums: Sum of every term for every example, `(batch, terms)`.
+            agreement: Number of rows of each example where both models agree, `(batch,)`.
+            counts: Number of each unit in each example, `(batch,)` each.
+            extremes: Largest logit of student and teacher, `(batch, 2)`, as `Rows.extremes` returns them.
         """
         others = torch.stack([agreement, *(counts[unit].to(sums) for unit in UNITS)], -1)
         return torch.cat((sums, others.to(sums), extremes.to(sums)), -1)
 
     def add(self, columns: Tensor) -> None:
-        """Add the examples of a batch, those of all processes."""
+        """Add the examples of a batch, gathered from all processes."""
         self._columns.append(columns)
 
     def examples(self, name: str) -> Tensor:
-        """Return the sum of a term and the number of its unit for every example, in order, float64 `(examples, 2)`."""
+        """Return, for every example in order, the sum of a term and the number of its unit, float64 `(examples, 2)`."""
         index = self.terms.names.index(name)
         unit = len(self.terms) + 1 + UNITS.index(self.terms.objectives[index].unit)
         return self._rows()[:, [index, unit]]
@@ -59,7 +59,7 @@ class EvalSums:
         return self._columns[0]
 
     def fault(self, step: int) -> Fault | None:
-        """Return what is not finite in an evaluation after a step; None where all is."""
+        """Return the fault of an evaluation after a step if a value is not finite, else None."""
         if not self._columns:
             return None
         rows, terms = self._rows(), len(self.terms)
@@ -67,7 +67,7 @@ class EvalSums:
         return None if found is None else replace(found, evaluation=True)
 
     def figures(self, *, agreement: bool) -> dict[str, float]:
-        """Return loss, objectives and agreement over all that was added; what has no count has no value."""
+        """Return loss, objectives and agreement over all examples; those with a count of 0 are left out."""
         if not self._columns:
             return {}
         sums = self._rows().sum(0).tolist()

@@ -1,4 +1,4 @@
-"""Student and teacher on one batch: what each of them is given, and the comparison of what they return."""
+"""The forward passes of student and teacher on one batch: their inputs, and the comparison of their outputs."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from hf_distill.training.terms import Terms
 
 @dataclass(frozen=True)
 class BothModels:
-    """The forward passes of a training.
+    """Runs student and teacher on a batch.
 
     Attributes:
-        source: What gives targets; None where there is no teacher.
+        source: Gives the targets; None if there is no teacher.
         layout: Which logits count.
-        terms: What is compared.
-        padding_free: Of the layers of all models.
-        padding: How each of them is run on padded batches.
-        accelerator: Of the trainer.
-        meter: Told when the teacher runs.
-        takes: What `forward` takes, of the `student` and of each of the source's models.
-        use_cache: Whether the student is asked for keys and values to generate with.
+        terms: The loss terms.
+        padding_free: Runs the layers of the models without padding.
+        padding: Runs each model on a padded batch.
+        accelerator: The trainer's accelerator.
+        meter: Measures the time of the teacher.
+        takes: Names of the arguments of `forward`, by model: `student`, and each of the source's models.
+        use_cache: Whether the student returns keys and values for generation.
     """
 
     source: TargetSource | None
@@ -54,15 +54,15 @@ class BothModels:
     use_cache: bool
 
     def compare(self, student: nn.Module, inputs: Mapping[str, Any], heads: Heads | None = None) -> Comparison:
-        """Run both models on the same batch, the teacher once.
+        """Run both models on the same batch, and return what objectives compare.
 
         Args:
-            student: Without wrapper of a distributed training.
+            student: The student, without a wrapper such as DDP.
             inputs: A batch.
-            heads: To go over the rows without ever making all logits (see `head_rows`), if not None.
+            heads: The heads of the models, to compute the logits in chunks; None to compute all logits at once.
 
         Raises:
-            ValueError: The batch has other tokens, or a cache other rows, than the objectives can compare.
+            ValueError: The teacher reads other tokens than the objectives can compare, or a cache has other rows.
         """
         with nullcontext() if heads is None else heads.capturing():
             ours, targets = self._run(student, inputs)
@@ -101,7 +101,7 @@ class BothModels:
         """Return the student's outputs and the targets."""
         targets = None
         if self.source is not None:
-            self.source.eval()  # whatever happened to it since the last batch: with dropout its targets are noise
+            self.source.eval()  # user code may have changed it since the last batch; with dropout, targets are noise
             watch = self.meter.teacher() if student.training else nullcontext()
             with torch.set_grad_enabled(self.terms.differentiates), self.accelerator.autocast(), watch:
                 read = self._teacher_inputs(inputs)
@@ -112,7 +112,13 @@ class BothModels:
         return ours, targets
 
     def _runner(self, source: TargetSource, read: Mapping[str, Any], *, own: bool) -> RunModel:
-        """Return what runs a model of the source on what the teacher reads."""
+        """Return a function that runs one of the source's models, by name, on the teacher's inputs.
+
+        Args:
+            source: The source of targets.
+            read: The teacher's inputs.
+            own: Whether they come from the teacher's own tokenizer.
+        """
 
         def run(name: str) -> Mapping[str, Any]:
             model = source.models[name]
@@ -124,7 +130,7 @@ class BothModels:
         return run
 
     def _teacher_inputs(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return what the teacher reads; refuse to compare tokens where it reads others than the student."""
+        """Return the teacher's inputs; refuse objectives that compare tokens if its tokens are not the student's."""
         theirs = teacher_inputs(inputs)
         if theirs is not inputs and self.source is not None:
             gives = replace(self.source.gives(), own_tokens=True)
@@ -138,7 +144,7 @@ class BothModels:
         if not read:
             raise ValueError(
                 f"{type(model).__name__}.forward takes {', '.join(sorted(taken)) or 'nothing'}, and the batch has "
-                f"{', '.join(inputs)}: there is nothing for it to read. Give its forward these names."
+                f"{', '.join(inputs)}: no name is the same. Use the names of the batch in its forward."
             )
         return {**{key: value for key, value in settings.items() if key in taken}, **read, **self.terms.outputs}
 
@@ -147,22 +153,21 @@ Result = TypeVar("Result")
 
 
 def inside_forward(wrapped: nn.Module, model: nn.Module, compute: Callable[[], Result], inputs: Any) -> Result:
-    """Return `compute()`, run while `wrapped` believes to run the forward pass of `model`.
+    """Return `compute()`, run inside the forward pass of the wrapper (Lightning: forward redirection).
 
-    DDP and FSDP prepare parameters, and follow which of them a loss needs, from one call of the wrapper to the next.
-    What is computed after that call from parameters of the student (a projection of its hidden states), or leaves
-    some unused (a head, when only hidden states are compared), would make them fail or, worse, differ between
-    processes. Lightning calls it a forward redirection.
+    DDP and FSDP prepare parameters, and track which of them the loss uses, within one call of the wrapper. A loss that
+    uses parameters after that call (a projection of hidden states), or leaves some unused (a head, if only hidden
+    states are compared), would make them fail or, worse, let the processes' weights differ.
 
     Args:
-        wrapped: What the trainer calls: `model` itself, or DDP, FSDP around it.
-        model: The student without wrapper; `compute` may call it.
-        compute: Returns tensors, whose graph is the loss's, and nothing else that needs one.
-        inputs: What the wrapper takes for the inputs; `compute` does not get them.
+        wrapped: What the trainer calls: `model` itself, or DDP or FSDP around it.
+        model: The student without the wrapper; `compute` may call it.
+        compute: Returns all tensors that the loss is computed from.
+        inputs: The inputs for the wrapper; they are not passed to `compute`.
     """
 
     def forward(*_: Any, **__: Any) -> Result:
-        put_back()  # `compute` may call the model
+        put_back()  # `compute` may call the model's own forward
         return compute()
 
     with replaced(model, "forward", forward) as put_back:

@@ -1,4 +1,4 @@
-"""Inputs that a model cannot read: told with their row before the first step, not by an index inside an embedding."""
+"""Checks, before the first step, that a model has embeddings for all tokens and positions of a data set."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-# Of very many rows the first ones are looked at.
+# Number of rows that are checked at most: the first ones.
 _MOST = 200_000
 _TABLE = re.compile(r"(^|[._])(pos\w*|wpe|\w*positions?)(_?emb\w*)?([._]|$)")
 
 
 def check_input_values(split: Any, which: str, models: Mapping[str, nn.Module]) -> None:
-    """Refuse token numbers past the end of a model's embeddings, and rows longer than its table of positions.
+    """Refuse token ids for which a model has no embedding, and rows longer than its table of positions.
+
+    Without this check, the error would be an index error inside an embedding, which does not name the row.
 
     Args:
-        split: A `datasets.Dataset`; of anything else nothing is known before it is read.
-        which: What to call it: `train_dataset`.
-        models: `student` -> the student, and every teacher that runs beside it, which may read tokens of its own
+        split: A `datasets.Dataset`; other data sets are not checked, since they are not read in advance.
+        which: Name of the split in messages, such as `train_dataset`.
+        models: The `student` and every teacher that runs beside it, by name. A teacher may read tokens of its own
             (`teacher_input_ids`).
 
     Raises:
-        ValueError: Names the row, what is in it, which model cannot read it, and what it takes.
+        ValueError: A model cannot read a row; the message names both, and says what the model takes.
     """
     import datasets
 
@@ -46,7 +48,7 @@ def check_input_values(split: Any, which: str, models: Mapping[str, nn.Module]) 
 
 
 def _first_bad(inputs: Any, model: Any) -> tuple[int, str, str] | None:
-    """Return the first row that does not fit, what is wrong with it, and what would be right."""
+    """Return the first row that the model cannot read, what is in it, and what the model takes; None if all fit."""
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.compute as pc  # type: ignore[import-untyped]
 
@@ -73,16 +75,16 @@ def _first_bad(inputs: Any, model: Any) -> tuple[int, str, str] | None:
 
 
 def _tokens(model: Any) -> int | None:
-    """Return how many tokens a model has embeddings for; None where it does not say."""
+    """Return how many tokens a model has embeddings for; None if that is not known."""
     try:
         rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
-    except (AttributeError, NotImplementedError):  # no Transformers model, or one that reads characters
+    except (AttributeError, NotImplementedError):  # not a Transformers model, or one that reads characters
         return None
     return rows if isinstance(rows, int) else None
 
 
 def _has_table(model: nn.Module, limit: int) -> bool:
-    """Whether positions are looked up; rotary ones are computed, for as many as there are."""
+    """Return whether a model has a table of position embeddings; rotary ones are computed, for any length."""
     sizes = [
         getattr(part, "num_embeddings", None)
         for name, part in model.named_modules()

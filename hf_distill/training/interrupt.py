@@ -1,4 +1,4 @@
-"""Ctrl-C during training, or a signal to end: finish the step, save a checkpoint, stop."""
+"""On Ctrl-C or SIGTERM during training: finish the step, save a checkpoint, stop."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hf_distill import parallel
 
-# What is said of each signal. SIGTERM comes from schedulers of clusters and containers, some time before SIGKILL.
+# Message for each signal. Schedulers of clusters and containers send SIGTERM some time before SIGKILL.
 _SAID = {
     signal.SIGINT: "\nSaving a checkpoint ... (Ctrl-C again to stop at once)",
-    signal.SIGTERM: "\nTold to end (SIGTERM). Saving a checkpoint ...",
+    signal.SIGTERM: "\nTerminated (SIGTERM). Saving a checkpoint ...",
 }
 
 
 class StopOnInterrupt(TrainerCallback):
-    """Turns Ctrl-C, or SIGTERM, into a checkpoint and an orderly end of the training; a second Ctrl-C stops at once.
+    """Callback that saves a checkpoint and ends the training on Ctrl-C or SIGTERM; a second Ctrl-C stops at once.
 
     With several processes it does nothing: they would get the signal at different steps and wait for each other.
 
     Attributes:
-        signal: Number of the signal that came; None while there was none.
+        signal: Number of the signal that was received; None if there was none.
     """
 
     def __init__(self) -> None:
@@ -36,14 +36,14 @@ class StopOnInterrupt(TrainerCallback):
 
     @property
     def interrupted(self) -> bool:
-        """Whether there was a signal."""
+        """Whether a signal was received."""
         return self.signal is not None
 
     def __enter__(self) -> StopOnInterrupt:
         # Python lets only the main thread handle signals.
         if threading.current_thread() is threading.main_thread() and parallel.started() == 1:
-            # A program that ignores or handles SIGTERM itself decided otherwise, and so did the shell that starts one
-            # in the background, where Ctrl-C is meant for another.
+            # Leave alone what the program itself has set for SIGTERM, and the ignored Ctrl-C of a shell's background
+            # job.
             taken = []
             if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
                 taken.append(signal.SIGINT)
@@ -57,7 +57,7 @@ class StopOnInterrupt(TrainerCallback):
             self._release(number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        # Processes that read data inherit this, and Ctrl-C reaches them too. They go on until their work is done.
+        # Data loader workers inherit this handler and also get Ctrl-C. They continue until their work is done.
         if self.interrupted or os.getpid() != self._process:
             return
         self.signal = number
@@ -78,6 +78,9 @@ class StopOnInterrupt(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The epoch did not end, it was left: no evaluation, and nothing in the history that a whole run has not."""
+        """Skip logging, saving and evaluation: the epoch was interrupted, it did not end.
+
+        The history then has the same entries as that of a run without an interruption.
+        """
         if self.interrupted:
             control.should_save = control.should_evaluate = control.should_log = False

@@ -1,4 +1,4 @@
-"""Labels that a head cannot have: told with their row before the first step, not by an index inside a loss."""
+"""Checks, before the first step, that the labels of a data set fit the student's head."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ if TYPE_CHECKING:
 
     from hf_distill.rows.base import RowLayout
 
-# As Transformers' collators call them.
+# Number of rows that are checked at most: the first ones.
 _MOST = 200_000
+# Names of the label column that Transformers' collators know.
 _COLUMNS = ("labels", "label", "label_ids")
 
 
 def reaches_models(split: Any, collator: Any) -> bool:
-    """Return whether the numbers of a split are those of its batches.
+    """Return whether the models get the values of a split unchanged.
 
-    A `datasets.Dataset` may have a transform, and a collator of the user's own may do anything: cut texts, count labels
-    from 0, look their names up.
+    A `datasets.Dataset` may have a transform, and a user's own collator may change values: truncate texts, or convert
+    labels.
 
     Args:
         split: A data set of any kind.
-        collator: Makes the batches.
+        collator: Makes batches of its examples.
     """
     import datasets
 
@@ -42,17 +43,19 @@ def reaches_models(split: Any, collator: Any) -> bool:
 
 
 def check_label_values(split: Any, which: str, layout: RowLayout, model: nn.Module) -> None:
-    """Refuse labels that are no classes of the student's head.
+    """Refuse labels that are not classes of the student's head.
+
+    Without this check, the error would be an index error inside a loss, which does not name the row.
 
     Args:
-        split: A `datasets.Dataset`; of anything else nothing is known before it is read. Of very many rows the first
-            ones are looked at.
-        which: What to call it: `train_dataset`.
+        split: A `datasets.Dataset`; other data sets are not checked, since they are not read in advance. Of more than
+            200,000 rows the first ones are checked.
+        which: Name of the split in messages, such as `train_dataset`.
         layout: Which logits count.
         model: The student.
 
     Raises:
-        ValueError: Names the row and its label, and what was wanted.
+        ValueError: A label does not fit; the message names the row and its label, and says what was wanted.
     """
     import datasets
 
@@ -70,7 +73,7 @@ def check_label_values(split: Any, which: str, layout: RowLayout, model: nn.Modu
 
 
 def _first_bad(labels: Any, layout: ExampleRows | TokenRows, model: Any) -> tuple[int, Any, str] | None:
-    """Return row and label of the first that does not fit, and what would."""
+    """Return row and label of the first label that does not fit, and what was wanted; None if all fit."""
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.compute as pc  # type: ignore[import-untyped]
 
@@ -99,7 +102,16 @@ def _classes(layout: TokenRows, model: Any) -> tuple[int, str]:
 def _outside(
     labels: Any, nested: bool, whole: bool, classes: int, what: str, *, unknown: tuple[int, ...]
 ) -> tuple[int, Any, str] | None:
-    """Return the first number that is none of `classes`."""
+    """Return row and value of the first label outside 0 to `classes - 1`, and what was wanted; None if all fit.
+
+    Args:
+        labels: An Arrow array.
+        nested: Whether a row has a list of labels.
+        whole: Whether the labels are integers.
+        classes: Number of classes.
+        what: `class` or `token`.
+        unknown: Numbers that stand for no label.
+    """
     import pyarrow.compute as pc
 
     flat: NDArray[Any] = (pc.list_flatten(labels) if nested else labels).to_numpy(zero_copy_only=False)
@@ -114,7 +126,7 @@ def _outside(
 
 
 def _bad_row(labels: Any, nested: bool, layout: ExampleRows) -> tuple[int, Any, str] | None:
-    """Return the first row that is no 0 or 1 for each class, or no distribution over classes."""
+    """Return the first row that is not a 0 or 1 for each class, or not a distribution over classes; None if all are."""
     import pyarrow.compute as pc
 
     width = layout.width

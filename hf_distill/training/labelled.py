@@ -1,4 +1,4 @@
-"""Trainings on labels alone: which rows have a label, and a baseline as long as the training of its student."""
+"""Trainings on labels alone: which rows have a label, and how long a baseline trains on them."""
 
 from __future__ import annotations
 
@@ -25,20 +25,21 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# How often a baseline with fewer rows than the student is judged while it trains: enough to find its best.
+# How often a baseline with fewer rows than the student is evaluated during training: often enough to find its best.
 EVALUATIONS = 10
 FEWEST_EVALUATIONS = 4
 
 
 def on_labels_alone(objectives: Iterable[Objective]) -> bool:
-    """Whether a row without a label adds nothing to any of these objectives."""
+    """Return whether all objectives learn from labels only, so that a row without a label adds nothing."""
     return all(objective.needs().labels for objective in objectives)
 
 
 def has_label(split: Dataset) -> np.ndarray[Any, Any]:
-    """Return which rows have a label, bool `(rows,)`: of a row with several (tokens, classes, values), at least one.
+    """Return which rows have a label, bool `(rows,)`; of several labels (tokens, classes, values), at least one.
 
-    A split without a column of labels has them made with its batches (masked tokens), or none at all: every row counts.
+    In a split without a column of labels every row counts: labels are made with the batches (masked tokens), or there
+    are none at all.
     """
     if "labels" not in split.column_names:
         return np.ones(len(split), dtype=bool)
@@ -47,7 +48,7 @@ def has_label(split: Dataset) -> np.ndarray[Any, Any]:
 
 
 def is_labelled(split: Any, layout: RowLayout) -> bool | None:
-    """Return whether a row has a label; None where labels are made with the batches, as of masked tokens.
+    """Return whether any row has a label; None if labels are made with the batches, as for masked tokens.
 
     Args:
         split: A `datasets.Dataset`.
@@ -55,7 +56,7 @@ def is_labelled(split: Any, layout: RowLayout) -> bool | None:
     """
     if "labels" in split.column_names:
         return not len(split) or any(_known(chunk).any() for chunk in column(split, "labels").chunks)
-    if {"label", "label_ids"} & set(split.column_names):  # which collators of Transformers rename
+    if {"label", "label_ids"} & set(split.column_names):  # Transformers' collators rename them to `labels`
         return True
     return False if isinstance(layout, ExampleRows | SimilarityRows) else None
 
@@ -68,7 +69,7 @@ def _known(values: pa.Array) -> np.ndarray[Any, Any]:
         known = np.zeros(len(values), dtype=bool)
         known[pc.list_parent_indices(values).to_numpy()[_known(values.flatten())]] = True
         return known
-    # Numbers of classes and tokens are 0 or more: -100 is no label, and -1 (`label_names.UNLABELLED`) one nobody knows.
+    # Class and token ids are 0 or more: -100 means no label, and -1 (`label_names.UNLABELLED`) an unknown one.
     floats = pa.types.is_floating(values.type)
     known = pc.invert(pc.is_nan(values)) if floats else pc.greater_equal(values, 0)
     found: np.ndarray[Any, Any] = pc.fill_null(known, False).to_numpy(zero_copy_only=False)
@@ -76,9 +77,9 @@ def _known(values: pa.Array) -> np.ndarray[Any, Any]:
 
 
 def drawn_from(split: Dataset, objectives: Iterable[Objective]) -> Dataset:
-    """Return the rows that a training with these objectives draws from: those with a label, if it is on labels alone.
+    """Return the rows to train on: those with a label if the objectives learn from labels only, else all.
 
-    A batch with few labels is a small batch, and its training learns less in the same number of steps.
+    Unlabelled rows would make the batches effectively smaller, and the training would learn less in as many steps.
     """
     if not on_labels_alone(objectives):
         return split
@@ -87,27 +88,28 @@ def drawn_from(split: Dataset, objectives: Iterable[Objective]) -> Dataset:
 
 
 def labels_of(prepared: Prepared) -> dict[str, int]:
-    """Return how many rows of each split have a label, as a report gives it."""
+    """Return how many rows of each split have a label, by the report's keys."""
     return {
         "train_rows_with_label": int(has_label(prepared.train).sum()) if prepared.labelled else 0,
         "eval_rows_with_label": int(has_label(prepared.eval).sum()) if prepared.evaluator.names else 0,
     }
 
 
-def in_words(prepared: Prepared) -> str | None:
-    """Return how many rows have a label; None where all have one."""
-    train, judged = labels_of(prepared).values()
+def describe_labels(prepared: Prepared) -> str | None:
+    """Return a line that says how many rows have a label; None if all have one."""
+    train, evaluated = labels_of(prepared).values()
     rows = len(prepared.train), len(prepared.eval)
-    if (train, judged) == rows:
+    if (train, evaluated) == rows:
         return None
-    text = f"labels: {train:,} of {rows[0]:,} train rows and {judged:,} of {rows[1]:,} eval rows have one"
-    return text if train == rows[0] else f"{text}. The other train rows are for what the teacher says alone"
+    text = f"labels: {train:,} of {rows[0]:,} train rows and {evaluated:,} of {rows[1]:,} eval rows have one"
+    return text if train == rows[0] else f"{text}. From the other train rows, only the teacher's targets are learned"
 
 
 def check_labelled(split: Any, objectives: Sequence[Objective]) -> None:
-    """Warn of a training on labels alone whose batches would hold rows without a label.
+    """Warn if a training on labels alone has rows without a label.
 
-    Where no row has one, `objectives.fit.check_fit` refuses the training.
+
+    If no row has one, `objectives.fit.check_fit` refuses the training.
     """
     import datasets
 
@@ -116,15 +118,15 @@ def check_labelled(split: Any, objectives: Sequence[Objective]) -> None:
     known = has_label(split)
     if not known.all():
         logger.warning(
-            "all objectives count labels, and only %s of the %s rows of train_dataset have one: the batches hold as "
-            "few. Train on these rows alone (train_dataset.filter(...)).",
+            "all objectives learn from labels, and only %s of the %s rows of train_dataset have one: the other rows "
+            "add nothing to a batch. Train on these rows alone (train_dataset.filter(...)).",
             f"{int(known.sum()):,}",
             f"{len(known):,}",
         )
 
 
 def label_objective(objectives: Iterable[Objective]) -> Labels:
-    """Return the label loss of a baseline: that of the student, its settings too (label smoothing), at weight 1."""
+    """Return the label loss of a baseline: the student's, with its settings such as label smoothing, at weight 1."""
     own = (objective for objective in objectives if type(objective) is Labels)
     return replace(next(own, Labels()), weight=1.0)
 
@@ -134,24 +136,24 @@ def steps_of(history: Sequence[Mapping[str, Any]]) -> int:
     return max((int(entry["step"]) for entry in history if "step" in entry), default=0)
 
 
-def as_long_as(
-    history: Sequence[Mapping[str, Any]], training: Mapping[str, Any], *, judged: int, batch: int
+def same_steps(
+    history: Sequence[Mapping[str, Any]], training: Mapping[str, Any], *, eval_rows: int, batch: int
 ) -> dict[str, Any]:
-    """Return the arguments with which fewer rows are trained on for as many steps as a student took.
+    """Return training arguments with which a baseline on fewer rows takes as many steps as the student.
 
-    Its epochs are shorter, so what happens once an epoch of the student's happens at a number of steps instead. It is
-    judged up to `EVALUATIONS` times while it trains, fewer where that would take longer than the training itself, and
-    never less often than the student: trained on few rows for long, it may be best before its end.
+    Its epochs are shorter, so what the student does once per epoch is done every so many steps instead. It is evaluated
+    up to `EVALUATIONS` times, fewer times if that would take longer than the training itself, and at least as often as
+    the student: trained on few rows for long, it may be best before its end.
 
     Args:
         history: `log_history` of the student.
-        training: Its arguments.
-        judged: Rows of the eval split.
-        batch: Rows of an optimiser step.
+        training: The student's training arguments.
+        eval_rows: Number of rows of the eval split.
+        batch: Number of rows of an optimiser step.
     """
     steps = steps_of(history)
     own = sum("eval_runtime" in entry for entry in history)
-    affordable = steps * batch // max(judged, 1)
+    affordable = steps * batch // max(eval_rows, 1)
     times = max(own, min(EVALUATIONS, max(FEWEST_EVALUATIONS, affordable)))
     if _word(training, "lr_scheduler_type") in LISTENING:
         times = max(own, 1)

@@ -1,4 +1,4 @@
-"""Liger's kernels in the student's layers (`use_liger_kernel`), while it trains and no longer."""
+"""Liger's kernels in the student's layers during training, and their removal afterwards (`use_liger_kernel`)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import nn
 
-# With these Liger computes a loss of its own from labels, which no forward pass here is given.
+# Liger's losses from labels. They are not used: forward passes here get no labels.
 LOSSES = ("fused_linear_cross_entropy", "cross_entropy")
 
 
 def layers_only(config: dict[str, bool] | None) -> dict[str, bool]:
-    """Return what Transformers hands on to Liger, without its losses.
+    """Return the configuration for Liger with its losses switched off.
 
     >>> layers_only({"rope": False})
     {'rope': False, 'fused_linear_cross_entropy': False, 'cross_entropy': False}
@@ -24,10 +24,10 @@ def layers_only(config: dict[str, bool] | None) -> dict[str, bool]:
 
 @contextmanager
 def undone_afterwards(model: Callable[[], nn.Module]) -> Iterator[None]:
-    """Take Liger's kernels out again once the block is left.
+    """Context manager: remove Liger's kernels at the end of the block.
 
-    Liger changes the layers of a model, and in their Python module the classes and functions that models to come are
-    made of. Left there, the report would time a student with its kernels against a teacher without.
+    Liger changes the layers of a model, and the classes and functions of their Python module, from which later models
+    are made. If that stayed, the report would time a student with these kernels against a teacher without.
 
     Args:
         model: Returns the student.

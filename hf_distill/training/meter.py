@@ -1,4 +1,4 @@
-"""What the steps of a training cost: time, the teacher's share of it, tokens, memory."""
+"""Measures what the steps of a training cost: time, the teacher's share of it, tokens, memory."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _STATUS = Path("/proc/self/status")
 
 
 class Meter(TrainerCallback):
-    """Adds up time and tokens over the steps since it was last read, without making the host wait for the device.
+    """Callback that adds up time and tokens of the steps since the last `read`, without waiting for the device.
 
     A step is an optimiser step: from its first micro-batch to the end of the optimiser's work. Waiting for data,
-    evaluation, logging and saving are no part of it.
+    evaluation, logging and saving are not included.
 
     Args:
-        device: Of the training.
+        device: Device of the training.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -36,37 +36,37 @@ class Meter(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """See `TrainerCallback`."""
+        """Start timing the step."""
         self._steps.start()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """See `TrainerCallback`."""
+        """Stop timing the step."""
         self._steps.stop()
 
     def teacher(self) -> AbstractContextManager[None]:
-        """Return a block whose time is the teacher's."""
+        """Context manager: count the time of the block as the teacher's."""
         return self._teacher.running()
 
     def count(self, tokens: Tensor) -> None:
-        """Add the tokens of a step, those of all processes."""
+        """Add the number of tokens of a step, summed over all processes."""
         self._tokens += tokens.to(self._tokens.dtype)
 
     def reset(self) -> None:
-        """Forget what has been added up."""
+        """Set time and tokens to 0."""
         self._steps.drain()
         self._teacher.drain()
         self._tokens.zero_()
 
     def read(self, gather: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Return the figures since the last call, and begin anew.
+        """Return the figures since the last call, and start again from 0.
 
         Args:
-            gather: Puts the rows of all processes under each other; all of them have to call this at once.
+            gather: Concatenates the rows of all processes; all of them must call this together.
 
         Returns:
-            `teacher_share` of the time of the steps, this process's own; `tokens_per_second`, the tokens of all
-            processes by the time of the slowest; `peak_memory`, see the function, the largest of all processes. What
-            is not known is left out.
+            `teacher_share`: the teacher's share of the time of the steps, in this process. `tokens_per_second`: tokens
+            of all processes, divided by the seconds of the slowest. `peak_memory`: MiB, the largest of all processes.
+            Figures that are not known are left out.
         """
         seconds, teacher, tokens = self._steps.drain(), self._teacher.drain(), int(self._tokens.item())
         self._tokens.zero_()
@@ -81,10 +81,10 @@ class Meter(TrainerCallback):
 
 
 def peak_memory(device: torch.device) -> float | None:
-    """Return the most memory that was taken since this process began, MiB; None where nothing tells.
+    """Return the peak memory since this process began, in MiB; None if it cannot be measured.
 
-    On a device that counts what is allocated on it (CUDA and others), that: `torch.cuda.max_memory_allocated`, of
-    tensors alone. Elsewhere the highest resident memory of the process: model, data and libraries.
+    On a GPU: the memory of all tensors on it (`torch.cuda.max_memory_allocated`, or the same of another device).
+    Elsewhere: the resident memory of the process, with model, data and libraries.
     """
     allocated = getattr(getattr(torch, device.type, None), "max_memory_allocated", None)
     if device.type != "cpu" and allocated is not None:
@@ -93,7 +93,7 @@ def peak_memory(device: torch.device) -> float | None:
 
 
 def _peak_resident() -> float | None:
-    # Not `getrusage` where there is this: on Linux its figure is that of a larger parent, if that is what started us.
+    # Preferred to `getrusage`, which on Linux returns the figure of the parent process if that was larger.
     if _STATUS.exists():
         found = [line.split() for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:")]
         return float(found[0][1]) / 1024 if found else None
@@ -109,10 +109,10 @@ MOST_EVENTS = 1000
 
 
 class Stopwatch:
-    """Adds up the seconds between `start()` and `stop()`, or spent inside `with stopwatch.running():` blocks.
+    """Adds up the seconds between `start()` and `stop()`, or inside `with stopwatch.running():` blocks.
 
-    On an accelerator the time is taken by events that the device records as it gets there, so that a step is never
-    held up; on a CPU by the wall clock.
+    On an accelerator, the time is taken by events in the device's queue, so that no step waits; on a CPU, by the wall
+    clock.
 
     Args:
         device: Where the work is done.
@@ -126,11 +126,11 @@ class Stopwatch:
         self._started: Any = None
 
     def start(self) -> None:
-        """Count from here. What was started before and not stopped is forgotten."""
+        """Start timing. A start that was not followed by a stop is ignored."""
         self._started = self._now()
 
     def stop(self) -> None:
-        """Count up to here."""
+        """Stop timing, and add the time since the last start."""
         if self._started is None:
             return
         started, self._started = self._started, None
@@ -138,19 +138,19 @@ class Stopwatch:
             self._seconds += self._now() - started
             return
         self._pending.append((started, self._now()))
-        # A run that never logs must not pile up events; one of the oldest is over long ago.
+        # A run that never logs must not collect events without end. The oldest is long over, so this does not wait.
         if len(self._pending) > MOST_EVENTS:
             self._read()
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Count the time spent inside the block."""
+        """Context manager: time the block."""
         self.start()
         yield
         self.stop()
 
     def drain(self) -> float:
-        """Return the seconds counted since the last call. Waits for the device."""
+        """Return the seconds since the last call, and start again from 0. Waits for the device."""
         while self._pending:
             self._read()
         seconds, self._seconds = self._seconds, 0.0

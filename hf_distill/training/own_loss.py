@@ -1,4 +1,4 @@
-"""A subclass with a `compute_loss` of its own: does the comparison with the teacher still take place?"""
+"""Stops a training whose overridden `compute_loss` never compares student and teacher."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from hf_distill.errors import UserError
 
 
 class ComparesModels(TrainerCallback):
-    """Stops a training before its first step if its loss was made without the objectives.
+    """Callback that stops a training before its first step if its loss was computed without the objectives.
 
     Args:
-        compared: Whether `DistillationTrainer.compute_loss` ran since the training began.
+        compared: Returns whether `DistillationTrainer.compute_loss` was called since the training began.
     """
 
     def __init__(self, compared: Callable[[], bool]) -> None:
@@ -24,16 +24,16 @@ class ComparesModels(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Ask anew in every training."""
+        """Check again in every training."""
         self._asked = False
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Refuse a first step that compared nothing.
+        """Refuse a first step without a call of `DistillationTrainer.compute_loss`.
 
         Raises:
-            UserError: Says how to add a loss.
+            UserError: There was none; the message says how to add a loss.
         """
         if not self._asked and not self._compared():
             raise UserError(

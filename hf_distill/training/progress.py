@@ -1,4 +1,4 @@
-"""The progress of one training: a bar that carries the loss and its terms, a line for each evaluation."""
+"""The progress bar of one training: it shows the loss and its terms, and a line for each evaluation."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from transformers import ProgressCallback, TrainerControl, TrainerState, Trainin
 from hf_distill.formatting import readable
 from hf_distill.report.text import count
 
-# Said once at the end of a run, or of no use to somebody who watches.
+# Ends of keys that are not shown: they are printed at the end of a run, or are of no use while it runs.
 _QUIET = ("runtime", "per_second", "preparation_time", "epoch")
-# Columns of the bar itself where there is little room. They also give way as times and rates get longer.
+# Columns of the bar itself if there is little room; also a reserve for longer times and rates.
 _BAR = 6
-# tqdm cuts a line at its number of columns, and a line of a file may be as long as it has to be.
+# tqdm cuts a line at its number of columns, but a line in a file may have any length.
 _FILE = {"ncols": 10_000, "bar_format": "{l_bar}{bar:40}{r_bar}"}
 
 
 class ProgressBar(ProgressCallback):
-    """Transformers' bar with the logs in it instead of a dictionary printed at every logging step.
+    """Transformers' progress bar with the logs inside, in place of a dictionary printed at every logging step.
 
-    In a log file it is a line every so often.
+    In a log file it is a line every 15 seconds.
 
     Args:
-        leaves_head: Whether the head is not trained: what its answers are worth is told apart then.
+        leaves_head: Whether the head is not trained. The metrics of its predictions are then shown apart.
     """
 
     training_bar: Any
@@ -39,7 +39,7 @@ class ProgressBar(ProgressCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Open the bar. In a log file it moves every so often, not many times a second."""
+        """Open the bar. In a log file it is updated every 15 seconds, in a terminal ten times a second."""
         self.current_step = state.global_step
         if state.is_world_process_zero:
             often = 0.1 if sys.stderr.isatty() else 15
@@ -49,7 +49,7 @@ class ProgressBar(ProgressCallback):
             self.training_bar = tqdm(total=state.max_steps, initial=state.global_step, mininterval=often, **width)
 
     def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
-        """Show the bar of an evaluation where somebody can watch it."""
+        """Show the bar of an evaluation, in a terminal only."""
         if sys.stderr.isatty():
             super().on_prediction_step(*args, **kwargs)  # type: ignore[no-untyped-call]
 
@@ -61,7 +61,7 @@ class ProgressBar(ProgressCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Put training logs into the bar and print evaluations above it."""
+        """Show training logs in the bar, and print evaluations above it."""
         if not state.is_world_process_zero or self.training_bar is None or not logs:
             return
         if "loss" in logs:
@@ -76,17 +76,17 @@ class ProgressBar(ProgressCallback):
             self._write("            of a head that is not trained here: ", logs, logs.keys() - said)
 
     def _write(self, start: str, logs: dict[str, Any], keys: Set[str]) -> None:
-        """Print some of the logs above the bar, if there are any."""
+        """Print the logs with these keys above the bar; nothing if there are none."""
         if parts := figures({key: value for key, value in logs.items() if key in keys}):
             self.training_bar.write(wrapped(start, parts, self._columns()), file=sys.stderr)
 
     def _columns(self) -> int | None:
-        """Return how wide the terminal is; None where no line is too long."""
+        """Return the width of the terminal in columns; None without a terminal."""
         columns: int | None = self.training_bar.format_dict["ncols"] if sys.stderr.isatty() else None
         return columns
 
     def _room(self) -> int | None:
-        """Return how many columns are left for the figures; None where no line is too long."""
+        """Return how many columns are left for the figures; None without a terminal."""
         columns = self._columns()
         if columns is None:
             return None
@@ -95,10 +95,10 @@ class ProgressBar(ProgressCallback):
 
 
 class Lines:
-    """A log file, in which each state of a bar is a line of its own: what is written next is not glued to it.
+    """A stream for a log file that writes each state of a progress bar as a line of its own.
 
     Args:
-        stream: The file.
+        stream: The log file.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -106,17 +106,17 @@ class Lines:
         self.encoding = getattr(stream, "encoding", None)
 
     def write(self, text: str) -> None:
-        """Write a state of the bar; nothing for what only moves a cursor."""
+        """Write a state of the bar as a line; ignore text that only moves the cursor."""
         if line := text.strip():
             self._stream.write(f"{line}\n")
 
     def flush(self) -> None:
-        """Write what is held back."""
+        """Flush the log file."""
         self._stream.flush()
 
 
 def figures(logs: dict[str, Any]) -> list[str]:
-    """Return what logs say to somebody who watches, each with its name.
+    """Return the figures in logs that are worth showing, each with its name.
 
     >>> figures({"eval_loss": 0.41234, "eval_objective/kl": 0.2, "eval_runtime": 3.0, "epoch": 1.0})
     ['loss 0.4123', 'kl 0.2']
@@ -130,7 +130,7 @@ def figures(logs: dict[str, Any]) -> list[str]:
 
 
 def fitting(parts: list[str], room: int | None) -> str:
-    """Return as many figures as there is room for, the first one always, and how many are left out.
+    """Return as many figures as fit into `room` columns, at least the first, and how many are left out.
 
     >>> fitting(["loss 0.412", "kl 0.233", "labels 0.591"], 30), fitting(["loss 0.412", "kl 0.233"], None)
     ('loss 0.412  kl 0.233  +1 more', 'loss 0.412  kl 0.233')
@@ -144,7 +144,7 @@ def fitting(parts: list[str], room: int | None) -> str:
 
 
 def wrapped(start: str, parts: list[str], columns: int | None) -> str:
-    """Return figures in lines of at most so many columns, the later ones indented like the first.
+    """Return figures in lines of fewer than `columns` columns, the later lines indented to the end of `start`.
 
     >>> print(wrapped("epoch 1: ", ["loss 0.412", "kl 0.233", "labels 0.591"], 30))
     epoch 1: loss 0.412  kl 0.233

@@ -1,4 +1,4 @@
-"""An evaluation draws random numbers, and the training after it goes on as if there had been none."""
+"""Restores the random number generators after an evaluation, so that it does not change the training."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 
 @contextmanager
 def undisturbed(device: torch.device) -> Iterator[None]:
-    """Leave Python's, NumPy's and PyTorch's random numbers as they were.
+    """Context manager: restore the random number generators of Python, NumPy and PyTorch at the end of the block.
 
-    A data loader draws a seed each time it is gone through: without this the dropout of all later steps, and so the
-    trained weights, depend on how often a training is evaluated.
+    A data loader draws a seed each time it is iterated. Without this, the dropout of all later steps, and with it the
+    trained weights, would depend on how often a training is evaluated.
 
     Args:
-        device: Of the training.
+        device: Device of the training.
     """
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):

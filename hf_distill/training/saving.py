@@ -1,4 +1,4 @@
-"""Checkpoints of a training that has more to keep than its student."""
+"""Saving and loading of checkpoints that hold what objectives learned, and of exports that hold the student alone."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class SavingTrainer(Trainer):
     """`Trainer` whose checkpoints hold what objectives learned, and whose exports hold the student alone.
 
     Attributes:
-        terms: The objectives made ready, set by who inherits.
-        source: What gives targets, set by who inherits; None where there is none.
-        has_model_card: Whether whoever wrote the card wants a push to keep it.
-        key: Of the training, for its checkpoints: what is computed, as a fingerprint.
-        claim: Told names in the output directory before they are written; may refuse.
-        exported: Where the student lies finished. A push leaves it as it is.
+        terms: The loss terms. Subclasses set them.
+        source: Gives the targets; None if there is no teacher. Subclasses set it.
+        has_model_card: Whether there is a model card that a push must not overwrite.
+        key: Fingerprint of all that the training computes, stored in its checkpoints.
+        claim: Called with names in the output directory before they are written; may raise an error.
+        exported: Directory of the finished student, which a push does not write again.
     """
 
     model: PreTrainedModel
@@ -48,7 +48,7 @@ class SavingTrainer(Trainer):
     exported: Path | None = None
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save as `Trainer` does; what is exported (not a checkpoint) holds no pickled arguments and no projections."""
+        """Save as `Trainer` does, but write no pickled arguments and no projections outside of checkpoints."""
         own, gathered = split_state(state_dict)
         with nullcontext() if saves_itself(self) else detached(self.model):
             super()._save(output_dir, own)
@@ -81,7 +81,7 @@ class SavingTrainer(Trainer):
         self.source.load_saved_state(load_file(directory / TARGETS))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save as `Trainer` does, and remove older checkpoints only once this one is on disk and sealed."""
+        """Save as `Trainer` does, and remove older checkpoints only once this one is on disk, with its checksums."""
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save and self.claim is not None:
             self.claim([folder.name])
@@ -97,10 +97,10 @@ class SavingTrainer(Trainer):
             rotate_checkpoints(str(folder.parent), save_total_limit=limit, best_model_checkpoint=best)
 
     def export(self, directory: Path) -> dict[str, list[int | str]]:
-        """Save the finished student and its tokenizer in a directory; each file appears there whole.
+        """Save the finished student and its tokenizer in a directory; no file there is ever incomplete.
 
         Returns:
-            Bytes and sha256 of every file, on the process that writes.
+            Size in bytes and sha256 of every file by name, in the process that writes; empty in the others.
         """
         staging, sums = directory / EXPORT, {}
         if self.args.should_save:
@@ -120,13 +120,19 @@ class SavingTrainer(Trainer):
         return sums
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save as `Trainer` does, but for a push of what is finished: written again, a kill could cut it off."""
+        """Save as `Trainer` does; write nothing for a push of an exported student.
+
+        A process killed while writing the same files again would leave them incomplete.
+        """
         if output_dir is None and self.exported is not None:
             return
         super().save_model(output_dir, _internal_call)
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        """Compare with a checkpoint's, as `Trainer` does, intervals in steps: a checkpoint never has a share."""
+        """Return what `Trainer` does, with intervals given as shares of the training converted to steps.
+
+        `Trainer` compares them with those of a checkpoint, which are in steps.
+        """
         names = ("logging_steps", "eval_steps", "save_steps")
         shares = {name: value for name in names if 0 < (value := getattr(self.args, name) or 0) < 1}
         for name, share in shares.items():
@@ -134,7 +140,7 @@ class SavingTrainer(Trainer):
         try:
             begun: tuple[int, int] = super()._init_training_state(max_steps, *args, **kwargs)
         finally:
-            # Another training with these arguments may have another length.
+            # Restored: another training with these arguments may have another number of steps.
             for name, share in shares.items():
                 setattr(self.args, name, share)
         return begun
@@ -144,10 +150,10 @@ class SavingTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        # In a search over hyperparameters every trial has a directory of its own.
+        # In a hyperparameter search, every trial has a directory of its own.
         folder = Path(self._get_output_dir(getattr(self, "_trial", None)))
         best = folder / Path(str(self.state.best_model_checkpoint)).name
-        if damage := weights_fault(best) or damaged(best):  # `Trainer` would warn, and leave the last model
+        if damage := weights_fault(best) or damaged(best):  # `Trainer` would warn, and use the last model
             raise UserError(f"the best model of this training, {best}, cannot be loaded ({damage}). Start over.")
         self.state.best_model_checkpoint = str(best)  # the directory may have moved
         with self._learned_from(str(self.state.best_model_checkpoint)):
@@ -155,7 +161,7 @@ class SavingTrainer(Trainer):
 
     @contextmanager
     def _learned_from(self, checkpoint: str) -> Iterator[None]:
-        """Load what was learned from a checkpoint too, after the student, in whose file it would be missed."""
+        """Context manager around loading a student: also load what objectives learned, from its own file."""
         directory, learned = Path(checkpoint), self.terms.learned
         if not saves_itself(self) or (directory / FILE).exists():
             check_learned(directory, learned)
@@ -167,12 +173,13 @@ class SavingTrainer(Trainer):
             load_dense(self.model, at(checkpoint))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Draft a card, unless the run has already written one."""
+        """Write `Trainer`'s model card, unless the run has already written one."""
         if not self.has_model_card:
             super().create_model_card(*args, **kwargs)
 
 
-# The student's submodule for the time of the training: its optimiser, DDP and FSDP must see these parameters.
+# Name of the student's submodule that holds what objectives learn, during training: the optimiser, DDP and FSDP must
+# see these parameters.
 ATTRIBUTE = "distillation"
 FILE = "distillation.safetensors"
 # State of the source of targets. With an underscore: a push leaves it out.
@@ -180,7 +187,7 @@ TARGETS = "_targets.safetensors"
 
 
 def attach(student: nn.Module, learned: nn.ModuleDict) -> None:
-    """Make `learned` part of the student, in place of an earlier training's; `save_pretrained` omits it."""
+    """Add `learned` to the student as a submodule, in place of an earlier one; `save_pretrained` does not save it."""
     detach(student)
     if learned:
         student.add_module(ATTRIBUTE, learned)
@@ -189,7 +196,7 @@ def attach(student: nn.Module, learned: nn.ModuleDict) -> None:
 
 
 def detach(student: nn.Module) -> None:
-    """Give the student back as it was."""
+    """Remove what objectives learned from the student."""
     inner = getattr(student, "get_base_model", None)  # PEFT may have wrapped it after an earlier training
     for model in (student, inner() if inner else student):
         if ATTRIBUTE in model._modules:
@@ -199,7 +206,7 @@ def detach(student: nn.Module) -> None:
 
 @contextmanager
 def detached(student: nn.Module) -> Iterator[None]:
-    """Give the student back as it was for a moment."""
+    """Context manager: remove what objectives learned from the student, and add it again at the end of the block."""
     learned: Any = student._modules.get(ATTRIBUTE)
     detach(student)
     try:
@@ -210,8 +217,8 @@ def detached(student: nn.Module) -> Iterator[None]:
 
 
 def place(learned: nn.ModuleDict, student: nn.Module, device: torch.device) -> nn.ModuleDict:
-    """Move what is to be learned to the student: its device, and its precision, since FSDP shards them together."""
-    # A quantised student stores integers as well.
+    """Move what objectives learn to a device, in the student's dtype, since FSDP shards both together; return it."""
+    # A quantized student also has parameters of integers.
     dtype = next((one.dtype for one in student.parameters() if one.is_floating_point()), torch.float32)
     return learned.to(device, dtype)
 
@@ -221,7 +228,7 @@ def _ignore_on_save(student: Any, change: Callable[[set[str]], set[str]]) -> Non
 
 
 def split_state(state: Mapping[str, Any] | None) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
-    """Divide the state of a whole student, gathered from several processes, into its own and what was learned."""
+    """Split a state dict, gathered from several processes, into the student's own and what objectives learned."""
     if state is None:
         return None, {}
     prefix = f"{ATTRIBUTE}."
@@ -230,7 +237,7 @@ def split_state(state: Mapping[str, Any] | None) -> tuple[dict[str, Any] | None,
 
 
 def save_learned(checkpoint: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write what was learned into a checkpoint."""
+    """Write what objectives learned into a checkpoint."""
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, checkpoint / FILE)
 
 
@@ -238,14 +245,15 @@ def check_learned(checkpoint: Path, learned: nn.ModuleDict) -> None:
     """Refuse a checkpoint of other objectives.
 
     Raises:
-        UserError: Projections would start anew in the middle of the training, or be forgotten, without a word.
+        UserError: Names or shapes of what they learned differ. Projections would silently start again in the middle of
+            the training, or be lost.
     """
     file = checkpoint / FILE
     found = {name: value.shape for name, value in load_file(file).items()} if file.exists() else {}
     if found != {name: value.shape for name, value in learned.state_dict().items()}:
         raise UserError(
-            f"{checkpoint} was made with other objectives: what they learned ({_names(found)}) is not what is to be "
-            f"learned now ({_names(learned.state_dict())}). Start over, or go on with the same objectives."
+            f"{checkpoint} was made with other objectives: they learned {_names(found)}, and those of this training "
+            f"learn {_names(learned.state_dict())}. Start over, or resume with the same objectives."
         )
 
 
@@ -255,6 +263,6 @@ def _names(tensors: Mapping[str, Any]) -> str:
 
 
 def load_learned(checkpoint: Path, learned: nn.ModuleDict) -> None:
-    """Go on with what a checkpoint holds."""
+    """Load what objectives learned from a checkpoint."""
     if learned:
         learned.load_state_dict(load_file(checkpoint / FILE))

@@ -1,4 +1,4 @@
-"""A trainer whose model FSDP or DeepSpeed spreads over processes: what it calls, who saves, what is refused."""
+"""Questions about a trainer whose model is sharded by FSDP or DeepSpeed: is it, what to call, who saves."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from hf_distill import parallel
 
 
 def is_divided(trainer: Trainer) -> bool:
-    """Whether every process holds a part of each weight (FSDP)."""
+    """Return whether every process holds a part of each weight (FSDP)."""
     return bool(trainer.is_fsdp_enabled)
 
 
 def saves_itself(trainer: Trainer) -> bool:
-    """Whether FSDP or DeepSpeed saves and loads all weights, what objectives learned among them."""
+    """Return whether FSDP or DeepSpeed saves and loads all weights, including what objectives learned."""
     return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
 
 
 def is_wrapped(trainer: Trainer, model: nn.Module, student: nn.Module) -> bool:
-    """Whether a forward pass of `model`, which is `student` or around it, does more than the student's own."""
+    """Return whether `model` wraps `student`, so that its forward pass does more than the student's own."""
     return model is not student or is_divided(trainer)  # FSDP2 wraps in place
 
 
 def to_evaluate(trainer: Trainer) -> Any:
-    """Return what to call for a forward pass of the student outside the training."""
+    """Return the module to call for a forward pass of the student outside of training."""
     return trainer.model_wrapped if is_divided(trainer) else trainer.model
 
 
 def finished(trainer: Trainer) -> Any:
-    """Return the model as it was before the trainer, its forward pass no longer under autocast.
+    """Return the trainer's model without accelerate's changes: its forward pass no longer runs under autocast.
 
-    accelerate leaves the wrapper on; whoever times the model in float32 would time bf16. It also remembers that it has
-    prepared the model, and would not put it under autocast again to be evaluated, in the precision of its training.
+    accelerate leaves its autocast wrapper on the model, so that a measurement in float32 would measure bf16. It also
+    marks the model as prepared, and would then not wrap it again for an evaluation in the precision of its training.
     """
     wrapped: Any = trainer.model
     model = parallel.unwrapped(wrapped, autocast=False)
-    if not is_divided(trainer):  # FSDP divides a model for good
+    if not is_divided(trainer):  # FSDP's sharding cannot be undone
         model.__dict__.pop("_is_accelerate_prepared", None)
     return model
 
 
 def deepspeed_stage(trainer: Trainer) -> int | None:
-    """Return the ZeRO stage of DeepSpeed; None without DeepSpeed."""
+    """Return DeepSpeed's ZeRO stage; None without DeepSpeed."""
     return int(trainer.accelerator.state.deepspeed_plugin.zero_stage) if trainer.is_deepspeed_enabled else None

@@ -1,4 +1,4 @@
-"""The terms of one training: its objectives, made ready for its two models."""
+"""The loss terms of one training: its objectives, prepared for its two models."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Examples of the train split shown to objectives that choose their layers by the data.
+# Number of train examples that objectives see which choose their layers by the data.
 OBSERVED = 64
 
 
 class Terms(Sequence[Term]):
-    """One term an objective, in their order.
+    """The loss terms of a training: one per objective, in the same order.
 
     Args:
-        objectives: What is compared.
-        student: Without wrapper of a distributed training; PEFT's may be there.
-        teacher: Likewise; None where there is none.
+        objectives: The objectives.
+        student: The student, without a wrapper such as DDP; it may be a PEFT model.
+        teacher: The teacher, without a wrapper; None if there is none.
 
     Attributes:
         objectives: As given.
-        needs: What each of them needs.
-        names: Of the objectives, repeated ones numbered: kl, kl_2.
-        learned: The terms that have something to train or to keep.
-        outputs: Arguments that make a model return what the objectives want besides logits.
-        differentiates: Whether one of them does.
-        watch: Whether one of them looks into the models with hooks.
+        needs: What each objective needs.
+        names: Names of the objectives, repeated ones with a number: kl, kl_2.
+        learned: The terms with parameters or buffers.
+        outputs: Arguments of `forward` that make a model return what the objectives need besides logits.
+        differentiates: Whether an objective compares derivatives.
+        watch: Whether an objective looks into the models with hooks.
     """
 
     def __init__(self, objectives: Sequence[Objective], student: nn.Module, teacher: nn.Module | None) -> None:
@@ -69,7 +69,7 @@ class Terms(Sequence[Term]):
     @overload
     def __getitem__(self, index: slice) -> Sequence[Term]: ...
     def __getitem__(self, index: int | slice) -> Term | Sequence[Term]:
-        """Return the term of an objective."""
+        """Return the term at an index, or the terms of a slice."""
         return self._terms[index]
 
     def __len__(self) -> int:
@@ -78,11 +78,11 @@ class Terms(Sequence[Term]):
 
     @property
     def weights(self) -> list[float]:
-        """Present weight of every term."""
+        """Current weight of every term."""
         return [number(term.objective.weight) for term in self]
 
     def go_to(self, step: int, steps: int) -> None:
-        """Set what changes during a training to its value after `step` of `steps` optimiser steps."""
+        """Set scheduled values (weights, temperatures) to their value after `step` of `steps` optimiser steps."""
         if steps != self._steps:
             self._steps = steps
             self._warn_of_cut_off(steps)
@@ -96,17 +96,22 @@ class Terms(Sequence[Term]):
                     logger.warning("%s: %s %s", name, field, text)
 
     def go_to_end(self) -> None:
-        """Set it to its last value, so that evaluations can be compared with each other."""
+        """Set scheduled values to their last value, so that evaluations can be compared with each other."""
         for term, objective in zip(self, self.objectives, strict=True):
             term.objective = objective.at_end()
 
     def counts(self, units: Tensor) -> Tensor:
-        """Return what the sum of every term is divided by, from the counts of all units in the order of `UNITS`."""
-        return torch.stack([units[index] for index in self._units])  # a list of them would be sent to the device first
+        """Return the number that the sum of every term is divided by, `(terms,)`.
+
+        Args:
+            units: Count of every unit in the order of `UNITS`, `(units,)`.
+        """
+        # Not `units[self._units]`: the list of indices would have to be copied to the device.
+        return torch.stack([units[index] for index in self._units])
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Let the terms follow one forward pass of both models."""
+        """Context manager: let the terms hook into one forward pass of both models."""
         with ExitStack() as stack:
             for term in self:
                 stack.enter_context(term.watching())
@@ -114,10 +119,10 @@ class Terms(Sequence[Term]):
 
     @contextmanager
     def eager_attention(self) -> Iterator[None]:
-        """Have attention computed as plain matrix products where a term needs that, and as before afterwards.
+        """Context manager: compute attention as plain matrix products if a term needs that; undo it at the end.
 
-        The fused kernels keep no maps, and differentiate only once. Who measures or saves a model later must find it as
-        it was.
+        Fused kernels return no attention maps, and can be differentiated only once. It is undone so that the model is
+        measured and saved with its own attention.
         """
         changed = []
         for model in self._eager:
@@ -134,15 +139,15 @@ class Terms(Sequence[Term]):
     def _warn(self, model: Any) -> None:
         if not self._warned:
             logger.warning(
-                "%s computes attention with '%s', which an objective here cannot look into: 'eager' for this training, "
-                "which is slower and takes memory with the square of the length",
+                "%s computes attention with '%s', and an objective needs 'eager': it is used for this training. It is "
+                "slower, and its memory grows with the square of the length",
                 *(type(model).__name__, model.config._attn_implementation),
             )
         self._warned = True
 
     @property
     def needs_logits(self) -> bool:
-        """Whether one of them wants all logits at once."""
+        """Whether an objective needs all logits at once, so that they cannot be computed in chunks."""
         return any(
             needs.whole_batch or (needs.rows and not _goes_by_rows(term))
             for term, needs in zip(self, self.needs, strict=True)
@@ -155,28 +160,29 @@ class Terms(Sequence[Term]):
 
     @property
     def row_objectives(self) -> dict[int, RowObjective]:
-        """Those on logits, by their place."""
+        """The objectives on rows of logits, by their index."""
         return {index: one for index, term in enumerate(self) if isinstance(one := term.objective, RowObjective)}
 
     def per_example(self, comparison: Comparison, shares: Tensor | None = None) -> Tensor:
         """Return the sum of every term for every example, `(batch, terms)`, float32 or better.
 
         Args:
-            comparison: Of one batch.
-            shares: What the loss multiplies each sum with, apart from its weight, `(terms,)`. Without them sums over
-                `HeadRows` have no gradient.
+            comparison: The outputs of both models on one batch.
+            shares: What the loss multiplies each sum by, without its weight, `(terms,)`. If None, sums over `HeadRows`
+                have no gradient.
 
         Raises:
-            ValueError: An objective returned something else: a mean would go unnoticed, and be divided once more.
+            ValueError: An objective returned a tensor of another shape, such as a mean, which would silently be divided
+                once more.
         """
         columns = []
         examples = comparison.rows.examples
-        walked: dict[int, Tensor] = {}
+        chunked: dict[int, Tensor] = {}
         if isinstance(comparison.rows, HeadRows):
-            walked = self._walk(comparison.rows, shares)
+            chunked = self._sums_in_chunks(comparison.rows, shares)
         for index, term in enumerate(self):
-            if index in walked:
-                sums = walked[index]
+            if index in chunked:
+                sums = chunked[index]
             else:
                 with guarded(term.objective):
                     sums = term(comparison)
@@ -187,25 +193,30 @@ class Terms(Sequence[Term]):
             columns.append(upcast(sums))
         return torch.stack(columns, -1)
 
-    def _walk(self, rows: HeadRows, shares: Tensor | None) -> dict[int, Tensor]:
-        """Evaluate all objectives on logits together, a few rows at a time."""
+    def _sums_in_chunks(self, rows: HeadRows, shares: Tensor | None) -> dict[int, Tensor]:
+        """Return the sums of all objectives on logits by their index, computed together for a few rows at a time."""
         places = list(self.row_objectives)
         coefficients = None
         if shares is not None:
             weights = self.weights
             coefficients = torch.stack([shares[place] * weights[place] for place in places]) if places else shares[:0]
-        sums = rows.walk([*self.row_objectives.values()], coefficients)
+        sums = rows.sums_in_chunks([*self.row_objectives.values()], coefficients)
         return dict(zip(places, sums.unbind(-1), strict=True))
 
     @property
     def undecided(self) -> list[Term]:
-        """Those that want to see a few batches first."""
+        """The terms that need to see a few batches before training."""
         return [term for term in self if term.needs_data]
 
     def settle(
         self, batches: Iterable[Mapping[str, Any]], compare: Callable[[Mapping[str, Any]], Comparison]
     ) -> Iterator[str]:
-        """Show batches to the undecided terms; yield what they decided."""
+        """Show batches to the undecided terms, and yield a line about what each has chosen.
+
+        Args:
+            batches: A few batches.
+            compare: Runs both models on a batch.
+        """
         for batch in batches:
             with torch.no_grad(), self.eager_attention():
                 with self.watching():
@@ -223,7 +234,7 @@ def _prepared(objective: Objective, student: nn.Module, teacher: nn.Module | Non
 
 
 def _goes_by_rows(term: Term) -> bool:
-    """Whether a term is nothing but the sums of `RowObjective.rows`, so that rows can come a few at a time."""
+    """Return whether a term only sums the values of single rows, so that they can be computed in chunks."""
     objective = term.objective
     plain = isinstance(objective, RowObjective) and type(objective).per_example is RowObjective.per_example
     return plain and type(term).forward is Term.forward

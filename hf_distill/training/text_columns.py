@@ -1,4 +1,4 @@
-"""Data sets with columns of text, made tokens as the task of the student makes them in a run."""
+"""Tokenises data sets with text columns for `DistillationTrainer`, as a run of the student's task does."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from hf_distill.tasks.inferred import reader_of, tasks_of
 
 logger = logging.getLogger(__name__)
 
-# What `Trainer` calls what is to be learned, whatever a task calls it.
+# The name of the label column in `Trainer`, which a task may call otherwise.
 LABELS = "labels"
 
 
 @dataclass
 class TextColumns:
-    """Makes tokens of the splits of one training.
+    """Tokenises the splits of one training.
 
     Attributes:
-        task: Reads them.
-        setup: What it reads them for.
-        train: The train split as it came: which classes there are is read from it.
-        takes: What the student reads of an example. A split that has one of these columns is tokenised.
-        prepared: What the task made of the train split, with collator, layout and evaluation.
+        task: The task, which tokenises the splits.
+        setup: Tokenizer and models that the task prepares data for.
+        train: The train split as it was given: the classes are read from it.
+        takes: Names of the columns that the student reads. A split with one of them is already tokenised.
+        prepared: What the task made of the train split: data, collator, layout and evaluator.
     """
 
     task: Task
@@ -41,43 +41,43 @@ class TextColumns:
     train: datasets.Dataset
     takes: frozenset[str]
     prepared: Prepared = field(init=False)
-    # Fingerprint of a split as it came -> what was made of it, and itself.
+    # Fingerprint of an eval split -> the tokenised split, and the split as it was given.
     _read: dict[str, tuple[datasets.Dataset, datasets.Dataset]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Make tokens of the train split."""
+        """Tokenise the train split."""
         self.prepared = self.prepare(self.train)
 
     def __call__(self, split: Any) -> Any:
-        """Return a split to evaluate on with the columns that models read, in the order in which it came."""
+        """Return an eval split, or a dict of them, tokenised and in its own order; unchanged if already tokenised."""
         if isinstance(split, dict):
             return {name: self(one) for name, one in split.items()}
         if not holds_text(split, self.takes):
             return split
         key = split._fingerprint
         if key not in self._read:
-            self._read[key] = as_it_came(self.prepare(split).eval), split
+            self._read[key] = in_data_order(self.prepare(split).eval), split
         return self._read[key][0]
 
     def prepare(self, split: datasets.Dataset, metrics: Sequence[str] = ()) -> Prepared:
-        """Return what the task makes of the train split and one to evaluate on, which comes sorted by length.
+        """Return what the task makes of the train split and an eval split, which it sorts by length.
 
         Args:
-            split: As it came, or what was made of it.
-            metrics: The task's own if empty.
+            split: The eval split, as it was given or tokenised.
+            metrics: Names of the metrics; those of the task if empty.
         """
         raw = next((raw for made, raw in self._read.values() if made is split), split)
         setup = replace(self.setup, metrics=metrics)
         return self.task.prepare({"train": self._named(self.train), "eval": self._named(raw)}, setup)
 
     def _named(self, split: datasets.Dataset) -> datasets.Dataset:
-        """Return the columns that the task reads, by its names for them."""
+        """Return a split with only the columns that the task reads, renamed as the task calls them."""
         role = self.task.label_role
         if role in self.task.roles and role not in split.column_names and LABELS in split.column_names:
             split = split.rename_column(LABELS, role)
         return split.select_columns([name for name in split.column_names if name in self.task.roles])
 
-    def in_words(self) -> str:
+    def describe(self) -> str:
         """Return what was done, for the log."""
         read = self._named(self.train).column_names
         left = [name for name in self.train.column_names if name not in (*read, LABELS)]
@@ -97,15 +97,15 @@ def text_columns(
     tokenizer: Any,
     task: Task | None = None,
 ) -> TextColumns | None:
-    """Return what makes tokens of the splits of a training; None where they have tokens, or are not known to hold text.
+    """Return what tokenises the splits of a training; None if they are tokenised, or not known to hold text.
 
     Args:
-        student: Says which task it is.
-        teacher: Its label names count, as in a run.
+        student: The student, whose class determines the task.
+        teacher: The teacher, whose label names are used as in a run.
         train: `train_dataset`.
         evaluated: `eval_dataset`.
         tokenizer: `processing_class`.
-        task: With settings of its own, in place of the student's.
+        task: A task with settings, in place of the default one of the student's class.
 
     Raises:
         UserError: The columns are not those of the task, hold something else, or there is no tokenizer.
@@ -136,13 +136,13 @@ def text_columns(
 
 
 def holds_text(split: Any, takes: frozenset[str]) -> bool:
-    """Whether a data set has none of the columns that a model takes, and nothing makes them on the way."""
+    """Return whether a data set has none of the columns that a model takes, and no transform that could make them."""
     if not isinstance(split, datasets.Dataset) or split.format["type"] == "custom":
         return False
     return takes.isdisjoint(split.column_names)
 
 
-def as_it_came(split: datasets.Dataset) -> datasets.Dataset:
-    """Return a split that a task has sorted by length in the order of the data: predictions belong to its rows."""
+def in_data_order(split: datasets.Dataset) -> datasets.Dataset:
+    """Return a split that a task has sorted by length in its original order, since predictions belong to its rows."""
     places = split._indices
     return split if places is None else split.select(np.argsort(places.column(0).to_numpy(), kind="stable"))

@@ -17,7 +17,7 @@ from hf_distill.report.best import Best
 from hf_distill.report.report import Report
 from hf_distill.report.text import rows
 from hf_distill.run.dry_run import check
-from hf_distill.training.labelled import as_long_as, drawn_from, has_label, label_objective, on_labels_alone, steps_of
+from hf_distill.training.labelled import drawn_from, has_label, label_objective, on_labels_alone, same_steps, steps_of
 
 # Every fourth of 64 train rows has a label.
 LABELLED = 16
@@ -170,7 +170,7 @@ def test_a_baseline_on_fewer_rows_is_as_long_and_its_best_can_be_seen() -> None:
     """Fewer rows are shorter epochs: with the student's epochs it learns less; judged every epoch it takes for ever."""
     history = [{"step": 300, "eval_runtime": 1.0}, {"step": 600, "eval_runtime": 1.0}, {"step": 600, "train_loss": 0.1}]
     epochs = {"eval_strategy": "epoch", "save_strategy": "epoch"}
-    found = as_long_as(history, epochs, judged=1000, batch=32)
+    found = same_steps(history, epochs, eval_rows=1000, batch=32)
     assert found == {
         "max_steps": 600,
         "eval_strategy": "steps",
@@ -178,15 +178,15 @@ def test_a_baseline_on_fewer_rows_is_as_long_and_its_best_can_be_seen() -> None:
         "save_strategy": "steps",
         "save_steps": 60,
     }
-    assert as_long_as(history, epochs, judged=10**6, batch=32)["eval_steps"] == 150  # dear: four times
+    assert same_steps(history, epochs, eval_rows=10**6, batch=32)["eval_steps"] == 150  # dear: four times
     often = [{"step": step, "eval_runtime": 1.0} for step in range(10, 610, 10)]
-    assert as_long_as(often, epochs, judged=1000, batch=32)["eval_steps"] == 10  # as often as the student
+    assert same_steps(often, epochs, eval_rows=1000, batch=32)["eval_steps"] == 10  # as often as the student
     plateau = {**epochs, "lr_scheduler_type": "reduce_lr_on_plateau"}
-    assert as_long_as(history, plateau, judged=1000, batch=32)["eval_steps"] == 300  # others would change its rate
+    assert same_steps(history, plateau, eval_rows=1000, batch=32)["eval_steps"] == 300  # others would change its rate
     steps = {"eval_strategy": "steps", "save_strategy": "steps", "save_steps": 100}
-    assert "save_steps" not in as_long_as(history, steps, judged=1000, batch=32)
+    assert "save_steps" not in same_steps(history, steps, eval_rows=1000, batch=32)
     best = {**steps, "load_best_model_at_end": True}
-    assert as_long_as(history, best, judged=1000, batch=32)["save_steps"] == 60  # the best is among the saved ones
+    assert same_steps(history, best, eval_rows=1000, batch=32)["save_steps"] == 60  # the best is among the saved ones
 
 
 def test_the_baseline_has_the_label_loss_of_its_student() -> None:

@@ -60,9 +60,9 @@ def language(path: Path, terms: Any = BOTH, **settings: Any) -> NotingTrainer:
 
 def difference(make: Callable[[], NotingTrainer]) -> float:
     """Return by how much the gradients differ from those of all logits."""
-    walked, plain = make(), make()
+    chunked, plain = make(), make()
     plain._heads = None
-    return largest_difference(train(walked), train(plain))
+    return largest_difference(train(chunked), train(plain))
 
 
 def batch(count: int = 4) -> dict[str, Tensor]:
@@ -99,7 +99,7 @@ class Prepared(KLDivergence):
 
 @pytest.mark.parametrize("objective", [ByLength(), Prepared()], ids=lambda one: str(one.name))
 def test_an_objective_with_its_own_sums(objective: Objective, tmp_path: Path) -> None:
-    """Walking over rows knows of `rows` alone: an overridden `per_example`, or a term of one's own, was passed over
+    """Sums in chunks know of `rows` alone: an overridden `per_example`, or a term of one's own, was passed over
     without a word, and another loss trained."""
     assert difference(lambda: language(tmp_path, (objective,))) < 1e-9
 
@@ -163,7 +163,7 @@ def test_another_teacher_later(tmp_path: Path) -> None:
 
 
 def test_a_hook_on_the_head(tmp_path: Path) -> None:
-    """A hook that changes logits has no part in a walk: the trial went through it on both sides and saw nothing."""
+    """A hook that changes logits has no part in chunks: the trial went through it on both sides and saw nothing."""
 
     def make() -> NotingTrainer:
         student, _ = make_models("causal-lm")
@@ -198,7 +198,7 @@ def test_the_gradient_of_a_head_is_not_copied(tmp_path: Path) -> None:
     """What the graph still holds is copied into `.grad`: one more tensor as large as the head, at the peak."""
     one = language(tmp_path)
     loss = one.compute_loss(one.model, batch())
-    (made_by,) = {node for node in _nodes(loss.grad_fn) if type(node).__name__ == "WalkBackward"}
+    (made_by,) = {node for node in _nodes(loss.grad_fn) if type(node).__name__ == "ChunkedSumsBackward"}
     made = made_by.gradients[1].data_ptr()
     loss.backward()
     assert one.model.lm_head.weight.grad.data_ptr() == made
@@ -211,7 +211,7 @@ def _nodes(node: Any) -> set[Any]:
 def test_no_gradient_is_taken_where_none_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under no_grad a subclass that asks for the loss paid for its gradient, two of three matrix products."""
     carried: list[int] = []
-    monkeypatch.setattr(head_rows._Walker, "_carry_back", lambda *_: carried.append(1))
+    monkeypatch.setattr(head_rows._ChunkedPass, "_carry_back", lambda *_: carried.append(1))
     one = language(tmp_path)
     with torch.no_grad():
         one.compute_loss(one.model, batch())
@@ -240,7 +240,7 @@ def test_weights_in_half_precision(dtype: torch.dtype, monkeypatch: pytest.Monke
     labels, example = torch.randint(classes, (rows,)), torch.zeros(rows, dtype=torch.long)
     coefficients = torch.tensor([0.5, 0.5], dtype=torch.float64) / rows
 
-    def gradient(dtype: torch.dtype, walks: bool) -> Tensor:
+    def gradient(dtype: torch.dtype, in_chunks: bool) -> Tensor:
         sides = []
         for hidden, weight in zip(inputs, weights, strict=True):
             linear = nn.Linear(width, classes, bias=False, dtype=dtype)
@@ -249,8 +249,8 @@ def test_weights_in_half_precision(dtype: torch.dtype, monkeypatch: pytest.Monke
         student, teacher = sides
         made = HeadRows(student, teacher, labels, example, 1)
         terms = (KLDivergence(), Labels())
-        if walks:
-            sums = made.walk(terms, coefficients)
+        if in_chunks:
+            sums = made.sums_in_chunks(terms, coefficients)
         else:
             plain = Rows(student.logits(), teacher.logits().detach(), labels, example, 1)
             sums = torch.stack([term.sums(plain) for term in terms], -1)
@@ -261,8 +261,8 @@ def test_weights_in_half_precision(dtype: torch.dtype, monkeypatch: pytest.Monke
         return found.double()
 
     exact = gradient(torch.float64, False)
-    walked, plain = (float((gradient(dtype, walks) - exact).norm() / exact.norm()) for walks in (True, False))
-    assert walked < 1.5 * plain
+    chunked, plain = (float((gradient(dtype, in_chunks) - exact).norm() / exact.norm()) for in_chunks in (True, False))
+    assert chunked < 1.5 * plain
 
 
 def test_prompt_tuning(tmp_path: Path) -> None:
@@ -281,8 +281,8 @@ def test_prompt_tuning(tmp_path: Path) -> None:
 def test_numbers_of_this_file(tmp_path: Path) -> None:
     """The comparison that the tests above rest on notices a difference, and none where there is none."""
     assert difference(lambda: language(tmp_path)) < 1e-12
-    walked, plain = language(tmp_path), language(tmp_path, (KLDivergence(weight=0.6, temperature=2.0), BOTH[1]))
-    assert largest_difference(train(walked), train(plain)) > 1e-3
+    chunked, plain = language(tmp_path), language(tmp_path, (KLDivergence(weight=0.6, temperature=2.0), BOTH[1]))
+    assert largest_difference(train(chunked), train(plain)) > 1e-3
     assert math.isfinite(trainer(*parts("causal-lm"), tmp_path, BOTH).evaluate()["eval_loss"])
     student, teacher = make_models("causal-lm")
     assert Heads.open(student, {"teacher": teacher}) is not None

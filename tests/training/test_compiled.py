@@ -53,7 +53,7 @@ class Found:
     weight: Tensor
 
 
-def walk(
+def sums_and_gradients(
     objectives: Sequence[RowObjective],
     compiler: Compiler | None,
     *,
@@ -63,7 +63,7 @@ def walk(
     coefficients: Tensor | None = None,
     **head: Any,
 ) -> Found:
-    """Return what a walk over the same rows gives, its gradients included."""
+    """Return what the same rows give in chunks, with their gradients."""
     torch.manual_seed(0)
 
     def side(hidden: Tensor) -> Side:
@@ -81,7 +81,7 @@ def walk(
     made = HeadRows(student, teacher, labels, torch.arange(rows) % 3, 3, compiler)
     if coefficients is None:
         coefficients = torch.linspace(1.0, 0.5, len(objectives)) / rows
-    sums = made.walk(objectives, coefficients)
+    sums = made.sums_in_chunks(objectives, coefficients)
     (sums.sum(0) * coefficients).sum().backward()
     weight = student.head.linear.weight
     assert student.hidden.grad is not None
@@ -109,7 +109,7 @@ def test_every_objective_can_be_traced(name: str, inductor: Inductor, caplog: py
     """One that looks at a number would be evaluated eagerly on every GPU, and nobody would notice but by the clock."""
     objective = ON_LOGITS[name](**({"temperature": 2.0} if hasattr(ON_LOGITS[name], "temperature") else {}))
     for sparse in (False, True) if name in ON_SPARSE else (False,):
-        found, wanted = (walk([objective, LABELS], one, sparse=sparse) for one in (Compiler(), None))
+        found, wanted = (sums_and_gradients([objective, LABELS], one, sparse=sparse) for one in (Compiler(), None))
         assert_same(found, wanted)
     assert not [*warnings(caplog)]
     assert inductor.blocks.count(BLOCK) == len(inductor.blocks) > 0
@@ -119,7 +119,7 @@ def test_every_objective_can_be_traced(name: str, inductor: Inductor, caplog: py
 @pytest.mark.parametrize("head", [{"scale": 0.25}, {"soft_cap": 3.0}], ids=lambda one: next(iter(one)))
 def test_what_comes_after_the_linear_map(sparse: bool, head: dict[str, float], inductor: Inductor) -> None:
     """The bias that some models add to their logits is a tensor: an input of the code, for each of the two models."""
-    found, wanted = (walk([KL, LABELS], one, sparse=sparse, **head) for one in (Compiler(), None))
+    found, wanted = (sums_and_gradients([KL, LABELS], one, sparse=sparse, **head) for one in (Compiler(), None))
     assert_same(found, wanted)
     assert inductor.made == 1
 
@@ -127,7 +127,7 @@ def test_what_comes_after_the_linear_map(sparse: bool, head: dict[str, float], i
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.bfloat16, 1e-6)])
 def test_other_precisions(dtype: torch.dtype, tolerance: float, inductor: Inductor) -> None:
     """The gradient is left in the place of the logits, and in their precision."""
-    found, wanted = (walk([KL, LABELS], one, dtype=dtype) for one in (Compiler(), None))
+    found, wanted = (sums_and_gradients([KL, LABELS], one, dtype=dtype) for one in (Compiler(), None))
     assert_same(found, wanted, tolerance)
     assert inductor.made == 1
 
@@ -136,7 +136,7 @@ def test_compiled() -> None:
     """The real thing: what Inductor makes of a block must be the loss, in one piece with its gradient."""
     terms = [KL, LABELS, JensenShannon(temperature=2.0)]
     compiler = Compiler()
-    assert_same(walk(terms, compiler), walk(terms, None))
+    assert_same(sums_and_gradients(terms, compiler), sums_and_gradients(terms, None))
     assert compiler.graphs == 1
     assert compiler.seconds > 0
 
@@ -150,7 +150,9 @@ def test_all_compiled(name: str, sparse: bool, dtype: torch.dtype) -> None:
     """As above, for every objective, teacher and precision."""
     objective = ON_LOGITS[name](**({"temperature": 2.0} if hasattr(ON_LOGITS[name], "temperature") else {}))
     compiler = Compiler()
-    found, wanted = (walk([objective], one, sparse=sparse, dtype=dtype, soft_cap=20.0) for one in (compiler, None))
+    found, wanted = (
+        sums_and_gradients([objective], one, sparse=sparse, dtype=dtype, soft_cap=20.0) for one in (compiler, None)
+    )
     assert compiler.graphs == 1
     assert_same(found, wanted, {torch.float32: 1e-5, torch.bfloat16: 5e-3}[dtype])
 
@@ -162,7 +164,7 @@ def test_steps_of_any_size_share_the_code(inductor: Inductor) -> None:
     """Compiling anew for each number of rows would take longer than the training."""
     compiler = Compiler()
     for rows in (ROWS, 17, 8, 3, 0, ROWS):
-        found, wanted = (walk([KL, LABELS], one, rows=rows) if rows else None for one in (compiler, None))
+        found, wanted = (sums_and_gradients([KL, LABELS], one, rows=rows) if rows else None for one in (compiler, None))
         if found is not None and wanted is not None:
             assert_same(found, wanted)
     assert inductor.made == 1
@@ -180,7 +182,7 @@ def test_schedules_share_the_code(inductor: Inductor) -> None:
     for step in range(4):
         now = [term.at(step, 4) for term in terms]
         coefficients = torch.tensor([float(one.weight) for one in now]) / ROWS  # type: ignore[arg-type]
-        found, wanted = (walk(now, one, coefficients=coefficients) for one in (compiler, None))
+        found, wanted = (sums_and_gradients(now, one, coefficients=coefficients) for one in (compiler, None))
         assert_same(found, wanted)
         sums.append(found.sums.sum(0))
     assert inductor.made == 1
@@ -192,10 +194,10 @@ def test_settings_that_differ_do_not_share_it(inductor: Inductor) -> None:
     """Code is found by what it computes: another stage's temperature, taken for this one's, trains towards it."""
     compiler = Compiler()
     for objective in (KL, KLDivergence(temperature=3.0), JensenShannon(temperature=3.0)):
-        assert_same(walk([objective], compiler), walk([objective], None))
-    assert_same(walk([KL], compiler, sparse=True), walk([KL], None, sparse=True))
+        assert_same(sums_and_gradients([objective], compiler), sums_and_gradients([objective], None))
+    assert_same(sums_and_gradients([KL], compiler, sparse=True), sums_and_gradients([KL], None, sparse=True))
     assert inductor.made == 4
-    assert_same(walk([KL], compiler), walk([KL], None))
+    assert_same(sums_and_gradients([KL], compiler), sums_and_gradients([KL], None))
     assert inductor.made == 4
 
 
@@ -203,7 +205,7 @@ def test_heads_that_differ_do_not_share_it(inductor: Inductor) -> None:
     """Code has the cap of the logits that it was made for in it, and blocks of another head may have the same shape."""
     compiler = Compiler()
     for cap in (20.0, 5.0):
-        found, wanted = (walk([KL, LABELS], one, soft_cap=cap) for one in (compiler, None))
+        found, wanted = (sums_and_gradients([KL, LABELS], one, soft_cap=cap) for one in (compiler, None))
         assert_same(found, wanted)
     assert inductor.made == 2
 
@@ -216,7 +218,7 @@ def test_there_is_an_end_to_it(
     compiler = Compiler()
     for temperature in (1.0, 2.0, 3.0, 4.0, 1.0):
         terms = [KLDivergence(temperature=temperature)]
-        assert_same(walk(terms, compiler), walk(terms, None))
+        assert_same(sums_and_gradients(terms, compiler), sums_and_gradients(terms, None))
     assert inductor.made == 2
     assert len([*warnings(caplog)]) == 1
 
@@ -227,7 +229,7 @@ def test_evaluation_stays_eager(inductor: Inductor) -> None:
     side = Side(OutputHead(nn.Linear(WIDTH, VOCABULARY)), torch.randn(ROWS, WIDTH), torch.float32)
     rows = HeadRows(side, side, torch.arange(ROWS), torch.zeros(ROWS, dtype=torch.long), 1, Compiler())
     with torch.no_grad():
-        rows.walk([KL], None)
+        rows.sums_in_chunks([KL], None)
     assert inductor.made == 0
 
 
@@ -254,7 +256,7 @@ def test_what_cannot_be_traced_is_eager(inductor: Inductor, caplog: pytest.LogCa
     """Traced with the numbers of the first block, every later block would be computed as if it were that one."""
     compiler = Compiler()
     for _ in range(2):
-        assert_same(walk([Looks()], compiler), walk([Looks()], None))
+        assert_same(sums_and_gradients([Looks()], compiler), sums_and_gradients([Looks()], None))
     (line,) = warnings(caplog)
     assert "compile_loss: false spares the attempt" in line
     assert inductor.made == 0
@@ -262,7 +264,9 @@ def test_what_cannot_be_traced_is_eager(inductor: Inductor, caplog: pytest.LogCa
 
 def test_how_many_there_are_of_a_kind_is_no_constant(inductor: Inductor) -> None:
     """Likewise for the number of labels in the first block: another block has another one."""
-    assert_same(walk([Looks(how="how many")], Compiler()), walk([Looks(how="how many")], None))
+    assert_same(
+        sums_and_gradients([Looks(how="how many")], Compiler()), sums_and_gradients([Looks(how="how many")], None)
+    )
 
 
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -274,7 +278,7 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureF
     monkeypatch.setattr(torch._inductor, "compile", fail)
     compiler = Compiler()
     for _ in range(2):
-        assert_same(walk([KL], compiler), walk([KL], None))
+        assert_same(sums_and_gradients([KL], compiler), sums_and_gradients([KL], None))
     (line,) = warnings(caplog)
     assert "(RuntimeError: no C++ compiler)" in line
 
@@ -295,7 +299,7 @@ def test_code_that_computes_something_else_is_not_used(
     inductor.change = change
     compiler = Compiler()
     for _ in range(2):
-        assert_same(walk([KL], compiler), walk([KL], None))
+        assert_same(sums_and_gradients([KL], compiler), sums_and_gradients([KL], None))
     (line,) = warnings(caplog)
     assert "it computes something else" in line
     assert inductor.blocks == [BLOCK]

@@ -61,7 +61,7 @@ CONFIGS: dict[str, Any] = {
     ),
     "bart, logits bias": transformers.BartConfig(**STACKS),
 }
-# What these do to their logits they do in bfloat16, and round a second time, where the walk is in float32 by then.
+# What these do to their logits they do in bfloat16, and round a second time, where chunks are in float32 by then.
 ROUNDED_AGAIN = ("gemma2, soft cap", "granite, logits scaling")
 ENCODERS = ("bert", "distilbert", "electra")
 OBJECTIVES: tuple[RowObjective, ...] = (
@@ -121,14 +121,14 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 def compare(
     student: Any, teacher: Any, layout: TokenRows, autocast: bool = False, scale: float = 3.0
 ) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
-    """Yield sums, agreement and gradients: from all logits at once, and walking."""
+    """Yield sums, agreement and gradients: from all logits at once, and in chunks."""
     inputs = batch(student)
     heads = Heads.open(student, {"teacher": teacher})
     assert heads is not None
-    for walks in (False, True):
+    for in_chunks in (False, True):
         student.zero_grad()
         context = torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast)
-        if walks:
+        if in_chunks:
             with heads.capturing():
                 with torch.no_grad(), context:
                     run(teacher, inputs)
@@ -136,7 +136,7 @@ def compare(
                     run(student, inputs)
             rows: Rows = heads.rows(layout, inputs)
             assert isinstance(rows, HeadRows)
-            sums = rows.walk(OBJECTIVES, COEFFICIENTS)
+            sums = rows.sums_in_chunks(OBJECTIVES, COEFFICIENTS)
         else:
             with torch.no_grad(), context:
                 theirs = run(teacher, inputs).logits
@@ -211,7 +211,7 @@ def head_gradients(way: str, weights: torch.dtype, product: torch.dtype) -> dict
         plain = Rows(made.student, sides[1].logits().detach(), labels, example, 1)
         sums = torch.stack([term.sums(plain) for term in terms], -1)
     else:
-        sums = made.walk(terms, coefficients)
+        sums = made.sums_in_chunks(terms, coefficients)
     (sums.sum(0) * coefficients).sum().backward()
     made_of = {"hidden": sides[0].hidden, "weight": sides[0].head.linear.weight}
     return {name: one.grad for name, one in made_of.items() if one.grad is not None}
@@ -223,15 +223,15 @@ def test_half_precision_of_the_head(weights: torch.dtype, rows: int, monkeypatch
     """A gradient that is summed in bfloat16 loses a bit with every chunk: of 64 chunks, 6e-3 of it were noise."""
     monkeypatch.setitem(head_rows.CHUNK_BYTES, "cpu", 2000 * 2 * rows)
     monkeypatch.setattr(head_rows, "BLOCK_BYTES", 2000 * 4 * 8)
-    walked, plain = (head_gradients(way, weights, torch.bfloat16) for way in ("walk", "all"))
+    chunked, plain = (head_gradients(way, weights, torch.bfloat16) for way in ("chunked", "all"))
     exact = head_gradients("all", torch.float64, torch.float64)
-    assert distance(walked, plain) < 5e-3
-    assert walked["weight"].dtype == weights
+    assert distance(chunked, plain) < 5e-3
+    assert chunked["weight"].dtype == weights
     for name in exact:
         rounded = distance({name: plain[name]}, {name: exact[name]})
         assert 1e-3 < rounded < 1e-2
-        assert distance({name: walked[name]}, {name: exact[name]}) < 1.4 * rounded
-    assert torch.equal(walked["hidden"], plain["hidden"])
+        assert distance({name: chunked[name]}, {name: exact[name]}) < 1.4 * rounded
+    assert torch.equal(chunked["hidden"], plain["hidden"])
 
 
 def test_autocast_does_not_reach_the_sums() -> None:
@@ -247,7 +247,7 @@ def test_autocast_does_not_reach_the_sums() -> None:
             run(student, inputs)
         rows = heads.rows(TokenRows(shift=True), inputs)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            found.append(rows.walk(OBJECTIVES, COEFFICIENTS))
+            found.append(rows.sums_in_chunks(OBJECTIVES, COEFFICIENTS))
     assert torch.equal(*found)
 
 
@@ -286,14 +286,14 @@ def test_the_gradient_of_the_weights_is_not_copied(monkeypatch: pytest.MonkeyPat
     """It is as large as the head; held by anyone else, autograd makes a second one of it in every step."""
     weight, hidden = torch.randn(VOCABULARY, 8, requires_grad=True), torch.randn(6, 8, requires_grad=True)
     made: list[int] = []
-    carry = head_rows._Walker._carry_back
+    carry = head_rows._ChunkedPass._carry_back
 
-    def remember(walker: Any, *args: Any) -> None:
-        carry(walker, *args)
-        made.append(walker.gradients[1].data_ptr())
+    def remember(chunks: Any, *args: Any) -> None:
+        carry(chunks, *args)
+        made.append(chunks.gradients[1].data_ptr())
 
-    monkeypatch.setattr(head_rows._Walker, "_carry_back", remember)
-    rows_of(hidden, weight).walk((Labels(),), torch.ones(1)).sum().backward()
+    monkeypatch.setattr(head_rows._ChunkedPass, "_carry_back", remember)
+    rows_of(hidden, weight).sums_in_chunks((Labels(),), torch.ones(1)).sum().backward()
     assert weight.grad is not None
     assert {weight.grad.data_ptr()} == set(made)
 
@@ -301,7 +301,7 @@ def test_the_gradient_of_the_weights_is_not_copied(monkeypatch: pytest.MonkeyPat
 def test_a_second_backward_pass_is_refused() -> None:
     """The gradient was scaled in place: handed out again it would be scaled twice."""
     weight, hidden = torch.randn(VOCABULARY, 8, requires_grad=True), torch.randn(6, 8, requires_grad=True)
-    loss = rows_of(hidden, weight).walk((Labels(),), torch.ones(1)).sum() * 3
+    loss = rows_of(hidden, weight).sums_in_chunks((Labels(),), torch.ones(1)).sum() * 3
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="Compute the loss again"):
         loss.backward()
@@ -316,7 +316,7 @@ def test_a_sparse_teacher() -> None:
     kept = SparseRows.of(places.pick(run(teacher, inputs).logits), 8, temperature=2.0)
     hidden = student.model(inputs["input_ids"]).last_hidden_state
     rows = HeadRows(Side(head, places.pick(hidden), torch.float32), kept, places.labels, places.example, 3)
-    sums = rows.walk((KLDivergence(temperature=2.0),), torch.ones(1))
+    sums = rows.sums_in_chunks((KLDivergence(temperature=2.0),), torch.ones(1))
     plain = Rows(places.pick(run(student, inputs).logits), kept, places.labels, places.example, 3)
     torch.testing.assert_close(sums[:, 0], KLDivergence(temperature=2.0).sums(plain))
     assert torch.equal(rows.agreement(), plain.agreement())
@@ -347,7 +347,7 @@ class Largest(TorchDispatchMode):
 def test_no_tensor_of_all_logits_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One place that makes them after all, and all the memory is gone: in training or in evaluation."""
     largest = {}
-    for way in ("walking", "all"):
+    for way in ("chunked", "all"):
         trainer = make_trainer("causal-lm", tmp_path, max_steps=1, prediction_loss_only=True, **split(8))
         if way == "all":
             monkeypatch.setattr(trainer, "_heads", None)
@@ -357,7 +357,7 @@ def test_no_tensor_of_all_logits_exists(tmp_path: Path, monkeypatch: pytest.Monk
         largest[way] = found.elements
     vocabulary = trainer.model.config.vocab_size
     assert largest["all"] in [8 * longest * vocabulary for longest in range(3, 15)]
-    assert largest["walking"] < largest["all"]
+    assert largest["chunked"] < largest["all"]
 
 
 @pytest.mark.parametrize("kind", ["causal-lm", "masked-lm", "sequence-to-sequence"])
@@ -368,17 +368,17 @@ def test_training_is_that_of_all_logits(
     kind: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three optimiser steps of accumulated micro-batches, logs included, from rows and from all logits."""
-    walked = make_trainer(kind, tmp_path, num_train_epochs=1, **split(2), **settings)
-    assert walked._heads is not None
+    chunked = make_trainer(kind, tmp_path, num_train_epochs=1, **split(2), **settings)
+    assert chunked._heads is not None
     plain = make_trainer(kind, tmp_path, num_train_epochs=1, **split(2), **settings)
     monkeypatch.setattr(plain, "_heads", None)
-    one, other = train(walked), train(plain)
+    one, other = train(chunked), train(plain)
     assert largest_difference(one, other) < 1e-12
     assert one.losses == pytest.approx(other.losses, rel=1e-12)
     for mine, theirs in zip(one.logs, other.logs, strict=True):
         for name in ("loss", "objective/kl", "objective/labels", "agreement"):
             assert mine[name] == pytest.approx(theirs[name], rel=1e-6)
-    ours, others = walked.evaluate(), plain.evaluate()
+    ours, others = chunked.evaluate(), plain.evaluate()
     assert ours["eval_loss"] == pytest.approx(others["eval_loss"], rel=1e-12)
 
 
@@ -427,7 +427,7 @@ def test_another_loss_is_refused() -> None:
     with heads.capturing():
         run(teacher, inputs)
         run(student, inputs)
-    sums = heads.rows(TokenRows(shift=True), inputs).walk(OBJECTIVES, COEFFICIENTS)
+    sums = heads.rows(TokenRows(shift=True), inputs).sums_in_chunks(OBJECTIVES, COEFFICIENTS)
     with pytest.raises(RuntimeError, match="another loss"):
         sums.square().sum().backward()
 

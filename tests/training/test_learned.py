@@ -162,7 +162,7 @@ def test_checkpoint_of_other_objectives_is_refused(tmp_path: Path) -> None:
     def resume(**other: Any) -> None:
         projected(tmp_path / "again", **{**settings, **other}).train(resume_from_checkpoint=str(checkpoint))
 
-    with pytest.raises(UserError, match=r"checkpoint-1 was made with other objectives.*\(nothing\)\. Start over"):
+    with pytest.raises(UserError, match=r"checkpoint-1 was made with other objectives.*learn nothing\. Start over"):
         resume(terms=[KLDivergence(), Labels()])
     with pytest.raises(UserError, match=r"weight \(24, 16\).*1\.projection"):
         resume(terms=[Labels(), Projected()])

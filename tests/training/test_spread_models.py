@@ -74,7 +74,7 @@ def test_a_hook_on_the_head_stays() -> None:
 
 
 def test_an_offloaded_head_falls_back() -> None:
-    """Its weights are not there between forward passes: the walk would multiply by tensors without numbers."""
+    """Its weights are not there between forward passes: chunks would be multiplied by tensors without numbers."""
     model = make_model(1)
     wanted = model(batch()["input_ids"]).logits
     cpu_offload(model, "cpu")
@@ -110,7 +110,7 @@ def test_a_teacher_whose_head_is_elsewhere(kept: bool) -> None:
     terms = (OBJECTIVES[0], OBJECTIVES[2]) if kept else OBJECTIVES
     labels = torch.randint(0, VOCABULARY, (ROWS,))
     rows = HeadRows(student, teacher, labels.to("meta"), torch.zeros(ROWS, dtype=torch.long, device="meta"), 1)
-    sums = rows.walk(terms, torch.ones(len(terms), device="meta"))
+    sums = rows.sums_in_chunks(terms, torch.ones(len(terms), device="meta"))
     sums.sum().backward()
     assert sums.shape == (1, len(terms))
     assert rows.agreement().is_meta
@@ -120,10 +120,10 @@ def test_a_teacher_whose_head_is_elsewhere(kept: bool) -> None:
 
 
 def test_a_walk_asks_the_device_for_nothing() -> None:
-    """Without numbers there is nothing to wait for: a walk that looks at one, on anything but a CPU, fails here."""
+    """Without numbers there is nothing to wait for: code that looks at one, on anything but a CPU, fails here."""
     student, teacher = side("meta", requires_grad=True), side("meta")
     labels, example = (torch.zeros(ROWS, dtype=torch.long, device="meta") for _ in range(2))
     rows = HeadRows(student, teacher, labels, example, 3)
-    rows.walk(OBJECTIVES, torch.ones(3, device="meta")).sum().backward()
+    rows.sums_in_chunks(OBJECTIVES, torch.ones(3, device="meta")).sum().backward()
     with pytest.raises(RuntimeError, match="meta"):
         bool(rows.agreement().sum() > 0)

@@ -123,7 +123,7 @@ def test_a_few_rows_at_a_time(compiled: bool, sparse: bool, inductor: Inductor) 
     example = torch.arange(len(LABELS)) % 3
     student = Side(OutputHead(mine), hidden, torch.float32, OWN)
     made = HeadRows(student, teacher, LABELS, example, 3, Compiler() if compiled else None, shared)
-    sums = made.walk(objectives, coefficients)
+    sums = made.sums_in_chunks(objectives, coefficients)
     found = sums.detach(), grown(sums), made.agreement()
     dense = teacher if sparse else other(theirs).detach()[:, SHARED]
     rows = Rows(mine(hidden)[:, :OWN], dense, LABELS, example, 3, shared=shared)

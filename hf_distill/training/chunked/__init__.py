@@ -1,1 +1,1 @@
-"""Logits of a large vocabulary, made for some rows at a time."""
+"""Losses over a large vocabulary, whose logits are computed for a chunk of rows at a time."""

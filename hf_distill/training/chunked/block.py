@@ -1,4 +1,4 @@
-"""What is computed of a block of rows: the values of all objectives, agreement, and the gradient to the logits."""
+"""Computes, for a block of rows: the values of all objectives, the agreement, and the gradient to the logits."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from hf_distill.models.projection import Side
     from hf_distill.objectives.base import RowObjective
 
-# `(raw, teacher, labels, coefficients) -> (values, agreement)`; see `Evaluation.__call__`.
+# `(raw, teacher, labels, coefficients) -> (values, agreement)`, as `BlockLoss.__call__`.
 Evaluate = Callable[[Tensor, TeacherRows | None, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
 @dataclass(eq=False)
 class RowByRow(Rows):
-    """Rows of which each is an example of its own: the sum by example is the value of the row."""
+    """Rows that are each an example of its own, so that the sum by example is the value of the row."""
 
     def sum_by_example(self, values: Tensor) -> Tensor:
         """Return the values, `(rows,)`."""
@@ -30,15 +30,15 @@ class RowByRow(Rows):
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What is the same for all blocks of a walk.
+class BlockLoss:
+    """Computes the objectives on a block of rows, and their gradient to the student's logits.
 
     Attributes:
-        objectives: What is evaluated.
-        temperatures: Tensors in place of their own temperatures, by the place of the objective.
-        student: What comes after its linear map.
-        teacher: Likewise; None where there is none, or only what was kept of it.
-        shared: See `Rows`.
+        objectives: The objectives.
+        temperatures: Tensors in place of the objectives' own temperatures, by the index of the objective.
+        student: The student at its head.
+        teacher: The teacher at its head; None without a teacher, or if its rows are stored.
+        shared: Which classes both models have, as `Rows.shared`.
     """
 
     objectives: tuple[RowObjective, ...]
@@ -54,16 +54,18 @@ class Evaluation:
         labels: Tensor,
         coefficients: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Evaluate the objectives on a block, and leave the gradient in the place of the student's logits.
+        """Compute the objectives on a block, and overwrite the student's logits with the gradient to them.
 
-        A pure function of tensors but for that, without a look at their numbers, so that it can be compiled.
+        Apart from that, it is a pure function of tensors that does not branch on their values, so that it can be
+        compiled.
 
         Args:
-            raw: What the student's linear map gave, `(rows, columns)`.
-            teacher: Likewise of the teacher's, `(rows, its columns)`; or what stands for its logits; or None.
-            labels: See `Rows`.
-            coefficients: The gradient is that of `sum_k coefficients_k * values_k`, `(objectives,)`; None where none is
-                wanted, and `raw` stays.
+            raw: Output of the student's linear head, `(rows, columns)`.
+            teacher: Output of the teacher's linear head, `(rows, its columns)`; or what stands for its logits (stored
+                rows, the mean of several teachers); or None.
+            labels: Label of every row, `(rows,)`.
+            coefficients: The gradient is that of `sum_k coefficients_k * values_k`, `(objectives,)`; if None, no
+                gradient is computed, and `raw` is unchanged.
 
         Returns:
             The value of every objective for every row, `(rows, objectives)`, float32 or better; and whether both models
@@ -80,7 +82,7 @@ class Evaluation:
             if values.requires_grad:
                 (gradient,) = torch.autograd.grad(values, leaf, coefficients.to(exact).expand_as(values))
                 raw.copy_(gradient)
-            else:  # an objective may give a constant where none of these rows counts for it
+            else:  # an objective may return a constant if none of these rows counts for it
                 raw.zero_()
         return values.detach(), agreement.detach()
 

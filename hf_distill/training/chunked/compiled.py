@@ -1,11 +1,11 @@
-"""The evaluation of a block, compiled: a few kernels that go over the logits once each, in place of some thirty.
+"""Compiles the loss of a block: a few kernels that read the logits once each, in place of about thirty.
 
-`block.Evaluation` is traced with its gradient into one graph, which Inductor compiles: to Triton on a GPU, to C++ on a
-CPU. A graph is made for one shape and one set of settings, so blocks of another size (the last one of a batch, as a
-rule) are evaluated eagerly; what changes from step to step (weights, scheduled temperatures) is an input of it.
+`block.BlockLoss` is traced with its gradient into one graph, which Inductor compiles: to Triton on a GPU, to C++ on a
+CPU. A graph is made for one shape and one set of settings, so that blocks of another size (usually the last one of a
+batch) are computed eagerly. What changes from step to step (weights, scheduled temperatures) is an input of the graph.
 
-Nothing here can do more than make a training faster. What cannot be traced or compiled, and what would compute
-something else than the same code does without, is evaluated eagerly, after one warning.
+Compiling only makes a training faster. A loss that cannot be traced or compiled, or whose compiled code gives other
+numbers than the eager one, is computed eagerly, after one warning.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from hf_distill.objectives import closed_form
 from hf_distill.objectives.base import Objective, RowObjective
 from hf_distill.objectives.schedule import Schedule
 from hf_distill.objectives.softened import Softened
-from hf_distill.training.chunked.block import Evaluate, Evaluation
+from hf_distill.training.chunked.block import BlockLoss, Evaluate
 
 if TYPE_CHECKING:
     from hf_distill.models.projection import Side
@@ -34,20 +34,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Code = Callable[..., tuple[Tensor, Tensor]]
-# Different graphs that one training has a use for: its objectives, those of evaluation, another precision.
+# Number of graphs that one training compiles at most: its objectives, those of evaluation, another precision.
 MOST = 8
-# How far the compiled gradient may be from the eager one, relative to its largest number: float32, and half precision.
+# Largest difference of the compiled gradient from the eager one, relative to its largest value, in float32 and in half
+# precision.
 TOLERANCE, HALF_TOLERANCE = 1e-4, 2e-2
 
 
 def compiler_for(setting: bool | str, device: torch.device, objectives: Sequence[Objective]) -> Compiler | None:
-    """Return what compiles the evaluation of blocks; None where it is to stay eager.
+    """Return the compiler for the loss of blocks; None if it is computed eagerly.
 
     Args:
         setting: True, false, or `"auto"`: on an NVIDIA or AMD GPU with Triton, for objectives of this package, which
-            are known to depend on nothing but their arguments and settings.
+            are known to depend only on their arguments and settings.
         device: Where the training runs.
-        objectives: Of the training, with their schedules.
+        objectives: Objectives of the training, with their schedules.
     """
     own = [objective for objective in objectives if isinstance(objective, RowObjective)]
     if setting == "auto":
@@ -60,29 +61,27 @@ def compiler_for(setting: bool | str, device: torch.device, objectives: Sequence
 
 @cache
 def warn_nothing_compiled() -> None:
-    """Say once that `compile_loss: true` is of no use: a run has several trainings, and judges each model again."""
-    logger.warning(
-        "compile_loss: true compiles nothing here: it is for language models, without fp16 and torch_compile"
-    )
+    """Warn that `compile_loss: true` has no effect; once per run, which has several trainings and evaluations."""
+    logger.warning("compile_loss: true has no effect here: it is for language models, without fp16 and torch_compile")
 
 
 @dataclass(frozen=True)
 class Graph:
-    """An evaluation as a function of tensors alone, all in one row.
+    """The loss of a block as a function of a flat list of tensors, as a compiler needs it.
 
     Attributes:
-        evaluation: What to compute; weights, and temperatures that change, do not matter in it.
-        moving: Whether the temperature of an objective is an input, for each of them.
-        temperature: That of a sparse teacher; None where there is none.
+        evaluation: What to compute; its weights and scheduled temperatures are ignored.
+        moving: For each objective, whether its temperature is an input of the graph.
+        temperature: Temperature of the teacher's stored rows; None if they are not stored.
     """
 
-    evaluation: Evaluation
+    evaluation: BlockLoss
     moving: tuple[bool, ...]
     temperature: float | None
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What decides the code, besides the shapes of its inputs."""
+        """The settings that the code depends on, besides the shapes of its inputs."""
         settled = (
             replace(one, weight=1.0, **({"temperature": 1.0} if moves else {}))
             for one, moves in zip(self.evaluation.objectives, self.moving, strict=True)
@@ -93,9 +92,9 @@ class Graph:
     def inputs(
         self, raw: Tensor, teacher: Tensor | SparseRows | None, labels: Tensor, coefficients: Tensor
     ) -> list[Tensor]:
-        """Return the inputs of `__call__` for a block (see `Evaluation.__call__`)."""
+        """Return the arguments of `BlockLoss.__call__` and all other tensors that it uses, as inputs of the graph."""
         objectives: Any = self.evaluation.objectives
-        # On the CPU, wherever the rest is: a kernel is handed the number, and nobody waits.
+        # Always on the CPU: a kernel then gets the number itself, without waiting for the device.
         temperatures = [
             torch.tensor(one.temperature, dtype=torch.float64)
             for one, moves in zip(objectives, self.moving, strict=True)
@@ -111,7 +110,7 @@ class Graph:
         return [raw, labels, coefficients, *temperatures, *biases, *theirs]
 
     def __call__(self, raw: Tensor, labels: Tensor, coefficients: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
-        """Evaluate a block (see `Evaluation.__call__`), eagerly or to be traced."""
+        """Return the values and the agreement of a block, given what `inputs` returns, eagerly or while traced."""
         rest = list(others)
         temperatures = {index: rest.pop(0) for index, moves in enumerate(self.moving) if moves}
         sides = [
@@ -137,13 +136,13 @@ class Graph:
 
 
 class Compiler:
-    """Evaluates blocks by compiled code, where there is a gradient to take: evaluations of a model stay eager.
+    """Compiles the loss of blocks that need a gradient; evaluations of a model stay eager.
 
     Args:
-        moving: Whether the temperature of an objective changes during training, for each of those on logits.
+        moving: For each objective on logits, whether its temperature changes during training.
 
     Attributes:
-        seconds: What compiling took so far, by the clock.
+        seconds: Seconds spent compiling so far.
     """
 
     def __init__(self, moving: Sequence[bool] = ()) -> None:
@@ -153,16 +152,16 @@ class Compiler:
 
     @property
     def graphs(self) -> int:
-        """How many graphs there is code for."""
+        """Number of compiled graphs."""
         return sum(code is not None for _, code in self._codes)
 
-    def of(self, evaluation: Evaluation, rows: int, temperature: float | None = None) -> Evaluate:
-        """Return what does the same, blocks of `rows` rows by compiled code.
+    def of(self, evaluation: BlockLoss, rows: int, temperature: float | None = None) -> Evaluate:
+        """Return a function that computes the same, for blocks of `rows` rows by compiled code.
 
         Args:
-            evaluation: Of one walk, all of whose blocks have the same kind of tensors.
-            rows: Of a block.
-            temperature: That of a sparse teacher.
+            evaluation: The loss of the blocks of one batch, which all have tensors of the same kind.
+            rows: Number of rows of a whole block.
+            temperature: Temperature of the teacher's stored rows; None if they are not stored.
         """
         moving = (self.moving + (False,) * len(evaluation.objectives))[: len(evaluation.objectives)]
         graph = Graph(evaluation, moving, temperature)
@@ -182,7 +181,7 @@ class Compiler:
         return evaluate
 
     def _code(self, graph: Graph, inputs: list[Tensor]) -> Code | None:
-        """Return the code of a graph, made for inputs like these; None if there is none."""
+        """Return compiled code for a graph and inputs like these, compiling if needed; None if that is impossible."""
         key = (graph.key, *((one.shape, one.stride(), one.dtype, one.device) for one in inputs))
         for known, code in self._codes:
             if known == key:
@@ -192,7 +191,7 @@ class Compiler:
             return self._codes[-1][1]
         if len(self._codes) == MOST:
             self._codes.append(((), None))
-            logger.warning("compile_loss: the loss changes too often to be compiled each time, and stays as it is now")
+            logger.warning("compile_loss: the loss changes too often to be compiled each time. It is computed eagerly")
         return None
 
     def _make(self, graph: Graph, inputs: list[Tensor]) -> Code | None:
@@ -201,25 +200,25 @@ class Compiler:
         try:
             code = compile_graph(graph, inputs)
             reason = None if _same(code, graph, inputs) else "it computes something else"
-        except Exception as error:  # of the tracer, of Inductor, of a compiler that is not there: all the same to us
+        except Exception as error:  # from the tracer, from Inductor, or because no compiler is installed
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         self.seconds += time.perf_counter() - started
         if reason is None:
             return code
         logger.warning(
-            "compile_loss: the compiled loss cannot be used here (%s). It is computed without, which gives the same, "
-            "slower; compile_loss: false spares the attempt",
+            "compile_loss: the loss cannot be compiled here (%s). It is computed eagerly: same numbers, but slower. "
+            "To skip the attempt, set compile_loss: false",
             reason,
         )
         return None
 
 
 def compile_graph(graph: Graph, inputs: list[Tensor]) -> Code:
-    """Trace a graph, gradient included, and have Inductor compile it for inputs of these shapes."""
+    """Trace a graph with its gradient, and compile it with Inductor for inputs of these shapes."""
     import torch._inductor
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    # On tensors without numbers: whoever looks at one, or at how many there are of a kind, is found out.
+    # Traced with fake tensors, which have no values: code that branches on values raises an error.
     with torch.no_grad():
         with closed_form.traced():
             made = make_fx(graph, tracing_mode="fake")(*inputs)
@@ -228,10 +227,10 @@ def compile_graph(graph: Graph, inputs: list[Tensor]) -> Code:
 
 
 def _same(code: Code, graph: Graph, inputs: list[Tensor]) -> bool:
-    """Whether code gives the values and the gradient that the graph gives eagerly; the inputs stay as they are."""
+    """Return whether compiled code gives the same values and gradient as the eager graph; inputs stay unchanged."""
     raw, *others = inputs
     found, wanted = raw.clone(), raw.clone()
-    # Not whether the models agree: between two tokens that are as likely, either will do.
+    # The agreement is not compared: of two equally likely tokens, either may be the top one.
     (values, _), (expected, _) = code(found, *others), graph(wanted, *others)
     return _close(values, expected, raw.dtype) and _close(found.float(), wanted.float(), raw.dtype)
 

@@ -1,9 +1,9 @@
-"""Rows whose logits are made a few at a time, so that no `(tokens, classes)` tensor of either model ever exists.
+"""Computes losses over a large vocabulary in chunks of rows, without a `(tokens, classes)` tensor of either model.
 
-A vocabulary-sized head makes logits the largest tensors of a step: student's and teacher's, their softmaxes, the
-gradient. Here a chunk of rows goes through both heads, all objectives are evaluated on it, and the gradient is taken
-at once, in the forward pass. What the backward pass needs is then the gradient to the input of the head and to its
-weights, neither of which grows with rows times classes.
+With a large vocabulary, the largest tensors of a step are the logits of student and teacher, their softmaxes, and their
+gradient. Here one chunk of rows after the other passes through both heads, all objectives are computed on it, and so is
+the gradient, in the forward pass. The backward pass then needs only the gradients to the input and to the weights of
+the head, whose size does not grow with rows times classes.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from hf_distill.models.projection import Projector, Side
 from hf_distill.models.target_rows import MixtureRows, TeacherRows
 from hf_distill.objectives.base import RowObjective, temperatures_of
 from hf_distill.rows.base import Rows, SparseRows
-from hf_distill.training.chunked.block import Evaluate, Evaluation
+from hf_distill.training.chunked.block import BlockLoss, Evaluate
 from hf_distill.training.chunked.compiled import Compiler
 
-# Logits, float32, that objectives look at together. A processor's cache keeps them while a dozen operations go over
-# them; on a GPU what is composed of them (six times as much) stays small beside the chunks.
+# Bytes of the float32 logits of a block, on which the objectives are computed together. On a CPU they stay in its cache
+# during a dozen operations; on a GPU the intermediate tensors (six times as large) stay small compared with a chunk.
 BLOCK_BYTES = 2 * 2**20
 BLOCK_ELSEWHERE = 64 * 2**20
 
@@ -37,8 +37,8 @@ class MixedSides:
     """Several teachers at their heads, whose distributions are averaged.
 
     Attributes:
-        sides: Of each.
-        weights: Of each; they sum to 1.
+        sides: Each teacher at its head.
+        weights: Weight of each teacher; they sum to 1.
     """
 
     sides: tuple[Side, ...]
@@ -47,13 +47,13 @@ class MixedSides:
     def rows(
         self, part: slice, temperatures: Sequence[float], block: int = 0, device: torch.device | None = None
     ) -> MixtureRows:
-        """Return the mean for some rows, one teacher after the other: memory does not grow with their number.
+        """Return the mean distribution of some rows. Teachers run in turn, so memory does not grow with their number.
 
         Args:
             part: Which rows.
-            temperatures: At which they will be asked for.
+            temperatures: The temperatures of the objectives that will use them.
             block: How many rows are softened together; all of them if 0.
-            device: Where to put them; where the first head is, if None.
+            device: Where to put the result; None for the device of the first head.
         """
         means: dict[float, Tensor] = {}
         for side, weight in zip(self.sides, self.weights, strict=True):
@@ -71,16 +71,16 @@ class MixedSides:
 
 
 class HeadRows(Rows):
-    """The rows of a micro-batch before the heads.
+    """The rows of a micro-batch before the heads: their logits are computed when needed, in chunks.
 
     Args:
         student: The student at its head.
-        teacher: The teacher at its head, or several at theirs, or what was stored of its rows; None without a teacher.
-        labels: See `Rows`.
-        example: See `Rows`.
-        examples: See `Rows`.
-        compiler: What compiles the evaluation of blocks; None to evaluate them eagerly.
-        shared: See `Rows`.
+        teacher: The teacher at its head, or several at theirs, or its stored rows; None without a teacher.
+        labels: Label of every row, `(rows,)`, as in `Rows`.
+        example: Index of the example of every row, `(rows,)`.
+        examples: Number of examples.
+        compiler: Compiles the loss of blocks; None to compute it eagerly.
+        shared: Which classes both models have, as in `Rows`.
     """
 
     def __init__(
@@ -99,33 +99,36 @@ class HeadRows(Rows):
         self.compiler = compiler
         self._agreement: Tensor | None = None
 
-    # Made when it is asked for, where `Rows` are given it.
+    # `Rows` have these two as fields. Here they are computed on first use.
     @cached_property
     def student(self) -> Tensor:  # type: ignore[override]
-        """All logits at once, for whoever does not walk."""
+        """All logits of the student at once, `(rows, classes)`."""
         return self.sides[0].logits()
 
     @cached_property
     def teacher(self) -> TeacherRows | None:  # type: ignore[override]
-        """Likewise."""
+        """All logits of the teacher at once, `(rows, classes)`, or what stands for them; None without a teacher."""
         teacher = self.sides[1]
         if isinstance(teacher, MixedSides):
             return teacher.rows(slice(None), (1.0,))
         return teacher.logits().detach() if isinstance(teacher, Side) else teacher
 
     def with_columns(self, student: Tensor, labels: Tensor) -> Rows:
-        """See `Rows.with_columns`."""
+        """Return the rows with other logits of the student and other labels."""
         return Rows(student, self.teacher, labels, self.example, self.examples)
 
     def agreement(self) -> Tensor:
-        """See `Rows.agreement`; known once the rows have been walked over."""
+        """Return the number of rows of each example where both models have the same top class, `(batch,)`."""
         if self._agreement is None:
-            self.walk((), None)
+            self.sums_in_chunks((), None)
         assert self._agreement is not None
         return self._agreement
 
     def extremes(self) -> Tensor:
-        """See `Rows`: here of what goes into the heads, whose logits are never all there."""
+        """Return the largest absolute input of the heads of student and teacher in each example, `(batch, 2)`.
+
+        It stands for the largest logit of `Rows.extremes`, since the logits are never all computed at once.
+        """
         student, teacher = self.sides
         ours = _largest(student.hidden)
         if isinstance(teacher, SparseRows):
@@ -136,16 +139,13 @@ class HeadRows(Rows):
             theirs = torch.zeros_like(ours) if teacher is None else _largest(teacher.hidden)
         return self.sum_by_example(torch.stack((ours, theirs.to(ours)), -1).to(self.example.device))
 
-    def walk(self, objectives: Sequence[RowObjective], coefficients: Tensor | None) -> Tensor:
-        """Evaluate objectives row by row, all of them on a chunk of logits while it is there.
+    def sums_in_chunks(self, objectives: Sequence[RowObjective], coefficients: Tensor | None) -> Tensor:
+        """Return the sum of every objective for every example, `(batch, objectives)`, computed in chunks of rows.
 
         Args:
-            objectives: What to evaluate.
-            coefficients: The loss is `sum_k coefficients_k * sums_k`, and no other function of the sums has a gradient,
-                `(objectives,)`; None where no gradient is wanted.
-
-        Returns:
-            The sum of every objective for every example, `(batch, objectives)`.
+            objectives: The objectives on logits.
+            coefficients: `(objectives,)`. The loss must be `sum_k coefficients_k * sums_k`: no other function of the
+                sums has a gradient. None if no gradient is needed.
         """
         linear = self.sides[0].head.linear
         if not torch.is_grad_enabled():
@@ -155,42 +155,42 @@ class HeadRows(Rows):
             coefficients = coefficients.to(linear.weight.device, exact)
         sums: Tensor
         with _without_autocast(linear.weight.device.type):
-            sums, agreement = Walk.apply(  # type: ignore[no-untyped-call]
+            sums, agreement = ChunkedSums.apply(  # type: ignore[no-untyped-call]
                 self.sides[0].hidden, linear.weight, linear.bias, self, tuple(objectives), coefficients
             )
         self._agreement = agreement.to(self.labels.device)
         return sums.to(self.labels.device)
 
     def pieces(self) -> tuple[int, int]:
-        """Return how many rows make a chunk, and how many of them a block; whole blocks, where it is more than one."""
+        """Return the number of rows of a chunk and of a block; a chunk is one block or several whole ones."""
         student = self.sides[0]
         device = student.hidden.device.type
         block = max(1, (BLOCK_BYTES if device == "cpu" else BLOCK_ELSEWHERE) // (student.width * 4))
         if device != "cpu":
-            block -= block % 8 if block > 8 else 0  # rows that begin at a multiple of 16 bytes, in any precision
+            block -= block % 8 if block > 8 else 0  # so that blocks begin at a multiple of 16 bytes, in any precision
         chunk = max(1, CHUNK_BYTES.get(device, ELSEWHERE) // (student.width * student.dtype.itemsize))
         if chunk <= block:
             return chunk, chunk
         chunk -= chunk % block
-        # Chunks of one size, to a few blocks: the memory of one then fits the next.
+        # Chunks of nearly equal size, so that each can reuse the memory of the one before.
         number = -(-len(self.labels) // chunk)
         even = -(-len(self.labels) // max(1, number))
         return min(chunk, max(block, even + -even % block)), block
 
 
 def _largest(hidden: Tensor) -> Tensor:
-    """Return the largest number of each row, `(rows,)`: NaN where one is, inf where one is infinite."""
+    """Return the largest absolute value of each row, `(rows,)`: NaN or inf if the row has such a value."""
     largest: Tensor = torch.linalg.vector_norm(hidden.detach(), torch.inf, dim=-1)
     return largest.float()
 
 
 def _without_autocast(device: str) -> AbstractContextManager[None]:
-    """Have sums computed in the precision of their tensors, whatever the caller trains in."""
+    """Context manager: compute in the precision of the tensors, also if the caller uses autocast."""
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
-class Walk(torch.autograd.Function):
-    """Sums whose gradient is taken on the way."""
+class ChunkedSums(torch.autograd.Function):
+    """Sums of objectives over rows, whose gradient is computed in the forward pass."""
 
     @staticmethod
     def forward(
@@ -202,49 +202,55 @@ class Walk(torch.autograd.Function):
         objectives: tuple[RowObjective, ...],
         coefficients: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """See `HeadRows.walk`."""
+        """Return the sums, `(batch, objectives)`, and the number of agreeing rows of each example, `(batch,)`.
+
+        `hidden`, `weight` and `bias` are the input and the parameters of the student's head; they are arguments so that
+        autograd asks for their gradients.
+        """
         taken = coefficients is not None and len(objectives) > 0
         wanted = [taken and needed for needed in ctx.needs_input_grad[:3]]
-        walk = _Walker(rows, objectives, coefficients, wanted)
-        walk.go()
-        ctx.gradients, ctx.coefficients = walk.gradients, coefficients
-        ctx.mark_non_differentiable(walk.agreement)
-        return walk.sums, walk.agreement
+        pass_ = _ChunkedPass(rows, objectives, coefficients, wanted)
+        pass_.run()
+        ctx.gradients, ctx.coefficients = pass_.gradients, coefficients
+        ctx.mark_non_differentiable(pass_.agreement)
+        return pass_.sums, pass_.agreement
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, sums: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        """Scale the gradients by that of the loss."""
+        """Return the gradients of the forward pass, scaled by the gradient of the loss."""
         if ctx.coefficients is None:
             raise RuntimeError("these sums were computed without coefficients, and have no gradient.")
         if ctx.gradients is None:
             raise RuntimeError(
-                "the gradient of these sums is there once, retain_graph or not: it was taken in the forward pass, and "
-                "handed out by an earlier backward pass. Compute the loss again."
+                "the gradient of these sums can be used once, also with retain_graph: it was computed in the "
+                "forward pass, and an earlier backward pass has used it. Compute the loss again."
             )
         loss = _gradient_of_the_loss(sums, ctx.coefficients)
-        # Let go of: the gradient of the weights becomes their `.grad` as it is if nobody else holds it, else a copy.
+        # Not stored any longer: autograd then uses the tensor itself as the weights' `.grad`, and makes no copy.
         gradients, ctx.gradients = ctx.gradients, None
         return (*(None if one is None else one.mul_(loss.to(one.dtype)) for one in gradients), None, None, None)
 
 
 def _gradient_of_the_loss(sums: Tensor, coefficients: Tensor) -> Tensor:
-    """Return `g` where the gradient of the sums is `g * coefficients` for every example."""
+    """Return `g` such that the gradient of the sums is `g * coefficients` for every example."""
     if not sums.numel():
         return sums.new_zeros(())
-    # The multiple of the coefficients that comes closest, without an index that a GPU would have to be asked for.
+    # The least-squares solution; choosing a coefficient that is not 0 would have to wait for the GPU.
     largest = coefficients.abs().max()
     scaled = torch.where(largest == 0, 0.0, coefficients / largest)
     loss = torch.where(largest == 0, 0.0, (sums[0] * scaled).sum() / (scaled.square().sum() * largest))
     if sums.device.type == "cpu" and not torch.allclose(
         sums, (loss * coefficients).expand_as(sums), rtol=1e-3, equal_nan=True
     ):
-        raise RuntimeError("the gradient was taken for the sum of the objectives, but another loss is made of them.")
+        raise RuntimeError(
+            "the gradient was computed for the weighted sum of the objectives, and another loss was made of them."
+        )
     return loss
 
 
-class _Walker:
-    """One walk: what it goes over, and what it has gathered so far."""
+class _ChunkedPass:
+    """One pass over all rows of a batch in chunks, with the sums and gradients so far."""
 
     def __init__(
         self, rows: HeadRows, objectives: tuple[RowObjective, ...], coefficients: Tensor | None, wanted: list[bool]
@@ -259,7 +265,7 @@ class _Walker:
         self.temperatures = temperatures_of(objectives)
         self.device = self.student.weight.device
         self.labels, self.example = rows.labels.to(self.device), rows.example.to(self.device)
-        evaluation = Evaluation(objectives, student, teacher if isinstance(teacher, Side) else None, rows.shared)
+        evaluation = BlockLoss(objectives, student, teacher if isinstance(teacher, Side) else None, rows.shared)
         self.evaluate: Evaluate = evaluation
         if rows.compiler is not None:
             temperature = teacher.temperature if isinstance(teacher, SparseRows) else None
@@ -270,8 +276,8 @@ class _Walker:
         self.inputs: tuple[Tensor | None, ...] = (student.hidden, student.head.linear.weight, student.head.linear.bias)
         self.gradients: list[Tensor | None] = [torch.empty_like(student.hidden) if wanted[0] else None, None, None]
 
-    def go(self) -> None:
-        """Walk over all rows."""
+    def run(self) -> None:
+        """Go over all rows."""
         for part in slices(0, len(self.labels), self.chunk):
             raw = self.student.raw(part)
             theirs = self._theirs(part)
@@ -279,13 +285,13 @@ class _Walker:
                 self._evaluate(part.start, block, raw, theirs)
             if any(self.wanted):
                 self._carry_back(part, raw)
-            del raw, theirs  # so that the next chunk takes their place
+            del raw, theirs  # so that the next chunk can use their memory
         for index, (one, made) in enumerate(zip(self.inputs, self.gradients, strict=True)):
             if self.wanted[index] and one is not None:
                 self.gradients[index] = torch.zeros_like(one) if made is None else made.to(one.dtype)
 
     def _theirs(self, part: slice) -> TeacherRows | None:
-        """Return the teacher's rows of a chunk: before what follows its linear map, where it is one model."""
+        """Return the teacher's rows of a chunk; for a single model the output of its linear head, `(rows, columns)`."""
         if self.teacher is not None:
             return self.teacher.raw(part).to(self.device, non_blocking=True)
         if isinstance(self.other, MixedSides):
@@ -293,7 +299,7 @@ class _Walker:
         return None if self.other is None else self.other[part]
 
     def _evaluate(self, start: int, block: slice, raw: Tensor, theirs: TeacherRows | None) -> None:
-        """Evaluate the objectives on a block, and leave the gradient in the place of its logits."""
+        """Compute the objectives on a block, and overwrite its logits with the gradient to them."""
         place = slice(start + block.start, start + block.stop)
         teacher = None if theirs is None else theirs[block]
         values, agreement = self.evaluate(raw[block], teacher, self.labels[place], self.coefficients)
@@ -302,7 +308,7 @@ class _Walker:
         self.agreement.index_add_(0, example, agreement.to(self.agreement))
 
     def _carry_back(self, part: slice, gradient: Tensor) -> None:
-        """Carry a chunk's gradient through the linear map."""
+        """Add a chunk's gradients to the input, weight and bias of the linear head."""
         hidden, weight, _ = self.gradients
         if hidden is not None:
             hidden[part] = torch.mm(gradient, self.student.weight)
@@ -316,7 +322,7 @@ class _Walker:
             self._add(2, gradient.sum(0, dtype=self.exact))
 
     def _add(self, index: int, part: Tensor) -> None:
-        """Add a chunk's part of a gradient: in float32 or better, as each sum in half precision would round."""
+        """Add a chunk's part of a gradient, in float32 or better: sums in half precision would be rounded each time."""
         whole = self.gradients[index]
         if whole is not None:
             whole += part
