@@ -1,8 +1,8 @@
-"""Everything about processes: which one this is, what all of them find out or know, and what wraps or shards a model.
+"""Everything about processes: ranks, communication between them, and models that are wrapped or sharded.
 
-Nothing else in the package reads ranks, launchers' variables or `torch.distributed`, but `run/launch.py` (how the run
-was started) and `training/sharded.py` (a trainer under FSDP or DeepSpeed). Of `Trainer` the rest uses what says who
-writes and speaks: `is_world_process_zero` and `should_save`.
+No other module of the package reads ranks, launchers' environment variables or `torch.distributed`, except
+`run/launch.py` (how the run was started) and `training/sharded.py` (a trainer under FSDP or DeepSpeed). To know which
+process writes and prints, other modules also use `Trainer.is_world_process_zero` and `TrainingArguments.should_save`.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 
-# ---- What the launcher says, before the processes have found each other ----------------------------------------------
+# ---- Before the processes are connected: the environment variables of the launcher -----------------------------------
 
 
 def started() -> int:
-    """Return how many processes a launcher started, on all machines; 1 where there was none."""
+    """Return how many processes a launcher started, on all machines; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE") or 1)
 
 
 def is_first_of_machine() -> bool:
-    """Whether this is the first of the processes that a launcher started on this machine, whose screen it has."""
+    """Return whether this is the first of the processes that a launcher started on this machine."""
     return os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"
 
 
 def launched_precision() -> str:
-    """Return the `--mixed_precision` of `accelerate launch`; `no` where it was not given."""
+    """Return the `--mixed_precision` of `accelerate launch`; `no` if it was not given."""
     return os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
 
 
-# ---- What they are to each other, once there are `TrainingArguments`, which settle how they talk ---------------------
+# ---- Once the processes are connected, by building `TrainingArguments` -----------------------------------------------
 
 
 def _state() -> Any:
@@ -49,17 +49,17 @@ def _state() -> Any:
 
 
 def processes() -> int:
-    """Return how many processes this training or run has."""
+    """Return the number of processes of this training or run."""
     return int(_state().num_processes)
 
 
 def rank() -> int:
-    """Return the number of this process among all, from 0."""
+    """Return the rank of this process among all, from 0."""
     return int(_state().process_index)
 
 
 def is_first() -> bool:
-    """Whether this is the first of all processes, which writes files and speaks."""
+    """Return whether this is the first of all processes, which writes files and prints."""
     return rank() == 0
 
 
@@ -70,40 +70,41 @@ def device() -> torch.device:
 
 
 def share_of(number: int) -> range:
-    """Return which of `number` pieces of work are this process's: every n-th, where there are n processes."""
+    """Return which of `number` pieces of work this process does: every n-th of n processes."""
     return range(rank(), number, processes())
 
 
 def wait() -> None:
-    """Wait until every process is here."""
+    """Wait until every process has called this."""
     _state().wait_for_everyone()
 
 
 @contextmanager
 def first_process_first() -> Iterator[None]:
-    """Run a block on the first process of each machine before the others, which find cached what it computed."""
+    """Context manager: run the block in the first process of each machine first; the others then use its cache."""
     state = _state()
     waits = state.num_processes > 1
     if waits and not state.is_local_main_process:
         wait()
     try:
         yield
-    finally:  # also after a mistake, for which the others would wait
+    finally:  # also after an error: the others would wait without end
         if waits and state.is_local_main_process:
             wait()
 
 
-# ---- What they find out and tell each other --------------------------------------------------------------------------
+# ---- Communication ---------------------------------------------------------------------------------------------------
 
 
 def asked_once(find_out: Callable[[], Value]) -> Value:
-    """Have the first process find something out; all go on with what it returns, or raise its mistake.
+    """Call a function in the first process; return its result in all processes, or raise its `UserError` in all.
 
-    Files may change between two looks, questions cost time, and a lone error would leave the others waiting. Where a
-    run has several processes, all must call this, after building `TrainingArguments`.
+    Otherwise processes could see different states of a file, would all spend the time, and would wait without end if
+    one of them raised an error. If a run has several processes, all must call this, after building
+    `TrainingArguments`.
 
     Raises:
-        UserError: That of the first process, on all of them.
+        UserError: The first process raised it.
     """
     if started() < 2:
         return find_out()
@@ -123,10 +124,10 @@ def asked_once(find_out: Callable[[], Value]) -> Value:
 
 
 def together(work: Callable[[], None]) -> None:
-    """Do this process's part of some work; what stops one process stops all, with the same line.
+    """Do this process's part of some work; a `UserError` in one process is raised in all.
 
     Raises:
-        UserError: One of the processes was stopped by it.
+        UserError: One of the processes raised it.
     """
     error: UserError | None = None
     try:
@@ -139,7 +140,7 @@ def together(work: Callable[[], None]) -> None:
 
 
 def from_all(value: Value) -> list[Value]:
-    """Return a value of every process (anything that can be pickled), in the order of their ranks, on every one."""
+    """Return the values of all processes in the order of their ranks; all must call this. Values are pickled."""
     if processes() == 1:
         return [value]
     from accelerate.utils import gather_object
@@ -149,7 +150,7 @@ def from_all(value: Value) -> list[Value]:
 
 
 def summed(values: Tensor) -> Tensor:
-    """Return the sum of a tensor over all processes, on every one; no gradient passes."""
+    """Return the sum of a tensor over all processes; all must call this. The result has no gradient."""
     from accelerate.utils import reduce
 
     total: Tensor = reduce(values, reduction="sum")
@@ -157,7 +158,7 @@ def summed(values: Tensor) -> Tensor:
 
 
 def gathered(values: Tensor) -> Tensor:
-    """Return the tensors of all processes, equal in shape, one after the other along the first dimension."""
+    """Return the tensors of all processes, of equal shape, concatenated along the first dimension."""
     from accelerate.utils import gather
 
     found: Tensor = gather(values)
@@ -165,7 +166,7 @@ def gathered(values: Tensor) -> Tensor:
 
 
 def gathered_rows(rows: Tensor) -> Tensor:
-    """Return `(n, width)` of all processes in the order of their ranks; `n` may differ. No gradient passes."""
+    """Return the rows `(n, width)` of all processes in the order of their ranks, without a gradient; `n` may differ."""
     import torch
     from torch import distributed
     from torch.nn import functional as F
@@ -185,11 +186,11 @@ def gathered_rows(rows: Tensor) -> Tensor:
 
 
 def unwrapped(model: nn.Module, *, autocast: bool = True) -> nn.Module:
-    """Return a model without DDP, FSDP and the like; `torch.compile` stays.
+    """Return a model without the wrappers of DDP, FSDP and DeepSpeed; that of `torch.compile` stays.
 
     Args:
         model: The model, wrapped or not.
-        autocast: Whether accelerate's own forward pass, under autocast, stays.
+        autocast: Whether accelerate's own forward method, which runs under autocast, stays.
     """
     from accelerate.utils import extract_model_from_parallel
 
@@ -198,7 +199,7 @@ def unwrapped(model: nn.Module, *, autocast: bool = True) -> nn.Module:
 
 
 def inside_wrapper(model: nn.Module) -> nn.Module | None:
-    """Return the module that `DataParallel`, DDP or FSDP is around; None where `model` is not one of them."""
+    """Return the module inside a `DataParallel`, DDP or FSDP wrapper; None if `model` is not such a wrapper."""
     from torch import nn
 
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
@@ -207,12 +208,12 @@ def inside_wrapper(model: nn.Module) -> nn.Module | None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return all of a tensor, also of one that is sharded (`DTensor`); all processes have to ask."""
+    """Return the whole of a tensor, also of a sharded one (`DTensor`); all processes must call this."""
     found: Any = tensor
     return found.full_tensor() if hasattr(found, "full_tensor") else tensor
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return the part of a tensor that this process holds: all of one that is not sharded (`DTensor`)."""
+    """Return the part of a tensor in this process; the tensor itself if it is not sharded (`DTensor`)."""
     found: Any = tensor
     return found.to_local() if hasattr(found, "to_local") else tensor

@@ -81,53 +81,54 @@ Split: TypeAlias = "Dataset[Any] | datasets.Dataset | datasets.IterableDataset"
 class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
     """Trains a student to match a teacher.
 
-    The loss of an optimiser step is `sum_k weight_k * S_k / N_k` over its objectives: `S_k` the sum of the
+    The loss of an optimiser step is `sum_k weight_k * S_k / N_k` over its objectives: `S_k` is the sum of the
     objective, `N_k` the number of its unit, both over all micro-batches of the accumulation window and all
     processes. Gradients and logged losses are therefore the same for 8 x 1, 4 x 2 and 2 processes x 4.
 
-    The teacher is an attribute of the trainer, not of the student: it stays in eval mode, out of the
-    optimiser and out of every checkpoint. What is overridden of `Trainer`, and why: `training/overrides.py`.
+    The teacher is an attribute of the trainer, not of the student: it stays in eval mode, and is part of neither the
+    optimiser nor any checkpoint. `training/overrides.py` lists the methods of `Trainer` that are overridden, and why.
 
-    Logged besides what `Trainer` logs: `objective/<name>` (unweighted), `agreement` (share of rows where both
-    models have the same top class) and, in training, `teacher_share` of the step time, `tokens_per_second` and
-    `peak_memory` (see `meter.Meter`). Evaluation reports objectives and agreement as `eval_...`, summed over examples,
-    so that they do not depend on the batch size. An objective for which the data has nothing to count (`labels` without
+    Logged in addition to what `Trainer` logs: `objective/<name>` (unweighted), `agreement` (share of rows where both
+    models have the same top class) and, in training, `teacher_share` (of the time of the steps), `tokens_per_second`
+    and `peak_memory` (MiB). Evaluation reports objectives and agreement as `eval_...`, computed from sums over
+    examples, so that they do not depend on the batch size. An objective with a count of 0 (`labels` on data without
     labels) is left out there.
 
     Args:
         model: The student.
         args: `DistillationArguments`, or `TrainingArguments` whose values pass the same check.
-        teacher: The model to learn from, its task head trained; or its id or path, or a recipe's entry such as
-            `PretrainedTeacher(model=..., dtype="bfloat16")`, to be loaded with the student's head; or another source of
-            targets (`models.target_model.TargetSource`). It is frozen and moved to the training device. None only where
-            no objective needs it.
+        teacher: The model to learn from, with a trained task head; or its id or path, or a recipe's entry such as
+            `PretrainedTeacher(model=..., dtype="bfloat16")`, which is loaded with the class of the student's head; or
+            another source of targets (`models.target_model.TargetSource`). It is frozen and moved to the training
+            device. None if no objective needs a teacher.
         objectives: Terms of the loss; by default half `kl` at temperature 2 (`logits_mse` for regression), half
             `labels`.
-        layout: Which logits count; read from the student's class if left out.
-        task: How data sets of text are read, such as `TextGeneration(packing=True)`; that of the student's class if
-            left out.
-        data_collator: As in `transformers.Trainer`, as all that follow.
-        train_dataset: Tokenised; or with columns of text, called as the task calls them (`docs/trainer.md`), which are
-            tokenised here, unless there is a `data_collator` to do it.
-        eval_dataset: Likewise; several in a dict.
-        processing_class: The tokenizer. It is saved with the student, and tells tokens from the padding of a head.
+        layout: Which logits count; by default as the student's class says.
+        task: The task that tokenises data sets of text, such as `TextGeneration(packing=True)`; by default that of the
+            student's class.
+        data_collator: As in `transformers.Trainer`, like all arguments that follow.
+        train_dataset: Tokenised; or with text columns, named as the task names them (`docs/trainer.md`), which are
+            tokenised here unless a `data_collator` is given.
+        eval_dataset: Tokenised or with text columns, as `train_dataset`; or a dict of several.
+        processing_class: The tokenizer. It is saved with the student, and its size tells which outputs of a head are
+            only padding.
         model_init: Makes the student, in place of `model`.
         compute_loss_func: Refused: the loss is the sum of the objectives.
-        compute_metrics: From `EvalPrediction(predictions, label_ids)`: logits of the rows that count.
+        compute_metrics: Called with `EvalPrediction(predictions, label_ids)`: logits and labels of the rows that count.
         callbacks: Added to the default ones.
         optimizers: Optimizer and scheduler.
         optimizer_cls_and_kwargs: Class of the optimizer, and its arguments.
-        preprocess_logits_for_metrics: `(logits, labels) -> what is kept for compute_metrics`.
+        preprocess_logits_for_metrics: `(logits, labels) -> what is stored for compute_metrics`.
 
     Raises:
-        TypeError: One of them is not what it should be, such as the name of a model in place of the model.
+        TypeError: An argument has a wrong type, such as the name of an objective in place of the object.
         ValueError: The models, objectives or arguments do not fit together.
     """
 
-    # What gives targets: the teacher, or a wrapper of it.
+    # Gives the targets: the teacher itself, a wrapper around it, or stored targets.
     source: TargetSource | None
 
-    # compute_loss divides by counts of the whole accumulation window: Trainer must not divide again.
+    # `compute_loss` divides by counts of the whole accumulation window: `Trainer` must not divide again.
     loss_is_scaled_for_ga = True
 
     def __init__(
@@ -161,7 +162,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         args = args if args is not None else DistillationArguments(output_dir="trainer_output")
         check_arguments(args)
         check_devices(args)
-        # It logs the loss of a step that is NaN as that of the others, and asks the device for it in every micro-batch.
+        # It would replace a loss that is NaN in the logs, and read the loss from the device in every micro-batch.
         args.logging_nan_inf_filter = False
         if compute_loss_func is not None:
             raise ValueError("compute_loss_func would be ignored: the loss is the sum of `objectives`.")
@@ -185,8 +186,8 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
             )
         config: Any = getattr(self.model, "config", None)
         if config is not None and use_cache is not None:
-            # Trainer turns it off for good, and the exported student would generate without a cache, many times slower.
-            # Training has no use for one: see `BothModels`.
+            # `Trainer` turns it off for good, and the exported student would generate without a cache, many times
+            # slower. During training it is not used: `BothModels` sets it for each forward pass.
             config.use_cache = use_cache
         check_parallelism(self)
         self.brings_optimizer = any(one is not None for one in optimizers)
@@ -201,7 +202,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         self.layout = layout or infer_layout(self.model, self.teacher, self.processing_class)
         chosen = _defaults(self.layout) if objectives is None else objectives
         self.objectives = settle_class_weights(chosen, self.layout, self.model, self.train_dataset)
-        # By default labels are learned where there are any.
+        # With the default objectives, data without labels is allowed.
         check_objectives(self, self.source, labelled=True if objectives is None else self._labelled())
         self._check_splits()
         if isinstance(teacher, Teacher) and teacher.caches:
@@ -229,7 +230,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         self._taken = self._taken_by_each()
         # Terms and agreement, summed over the steps since the last log.
         self._totals = torch.zeros(len(self.terms) + 1, device=self.args.device)
-        # In how many of these steps there was anything to count, by unit.
+        # For each unit, in how many of these steps its count was above 0.
         self._counted = torch.zeros(len(UNITS), device=self.args.device)
         self.watch = Watch(self.terms.names)
         self._steps = 0
@@ -241,9 +242,9 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
     # ---- Construction ----
 
     def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
-        """Let DDP look for unused parameters where no objective reaches the head, also with activation checkpointing.
+        """Let DDP look for unused parameters if no objective reaches the head.
 
-        There `Trainer` turns it off for good, and the second step fails.
+        With activation checkpointing `Trainer` would turn this off, and the second step would fail.
         """
         args: dict[str, Any] = super()._build_accelerator_args(**kwargs)
         if not self._reaches_head and self.args.ddp_find_unused_parameters is None:
@@ -252,7 +253,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
 
     @property
     def teacher(self) -> Any:
-        """The model to learn from; None where there is none."""
+        """The model to learn from; None if there is none."""
         return None if self.source is None else self.source.model
 
     @teacher.setter
@@ -260,7 +261,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         self.source = as_source(teacher)
 
     def _tokenise(self, teacher: nn.Module | None, task: Task | None) -> None:
-        """Make tokens of data sets that hold text, as a run of the student's task does."""
+        """Tokenise data sets with text columns, as a run of the student's task does."""
         with parallel.first_process_first():
             self.texts = text_columns(
                 self.model, teacher, self.train_dataset, self.eval_dataset, self.processing_class, task
@@ -274,7 +275,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         logger.info("data sets of text are %s", self.texts.describe())
 
     def _store_targets(self, entry: Teacher, task: Task | None) -> None:
-        """Have the teacher's targets stored, or found stored, and train from them."""
+        """Store the teacher's targets, or find them stored, and let the student train from them."""
         texts, model = self.texts, self.teacher
         known = task or (texts.task if texts is not None else next(iter(tasks_of(self.model)), None))
         if known is None:
@@ -297,17 +298,17 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         self.train_dataset, self.eval_dataset, self.data_collator = stored.train, stored.eval, collator
 
     def _layout_of_texts(self) -> RowLayout | None:
-        """Return which logits of texts count, but of a head over a vocabulary, which both models decide."""
+        """Return the layout for data sets of text; None for a head over a vocabulary, which depends on both models."""
         layout = None if self.texts is None else self.texts.prepared.layout
         return None if getattr(layout, "classes", None) else layout
 
     def _labelled(self) -> bool | None:
-        """Return whether the train split has labels; None where only its batches tell."""
+        """Return whether the train split has labels; None if only its batches show that."""
         split = self.train_dataset
         return is_labelled(split, self.layout) if reaches_models(split, self.data_collator) else None
 
     def _check_splits(self) -> None:
-        """Refuse rows that the models cannot read or learn from; of those that change on their way nothing is known."""
+        """Refuse rows that the models cannot read or learn from; splits changed by a transform are not checked."""
         every = {"train_dataset": self.train_dataset, **_named(self.eval_dataset)}
         splits = {name: split for name, split in every.items() if reaches_models(split, self.data_collator)}
         check_labelled(splits.get("train_dataset"), self.objectives)
@@ -318,7 +319,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
 
     @property
     def _teachers(self) -> Mapping[str, nn.Module]:
-        """The models that run beside the student, by what messages call them."""
+        """The models that run beside the student, by their names in messages."""
         return {} if self.source is None else self.source.models
 
     def _taken_by_each(self) -> Mapping[str, frozenset[str]]:
@@ -333,24 +334,24 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
     def _place_teacher(self) -> None:
         """Freeze the teacher and move it to the device.
 
-        Not through `accelerator.prepare_model`: that would list it as a trained model, and `evaluation_loop` would
-        then leave the student unprepared.
+        `accelerator.prepare_model` is not used: it would list the teacher as a trained model, and `evaluation_loop`
+        would then not prepare the student.
         """
         if self.source is not None:
             check_separate(self.model, self.source.model)
             self.source.place(self.args.device)
 
     def _make_terms(self) -> Terms:
-        """Make the objectives ready for the two models; what they learn becomes part of the student, for the time."""
+        """Prepare the objectives for the two models; what they learn is part of the student during training."""
         terms = Terms(self.objectives, self.model, self.teacher)
         check_terms(terms, self)
         attach(self.model, place(terms.learned, self.model, self.args.device))
         return terms
 
     def _make_padding(self) -> Padding:
-        """Find out on which side the two models are padded."""
+        """Return what knows on which side the two models are padded."""
         terms = self.terms
-        # Hooks, hidden states, derivatives and heads taken apart belong to one forward pass.
+        # Hooks, hidden states, derivatives and separate heads need the whole batch in one forward pass.
         inside = terms.watch or terms.differentiates or terms.outputs or self._heads
         whole = bool(inside or isinstance(self.layout, SimilarityRows))
         tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
@@ -358,9 +359,9 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         return Padding(models, self.layout, whole=whole, pad=getattr(tokenizer, "pad_token_id", None))
 
     def _open_heads(self) -> Heads | None:
-        """Take both models apart at their heads; None where all logits are made at once."""
-        # A float16 gradient taken ahead would miss the loss scale that keeps it from vanishing.
-        # By `fp16: true`, by an accelerator of the user's own, or by `accelerate launch`.
+        """Separate both models from their heads, to compute logits in chunks; None if all are computed at once."""
+        # With float16, a gradient computed in the forward pass would lack the loss scale, and vanish. float16 may come
+        # from `fp16: true`, from an accelerator of the user's own, or from `accelerate launch`.
         scaled = "fp16" in (self.args.mixed_precision, self.accelerator.mixed_precision)
         if scaled or self.args.torch_compile or self.terms.needs_logits or not self.layout.by_position:
             return None
@@ -368,14 +369,14 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         heads = Heads.open(self.model, self._teachers, compiler)
         if heads is None and (classes := getattr(self.layout, "classes", None)):
             logger.warning(
-                "the head of %s or of its teacher cannot be taken apart (an adapter on it, quantized weights, or a "
-                "class of its own): all logits are made at once, at about %s KB of memory a token",
+                "the logits of %s or of its teacher cannot be computed in chunks (its head has an adapter, quantized "
+                "weights, or a class of its own): all are computed at once, at about %s KB of memory a token",
                 *(type(base_model(self.model)).__name__, f"{28 * classes // 1024:,}"),
             )
         return heads
 
     def _follow_models(self) -> None:
-        """Make anew what was made for other models: `model_init` has another student for every training."""
+        """Rebuild what depends on the models if they have changed: `model_init` makes a student for every training."""
         now = self._models()
         if any(one is not other for one, other in zip(now, self._made_for, strict=True)):
             self._place_teacher()
@@ -391,14 +392,14 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         return parallel.unwrapped(self.model), self.teacher
 
     def _settle_terms(self) -> list[str]:
-        """Show a few batches to the terms that choose by them, the same on every process; return what they say."""
+        """Show the same few batches to the undecided terms in every process; return a line about each decision."""
         data: Any = self.train_dataset
         if not self.terms.undecided or data is None:
             return []
         if is_divided(self):
             raise UserError(
-                "layers: 'similarity' is measured before FSDP places the student. Run a few steps without FSDP, which "
-                "logs the pairs, and write them: layers: [[1, 2], ...]."
+                "layers: 'similarity' is not supported with FSDP. Run a few steps without FSDP, which logs the "
+                "pairs, and write them in the recipe: layers: [[1, 2], ...]."
             )
         collate = self.padding.collating(self.data_collator)
         if isinstance(data, datasets.Dataset):
@@ -420,7 +421,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
     # ---- Loss ----
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train as `Trainer` does; of what Liger changes for it (`use_liger_kernel`), nothing stays."""
+        """Train as `Trainer` does; at the end, undo Liger's changes of the model (`use_liger_kernel`)."""
         self._begin_targets()
         if not self.args.use_liger_kernel:
             return super().train(*args, **kwargs)
@@ -429,25 +430,25 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
             return super().train(*args, **kwargs)
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Forget what an earlier or aborted training left unlogged."""
+        """Train as `Trainer` does, after resetting the sums of an earlier or aborted training."""
         self._follow_models()
         self._compared = False
         self._totals.zero_()
         self._counted.zero_()
         self._steps = 0
         self._meter.reset()
-        # For the whole training: activation checkpointing computes attention again in the backward pass.
+        # For the whole training, since activation checkpointing computes attention again in the backward pass.
         with self.terms.eager_attention():
             return super()._inner_training_loop(*args, **kwargs)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
-        """Count every unit over the accumulation window and all processes: `(units,)` in the order of `UNITS`."""
+        """Return the count of every unit in the accumulation window of all processes, `(units,)`, as in `UNITS`."""
         self._steps += bool(batch_samples)
         self._begin_step()
         counts = self._count(batch_samples)
         self._counted += counts > 0
         self._meter.count(torch.stack([counts[UNITS.index(unit)] for unit in self.layout.token_units]).sum())
-        # Nothing to count means nothing to sum: 0 / 1, not NaN.
+        # With a count of 0 the sum is 0, too: 0 / 1, not NaN.
         return counts.clamp(min=1)
 
     def _count(self, batches: list[Any]) -> Tensor:
@@ -466,23 +467,23 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
     ) -> Any:
         """Return this micro-batch's share of the optimiser step's loss.
 
-        A subclass adds a term of its own to what this returns; one that never calls it is refused, since it would
-        train without the teacher (`docs/extending.md`).
+        A subclass may add a term of its own to what this returns. A subclass that never calls it is refused, since it
+        would train without the teacher (`docs/extending.md`).
 
         Args:
             model: The student, wrapped or not.
             inputs: A collated batch.
-            return_outputs: Also return the student's output, a mapping, with its graph. All logits are then made at
-                once.
-            num_items_in_batch: Counts of every unit in the whole step, as `_get_num_items_in_batch` gives them; this
-                batch's own on all processes if left out, which is refused in a training.
+            return_outputs: Also return the student's outputs, a mapping, with their graph. All logits are then
+                computed at once.
+            num_items_in_batch: Count of every unit in the whole step, as `_get_num_items_in_batch` returns it. If left
+                out, the batch is counted in all processes; during training with gradient accumulation, that is refused.
 
         Returns:
             A scalar whose mean over processes, summed over micro-batches, is the loss of the step.
 
         Raises:
-            UserError: The counts of the step are missing in a training, an objective returned what it must not, or
-                none has a gradient.
+            UserError: The counts of the step are missing during training, an objective returned a wrong tensor, or no
+                objective has a gradient.
         """
         self._compared = True
         counts = num_items_in_batch
@@ -490,8 +491,8 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
             if self.is_in_train and model.training and self.args.gradient_accumulation_steps > 1:
                 raise UserError(
                     "compute_loss was called without num_items_in_batch, and gradients are accumulated over "
-                    f"{self.args.gradient_accumulation_steps} micro-batches: each would weigh as a whole step. Pass "
-                    "on what an overridden compute_loss is given."
+                    f"{self.args.gradient_accumulation_steps} micro-batches: each would count as a whole step. In an "
+                    "overridden compute_loss, pass num_items_in_batch on."
                 )
             counts = self._count([inputs]).clamp(min=1)
         self.terms.go_to(self.state.global_step, self.state.max_steps)
@@ -511,8 +512,8 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         loss = torch.stack([term * weight for term, weight in zip(terms, self.terms.weights, strict=True)]).sum()
         if model.training and torch.is_grad_enabled() and not loss.requires_grad:
             raise UserError(
-                "no objective reaches a parameter that is trained: all that they compare comes from frozen parts of "
-                "the student. Freeze less, or add an objective that reaches the rest."
+                "no objective trains any parameter: all that they compare comes from frozen parts of the student. "
+                "Freeze less, or add an objective that depends on the other parts."
             )
         return (loss, outputs) if return_outputs else loss
 
@@ -524,18 +525,19 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         shares: Tensor | None = None,
         attached: bool = False,
     ) -> tuple[Tensor, tuple[Tensor, Tensor], dict[str, Any]]:
-        """Run both models and compare them, all inside the student's forward pass (see `redirect`).
+        """Run both models and compare them, all inside the forward pass of the student's wrapper (`inside_forward`).
 
         Args:
             model: The student, wrapped or not.
             inputs: A batch.
-            heads: To go over the rows without ever making all logits (see `head_rows`), if not None.
-            shares: What the loss multiplies the sums with, apart from the weights; None where no gradient is wanted.
-            attached: Return the student's output with its graph.
+            heads: The heads of the models, to compute the logits in chunks; None to compute all logits at once.
+            shares: What the loss multiplies each sum by, without its weight, `(objectives,)`; None if no gradient is
+                needed.
+            attached: Whether to return the student's outputs with their graph.
 
         Returns:
             The sum of every objective for every example, `(batch, objectives)`; the number of rows of each example
-            where both models agree, and the extremes of their logits (`Rows.extremes`); and the student's output.
+            where both models agree, `(batch,)`, and the largest logits, `(batch, 2)`; and the student's outputs.
         """
         student = parallel.unwrapped(model)
 
@@ -548,7 +550,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
             sums = self.terms.per_example(comparison, shares)
             return sums, (comparison.rows.agreement(), comparison.rows.extremes()), outputs
 
-        with self.terms.eager_attention():  # whoever calls `compute_loss` himself is in no training
+        with self.terms.eager_attention():  # a user may call `compute_loss` outside of training
             if not is_wrapped(self, model, student) or self.args.torch_compile:
                 return compute()
             return inside_forward(model, student, compute, inputs)
@@ -591,9 +593,9 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         super().log(logs, start_time)
 
     def _means(self) -> dict[str, float]:
-        """Return the objectives and the agreement, averaged over the steps in which there was something to count.
+        """Return the objectives and the agreement, each averaged over the steps in which its count was above 0.
 
-        A step without a label adds 0 to the loss, which is right; as a value of `labels` it would halve the curve.
+        A step without a label rightly adds 0 to the loss; averaged into `labels`, the 0 would pull the curve down.
         """
         totals = parallel.summed(self._totals) / parallel.processes()
         rows = self._counted[UNITS.index("row")].reshape(1)
@@ -619,9 +621,10 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Run both models on a batch; keep its sums for `evaluation_loop`.
+        """Run both models on a batch, and add its sums to `eval_sums`.
 
-        Returns no loss: `Trainer` would average it over batches.
+        Returns:
+            No loss, since `Trainer` would average it over batches; logits and labels, unless `prediction_loss_only`.
         """
         inputs = self._prepare_inputs(inputs)
         self.terms.go_to_end()
@@ -643,10 +646,10 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Evaluate as `Trainer` does, with the loss taken over all examples rather than averaged over batches.
+        """Evaluate as `Trainer` does, but compute the loss over all examples instead of averaging it over batches.
 
         Raises:
-            NotFinite: A loss, a target or a prediction is not finite, so that no figure would mean anything.
+            NotFinite: A loss, a target or a prediction is not finite, so that the figures would be meaningless.
         """
         self.check_finite()
         self._follow_models()
@@ -663,7 +666,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
 
 
 def _named(split: Any) -> dict[str, Any]:
-    """Return the eval split, or the several that `Trainer` takes, by what they are called."""
+    """Return the eval split, or the several of a dict, by their names in messages."""
     if isinstance(split, dict):
         return {f"eval_dataset['{name}']": one for name, one in split.items()}
     return {"eval_dataset": split}

@@ -1,4 +1,4 @@
-"""Training arguments: Transformers' own, less the few that would break a promise of this package."""
+"""`DistillationArguments`: `transformers.TrainingArguments` with a few more arguments, other defaults, and checks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hf_distill.mistakes import former_name
 
 
 def _say_new_names(cls: type[TrainingArguments]) -> Any:
-    """Have the constructor name the new argument where a former name is given."""
+    """Class decorator: if an argument's former name is given, the error names the new one."""
     construct = cls.__init__
 
     @wraps(construct)
@@ -35,14 +35,14 @@ def _say_new_names(cls: type[TrainingArguments]) -> Any:
 @_say_new_names
 @dataclass
 class DistillationArguments(TrainingArguments):
-    """`transformers.TrainingArguments` with four other defaults, a check, and what a step costs.
+    """`transformers.TrainingArguments` with three more arguments, four other defaults, and checks.
 
-    Everything that describes what the loss is lives in the objectives.
+    The loss itself is described by the objectives, not here.
 
     Defaults that differ: `logging_nan_inf_filter` is false (it logs a loss that is NaN as 0), `greater_is_better` is
     false for objectives and errors too, `hub_strategy` is `"end"` (only a finished student is published) and `use_cpu`
-    is true where there is no accelerator (`bf16=True` then works on CPUs, and processes started by `torchrun` on a
-    CPU-only machine find each other).
+    is true on a machine without an accelerator (`bf16=True` then works on CPUs, and processes started by `torchrun` on
+    a CPU-only machine find each other).
 
     Attributes:
         compile_loss: Compile the loss over a vocabulary's logits, with its gradient. `auto`: on a GPU with Triton, for
@@ -55,7 +55,8 @@ class DistillationArguments(TrainingArguments):
             smaller, for models that can; true: wherever that saves anything; false: never.
 
     Raises:
-        ValueError: See `check_arguments`.
+        ValueError: A value is wrong, or a distillation does not support it; the message says what to use instead.
+        TypeError: An argument is unknown.
     """
 
     # Not `bool | ...`: HfArgumentParser would take that for a flag, and fail on its default.
@@ -70,7 +71,7 @@ class DistillationArguments(TrainingArguments):
     )
     logging_nan_inf_filter: bool = field(
         default=False,
-        metadata={"help": "Not used: no loss is logged that is not finite; on_nan says what becomes of its step."},
+        metadata={"help": "Not used: a loss that is not finite is never logged; on_nan says what happens to its step."},
     )
     # Not `bool | ...`: HfArgumentParser would take that for a flag, and fail on its default.
     compile_loss: Literal["auto", True, False] = field(
@@ -85,8 +86,8 @@ class DistillationArguments(TrainingArguments):
         check_arguments(self)
         if self.logging_nan_inf_filter:
             raise ValueError(
-                "logging_nan_inf_filter would log a loss that is NaN as that of other steps; leave it off. on_nan says "
-                "what becomes of such a step: 'stop' or 'skip'."
+                "logging_nan_inf_filter would replace a loss that is NaN in the logs; leave it off. on_nan says what "
+                "happens to such a step: 'stop' or 'skip'."
             )
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             self.greater_is_better = _is_better_when_greater(self.metric_for_best_model.removeprefix("eval_"))
@@ -94,20 +95,23 @@ class DistillationArguments(TrainingArguments):
 
 
 def _is_better_when_greater(figure: str) -> bool:
-    """Transformers takes all that does not end in `loss` to be, an `objective/kl` and an `mse` too."""
+    """Return whether a figure is better when greater.
+
+    Transformers takes every figure for that whose name does not end in `loss`, also `objective/kl` and `mse`.
+    """
     if figure.endswith("loss") or figure.startswith("objective/"):
         return False
     try:
         return greater_is_better(figure)
-    except UserError:  # no metric: the agreement, or a name of the user's own
+    except UserError:  # not one of our metrics: the agreement, or a name of the user's own
         return True
 
 
 def check_arguments(args: TrainingArguments) -> None:
-    """Refuse what `DistillationTrainer` would have to ignore or could not keep its promises with.
+    """Refuse arguments that `DistillationTrainer` would ignore, or that would make its loss or logs wrong.
 
     Raises:
-        ValueError: Says what is wrong and what to use instead.
+        ValueError: There is one; the message says what is wrong and what to use instead.
     """
     if args.label_smoothing_factor != 0:
         raise ValueError("label_smoothing_factor is not applied to a distillation loss; leave it at 0.")
@@ -115,7 +119,7 @@ def check_arguments(args: TrainingArguments) -> None:
         raise ValueError(f"compile_loss must be true, false or 'auto', found {compile_loss!r}.")
     if args.ignore_data_skip:
         raise ValueError(
-            "ignore_data_skip=True shows a resumed training other examples than it would have seen; leave it out."
+            "ignore_data_skip=True would train a resumed run on other examples than an uninterrupted one; leave it out."
         )
     if not args.average_tokens_across_devices:
         raise ValueError(
@@ -128,7 +132,7 @@ def check_arguments(args: TrainingArguments) -> None:
         )
     if args.hub_token is not None:
         raise ValueError(
-            "hub_token would be written to training_args.bin in clear. Set the HF_TOKEN environment variable or "
+            "hub_token would be written to training_args.bin as plain text. Set the environment variable HF_TOKEN, or "
             "run `hf auth login` instead."
         )
     if (on_nan := getattr(args, "on_nan", "stop")) not in ("stop", "skip"):
@@ -138,7 +142,7 @@ def check_arguments(args: TrainingArguments) -> None:
         raise ValueError(f"padding_free must be true, false or 'auto', found {padding_free!r}.")
     if padding_free is True and args.torch_compile:
         raise ValueError(
-            "padding_free is true, but torch_compile would compile anew for every shape. Leave one of the two out."
+            "padding_free is true, but torch_compile would compile again for every shape. Leave one of the two out."
         )
     if args.push_to_hub and HubStrategy(args.hub_strategy) is not HubStrategy.END:
         raise ValueError(
@@ -147,14 +151,14 @@ def check_arguments(args: TrainingArguments) -> None:
 
 
 def check_devices(args: TrainingArguments) -> None:
-    """Refuse several GPUs in one process, and Liger's kernels where there is nothing to run them.
+    """Refuse several GPUs in one process, and Liger's kernels without a GPU or without Liger.
 
     Raises:
-        ValueError: Says how to start one process a GPU, or what is missing.
+        ValueError: The message says how to start one process per GPU, or what is missing.
     """
     if args.n_gpu > 1:
         raise ValueError(
-            f"{args.n_gpu} GPUs in one process (DataParallel) is not supported. Start one process a GPU: "
+            f"{args.n_gpu} GPUs in one process (DataParallel) are not supported. Start one process per GPU with "
             "`accelerate launch ...`, or hide the others with CUDA_VISIBLE_DEVICES."
         )
     if args.use_liger_kernel and args.device.type == "cpu":

@@ -1,1 +1,1 @@
-"""One run of a recipe: checked, prepared, trained, evaluated and reported."""
+"""A run of a recipe: checks, data, training, evaluation and report."""

@@ -1,6 +1,6 @@
-"""What a recipe says about the best model of a training: can it be told, and will it have been saved?
+"""Checks what a recipe says about the best model: does its metric exist, and will the model have been saved?
 
-Transformers asks the first when the first evaluation is over, and answers the second in words of its own.
+Transformers checks the first only after the first evaluation, and its message about the second names no recipe key.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from hf_distill.tasks import Prepared
 
 METRIC = "metric_for_best_model"
-# Schedulers that look at it.
+# Schedulers that use it.
 _BY_METRIC = ("reduce_lr_on_plateau", "greedy")
-# Transformers' own, of every evaluation.
+# Figures that Transformers adds to every evaluation.
 _ALWAYS = ("runtime", "samples_per_second", "steps_per_second")
 
 
@@ -36,14 +36,14 @@ class _Training:
     """One training of a run.
 
     Attributes:
-        path: Key path of the arguments in which it differs from the recipe's `training`.
-        own: These.
+        path: Key path of its own training arguments in the recipe.
+        own: Its own training arguments.
         shared: The recipe's `training`.
-        arguments: All of them, defaults included.
-        objectives: What it compares.
-        compares: Whether with a teacher.
-        whose: Of what model.
-        way_out: What can be done about arguments that it shares with others.
+        arguments: All its training arguments, including defaults.
+        objectives: Its objectives.
+        compares: Whether it has a teacher.
+        whose: How messages call the model that is trained.
+        way_out: A sentence that says how to give this training another metric than the others.
     """
 
     path: str
@@ -56,12 +56,12 @@ class _Training:
     way_out: str = ""
 
     def word(self, key: str, default: Any = None) -> Any:
-        """Return an argument, an enumeration's as its word."""
+        """Return an argument; the value of an enumeration as text."""
         value = self.arguments.get(key, default)
         return getattr(value, "value", value)
 
     def at(self, *keys: str) -> str:
-        """Return the path of the first of these keys that the recipe gives: in this training, or for all."""
+        """Return the key path of the first of these keys that the recipe sets: for this training, or for all."""
         for key in keys:
             if key in self.own:
                 return f"{self.path}.{key}"
@@ -69,39 +69,41 @@ class _Training:
 
 
 def check_saving(recipe: Recipe) -> None:
-    """Refuse a best model that cannot be told or will not have been saved, as far as the recipe alone tells.
+    """Refuse a metric for the best model that no evaluation has, or a best model that will not have been saved.
+
+    Only mistakes that the recipe alone shows are found; `check_best_metric` needs the data.
 
     Raises:
-        UserError: A line for each mistake.
+        UserError: There are mistakes; one line for each.
     """
     mistakes: dict[str, str] = {}
     for training in _trainings(recipe):
         found = [*_not_saved(training)]
-        if type(recipe.task) in TASKS.values():  # one from outside may have metrics that nobody here knows
+        if type(recipe.task) in TASKS.values():  # a task from outside may have metrics that are not known here
             figures = _figures(training)
             metrics = [name for name in recipe.evaluation.metrics or METRICS if name != PERPLEXITY]
             listed = [*figures, *(metrics if recipe.evaluation.metrics else ["the task's metrics"])]
-            found += _not_told(training, [*figures, *metrics], listed)
+            found += _unknown_metric(training, [*figures, *metrics], listed)
         for path, text in found:
             mistakes.setdefault(path, text)
     _refuse(recipe, mistakes)
 
 
 def check_best_metric(recipe: Recipe, prepared: Prepared) -> None:
-    """Refuse a best model by a figure that the evaluations of a training do not have.
+    """Refuse a metric for the best model that the evaluations of a training do not have.
 
     Args:
         recipe: The recipe.
         prepared: Its data.
 
     Raises:
-        UserError: A line for each mistake.
+        UserError: There are mistakes; one line for each.
     """
     mistakes: dict[str, str] = {}
     evaluator = prepared.evaluator
     for training in _trainings(recipe):
         figures = _figures(training, labelled=bool(evaluator.names), classes=prepared.layout.has_classes)
-        for path, text in _not_told(training, [*figures, *evaluator.in_training]):
+        for path, text in _unknown_metric(training, [*figures, *evaluator.in_training]):
             mistakes.setdefault(path, text)
     _refuse(recipe, mistakes)
 
@@ -112,7 +114,7 @@ def _refuse(recipe: Recipe, mistakes: Mapping[str, str]) -> None:
 
 
 def _trainings(recipe: Recipe) -> Iterator[_Training]:
-    """Yield the trainings of a run, those of the student first."""
+    """Yield the trainings of a run: student and baseline by stage, then the teachers that are fine-tuned."""
     shared = {**training_defaults(recipe), **recipe.training}
     alone: tuple[Objective, ...] = (Labels(),)
     for index, stage in enumerate(recipe.plan):
@@ -138,20 +140,26 @@ def _trainings(recipe: Recipe) -> Iterator[_Training]:
 
 
 def _figures(training: _Training, *, labelled: bool = True, classes: bool = True) -> list[str]:
-    """Return what an evaluation has besides metrics, as `EvalSums.figures` names it.
+    """Return the names of the figures of an evaluation besides metrics, as `EvalSums.figures` names them.
 
     Args:
-        training: Whose.
+        training: The training.
         labelled: Whether the eval split has labels.
-        classes: Whether there is a likeliest class, on which two models can agree.
+        classes: Whether models predict classes, on which they can agree.
     """
     named = zip(unique_names(training.objectives), training.objectives, strict=True)
     counted = [f"objective/{name}" for name, objective in named if labelled or objective.unit != "label"]
     return [*(["loss"] if counted else []), *counted, *([AGREEMENT] if classes and training.compares else [])]
 
 
-def _not_told(training: _Training, names: Sequence[str], listed: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
-    """Yield path and message where the best model is to be told by something that is none of `names`."""
+def _unknown_metric(training: _Training, names: Sequence[str], listed: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
+    """Yield key path and message if the metric for the best model is not one of `names`.
+
+    Args:
+        training: The training.
+        names: Names of all figures of an evaluation.
+        listed: Names to list in the message, if not all of them.
+    """
     used = training.word("load_best_model_at_end") or training.word("lr_scheduler_type") in _BY_METRIC
     metric = training.word(METRIC) or ("loss" if used else None)
     if metric is None or training.word("eval_strategy") == "no":
@@ -159,11 +167,11 @@ def _not_told(training: _Training, names: Sequence[str], listed: Sequence[str] =
     name = metric.removeprefix("eval_")
     if name in (*names, *_ALWAYS):
         return
-    # `acc` is more like `mcc` than like the word it begins.
+    # First by the beginning of a name: by similarity, `acc` would be closer to `mcc` than to `accuracy`.
     close = [one for one in names if one.startswith(name)] or get_close_matches(name, names, n=1)
     hint = f"Did you mean '{close[0]}'? " if close else ""
     if name == PERPLEXITY and LABEL_LOSS in names:
-        hint = f"It is lowest where its logarithm is: {LABEL_LOSS}. "
+        hint = f"It is lowest when its logarithm is lowest: use {LABEL_LOSS}. "
     yield (
         training.at(METRIC, "load_best_model_at_end", "lr_scheduler_type"),
         f"evaluations of {training.whose} have no '{name}'. {hint}They have: {', '.join(listed or names)}."
@@ -172,36 +180,36 @@ def _not_told(training: _Training, names: Sequence[str], listed: Sequence[str] =
 
 
 def _not_saved(training: _Training) -> Iterator[tuple[str, str]]:
-    """Yield path and message where the best model would not be among the saved ones, as Transformers has it."""
-    judged, saved = training.word("eval_strategy"), training.word("save_strategy")
+    """Yield key path and message if the best model might not be among the saved ones, as Transformers decides it."""
+    evaluated, saved = training.word("eval_strategy"), training.word("save_strategy")
     best = training.word("load_best_model_at_end")
     if saved == "best" and not best and training.word(METRIC) is None:
-        yield training.at("save_strategy"), f"best, but nothing says of what: add {METRIC}, such as loss."
+        yield training.at("save_strategy"), f"best, but no metric says which model is best: add {METRIC}, such as loss."
     if not best or saved == "best":
         return
-    if judged != saved:
+    if evaluated != saved:
         yield (
             training.at("save_strategy", "eval_strategy"),
-            "load_best_model_at_end can only load what was saved when it was judged, but save_strategy is "
-            f"{saved} and eval_strategy is {judged}. Make them the same, or set save_strategy: best.",
+            "load_best_model_at_end can only load a model that was saved when it was evaluated, but save_strategy is "
+            f"{saved} and eval_strategy is {evaluated}. Make them the same, or set save_strategy: best.",
         )
-    elif judged == "steps":
+    elif evaluated == "steps":
         every = training.word("eval_steps") or training.word("logging_steps"), training.word("save_steps", 500)
         if not _is_multiple(*every):
             yield (
                 training.at("save_steps", "eval_steps"),
-                "load_best_model_at_end can only load what was saved when it was judged, but the model is judged "
-                f"every {_steps(every[0])} and saved every {_steps(every[1])}. Make save_steps a multiple of "
+                "load_best_model_at_end can only load a model that was saved when it was evaluated, but the model is "
+                f"evaluated every {_steps(every[0])} and saved every {_steps(every[1])}. Make save_steps a multiple of "
                 "eval_steps, both in steps or both as shares.",
             )
 
 
-def _is_multiple(judged: float, saved: float) -> bool:
-    """Whether a model is judged whenever it is saved; of shares of a training, to a millionth."""
-    if (judged < 1) != (saved < 1):
+def _is_multiple(evaluated: float, saved: float) -> bool:
+    """Return whether a model is evaluated whenever it is saved; shares of a training are compared to a millionth."""
+    if (evaluated < 1) != (saved < 1):
         return False
-    whole = 1 if judged >= 1 else 1_000_000
-    return not judged or (saved * whole) % (judged * whole) == 0
+    whole = 1 if evaluated >= 1 else 1_000_000
+    return not evaluated or (saved * whole) % (evaluated * whole) == 0
 
 
 def _steps(every: float) -> str:

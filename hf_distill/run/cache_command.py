@@ -1,4 +1,4 @@
-"""The cache of a run: where it lies, what decides that it belongs, and `hf-distill cache`."""
+"""The command `hf-distill cache`: store a teacher's targets without training a student."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 
 def capture(recipe: Recipe) -> Cache:
-    """Do what a run does up to its cache: `hf-distill cache RECIPE.yaml`. The run goes on from there.
+    """Run a recipe up to its cache, and return the cache with the teacher's targets. A later run uses it.
 
-    The output directory stays free for any run: nothing is written there but a teacher that is trained there.
+    The output directory stays free for any run: nothing is written there, except a teacher that is fine-tuned there.
 
     Raises:
-        UserError: The recipe, its data or the way it was launched is at fault, or its teacher is not a cached one.
+        UserError: There is a mistake in the recipe, its data or the launch, or its teacher is not `cached`.
     """
     from transformers.utils.logging import disable_progress_bar
 
@@ -24,7 +24,7 @@ def capture(recipe: Recipe) -> Cache:
 
     if not recipe.teacher.caches:
         raise recipe.mistake(
-            "teacher", "nothing is kept of this teacher. Write {name: cached, teacher: {...}} around it."
+            "teacher", "the targets of this teacher are not stored. Write {name: cached, teacher: {...}} around it."
         )
     check_launch()
     disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Print the stages of a run and remarks; the progress bars are Transformers' own."""
+"""Prints the headings of a run's stages, and remarks; progress bars come from elsewhere."""
 
 from __future__ import annotations
 

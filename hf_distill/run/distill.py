@@ -1,4 +1,4 @@
-"""`distill(recipe)`: the whole story of a run, top to bottom."""
+"""`distill(recipe)`: a run from beginning to end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def distill(recipe: Recipe, *, restart: bool = False) -> Report:
     """Run a recipe: teacher, student, baseline, report, push.
 
-    The same call again resumes an interrupted run and ends with the same weights; a finished one is only measured
+    The same call again resumes an interrupted run, which ends with the same weights; a finished run is only evaluated
     and reported again.
 
     Args:
@@ -33,10 +33,10 @@ def distill(recipe: Recipe, *, restart: bool = False) -> Report:
         The report, also written to `training.output_dir`.
 
     Raises:
-        UserError: The recipe, its data or the way it was launched is at fault.
+        UserError: There is a mistake in the recipe, its data or the launch.
     """
     check_launch()
-    # The bars of loading and saving shards say nothing; those of training stay.
+    # Hides the bars of loading and saving weights, which take no time here; those of training stay.
     disable_progress_bar()  # type: ignore[no-untyped-call]
     run = open_run(recipe, restart)
     with run.directory.lock:

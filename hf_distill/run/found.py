@@ -1,4 +1,4 @@
-"""What the directory of a training holds: nothing, a beginning, or the finished model, as it was written."""
+"""Finds out what the directory of a training holds: nothing, an unfinished training, or the finished model."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from hf_distill.training.checkpoints import check_processes, last_complete_check
 
 @dataclass(frozen=True)
 class Found:
-    """What is there of a training.
+    """What the directory of a training holds.
 
     Attributes:
-        record: What was written down of it; empty where nothing was, or nothing that can be read.
-        damage: What is not as it was written, in words; None where all is, or nothing is there.
-        checkpoint: From which it goes on.
+        record: The record of the training (`training.json`); empty if there is none, or if it cannot be read.
+        damage: What differs from what was written, as text; None if nothing does, or if nothing is there.
+        checkpoint: The checkpoint from which the training resumes; None to start from the beginning.
     """
 
     record: Mapping[str, Any]
@@ -30,20 +30,20 @@ class Found:
 
     @property
     def finished(self) -> bool:
-        """Whether the model is there as it was saved."""
+        """Whether the finished model is there, as it was saved."""
         return bool(self.record.get("finished")) and self.damage is None
 
 
 def look(directory: Path, key: str, processes: int) -> Found:
-    """Return what a directory holds of a training. Hashes what it finds (1 to 2 GB a second).
+    """Return what the directory of a training holds. Files are hashed, at 1 to 2 GB a second.
 
     Args:
-        directory: Of the training; it need not be there.
-        key: Of the training.
-        processes: Of this run.
+        directory: Directory of the training; it need not exist.
+        key: Fingerprint of the training.
+        processes: Number of processes of this run.
 
     Raises:
-        UserError: Another training is there, or one that this number of processes cannot go on with.
+        UserError: The directory holds another training, or one that this number of processes cannot resume.
     """
     record = read_record(directory) or {}
     if record and record["key"] != key:
@@ -53,7 +53,7 @@ def look(directory: Path, key: str, processes: int) -> Found:
         )
     damage = None
     if record.get("finished"):
-        sums = record.get("files")  # none in records of the version before
+        sums = record.get("files")  # records of earlier versions have none
         damage = weights_fault(directory) if sums is None else fault(directory, sums)
     elif not record and (directory / TRAINING).exists():
         damage = f"{TRAINING} cannot be read"
@@ -66,6 +66,6 @@ def look(directory: Path, key: str, processes: int) -> Found:
 
 
 def read_record(directory: Path) -> dict[str, Any] | None:
-    """Return what was written down of the training in a directory; None where it is not there or damaged."""
+    """Return the record of the training in a directory; None if there is none, or if it is damaged."""
     record = records.read_record(directory / TRAINING)
     return record if record is not None and {"key", "finished", "seconds", "history"} <= record.keys() else None

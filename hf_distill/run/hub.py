@@ -1,4 +1,4 @@
-"""Check before training that the push to the Hub will succeed after it."""
+"""Checks before training that the push to the Hub after it will succeed."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 def check_rights(repo_id: str | None, private: bool | None, output_dir: str, repo_type: str = "model") -> str:
     """Create the repository that a run pushes to, and return its full id.
 
-    Creating it is the only sure test, and `Trainer` does the same in its constructor. If the repository exists, it is
-    only checked that the token may write to it. In a run of several processes all must call this, after building
-    `TrainingArguments` (which sets up their communication); only the first one asks the Hub.
+    Creating it is the only sure test, and `Trainer` does the same in its constructor. For an existing repository, only
+    the right to write is checked. In a run of several processes all must call this, after building
+    `TrainingArguments` (which sets up their communication); only the first one contacts the Hub.
 
     Args:
         repo_id: `namespace/name`, or a name under the logged-in user; the name of `output_dir` if left out.
-        private: Visibility of a new repository; the Hub's default if left out. If True, an existing public repository
-            is refused, since the push would publish the weights.
+        private: Visibility of a new repository; the Hub's default if None. If True, an existing public repository is
+            refused, since the push would publish the weights.
         output_dir: Directory of the run.
         repo_type: `model` or `dataset`.
 
@@ -51,7 +51,7 @@ def _check_rights(repo_id: str | None, private: bool | None, output_dir: str, re
         user = api.whoami()
     if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise UserError(f"the token may only read, but a push must write: make a write token at {TOKENS_PAGE}")
-    # Other missing rights show only when creating: `whoami` does not list fine-grained tokens and resource groups.
+    # Other missing rights show only in the next call: `whoami` does not list fine-grained rights and resource groups.
     name = wanted if "/" in wanted else f"{user['name']}/{wanted}"
     with _explained("to create the repository", name, user):
         full: str = api.create_repo(name, repo_type=repo_type, private=private, exist_ok=True).repo_id
@@ -97,7 +97,7 @@ def _explained(what: str, repo_id: str = "", user: dict[str, Any] | None = None)
             places = ", ".join([user["name"], *(one["name"] for one in user.get("orgs", []))])
             message = f"the token may not write to {repo_id}: choose a repository under {places}, "
             raise UserError(message + f"or give the token that right at {TOKENS_PAGE}", key="repo_id") from error
-        raise UserError(f"the Hub answered {status} when asked {what}: try later, or set push: false") from error
+        raise UserError(f"the Hub returned status {status} when asked {what}: try later, or set push: false") from error
     except http_error as error:
         message = f"no connection to {constants.ENDPOINT} ({type(error).__name__}): check the network"
         raise UserError(f"{message}, or set push: false") from error

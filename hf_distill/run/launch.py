@@ -1,4 +1,4 @@
-"""How the run was started: as many processes as were asked for, on the cores that are there, or why not."""
+"""Checks how the run was started: does it have the number of processes asked for, and the cores it may use?"""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ import psutil
 from hf_distill import parallel
 from hf_distill.errors import UserError
 
-# What `accelerate launch` and `torchrun` set for the processes that they start.
+# Environment variables that `accelerate launch` and `torchrun` set for the processes that they start.
 _VARIABLES = frozenset({"ACCELERATE_DYNAMO_BACKEND", "TORCHELASTIC_RUN_ID"})
 _POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class _Launcher:
-    """The `accelerate launch` or `torchrun` that started this process itself, with no script between.
+    """The `accelerate launch` or `torchrun` that is the parent of this process.
 
     Attributes:
         command: Its command line.
-        environment: What it was started with, before it set variables for its children.
+        environment: Its own environment, without the variables that it sets for its children.
     """
 
     command: str
     environment: Mapping[str, str]
 
     def asked_for(self) -> str | None:
-        """Return how many processes it should start, if that is more than one; `N` where its settings say it."""
+        """Return how many processes it should start, if more than one; `N` if only its configuration file says."""
         if said := re.search(r"--num[_-]processes[ =](\d+)", self.command):
             return said[1] if int(said[1]) > 1 else None
-        # accelerate sets it for several processes, also where it then starts one.
+        # accelerate sets MASTER_PORT if several processes are asked for, also if it then starts only one.
         return "N" if "MASTER_PORT" in os.environ.keys() - self.environment.keys() else None
 
 
 def _launcher() -> _Launcher | None:
-    """Return the parent of this process if it is a launcher: this process has a variable that it was not given."""
+    """Return the parent of this process if it is a launcher, which sets variables that it does not have itself."""
     try:
         parent = psutil.Process().parent()
         found = None if parent is None else _Launcher(" ".join(parent.cmdline()), parent.environ())
-    except psutil.Error:  # it belongs to someone else, or has ended
+    except psutil.Error:  # the parent belongs to another user, or has ended
         return None
     return found if found and _VARIABLES & (os.environ.keys() - found.environment.keys()) else None
 
@@ -57,22 +57,22 @@ def _launcher() -> _Launcher | None:
 def use_cpu_if_needed(training: dict[str, Any]) -> dict[str, Any]:
     """Return `training` with `use_cpu: true` added on a machine without an accelerator.
 
-    Without it `TrainingArguments(bf16=True)` raises there, and under `torchrun` every process takes itself for the
-    only one.
+    Without it, `TrainingArguments(bf16=True)` raises an error there, and the processes that `torchrun` starts are not
+    connected.
     """
     return training if training.get("use_cpu") or _has_accelerator() else {**training, "use_cpu": True}
 
 
 def check_launch() -> None:
-    """Raise when several processes were asked for and this one runs alone.
+    """Refuse a run in one process if several were asked for.
 
-    Two launches do that without a word: `accelerate launch --cpu --num_processes N` (and any other that accelerate
-    hands to its simple launcher) starts one process, and N processes started for GPUs on a machine without one each
-    train the whole data, writing to the same directory. The second shows once `TrainingArguments` exist; call this
-    after building them. It can be called again.
+    Two kinds of launch do that silently. `accelerate launch --cpu --num_processes N` (and any other that accelerate
+    passes to its simple launcher) starts one process. And if N processes are started for GPUs on a machine without
+    one, each trains on the whole data and writes to the same directory. The second kind can be detected only once
+    `TrainingArguments` exist, so call this again after building them.
 
     Raises:
-        UserError: One line with the reason and the command that works.
+        UserError: Several were asked for; the message gives the reason and the command that works.
     """
     if "WORLD_SIZE" not in os.environ:
         launcher = _launcher()
@@ -86,22 +86,23 @@ def check_launch() -> None:
         )
     from accelerate import PartialState
 
-    # Asking for the state would create it, and with it the process group, with the wrong settings.
+    # `PartialState()` must not be called before: it would create the process group with the wrong settings.
     world = parallel.started()
     if world < 2 or not PartialState._shared_state or parallel.processes() == world:
         return
     raise UserError(
-        f"{world} processes were started and each runs alone, as if it were the only one "
+        f"{world} processes were started and each runs alone, not connected to the others "
         f"(on {parallel.device()}). {_advice(str(world), not _has_accelerator())}"
     )
 
 
 def end_with_launcher() -> None:
-    """Have this process told to end (SIGTERM) when the launcher that started it ends, however that comes about.
+    """Send this process a SIGTERM when the launcher that started it ends, for whatever reason.
 
-    Ctrl-C reaches both, but a cluster or container ends the launcher alone. `accelerate launch` of one process passes
-    nothing on, and a launcher that is killed never does: the processes would train on, seen by nobody. Who has lost its
-    parent gets another one; on Windows it does not, and there this does nothing.
+    Ctrl-C reaches both, but a cluster or container ends only the launcher. `accelerate launch` with one process does
+    not pass the signal on, and a launcher that is killed cannot: the processes would continue to train, unnoticed. It
+    is detected by the parent process id, which changes when the parent ends. On Windows it does not change, and there
+    this does nothing.
     """
     parent = os.getppid()
     if _launcher() is None:
@@ -116,15 +117,15 @@ def end_with_launcher() -> None:
 
 
 SPINS = "1000"
-"""Turns that a waiting thread takes around its loop before it sleeps. libgomp's own default is 300,000."""
+"""How often a waiting thread spins in a loop before it sleeps. libgomp's own default is 300,000."""
 
 
 def spin_little() -> None:
-    """Have threads that wait for each other sleep soon, rather than hold a core that somebody else needs.
+    """Let PyTorch's threads sleep soon while they wait for each other, instead of occupying a core.
 
-    At every matrix product the threads of PyTorch wait for the last of them. Where another program has its core, the
-    others spin, and take the time that it needs to finish: steps become many times slower. Call this before torch is
-    imported: its OpenMP library reads the environment once. What the user set is left alone. The table in
+    In every matrix product the threads wait for the slowest. If another program uses its core, the waiting threads spin
+    on the other cores and slow both down: steps become many times slower. Call this before torch is imported: its
+    OpenMP library reads the environment once. Values that the user has set are not changed. The table in
     docs/performance.md says what it gains and costs.
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
@@ -132,7 +133,7 @@ def spin_little() -> None:
 
 
 def waiting() -> str | None:
-    """Return a line that says how threads wait, where `spin_little` decided it for a run on the CPU; or None."""
+    """Return a line that says how threads wait, if `spin_little` decided that for a run on the CPU; else None."""
     if os.environ.get("GOMP_SPINCOUNT") != SPINS or not _runs_on_cpu():
         return None
     return (
@@ -142,11 +143,11 @@ def waiting() -> str | None:
 
 
 def use_all_cores() -> str | None:
-    """Undo the launcher's default of one thread per process in a run on CPU; return a line that says so, or None.
+    """Undo the launcher's default of one thread per process in a run on the CPU; return a line about it, or None.
 
-    `accelerate launch` without `--cpu` and `torchrun` with several processes set `OMP_NUM_THREADS=1` where the user
-    did not set it: a guard for GPU machines that leaves the other cores of a CPU machine idle. A number that the user
-    chose is kept: `OMP_NUM_THREADS` in the launcher's own environment, or `--num_cpu_threads_per_process`.
+    `accelerate launch` without `--cpu`, and `torchrun` with several processes, set `OMP_NUM_THREADS=1` if the user has
+    not set it. That is meant for GPU machines, and leaves the other cores of a CPU machine idle. A number that the user
+    chose is not changed: `OMP_NUM_THREADS` in the launcher's own environment, or `--num_cpu_threads_per_process`.
     """
     import torch
 
@@ -167,7 +168,7 @@ def use_all_cores() -> str | None:
 
 
 def _advice(processes: str, cpu: bool) -> str:
-    """Return what to type for `processes` processes, with the script and arguments of this very run."""
+    """Return the command to type for `processes` processes, with the script and arguments of this run."""
     command = f"accelerate launch --multi_gpu --num_processes {processes} --num_machines 1"
     command += " --mixed_precision no --dynamo_backend no"
     script = Path(sys.argv[0]).name

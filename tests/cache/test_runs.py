@@ -137,7 +137,7 @@ def test_hf_distill_cache(
     assert "Found: 96 examples" in capsys.readouterr().out
     assert sum(seen) == 96
     assert main(["cache", str(path), "teacher={name: pretrained, model: x}"]) == 2
-    assert "nothing is kept of this teacher" in capsys.readouterr().err
+    assert "the targets of this teacher are not stored" in capsys.readouterr().err
 
 
 def test_a_language_model(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> None:

@@ -151,29 +151,33 @@ def test_without_labels_there_may_be_no_loss(write_recipe: WriteRecipe, tmp_path
     [
         (
             {"eval_strategy": "steps", "save_strategy": "epoch", **BEST},
-            "training.save_strategy: load_best_model_at_end can only load what was saved when it was judged, but "
+            "training.save_strategy: load_best_model_at_end can only load a model "
+            "that was saved when it was evaluated, but "
             "save_strategy is epoch and eval_strategy is steps. Make them the same, or set save_strategy: best.",
         ),
         (
             {"eval_strategy": "steps", **BEST},
-            "training.eval_strategy: load_best_model_at_end can only load what was saved when it was judged, but "
+            "training.eval_strategy: load_best_model_at_end can only load a model "
+            "that was saved when it was evaluated, but "
             "save_strategy is epoch and eval_strategy is steps. Make them the same, or set save_strategy: best.",
         ),
         (
             {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 2, "save_steps": 3, **BEST},
-            "training.save_steps: load_best_model_at_end can only load what was saved when it was judged, but the "
-            "model is judged every 2 steps and saved every 3 steps. Make save_steps a multiple of eval_steps, both in "
-            "steps or both as shares.",
+            "training.save_steps: load_best_model_at_end can only load a model "
+            "that was saved when it was evaluated, but the model is evaluated every 2 steps and saved every 3 steps. "
+            "Make save_steps a multiple of eval_steps, both in steps or both as shares.",
         ),
         (
             {"eval_strategy": "steps", "save_strategy": "steps", **BEST},
-            "training.save_steps: load_best_model_at_end can only load what was saved when it was judged, but the "
-            "model is judged every 0.02 of the training and saved every 500 steps. Make save_steps a multiple of "
+            "training.save_steps: load_best_model_at_end can only load a model "
+            "that was saved when it was evaluated, but the "
+            "model is evaluated every 0.02 of the training and saved every 500 steps. Make save_steps a multiple of "
             "eval_steps, both in steps or both as shares.",
         ),
         (
             {"save_strategy": "best"},
-            "training.save_strategy: best, but nothing says of what: add metric_for_best_model, such as loss.",
+            "training.save_strategy: best, but no metric says which model is best: add metric_for_best_model, such as "
+            "loss.",
         ),
     ],
 )

@@ -550,7 +550,7 @@ def test_generated_texts_choose_the_best_model(make_model: Any, tmp_path: Path) 
         chosen = {**training, **best, "metric_for_best_model": metric}
         return distilled(tmp_path, "summarization", model, training=chosen, **given)
 
-    with pytest.raises(UserError, match="It is lowest where its logarithm is: objective/labels"):
+    with pytest.raises(UserError, match="It is lowest when its logarithm is lowest: use objective/labels"):
         run("perplexity")
     report = run("chrf")
     evaluated = [log for log in report.history["student"] if "eval_loss" in log]

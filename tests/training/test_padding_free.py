@@ -297,7 +297,7 @@ REFUSED: dict[str, tuple[Any, Any, str]] = {
     "fnet": (
         MASKED,
         transformers.FNetConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, intermediate_size=48),
-        "get a mask of attention",
+        "get an attention mask",
     ),
     "bloom": (CAUSAL, transformers.BloomConfig(vocab_size=97, hidden_size=32, n_layer=2, n_head=4), "gets alibi of"),
     "layerdrop": (PAIRS, transformers.BartConfig(**STACKS, encoder_layerdrop=0.1), "at random"),
@@ -320,7 +320,7 @@ REFUSED: dict[str, tuple[Any, Any, str]] = {
     "hybrid": (
         CAUSAL,
         transformers.Lfm2Config(**COMMON, num_key_value_heads=2, layer_types=["conv", "full_attention", "conv"]),
-        "get a mask of attention",
+        "get an attention mask",
     ),
 }
 
@@ -375,7 +375,7 @@ def test_adapters_with_tokens_of_their_own(
             losses.append(one.compute_loss(one.model, inputs).item())
         assert losses[1] == pytest.approx(losses[0], rel=EXACT)
         assert len(passes) == 1 + taken
-        assert ("student: its adapter puts tokens of its own" in caplog.text) == (not taken)
+        assert ("student: its adapter adds tokens of its own" in caplog.text) == (not taken)
         caplog.clear()
 
 
@@ -696,9 +696,9 @@ def test_padding_on_the_side_that_a_head_reads(
         for _ in range(2):
             one.compute_loss(one.model, inputs)
         assert passes == []
-        said = [record.getMessage() for record in caplog.records if "runs padded" in record.getMessage()]
+        said = [record.getMessage() for record in caplog.records if "runs with padding" in record.getMessage()]
         assert [text.split(":")[0] for text in said] == [
-            f"padding_free is true, but the {whose} runs padded where padding is on the left"
+            f"padding_free is true, but the {whose} runs with padding if padding is on the left"
             for whose in (("teacher", "student") if padding_free is True else ())
         ]
         assert all(text.endswith("Set padding_side of its tokenizer to 'right'") for text in said)
@@ -706,10 +706,10 @@ def test_padding_on_the_side_that_a_head_reads(
 
 def test_torch_compile(tmp_path: Path) -> None:
     """A graph for every shape of bins is compiled for minutes."""
-    with pytest.raises(ValueError, match="padding_free is true, but torch_compile would compile anew"):
+    with pytest.raises(ValueError, match="padding_free is true, but torch_compile would compile again"):
         make_trainer("classification", tmp_path, padding_free=True, torch_compile=True)
     one = make_trainer("classification", tmp_path, torch_compile=True)
-    assert one.decisions == ["padding_free: off (torch_compile would compile anew for every shape)"]
+    assert one.decisions == ["padding_free: off (torch_compile would compile again for every shape)"]
 
 
 def test_off(tmp_path: Path, passes: list[Bins]) -> None:
@@ -765,5 +765,5 @@ def test_checkpointing_that_would_forget_the_bins(
 
 def test_a_model_without_configuration() -> None:
     """Any module that answers with logits can be a student; only what is known to be layers can run without padding."""
-    with pytest.raises(NeedsPadding, match="no model of Transformers"):
+    with pytest.raises(NeedsPadding, match="not a model of Transformers"):
         open_padding_free(nn.Linear(2, 2))

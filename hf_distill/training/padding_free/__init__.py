@@ -1,1 +1,1 @@
-"""Layers that run on real tokens alone, without padding."""
+"""Runs the layers of a model on real tokens alone, without padding."""

@@ -1,4 +1,4 @@
-"""Bins: where each token of a padded batch stands once the examples are put next to each other."""
+"""Bins: several examples of a padded batch in one row, and the position of each of their tokens."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from math import ceil
 import torch
 from torch import Tensor
 
-# Other widths than the longest example's that are looked at: few of many short examples gain by one, and it takes time.
+# Number of widths that are tried besides that of the longest example. Few batches gain by more, and each takes time.
 WIDTHS = 4
 
 
 @dataclass(frozen=True)
 class Bins:
-    """A padded batch `(batch, tokens)` put into fewer rows `(rows, width)`.
+    """A padded batch `(batch, tokens)` rearranged into fewer rows `(rows, width)`, with several examples in a row.
 
-    An example stays in one piece, from its first real token to its last: what depends on the distance of two tokens
-    (a sliding window, a relative position) is the same as before. A cell that no token stands in holds a copy of some
-    token, and belongs to nobody.
+    An example stays in one piece, from its first real token to its last, so that what depends on the distance of two
+    tokens (a sliding window, a relative position) does not change. A cell without a token of an example is empty: it
+    holds a copy of some token, which is ignored.
 
     Attributes:
-        batch: Examples.
+        batch: Number of examples.
         tokens: Width of the padded batch.
-        rows: Of the bins.
-        width: Likewise.
+        rows: Number of rows of the bins.
+        width: Number of cells in a row.
         source: Token of every cell, as an index into `batch * tokens`: `(rows * width,)`.
-        owner: The example of every cell, `(rows, width)`; of empty cells a negative number, each another.
-        cells: The cells that a token stands in, `(real tokens,)`.
-        places: Their tokens, in the same order.
+        owner: The example of every cell, `(rows, width)`; a different negative number for each empty cell.
+        cells: Indices of the cells that are not empty, `(real tokens,)`.
+        places: Indices of their tokens in the padded batch, in the same order.
         left: Whether an example begins with padding.
-        right: Whether one ends with it.
+        right: Whether an example ends with padding.
     """
 
     batch: int
@@ -49,40 +49,40 @@ class Bins:
 
     @property
     def share(self) -> float:
-        """Cells as a share of the positions of the padded batch."""
+        """Number of cells, divided by the number of positions of the padded batch."""
         return self.rows * self.width / (self.batch * self.tokens)
 
     @cached_property
     def example(self) -> Tensor:
-        """Return the example of the token in every cell, `(rows, width)`."""
+        """The example of the token in every cell, `(rows, width)`."""
         return (self.source // self.tokens).view(self.rows, self.width)
 
     @cached_property
     def position(self) -> Tensor:
-        """Return the position of that token in the padded batch, `(rows, width)`."""
+        """The position in the padded batch of the token in every cell, `(rows, width)`."""
         return (self.source % self.tokens).view(self.rows, self.width)
 
     @cached_property
     def together(self) -> Tensor:
-        """Return which cells belong to the same example, bool `(rows, 1, width, width)`."""
+        """Which cells of a row belong to the same example, bool `(rows, 1, width, width)`."""
         return (self.owner.unsqueeze(1) == self.owner.unsqueeze(2)).unsqueeze(1)
 
     @cached_property
     def alone(self) -> Tensor:
-        """Return empty cells, each with itself, bool `(rows, 1, width, width)`.
+        """Pairs of an empty cell with itself, bool `(rows, 1, width, width)`.
 
-        They must attend to something: a softmax over nothing is NaN, whose gradient is NaN wherever it is multiplied.
+        Empty cells must attend to something: a softmax over nothing is NaN, and would make gradients NaN.
         """
         return self.together & (self.owner < 0).view(self.rows, 1, self.width, 1)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Bins:
-        """Return the bins with their tensors on a device; what accelerate calls for whatever is in a batch."""
+        """Return the bins with their tensors on a device; accelerate calls this for every value of a batch."""
         if self.source.device == device:
             return self
         return self._changed(lambda one: one.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Bins:
-        """Return the bins in memory from which a GPU can copy by itself; what a `DataLoader` calls."""
+        """Return the bins in pinned memory; a `DataLoader` calls this."""
         return self._changed(Tensor.pin_memory)
 
     def _changed(self, change: Callable[[Tensor], Tensor]) -> Bins:
@@ -92,7 +92,7 @@ class Bins:
     # ---- Moving tensors ----
 
     def gather(self, values: Tensor) -> Tensor:
-        """Return a value per token, `(batch or 1, tokens, ...)`, as `(rows, width, ...)`."""
+        """Return values per token, `(batch or 1, tokens, ...)`, as values per cell, `(rows, width, ...)`."""
         if len(values) == 1 < self.batch:
             chosen = values[0].index_select(0, self.position.reshape(-1))
         else:
@@ -100,23 +100,23 @@ class Bins:
         return chosen.view(self.rows, self.width, *values.shape[2:])
 
     def scatter(self, values: Tensor) -> Tensor:
-        """Return `(rows, width, ...)` as `(batch, tokens, ...)`, zero where padding is."""
+        """Return values per cell, `(rows, width, ...)`, as `(batch, tokens, ...)`, with zeros for padding."""
         real = values.flatten(0, 1).index_select(0, self.cells)
         padded = values.new_zeros(self.batch * self.tokens, *values.shape[2:])
         return padded.index_copy_(0, self.places, real).view(self.batch, self.tokens, *values.shape[2:])
 
     def gather_mask(self, mask: Tensor) -> Tensor:
-        """Return a mask or bias of attention within examples, and with everything else blocked.
+        """Return an attention mask or bias for the bins: as before within an example, blocked between examples.
 
         Args:
-            mask: `(batch, heads or 1, tokens or 1, tokens)`: bool or integers, not 0 where a token attends; or float,
+            mask: `(batch, heads or 1, tokens or 1, tokens)`: bool or integers, where 0 blocks attention; or float,
                 added to the scores.
 
         Returns:
             `(rows, heads or 1, width, width)`, of the same kind.
         """
         mask = mask.expand(-1, -1, self.tokens, -1)
-        # Rows first, then columns: an index for every entry at once would take eight bytes an entry.
+        # Rows first, then columns: an index of all entries at once would take eight bytes per entry.
         queries = mask.transpose(1, 2).flatten(0, 1).index_select(0, self.source)
         heads = queries.shape[1]
         keys = self.position.view(self.rows, 1, 1, self.width).expand(-1, self.width, heads, -1)
@@ -127,26 +127,30 @@ class Bins:
         return moved.masked_fill(~self.together, blocked).masked_fill(self.alone, open_)
 
     def gather_distances(self, values: Tensor) -> Tensor:
-        """Return what depends on the distance of two positions alone, `(1, ..., tokens, tokens)`, for the new width."""
+        """Return values that depend only on the distance of two positions, `(1, ..., tokens, tokens)`, for the bins.
+
+        Returns:
+            `(1, ..., width, width)`.
+        """
         last = self.tokens - 1
         line = torch.cat((values[..., :, 0].flip(-1), values[..., 0, 1:]), -1)
         place = torch.arange(self.width, device=values.device)
-        # Tokens of one example are never further apart; what two examples have in common is blocked anyway.
+        # Tokens of one example are never further apart; attention between two examples is blocked anyway.
         distance = (place - place.unsqueeze(1)).clamp(-last, last)
         return line[..., distance + last]
 
 
 def arrange(attended: Tensor, hidden: int = 512, widest: int | None = None) -> Bins | None:
-    """Return the bins for a batch; None where there is nothing to gain, or an example without any token.
+    """Return the bins for a batch; None if they would save nothing, or if an example has no token.
 
     Best-fit decreasing: the longest example first, each into the fullest row that has room. The rows are as wide as
-    the longest example, or wider where that takes less: a cell costs `1 + width / (4 * hidden)`, the second part for
-    attention, which goes over the whole row.
+    the longest example, or wider if that costs less: a cell costs `1 + width / (4 * hidden)`, where the second part is
+    attention over the whole row.
 
     Args:
-        attended: Which tokens are no padding, `(batch, tokens)`, on a CPU. Padding may be anywhere.
+        attended: Which tokens are not padding, `(batch, tokens)`, on a CPU. Padding may be anywhere.
         hidden: Width of the model.
-        widest: Cells that a row may have, unless an example is longer; None for any number.
+        widest: Largest number of cells in a row, unless an example is longer; None for any number.
 
     >>> bins = arrange(torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 1, 1]]))
     >>> bins.rows, bins.width, bins.owner.tolist()
@@ -154,7 +158,7 @@ def arrange(attended: Tensor, hidden: int = 512, widest: int | None = None) -> B
     """
     batch, tokens = attended.shape
     real = attended.to(torch.int8)
-    starts: list[int] = real.argmax(-1).tolist()  # the first of equals
+    starts: list[int] = real.argmax(-1).tolist()  # argmax returns the first of equal values
     ends: list[int] = (tokens - real.flip(-1).argmax(-1)).tolist()
     lengths = [end - start for start, end in zip(starts, ends, strict=True)]
     if not bool(real.any(-1).all()) or sum(lengths) == batch * tokens:
@@ -186,7 +190,7 @@ def arrange(attended: Tensor, hidden: int = 512, widest: int | None = None) -> B
 
 
 def _narrowest(lengths: Sequence[int], hidden: int, widest: int | None) -> tuple[int, list[list[int]]]:
-    """Return the width that costs least, and what stands in each row."""
+    """Return the width that costs least, and the examples of each row."""
     longest, total = max(lengths), sum(lengths)
     best = longest, fill(lengths, longest)
     least = _cost(len(best[1]) * longest, longest, hidden)
@@ -205,7 +209,7 @@ def _cost(cells: int, width: int, hidden: int) -> float:
 
 
 def fill(lengths: Sequence[int], width: int) -> list[list[int]]:
-    """Return which examples stand in each row: the longest first, each into the fullest row with room for it.
+    """Return the examples of each row: the longest first, each into the fullest row with room for it.
 
     >>> fill([2, 5, 3, 1], 5)
     [[1], [2, 0], [3]]

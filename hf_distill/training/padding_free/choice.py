@@ -1,4 +1,4 @@
-"""Padding-free layers in a training: which models run so, in which batches, and if not, why."""
+"""Decides which models of a training run without padding, in which batches, and says why not."""
 
 from __future__ import annotations
 
@@ -27,27 +27,28 @@ Collate = Callable[[list[Any]], Mapping[str, Any]]
 
 logger = logging.getLogger(__name__)
 
-# `auto` takes batches that become at least so much smaller; below, gathering costs about what it saves.
+# With `auto`, batches run without padding if they become at least so much smaller. Below that, moving the tokens costs
+# about as much time as it saves.
 WORTH_IT = 0.1
-# Column of a batch with what is read, and the one that is added.
+# Columns of a batch: the one that is read, and the one that is added.
 MASK = "attention_mask"
 BINS = "bins"
 
 
 class PaddingFree:
-    """Runs the layers of student and teacher without padding, batch by batch.
+    """Runs the layers of student and teacher without padding, in the batches where that saves time.
 
     Args:
-        args: Whose `padding_free` is `"auto"`, true or false.
-        student: Without wrapper of a distributed training; PEFT's may be there.
-        source: What gives targets; None where there is no teacher.
-        terms: What is compared.
+        args: Training arguments, whose `padding_free` is `"auto"`, true or false.
+        student: The student, without a wrapper such as DDP; it may be a PEFT model.
+        source: Gives the targets; None if there is no teacher.
+        terms: The loss terms.
 
     Attributes:
-        decisions: What was decided, a line for the user; nothing where `padding_free` is false.
+        decisions: A line for the user that says what was decided; empty if `padding_free` is false.
 
     Raises:
-        UserError: It is true, and something here needs padded batches.
+        UserError: `padding_free` is true, and an argument or an objective needs padded batches.
     """
 
     def __init__(self, args: TrainingArguments, student: nn.Module, source: TargetSource | None, terms: Terms) -> None:
@@ -80,7 +81,7 @@ class PaddingFree:
 
     def _report(self, refused: Mapping[str, str]) -> None:
         why = "; ".join(f"{whose}: {reason}" for whose, reason in refused.items())
-        # Said before there is a batch: which batches run without padding is not known yet.
+        # There is no batch yet, so the line cannot say which batches will run without padding.
         where = "" if self._asked else f"wherever it makes a batch at least {100 * WORTH_IT:.0f} % smaller"
         if not refused:
             self.decisions = [f"padding_free: {where or 'on'}"]
@@ -93,11 +94,11 @@ class PaddingFree:
             logger.warning("padding_free is true, but not for all: %s", why)
 
     def running(self, whose: str, inputs: Mapping[str, Any]) -> AbstractContextManager[None]:
-        """Run a model's layers without padding, if what it reads is worth it; open for one forward pass.
+        """Context manager for one forward pass: run a model's layers without padding, if that saves enough.
 
         Args:
             whose: `student`, or the name of one of the source's models.
-            inputs: What it reads.
+            inputs: The inputs of the model.
         """
         runner = self._runners.get(whose)
         bins = None if runner is None else self._bins(inputs)
@@ -109,19 +110,19 @@ class PaddingFree:
         return runner.running(bins)
 
     def _warn(self, whose: str, runner: PaddingFreeModel) -> None:
-        """Warn once of a model that runs with padding although `padding_free` is true."""
+        """Warn, once per model, that it runs with padding although `padding_free` is true."""
         if self._asked and self._main and whose not in self._warned:
             side, other = ("right", "left") if runner.left else ("left", "right")
             logger.warning(
-                "padding_free is true, but the %s runs padded where padding is on the %s: its head reads a position "
-                "that padding moves, so its outputs would change without padding. Set padding_side of its "
-                "tokenizer to '%s'",
+                "padding_free is true, but the %s runs with padding if padding is on the %s: its head reads a position "
+                "that depends on padding, so its outputs would change without it. Set padding_side of its tokenizer "
+                "to '%s'",
                 *(whose, side, other),
             )
         self._warned.add(whose)
 
     def _bins(self, inputs: Mapping[str, Any]) -> Bins | None:
-        """Return where the tokens of a batch go; None where it stays as it is."""
+        """Return the bins of a batch; None if it runs with padding."""
         if BINS in inputs:
             found: Bins | None = inputs[BINS]
             return found
@@ -129,13 +130,13 @@ class PaddingFree:
         if mask is None:
             return None
         if self._last is None or self._last[0] is not mask:
-            # A batch that was not collated here. On an accelerator the host waits for its mask, once for both models.
+            # The batch was collated elsewhere. On an accelerator, the host waits for its mask, once for both models.
             bins = self._find.bins(mask.cpu())
             self._last = mask, None if bins is None else bins.to(mask.device)
         return self._last[1]
 
     def collating(self, collate: Collate) -> Collate:
-        """Return a collator whose batches know their bins, found before they are sent to a device."""
+        """Return a collator that adds the bins to a batch, before it is sent to a device."""
         return AddBins(collate, self._find) if self._runners else collate
 
 
@@ -145,8 +146,8 @@ class FindBins:
 
     Attributes:
         hidden: Width of the student.
-        most: Largest share of the padded positions that is worth it.
-        widest: See `arrange`.
+        most: Bins are used if their share of the padded positions is at most this.
+        widest: Largest number of cells in a row, as for `arrange`.
     """
 
     hidden: int
@@ -154,10 +155,10 @@ class FindBins:
     widest: int | None = None
 
     def bins(self, mask: Tensor) -> Bins | None:
-        """Return the bins for a mask of attention, `(batch, tokens)` or `(batch, texts, tokens)`, on a CPU.
+        """Return the bins for an attention mask on a CPU; None if they would not save enough.
 
-        Returns:
-            None where nothing is gained.
+        Args:
+            mask: `(batch, tokens)` or `(batch, texts, tokens)`, 0 for padding.
         """
         if mask.dim() not in (2, 3):
             return None
@@ -167,10 +168,10 @@ class FindBins:
 
 @dataclass(frozen=True)
 class AddBins:
-    """Collates examples, and adds the bins of both models' tokens.
+    """A collator that adds the bins of both models' tokens to the batch of another collator.
 
     Attributes:
-        collate: Makes the batch.
+        collate: The other collator.
         find: Finds the bins.
     """
 
@@ -178,7 +179,7 @@ class AddBins:
     find: FindBins
 
     def __call__(self, examples: list[Any]) -> Mapping[str, Any]:
-        """Return the batch; the bins come last in it, None where there is nothing to gain."""
+        """Return the batch with its bins as last columns; None in them if they would not save enough."""
         batch = dict(self.collate(examples))
         for whose in ("", PREFIX):
             if isinstance(mask := batch.get(f"{whose}{MASK}"), Tensor):
@@ -186,7 +187,7 @@ class AddBins:
         return batch
 
     def set_epoch(self, epoch: int) -> None:
-        """Pass on what `batches.SetEpoch` says: what a collator draws may depend on it."""
+        """Pass the epoch on to the other collator, whose random choices may depend on it."""
         if (told := getattr(self.collate, "set_epoch", None)) is not None:
             told(epoch)
 
@@ -198,18 +199,18 @@ def _width(model: nn.Module) -> int:
 
 
 def _positions(configs: Iterable[Any]) -> int | None:
-    """Return how many positions all of some models know; None where they do not say.
+    """Return the smallest number of positions of some models; None if their configurations do not say.
 
-    A row may have more of them than any example: layers with a table of all positions (GPT-Neo's masks) would fail.
+    A row of bins must not be longer: layers with a table of all positions (GPT-Neo's masks) would fail.
     """
     found = [getattr(one.get_text_config(), "max_position_embeddings", None) for one in configs if one is not None]
     return min((one for one in found if isinstance(one, int) and one > 0), default=None)
 
 
 def _obstacle(args: TrainingArguments, terms: Terms) -> str | None:
-    """Return what needs padded batches, to be read after "but"."""
+    """Return why padded batches are needed, to be read after "but"; None if they are not."""
     if args.torch_compile:
-        return "torch_compile would compile anew for every shape"
+        return "torch_compile would compile again for every shape"
     names = [name for name, needs in zip(terms.names, terms.needs, strict=True) if needs.looks_inside]
     if names or terms.watch:
         *others, last = names or ["an objective"]

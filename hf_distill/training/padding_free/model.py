@@ -1,7 +1,7 @@
-"""A model whose layers run without padding: hidden states of real tokens only, gathered before the first layer.
+"""Runs the layers of a model without padding: the hidden states of real tokens are gathered before the first layer.
 
-Embeddings come before and heads after, and both see the padded batch as ever. Whether a model can do it is tried out on
-a few tokens, not read from a list of architectures.
+Embeddings before and heads after the layers still get the padded batch. Whether a model can run like this is tested
+with a few tokens; there is no list of architectures.
 """
 
 from __future__ import annotations
@@ -23,24 +23,26 @@ from hf_distill.models.inspection import base_model, evaluating, wrapper_of
 from hf_distill.models.layers import find_stacks
 from hf_distill.training.padding_free.bins import Bins, arrange
 
-# What is done to an argument of a layer; its name, and its place in a tuple or a mapping, are the path to it.
+# How a tensor argument of a layer is changed (`Rule`, None for unchanged), by its path: the argument's name or
+# position, then its place in a tuple or a mapping.
 Path = tuple[int | str, ...]
 Rule = Callable[[Bins, Tensor], Tensor]
 Rules = Mapping[Path, Rule | None]
 
-# The batch that a model is tried with, as (first token, last token): padding on the right, then on the left. Both
-# numbers are primes, so that no dimension of a tensor is likely to be one of them by chance.
+# The batch that a model is tested with, as (first token, last token): padding on the right, then on the left. Numbers
+# of examples and tokens are primes, so that other dimensions of a tensor are unlikely to be equal to them by chance.
 TOKENS = 23
 RIGHT = ((0, 22), (0, 9), (0, 6), (0, 2))
 LEFT = ((12, 22), (16, 22), (19, 22))
 HOLE = (1, 4)
-# Largest difference that is rounding, relative to the largest value. In float64 too: many take softmaxes in float32.
+# Largest difference due to rounding, relative to the largest value. The same in float64, since many models compute
+# softmaxes in float32.
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5}
 IN_HALF = 3e-2
 
 
 class NeedsPadding(ValueError):
-    """A model cannot run without padding; the text says why."""
+    """Raised if a model cannot run without padding; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,12 @@ class PaddingFreeModel:
     """A model whose layers can run without padding.
 
     Attributes:
-        layers: Its layers, or those of its encoder. The list itself: FSDP may yet put others in it, around these.
-        rules: What is done to their arguments.
-        left: Whether its heads do as well with padding on the left: one that reads the first position does not.
-        right: Likewise on the right.
+        layers: Its layers, or those of its encoder. The list itself, since FSDP may replace its entries by wrappers.
+        rules: How the arguments of each layer are changed.
+        left: Whether outputs are the same if padding is on the left. They are not for a head that reads the first
+            position.
+        right: Whether outputs are the same if padding is on the right. They are not for a head that reads the last
+            position.
     """
 
     layers: nn.ModuleList
@@ -60,21 +64,22 @@ class PaddingFreeModel:
     right: bool = True
 
     def takes(self, bins: Bins) -> bool:
-        """Whether a batch with this padding gives the same values without it."""
+        """Return whether a batch with padding on these sides gives the same outputs without padding."""
         return (self.left or not bins.left) and (self.right or not bins.right)
 
     @property
     def can_recompute(self) -> bool:
-        """Whether gradient checkpointing keeps what a layer was given: its arguments after padding was removed.
+        """Whether gradient checkpointing recomputes a layer with its arguments after padding was removed.
 
-        Transformers checkpointed a layer together with its hooks until 5.22, and other layers do as they like.
+        Until Transformers 5.22, a layer was checkpointed together with its hooks. For layers that do not come from
+        Transformers, it is not known.
         """
         outside = "__call__" not in vars(GradientCheckpointingLayer)
         return outside and all(isinstance(layer, GradientCheckpointingLayer) for layer in self.layers)
 
     @contextmanager
     def running(self, bins: Bins) -> Iterator[None]:
-        """Have the layers run without padding while it is open; for one forward pass."""
+        """Context manager: run the layers without padding during one forward pass."""
         run = _Pass(bins)
         hooks: list[Any] = [
             layer.register_forward_pre_hook(partial(run.enter, index, rules), with_kwargs=True)
@@ -89,11 +94,11 @@ class PaddingFreeModel:
 
 
 class _Pass:
-    """One forward pass: what was gathered for one layer is not gathered again for the next."""
+    """The hooks of one forward pass; a tensor that several layers get is gathered once."""
 
     def __init__(self, bins: Bins) -> None:
         self._bins = bins
-        # With the tensor itself, for an address without its owner may be another's before long.
+        # (id of a tensor, rule) -> the tensor and the result. The tensor is stored so that its id is not reused.
         self._done: dict[tuple[int, Rule], tuple[Tensor, Tensor]] = {}
 
     def enter(
@@ -109,8 +114,8 @@ class _Pass:
     def _gathered(self, rules: Rules, path: Path, value: Tensor) -> Tensor:
         if path not in rules:
             raise RuntimeError(
-                f"a layer got {'.'.join(map(str, path))} of shape {tuple(value.shape)}, which it did not get when "
-                "running without padding was tried. Set padding_free to false."
+                f"a layer got {'.'.join(map(str, path))} of shape {tuple(value.shape)}, which it did not get in the "
+                "test of running without padding. Set padding_free to false."
             )
         rule = rules[path]
         if rule is None:
@@ -138,20 +143,20 @@ def _mapped(change: Callable[[Path, Tensor], Tensor], value: Any, path: Path) ->
     return value
 
 
-# ---- Trying it out ---------------------------------------------------------------------------------------------------
+# ---- Testing a model -------------------------------------------------------------------------------------------------
 
 
 def open_padding_free(model: nn.Module) -> PaddingFreeModel:
-    """Return what runs the layers of a model without padding.
+    """Return a model that can run without padding, after a test with a few tokens.
 
     Raises:
-        NeedsPadding: It cannot, or what it computes is something else then.
+        NeedsPadding: It cannot, or it computes something else without padding.
     """
     if (wrapper := wrapper_of(model)) is not None:
         raise NeedsPadding(f"it is inside a {wrapper}")
     base: Any = base_model(model)
     if not isinstance(base, PreTrainedModel):
-        raise NeedsPadding("it is no model of Transformers")
+        raise NeedsPadding("it is not a model of Transformers")
     try:
         layers = find_stacks(base)["layers"][1]
     except UserError as error:
@@ -159,7 +164,7 @@ def open_padding_free(model: nn.Module) -> PaddingFreeModel:
     _check_what_a_trial_misses(model, base.config)
     try:
         with evaluating(base):
-            return _tried(base, layers)
+            return _tested(base, layers)
     except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
         if isinstance(error, NeedsPadding):
             raise
@@ -167,31 +172,32 @@ def open_padding_free(model: nn.Module) -> PaddingFreeModel:
 
 
 def _check_what_a_trial_misses(model: nn.Module, config: Any) -> None:
-    """Refuse what depends on chance, on longer texts than are tried, or on what a PEFT wrapper adds."""
+    """Refuse models that the test cannot cover: they depend on chance, on longer texts, or on a PEFT wrapper."""
     if any("layerdrop" in name and value for name, value in vars(config).items()):
         raise NeedsPadding("it leaves out layers at random (layerdrop)")
     if getattr(config, "expert_capacity", None):
-        raise NeedsPadding("its experts take so many tokens of a row and no more (expert_capacity)")
+        raise NeedsPadding("its experts take a limited number of tokens of a row (expert_capacity)")
     if getattr(config, "attention_type", None) == "block_sparse":
-        raise NeedsPadding("it attends to long texts in another way than to short ones (block_sparse)")
+        raise NeedsPadding("its attention is another one for long texts than for short ones (block_sparse)")
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
-        raise NeedsPadding("its adapter puts tokens of its own before those of a text")
+        raise NeedsPadding("its adapter adds tokens of its own before those of a text")
 
 
 @torch.no_grad()
-def _tried(model: Any, layers: nn.ModuleList) -> PaddingFreeModel:
+def _tested(model: Any, layers: nn.ModuleList) -> PaddingFreeModel:
+    """Return the model with its rules, if it computes the same with and without padding."""
     attended = _attended()
     inputs = _inputs(model, attended)
     rules: list[dict[Path, Rule | None]] = [{} for _ in layers]
     with _noting(layers, rules):
-        wanted = _answers(model, layers, inputs)
+        wanted = _outputs(model, layers, inputs)
     if any(Bins.gather_mask not in one.values() for one in rules):
-        raise NeedsPadding("not all of its layers get a mask of attention for every pair of tokens")
+        raise NeedsPadding("not all of its layers get an attention mask for every pair of tokens")
     bins = arrange(attended)
     assert bins is not None
     runner = PaddingFreeModel(layers, tuple(rules))
     with runner.running(bins):
-        found = _answers(model, layers, inputs)
+        found = _outputs(model, layers, inputs)
     same = torch.stack([_same(one, found[name], attended.to(one.device)).cpu() for name, one in wanted.items()])
     right, left = bool(same[:, : len(RIGHT)].all()), bool(same[:, len(RIGHT) :].all())
     if not (right or left):
@@ -200,6 +206,7 @@ def _tried(model: Any, layers: nn.ModuleList) -> PaddingFreeModel:
 
 
 def _attended() -> Tensor:
+    """Return the attention mask of the test batch, `(examples, TOKENS)`."""
     attended = torch.zeros(len(RIGHT + LEFT), TOKENS, dtype=torch.long)
     for example, (first, last) in enumerate(RIGHT + LEFT):
         attended[example, first : last + 1] = 1
@@ -208,7 +215,7 @@ def _attended() -> Tensor:
 
 
 def _inputs(model: Any, attended: Tensor) -> dict[str, Any]:
-    """Return inputs whose padding is the model's own padding token, for some tell by it where a text ends."""
+    """Return inputs with the model's own padding token, by which some models find the end of a text."""
     config = model.config.get_text_config()
     pad = config.pad_token_id or 0
     ids = torch.arange(attended.numel()).view_as(attended) * 7 % config.vocab_size
@@ -216,13 +223,13 @@ def _inputs(model: Any, attended: Tensor) -> dict[str, Any]:
     inputs: dict[str, Any] = {"input_ids": ids.to(model.device), "attention_mask": attended.to(model.device)}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids[:, :5].to(model.device)
-    if "position_ids" in inspect.signature(model.forward).parameters:  # BERT's layers get them if a batch has any
+    if "position_ids" in inspect.signature(model.forward).parameters:  # BERT's layers get them if the batch has them
         inputs["position_ids"] = torch.arange(TOKENS, device=model.device).expand_as(ids)
     return inputs
 
 
-def _answers(model: Any, layers: nn.ModuleList, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return what the last layer and the model answer, one value or more an example."""
+def _outputs(model: Any, layers: nn.ModuleList, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the outputs of the last layer and of the model by name, `(examples, ...)` each."""
     states: list[Any] = []
     hook = layers[-1].register_forward_hook(lambda _, __, output: states.append(output))
     try:
@@ -235,18 +242,18 @@ def _answers(model: Any, layers: nn.ModuleList, inputs: Mapping[str, Any]) -> di
 
 
 def _same(wanted: Tensor, found: Tensor, attended: Tensor) -> Tensor:
-    """Return for which examples two answers are the same where it matters, bool `(batch,)`."""
+    """Return for which examples two outputs are the same apart from padding, bool `(batch,)`."""
     if wanted.shape[:2] == attended.shape:
         padding = (attended == 0).view(*attended.shape, *(1,) * (wanted.dim() - 2))
         wanted, found = wanted.masked_fill(padding, 0.0), found.masked_fill(padding, 0.0)
-    # NaN is no scale; an example that has any, with padding or without, is not the same.
+    # NaN is left out of the scale. An example with NaN, with or without padding, does not count as the same.
     tolerance = TOLERANCE.get(wanted.dtype, IN_HALF) * float(wanted.nan_to_num(0.0).abs().max())
     return (wanted - found).flatten(1).abs().amax(-1) <= tolerance
 
 
 @contextmanager
 def _noting(layers: nn.ModuleList, rules: list[dict[Path, Rule | None]]) -> Iterator[None]:
-    """Note for each layer what is to be done to its arguments while a padded batch runs."""
+    """Context manager: while a padded batch runs, store in `rules` how each layer's arguments must be changed."""
     own: list[Any] = []
 
     def note(index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -275,10 +282,10 @@ def _noting(layers: nn.ModuleList, rules: list[dict[Path, Rule | None]]) -> Iter
 
 
 def _rule(path: Path, value: Tensor) -> Rule | None:
-    """Return what is to be done to an argument, by its shape; None for nothing.
+    """Return how an argument must be changed, by its shape; None if it stays as it is.
 
     Raises:
-        NeedsPadding: It has to do with the tokens of a batch in a way that is not understood.
+        NeedsPadding: Its shape depends on the tokens of a batch in an unknown way.
     """
     shape, batch = tuple(value.shape), len(RIGHT + LEFT)
     if not shape or (shape[0] != batch and not {TOKENS, batch * TOKENS}.intersection(shape)):
