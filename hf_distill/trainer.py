@@ -279,7 +279,9 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         texts, model = self.texts, self.teacher
         known = task or (texts.task if texts is not None else next(iter(tasks_of(self.model)), None))
         if known is None:
-            raise UserError("teacher: what is stored depends on the task, which the student does not tell. Pass task=.")
+            raise UserError(
+                "teacher: what is stored depends on the task, which the student's class does not say. Pass task=."
+            )
         data: Any = TrainingData(self.train_dataset, self.eval_dataset, self.data_collator, self.layout)
         with undisturbed(self.args.device):  # the same dropout, stored or not
             stored, self.source = store_targets(
@@ -326,7 +328,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         return {"student": self.takes[0], **{name: taken_by(one) for name, one in self._teachers.items()}}
 
     def _begin_targets(self) -> None:
-        """Show the student to a source of targets that follows it."""
+        """Pass the student to the source of targets, which may follow the student's weights."""
         if self.source is not None:
             with detached(self.model):
                 self.source.begin(self.model)

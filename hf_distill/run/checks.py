@@ -1,4 +1,4 @@
-"""The objectives of a run, stage by stage: can they compare these two models? Asked before weights are loaded."""
+"""Checks, before weights are loaded, that the objectives of each stage can compare teacher and student."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 
 def objectives_of(recipe: Recipe) -> Iterator[tuple[str, Objective]]:
-    """Return key path and objective of every stage: `("stages[0].objectives[1]", ...)`."""
+    """Return an iterator over key path and objective of all stages: `("stages[0].objectives[1]", ...)`."""
     return ((path, objective) for path, objective, _ in _settings_of(recipe))
 
 
 def _settings_of(recipe: Recipe) -> Iterator[tuple[str, Objective, dict[str, Any]]]:
-    """Yield key path, objective and training arguments of every stage."""
+    """Yield key path, objective and training arguments for each objective of each stage."""
     for index, stage in enumerate(recipe.plan):
         for number, objective in enumerate(stage.objectives):
             path = join(join(recipe.stage_path(index), "objectives"), number)
@@ -99,7 +99,7 @@ def frozen_of(recipe: Recipe, student: PretrainedConfig) -> Frozen | None:
 
 
 def _merged(recipe: Recipe) -> Iterator[str]:
-    """Yield which models are adapters merged into their bases."""
+    """Yield a line for each model that is an adapter merged into its base model."""
     from hf_distill.models.adapters import find_adapter
 
     teachers = [("teacher", one.source) for _, one in recipe.teacher.members()]
@@ -115,17 +115,17 @@ def _not_trained(recipe: Recipe, pair: Pair) -> Iterator[str]:
         return
     shared = f"; {', '.join(frozen.shared[:3])} too, the same tensor as one of them" if frozen.shared else ""
     yield (
-        f"freeze: {count(frozen.trained)} of {count(frozen.total)} parameters of the student are trained; as at the "
-        f"start: {', '.join(recipe.student.freeze)}{shared}"
+        f"freeze: {count(frozen.trained)} of {count(frozen.total)} parameters of the student are trained; not trained: "
+        f"{', '.join(recipe.student.freeze)}{shared}"
     )
 
 
 def remarks(recipe: Recipe, pair: Pair | None) -> list[str]:
-    """Return what somebody who starts this run should know about its loss and its batches, a line each.
+    """Return lines about the loss and the batches of a run that its user should know.
 
     Args:
         recipe: The recipe.
-        pair: Its models; None where they cannot be looked at.
+        pair: Its models; None if they cannot be opened.
     """
     lines = [sampling_remark(recipe)]
     if any({**recipe.training, **stage.training}.get("save_only_model") for stage in recipe.plan):
@@ -140,8 +140,9 @@ def remarks(recipe: Recipe, pair: Pair | None) -> list[str]:
         )
     if leaves_head((objective for _, objective in objectives_of(recipe)), recipe.task.head_kind):
         lines.append(
-            "no objective trains the head of the student: it ends as it begins, copied from a model or random, and the "
-            "metrics are those of its answers. Add an objective on logits or labels, or a stage with one"
+            "no objective trains the head of the student: it stays as it is at the start, copied from a model or "
+            "random, and metrics are computed from its predictions. Add an objective on logits or labels, or a stage "
+            "with one"
         )
     if pair is not None and (classes := _classes(recipe, pair)) is not None:
         lines += _all_classes(recipe, classes)
@@ -159,7 +160,7 @@ def _all_classes(recipe: Recipe, classes: int) -> Iterator[str]:
 
 
 def _classes(recipe: Recipe, pair: Pair) -> int | None:
-    """Return how many classes there are, tokens for a language model; None where only the data tells."""
+    """Return the number of classes, or of tokens for a language model; None if only the data shows it."""
     from hf_distill.rows.inferred import vocabulary
 
     if recipe.task.head_kind == "tokens":
@@ -183,7 +184,7 @@ def leaves_head(objectives: Iterable[Objective], kind: HeadKind) -> bool:
 
 
 def cut_off(recipe: Recipe) -> list[str]:
-    """Return which schedules will not get to their end, where the recipe says how many steps there are."""
+    """Return lines about schedules that are longer than the training, if the recipe gives `max_steps`."""
     return [
         f"{path}.{field} {text}"
         for path, objective, training in _settings_of(recipe)
@@ -193,7 +194,7 @@ def cut_off(recipe: Recipe) -> list[str]:
 
 
 def _check_shape(recipe: Recipe) -> None:
-    """Refuse what only a recipe built in Python can be: the reader has lines of its own for it."""
+    """Refuse mistakes that only a recipe built in Python can have: for a file, the reader refuses them."""
     if recipe.stages and recipe.objectives:
         raise recipe.mistake("objectives", "given together with stages. Each stage has its own: remove one of the two.")
     if recipe.data.label_separator is not None and not recipe.task.several_labels:
@@ -210,19 +211,19 @@ def _check_shape(recipe: Recipe) -> None:
 
 
 def _check_lengths(recipe: Recipe) -> None:
-    """Refuse epochs of a stage that Transformers would not count, since the recipe's `max_steps` goes before them."""
+    """Refuse `num_train_epochs` in a stage if the recipe's `max_steps` overrides it."""
     steps = recipe.training.get("max_steps", -1)
     for index, stage in enumerate(recipe.stages):
         if steps > 0 and "num_train_epochs" in stage.training and "max_steps" not in stage.training:
             raise recipe.mistake(
                 f"stages[{index}].training.num_train_epochs",
-                f"training.max_steps, {steps}, goes before it, so it would change nothing. Remove one of them, or add "
+                f"training.max_steps, {steps}, overrides it, so it would change nothing. Remove one of them, or add "
                 "max_steps: -1 here.",
             )
 
 
 def _check_metrics(recipe: Recipe) -> None:
-    """Refuse metrics whose package or script is not here; those of the Hub are not fetched for it."""
+    """Refuse metrics whose package or script is missing; metrics on the Hub are not downloaded for this check."""
     from hf_distill.metrics.evaluate_library import check_here
     from hf_distill.metrics.text import check_packages
 
@@ -233,12 +234,13 @@ def _check_metrics(recipe: Recipe) -> None:
 
 
 def _check_quantized(recipe: Recipe) -> None:
-    """Refuse what cannot be done with the weights of a quantized teacher."""
+    """Refuse settings that do not work with the weights of a quantized teacher."""
     if recipe.student.copies_teacher:
         raise recipe.mistake(
             "student",
-            "its layers would be copied from the teacher, whose weights are quantized in this run. Say where they are "
-            f"whole, and they are loaded from there for copying: model: {next(recipe.teacher.members())[1].source}",
+            "its layers would be copied from the teacher, whose weights are quantized in this run. Name a checkpoint "
+            "whose weights are not quantized, to copy them from there: model: "
+            f"{next(recipe.teacher.members())[1].source}",
         )
     for key in ("bf16_full_eval", "fp16_full_eval"):
         if recipe.training.get(key):

@@ -1,4 +1,4 @@
-"""`--check`: open what is local (configurations, tokenizers, the first rows) and say what a run would do."""
+"""`--check`: opens what is local (configurations, tokenizers, the first rows) and says what a run would do."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Findings:
-    """Lines of the plan, mistakes, what could not be looked at, and both models where they could be."""
+    """What `--check` has found: lines of the plan, mistakes, notes, what was not checked, and the models if opened."""
 
     plan: list[str] = field(default_factory=list)
     mistakes: list[str] = field(default_factory=list)
@@ -53,9 +53,9 @@ class _Findings:
 
 
 def check(recipe: Recipe) -> str:
-    """Check a recipe against all that is on this machine, without weights, without training, without writing.
+    """Check a recipe with all that is on this machine, without loading weights, training or writing.
 
-    Models and data that live on the Hub are not fetched: they are listed as not checked.
+    Models and data on the Hub are not downloaded: they are listed as not checked.
 
     Args:
         recipe: The recipe.
@@ -64,7 +64,7 @@ def check(recipe: Recipe) -> str:
         What a run would do, line by line.
 
     Raises:
-        UserError: Every mistake found.
+        UserError: There are mistakes; one line for each.
     """
     check_launch()
     found = _Findings()
@@ -92,10 +92,10 @@ def check(recipe: Recipe) -> str:
 
 
 def is_local(source: str | None) -> bool:
-    """Whether a model named in a recipe can be opened without the Hub.
+    """Return whether a model named in a recipe can be opened without the Hub.
 
     Raises:
-        UserError: It is meant as a local path or package and is not there.
+        UserError: It is meant as a local path, which does not exist.
     """
     if (adapter := find_adapter(source)) is not None:
         return is_local(adapter.base)
@@ -104,7 +104,7 @@ def is_local(source: str | None) -> bool:
     folder = os.path.dirname(source)
     if folder and any(Path(folder).glob("*/config.json")) and not _is_cached(source):
         raise UserError(
-            f"no such directory: '{source}' (looked from {Path.cwd()}), though other models are in '{folder}'."
+            f"no such directory: '{source}' (looked from {Path.cwd()}), although there are other models in '{folder}'."
             f"{sibling(source)}",
             key="model",
         )
@@ -112,7 +112,7 @@ def is_local(source: str | None) -> bool:
 
 
 def _is_cached(model: str) -> bool:
-    """Whether it came from the Hub before: who keeps copies of some models of `google/` may load others from there."""
+    """Return whether a model was downloaded from the Hub before, although a local folder has the name of its owner."""
     from huggingface_hub import try_to_load_from_cache
 
     return isinstance(try_to_load_from_cache(model, "config.json"), str)
@@ -135,7 +135,7 @@ def _check_pair(recipe: Recipe, found: _Findings) -> None:
             of = f"{side} {source}" if adapter is None else f"{side} {source}, an adapter for {adapter.base}"
             hint = sibling(adapter.base if adapter else str(source), having="config.json")
             found.unchecked.append(
-                f"{of}: no directory here, so taken for a Hub id; --check fetches nothing{'.' if hint else ''}{hint}"
+                f"{of}: no such directory, so taken as a Hub id; --check downloads nothing{'.' if hint else ''}{hint}"
             )
     if mistakes:
         raise UserError(*mistakes)
@@ -164,17 +164,17 @@ def _check_pair(recipe: Recipe, found: _Findings) -> None:
 
 
 def _check_data(recipe: Recipe, found: _Findings) -> None:
-    """Read the data as the run will: small data whole, of large data the first rows."""
+    """Read the data as the run will: all of small data, the first rows of large data."""
     with recipe.locate("data"):
         sample = peek(recipe.data, recipe.task.roles, recipe.teacher.reads)
     if sample is None:
-        found.unchecked.append("data: it is on the Hub, and --check fetches nothing")
+        found.unchecked.append("data: it is on the Hub, and --check downloads nothing")
         return
     for split, rows in apart(sample.splits)[0].items():
         size = f"{len(rows):,} rows, the first" if sample.whole else "the first row"
         found.plan.append(f"{split:<11} {recipe.data.splits[split]}, {size}: {describe_entry(rows[0])}")
     if not sample.whole:
-        found.unchecked.append(f"data: what comes after the first {PEEK:,} rows")
+        found.unchecked.append(f"data: all rows after the first {PEEK:,}")
     if found.pair is not None:
         _check_rows(recipe, found, found.pair, sample)
 
@@ -185,13 +185,13 @@ def _check_rows(recipe: Recipe, found: _Findings, pair: Pair, sample: Sample) ->
     quiet = are_progress_bars_disabled()
     disable_progress_bars()
     try:
-        # A part of the data may lack classes, and a metric of the Hub would be fetched.
+        # Otherwise not: a part of the data may lack classes, and a metric on the Hub would be downloaded.
         if sample.whole and all(map(is_here, recipe.evaluation.metrics)):
             prepared, _ = prepare(recipe, pair, sample.splits)
             if (labels := describe_labels(prepared)) is not None:
                 found.plan.append(labels.replace("labels: ", "labels      ", 1))
             lines, odd = check_prepared(recipe, prepared)
-            if not found.mistakes:  # of the training arguments, that the recipe alone shows
+            if not found.mistakes:  # else the training arguments may be wrong
                 check_best_metric(recipe, prepared)
             labelled = labels_of(prepared)["train_rows_with_label"]
             check_steps(recipe, len(prepared.train), labelled, parallel.started())
@@ -222,7 +222,7 @@ def _check_place(recipe: Recipe, found: _Findings) -> None:
 
 
 def _size(recipe: Recipe, config: PretrainedConfig) -> str:
-    """Return layers, width and parameters of the model a configuration makes, without making its weights."""
+    """Return layers, width and number of parameters of a configuration's model, without making its weights."""
     model = outline(recipe.task.auto_class, config, trust_remote_code=recipe.trusts_code)
     text = config.get_text_config()
     layers = text.num_hidden_layers
@@ -257,11 +257,11 @@ def _stages(recipe: Recipe, pair: Pair | None) -> Iterator[str]:
 
 
 def _layers(objective: Objective, pair: Pair) -> str:
-    """Return `: layers [[1, 2], [2, 4]]`, the student's before the teacher's, for an objective that compares layers."""
+    """Return `: layers [[1, 2], [2, 4]]`, pairs of student and teacher, for an objective that compares layers."""
     if not isinstance(objective, FeatureObjective):
         return ""
     if objective.layers == "similarity":
-        return ": layers are paired by what is measured before training"
+        return ": layers are paired by their similarity, measured before training"
     student, teacher = objective.stacks(pair.student, pair.teacher)
     widths = ""
     if isinstance(objective, Hidden | Patient | Hint) and student.width != teacher.width:

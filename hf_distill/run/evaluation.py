@@ -1,4 +1,4 @@
-"""Evaluating finished models side by side: predictions on the eval split, what agrees, what it costs to run them."""
+"""Evaluates finished models side by side: their predictions on the eval split, their agreement, their speed."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def report_on(run: Run, teacher: TargetSource, students: Sequence[Fitted], basel
     """Evaluate all models on the eval split and put the report together.
 
     Args:
-        run: The run they come from.
+        run: The run.
         teacher: Its teacher.
-        students: One a seed, the saved one first.
-        baselines: Likewise, or empty.
+        students: One student per seed, the saved one first.
+        baselines: One baseline per seed in the same order, or none.
     """
     models: dict[str, Any] = {"teacher": teacher, "student": students[0].model}
     if baselines:
@@ -66,11 +66,11 @@ def report_on(run: Run, teacher: TargetSource, students: Sequence[Fitted], basel
 
 
 def compared(prepared: Prepared, found: Mapping[str, Evaluated]) -> dict[str, Any]:
-    """Return what a report says of predictions: the headline metric, agreement, noise, chance, classes.
+    """Return the report's fields that come from predictions: headline metric, agreement, noise, chance, classes.
 
     Args:
         prepared: The data.
-        found: By `teacher`, `student` and, if there is one, `baseline`.
+        found: The evaluated models: `teacher`, `student` and, if there is one, `baseline`.
     """
     evaluator, baseline = prepared.evaluator, found.get("baseline")
     student = found["student"].predictions
@@ -89,27 +89,30 @@ def compared(prepared: Prepared, found: Mapping[str, Evaluated]) -> dict[str, An
 def measured(
     models: Mapping[str, PreTrainedModel], found: Mapping[str, Evaluated], speeds: Mapping[str, Latency]
 ) -> dict[str, Any]:
-    """Return metrics, size and speed of each model; of a teacher that is given as data the metrics alone."""
+    """Return the report's fields with metrics, size and speed of each model.
+
+    A teacher that is given as data has metrics only.
+    """
     results = {name: ModelResult.of(model, found[name].metrics, speeds.get(name)) for name, model in models.items()}
     results.setdefault("teacher", ModelResult(found["teacher"].metrics, None, None, weights=""))
     return results
 
 
 def evaluate(run: Run, model: Any, teacher: TargetSource | None, name: str = "student") -> Evaluated:
-    """Return what a model predicts on the eval split, and the metrics of it.
+    """Return a model's predictions on the eval split with their metrics.
 
     Args:
-        run: Its data and precision.
-        model: A student, or the teacher itself as a source of targets.
-        teacher: Whose predictions to compare with; None if `model` is the teacher.
-        name: What a message calls the model.
+        run: The run, with data and precision.
+        model: A student, or the teacher as a source of targets.
+        teacher: The teacher to compare with; None if `model` is the teacher.
+        name: How messages call the model.
     """
     predictions, agreement = _predict(run, model, name) if teacher is None else _compare(run, model, teacher, name)
     return evaluated(run.prepared, predictions, agreement)
 
 
 def evaluated(prepared: Prepared, predictions: Predictions, agreement: float | None) -> Evaluated:
-    """Return predictions with their metrics; without labels the agreement with the teacher is all there is."""
+    """Return predictions with their metrics; without labels, the only metric is the agreement with the teacher."""
     metrics = prepared.evaluator.evaluate(predictions)
     if not metrics and agreement is not None:
         metrics = {AGREEMENT: agreement}
@@ -117,14 +120,14 @@ def evaluated(prepared: Prepared, predictions: Predictions, agreement: float | N
 
 
 def _compare(run: Run, model: PreTrainedModel, teacher: TargetSource, name: str) -> tuple[Predictions, float | None]:
-    """Return what a student predicts, and on which share of rows the teacher predicts the same."""
+    """Return a student's predictions, and the share of rows on which the teacher predicts the same class."""
     fitter, target = run.for_students(teacher)
     predictions, agreement = fitter.predict(model, run.training, target, f"the {name}")
     return replace(predictions, texts=_generate(run, model)), agreement
 
 
 def _predict(run: Run, teacher: TargetSource, name: str) -> tuple[Predictions, float | None]:
-    """Return what the teacher predicts, classes in the student's order, and its agreement with itself."""
+    """Return the teacher's predictions with classes in the student's order, and its agreement with itself."""
     agreement = 1.0 if run.prepared.layout.has_classes else None
     if teacher.label_losses is not None:
         return Predictions(losses=teacher.label_losses), agreement
@@ -135,7 +138,7 @@ def _predict(run: Run, teacher: TargetSource, name: str) -> tuple[Predictions, f
 
 
 def in_students_order(predictions: Predictions, prepared: Prepared) -> Predictions:
-    """Return a teacher's predictions with its classes in the student's order."""
+    """Return a teacher's predictions with classes in the student's order."""
     columns = prepared.layout.teacher_columns
     if predictions.logits is None or columns is None:
         return predictions
@@ -153,7 +156,7 @@ def _seeds(
     baselines: Sequence[Fitted],
     found: Mapping[str, Evaluated],
 ) -> tuple[SeedResult, ...]:
-    """Evaluate the models of the other seeds; the first seed's are evaluated already."""
+    """Return the results of each seed, evaluating the models of all but the first seed; nothing for a single seed."""
     if len(students) < 2:
         return ()
 
@@ -170,24 +173,24 @@ def _seeds(
 
 
 def _best(run: Run, seed: str) -> dict[str, Best]:
-    """Return the best evaluations of student and baseline while they were trained.
+    """Return the best evaluations of student and baseline during their training.
 
     Args:
-        run: Its histories.
-        seed: What ends the names of these trainings: nothing, or ` seed 43`.
+        run: The run, with the histories of its trainings.
+        seed: End of the names of these trainings: empty, or ` seed 43`.
     """
     smoothed = any(getattr(one, "label_smoothing", 0) for stage in run.recipe.plan for one in stage.objectives)
     evaluator = run.prepared.evaluator
     if evaluator.headline == PERPLEXITY and smoothed:
-        return {}  # the perplexity is that of the label, and their evaluations had the loss of smoothed ones
+        return {}  # perplexity is computed from labels, and these evaluations have the loss of smoothed labels
     found = {name: best_of(run.histories, name + seed, evaluator) for name in ("student", "baseline")}
     return {name: best for name, best in found.items() if best is not None}
 
 
 def latencies(prepared: Prepared, models: Mapping[str, PreTrainedModel], batch_size: int) -> dict[str, Latency]:
-    """Time all models on the same two inputs: the example of median length, and the batch around it.
+    """Return the latency of all models on the same two inputs: the example of median length, and the batch around it.
 
-    They are the same texts in other tokens for a teacher with a tokenizer of its own.
+    A teacher with its own tokenizer gets the same texts in its own tokens.
     """
     middle = len(prepared.eval) // 2  # the split is sorted by length
     start = max(0, min(middle - batch_size // 2, len(prepared.eval) - batch_size))
@@ -205,7 +208,7 @@ def latencies(prepared: Prepared, models: Mapping[str, PreTrainedModel], batch_s
 
 
 def environment() -> dict[str, str]:
-    """Return the versions that a measurement depends on."""
+    """Return the versions of Python and of the libraries that the measurements depend on."""
     import accelerate
     import datasets
     import transformers
@@ -248,7 +251,7 @@ def _settings(run: Run, student: PreTrainedModel) -> dict[str, Any]:
 
 
 def _frozen(run: Run, student: PreTrainedModel) -> dict[str, str]:
-    """Return how many parameters of student and baseline were trained, where it was not all of them."""
+    """Return how many parameters of student and baseline were trained; nothing if all were."""
     parts = run.recipe.student.freeze
     if not parts:
         return {}
@@ -257,7 +260,7 @@ def _frozen(run: Run, student: PreTrainedModel) -> dict[str, str]:
 
 
 def _stages(run: Run) -> dict[str, Any]:
-    """Return what each stage compared, and what the baseline did in its time."""
+    """Return the objectives of each stage, and what the baseline did in these stages."""
     stages = {
         f"stage {number}": ", ".join(objective.name for objective in stage.objectives)
         + (HEAD_IS_LEFT if leaves_head(stage.objectives, run.recipe.task.head_kind) else "")

@@ -1,4 +1,4 @@
-"""Training one model in one directory: from scratch, from its last checkpoint, or not at all where it is finished."""
+"""Trains one model in one directory: from the beginning, from its last checkpoint, or not at all if it is finished."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from hf_distill.trainer import DistillationTrainer
 
 
-def no_words(_: str) -> None:
-    """Say nothing."""
+def print_nothing(_: str) -> None:
+    """Ignore a line that a run would print."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ class Fitted:
     """A trained model.
 
     Attributes:
-        model: In eval mode.
-        trainer: What trained it (or would have), for a push.
+        model: The model, in eval mode.
+        trainer: The trainer that trained it (or would have), for a push.
         history: `log_history` of the training.
-        seconds: Of training, over all the runs it took.
-        reused: Whether it was found finished.
-        layers: Objective's name -> the pairs of layers it compared, `[student, teacher]`.
+        seconds: Seconds of training, in all runs together.
+        reused: Whether it was found finished, and not trained in this run.
+        layers: For each objective that compares layers, by name, the pairs `[student, teacher]`.
     """
 
     model: PreTrainedModel
@@ -63,14 +63,14 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Fitter:
-    """Trains models on the same data.
+    """Trains and evaluates models on the same data.
 
     Attributes:
         prepared: The data.
         tokenizer: Saved with every model.
-        teacher_tokenizer: The teacher's own, where it has one.
+        teacher_tokenizer: The teacher's own tokenizer, if it has one.
         task: Settings of the task that differ from their defaults. Some, such as the share of masked tokens, change
-            batches and not the data.
+            only the batches, not the data.
     """
 
     prepared: Prepared
@@ -79,13 +79,13 @@ class Fitter:
     task: Mapping[str, Any] = field(default_factory=dict)
 
     def for_teacher(self) -> Fitter:
-        """Return what trains and evaluates the teacher itself: on its own tokens, where it has its own tokenizer."""
+        """Return the fitter for the teacher itself, whose data is in the tokens of the teacher's own tokenizer."""
         if self.prepared.for_teacher is None:
             return self
         return Fitter(self.prepared.for_teacher, self.teacher_tokenizer or self.tokenizer, task=self.task)
 
     def rows(self, objectives: Sequence[Objective]) -> Dataset:
-        """Return the rows that a training with these objectives draws from: where it is on labels alone, no others."""
+        """Return the rows to train on: those with a label if the objectives learn from labels only, else all."""
         return drawn_from(self.prepared.train, objectives)
 
     def key(
@@ -95,7 +95,7 @@ class Fitter:
         objectives: Sequence[Objective],
         training: Mapping[str, Any],
     ) -> str:
-        """Return a fingerprint of all that decides what the training computes."""
+        """Return a fingerprint of everything that influences the trained weights: models, data, settings."""
         source = as_source(teacher)
         return fingerprint(
             model_fingerprint(model),
@@ -118,21 +118,29 @@ class Fitter:
         say: Callable[[str], None] | None = None,
         claim: Callable[[Iterable[str]], None] | None = None,
     ) -> Fitted:
-        """Train `model` in `directory`, or find it there.
+        """Return the trained model: trained in `directory`, or loaded from there if it was trained before.
 
-        A finished training with the same models, data, objectives and settings is loaded; an interrupted one goes on
-        from its last complete checkpoint and ends with the weights it would have had. One that is damaged counts as
-        interrupted. `say` is told that, and what was decided before training, such as which layers are paired;
-        `claim` is told names before they are written there.
+        A finished training with the same models, data, objectives and settings is loaded. An interrupted one resumes
+        from its last complete checkpoint, and ends with the same weights as without the interruption. A damaged one
+        counts as interrupted.
+
+        Args:
+            model: The model to train.
+            objectives: The objectives.
+            training: Training arguments.
+            directory: Directory of the training.
+            teacher: The teacher, or another source of targets; None if there is none.
+            say: Called with lines for the user: damage, and decisions before training such as which layers are paired.
+            claim: Called with names in `directory` before they are written there.
 
         Raises:
             UserError: The directory holds another training.
-            Stopped: A signal ended it; it goes on from its checkpoint when it is called again.
+            Stopped: A signal ended the training; the same call resumes it from its checkpoint.
         """
         directory = Path(directory)
         key = self.key(model, teacher, objectives, training)
         found = parallel.asked_once(lambda: look(directory, key, parallel.started()))
-        say = say or no_words
+        say = say or print_nothing
         if found.finished:
             trainer = self._trainer(
                 _load(type(model), directory), objectives, training, directory, teacher, trains=False
@@ -147,7 +155,7 @@ class Fitter:
             )
         if found.damage is not None:
             again = f"from {found.checkpoint}" if found.checkpoint else "from the beginning"
-            say(f"{directory} is damaged ({found.damage}): trained again {again}")
+            say(f"{directory} is damaged ({found.damage}): it is trained again {again}")
         trainer = self._trainer(model, objectives, training, directory, teacher)
         trainer.key, trainer.claim = key, claim
         for text in (*self._left_out(objectives), *trainer.decisions):
@@ -161,19 +169,19 @@ class Fitter:
         return [] if rows == every else [f"on labels alone: batches from the {rows:,} of {every:,} rows with a label"]
 
     def _train(self, trainer: DistillationTrainer, directory: Path, found: Found) -> float:
-        """Train or go on training, save, and return the seconds it took, those of earlier runs included."""
+        """Train or resume training, save the model, and return the seconds of training, including earlier runs."""
         from hf_distill.training.interrupt import StopOnInterrupt
 
         before = float(found.record.get("seconds", 0.0))
-        # Without a record nothing was begun by a version that wrote checkpoints without checksums.
+        # Without a record, no checkpoint here comes from an earlier version, which wrote none of the checksums.
         known = {"key": trainer.key, "sealed": not found.record or found.record.get("sealed", False)}
         _write_record(trainer, directory, {**known, "finished": False, "seconds": before, "history": []})
         if trainer.is_world_process_zero():
-            remove_checkpoints(directory, keep=found.checkpoint)  # cut off, or damaged
+            remove_checkpoints(directory, keep=found.checkpoint)  # newer ones are incomplete or damaged
         interrupt = StopOnInterrupt()
         trainer.add_callback(interrupt)
         started = time.perf_counter()
-        with _told_what_is_kept(directory):
+        with _naming_the_checkpoint(directory):
             with interrupt:
                 trainer.train(resume_from_checkpoint=found.checkpoint)
             seconds = before + time.perf_counter() - started
@@ -191,9 +199,9 @@ class Fitter:
         return seconds
 
     def reopen(self, fitted: Fitted) -> PreTrainedModel:
-        """Load a trained model from its directory, for another training from there; what trained it is let go.
+        """Load a trained model from its directory for the next stage, and free the memory of its trainer.
 
-        A run that finds the first training finished loads it from there too, and both go on from the same bits.
+        A run that finds the stage finished also loads the model from there, so that both continue from equal weights.
         """
         directory = Path(str(fitted.trainer.args.output_dir))
         fitted.trainer.accelerator.free_memory()
@@ -206,16 +214,16 @@ class Fitter:
         teacher: nn.Module | None = None,
         whose: str = "",
     ) -> tuple[Predictions, float | None]:
-        """Return what a model predicts on the eval split, and how often the teacher predicts the same.
+        """Return a model's predictions on the eval split, and the share of rows where the teacher predicts the same.
 
         Args:
-            model: In eval mode afterwards.
-            training: Its arguments: batch size, precision, device.
-            teacher: Whom to compare with. Without one, and for regression, there is no agreement.
-            whose: What a message calls the model.
+            model: The model; it is in eval mode afterwards.
+            training: Training arguments, for batch size, precision and device.
+            teacher: The teacher to compare with. Without one, and for regression, there is no agreement.
+            whose: How messages call the model.
 
         Raises:
-            NotFinite: It predicts something that is NaN or infinite.
+            NotFinite: A prediction is NaN or infinite.
         """
         from hf_distill.objectives import Labels
         from hf_distill.run.task_trainer import predictions_of
@@ -250,7 +258,7 @@ class Fitter:
             DistillationArguments(**{**training, "output_dir": str(directory)}),
             teacher=teacher,
             objectives=objectives,
-            train_dataset=self.rows(objectives) if trains else None,  # objectives would choose layers by it
+            train_dataset=self.rows(objectives) if trains else None,  # else objectives would choose layers by the data
             processing_class=self.tokenizer,
         )
         if trainer.pop_callback(ProgressCallback) is not None:  # None under disable_tqdm
@@ -259,37 +267,37 @@ class Fitter:
 
 
 @contextmanager
-def _told_what_is_kept(directory: Path) -> Iterator[None]:
-    """Add to the line about what was not finite from where the training can go on."""
+def _naming_the_checkpoint(directory: Path) -> Iterator[None]:
+    """Context manager: add to the message of a `NotFinite` from which checkpoint the training can resume."""
     from hf_distill.errors import NotFinite
 
     try:
         yield
     except NotFinite as error:
-        kept = last_complete_checkpoint(directory)
+        checkpoint = last_complete_checkpoint(directory)
         rest = (
-            f"The same command goes on from {kept}, the last checkpoint, which is finite; a changed recipe starts over "
+            f"The same command resumes from {checkpoint}, the last checkpoint, which is finite; run a changed recipe "
             "with --restart."
-            if kept
+            if checkpoint
             else "Nothing was saved; run the changed recipe with --restart."
         )
         raise NotFinite(*(f"{line} {rest}" for line in error.mistakes), key=error.key) from None
 
 
 def _frozen(model: PreTrainedModel) -> list[str]:
-    """Return the parameters that are not trained, which the weights do not show."""
+    """Return the names of the parameters that are not trained."""
     return [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
 
 
 def _own(split: Dataset) -> Dataset:
-    """Return a split without the places of its examples in a cache."""
+    """Return a split without the column that says where a cache holds the targets of each row."""
     from hf_distill.models.target_model import ROW
 
     return split.remove_columns([name for name in split.column_names if name == ROW])
 
 
 def _layers(trainer: DistillationTrainer) -> dict[str, list[list[int]]]:
-    """Return the pairs of layers of each objective that compares layers, chosen by rule or by what was measured."""
+    """Return, by name, the pairs of layers `[student, teacher]` of each objective that compares layers."""
     from hf_distill.objectives.feature_terms import FeatureTerm
 
     terms = zip(trainer.terms.names, trainer.terms, strict=True)

@@ -1,4 +1,4 @@
-"""Opening a pair of models: configurations and tokenizers, no weights; do they fit each other?"""
+"""Opens the configurations and tokenizers of teacher and student, without weights, and checks that they fit."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ PROBE = "The Quick brown fox's 12 jumps - naïve, (über) 北京!"
 
 
 def open_pair(recipe: Recipe) -> Pair:
-    """Open both configurations and the tokenizer, and check that one can teach the other.
+    """Open both configurations and the tokenizers, and check that the teacher can teach the student.
 
     Raises:
-        UserError: A model is not there, the teacher has no head to teach with, label names differ, vocabularies differ
-            in a task that compares token by token, or the wanted length is beyond what a model takes.
+        UserError: A model does not exist, the teacher has no trained head, label names differ, vocabularies differ in a
+            task that compares token by token, or `max_length` is more than a model takes.
     """
     auto_class = recipe.task.auto_class
     teacher = open_teacher(recipe)
@@ -48,7 +48,7 @@ def open_pair(recipe: Recipe) -> Pair:
         check_adapter(recipe.student.source, recipe.task.auto_class)
         check_loadable(recipe.student.source, own)
         student_head = own if own is not None and has_head(own, auto_class) else None
-        # A language model's configuration has label names too, which mean nothing.
+        # A language model's configuration also has label names, which mean nothing.
         if teacher_head is not None and student_head is not None and recipe.task.head_kind == "labels":
             _check_labels(student_head, teacher_head)
     with recipe.locate("teacher"):
@@ -66,10 +66,10 @@ def open_pair(recipe: Recipe) -> Pair:
 
 
 def open_teacher(recipe: Recipe) -> PretrainedConfig:
-    """Open the teacher's configuration alone, and check that it can do the task.
+    """Open the teacher's configuration, and check that the teacher can do the task.
 
     Raises:
-        UserError: It is not there, is of a kind that cannot do the task, or has no head to teach with.
+        UserError: It does not exist, its architecture cannot do the task, or it has no trained head.
     """
     with recipe.locate("teacher"), guarded(recipe.teacher, "teacher"):
         teacher = recipe.teacher.config_beside(recipe.student)
@@ -84,10 +84,13 @@ def open_teacher(recipe: Recipe) -> PretrainedConfig:
 
 
 def open_student(recipe: Recipe) -> PretrainedConfig | None:
-    """Open the configuration of the student's own checkpoint, if it has one, and check that it can do the task.
+    """Open the configuration of the student's own checkpoint, and check that the student can do the task.
+
+    Returns:
+        The configuration; None if the student has no checkpoint of its own.
 
     Raises:
-        UserError: It is not there, or is of a kind that cannot do the task.
+        UserError: It does not exist, or its architecture cannot do the task.
     """
     with recipe.locate("student"), guarded(recipe.student, "student"):
         student = recipe.student.own_config()
@@ -102,7 +105,7 @@ def open_student(recipe: Recipe) -> PretrainedConfig | None:
 
 
 def _check_architecture(config: PretrainedConfig, task: Task) -> None:
-    """Refuse a model of a kind that cannot do the task, whatever its weights."""
+    """Refuse a model whose architecture cannot do the task."""
     from hf_distill.tasks import TASKS
 
     def fits(other: Task) -> bool:
@@ -117,19 +120,19 @@ def _check_architecture(config: PretrainedConfig, task: Task) -> None:
         raise UserError(
             f"there is no {config.model_type} model with a head for {task.name} (wanted "
             f"...{task.auto_class.removeprefix('AutoModel')}). Choose another model, or a task it has a head for: "
-            f"{', '.join(able) or 'none here'}.",
+            f"{', '.join(able) or 'there is none'}.",
             key="model",
         )
     task.check_model(config)
 
 
 def _check_trained(teacher: PretrainedConfig, auto_class: str) -> None:
-    """Refuse a teacher saved with another head; one whose configuration does not say is found out when it is loaded."""
+    """Refuse a teacher saved with another head. If its configuration does not say, it is checked while loading."""
     if teacher.architectures and not has_head(teacher, auto_class):
         raise UserError(
             f"this checkpoint is a {teacher.architectures[0]}: it has no trained head for the task (wanted "
-            f"...{auto_class.removeprefix('AutoModel')}) and would teach noise. Name a fine-tuned model, or let this "
-            "run fine-tune it: teacher: {name: finetuned, model: ...}.",
+            f"...{auto_class.removeprefix('AutoModel')}), and would teach noise. Name a fine-tuned model, or let "
+            "this run fine-tune it: teacher: {name: finetuned, model: ...}.",
             key="model",
         )
 
@@ -154,16 +157,19 @@ def _check_labels(student: PretrainedConfig, teacher: PretrainedConfig) -> None:
 def _tokenizers(
     recipe: Recipe,
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase | None, tuple[int, ...]]:
-    """Open the tokenizer of the run, and the teacher's own where it reads text in another way than the student.
+    """Open the tokenizer of the run, and the teacher's own if it differs from the student's.
 
-    Where models are compared token by token, and their vocabularies differ in special or unused tokens alone, one
-    tokenizer feeds both, and the tokens that differ are left out of the comparison: they come third.
+    If the models are compared token by token, and their vocabularies differ only in special or unused tokens, one
+    tokenizer is used for both, and the tokens that differ are left out of the comparison.
 
     Args:
-        recipe: Names the models and perhaps a tokenizer, which then feeds both.
+        recipe: Names the models and perhaps a tokenizer, which is then used for both.
+
+    Returns:
+        The tokenizer; the teacher's own, or None; and the ids of the tokens that are left out.
 
     Raises:
-        UserError: The models number or split tokens differently, and one tokenizer is to feed both.
+        UserError: The models number or split tokens differently, and one tokenizer would have to be used for both.
     """
     opened = _open_tokenizers(recipe)
     _check_alike(opened)
@@ -175,7 +181,7 @@ def _tokenizers(
             if first != "tokenizer" and _split(tokenizer) != _split(other):
                 raise UserError(
                     f"{first} and {side} have the same ordinary tokens but split text differently (case, accents). Say "
-                    "which of them feeds both: tokenizer: ...",
+                    "which tokenizer to use for both: tokenizer: ...",
                     key="student.model",
                 )
             apart.update(some)
@@ -192,10 +198,10 @@ def _tokenizers(
         why = f"{recipe.task.name} compares the models token by token, so both have to read the same tokens."
         if recipe.task.own_tokenizers:
             why, way_out = (
-                "One tokenizer cannot feed both.",
-                "Leave out `tokenizer`: each model then reads with its own.",
+                "One tokenizer cannot be used for both.",
+                "Leave out `tokenizer`: each model then uses its own.",
             )
-        # Of teacher and student, it is the student that is easily exchanged.
+        # The message is at the student's key: the student is easier to replace than the teacher.
         raise UserError(f"{fault} {why} {way_out}", key=f"{'student' if first == 'student' else side}.model")
     return _with_padding(tokenizer, "tokenizer"), None, tuple(sorted(apart))
 
@@ -214,7 +220,7 @@ def _check_alike(opened: Mapping[str, PreTrainedTokenizerBase]) -> None:
 
 
 def _open_tokenizers(recipe: Recipe) -> dict[str, PreTrainedTokenizerBase]:
-    """Open what there is of `tokenizer`, `student` and `teacher`, in this order; one at least."""
+    """Return the tokenizers that exist of `tokenizer`, `student` and `teacher`, in this order; at least one."""
     opened: dict[str, PreTrainedTokenizerBase] = {}
     if recipe.tokenizer is not None:
         opened["tokenizer"] = open_tokenizer(recipe.tokenizer)
@@ -232,17 +238,17 @@ def _open_tokenizers(recipe: Recipe) -> dict[str, PreTrainedTokenizerBase]:
     if not opened:
         raise failed[-1] if failed else UserError("no model here has a tokenizer. Name one.", key="tokenizer")
     for fault in failed:
-        logger.warning("%s Whether it takes the same tokens cannot be checked.", fault)
+        logger.warning("%s So it cannot be checked whether that model uses the same tokens.", fault)
     return opened
 
 
 def _with_padding(tokenizer: PreTrainedTokenizerBase, key: str) -> PreTrainedTokenizerBase:
-    """Give a tokenizer a padding token if it has none."""
+    """Return the tokenizer, with the end of text as its padding token if it has none."""
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             whose = "it" if key == "tokenizer" else "its tokenizer"
             raise UserError(f"{whose} has neither a padding token nor an end of text to pad with.", key=key)
-        # Decoders come without one. Padding is masked, so any token does; the end of text is the custom.
+        # Decoders have none. Padding is masked, so any token would do; by convention it is the end of text.
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -259,17 +265,17 @@ def _tokenizer_of(opening: Mapping[str, Any], source: str, side: str) -> PreTrai
 def _difference(
     first: str, tokenizer: PreTrainedTokenizerBase, side: str, other: PreTrainedTokenizerBase
 ) -> tuple[str | None, str]:
-    """Say how two tokenizers differ, and what to do about it; None where one can stand for the other."""
+    """Return how two tokenizers differ, None if they do not, and what to do about it."""
     ours, theirs = tokenizer.get_vocab(), other.get_vocab()
     if ours != theirs:
         fault = f"the vocabularies of {first} and {side} differ ({_example(ours, theirs)})."
         return fault, "Choose a student of the teacher's family, or student: {name: copy_layers, ...}."
-    # The one that the recipe names was chosen, to split text as it does.
+    # A tokenizer that the recipe names was chosen for the way it splits text.
     if first != "tokenizer" and tokenizer(PROBE)["input_ids"] != other(PROBE)["input_ids"]:
         fault = (
             f"{first} and {side} have the same vocabulary but split text differently (case, accents, special tokens)."
         )
-        return fault, "Say which of them feeds both: tokenizer: ..."
+        return fault, "Say which tokenizer to use for both: tokenizer: ..."
     return None, ""
 
 
@@ -281,7 +287,7 @@ def _split(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def _example(ours: dict[str, int], theirs: dict[str, int]) -> str:
     if len(ours) != len(theirs):
         return f"{len(ours)} and {len(theirs)} tokens"
-    # The first by number: a fast tokenizer gives its vocabulary in another order every time.
+    # The first by id: a fast tokenizer returns its vocabulary in another order every time.
     token = min((token for token, number in ours.items() if theirs.get(token) != number), key=ours.__getitem__)
     return f"{token!r} is number {ours[token]} in one and {theirs.get(token, 'missing')} in the other"
 

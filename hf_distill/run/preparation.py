@@ -1,4 +1,4 @@
-"""Opening a run: all that can be checked before a weight is loaded, then the output directory claimed."""
+"""Opens a run: checks all that can be checked before weights are loaded, then claims the output directory."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ logger = logging.getLogger(__name__)
 
 
 def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run:
-    """Check everything that can be checked before a weight is loaded, then claim the output directory.
+    """Check everything that can be checked before weights are loaded, then claim the output directory.
 
     Args:
         recipe: The recipe.
         restart: Start over in a directory that holds another or a finished run.
-        for_teacher: Only its teacher is wanted: the directory is not claimed, and of no concern unless the teacher is
-            trained there.
+        for_teacher: Only the teacher's targets are wanted: the directory is neither checked nor claimed, unless the
+            teacher is trained there.
 
     Raises:
-        UserError: The recipe, its data or the way it was launched is at fault; nothing has been written.
+        UserError: There is a mistake in the recipe, its data or the launch; nothing has been written.
     """
     threads = use_all_cores()
     check_saving(recipe)
@@ -63,7 +63,7 @@ def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run
     training, precision = _settle(recipe, None if restart else stored_recipe(path))
     directory = RunDirectory(path, dump_recipe(_with_precision(recipe, training)))
     args = _arguments(recipe, training)
-    # Again: some faults of a launch only show once the processes should have found each other.
+    # Again: some mistakes of a launch show only after the arguments have connected the processes.
     check_launch()
     trains_here = None in recipe.teacher.output_directories
     with recipe.locate("training"):
@@ -116,10 +116,14 @@ def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run
 def prepare(
     recipe: Recipe, pair: Pair, splits: Mapping[str, Dataset]
 ) -> tuple[Prepared, tuple[Prepared, TargetSource] | None]:
-    """Return what the task makes of the splits; and where the teacher is given as data, that with its targets.
+    """Return what the task makes of the splits.
+
+    Returns:
+        The prepared data. If the teacher is given as data, also the same data with its targets in every batch, and
+        their source; else None.
 
     Raises:
-        UserError: The data does not fit the task or the teacher, with the place in the recipe.
+        UserError: The data does not fit the task or the teacher; the message has the place in the recipe.
     """
     splits, beside = apart(splits)
     with locating_data(recipe), guarded(recipe.task, "task"):
@@ -128,18 +132,18 @@ def prepare(
 
 @contextmanager
 def locating_data(recipe: Recipe) -> Iterator[None]:
-    """Give a mistake that a task finds in its data the recipe's file, line and section."""
+    """Context manager: add the recipe's file, line and section to a mistake that a task finds in its data."""
     try:
         yield
     except UserError as error:
-        # What is not about the data names its own section.
+        # A mistake that is not about the data has a key with its own section.
         own = error.key.partition(".")[0] in ("task", "teacher", "student")
         with recipe.locate("" if own else "evaluation" if error.key == "metrics" else "data"):
             raise
 
 
 def setup_of(recipe: Recipe, pair: Pair) -> Setup:
-    """Return what the recipe's task prepares data for."""
+    """Return the models, tokenizers and settings for which the task prepares the data."""
     several = recipe.data.columns.get(recipe.task.label_role)
     return Setup(
         tokenizer=pair.tokenizer,
@@ -156,9 +160,13 @@ def setup_of(recipe: Recipe, pair: Pair) -> Setup:
 
 
 def _settle(recipe: Recipe, held: Mapping[str, Any] | None) -> tuple[dict[str, Any], str | None]:
-    """Return the training arguments with defaults, device and precision settled, and a line about the precision.
+    """Return all training arguments, with device and precision chosen, and a line about the precision.
 
-    A run that began keeps its precision: resumed on another machine it could not end with the same weights.
+    A resumed run uses the precision with which it began: with another one it would not end with the same weights.
+
+    Args:
+        recipe: The recipe.
+        held: The recipe stored in the output directory, if there is a run to resume.
     """
     training = use_cpu_if_needed({**training_defaults(recipe), **recipe.training})
     section = (held or {}).get("training")
@@ -169,18 +177,18 @@ def _settle(recipe: Recipe, held: Mapping[str, Any] | None) -> tuple[dict[str, A
 
 
 def _with_precision(recipe: Recipe, training: Mapping[str, Any]) -> Recipe:
-    """Return the recipe with `bf16: auto` replaced by what was settled."""
+    """Return the recipe with `bf16: auto` replaced by what was chosen."""
     if recipe.training.get("bf16") != "auto":
         return recipe
     return replace(recipe, training={**recipe.training, "bf16": training["bf16"]})
 
 
 def _arguments(recipe: Recipe, training: Mapping[str, Any]) -> DistillationArguments:
-    """Build the arguments once, which asks for what the machine has to have and starts the processes' group."""
+    """Build the training arguments once; this checks them against the machine, and connects the processes."""
     from hf_distill.training_args import DistillationArguments, check_devices
 
     try:
-        # Copied, since Transformers writes defaults into the mappings that it is given.
+        # Copied, since Transformers writes defaults into the mappings that are passed.
         args = DistillationArguments(**deepcopy(dict(training)))
         check_devices(args)
     except (ValueError, TypeError, ImportError, OSError) as error:
@@ -197,7 +205,7 @@ def _claim_repository(recipe: Recipe, directory: Path) -> dict[str, Any]:
 
 
 def _claim_targets(recipe: Recipe) -> str:
-    """Create the repository for a teacher's stored targets, if they are to be published."""
+    """Create the repository for a teacher's stored targets if they will be published; return its id, else ""."""
     if recipe.teacher.published is None:
         return ""
     from hf_distill.run.hub import check_rights
@@ -207,10 +215,10 @@ def _claim_targets(recipe: Recipe) -> str:
 
 
 def check_one_class(recipe: Recipe, counts: ClassCounts) -> None:
-    """Refuse to learn from labels that are all of one class.
+    """Refuse a train split with labels of one class only, if anything learns from labels.
 
     Raises:
-        UserError: They are, and an objective or the fine-tuning of a teacher learns from them.
+        UserError: All labels are of one class, and an objective or the fine-tuning of a teacher learns from them.
     """
     trained = not recipe.teacher.has_head and not recipe.teacher.is_without_model
     learned = trained or any(objective.unit == "label" for stage in recipe.plan for objective in stage.objectives)
@@ -219,13 +227,13 @@ def check_one_class(recipe: Recipe, counts: ClassCounts) -> None:
 
 
 def check_prepared(recipe: Recipe, prepared: Prepared) -> tuple[list[str], list[str]]:
-    """Check what only the data tells: whether objectives and classes fit.
+    """Check what only the data shows: whether objectives and classes fit it.
 
     Returns:
-        How often each class occurs, in lines; and what is odd about that.
+        Lines that say how often each class occurs; and remarks about classes that are rare or missing.
 
     Raises:
-        UserError: They do not; also where labels are learned and all of the train split are of one class.
+        UserError: They do not fit, or labels are learned and all of the train split are of one class.
     """
     _check_objectives(recipe, prepared)
     counts = classes_of(prepared)

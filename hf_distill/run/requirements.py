@@ -1,6 +1,6 @@
-"""What a training will ask for once it runs, asked before anything is loaded: packages, and values that fit together.
+"""Checks of training arguments before anything is loaded: packages that they need, and values that contradict.
 
-Transformers finds these out when a trainer is made, when its optimizer is, or never.
+Transformers would find these mistakes only when it makes the trainer or the optimizer, or never.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from hf_distill.training_args import DistillationArguments
 if TYPE_CHECKING:
     from hf_distill.recipe.recipe import Recipe
 
-# Settled by the machine of the run, which need not be this one.
+# Arguments that depend on the machine of the run, which may be another one than this.
 _OF_THE_MACHINE = ("tf32", "deepspeed", "torch_compile", "torch_compile_backend", "torch_compile_mode")
-# How Transformers names the package that an optimizer lacks, in the words of different authors.
+# Finds the package that an optimizer lacks in the different messages of Transformers.
 _LACKING = re.compile(r"(?:install|have|from) `?(?!https)([A-Za-z][\w-]*)")
 
 
 class UnplacedArguments(DistillationArguments):
-    """Arguments whose values are checked against each other, without a device and without a process group."""
+    """Training arguments whose values are checked without a device and without connecting processes."""
 
     distributed_state = None
     _n_gpu = 0
@@ -42,10 +42,10 @@ class UnplacedArguments(DistillationArguments):
 
 
 def output_directory(recipe: Recipe) -> Path:
-    """Return where a run is kept.
+    """Return the output directory of a run.
 
     Raises:
-        UserError: No file system takes its name.
+        UserError: Its name is too long for a file system.
     """
     with recipe.locate("training"):
         check_lengths(str(recipe.training["output_dir"]), "output_dir")
@@ -53,15 +53,15 @@ def output_directory(recipe: Recipe) -> Path:
 
 
 def check_trainings(recipe: Recipe) -> None:
-    """Refuse training arguments that contradict each other, or ask for a package that is not here.
+    """Refuse training arguments that contradict each other, or need a package that is not installed.
 
     Raises:
-        UserError: A line for each mistake.
+        UserError: There are mistakes; one line for each.
     """
     mistakes: dict[str, str] = {}
     for path, own, arguments in _trainings(recipe):
         for key, text in _mistakes(arguments):
-            # Where a stage says nothing of its own, the mistake is the recipe's.
+            # If the stage does not set the key itself, the mistake is in the recipe's `training`.
             place = join(path, key) if key in own else join("training", key) if key else path
             mistakes.setdefault(place, text)
     if mistakes:
@@ -69,22 +69,22 @@ def check_trainings(recipe: Recipe) -> None:
 
 
 def check_steps(recipe: Recipe, rows: int, labelled: int, processes: int) -> None:
-    """Refuse a training without a step: its model would be saved as it began, and reported as trained.
+    """Refuse a training without any step: its model would be saved unchanged, and reported as trained.
 
     Args:
         recipe: The recipe.
-        rows: Of the train split.
-        labelled: How many of them have a label.
-        processes: Of the run.
+        rows: Number of rows of the train split.
+        labelled: Number of rows with a label.
+        processes: Number of processes of the run.
 
     Raises:
-        UserError: No batch is left where incomplete ones are dropped.
+        UserError: Incomplete batches are dropped, and there is no complete one.
     """
     alone = recipe.report.baseline or bool(recipe.teacher.fine_tuning)
     alone = alone or any(on_labels_alone(stage.objectives) for stage in recipe.plan)
     for path, own, arguments in _trainings(recipe):
         size = int(arguments.get("per_device_train_batch_size", 8)) * processes
-        # What is trained on labels alone has no other rows.
+        # A training on labels alone uses only the rows with a label.
         has, least = ("examples with a label", labelled) if alone and labelled < rows else ("examples", rows)
         if arguments.get("dataloader_drop_last") and least < size:
             where = path if "dataloader_drop_last" in own else "training"
@@ -96,7 +96,7 @@ def check_steps(recipe: Recipe, rows: int, labelled: int, processes: int) -> Non
 
 
 def _trainings(recipe: Recipe) -> Iterator[tuple[str, Mapping[str, Any], dict[str, Any]]]:
-    """Yield each training of a run: the path of its own arguments, these, and all of them with defaults."""
+    """Yield, for each training of a run: key path of its own arguments, these arguments, and all with defaults."""
     shared = {**training_defaults(recipe), **recipe.training}
     for index, stage in enumerate(recipe.plan):
         own = stage.training if recipe.stages else recipe.training
@@ -106,12 +106,12 @@ def _trainings(recipe: Recipe) -> Iterator[tuple[str, Mapping[str, Any], dict[st
 
 
 def _mistakes(arguments: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield key and message of each mistake; the key is empty where it is not known."""
-    # Copied, since Transformers writes defaults into the mappings that it is given.
+    """Yield key and message of each mistake; the key is empty if it is not known."""
+    # Copied, since Transformers writes defaults into the mappings that are passed.
     values = deepcopy({key: value for key, value in arguments.items() if key not in _OF_THE_MACHINE})
     try:
         args = UnplacedArguments(**{**values, "bf16": False, "bf16_full_eval": False, "use_cpu": True})
-    except Exception as error:  # whatever accelerate's own classes and files of settings raise
+    except Exception as error:  # accelerate's own classes and configuration files raise errors of any type
         text = " ".join(str(error).split())
         yield next((key for key in arguments if _names(text, key)), ""), text
         return
@@ -127,7 +127,7 @@ def _mistakes(arguments: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _names(text: str, key: str) -> bool:
-    """Whether an error names an argument, or the class that it is read as (`AcceleratorConfig`)."""
+    """Return whether an error names an argument, or the class that its value becomes (`AcceleratorConfig`)."""
     return re.search(rf"\b({re.escape(key)}|{re.escape(key.title().replace('_', ''))})\b", text) is not None
 
 
@@ -144,7 +144,7 @@ def _reporting(args: DistillationArguments) -> Iterator[tuple[str, str]]:
             hint = did_you_mean(str(name), [*INTEGRATION_TO_CALLBACK, "all", "none"])
             yield "report_to", f"Transformers reports to no '{name}'.{hint}"
         elif name not in here:
-            # One that is not here says so when it is made, and then fails once more when it is thrown away.
+            # The constructor of a callback raises an error if its package is missing; its __del__ would raise another.
             asked = type(name, (INTEGRATION_TO_CALLBACK[name],), {"__del__": lambda self: None})
             try:
                 with warnings.catch_warnings():
@@ -166,7 +166,7 @@ def _optimizer(args: DistillationArguments) -> Iterator[tuple[str, str]]:
         Trainer.get_optimizer_cls_and_kwargs(args)
     except (ImportError, ValueError, TypeError, AttributeError) as error:
         text = " ".join(str(error).split())
-        if "pass a" in text and "model" in text:  # all else was fine: the model comes later
+        if "pass a" in text and "model" in text:  # only the model is missing, which is not there yet
             return
         package = _LACKING.search(text)
         lacks = isinstance(error, ImportError) or "nstall" in text or "failed to import" in text
@@ -176,7 +176,7 @@ def _optimizer(args: DistillationArguments) -> Iterator[tuple[str, str]]:
 def _scheduler(args: DistillationArguments) -> Iterator[tuple[str, str]]:
     from transformers import get_scheduler
 
-    settings: Any = args.lr_scheduler_kwargs or {}  # a mapping, also where it was JSON
+    settings: Any = args.lr_scheduler_kwargs or {}  # a mapping, also if it was given as JSON
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
     try:
         get_scheduler(
@@ -189,4 +189,4 @@ def _scheduler(args: DistillationArguments) -> Iterator[tuple[str, str]]:
     except (ValueError, TypeError) as error:
         key = "lr_scheduler_kwargs" if args.lr_scheduler_kwargs else "lr_scheduler_type"
         name = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
-        yield key, f"'{name}' cannot be made of these settings: {' '.join(str(error).split())}"
+        yield key, f"'{name}' cannot be made with these settings: {' '.join(str(error).split())}"

@@ -47,22 +47,22 @@ class Run:
     """What the stages of a run share.
 
     Attributes:
-        recipe: What was asked for.
-        training: Its training arguments with defaults, precision and device settled.
-        directory: Where it writes.
-        pair: Its models before their weights.
-        prepared: Its data.
-        fitter: Trains models on it.
-        narrator: Tells the user what is going on.
-        hub: Arguments that let the student's trainer push.
-        args: Built once, for what it knows about processes.
-        seconds: Of each stage and training.
-        histories: Name of a training -> its `log_history`.
-        targets_repository: Where the teacher's stored targets are published; empty where they are not.
-        cache: The teacher's targets, where they are stored.
-        stored: What students are then trained with: the data with targets in every batch, and the source that gives
-            them; from the beginning where the teacher is given as data.
-        layers: Name of a training -> objective -> the pairs of layers it compared.
+        recipe: The recipe.
+        training: Its training arguments, with defaults, precision and device.
+        directory: The output directory.
+        pair: Configurations and tokenizers of teacher and student.
+        prepared: The data.
+        fitter: Trains and evaluates models on the data.
+        narrator: Prints what the run does.
+        hub: Training arguments that let the student's trainer push.
+        args: The training arguments as an object, built once.
+        seconds: Duration of each stage and training, by name.
+        histories: `log_history` of each training, by name.
+        targets_repository: Repository to which the teacher's stored targets are published; empty if they are not.
+        cache: The cache with the teacher's targets; None if they are not stored.
+        stored: For students that train from stored targets: the fitter whose batches hold the targets, and their
+            source. Set from the start if the teacher is given as data.
+        layers: For each training and objective, by name, the pairs of layers that were compared.
     """
 
     recipe: Recipe
@@ -83,21 +83,21 @@ class Run:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files."""
+        """Whether this process writes files and prints."""
         return parallel.is_first()
 
     @property
     def seeds(self) -> range:
-        """Seeds of the students, the saved one's first."""
+        """Seeds of the students; the first is that of the saved student."""
         return range(self.args.seed, self.args.seed + self.recipe.report.seeds)
 
     @contextmanager
     def stage(self, name: str, of: int = 1) -> Iterator[None]:
-        """Announce a part of the run and take its time.
+        """Context manager: print the heading of a stage, and measure its duration.
 
         Args:
             name: Such as `"report"`, or `"student stage 2"`.
-            of: How many stages there are.
+            of: Number of stages of training.
         """
         self.narrator.stage(name, of)
         started = time.perf_counter()
@@ -105,7 +105,7 @@ class Run:
         self.seconds[name] = time.perf_counter() - started
 
     def load_teacher(self) -> TargetSource:
-        """Load the teacher, or train it first; of one that is given as data, return the source of its targets."""
+        """Return the teacher, loaded or fine-tuned first; if it is given as data, the source of its targets."""
         from transformers import set_seed
 
         if self.stored is not None:
@@ -113,7 +113,9 @@ class Run:
             self.narrator.say(f"teacher: given as data, targets of {rows[0]:,} train rows and {rows[1]:,} eval rows")
             return self.stored[1]
         with self.stage("teacher"), self.recipe.locate("teacher"):
-            set_seed(self.args.seed)  # for a new head: with another one a fine-tuned teacher would not be found again
+            set_seed(
+                self.args.seed
+            )  # a new head must be the same each time, or a fine-tuned teacher is not found again
             teacher = as_source(self.recipe.teacher.load(self.fitter.for_teacher().prepared.head, self.fine_tune))
         assert teacher is not None
         if teacher.config is None:
@@ -131,11 +133,11 @@ class Run:
         parameters, held = size(model)
         self.narrator.say(
             f"the {name}'s weights are {describe_weights(**weights(model))}: {held / 1e6:,.1f} MB instead of "
-            f"{parameters * model.dtype.itemsize / 1e6:,.1f}. What is reported of it is measured so"
+            f"{parameters * model.dtype.itemsize / 1e6:,.1f}. The report evaluates it with these weights"
         )
 
     def store_targets(self, teacher: TargetSource) -> None:
-        """Run a teacher that is to be cached on all examples, or find its targets."""
+        """Run a `cached` teacher on all examples and store its targets, or find them stored; else do nothing."""
         own = self.recipe.teacher
         if not own.caches:
             return
@@ -158,7 +160,7 @@ class Run:
     def for_teacher(self, teacher: TargetSource) -> tuple[Fitter, Any]:
         """Return the fitter and the model with which the teacher itself is evaluated.
 
-        Where its outputs are stored whole, they are read from there; it need not run again.
+        If its complete outputs are stored, they are read from there, and the teacher does not run again.
         """
         if self.stored is None or not self.stored[1].gives_outputs:
             fitter = self.fitter.for_teacher()
@@ -170,16 +172,22 @@ class Run:
         )
 
     def fine_tune(self, model: PreTrainedModel, training: dict[str, Any], directory: str | None) -> PreTrainedModel:
-        """Train a teacher on the labels (see `teachers.base.FineTune`)."""
+        """Return a teacher fine-tuned on the labels, or found fine-tuned (this is a `teachers.base.FineTune`).
+
+        Args:
+            model: The teacher, with a new head.
+            training: Training arguments of its own.
+            directory: Directory to share it between runs; None for one inside the output directory.
+        """
         if not self.prepared.labelled:
             raise UserError("the train split has no labels to fine-tune the teacher on. Name a fine-tuned model.")
         settings, _ = resolve_bf16(fine_tuning(self.training, training))
         root = Path(directory).expanduser() if directory else self.directory.path / TEACHERS
-        # One folder for each combination: changing a setting never overwrites a teacher that took hours.
+        # One folder for each combination of settings: a change never overwrites a teacher that took hours.
         fitter = self.fitter.for_teacher()
         key = fitter.key(model, None, (Labels(),), settings)
         with Lock(root / key) as lock:
-            if directory:  # others may share it
+            if directory:  # other runs may use it at the same time
                 _check_own(root / key)
                 lock.wait(self.narrator.say, "trains this teacher")
             fitted = fitter.fit(
@@ -191,10 +199,10 @@ class Run:
         return fitted.model
 
     def train_student(self, teacher: TargetSource, seed: int, *, baseline: bool = False) -> Fitted:
-        """Make and train a student, stage by stage.
+        """Make a student, and train it stage by stage.
 
-        The baseline is the same one, from the same start, through the same stages, on labels alone: on the rows that
-        have one, for as many optimiser steps.
+        The baseline is the same student, from the same initial weights and through the same stages, but trained on
+        labels alone: on the rows with a label, for as many optimiser steps.
         """
         first = seed == self.args.seed
         saved = first and not baseline
@@ -234,7 +242,7 @@ class Run:
         return [objective for stage in self.recipe.plan for objective in stage.objectives]
 
     def _same_steps(self, student: list[dict[str, Any]], training: dict[str, Any]) -> dict[str, Any]:
-        """Return what gives a baseline on fewer rows as many steps as its student; nothing where rows are the same."""
+        """Return arguments that give a baseline on fewer rows as many steps as its student; nothing for equal rows."""
         if len(self.fitter.rows((Labels(),))) == len(self.prepared.train):
             return {}
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * parallel.processes()
@@ -270,9 +278,10 @@ class Run:
 
 
 def _check_own(folder: Path) -> None:
-    """Refuse a shared teacher's folder with files in it that no run wrote."""
+    """Refuse a folder for a shared teacher that holds files which no run wrote."""
     entries = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
     if entries and not entries & {TRAINING, LOCK}:
         raise UserError(
-            f"{folder} holds files that are no teacher of a run. Choose another directory.", key="output_dir"
+            f"{folder} holds files that do not belong to a teacher of a run. Choose another directory.",
+            key="output_dir",
         )

@@ -1,4 +1,4 @@
-"""A trainer on a task's data, whose evaluations have the task's metrics."""
+"""`TaskTrainer`: a `DistillationTrainer` on the data of a task, with the task's metrics."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 class TaskTrainer(DistillationTrainer):
     """Trains and evaluates a model on the data of a task.
 
-    An evaluation has the metrics that the task's evaluator computes from logits. Those of generated texts it has only
-    in a training whose best model they tell: to generate takes longer than all else an evaluation does.
+    Evaluations have the metrics that the task's evaluator computes from logits. Metrics of generated texts are computed
+    during training only if one of them chooses the best model, since generating takes longer than all the rest.
 
     Args:
         prepared: The data.
-        model: What is trained or evaluated.
-        args: Its arguments.
-        **others: The rest of what `DistillationTrainer` takes.
+        model: The model to train or evaluate.
+        args: Training arguments.
+        **others: Other arguments of `DistillationTrainer`.
 
     Raises:
-        UserError: The best model is told by generated texts, and FSDP has divided it, which cannot generate then.
+        UserError: A metric of generated texts chooses the best model, and FSDP shards it, so that it cannot generate.
     """
 
     def __init__(self, prepared: Prepared, model: PreTrainedModel, args: DistillationArguments, **others: Any) -> None:
@@ -49,8 +49,8 @@ class TaskTrainer(DistillationTrainer):
         self.generates = evaluator.generates((args.metric_for_best_model or "").removeprefix("eval_"))
         if self.generates and is_divided(self):
             raise UserError(
-                f"{args.metric_for_best_model} is a metric of generated texts, and a model that FSDP has divided does "
-                "not generate. Choose the best model by loss.",
+                f"{args.metric_for_best_model} is a metric of generated texts, and a model that FSDP shards cannot "
+                "generate during training. Choose the best model by loss.",
                 key="training.metric_for_best_model",
             )
         if self.generates:
@@ -63,11 +63,11 @@ class TaskTrainer(DistillationTrainer):
         return self.evaluator.evaluate(predictions_of(found))
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Evaluate, and add the metrics of generated texts if they tell the best model."""
+        """Evaluate, and add the metrics of generated texts if one of them chooses the best model."""
         output = super().evaluation_loop(*args, **kwargs)
         if not (self.generates and self.is_in_train):
             return output
-        # Not under autocast, which accelerate puts around a forward pass: in the model's own precision, as the report.
+        # In the model's own precision, as for the report: without accelerate's autocast around the forward pass.
         own = vars(self.model).get("_original_forward", self.model.forward)
         with replaced(self.model, "forward", own):
             texts = self.evaluator.generate(self.model, self.args.per_device_eval_batch_size)
@@ -77,5 +77,5 @@ class TaskTrainer(DistillationTrainer):
 
 
 def predictions_of(found: Any) -> Predictions:
-    """Return what `Trainer` predicted on an eval split; a layout gives one array of logits and one of labels."""
+    """Return what `Trainer` predicted on an eval split: one array of logits and one of labels."""
     return Predictions(found.predictions, found.label_ids)

@@ -1,4 +1,4 @@
-"""`evaluate_distillation(trainer)`: the report of a run, for those who trained with a `DistillationTrainer`."""
+"""`evaluate_distillation(trainer)`: the report of a run, after a training with `DistillationTrainer`."""
 
 from __future__ import annotations
 
@@ -52,19 +52,19 @@ def evaluate_distillation(
     metrics: Sequence[str] = (),
     latency: bool = True,
 ) -> Report:
-    """Evaluate a trainer's student beside its teacher, and beside the same student trained without the teacher.
+    """Compare a trainer's student with its teacher, and with the same student trained without the teacher.
 
     Args:
-        trainer: After `train()`.
-        baseline: The student as it was before its training (`copy.deepcopy(student)`, or loaded again). It is trained
-            here on labels alone, with the trainer's arguments, for as many steps. True where the trainer has a
-            `model_init` to make it.
-        eval_dataset: What to evaluate on, tokenised or texts; the trainer's if left out.
-        metrics: Names as in a recipe (`evaluation: {metrics: ...}`), the headline first; the task's own if empty.
-        latency: Measure how fast the models are.
+        trainer: The trainer, after `train()`.
+        baseline: The student as it was before training (`copy.deepcopy(student)`, or loaded again). It is trained here
+            on labels alone, with the trainer's arguments, for as many steps. True if the trainer has a `model_init`
+            that makes it; False for no baseline.
+        eval_dataset: The data to evaluate on, tokenised or with text columns; by default the trainer's.
+        metrics: Names as in a recipe (`evaluation: {metrics: ...}`), the headline first; by default the task's own.
+        latency: Whether to measure how fast the models are.
 
     Returns:
-        What a run reports; `report.save(directory)` writes page, model card and `report.json`.
+        The report, as of a run; `report.save(directory)` writes page, model card and `report.json`.
 
     Raises:
         UserError: There is no teacher, no eval data, or no way to evaluate or train on it.
@@ -73,7 +73,7 @@ def evaluate_distillation(
         raise UserError("the trainer has no teacher to compare its student with.")
     if saves_itself(trainer):
         raise UserError(
-            "of a sharded student there is no report here. Load what was saved in one process, or run a recipe."
+            "a sharded student cannot be evaluated here. Load the saved model in one process, or run a recipe."
         )
     teacher = trainer.source.measured
     if teacher is None:
@@ -87,7 +87,7 @@ def evaluate_distillation(
     if start is not None:
         models["baseline"], histories["baseline"] = _train_baseline(trainer, start, prepared)
     found = {name: _evaluate(trainer, prepared, model, name, teacher) for name, model in models.items()}
-    attach(trainer.model, trainer.terms.learned)  # for whoever goes on training
+    attach(trainer.model, trainer.terms.learned)  # so that training can continue
     size = trainer.args.per_device_eval_batch_size
     speeds = parallel.asked_once(lambda: latencies(prepared, models, size)) if latency else {}
     best = {name: best_of(histories, name, prepared.evaluator) for name in ("student", "baseline")}
@@ -107,7 +107,7 @@ def evaluate_distillation(
 def _data(
     trainer: DistillationTrainer, split: datasets.Dataset | None, metrics: Sequence[str]
 ) -> tuple[Task, Prepared]:
-    """Return the task of a trainer's student, and its data with what evaluates it."""
+    """Return the task of a trainer's student, and its data with the task's evaluator."""
     split = trainer.eval_dataset if split is None else split
     if not isinstance(split, datasets.Dataset):
         several = f" ({', '.join(split)})" if isinstance(split, dict) else ""
@@ -124,7 +124,7 @@ def _data(
     config: Any = base_model(trainer.model).config
     evaluator = evaluator_of(trainer.layout, config, metrics)
     if evaluator.needs_logits and not _is_labelled(rows):
-        evaluator = replace(evaluator, names=())  # their agreement is all that can be reported
+        evaluator = replace(evaluator, names=())  # without labels, only the agreement can be reported
     prepared = Prepared(
         train=train if isinstance(train, datasets.Dataset) else rows.select([]),
         eval=rows,
@@ -139,7 +139,7 @@ def _data(
 
 
 def _is_labelled(split: datasets.Dataset) -> bool:
-    """Whether any row of a split has a label; a collator may call it `labels`, or make it of the tokens."""
+    """Return whether any row of a split has a label."""
     return not {"label", "label_ids", "labels"}.isdisjoint(split.column_names) and bool(has_label(split).any())
 
 
@@ -147,7 +147,7 @@ def _is_labelled(split: datasets.Dataset) -> bool:
 
 
 def _evaluate(trainer: DistillationTrainer, prepared: Prepared, model: Any, name: str, teacher: Any) -> Evaluated:
-    """Return what a model predicts, with its metrics and its agreement with the teacher."""
+    """Return a model's predictions with their metrics, and with its agreement with the teacher."""
     tokenizer: Any = trainer.processing_class
     fitter, training = Fitter(prepared, tokenizer), _given(trainer.args)
     if name == "teacher":
@@ -163,10 +163,10 @@ def _evaluate(trainer: DistillationTrainer, prepared: Prepared, model: Any, name
 
 
 def _start(trainer: DistillationTrainer, baseline: Any, prepared: Prepared) -> Any:
-    """Return the student as it was before its training; None where no baseline is wanted.
+    """Return the student as it was before training; None if no baseline is wanted.
 
     Raises:
-        UserError: It is not known, or cannot be trained as the student was.
+        UserError: It is not available, or cannot be trained as the student was.
     """
     if baseline is False:
         return None
@@ -193,7 +193,7 @@ def _start(trainer: DistillationTrainer, baseline: Any, prepared: Prepared) -> A
 
 
 def _train_baseline(trainer: DistillationTrainer, start: Any, prepared: Prepared) -> tuple[Any, list[dict[str, Any]]]:
-    """Train the student without the teacher: on the rows with a label, for as many steps; return it and its log."""
+    """Return the student trained without the teacher, on the rows with a label for as many steps, and its history."""
     objectives = (label_objective(trainer.objectives),)
     rows = drawn_from(prepared.train, objectives)
     folder = Path(str(trainer.args.output_dir)) / RUNS / "baseline"

@@ -1,4 +1,4 @@
-"""Training arguments where a recipe says nothing."""
+"""Training arguments that a run uses if its recipe does not set them."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ if TYPE_CHECKING:
 
     from hf_distill.recipe.recipe import Recipe
 
-# A run must be resumable and have curves to show; Transformers' own defaults would do neither before step 500.
+# A run must be resumable, and its report shows curves; Transformers' own defaults save and log only every 500 steps.
 TRAINING_DEFAULTS = {
     "eval_strategy": "epoch",
     "save_strategy": "epoch",
     "save_total_limit": 1,
     "logging_steps": 0.02,
 }
-# A teacher's fine-tuning takes everything from the recipe's training but how it learns.
+# A teacher's fine-tuning uses the recipe's training arguments, except these and those that begin with them.
 _LEARNING = ("num_train_epochs", "max_steps", "learning_rate", "lr_scheduler", "warmup", "weight_decay")
 SAMPLING = "train_sampling_strategy"
 GROUPED = "group_by_length"
 
 
 def training_defaults(recipe: Recipe) -> dict[str, Any]:
-    """Return the training arguments of a run that its recipe need not give.
+    """Return the default training arguments of a run.
 
-    Batches hold examples of like length where the task says that they differ: a batch is as wide as its longest
-    example. Not where objectives compare the examples of a batch with each other: which ones are compared should not
-    follow from their lengths.
+    If the task's examples differ in length, batches group examples of similar length, since a batch is as wide as its
+    longest example. They do not if an objective compares the examples of a batch with each other: their lengths should
+    not decide which ones are compared.
     """
     grouped = recipe.task.groups_by_length and not within_batch(recipe)
     return {**TRAINING_DEFAULTS, **({SAMPLING: GROUPED} if grouped else {})}
 
 
 def fine_tuning(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments that a teacher is first trained with: the run's, but for how it learns, and its own."""
+    """Return the arguments of a teacher's fine-tuning: its own, and the run's except length and learning rate."""
     return {**{key: value for key, value in shared.items() if not key.startswith(_LEARNING)}, **own}
 
 
@@ -51,7 +51,7 @@ def within_batch(recipe: Recipe) -> list[str]:
 
 
 def sampling_remark(recipe: Recipe) -> str | None:
-    """Return what to say about the order of the examples; None where the recipe says it or nothing is to be said."""
+    """Return a line about the order of the examples; None if the recipe sets it, or if the task has no such default."""
     silent = any(SAMPLING not in {**recipe.training, **stage.training} for stage in recipe.plan)
     if not silent or not recipe.task.groups_by_length:
         return None
@@ -60,20 +60,20 @@ def sampling_remark(recipe: Recipe) -> str | None:
             f"batches hold examples of any length ({SAMPLING}: random, though {GROUPED} is the default in "
             f"{recipe.task.name}), so that {', '.join(names)} can compare them"
         )
-    return f"batches hold examples of like length ({SAMPLING}: random mixes them)"
+    return f"batches group examples of similar length ({SAMPLING}: random mixes them)"
 
 
-# Instructions that multiply in bf16, as `torch.cpu.get_capabilities` names them. Every CPU *can* compute in bf16; one
-# without any of these is several times slower than in fp32. Measured on a CPU with avx512_bf16 and without AMX, a
+# Instructions that multiply in bf16, as `torch.cpu.get_capabilities` names them. Every CPU *can* compute in bf16, but
+# without one of these it is several times slower than in fp32. Measured on a CPU with avx512_bf16 and without AMX, a
 # quickstart-like training of 20 steps takes 5.2 s in bf16 and 8.5 s in fp32.
 INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "sve_bf16", "bf16")
-# oneDNN keeps to older instructions where the user says so: none of those that it then has multiplies in bf16.
+# Values of ONEDNN_MAX_CPU_ISA with which oneDNN uses only older instructions, none of which multiplies in bf16.
 _HELD_BACK = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
 
 
 @dataclass(frozen=True)
 class Precision:
-    """Whether bf16 is worth using on this machine, and a reason fit to print."""
+    """Whether bf16 is faster than fp32 on this machine, and the reason to print."""
 
     fast: bool
     reason: str
@@ -82,10 +82,10 @@ class Precision:
 def fast_bf16(use_cpu: bool = False) -> Precision:
     """Return whether training in bf16 is faster than in fp32 here: on the accelerator, or else on the CPU.
 
-    The hardware is asked what it has; nothing is timed, so that the answer does not depend on what else runs.
+    This is read from the hardware's features. Nothing is timed, so that the result does not depend on other programs.
 
     Args:
-        use_cpu: Ask about the CPU even if there is an accelerator.
+        use_cpu: Check the CPU even if there is an accelerator.
     """
     import torch
 
@@ -96,8 +96,8 @@ def fast_bf16(use_cpu: bool = False) -> Precision:
 def resolve_bf16(training: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
     """Replace `bf16: "auto"` by true or false; return the new arguments and a line to print, or None if not "auto".
 
-    `fp16: true` and the `--mixed_precision` of `accelerate launch` are explicit and come first. Processes of a run are
-    taken to be on machines of one kind.
+    `fp16: true` and the `--mixed_precision` of `accelerate launch` are explicit and have priority. All processes of a
+    run are assumed to be on machines of the same kind.
 
     Args:
         training: Keyword arguments of `TrainingArguments`; not changed.
@@ -120,7 +120,7 @@ def resolve_bf16(training: Mapping[str, Any]) -> tuple[dict[str, Any], str | Non
 
 
 def _accelerator(device: torch.device) -> Precision:
-    """Ask an accelerator's driver; emulated bf16 (CUDA before Ampere) is slower than fp32 and does not count."""
+    """Return whether an accelerator has bf16 units; emulated bf16 (CUDA before Ampere) is slower than fp32."""
     import torch
     from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
@@ -135,7 +135,7 @@ def _accelerator(device: torch.device) -> Precision:
 
 
 def _cpu() -> Precision:
-    """Ask the processor for its instructions."""
+    """Return whether the CPU has instructions for bf16."""
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
     if limit in _HELD_BACK:
         return Precision(False, f"ONEDNN_MAX_CPU_ISA={limit} leaves out the instructions for it")
@@ -148,5 +148,5 @@ def _capabilities() -> Mapping[str, Any]:
 
     if hasattr(torch.cpu, "get_capabilities"):
         return torch.cpu.get_capabilities()
-    # Before torch 2.10, and for x86 alone; AMX never comes without it.
+    # Before torch 2.10, for x86 only. Every CPU with AMX has this instruction, too.
     return {"avx512_bf16": torch.cpu._is_avx512_bf16_supported()}

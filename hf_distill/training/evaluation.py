@@ -15,7 +15,7 @@ from hf_distill.training.finite import fault_of
 
 if TYPE_CHECKING:
     from hf_distill.rows.base import Unit
-    from hf_distill.training.finite import Fault
+    from hf_distill.training.finite import NonFinite
     from hf_distill.training.terms import Terms
 
 
@@ -58,7 +58,7 @@ class EvalSums:
             self._columns = [torch.cat(self._columns).cpu().double()]
         return self._columns[0]
 
-    def fault(self, step: int) -> Fault | None:
+    def fault(self, step: int) -> NonFinite | None:
         """Return the fault of an evaluation after a step if a value is not finite, else None."""
         if not self._columns:
             return None

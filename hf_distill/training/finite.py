@@ -21,7 +21,7 @@ SHOWN = 8
 
 
 @dataclass(frozen=True)
-class Fault:
+class NonFinite:
     """The first value that was not finite.
 
     Attributes:
@@ -100,7 +100,7 @@ class Watch:
         """Return (step, norm) of each stored gradient."""
         return [(step, float(_tensor(norm))) for step, norm in self._norms]
 
-    def first(self, *, norms: bool = True) -> Fault | None:
+    def first(self, *, norms: bool = True) -> NonFinite | None:
         """Return the first fault of this process, or None; within a step the micro-batches come before the gradient.
 
         Args:
@@ -109,18 +109,18 @@ class Watch:
         faults = [*self._faulty_batches(), *(self._faulty_norms() if norms else ())]
         return min(faults, key=lambda fault: fault.step, default=None)
 
-    def _faulty_batches(self) -> Iterator[Fault]:
+    def _faulty_batches(self) -> Iterator[NonFinite]:
         for step, values in self._batches:
             fault = fault_of(step, values, self.names)
             if fault is not None:
                 yield fault
                 return
 
-    def _faulty_norms(self) -> Iterator[Fault]:
-        yield from (Fault(step, norm=norm) for step, norm in self.norms() if not math.isfinite(norm))
+    def _faulty_norms(self) -> Iterator[NonFinite]:
+        yield from (NonFinite(step, norm=norm) for step, norm in self.norms() if not math.isfinite(norm))
 
 
-def fault_of(step: int, values: Tensor, names: Sequence[str]) -> Fault | None:
+def fault_of(step: int, values: Tensor, names: Sequence[str]) -> NonFinite | None:
     """Return the fault of a batch with values that are not finite, or None.
 
     Args:
@@ -135,7 +135,7 @@ def fault_of(step: int, values: Tensor, names: Sequence[str]) -> Fault | None:
     kinds = ["NaN" if one else "infinite" for one in values.isnan().any(0).tolist()]
     found = zip(names, kinds, columns, strict=False)
     sides = zip(("student", "teacher"), columns[-2:], strict=True)
-    return Fault(
+    return NonFinite(
         step,
         {name: kind for name, kind, is_good in found if not is_good},
         rows=tuple((~good).nonzero().flatten().tolist()),
@@ -186,7 +186,7 @@ def _local(one: Tensor) -> Tensor | None:
     return here if plain and here.numel() else None
 
 
-def describe_rows(fault: Fault, unit: str = "the batch") -> str:
+def describe_rows(fault: NonFinite, unit: str = "the batch") -> str:
     """Return which rows have the fault, such as `rows 0, 2, 5 of 8 of the batch`."""
     rows = [str(row) for row in fault.rows[:SHOWN]]
     if len(fault.rows) == fault.of:
@@ -216,7 +216,7 @@ def advice(side: str, teacher: nn.Module | None, args: Any) -> str:
     return f"Try a lower learning_rate (now {args.learning_rate:g}) or warmup_steps{clipped}{half}."
 
 
-def describe_fault(fault: Fault, own: str, hint: Callable[[str], str]) -> str:
+def describe_fault(fault: NonFinite, own: str, hint: Callable[[str], str]) -> str:
     """Return the message about a fault: step, terms, rows, model, and what to try.
 
     Args:

@@ -1,4 +1,4 @@
-"""A source of targets that follows the student: told of every optimizer step that was taken."""
+"""Sources of targets that follow the student, such as an EMA teacher: checks, and the update after each step."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from hf_distill.training.sharded import saves_itself
 
 
 def check_following(trainer: Any) -> None:
-    """Refuse what a source that follows the student does not go with.
+    """Refuse a training that does not work with a source of targets that follows the student.
 
     Raises:
-        UserError: The student is made later, or is spread over processes.
+        UserError: The student is made only when training starts, or is sharded over processes.
     """
     if trainer.source is None or not trainer.source.follows_student:
         return
@@ -28,10 +28,10 @@ def check_following(trainer: Any) -> None:
 
 
 class AfterStep(TrainerCallback):
-    """Tells the source of targets of every step; not of those that were left out (`on_nan`, a loss scale).
+    """Callback that updates the source of targets after each step, except skipped ones (`on_nan`, a loss scale).
 
     Args:
-        trainer: Whose source it is.
+        trainer: The trainer with the source.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -39,7 +39,7 @@ class AfterStep(TrainerCallback):
         self._skipped = 0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Follow the student."""
+        """Update the source with the student's weights."""
         trainer = self._trainer
         left_out = trainer.skipped != self._skipped or trainer.accelerator.optimizer_step_was_skipped
         self._skipped = trainer.skipped

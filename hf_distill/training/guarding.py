@@ -14,7 +14,7 @@ from transformers.trainer_utils import TrainOutput
 
 from hf_distill import parallel
 from hf_distill.errors import NotFinite
-from hf_distill.training.finite import SETTLING, Fault, Watch, advice, bad_weight, describe_fault
+from hf_distill.training.finite import SETTLING, NonFinite, Watch, advice, bad_weight, describe_fault
 from hf_distill.training.sharded import saves_itself, to_evaluate
 
 logger = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ class GuardedTrainer(Trainer):
         if fault is not None:
             raise NotFinite(self._line(fault))
 
-    def _first_fault(self) -> Fault | None:
+    def _first_fault(self) -> NonFinite | None:
         """Return the first fault of all processes, or None. If there is none, one number is read from the device."""
         flag = self.watch.flag(self.args.device)
         if parallel.processes() > 1:
@@ -140,16 +140,16 @@ class GuardedTrainer(Trainer):
         faults = [one for one in parallel.from_all(fault) if one is not None]
         return min(faults, key=lambda one: one.step, default=None)
 
-    def _unsettled(self) -> Fault | None:
+    def _unsettled(self) -> NonFinite | None:
         """Return a fault if float16's loss scale does not settle, so that no step is ever taken; else None."""
         for step, norm in self.watch.norms():
             # The count continues from the last check.
             self._unsettled_steps = 0 if math.isfinite(norm) else self._unsettled_steps + 1
             if self._unsettled_steps >= SETTLING:
-                return Fault(step, norm=norm)
+                return NonFinite(step, norm=norm)
         return None
 
-    def _line(self, fault: Fault) -> str:
+    def _line(self, fault: NonFinite) -> str:
         if fault.terms and not fault.sides:  # with logits in chunks, only the inputs of the heads were checked
             models = {"teacher": self.teacher, "student": self.model}
             bad = [side for side, model in models.items() if model is not None and bad_weight(model) is not None]

@@ -108,7 +108,6 @@ def describe_labels(prepared: Prepared) -> str | None:
 def check_labelled(split: Any, objectives: Sequence[Objective]) -> None:
     """Warn if a training on labels alone has rows without a label.
 
-
     If no row has one, `objectives.fit.check_fit` refuses the training.
     """
     import datasets

@@ -63,21 +63,21 @@ class SavingTrainer(Trainer):
         self._save_targets(directory)
 
     def _save_targets(self, directory: Path) -> None:
-        """Write what the source of targets needs to go on, if it needs anything."""
+        """Write the state of the source of targets (such as an EMA teacher's weights) into a checkpoint, if any."""
         state = {} if self.source is None else self.source.saved_state()
         if state:
             save_file({name: value.detach().cpu().clone() for name, value in state.items()}, directory / TARGETS)
 
     def load_targets(self, directory: Path) -> None:
-        """Have the source of targets go on from what a checkpoint, or the end of a training, has of it.
+        """Load the state of the source of targets from a checkpoint or a finished training, if it has any.
 
         Raises:
-            UserError: It is not there: the source would begin anew without a word.
+            UserError: The file is missing: the source would silently start again from the beginning.
         """
         if self.source is None or not self.source.saved_state():
             return
         if not (directory / TARGETS).exists():
-            raise UserError(f"{directory} has no {TARGETS}, from which the teacher would go on. Start over.")
+            raise UserError(f"{directory} has no {TARGETS} with the state of the teacher. Start over.")
         self.source.load_saved_state(load_file(directory / TARGETS))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

@@ -226,7 +226,9 @@ def test_a_run(quantization: Any, write_recipe: WriteRecipe, make_model: Any, tm
     teacher = entry(make_model, quantization)
     path = write_recipe(teacher=teacher, student=FROM_CONFIG, report={"latency": True, "baseline": True})
     report = run(path)
-    said = rf"the teacher's weights are {quantization} \(rest float32\): 0\.\d MB instead of 0\.\d\. What is reported"
+    said = (
+        rf"the teacher's weights are {quantization} \(rest float32\): 0\.\d MB instead of 0\.\d\. The report evaluates"
+    )
     assert re.search(said, capsys.readouterr().out)
     assert report.teacher.weights == f"{quantization} (rest float32)"
     model, _ = load_model(teacher["model"], CLASSIFIER, own_head=True, quantization=quantization)

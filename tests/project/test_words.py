@@ -13,10 +13,7 @@ PACKAGE = Path(__file__).parents[2] / "hf_distill"
 UNDONE = (
     "models/target_model.py",
     "objectives/",
-    "run/",
     "students/copy_layers.py",
-    "trainer.py",
-    "training/",
 )
 RIDDLES = {
     "only refers to another docstring": re.compile(r"\A(See|As) [^\n]*\Z"),

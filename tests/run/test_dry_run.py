@@ -26,7 +26,7 @@ def test_the_side_that_is_here_is_checked(write_recipe: WriteRecipe, make_model:
     there = {"name": "pretrained", "model": "some-user/some-model"}
     lines = check(load_recipe(write_recipe(student=there))).splitlines()
     assert (
-        "not checked student some-user/some-model: no directory here, so taken for a Hub id; --check fetches"
+        "not checked student some-user/some-model: no such directory, so taken as a Hub id; --check downloads"
         in next(line for line in lines if line.startswith("not checked"))
     )
     assert next(line for line in lines if line.startswith("teacher ")).endswith(" K parameters")
@@ -56,7 +56,7 @@ def test_a_misspelt_model_among_others_is_a_mistake(
     with pytest.raises(UserError) as caught:
         check(load_recipe(misspelt))
     teacher, student = caught.value.mistakes
-    end = f" (looked from {tmp_path}), though other models are in 'm'."
+    end = f" (looked from {tmp_path}), although there are other models in 'm'."
     assert teacher.endswith(f"teacher.model: no such directory: 'm/nothere'{end}")
     assert student.endswith(f"student.model: no such directory: 'm/smal'{end} Did you mean 'm/small'?")
     # A directory without models says nothing about a Hub id.
@@ -82,10 +82,10 @@ def test_a_name_like_that_of_a_model_here_is_asked_about(
         return next(line for line in plan if line.startswith("not checked"))
 
     assert said("smal").endswith(
-        "no directory here, so taken for a Hub id; --check fetches nothing. Did you mean 'small'?"
+        "no such directory, so taken as a Hub id; --check downloads nothing. Did you mean 'small'?"
     )
-    assert said("data2").endswith("--check fetches nothing")
-    assert said("gpt2").endswith("--check fetches nothing")
+    assert said("data2").endswith("--check downloads nothing")
+    assert said("gpt2").endswith("--check downloads nothing")
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_name_like_that_of_a_model_here_is_asked_about(
         ({"name": "attention", "layers": "tail"}, "attention (layers tail): layers [[1, 3]]"),
         (
             {"name": "hidden", "layers": "similarity"},
-            "hidden (layers similarity): layers are paired by what is measured before training",
+            "hidden (layers similarity): layers are paired by their similarity, measured before training",
         ),
         ({"name": "kl"}, "kl"),
     ],
@@ -119,7 +119,7 @@ def test_the_plan_says_where_a_projection_is_learned(write_recipe: WriteRecipe, 
 
 def noted(plan: str) -> list[str]:
     """Return what a plan notes, but for how batches are made, which it always says."""
-    return [line for line in plan.splitlines() if line.startswith("note") and "of like length" not in line]
+    return [line for line in plan.splitlines() if line.startswith("note") and "of similar length" not in line]
 
 
 def test_the_plan_says_that_a_schedule_will_not_get_to_its_end(write_recipe: WriteRecipe) -> None:
@@ -277,7 +277,7 @@ def test_a_check_reads_small_data_whole_and_says_what_it_leaves_out(
     monkeypatch.setattr("hf_distill.data.splits._SMALL_BYTES", 100)
     lines = check(recipe).splitlines()
     assert [line for line in lines if line.startswith("not checked")] == [
-        "not checked data: what comes after the first 1,000 rows"
+        "not checked data: all rows after the first 1,000"
     ]
     assert sorted(tmp_path.rglob("*")) == before
 

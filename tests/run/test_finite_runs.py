@@ -45,7 +45,7 @@ def test_a_run_stops_and_goes_on(
     said = [line for line in capsys.readouterr().err.splitlines() if "step 5" in line]
     assert len(said) == 1
     assert "kl is NaN for row 1 of 8 of the batch" in said[0]
-    assert all(word in said[0] for word in ("goes on from", "checkpoint-4", "--restart"))
+    assert all(word in said[0] for word in ("resumes from", "checkpoint-4", "--restart"))
     out = tmp_path / "out"
     assert [record["finished"] for record in fit_records(out)] == [False]
     assert not {"model.safetensors", "report.json", "report.html", "README.md"} & {one.name for one in out.iterdir()}

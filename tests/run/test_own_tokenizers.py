@@ -387,7 +387,7 @@ def test_both_tokenizers_are_told_before_a_run(roberta_to_bert: WriteRecipe, mak
     ) in check(load_recipe(roberta_to_bert())).splitlines()
     with pytest.raises(UserError) as caught:
         check(load_recipe(roberta_to_bert(tokenizer=str(make_model("roberta")))))
-    assert "Leave out `tokenizer`: each model then reads with its own." in str(caught.value)
+    assert "Leave out `tokenizer`: each model then uses its own." in str(caught.value)
 
 
 @pytest.mark.usefixtures("brief_latency")

@@ -171,7 +171,7 @@ def test_a_tokenizer_of_its_own_is_compared_with_both(make_model: Any) -> None:
     bert, roberta = make_model("bert"), make_model("roberta")
     line = mistake(bert, bert, tokenizer=str(roberta))
     assert line.startswith("student.model: the vocabularies of tokenizer and student differ (")
-    assert line.endswith("One tokenizer cannot feed both. Leave out `tokenizer`: each model then reads with its own.")
+    assert line.endswith("One tokenizer cannot be used for both. Leave out `tokenizer`: each model then uses its own.")
     assert mistake(bert, roberta, tokenizer=str(bert)).startswith(
         "student.model: the vocabularies of tokenizer and student differ ("
     )
@@ -194,7 +194,7 @@ def test_the_same_vocabulary_and_another_way_to_split(make_model: Any, tmp_path:
     masked = make_model("bert-mlm")
     line = mistake(masked, cased("bert-mlm"), task="fill-mask")
     assert line.startswith("student.model: student and teacher have the same vocabulary but split text differently")
-    assert line.endswith("Say which of them feeds both: tokenizer: ...")
+    assert line.endswith("Say which tokenizer to use for both: tokenizer: ...")
     bert, other = make_model("bert"), cased("bert")
     found = pair(bert, other)
     assert found.teacher_tokenizer is not None
@@ -220,7 +220,7 @@ def test_weights_without_a_tokenizer(make_model: Any, tmp_path: Path, caplog: py
         found = pair(bert, bare)
     assert found.tokenizer.tokenize("great") == ["great"]
     assert len(caplog.records) == 1
-    assert "Whether it takes the same tokens cannot be checked." in caplog.text
+    assert "it cannot be checked whether that model uses the same tokens." in caplog.text
     assert mistake(bare, CopyLayers(layers=2)).startswith(f"teacher.model: '{bare}' has no tokenizer.")
 
 

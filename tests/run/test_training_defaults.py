@@ -15,7 +15,7 @@ from hf_distill.run.dry_run import check
 from hf_distill.run.training_defaults import sampling_remark, training_defaults
 from hf_distill.tasks import TASKS
 
-SAID = "batches hold examples of like length"
+SAID = "batches group examples of similar length"
 RELATIONAL = {"name": "relational"}
 
 

@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainingArguments
 from hf_distill import DistillationTrainer, parallel
 from hf_distill.errors import NotFinite, UserError
 from hf_distill.objectives import Hidden, KLDivergence, Labels
-from hf_distill.training.finite import Fault, Watch, bad_weight
+from hf_distill.training.finite import NonFinite, Watch, bad_weight
 from hf_distill.training.guarding import GuardedTrainer
 
 
@@ -290,7 +290,7 @@ def test_classes_ruled_out_are_no_fault() -> None:
     assert watch.first() is None
     watch.batch(2, torch.ones(2, 1), torch.tensor([[0.0, 0.0], [1.0, float("inf")]]))
     assert watch.flag(torch.device("cpu")).item()
-    assert watch.first() == Fault(2, {}, rows=(1,), of=2, sides=("teacher",))
+    assert watch.first() == NonFinite(2, {}, rows=(1,), of=2, sides=("teacher",))
 
 
 def test_weights() -> None:

@@ -315,7 +315,7 @@ REFUSED: dict[str, tuple[Any, Any, str]] = {
             num_sparse_encoder_layers=1,
             decoder_start_token_id=0,
         ),
-        "experts take so many tokens of a row",
+        "experts take a limited number of tokens of a row",
     ),
     "hybrid": (
         CAUSAL,

@@ -17,7 +17,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "label smoothing": ({"label_smoothing_factor": 0.1}, "not applied to a distillation loss; leave it at 0"),
     "local counts": ({"average_tokens_across_devices": False}, "depend on the number of processes; leave it on"),
     "batch losses": ({"include_for_metrics": ["inputs", "loss"]}, r"include_for_metrics=\['loss'\].*Remove it"),
-    "token": ({"hub_token": "hf_secret"}, "hub_token .* HF_TOKEN environment variable"),
+    "token": ({"hub_token": "hf_secret"}, "hub_token .* environment variable HF_TOKEN"),
     "every save": ({"push_to_hub": True, "hub_strategy": "every_save"}, "hub_strategy must be 'end'"),
 }
 

@@ -1,4 +1,4 @@
-"""The student and its teachers taken apart at their heads, for one forward pass."""
+"""Captures the inputs of the heads of student and teachers in a forward pass, to compute logits in chunks later."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from hf_distill.training.chunked.rows import HeadRows, MixedSides
 
 
 class Heads:
-    """The student and the models of a source of targets, taken apart at their heads.
+    """The heads of the student and of the models of a source of targets, separated from the rest of each model.
 
     Args:
-        models: The student, without wrapper of a distributed training (PEFT's may be there), and then the teachers.
-        heads: Of each.
-        compiler: See `HeadRows`.
+        models: The student, without a wrapper such as DDP (it may be a PEFT model), then the teachers.
+        heads: The head of each model, in the same order.
+        compiler: Compiles the loss of blocks; None to compute it eagerly.
     """
 
     def __init__(
@@ -38,24 +38,24 @@ class Heads:
     def open(
         cls, student: nn.Module, teachers: Mapping[str, nn.Module], compiler: Compiler | None = None
     ) -> Heads | None:
-        """Take the models apart; None if one of them cannot be, or if two have the same head.
+        """Return the heads of the models; None if one cannot be separated, or if two models share a head.
 
         Args:
             student: The student.
             teachers: The models that run beside it (`TargetSource.models`).
-            compiler: See `HeadRows`.
+            compiler: Compiles the loss of blocks; None to compute it eagerly.
         """
         models, heads = [student, *teachers.values()], []
         for model in models:
             if (head := open_head(model)) is None:
                 return None
             heads.append(head)
-        if len({id(head.linear) for head in heads}) < len(heads):  # whose input it is could not be told
+        if len({id(head.linear) for head in heads}) < len(heads):  # the inputs of both models would be mixed up
             return None
         return cls(models, heads, compiler)
 
     def are_of(self, student: nn.Module, teachers: Mapping[str, nn.Module]) -> bool:
-        """Whether these are still the heads of these models."""
+        """Return whether these are still the heads of these models."""
         models = (student, *teachers.values())
         if len(models) != len(self._models):
             return False
@@ -67,7 +67,7 @@ class Heads:
 
     @contextmanager
     def capturing(self) -> Iterator[None]:
-        """Keep what all models would have given to their heads in one forward pass, and make no logits."""
+        """Context manager for one forward pass: store the inputs of all heads, and compute no logits."""
         with ExitStack() as stack:
             pairs = zip(self._models, self._heads, strict=True)
             self._captured = [stack.enter_context(capturing(model, head)) for model, head in pairs]
