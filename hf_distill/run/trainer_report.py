@@ -35,13 +35,16 @@ from hf_distill.tasks import Prepared, Task
 from hf_distill.tasks.inferred import evaluator_of, tasks_of
 from hf_distill.trainer import DistillationTrainer
 from hf_distill.training.checkpoints import remove_checkpoints
-from hf_distill.training.labelled import drawn_from, has_label, label_objective, labels_of, same_steps
+from hf_distill.training.labelled import drawn_from, is_labelled, label_objective, labels_of, same_steps
 from hf_distill.training.saving import attach
 from hf_distill.training.sharded import saves_itself
 from hf_distill.training_args import DistillationArguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+# True by default in Transformers; `DistillationArguments` does not read it and refuses True.
+NOT_READ = {"logging_nan_inf_filter"}
 
 
 def evaluate_distillation(
@@ -112,35 +115,42 @@ def _data(
     if not isinstance(split, datasets.Dataset):
         several = f" ({', '.join(split)})" if isinstance(split, dict) else ""
         raise UserError(f"wanted one data set to evaluate on{several}: pass eval_dataset=..., a datasets.Dataset.")
-    if trainer.texts is not None:
-        task = trainer.texts.task
-        found = trainer.texts.prepare(split, metrics)
-        return task, replace(found, layout=trainer.layout)
+    texts = trainer.texts
+    raw = None if texts is None else texts.raw(split)
+    if texts is None or raw is None:
+        task, prepared = _of_tokens(trainer, split, metrics)
+    else:
+        task, prepared = texts.task, replace(texts.prepare(raw, metrics), layout=trainer.layout)
+    # `texts.prepared.train` may be another split than the one that the student is trained on.
+    train: Any = trainer.train_dataset if isinstance(trainer.train_dataset, datasets.Dataset) else None
+    if train is None:
+        return task, replace(prepared, train=prepared.eval.select([]), labelled=False)
+    labelled = is_labelled(train, prepared.layout)
+    made = not prepared.evaluator.needs_logits  # the collator makes labels of the tokens
+    return task, replace(prepared, train=train, labelled=made if labelled is None else labelled)
+
+
+def _of_tokens(trainer: DistillationTrainer, split: datasets.Dataset, metrics: Sequence[str]) -> tuple[Task, Prepared]:
+    """Return the task of the trainer's student, and the data where the eval split was given tokenised."""
     tasks = tasks_of(trainer.model)
     if not tasks:
         raise UserError(f"there is no task for a {type(base_model(trainer.model)).__name__}, and so no report.")
     rows = by_length(with_length(trainer._remove_unused_columns(split, "evaluation")))
-    train: Any = trainer.train_dataset
     config: Any = base_model(trainer.model).config
     evaluator = evaluator_of(trainer.layout, config, metrics)
-    if evaluator.needs_logits and not _is_labelled(rows):
+    if evaluator.needs_logits and not is_labelled(rows, trainer.layout):
         evaluator = replace(evaluator, names=())  # without labels, only the agreement can be reported
     prepared = Prepared(
-        train=train if isinstance(train, datasets.Dataset) else rows.select([]),
+        train=rows.select([]),
         eval=rows,
         head=Head(tasks[0].auto_class),
         layout=trainer.layout,
         collator=trainer.data_collator,
         evaluator=evaluator,
         label_names=getattr(evaluator, "label_names", None),
-        labelled=isinstance(train, datasets.Dataset) and (_is_labelled(train) or not evaluator.needs_logits),
+        labelled=False,
     )
     return tasks[0], prepared
-
-
-def _is_labelled(split: datasets.Dataset) -> bool:
-    """Return whether any row of a split has a label."""
-    return not {"label", "label_ids", "labels"}.isdisjoint(split.column_names) and bool(has_label(split).any())
 
 
 # ---- Models ----------------------------------------------------------------------------------------------------------
@@ -226,12 +236,12 @@ def _train_baseline(trainer: DistillationTrainer, start: Any, prepared: Prepared
 
 
 def _given(args: Any) -> dict[str, Any]:
-    """Return the training arguments that are not the default."""
+    """Return the training arguments, of any class, that differ from the defaults of `DistillationArguments`."""
     found = {}
-    for field in fields(args):
+    for field in fields(DistillationArguments):
         default = field.default_factory() if field.default_factory is not MISSING else field.default
-        value = getattr(args, field.name)
-        if field.init and value != default:
+        value = getattr(args, field.name, default)
+        if field.init and field.name not in NOT_READ and value != default:
             found[field.name] = value
     return found
 

@@ -63,12 +63,18 @@ class TextColumns:
         """Return what the task makes of the train split and an eval split, which it sorts by length.
 
         Args:
-            split: The eval split, as it was given or tokenised.
+            split: The eval split, as it was given.
             metrics: Names of the metrics; those of the task if empty.
         """
-        raw = next((raw for made, raw in self._read.values() if made is split), split)
         setup = replace(self.setup, metrics=metrics)
-        return self.task.prepare({"train": self._named(self.train), "eval": self._named(raw)}, setup)
+        return self.task.prepare({"train": self._named(self.train), "eval": self._named(split)}, setup)
+
+    def raw(self, split: datasets.Dataset) -> datasets.Dataset | None:
+        """Return a split as it was given if it holds text or was tokenised here; None if it was given tokenised."""
+        if holds_text(split, self.takes):
+            return split
+        made = [(self.prepared.train, self.train), *self._read.values()]
+        return next((raw for one, raw in made if one is split), None)
 
     def _named(self, split: datasets.Dataset) -> datasets.Dataset:
         """Return a split with only the columns that the task reads, renamed as the task calls them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,8 @@ def trained(
     student = opened(paths[1], auto_class)
     start = copy.deepcopy(student)
     settings = {"max_steps": 3, "logging_steps": 1, "disable_tqdm": True, "use_cpu": True, "save_strategy": "no"}
-    args = DistillationArguments(str(directory), learning_rate=1e-2, **{**settings, **given.pop("args", {})})
+    arguments = given.pop("arguments", DistillationArguments)
+    args = arguments(str(directory), **{"learning_rate": 1e-2, **settings, **given.pop("args", {})})
     data = Dataset.from_dict(columns)
     brought = {"train_dataset": data, "eval_dataset": data, **given}
     tokenizer = transformers.AutoTokenizer.from_pretrained(paths[1])
@@ -89,8 +91,9 @@ def test_the_report_of_a_trainer(make_model: MakeModel, tmp_path: Path, tokenise
         train_dataset=trainer.train_dataset, data_collator=trainer.data_collator,
     )  # fmt: skip
     plain.train()
-    losses = [log["objective/labels"] for log in report.history["baseline"] if "objective/labels" in log]
-    assert losses == pytest.approx([log["loss"] for log in plain.state.log_history if "loss" in log], rel=1e-4)
+    assert label_losses(report) == pytest.approx(
+        [log["loss"] for log in plain.state.log_history if "loss" in log], rel=1e-4
+    )
     assert report.baseline.metrics["accuracy"] == pytest.approx(accuracy(start, tokenizer)[0])
     assert all(torch.equal(value, weights[name]) for name, value in trainer.model.state_dict().items())
     page = report.save(tmp_path / "report")
@@ -99,6 +102,66 @@ def test_the_report_of_a_trainer(make_model: MakeModel, tmp_path: Path, tokenise
     assert json.loads((tmp_path / "report" / "report.json").read_text())["gain"] == pytest.approx(
         own - report.baseline.metrics["accuracy"]
     )
+
+
+def label_losses(report: Report) -> list[float]:
+    return [log["objective/labels"] for log in report.history["baseline"] if "objective/labels" in log]
+
+
+def test_a_split_of_tokens_may_stand_beside_one_of_text(make_model: MakeModel, tmp_path: Path) -> None:
+    """A baseline that trains on the eval split, the only one of text, looks better than it is."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(make_model("bert", layers=1, **NO_DROPOUT))
+    texts = {
+        "train_dataset": Dataset.from_dict({"text": [f"{text} dull" for text in TEXTS * 4], "label": LABELS * 4}),
+        "eval_dataset": Dataset.from_dict({"text": TEXTS, "label": LABELS}),
+    }
+    tokens = {
+        name: split.map(lambda rows: tokenizer(rows["text"]), batched=True, remove_columns="text")
+        for name, split in texts.items()
+    }
+    found = []
+    mixed = [{**tokens, name: split} for name, split in texts.items()]
+    for held in (tokens, *mixed):
+        trainer, start = trained(
+            make_model, tmp_path, "bert", "AutoModelForSequenceClassification", {},
+            args={"max_steps": -1, "num_train_epochs": 1}, **held,
+        )  # fmt: skip
+        report = evaluate_distillation(trainer, baseline=start, latency=False)
+        assert [report.settings[f"train_rows{which}"] for which in ("", "_with_label")] == [20, 20]
+        assert report.eval_rows == 5
+        found.append([*label_losses(report), *(model.metrics["accuracy"] for model in report.models.values())])
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    assert found[2] == pytest.approx(found[0], rel=1e-5)
+
+
+@dataclass
+class OwnArguments(DistillationArguments):
+    """Those of a user's script: a field of his own, and another default."""
+
+    flag: str = "x"
+    learning_rate: float = 1e-2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "args"),
+    [
+        (
+            transformers.Seq2SeqTrainingArguments,
+            {"generation_num_beams": 2, "report_to": "none", "learning_rate": 1e-2},
+        ),
+        (OwnArguments, {"flag": "y", "learning_rate": OwnArguments.learning_rate}),
+    ],
+)
+def test_the_arguments_may_be_of_another_class(
+    make_model: MakeModel, tmp_path: Path, arguments: Any, args: dict[str, Any]
+) -> None:
+    """Fields that only the user's class has fail after hours of training, and its defaults train another baseline."""
+    columns: dict[str, Any] = {"text": TEXTS, "label": LABELS}
+    found = []
+    for given in ({}, {"arguments": arguments, "args": args}):
+        trainer, start = trained(make_model, tmp_path, "bert", "AutoModelForSequenceClassification", columns, **given)
+        found.append(label_losses(evaluate_distillation(trainer, baseline=start, latency=False)))
+    assert found[1] == found[0]
 
 
 SPANS = [{"text": [text.split()[-1]], "answer_start": [text.rindex(text.split()[-1])]} for text in TEXTS]
