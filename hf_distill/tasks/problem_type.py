@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_distill.data import column as arrow_column
@@ -244,6 +244,10 @@ class Labelling:
             return [IGNORED if value in self.missing else self.index[value] for value in values]
         rows = [[math.nan] * self.width if value in self.missing else self._row(value) for value in values]
         return [row[0] for row in rows] if self.problem == "regression" and self.width == 1 else rows
+
+    def in_key(self) -> str:
+        """Return what `encode` depends on, for the cache: not which of the splits have labels."""
+        return repr(replace(self, labelled=()))
 
     def settings(self) -> dict[str, Any]:
         """Return the configuration of a head for these labels."""

@@ -198,7 +198,9 @@ def _tokenise(split: Dataset, name: str, reader: TextReader, scores: Scores) -> 
             encoded[MARGIN] = [float(margin) for margin in batch[MARGIN]]
         return encoded
 
-    tokenised = tokenise(split, name, encode, tokenizer, NAME, max_length, prompt, repr(scores))
+    tokenised = tokenise(
+        split, name, encode, tokenizer, NAME, max_length, prompt, [scores.labelling.in_key(), scores.ends]
+    )
     empty = pc.index(pc.less_equal(column(tokenised, "shortest"), reader.skipped), True).as_py()
     if empty >= 0:
         raise UserError(

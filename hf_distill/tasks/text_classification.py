@@ -181,7 +181,7 @@ def _tokenise(
             encoded["labels"] = labelling.encode(batch["label"])
         return encoded
 
-    settings = (TextClassification.name, max_length, repr(labelling))
+    settings = (TextClassification.name, max_length, labelling.in_key())
     tokenised = tokenise(split, name, encode, tokenizer, *settings)
     empty = pc.index(column(tokenised, "length"), 0).as_py()
     if empty >= 0:

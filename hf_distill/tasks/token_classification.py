@@ -274,7 +274,7 @@ def _tokenise(split: Dataset, name: str, aligner: Aligner, all_subwords: bool) -
     def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
         return aligner.encode(batch["tokens"], batch.get("tags"), all_subwords)
 
-    settings = (TokenClassification.name, aligner.max_length, all_subwords, repr(aligner.labelling))
+    settings = (TokenClassification.name, aligner.max_length, all_subwords, aligner.labelling.in_key())
     tokenised = tokenise(split, name, encode, aligner.tokenizer, *settings)
     sums: dict[str, int] = {key: pc.sum(column(tokenised, key)).as_py() for key in ("cut", "silent")}
     words = pc.sum(pc.list_value_length(column(split, "tokens"))).as_py()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from hf_distill._version import __version__
@@ -12,6 +14,19 @@ from hf_distill.models.tokenizers import tokenizer_state
 if TYPE_CHECKING:
     from datasets import Dataset, Features
     from transformers import PreTrainedTokenizerBase
+
+# What `remembering` was given.
+_REMEMBERED: ContextVar[dict[str, Dataset] | None] = ContextVar("remembered", default=None)
+
+
+@contextmanager
+def remembering(splits: dict[str, Dataset]) -> Iterator[None]:
+    """Context manager: take tokenised splits from `splits`, and put new ones there; data in memory has no cache."""
+    token = _REMEMBERED.set(splits)
+    try:
+        yield
+    finally:
+        _REMEMBERED.reset(token)
 
 
 def tokenise(
@@ -34,15 +49,24 @@ def tokenise(
         features: Types of the new columns; needed if the first batch may be empty.
         with_rows: Whether `encode` also gets the row numbers.
     """
-    return split.map(
+    key = cache_key(split, tokenizer, *settings)
+    remembered = _REMEMBERED.get()
+    # A tokenizer without a state to compare is told from others by its identity.
+    own = key or fingerprint(split._fingerprint, id(tokenizer), settings)
+    if remembered is not None and own in remembered:
+        return remembered[own]
+    tokenised = split.map(
         encode,
         batched=True,
         with_indices=with_rows,
         remove_columns=split.column_names,
         features=features,
         desc=f"Tokenising {name}",
-        new_fingerprint=cache_key(split, tokenizer, *settings),
+        new_fingerprint=key,
     )
+    if remembered is not None:
+        remembered[own] = tokenised
+    return tokenised
 
 
 def with_rows(split: Dataset, tokenised: Dataset) -> Dataset:

@@ -17,6 +17,7 @@ from hf_distill.models.inspection import base_model, taken_by
 from hf_distill.models.tokenizers import longest_input
 from hf_distill.tasks import Prepared, Setup, Task
 from hf_distill.tasks.inferred import reader_of, tasks_of
+from hf_distill.tasks.tokenising import remembering
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class TextColumns:
         setup: Tokenizer and models that the task prepares data for.
         train: The train split as it was given: the classes are read from it.
         takes: Names of the columns that the student reads. A split with one of them is already tokenised.
+        beside: An eval split of text; the train split again if there is none.
         prepared: What the task made of the train split: data, collator, layout and evaluator.
     """
 
@@ -40,13 +42,16 @@ class TextColumns:
     setup: Setup
     train: datasets.Dataset
     takes: frozenset[str]
+    beside: datasets.Dataset
     prepared: Prepared = field(init=False)
     # Fingerprint of an eval split -> the tokenised split, and the split as it was given.
     _read: dict[str, tuple[datasets.Dataset, datasets.Dataset]] = field(init=False, default_factory=dict)
+    # Splits that were tokenised, for `remembering`.
+    _tokenised: dict[str, datasets.Dataset] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         """Tokenise the train split."""
-        self.prepared = self.prepare(self.train)
+        self.prepared = self.prepare(self.beside)
 
     def __call__(self, split: Any) -> Any:
         """Return an eval split, or a dict of them, tokenised and in its own order; unchanged if already tokenised."""
@@ -67,7 +72,8 @@ class TextColumns:
             metrics: Names of the metrics; those of the task if empty.
         """
         setup = replace(self.setup, metrics=metrics)
-        return self.task.prepare({"train": self._named(self.train), "eval": self._named(split)}, setup)
+        with remembering(self._tokenised):
+            return self.task.prepare({"train": self._named(self.train), "eval": self._named(split)}, setup)
 
     def raw(self, split: datasets.Dataset) -> datasets.Dataset | None:
         """Return a split as it was given if it holds text or was tokenised here; None if it was given tokenised."""
@@ -138,7 +144,7 @@ def text_columns(
         configs=tuple(configs.values()),
         max_length=longest_input(configs.values(), [tokenizer]),
     )
-    return TextColumns(reader, setup, first, takes)
+    return TextColumns(reader, setup, first, takes, beside=[*held.values()][:2][-1])
 
 
 def holds_text(split: Any, takes: frozenset[str]) -> bool:

@@ -50,6 +50,8 @@ def text_trainer(
     return DistillationTrainer(opened(paths[1], auto_class), arguments(directory), **settings)
 
 
+WORDS = [text.split() for text in TEXTS]
+NEGATIVE = [["negative"] * len(words) for words in WORDS]
 SPANS = [{"text": [text.split()[-1]], "answer_start": [text.rindex(text.split()[-1])]} for text in TEXTS]
 
 
@@ -62,7 +64,7 @@ SPANS = [{"text": [text.split()[-1]], "answer_start": [text.rindex(text.split()[
             "AutoModelForSequenceClassification",
             {"text": TEXTS, "labels": ["positive", "negative"] * 2 + [None]},
         ),
-        ("bert-tokens", "AutoModelForTokenClassification", {"tokens": [t.split() for t in TEXTS], "tags": None}),
+        ("bert-tokens", "AutoModelForTokenClassification", {"tokens": WORDS, "tags": NEGATIVE}),
         ("bert-qa", "AutoModelForQuestionAnswering", {"question": ["which"] * 5, "context": TEXTS, "answers": SPANS}),
         ("bert-mlm", "AutoModelForMaskedLM", {"text": TEXTS}),
         ("llama-lm", "AutoModelForCausalLM", {"text": TEXTS}),
@@ -75,8 +77,6 @@ def test_texts_are_tokenised_as_the_task_does_it(
     make_model: MakeModel, tmp_path: Path, kind: str, auto_class: str, columns: dict[str, Any]
 ) -> None:
     """A data set of text loses all its columns, which the model does not take, and fails in `Trainer`'s words."""
-    if "tags" in columns:
-        columns = {**columns, "tags": [["negative"] * len(text.split()) for text in TEXTS]}
     given = {"task": QuestionAnswering(stride=8)} if kind == "bert-qa" else {}
     trainer = text_trainer(make_model, tmp_path, kind, auto_class, columns, **given)
     assert losses(trainer)[0] > 0
@@ -102,6 +102,42 @@ def test_texts_train_as_tokens_do(make_model: MakeModel, tmp_path: Path) -> None
         wanted = by_hand.predict(split.map(lambda rows: tokenizer(rows["text"]), batched=True))
         np.testing.assert_allclose(found.predictions, wanted.predictions, atol=1e-6)
         assert found.label_ids.tolist() == list(split["label"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "auto_class", "columns"),
+    [
+        ("bert", "AutoModelForSequenceClassification", {"text": TEXTS, "label": [1, 0, 1, 0, 1]}),
+        ("bert-tokens", "AutoModelForTokenClassification", {"tokens": WORDS, "tags": NEGATIVE}),
+        ("bert-qa", "AutoModelForQuestionAnswering", {"question": ["which"] * 5, "context": TEXTS, "answers": SPANS}),
+        ("llama-lm", "AutoModelForCausalLM", {"text": TEXTS}),
+    ],
+)
+def test_each_split_is_tokenised_once(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, auto_class: str, columns: Any
+) -> None:
+    """Data in memory has no cache: to tokenise train again for every eval split takes as long as the training."""
+    counted: list[int] = []
+    tokenised = Dataset.map
+
+    def count(self: Dataset, *args: Any, **settings: Any) -> Dataset:
+        counted.append(len(self) * str(settings.get("desc")).startswith("Tokenising"))
+        return tokenised(self, *args, **settings)
+
+    monkeypatch.setattr(Dataset, "map", count)
+    data = Dataset.from_dict(columns)
+    train = Dataset.from_dict({name: list(values) * 4 for name, values in columns.items()})
+    given = {"task": QuestionAnswering(stride=8)} if kind == "bert-qa" else {}
+    trainer = text_trainer(
+        make_model, tmp_path, kind, auto_class, {}, train_dataset=train, eval_dataset={"a": data, "b": data}, **given
+    )
+    assert sum(counted) == 20 + 5
+    counted.clear()
+    trainer.evaluate(data)
+    assert sum(counted) == 0
+    unlabelled = data.select([3, 1, 2]).remove_columns([name for name in ("label", "tags") if name in columns])
+    assert len(trainer.predict(unlabelled).predictions) == 3
+    assert sum(counted) == 3
 
 
 def test_several_eval_splits_of_text_and_compute_metrics(make_model: MakeModel, tmp_path: Path) -> None:
