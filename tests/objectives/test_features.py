@@ -399,7 +399,7 @@ def test_layers_are_not_measured_under_fsdp(tmp_path: Any) -> None:
     rows = [{key: value[index] for key, value in pair.inputs.items()} for index in range(EXAMPLES)]
     trainer = DistillationTrainer(pair.student, args, train_dataset=rows, **settings)  # type: ignore[arg-type]
     trainer.is_fsdp_enabled = True
-    with pytest.raises(UserError, match=r"'similarity' .* FSDP .* layers: \[\[1, 2\], \.\.\.\]"):
+    with pytest.raises(UserError, match=r"'similarity' .* FSDP.* layers: \[\[1, 2\], \.\.\.\]"):
         trainer._settle_terms()
     trainer.train_dataset = None  # nothing is trained, nothing is measured
     trainer._settle_terms()
