@@ -50,6 +50,7 @@ from hf_distill.training.checks import (
     check_parallelism,
     check_separate,
     check_types,
+    facts_of,
 )
 from hf_distill.training.chunked.compiled import compiler_for, warn_nothing_compiled
 from hf_distill.training.chunked.heads import Heads
@@ -193,7 +194,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         self.brings_optimizer = any(one is not None for one in optimizers)
         # A model that is loaded here may draw random numbers; one that is brought has not.
         with undisturbed(self.args.device):
-            self.teacher = open_teacher(teacher, self.model)
+            self.teacher, stored = open_teacher(teacher, self.model)
         check_following(self)
         self._begin_targets()
         if data_collator is None:
@@ -205,8 +206,8 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         # With the default objectives, data without labels is allowed.
         check_objectives(self, self.source, labelled=True if objectives is None else self._labelled())
         self._check_splits()
-        if isinstance(teacher, Teacher) and teacher.caches:
-            self._store_targets(teacher, task)
+        if stored is not None:
+            self._store_targets(stored, task)
             check_objectives(self, self.source, labelled=None)
         if self.source is not None:
             student: Any = getattr(base_model(self.model), "config", None)  # asked for by nobody who compares logits
@@ -291,6 +292,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
                 data,
                 task=known,
                 objectives=self.objectives,
+                facts=facts_of(self.train_dataset, self.layout, labelled=None),
                 takes=taken_by(self.model) | taken_by(model) | frozenset(self.layout.columns),
                 tokenizer=getattr(self.processing_class, "tokenizer", self.processing_class),
                 max_length=None if texts is None else texts.setup.max_length,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_distill.data.collators import drawn
 from hf_distill.data.label_names import IGNORED
 from hf_distill.errors import UserError
 
@@ -27,6 +28,8 @@ _LABELS = ("labels", "start_positions", "end_positions")
 # Size of a hash in bytes.
 SIZE = 16
 _ROWS = 10_000
+# How many are collated to see whether their batch is always the same.
+_SHOWN = 16
 
 Hashes = np.ndarray[Any, np.dtype[np.uint64]]
 
@@ -143,6 +146,8 @@ class Contents:
                 "cached)."
             )
         splits = {"train": data.train, "eval": data.eval}
+        for split in splits.values():
+            _check_collator(split, data.collator)
         # Labels choose the positions that are stored, for rows of a vocabulary and for a decoder's hidden states.
         labels = kept.is_sparse or any(one.states.part == "decoder" for one in kept.states)
         left_out = NOT_READ if labels else (*NOT_READ, *_LABELS)
@@ -200,6 +205,18 @@ class Contents:
         if kept.outputs == ("sentence_embedding",):
             return 1 + _several(self.splits["train"])
         return 2 if kept.by_token and kept.outputs == ("logits",) else 1
+
+
+def _check_collator(split: Dataset, collate: Any) -> None:
+    """Refuse a collator that makes another batch of the same examples each time."""
+    rows = split.remove_columns([name for name in NOT_READ if name in split.column_names])
+    name = drawn(collate, rows.select(range(min(_SHOWN, len(rows)))).to_list()) if len(rows) else None
+    if name is not None:
+        raise UserError(
+            f"the collator makes other {name} of the same examples each time, as one that draws masks does, so that "
+            "stored targets would belong to other inputs. Take the teacher itself, or a collator without chance: for "
+            "masks that stay, write them into the data once (map)."
+        )
 
 
 def _column(split: Dataset, name: str) -> np.ndarray[Any, Any]:

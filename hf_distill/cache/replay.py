@@ -15,6 +15,7 @@ from hf_distill.cache.format import SPARSE, Kept, read
 from hf_distill.cache.requirements import states_of
 from hf_distill.data.collators import AroundCollator, Collate
 from hf_distill.data.two_tokenizers import PREFIX as OWN_TOKENS
+from hf_distill.errors import UserError
 from hf_distill.models.needs import Gives
 from hf_distill.models.target_model import PREFIX, ROW, RunModel, Targets, TargetSource
 from hf_distill.rows.base import RowLayout, SparseRows
@@ -94,13 +95,14 @@ class Replay(TargetSource):
             run: Not called, because there is no model to run.
 
         Raises:
-            ValueError: The batch has no targets.
+            UserError: The batch has no targets.
         """
         missing = [name for name in self.takes - {ROW} if name not in batch]
         if missing:
-            raise ValueError(
-                f"the batch has no {', '.join(sorted(missing))}: a cached teacher needs a data set and a collator that "
-                "read the cache (see hf_distill.cache.replay.with_targets)."
+            raise UserError(
+                f"these rows have no stored targets ({', '.join(sorted(missing))}): a trainer with a cached teacher "
+                "evaluates on its own eval_dataset alone (evaluate() without a data set), by its own data_collator. "
+                "For other rows take a trainer with the teacher itself, or transformers.Trainer to predict."
             )
         values = {name: batch[f"{PREFIX}{name}"] for name in self.kept.names}
         states = hidden_states.replay(values, self.kept.states, self.config, batch)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_distill.models.target_model import TargetSource
+from hf_distill.models.inspection import taken_by
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -161,8 +160,7 @@ def accepted(model: torch.nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, 
     `**kwargs` does not count: Transformers models take it and then ignore or refuse unknown inputs (DistilBERT has no
     `token_type_ids`).
     """
-    taken = model.takes if isinstance(model, TargetSource) else inspect.signature(model.forward).parameters
-    names = set(taken) - {"labels"}
+    names = taken_by(model)
     return {key: value for key, value in inputs.items() if key in names}
 
 

@@ -97,11 +97,11 @@ class FromConfig(Student):
         return {base.attribute_map.get(key, key): value for key, value in self.overrides.items()}
 
 
-def _vocabulary_of(teacher: PretrainedConfig, base: PretrainedConfig) -> dict[str, Any]:
+def _vocabulary_of(theirs: PretrainedConfig, base: PretrainedConfig) -> dict[str, Any]:
     """Return the teacher's values for the keys that depend on the tokenizer: sizes and special tokens."""
     keys = [key for key in vars(base) if key.endswith("_token_id") or key in ("vocab_size", "type_vocab_size")]
     # The configuration of a teacher without segments (DistilBERT) has no number of them.
-    return {key: getattr(teacher, key, None) for key in keys if hasattr(teacher, key) or key.endswith("_token_id")}
+    return {key: getattr(theirs, key, None) for key in keys if hasattr(theirs, key) or key.endswith("_token_id")}
 
 
 def _outdated(base: PretrainedConfig, given: dict[str, Any]) -> set[str]:

@@ -15,6 +15,7 @@ from hf_distill.files.fingerprint import fingerprint
 from hf_distill.models.fingerprint import model_fingerprint
 from hf_distill.models.inspection import LABELS, base_model, taken_by
 from hf_distill.models.needs import Gives
+from hf_distill.models.outline import head_kind
 from hf_distill.models.target_model import RunModel, Targets, TargetSource
 from hf_distill.models.target_rows import MixtureRows, upcast
 from hf_distill.rows.base import IMPOSSIBLE, RowLayout
@@ -181,7 +182,7 @@ class Ensemble(TargetSource):
         given = [1.0] * len(models) if weights is None else weights
         self.weights = tuple(weight / sum(given) for weight in given)
         self.config = base_model(models[0]).config
-        classifies = "Classification" in type(base_model(models[0])).__name__
+        classifies = head_kind(type(base_model(models[0])).__name__) == "labels"
         self.columns = [_order(self.config, base_model(one).config) if classifies else None for one in models]
         self._taken = [taken_by(one) for one in models]
 

@@ -22,8 +22,10 @@ def can_open(given: object) -> bool:
     return given is None or isinstance(given, nn.Module | Teacher | str | os.PathLike)
 
 
-def open_teacher(given: Given | None, student: nn.Module) -> nn.Module | None:
-    """Return the teacher model, loaded with the same kind of head as the student; a model is returned unchanged.
+def open_teacher(given: Given | None, student: nn.Module) -> tuple[nn.Module | None, Teacher | None]:
+    """Return the teacher, and the entry that stores its targets (None where they are not stored).
+
+    A named teacher is loaded with the same kind of head as the student; a model is returned unchanged.
 
     Args:
         given: A model; a Hub id, a directory or `package:NAME/PATH`; or an entry of a recipe, such as
@@ -34,22 +36,22 @@ def open_teacher(given: Given | None, student: nn.Module) -> nn.Module | None:
         UserError: The teacher is missing, has no such head, or works only in a run of a recipe.
     """
     if given is None or isinstance(given, nn.Module):
-        return given
+        return given, None
     entry = given if isinstance(given, Teacher) else PretrainedTeacher(model=os.fspath(given))
     name = type(entry).__name__
-    if entry.is_without_model or not entry.has_head:
-        raise UserError(
-            f"teacher: {name} works in a recipe, where a run reads its data or trains it first. Wanted: a model, its "
-            "id or path, or PretrainedTeacher(model=...)."
-        )
+    wanted = "Wanted: a model, its id or path, or PretrainedTeacher(model=...)."
+    if entry.reads:
+        raise UserError(f"teacher: {name} reads its targets from columns of a recipe's data. {wanted}")
+    if entry.output_directories:
+        raise UserError(f"teacher: {name} is trained by a run before it teaches, from a recipe. {wanted}")
     tasks = tasks_of(student)
     auto_class = tasks[0].auto_class if tasks else "AutoModel"
-    if auto_class == "AutoModel":
+    if auto_class == "AutoModel" and not entry.is_without_model:
         raise UserError(
             f"teacher: the head of '{entry.source}' cannot be chosen from the student, a "
             f"{type(student).__name__}. Load the teacher, and pass the model."
         )
-    return entry.load(Head(auto_class), _not_here)
+    return entry.load(Head(auto_class), _not_here), entry if entry.caches else None
 
 
 def _not_here(model: Any, training: Any, directory: str | None) -> Any:

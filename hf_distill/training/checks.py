@@ -112,20 +112,31 @@ def check_objectives(trainer: Any, source: TargetSource | None, *, labelled: boo
         raise UserError("no objective: pass at least one, e.g. KLDivergence(temperature=2.0).")
     ours = getattr(base_model(trainer.model), "config", None)
     theirs = None if source is None else source.config
-    split, layout = trainer.train_dataset, trainer.layout
+    split = trainer.train_dataset
     gives = None if source is None else source.gives()
     if gives is not None and gives.model and isinstance(split, datasets.Dataset):
         gives = replace(gives, own_tokens=MARK in split.column_names)
-    facts = TaskFacts(
+    facts = facts_of(split, trainer.layout, labelled=labelled)
+    configs = None if ours is None or theirs is None else (ours, theirs)
+    for index, objective in enumerate(trainer.objectives):
+        check_fit(objective, gives, facts, configs, f"objectives[{index}]")
+
+
+def facts_of(split: Any, layout: RowLayout, *, labelled: bool | None) -> TaskFacts:
+    """Return what objectives may ask about the data of a training.
+
+    Args:
+        split: Its train split.
+        layout: Which logits count.
+        labelled: Whether the train split has labels; None where that is not known.
+    """
+    return TaskFacts(
         classes=layout.has_classes,
         vectors=layout.vectors,
         labelled=labelled,
         texts=_texts(split) if layout.vectors else None,
         translated=not getattr(layout, "pairs", True),
     )
-    configs = None if ours is None or theirs is None else (ours, theirs)
-    for index, objective in enumerate(trainer.objectives):
-        check_fit(objective, gives, facts, configs, f"objectives[{index}]")
 
 
 def _texts(split: Any) -> int | None:

@@ -235,7 +235,7 @@ def test_data_without_targets_is_refused(tmp_path: Path) -> None:
     assert isinstance(replay, Replay)
     assert is_sparse(teacher, data.layout) is False
     one = trainer(student, replay, data, tmp_path, objectives("classification"))
-    assert "the batch has no cached_logits" in refused(one.train)
+    assert "no stored targets (cached_logits)" in refused(one.train)
 
 
 @pytest.mark.parametrize("kind", ["classification", "causal-lm"])

@@ -347,7 +347,7 @@ def test_the_example_of_an_own_objective_works(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_example_of_a_cache_runs(
-    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An example that stops before the trainer leaves out what goes wrong: which layers, which data, which teacher."""
     text = next(text for document, text in code_blocks("python") if document == "docs/caching.md")
@@ -356,12 +356,13 @@ def test_the_example_of_a_cache_runs(
     (tmp_path / "student").symlink_to(make_model("llama-lm", layers=2))
     (tmp_path / "train.txt").write_text("a great film\nthe plot is dull\nthe cast is charming\n" * 4)
     (tmp_path / "eval.txt").write_text("a dull film\n")
-    for said in ("4 examples (of 13; ", "Found: 4 examples (of 13; "):
+    for said in ("targets: 4 examples (of 13; ", "targets: Found: 4 examples (of 13; "):
         names: dict[str, Any] = {}
-        exec(compile(text, "docs/caching.md", "exec"), names)
-        assert capsys.readouterr().out.startswith(said)
+        with caplog.at_level("INFO", logger="hf_distill"):
+            exec(compile(text, "docs/caching.md", "exec"), names)
+        assert any(one.startswith(said) for one in caplog.messages)
         assert names["trainer"].state.global_step == 6
-        assert [one.name for one in names["kept"].states] == ["hidden_2", "hidden_4"]
+        assert [one.name for one in names["trainer"].source.kept.states] == ["hidden_2", "hidden_4"]
 
 
 def test_the_examples_for_a_trainer_script_run(

@@ -13,9 +13,10 @@ import transformers
 from datasets import Dataset
 
 from hf_distill import DistillationArguments, DistillationTrainer, UserError
-from hf_distill.objectives import KLDivergence, Labels
+from hf_distill.objectives import Attention, KLDivergence, Labels
 from hf_distill.tasks import TASKS, QuestionAnswering, TextGeneration
-from hf_distill.teachers import CachedTeacher, FinetunedTeacher, PretrainedTeacher
+from hf_distill.teachers import CachedTeacher, EmaTeacher, FinetunedTeacher, GivenTeacher, PretrainedTeacher
+from hf_distill.teachers.ema import Ema
 
 if TYPE_CHECKING:
     from conftest import MakeModel
@@ -223,7 +224,8 @@ def test_a_teacher_that_cannot_be_loaded_is_one_line(make_model: MakeModel, tmp_
     wrong: list[tuple[Any, str]] = [
         (str(bare), "has no trained head"),
         (tmp_path / "nowhere", "nowhere"),
-        (FinetunedTeacher(model=str(bare)), "FinetunedTeacher works in a recipe"),
+        (FinetunedTeacher(model=str(bare)), "FinetunedTeacher is trained by a run"),
+        (GivenTeacher(columns={"logits": "x"}, labels=["a", "b"]), "GivenTeacher reads its targets from columns"),
     ]
     for teacher, said in wrong:
         with pytest.raises(UserError, match=said):
@@ -253,3 +255,105 @@ def test_a_cached_teacher_in_one_call_teaches_as_the_model_does(
         trainer = text_trainer(make_model, tmp_path, kind, auto_class, columns, teacher=cached)
         assert type(trainer.source).__name__ == "Replay"
         assert [*losses(trainer), trainer.evaluate()["eval_loss"]] == pytest.approx(wanted, rel=1e-5)
+
+
+def tokens_of(make_model: MakeModel, kind: str = "bert", **columns: Any) -> tuple[Any, Dataset]:
+    """Return a tokenizer and the texts as its tokens."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(make_model(kind, layers=1))
+    ids = [{"input_ids": tokenizer(text)["input_ids"]} for text in TEXTS]
+    rows = [{**one, **{name: column[at] for name, column in columns.items()}} for at, one in enumerate(ids)]
+    return tokenizer, Dataset.from_list(rows)
+
+
+def test_what_a_cache_cannot_serve_is_refused_before_it_is_filled(make_model: MakeModel, tmp_path: Path) -> None:
+    """Hours of a large teacher's time, and then the refusal that `--check` gives at once."""
+    cached = CachedTeacher(teacher=make_model("bert", layers=2, seed=1), path=str(tmp_path / "targets"))
+    with pytest.raises(UserError, match="cached teacher") as raised:
+        text_trainer(
+            make_model, tmp_path, "bert", "AutoModelForSequenceClassification", {"text": TEXTS, "label": [1] * 5},
+            teacher=cached, objectives=[Labels(), Attention()],
+        )  # fmt: skip
+    assert raised.value.key == "objectives[1]"
+    assert not (tmp_path / "targets").exists()
+
+
+@pytest.mark.parametrize(
+    ("frozen", "collator", "said"),
+    [
+        (False, "masks", "masks other tokens"),
+        (True, "masks", "the same examples"),
+        (True, "pads", ""),
+    ],
+)
+def test_masks_that_are_drawn_again_are_not_cached(
+    make_model: MakeModel, tmp_path: Path, frozen: bool, collator: str, said: str
+) -> None:
+    """Stored under one draw of masks and trained under another, targets belong to other tokens."""
+    tokenizer, data = tokens_of(make_model, "bert-mlm")
+    masks = transformers.DataCollatorForLanguageModeling(tokenizer)
+    chosen: Any = masks
+    if collator == "pads":  # masked by the user, once
+        torch.manual_seed(0)
+        data = data.map(lambda row: {key: value[0].tolist() for key, value in masks([row]).items()})
+        chosen = transformers.DataCollatorForTokenClassification(tokenizer)
+    kind, auto_class = "bert-mlm", "AutoModelForMaskedLM"
+    given = {"train_dataset": data, "eval_dataset": data, "data_collator": chosen}
+    teacher = opened(make_model(kind, layers=2, seed=1), auto_class)
+    path = str(tmp_path / "targets")
+    cached = CachedTeacher(teacher=teacher, path=path, frozen_masks=frozen, top=10_000, precision="float32")
+    if not said:
+        wanted = losses(text_trainer(make_model, tmp_path, kind, auto_class, {}, **given))
+        found = losses(text_trainer(make_model, tmp_path, kind, auto_class, {}, teacher=cached, **given))
+        assert found == pytest.approx(wanted, rel=1e-5)
+        return
+    with pytest.raises(UserError, match=said):
+        text_trainer(make_model, tmp_path, kind, auto_class, {}, teacher=cached, **given)
+    assert not (tmp_path / "targets").exists()
+
+
+def test_a_users_collator_gets_his_columns_from_a_cache_too(make_model: MakeModel, tmp_path: Path) -> None:
+    """A column that only the collator reads must decide what is stored, and be there in the training."""
+    tokenizer, data = tokens_of(make_model, labels=[1, 0, 1, 0, 1], first=[5, 6, 7, 8, 9])
+    same = Dataset.from_list([{**row, "input_ids": data[0]["input_ids"]} for row in data])
+
+    def collate(rows: list[dict[str, Any]]) -> Any:
+        return tokenizer.pad(
+            [{**row, "input_ids": [row.pop("first"), *row["input_ids"]]} for row in rows], return_tensors="pt"
+        )
+
+    found = []
+    path = make_model("bert", layers=2, seed=1)
+    for teacher in (path, CachedTeacher(teacher=path, path=str(tmp_path / "targets"))):
+        trainer = DistillationTrainer(
+            opened(make_model("bert", layers=1), "AutoModelForSequenceClassification"),
+            arguments(tmp_path, remove_unused_columns=False),
+            teacher=teacher,
+            train_dataset=same,
+            eval_dataset={"all": data, "some": data.select([3, 1])},
+            data_collator=collate,
+        )
+        found += [[*losses(trainer), *(value for key, value in trainer.evaluate().items() if key.endswith("_loss"))]]
+    assert len(found[0]) == 4
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+def test_a_cached_teacher_knows_only_the_rows_of_its_trainer(make_model: MakeModel, tmp_path: Path) -> None:
+    """Rows without stored targets are told as such, and not by names of columns that nobody wrote."""
+    cached = CachedTeacher(teacher=make_model("bert", layers=2, seed=1), path=str(tmp_path / "targets"))
+    columns = {"text": TEXTS, "label": [1, 0, 1, 0, 1]}
+    trainer = text_trainer(make_model, tmp_path, "bert", "AutoModelForSequenceClassification", columns, teacher=cached)
+    other = Dataset.from_dict(columns).select([2])
+    for ask in (trainer.evaluate, trainer.predict):
+        with pytest.raises(UserError, match="its own eval_dataset alone") as raised:
+            ask(other)
+        assert len(str(raised.value).splitlines()) == 1
+
+
+def test_the_entry_of_a_moving_average_teaches_as_its_source_does(make_model: MakeModel, tmp_path: Path) -> None:
+    """An entry that needs nothing but the student was refused as one that reads a run's data."""
+    columns = {"text": TEXTS, "label": [1, 0, 1, 0, 1]}
+    found, wanted = (
+        losses(text_trainer(make_model, tmp_path, "bert", "AutoModelForSequenceClassification", columns, teacher=one))
+        for one in (EmaTeacher(decay=0.9), Ema(0.9))
+    )
+    assert found == wanted
