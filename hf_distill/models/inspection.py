@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # Inputs with which a model would compute its own loss.
 LABELS = {"labels", "start_positions", "end_positions"}
+# Columns that Transformers' collators rename to `labels`.
+RENAMED_LABELS = ("label", "label_ids")
 
 
 def base_model(model: nn.Module) -> nn.Module:

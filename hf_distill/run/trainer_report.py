@@ -38,6 +38,7 @@ from hf_distill.training.checkpoints import remove_checkpoints
 from hf_distill.training.labelled import drawn_from, is_labelled, label_objective, labels_of, same_steps
 from hf_distill.training.saving import attach
 from hf_distill.training.sharded import saves_itself
+from hf_distill.training.text_columns import holds_text
 from hf_distill.training_args import DistillationArguments
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def evaluate_distillation(
         baseline: The student as it was before training (`copy.deepcopy(student)`, or loaded again). It is trained here
             on labels alone, with the trainer's arguments, for as many steps. True if the trainer has a `model_init`
             that makes it; False for no baseline.
-        eval_dataset: The data to evaluate on, tokenised or with text columns; by default the trainer's.
+        eval_dataset: The data to evaluate on, tokenised or with text columns as the trainer's; by default the trainer's.
         metrics: Names as in a recipe (`evaluation: {metrics: ...}`), the headline first; by default the task's own.
         latency: Whether to measure how fast the models are.
 
@@ -135,6 +136,11 @@ def _of_tokens(trainer: DistillationTrainer, split: datasets.Dataset, metrics: S
     tasks = tasks_of(trainer.model)
     if not tasks:
         raise UserError(f"there is no task for a {type(base_model(trainer.model)).__name__}, and so no report.")
+    if holds_text(split, trainer.takes[0]):
+        raise UserError(
+            f"eval_dataset holds text ({', '.join(split.column_names)}), and the trainer's data sets were tokenised "
+            "before. Tokenise it as they were."
+        )
     rows = by_length(with_length(trainer._remove_unused_columns(split, "evaluation")))
     config: Any = base_model(trainer.model).config
     evaluator = evaluator_of(trainer.layout, config, metrics)

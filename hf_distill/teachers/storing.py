@@ -14,7 +14,7 @@ from hf_distill.cache.replay import TrainingData
 from hf_distill.data import column, with_length
 from hf_distill.data.two_tokenizers import MARK
 from hf_distill.errors import UserError
-from hf_distill.models.inspection import base_model
+from hf_distill.models.inspection import LABELS, RENAMED_LABELS, base_model
 from hf_distill.models.needs import TaskFacts
 from hf_distill.models.pair import Pair
 from hf_distill.models.target_model import ROW, TargetSource
@@ -24,9 +24,6 @@ from hf_distill.tasks import Task
 from hf_distill.teachers.base import Storing, Teacher
 
 logger = logging.getLogger(__name__)
-
-# Columns of labels; a collator may rename them.
-LABELS = ("label", "label_ids", "labels", "start_positions", "end_positions")
 
 
 def store_targets(
@@ -72,7 +69,7 @@ def store_targets(
     gives = entry.gives(task, objectives, pair)
     for index, objective in enumerate(objectives):
         check_fit(objective, gives, facts, (own, theirs), f"objectives[{index}]")
-    wanted = {*takes, *LABELS, "length"} if args.remove_unused_columns else None
+    wanted = {*takes, *LABELS, *RENAMED_LABELS, "length"} if args.remove_unused_columns else None
     splits: dict[str, Any] = data.eval if isinstance(data.eval, dict) else {"": data.eval}
     known = [_readable(split, wanted) for split in splits.values() if split is not None]
     train = _readable(data.train, wanted)

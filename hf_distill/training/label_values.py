@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from hf_distill.data import column
 from hf_distill.data.label_names import IGNORED, UNLABELLED
-from hf_distill.models.inspection import base_model
+from hf_distill.models.inspection import RENAMED_LABELS, base_model
 from hf_distill.rows.examples import TOLERANCE, ExampleRows
 from hf_distill.rows.tokens import TokenRows
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 # Number of rows that are checked at most: the first ones.
 _MOST = 200_000
-# Names of the label column that Transformers' collators know.
-_COLUMNS = ("labels", "label", "label_ids")
 
 
 def reaches_models(split: Any, collator: Any) -> bool:
@@ -61,7 +59,7 @@ def check_label_values(split: Any, which: str, layout: RowLayout, model: nn.Modu
 
     if not isinstance(split, datasets.Dataset) or not len(split):
         return
-    name = next((name for name in _COLUMNS if name in split.column_names), None)
+    name = next((name for name in ("labels", *RENAMED_LABELS) if name in split.column_names), None)
     if name is None or type(layout) not in (ExampleRows, TokenRows) or getattr(layout, "kind", "") == "values":
         return
     first = split.select(range(_MOST)) if len(split) > _MOST else split

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_distill.data import column
+from hf_distill.models.inspection import RENAMED_LABELS
 from hf_distill.objectives import Labels
 from hf_distill.rows.examples import ExampleRows
 from hf_distill.rows.similarity import SimilarityRows
@@ -56,7 +57,7 @@ def is_labelled(split: Any, layout: RowLayout) -> bool | None:
     """
     if "labels" in split.column_names:
         return not len(split) or any(_known(chunk).any() for chunk in column(split, "labels").chunks)
-    if {"label", "label_ids"} & set(split.column_names):  # Transformers' collators rename them to `labels`
+    if not set(RENAMED_LABELS).isdisjoint(split.column_names):
         return True
     return False if isinstance(layout, ExampleRows | SimilarityRows) else None
 

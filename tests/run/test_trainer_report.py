@@ -211,6 +211,8 @@ def test_a_language_model_of_tokens_has_the_perplexity_of_its_evaluation(make_mo
     loss = trainer.evaluate()["eval_objective/labels"]
     assert report.student.metrics["perplexity"] == pytest.approx(np.exp(loss), rel=1e-5)
     assert report.baseline is None
+    with pytest.raises(UserError, match="Tokenise it"):
+        evaluate_distillation(trainer, eval_dataset=Dataset.from_dict({"text": TEXTS}))
 
 
 def test_what_cannot_be_reported_is_one_line(make_model: MakeModel, tmp_path: Path) -> None:
