@@ -63,7 +63,7 @@ def evaluate_distillation(
         baseline: The student as it was before training (`copy.deepcopy(student)`, or loaded again). It is trained here
             on labels alone, with the trainer's arguments, for as many steps. True if the trainer has a `model_init`
             that makes it; False for no baseline.
-        eval_dataset: The data to evaluate on, tokenised or with text columns as the trainer's; by default the trainer's.
+        eval_dataset: The data to evaluate on, tokenised or of text as the trainer's is; by default the trainer's.
         metrics: Names as in a recipe (`evaluation: {metrics: ...}`), the headline first; by default the task's own.
         latency: Whether to measure how fast the models are.
 
