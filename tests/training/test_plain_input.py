@@ -357,3 +357,20 @@ def test_the_entry_of_a_moving_average_teaches_as_its_source_does(make_model: Ma
         for one in (EmaTeacher(decay=0.9), Ema(0.9))
     )
     assert found == wanted
+
+
+@pytest.mark.parametrize("form", ["transform", "own tokens"])
+def test_rows_that_the_teacher_reads_otherwise_are_not_cached(make_model: MakeModel, tmp_path: Path, form: str) -> None:
+    """What is stored would be the teacher's of the columns as they lie, and not of what it reads in the training."""
+    tokenizer, data = tokens_of(make_model, labels=[1, 0, 1, 0, 1])
+    if form == "transform":
+        data = data.with_transform(lambda rows: rows)
+    else:
+        data = data.add_column("teacher_input_ids", data["input_ids"])
+    cached = CachedTeacher(teacher=make_model("bert", layers=2, seed=1), path=str(tmp_path / "targets"))
+    with pytest.raises(UserError, match=rf"^teacher: .*{form.split()[-1]}"):
+        text_trainer(
+            make_model, tmp_path, "bert", "AutoModelForSequenceClassification", {}, teacher=cached,
+            train_dataset=data, eval_dataset=None, processing_class=tokenizer,
+        )  # fmt: skip
+    assert not (tmp_path / "targets").exists()
