@@ -123,8 +123,8 @@ def _data(
     else:
         task, prepared = texts.task, replace(texts.prepare(raw, metrics), layout=trainer.layout)
     # `texts.prepared.train` may be another split than the one that the student is trained on.
-    train: Any = trainer.train_dataset if isinstance(trainer.train_dataset, datasets.Dataset) else None
-    if train is None:
+    train: Any = trainer.train_dataset if texts is None else texts(trainer.train_dataset)
+    if not isinstance(train, datasets.Dataset):
         return task, replace(prepared, train=prepared.eval.select([]), labelled=False)
     labelled = is_labelled(train, prepared.layout)
     made = not prepared.evaluator.needs_logits  # the collator makes labels of the tokens

@@ -126,10 +126,14 @@ def test_a_split_of_tokens_may_stand_beside_one_of_text(make_model: MakeModel, t
             make_model, tmp_path, "bert", "AutoModelForSequenceClassification", {},
             args={"max_steps": -1, "num_train_epochs": 1}, **held,
         )  # fmt: skip
+        original = copy.deepcopy(start)
         report = evaluate_distillation(trainer, baseline=start, latency=False)
         assert [report.settings[f"train_rows{which}"] for which in ("", "_with_label")] == [20, 20]
         assert report.eval_rows == 5
         found.append([*label_losses(report), *(model.metrics["accuracy"] for model in report.models.values())])
+    trainer.train_dataset = texts["train_dataset"]  # tokenised with its batches
+    again = evaluate_distillation(trainer, baseline=copy.deepcopy(original), latency=False)
+    assert label_losses(again) == pytest.approx(label_losses(report), rel=1e-5)
     assert found[1] == pytest.approx(found[0], rel=1e-5)
     assert found[2] == pytest.approx(found[0], rel=1e-5)
 
