@@ -204,7 +204,13 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         chosen = _defaults(self.layout) if objectives is None else objectives
         self.objectives = settle_class_weights(chosen, self.layout, self.model, self.train_dataset)
         # With the default objectives, data without labels is allowed.
-        check_objectives(self, self.source, labelled=True if objectives is None else self._labelled())
+        labelled = self._labelled()
+        if objectives is None and labelled is False and self.is_world_process_zero():
+            logger.warning(
+                "train_dataset has no labels (column labels, or label beside text): only the teacher's targets are "
+                "learned. Pass objectives= if that is what you want."
+            )
+        check_objectives(self, self.source, labelled=True if objectives is None else labelled)
         self._check_splits()
         if stored is not None:
             self._store_targets(stored, task)

@@ -42,6 +42,11 @@ def dump_recipe(recipe: Recipe) -> str:
     for key in ("evaluation", "report", "hub"):
         if changed := settings(getattr(recipe, key)):
             content[key] = changed
+    return to_yaml(content)
+
+
+def to_yaml(content: Mapping[str, Any]) -> str:
+    """Return plain values as the YAML of a recipe, in their order, without tokens and passwords."""
     yaml: Any = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False

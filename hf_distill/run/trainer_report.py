@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from hf_distill.files.ownership import RUNS
 from hf_distill.mistakes import describe
 from hf_distill.models.inspection import base_model
 from hf_distill.models.loading import Head
+from hf_distill.recipe.writer import objective_entries, to_yaml
 from hf_distill.report.best import best_of
 from hf_distill.report.costs import costs_of
 from hf_distill.report.predictions import Evaluated
@@ -102,6 +104,7 @@ def evaluate_distillation(
         best={name: one for name, one in best.items() if one is not None},
         history=histories,
         settings=_settings(trainer, prepared, histories),
+        recipe=_recipe(trainer, task),
     )
 
 
@@ -205,7 +208,7 @@ def _start(trainer: DistillationTrainer, baseline: Any, prepared: Prepared) -> A
         raise TypeError(f"baseline: wanted a model, True or False, found {describe(baseline)}.")
     if base_model(baseline) is base_model(trainer.model):
         raise UserError("baseline: this is the trained student. Wanted: copy.deepcopy(student), taken before train().")
-    return baseline
+    return copy.deepcopy(baseline)  # another report may start from it again
 
 
 def _train_baseline(trainer: DistillationTrainer, start: Any, prepared: Prepared) -> tuple[Any, list[dict[str, Any]]]:
@@ -250,6 +253,21 @@ def _given(args: Any) -> dict[str, Any]:
         if field.init and field.name not in NOT_READ and value != default:
             found[field.name] = value
     return found
+
+
+def _recipe(trainer: DistillationTrainer, task: Task) -> str:
+    """Return what the trainer was given in the form of a recipe, for page and card; its data has no name there."""
+    names = {side: getattr(base_model(one), "name_or_path", "") for side, one in (
+        ("teacher", trainer.teacher), ("student", trainer.model))}  # fmt: skip
+    args = trainer.args
+    training = ("output_dir", "num_train_epochs", "max_steps", "learning_rate", "per_device_train_batch_size", "seed")
+    content = {
+        "task": task.name,
+        **{side: {"name": "pretrained", "model": name} for side, name in names.items() if name},
+        "objectives": objective_entries(trainer.objectives),
+        "training": {name: getattr(args, name) for name in training if name != "max_steps" or args.max_steps > 0},
+    }
+    return to_yaml(content)
 
 
 def _settings(trainer: DistillationTrainer, prepared: Prepared, histories: Mapping[str, Any]) -> dict[str, Any]:

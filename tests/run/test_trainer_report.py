@@ -69,6 +69,7 @@ def test_the_report_of_a_trainer(make_model: MakeModel, tmp_path: Path, tokenise
         make_model, tmp_path, "bert", "AutoModelForSequenceClassification", columns, args={"max_steps": 3}, **given
     )
     weights = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    before = {name: value.clone() for name, value in start.state_dict().items()}
     report = evaluate_distillation(trainer, baseline=start, latency=False)
     tokenizer = trainer.processing_class
     assert (report.task, report.metric) == ("text-classification", "accuracy")
@@ -94,7 +95,10 @@ def test_the_report_of_a_trainer(make_model: MakeModel, tmp_path: Path, tokenise
     assert label_losses(report) == pytest.approx(
         [log["loss"] for log in plain.state.log_history if "loss" in log], rel=1e-4
     )
-    assert report.baseline.metrics["accuracy"] == pytest.approx(accuracy(start, tokenizer)[0])
+    assert report.baseline.metrics["accuracy"] == pytest.approx(accuracy(alone, tokenizer)[0])
+    assert all(torch.equal(value, before[name]) for name, value in start.state_dict().items()), (
+        "start it again from here"
+    )
     assert all(torch.equal(value, weights[name]) for name, value in trainer.model.state_dict().items())
     page = report.save(tmp_path / "report")
     assert page.is_file()
@@ -102,6 +106,9 @@ def test_the_report_of_a_trainer(make_model: MakeModel, tmp_path: Path, tokenise
     assert json.loads((tmp_path / "report" / "report.json").read_text())["gain"] == pytest.approx(
         own - report.baseline.metrics["accuracy"]
     )
+    card = (tmp_path / "report" / "README.md").read_text()
+    assert f'model="{tmp_path.name}"' in card, "the usage line loads the trained student"
+    assert "not named" not in card.replace("**Data**: not named", "")
 
 
 def label_losses(report: Report) -> list[float]:
