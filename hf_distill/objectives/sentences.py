@@ -182,12 +182,13 @@ def similarity_divergence(student: Tensor, teacher: Tensor, temperature: float) 
 
     Args:
         student: Vectors `(examples, texts, width)`.
-        teacher: Likewise, of any width.
+        teacher: Vectors `(examples, texts, width)`, of any width.
         temperature: `T`.
 
     Returns:
         `(examples,)`.
 
+    >>> import torch
     >>> vectors = torch.eye(3).unsqueeze(1)
     >>> similarity_divergence(vectors, vectors, 0.1)
     tensor([0., 0., 0.])
@@ -215,6 +216,7 @@ def margins(vectors: Tensor, similarity: Literal["dot", "cosine"]) -> Tensor:
         vectors: `(examples, 3, width)`.
         similarity: Of two vectors.
 
+    >>> import torch
     >>> margins(torch.tensor([[[1.0, 0.0], [3.0, 0.0], [0.0, 2.0]]]), "dot")
     tensor([3.])
     """
