@@ -191,22 +191,22 @@ class LiveModel(TargetSource):
 
     @property
     def model(self) -> Any:
-        """See `TargetSource.model`."""
+        """The model itself."""
         return self._held[0]
 
     @property
     def measured(self) -> Any:
-        """See `TargetSource.measured`."""
+        """The model itself."""
         return self._held[0]
 
     @property
     def models(self) -> Mapping[str, nn.Module]:
-        """See `TargetSource.models`."""
+        """The model, under the name `teacher`."""
         return {"teacher": self._held[0]}
 
     @property
     def takes(self) -> frozenset[str]:
-        """See `TargetSource.takes`."""
+        """The names that its `forward` takes."""
         if self._takes is None:
             self._takes = taken_by(self._held[0])
         return self._takes

@@ -74,7 +74,7 @@ class Attention(FeatureObjective):
             )
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> Term:
-        """See `Objective.prepare`."""
+        """Return the term for these two models, its layers chosen and its projections made."""
         return AttentionTerm(self, student, teacher, self.compare, mean=self.heads == "mean")
 
 
@@ -112,7 +112,7 @@ class AttentionTerm(FeatureTerm):
     def rows(self, layer: Tensor, positions: Positions) -> Tensor:
         """Return the rows of `(sequences, heads, queries, keys)` whose query counts, `(positions, heads, keys)`.
 
-        Padding is no key: its probability is 0 in both models.
+        Padding is not a key: its probability is 0 in both models.
         """
         whole: Tensor = getattr(layer, "before_dropout", layer)
         return positions.select(whole.transpose(1, 2))

@@ -84,7 +84,7 @@ class Vectors:
         self.causal = _is_causal(self._model, next(iter(self._projections.values()))[0])
 
     def __deepcopy__(self, _: Any) -> Vectors:
-        """Return itself: the copy of a term watches the same model, and is no second one."""
+        """Return itself: the copy of a term watches the same model, and is not a second one."""
         return self
 
     @contextmanager

@@ -39,7 +39,7 @@ class Comparison:
         student: Output of the student's forward pass (`hidden_states`, ... where an objective asked for them).
         teacher: Output of the teacher's; None where the run has no teacher.
         inputs: The collated batch.
-        tokens: Which tokens of the (encoder's) input are no padding, bool `(sequences, tokens)`; as many sequences as
+        tokens: Which tokens of the (encoder's) input are not padding, bool `(sequences, tokens)`; as many sequences as
             examples, but for tasks whose examples are several (see `fold`).
         teacher_rows: The teacher's rows again, with their graph, where an objective differentiates.
     """
@@ -210,7 +210,7 @@ class PreparedObjective(Objective):
 
     @abstractmethod
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> Term:
-        """See `Objective.prepare`."""
+        """Return the term for these two models, its layers chosen and its projections made."""
 
     def per_example(self, comparison: Comparison) -> Tensor:
         """Not to be called: the term does it."""

@@ -199,7 +199,7 @@ class _Buckets(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, indices: Tensor, temperature: float) -> Tensor:
-        """See `buckets`."""
+        """Compute the buckets, and keep what the backward pass needs."""
         kept, again = logits.gather(-1, indices).div_(temperature), _again(indices)
         once = kept.masked_fill(again, -math.inf).logsumexp(-1, keepdim=True)
         # Of the others among themselves: 1 - sum(kept) has no digits left where the sum is almost 1. Those that are

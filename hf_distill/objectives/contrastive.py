@@ -76,7 +76,7 @@ class Contrastive(PreparedObjective):
     temperature: Temperature = 0.07
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> Term:
-        """See `contrastive.ContrastiveTerm`."""
+        """Return the term for these two models, its layers chosen and its projections made."""
         assert teacher is not None
         if self.of == "embedding":  # which passes layers of its own, or is of several poolings
             from hf_distill.models.sentence_encoder import vector_width  # imports Transformers
@@ -92,11 +92,11 @@ class Contrastive(PreparedObjective):
         return self.of == "embedding"
 
     def teacher_states(self, student: PretrainedConfig, teacher: PretrainedConfig) -> tuple[States, ...]:
-        """See `Objective.teacher_states`."""
+        """Return the hidden states of the teacher that it reads."""
         return last_layer(teacher, self.of)
 
     def check(self, student: PretrainedConfig, teacher: PretrainedConfig) -> None:
-        """See `Objective.check`."""
+        """Refuse two models that it cannot compare."""
         _width(student, "student")
         _width(teacher, "teacher")
 
@@ -111,7 +111,7 @@ SAME = 0.01
 
 
 class ContrastiveTerm(Term):
-    """See `Contrastive`.
+    """The term of `contrastive`: two projections, and a memory of earlier examples.
 
     The memory is a ring of buffers, filled in training only. It takes the examples of all processes, so that it is the
     same on each of them: DDP copies the buffers of the first process to the others before every forward pass, and would

@@ -139,7 +139,7 @@ class FeatureTerm(Term):
         return text
 
     def positions(self, comparison: Comparison) -> Positions:
-        """Return which tokens count: those that are no padding; in a decoder, those that have a label.
+        """Return which tokens count: those that are not padding; in a decoder, those that have a label.
 
         Raises:
             ValueError: The decoder is compared, and the batch has no labels.

@@ -22,7 +22,7 @@ class StackObjective(PreparedObjective):
     """Compares what the two models compute on the way, token by token.
 
     A subclass returns a `feature_terms.FeatureTerm` from `prepare`, says in `pairs` what it compares, and may refuse
-    two models in `check_stacks`. A term sums over the tokens that are no padding and takes the mean over pairs of
+    two models in `check_stacks`. A term sums over the tokens that are not padding and takes the mean over pairs of
     layers (and, where it says so, over the entries of a state), so that a weight means the same for every width and
     depth.
 
@@ -62,13 +62,13 @@ class StackObjective(PreparedObjective):
         """
 
     def check(self, student: PretrainedConfig, teacher: PretrainedConfig) -> None:
-        """See `Objective.check`."""
+        """Refuse two models that it cannot compare."""
         mine, theirs = self.stacks(student, teacher)
         self.pairs(mine, theirs)
         self.check_stacks(mine, theirs)
 
     def teacher_states(self, student: PretrainedConfig, teacher: PretrainedConfig) -> tuple[States, ...]:
-        """See `Objective.teacher_states`."""
+        """Return the hidden states of the teacher that it reads."""
         if self.reads != "states":
             return ()
         mine, theirs = self.stacks(student, teacher)
@@ -102,7 +102,7 @@ class FeatureObjective(StackObjective):
     layers: Layers = "uniform"
 
     def pairs(self, student: Stack, teacher: Stack) -> tuple[tuple[int, int], ...]:
-        """See `layer_mapping.layer_pairs`."""
+        """Return the pairs of layers to compare, `(student, teacher)`."""
         return layer_pairs(self.layers, student.depth, teacher.depth, lowest=self.lowest_layer)
 
 

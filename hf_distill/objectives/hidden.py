@@ -53,7 +53,7 @@ class Hidden(FeatureObjective):
     projection: Literal["auto", "always"] = "auto"
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> Term:
-        """See `Objective.prepare`."""
+        """Return the term for these two models, its layers chosen and its projections made."""
         projected = True if self.projection == "always" else None
         return HiddenTerm(self, student, teacher, self.loss, normalize=self.normalize, projected=projected)
 
@@ -79,7 +79,7 @@ class Embeddings(StackObjective):
         return ((0, 0),)
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> Term:
-        """See `Objective.prepare`."""
+        """Return the term for these two models, its layers chosen and its projections made."""
         return HiddenTerm(self, student, teacher, "mse")
 
 
@@ -122,7 +122,7 @@ class Patient(FeatureObjective):
         return self.token
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> Term:
-        """See `Objective.prepare`."""
+        """Return the term for these two models, its layers chosen and its projections made."""
         return PatientTerm(self, student, teacher, last=self.token == "last")
 
 
@@ -150,7 +150,7 @@ class Hint(FeatureObjective):
     layers: Layers = "middle"
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> Term:
-        """See `Objective.prepare`."""
+        """Return the term for these two models, its layers chosen and its projections made."""
         return HiddenTerm(self, student, teacher, "mse", projected=True)
 
 
@@ -181,7 +181,7 @@ class HiddenTerm(FeatureTerm):
         self.normalize = normalize
 
     def compare(self, place: int, student: Tensor, teacher: Tensor) -> Tensor:
-        """See `FeatureTerm.compare`."""
+        """Compare one pair of layers, position by position."""
         student = self.projected(place, student)
         if self.normalize:
             student, teacher = (F.layer_norm(states, states.shape[-1:]) for states in (student, teacher))
@@ -214,6 +214,6 @@ class PatientTerm(FeatureTerm):
         return Positions(mask & (order == wanted), comparison)
 
     def compare(self, place: int, student: Tensor, teacher: Tensor) -> Tensor:
-        """See `FeatureTerm.compare`."""
+        """Compare one pair of layers, position by position."""
         student = self.projected(place, student)
         return (F.normalize(student, dim=-1) - F.normalize(teacher, dim=-1)).square().sum(-1)

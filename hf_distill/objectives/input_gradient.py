@@ -85,7 +85,7 @@ class InputGradient(PreparedObjective):
         return "example" if self.loss == "normalized" else "token"
 
     def check(self, student: PretrainedConfig, teacher: PretrainedConfig) -> None:
-        """See `Objective.check`."""
+        """Refuse two models that it cannot compare."""
         for config, whose in ((student, "student"), (teacher, "teacher")):
             if config.is_encoder_decoder:
                 raise UserError(
@@ -95,7 +95,7 @@ class InputGradient(PreparedObjective):
                 )
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> Term:
-        """See `Objective.prepare`."""
+        """Return the term for these two models, its layers chosen and its projections made."""
         return InputGradientTerm(self, student, teacher)
 
 
@@ -105,7 +105,7 @@ class InputGradientTerm(Term):
     Args:
         objective: Its settings.
         student: Without wrappers.
-        teacher: Likewise.
+        teacher: The teacher, without wrappers.
 
     Attributes:
         projection: From the student's width to the teacher's; None where they are compared as they are.
@@ -138,7 +138,7 @@ class InputGradientTerm(Term):
         return kept
 
     def forward(self, comparison: Comparison) -> Tensor:
-        """See `Term.forward`."""
+        """Return the loss sum of each example, `(batch,)`."""
         rows = comparison.rows
         if comparison.teacher_rows is None:
             raise ValueError(f"'{self.objective.name}' needs the teacher's rows with their graph: `teacher_rows`.")

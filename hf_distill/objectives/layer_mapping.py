@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def _tuples(value: Any) -> Any:
-    """Let Python users write pairs as lists too, as YAML does; what is no list of lists is left to pydantic."""
+    """Let Python users write pairs as lists too, as YAML does; what is not a list of lists is left to pydantic."""
     if not isinstance(value, list | tuple):
         return value
     return tuple(tuple(pair) if isinstance(pair, list | tuple) else pair for pair in value)

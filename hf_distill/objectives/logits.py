@@ -1,4 +1,4 @@
-"""Objectives on logits that are no divergence: squared error, ranking, labels."""
+"""Objectives on logits that are not divergences: squared error, ranking, labels."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class LogitsMSE(RowObjective):
     needs_all_classes: ClassVar[str] = "it compares logits, and log-probabilities are those only up to a constant"
 
     def rows(self, student: Tensor, teacher: Tensor | SparseRows | None, labels: Tensor) -> Tensor:
-        """See `functional.mean_squared_error`."""
+        """Return the mean squared difference of each row, `(rows,)`."""
         return mean_squared_error(student, self.dense(teacher))
 
 
@@ -64,7 +64,7 @@ class Ranking(RowObjective):
     top: Annotated[int, Field(ge=2)] = 8
 
     def rows(self, student: Tensor, teacher: Tensor | SparseRows | None, labels: Tensor) -> Tensor:
-        """See `functional.logistic_ranking`."""
+        """Return the ranking loss of each row, `(rows,)`."""
         top = min(self.top, student.shape[-1])
         if not isinstance(teacher, SparseRows):
             values, indices = self.dense(teacher).topk(top)
@@ -119,7 +119,7 @@ class Labels(RowObjective):
         return self.label_smoothing == 0 and self.class_weights is None
 
     def rows(self, student: Tensor, teacher: Tensor | SparseRows | None, labels: Tensor) -> Tensor:
-        """See `functional.label_loss`."""
+        """Return the label loss of each row, `(rows,)`."""
         if isinstance(self.class_weights, str | dict):
             raise ValueError("class_weights: DistillationTrainer makes numbers of it; here wanted a list.")
         return label_loss(student, labels, self.label_smoothing, self.class_weights)

@@ -54,7 +54,7 @@ class PairwiseObjective(Objective):
         return self.of == "embedding"
 
     def teacher_states(self, student: PretrainedConfig, teacher: PretrainedConfig) -> tuple[States, ...]:
-        """See `Objective.teacher_states`."""
+        """Return the hidden states of the teacher that it reads."""
         return last_layer(teacher, self.of)
 
     @abstractmethod
@@ -88,7 +88,7 @@ class SimilarityPreserving(PairwiseObjective):
     paper: ClassVar[str] = "Tung and Mori 2019, Similarity-Preserving Knowledge Distillation, arXiv 1907.09682"
 
     def gaps(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """See `pairwise.similarity_gap`."""
+        """Return the squared gap between the similarities of each example to the others."""
         return similarity_gap(student, teacher)
 
 
@@ -114,7 +114,7 @@ class Relational(PairwiseObjective):
     angle_weight: Annotated[float, Field(ge=0.0)] = 50.0
 
     def gaps(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """See `pairwise.distance_gap` and `angle_gap`."""
+        """Return the gap between distances, and between angles, for each example."""
         distances = self.distance_weight * distance_gap(student, teacher)
         return distances + self.angle_weight * angle_gap(student, teacher) if self.angle_weight else distances
 
@@ -129,7 +129,7 @@ def both(comparison: Comparison, of: Pooling) -> tuple[Tensor, Tensor]:
 
 
 def attended(inputs: Mapping[str, Tensor]) -> Tensor:
-    """Return which tokens of a teacher with its own tokenizer are no padding, bool `(sequences, tokens)`."""
+    """Return which tokens of a teacher with its own tokenizer are not padding, bool `(sequences, tokens)`."""
     mask = inputs.get("attention_mask")
     found = torch.ones_like(inputs["input_ids"], dtype=torch.bool) if mask is None else mask != 0
     return _sequences(found)

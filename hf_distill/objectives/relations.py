@@ -73,7 +73,7 @@ class Relations(FeatureObjective):
 
     @property
     def outputs(self) -> frozenset[str]:  # type: ignore[override]
-        """What layers are chosen by; the vectors themselves are no outputs of a model."""
+        """What layers are chosen by; the vectors themselves are not outputs of a model."""
         return frozenset({"hidden_states"} if self.layers == "similarity" else ())
 
     def heads(self, teacher: PretrainedConfig) -> int:
@@ -81,7 +81,7 @@ class Relations(FeatureObjective):
         return self.relation_heads or check_heads(self.stacks(teacher, teacher)[1])
 
     def check(self, student: PretrainedConfig, teacher: PretrainedConfig) -> None:
-        """See `Objective.check`."""
+        """Refuse two models that it cannot compare."""
         super().check(student, teacher)
         stacks = self.stacks(student, teacher)
         ours, theirs = (check_heads(stack) for stack in stacks)
@@ -105,7 +105,7 @@ class Relations(FeatureObjective):
                     )
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> Term:
-        """See `relations.RelationTerm`."""
+        """Return the term for these two models, its layers chosen and its projections made."""
         return RelationTerm(self, student, teacher)
 
 
@@ -130,7 +130,7 @@ def _check_plain(name: str, config: PretrainedConfig) -> None:
 
 
 class RelationTerm(FeatureTerm):
-    """See `Relations`.
+    """The term of `relations`: vectors of the chosen layers, and the divergence of their relations.
 
     Args:
         objective: What it computes.
@@ -163,7 +163,7 @@ class RelationTerm(FeatureTerm):
             yield
 
     def observe(self, comparison: Comparison) -> None:
-        """See `FeatureTerm.observe`; the vectors are not looked at."""
+        """Look at a batch to choose layers; the vectors themselves are not needed for that."""
         super().observe(comparison)
         self.student_vectors.take()
         self.teacher_vectors.take()
@@ -192,14 +192,14 @@ def relation_gap(
 ) -> Tensor:
     """Return `KL(R_t || R_s)` of every token, mean over heads, `(sequences, tokens)`; meaningless for padding.
 
-    `R = softmax(X Y^T / sqrt(d))`, `X` and `Y` cut into `heads` of `d` entries; over the tokens that are no padding,
+    `R = softmax(X Y^T / sqrt(d))`, `X` and `Y` cut into `heads` of `d` entries; over the tokens that are not padding,
     and with `causal` not after the one that looks (Wang et al. 2021, arXiv 2012.15828, with `X = Y`).
 
     Args:
         student: `X` and `Y`, `(sequences, tokens, width)`.
         teacher: The same of the teacher, whose width may differ.
         heads: Divides both widths.
-        mask: Which tokens are no padding, bool `(sequences, tokens)`.
+        mask: Which tokens are not padding, bool `(sequences, tokens)`.
         causal: Whether a token does not see later ones.
     """
     seen = mask[:, None, None, :]

@@ -51,7 +51,7 @@ class SentenceEmbedding(PreparedObjective):
     projection: Literal["auto", "always"] = "auto"
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> Term:
-        """See `Objective.prepare`."""
+        """Return the term for these two models, its layers chosen and its projections made."""
         return EmbeddingTerm(self, student, teacher)
 
 
@@ -79,7 +79,7 @@ class SimilarityMatrix(Objective):
     temperature: Temperature = 0.05
 
     def per_example(self, comparison: Comparison) -> Tensor:
-        """See `Objective.per_example`."""
+        """Return the loss sum of each example, `(batch,)`."""
         return similarity_divergence(*both(self, comparison), number(self.temperature))
 
 
@@ -106,7 +106,7 @@ class MarginMSE(Objective):
     similarity: Literal["dot", "cosine"] = "dot"
 
     def per_example(self, comparison: Comparison) -> Tensor:
-        """See `Objective.per_example`."""
+        """Return the loss sum of each example, `(batch,)`."""
         student = vectors(self, comparison.student)
         if student.shape[1] < 3:
             return student.new_zeros(len(student))
@@ -139,7 +139,7 @@ class EmbeddingTerm(Term):
         self.projection = learned_projection(mine, theirs, always=objective.projection == "always")
 
     def forward(self, comparison: Comparison) -> Tensor:
-        """See `Term.forward`."""
+        """Return the loss sum of each example, `(batch,)`."""
         objective: Any = self.objective
         student, teacher = both(objective, comparison)
         if self.projection is not None:
@@ -153,7 +153,7 @@ def both(objective: Objective, comparison: Comparison) -> tuple[Tensor, Tensor]:
     """Return the vectors of both models, `(examples, texts, width)`, float32 or better, the teacher's detached.
 
     Raises:
-        ValueError: A model is no sentence encoder.
+        ValueError: A model is not a sentence encoder.
     """
     return vectors(objective, comparison.student), vectors(objective, comparison.teacher).detach()
 

@@ -32,11 +32,11 @@ class KLDivergence(Softened):
     takes_samples: ClassVar[bool] = True
 
     def between(self, log_p: Tensor, log_q: Tensor, labels: Tensor) -> Tensor:
-        """See `divergences.kl`."""
+        """Return the divergence of each row, `(rows,)`."""
         return divergences.kl(log_p, log_q)
 
     def from_logits(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-        """See `closed_form.kl`."""
+        """Return the divergence of each row, computed faster, from the logits."""
         return closed_form.kl(student, teacher, temperature)
 
 
@@ -55,7 +55,7 @@ class ReverseKL(Softened):
     paper: ClassVar[str] = "Gu et al. 2024, MiniLLM, arXiv 2306.08543, equation 1"
 
     def between(self, log_p: Tensor, log_q: Tensor, labels: Tensor) -> Tensor:
-        """See `divergences.kl`."""
+        """Return the divergence of each row, `(rows,)`."""
         return divergences.kl(log_q, log_p)
 
 
@@ -82,11 +82,11 @@ class JensenShannon(Softened):
     teacher_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
 
     def between(self, log_p: Tensor, log_q: Tensor, labels: Tensor) -> Tensor:
-        """See `divergences.jensen_shannon`."""
+        """Return the divergence of each row, `(rows,)`."""
         return divergences.jensen_shannon(log_p, log_q, self.teacher_share)
 
     def from_logits(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-        """See `closed_form.jensen_shannon`."""
+        """Return the divergence of each row, computed faster, from the logits."""
         return closed_form.jensen_shannon(student, teacher, temperature, self.teacher_share)
 
 
@@ -110,7 +110,7 @@ class SkewedKL(Softened):
     skew: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
 
     def between(self, log_p: Tensor, log_q: Tensor, labels: Tensor) -> Tensor:
-        """See `divergences.skewed_kl`."""
+        """Return the divergence of each row, `(rows,)`."""
         return divergences.skewed_kl(log_p, log_q, self.skew)
 
 
@@ -133,7 +133,7 @@ class SkewedReverseKL(Softened):
     skew: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
 
     def between(self, log_p: Tensor, log_q: Tensor, labels: Tensor) -> Tensor:
-        """See `divergences.skewed_kl`."""
+        """Return the divergence of each row, `(rows,)`."""
         return divergences.skewed_kl(log_q, log_p, self.skew)
 
 
@@ -165,7 +165,7 @@ class AdaptiveKL(Softened):
     head_mass: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
 
     def between(self, log_p: Tensor, log_q: Tensor, labels: Tensor) -> Tensor:
-        """See `divergences.adaptive_kl`."""
+        """Return the divergence of each row, `(rows,)`."""
         return divergences.adaptive_kl(log_p, log_q, self.head_mass)
 
 
@@ -187,7 +187,7 @@ class TotalVariation(Softened):
     )
 
     def between(self, log_p: Tensor, log_q: Tensor, labels: Tensor) -> Tensor:
-        """See `divergences.total_variation`."""
+        """Return the divergence of each row, `(rows,)`."""
         return divergences.total_variation(log_p, log_q)
 
 
@@ -209,7 +209,7 @@ class SoftCrossEntropy(Softened):
     takes_samples: ClassVar[bool] = True
 
     def between(self, log_p: Tensor, log_q: Tensor, labels: Tensor) -> Tensor:
-        """See `divergences.cross_entropy`."""
+        """Return the divergence of each row, `(rows,)`."""
         return divergences.cross_entropy(log_p, log_q)
 
 
@@ -239,5 +239,5 @@ class DecoupledKL(Softened):
     non_target_weight: Annotated[float, Field(ge=0.0)] = 8.0
 
     def between(self, log_p: Tensor, log_q: Tensor, labels: Tensor) -> Tensor:
-        """See `divergences.decoupled_kl`."""
+        """Return the divergence of each row, `(rows,)`."""
         return divergences.decoupled_kl(log_p, log_q, labels, self.target_weight, self.non_target_weight)

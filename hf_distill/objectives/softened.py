@@ -45,7 +45,7 @@ class Softened(RowObjective):
 
     @property
     def takes_impossible(self) -> bool:
-        """As every sum over classes does in which a class counts by its probability. See `RowObjective`."""
+        """Whether impossible classes change nothing: they do not, since each class counts by its probability."""
         return True
 
     def rows(
@@ -75,7 +75,7 @@ class Softened(RowObjective):
 
         Args:
             student: Logits `(rows, classes)`, float32 or better.
-            teacher: Likewise; without gradient.
+            teacher: The logits of the teacher, without gradient.
             temperature: What both are divided by.
         """
         return None
