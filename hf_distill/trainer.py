@@ -71,7 +71,7 @@ from hf_distill.training.randomness import undisturbed
 from hf_distill.training.saving import SavingTrainer, attach, detached, place
 from hf_distill.training.sharded import is_divided, is_wrapped
 from hf_distill.training.terms import OBSERVED, Terms
-from hf_distill.training.text_columns import text_columns
+from hf_distill.training.text_columns import holds_text, text_columns
 from hf_distill.training_args import DistillationArguments, check_arguments, check_devices
 
 logger = logging.getLogger(__name__)
@@ -323,6 +323,11 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         splits = {name: split for name, split in every.items() if reaches_models(split, self.data_collator)}
         check_labelled(splits.get("train_dataset"), self.objectives)
         for name, split in splits.items():
+            if holds_text(split, taken_by(self.model)):
+                raise UserError(
+                    f"{name} holds text ({', '.join(split.column_names)}), and data_collator pads tokens only. Leave "
+                    "data_collator out, so that the text is tokenised here, or tokenise it first."
+                )
             check_label_values(split, name, self.layout, self.model)
             check_input_values(split, name, {"student": self.model, **self._teachers})
         check_data(self, self.layout, self.teacher)

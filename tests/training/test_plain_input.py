@@ -185,6 +185,18 @@ def test_texts_that_cannot_be_read_are_refused_in_one_line(
     assert len(str(raised.value).splitlines()) == 1
 
 
+def test_text_beside_a_collator_that_pads_is_one_line(make_model: MakeModel, tmp_path: Path) -> None:
+    """The usual script brings DataCollatorWithPadding: in the first batch the tokenizer asked for `input_ids`."""
+    collator = transformers.DataCollatorWithPadding(
+        transformers.AutoTokenizer.from_pretrained(make_model("bert", layers=1))
+    )
+    columns: dict[str, Any] = {"text": TEXTS, "label": [1, 0, 1, 0, 1]}
+    with pytest.raises(UserError, match=r"train_dataset holds text .*data_collator"):
+        text_trainer(
+            make_model, tmp_path, "bert", "AutoModelForSequenceClassification", columns, data_collator=collator
+        )
+
+
 def test_every_task_is_found_by_a_models_class() -> None:
     """A task that no model is known to be for would leave its data sets of text to fail in `Trainer`."""
     from hf_distill.models.outline import is_of
