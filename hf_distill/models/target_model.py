@@ -99,6 +99,13 @@ class TargetSource(nn.Module, ABC):
         """Return a hash of what decides its targets."""
         return model_fingerprint(self.model)
 
+    def facts(self) -> Mapping[str, Any]:
+        """Return what the report and the model card say about it, beyond its scores: values by their name in words.
+
+        They are in `settings["teacher"]` of a report: `{"privacy": {"epsilon": 2.3, "delta": 1e-5}}`. Empty for most.
+        """
+        return {}
+
     @abstractmethod
     def gives(self) -> Gives:
         """Return what it gives; an objective that needs more is refused before anything runs (see `models.match`)."""

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from hf_distill.formatting import readable, readable_lines
 from hf_distill.objectives.schedule import in_words
 from hf_distill.report.markdown import fenced, inline_code, literal, markdown
-from hf_distill.report.text import TITLES, metric_names, metric_title, rows, speed_note, undefined
+from hf_distill.report.text import TITLES, flat, metric_names, metric_title, rows, speed_note, undefined
 from hf_distill.report.verdict import verdict
 
 if TYPE_CHECKING:
@@ -257,6 +257,7 @@ def card(report: Results) -> str:
         objectives=objectives(recipe),
         student=_made(recipe.get("student") or {}),
         teacher=_made(recipe.get("teacher") or {}),
+        facts=list(flat(report.settings.get("teacher") or {})),
         tokenizers=report.settings.get("tokenizers"),
         titles=[TITLES[model] for model in report.models],
         rows=[(row.label, row.headline, [row.cells[key] for key in report.models]) for row in rows(report)],

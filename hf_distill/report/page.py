@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from hf_distill.report.plots import plots
 from hf_distill.report.svg import COLOURS
 from hf_distill.report.text import (
     TITLES,
+    flat,
     metric_title,
     metric_value,
     number,
@@ -78,7 +79,7 @@ def html(report: Results) -> str:
         percent=percent,
         metric=metric_title(report.metric),
         plots=drawn,
-        settings=list(_flat(report.settings)),
+        settings=list(flat(report.settings)),
     )
 
 
@@ -137,14 +138,3 @@ def _lost(group: Group) -> float:
 
 def _groups(report: Results) -> list[Group]:
     return sorted(report.groups, key=_lost, reverse=True)[:GROUPS]
-
-
-def _flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in settings.items():
-        name = f"{above}{key}".replace("_", " ")
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{name}: ")
-        elif isinstance(value, (list, tuple)):
-            yield name, ", ".join(str(item) for item in value)
-        else:
-            yield name, number(value) if isinstance(value, float) else str(value)

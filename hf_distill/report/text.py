@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hf_distill.report.latency import Timing
@@ -224,3 +225,15 @@ def _other_tokens(report: Results) -> str:
         return ""
     lengths = f"{theirs.single.sequence_length} and {theirs.batch.sequence_length}"
     return f" The teacher read the same texts in its own tokens ({lengths} tokens)."
+
+
+def flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """Yield name and value of all settings as text; of nested ones, the names are joined by a colon."""
+    for key, value in settings.items():
+        name = f"{above}{key}".replace("_", " ")
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{name}: ")
+        elif isinstance(value, (list, tuple)):
+            yield name, ", ".join(str(item) for item in value)
+        else:
+            yield name, number(value) if isinstance(value, float) else str(value)

@@ -60,7 +60,7 @@ def report_on(run: Run, teacher: TargetSource, students: Sequence[Fitted], basel
         best=_best(run, ""),
         seeds=_seeds(run, teacher, students, baselines, found),
         history=run.histories,
-        settings=_settings(run, students[0].model),
+        settings=_settings(run, teacher, students[0].model),
         recipe=run.directory.recipe,
     )
 
@@ -225,12 +225,13 @@ def environment() -> dict[str, str]:
     }
 
 
-def _settings(run: Run, student: PreTrainedModel) -> dict[str, Any]:
+def _settings(run: Run, teacher: TargetSource, student: PreTrainedModel) -> dict[str, Any]:
     precision = "bf16" if run.args.bf16 else "fp16" if run.args.fp16 else "fp32"
     names = {"student": run.fitter.tokenizer, "teacher": run.fitter.teacher_tokenizer}
     two = (
         {"tokenizers": {side: tokenizer_name(one) for side, one in names.items() if one}} if all(names.values()) else {}
     )
+    facts = {**teacher.facts(), **({} if run.stored is None else run.stored[1].facts())}
     return {
         "versions": environment(),
         **two,
@@ -242,6 +243,7 @@ def _settings(run: Run, student: PreTrainedModel) -> dict[str, Any]:
         **labels_of(run.prepared),
         **_frozen(run, student),
         **_stages(run),
+        **({"teacher": facts} if facts else {}),
         **({} if run.cache is None else {"teacher's answers": f"cached: {run.cache.in_words()}"}),
         **({"layers": run.layers} if run.layers else {}),
         "seconds": {name: round(value, 1) for name, value in run.seconds.items()},

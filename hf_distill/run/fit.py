@@ -19,6 +19,7 @@ from hf_distill.files.records import write_record
 from hf_distill.metrics.table import AGREEMENT
 from hf_distill.models.fingerprint import model_fingerprint
 from hf_distill.models.target_model import as_source
+from hf_distill.objectives import Labels
 from hf_distill.run.checks import leaves_head
 from hf_distill.run.found import Found, look
 from hf_distill.training.checkpoints import last_complete_checkpoint, remove_checkpoints
@@ -83,6 +84,15 @@ class Fitter:
         if self.prepared.for_teacher is None:
             return self
         return Fitter(self.prepared.for_teacher, self.teacher_tokenizer or self.tokenizer, task=self.task)
+
+    def on_labelled(self, rows: Callable[[int], Sequence[int]]) -> Fitter:
+        """Return a fitter that trains on some of the rows with a label.
+
+        Args:
+            rows: Number of rows with a label -> those of them to train on, as indices.
+        """
+        labelled = self.rows((Labels(),))
+        return replace(self, prepared=replace(self.prepared, train=labelled.select(rows(len(labelled)))))
 
     def rows(self, objectives: Sequence[Objective]) -> Dataset:
         """Return the rows to train on: those with a label if the objectives learn from labels only, else all."""
@@ -225,7 +235,6 @@ class Fitter:
         Raises:
             NotFinite: A prediction is NaN or infinite.
         """
-        from hf_distill.objectives import Labels
         from hf_distill.run.task_trainer import predictions_of
 
         quiet = {**training, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}

@@ -26,7 +26,7 @@ from hf_distill.run.directory import RunDirectory
 from hf_distill.run.fit import Fitted, Fitter
 from hf_distill.run.training_defaults import fine_tuning, resolve_bf16
 from hf_distill.students.freezing import freeze
-from hf_distill.teachers.base import Storing
+from hf_distill.teachers.base import FineTuning, Storing
 from hf_distill.training.labelled import label_objective, same_steps
 
 if TYPE_CHECKING:
@@ -171,27 +171,29 @@ class Run:
             fitter.prepared.layout
         )
 
-    def fine_tune(self, model: PreTrainedModel, training: dict[str, Any], directory: str | None) -> PreTrainedModel:
-        """Return a teacher fine-tuned on the labels, or found fine-tuned (this is a `teachers.base.FineTune`).
+    def fine_tune(self, model: PreTrainedModel, how: FineTuning) -> PreTrainedModel:
+        """Return a teacher fine-tuned on the run's data, or found fine-tuned (this is a `teachers.base.FineTune`).
 
         Args:
             model: The teacher, with a new head.
-            training: Training arguments of its own.
-            directory: Directory to share it between runs; None for one inside the output directory.
+            how: Training arguments, rows, and where to store the result.
         """
         if not self.prepared.labelled:
             raise UserError("the train split has no labels to fine-tune the teacher on. Name a fine-tuned model.")
-        settings, _ = resolve_bf16(fine_tuning(self.training, training))
-        root = Path(directory).expanduser() if directory else self.directory.path / TEACHERS
+        objectives = tuple(how.objectives) or (Labels(),)
+        settings, _ = resolve_bf16(fine_tuning(self.training, how.training))
+        root = Path(how.directory).expanduser() if how.directory else self.directory.path / TEACHERS
         # One folder for each combination of settings: a change never overwrites a teacher that took hours.
         fitter = self.fitter.for_teacher()
-        key = fitter.key(model, None, (Labels(),), settings)
+        if how.rows is not None:
+            fitter = fitter.on_labelled(how.rows)
+        key = fitter.key(model, None, objectives, settings)
         with Lock(root / key) as lock:
-            if directory:  # other runs may use it at the same time
+            if how.directory:  # other runs may use it at the same time
                 _check_own(root / key)
                 lock.wait(self.narrator.say, "trains this teacher")
             fitted = fitter.fit(
-                model, objectives=(Labels(),), training=settings, directory=root / key, say=self.narrator.say
+                model, objectives=objectives, training=settings, directory=root / key, say=self.narrator.say
             )
         others = sum(name.startswith("teacher") for name in self.histories)
         self._remember(f"teacher {others + 1}" if others else "teacher", fitted)

@@ -26,16 +26,32 @@ if TYPE_CHECKING:
     from hf_distill.tasks import Prepared, Setup, Task
 
 
+@dataclass(frozen=True)
+class FineTuning:
+    """How a teacher is trained before it teaches.
+
+    Attributes:
+        training: Training arguments that differ from the recipe's.
+        directory: Directory to store the model in; None for a folder in the student's directory.
+        objectives: What it learns from; empty for the labels.
+        rows: Number of rows with a label -> those of them to train on, as indices; one may come twice. None for all.
+    """
+
+    training: Mapping[str, Any]
+    directory: str | None = None
+    objectives: Sequence[Objective] = ()
+    rows: Callable[[int], Sequence[int]] | None = None
+
+
 class FineTune(Protocol):
     """Fine-tunes a model on the run's own data, or loads it if that was done before; the run passes it to teachers."""
 
-    def __call__(self, model: PreTrainedModel, training: dict[str, object], directory: str | None) -> PreTrainedModel:
-        """Return `model` trained with the `labels` objective; its `name_or_path` is the directory where it is stored.
+    def __call__(self, model: PreTrainedModel, how: FineTuning) -> PreTrainedModel:
+        """Return `model` trained; its `name_or_path` is the directory where it is stored.
 
         Args:
             model: The model to start from.
-            training: Training arguments that differ from the recipe's.
-            directory: Directory to store it in; None for a folder in the student's directory.
+            how: Training arguments, rows, and where to store the result.
         """
 
 

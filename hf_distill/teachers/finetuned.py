@@ -10,7 +10,7 @@ from pydantic import Field
 from hf_distill.component import component
 from hf_distill.models.loading import Head, load_model, open_config
 from hf_distill.models.quantization import Quantization, check_installed, check_whole
-from hf_distill.teachers.base import FineTune, Teacher
+from hf_distill.teachers.base import FineTune, FineTuning, Teacher
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -75,7 +75,7 @@ class FinetunedTeacher(Teacher):
     def load(self, head: Head, fine_tune: FineTune) -> PreTrainedModel:
         """Return the fine-tuned model; it is loaded if it was fine-tuned before."""
         model, _ = load_model(self.model, head, revision=self.revision, trust_remote_code=self.trust_remote_code)
-        model = fine_tune(model, self.training, self.output_dir)
+        model = fine_tune(model, FineTuning(self.training, self.output_dir))
         if self.dtype != "float32" or self.quantization is not None:
             model, _ = load_model(
                 str(model.name_or_path),

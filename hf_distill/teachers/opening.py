@@ -54,5 +54,5 @@ def open_teacher(given: Given | None, student: nn.Module) -> tuple[nn.Module | N
     return entry.load(Head(auto_class), _not_here), entry if entry.caches else None
 
 
-def _not_here(model: Any, training: Any, directory: str | None) -> Any:
+def _not_here(model: Any, how: Any) -> Any:
     raise UserError("teacher: it is not trained, and only a run trains one. Wanted: a trained model.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,13 @@ def test_the_card_has_the_table_and_the_verdict() -> None:
     assert "- **Teacher**: `pretrained` (model [textattack/bert-base-uncased-SST-2](https://hugg" in text
     assert "- **Student**: `copy_layers` (layers 6)\n" in text
     assert 'pipeline("text-classification", model="bert-small")' in text
+
+
+def test_facts_about_the_teacher_are_in_the_card() -> None:
+    """Without it, what only a teacher knows (the privacy of a run, a prompt) would be in no published card."""
+    text = card(replace(whole(), settings={"teacher": {"privacy": {"epsilon": 2.25, "delta": "1e-05"}}}))
+    assert "- privacy: epsilon: 2.2" in text
+    assert "- privacy: delta: 1e-05" in text
 
 
 def test_the_loss_is_described() -> None:
