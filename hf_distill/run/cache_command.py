@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hf_distill.cache.cache import Cache
     from hf_distill.recipe.recipe import Recipe
+    from hf_distill.teachers.base import StoredTargets
 
 
-def capture(recipe: Recipe) -> Cache:
-    """Run a recipe up to its cache, and return the cache with the teacher's targets. A later run uses it.
+def capture(recipe: Recipe) -> StoredTargets:
+    """Run a recipe up to its cache, and return the stored targets of its teacher. A later run uses it.
 
     The output directory stays free for any run: nothing is written there, except a teacher that is fine-tuned there.
 

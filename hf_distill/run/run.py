@@ -26,13 +26,12 @@ from hf_distill.run.directory import RunDirectory
 from hf_distill.run.fit import Fitted, Fitter
 from hf_distill.run.training_defaults import fine_tuning, resolve_bf16
 from hf_distill.students.freezing import freeze
-from hf_distill.teachers.base import FineTuning, Storing
+from hf_distill.teachers.base import FineTuning, StoredTargets, Storing
 from hf_distill.training.labelled import label_objective, same_steps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from hf_distill.cache.cache import Cache
     from hf_distill.models.target_model import TargetSource
     from hf_distill.objectives import Objective
     from hf_distill.recipe.recipe import Recipe
@@ -59,7 +58,7 @@ class Run:
         seconds: Duration of each stage and training, by name.
         histories: `log_history` of each training, by name.
         targets_repository: Repository to which the teacher's stored targets are published; empty if they are not.
-        cache: The cache with the teacher's targets; None if they are not stored.
+        cache: The teacher's targets as they are stored; None if they are not.
         stored: For students that train from stored targets: the fitter whose batches hold the targets, and their
             source. Set from the start if the teacher is given as data.
         layers: For each training and objective, by name, the pairs of layers that were compared.
@@ -77,7 +76,7 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     targets_repository: str = ""
-    cache: Cache | None = None
+    cache: StoredTargets | None = None
     stored: tuple[Fitter, TargetSource] | None = None
     layers: dict[str, dict[str, list[list[int]]]] = field(default_factory=dict)
 

@@ -14,10 +14,12 @@ from hf_distill.errors import UserError
 from hf_distill.models.needs import Gives
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments
 
-    from hf_distill.cache.cache import Cache
+    from hf_distill.cache.replay import Data
     from hf_distill.models.loading import Head
     from hf_distill.models.pair import Pair
     from hf_distill.models.target_model import TargetSource
@@ -78,6 +80,38 @@ class Storing:
     pair: Pair
     args: TrainingArguments
     say: Callable[[str], None]
+
+
+class StoredTargets(Protocol):
+    """Targets that are computed once for all examples of a run, and read back in training; from `Teacher.cache_for`."""
+
+    @property
+    def path(self) -> Path:
+        """Directory of the files."""
+
+    @property
+    def found(self) -> bool:
+        """Whether all targets were stored already when `fill` was called."""
+
+    def in_words(self) -> str:
+        """Return a description of what is stored, with its size, for the user and the report."""
+
+    def fill(self, args: TrainingArguments) -> None:
+        """Compute and store what is missing; called once, by all processes together.
+
+        Args:
+            args: Device, precision, batch size and processes.
+
+        Raises:
+            UserError: The directory holds other targets, cannot be written, or has too little room.
+        """
+
+    def apply(self, prepared: Data) -> tuple[Data, TargetSource]:
+        """Return the data with what the source reads in every batch, and the source that students are trained with.
+
+        Args:
+            prepared: The data with the student's tokens; row by row the same examples as in `Storing.data`.
+        """
 
 
 @component
@@ -254,11 +288,14 @@ class Teacher(ABC):
     def load(self, head: Head, fine_tune: FineTune) -> PreTrainedModel | TargetSource:
         """Return the model in eval mode; or a source of targets, if the teacher is not a single model."""
 
-    def cache_for(self, model: PreTrainedModel, storing: Storing) -> Cache:
-        """Return the cache of a run, filled or not; only for an entry that `caches`.
+    def cache_for(self, model: Any, storing: Storing) -> StoredTargets:
+        """Return the stored targets of a run, computed already or not; only for an entry that `caches`.
+
+        Mostly a `cache.cache.Cache`; an entry whose targets are computed in a way of its own returns its own object.
 
         Args:
-            model: The teacher, from `load`.
+            model: The teacher: `model` of the source that `load` returned, which is the source itself unless it
+                stands for one model.
             storing: Data, task and objectives of the run.
         """
         raise NotImplementedError(f"{self.name} does not store its targets")
