@@ -45,18 +45,33 @@ def replaying(
         config: Configuration in place of the teacher's.
         gives: What the columns give to objectives.
     """
+    whole = np.concatenate([logits["train"], logits["eval"]])
+    rows = {"train": np.array(prepared.train[ROW]), "eval": np.array(prepared.eval[ROW]) + len(logits["train"])}
+    plain = _plain(prepared)
+    return plain, with_rows(plain, whole, rows, config, gives)
+
+
+def with_rows(
+    prepared: Prepared, logits: Array, rows: Mapping[str, Array], config: PretrainedConfig, gives: Gives
+) -> tuple[Prepared, Replay]:
+    """Return the data with targets in every batch, and the source that reads them.
+
+    Args:
+        prepared: Data without targets.
+        logits: Targets, float32 `(rows, classes)`.
+        rows: Split -> row of `logits` for every example.
+        config: Configuration of the teacher, or in its place.
+        gives: What the targets give to objectives.
+    """
     import pyarrow as pa  # type: ignore[import-untyped]
     from datasets import Dataset
 
-    whole = np.concatenate([logits["train"], logits["eval"]])
-    rows = {"train": np.array(prepared.train[ROW]), "eval": np.array(prepared.eval[ROW]) + len(logits["train"])}
-    offsets = np.arange(len(whole) + 1, dtype=np.int64) * whole.shape[1]
-    column = pa.LargeListArray.from_arrays(offsets, whole.reshape(-1)).cast(pa.list_(pa.float32()))
+    offsets = np.arange(len(logits) + 1, dtype=np.int64) * logits.shape[1]
+    column = pa.LargeListArray.from_arrays(offsets, logits.reshape(-1)).cast(pa.list_(pa.float32()))
     kept = Kept(outputs=("logits",))
     targets = CachedTargets(Dataset(pa.table({"logits": column})), kept, prepared.layout)
-    plain = _plain(prepared)
-    replay = Replay(config, kept, fingerprint(whole.shape, blake2b(whole.tobytes()).hexdigest()), gives)
-    return plain, (with_targets(plain, targets, rows), replay)
+    replay = Replay(config, kept, fingerprint(logits.shape, blake2b(logits.tobytes()).hexdigest()), gives)
+    return with_targets(prepared, targets, rows), replay
 
 
 def _plain(prepared: Prepared) -> Prepared:

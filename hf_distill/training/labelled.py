@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_distill.data import column
+from hf_distill.data.labelled import has_label, known_values
 from hf_distill.models.inspection import RENAMED_LABELS
 from hf_distill.objectives import Labels
 from hf_distill.rows.examples import ExampleRows
@@ -17,7 +18,6 @@ from hf_distill.rows.similarity import SimilarityRows
 from hf_distill.training.deciding import LISTENING
 
 if TYPE_CHECKING:
-    import pyarrow as pa  # type: ignore[import-untyped]
     from datasets import Dataset
 
     from hf_distill.objectives import Objective
@@ -36,18 +36,6 @@ def on_labels_alone(objectives: Iterable[Objective]) -> bool:
     return all(objective.needs().labels for objective in objectives)
 
 
-def has_label(split: Dataset) -> np.ndarray[Any, Any]:
-    """Return which rows have a label, bool `(rows,)`; of several labels (tokens, classes, values), at least one.
-
-    In a split without a column of labels every row counts: labels are made with the batches (masked tokens), or there
-    are none at all.
-    """
-    if "labels" not in split.column_names:
-        return np.ones(len(split), dtype=bool)
-    chunks = column(split, "labels").chunks
-    return np.concatenate([_known(chunk) for chunk in chunks]) if chunks else np.zeros(0, dtype=bool)
-
-
 def is_labelled(split: Any, layout: RowLayout) -> bool | None:
     """Return whether any row has a label; None if labels are made with the batches, as for masked tokens.
 
@@ -56,25 +44,10 @@ def is_labelled(split: Any, layout: RowLayout) -> bool | None:
         layout: Which logits count.
     """
     if "labels" in split.column_names:
-        return not len(split) or any(_known(chunk).any() for chunk in column(split, "labels").chunks)
+        return not len(split) or any(known_values(chunk).any() for chunk in column(split, "labels").chunks)
     if not set(RENAMED_LABELS).isdisjoint(split.column_names):
         return True
     return False if isinstance(layout, ExampleRows | SimilarityRows) else None
-
-
-def _known(values: pa.Array) -> np.ndarray[Any, Any]:
-    import pyarrow as pa
-    import pyarrow.compute as pc  # type: ignore[import-untyped]
-
-    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or pa.types.is_fixed_size_list(values.type):
-        known = np.zeros(len(values), dtype=bool)
-        known[pc.list_parent_indices(values).to_numpy()[_known(values.flatten())]] = True
-        return known
-    # Class and token ids are 0 or more: -100 means no label, and -1 (`label_names.UNLABELLED`) an unknown one.
-    floats = pa.types.is_floating(values.type)
-    known = pc.invert(pc.is_nan(values)) if floats else pc.greater_equal(values, 0)
-    found: np.ndarray[Any, Any] = pc.fill_null(known, False).to_numpy(zero_copy_only=False)
-    return found
 
 
 def drawn_from(split: Dataset, objectives: Iterable[Objective]) -> Dataset:
