@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 METRIC = "metric_for_best_model"
 # Schedulers that use it.
-_BY_METRIC = ("reduce_lr_on_plateau", "greedy")
+BY_METRIC = ("reduce_lr_on_plateau", "greedy")
 # Figures that Transformers adds to every evaluation.
 _ALWAYS = ("runtime", "samples_per_second", "steps_per_second")
 
@@ -160,7 +160,7 @@ def _unknown_metric(training: _Training, names: Sequence[str], listed: Sequence[
         names: Names of all figures of an evaluation.
         listed: Names to list in the message, if not all of them.
     """
-    used = training.word("load_best_model_at_end") or training.word("lr_scheduler_type") in _BY_METRIC
+    used = training.word("load_best_model_at_end") or training.word("lr_scheduler_type") in BY_METRIC
     metric = training.word(METRIC) or ("loss" if used else None)
     if metric is None or training.word("eval_strategy") == "no":
         return

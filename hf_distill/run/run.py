@@ -194,8 +194,11 @@ class Run:
             fitted = fitter.fit(
                 model, objectives=objectives, training=settings, directory=root / key, say=self.narrator.say
             )
-        others = sum(name.startswith("teacher") for name in self.histories)
-        self._remember(f"teacher {others + 1}" if others else "teacher", fitted)
+        if how.private:
+            self._say_cost(f"teacher on {len(fitter.prepared.train):,} private rows", fitted)
+        else:
+            others = sum(name.startswith("teacher") for name in self.histories)
+            self._remember(f"teacher {others + 1}" if others else "teacher", fitted)
         fitted.model.name_or_path = str(root / key)
         return fitted.model
 
@@ -272,6 +275,9 @@ class Run:
         self.seconds[f"{name} training"] = fitted.seconds
         if fitted.layers:
             self.layers[name] = fitted.layers
+        self._say_cost(name, fitted)
+
+    def _say_cost(self, name: str, fitted: Fitted) -> None:
         if fitted.reused:
             self.narrator.say(f"{name}: found finished, not trained again")
         elif cost := costs.cost_of(fitted.history):

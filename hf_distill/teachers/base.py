@@ -37,12 +37,14 @@ class FineTuning:
         directory: Directory to store the model in; None for a folder in the student's directory.
         objectives: What it learns from; empty for the labels.
         rows: Number of rows with a label -> those of them to train on, as indices; one may come twice. None for all.
+        private: Whether these rows are private, so that the curves of the training are in no report.
     """
 
     training: Mapping[str, Any]
     directory: str | None = None
     objectives: Sequence[Objective] = ()
     rows: Callable[[int], Sequence[int]] | None = None
+    private: bool = False
 
 
 class FineTune(Protocol):
@@ -171,6 +173,11 @@ class Teacher(ABC):
     @property
     def caches(self) -> bool:
         """Whether its targets are stored in a cache (`cache_for`) and read back in training."""
+        return False
+
+    @property
+    def keeps_private(self) -> bool:
+        """Whether the rows with a label are private: student and baseline must not learn from them."""
         return False
 
     @property
