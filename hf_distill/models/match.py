@@ -119,7 +119,14 @@ def _texts(needs: Needs, facts: TaskFacts) -> Iterator[Mistake]:
 
 
 def _tokens(needs: Needs, gives: Gives) -> Iterator[Mistake]:
-    if needs.by_token and gives.own_tokens:
+    if not (needs.by_token and gives.own_tokens):
+        return
+    if gives.states == ():
+        yield Mistake(
+            f"'{needs.name}' compares what is inside the models token by token, and {gives.whose}, which reads tokens "
+            "of its own, gives logits only. Leave it out, or compare logits ({name: kl})."
+        )
+    else:
         yield Mistake(
             f"'{needs.name}' compares the models token by token, and here each of them reads tokens of its own: "
             "another tokenizer, or another prompt before the text. Leave it out, choose a student of the teacher's "

@@ -143,11 +143,15 @@ def _check_pair(recipe: Recipe, found: _Findings) -> None:
         check_plan(recipe, None)
         teacher = open_teacher(recipe) if local["teacher"] and not recipe.teacher.is_without_model else None
         student = open_student(recipe) if local["student"] and recipe.student.source else None
-        for side, config in (("teacher", teacher), ("student", student)):
-            size = f": {_size(recipe, config)}" if config else ""
-            if config and side == "student":
-                frozen_of(recipe, config)
-            found.plan.append(f"{side:<11} {describe_entry(entry(getattr(recipe, side)))}{size}")
+        if student:
+            frozen_of(recipe, student)
+        sizes = {
+            "teacher": recipe.teacher.in_words(teacher, lambda config: _size(recipe, config)) if teacher else "",
+            "student": _size(recipe, student) if student else "",
+        }
+        for side, size in sizes.items():
+            line = f"{side:<11} {describe_entry(entry(getattr(recipe, side)))}"
+            found.plan.append(": ".join(filter(None, (line, size))))
         return
     pair = open_pair(recipe)
     check_plan(recipe, pair)

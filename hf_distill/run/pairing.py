@@ -76,6 +76,8 @@ def open_teacher(recipe: Recipe) -> PretrainedConfig:
         for path, one in recipe.teacher.members():
             with under(path):
                 config = one.config() if path else teacher
+                if one.own_inputs:
+                    continue
                 check_adapter(one.source, recipe.task.auto_class)
                 _check_architecture(config, recipe.task)
                 if one.has_head:
@@ -159,6 +161,8 @@ def _tokenizers(
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase | None, tuple[int, ...]]:
     """Open the tokenizer of the run, and the teacher's own if it differs from the student's.
 
+    The tokenizer of a teacher that makes its own inputs is its own, and is not compared with the student's.
+
     If the models are compared token by token, and their vocabularies differ only in special or unused tokens, one
     tokenizer is used for both, and the tokens that differ are left out of the comparison.
 
@@ -203,7 +207,15 @@ def _tokenizers(
             )
         # The message is at the student's key: the student is easier to replace than the teacher.
         raise UserError(f"{fault} {why} {way_out}", key=f"{'student' if first == 'student' else side}.model")
-    return _with_padding(tokenizer, "tokenizer"), None, tuple(sorted(apart))
+    return _with_padding(tokenizer, "tokenizer"), _of_own_inputs(recipe), tuple(sorted(apart))
+
+
+def _of_own_inputs(recipe: Recipe) -> PreTrainedTokenizerBase | None:
+    """Return the tokenizer of a teacher that makes its own inputs; None for other teachers, and without a model."""
+    teacher = recipe.teacher
+    if not teacher.own_inputs or teacher.source is None:
+        return None
+    return _with_padding(_tokenizer_of(teacher.opening, teacher.source, "teacher"), "teacher.model")
 
 
 def _check_alike(opened: Mapping[str, PreTrainedTokenizerBase]) -> None:
@@ -226,7 +238,8 @@ def _open_tokenizers(recipe: Recipe) -> dict[str, PreTrainedTokenizerBase]:
         opened["tokenizer"] = open_tokenizer(recipe.tokenizer)
     failed: list[UserError] = []
     student = {name: getattr(recipe.student, name, None) for name in ("revision", "trust_remote_code")}
-    teachers = [(join("teacher", path), one.opening, one.source) for path, one in recipe.teacher.members()]
+    members = ((path, one) for path, one in recipe.teacher.members() if not one.own_inputs)
+    teachers = [(join("teacher", path), one.opening, one.source) for path, one in members]
     sources = (("student", student, recipe.student.vocabulary), *teachers)
     for side, opening, source in sources:
         if source is None:

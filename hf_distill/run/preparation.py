@@ -220,8 +220,9 @@ def check_one_class(recipe: Recipe, counts: ClassCounts) -> None:
     Raises:
         UserError: All labels are of one class, and an objective or the fine-tuning of a teacher learns from them.
     """
-    trained = not recipe.teacher.has_head and not recipe.teacher.is_without_model
-    learned = trained or any(objective.unit == "label" for stage in recipe.plan for objective in stage.objectives)
+    learned = bool(recipe.teacher.fine_tuning) or any(
+        objective.unit == "label" for stage in recipe.plan for objective in stage.objectives
+    )
     if counts.single is not None and learned:
         raise recipe.mistake("data.splits.train", counts.one_class())
 

@@ -166,6 +166,14 @@ class Teacher(ABC):
         return False
 
     @property
+    def own_inputs(self) -> bool:
+        """Whether it makes its own inputs from the columns of the data (see `own_inputs.OwnInputsTeacher`).
+
+        Architecture, head, vocabulary and tokenizer of its model are then not compared with the task and the student.
+        """
+        return False
+
+    @property
     def not_cached(self) -> str | None:
         """Why its targets cannot be stored; None if they can."""
         return None
@@ -187,7 +195,7 @@ class Teacher(ABC):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Columns of the data that hold its targets."""
+        """Columns of the data that hold its targets, or that it reads beside those of the task."""
         return ()
 
     @abstractmethod
@@ -244,7 +252,7 @@ class Teacher(ABC):
         Args:
             task: The task of the recipe.
             splits: The columns that the models read.
-            beside: The same rows, with the columns in `reads`.
+            beside: The same rows, with those columns in `reads` that the data has.
             setup: The models, and what the recipe says about the data.
             pair: Teacher and student.
 

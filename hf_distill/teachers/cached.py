@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -17,6 +18,7 @@ from hf_distill.teachers.base import FineTune, Storing, Teacher, under
 from hf_distill.teachers.loaded import as_entry
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedModel
 
     from hf_distill.cache.cache import Cache
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
     from hf_distill.models.pair import Pair
     from hf_distill.models.target_model import TargetSource
     from hf_distill.objectives import Objective
-    from hf_distill.tasks import Prepared, Task
+    from hf_distill.students import Student
+    from hf_distill.tasks import Prepared, Setup, Task
 
 # Python users may write a list, as YAML does.
 Indices = Annotated[
@@ -142,10 +145,42 @@ class CachedTeacher(Teacher):
         """Key path -> training arguments of each model that the run trains first for the inner entry."""
         return {f"teacher.{path}": training for path, training in self.teacher.fine_tuning.items()}
 
+    @property
+    def own_inputs(self) -> bool:
+        """Whether the inner teacher makes its own inputs."""
+        return self.teacher.own_inputs
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The columns of the data that the inner teacher reads beside those of the task."""
+        return self.teacher.reads
+
     def config(self) -> PretrainedConfig:
         """Return the configuration of the inner teacher."""
         with under("teacher"):
             return self.teacher.config()
+
+    def config_beside(self, student: Student) -> PretrainedConfig:
+        """Return the configuration of the inner teacher in a run with this student."""
+        with under("teacher"):
+            return self.teacher.config_beside(student)
+
+    def in_words(self, config: PretrainedConfig, size: Callable[[PretrainedConfig], str]) -> str:
+        """Return the description of the inner teacher."""
+        return self.teacher.in_words(config, size)
+
+    def prepare(
+        self, task: Task, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset], setup: Setup, pair: Pair
+    ) -> tuple[Prepared, tuple[Prepared, TargetSource] | None]:
+        """Return what the inner teacher prepares, with fixed masks if `frozen_masks` is true."""
+        with _one_deeper():
+            prepared, stored = self.teacher.prepare(task, splits, beside, setup, pair)
+        return self.freeze(prepared), stored
+
+    def look(self, task: Task, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset], pair: Pair) -> None:
+        """Check what the inner teacher checks."""
+        with under("teacher"):
+            self.teacher.look(task, splits, beside, pair)
 
     def load(self, head: Head, fine_tune: FineTune) -> PreTrainedModel | TargetSource:
         """Return the inner teacher."""
@@ -258,7 +293,7 @@ class CachedTeacher(Teacher):
             states=self.states(storing.objectives, storing.pair),
             hidden_precision=self.hidden_precision,
         )
-        reads = reading(storing.task, storing.pair)
+        reads = reading(storing.task, storing.pair, own_inputs=self.own_inputs)
         if self.repo_id is not None and not self.push:
             with parallel.first_process_first():
                 path = fetch(self.repo_id)
@@ -267,8 +302,25 @@ class CachedTeacher(Teacher):
         return Cache(storing.data, model, kept, reads, path, self.path is not None, storing.say)
 
 
-def reading(task: Task, pair: Pair) -> dict[str, Any]:
-    """Return the settings that decide how the teacher reads an example, by their name in error messages."""
+@contextmanager
+def _one_deeper() -> Iterator[None]:
+    """Context manager: put `teacher` before the keys of errors that are about the teacher, and not about the data."""
+    try:
+        yield
+    except UserError as error:
+        if error.key.partition(".")[0] != "teacher":
+            raise
+        raise UserError(*error.mistakes, key=f"teacher.{error.key}") from error
+
+
+def reading(task: Task, pair: Pair, *, own_inputs: bool = False) -> dict[str, Any]:
+    """Return the settings that decide how the teacher reads an example, by their name in error messages.
+
+    Args:
+        task: The task of the recipe.
+        pair: Teacher and student.
+        own_inputs: Whether the teacher makes its own inputs, which `max_length` does not cut.
+    """
     from hf_distill.files.fingerprint import fingerprint
     from hf_distill.models.tokenizers import tokenizer_state
 
@@ -277,7 +329,7 @@ def reading(task: Task, pair: Pair) -> dict[str, Any]:
     return {
         "tokenizer": fingerprint(tokenizer_state(tokenizer) or type(tokenizer).__name__),
         "chat template": None if template is None else fingerprint(template),
-        "max_length": pair.max_length,
+        **({} if own_inputs else {"max_length": pair.max_length}),
         "task": fingerprint(entry(task)),
         **({"tokens left out": fingerprint(pair.left_out)} if pair.left_out else {}),
     }

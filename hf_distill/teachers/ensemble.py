@@ -59,7 +59,7 @@ class EnsembleTeacher(Teacher):
         if len(self.teachers) < 2:
             raise ValueError(f"wanted two teachers or more, found {len(self.teachers)}")
         for index, one in enumerate(self.teachers):
-            if one.is_without_model or one.caches or [path for path, _ in one.members()] != [""]:
+            if one.is_without_model or one.caches or one.own_inputs or [path for path, _ in one.members()] != [""]:
                 raise ValueError(f"teachers[{index}]: wanted a model, pretrained or finetuned; found {one.name}")
         if self.weights is not None and (len(self.weights) != len(self.teachers) or min(self.weights) <= 0):
             raise ValueError(f"weights: wanted {len(self.teachers)} numbers above 0, one for each teacher")

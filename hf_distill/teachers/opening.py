@@ -40,6 +40,8 @@ def open_teacher(given: Given | None, student: nn.Module) -> tuple[nn.Module | N
     entry = given if isinstance(given, Teacher) else PretrainedTeacher(model=os.fspath(given))
     name = type(entry).__name__
     wanted = "Wanted: a model, its id or path, or PretrainedTeacher(model=...)."
+    if entry.own_inputs:
+        raise UserError(f"teacher: {name} makes its own inputs from the columns of a recipe's data. {wanted}")
     if entry.reads:
         raise UserError(f"teacher: {name} reads its targets from columns of a recipe's data. {wanted}")
     if entry.output_directories:
