@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 from hf_distill.data.columns import default_columns, find_columns
 from hf_distill.data.holdout import check_size, hold_out
 from hf_distill.data.joined import join_columns
-from hf_distill.data.shared_rows import warn_of_shared_rows
+from hf_distill.data.shared_rows import warn_of_shared_rows, warn_of_shared_transfer
 from hf_distill.data.sources import find_source
 from hf_distill.data.splits import SPLITS, Splits
+from hf_distill.data.transfer import TRANSFER
+from hf_distill.data.transfer_rows import as_data, check_transfer, of_transfer, transfer_columns
 from hf_distill.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -27,12 +29,13 @@ PEEK = 1_000
 BESIDE = "beside/"
 
 
-def check_data(data: Data, roles: Mapping[str, bool]) -> None:
+def check_data(data: Data, roles: Mapping[str, bool], label: str = "label") -> None:
     """Check the `data` section of a recipe without reading the data.
 
     Args:
         data: The recipe's section.
         roles: The task's column roles.
+        label: Role of the labels.
 
     Raises:
         UserError: A role or split is unknown, a file is of an unknown format, a local path does not exist.
@@ -55,22 +58,33 @@ def check_data(data: Data, roles: Mapping[str, bool]) -> None:
     source = find_source(data)
     for split in SPLITS:
         source.files_of(source.instruction(data, split), split)
+    if data.transfer is not None:
+        check_transfer(data, roles, label)
 
 
-def load_splits(data: Data, roles: Mapping[str, bool], also: Sequence[str] = ()) -> dict[str, Dataset]:
-    """Load `train` and `eval`, their columns renamed to roles; columns without a role are dropped.
+def load_splits(
+    data: Data, roles: Mapping[str, bool], also: Sequence[str] = (), *, label: str = "label"
+) -> dict[str, Dataset]:
+    """Load `train`, `eval` and, if the recipe names one, `transfer`: columns renamed to roles, others dropped.
+
+    The transfer rows have no label. Before the task prepares the data, `append_transfer` adds them to `train`.
 
     Args:
         data: The recipe's section.
         roles: Role -> whether the task must have it.
         also: Further columns to load if a split has them; `apart` separates them from those with a role.
+        label: Role of the labels.
 
     Raises:
         UserError: The data cannot be found or read, a split is empty or missing, a column is missing.
     """
-    check_data(data, roles)
+    check_data(data, roles, label)
     read = Splits(data, roles)
     splits = _by_role({split: read.whole(split) for split in _named(data)}, data, roles, also)
+    if data.transfer is not None:
+        with of_transfer():
+            rows = Splits(as_data(data, label), roles, (TRANSFER,)).whole(TRANSFER)
+            splits[TRANSFER] = _transfer(rows, data, roles, also, label)
     return _complete(splits, data, roles, read)
 
 
@@ -79,35 +93,52 @@ class Sample:
     """The rows that `--check` looks at.
 
     Attributes:
-        splits: `train` and `eval`, columns renamed to roles; no `eval` if it is to be held out of a large `train`.
-        whole: Whether these are all rows of the data.
+        splits: `train`, `eval` and `transfer`, columns renamed to roles; no `eval` if it is to be held out of a large
+            `train`, and no `transfer` if it is on the Hub.
+        whole: Whether `train` and `eval` are all rows of the data.
+        whole_transfer: Whether `transfer` has all transfer rows.
     """
 
     splits: Mapping[str, Dataset]
     whole: bool
+    whole_transfer: bool = True
 
 
-def peek(data: Data, roles: Mapping[str, bool], also: Sequence[str] = ()) -> Sample | None:
+def peek(data: Data, roles: Mapping[str, bool], also: Sequence[str] = (), *, label: str = "label") -> Sample | None:
     """Return small data as `load_splits` does, or the first rows of large data; None if the data is on the Hub.
 
     Args:
         data: The recipe's section.
         roles: Role -> whether the task must have it.
         also: Further columns to load if a split has them; `apart` separates them from those with a role.
+        label: Role of the labels.
 
     Raises:
         UserError: As `load_splits`, as far as these rows show it.
     """
-    check_data(data, roles)
+    check_data(data, roles, label)
     read = Splits(data, roles)
-    if not read.source.files and not os.path.exists(read.source.path):
-        return None
-    found = {split: sample for split in _named(data) if (sample := read.sample(split, PEEK)) is not None}
+    found = {split: sample for split in _named(data) if (sample := _first_rows(read, split)) is not None}
     if len(found) < len(_named(data)):
         return None
     splits = _by_role({split: rows for split, (rows, _) in found.items()}, data, roles, also)
-    whole = all(all_of_it for _, all_of_it in found.values())
-    return Sample(_complete(splits, data, roles, read) if whole else splits, whole)
+    whole, whole_transfer = all(all_of_it for _, all_of_it in found.values()), True
+    if data.transfer is not None:
+        with of_transfer():
+            rows, whole_transfer = _first_rows(Splits(as_data(data, label), roles, (TRANSFER,)), TRANSFER) or (
+                None,
+                False,
+            )
+            if rows is not None:
+                splits[TRANSFER] = _transfer(rows, data, roles, also, label)
+    return Sample(_complete(splits, data, roles, read) if whole else splits, whole, whole_transfer)
+
+
+def _first_rows(read: Splits, split: str) -> tuple[Dataset, bool] | None:
+    """Return the rows of a split that `--check` looks at, and whether they are all; None if it is on the Hub."""
+    if not read.source.files and not os.path.exists(read.source.path):
+        return None
+    return read.sample(split, PEEK)
 
 
 def apart(splits: Mapping[str, Dataset]) -> tuple[dict[str, Dataset], dict[str, Dataset]]:
@@ -121,12 +152,20 @@ def apart(splits: Mapping[str, Dataset]) -> tuple[dict[str, Dataset], dict[str, 
 
 
 def _complete(splits: dict[str, Dataset], data: Data, roles: Mapping[str, bool], read: Splits) -> dict[str, Dataset]:
-    """Return both splits of the run; eval is held out of train if the recipe gives its size."""
+    """Return the splits of the run; eval is held out of train if the recipe gives its size."""
     size = data.splits["eval"]
     if isinstance(size, str):
         warn_of_shared_rows(apart(splits)[0], read.wanted)
-        return splits
-    return hold_out(splits["train"], size, *_cut_by(splits["train"].column_names, roles))
+    else:
+        splits |= hold_out(splits["train"], size, *_cut_by(splits["train"].column_names, roles))
+    if TRANSFER in splits:
+        warn_of_shared_transfer(apart(splits)[0])
+    return splits
+
+
+def _transfer(rows: Dataset, data: Data, roles: Mapping[str, bool], also: Sequence[str], label: str) -> Dataset:
+    """Return the transfer rows with columns named by role, without labels."""
+    return _renamed(rows, transfer_columns(data, rows.column_names, roles, label), rows, also)
 
 
 def _named(data: Data) -> list[str]:

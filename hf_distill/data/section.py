@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field, Strict, field_validator
 
 from hf_distill.component import component
+from hf_distill.data.transfer import Transfer
 
 # Split of a run -> its usual name in datasets on the Hub.
 USUAL_SPLITS = {"train": "train", "eval": "validation"}
@@ -38,6 +39,8 @@ class Data:
             Default: none.
         max_length: Maximum input length in tokens; longer inputs are truncated (`question-answering`, `fill-mask`:
             split). Default: the longest that both models take.
+        transfer: Texts without labels from another place: `{path: texts.txt}`. The teacher labels them, and the student
+            learns from them as from the rows of train. Default: none.
     """
 
     path: str | dict[str, str | list[str]]
@@ -50,6 +53,7 @@ class Data:
     labels: list[str] | dict[str, str | None] | None = None
     label_separator: Annotated[str, Field(min_length=1)] | None = None
     max_length: Annotated[int, Field(gt=0)] | None = None
+    transfer: Transfer | None = None
 
     @field_validator("splits")
     @classmethod

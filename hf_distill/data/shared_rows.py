@@ -40,6 +40,27 @@ def warn_of_shared_rows(splits: Mapping[str, Dataset], wanted: Mapping[str, str]
         )
 
 
+def warn_of_shared_transfer(splits: Mapping[str, Dataset]) -> None:
+    """Warn if transfer rows are also eval rows, or rows of train: files that overlap, or copies.
+
+    Args:
+        splits: `train`, `eval` (unless it is not known yet) and `transfer`, columns named by role.
+    """
+    transfer, rows = splits["transfer"], len(splits.get("eval", ()))
+    if rows and (shared := shared_rows(transfer, splits["eval"])):
+        logger.warning(
+            "%s of %s rows of the eval split are also in data.transfer: the student learns the teacher's targets for "
+            "them, so its scores say less about new texts. Remove them from data.transfer.",
+            *(f"{shared:,}", f"{rows:,}"),
+        )
+    if shared := shared_rows(splits["train"], transfer):
+        logger.warning(
+            "%s of %s transfer rows are also in train: the student sees these texts twice in an epoch, once with and "
+            "once without their label. Remove them from data.transfer, if they should not count twice.",
+            *(f"{shared:,}", f"{len(transfer):,}"),
+        )
+
+
 def shared_rows(train: Dataset, evaluated: Dataset) -> int:
     """Return how many rows of the eval split have the same inputs as a row of the train split.
 

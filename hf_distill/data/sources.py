@@ -44,7 +44,7 @@ class Source:
         if not isinstance(wanted, str):  # a part of train, by share or number
             return self.instruction(data, "train")
         # With `path: {train: ..., eval: ...}` the splits have the names of the run's.
-        said = self.named and wanted == USUAL_SPLITS[split] and wanted not in self.files and split in self.files
+        said = self.named and wanted == USUAL_SPLITS.get(split) and wanted not in self.files and split in self.files
         return split if said else wanted
 
     def files_of(self, instruction: str, split: str) -> dict[str, list[str]]:
@@ -72,7 +72,9 @@ def no_split(name: str, known: Iterable[str], split: str) -> UserError:
     """Return the error for a split that the data does not have."""
     known = list(known)
     hint = did_you_mean(name, known)
-    if len(known) == 1:
+    if len(known) == 1 and split == "transfer":
+        hint = f" There is only '{known[0]}'."
+    elif len(known) == 1:
         only = "" if known[0] == "train" or split == "train" else f" and splits: {{train: {known[0]}}}"
         hint = f" There is only '{known[0]}'. Hold out a part of it: {CUT}{only}."
     return UserError(f"the data has no split '{name}'.{hint}", key=f"splits.{split}")

@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -37,15 +37,16 @@ class Splits:
     Args:
         data: The recipe's section.
         roles: Role -> whether the task must have it.
+        splits: The splits of the run that are read from this place.
 
     Attributes:
         source: The place that the recipe names.
         wanted: Split of the run -> split of the data, slicing included.
     """
 
-    def __init__(self, data: Data, roles: Mapping[str, bool]) -> None:
+    def __init__(self, data: Data, roles: Mapping[str, bool], splits: Sequence[str] = SPLITS) -> None:
         self.source = find_source(data)
-        self.wanted = {split: self.source.instruction(data, split) for split in SPLITS}
+        self.wanted = {split: self.source.instruction(data, split) for split in splits}
         self._options = Options(
             words="tokens" in roles, header=not any(isinstance(one, int) for one in data.columns.values())
         )
@@ -76,7 +77,7 @@ class Splits:
         None if only `datasets` can read the data.
 
         Args:
-            split: `train` or `eval`.
+            split: The split of the run.
             rows: Rows to read of a large split; its slices are then ignored.
 
         Raises:
@@ -142,7 +143,8 @@ class Splits:
 
 
 def _empty(wanted: str, split: str) -> UserError:
-    return UserError(f"the split '{wanted}' is empty: no example to {split} on.", key=f"splits.{split}")
+    what = f"{split} on" if split in SPLITS else "learn from"
+    return UserError(f"the split '{wanted}' is empty: no example to {what}.", key=f"splits.{split}")
 
 
 @contextmanager

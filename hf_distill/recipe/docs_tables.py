@@ -20,6 +20,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from hf_distill.data.transfer import Transfer
 from hf_distill.mistakes import attributes
 from hf_distill.objectives import OBJECTIVES, Objective
 from hf_distill.objectives.features import StackObjective
@@ -49,6 +50,7 @@ ALONE: dict[str, type] = {
     **SECTIONS,
     "stages": Stage,
     "schedule": Schedule,
+    "data.transfer": Transfer,
     "every_student": Student,
     "every_objective": Objective,
     "distributions": Softened,

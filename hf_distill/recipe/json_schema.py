@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import TypeAdapter
 
@@ -109,7 +109,8 @@ def _fields(cls: type, name: str | None = None) -> Schema:
         properties["name"] = {"const": name, "description": summary(cls)}
     for key, value in made.get("properties", {}).items():
         described = {"description": said[key]} if key in said else {}
-        properties[key] = {**value, **described}
+        held = inner_component(cls, key)
+        properties[key] = {**({"anyOf": [_fields(held), {"type": "null"}]} if held else value), **described}
     required = [*(["name"] if name else []), *made.get("required", [])]
     if not properties.keys().isdisjoint(_NESTED):
         # Entries inside an entry have none inside them.
@@ -132,6 +133,13 @@ def _fields(cls: type, name: str | None = None) -> Schema:
         "required": required,
         "properties": properties,
     }
+
+
+def inner_component(cls: Any, key: str) -> type | None:
+    """Return the component that a field holds, or nothing in its place; None for any other field."""
+    kinds = get_args(cls.__pydantic_fields__[key].annotation)
+    found = [one for one in kinds if one is not type(None)]
+    return found[0] if len(kinds) == 2 and len(found) == 1 and hasattr(found[0], "__pydantic_fields__") else None
 
 
 def _training() -> Schema:

@@ -297,9 +297,12 @@ class _Reading:
     def data_keys(self, task: Task | None) -> None:
         """Check the keys of mappings in `data` that depend on the task."""
         data = self.data.get("data")
-        known = {"splits": ("train", "eval"), "columns": tuple(task.roles) if task else ()}
+        roles = tuple(task.roles) if task else ()
+        known = {"splits": ("train", "eval"), "columns": roles, "transfer.columns": roles}
         for key, choices in known.items():
-            given = data.get(key) if isinstance(data, dict) else None
+            given = data
+            for part in key.split("."):
+                given = given.get(part) if isinstance(given, dict) else None
             for word in given if isinstance(given, dict) and choices else ():
                 if word not in choices:
                     self.add(f"data.{key}.{word}", f"unknown key.{did_you_mean(word, choices)}")

@@ -200,6 +200,15 @@ def _check_shape(recipe: Recipe) -> None:
     """Refuse mistakes that only a recipe built in Python can have: for a file, the reader refuses them."""
     if recipe.stages and recipe.objectives:
         raise recipe.mistake("objectives", "given together with stages. Each stage has its own: remove one of the two.")
+    if recipe.data.transfer is not None:
+        with recipe.locate("data"):
+            recipe.task.check_transfer()
+        if not any(objective.has_weight and not objective.needs().labels for _, objective in objectives_of(recipe)):
+            raise recipe.mistake(
+                "data.transfer",
+                "no objective learns from the teacher, and these texts have no label: nothing would be learned from "
+                "them. Add one, such as {name: kl}.",
+            )
     if recipe.data.label_separator is not None and not recipe.task.several_labels:
         raise recipe.mistake(
             "data.label_separator", f"{recipe.task.name} has no rows with several labels in one text. Leave it out."

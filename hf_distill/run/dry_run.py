@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from hf_distill import parallel
 from hf_distill.component import entry
 from hf_distill.data.loading import PEEK, Sample, apart, peek
+from hf_distill.data.transfer import TRANSFER
 from hf_distill.errors import UserError
 from hf_distill.formatting import readable_lines
 from hf_distill.locations import resolve, sibling
@@ -30,7 +31,7 @@ from hf_distill.run.checks import check_plan, cut_off, frozen_of, remarks
 from hf_distill.run.directory import RunDirectory
 from hf_distill.run.launch import check_launch
 from hf_distill.run.pairing import open_pair, open_student, open_teacher
-from hf_distill.run.preparation import check_prepared, locating_data, prepare, setup_of
+from hf_distill.run.preparation import check_prepared, complete, locating_data, prepare, setup_of
 from hf_distill.run.requirements import check_steps, check_trainings, output_directory
 from hf_distill.training.labelled import describe_labels, labels_of
 
@@ -170,15 +171,21 @@ def _check_pair(recipe: Recipe, found: _Findings) -> None:
 def _check_data(recipe: Recipe, found: _Findings) -> None:
     """Read the data as the run will: all of small data, the first rows of large data."""
     with recipe.locate("data"):
-        sample = peek(recipe.data, recipe.task.roles, recipe.teacher.reads)
+        sample = peek(recipe.data, recipe.task.roles, recipe.teacher.reads, label=recipe.task.label_role)
     if sample is None:
         found.unchecked.append("data: it is on the Hub, and --check downloads nothing")
         return
     for split, rows in apart(sample.splits)[0].items():
-        size = f"{len(rows):,} rows, the first" if sample.whole else "the first row"
-        found.plan.append(f"{split:<11} {recipe.data.splits[split]}, {size}: {describe_entry(rows[0])}")
+        whole, wanted = sample.whole, recipe.data.splits.get(split)
+        if split == TRANSFER and recipe.data.transfer is not None:
+            whole, wanted = sample.whole_transfer, recipe.data.transfer.split
+        size = f"{len(rows):,} rows, the first" if whole else "the first row"
+        found.plan.append(f"{split:<11} {wanted}, {size}: {describe_entry(rows[0])}")
     if not sample.whole:
         found.unchecked.append(f"data: all rows after the first {PEEK:,}")
+    if not sample.whole_transfer:
+        some = f"all rows after the first {PEEK:,}" if TRANSFER in sample.splits else "it is on the Hub"
+        found.unchecked.append(f"data.transfer: {some}")
     if found.pair is not None:
         _check_rows(recipe, found, found.pair, sample)
 
@@ -202,8 +209,8 @@ def _check_rows(recipe: Recipe, found: _Findings, pair: Pair, sample: Sample) ->
             found.plan += [line.replace("classes of ", "classes     ", 1) for line in lines]
             found.notes += odd
         else:
+            splits, beside = complete(recipe, sample.splits)
             with locating_data(recipe):
-                splits, beside = apart(sample.splits)
                 counts = recipe.task.look(splits, setup_of(recipe, pair))
             with recipe.locate("teacher"):
                 recipe.teacher.look(recipe.task, splits, beside, pair)

@@ -92,7 +92,8 @@ class Fitter:
             rows: Number of rows with a label -> those of them to train on, as indices.
         """
         labelled = self.rows((Labels(),))
-        return replace(self, prepared=replace(self.prepared, train=labelled.select(rows(len(labelled)))))
+        chosen = labelled.select(rows(len(labelled)))
+        return replace(self, prepared=replace(self.prepared, train=chosen, transfer_rows=0))
 
     def rows(self, objectives: Sequence[Objective]) -> Dataset:
         """Return the rows to train on: those with a label if the objectives learn from labels only, else all."""

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from hf_distill import parallel
 from hf_distill.component import settings
 from hf_distill.data import apart, load_splits
+from hf_distill.data.transfer import TRANSFER
+from hf_distill.data.transfer_rows import append_transfer
 from hf_distill.errors import UserError
 from hf_distill.models.pair import Pair
 from hf_distill.objectives.guard import guarded
@@ -80,9 +82,7 @@ def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run
     for line in remarks(recipe, pair):
         narrator.say(line)
     with parallel.first_process_first():
-        with recipe.locate("data"):
-            splits = load_splits(recipe.data, recipe.task.roles, recipe.teacher.reads)
-        prepared, stored = prepare(recipe, pair, splits)
+        prepared, stored = prepare(recipe, pair, load(recipe))
     if (labels := describe_labels(prepared)) is not None:
         narrator.say(labels)
     lines, odd = check_prepared(recipe, prepared)
@@ -113,10 +113,23 @@ def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run
     )
 
 
+def load(recipe: Recipe) -> dict[str, Dataset]:
+    """Return the raw splits of a run, `train`, `eval` and maybe `transfer`, with columns named by role.
+
+    They are read first. What else `data` asks for changes `train` and `transfer` here, in this order: choose rows, add
+    rows. `prepare` appends the transfer rows to `train` at the end.
+
+    Raises:
+        UserError: The data cannot be read; the message has the place in the recipe.
+    """
+    with recipe.locate("data"):
+        return load_splits(recipe.data, recipe.task.roles, recipe.teacher.reads, label=recipe.task.label_role)
+
+
 def prepare(
     recipe: Recipe, pair: Pair, splits: Mapping[str, Dataset]
 ) -> tuple[Prepared, tuple[Prepared, TargetSource] | None]:
-    """Return what the task makes of the splits.
+    """Return what the task makes of the splits; transfer rows are the last of its train split.
 
     Returns:
         The prepared data. If the teacher is given as data, also the same data with its targets in every batch, and
@@ -125,9 +138,21 @@ def prepare(
     Raises:
         UserError: The data does not fit the task or the teacher; the message has the place in the recipe.
     """
-    splits, beside = apart(splits)
+    transfer_rows = len(splits.get(TRANSFER, ()))
+    splits, beside = complete(recipe, splits)
+    setup = replace(setup_of(recipe, pair), transfer_rows=transfer_rows)
     with locating_data(recipe), guarded(recipe.task, "task"):
-        return recipe.teacher.prepare(recipe.task, splits, beside, setup_of(recipe, pair), pair)
+        return recipe.teacher.prepare(recipe.task, splits, beside, setup, pair)
+
+
+def complete(recipe: Recipe, splits: Mapping[str, Dataset]) -> tuple[dict[str, Dataset], dict[str, Dataset]]:
+    """Return `train`, with the transfer rows at its end, and `eval`; and the further columns of the same rows.
+
+    Raises:
+        UserError: The transfer rows do not fit those of train.
+    """
+    with recipe.locate("data"):
+        return apart(append_transfer(splits, recipe.task.label_role))
 
 
 @contextmanager

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from hf_distill.component import component
 from hf_distill.errors import UserError
 from hf_distill.models.match import match
@@ -17,6 +19,7 @@ from hf_distill.tasks.class_counts import ClassCounts, count_classes
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from numpy.typing import NDArray
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from hf_distill.models.loading import Head
@@ -28,6 +31,11 @@ if TYPE_CHECKING:
 
 # `data.labels` of a recipe: the names of 0, 1, 2, ..., or label -> name of its class (None: no label).
 SaidLabels = list[str] | dict[str, str | None] | None
+
+LABELS_ARE_TEXTS = (
+    "its labels are the texts themselves, so that no text is without one. Add the texts to the train split: "
+    "path: {train: [FILE, MORE TEXTS]}."
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,7 @@ class Setup:
         label_separator: Text between the labels of a row that has several in one cell.
         metrics: Names of the metrics, the headline metric first; empty for the task's default.
         left_out: Token ids that mean something else, or nothing, to the teacher. The models are not compared on them.
+        transfer_rows: Number of rows at the end of the train split that come from `data.transfer`, and have no label.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -57,6 +66,7 @@ class Setup:
     label_separator: str | None = None
     metrics: Sequence[str] = ()
     left_out: tuple[int, ...] = ()
+    transfer_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,7 @@ class Prepared:
         label_names: Class names in the order of the student's head; None if they have no names.
         labelled: Whether the train split has labels.
         for_teacher: The same data, row by row, with the teacher's tokens; None if both models read the same tokens.
+        transfer_rows: Number of rows at the end of `train` that come from `data.transfer` and have no label.
     """
 
     train: Dataset
@@ -84,6 +95,12 @@ class Prepared:
     label_names: tuple[str, ...] | None
     labelled: bool
     for_teacher: Prepared | None = None
+    transfer_rows: int = 0
+
+    @property
+    def transferred(self) -> NDArray[np.bool_]:
+        """Which rows of `train` come from `data.transfer`, bool `(rows,)`; other rows may lack a label as well."""
+        return np.arange(len(self.train)) >= len(self.train) - self.transfer_rows
 
 
 @component
@@ -96,6 +113,8 @@ class Task(ABC):
     roles: ClassVar[Mapping[str, bool]]
     # The role whose column holds the labels.
     label_role: ClassVar[str] = "label"
+    # Why the student cannot learn from texts without a label (`data.transfer`), and what works instead; "" if it can.
+    no_transfer: ClassVar[str] = ""
     # Whether teacher and student may have different tokenizers (`Setup.teacher_tokenizer`). Not possible if they are
     # compared token by token.
     own_tokenizers: ClassVar[bool] = False
@@ -137,6 +156,16 @@ class Task(ABC):
             UserError: The labels do not fit the task.
         """
         return None
+
+    def check_transfer(self) -> None:
+        """Refuse `data.transfer` if a row of this task cannot be without a label.
+
+        Raises:
+            UserError: It cannot.
+        """
+        reason = self.no_transfer or ("" if self.label_role in self.roles else LABELS_ARE_TEXTS)
+        if reason:
+            raise UserError(f"not for {self.name}: {reason}", key="transfer")
 
     def check_model(self, config: PretrainedConfig) -> None:  # noqa: B027
         """Refuse a model that the task cannot use, before its weights are loaded.

@@ -85,6 +85,7 @@ class QuestionAnswering(Task):
             evaluator=SpanEvaluator(names if known["eval"][0] else (), questions),
             label_names=None,
             labelled=known["train"][0] > 0,
+            transfer_rows=_windows_after(windows["train"], len(splits["train"]) - setup.transfer_rows),
         )
 
     def _questions(self, raw: Dataset, windows: Dataset, names: tuple[str, ...]) -> Questions:
@@ -176,10 +177,18 @@ def _is_squad_type(kind: Any) -> bool:
 # ---- Tokens ----------------------------------------------------------------------------------------------------------
 
 
+def _windows_after(windows: Dataset, row: int) -> int:
+    """Return the number of windows of the questions from a row on."""
+    import pyarrow.compute as pc  # type: ignore[import-untyped]
+
+    found: int = pc.sum(pc.greater_equal(column(windows, "row"), row)).as_py() or 0
+    return found
+
+
 def _cut(split: Dataset, windows: Windows) -> Dataset:
     """Return the windows of a split; the next run reads them from the cache of `datasets`."""
     import numpy as np
-    import pyarrow.compute as pc  # type: ignore[import-untyped]
+    import pyarrow.compute as pc
 
     numbered = split.add_column("row", np.arange(len(split)))
     settings = (QuestionAnswering.name, windows.split, windows.max_length, windows.stride, windows.no_answer)

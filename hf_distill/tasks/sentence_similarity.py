@@ -110,6 +110,7 @@ class SentenceSimilarity(Task):
             evaluator=LogitsEvaluator(tuple(names) if "eval" in scores.labelled else (), "values"),
             label_names=None,
             labelled="train" in scores.labelled,
+            transfer_rows=setup.transfer_rows,
         )
         if not prepared.evaluator.names and not translated:
             logger.warning("the eval split has no pairs with scores: the report has no metrics of the models")

@@ -46,6 +46,10 @@ class SequenceToSequence(Task):
     auto_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
     groups_by_length: ClassVar[bool] = True
     source_role: ClassVar[str]
+    no_transfer: ClassVar[str] = (
+        "the models are compared on the tokens of a target, each given those before it. Let the teacher write the "
+        "targets (`generate`), and add the pairs to the train split: path: {train: [FILE, WRITTEN BY THE TEACHER]}."
+    )
     # Metrics if the recipe names none.
     own_metrics: ClassVar[tuple[str, ...]] = tuple(DEFAULTS["texts"])
 

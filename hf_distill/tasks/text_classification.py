@@ -82,6 +82,7 @@ class TextClassification(Task):
             ),
             label_names=labelling.names,
             labelled="train" in labelling.labelled,
+            transfer_rows=setup.transfer_rows,
         )
         if setup.teacher_tokenizer is None:
             return prepared

@@ -87,6 +87,7 @@ class TokenClassification(Task):
             evaluator=LogitsEvaluator(tuple(names) if "eval" in labelling.labelled else (), "tags", labelling.names),
             label_names=labelling.names,
             labelled="train" in labelling.labelled,
+            transfer_rows=setup.transfer_rows,
         )
 
     def look(self, splits: Mapping[str, Dataset], setup: Setup) -> ClassCounts | None:

@@ -62,21 +62,32 @@ def drawn_from(split: Dataset, objectives: Iterable[Objective]) -> Dataset:
 
 
 def labels_of(prepared: Prepared) -> dict[str, int]:
-    """Return how many rows of each split have a label, by the report's keys."""
+    """Return how many rows of each split have a label, and how many come from `data.transfer`, by the report's keys."""
     return {
         "train_rows_with_label": int(has_label(prepared.train).sum()) if prepared.labelled else 0,
         "eval_rows_with_label": int(has_label(prepared.eval).sum()) if prepared.evaluator.names else 0,
+        **({"transfer_rows": prepared.transfer_rows} if prepared.transfer_rows else {}),
     }
 
 
 def describe_labels(prepared: Prepared) -> str | None:
     """Return a line that says how many rows have a label; None if all have one."""
-    train, evaluated = labels_of(prepared).values()
-    rows = len(prepared.train), len(prepared.eval)
+    train, evaluated, *_ = labels_of(prepared).values()
+    rows, transfer = (len(prepared.train), len(prepared.eval)), prepared.transfer_rows
     if (train, evaluated) == rows:
         return None
     text = f"labels: {train:,} of {rows[0]:,} train rows and {evaluated:,} of {rows[1]:,} eval rows have one"
-    return text if train == rows[0] else f"{text}. From the other train rows, only the teacher's targets are learned"
+    if train == rows[0]:
+        return text
+    others = rows[0] - train
+    source = (
+        ""
+        if not transfer
+        else ", all from data.transfer"
+        if transfer == others
+        else f" ({transfer:,} from data.transfer)"
+    )
+    return f"{text}. From the other {others:,}{source}, only the teacher's targets are learned"
 
 
 def check_labelled(split: Any, objectives: Sequence[Objective]) -> None:

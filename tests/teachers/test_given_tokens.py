@@ -174,8 +174,8 @@ def test_the_first_rows_of_large_data_are_looked_at(write: Any, monkeypatch: pyt
     import hf_distill.run.dry_run
     from hf_distill.data.loading import Sample, peek
 
-    def part(*args: Any) -> Sample:
-        found = peek(*args)
+    def part(*args: Any, **named: Any) -> Sample:
+        found = peek(*args, **named)
         assert found is not None
         return Sample({"train": found.splits["train"].select(range(9))}, whole=False)
 
