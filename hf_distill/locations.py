@@ -123,7 +123,6 @@ PIP = {
     **dict.fromkeys(("rouge_score", "sacrebleu"), "'hf-distill[text]'"),
     **dict.fromkeys(("torchao", "bitsandbytes"), "'hf-distill[quantization]'"),
     "gguf": "'hf-distill[gguf]'",
-    "peft": "'hf-distill[peft]'",
     "azure_ml": "azureml-sdk",
     "flyte": "flytekit",
     "galore_torch": "git+https://github.com/jiaweizzhao/GaLore",

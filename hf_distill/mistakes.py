@@ -188,13 +188,13 @@ def _find(data: Any, item: Mapping[str, Any], path: str, cls: type | None) -> tu
         if (isinstance(data, dict) and token in data) or (isinstance(data, list | tuple) and token in range(len(data))):
             data, path = data[token], join(path, token)
             if index < len(location) - 1:
-                owner = _component_of(owner, token)
+                owner = component_of(owner, token)
         elif index == len(location) - 1 and item["type"] == "missing":
             path = join(path, token)
     return path, data, owner
 
 
-def _component_of(cls: type | None, key: str | int) -> type | None:
+def component_of(cls: type | None, key: str | int) -> type | None:
     """Return the component class that a component's field may hold, such as `Schedule` for a weight; else None."""
     info = getattr(cls, "__pydantic_fields__", {}).get(key)
     waiting = [] if info is None else [info.annotation]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.errors import UserError
-from hf_distill.locations import require, resolve
+from hf_distill.locations import resolve
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -101,7 +101,6 @@ def find_adapter(model: str | None, key: str = "model") -> Adapter | None:
             "directory of its own.",
             key=key,
         )
-    require("peft", f"the adapter '{model}'", key)
     try:
         settings = json.loads(Path(directory, CONFIG).read_text(encoding="utf-8"))
         named = settings.get("base_model_name_or_path")

@@ -122,6 +122,8 @@ def _fields(cls: type, name: str | None = None) -> Schema:
             properties["teacher"] = {**inner, "description": said["teacher"]}
         if "teachers" in properties:
             properties["teachers"] = {"type": "array", "minItems": 2, "items": inner, "description": said["teachers"]}
+    if "objectives" in properties:
+        properties["objectives"] = {**_objectives()["objectives"], "description": said["objectives"]}
     if "training" in properties:
         # A teacher's own training has the same keys, except its directory.
         properties["training"] |= {"$ref": "#/$defs/training", "not": {"required": ["output_dir"]}}

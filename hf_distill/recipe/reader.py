@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from hf_distill.data.section import Data
 from hf_distill.errors import FieldError, UserError, did_you_mean
-from hf_distill.mistakes import describe, explain, join, unknown_key
+from hf_distill.mistakes import component_of, describe, explain, join, unknown_key
 from hf_distill.objectives import OBJECTIVES, PRESETS, Objective
 from hf_distill.recipe.document import Document, read_document
 from hf_distill.recipe.overrides import apply_overrides
@@ -183,7 +183,10 @@ class _Reading:
     def nested(
         self, cls: type, given: Mapping[str, Any], path: str, table: Mapping[str, type[Part]], base: type[Part]
     ) -> dict[str, Any]:
-        """Return the entries inside an entry by its field, `teacher` or a list of `teachers`; None for a wrong one."""
+        """Return what is built first inside an entry, by its field; None for what is wrong.
+
+        These are entries (`teacher`, a list of `teachers`, `objectives`) and, beside them, settings of several keys.
+        """
         fields = getattr(cls, "__pydantic_fields__", ())
         found: dict[str, Any] = {}
         if "teacher" in fields:
@@ -192,6 +195,14 @@ class _Reading:
             place = join(path, "teachers")
             read = [self.component(join(place, at), one, table, base) for at, one in enumerate(several)]
             found["teachers"] = None if None in read else read
+        if "objectives" in fields and "objectives" in given:
+            found["objectives"] = self.objectives(path, {"objectives": given["objectives"]})
+        if found:
+            # pydantic takes a mapping for a dataclass from JSON only, and what is built already is not JSON.
+            for key, value in given.items():
+                kind = component_of(cls, key)
+                if key not in found and isinstance(value, dict) and kind is not None:
+                    found[key] = self.validate(kind, value, join(path, key))
         return found
 
     def outside(self, name: str, path: str, table: Mapping[str, type[Part]], base: type[Part]) -> type[Part] | None:

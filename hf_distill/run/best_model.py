@@ -6,7 +6,7 @@ Transformers checks the first only after the first evaluation, and its message a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,8 @@ class _Training:
         compares: Whether it has a teacher.
         whose: How messages call the model that is trained.
         way_out: A sentence that says how to give this training another metric than the others.
+        elsewhere: Arguments that another key of the recipe sets -> path of that key.
+        holds_out: Whether it is evaluated on held-out rows with labels instead of the eval split.
     """
 
     path: str
@@ -54,6 +56,8 @@ class _Training:
     compares: bool = True
     whose: str = "the student"
     way_out: str = ""
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
+    holds_out: bool = False
 
     def word(self, key: str, default: Any = None) -> Any:
         """Return an argument; the value of an enumeration as text."""
@@ -63,6 +67,8 @@ class _Training:
     def at(self, *keys: str) -> str:
         """Return the key path of the first of these keys that the recipe sets: for this training, or for all."""
         for key in keys:
+            if key in self.elsewhere:
+                return self.elsewhere[key]
             if key in self.own:
                 return f"{self.path}.{key}"
         return f"training.{next((key for key in keys if key in self.shared), keys[0])}"
@@ -102,8 +108,10 @@ def check_best_metric(recipe: Recipe, prepared: Prepared) -> None:
     mistakes: dict[str, str] = {}
     evaluator = prepared.evaluator
     for training in _trainings(recipe):
-        figures = _figures(training, labelled=bool(evaluator.names), classes=prepared.layout.has_classes)
-        for path, text in _unknown_metric(training, [*figures, *evaluator.in_training]):
+        held = training.holds_out
+        figures = _figures(training, labelled=held or bool(evaluator.names), classes=prepared.layout.has_classes)
+        metrics = (evaluator.for_other_rows() if held else evaluator).in_training
+        for path, text in _unknown_metric(training, [*figures, *metrics]):
             mistakes.setdefault(path, text)
     _refuse(recipe, mistakes)
 
@@ -123,19 +131,24 @@ def _trainings(recipe: Recipe) -> Iterator[_Training]:
         if recipe.report.baseline:
             whose = "the baseline, trained on labels alone,"
             yield _Training(path, stage.training, recipe.training, arguments, alone, compares=False, whose=whose)
-    for path, own in recipe.teacher.fine_tuning.items():
+    for path, how in recipe.teacher.fine_tuning.items():
         whose = "the teacher, fine-tuned on labels alone,"
-        way_out = "" if METRIC in own else f" The teacher can have its own: teacher.{path}.{METRIC}."
-        arguments = fine_tuning(shared, own)
+        place, own = f"teacher.{path}", how.training
+        way_out = "" if METRIC in own else f" The teacher can have its own: {place}.{METRIC}."
+        elsewhere = {}
+        if how.early_stopping is not None:
+            way_out, elsewhere = "", {METRIC: f"{place.removesuffix('training')}early_stopping.metric"}
         yield _Training(
-            f"teacher.{path}",
+            place,
             own,
             recipe.training,
-            arguments,
-            alone,
+            fine_tuning(shared, how),
+            tuple(how.objectives) or alone,
             compares=False,
             whose=whose,
             way_out=way_out,
+            elsewhere=elsewhere,
+            holds_out=how.early_stopping is not None,
         )
 
 

@@ -231,7 +231,7 @@ def _settings(run: Run, teacher: TargetSource, student: PreTrainedModel) -> dict
     two = (
         {"tokenizers": {side: tokenizer_name(one) for side, one in names.items() if one}} if all(names.values()) else {}
     )
-    facts = {**teacher.facts(), **({} if run.stored is None else run.stored[1].facts())}
+    facts = {**run.trained, **teacher.facts(), **({} if run.stored is None else run.stored[1].facts())}
     return {
         "versions": environment(),
         **two,

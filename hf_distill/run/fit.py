@@ -11,17 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 from hf_distill import parallel
 from hf_distill.component import entry
+from hf_distill.data import by_length
 from hf_distill.data.fingerprints import dataset_fingerprint
-from hf_distill.errors import Stopped
+from hf_distill.data.holdout import hold_out
+from hf_distill.errors import Stopped, UserError
 from hf_distill.files.fingerprint import fingerprint
 from hf_distill.files.ownership import TRAINING
 from hf_distill.files.records import write_record
 from hf_distill.metrics.table import AGREEMENT
 from hf_distill.models.fingerprint import model_fingerprint
+from hf_distill.models.lora import merged
 from hf_distill.models.target_model import as_source
 from hf_distill.objectives import Labels
 from hf_distill.run.checks import leaves_head
 from hf_distill.run.found import Found, look
+from hf_distill.teachers.base import FineTuning
 from hf_distill.training.checkpoints import last_complete_checkpoint, remove_checkpoints
 from hf_distill.training.deciding import deciding
 from hf_distill.training.labelled import drawn_from
@@ -95,6 +99,25 @@ class Fitter:
         chosen = labelled.select(rows(len(labelled)))
         return replace(self, prepared=replace(self.prepared, train=chosen, transfer_rows=0))
 
+    def holding_out(self, share: float) -> Fitter:
+        """Return a fitter that evaluates on some of the rows with a label, and trains on the others.
+
+        Args:
+            share: Share of the rows with a label that are held out, or their number.
+
+        Raises:
+            UserError: Nothing would be left to train on, or to evaluate on.
+        """
+        labelled = self.rows((Labels(),))
+        labels = "labels" if "labels" in labelled.column_names else None
+        try:
+            parts = hold_out(labelled, share, "input_ids", labels)
+        except UserError as error:
+            raise UserError(*error.mistakes, key="early_stopping.share") from error
+        evaluator = self.prepared.evaluator.for_other_rows()
+        data = replace(self.prepared, train=parts["train"], eval=by_length(parts["eval"]), evaluator=evaluator)
+        return replace(self, prepared=data)
+
     def rows(self, objectives: Sequence[Objective]) -> Dataset:
         """Return the rows to train on: those with a label if the objectives learn from labels only, else all."""
         return drawn_from(self.prepared.train, objectives)
@@ -105,8 +128,17 @@ class Fitter:
         teacher: nn.Module | None,
         objectives: Sequence[Objective],
         training: Mapping[str, Any],
+        beside: Mapping[str, Any] | None = None,
     ) -> str:
-        """Return a fingerprint of everything that influences the trained weights: models, data, settings."""
+        """Return a fingerprint of everything that influences the trained weights: models, data, settings.
+
+        Args:
+            model: The model to train.
+            teacher: Its teacher; None if there is none.
+            objectives: The objectives.
+            training: Training arguments.
+            beside: Other settings that influence them, by name.
+        """
         source = as_source(teacher)
         return fingerprint(
             model_fingerprint(model),
@@ -116,6 +148,7 @@ class Fitter:
             deciding(training),
             *([dict(self.task)] if self.task else []),
             *([{"frozen": frozen}] if (frozen := _frozen(model)) else []),
+            *([dict(beside)] if beside else []),
         )
 
     def fit(
@@ -128,6 +161,7 @@ class Fitter:
         teacher: nn.Module | None = None,
         say: Callable[[str], None] | None = None,
         claim: Callable[[Iterable[str]], None] | None = None,
+        how: FineTuning | None = None,
     ) -> Fitted:
         """Return the trained model: trained in `directory`, or loaded from there if it was trained before.
 
@@ -143,13 +177,15 @@ class Fitter:
             teacher: The teacher, or another source of targets; None if there is none.
             say: Called with lines for the user: damage, and decisions before training such as which layers are paired.
             claim: Called with names in `directory` before they are written there.
+            how: For a teacher that is trained first: adapters to train, and when to stop.
 
         Raises:
             UserError: The directory holds another training.
             Stopped: A signal ended the training; the same call resumes it from its checkpoint.
         """
         directory = Path(directory)
-        key = self.key(model, teacher, objectives, training)
+        how = how or FineTuning({})
+        key = self.key(model, teacher, objectives, training, how.deciding())
         found = parallel.asked_once(lambda: look(directory, key, parallel.started()))
         say = say or print_nothing
         if found.finished:
@@ -167,11 +203,17 @@ class Fitter:
         if found.damage is not None:
             again = f"from {found.checkpoint}" if found.checkpoint else "from the beginning"
             say(f"{directory} is damaged ({found.damage}): it is trained again {again}")
-        trainer = self._trainer(model, objectives, training, directory, teacher)
+        whole = model if how.lora is None else how.lora.wrap(model)
+        trainer = self._trainer(whole, objectives, training, directory, teacher)
         trainer.key, trainer.claim = key, claim
+        if how.lora is not None:
+            _check_whole(trainer)
+            say(how.lora.in_words(whole))
+        if how.early_stopping is not None:
+            trainer.add_callback(how.early_stopping.callback())
         for text in (*self._left_out(objectives), *trainer.decisions):
             say(text)
-        seconds = self._train(trainer, directory, found)
+        seconds = self._train(trainer, directory, found, how)
         layers = _layers(trainer)
         return Fitted(finished_model(trainer), trainer, trainer.state.log_history, seconds, reused=False, layers=layers)
 
@@ -179,7 +221,7 @@ class Fitter:
         rows, every = len(self.rows(objectives)), len(self.prepared.train)
         return [] if rows == every else [f"on labels alone: batches from the {rows:,} of {every:,} rows with a label"]
 
-    def _train(self, trainer: DistillationTrainer, directory: Path, found: Found) -> float:
+    def _train(self, trainer: DistillationTrainer, directory: Path, found: Found, how: FineTuning) -> float:
         """Train or resume training, save the model, and return the seconds of training, including earlier runs."""
         from hf_distill.training.interrupt import StopOnInterrupt
 
@@ -201,6 +243,8 @@ class Fitter:
             end: dict[str, Any] = {"finished": done, "seconds": seconds, "history": [], "layers": _layers(trainer)}
             if done:
                 trainer.try_last()
+                if how.lora is not None:
+                    trainer.model = trainer.model_wrapped = merged(finished_model(trainer))
                 end |= {"history": trainer.state.log_history, "files": trainer.export(directory)}
         _write_record(trainer, directory, {**known, **end})
         if stopped is not None:
@@ -292,6 +336,18 @@ def _naming_the_checkpoint(directory: Path) -> Iterator[None]:
             else "Nothing was saved; run the changed recipe with --restart."
         )
         raise NotFinite(*(f"{line} {rest}" for line in error.mistakes), key=error.key) from None
+
+
+def _check_whole(trainer: DistillationTrainer) -> None:
+    """Refuse adapters that cannot be merged at the end, because no process holds whole weights."""
+    from hf_distill.training.sharded import saves_itself
+
+    if saves_itself(trainer):
+        raise UserError(
+            "adapters are merged at the end, which FSDP and DeepSpeed do not allow: they shard the weights. Train the "
+            "teacher first without them (accelerate launch with another configuration), or leave lora out.",
+            key="lora",
+        )
 
 
 def _frozen(model: PreTrainedModel) -> list[str]:

@@ -101,8 +101,8 @@ def _trainings(recipe: Recipe) -> Iterator[tuple[str, Mapping[str, Any], dict[st
     for index, stage in enumerate(recipe.plan):
         own = stage.training if recipe.stages else recipe.training
         yield join(recipe.stage_path(index), "training"), own, {**shared, **stage.training}
-    for path, first in recipe.teacher.fine_tuning.items():
-        yield join("teacher", path), first, fine_tuning(shared, first)
+    for path, how in recipe.teacher.fine_tuning.items():
+        yield join("teacher", path), how.training, fine_tuning(shared, how)
 
 
 def _mistakes(arguments: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

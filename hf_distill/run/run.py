@@ -62,6 +62,7 @@ class Run:
         stored: For students that train from stored targets: the fitter whose batches hold the targets, and their
             source. Set from the start if the teacher is given as data.
         layers: For each training and objective, by name, the pairs of layers that were compared.
+        trained: What the report says about the trainings of teachers, by name.
     """
 
     recipe: Recipe
@@ -79,6 +80,7 @@ class Run:
     cache: StoredTargets | None = None
     stored: tuple[Fitter, TargetSource] | None = None
     layers: dict[str, dict[str, list[list[int]]]] = field(default_factory=dict)
+    trained: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_main(self) -> bool:
@@ -180,25 +182,30 @@ class Run:
         if not self.prepared.labelled:
             raise UserError("the train split has no labels to fine-tune the teacher on. Name a fine-tuned model.")
         objectives = tuple(how.objectives) or (Labels(),)
-        settings, _ = resolve_bf16(fine_tuning(self.training, how.training))
         root = Path(how.directory).expanduser() if how.directory else self.directory.path / TEACHERS
         # One folder for each combination of settings: a change never overwrites a teacher that took hours.
         fitter = self.fitter.for_teacher()
         if how.rows is not None:
             fitter = fitter.on_labelled(how.rows)
-        key = fitter.key(model, None, objectives, settings)
+        if how.early_stopping is not None:
+            fitter = fitter.holding_out(how.early_stopping.share)
+        settings, _ = resolve_bf16(fine_tuning(self.training, how, fitter.prepared.evaluator.in_training))
+        key = fitter.key(model, None, objectives, settings, how.deciding())
         with Lock(root / key) as lock:
             if how.directory:  # other runs may use it at the same time
                 _check_own(root / key)
                 lock.wait(self.narrator.say, "trains this teacher")
             fitted = fitter.fit(
-                model, objectives=objectives, training=settings, directory=root / key, say=self.narrator.say
+                model, objectives=objectives, training=settings, directory=root / key, say=self.narrator.say, how=how
             )
         if how.private:
             self._say_cost(f"teacher on {len(fitter.prepared.train):,} private rows", fitted)
         else:
             others = sum(name.startswith("teacher") for name in self.histories)
-            self._remember(f"teacher {others + 1}" if others else "teacher", fitted)
+            name = f"teacher {others + 1}" if others else "teacher"
+            self._remember(name, fitted)
+            if facts := how.facts(fitted.history, fitted.trainer.args, len(fitter.prepared.eval)):
+                self.trained[f"training of the {name}"] = facts
         fitted.model.name_or_path = str(root / key)
         return fitted.model
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from hf_distill.recipe.recipe import Recipe
+    from hf_distill.teachers.base import FineTuning
 
 # A run must be resumable, and its report shows curves; Transformers' own defaults save and log only every 500 steps.
 TRAINING_DEFAULTS = {
@@ -38,9 +39,15 @@ def training_defaults(recipe: Recipe) -> dict[str, Any]:
     return {**TRAINING_DEFAULTS, **({SAMPLING: GROUPED} if grouped else {})}
 
 
-def fine_tuning(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a teacher's fine-tuning: its own, and the run's except length and learning rate."""
-    return {**{key: value for key, value in shared.items() if not key.startswith(_LEARNING)}, **own}
+def fine_tuning(shared: Mapping[str, Any], how: FineTuning, metrics: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the arguments of a teacher's fine-tuning: its own, and the run's except length and learning rate.
+
+    Args:
+        shared: The run's training arguments.
+        how: How the teacher is trained.
+        metrics: Metrics that its evaluations have, the headline first; empty if not known.
+    """
+    return how.arguments({key: value for key, value in shared.items() if not key.startswith(_LEARNING)}, metrics)
 
 
 def within_batch(recipe: Recipe) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -107,6 +107,10 @@ class Evaluator(ABC):
         """The metrics that an evaluation during training can compute, to select the best model."""
         return tuple(name for name in self.names if self.needs_logits or self.generates(name))
 
+    def for_other_rows(self) -> Evaluator:
+        """Return an evaluator for other rows with labels than those of the eval split."""
+        return self
+
     def logged(self, figures: Mapping[str, float]) -> Mapping[str, float]:
         """Return the figures of an evaluation during training, with the metrics that can be computed from them."""
         return figures
@@ -172,6 +176,10 @@ class SpanEvaluator(Evaluator):
     needs_logits: ClassVar[bool] = True
 
     questions: Questions
+
+    def for_other_rows(self) -> SpanEvaluator:
+        """Return an evaluator without metrics, which are computed question by question on the eval split."""
+        return replace(self, names=())
 
     def evaluate(self, predictions: Predictions) -> dict[str, float]:
         """Return the means over the questions with a known answer."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +85,10 @@ class TextEvaluator(LossEvaluator):
     """
 
     generator: Generator
+
+    def for_other_rows(self) -> TextEvaluator:
+        """Return an evaluator without the metrics of generated texts, whose references are those of the eval split."""
+        return replace(self, names=tuple(name for name in self.names if not self.generates(name)))
 
     def generate(self, model: PreTrainedModel, batch_size: int) -> Sequence[str]:
         """Return the generated text of each example of the eval split."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from hf_distill.component import component
+from hf_distill.component import component, settings
 from hf_distill.errors import UserError
 from hf_distill.models.needs import Gives
 
@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 
     from hf_distill.cache.replay import Data
     from hf_distill.models.loading import Head
+    from hf_distill.models.lora import Lora
     from hf_distill.models.pair import Pair
     from hf_distill.models.target_model import TargetSource
     from hf_distill.objectives import Objective
     from hf_distill.students import Student
     from hf_distill.tasks import Prepared, Setup, Task
+    from hf_distill.teachers.early_stopping import EarlyStopping
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class FineTuning:
         objectives: What it learns from; empty for the labels.
         rows: Number of rows with a label -> those of them to train on, as indices; one may come twice. None for all.
         private: Whether these rows are private, so that the curves of the training are in no report.
+        lora: Adapters to train in place of the weights, merged at the end; None to train all weights.
+        early_stopping: When the training ends before its last step; None for never.
     """
 
     training: Mapping[str, Any]
@@ -45,6 +49,36 @@ class FineTuning:
     objectives: Sequence[Objective] = ()
     rows: Callable[[int], Sequence[int]] | None = None
     private: bool = False
+    lora: Lora | None = None
+    early_stopping: EarlyStopping | None = None
+
+    def arguments(self, shared: Mapping[str, Any], metrics: Iterable[str] = ()) -> dict[str, Any]:
+        """Return all its training arguments.
+
+        Args:
+            shared: The recipe's, except those of its length and learning rate.
+            metrics: Metrics that evaluations on held-out rows have, the headline first; empty if not known.
+        """
+        early = {} if self.early_stopping is None else self.early_stopping.arguments(shared, self.training, metrics)
+        return {**shared, **self.training, **early}
+
+    def deciding(self) -> dict[str, Any]:
+        """Return what decides the trained weights besides model, data, objectives and training arguments."""
+        own = {"lora": self.lora, "early_stopping": self.early_stopping}
+        return {name: settings(one) for name, one in own.items() if one is not None}
+
+    def facts(self, history: Sequence[Mapping[str, Any]], args: TrainingArguments, held_out: int) -> dict[str, Any]:
+        """Return what the report and the model card say about the training; empty for a plain one.
+
+        Args:
+            history: `log_history` of the training.
+            args: Its training arguments.
+            held_out: Number of rows of its evaluations.
+        """
+        facts = {} if self.lora is None else {"LoRA": {"rank": self.lora.r, "alpha": self.lora.alpha}}
+        if self.early_stopping is not None:
+            facts |= self.early_stopping.facts(history, args, held_out)
+        return facts
 
 
 class FineTune(Protocol):
@@ -133,8 +167,8 @@ class Teacher(ABC):
         return getattr(self, "quantization", None) is not None
 
     @property
-    def fine_tuning(self) -> Mapping[str, Mapping[str, Any]]:
-        """Key path -> training arguments of each model that the run trains first; empty if there is none."""
+    def fine_tuning(self) -> Mapping[str, FineTuning]:
+        """Key path of its training arguments -> how each model is trained that the run trains first; mostly empty."""
         return {}
 
     @property

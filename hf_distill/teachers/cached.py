@@ -14,7 +14,7 @@ from hf_distill import parallel
 from hf_distill.component import component, entry
 from hf_distill.errors import UserError
 from hf_distill.models.layers import Index, Part, States, each_once
-from hf_distill.teachers.base import FineTune, Storing, Teacher, under
+from hf_distill.teachers.base import FineTune, FineTuning, Storing, Teacher, under
 from hf_distill.teachers.loaded import as_entry
 
 if TYPE_CHECKING:
@@ -141,9 +141,9 @@ class CachedTeacher(Teacher):
         return self.teacher.has_head
 
     @property
-    def fine_tuning(self) -> Mapping[str, Mapping[str, Any]]:
-        """Key path -> training arguments of each model that the run trains first for the inner entry."""
-        return {f"teacher.{path}": training for path, training in self.teacher.fine_tuning.items()}
+    def fine_tuning(self) -> Mapping[str, FineTuning]:
+        """Key path -> training of each model that the run trains first for the inner entry."""
+        return {f"teacher.{path}": how for path, how in self.teacher.fine_tuning.items()}
 
     @property
     def own_inputs(self) -> bool:
@@ -204,6 +204,8 @@ class CachedTeacher(Teacher):
         """Refuse layers that the teacher does not have, and hidden states of tokens that the student does not read."""
         from hf_distill.cache.hidden_states import columns_of
 
+        with under("teacher"):
+            self.teacher.check_pair(task, every, pair)
         states = self.states(every, pair)
         columns_of(pair.teacher, states, "float32")
         whole = [str(one) for one in states if one.of == "tokens"]

@@ -21,7 +21,7 @@ from hf_distill.models.target_rows import MixtureRows, upcast
 from hf_distill.rows.base import IMPOSSIBLE, RowLayout
 from hf_distill.rows.examples import ExampleRows
 from hf_distill.rows.spans import CONTEXT_MASK, SpanRows
-from hf_distill.teachers.base import FineTune, Teacher, under
+from hf_distill.teachers.base import FineTune, FineTuning, Teacher, under
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -80,9 +80,9 @@ class EnsembleTeacher(Teacher):
         return self.teachers[0].has_head
 
     @property
-    def fine_tuning(self) -> Mapping[str, Mapping[str, Any]]:
-        """Key path -> training arguments of each teacher that the run trains first."""
-        return {f"{path}.{key}": training for path, one in self.members() for key, training in one.fine_tuning.items()}
+    def fine_tuning(self) -> Mapping[str, FineTuning]:
+        """Key path -> training of each teacher that the run trains first."""
+        return {f"{path}.{key}": how for path, one in self.members() for key, how in one.fine_tuning.items()}
 
     @property
     def output_directories(self) -> tuple[str | None, ...]:

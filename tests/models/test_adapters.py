@@ -219,13 +219,6 @@ def test_a_whole_model_beside_the_adapter(make_adapter: Make) -> None:
     assert "holds a whole model and an adapter" in mistake(lambda: open_config(str(adapter)))[1]
 
 
-def test_peft_is_not_here(make_adapter: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The line has to say what to install."""
-    adapter = make_adapter()
-    monkeypatch.setattr("hf_distill.locations.is_here", lambda package: package != "peft")
-    assert "pip install 'hf-distill[peft]'" in mistake(lambda: open_config(str(adapter)))[1]
-
-
 def test_another_base(make_adapter: Make, make_model: Any, tmp_path: Path) -> None:
     """PEFT leaves out what has no place, with a warning or none: the model would be the base."""
     adapter = make_adapter()
