@@ -27,6 +27,8 @@ PEEK = 1_000
 """Rows of a large split that `--check` looks at."""
 # Prefix of columns that have no role and are loaded all the same.
 BESIDE = "beside/"
+# Stands for all columns that have no role.
+ALL = "*"
 
 
 def check_data(data: Data, roles: Mapping[str, bool], label: str = "label") -> None:
@@ -72,7 +74,8 @@ def load_splits(
     Args:
         data: The recipe's section.
         roles: Role -> whether the task must have it.
-        also: Further columns to load if a split has them; `apart` separates them from those with a role.
+        also: Further columns to load if a split has them; `apart` separates them from those with a role. `*` stands
+            for all columns that have no role.
         label: Role of the labels.
 
     Raises:
@@ -190,7 +193,8 @@ def _by_role(
 
 def _renamed(dataset: Dataset, mine: Mapping[str, str], whole: Dataset, also: Sequence[str]) -> Dataset:
     # Select before renaming: a column that is dropped may have the name of a role.
-    others = [name for name in also if name in whole.column_names]
+    every = [name for name in whole.column_names if name not in mine] if ALL in also else []
+    others = list(dict.fromkeys(name for name in (*also, *every) if name in whole.column_names))
     alone = {name: f"{BESIDE}{name}" for name in others if name not in mine and name in dataset.column_names}
     new = {**{name: role for name, role in mine.items() if name != role}, **alone}
     renamed = dataset.select_columns([*mine, *alone]).rename_columns(new)

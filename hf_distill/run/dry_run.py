@@ -201,6 +201,7 @@ def _check_rows(recipe: Recipe, found: _Findings, pair: Pair, sample: Sample) ->
             prepared, _ = prepare(recipe, pair, sample.splits)
             if (labels := describe_labels(prepared)) is not None:
                 found.plan.append(labels.replace("labels: ", "labels      ", 1))
+            found.plan += prepared.shown if prepared.for_teacher is None else prepared.for_teacher.shown
             lines, odd = check_prepared(recipe, prepared)
             if not found.mistakes:  # else the training arguments may be wrong
                 check_best_metric(recipe, prepared)

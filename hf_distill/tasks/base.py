@@ -84,6 +84,7 @@ class Prepared:
         labelled: Whether the train split has labels.
         for_teacher: The same data, row by row, with the teacher's tokens; None if both models read the same tokens.
         transfer_rows: Number of rows at the end of `train` that come from `data.transfer` and have no label.
+        shown: Lines that `--check` prints about the inputs.
     """
 
     train: Dataset
@@ -96,6 +97,7 @@ class Prepared:
     labelled: bool
     for_teacher: Prepared | None = None
     transfer_rows: int = 0
+    shown: tuple[str, ...] = ()
 
     @property
     def transferred(self) -> NDArray[np.bool_]:

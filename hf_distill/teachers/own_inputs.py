@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hf_distill.component import component
@@ -49,6 +49,21 @@ class Examples:
     tokenizer: PreTrainedTokenizerBase | None
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """A teacher's inputs.
+
+    Attributes:
+        rows: Split -> inputs, row by row. One of the columns is `input_ids`; values may be lists of any depth.
+        settings: What its model needs to know beside them, as plain values; in `head.settings` of `classifier`.
+        shown: Lines that `--check` prints: what the teacher reads, and what it costs.
+    """
+
+    rows: Mapping[str, Dataset]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    shown: tuple[str, ...] = ()
+
+
 @component
 class OwnInputsTeacher(Teacher):
     """Base class of teachers that make their own inputs and give logits of the classes of the task.
@@ -69,10 +84,8 @@ class OwnInputsTeacher(Teacher):
         return None
 
     @abstractmethod
-    def encode(self, examples: Examples) -> dict[str, Dataset]:
-        """Return split -> the teacher's inputs, row by row.
-
-        One of the columns is `input_ids`; values may be lists of any depth.
+    def encode(self, examples: Examples) -> Encoded:
+        """Return the teacher's inputs, row by row.
 
         Raises:
             UserError: The teacher cannot read the data; `key` is a key of this entry.
@@ -91,7 +104,8 @@ class OwnInputsTeacher(Teacher):
 
         Args:
             head: `head.settings` has `num_labels`, the names of the classes in the order of the logits (`id2label`,
-                where they have names), `problem_type`, and the `pad_token_id` of the teacher's tokenizer.
+                where they have names), `problem_type`, the `pad_token_id` of the teacher's tokenizer, and the settings
+                of `encode`.
         """
 
     def facts(self, names: Sequence[str]) -> Mapping[str, Any]:
@@ -171,6 +185,7 @@ class OwnInputsTeacher(Teacher):
             names = tuple(head.settings["id2label"].values())
             several = head.settings["problem_type"] == "multi_label_classification"
             own = self.encode(Examples(rows, names, several, prepared, setup.teacher_tokenizer))
+            head = replace(head, settings={**head.settings, **own.settings})
         return _with_inputs(prepared, own, CollateInputs(self.collate(setup.teacher_tokenizer)), head), None
 
     def _head(self, prepared: Prepared, setup: Setup) -> Head:
@@ -220,12 +235,12 @@ def _together(split: Dataset, beside: Dataset) -> Dataset:
     return concatenate_datasets([split, beside.select_columns(others)], axis=1) if others else split
 
 
-def _with_inputs(prepared: Prepared, own: Mapping[str, Dataset], collate: CollateInputs, head: Head) -> Prepared:
+def _with_inputs(prepared: Prepared, own: Encoded, collate: CollateInputs, head: Head) -> Prepared:
     """Return prepared data with a teacher's inputs beside the student's.
 
     Args:
         prepared: The data with row numbers from `numbered`.
-        own: Split -> the teacher's inputs, by row number.
+        own: The teacher's inputs, by row number.
         collate: Makes a batch of them.
         head: The classes in the order of the teacher's logits.
     """
@@ -233,11 +248,11 @@ def _with_inputs(prepared: Prepared, own: Mapping[str, Dataset], collate: Collat
     from hf_distill.models.target_model import ROW
 
     both = {
-        name: side_by_side(split.remove_columns(ROW), with_length(own[name]).select(split[ROW][:]))
+        name: side_by_side(split.remove_columns(ROW), with_length(own.rows[name]).select(split[ROW][:]))
         for name, split in (("train", prepared.train), ("eval", prepared.eval))
     }
     views = {name: teacher_view(split) for name, split in both.items()}
-    theirs = replace(prepared, **views, head=head, collator=collate)
+    theirs = replace(prepared, **views, head=head, collator=collate, shown=own.shown)
     return replace(prepared, **both, collator=PadBoth(prepared.collator, collate), for_teacher=theirs)
 
 
