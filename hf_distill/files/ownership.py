@@ -19,12 +19,13 @@ TRAINING = "_fit.json"
 # Names with an underscore: `Trainer.push_to_hub` leaves them out.
 TEACHERS = "_teacher"
 RUNS = "_runs"
+ANSWERS = "_noisy"
 EXPORT = "_export"
 CHECKPOINT = re.compile(r"checkpoint-\d+")
 # Every run writes these; the files of the student's model are added when they are written.
 _ALWAYS = (RECIPE, TRAINING, EXPORT, RUNS, "report.json", "report.html", "README.md")
 # Files that are already there when the record is first written.
-_HARMLESS = (FILE, lock.FILE, TEACHERS)
+_HARMLESS = (FILE, lock.FILE, TEACHERS, ANSWERS)
 # Names under which a student is saved: a conflict is reported before training, not after it.
 _STUDENT = re.compile(
     r"checkpoint-\d+|(adapter_|generation_)?config\.json|(adapter_)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"

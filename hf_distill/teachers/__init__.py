@@ -8,6 +8,7 @@ from hf_distill.teachers.ema import EmaTeacher
 from hf_distill.teachers.ensemble import EnsembleTeacher
 from hf_distill.teachers.finetuned import FinetunedTeacher
 from hf_distill.teachers.given import GivenTeacher
+from hf_distill.teachers.noisy import NoisyTeacher
 from hf_distill.teachers.pretrained import PretrainedTeacher
 
 TEACHERS: dict[str, type[Teacher]] = {
@@ -16,6 +17,7 @@ TEACHERS: dict[str, type[Teacher]] = {
     "ensemble": EnsembleTeacher,
     "finetuned": FinetunedTeacher,
     "given": GivenTeacher,
+    "noisy": NoisyTeacher,
     "pretrained": PretrainedTeacher,
 }
 
@@ -27,6 +29,7 @@ __all__ = [
     "FineTune",
     "FinetunedTeacher",
     "GivenTeacher",
+    "NoisyTeacher",
     "PretrainedTeacher",
     "Teacher",
 ]
