@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, Strict, field_validator
+from pydantic import Field, SkipValidation, Strict, field_validator
 
 from hf_distill.component import component
 from hf_distill.data.transfer import Transfer
+from hf_distill.data.augmentation import Augmentation
+from hf_distill.data.pseudo_labels import PseudoLabels
+from hf_distill.data.selecting import Select
 
 # Split of a run -> its usual name in datasets on the Hub.
 USUAL_SPLITS = {"train": "train", "eval": "validation"}
@@ -41,6 +44,11 @@ class Data:
             split). Default: the longest that both models take.
         transfer: Texts without labels from another place: `{path: texts.txt}`. The teacher labels them, and the student
             learns from them as from the rows of train. Default: none.
+        select: Which of the train rows without a label the teacher is asked about, if not about all: `{by: margin,
+            share: 0.3}`. Default: all.
+        augment: How further train rows, without a label, are made of the texts: `tinybert`. Default: none are made.
+        pseudo_labels: How sure the teacher must be of a train row without a label, so that the student learns from it:
+            `{threshold: 0.9, soft: false}`. Default: the student learns from all.
     """
 
     path: str | dict[str, str | list[str]]
@@ -54,6 +62,9 @@ class Data:
     label_separator: Annotated[str, Field(min_length=1)] | None = None
     max_length: Annotated[int, Field(gt=0)] | None = None
     transfer: Transfer | None = None
+    select: Select | None = None
+    augment: SkipValidation[Augmentation | None] = None
+    pseudo_labels: PseudoLabels | None = None
 
     @field_validator("splits")
     @classmethod

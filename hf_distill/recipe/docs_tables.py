@@ -20,6 +20,9 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from hf_distill.augmentations import AUGMENTATIONS
+from hf_distill.data.pseudo_labels import PseudoLabels
+from hf_distill.data.selecting import Select
 from hf_distill.data.transfer import Transfer
 from hf_distill.mistakes import attributes
 from hf_distill.objectives import OBJECTIVES, Objective
@@ -40,6 +43,7 @@ TABLE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 DEFAULT = re.compile(r" ?Default: (.+)\.$")
 ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
 ENTRIES: dict[str, Mapping[str, type]] = {
+    "augment": AUGMENTATIONS,
     "tasks": TASKS,
     "teacher": TEACHERS,
     "student": STUDENTS,
@@ -48,6 +52,8 @@ ENTRIES: dict[str, Mapping[str, type]] = {
 # What stands in a table of its own, because many entries have it.
 ALONE: dict[str, type] = {
     **SECTIONS,
+    "data.pseudo_labels": PseudoLabels,
+    "data.select": Select,
     "stages": Stage,
     "schedule": Schedule,
     "data.transfer": Transfer,
@@ -113,7 +119,7 @@ def _keys(cls: Any, without: Iterable[str] = ()) -> Iterator[list[str]]:
         told = DEFAULT.search(text)
         default = field.get_default(call_default_factory=True)
         shown = "required" if field.is_required() else told[1] if told else f"`{_yaml(default)}`"
-        values = "" if key in ("teacher", "objectives") else _values(schema["properties"][key])
+        values = "" if key in ("augment", "teacher", "objectives") else _values(schema["properties"][key])
         yield [f"`{key}`", values, shown, DEFAULT.sub("", text)]
 
 

@@ -16,6 +16,7 @@ from typing import Any, get_args
 
 from pydantic import TypeAdapter
 
+from hf_distill.augmentations import AUGMENTATIONS
 from hf_distill.mistakes import attributes
 from hf_distill.objectives import OBJECTIVES, PRESETS
 from hf_distill.recipe.plugins import PLUGIN
@@ -124,6 +125,8 @@ def _fields(cls: type, name: str | None = None) -> Schema:
             properties["teachers"] = {"type": "array", "minItems": 2, "items": inner, "description": said["teachers"]}
     if "objectives" in properties:
         properties["objectives"] = {**_objectives()["objectives"], "description": said["objectives"]}
+    if "augment" in properties:
+        properties["augment"] = {**_entry(AUGMENTATIONS), "description": said["augment"]}
     if "training" in properties:
         # A teacher's own training has the same keys, except its directory.
         properties["training"] |= {"$ref": "#/$defs/training", "not": {"required": ["output_dir"]}}

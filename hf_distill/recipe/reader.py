@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from hf_distill.augmentations import AUGMENTATIONS, Augmentation
 from hf_distill.data.section import Data
 from hf_distill.errors import FieldError, UserError, did_you_mean
 from hf_distill.mistakes import component_of, describe, explain, join, unknown_key
@@ -98,6 +100,7 @@ class _Reading:
             "training": self.training("training", self.data.get("training"), {}),
         }
         parts |= {key: self.section(key, cls) for key, cls in SECTIONS.items() if key in self.data}
+        parts["data"] = self.augment(parts.get("data"))
         if "tokenizer" in self.data:
             parts["tokenizer"] = self.validate(str, self.data["tokenizer"], "tokenizer")
         self.required()
@@ -148,11 +151,21 @@ class _Reading:
         """Return a section that is one fixed dataclass."""
         value = self.data[key]
         if isinstance(value, dict):
-            return self.validate(cls, value, key)
+            built = ("augment",) if cls is Data else ()
+            return self.validate(cls, {name: one for name, one in value.items() if name not in built}, key)
         if value is not None or key not in REQUIRED:  # else it is reported as missing
             hint = f" Write {{path: {value}}}." if cls is Data and isinstance(value, str) else ""
             self.add(key, f"wanted a mapping (key: value), found {describe(value)}.{hint}")
         return None
+
+    def augment(self, data: Data | None) -> Data | None:
+        """Return the section `data` with the entry in it, which is one of a table."""
+        given = self.data.get("data")
+        if not isinstance(given, dict) or given.get("augment") is None:
+            return data
+        base: Any = Augmentation  # mypy does not accept an abstract class as a type argument
+        entry = self.component("data.augment", given["augment"], AUGMENTATIONS, base)
+        return None if data is None else replace(data, augment=entry)
 
     def component(self, path: str, value: Any, table: Mapping[str, type[Part]], base: type[Part]) -> Part | None:
         """Return an entry of one of the four tables, given as a mapping with a name or as just the name."""

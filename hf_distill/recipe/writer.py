@@ -10,6 +10,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from hf_distill.augmentations import AUGMENTATIONS
 from hf_distill.component import entry, settings
 from hf_distill.formatting import is_secret, masked
 from hf_distill.objectives import OBJECTIVES, Objective
@@ -34,6 +35,8 @@ def dump_recipe(recipe: Recipe) -> str:
         "stages": [_stage(stage) for stage in recipe.stages],
         "training": dict(recipe.training),
     }
+    if recipe.data.augment is not None:
+        content["data"]["augment"] = _entry(recipe.data.augment, AUGMENTATIONS)
     del content["objectives" if recipe.stages else "stages"]
     if list(content["task"]) == ["name"]:
         content["task"] = content["task"]["name"]

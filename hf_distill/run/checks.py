@@ -10,6 +10,7 @@ from hf_distill.errors import UserError
 from hf_distill.mistakes import join
 from hf_distill.objectives.fit import check_fit
 from hf_distill.report.text import count
+from hf_distill.run.data_options import check_data_options
 from hf_distill.run.private_rows import check_private
 from hf_distill.run.training_defaults import sampling_remark, within_batch
 from hf_distill.training.argument_checks import check_with_arguments
@@ -54,6 +55,7 @@ def check_plan(recipe: Recipe, pair: Pair | None) -> None:
         _check_quantized(recipe)
     if recipe.teacher.keeps_private:
         check_private(recipe)
+    check_data_options(recipe)
     mistakes: list[str] = []
     if pair is not None:
         frozen_of(recipe, pair.student)

@@ -11,6 +11,7 @@ from hf_distill.report.terminal import show
 from hf_distill.run.evaluation import report_on
 from hf_distill.run.launch import check_launch
 from hf_distill.run.preparation import open_run
+from hf_distill.run.pseudo_labels import leave_out_unsure
 
 if TYPE_CHECKING:
     from hf_distill.recipe.recipe import Recipe
@@ -47,6 +48,7 @@ def _distill(run: Run) -> Report:
     recipe = run.recipe
     teacher = run.load_teacher()
     run.store_targets(teacher)
+    leave_out_unsure(run, teacher)
     students: list[Fitted] = []
     baselines: list[Fitted] = []
     for seed in run.seeds:

@@ -244,6 +244,7 @@ def _settings(run: Run, teacher: TargetSource, student: PreTrainedModel) -> dict
         **_frozen(run, student),
         **_stages(run),
         **({"teacher": facts} if facts else {}),
+        **({"pseudo_labels": run.sure.facts(run.prepared.label_names)} if run.sure else {}),
         **({} if run.cache is None else {"teacher's answers": f"cached: {run.cache.in_words()}"}),
         **({"layers": run.layers} if run.layers else {}),
         "seconds": {name: round(value, 1) for name, value in run.seconds.items()},

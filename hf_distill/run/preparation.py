@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
@@ -23,12 +23,14 @@ from hf_distill.recipe.writer import dump_recipe
 from hf_distill.run.best_model import check_best_metric, check_saving
 from hf_distill.run.checks import check_plan, remarks
 from hf_distill.run.console import Narrator
+from hf_distill.run.data_options import check_sure_rows
 from hf_distill.run.directory import RunDirectory, stored_recipe
 from hf_distill.run.fit import Fitter
 from hf_distill.run.launch import check_launch, use_all_cores, use_cpu_if_needed, waiting
 from hf_distill.run.pairing import open_pair
 from hf_distill.run.requirements import check_steps, check_trainings, output_directory
 from hf_distill.run.run import Run
+from hf_distill.run.train_rows import chosen, with_new_rows
 from hf_distill.run.training_defaults import resolve_bf16, training_defaults
 from hf_distill.tasks import Setup
 from hf_distill.tasks.base import classes_of
@@ -82,7 +84,7 @@ def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run
     for line in remarks(recipe, pair):
         narrator.say(line)
     with parallel.first_process_first():
-        prepared, stored = prepare(recipe, pair, load(recipe))
+        prepared, stored = prepare(recipe, pair, load(recipe, pair, narrator.say))
     if (labels := describe_labels(prepared)) is not None:
         narrator.say(labels)
     lines, odd = check_prepared(recipe, prepared)
@@ -113,17 +115,23 @@ def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run
     )
 
 
-def load(recipe: Recipe) -> dict[str, Dataset]:
+def load(recipe: Recipe, pair: Pair, say: Callable[[str], None]) -> dict[str, Dataset]:
     """Return the raw splits of a run, `train`, `eval` and maybe `transfer`, with columns named by role.
 
     They are read first. What else `data` asks for changes `train` and `transfer` here, in this order: choose rows, add
     rows. `prepare` appends the transfer rows to `train` at the end.
 
     Raises:
-        UserError: The data cannot be read; the message has the place in the recipe.
+        UserError: The data cannot be read or changed so; the message has the place in the recipe.
     """
     with recipe.locate("data"):
-        return load_splits(recipe.data, recipe.task.roles, recipe.teacher.reads, label=recipe.task.label_role)
+        splits = load_splits(recipe.data, recipe.task.roles, recipe.teacher.reads, label=recipe.task.label_role)
+    with locating_data(recipe):
+        if recipe.data.select is not None:
+            splits = chosen(recipe.task, recipe.data.select, splits, setup_of(recipe, pair), say)
+        if recipe.data.augment is not None:
+            splits = with_new_rows(recipe.task, recipe.data.augment, splits, say)
+    return splits
 
 
 def prepare(
@@ -256,23 +264,28 @@ def check_prepared(recipe: Recipe, prepared: Prepared) -> tuple[list[str], list[
     """Check what only the data shows: whether objectives and classes fit it.
 
     Returns:
-        Lines that say how often each class occurs; and remarks about classes that are rare or missing.
+        Lines that say how often each class occurs, and of which rows the teacher must be sure; and remarks about
+        classes that are rare or missing.
 
     Raises:
         UserError: They do not fit, or labels are learned and all of the train split are of one class.
     """
     _check_objectives(recipe, prepared)
+    sure = check_sure_rows(recipe, prepared)
+    lines = [sure] if sure else []
     counts = classes_of(prepared)
     if counts is None:
-        return [], []
+        return lines, []
     check_one_class(recipe, counts)
-    return [f"classes of {line}" for line in counts.in_words()], list(counts.remarks())
+    return [*(f"classes of {line}" for line in counts.in_words()), *lines], list(counts.remarks())
 
 
 def _check_objectives(recipe: Recipe, prepared: Prepared) -> None:
+    pseudo = recipe.data.pseudo_labels
+    written = pseudo is not None and not pseudo.soft
     for index, stage in enumerate(recipe.plan):
         with recipe.locate(recipe.stage_path(index)):
-            recipe.task.check(stage.objectives, prepared)
+            recipe.task.check(stage.objectives, replace(prepared, labelled=prepared.labelled or written))
     if recipe.report.baseline and not prepared.labelled:
         raise recipe.mistake(
             "report.baseline", "a baseline learns from labels, but the train split has none. Set it to false."

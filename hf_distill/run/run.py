@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from hf_distill.models.target_model import TargetSource
     from hf_distill.objectives import Objective
     from hf_distill.recipe.recipe import Recipe
+    from hf_distill.run.sure_rows import SureRows
     from hf_distill.tasks import Prepared
     from hf_distill.training_args import DistillationArguments
 
@@ -61,6 +62,7 @@ class Run:
         cache: The teacher's targets as they are stored; None if they are not.
         stored: For students that train from stored targets: the fitter whose batches hold the targets, and their
             source. Set from the start if the teacher is given as data.
+        sure: The rows from which students learn, if `data.pseudo_labels` leaves some out; else None.
         layers: For each training and objective, by name, the pairs of layers that were compared.
         trained: What the report says about the trainings of teachers, by name.
     """
@@ -79,6 +81,7 @@ class Run:
     targets_repository: str = ""
     cache: StoredTargets | None = None
     stored: tuple[Fitter, TargetSource] | None = None
+    sure: SureRows | None = None
     layers: dict[str, dict[str, list[list[int]]]] = field(default_factory=dict)
     trained: dict[str, Any] = field(default_factory=dict)
 
@@ -156,7 +159,8 @@ class Run:
 
     def for_students(self, teacher: TargetSource) -> tuple[Fitter, TargetSource]:
         """Return the fitter and the source of targets with which students are trained and evaluated."""
-        return self.stored or (self.fitter, teacher)
+        fitter, source = self.stored or (self.fitter, teacher)
+        return fitter if self.sure is None else self.sure.of(fitter), source
 
     def for_teacher(self, teacher: TargetSource) -> tuple[Fitter, Any]:
         """Return the fitter and the model with which the teacher itself is evaluated.

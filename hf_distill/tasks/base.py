@@ -130,6 +130,11 @@ class Task(ABC):
     several_labels: ClassVar[bool] = False
     # Whether training groups examples of similar length by default.
     groups_by_length: ClassVar[bool] = False
+    # Roles of texts that may be reworded (`data.augment`): the reworded row has no label, and the teacher's targets for
+    # it need none. Empty where targets belong to single words of the text.
+    texts: ClassVar[tuple[str, ...]] = ()
+    # Whether a label is a class of a whole row, or several of them (`data.select`, `data.pseudo_labels`).
+    classifies_rows: ClassVar[bool] = False
 
     @property
     def head_kind(self) -> HeadKind:
@@ -168,6 +173,18 @@ class Task(ABC):
         reason = self.no_transfer or ("" if self.label_role in self.roles else LABELS_ARE_TEXTS)
         if reason:
             raise UserError(f"not for {self.name}: {reason}", key="transfer")
+
+    def classes_of_rows(self, splits: Mapping[str, Dataset], setup: Setup) -> NDArray[Any] | None:
+        """Return the labels of the train split as `prepare` reads them; None where they are not classes of rows.
+
+        Returns:
+            Classes `(rows,)`, -100 for none; or, of several labels a row, 1 for each that applies and 0 for each that
+            does not, `(rows, labels)`, NaN where that is not known.
+
+        Raises:
+            UserError: The labels do not fit the task.
+        """
+        return None
 
     def check_model(self, config: PretrainedConfig) -> None:  # noqa: B027
         """Refuse a model that the task cannot use, before its weights are loaded.

@@ -83,6 +83,7 @@ class SentenceSimilarity(Task):
     own_tokenizers: ClassVar[bool] = True
     vectors: ClassVar[bool] = True
     groups_by_length: ClassVar[bool] = True
+    texts: ClassVar[tuple[str, ...]] = TEXTS
 
     pooling: Literal["mean", "cls"] | None = None
     score_range: ScoreRange | None = None

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from hf_distill.component import component
 from hf_distill.data import by_length, column
-from hf_distill.data.label_names import activation_settings
+from hf_distill.data.label_names import IGNORED, activation_settings
 from hf_distill.data.misfits import is_text, misfit
 from hf_distill.data.two_tokenizers import PREFIX, PadBoth, side_by_side, teacher_view
 from hf_distill.errors import UserError
@@ -24,6 +26,7 @@ from hf_distill.tasks.tokenising import tokenise, with_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
 
@@ -44,6 +47,8 @@ class TextClassification(Task):
     own_tokenizers: ClassVar[bool] = True
     several_labels: ClassVar[bool] = True
     groups_by_length: ClassVar[bool] = True
+    texts: ClassVar[tuple[str, ...]] = ("text", "text_pair")
+    classifies_rows: ClassVar[bool] = True
 
     problem: Problem | None = None
 
@@ -99,6 +104,24 @@ class TextClassification(Task):
         """Return how often each class occurs in some rows; the labels are checked as `prepare` does."""
         splits = as_lists(splits, setup.label_separator)
         return count_raw(splits, self._labelling(splits, setup), self.label_role)
+
+    def classes_of_rows(self, splits: Mapping[str, Dataset], setup: Setup) -> NDArray[Any] | None:
+        """Return the class of each train row, or its labels; of soft labels the likeliest. None for numbers."""
+        splits = as_lists(splits, setup.label_separator)
+        _check_texts(splits)
+        labelling = self._labelling(splits, setup)
+        if labelling.kind == "values":
+            return None
+        train = splits["train"]
+        if self.label_role not in train.column_names:
+            return np.full(len(train), IGNORED)
+        labels = np.array(labelling.encode(train[self.label_role][:]), dtype=float)
+        unknown = np.isnan(labels)
+        if labelling.kind == "binary":
+            return np.where(unknown, np.nan, labels > 0.5)
+        if labels.ndim == 2:
+            return np.where(unknown.any(-1), IGNORED, labels.argmax(-1))
+        return labels.astype(int)
 
     def _labelling(self, splits: Mapping[str, Dataset], setup: Setup) -> Labelling:
         return read_labels(

@@ -213,6 +213,11 @@ class Teacher(ABC):
         return None
 
     @property
+    def follows_student(self) -> bool:
+        """Whether its targets depend on the student that trains."""
+        return any(one.follows_student for one in self.every_entry() if one is not self)
+
+    @property
     def caches(self) -> bool:
         """Whether its targets are stored in a cache (`cache_for`) and read back in training."""
         return False

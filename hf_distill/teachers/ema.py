@@ -68,6 +68,11 @@ class EmaTeacher(Teacher):
         """Why the targets of an average cannot be stored."""
         return "the average changes while the student trains, so its targets cannot be stored. Take it itself"
 
+    @property
+    def follows_student(self) -> bool:
+        """Always true: it is the student's average."""
+        return True
+
     def config(self) -> PretrainedConfig:
         """Return a default configuration, because there is no checkpoint."""
         from transformers import PretrainedConfig

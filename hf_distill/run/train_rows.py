@@ -1,0 +1,95 @@
+"""Changes the train rows as `data.select` and `data.augment` say, before a task prepares them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from hf_distill.data import apart
+from hf_distill.data.augmentation import augmented
+from hf_distill.data.selecting import choose, unlabelled
+from hf_distill.data.transfer import TRANSFER
+from hf_distill.data.transfer_rows import append_transfer
+from hf_distill.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from hf_distill.data.augmentation import Augmentation
+    from hf_distill.data.selecting import Select
+    from hf_distill.tasks import Setup, Task
+
+Say = Callable[[str], None]
+
+
+def chosen(task: Task, how: Select, splits: Mapping[str, Dataset], setup: Setup, say: Say) -> dict[str, Dataset]:
+    """Return the splits with some of their rows without a label, of `train` and `transfer` together.
+
+    Args:
+        task: The task.
+        how: Which rows are chosen.
+        splits: `train`, `eval` and maybe `transfer`, columns named by role.
+        setup: The models, and what the recipe says about the labels.
+        say: Called with the line that says how many rows were chosen.
+
+    Raises:
+        UserError: The labels are numbers, or a classifier cannot be fitted on them.
+    """
+    whole, _ = apart(append_transfer(splits, task.label_role))
+    train, labels = whole["train"], task.classes_of_rows(whole, setup)
+    if labels is None:
+        raise UserError("the labels are numbers, and it needs classes. Leave it out.", key="select")
+    found = choose([train[role][:] for role in task.texts if role in train.column_names], labels, how)
+    first = len(splits["train"])
+    parts = {"train": found[found < first], TRANSFER: found[found >= first] - first}
+    asked = int(unlabelled(labels).sum())
+    known = len(train) - asked
+    measure = "smallest margin" if how.by == "margin" else "largest entropy"
+    say(
+        f"select: {len(found) - known:,} of {asked:,} train rows without a label, those with the {measure} for a "
+        f"classifier of {known:,} labelled rows; the others are left out"
+    )
+    return {
+        name: split.select(parts[name]) if name in parts else split
+        for name, split in splits.items()
+        if name not in parts or len(parts[name])
+    }
+
+
+def with_new_rows(task: Task, how: Augmentation, splits: Mapping[str, Dataset], say: Say) -> dict[str, Dataset]:
+    """Return the splits with new rows at the end of `train`, without a label, made of all rows but those of `eval`.
+
+    Args:
+        task: The task.
+        how: How rows are made.
+        splits: `train`, `eval` and maybe `transfer`, columns named by role.
+        say: Called with lines that say how many rows were made.
+
+    Raises:
+        UserError: The rows have columns beside their texts, or no row could be made.
+    """
+    roles = texts_of(task, splits)
+    texts = append_transfer(splits, task.label_role)["train"].select_columns(roles)
+    made = augmented(texts, how, say)
+    if not len(made):
+        raise UserError(
+            f"no new row could be made of {len(texts):,} rows: there is no word in them to replace. Leave it out.",
+            key="augment",
+        )
+    say(f"augment: {len(made):,} rows without a label, made of {len(texts):,} train rows")
+    train = {"train": splits["train"], TRANSFER: made}
+    return {**splits, **append_transfer(train, task.label_role)}
+
+
+def texts_of(task: Task, splits: Mapping[str, Dataset]) -> list[str]:
+    """Return the roles of the texts of a row.
+
+    Raises:
+        UserError: There are other columns too, whose values for a new text are not known.
+    """
+    names = [name for name in splits["train"].column_names if name != task.label_role]
+    if other := [name for name in names if name not in task.texts]:
+        raise UserError(
+            f"new texts have no value for the column of '{other[0]}'. Leave it out, or the column.", key="augment"
+        )
+    return [role for role in task.texts if role in names]
