@@ -186,7 +186,8 @@ class Contents:
             width = {"sentence_embedding": vectors, "logits": config.num_labels}
             each = sum(width.get(name, 1) for name in kept.outputs) * np.dtype(kept.precision).itemsize
             each += 4 * (self.dims(kept) - 1)  # offsets of the inner lists
-            values = each * (int(self.tokens.sum()) if kept.by_token else self._total(_texts))
+            rows = self._total(_texts) if vectors else len(self.order)
+            values = each * (int(self.tokens.sum()) if kept.by_token else rows)
         values += sum(one.vector_bytes * self.vectors(one.states) for one in kept.states)
         # Plus the hash, and an offset in every column.
         return values + len(self.order) * (SIZE + 4 * (1 + len(kept.names)))

@@ -10,6 +10,7 @@ from hf_distill.teachers.finetuned import FinetunedTeacher
 from hf_distill.teachers.given import GivenTeacher
 from hf_distill.teachers.noisy import NoisyTeacher
 from hf_distill.teachers.pretrained import PretrainedTeacher
+from hf_distill.teachers.zero_shot import ZeroShotTeacher
 
 TEACHERS: dict[str, type[Teacher]] = {
     "cached": CachedTeacher,
@@ -19,6 +20,7 @@ TEACHERS: dict[str, type[Teacher]] = {
     "given": GivenTeacher,
     "noisy": NoisyTeacher,
     "pretrained": PretrainedTeacher,
+    "zero_shot": ZeroShotTeacher,
 }
 
 __all__ = [
@@ -32,4 +34,5 @@ __all__ = [
     "NoisyTeacher",
     "PretrainedTeacher",
     "Teacher",
+    "ZeroShotTeacher",
 ]

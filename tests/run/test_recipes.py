@@ -54,6 +54,8 @@ TASKS: dict[str, dict[str, int]] = {
     "question-answering": {"stride": 8},
     "summarization": {"max_target_length": 16, "max_new_tokens": 8, "num_beams": 2},
 }
+# Classes of an entailment model.
+NLI = ["contradiction", "entailment", "neutral"]
 LENGTH = 40
 ROWS = {"train": 48, "validation": 16}
 PER_DEVICE = 4
@@ -125,7 +127,9 @@ def write_data(recipe: Recipe, directory: Path) -> dict[str, str]:
     return files
 
 
-def tiny(name: str, recipe: Recipe, make_model: MakeModel, *, head: bool, seed: int) -> str:
+def tiny(
+    name: str, recipe: Recipe, make_model: MakeModel, *, head: bool, seed: int, labels: list[str] | None = None
+) -> str:
     """Return a tiny model of the same kind as the one named, as deep, up to twelve layers."""
     lower = name.lower()
     found = next((known for pattern, known in FAMILIES.items() if re.search(pattern, lower)), None)
@@ -134,7 +138,7 @@ def tiny(name: str, recipe: Recipe, make_model: MakeModel, *, head: bool, seed: 
     said = re.search(r"l-?(\d+)(?!\d*[mb])", lower)
     depth = int(said[1]) if said else 6 if "distil" in lower else 12
     kind += HEADS.get(recipe.task.name, "") if head else "-bare"
-    labels = recipe.data.labels or ["negative", "positive"]
+    labels = labels or recipe.data.labels or ["negative", "positive"]
     return str(make_model(kind, layers=depth, labels=labels, seed=seed, **settings))
 
 
@@ -151,10 +155,14 @@ def shrink(path: Path, directory: Path, make_model: MakeModel) -> Path:
     content["task"] = {**task, **TASKS.get(recipe.task.name, {})}
     for seed, side in enumerate(("student", "teacher")):
         entry = content[side]
+        if isinstance(inner := entry.get("teacher"), dict):
+            entry = inner
         if "model" in entry:
             headless = entry["name"] == "finetuned" or (side == "student" and entry["name"] == "pretrained")
             encoder = recipe.task.name not in ("text-generation", "fill-mask", "summarization", "translation")
-            entry["model"] = tiny(entry["model"], recipe, make_model, head=not (headless and encoder), seed=seed)
+            labels = NLI if entry["name"] == "zero_shot" else None
+            head = not (headless and encoder)
+            entry["model"] = tiny(entry["model"], recipe, make_model, head=head, seed=seed, labels=labels)
         if "training" in entry:
             entry["training"] |= {"max_steps": 2}
     if "tokenizer" in content:
