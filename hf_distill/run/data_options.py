@@ -117,8 +117,11 @@ def check_sure_rows(recipe: Recipe, prepared: Prepared) -> str | None:
             "every train row has a label, so there is no other to leave out. Leave it out, or add texts: data: "
             "{transfer: ...}.",
         )
-    then = "" if options.soft else "; its class becomes their label"
-    return f"pseudo-labels: {asked:,} train rows without a label stay if the teacher gives {options.threshold:g}{then}"
+    then = "" if options.soft else ", which becomes their label"
+    return (
+        f"pseudo-labels: of {asked:,} train rows without a label, those stay in which the teacher gives a class "
+        f"{options.threshold:g} or more{then}"
+    )
 
 
 def labelled_rows(prepared: Prepared) -> NDArray[np.bool_]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,11 +33,10 @@ from hf_distill.run.launch import check_launch
 from hf_distill.run.pairing import open_pair, open_student, open_teacher
 from hf_distill.run.preparation import check_prepared, complete, locating_data, prepare, setup_of
 from hf_distill.run.requirements import check_steps, check_trainings, output_directory
-from hf_distill.run.train_rows import chosen, texts_of
+from hf_distill.run.train_rows import look_at
 from hf_distill.training.labelled import describe_labels, labels_of
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from hf_distill.objectives import Objective
@@ -204,7 +203,10 @@ def _check_rows(recipe: Recipe, found: _Findings, pair: Pair, sample: Sample) ->
     try:
         # Otherwise not: a part of the data may lack classes, and a metric on the Hub would be downloaded.
         if sample.whole and all(map(is_here, recipe.evaluation.metrics)):
-            prepared, _ = prepare(recipe, pair, _chosen(recipe, found, pair, sample))
+            with locating_data(recipe):
+                splits, chosen = look_at(recipe.task, recipe.data, sample, setup_of(recipe, pair))
+            found.plan += chosen
+            prepared, _ = prepare(recipe, pair, splits)
             if (labels := describe_labels(prepared)) is not None:
                 found.plan.append(labels.replace("labels: ", "labels      ", 1))
             found.plan += prepared.shown if prepared.for_teacher is None else prepared.for_teacher.shown
@@ -213,7 +215,10 @@ def _check_rows(recipe: Recipe, found: _Findings, pair: Pair, sample: Sample) ->
                 check_best_metric(recipe, prepared)
             labelled = labels_of(prepared)["train_rows_with_label"]
             check_steps(recipe, len(prepared.train), labelled, parallel.started())
-            found.plan += [line.replace("classes of ", "classes     ", 1) for line in lines]
+            found.plan += [
+                line.replace("classes of ", "classes     ", 1).replace("pseudo-labels: ", "pseudo      ", 1)
+                for line in lines
+            ]
             found.notes += odd
         else:
             splits, beside = complete(recipe, sample.splits)
@@ -226,19 +231,6 @@ def _check_rows(recipe: Recipe, found: _Findings, pair: Pair, sample: Sample) ->
     finally:
         if not quiet:
             enable_progress_bars()
-
-
-def _chosen(recipe: Recipe, found: _Findings, pair: Pair, sample: Sample) -> Mapping[str, Dataset]:
-    """Return the rows as `data.select` chooses them; `data.augment` is described, since it would load a model."""
-    data, splits = recipe.data, sample.splits
-    with locating_data(recipe):
-        if data.select is not None and sample.whole_transfer:
-            splits = chosen(recipe.task, data.select, splits, setup_of(recipe, pair), found.plan.append)
-        elif data.select is not None:
-            found.unchecked.append("data.select: it needs all transfer rows")
-        if data.augment is not None:
-            texts_of(recipe.task, splits)
-    return splits
 
 
 def _check_training(recipe: Recipe, found: _Findings) -> None:

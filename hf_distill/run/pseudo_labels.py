@@ -49,19 +49,17 @@ def leave_out_unsure(run: Run, teacher: TargetSource) -> None:
         sure = _sure(run, teacher, source, asked, options.threshold)
         rows = np.flatnonzero(labelled | np.isin(np.arange(len(labelled)), asked[is_sure(sure)]))
         found = SureRows(rows, asked, sure, options.soft, options.threshold)
-        if not found.count:
-            raise run.recipe.mistake(
-                "data.pseudo_labels.threshold",
-                f"the teacher gives no class {options.threshold:g} in any of {len(asked):,} train rows without a "
-                "label. Lower it, or leave pseudo_labels out.",
-            )
         run.narrator.say(found.in_words())
         check_steps(run.recipe, len(rows), int(labelled.sum()), parallel.processes())
         run.sure = found
 
 
 def _sure(run: Run, teacher: TargetSource, source: TargetSource, asked: Array, threshold: float) -> Array:
-    """Return what the teacher is sure of, as in `SureRows.sure`: found in the output directory, or asked now."""
+    """Return what the teacher is sure of, as in `SureRows.sure`: found in the output directory, or asked now.
+
+    Raises:
+        UserError: It is sure of no row.
+    """
     rows = run.prepared.train.select(asked)
     own = rows.remove_columns([name for name in rows.column_names if name == ROW])
     several = has_several(run.prepared)
@@ -71,6 +69,13 @@ def _sure(run: Run, teacher: TargetSource, source: TargetSource, asked: Array, t
     if held.get("key") != key:
         probabilities = _probabilities(run, teacher, asked, several)
         sure = sure_labels(probabilities, threshold) if several else sure_class(probabilities, threshold)
+        if not is_sure(sure).any():
+            largest = (np.maximum(probabilities, 1 - probabilities) if several else probabilities).max()
+            raise run.recipe.mistake(
+                "data.pseudo_labels.threshold",
+                f"the teacher is sure of none of {len(asked):,} train rows without a label: its largest probability is "
+                f"{largest:.3g}, wanted {threshold:g}. Lower it, or leave pseudo_labels out.",
+            )
         held = {"key": key, "sure": np.nan_to_num(sure, nan=-1).astype(int).tolist()}
         if run.is_main:
             run.directory.owned.take([FILE])

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from hf_distill.data.augmentation import Augmentation
+    from hf_distill.data.loading import Sample
+    from hf_distill.data.section import Data
     from hf_distill.data.selecting import Select
     from hf_distill.tasks import Setup, Task
 
@@ -79,6 +81,25 @@ def with_new_rows(task: Task, how: Augmentation, splits: Mapping[str, Dataset], 
     say(f"augment: {len(made):,} rows without a label, made of {len(texts):,} train rows")
     train = {"train": splits["train"], TRANSFER: made}
     return {**splits, **append_transfer(train, task.label_role)}
+
+
+def look_at(task: Task, data: Data, sample: Sample, setup: Setup) -> tuple[Mapping[str, Dataset], list[str]]:
+    """Return the rows that `data.select` chooses of a whole sample, and lines for `--check`.
+
+    With a part of the transfer rows alone nothing is chosen. New rows are not made, since that loads a model.
+
+    Raises:
+        UserError: No rows could be chosen or made.
+    """
+    splits, lines = sample.splits, list[str]()
+    if data.augment is not None:
+        texts_of(task, splits)
+    if data.select is None:
+        return splits, []
+    if not sample.whole_transfer:
+        return splits, ["not checked data.select: it needs all transfer rows"]
+    splits = chosen(task, data.select, splits, setup, lines.append)
+    return splits, [line.replace("select: ", "select      ", 1) for line in lines]
 
 
 def texts_of(task: Task, splits: Mapping[str, Dataset]) -> list[str]:

@@ -161,7 +161,7 @@ def test_a_threshold_that_no_row_reaches_and_rows_that_all_have_labels_are_refus
 ) -> None:
     """The student would learn from labels alone, and the report would call it distilled."""
     recipe = write_recipe(data={**half, "pseudo_labels": {"threshold": 0.9999999}})
-    with pytest.raises(UserError, match=r"threshold: .*32 train rows"):
+    with pytest.raises(UserError, match=r"threshold: .*none of 32 train rows"):
         run(recipe)
     whole = {**half, "path": {**half["path"], "train": half["path"]["validation"]}}
     with pytest.raises(UserError, match="every train row has a label"):
