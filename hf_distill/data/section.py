@@ -7,10 +7,10 @@ from typing import Annotated
 from pydantic import Field, SkipValidation, Strict, field_validator
 
 from hf_distill.component import component
-from hf_distill.data.transfer import Transfer
 from hf_distill.data.augmentation import Augmentation
 from hf_distill.data.pseudo_labels import PseudoLabels
 from hf_distill.data.selecting import Select
+from hf_distill.data.transfer import Transfer
 
 # Split of a run -> its usual name in datasets on the Hub.
 USUAL_SPLITS = {"train": "train", "eval": "validation"}

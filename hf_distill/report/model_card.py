@@ -16,7 +16,7 @@ from markupsafe import Markup
 from hf_distill.formatting import readable, readable_lines
 from hf_distill.objectives.schedule import in_words
 from hf_distill.report.markdown import fenced, inline_code, literal, markdown
-from hf_distill.report.text import TITLES, flat, metric_names, metric_title, rows, speed_note, undefined
+from hf_distill.report.text import TITLES, flat, metric_names, metric_title, rows, speed_note, trained_on, undefined
 from hf_distill.report.verdict import verdict
 
 if TYPE_CHECKING:
@@ -143,9 +143,10 @@ def _models(entry: Any) -> Iterator[str]:
 
 
 def datasets(recipe: Mapping[str, Any]) -> list[Place]:
-    """Return the dataset, or its files."""
-    path = (recipe.get("data") or {}).get("path")
-    files = path.values() if isinstance(path, Mapping) else [path]
+    """Return the dataset, or its files; then those of the transfer rows."""
+    data = recipe.get("data") or {}
+    path = data.get("path")
+    files = [*(path.values() if isinstance(path, Mapping) else [path]), (data.get("transfer") or {}).get("path")]
     flat = [name for item in files for name in (item if isinstance(item, list) else [item]) if isinstance(name, str)]
     return list(dict.fromkeys(place(name) for name in flat))
 
@@ -263,6 +264,7 @@ def card(report: Results) -> str:
         rows=[(row.label, row.headline, [row.cells[key] for key in report.models]) for row in rows(report)],
         undefined=undefined(report),
         speed_note=speed_note(report),
+        trained_on=trained_on(report),
         verdict=verdict(report),
         call=Markup(CALLS.get(report.task, '"..."')),
         literal=literal,

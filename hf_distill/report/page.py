@@ -21,6 +21,7 @@ from hf_distill.report.text import (
     rows,
     signed,
     speed_note,
+    trained_on,
     undefined,
 )
 from hf_distill.report.verdict import verdict
@@ -74,6 +75,7 @@ def html(report: Results) -> str:
         rows=rows(report),
         undefined=undefined(report),
         speed_note=speed_note(report),
+        trained_on=trained_on(report),
         seeds=list(_seeds(report)),
         groups=[(group, _lost(group)) for group in _groups(report)],
         percent=percent,

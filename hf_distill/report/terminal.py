@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hf_distill.formatting import readable
-from hf_distill.report.text import TITLES, rows, undefined
+from hf_distill.report.text import TITLES, rows, trained_on, undefined
 
 if TYPE_CHECKING:
     from hf_distill.report.report import Report
@@ -43,7 +43,7 @@ def show(report: Report, console: Console | None = None, page: str | Path | None
     """
     console = console or Console()
     console.print(table(report))
-    lines = [*undefined(report), *report.verdict()]
+    lines = [*undefined(report), *report.verdict(), *filter(None, [trained_on(report)])]
     if page is not None:
         lines.append(f"Full report: {page}")
     for line in lines:

@@ -175,6 +175,12 @@ def undefined(report: Results) -> list[str]:
     ]
 
 
+def trained_on(report: Results) -> str:
+    """Return the sentence about the rows that each model was trained on; "" if all rows have a label."""
+    rows = report.settings.get("rows_trained_on", {})
+    return f"Rows trained on: {'; '.join(f'{TITLES[model]} {text}' for model, text in rows.items())}." if rows else ""
+
+
 def heads_left(report: Results) -> str:
     """Return the sentence that names the stages in which the student's head is not trained; "" if there are none."""
     left = [key.partition(" ")[2] for key, text in report.settings.items() if str(text).endswith(HEAD_IS_LEFT)]

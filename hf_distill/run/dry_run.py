@@ -227,7 +227,9 @@ def _check_rows(recipe: Recipe, found: _Findings, pair: Pair, sample: Sample) ->
             with recipe.locate("teacher"):
                 recipe.teacher.look(recipe.task, splits, beside, pair)
             some = "" if sample.whole else f" (in its first {PEEK:,} rows)"
-            found.plan += [f"classes     {line}{some}" for line in counts.in_words()] if counts else []
+            if counts is not None:
+                found.plan += [f"classes     {line}{some}" for line in counts.in_words()]
+                found.notes += [f"{counts.one_class()}{some}"] if counts.single is not None else []
     finally:
         if not quiet:
             enable_progress_bars()

@@ -241,6 +241,7 @@ def _settings(run: Run, teacher: TargetSource, student: PreTrainedModel) -> dict
         "train_rows": len(run.prepared.train),
         "eval_rows": len(run.prepared.eval),
         **labels_of(run.prepared),
+        **_trained_on(run),
         **_frozen(run, student),
         **_stages(run),
         **({"teacher": facts} if facts else {}),
@@ -251,6 +252,29 @@ def _settings(run: Run, teacher: TargetSource, student: PreTrainedModel) -> dict
         **({"skipped_steps": skipped} if (skipped := skipped_of(run.histories)) else {}),
         **({"training_cost": costs} if (costs := costs_of(run.histories)) else {}),
     }
+
+
+def _trained_on(run: Run) -> dict[str, Any]:
+    """Return in words the rows that each model was trained on; nothing if all rows have a label."""
+    rows, labels = len(run.prepared.train), labels_of(run.prepared)
+    labelled, transfer = labels["train_rows_with_label"], labels.get("transfer_rows", 0)
+    if labelled == rows:
+        return {}
+    with_label = f"{labelled:,} with a label"
+    alone = all(len(run.fitter.rows(stage.objectives)) == labelled for stage in run.recipe.plan)
+    kinds = [with_label] * bool(labelled)
+    kinds += [f"{transfer:,} transfer rows"] * bool(transfer)
+    kinds += [f"{rest:,} without a label"] if (rest := rows - labelled - transfer) else []
+    # Several teachers may each have a part of the rows.
+    several = "teacher 2" in run.histories
+    teacher = (
+        {"teacher": f"a part of the {with_label}" if several else with_label} if "teacher" in run.histories else {}
+    )
+    baseline = {"baseline": f"{with_label}, for as many steps"} if run.recipe.report.baseline else {}
+    student = with_label if alone else f"{rows:,} ({', '.join(kinds)})"
+    if run.sure is not None:
+        student = f"{len(run.sure.rows):,} ({with_label}, {run.sure.count:,} without one of which the teacher is sure)"
+    return {"rows_trained_on": {**teacher, "student": student, **baseline}}
 
 
 def _frozen(run: Run, student: PreTrainedModel) -> dict[str, str]:

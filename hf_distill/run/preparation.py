@@ -251,11 +251,10 @@ def check_one_class(recipe: Recipe, counts: ClassCounts) -> None:
     """Refuse a train split with labels of one class only, if anything learns from labels.
 
     Raises:
-        UserError: All labels are of one class, and an objective or the fine-tuning of a teacher learns from them.
+        UserError: All labels are of one class, and an objective, a teacher or the baseline learns from them.
     """
-    learned = bool(recipe.teacher.fine_tuning) or any(
-        objective.unit == "label" for stage in recipe.plan for objective in stage.objectives
-    )
+    learned = bool(recipe.teacher.fine_tuning) or recipe.report.baseline
+    learned = learned or any(objective.unit == "label" for stage in recipe.plan for objective in stage.objectives)
     if counts.single is not None and learned:
         raise recipe.mistake("data.splits.train", counts.one_class())
 
@@ -286,6 +285,10 @@ def _check_objectives(recipe: Recipe, prepared: Prepared) -> None:
     for index, stage in enumerate(recipe.plan):
         with recipe.locate(recipe.stage_path(index)):
             recipe.task.check(stage.objectives, replace(prepared, labelled=prepared.labelled or written))
+    if recipe.teacher.fine_tuning and not prepared.labelled:
+        raise recipe.mistake(
+            "teacher", "the train split has no labels to fine-tune the teacher on. Name a fine-tuned model."
+        )
     if recipe.report.baseline and not prepared.labelled:
         raise recipe.mistake(
             "report.baseline", "a baseline learns from labels, but the train split has none. Set it to false."

@@ -183,8 +183,6 @@ class Run:
             model: The teacher, with a new head.
             how: Training arguments, rows, and where to store the result.
         """
-        if not self.prepared.labelled:
-            raise UserError("the train split has no labels to fine-tune the teacher on. Name a fine-tuned model.")
         objectives = tuple(how.objectives) or (Labels(),)
         root = Path(how.directory).expanduser() if how.directory else self.directory.path / TEACHERS
         # One folder for each combination of settings: a change never overwrites a teacher that took hours.

@@ -65,7 +65,10 @@ class ClassCounts:
         )
 
     def remarks(self) -> Iterator[str]:
-        """Yield warnings: a class in eval that train does not have, or shares of classes that differ much."""
+        """Yield warnings: one class alone, a class that only eval has, or shares of classes that differ much."""
+        if self.single is not None:
+            yield self.one_class()
+            return
         if set(self.counts) != {"train", "eval"}:
             return
         train, evaluated = self.counts["train"], self.counts["eval"]

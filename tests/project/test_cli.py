@@ -101,7 +101,7 @@ def test_a_check_runs_nothing(calls: list[tuple[Any, ...]], capsys: pytest.Captu
 def test_what_fetches_missing_data_is_told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """`no such file: data/quickstart/train.csv` sends people looking for a file that a script fetches."""
     quickstart = str(ROOT / "recipes" / "quickstart.yaml")
-    assert main([quickstart, *arguments, "teacher.model=./nothing", "student.model=./nothing"]) == 2
+    assert main([quickstart, *arguments, "teacher.teacher.model=./nothing", "student.model=./nothing"]) == 2
     *_, last = capsys.readouterr().err.splitlines()
     assert last == (f"{quickstart} needs the data and the model: python scripts/fetch_quickstart.py (90 MB, once)")
     # A recipe that says nothing, and a mistake that fetching would not mend.

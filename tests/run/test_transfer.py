@@ -12,6 +12,8 @@ from runs import WriteRecipe, run, same, weights
 from hf_distill.data.transfer_rows import append_transfer
 from hf_distill.errors import UserError
 from hf_distill.models.loading import open_tokenizer
+from hf_distill.recipe.reader import load_recipe
+from hf_distill.run.dry_run import check
 from hf_distill.tasks import TASKS, Setup
 from hf_distill.training.labelled import has_label, steps_of
 
@@ -96,7 +98,11 @@ def test_a_task_whose_labels_are_texts_has_no_transfer_rows(name: str) -> None:
 
 
 def test_transfer_rows_teach_like_rows_without_a_label(
-    parts: dict[str, str], write_recipe: WriteRecipe, make_model: Any, tmp_path: Path
+    parts: dict[str, str],
+    write_recipe: WriteRecipe,
+    make_model: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """From a file of their own, they must change neither the teacher, nor the student, nor the baseline; and a teacher
     and a baseline in batches mostly without labels learn little, so that the student wins too easily."""
@@ -124,3 +130,56 @@ def test_transfer_rows_teach_like_rows_without_a_label(
     assert report.best["baseline"].evaluations >= 4
     settings = {key: report.settings[key] for key in ("train_rows", "train_rows_with_label", "transfer_rows")}
     assert settings == {"train_rows": 64, "train_rows_with_label": LABELLED, "transfer_rows": TRANSFER}
+    line = (
+        "Rows trained on: teacher 16 with a label; student 64 (16 with a label, 48 transfer rows); "
+        "student without teacher 16 with a label, for as many steps."
+    )
+    out = tmp_path / "labelled"
+    assert all(line in text for text in (capsys.readouterr().out, (out / "report.html").read_text()))
+    assert line in (out / "README.md").read_text().replace("\\", "")
+    assert "transfer.csv" in (out / "README.md").read_text()
+
+
+@pytest.fixture
+def model(make_model: Any) -> str:
+    return str(make_model("bert-bare", layers=2))
+
+
+@pytest.mark.parametrize(
+    ("sections", "key", "words"),
+    [
+        ({"task": "fill-mask"}, "data.transfer", "not for fill-mask"),
+        ({"objectives": [{"name": "labels"}]}, "data.transfer", "no objective learns from the teacher"),
+        ({"report": {"baseline": True}}, "report.baseline", "none"),
+        ({"teacher": "finetuned"}, "teacher", "no labels"),
+    ],
+)
+def test_what_transfer_rows_cannot_do_is_told_by_check_and_run(
+    sections: dict[str, Any],
+    key: str,
+    words: str,
+    parts: dict[str, str],
+    write_recipe: WriteRecipe,
+    model: str,
+    make_model: Any,
+) -> None:
+    """A teacher without labels, or a student without a teacher, is known before hours of training."""
+    kl = {"objectives": [{"name": "kl"}]}
+    if "teacher" in sections:
+        sections = {"teacher": {"name": "finetuned", "model": model}, **kl}
+    if "task" in sections:
+        masked = {"name": "pretrained", "model": str(make_model("bert-mlm"))}
+        sections = {"teacher": masked, "student": masked, **sections}
+    if key != "data.transfer":  # no label anywhere
+        Path(parts["labelled"]).write_text(Path(parts["transfer"]).read_text())
+    path = write_recipe(**{"data": data(parts), **kl, **sections})
+    for work in (check, load_and_open):
+        with pytest.raises(UserError, match=words) as error:
+            work(load_recipe(path))
+        assert f" {key}: " in str(error.value)
+
+
+def load_and_open(recipe: Any) -> None:
+    from hf_distill.run.preparation import open_run
+
+    open_run(recipe, restart=False)

@@ -45,6 +45,8 @@ def test_a_class_that_train_lacks() -> None:
     (line,) = counts([0, 1] * 50, [0, 1, 2, 2], 3, ("a", "b", "c")).remarks()
     assert "'c' (2 rows)" in line
     assert list(counts([0, 1, 2] * 50, [0, 1], 3, ("a", "b", "c")).remarks()) == []
+    (line,) = counts([1, -100, 1], [1, 1]).remarks()  # eval is as one-sided, and most rows are transfer rows
+    assert "all labels of the train split are 'yes'" in line
 
 
 @pytest.mark.parametrize(
