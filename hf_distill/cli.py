@@ -40,6 +40,7 @@ EPILOG = """examples:
   hf-distill recipe.yaml training.learning_rate=1e-4 objectives.0.weight=0.7 report.baseline=true
   accelerate launch scripts/distill.py recipe.yaml
   hf-distill cache recipe.yaml
+  hf-distill cache recipe.yaml --targets-only
 
 The same command again resumes a run that was interrupted."""
 
@@ -75,12 +76,14 @@ def _main(words: Sequence[str]) -> int:
         logging.getLogger(library).setLevel(logging.ERROR)
     sys.excepthook = _print_traceback
     caches = words[:1] == [CACHE]
-    arguments = _arguments(words[1:] if caches else words)
+    arguments = _arguments(words[1:] if caches else words, caches)
     recipe: Recipe | None = None
     try:
         recipe = _read(arguments)
         if arguments.check:
-            _check(recipe)
+            _check(recipe, publishes=arguments.targets_only)
+        elif arguments.targets_only:
+            _publish(recipe, with_size=not arguments.without_size)
         elif caches:
             _cache(recipe)
         else:
@@ -122,17 +125,29 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--check", action="store_true", help="check the recipe and print what would happen; no training")
     made.add_argument("--restart", action="store_true", help="delete the run in the output directory and start over")
+    made.add_argument(
+        "--targets-only",
+        action="store_true",
+        help="with the command cache: publish the targets of rows without a label, and nothing else of the data",
+    )
+    made.add_argument(
+        "--without-size", action="store_true", help="with --targets-only: do not tell the number of labelled rows"
+    )
     made.add_argument("--version", action="version", version=f"hf_distill {__version__}")
     return made
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def _arguments(argv: Sequence[str] | None, caches: bool = False) -> argparse.Namespace:
     reader = parser()
     # "Intermixed" accepts `RECIPE --check key=value` as well as `RECIPE key=value --check`.
     arguments, unknown = reader.parse_known_intermixed_args(argv)
     if unknown:
         hint = "A recipe's values are set without dashes, as in training.learning_rate=1e-4."
         reader.error(f"unknown option {readable(unknown[0], limit=200)}. {hint}")
+    if arguments.targets_only and not caches:
+        reader.error("--targets-only belongs to the command cache: hf-distill cache RECIPE.yaml --targets-only")
+    if arguments.without_size and not arguments.targets_only:
+        reader.error("--without-size belongs to --targets-only, which tells the number of labelled rows")
     return arguments
 
 
@@ -148,9 +163,12 @@ def _read(arguments: argparse.Namespace) -> Recipe:
     return recipe
 
 
-def _check(recipe: Recipe) -> None:
+def _check(recipe: Recipe, *, publishes: bool = False) -> None:
     from hf_distill.run.dry_run import check
+    from hf_distill.run.publishing import check_publishing
 
+    if publishes:
+        check_publishing(recipe)
     text = check(recipe)
     if parallel.is_first_of_machine():
         print(readable_lines(text))
@@ -174,6 +192,17 @@ def _cache(recipe: Recipe) -> None:
     if parallel.is_first_of_machine():
         done = "all targets were stored before, the teacher was not run" if cache.found else cache.in_words()
         print(readable_lines(f"{cache.path}: {done}"))
+
+
+def _publish(recipe: Recipe, *, with_size: bool) -> None:
+    """Train or load the teacher of a recipe, and publish its targets for the rows without a label."""
+    from hf_distill.run.launch import end_with_launcher
+    from hf_distill.run.publishing import publish
+
+    end_with_launcher()
+    found = publish(recipe, with_size=with_size)
+    if parallel.is_first_of_machine():
+        print(readable_lines(f"{found.path}: {found.in_words()}"))
 
 
 def _resume(recipe: Recipe, caches: bool) -> str:

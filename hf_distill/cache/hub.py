@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from hf_distill.cache.format import Kept
 
 CARD = "README.md"
-_FILES = [CACHE, CARD, "*.arrow"]
+# Record of targets that were published without their texts (`cache.published`).
+PUBLISHED = "published.json"
+_FILES = [CACHE, PUBLISHED, CARD, "*.arrow", "*.parquet"]
 
 _WHOLE = """Columns: `example`, a hash of what the teacher read; {names}, its output {by} in {precision}."""
 _SPARSE = """Columns: `example`, a hash of what the teacher read; and, position after position, as bytes:

@@ -48,7 +48,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run:
+def open_run(
+    recipe: Recipe, restart: bool, *, for_teacher: bool = False, read: Callable[[Mapping[str, Dataset]], Any] = len
+) -> Run:
     """Check everything that can be checked before weights are loaded, then claim the output directory.
 
     Args:
@@ -56,6 +58,7 @@ def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run
         restart: Start over in a directory that holds another or a finished run.
         for_teacher: Only the teacher's targets are wanted: the directory is neither checked nor claimed, unless the
             teacher is trained there.
+        read: Called with the raw splits.
 
     Raises:
         UserError: There is a mistake in the recipe, its data or the launch; nothing has been written.
@@ -84,7 +87,9 @@ def open_run(recipe: Recipe, restart: bool, *, for_teacher: bool = False) -> Run
     for line in remarks(recipe, pair):
         narrator.say(line)
     with parallel.first_process_first():
-        prepared, stored = prepare(recipe, pair, load(recipe, pair, narrator.say))
+        splits = load(recipe, pair, narrator.say)
+        prepared, stored = prepare(recipe, pair, splits)
+    read(splits)
     if (labels := describe_labels(prepared)) is not None:
         narrator.say(labels)
     lines, odd = check_prepared(recipe, prepared)

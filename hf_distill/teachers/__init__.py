@@ -10,6 +10,7 @@ from hf_distill.teachers.finetuned import FinetunedTeacher
 from hf_distill.teachers.given import GivenTeacher
 from hf_distill.teachers.noisy import NoisyTeacher
 from hf_distill.teachers.pretrained import PretrainedTeacher
+from hf_distill.teachers.published import PublishedTeacher
 from hf_distill.teachers.zero_shot import ZeroShotTeacher
 
 TEACHERS: dict[str, type[Teacher]] = {
@@ -21,6 +22,7 @@ TEACHERS: dict[str, type[Teacher]] = {
     "noisy": NoisyTeacher,
     "pretrained": PretrainedTeacher,
     "zero_shot": ZeroShotTeacher,
+    "published": PublishedTeacher,
 }
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "GivenTeacher",
     "NoisyTeacher",
     "PretrainedTeacher",
+    "PublishedTeacher",
     "Teacher",
     "ZeroShotTeacher",
 ]

@@ -223,6 +223,11 @@ class Teacher(ABC):
         return False
 
     @property
+    def place(self) -> str | None:
+        """Directory that the entry names for its targets; None if it names none."""
+        return None
+
+    @property
     def keeps_private(self) -> bool:
         """Whether the rows with a label are private: student and baseline must not learn from them."""
         return False

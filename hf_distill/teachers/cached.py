@@ -126,6 +126,11 @@ class CachedTeacher(Teacher):
         return True
 
     @property
+    def place(self) -> str | None:
+        """Directory of the cache, or with `--targets-only` of the published targets."""
+        return self.path
+
+    @property
     def published(self) -> tuple[str | None, bool | None] | None:
         """Repository to which the cache is pushed, and whether it is private; None without push."""
         return (self.repo_id, self.private) if self.push else None

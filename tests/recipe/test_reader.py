@@ -122,6 +122,7 @@ REQUIRED: dict[str, Any] = {
     "teacher": {"name": "pretrained", "model": "some/model"},
     "teachers": [{"name": "pretrained", "model": "some/model"}] * 2,
     "columns": {"probabilities": ["negative", "positive"]},
+    "path": "targets",
 }
 
 
