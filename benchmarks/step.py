@@ -227,6 +227,30 @@ def online(objective: str, teacher_dtype: str = "float32", padding_free: bool | 
     return make
 
 
+def itself(average: bool) -> Make:
+    """`DistillationTrainer` whose teacher is a copy of the student: frozen, or the moving average of its weights."""
+
+    def make(settings: Settings, directory: str, student: Any, examples: Any) -> Any:
+        import copy
+
+        from transformers import default_data_collator
+
+        from hf_distill import DistillationArguments, DistillationTrainer
+        from hf_distill.objectives import KLDivergence, Labels
+        from hf_distill.teachers.ema import Ema
+
+        return DistillationTrainer(
+            student,
+            DistillationArguments(**arguments(settings, directory)),
+            teacher=Ema() if average else copy.deepcopy(student),
+            objectives=[KLDivergence(weight=0.5), Labels(weight=0.5)],
+            train_dataset=examples,
+            data_collator=default_data_collator,
+        )
+
+    return make
+
+
 def cached(settings: Settings, directory: str, student: Any, examples: Any) -> Any:
     """`DistillationTrainer` with a teacher's likeliest classes from a cache, filled before anything is timed."""
     from pathlib import Path
@@ -361,6 +385,8 @@ VARIANTS: dict[str, Variant] = {
     **_both("trl_kl", trl(0.0), "TRL `GKDTrainer`, KL", "kl", "trl"),
     **_both("online_js", online("js"), "**ours**, Jensen-Shannon", "js"),
     **_both("trl_js", trl(0.5), "TRL `GKDTrainer`, its default (Jensen-Shannon)", "js", "trl"),
+    **_both("copy", itself(False), "**ours**, a frozen copy of the student as teacher", "copy"),
+    **_both("ema", itself(True), "**ours**, the student's moving average as teacher", "copy"),
     **_both("cached", cached, "**ours**, from a cache of the top 64, KL", None, "hf_distill.cache.cache"),
     "uneven_naive": Variant(trained(naive, uneven=True, batch=8), "naive, uneven lengths, KL", "kl, uneven", 1e-3),
     "uneven_padded": Variant(
@@ -389,6 +415,8 @@ RATIOS = (
     ("cached step, time relative to plain fine-tuning", "cached", "finetune"),
     ("cached step in bf16, of naive in bf16", "naive_bf16", "cached_bf16"),
     ("cached step in bf16, time relative to plain fine-tuning in bf16", "cached_bf16", "finetune_bf16"),
+    ("step with the moving average, of a frozen copy as teacher", "copy", "ema"),
+    ("step with the moving average in bf16, of a frozen copy in bf16", "copy_bf16", "ema_bf16"),
     ("the trainer, time relative to a bare loop", "online", "bare"),
     ("uneven lengths: padding-free, of naive", "uneven_naive", "uneven_padding_free"),
     ("uneven lengths: padding-free, of padded", "uneven_padded", "uneven_padding_free"),

@@ -8,7 +8,7 @@ process writes and prints, other modules also use `Trainer.is_world_process_zero
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -155,6 +155,31 @@ def summed(values: Tensor) -> Tensor:
 
     total: Tensor = reduce(values, reduction="sum")
     return total
+
+
+def averaged(tensors: Sequence[Tensor]) -> None:
+    """Replace tensors by their mean over all processes, in place; all must call this with tensors of equal shapes."""
+    if processes() == 1:
+        return
+    import torch
+
+    for dtype in dict.fromkeys(one.dtype for one in tensors):  # joined: one exchange instead of hundreds
+        some = [one for one in tensors if one.dtype == dtype]
+        means = summed(torch.cat([one.reshape(-1) for one in some])) / processes()
+        start = 0
+        for one in some:
+            one.copy_(means[start : start + one.numel()].view_as(one))
+            start += one.numel()
+
+
+def first_to_all(tensors: Sequence[Tensor]) -> None:
+    """Replace tensors by those of the first process, in place; all must call this with tensors of equal shapes."""
+    if processes() == 1:
+        return
+    from accelerate.utils import broadcast
+
+    for one in tensors:
+        one.copy_(broadcast(one.contiguous()))
 
 
 def gathered(values: Tensor) -> Tensor:

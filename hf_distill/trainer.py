@@ -63,13 +63,14 @@ from hf_distill.training.guarding import GuardedTrainer, is_of_training
 from hf_distill.training.input_values import check_input_values
 from hf_distill.training.label_values import check_label_values, reaches_models
 from hf_distill.training.labelled import check_labelled, is_labelled
+from hf_distill.training.learners import Learners
 from hf_distill.training.liger import layers_only, undone_afterwards
 from hf_distill.training.meter import Meter
 from hf_distill.training.own_loss import ComparesModels
 from hf_distill.training.padding_free.choice import PaddingFree
 from hf_distill.training.randomness import undisturbed
 from hf_distill.training.saving import SavingTrainer, attach, detached, place
-from hf_distill.training.sharded import is_divided, is_wrapped
+from hf_distill.training.sharded import has_loss_scale, is_divided, is_wrapped
 from hf_distill.training.terms import OBSERVED, Terms
 from hf_distill.training.text_columns import holds_text, text_columns
 from hf_distill.training_args import DistillationArguments, check_arguments, check_devices
@@ -221,6 +222,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
             self.source, self.data_collator = narrowed
         self._place_teacher()
         self.terms = self._make_terms()
+        self.learners = Learners.of(self, labelled)
         self._made_for = self._models()
         self._heads = self._open_heads()
         if self._heads is None and getattr(self.args, "compile_loss", "auto") is True:
@@ -375,10 +377,9 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
 
     def _open_heads(self) -> Heads | None:
         """Separate both models from their heads, to compute logits in chunks; None if all are computed at once."""
-        # With float16, a gradient computed in the forward pass would lack the loss scale, and vanish. float16 may come
-        # from `fp16: true`, from an accelerator of the user's own, or from `accelerate launch`.
-        scaled = "fp16" in (self.args.mixed_precision, self.accelerator.mixed_precision)
-        if scaled or self.args.torch_compile or self.terms.needs_logits or not self.layout.by_position:
+        # With float16, a gradient computed in the forward pass would lack the loss scale, and vanish.
+        whole = has_loss_scale(self) or self.learners is not None
+        if whole or self.args.torch_compile or self.terms.needs_logits or not self.layout.by_position:
             return None
         compiler = compiler_for(getattr(self.args, "compile_loss", "auto"), self.args.device, self.objectives)
         heads = Heads.open(self.model, self._teachers, compiler)
@@ -438,6 +439,8 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as `Trainer` does; at the end, undo Liger's changes of the model (`use_liger_kernel`)."""
         self._begin_targets()
+        if self.learners is not None:
+            self.learners.begin()
         if not self.args.use_liger_kernel:
             return super().train(*args, **kwargs)
         self.args.liger_kernel_config = layers_only(self.args.liger_kernel_config)
@@ -524,7 +527,9 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
             agreement = agreement.sum() * processes / counts[UNITS.index("row")]
             self._totals += torch.cat((terms.detach(), agreement.reshape(1).to(terms)))
             self._note(inputs, sums, extremes)
-        loss = torch.stack([term * weight for term, weight in zip(terms, self.terms.weights, strict=True)]).sum()
+            if self.learners is not None:
+                self.learners.compute(counts)
+        loss = self.terms.weighted(terms)
         if model.training and torch.is_grad_enabled() and not loss.requires_grad:
             raise UserError(
                 "no objective trains any parameter: all that they compare comes from frozen parts of the student. "
@@ -579,6 +584,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
             padding=self.padding,
             accelerator=self.accelerator,
             meter=self._meter,
+            learners=self.learners,
             takes=self._taken,
             use_cache=self.args.use_cache,
         )
@@ -589,6 +595,16 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         with torch.set_grad_enabled(self.terms.differentiates), self.compute_loss_context_manager():
             sums, (_, extremes), _ = self._forward(model, inputs, self._heads)
         return sums.detach(), extremes
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Train as `Trainer` does, then compute the gradients of models that train beside the student."""
+        loss: Tensor = super().training_step(*args, **kwargs)
+        if self.learners is not None:
+            self.learners.backward()
+        return loss
+
+    def _norms_beside(self) -> Sequence[Tensor]:
+        return [] if self.learners is None else self.learners.gather()
 
     def _sums(self) -> Sequence[Tensor]:
         return [*super()._sums(), self._totals, self._counted]

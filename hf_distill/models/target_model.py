@@ -47,6 +47,20 @@ class Targets:
     weights: tuple[float, ...] = ()
 
 
+@dataclass(frozen=True)
+class Learner:
+    """How one of a source's models trains while it teaches.
+
+    Attributes:
+        taught_by: Names of the models, `student` among them, whose mean distribution it learns from by the objectives
+            of the training; empty if it learns from labels alone.
+        learning_rate: Peak of its learning rate, which follows the student's schedule; None for the student's.
+    """
+
+    taught_by: tuple[str, ...] = ()
+    learning_rate: float | None = None
+
+
 class TargetSource(nn.Module, ABC):
     """What a student learns from.
 
@@ -142,8 +156,31 @@ class TargetSource(nn.Module, ABC):
         """Whether its targets depend on the student that trains."""
         return False
 
+    @property
+    def learners(self) -> Mapping[str, Learner]:
+        """How each of `models` trains meanwhile, by its name; empty where none does.
+
+        Either all train or none does. Their outputs are in `Targets.mixed`, in the order of `models`. The trainer runs
+        them in training mode with gradients, and gives each an optimizer like the student's; what it stores of a source
+        are the weights (`saved_state`).
+        """
+        return {}
+
+    @property
+    def exported(self) -> Mapping[str, nn.Module]:
+        """Models that are saved beside the finished student, by folder."""
+        return {}
+
     def for_training(self) -> TargetSource:
         """Return what one training of a run is given: itself, unless each needs its own."""
+        return self
+
+    def next_stage(self, trained: TargetSource) -> TargetSource:
+        """Return what teaches the same student in the next stage of a run, before `for_training`.
+
+        Args:
+            trained: What the stage before was given, as that has left it.
+        """
         return self
 
     def at_end(self, trained: TargetSource) -> TargetSource:

@@ -99,6 +99,8 @@ def _entry(table: Mapping[str, type]) -> Schema:
 
 # Fields of a teacher that hold other teachers.
 _NESTED = {"teacher", "teachers"}
+# A field of a teacher that holds students.
+_STUDENTS = "peers"
 
 
 def _fields(cls: type, name: str | None = None) -> Schema:
@@ -127,6 +129,9 @@ def _fields(cls: type, name: str | None = None) -> Schema:
         properties["objectives"] = {**_objectives()["objectives"], "description": said["objectives"]}
     if "augment" in properties:
         properties["augment"] = {**_entry(AUGMENTATIONS), "description": said["augment"]}
+    if _STUDENTS in properties:
+        properties[_STUDENTS] |= {"type": "array", "minItems": 1, "items": _entry(STUDENTS)}
+        properties[_STUDENTS].pop("anyOf", None)
     if "training" in properties:
         # A teacher's own training has the same keys, except its directory.
         properties["training"] |= {"$ref": "#/$defs/training", "not": {"required": ["output_dir"]}}

@@ -198,24 +198,26 @@ class _Reading:
     ) -> dict[str, Any]:
         """Return what is built first inside an entry, by its field; None for what is wrong.
 
-        These are entries (`teacher`, a list of `teachers`, `objectives`) and, beside them, settings of several keys.
+        These are entries (`teacher`, lists of `teachers` and `peers`, `objectives`) and, beside them, settings of
+        several keys.
         """
-        fields = getattr(cls, "__pydantic_fields__", ())
+        fields = getattr(cls, "__pydantic_fields__", {})
         found: dict[str, Any] = {}
-        if "teacher" in fields:
+        if "teacher" in fields and ("teacher" in given or fields["teacher"].is_required()):
             found["teacher"] = self.component(join(path, "teacher"), given.get("teacher"), table, base)
-        if "teachers" in fields and isinstance(several := given.get("teachers"), list):
-            place = join(path, "teachers")
-            read = [self.component(join(place, at), one, table, base) for at, one in enumerate(several)]
-            found["teachers"] = None if None in read else read
+        lists: dict[str, tuple[Any, Any]] = {"teachers": (table, base), "peers": (STUDENTS, Student)}
+        for key, (known, kind) in lists.items():
+            if key in fields and isinstance(several := given.get(key), list):
+                read = [self.component(join(join(path, key), at), one, known, kind) for at, one in enumerate(several)]
+                found[key] = None if None in read else read
         if "objectives" in fields and "objectives" in given:
             found["objectives"] = self.objectives(path, {"objectives": given["objectives"]})
         if found:
             # pydantic takes a mapping for a dataclass from JSON only, and what is built already is not JSON.
             for key, value in given.items():
-                kind = component_of(cls, key)
-                if key not in found and isinstance(value, dict) and kind is not None:
-                    found[key] = self.validate(kind, value, join(path, key))
+                held = component_of(cls, key)
+                if key not in found and isinstance(value, dict) and held is not None:
+                    found[key] = self.validate(held, value, join(path, key))
         return found
 
     def outside(self, name: str, path: str, table: Mapping[str, type[Part]], base: type[Part]) -> type[Part] | None:

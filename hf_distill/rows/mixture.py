@@ -33,7 +33,20 @@ def mixture(
         for one in outputs:
             yield layout.teacher_rows(layout.logits(one).detach(), inputs)
 
+    return mean_rows(layout, members(), weights, temperatures)
+
+
+def mean_rows(
+    layout: RowLayout, members: Iterable[Tensor], weights: Sequence[float], temperatures: Iterable[float]
+) -> Tensor | MixtureRows:
+    """Return the mean of rows, each `(rows, classes)`: of distributions, of regression the mean of values.
+
+    Args:
+        layout: Which logits count.
+        members: Of every teacher, the rows of the same batch.
+        weights: Of every teacher; they sum to 1.
+        temperatures: At which objectives compare.
+    """
     if layout.has_classes:
-        return MixtureRows.of(members(), weights, temperatures)
-    weighted = [weight * rows for weight, rows in zip(weights, members(), strict=True)]
-    return torch.stack(weighted).sum(0)
+        return MixtureRows.of(members, weights, temperatures)
+    return torch.stack([weight * rows.detach() for weight, rows in zip(weights, members, strict=True)]).sum(0)

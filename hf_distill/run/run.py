@@ -120,7 +120,8 @@ class Run:
             set_seed(
                 self.args.seed
             )  # a new head must be the same each time, or a fine-tuned teacher is not found again
-            teacher = as_source(self.recipe.teacher.load(self.fitter.for_teacher().prepared.head, self.fine_tune))
+            head = self.fitter.for_teacher().prepared.head
+            teacher = as_source(self.recipe.teacher.load_beside(self.recipe.student, head, self.fine_tune))
         assert teacher is not None
         if teacher.config is None:
             teacher.config = self.pair.teacher
@@ -247,6 +248,7 @@ class Run:
                 )
             self._remember(part, fitted)
             if not last:
+                teacher = teacher.next_stage(fitted.trainer.source or teacher)
                 student = freeze(self.fitter.reopen(fitted), self.recipe.student.freeze)
         return fitted
 

@@ -8,6 +8,7 @@ from hf_distill.teachers.ema import EmaTeacher
 from hf_distill.teachers.ensemble import EnsembleTeacher
 from hf_distill.teachers.finetuned import FinetunedTeacher
 from hf_distill.teachers.given import GivenTeacher
+from hf_distill.teachers.mutual import MutualTeacher
 from hf_distill.teachers.noisy import NoisyTeacher
 from hf_distill.teachers.pretrained import PretrainedTeacher
 from hf_distill.teachers.published import PublishedTeacher
@@ -19,6 +20,7 @@ TEACHERS: dict[str, type[Teacher]] = {
     "ensemble": EnsembleTeacher,
     "finetuned": FinetunedTeacher,
     "given": GivenTeacher,
+    "mutual": MutualTeacher,
     "noisy": NoisyTeacher,
     "pretrained": PretrainedTeacher,
     "zero_shot": ZeroShotTeacher,
@@ -33,6 +35,7 @@ __all__ = [
     "FineTune",
     "FinetunedTeacher",
     "GivenTeacher",
+    "MutualTeacher",
     "NoisyTeacher",
     "PretrainedTeacher",
     "PublishedTeacher",

@@ -347,6 +347,16 @@ class Teacher(ABC):
     def load(self, head: Head, fine_tune: FineTune) -> PreTrainedModel | TargetSource:
         """Return the model in eval mode; or a source of targets, if the teacher is not a single model."""
 
+    def load_beside(self, student: Student, head: Head, fine_tune: FineTune) -> PreTrainedModel | TargetSource:
+        """Return what `load` returns, in a run with this student.
+
+        Args:
+            student: The student entry of the recipe.
+            head: The task's head.
+            fine_tune: Trains a model on the run's data.
+        """
+        return self.load(head, fine_tune)
+
     def cache_for(self, model: Any, storing: Storing) -> StoredTargets:
         """Return the stored targets of a run, computed already or not; only for an entry that `caches`.
 

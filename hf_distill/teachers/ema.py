@@ -174,20 +174,21 @@ class Ema(TargetSource):
     def _mix(self, student: nn.Module, decay: float) -> None:
         assert self.average is not None
         theirs, buffers = dict(student.named_parameters()), dict(student.named_buffers())
-        for name, own in self.average.named_parameters():
-            own.lerp_(theirs[name].to(own.dtype), 1 - decay)
+        own = dict(self.average.named_parameters())
+        # All at once: on an accelerator, a few kernels instead of one for each weight.
+        torch._foreach_lerp_([*own.values()], [theirs[name].to(one.dtype) for name, one in own.items()], 1 - decay)
         for name, buffer in self.average.named_buffers():
             buffer.copy_(buffers[name])
 
     def saved_state(self) -> dict[str, Tensor]:
         """Return the weights of the average."""
-        return {} if self.average is None else _state(self.average)
+        return {} if self.average is None else state_of(self.average)
 
     @torch.no_grad()
     def load_saved_state(self, state: Mapping[str, Tensor]) -> None:
         """Set the weights of the average from a checkpoint."""
         assert self.average is not None
-        for name, own in _state(self.average).items():
+        for name, own in state_of(self.average).items():
             own.copy_(state[name])
 
     def targets(self, batch: Mapping[str, Any], run: RunModel) -> Targets:
@@ -195,6 +196,6 @@ class Ema(TargetSource):
         return Targets(run("teacher"))
 
 
-def _state(model: nn.Module) -> dict[str, Tensor]:
+def state_of(model: nn.Module) -> dict[str, Tensor]:
     """Return parameters and buffers by name; shared ones appear once."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}

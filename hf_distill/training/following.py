@@ -16,7 +16,8 @@ def check_following(trainer: Any) -> None:
     Raises:
         UserError: The student is made only when training starts, or is sharded over processes.
     """
-    if trainer.source is None or not trainer.source.follows_student:
+    source = trainer.source
+    if source is None or not (source.follows_student or source.learners):
         return
     if trainer.model_init is not None:
         raise UserError("a teacher that follows the student needs it from the start: pass `model`, not `model_init`.")
@@ -28,7 +29,7 @@ def check_following(trainer: Any) -> None:
 
 
 class AfterStep(TrainerCallback):
-    """Callback that updates the source of targets after each step, except skipped ones (`on_nan`, a loss scale).
+    """Callback that updates the source of targets with each step, except skipped ones (`on_nan`, a loss scale).
 
     Args:
         trainer: The trainer with the source.
@@ -37,11 +38,22 @@ class AfterStep(TrainerCallback):
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
         self._skipped = 0
+        self._left_out = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Continue the count of skipped steps, which a checkpoint may have."""
+        self._skipped = self._trainer.skipped
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Let the models that train beside the student take the same step, with the learning rate of this step."""
+        trainer = self._trainer
+        self._left_out = trainer.skipped != self._skipped or trainer.accelerator.optimizer_step_was_skipped
+        self._skipped = trainer.skipped
+        if trainer.learners is not None:
+            trainer.learners.step(left_out=self._left_out)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Update the source with the student's weights."""
         trainer = self._trainer
-        left_out = trainer.skipped != self._skipped or trainer.accelerator.optimizer_step_was_skipped
-        self._skipped = trainer.skipped
-        if trainer.source is not None and not left_out:
+        if trainer.source is not None and not self._left_out:
             trainer.source.after_step(trainer.model, state.global_step)

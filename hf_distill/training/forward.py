@@ -22,6 +22,7 @@ from hf_distill.rows.mixture import mixture
 from hf_distill.rows.padding import Padding
 from hf_distill.training.chunked.heads import Heads
 from hf_distill.training.chunked.rows import HeadRows
+from hf_distill.training.learners import Learners
 from hf_distill.training.meter import Meter
 from hf_distill.training.padding_free.choice import PaddingFree
 from hf_distill.training.terms import Terms
@@ -39,6 +40,7 @@ class BothModels:
         padding: Runs each model on a padded batch.
         accelerator: The trainer's accelerator.
         meter: Measures the time of the teacher.
+        learners: Trains models of the source beside the student; None where none trains.
         takes: Names of the arguments of `forward`, by model: `student`, and each of the source's models.
         use_cache: Whether the student returns keys and values for generation.
     """
@@ -50,6 +52,7 @@ class BothModels:
     padding: Padding
     accelerator: Accelerator
     meter: Meter
+    learners: Learners | None
     takes: Mapping[str, frozenset[str]]
     use_cache: bool
 
@@ -76,6 +79,9 @@ class BothModels:
             rows: Rows = heads.rows(self.layout, inputs, targets)
         else:
             rows = self.layout.select(self.layout.logits(ours), logits, inputs)
+        if targets is not None and self._learn(student):
+            assert self.learners is not None
+            self.learners.look(targets.mixed, rows, inputs)
         return Comparison(
             rows=rows if targets is None else self._taught(rows, targets, inputs),
             student=ours,
@@ -97,13 +103,19 @@ class BothModels:
         mixed = mixture(self.layout, targets.mixed, targets.weights, inputs, self.terms.temperatures)
         return replace(rows, teacher=mixed)
 
+    def _learn(self, student: nn.Module) -> bool:
+        """Return whether models of the source train on this batch, beside the student."""
+        return self.learners is not None and student.training and torch.is_grad_enabled()
+
     def _run(self, student: nn.Module, inputs: Mapping[str, Any]) -> tuple[Any, Targets | None]:
         """Return the student's outputs and the targets."""
         targets = None
         if self.source is not None:
-            self.source.eval()  # user code may have changed it since the last batch; with dropout, targets are noise
+            # User code may have changed the mode since the last batch; with dropout, targets are noise.
+            learn = self._learn(student)
+            self.source.train(learn)
             watch = self.meter.teacher() if student.training else nullcontext()
-            with torch.set_grad_enabled(self.terms.differentiates), self.accelerator.autocast(), watch:
+            with torch.set_grad_enabled(self.terms.differentiates or learn), self.accelerator.autocast(), watch:
                 read = self._teacher_inputs(inputs)
                 targets = self.source.targets(read, self._runner(self.source, read, own=read is not inputs))
         with self.padding_free.running("student", inputs):

@@ -73,6 +73,10 @@ class GuardedTrainer(Trainer):
 
     # ---- Steps ----
 
+    def _norms_beside(self) -> Sequence[Tensor]:
+        """Return the norms of the gradients of models that train beside this one, complete for the step."""
+        return ()
+
     def _begin_step(self) -> None:
         """Store the running sums, if the step may be skipped."""
         if self._skips:
@@ -91,7 +95,8 @@ class GuardedTrainer(Trainer):
         `Trainer` calls this last before the optimiser's step.
         """
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
-        self.watch.gradient(self.state.global_step + 1, norm)
+        for one in (norm, *self._norms_beside()):
+            self.watch.gradient(self.state.global_step + 1, one)
         steps, skipped = self._window
         self._window = steps + 1, skipped
         if self._skips:

@@ -44,6 +44,9 @@ OVERRIDES: dict[str, Override] = {
         "batch_samples device",
         "counts tokens, examples, pairs, ...: one number for each unit in place of the number of labels",
     ),
+    "training_step": Override(
+        "model inputs num_items_in_batch", "computes the gradients of models that train beside the student"
+    ),
     "compute_loss": Override("model inputs return_outputs num_items_in_batch", "computes the distillation loss"),
     "log": Override("logs start_time", "adds objectives, agreement, cost, and the number of skipped steps"),
     "prediction_step": Override(

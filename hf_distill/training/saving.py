@@ -23,6 +23,7 @@ from hf_distill.models.sentence_encoder import load_dense
 from hf_distill.models.sentence_files import at
 from hf_distill.models.target_model import TargetSource
 from hf_distill.training.checkpoints import damaged, seal, weights_fault
+from hf_distill.training.learners import Learners
 from hf_distill.training.sharded import saves_itself
 from hf_distill.training.terms import Terms
 
@@ -33,6 +34,7 @@ class SavingTrainer(Trainer):
     Attributes:
         terms: The loss terms. Subclasses set them.
         source: Gives the targets; None if there is no teacher. Subclasses set it.
+        learners: Trains models of the source beside the student; None where none trains. Subclasses set it.
         has_model_card: Whether there is a model card that a push must not overwrite.
         key: Fingerprint of all that the training computes, stored in its checkpoints.
         claim: Called with names in the output directory before they are written; may raise an error.
@@ -42,6 +44,7 @@ class SavingTrainer(Trainer):
     model: PreTrainedModel
     terms: Terms
     source: TargetSource | None
+    learners: Learners | None = None
     has_model_card = False
     key = ""
     claim: Callable[[Iterable[str]], None] | None = None
@@ -61,6 +64,8 @@ class SavingTrainer(Trainer):
         if self.terms.learned:
             save_learned(directory, gathered or self.terms.learned.state_dict())
         self._save_targets(directory)
+        if self.learners is not None and not self.args.save_only_model:
+            self.learners.save(directory)
 
     def _save_targets(self, directory: Path) -> None:
         """Write the state of the source of targets (such as an EMA teacher's weights) into a checkpoint, if any."""
@@ -110,6 +115,7 @@ class SavingTrainer(Trainer):
         parallel.wait()
         if self.args.should_save:
             self._save_targets(staging)
+            self._export_beside(staging)
             sync_tree(staging)
             sums = checksums(staging)
             names = sorted(entry.name for entry in staging.iterdir())
@@ -118,6 +124,14 @@ class SavingTrainer(Trainer):
             move_into(directory, staging, names)
         self.exported = directory
         return sums
+
+    def _export_beside(self, directory: Path) -> None:
+        """Save the models that the source of targets exports, each with the tokenizer in a folder of its own."""
+        for folder, model in ({} if self.source is None else self.source.exported).items():
+            saved: Any = parallel.unwrapped(model, autocast=False)
+            saved.save_pretrained(str(directory / folder))
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(str(directory / folder))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save as `Trainer` does; write nothing for a push of an exported student.
@@ -148,6 +162,8 @@ class SavingTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         with self._learned_from(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.learners is not None:
+            self.learners.load(Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         # In a hyperparameter search, every trial has a directory of its own.

@@ -46,3 +46,8 @@ def finished(trainer: Trainer) -> Any:
 def deepspeed_stage(trainer: Trainer) -> int | None:
     """Return DeepSpeed's ZeRO stage; None without DeepSpeed."""
     return int(trainer.accelerator.state.deepspeed_plugin.zero_stage) if trainer.is_deepspeed_enabled else None
+
+
+def has_loss_scale(trainer: Trainer) -> bool:
+    """Return whether the loss is scaled (float16), by `fp16: true`, an own accelerator or `accelerate launch`."""
+    return "fp16" in (trainer.args.mixed_precision, trainer.accelerator.mixed_precision)

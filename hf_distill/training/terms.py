@@ -81,6 +81,14 @@ class Terms(Sequence[Term]):
         """Current weight of every term."""
         return [number(term.objective.weight) for term in self]
 
+    def weighted(self, values: Tensor) -> Tensor:
+        """Return the sum of all terms, each times its current weight.
+
+        Args:
+            values: Value of every term, `(terms,)`.
+        """
+        return torch.stack([value * weight for value, weight in zip(values, self.weights, strict=True)]).sum()
+
     def go_to(self, step: int, steps: int) -> None:
         """Set scheduled values (weights, temperatures) to their value after `step` of `steps` optimiser steps."""
         if steps != self._steps:

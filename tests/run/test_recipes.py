@@ -165,6 +165,8 @@ def shrink(path: Path, directory: Path, make_model: MakeModel) -> Path:
             entry["model"] = tiny(entry["model"], recipe, make_model, head=head, seed=seed, labels=labels)
         if "training" in entry:
             entry["training"] |= {"max_steps": 2}
+    for seed, peer in enumerate(content["teacher"].get("peers", ()), 2):
+        peer["model"] = tiny(peer["model"], recipe, make_model, head=True, seed=seed)
     if "tokenizer" in content:
         content["tokenizer"] = content["teacher"]["model"]
     content["training"] |= {

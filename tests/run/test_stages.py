@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
@@ -248,7 +249,8 @@ def test_only_the_last_stage_of_the_first_seed_is_pushed(
     def fit(self: Any, model: Any, *, training: Any, directory: Path, **_: Any) -> Any:
         trained[Path(directory).name] = ("hub_model_id" in training, training["seed"], training["learning_rate"])
         raise_after = len(trained) == 4
-        fitted = type("Fitted", (), {"history": [], "seconds": 0.0, "reused": False, "model": model, "layers": {}})()
+        known = {"history": [], "seconds": 0.0, "reused": False, "layers": {}}
+        fitted = SimpleNamespace(model=model, trainer=SimpleNamespace(source=None), **known)
         if raise_after:
             raise KeyboardInterrupt
         return fitted
