@@ -196,7 +196,7 @@ class NoisyTeacher(Teacher):
 
     def gives(self, task: Task, every: Sequence[Objective], pair: Pair | None) -> Gives:
         """Return what the answers give to objectives: distributions."""
-        from hf_distill.teachers.noisy_targets import GIVES
+        from hf_distill.teachers.voters import GIVES
 
         return GIVES
 
@@ -272,7 +272,7 @@ class NoisyTeacher(Teacher):
         """Return the teachers, each trained on its part or found trained; one is in memory at a time."""
         import torch
 
-        from hf_distill.teachers.noisy_targets import PrivateTeachers
+        from hf_distill.teachers.voters import PrivateTeachers
 
         seed, folders = torch.initial_seed(), []
         for index in range(self.count):

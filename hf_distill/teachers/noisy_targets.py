@@ -6,7 +6,7 @@ import io
 import json
 import secrets
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,83 +15,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_distill import parallel
-from hf_distill.cache.example_hashes import NOT_READ
-from hf_distill.cache.format import Kept
-from hf_distill.cache.recorder import Recorder
 from hf_distill.cache.replay import LEAST, Data
 from hf_distill.data.fingerprints import dataset_fingerprint
 from hf_distill.data.labelled import has_label
-from hf_distill.errors import NotFinite, UserError
+from hf_distill.errors import UserError
 from hf_distill.files.atomic import write_atomic
 from hf_distill.files.fingerprint import fingerprint
 from hf_distill.files.ownership import ANSWERS
-from hf_distill.models.inspection import taken_by
-from hf_distill.models.loading import Head, load_model
-from hf_distill.models.needs import Gives
-from hf_distill.models.outline import outline
-from hf_distill.models.target_model import RunModel, Targets, TargetSource
+from hf_distill.models.target_model import TargetSource
 from hf_distill.teachers.given_cache import with_rows
 from hf_distill.teachers.privacy import PrivacyBudget, PrivacyTerms
+from hf_distill.teachers.voters import GIVES, PrivateTeachers
 from hf_distill.teachers.votes import answers
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-    from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments
+    from transformers import TrainingArguments
 
-    from hf_distill.tasks import Prepared
     from hf_distill.teachers.base import Storing
 
 Array = NDArray[Any]
-
-# What the answers give to objectives: distributions, which any temperature softens.
-GIVES = Gives("a noisy teacher", exact_logits=False)
-
-
-class PrivateTeachers(TargetSource):
-    """Trained teachers on disk. They are opened one by one to vote, and no student sees their weights.
-
-    Args:
-        folders: Directory of each teacher.
-        head: How to load a model for the task.
-        config: Configuration of the first teacher.
-        trust_remote_code: Run model code from the checkpoints.
-    """
-
-    def __init__(
-        self, folders: Sequence[str], head: Head, config: PretrainedConfig, *, trust_remote_code: bool
-    ) -> None:
-        super().__init__()
-        self.folders, self.head, self.config = tuple(folders), head, config
-        self._trusts = trust_remote_code
-        self.privacy: dict[str, Any] = {}
-
-    @property
-    def takes(self) -> frozenset[str]:
-        """Empty: it never runs beside a student."""
-        return frozenset()
-
-    @property
-    def copied(self) -> Any:
-        """A model without weights, for students that take sizes from the teacher's configuration."""
-        return outline(self.head.auto_class, self.config, trust_remote_code=self._trusts)
-
-    def gives(self) -> Gives:
-        """Return what the answers give to objectives."""
-        return GIVES
-
-    def facts(self) -> Mapping[str, Any]:
-        """Return epsilon, delta, and what they are for."""
-        left_out = () if self.privacy.get("earlier answers") else ("of these answers", "earlier answers")
-        told = {name: value for name, value in self.privacy.items() if name not in left_out}
-        return {"privacy": told} if told else {}
-
-    def open(self, index: int) -> PreTrainedModel:
-        """Load one of the teachers."""
-        return load_model(self.folders[index], self.head, own_head=True, trust_remote_code=self._trusts)[0]
-
-    def targets(self, batch: Mapping[str, Any], run: RunModel) -> Targets:
-        """Raise: students learn from the stored answers."""
-        raise AssertionError("private teachers are asked once, not in training")
 
 
 class NoisyAnswers:
@@ -136,7 +78,7 @@ class NoisyAnswers:
         self.found = parallel.asked_once(self.file.exists)
         if not self.found:
             budget, earlier = parallel.asked_once(self._budget)
-            order = np.random.default_rng(self.terms.seed).permutation(self._public)[: budget.queries]
+            order = np.random.default_rng(self.terms.seed).permutation(self._public)[: budget.reach]
             votes, sums, evaluated = self._ask(order, args)
             parallel.asked_once(lambda: self._release(order, votes, sums, evaluated, budget, earlier))
             parallel.wait()
@@ -185,16 +127,16 @@ class NoisyAnswers:
     def _ask(self, order: Array, args: TrainingArguments) -> tuple[Array, Array, Array]:
         """Return votes and sums of distributions for the rows to ask, and the sums for the eval split."""
         data = self.storing.data
-        asked = data.train.select(order)
+        splits = {"asked": data.train.select(order), "eval": data.eval}
         every: list[tuple[Array, Array, Array]] = []
-        mine = parallel.share_of(len(self.teachers.folders))
-        for index in mine:
-            model = self.teachers.open(index)
-            found, evaluated = (_distributions(model, split, data, args) for split in (asked, data.eval))
-            votes = np.eye(found.shape[1])[found.argmax(1)]
-            every.append((votes, found, evaluated))
-            if len(every) > 1:
-                every = [_added(every)]
+
+        def ask() -> None:
+            for index in parallel.share_of(len(self.teachers.folders)):
+                found = self.teachers.distributions(index, splits, data, args)
+                votes = np.eye(found["asked"].shape[1])[found["asked"].argmax(1)]
+                every[:] = [_added([*every, (votes, found["asked"], found["eval"])])]
+
+        parallel.together(ask)
         return _added([one for part in parallel.from_all(every) for one in part])
 
     def _release(
@@ -267,32 +209,3 @@ def _read(file: Path) -> dict[str, Array]:
             "that its epsilon is spent and that this run will not count it.",
             key="budget",
         ) from error
-
-
-def _distributions(model: PreTrainedModel, split: Dataset, data: Prepared, args: TrainingArguments) -> Array:
-    """Return the distributions of a teacher, float64 `(rows, classes)`.
-
-    Raises:
-        NotFinite: A prediction is NaN or infinite.
-    """
-    from scipy.special import softmax
-
-    opened: Any = model
-    opened.eval().requires_grad_(False).to(args.device)
-    recorder = Recorder(model, data.layout, Kept(outputs=("logits",)), bf16=args.bf16)
-    collate, takes = recorder.padding.collating(data.collator), taken_by(model)
-    order = np.argsort(split["length"], kind="stable")  # less padding
-    found: list[Array] = [np.zeros(0)] * len(split)
-    size = args.per_device_eval_batch_size
-    for places in (order[first : first + size] for first in range(0, len(order), size)):
-        examples = [{key: value for key, value in split[int(at)].items() if key not in NOT_READ} for at in places]
-        batch = {key: value.to(args.device) for key, value in collate(examples).items()}
-        inputs = {key: value for key, value in batch.items() if key in takes}
-        for at, logits in zip(places, recorder(batch, inputs)["logits"], strict=True):
-            found[at] = logits
-    logits = np.array(found, dtype=np.float64)
-    if not np.isfinite(logits).all():
-        raise NotFinite(
-            f"the teacher in {model.name_or_path} predicts NaN or infinite logits. Train it at a lower rate."
-        )
-    return np.asarray(softmax(logits, axis=1))

@@ -153,12 +153,17 @@ class PrivacyBudget:
         self._filters = self.accountant.threshold_noise is not None and self.most < self.queries
         self.epsilon = self.budget if self._filters else self.accountant.epsilon(self.most, self.most)
 
+    @property
+    def reach(self) -> int:
+        """How many queries there can be: more than fit if all are answered, where some may not be."""
+        return self.queries if self._filters else self.most
+
     def has_room(self) -> bool:
         """Return whether another query may be asked and answered."""
         if self._filters:
             next_one = self.accountant.epsilon(self.asked + 1, self.answered + 1, self.order)
-            return self.asked < self.queries and next_one <= self.budget
-        return self.asked < self.most
+            return self.asked < self.reach and next_one <= self.budget
+        return self.asked < self.reach
 
     def charge(self, *, answered: bool) -> None:
         """Count a query."""

@@ -58,6 +58,9 @@ TASKS: dict[str, dict[str, int]] = {
 NLI = ["contradiction", "entailment", "neutral"]
 LENGTH = 40
 ROWS = {"train": 48, "validation": 16}
+TRANSFER = 24
+# Teachers of an entry that trains several.
+COUNT = 3
 PER_DEVICE = 4
 
 
@@ -111,7 +114,7 @@ def write_data(recipe: Recipe, directory: Path) -> dict[str, str]:
         roles.add(task.label_role)
     roles = roles or {"text"}
     files = {}
-    for split, size in ROWS.items():
+    for split, size in (ROWS | ({"transfer": TRANSFER} if recipe.data.transfer else {})).items():
         rows = []
         for index in range(size):
             example = Example(index, recipe.data.labels)
@@ -146,8 +149,11 @@ def shrink(path: Path, directory: Path, make_model: MakeModel) -> Path:
     """Write the recipe with tiny models and data, two steps for every training; the rest is as it was."""
     recipe = load_recipe(path)
     content: dict[str, Any] = YAML(typ="safe", pure=True).load(dump_recipe(recipe))
+    files = write_data(recipe, directory)
+    transfer = {"transfer": {"path": files.pop("transfer")}} if recipe.data.transfer else {}
     content["data"] = {
-        "path": write_data(recipe, directory),
+        "path": files,
+        **transfer,
         **{key: content["data"][key] for key in ("columns", "labels") if key in content["data"]},
         "max_length": min(recipe.data.max_length or LENGTH, LENGTH),
     }
@@ -155,6 +161,8 @@ def shrink(path: Path, directory: Path, make_model: MakeModel) -> Path:
     content["task"] = {**task, **TASKS.get(recipe.task.name, {})}
     for seed, side in enumerate(("student", "teacher")):
         entry = content[side]
+        if "count" in entry:
+            entry["count"] = COUNT
         if isinstance(inner := entry.get("teacher"), dict):
             entry = inner
         if "model" in entry:
