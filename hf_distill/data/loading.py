@@ -27,7 +27,7 @@ PEEK = 1_000
 """Rows of a large split that `--check` looks at."""
 # Prefix of columns that have no role and are loaded all the same.
 BESIDE = "beside/"
-# Stands for all columns that have no role.
+# Stands for all columns, under their own names.
 ALL = "*"
 
 
@@ -75,7 +75,7 @@ def load_splits(
         data: The recipe's section.
         roles: Role -> whether the task must have it.
         also: Further columns to load if a split has them; `apart` separates them from those with a role. `*` stands
-            for all columns that have no role.
+            for all columns.
         label: Role of the labels.
 
     Raises:
@@ -192,15 +192,18 @@ def _by_role(
 
 
 def _renamed(dataset: Dataset, mine: Mapping[str, str], whole: Dataset, also: Sequence[str]) -> Dataset:
+    from datasets import concatenate_datasets
+
     # Select before renaming: a column that is dropped may have the name of a role.
-    every = [name for name in whole.column_names if name not in mine] if ALL in also else []
+    every = whole.column_names if ALL in also else ()
     others = list(dict.fromkeys(name for name in (*also, *every) if name in whole.column_names))
     alone = {name: f"{BESIDE}{name}" for name in others if name not in mine and name in dataset.column_names}
     new = {**{name: role for name, role in mine.items() if name != role}, **alone}
     renamed = dataset.select_columns([*mine, *alone]).rename_columns(new)
     for name in others:
         if name not in alone:  # the column also has a role, or was joined with others
-            renamed = renamed.add_column(f"{BESIDE}{name}", whole[name][:])
+            again = whole.select_columns([name]).rename_column(name, f"{BESIDE}{name}")
+            renamed = concatenate_datasets([renamed, again], axis=1)
     return renamed
 
 

@@ -11,6 +11,7 @@ from hf_distill.teachers.given import GivenTeacher
 from hf_distill.teachers.mutual import MutualTeacher
 from hf_distill.teachers.noisy import NoisyTeacher
 from hf_distill.teachers.pretrained import PretrainedTeacher
+from hf_distill.teachers.prompted import PromptedTeacher
 from hf_distill.teachers.published import PublishedTeacher
 from hf_distill.teachers.zero_shot import ZeroShotTeacher
 
@@ -23,6 +24,7 @@ TEACHERS: dict[str, type[Teacher]] = {
     "mutual": MutualTeacher,
     "noisy": NoisyTeacher,
     "pretrained": PretrainedTeacher,
+    "prompted": PromptedTeacher,
     "zero_shot": ZeroShotTeacher,
     "published": PublishedTeacher,
 }
@@ -38,6 +40,7 @@ __all__ = [
     "MutualTeacher",
     "NoisyTeacher",
     "PretrainedTeacher",
+    "PromptedTeacher",
     "PublishedTeacher",
     "Teacher",
     "ZeroShotTeacher",

@@ -122,6 +122,8 @@ REQUIRED: dict[str, Any] = {
     "teacher": {"name": "pretrained", "model": "some/model"},
     "teachers": [{"name": "pretrained", "model": "some/model"}] * 2,
     "columns": {"probabilities": ["negative", "positive"]},
+    "prompt": "{{ text }} is",
+    "verbalizers": {"negative": [" bad"], "positive": " good"},
     "path": "targets",
 }
 

@@ -165,7 +165,9 @@ def shrink(path: Path, directory: Path, make_model: MakeModel) -> Path:
             entry["count"] = COUNT
         if isinstance(inner := entry.get("teacher"), dict):
             entry = inner
-        if "model" in entry:
+        if entry["name"] == "prompted":
+            entry |= {"model": str(make_model("llama-lm", seed=seed)), "prompt": "{{ text }} is"}
+        elif "model" in entry:
             headless = entry["name"] == "finetuned" or (side == "student" and entry["name"] == "pretrained")
             encoder = recipe.task.name not in ("text-generation", "fill-mask", "summarization", "translation")
             labels = NLI if entry["name"] == "zero_shot" else None
