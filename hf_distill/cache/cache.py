@@ -268,12 +268,11 @@ class _Batches:
         return len(self.parts)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        examples = []
-        for place in self.parts[index]:
-            name, row = self.contents.order[place]
-            example = self.contents.splits[name][row]
-            examples.append({key: value for key, value in example.items() if key not in NOT_READ})
-        return dict(self.collator(examples))
+        places = (self.contents.order[place] for place in self.parts[index])
+        examples = [self.contents.splits[name][row] for name, row in places]
+        # Only one of the splits may have labels.
+        shared = set(examples[0]).intersection(*examples[1:]).difference(NOT_READ)
+        return dict(self.collator([{key: one[key] for key in one if key in shared} for one in examples]))
 
 
 def _arrow(values: Sequence[Any], kind: Any) -> Any:

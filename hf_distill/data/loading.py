@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from hf_distill.data.columns import default_columns, find_columns
 from hf_distill.data.holdout import check_size, hold_out
 from hf_distill.data.joined import join_columns
@@ -220,14 +222,19 @@ def column(dataset: Dataset, name: str) -> pa.ChunkedArray:
 
 def by_length(split: Dataset) -> Dataset:
     """Return the split sorted by length; examples of equal length keep their order."""
-    import numpy as np
-
     return split.select(np.argsort(column(split, "length").to_numpy(), kind="stable"))
 
 
 def with_length(split: Dataset) -> Dataset:
-    """Return a tokenised split with the number of tokens of each example as a column, `length`."""
+    """Return a tokenised split with the number of tokens of each example as a column, `length`.
+
+    If an example is a list of texts, its length is that of the longest.
+    """
     if "length" in split.column_names:
         return split
-    lengths = column(split, "input_ids").combine_chunks().value_lengths()
-    return split.add_column("length", lengths.to_numpy(zero_copy_only=False))
+    ids = column(split, "input_ids").combine_chunks()
+    lengths = ids.value_lengths().to_numpy(zero_copy_only=False)
+    if hasattr(ids.type.value_type, "value_type") and len(ids):
+        texts = ids.flatten().value_lengths().to_numpy(zero_copy_only=False)
+        lengths = np.maximum.reduceat(texts, np.cumsum(lengths) - lengths)
+    return split.add_column("length", lengths)

@@ -167,7 +167,11 @@ def _by_name(
     if len(spelled) == len(texts):  # numbers written as text, and no model has these names
         return _by_number(column, spelled, names if stated.names or column.names else None, heads)
     if names:
-        raise column.refuse(lambda label: found[texts[label]] is None, f"one of {shorten(names)}", stated.way_out)
+        bad = {label: text for label, text in texts.items() if found[text] is None}
+        mapped = next(
+            (f" data.labels says that {label!r} is '{text}'." for label, text in bad.items() if label != text), ""
+        )
+        raise column.refuse(lambda label: label in bad, f"one of {shorten(names)}", stated.way_out or mapped)
     if nameless_teacher:
         raise UserError(
             f"the labels are names {shorten(list(texts.values()))}, but the teacher only numbers its classes. "

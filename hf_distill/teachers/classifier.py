@@ -35,7 +35,8 @@ class Classifier(nn.Module):
 
         super().__init__()
         self.model = model
-        special = {f"{name}_token_id": None for name in ("bos", "eos", "pad")}  # `Trainer` reads all of them
+        # `Trainer` reads all of them, and writes those of the tokenizer there if they differ.
+        special = {key: getattr(model.config, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
         known: dict[str, Any] = {**special, **head.settings}
         known |= {"settings": settings, "model": model.config.to_dict()}
         self.config = PretrainedConfig(**known)

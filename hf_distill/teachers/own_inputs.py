@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hf_distill.component import component
+from hf_distill.data.label_names import label_numbers, shorten
 from hf_distill.data.two_tokenizers import PadBoth, side_by_side, teacher_view
 from hf_distill.errors import UserError
 from hf_distill.models.loading import Head
@@ -178,6 +179,8 @@ class OwnInputsTeacher(Teacher):
 
         # The teacher's tokens are made here, and its configuration says nothing about inputs.
         for_student = replace(setup, teacher_tokenizer=None, configs=(pair.student,))
+        if self.classes is not None:
+            _check_named(splits, task.label_role, setup, self.classes)
         prepared = task.prepare(numbered(splits), for_student)
         with under("teacher"):
             head = self._head(prepared, setup)
@@ -217,6 +220,27 @@ class OwnInputsTeacher(Teacher):
 
         names = tuple(head.settings["id2label"].values())
         return LiveClassifier(self.classifier(head), self.whose, self.facts(names))
+
+
+def _check_named(splits: Mapping[str, Dataset], role: str, setup: Setup, names: Sequence[str]) -> None:
+    """Refuse labels that only number the classes: no model was trained on these numbers.
+
+    Raises:
+        UserError: Neither data nor recipe say which class has which number.
+    """
+    if setup.label_names is not None or label_numbers(names) is not None:
+        return
+    for split in splits.values():
+        kind = split.features.get(role)
+        kind = getattr(kind, "feature", kind)  # of lists
+        if getattr(kind, "names", None) is None and str(getattr(kind, "dtype", "")).startswith(
+            ("int", "uint", "float")
+        ):
+            raise UserError(
+                f"the labels are numbers, and the teacher's classes have names {shorten(names)}. Say which is which: "
+                "data: {labels: [name of 0, name of 1, ...]}.",
+                key="labels",
+            )
 
 
 def _named(names: Sequence[str]) -> dict[str, Any]:

@@ -160,7 +160,7 @@ class ZeroShotTeacher(OwnInputsTeacher):
         found = {name: tokenise(rows, name, encode, tokenizer, *settings) for name, rows in examples.rows.items()}
         for name, split in found.items():
             _check_ends(split, config, name, tokenizer)
-        shown = f"hypotheses  {len(hypotheses)} for each text, as many forward passes: {' '.join(hypotheses)}"
+        shown = f"hypotheses  {len(hypotheses)} for each text, as many forward passes: {' | '.join(hypotheses)}"
         return Encoded(found, shown=(shown,))
 
     def collate(self, tokenizer: PreTrainedTokenizerBase | None) -> Callable[[list[dict[str, Any]]], Mapping[str, Any]]:

@@ -86,6 +86,7 @@ def test_its_probabilities_are_the_pipelines_scores(
     wanted = scores(recipe.teacher.source, texts, list(WORDS.values()), several=several)
     np.testing.assert_allclose(found.numpy(), wanted, atol=1e-5)
     assert wanted.std(0).min() > 0.01  # else any answer would do
+    assert split["length"][:] == [max(map(len, row)) for row in split["input_ids"]]  # a cache sorts by it
     assert list(model.config.id2label.values()) == [*WORDS]
 
 
@@ -177,24 +178,30 @@ def test_bad_models(make_model: Any, asked: Any, tmp_path: Path) -> None:
 
 
 def test_other_data(asked: Any, tmp_path: Path) -> None:
-    """Pairs have no hypothesis of their own, and numbers no words."""
-    for rows, words in (
+    """Pairs have no hypothesis of their own, numbers no words, and classes that are numbered may be in any order."""
+    pairs = [{"text": "a", "text_pair": "b", "label": label} for label in WORDS]
+    numbers = [{"text": "a", "label": 0}, {"text": "b", "label": 1}]
+    values = [{"text": "a", "label": 0.5}, {"text": "b", "label": 1.5}]
+    path = tmp_path / "data.json"
+    data: dict[str, Any] = {"path": {"train": str(path), "validation": str(path)}}
+    for rows, labels, words in (
+        (pairs, WORDS, "pairs of texts"),
+        (values, None, "numbers to predict (regression)"),
+        (numbers, None, "the 2 classes of the data have none"),
         (
-            [
-                {"text": "a", "text_pair": "b", "label": "positive"},
-                {"text": "a", "text_pair": "b", "label": "negative"},
-            ],
-            "pairs of texts",
+            numbers,
+            WORDS,
+            "data.labels: the labels are numbers, and the teacher's classes have names [positive, negative]",
         ),
-        ([{"text": "a", "label": 0.5}, {"text": "b", "label": 1.5}], "numbers to predict (regression)"),
     ):
-        path = tmp_path / "data.json"
         path.write_text("\n".join(map(json.dumps, rows)))
-        data = {"data": {"path": {"train": str(path), "validation": str(path)}}}
         with pytest.raises(UserError) as caught:
-            check(load_recipe(asked(sections=data, labels=None)))
+            check(load_recipe(asked(sections={"data": data}, labels=labels)))
         (line,) = caught.value.mistakes
         assert words in line
+    for names in (["negative", "positive"], {"0": "negative", "1": "positive"}):
+        prepared = prepared_of(load_recipe(asked(sections={"data": {**data, "labels": names}})))
+        assert (prepared.label_names, [*prepared.train["labels"]]) == (tuple(WORDS), [1, 0])
 
 
 def test_the_places_of_entailment_and_contradiction() -> None:
