@@ -50,8 +50,8 @@ def find_columns(
     for role in sorted(roles, key=lambda role: role not in asked):
         required, named = roles[role], role in asked
         key = f"columns.{role}" if named else "columns"
-        places = {split: _place(asked.get(role, role), names) for split, names in columns.items()}
-        without = [split for split, place in places.items() if place is None]
+        places = {split: place(asked.get(role, role), names) for split, names in columns.items()}
+        without = [split for split, found_at in places.items() if found_at is None]
         if without and (required or (named and len(without) == len(columns))):
             mistakes.append(_no_column(asked.get(role, role), role, without[0], columns[without[0]], key))
             continue
@@ -73,8 +73,8 @@ def find_columns(
     return found
 
 
-def _place(wanted: str | int, names: list[str]) -> str | None:
-    """Return the name of a column; None if the split does not have it."""
+def place(wanted: str | int, names: list[str]) -> str | None:
+    """Return the name of a column, given by name or number; None if the split does not have it."""
     if isinstance(wanted, str):
         return wanted if wanted in names else None
     if not all(name.isdigit() for name in names):  # the file has a header

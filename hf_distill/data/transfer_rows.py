@@ -7,12 +7,13 @@ The raw splits of a run are made in this order: read (`train`, `eval` and `trans
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from hf_distill._version import __version__
-from hf_distill.data.columns import default_columns, find_columns
+from hf_distill.data.columns import default_columns, find_columns, place
 from hf_distill.data.reader import describe_type
 from hf_distill.data.section import Data
 from hf_distill.data.transfer import TRANSFER
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 logger = logging.getLogger(__name__)
+
+# How tasks and teachers name a row in their messages.
+_ROW = re.compile(r"row (\d+) \(counted from 0\) of the train split")
 
 
 def as_data(data: Data, label: str) -> Data:
@@ -85,15 +89,19 @@ def transfer_columns(data: Data, names: list[str], roles: Mapping[str, bool], la
     """
     assert data.transfer is not None
     wanted = {role: required for role, required in roles.items() if role != label}
-    asked = default_columns(as_data(data, label), {TRANSFER: names}, roles)
-    asked = {role: one for role, one in asked.items() if role != label and not _elsewhere(role, one, data, names)}
+    theirs = as_data(data, label)
+    asked = {
+        role: one
+        for role, one in default_columns(theirs, {TRANSFER: names}, roles).items()
+        if role != label and not _elsewhere(role, one, data, names)
+    }
     found = find_columns({TRANSFER: names}, asked, wanted)[TRANSFER]
-    named = data.columns.get(label, label)
-    labels = [one for one in (named if isinstance(named, list) else [named]) if one in names and one not in found]
-    if labels:
+    named = data.columns.get(label, default_columns(data, {TRANSFER: names}, roles).get(label, label))
+    places = [place(one, names) for one in (named if isinstance(named, list) else [named])]
+    if labels := [one for one in places if one is not None and one not in found]:
         logger.warning(
-            "data.transfer has labels ('%s'). They are not read: its rows are learned from the teacher alone",
-            "', '".join(map(str, labels)),
+            "data.transfer has labels (%s). They are not read: its rows are learned from the teacher alone",
+            ", ".join(f"column '{one}'" for one in labels),
         )
     return found
 
@@ -119,6 +127,23 @@ def of_transfer() -> Iterator[None]:
 def _key(key: str) -> str:
     known = {f"splits.{TRANSFER}": "split", "path.train": "path"}
     return ".".join(filter(None, (TRANSFER, known.get(key, key))))
+
+
+@contextmanager
+def counting_from(first: int) -> Iterator[None]:
+    """Context manager: in a mistake about a transfer row, say which row of `data.transfer` it is.
+
+    Args:
+        first: Number of rows of `train` without the transfer rows, which a task counts on from there.
+    """
+    try:
+        yield
+    except UserError as error:
+        found = _ROW.search(error.mistakes[0])
+        if found is None or len(error.mistakes) > 1 or (row := int(found[1]) - first) < 0:
+            raise
+        text = _ROW.sub(f"row {row} (counted from 0) of data.transfer", error.mistakes[0], count=1)
+        raise UserError(text, key=_key(error.key) if error.key.startswith("columns") else error.key) from error
 
 
 def append_transfer(splits: Mapping[str, Dataset], label: str) -> dict[str, Dataset]:

@@ -14,7 +14,7 @@ from hf_distill import parallel
 from hf_distill.component import settings
 from hf_distill.data import apart, load_splits
 from hf_distill.data.transfer import TRANSFER
-from hf_distill.data.transfer_rows import append_transfer
+from hf_distill.data.transfer_rows import append_transfer, counting_from
 from hf_distill.errors import UserError
 from hf_distill.models.pair import Pair
 from hf_distill.objectives.guard import guarded
@@ -151,10 +151,10 @@ def prepare(
     Raises:
         UserError: The data does not fit the task or the teacher; the message has the place in the recipe.
     """
-    transfer_rows = len(splits.get(TRANSFER, ()))
+    own_rows, transfer_rows = len(splits["train"]), len(splits.get(TRANSFER, ()))
     splits, beside = complete(recipe, splits)
     setup = replace(setup_of(recipe, pair), transfer_rows=transfer_rows)
-    with locating_data(recipe), guarded(recipe.task, "task"):
+    with locating_data(recipe), guarded(recipe.task, "task"), counting_from(own_rows):
         return recipe.teacher.prepare(recipe.task, splits, beside, setup, pair)
 
 

@@ -12,7 +12,7 @@ import pytest
 from hf_distill.data import load_splits, peek
 from hf_distill.data.section import Data
 from hf_distill.data.transfer import Transfer
-from hf_distill.data.transfer_rows import append_transfer
+from hf_distill.data.transfer_rows import append_transfer, counting_from
 from hf_distill.errors import UserError
 
 ROLES = {"text": True, "text_pair": False, "label": False}
@@ -120,3 +120,31 @@ def test_check_reads_the_first_rows_of_a_large_transfer_file(labelled: dict[str,
     hub = peek(Data(**labelled, transfer=Transfer(path="someone/texts")), ROLES)
     assert hub is not None
     assert (set(hub.splits), hub.whole_transfer) == ({"train", "eval"}, False)
+
+
+def test_a_mistake_in_a_transfer_row_names_its_row() -> None:
+    """Counted from the first row of train, it is looked for in the wrong file, at a row that may not be there."""
+    text = "row 5 (counted from 0) of the train split is empty: drop it."
+    for first, told, key in (
+        (3, "row 2 (counted from 0) of data.transfer is empty", "transfer.columns.text"),
+        (6, text, "columns.text"),
+    ):
+        with pytest.raises(UserError) as error, counting_from(first):
+            raise UserError(text, key="columns.text")
+        assert str(error.value).startswith(told)
+        assert error.value.key == key
+
+
+def test_labels_in_a_numbered_column_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """CoNLL's columns have no names: the tags of transfer rows would be dropped without a word."""
+    for name in ("train", "more"):
+        (tmp_path / f"{name}.conll").write_text("Anna B-PER\nsings O\n\nBob B-PER\n")
+    data = Data(
+        path={"train": str(tmp_path / "train.conll")},
+        splits={"eval": 1},
+        transfer=Transfer(path=str(tmp_path / "more.conll"), split="train[:1]"),
+    )
+    with caplog.at_level(logging.WARNING):
+        splits = load_splits(data, {"tokens": True, "tags": False}, label="tags")
+    assert splits["transfer"][:] == {"tokens": [["Anna", "sings"]]}
+    assert "data.transfer has labels (column '1')" in caplog.text

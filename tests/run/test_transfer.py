@@ -183,3 +183,35 @@ def load_and_open(recipe: Any) -> None:
     from hf_distill.run.preparation import open_run
 
     open_run(recipe, restart=False)
+
+
+def test_stored_targets_of_transfer_rows_are_found_by_a_run(
+    parts: dict[str, str], write_recipe: WriteRecipe, make_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`hf-distill cache` that reads other rows than the run asks an expensive teacher twice; here the teacher has a
+    tokenizer of its own, and two files of texts."""
+    from cached_runs import cached, count_calls
+
+    from hf_distill.run.cache_command import capture
+
+    rest = Path(parts["transfer"]).read_text().splitlines()
+    for name, rows in (("one", rest[:20]), ("two", [rest[0], *rest[20:]])):
+        parts[name] = str(Path(parts["transfer"]).with_name(f"{name}.csv"))
+        Path(parts[name]).write_text("\n".join(rows) + "\n")
+    path = write_recipe(
+        data=data(parts, transfer={"path": [parts["one"], parts["two"]]}),
+        teacher=cached(make_model("roberta")),
+        student={"name": "pretrained", "model": str(make_model("bert", layers=2, seed=1))},
+        training={"max_steps": 2},
+    )
+    asked = count_calls(monkeypatch)
+    capture(load_recipe(path))
+    assert sum(asked) == len({*texts(parts["both"]), *texts(parts["eval"])})
+    report = run(path)
+    assert report.settings["transfer_rows"] == TRANSFER
+    assert sum(asked) == len({*texts(parts["both"]), *texts(parts["eval"])})
+
+
+def texts(path: str) -> list[str]:
+    with open(path, encoding="utf-8") as file:
+        return [row["sentence"] for row in csv.DictReader(file)]
