@@ -256,22 +256,25 @@ def _settings(run: Run, teacher: TargetSource, student: PreTrainedModel) -> dict
 
 def _trained_on(run: Run) -> dict[str, Any]:
     """Return in words the rows that each model was trained on; nothing if all rows have a label."""
-    rows, labels = len(run.prepared.train), labels_of(run.prepared)
-    labelled, transfer = labels["train_rows_with_label"], labels.get("transfer_rows", 0)
-    if labelled == rows:
+    labelled = labels_of(run.prepared)["train_rows_with_label"]
+    if labelled == len(run.prepared.train):
         return {}
     with_label = f"{labelled:,} with a label"
     alone = all(len(run.fitter.rows(stage.objectives)) == labelled for stage in run.recipe.plan)
-    kinds = [with_label] * bool(labelled)
+    # A teacher that gives targets for some rows only leaves out the others.
+    data = run.prepared if run.stored is None else run.stored[0].prepared
+    rows, labels = len(data.train), labels_of(data)
+    labelled, transfer = labels["train_rows_with_label"], labels.get("transfer_rows", 0)
+    kinds = [f"{labelled:,} with a label"] * bool(labelled)
     kinds += [f"{transfer:,} transfer rows"] * bool(transfer)
     kinds += [f"{rest:,} without a label"] if (rest := rows - labelled - transfer) else []
     # Several teachers may each have a part of the rows.
-    several = "teacher 2" in run.histories
-    teacher = (
-        {"teacher": f"a part of the {with_label}" if several else with_label} if "teacher" in run.histories else {}
-    )
+    private = run.recipe.teacher.keeps_private
+    several = private or "teacher 2" in run.histories
+    trained = private or "teacher" in run.histories
+    teacher = {"teacher": f"a part of the {with_label}" if several else with_label} if trained else {}
     baseline = {"baseline": f"{with_label}, for as many steps"} if run.recipe.report.baseline else {}
-    student = with_label if alone else f"{rows:,} ({', '.join(kinds)})"
+    student = with_label if alone else kinds[0] if len(kinds) == 1 else f"{rows:,} ({', '.join(kinds)})"
     if run.sure is not None:
         student = f"{len(run.sure.rows):,} ({with_label}, {run.sure.count:,} without one of which the teacher is sure)"
     return {"rows_trained_on": {**teacher, "student": student, **baseline}}

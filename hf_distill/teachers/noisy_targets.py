@@ -173,7 +173,7 @@ class NoisyAnswers:
             "teachers": terms.count,
             "asked": budget.asked,
             "answered": budget.answered,
-            "protects": "each row with a label: it may be replaced by any other row; against who sees the student",
+            "protects": "each row with a label, from whoever sees the student: another one could be in its place",
             "not covered": "the teacher's scores and the agreement with it, which are computed without noise",
         }
         return {**told, "of these answers": own, "earlier answers": len(earlier)}

@@ -21,7 +21,7 @@ from hf_distill.recipe.recipe import Recipe
 from hf_distill.rows import ExampleRows, TokenRows
 from hf_distill.run.dry_run import check
 from hf_distill.tasks import TASKS
-from hf_distill.teachers import FinetunedTeacher, NoisyTeacher, PretrainedTeacher, noisy_targets
+from hf_distill.teachers import FinetunedTeacher, NoisyTeacher, PretrainedTeacher, noisy_targets, voters
 from hf_distill.teachers.privacy import Accountant, PrivacyBudget
 from hf_distill.teachers.votes import answers, on_simplex, shard
 
@@ -233,6 +233,9 @@ def test_a_private_run(private: Any, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert set(labels) <= {-100, -1}
     assert not {*map(tuple, rows)} & {tuple(row) for part in parts for row in part}
     assert not any("teacher" in name for name in report.history)
+    trained_on = report.settings["rows_trained_on"]
+    assert trained_on["student"].startswith(f"{told['answered']} without a label")
+    assert "24 with a label" in trained_on["teacher"]
     (file,) = (tmp_path / "out" / "_noisy").glob("*.npz")
     before = file.read_bytes()
     monkeypatch.setattr(noisy_targets, "_noise", lambda: pytest.fail("drawn again"))
@@ -245,6 +248,13 @@ def test_a_private_run(private: Any, tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(UserError, match="add up") as caught:
         run(private(noise=2.1, budget=9.0), restart=True)
     assert "teacher.budget" in str(caught.value)
+    # Run again without its answers (asked anew, at the cost of another epsilon), teachers are not: they said it before.
+    path = private(noise=2.0, budget=9.0)
+    file.unlink()
+    with monkeypatch.context() as asked:
+        asked.setattr(noisy_targets, "_noise", lambda: np.random.default_rng(0))
+        asked.setattr(voters, "_distributions", lambda *_: pytest.fail("asked again"))
+        assert learned(run(path, restart=True)) == told
     file.write_bytes(before[:-40])
     with pytest.raises(UserError, match="damaged"):
         run(path, restart=True)
