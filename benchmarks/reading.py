@@ -1,4 +1,4 @@
-"""What reading a cache costs, and how often a teacher is asked."""
+"""What reading a cache or moving an average costs, and how often a teacher is asked."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 PART = "reading the cache"
+MOVING = "moving the average"
 
 
 class Reading:
@@ -34,13 +35,24 @@ class Reading:
 
 
 def timed(trainer: Any) -> Callable[[slice], dict[str, float]]:
-    """Time what a trainer reads from a cache, in this process.
+    """Time what a trainer reads from a cache, or how it moves an average of the student's weights, in this process.
 
     Returns:
-        What gives the seconds of some of the batches as `Outcome.parts`: none where there is no cache.
+        What gives the seconds of some of the batches as `Outcome.parts`: none where there is neither.
     """
     from hf_distill.cache.replay import AddTargets
 
+    source = getattr(trainer, "source", None)
+    if source is not None and source.follows_student:
+        move, moved = source.after_step, []
+
+        def after_step(*args: Any) -> None:
+            before = time.process_time()
+            move(*args)
+            moved.append(time.process_time() - before)
+
+        source.after_step = after_step
+        return lambda steps: {MOVING: sum(moved[steps])}
     collator = trainer.data_collator
     if not isinstance(collator, AddTargets):
         return lambda _: {}
