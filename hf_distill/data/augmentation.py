@@ -89,7 +89,8 @@ def augmented(rows: Dataset, how: Augmentation, say: Callable[[str], None], root
         say(f"augment: {how.name} makes rows of {len(rows):,} rows, {missing} of {len(parts)} parts, in {folder}")
         folder.mkdir(parents=True, exist_ok=True)
     made = Dataset(_tables(parts, files, rewrite))
-    whole = concatenate_datasets([rows.select([]), made.cast(rows.features)])
+    made = made if made.features == rows.features else made.cast(rows.features)  # a cast writes the rows once more
+    whole = concatenate_datasets([rows.select([]), made])
     # The same in every process and run, since it names the tokenised rows in the cache of `datasets`.
     whole._fingerprint = fingerprint(settings, [file.name for file in files])
     return whole

@@ -43,8 +43,8 @@ def _check_augment(recipe: Recipe, how: Augmentation) -> None:
     if not recipe.task.texts:
         raise recipe.mistake(
             "data.augment",
-            f"the targets of {recipe.task.name} belong to single words of a text, so none can be replaced. Leave it "
-            "out.",
+            f"what {recipe.task.name} learns are the words themselves, or places among them, so none can be replaced. "
+            "Leave it out.",
         )
     if recipe.teacher.reads:
         raise recipe.mistake(

@@ -11,6 +11,7 @@ from hf_distill.data.selecting import choose, unlabelled
 from hf_distill.data.transfer import TRANSFER
 from hf_distill.data.transfer_rows import append_transfer
 from hf_distill.errors import UserError
+from hf_distill.files.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -71,16 +72,42 @@ def with_new_rows(task: Task, how: Augmentation, splits: Mapping[str, Dataset], 
         UserError: The rows have columns beside their texts, or no row could be made.
     """
     roles = texts_of(task, splits)
-    texts = append_transfer(splits, task.label_role)["train"].select_columns(roles)
-    made = augmented(texts, how, say)
+    rows = append_transfer(splits, task.label_role)["train"].select_columns(roles)
+    made = _like(augmented(_as_texts(rows), how, say), rows)
     if not len(made):
         raise UserError(
-            f"no new row could be made of {len(texts):,} rows: there is no word in them to replace. Leave it out.",
+            f"no new row could be made of {len(rows):,} rows: there is no word in them to replace. Leave it out.",
             key="augment",
         )
-    say(f"augment: {len(made):,} rows without a label, made of {len(texts):,} train rows")
+    say(f"augment: {len(made):,} rows without a label, made of {len(rows):,} train rows")
     train = {"train": splits["train"], TRANSFER: made}
     return {**splits, **append_transfer(train, task.label_role)}
+
+
+def _as_texts(rows: Dataset) -> Dataset:
+    """Return the rows with words joined by spaces where a role has a list of words; rows it could not be cut from."""
+    from datasets import Features, Value
+
+    listed = [role for role, kind in rows.features.items() if not hasattr(kind, "dtype")]
+    if not listed:
+        return rows
+    kept = [at for at, row in enumerate(rows) if all(" ".join(row[role]).split(" ") == row[role] for role in listed)]
+    texts = {role: rows[role][:] for role in rows.column_names}
+    joined = {role: [" ".join(one) if role in listed else one for one in column] for role, column in texts.items()}
+    features = Features({role: Value("string") for role in joined})
+    return type(rows).from_dict(joined, features).select(kept)
+
+
+def _like(made: Dataset, rows: Dataset) -> Dataset:
+    """Return new texts as lists of words where `rows` have such lists."""
+    listed = [role for role, kind in rows.features.items() if not hasattr(kind, "dtype")]
+    if not listed:
+        return made
+    texts = {role: made[role][:] for role in made.column_names}
+    cut = {role: [one.split(" ") if role in listed else one for one in column] for role, column in texts.items()}
+    whole = type(rows).from_dict(cut, rows.features)
+    whole._fingerprint = fingerprint(made._fingerprint, listed)  # the same in every process and run
+    return whole
 
 
 def look_at(task: Task, data: Data, sample: Sample, setup: Setup) -> tuple[Mapping[str, Dataset], list[str]]:

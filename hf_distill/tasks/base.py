@@ -130,8 +130,8 @@ class Task(ABC):
     several_labels: ClassVar[bool] = False
     # Whether training groups examples of similar length by default.
     groups_by_length: ClassVar[bool] = False
-    # Roles of texts that may be reworded (`data.augment`): the reworded row has no label, and the teacher's targets for
-    # it need none. Empty where targets belong to single words of the text.
+    # Roles of texts, or lists of words, that may be reworded (`data.augment`): the teacher's targets for a reworded row
+    # need no label. Empty where the words are what is learned.
     texts: ClassVar[tuple[str, ...]] = ()
     # Whether a label is a class of a whole row, or several of them (`data.select`, `data.pseudo_labels`).
     classifies_rows: ClassVar[bool] = False

@@ -50,6 +50,7 @@ class TokenClassification(Task):
     roles: ClassVar[Mapping[str, bool]] = {"tokens": True, "tags": False}
     label_role: ClassVar[str] = "tags"
     groups_by_length: ClassVar[bool] = True
+    texts: ClassVar[tuple[str, ...]] = ("tokens",)
 
     label_all_subwords: bool = False
     tag_scheme: Scheme | None = None

@@ -71,7 +71,10 @@ def test_both_texts_of_a_pair_count() -> None:
     first = ["what is it"] * 12
     second = [*GOOD, *BAD, *OTHERS]
     labels = np.array([1] * 3 + [0] * 3 + [-1] * 6)
-    assert choose([first, second], labels, Select(share=0.3)).tolist() == choose([second], labels, Select(share=0.3)).tolist()
+    assert (
+        choose([first, second], labels, Select(share=0.3)).tolist()
+        == choose([second], labels, Select(share=0.3)).tolist()
+    )
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ NAMED = (
 )
 # Classes that others subclass: what docs/extending.md says of them.
 CONTRACTS = (
+    "data.augmentation.Augmentation",
     "objectives.base.Objective",
     "objectives.base.RowObjective",
     "objectives.base.PreparedObjective",

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import two_processes
+from prepared import dataset
 from runs import KL_AND_LABELS, WriteRecipe, run
 
 from hf_distill.errors import UserError
@@ -89,11 +91,57 @@ def test_new_rows_have_no_label_and_count_for_no_baseline(
     assert "name: tinybert" in again
 
 
+def test_words_with_tags_are_reworded_one_by_one(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> None:
+    """A word replaced by two, or a list joined and cut elsewhere, would shift the tags of all words after it."""
+    from hf_distill.augmentations import TinyBertAugmentation
+    from hf_distill.run.train_rows import with_new_rows
+    from hf_distill.tasks import TokenClassification
+
+    tokens = [["the", "film's", "great", "zebra-plot", "."], ["dull", "new york", "cast"], ["funny", "!", "story"]]
+    train = dataset(tokens=tokens, tags=[["O"] * len(words) for words in tokens])
+    how = TinyBertAugmentation(model=str(make_model("bert-mlm", layers=2)), copies=3, p=1.0)
+    splits = with_new_rows(TokenClassification(), how, {"train": train, "eval": train}, lambda _: None)
+    made = splits["train"].to_list()
+    assert made[:3] == train.to_list()
+    assert len(made) > 6
+    for row in made[3:]:
+        assert row["tags"] is None
+        assert (len(row["tokens"]), row["tokens"][0]) == (5, "the") or (len(row["tokens"]), row["tokens"][1]) == (
+            3,
+            "!",
+        )
+    assert splits["eval"] is train
+
+
+def test_two_processes_learn_from_the_same_rows(
+    rows: Any, write_recipe: WriteRecipe, make_model: Any, trained: list[Any], tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Each process could ask the masked model, or choose rows of its own, and batches would mix the two."""
+    from hf_distill.augmentations.masked_words import MaskedWords
+
+    asked: list[int] = []
+    real = MaskedWords.of
+    monkeypatch.setattr(MaskedWords, "of", lambda self, texts: asked.append(len(texts)) or real(self, texts))
+    augment = {"name": "tinybert", "model": str(make_model("bert-mlm", layers=2)), "copies": 2, "seed": 5}
+    options = {"select": {"share": 0.5}, "augment": augment, "pseudo_labels": {"threshold": 0.55, "soft": False}}
+    path = write_recipe(data={**rows, **options})
+
+    def work() -> Any:
+        run(path, "training.use_cpu=true")
+        return trained, len(asked)
+
+    (first, made), (second, others) = two_processes(work, tmp_path / "results")
+    assert first == second
+    assert (made, others) == (1, 0)
+    run(path, f"training.output_dir={tmp_path / 'one'}")
+    assert trained == first
+
+
 @pytest.mark.parametrize(
     ("options", "sections", "key", "words"),
     [
         ({"augment": {"name": "tinybert", "model": "TEACHER"}}, {}, "augment.model", "not a masked"),
-        ({"augment": {"name": "tinybert"}}, MASKED, "augment", "single words"),
+        ({"augment": {"name": "tinybert"}}, MASKED, "augment", "words themselves"),
         ({"select": {"share": 0.5}}, MASKED, "select", "no classes"),
         ({"select": {"share": 0.5}, "labels": {"0": None}}, {}, "select", "two classes"),
     ],
