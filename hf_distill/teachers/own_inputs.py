@@ -231,16 +231,25 @@ def _check_named(splits: Mapping[str, Dataset], role: str, setup: Setup, names: 
     if setup.label_names is not None or label_numbers(names) is not None:
         return
     for split in splits.values():
-        kind = split.features.get(role)
-        kind = getattr(kind, "feature", kind)  # of lists
-        if getattr(kind, "names", None) is None and str(getattr(kind, "dtype", "")).startswith(
-            ("int", "uint", "float")
-        ):
+        if _only_numbers(split, role):
             raise UserError(
                 f"the labels are numbers, and the teacher's classes have names {shorten(names)}. Say which is which: "
                 "data: {labels: [name of 0, name of 1, ...]}.",
                 key="labels",
             )
+
+
+def _only_numbers(split: Dataset, role: str) -> bool:
+    """Return whether labels, or all labels in lists, are numbers without names; written as text, too."""
+    column = split.features.get(role)
+    kind = getattr(column, "feature", column)  # of lists
+    if getattr(kind, "names", None) is not None:
+        return False
+    dtype = str(getattr(kind, "dtype", ""))
+    if kind is column and dtype in ("string", "large_string"):
+        found = [text for text in split.unique(role) if text is not None]
+        return bool(found) and all(text.strip().isdecimal() for text in found)
+    return dtype.startswith(("int", "uint", "float"))
 
 
 def _named(names: Sequence[str]) -> dict[str, Any]:

@@ -133,6 +133,7 @@ def test_only_a_recipe_has_its_columns(titled: WriteRecipe, make_model: Any) -> 
     from hf_distill import DistillationTrainer
 
     student = AutoModelForSequenceClassification.from_pretrained(make_model("bert"))
-    teacher = load_recipe(titled()).teacher
-    with pytest.raises(UserError, match="makes its own inputs from the columns of a recipe's data"):
-        DistillationTrainer(student, teacher=teacher)
+    for cached in (False, True):
+        teacher = load_recipe(titled(cached=cached)).teacher
+        with pytest.raises(UserError, match="makes its own inputs from the columns of a recipe's data"):
+            DistillationTrainer(student, teacher=teacher)

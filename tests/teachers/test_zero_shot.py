@@ -188,6 +188,7 @@ def test_other_data(asked: Any, tmp_path: Path) -> None:
         (pairs, WORDS, "pairs of texts"),
         (values, None, "numbers to predict (regression)"),
         (numbers, None, "the 2 classes of the data have none"),
+        ([{**row, "label": str(row["label"])} for row in numbers], WORDS, "data.labels: the labels are numbers"),
         (
             numbers,
             WORDS,
