@@ -66,6 +66,8 @@ def settings(instance: Any) -> dict[str, Any]:
 def _written(value: Any) -> Any:
     if (fields := getattr(type(value), "__pydantic_fields__", None)) is not None:  # a component inside another one
         return entry(value) if hasattr(value, "name") and "name" not in fields else settings(value)
+    if isinstance(value, dict):
+        return {key: _written(item) for key, item in value.items()}
     return [_written(item) for item in value] if isinstance(value, tuple | list) else value
 
 

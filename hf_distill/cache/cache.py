@@ -22,8 +22,8 @@ from hf_distill.cache.replay import CachedTargets, Data, Replay, TrainingData, w
 from hf_distill.errors import UserError
 from hf_distill.files.fingerprint import fingerprint
 from hf_distill.files.lock import Lock
-from hf_distill.models.fingerprint import model_fingerprint
 from hf_distill.models.quantization import is_placed, weights
+from hf_distill.models.target_model import as_source
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
@@ -49,7 +49,7 @@ class Cache:
 
     Attributes:
         data: The data with the teacher's tokens.
-        teacher: The model.
+        teacher: The model, or the source of targets that runs several.
         kept: What is stored of its outputs.
         reading: Settings of tokenisation; error messages use them to say what is different.
         path: Directory of the cache. Unless `exact`, a folder named by a fingerprint is added to it.
@@ -74,9 +74,11 @@ class Cache:
     def __post_init__(self) -> None:
         """Hash the examples, and compute the identity and the key of the cache."""
         self.contents = Contents.of(self.data, self.kept)
+        source = as_source(self.teacher)
+        assert source is not None
         self.identity: dict[str, Any] = {
             "format": files.FORMAT,
-            "teacher": model_fingerprint(self.teacher),
+            "teacher": source.fingerprint(),
             "weights": weights(self.teacher),
             "kept": self.kept.as_dict(),
             "reading": dict(self.reading),
@@ -233,10 +235,7 @@ class Cache:
         import pyarrow as pa
         from torch.utils.data import DataLoader
 
-        from hf_distill.models.inspection import taken_by
-
         schema = features.arrow_schema
-        takes = taken_by(recorder.teacher)
         places = range(start, min(stop, len(self.contents.order)))
         size = args.per_device_eval_batch_size
         parts = [places[first : first + size] for first in range(0, len(places), size)]
@@ -244,10 +243,7 @@ class Cache:
         batches: Any = DataLoader(collated, batch_size=None, num_workers=args.dataloader_num_workers)
         for part, batch in zip(parts, batches, strict=True):
             batch = {key: value.to(args.device) for key, value in batch.items()}
-            inputs = {key: value for key, value in batch.items() if key in takes}
-            if "use_cache" in takes:
-                inputs["use_cache"] = False
-            columns = recorder(batch, inputs, int(self.contents.known[part[0], 0] >> 1))
+            columns = recorder(batch, int(self.contents.known[part[0], 0] >> 1))
             names = ("row {1} of the {0} split".format(*self.contents.order[index]) for index in part)
             check_recorded(columns, self.kept, self.data.layout.has_classes, list(names))
             hashes = [self.contents.known[index].tobytes() for index in part]

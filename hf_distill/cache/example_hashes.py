@@ -185,6 +185,7 @@ class Contents:
             vectors = width_of(config) if "sentence_embedding" in kept.outputs else 0
             width = {"sentence_embedding": vectors, "logits": config.num_labels}
             each = sum(width.get(name, 1) for name in kept.outputs) * np.dtype(kept.precision).itemsize
+            each *= len(kept.means) or 1
             each += 4 * (self.dims(kept) - 1)  # offsets of the inner lists
             rows = self._total(_texts) if vectors else len(self.order)
             values = each * (int(self.tokens.sum()) if kept.by_token else rows)

@@ -42,6 +42,9 @@ class Kept:
         classes: Number of columns of the head that are classes.
         states: Hidden states that are stored too.
         left_out: Tokens that are not classes; classes are numbered without them.
+        means: Of a mean of several teachers' distributions: every temperature at which it was taken. Whole outputs have
+            columns for each, 1 first; sparse rows are at one, and the likeliest class at temperature 1 comes first.
+            Empty for one teacher, and for a mean that is right at all temperatures.
     """
 
     outputs: tuple[str, ...] = ()
@@ -53,6 +56,7 @@ class Kept:
     classes: int = 0
     states: tuple[StatesColumn, ...] = ()
     left_out: tuple[int, ...] = ()
+    means: tuple[float, ...] = ()
 
     @classmethod
     def of(
@@ -123,7 +127,16 @@ class Kept:
     @property
     def answers(self) -> tuple[str, ...]:
         """Names of the columns with outputs or sparse rows, without hidden states."""
-        return SPARSE if self.is_sparse else self.outputs
+        return (
+            SPARSE
+            if self.is_sparse
+            else tuple(self.column(one, at) for at in self.means or (1.0,) for one in self.outputs)
+        )
+
+    @staticmethod
+    def column(output: str, temperature: float) -> str:
+        """Return the name of the column of an output, of a mean that was taken at a temperature."""
+        return output if temperature == 1.0 else f"{output}_at_{temperature:g}"
 
     @property
     def index_bytes(self) -> int:
@@ -148,6 +161,9 @@ class Kept:
         del found["states"]
         if not self.left_out:  # caches of earlier versions do not have it
             del found["left_out"]
+        found["means"] = list(self.means)
+        if not self.means:
+            del found["means"]
         for one in self.states:
             layers = found.setdefault("layers", "")
             found["layers"] = f"{layers}, {one.states}" if layers else str(one.states)
@@ -213,7 +229,7 @@ def read(table: pa.Table, kept: Kept, tokens: Tensor | None) -> dict[str, Tensor
     if kept.is_sparse:
         return dict(_read_sparse(table, kept))
     found = {}
-    for name in kept.outputs:
+    for name in kept.answers:
         array = table.column(name).combine_chunks()
         values = _dense(array if tokens is None else array.flatten())
         if tokens is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,13 @@ from torch import Tensor, nn
 from hf_distill.cache import hidden_states
 from hf_distill.cache.format import SPARSE, Kept, packed
 from hf_distill.models.heads import CHUNK_BYTES, ELSEWHERE, capturing, open_head, slices
+from hf_distill.models.inspection import taken_by
+from hf_distill.models.mixing import mix
 from hf_distill.models.projection import Projector, Side
+from hf_distill.models.target_model import Targets, as_source
+from hf_distill.models.target_rows import MixtureRows
 from hf_distill.rows.base import RowLayout, SparseRows, side_of
+from hf_distill.rows.mixture import MixedSides, mean_outputs
 from hf_distill.rows.padding import Padding
 
 Array = np.ndarray[Any, Any]
@@ -24,7 +29,7 @@ class Recorder:
     """Runs a teacher and returns what is stored of its outputs.
 
     Args:
-        teacher: The teacher in eval mode, on its device.
+        teacher: The teacher in eval mode, on its device: a model, or a source of targets that runs several.
         layout: Row layout of the task.
         kept: What to store.
         bf16: Whether to compute under autocast to bfloat16, as training with `bf16` does.
@@ -34,44 +39,73 @@ class Recorder:
     """
 
     def __init__(self, teacher: nn.Module, layout: RowLayout, kept: Kept, *, bf16: bool) -> None:
-        self.teacher, self.layout, self.kept, self.bf16 = teacher, layout, kept, bf16
-        self.head = open_head(teacher) if kept.is_sparse else None
-        whole = bool(kept.states) or self.head is not None
-        self.padding = Padding({"teacher": teacher}, layout, whole=whole)
+        source = as_source(teacher)
+        assert source is not None
+        self.source, self.layout, self.kept, self.bf16 = source, layout, kept, bf16
+        heads = [open_head(one) for one in source.models.values()] if kept.is_sparse else []
+        self.heads = [head for head in heads if head is not None] if None not in heads else []
+        self.padding = Padding(source.models, layout, whole=bool(kept.states) or bool(self.heads))
+        self._takes = {name: taken_by(one) for name, one in source.models.items()}
 
     @torch.no_grad()
-    def __call__(self, batch: Mapping[str, Tensor], inputs: Mapping[str, Any], seed: int = 0) -> dict[str, list[Any]]:
+    def __call__(self, batch: Mapping[str, Tensor], seed: int = 0) -> dict[str, list[Any]]:
         """Return the columns of the examples of a batch.
 
         Args:
             batch: The whole batch.
-            inputs: Those columns of the batch that `forward` takes.
             seed: Seed of the sampled classes.
         """
-        if self.kept.states:
-            inputs = {**inputs, "output_hidden_states": True}
         first = next(iter(batch.values()))
         # Sampled on the device of the logits. If the model is spread over devices, it can differ from the batch's.
-        drawn_on = first.device if self.head is None else self.head.linear.weight.device
+        drawn_on = self.heads[0].linear.weight.device if self.heads else first.device
         generator = torch.Generator(drawn_on).manual_seed(seed)
-        device = first.device.type
-        seen = capturing(self.teacher, self.head) if self.head is not None else nullcontext()
-        with torch.autocast(device, torch.bfloat16, enabled=self.bf16), seen as captured:
-            outputs: Any = self.padding.run("teacher", self.teacher, inputs, batch)
-        states = hidden_states.record(outputs, self.kept.states, self.layout, batch)
+        with torch.autocast(first.device.type, torch.bfloat16, enabled=self.bf16), ExitStack() as stack:
+            models = zip(self.source.models.values(), self.heads, strict=False)
+            captured = [stack.enter_context(capturing(model, head)) for model, head in models]
+            targets = self.source.targets(batch, lambda name: self._run(name, batch))
+        states = hidden_states.record(targets.outputs, self.kept.states, self.layout, batch)
         if not self.kept.is_sparse:
-            return {**{name: self._whole(outputs[name], batch) for name in self.kept.outputs}, **states}
-        if captured is not None and self.head is not None:
+            return {**self._outputs(targets, batch), **states}
+        if self.heads:
             places = self.layout.places(batch)
             assert places is not None
-            classes = getattr(self.layout, "classes", None)
-            side = side_of(self.head, captured, places, classes, self.layout.shared(places.mask.device))
-            rows, example = top_rows(side, self.kept, generator), places.example
+            classes, shared = getattr(self.layout, "classes", None), self.layout.shared(places.mask.device)
+            pairs = zip(self.heads, captured, strict=True)
+            sides = tuple(side_of(head, one, places, classes, shared) for head, one in pairs)
+            whole = sides[0] if targets.mean is None else MixedSides(sides, targets.mean, places.example)
+            rows, example = top_rows(whole, self.kept, generator), places.example
         else:
-            logits = self.layout.logits(outputs)
-            all_rows = self.layout.select(logits, None, batch)
-            rows, example = sparse_rows(all_rows.compared.student, self.kept, generator), all_rows.example
+            outputs = targets.mixed if targets.mean is not None else (targets.outputs,)
+            logits: Tensor | MixtureRows
+            every = [self.layout.select(self.layout.logits(one), None, batch) for one in outputs]
+            example, logits = every[0].example, every[0].compared.student
+            if targets.mean is not None:
+                members = (one.compared.student for one in every)
+                logits = mix(members, targets.mean, (self.kept.temperature, 1.0), example)
+            rows = sparse_rows(logits, self.kept, generator)
         return {**self._sparse(rows, torch.bincount(example, minlength=len(first))), **states}
+
+    def _run(self, name: str, batch: Mapping[str, Tensor]) -> Mapping[str, Any]:
+        """Run one of the source's models on a batch."""
+        takes = self._takes[name]
+        given: dict[str, Any] = {key: value for key, value in batch.items() if key in takes}
+        if "use_cache" in takes:
+            given["use_cache"] = False
+        if self.kept.states:
+            given["output_hidden_states"] = True
+        outputs: Mapping[str, Any] = self.padding.run(name, self.source.models[name], given, batch)
+        return outputs
+
+    def _outputs(self, targets: Targets, batch: Mapping[str, Tensor]) -> dict[str, list[Array]]:
+        """Return the columns of whole outputs; of a mean of distributions, at each temperature."""
+        made: Mapping[float, Mapping[str, Any]] = {1.0: targets.outputs}
+        if targets.mean is not None:
+            made = mean_outputs(self.layout, targets.mixed, targets.mean, batch, self.kept.means or (1.0,))
+        return {
+            self.kept.column(name, at): self._whole(outputs[name], batch)
+            for at, outputs in made.items()
+            for name in self.kept.outputs
+        }
 
     def _whole(self, output: Tensor, batch: Mapping[str, Tensor]) -> list[Array]:
         values = output.to(getattr(torch, self.kept.precision)).cpu()
@@ -93,12 +127,20 @@ class Recorder:
         }
 
 
-def sparse_rows(logits: Tensor, kept: Kept, generator: torch.Generator) -> SparseRows:
+def sparse_rows(given: Tensor | MixtureRows, kept: Kept, generator: torch.Generator) -> SparseRows:
     """Return the most likely classes of some rows, followed by classes sampled from the others.
 
     Sampled classes are only in `indices`: each stands for an equal part of the remaining probability.
+
+    Args:
+        given: Logits, or the mean of several teachers.
+        kept: What is stored.
+        generator: Of what is sampled.
     """
+    logits = given if isinstance(given, Tensor) else given.at(kept.temperature)
     rows = SparseRows.of(logits, kept.top, kept.temperature)
+    if kept.means and not isinstance(given, Tensor):
+        rows = rows.beginning_with(given.top_class())
     if not kept.tail:
         return rows
     others = (logits.float() / kept.temperature).scatter(-1, rows.indices, -torch.inf).softmax(-1)
@@ -108,14 +150,21 @@ def sparse_rows(logits: Tensor, kept: Kept, generator: torch.Generator) -> Spars
     return SparseRows(torch.cat((rows.indices, drawn), -1), rows.log_probabilities, rows.remaining, kept.temperature)
 
 
-def top_rows(side: Side, kept: Kept, generator: torch.Generator) -> SparseRows:
-    """Return the sparse rows of a model, without computing all logits at once."""
+def top_rows(side: Side | MixedSides, kept: Kept, generator: torch.Generator) -> SparseRows:
+    """Return the sparse rows of a model, or of the mean of several, without computing all logits at once."""
+    first = side.sides[0] if isinstance(side, MixedSides) else side
     # All classes of a chunk are sorted, which takes several times the memory of the chunk.
-    budget = min(ELSEWHERE, CHUNK_BYTES.get(side.hidden.device.type, ELSEWHERE))
-    chunk = max(1, min(budget // (4 * side.width), len(side.hidden)))
-    projector = Projector(side)
-    parts = [
-        sparse_rows(side.finish(projector.raw(part)), kept, generator) for part in slices(0, len(side.hidden), chunk)
-    ] or [sparse_rows(side.hidden.new_zeros(0, kept.classes), kept, generator)]
+    budget = min(ELSEWHERE, CHUNK_BYTES.get(first.hidden.device.type, ELSEWHERE))
+    chunk = max(1, min(budget // (4 * first.width), len(first.hidden)))
+    single = Projector(first)
+
+    def logits(part: slice) -> Tensor | MixtureRows:
+        if isinstance(side, MixedSides):
+            return side.rows(part, (kept.temperature, 1.0))
+        return side.finish(single.raw(part))
+
+    parts = [sparse_rows(logits(part), kept, generator) for part in slices(0, len(first.hidden), chunk)] or [
+        sparse_rows(first.hidden.new_zeros(0, kept.classes), kept, generator)
+    ]
     indices, log_probabilities, remaining = (torch.cat([getattr(part, name) for part in parts]) for name in SPARSE)
     return SparseRows(indices, log_probabilities, remaining, kept.temperature)

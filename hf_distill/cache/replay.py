@@ -107,7 +107,10 @@ class Replay(TargetSource):
         values = {name: batch[f"{PREFIX}{name}"] for name in self.kept.names}
         states = hidden_states.replay(values, self.kept.states, self.config, batch)
         if not self.kept.is_sparse:
-            return Targets({**{name: values[name] for name in self.kept.outputs}, **states})
+            means = {
+                at: {name: values[self.kept.column(name, at)] for name in self.kept.outputs} for at in self.kept.means
+            }
+            return Targets({**{name: values[name] for name in self.kept.outputs}, **states}, softened=means)
         indices, log_probabilities, remaining = (values[name] for name in SPARSE)
         exact = torch.promote_types(log_probabilities.dtype, torch.float32)
         log_probabilities, remaining = log_probabilities.to(exact), remaining.to(exact)
@@ -116,7 +119,8 @@ class Replay(TargetSource):
             part = remaining.clamp(min=LEAST).unsqueeze(-1) - math.log(self.kept.tail)
             log_probabilities = torch.cat((log_probabilities, part.expand(-1, self.kept.tail)), -1)
             remaining = torch.full_like(remaining, -torch.inf)
-        rows = SparseRows(indices.long(), log_probabilities, remaining, self.kept.temperature, self.kept.tail)
+        settings = (self.kept.temperature, self.kept.tail, bool(self.kept.means))
+        rows = SparseRows(indices.long(), log_probabilities, remaining, *settings)
         return Targets(states, rows)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hf_distill.models.fingerprint import model_fingerprint
 from hf_distill.models.inspection import base_model, taken_by
+from hf_distill.models.mixing import Mean
 from hf_distill.models.needs import Gives
 from hf_distill.models.quantization import is_placed
 from hf_distill.models.target_rows import SparseRows
@@ -37,14 +38,17 @@ class Targets:
         outputs: As a model's forward pass returns them: what the layout reads logits from, and hidden states and
             attention where an objective asked for them.
         rows: The rows of the batch, where there are no outputs to take logits from; None where there are.
-        mixed: Outputs of several models, whose distributions are averaged; empty where there is one.
-        weights: Of these, which sum to 1.
+        mixed: Outputs of several models, of which the mean is taken; empty where there is one.
+        mean: How these are averaged; None where there is one model.
+        softened: Temperature -> outputs of a mean of distributions that was taken before, which is right at that
+            temperature only; empty for anything else.
     """
 
     outputs: Mapping[str, Any] = field(default_factory=dict)
     rows: SparseRows | None = None
     mixed: tuple[Mapping[str, Any], ...] = ()
-    weights: tuple[float, ...] = ()
+    mean: Mean | None = None
+    softened: Mapping[float, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,11 @@ class TargetSource(nn.Module, ABC):
         """Whether `targets` gives all that predicting takes, so that the teacher can be evaluated by it."""
         return True
 
+    @property
+    def by_temperature(self) -> bool:
+        """Whether its distributions at one temperature do not follow from those at another, as for their mean."""
+        return False
+
     def fingerprint(self) -> str:
         """Return a hash of what decides its targets."""
         return model_fingerprint(self.model)
@@ -131,6 +140,22 @@ class TargetSource(nn.Module, ABC):
             layout: Which logits count (`rows.base.RowLayout`).
         """
         return self.model
+
+    def parts(self, layout: Any) -> Mapping[str, nn.Module]:
+        """Return the models whose scores a report shows beside the teacher's own, by name; mostly none.
+
+        Args:
+            layout: Which logits count (`rows.base.RowLayout`).
+        """
+        return {}
+
+    def settle(self, layout: Any, loss: Callable[[nn.Module], float]) -> None:
+        """Decide what depends on labelled rows of the train split; called once by a run, after the teacher was loaded.
+
+        Args:
+            layout: Which logits count (`rows.base.RowLayout`).
+            loss: Returns the mean label loss of a model on those rows.
+        """
 
     def for_objectives(self, objectives: Iterable[Any], student: Any, collate: Any) -> tuple[TargetSource, Any]:
         """Return it, and the collator of its batches, without what these objectives do not read.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +50,8 @@ class SparseRows:
         remaining: Logarithm of the mass of all other classes, `(rows,)`; -inf where none is left.
         temperature: The one at which they were taken. The logits are gone, so it is the only one they can be used at.
         drawn: How many of the classes, the last ones, were drawn to stand for a part of all others each.
+        ordered: Whether the first class is the likeliest at temperature 1, which for a mean of several teachers may be
+            another one than here.
     """
 
     indices: Tensor
@@ -58,6 +59,7 @@ class SparseRows:
     remaining: Tensor
     temperature: float = 1.0
     drawn: int = 0
+    ordered: bool = False
 
     @classmethod
     def of(cls, logits: Tensor, classes: int, temperature: float = 1.0) -> SparseRows:
@@ -72,10 +74,16 @@ class SparseRows:
         remaining = log_probabilities.scatter(-1, indices, -torch.inf).logsumexp(-1)
         return cls(indices, kept, remaining, temperature)
 
+    def beginning_with(self, classes: Tensor) -> SparseRows:
+        """Return the same with one of the classes of every row first, `(rows,)`, if it is there."""
+        order = (self.indices != classes.unsqueeze(-1)).int().argsort(dim=-1, stable=True)
+        kept = (self.indices.gather(-1, order), self.log_probabilities.gather(-1, order), self.remaining)
+        return SparseRows(*kept, self.temperature, self.drawn, ordered=True)
+
     def __getitem__(self, rows: slice) -> SparseRows:
         """Return some of the rows."""
         kept = (self.indices[rows], self.log_probabilities[rows], self.remaining[rows])
-        return SparseRows(*kept, self.temperature, self.drawn)
+        return SparseRows(*kept, self.temperature, self.drawn, self.ordered)
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -83,6 +91,8 @@ class SparseRows:
 
     def top_class(self) -> Tensor:
         """Return the likeliest class of every row, `(rows,)`."""
+        if self.ordered:
+            return self.indices[:, 0]
         own = self.log_probabilities[:, : self.log_probabilities.shape[-1] - self.drawn]
         return self.indices.gather(-1, own.argmax(-1, keepdim=True)).squeeze(-1)
 
@@ -102,33 +112,16 @@ class MixtureRows:
 
     Attributes:
         log_means: Temperature -> `log sum_k w_k softmax(z_k / T)`, `(rows, classes)`, float32 or better.
+        logits: The mean of logits, `(rows, classes)`, where that was taken: it is right at every temperature.
     """
 
     log_means: Mapping[float, Tensor]
-
-    @classmethod
-    def of(cls, members: Iterable[Tensor], weights: Sequence[float], temperatures: Iterable[float]) -> MixtureRows:
-        """Return the mean, member by member: no more than one of them need be there at a time.
-
-        Args:
-            members: Logits of each teacher, `(rows, classes)`.
-            weights: `w_k`, which sum to 1.
-            temperatures: Every `T` that will be asked for.
-
-        >>> members = [torch.tensor([[0.2, 0.8]]).log(), torch.tensor([[0.6, 0.4]]).log()]
-        >>> MixtureRows.of(members, weights=(0.5, 0.5), temperatures=(1.0,)).at(1.0).exp()
-        tensor([[0.4000, 0.6000]])
-        """
-        means: dict[float, Tensor] = {}
-        for logits, weight in zip(members, weights, strict=True):
-            for temperature in dict.fromkeys(temperatures):
-                part = (upcast(logits.detach()) / temperature).log_softmax(-1) + math.log(weight)
-                known = means.get(temperature)
-                means[temperature] = part if known is None else torch.logaddexp(known, part, out=known)
-        return cls(means)
+    logits: Tensor | None = None
 
     def at(self, temperature: float) -> Tensor:
         """Return what takes the place of one teacher's logits at a temperature, `(rows, classes)`."""
+        if self.logits is not None:
+            return self.logits
         if temperature not in self.log_means:
             known = ", ".join(f"{one:g}" for one in self.log_means)
             raise ValueError(f"the mean of the teachers was taken at temperature {known}, not at {temperature:g}.")
@@ -136,7 +129,8 @@ class MixtureRows:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> MixtureRows:
         """Return other rows or columns of it."""
-        return MixtureRows({temperature: change(one) for temperature, one in self.log_means.items()})
+        logits = None if self.logits is None else change(self.logits)
+        return MixtureRows({temperature: change(one) for temperature, one in self.log_means.items()}, logits)
 
     def __getitem__(self, rows: slice) -> MixtureRows:
         """Return some of the rows."""

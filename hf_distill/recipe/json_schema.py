@@ -58,7 +58,11 @@ def recipe_schema() -> Schema:
         "required": [key.split(".")[0] for key in REQUIRED if key != "objectives"],
         "oneOf": [{"required": [key]} for key in ("objectives", "preset", "stages")],
         "properties": properties,
-        "$defs": {"objective": _entry(OBJECTIVES), "training": _training()},
+        "$defs": {
+            "objective": _entry(OBJECTIVES),
+            "single_teacher": _entry({name: cls for name, cls in TEACHERS.items() if not _holds_teachers(cls)}),
+            "training": _training(),
+        },
     }
 
 
@@ -103,8 +107,14 @@ _NESTED = {"teacher", "teachers"}
 _STUDENTS = "peers"
 
 
-def _fields(cls: type, name: str | None = None) -> Schema:
-    """Return the schema of a component's fields, described by its docstring."""
+def _fields(cls: type, name: str | None = None, within: tuple[type, ...] = ()) -> Schema:
+    """Return the schema of a component's fields, described by its docstring.
+
+    Args:
+        cls: The component.
+        name: Its name as an entry.
+        within: The entries around it.
+    """
     made = plain_schema(TypeAdapter(cls))
     said = attributes(cls)
     properties: Schema = {}
@@ -116,15 +126,15 @@ def _fields(cls: type, name: str | None = None) -> Schema:
         properties[key] = {**({"anyOf": [_fields(held), {"type": "null"}]} if held else value), **described}
     required = [*(["name"] if name else []), *made.get("required", [])]
     if not properties.keys().isdisjoint(_NESTED):
-        # Entries inside an entry have none inside them.
-        plain = {
-            key: one for key, one in TEACHERS.items() if _NESTED.isdisjoint(getattr(one, "__pydantic_fields__", ()))
-        }
-        inner = _entry(plain)
+        inner = _inner((*within, cls))
         if "teacher" in properties:
             properties["teacher"] = {**inner, "description": said["teacher"]}
         if "teachers" in properties:
-            properties["teachers"] = {"type": "array", "minItems": 2, "items": inner, "description": said["teachers"]}
+            several = [
+                {"type": "array", "minItems": 1, "items": inner},
+                {"type": "object", "additionalProperties": inner},
+            ]
+            properties["teachers"] = {"anyOf": several, "description": said["teachers"]}
     if "objectives" in properties:
         properties["objectives"] = {**_objectives()["objectives"], "description": said["objectives"]}
     if "augment" in properties:
@@ -150,6 +160,19 @@ def inner_component(cls: Any, key: str) -> type | None:
     kinds = get_args(cls.__pydantic_fields__[key].annotation)
     found = [one for one in kinds if one is not type(None)]
     return found[0] if len(kinds) == 2 and len(found) == 1 and hasattr(found[0], "__pydantic_fields__") else None
+
+
+def _inner(within: tuple[type, ...]) -> Schema:
+    """Return the schema of an entry inside these: one teacher, a cached ensemble, or an ensemble of cached teachers."""
+    single = {"$ref": "#/$defs/single_teacher"}
+    if len(within) > 1:
+        return single
+    nested = {name: cls for name, cls in TEACHERS.items() if _holds_teachers(cls) and cls not in within}
+    return {"anyOf": [single, *(_fields(cls, name, within) for name, cls in nested.items())]}
+
+
+def _holds_teachers(cls: type) -> bool:
+    return not _NESTED.isdisjoint(getattr(cls, "__pydantic_fields__", ()))
 
 
 def _training() -> Schema:

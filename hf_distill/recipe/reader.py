@@ -207,9 +207,12 @@ class _Reading:
             found["teacher"] = self.component(join(path, "teacher"), given.get("teacher"), table, base)
         lists: dict[str, tuple[Any, Any]] = {"teachers": (table, base), "peers": (STUDENTS, Student)}
         for key, (known, kind) in lists.items():
-            if key in fields and isinstance(several := given.get(key), list):
-                read = [self.component(join(join(path, key), at), one, known, kind) for at, one in enumerate(several)]
-                found[key] = None if None in read else read
+            several = given.get(key) if key in fields else None
+            if isinstance(several, list) or (isinstance(several, dict) and key == "teachers"):
+                named = several.items() if isinstance(several, dict) else enumerate(several)
+                read = {at: self.component(join(join(path, key), at), one, known, kind) for at, one in named}
+                entries = read if isinstance(several, dict) else list(read.values())
+                found[key] = None if None in read.values() else entries
         if "objectives" in fields and "objectives" in given:
             found["objectives"] = self.objectives(path, {"objectives": given["objectives"]})
         if found:

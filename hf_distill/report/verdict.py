@@ -20,7 +20,7 @@ CALIBRATION = 0.01
 
 def verdict(report: Results) -> list[str]:
     """Return one to four sentences, the most important first."""
-    lines = [_quality(report), _gain(report), *_cautions(report)]
+    lines = [_quality(report) + _members(report), _gain(report), *_cautions(report)]
     return [line for line in lines if line][:LINES]
 
 
@@ -47,6 +47,18 @@ def _quality(report: Results) -> str:
     else:
         start = f"The student kept {percent(kept)} of the teacher's {name} ({values[0]} of {values[1]})"
     return f"{start}{_size_and_speed(report, sentence=False)}{_other_weights(report)}{_over_seeds(report)}"
+
+
+def _members(report: Results) -> str:
+    """Return the sentence about the best of several teachers; "" for a single one."""
+    facts = report.settings.get("teacher")
+    scores: dict[str, float] = facts.get("members", {}) if isinstance(facts, dict) else {}
+    together = report.headline("teacher")
+    if not scores or together is None:
+        return ""
+    name = (max if report.greater_is_better else min)(scores, key=scores.__getitem__)
+    values = [metric_value(report, report.metric, one).removesuffix(" %") for one in (scores[name], together)]
+    return f" Of the {len(scores)} teachers the best alone is {name}, with {values[0]}; together they have {values[1]}."
 
 
 def _other_weights(report: Results) -> str:

@@ -43,6 +43,7 @@ def report_on(run: Run, teacher: TargetSource, students: Sequence[Fitted], basel
         students: One student per seed, the saved one first.
         baselines: One baseline per seed in the same order, or none.
     """
+    members = _members(run, teacher)
     models: dict[str, Any] = {"teacher": teacher, "student": students[0].model}
     if baselines:
         models["baseline"] = baselines[0].model
@@ -60,7 +61,7 @@ def report_on(run: Run, teacher: TargetSource, students: Sequence[Fitted], basel
         best=_best(run, ""),
         seeds=_seeds(run, teacher, students, baselines, found),
         history=run.histories,
-        settings=_settings(run, teacher, students[0].model),
+        settings=_settings(run, {**_facts(run, teacher), **members}, students[0].model),
         recipe=run.directory.recipe,
     )
 
@@ -225,13 +226,27 @@ def environment() -> dict[str, str]:
     }
 
 
-def _settings(run: Run, teacher: TargetSource, student: PreTrainedModel) -> dict[str, Any]:
+def _members(run: Run, teacher: TargetSource) -> dict[str, Any]:
+    """Return the headline metric of each model of a teacher that is several, for the report; empty for one model."""
+    fitter, evaluator, scores = run.fitter.for_teacher(), run.prepared.evaluator, {}
+    for name, model in teacher.parts(fitter.prepared.layout).items():
+        predictions, _ = fitter.predict(model, run.training, whose=name)
+        metrics = evaluator.evaluate(in_students_order(predictions, fitter.prepared))
+        if evaluator.headline in metrics:
+            scores[name] = metrics[evaluator.headline]
+    return {"members": scores} if scores else {}
+
+
+def _facts(run: Run, teacher: TargetSource) -> dict[str, Any]:
+    return {**run.trained, **teacher.facts(), **({} if run.stored is None else run.stored[1].facts())}
+
+
+def _settings(run: Run, facts: Mapping[str, Any], student: PreTrainedModel) -> dict[str, Any]:
     precision = "bf16" if run.args.bf16 else "fp16" if run.args.fp16 else "fp32"
     names = {"student": run.fitter.tokenizer, "teacher": run.fitter.teacher_tokenizer}
     two = (
         {"tokenizers": {side: tokenizer_name(one) for side, one in names.items() if one}} if all(names.values()) else {}
     )
-    facts = {**run.trained, **teacher.facts(), **({} if run.stored is None else run.stored[1].facts())}
     return {
         "versions": environment(),
         **two,
@@ -244,7 +259,7 @@ def _settings(run: Run, teacher: TargetSource, student: PreTrainedModel) -> dict
         **_trained_on(run),
         **_frozen(run, student),
         **_stages(run),
-        **({"teacher": facts} if facts else {}),
+        **({"teacher": dict(facts)} if facts else {}),
         **({"pseudo_labels": run.sure.facts(run.prepared.label_names)} if run.sure else {}),
         **({} if run.cache is None else {"teacher's answers": f"cached: {run.cache.in_words()}"}),
         **({"layers": run.layers} if run.layers else {}),

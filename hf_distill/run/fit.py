@@ -264,7 +264,7 @@ class Fitter:
 
     def predict(
         self,
-        model: PreTrainedModel,
+        model: Any,
         training: Mapping[str, Any],
         teacher: nn.Module | None = None,
         whose: str = "",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_distill import parallel
+from hf_distill.data import by_length
 from hf_distill.errors import UserError
 from hf_distill.files.lock import FILE as LOCK
 from hf_distill.files.lock import Lock
@@ -27,9 +28,11 @@ from hf_distill.run.fit import Fitted, Fitter
 from hf_distill.run.training_defaults import fine_tuning, resolve_bf16
 from hf_distill.students.freezing import freeze
 from hf_distill.teachers.base import FineTuning, StoredTargets, Storing
+from hf_distill.teachers.row_choice import held_out
 from hf_distill.training.labelled import label_objective, same_steps
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel
 
     from hf_distill.models.target_model import TargetSource
@@ -125,6 +128,8 @@ class Run:
         assert teacher is not None
         if teacher.config is None:
             teacher.config = self.pair.teacher
+        with self.recipe.locate("teacher"):
+            teacher.settle(self.fitter.for_teacher().prepared.layout, self._label_loss)
         parameters = size(teacher.model)[0]
         if "teacher training" not in self.seconds and parameters:
             name = self.recipe.teacher.source or self.recipe.teacher.name
@@ -211,6 +216,24 @@ class Run:
                 self.trained[f"training of the {name}"] = facts
         fitted.model.name_or_path = str(root / key)
         return fitted.model
+
+    def _label_loss(self, model: nn.Module) -> float:
+        """Return the mean label loss of a teacher on labelled rows of the train split.
+
+        If the run trains a teacher, these are the rows that are held out for it; else all.
+
+        Raises:
+            UserError: There are no labels, or too few.
+        """
+        fitter = self.fitter.for_teacher()
+        rows = held_out if self.recipe.teacher.fine_tuning else range
+        if not self.prepared.labelled:
+            raise UserError("the train split has no labels by which to weigh the teachers.", key="weights")
+        split = fitter.on_labelled(rows).prepared.train
+        fitter = replace(fitter, prepared=replace(fitter.prepared, eval=by_length(split)))
+        predictions, _ = fitter.predict(model, self.training, whose="a teacher")
+        sums, counts = predictions.losses[:, 0], predictions.losses[:, 1]
+        return float(sums[counts > 0].sum() / counts.sum())
 
     def train_student(self, teacher: TargetSource, seed: int, *, baseline: bool = False) -> Fitted:
         """Make a student, and train it stage by stage.

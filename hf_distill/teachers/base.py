@@ -218,6 +218,11 @@ class Teacher(ABC):
         return any(one.follows_student for one in self.every_entry() if one is not self)
 
     @property
+    def by_temperature(self) -> bool:
+        """Whether its distributions at one temperature do not follow from those at another, as for their mean."""
+        return False
+
+    @property
     def caches(self) -> bool:
         """Whether its targets are stored in a cache (`cache_for`) and read back in training."""
         return False

@@ -108,7 +108,7 @@ class CachedTeacher(Teacher):
 
     def members(self) -> Iterator[tuple[str, Teacher]]:
         """Yield path and entry of each model of the inner entry."""
-        return self.teacher.members()
+        return ((path and f"teacher.{path}", one) for path, one in self.teacher.members())
 
     def every_entry(self) -> Iterator[Teacher]:
         """Yield this entry and those inside it."""
@@ -211,6 +211,13 @@ class CachedTeacher(Teacher):
 
         with under("teacher"):
             self.teacher.check_pair(task, every, pair)
+            if self.teacher.by_temperature and any(len(one.needs().temperatures) > 1 for one in every):
+                raise UserError(
+                    "a mean of distributions is stored at the temperatures of the objectives, and one of them changes "
+                    "its temperature over the training. Take combine: logits, which is right at every temperature, or "
+                    "the ensemble without cached.",
+                    key="combine",
+                )
         states = self.states(every, pair)
         columns_of(pair.teacher, states, "float32")
         whole = [str(one) for one in states if one.of == "tokens"]
@@ -252,6 +259,12 @@ class CachedTeacher(Teacher):
             )
         return tuple(States(layer, part=part) for part, layers in stacks.items() for layer in layers)
 
+    def means(self, objectives: Sequence[Objective]) -> tuple[float, ...]:
+        """Return the temperatures at which a mean of whole distributions is stored: 1, and those of the objectives."""
+        every = (objective.needs() for objective in objectives)
+        wanted = {one for needs in every if needs.teacher for one in needs.temperatures}
+        return (1.0, *sorted(wanted - {1.0}))
+
     def temperature(self, objectives: Sequence[Objective]) -> float:
         """Return the temperature of stored token probabilities: that of the first objective with one, else 1."""
         every = (objective.needs() for objective in objectives)
@@ -273,6 +286,8 @@ class CachedTeacher(Teacher):
         words = "whole outputs in float32"
         if kept.is_sparse:
             words = f"{kept.in_words()}, {kept.row_bytes()} bytes a position"
+        elif self.teacher.by_temperature:
+            words += f", merged at temperature {' and '.join(f'{one:g}' for one in self.means(objectives))}"
         if not kept.states:
             return words
         words += f"; {in_words(kept.states)}: "
@@ -284,14 +299,17 @@ class CachedTeacher(Teacher):
             words += f", at most {amount(of['tokens'] * pair.max_length)} a text of {pair.max_length} tokens"
         return words
 
-    def cache_for(self, model: PreTrainedModel, storing: Storing) -> Cache:
+    def cache_for(self, model: Any, storing: Storing) -> Cache:
         """Return the cache of a run: at `path`, on the Hub, or in the default folder."""
         from hf_distill.cache.cache import Cache, default_root
         from hf_distill.cache.format import Kept
         from hf_distill.cache.hub import fetch
+        from hf_distill.models.target_model import as_source
 
+        source = as_source(model)
+        assert source is not None
         kept = Kept.of(
-            model,
+            source.copied,
             storing.data.layout,
             top=self.top,
             tail=self.tail,
@@ -300,6 +318,8 @@ class CachedTeacher(Teacher):
             states=self.states(storing.objectives, storing.pair),
             hidden_precision=self.hidden_precision,
         )
+        if source.by_temperature and storing.data.layout.has_classes:
+            kept = replace(kept, means=(kept.temperature,) if kept.is_sparse else self.means(storing.objectives))
         reads = reading(storing.task, storing.pair, own_inputs=self.own_inputs)
         if self.repo_id is not None and not self.push:
             with parallel.first_process_first():

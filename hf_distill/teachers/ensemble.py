@@ -1,39 +1,33 @@
-"""Several teachers together: students learn from the weighted mean of their distributions."""
+"""Several teachers together: students learn from the mean of their distributions or logits."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
 
 from hf_distill.component import component
-from hf_distill.data.label_names import label_names, positions
 from hf_distill.errors import UserError
-from hf_distill.files.fingerprint import fingerprint
-from hf_distill.models.fingerprint import model_fingerprint
-from hf_distill.models.inspection import LABELS, base_model, taken_by
-from hf_distill.models.needs import Gives
-from hf_distill.models.outline import head_kind
-from hf_distill.models.target_model import RunModel, Targets, TargetSource
-from hf_distill.models.target_rows import MixtureRows, upcast
-from hf_distill.rows.base import IMPOSSIBLE, RowLayout
-from hf_distill.rows.examples import ExampleRows
-from hf_distill.rows.spans import CONTEXT_MASK, SpanRows
+from hf_distill.teachers.averaging import GIVES, Ensemble, order_of
 from hf_distill.teachers.base import FineTune, FineTuning, Teacher, under
+from hf_distill.teachers.routing import read_route, routed
+from hf_distill.teachers.row_choice import Choice, bag, not_held_out, together
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PretrainedConfig
 
     from hf_distill.models.loading import Head
+    from hf_distill.models.needs import Gives
     from hf_distill.models.pair import Pair
+    from hf_distill.models.target_model import TargetSource
     from hf_distill.objectives import Objective
     from hf_distill.tasks import Prepared, Setup, Task
 
-# What an ensemble gives to objectives: rows, but no hidden states or attention.
-GIVES = Gives("an ensemble")
+
+__all__ = ["Ensemble", "EnsembleTeacher"]
 
 
 @component
@@ -44,40 +38,82 @@ class EnsembleTeacher(Teacher):
     arXiv 1503.02531, section 3). Objectives without one compare at temperature 1, as do the reported predictions.
 
     Attributes:
-        teachers: Two or more entries, `pretrained` or `finetuned`. Their labels are matched by name to the first one's.
-            A student that copies layers copies those of the first.
-        weights: Weight of each teacher in the mean. Only their ratio counts. Default: the same for all.
+        teachers: Two or more entries, `pretrained` or `finetuned`, in a list or by name (`{medical: {...}, legal:
+            {...}}`). Their labels are matched by name to the first one's. A student that copies layers copies those of
+            the first. With `count`, one `finetuned` entry.
+        count: How many teachers to train of the one entry. Default: each entry is one teacher.
+        vary: What differs between them. `seeds`: the seed of the training and of a new head. `bags`: each is also
+            trained on as many labelled rows, drawn with replacement (bagging, Breiman 1996).
+        combine: What is averaged. `probabilities`: `sum_k w_k softmax(z_k / T)`. `logits`: `softmax(sum_k w_k z_k /
+            T)`, the geometric mean of the same distributions, which is low where one of the teachers says no.
+        weights: Weight of each teacher in the mean, of which only the ratio counts. `confidence`: in each row
+            `exp(-entropy)` of the teacher's distribution at temperature 1. `validation`: by the teachers' losses on
+            labelled rows of the train split, `exp(-mean loss)`, of regression `1 / mean squared error`; a tenth of the
+            labelled rows is held out for it if a teacher is trained by the run. Default: the same for all.
+        route: Column of the data with the name of the teacher that teaches the row alone, for `teachers` with names.
+            Default: all teachers teach every row.
     """
 
     name: ClassVar[str] = "ensemble"
 
-    teachers: list[Teacher]
-    weights: list[float] | None = None
+    teachers: list[Teacher] | dict[str, Teacher]
+    count: int | None = None
+    vary: Literal["seeds", "bags"] = "seeds"
+    combine: Literal["probabilities", "logits"] = "probabilities"
+    weights: list[float] | Literal["confidence", "validation"] | None = None
+    route: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse entries without a model, and wrong weights."""
-        if len(self.teachers) < 2:
-            raise ValueError(f"wanted two teachers or more, found {len(self.teachers)}")
-        for index, one in enumerate(self.teachers):
-            if one.is_without_model or one.caches or one.own_inputs or [path for path, _ in one.members()] != [""]:
-                raise ValueError(f"teachers[{index}]: wanted a model, pretrained or finetuned; found {one.name}")
-        if self.weights is not None and (len(self.weights) != len(self.teachers) or min(self.weights) <= 0):
-            raise ValueError(f"weights: wanted {len(self.teachers)} numbers above 0, one for each teacher")
-        headed = [index for index, one in enumerate(self.teachers) if one.has_head]
-        if headed and headed[0]:
+        """Refuse entries without a model, and wrong numbers and weights."""
+        entries = list(self.members())
+        for path, one in entries:
+            if one.is_without_model or one.caches or one.own_inputs or [inner for inner, _ in one.members()] != [""]:
+                raise ValueError(f"{path}: wanted a model, pretrained or finetuned; found {one.name}")
+        self._check_number(entries)
+        if isinstance(self.weights, list) and (len(self.weights) != len(self.names) or min(self.weights) <= 0):
+            raise ValueError(f"weights: wanted {len(self.names)} numbers above 0, one for each teacher")
+        if self.route is not None and not isinstance(self.teachers, dict):
+            raise ValueError("route: wanted teachers by the names in that column, teachers: {NAME: {...}, ...}")
+        if self.route is not None and self.weights is not None:
+            raise ValueError("weights: with route each row has one teacher, so there is no mean. Leave one of them out")
+        headed = [path for path, one in entries if one.has_head]
+        if headed and headed[0] != entries[0][0]:
             raise ValueError(
-                f"teachers[0] is trained by this run, and teachers[{headed[0]}] brings its labels. List that one first"
+                f"{entries[0][0]} is trained by this run, and {headed[0]} brings its labels. List that one first"
             )
+
+    def _check_number(self, entries: Sequence[tuple[str, Teacher]]) -> None:
+        if self.count is None:
+            if len(entries) < 2:
+                raise ValueError(
+                    f"wanted two teachers or more, found {len(entries)}; or count: 5, to train that many of one"
+                )
+            return
+        if self.count < 2:
+            raise ValueError(f"count: wanted two teachers or more, found {self.count}")
+        if len(entries) != 1:
+            raise ValueError(f"count: trains several teachers of one entry, and there are {len(entries)} of them")
+        if not entries[0][1].fine_tuning:
+            raise ValueError(
+                f"count: {entries[0][0]} is not trained by this run, so that all would be the same. Wanted finetuned"
+            )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What reports call the teachers."""
+        if isinstance(self.teachers, dict) and self.count is None:
+            return tuple(self.teachers)
+        return tuple(f"teacher {number}" for number in range(1, (self.count or len(self.teachers)) + 1))
 
     @property
     def is_quantized(self) -> bool:
         """Whether any of the teachers is quantized."""
-        return any(one.is_quantized for one in self.teachers)
+        return any(one.is_quantized for _, one in self.members())
 
     @property
     def has_head(self) -> bool:
         """Whether the first teacher's checkpoint has a trained head."""
-        return self.teachers[0].has_head
+        return next(self.members())[1].has_head
 
     @property
     def fine_tuning(self) -> Mapping[str, FineTuning]:
@@ -87,33 +123,40 @@ class EnsembleTeacher(Teacher):
     @property
     def output_directories(self) -> tuple[str | None, ...]:
         """Directories of the teachers that the run trains first."""
-        return tuple(place for one in self.teachers for place in one.output_directories)
+        return tuple(place for _, one in self.members() for place in one.output_directories)
 
     @property
-    def not_cached(self) -> str:
-        """Why the targets of an ensemble cannot be stored."""
-        return (
-            "an ensemble cannot be cached: the mean of distributions is another one at every temperature, so that "
-            "what is stored would be right at one of them only. Take the ensemble itself"
-        )
+    def by_temperature(self) -> bool:
+        """Whether the mean is another one at every temperature: that of distributions is."""
+        return self.combine == "probabilities" and self.route is None
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The column that names the teacher of a row, if there is one."""
+        return () if self.route is None else (self.route,)
 
     def members(self) -> Iterator[tuple[str, Teacher]]:
-        """Yield path and entry of each teacher."""
+        """Yield path and entry of each entry in `teachers`."""
+        if isinstance(self.teachers, dict):
+            return ((f"teachers.{name}", one) for name, one in self.teachers.items())
         return ((f"teachers[{index}]", one) for index, one in enumerate(self.teachers))
 
     def every_entry(self) -> Iterator[Teacher]:
         """Yield this entry and the teachers inside it."""
         yield self
-        yield from self.teachers
+        for _, one in self.members():
+            yield from one.every_entry()
 
     def config(self) -> PretrainedConfig:
         """Return the configuration of the first teacher."""
-        with under("teachers[0]"):
-            return self.teachers[0].config()
+        path, first = next(self.members())
+        with under(path):
+            return first.config()
 
     def in_words(self, config: PretrainedConfig, size: Callable[[PretrainedConfig], str]) -> str:
         """Return the description of each teacher that `--check` prints."""
-        return "; ".join(size(one.config()) for one in self.teachers)
+        every = "; ".join(one.in_words(one.config(), size) for _, one in self.members())
+        return every if self.count is None else f"{self.count} of {every}"
 
     def check_task(self, task: Task) -> None:
         """Refuse a task without distributions or values to average."""
@@ -135,7 +178,7 @@ class EnsembleTeacher(Teacher):
                 if task.compares_tokens:
                     _check_vocabulary(config, pair)
                 elif one.has_head and task.head_kind == "labels":
-                    _order(pair.teacher, config)
+                    order_of(pair.teacher, config)
 
     def gives(self, task: Task, every: Sequence[Objective], pair: Pair | None) -> Gives:
         """Return what an ensemble gives to objectives: rows only."""
@@ -144,8 +187,15 @@ class EnsembleTeacher(Teacher):
     def prepare(
         self, task: Task, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset], setup: Setup, pair: Pair
     ) -> tuple[Prepared, tuple[Prepared, TargetSource] | None]:
-        """Return the prepared data; refuse metrics of generated texts, as a mean of models generates none."""
-        prepared, stored = super().prepare(task, splits, beside, setup, pair)
+        """Return the prepared data, with the number of each row's teacher if the data names one.
+
+        Raises:
+            UserError: A metric is of generated texts, as a mean of models generates none; or a row names no teacher.
+        """
+        if self.route is None:
+            prepared, stored = super().prepare(task, splits, beside, setup, pair)
+        else:
+            prepared, stored = routed(task, splits, beside, setup, self.route, self.names), None
         if any(map(prepared.evaluator.generates, prepared.evaluator.names)):
             raise UserError(
                 "metrics of generated texts need one model that writes them, and the teacher is an ensemble. Wanted "
@@ -154,167 +204,36 @@ class EnsembleTeacher(Teacher):
             )
         return prepared, stored
 
+    def look(self, task: Task, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset], pair: Pair) -> None:
+        """Check that the first rows name a teacher, as `prepare` does in all rows."""
+        if self.route is not None:
+            read_route(beside, self.route, self.names)
+
     def load(self, head: Head, fine_tune: FineTune) -> TargetSource:
         """Return the ensemble, with every teacher loaded or trained first."""
         seed, models = torch.initial_seed(), []
-        for index, (path, one) in enumerate(self.members()):
+        entries = list(self.members()) * (self.count or 1)
+        for index, (path, one) in enumerate(entries):
             # Each teacher gets its own new head: the same one whether the teachers before it were trained or loaded.
             torch.manual_seed(seed + index)
             with under(path):
-                models.append(one.load(head, fine_tune))
-        return Ensemble(models, self.weights)
+                models.append(one.load(head, self._training(fine_tune, seed, index)))
+        return Ensemble(models, self.weights, combine=self.combine, names=self.names, routed=self.route is not None)
 
+    def _training(self, fine_tune: FineTune, seed: int, index: int) -> FineTune:
+        """Return what trains one of the teachers: with another seed and on other rows than the others, if so wanted."""
+        choices: list[Choice] = [not_held_out] if self.weights == "validation" else []
+        if self.count is not None and self.vary == "bags":
+            choices.append(bag(seed + index))
 
-class Ensemble(TargetSource):
-    """Models whose distributions are averaged.
+        def train(model: Any, how: FineTuning) -> Any:
+            training = dict(how.training)
+            if self.count is not None:
+                training["seed"] = int(training.get("seed", seed)) + index
+            rows = [*([how.rows] if how.rows else []), *choices]
+            return fine_tune(model, replace(how, training=training, rows=together(rows) if rows else None))
 
-    Args:
-        models: Models with trained heads and the same classes.
-        weights: Weight of each model, above 0; None for equal weights.
-
-    Raises:
-        UserError: The classes differ.
-    """
-
-    def __init__(self, models: Sequence[Any], weights: Sequence[float] | None = None) -> None:
-        super().__init__()
-        self.members = nn.ModuleList(models)
-        given = [1.0] * len(models) if weights is None else weights
-        self.weights = tuple(weight / sum(given) for weight in given)
-        self.config = base_model(models[0]).config
-        classifies = head_kind(type(base_model(models[0])).__name__) == "labels"
-        self.columns = [_order(self.config, base_model(one).config) if classifies else None for one in models]
-        self._taken = [taken_by(one) for one in models]
-
-    @property
-    def models(self) -> Mapping[str, nn.Module]:
-        """The models by name: `teacher 1`, `teacher 2`, ..."""
-        return {f"teacher {number}": one for number, one in enumerate(self.members, 1)}
-
-    @property
-    def takes(self) -> frozenset[str]:
-        """The columns of a batch that any of the models reads."""
-        return frozenset().union(*self._taken)
-
-    @property
-    def measured(self) -> Any:
-        """The model whose size and speed are measured: the whole ensemble."""
-        return self
-
-    @property
-    def copied(self) -> Any:
-        """The model whose layers a student copies: the first."""
-        return self.members[0]
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the first model."""
-        return next(self.members[0].parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of the first model's weights."""
-        return next(one.dtype for one in self.members[0].parameters() if one.is_floating_point())
-
-    @property
-    def is_quantized(self) -> bool:
-        """Whether the first model's weights are quantized."""
-        return bool(getattr(self.members[0], "is_quantized", False))
-
-    def fingerprint(self) -> str:
-        """Return a fingerprint of the models and their weights in the mean."""
-        return fingerprint([model_fingerprint(one) for one in self.members], self.weights)
-
-    def gives(self) -> Gives:
-        """Return what it gives to objectives: rows only."""
-        return GIVES
-
-    def predicting(self, layout: RowLayout) -> nn.Module:
-        """Return a module with the ensemble's predictions at temperature 1."""
-        return Predictor(self, layout)
-
-    def targets(self, batch: Mapping[str, Any], run: RunModel) -> Targets:
-        """Return the outputs of every model, with the weights of the mean."""
-        outputs = (run(name) for name in self.models)
-        return Targets(mixed=tuple(map(_reordered, outputs, self.columns)), weights=self.weights)
-
-    def forward(self, **inputs: Any) -> list[Mapping[str, Any]]:
-        """Return the outputs of every model, with classes in the order of the first.
-
-        Args:
-            inputs: The columns of `takes`.
-        """
-        given = ({name: value for name, value in inputs.items() if name in taken} for taken in self._taken)
-        outputs = [model(**one) for model, one in zip(self.members, given, strict=True)]
-        return [_reordered(one, columns) for one, columns in zip(outputs, self.columns, strict=True)]
-
-
-class Predictor(nn.Module):
-    """An ensemble as one model, whose logits are those of the mean distribution at temperature 1.
-
-    Args:
-        ensemble: The ensemble.
-        layout: Row layout of the task.
-    """
-
-    def __init__(self, ensemble: Ensemble, layout: RowLayout) -> None:
-        super().__init__()
-        self.ensemble, self.layout, self.config = ensemble, layout, ensemble.config
-        self.takes = ensemble.takes.union(layout.columns) - LABELS
-
-    def forward(self, **inputs: Any) -> dict[str, Tensor]:
-        """Return the outputs that the layout reads.
-
-        Args:
-            inputs: The columns of `takes`.
-        """
-        logits = [self.layout.logits(one) for one in self.ensemble(**inputs)]
-        mean = _mean(self.layout, logits, self.ensemble.weights, inputs)
-        parts = mean.unbind(-1) if len(self.layout.outputs) > 1 else (mean,)
-        return dict(zip(self.layout.outputs, parts, strict=True))
-
-
-def _mean(layout: RowLayout, logits: list[Tensor], weights: tuple[float, ...], inputs: Mapping[str, Any]) -> Tensor:
-    """Return the logits of the mean distribution of several models, in the shape of their logits."""
-
-    def mixed(members: Sequence[Tensor]) -> Tensor:
-        return MixtureRows.of(members, weights, (1.0,)).at(1.0)
-
-    if not layout.has_classes:
-        return torch.stack([weight * one for weight, one in zip(weights, logits, strict=True)]).sum(0)
-    if isinstance(layout, ExampleRows) and layout.kind == "binary":
-        no, yes = mixed([torch.stack((torch.zeros_like(one), one), -1) for one in logits]).unbind(-1)
-        return yes - no
-    if isinstance(layout, SpanRows):
-        hidden = (inputs[CONTEXT_MASK if CONTEXT_MASK in inputs else "attention_mask"] == 0).unsqueeze(1)
-        return mixed([upcast(one).transpose(1, 2).masked_fill(hidden, IMPOSSIBLE) for one in logits]).transpose(1, 2)
-    return mixed([one[..., : getattr(layout, "classes", None)] for one in logits])
-
-
-def _order(first: Any, other: Any) -> tuple[int, ...] | None:
-    """Return the other model's column for each class of the first; None if names are missing or in the same order.
-
-    Raises:
-        UserError: The models have different classes.
-    """
-    if first.num_labels != other.num_labels:
-        raise UserError(
-            f"its head has {other.num_labels} outputs, the first teacher's {first.num_labels}. Wanted teachers that "
-            "were trained on the same classes.",
-            key="model",
-        )
-    ours, theirs = label_names(first), label_names(other)
-    if not ours or not theirs:
-        return None
-    try:
-        order = positions(ours, theirs, whose="this teacher")
-    except UserError as error:
-        raise UserError(f"{error} Wanted teachers that were trained on the same classes.", key="model") from error
-    return None if order == tuple(range(len(order))) else order
-
-
-def _reordered(outputs: Mapping[str, Any], columns: tuple[int, ...] | None) -> Mapping[str, Any]:
-    return outputs if columns is None else {**outputs, "logits": outputs["logits"][..., list(columns)]}
+        return train
 
 
 def _check_vocabulary(config: PretrainedConfig, pair: Pair) -> None:

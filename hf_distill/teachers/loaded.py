@@ -33,6 +33,11 @@ class LoadedTeacher(Teacher):
         """Always true: the model's head is trained."""
         return True
 
+    @property
+    def by_temperature(self) -> bool:
+        """Whether the model is a source of targets that are others at every temperature."""
+        return bool(getattr(self.loaded, "by_temperature", False))
+
     def config(self) -> PretrainedConfig:
         """Return the configuration of the model."""
         from hf_distill.models.inspection import base_model

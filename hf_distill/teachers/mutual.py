@@ -280,7 +280,7 @@ class Mutual(Ensemble):
     ) -> None:
         if not models:
             raise UserError("no peers: wanted one model or more.")
-        super().__init__(models)
+        super().__init__(models, names=[f"peer {number}" for number in range(1, len(models) + 1)])
         self.online, self.learning_rate, self.export = online, learning_rate, export
         self._begun = False
 

@@ -16,7 +16,6 @@ from hf_distill.cache.recorder import Recorder
 from hf_distill.data.fingerprints import dataset_fingerprint
 from hf_distill.errors import NotFinite
 from hf_distill.files.atomic import write_atomic
-from hf_distill.models.inspection import taken_by
 from hf_distill.models.loading import Head, load_model
 from hf_distill.models.needs import Gives
 from hf_distill.models.outline import outline
@@ -136,15 +135,14 @@ def _distributions(model: PreTrainedModel, split: Dataset, data: Prepared, args:
     opened: Any = model
     opened.eval().requires_grad_(False).to(args.device)
     recorder = Recorder(model, data.layout, Kept(outputs=("logits",)), bf16=args.bf16)
-    collate, takes = recorder.padding.collating(data.collator), taken_by(model)
+    collate = recorder.padding.collating(data.collator)
     order = np.argsort(split["length"], kind="stable")  # less padding
     found: list[Array] = [np.zeros(0)] * len(split)
     size = args.per_device_eval_batch_size
     for places in (order[first : first + size] for first in range(0, len(order), size)):
         examples = [{key: value for key, value in split[int(at)].items() if key not in NOT_READ} for at in places]
         batch = {key: value.to(args.device) for key, value in collate(examples).items()}
-        inputs = {key: value for key, value in batch.items() if key in takes}
-        for at, logits in zip(places, recorder(batch, inputs)["logits"], strict=True):
+        for at, logits in zip(places, recorder(batch)["logits"], strict=True):
             found[at] = logits
     logits = np.array(found, dtype=np.float64)
     if not np.isfinite(logits).all():

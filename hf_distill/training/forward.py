@@ -18,7 +18,7 @@ from hf_distill.models.patching import replaced
 from hf_distill.models.target_model import RunModel, Targets, TargetSource
 from hf_distill.objectives import Comparison
 from hf_distill.rows.base import RowLayout, Rows
-from hf_distill.rows.mixture import mixture
+from hf_distill.rows.mixture import mixture, softened
 from hf_distill.rows.padding import Padding
 from hf_distill.training.chunked.heads import Heads
 from hf_distill.training.chunked.rows import HeadRows
@@ -70,7 +70,7 @@ class BothModels:
         with nullcontext() if heads is None else heads.capturing():
             ours, targets = self._run(student, inputs)
         logits = None
-        if targets is not None and heads is None and targets.rows is None and not targets.mixed:
+        if targets is not None and heads is None and targets.rows is None and targets.mean is None:
             logits = self.layout.logits(targets.outputs)
         attached = None
         if logits is not None and self.terms.differentiates:
@@ -96,11 +96,15 @@ class BothModels:
         stored = targets.rows
         if stored is not None and len(stored) != len(rows.labels):
             raise ValueError(f"the batch has {len(rows.labels)} rows, and the cache {len(stored)} for them.")
-        if isinstance(rows, HeadRows) or (stored is None and not targets.mixed):
+        if isinstance(rows, HeadRows):
             return rows
         if stored is not None:
             return replace(rows, teacher=stored)
-        mixed = mixture(self.layout, targets.mixed, targets.weights, inputs, self.terms.temperatures)
+        if targets.softened:
+            return replace(rows, teacher=softened(self.layout, targets.softened, inputs))
+        if targets.mean is None:
+            return rows
+        mixed = mixture(self.layout, targets.mixed, targets.mean, inputs, self.terms.temperatures, rows.example)
         return replace(rows, teacher=mixed)
 
     def _learn(self, student: nn.Module) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hf_distill import parallel
 from hf_distill.errors import UserError
+from hf_distill.models.mixing import Mean
 from hf_distill.objectives import Comparison
 from hf_distill.rows.mixture import mean_rows
 from hf_distill.training.labelled import label_objective
@@ -128,8 +129,8 @@ class Learners:
         teacher = None
         if others:
             members = [self._rows[other].student.detach() for other in others]
-            weights = [1 / len(others)] * len(others)
-            teacher = mean_rows(layout, members, weights, self._trainer.terms.temperatures)
+            mean = Mean((1 / len(others),) * len(others))
+            teacher = mean_rows(layout, members, mean, self._trainer.terms.temperatures)
         return Comparison(
             rows=replace(self._rows[name], teacher=teacher),
             student=self._outputs[name],

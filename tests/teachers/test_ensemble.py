@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from invariants.cases import Collator, arguments, largest_difference, make_model, make_rows, make_trainer, split, train
-from runs import WriteRecipe, run
+from runs import WriteRecipe, run, same, weights
 from torch import Tensor
 
 from hf_distill import DistillationArguments, DistillationTrainer, evaluate_distillation, load_recipe
@@ -22,8 +22,9 @@ from hf_distill.models.projection import Projector
 from hf_distill.objectives import Hidden, KLDivergence, Labels, LogitsMSE, ReverseKL
 from hf_distill.run.dry_run import check
 from hf_distill.teachers import CachedTeacher, EnsembleTeacher, FinetunedTeacher, GivenTeacher, PretrainedTeacher
+from hf_distill.teachers.averaging import ROUTE, Ensemble
 from hf_distill.teachers.ema import Ema
-from hf_distill.teachers.ensemble import Ensemble
+from hf_distill.teachers.row_choice import bag, held_out, not_held_out, together
 from hf_distill.training.chunked import rows as chunked
 
 WEIGHTS = (0.5, 0.2, 0.3)
@@ -40,6 +41,20 @@ def models(kind: str) -> list[Any]:
     ]
 
 
+# How the three models are averaged, and the kinds of rows where it may differ.
+WAYS: dict[str, dict[str, Any]] = {
+    "probabilities": {"weights": [5, 2, 3]},
+    "logits": {"weights": [5, 2, 3], "combine": "logits"},
+    "confidence": {"weights": "confidence"},
+    "confident logits": {"weights": "confidence", "combine": "logits"},
+    "route": {"routed": True},
+}
+CASES = [
+    *((kind, "probabilities") for kind in KINDS),
+    *((kind, way) for kind in ("multi-label", "question-answering", "causal-lm") for way in list(WAYS)[1:]),
+]
+
+
 def trainer(kind: str, path: Path, ensemble: Ensemble | None = None, **settings: Any) -> Any:
     made = make_trainer(kind, path, **{"terms": TERMS, **settings})
     made.teacher = ensemble or Ensemble(models(kind), WEIGHTS)
@@ -52,7 +67,24 @@ def log_softmax(logits: Any) -> Any:
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
-def by_hand(kind: str, made: Any, batch: dict[str, Tensor], members: list[Any]) -> list[float]:
+def mean_by_hand(teachers: list[Any], way: str, example: Any, temperature: float) -> Any:
+    """Return the mean distribution of every row, from the formulas of the docs."""
+    weights = np.array([[WEIGHTS[k]] * len(rows) for k, rows in enumerate(teachers)])
+    if way.startswith("confiden"):
+        logs = [log_softmax(rows) for rows in teachers]
+        weights = np.stack([np.exp((np.exp(one) * one).sum(-1)) for one in logs])
+        weights /= weights.sum(0)
+    if way == "route":
+        weights = np.stack([example % 3 == k for k in range(3)]).astype(float)
+    if way.endswith("logits"):
+        return np.exp(
+            log_softmax(sum(w[:, None] * rows for w, rows in zip(weights, teachers, strict=True)) / temperature)
+        )
+    shares = zip(weights, teachers, strict=True)
+    return sum(w[:, None] * np.exp(log_softmax(rows / temperature)) for w, rows in shares)
+
+
+def by_hand(kind: str, made: Any, batch: dict[str, Tensor], members: list[Any], way: str) -> list[float]:
     """Return the sums of the three terms: the rows from the layout, the mean and the losses in NumPy."""
     layout = made.layout
     with torch.no_grad():
@@ -62,8 +94,7 @@ def by_hand(kind: str, made: Any, batch: dict[str, Tensor], members: list[Any]) 
     student, teachers = rows[0].student.numpy(), [one.teacher.numpy() for one in rows]
 
     def both(temperature: float) -> tuple[Any, Any]:
-        shares = zip(WEIGHTS, teachers, strict=True)
-        mean = sum(weight * np.exp(log_softmax(logits / temperature)) for weight, logits in shares)
+        mean = mean_by_hand(teachers, way, rows[0].example.numpy(), temperature)
         return mean, log_softmax(student / temperature)
 
     p, log_q = both(2.0)
@@ -79,22 +110,71 @@ def by_hand(kind: str, made: Any, batch: dict[str, Tensor], members: list[Any]) 
     return [forward, reverse, own, agreement]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def routed(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a batch whose examples have the teachers 0, 1, 2, 0, ... in turn."""
+    return {**batch, ROUTE: torch.arange(len(batch["input_ids"])) % 3}
+
+
+@pytest.mark.parametrize(("kind", "way"), CASES)
 def test_each_loss_compares_with_the_mean_at_its_own_temperature(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A mean of logits, or one softened after it was averaged, is another teacher at every temperature but one, and no
     curve shows it."""
     monkeypatch.setitem(CHUNK_BYTES, "cpu", 7 * 40 * 8)  # several chunks, and blocks, of a batch
     monkeypatch.setattr(chunked, "BLOCK_BYTES", 3 * 40 * 4)
     members = models(kind)
-    made = trainer(kind, tmp_path, Ensemble(members, [5, 2, 3]))
-    batch = Collator()(make_rows(kind, 6))
+    made = trainer(kind, tmp_path, Ensemble(members, **WAYS[way]))
+    batch = routed(Collator()(make_rows(kind, 6)))
     assert (made._heads is not None) == kind.startswith(("masked", "causal", "sequence"))
     made.model.eval()
     sums, (agreement, _), _ = made._forward(made.model, batch, made._heads)
     found = [*sums.sum(0).tolist(), float(agreement.sum())]
-    assert found == pytest.approx(by_hand(kind, made, batch, members), rel=1e-9)
+    assert found == pytest.approx(by_hand(kind, made, batch, members, way), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("kind", "way"), [case for case in CASES if case[0] not in ("masked-lm", "sequence-to-sequence")]
+)
+def test_a_cached_mean_is_the_live_one(kind: str, way: str, tmp_path: Path) -> None:
+    """What was merged at one temperature would be used at another, or a vocabulary's mean would be of the likeliest
+    tokens of one teacher: the cache would teach something else than the teachers beside the student."""
+    sparse = kind.startswith(("masked", "causal", "sequence"))
+    terms = [KLDivergence(temperature=2.0), Labels(weight=0.3)] if sparse else TERMS
+    rows = [{**row, **({ROUTE: at % 3} if way == "route" else {})} for at, row in enumerate(make_rows(kind))]
+    members = models(kind)
+
+    def one(teacher: Any, name: str) -> Any:
+        torch.manual_seed(0)
+        settings: Any = {"per_device_train_batch_size": 8, "max_steps": 2, "report_to": "none", "disable_tqdm": True}
+        args = DistillationArguments(str(tmp_path / name), save_strategy="no", learning_rate=0.05, **settings)
+        data = datasets.Dataset.from_list(rows)
+        made = DistillationTrainer(
+            make_model(kind, 1, seed=1, dtype=torch.float64),
+            args,
+            teacher=teacher,
+            objectives=terms,
+            train_dataset=data,
+            eval_dataset=data,
+            data_collator=Routed(),
+        )
+        made.train()
+        return made.evaluate()
+
+    ensemble = Ensemble(members, **WAYS[way])
+    live = one(ensemble, "live")
+    stored = one(CachedTeacher(teacher=ensemble, path=str(tmp_path / "cache"), top=40, precision="float32"), "cached")
+    names = [name for name in live if name.startswith(("eval_loss", "eval_objective", "eval_agreement"))]
+    assert len(names) == len(terms) + 2
+    assert [stored[name] for name in names] == pytest.approx([live[name] for name in names], rel=1e-9)
+
+
+class Routed(Collator):
+    """Pads, and hands on which teacher teaches an example."""
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        route = {ROUTE: torch.tensor([row[ROUTE] for row in rows])} if ROUTE in rows[0] else {}
+        return {**super().__call__(rows), **route}
 
 
 def test_values_are_averaged(tmp_path: Path) -> None:
@@ -255,8 +335,14 @@ ONE, TUNED = PretrainedTeacher(model="a"), FinetunedTeacher(model="b")
     ("fields", "words"),
     [
         ({"teachers": [ONE]}, "two teachers or more"),
+        ({"teachers": [TUNED], "count": 1}, "two teachers or more"),
+        ({"teachers": [ONE], "count": 5}, "all would be the same"),
+        ({"teachers": [TUNED, TUNED], "count": 5}, "of one entry"),
         ({"teachers": [ONE, ONE], "weights": [1.0]}, "one for each"),
-        ({"teachers": [ONE, ONE], "weights": [1.0, 0.0]}, "above 0"),
+        ({"teachers": [ONE, ONE], "weights": [1.0, -1.0]}, "above 0"),
+        ({"teachers": [ONE, ONE], "weights": [0.0, 0.0]}, "above 0"),
+        ({"teachers": [ONE, ONE], "route": "topic"}, "by the names"),
+        ({"teachers": {"a": ONE, "b": ONE}, "route": "topic", "weights": "confidence"}, "no mean"),
         ({"teachers": [TUNED, ONE]}, "List that one first"),
         ({"teachers": [ONE, CachedTeacher(teacher=ONE)]}, "found cached"),
         ({"teachers": [ONE, GivenTeacher(columns={"logits": ["a", "b"]})]}, "found given"),
@@ -269,10 +355,75 @@ def test_no_members(fields: dict[str, Any], words: str) -> None:
         EnsembleTeacher(**fields)
 
 
-def test_an_ensemble_is_not_cached() -> None:
-    """What is stored of a mean is right at one temperature."""
-    with pytest.raises(UserError, match="an ensemble cannot be cached"):
-        CachedTeacher(teacher=EnsembleTeacher(teachers=[ONE, ONE]))
+TEACHER_5 = {"name": "finetuned", "training": {"max_steps": 2}}
+
+
+@pytest.mark.parametrize("vary", ["seeds", "bags"])
+def test_several_of_one_entry(vary: str, write_recipe: WriteRecipe, tiny_bert: Path, tmp_path: Path) -> None:
+    """Five teachers with the same seed and rows are one teacher that costs five times as much; a run that is resumed
+    would train them again; and the report would not say whether any of them is better alone."""
+    one = {**TEACHER_5, "model": str(tiny_bert)}
+    teacher: dict[str, Any] = {"name": "ensemble", "teachers": [one], "count": 3, "vary": vary, "weights": "validation"}
+    path = write_recipe(teacher={"name": "cached", "teacher": teacher}, report={"latency": False, "baseline": False})
+    assert "3 of bert" in check(load_recipe(path))
+    report = run(path)
+    folders = sorted((tmp_path / "out" / "_teacher").glob("*/model.safetensors"))
+    first, second, third = map(weights, (folder.parent for folder in folders))
+    assert not same(first, second)
+    assert not same(second, third)
+    facts = report.settings["teacher"]
+    assert list(facts["members"]) == ["teacher 1", "teacher 2", "teacher 3"]
+    assert "the best alone is teacher" in report.verdict()[0]
+    again = run(path)
+    assert again.settings["teacher"] == facts
+    assert again.student.metrics == report.student.metrics
+    assert [one.stat().st_mtime for one in folders] == [
+        one.stat().st_mtime for one in sorted((tmp_path / "out" / "_teacher").glob("*/model.safetensors"))
+    ]
+
+
+def test_bags_and_rows_held_out() -> None:
+    """Weights by rows that a teacher was trained on are those of the teacher that learned them by heart."""
+    rows = together([not_held_out, bag(3)])(100)
+    assert len(rows) == 90 > len(set(rows)) > 40
+    assert not set(rows) & set(held_out(100))
+    assert rows == together([not_held_out, bag(3)])(100) != together([not_held_out, bag(4)])(100)
+    with pytest.raises(UserError, match="held out"):
+        held_out(19)
+
+
+def test_weights_by_validation(tmp_path: Path) -> None:
+    """A teacher that is wrong would count as much as one that is right."""
+    for kind, wanted in (("classification", np.exp([-0.5, -1.0, -2.0])), ("regression", 1 / np.array([0.5, 1.0, 2.0]))):
+        ensemble = Ensemble(models(kind), "validation")
+        with pytest.raises(UserError, match="only a run"):
+            ensemble.begin(ensemble)
+        losses = iter((0.5, 1.0, 2.0))
+        ensemble.settle(
+            make_trainer(kind, tmp_path / kind, terms=[Labels()]).layout, lambda _, found=losses: next(found)
+        )
+        assert ensemble.weights == pytest.approx(wanted / wanted.sum())
+        ensemble.begin(ensemble)
+
+
+def test_a_route(write_recipe: WriteRecipe, members: Any, tmp_path: Path) -> None:
+    """A row would be taught by a teacher that knows nothing of it, in training or in the report alone."""
+    texts = {"medical": "a great film", "legal": "the plot is dull"}
+    lines = [f"{text},{label},{name}" for name, text in texts.items() for label in ("negative", "positive")] * 4
+    file = tmp_path / "routed.csv"
+    file.write_text("\n".join(["text,label,topic", *lines]) + "\n")
+    teacher = {"name": "ensemble", "teachers": dict(zip(texts, members, strict=True)), "route": "topic"}
+    data = {"path": str(file), "splits": {"train": "train", "eval": "train"}}
+    reports = {}
+    for name, entry in (("live", teacher), ("cached", {"name": "cached", "teacher": teacher})):
+        path = write_recipe(teacher=entry, data=data, report={"latency": False})
+        reports[name] = run(path, f"training.output_dir={tmp_path / name}")
+    assert reports["live"].student.metrics == pytest.approx(reports["cached"].student.metrics)
+    assert reports["live"].teacher.metrics == pytest.approx(reports["cached"].teacher.metrics)
+    file.write_text(file.read_text().replace("legal", "Legal", 1))
+    with pytest.raises(UserError, match="row 2 of the train split, counted from 0, names 'Legal'") as caught:
+        check(load_recipe(path))
+    assert "route" in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["ensemble", "ema"])

@@ -73,11 +73,13 @@ class Graph:
         evaluation: What to compute; its weights and scheduled temperatures are ignored.
         moving: For each objective, whether its temperature is an input of the graph.
         temperature: Temperature of the teacher's stored rows; None if they are not stored.
+        ordered: Whether the likeliest class of these comes first, as in `SparseRows`.
     """
 
     evaluation: BlockLoss
     moving: tuple[bool, ...]
     temperature: float | None
+    ordered: bool = False
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -87,7 +89,7 @@ class Graph:
             for one, moves in zip(self.evaluation.objectives, self.moving, strict=True)
         )
         after = ((side.head.scale, side.head.soft_cap, side.classes) for side in self._sides)
-        return (*settled, *after, self.temperature, self.evaluation.shared is not None)
+        return (*settled, *after, self.temperature, self.ordered, self.evaluation.shared is not None)
 
     def inputs(
         self, raw: Tensor, teacher: Tensor | SparseRows | None, labels: Tensor, coefficients: Tensor
@@ -122,7 +124,7 @@ class Graph:
         teacher: Tensor | SparseRows | None = rest[0] if rest else None
         if self.temperature is not None:
             indices, log_probabilities, remaining = rest
-            teacher = SparseRows(indices, log_probabilities, remaining, self.temperature)
+            teacher = SparseRows(indices, log_probabilities, remaining, self.temperature, ordered=self.ordered)
         student, theirs = (*sides, None)[:2]
         assert student is not None
         return replace(self.evaluation, student=student, teacher=theirs, shared=shared, temperatures=temperatures)(
@@ -155,16 +157,19 @@ class Compiler:
         """Number of compiled graphs."""
         return sum(code is not None for _, code in self._codes)
 
-    def of(self, evaluation: BlockLoss, rows: int, temperature: float | None = None) -> Evaluate:
+    def of(
+        self, evaluation: BlockLoss, rows: int, temperature: float | None = None, *, ordered: bool = False
+    ) -> Evaluate:
         """Return a function that computes the same, for blocks of `rows` rows by compiled code.
 
         Args:
             evaluation: The loss of the blocks of one batch, which all have tensors of the same kind.
             rows: Number of rows of a whole block.
             temperature: Temperature of the teacher's stored rows; None if they are not stored.
+            ordered: Whether the likeliest class of these comes first, as in `SparseRows`.
         """
         moving = (self.moving + (False,) * len(evaluation.objectives))[: len(evaluation.objectives)]
-        graph = Graph(evaluation, moving, temperature)
+        graph = Graph(evaluation, moving, temperature, ordered)
         code: Code | None = None
 
         def evaluate(

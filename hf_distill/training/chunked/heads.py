@@ -13,8 +13,9 @@ from hf_distill.models.inspection import base_model
 from hf_distill.models.projection import Side
 from hf_distill.models.target_model import Targets
 from hf_distill.rows.base import RowLayout, SparseRows, side_of
+from hf_distill.rows.mixture import MixedSides
 from hf_distill.training.chunked.compiled import Compiler
-from hf_distill.training.chunked.rows import HeadRows, MixedSides
+from hf_distill.training.chunked.rows import HeadRows
 
 
 class Heads:
@@ -91,8 +92,8 @@ class Heads:
         self._captured = []
         student, *teachers = sides
         teacher: Side | MixedSides | SparseRows | None = None if targets is None else targets.rows
-        if targets is not None and targets.mixed:
-            teacher = MixedSides(tuple(teachers), targets.weights)
+        if targets is not None and targets.mean is not None:
+            teacher = MixedSides(tuple(teachers), targets.mean, places.example)
         elif teachers:
             teacher = teachers[0]
         return HeadRows(student, teacher, places.labels, places.example, len(places.mask), self._compiler, shared)

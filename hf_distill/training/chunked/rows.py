@@ -8,10 +8,8 @@ the head, whose size does not grow with rows times classes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -20,9 +18,10 @@ from torch import Tensor
 
 from hf_distill.models.heads import CHUNK_BYTES, ELSEWHERE, slices
 from hf_distill.models.projection import Projector, Side
-from hf_distill.models.target_rows import MixtureRows, TeacherRows
+from hf_distill.models.target_rows import TeacherRows
 from hf_distill.objectives.base import RowObjective, temperatures_of
 from hf_distill.rows.base import Rows, SparseRows
+from hf_distill.rows.mixture import MixedSides
 from hf_distill.training.chunked.block import BlockLoss, Evaluate
 from hf_distill.training.chunked.compiled import Compiler
 
@@ -30,44 +29,6 @@ from hf_distill.training.chunked.compiled import Compiler
 # during a dozen operations; on a GPU the intermediate tensors (six times as large) stay small compared with a chunk.
 BLOCK_BYTES = 2 * 2**20
 BLOCK_ELSEWHERE = 64 * 2**20
-
-
-@dataclass(frozen=True)
-class MixedSides:
-    """Several teachers at their heads, whose distributions are averaged.
-
-    Attributes:
-        sides: Each teacher at its head.
-        weights: Weight of each teacher; they sum to 1.
-    """
-
-    sides: tuple[Side, ...]
-    weights: tuple[float, ...]
-
-    def rows(
-        self, part: slice, temperatures: Sequence[float], block: int = 0, device: torch.device | None = None
-    ) -> MixtureRows:
-        """Return the mean distribution of some rows. Teachers run in turn, so memory does not grow with their number.
-
-        Args:
-            part: Which rows.
-            temperatures: The temperatures of the objectives that will use them.
-            block: How many rows are softened together; all of them if 0.
-            device: Where to put the result; None for the device of the first head.
-        """
-        means: dict[float, Tensor] = {}
-        for side, weight in zip(self.sides, self.weights, strict=True):
-            raw = Projector(side).raw(part)
-            for rows in slices(0, len(raw), block or max(1, len(raw))):
-                logits = side.finish(raw[rows]).detach().to(device)
-                for temperature in temperatures:
-                    softened = (logits / temperature).log_softmax(-1) + math.log(weight)
-                    if temperature not in means:
-                        means[temperature] = softened.new_full((len(raw), softened.shape[-1]), -torch.inf)
-                    mean = means[temperature][rows]
-                    torch.logaddexp(mean, softened, out=mean)
-            del raw
-        return MixtureRows(means)
 
 
 class HeadRows(Rows):
@@ -268,8 +229,13 @@ class _ChunkedPass:
         evaluation = BlockLoss(objectives, student, teacher if isinstance(teacher, Side) else None, rows.shared)
         self.evaluate: Evaluate = evaluation
         if rows.compiler is not None:
-            temperature = teacher.temperature if isinstance(teacher, SparseRows) else None
-            self.evaluate = rows.compiler.of(evaluation, self.block, temperature)
+            stored = teacher if isinstance(teacher, SparseRows) else None
+            self.evaluate = rows.compiler.of(
+                evaluation,
+                self.block,
+                None if stored is None else stored.temperature,
+                ordered=stored is not None and stored.ordered,
+            )
         self.exact = torch.promote_types(student.dtype, torch.float32)
         self.sums = torch.zeros(rows.examples, len(objectives), dtype=self.exact, device=self.device)
         self.agreement = self.sums.new_zeros(rows.examples)
