@@ -121,6 +121,11 @@ class MutualTeacher(Teacher):
         return tuple(place for _, inner in self._inner() for place in inner.output_directories)
 
     @property
+    def follows_student(self) -> bool:
+        """Always true: the peers learn from the student."""
+        return True
+
+    @property
     def not_cached(self) -> str:
         """Why the targets of a model that trains cannot be stored."""
         return "its models train while the student does, so their targets cannot be stored. Take it itself"

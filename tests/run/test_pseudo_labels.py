@@ -121,12 +121,25 @@ def test_a_resumed_run_learns_from_the_same_rows_and_asks_nobody(
     assert file.read_bytes() == content
 
 
+@pytest.mark.parametrize("teacher", ["pretrained", "zero_shot"])
 def test_without_any_label_the_teachers_classes_are_all_there_is_to_learn(
-    half: Any, write_recipe: WriteRecipe, trained: list[Any]
+    teacher: str, half: Any, write_recipe: WriteRecipe, make_model: Any, trained: list[Any]
 ) -> None:
     """Hard labels of a bare heap of texts are the plainest use; a check for labels in the data would refuse it."""
     bare = {**half, "columns": {"text": "sentence", "label": "label"}, "labels": {"negative": None, "positive": None}}
-    run(write_recipe(data={**bare, "pseudo_labels": {"threshold": 0.51, "soft": False}}, objectives=LABELS))
+    entailment = make_model("bert", labels=("no", "entailment"), seed=5, initializer_range=0.7)
+    given = {
+        "pretrained": {"model": str(make_model("bert", layers=4, seed=1))},
+        "zero_shot": {"model": str(entailment), "labels": {"negative": "dull", "positive": "wonderful"}},
+    }
+    run(
+        write_recipe(
+            data={**bare, "pseudo_labels": {"threshold": 0.51, "soft": False}},
+            teacher={"name": teacher, **given[teacher]},
+            student={"name": "pretrained", "model": str(make_model("bert-bare", layers=2))},
+            objectives=LABELS,
+        )
+    )
     assert set(trained[0][1]) <= {0, 1}
     assert trained[0][1]
 
@@ -137,6 +150,7 @@ def test_without_any_label_the_teachers_classes_are_all_there_is_to_learn(
         ({"threshold": 0.5}, {}, "pseudo_labels.threshold", "2 classes"),
         ({"threshold": 0.9, "soft": False}, {"objectives": [{"name": "kl"}]}, "pseudo_labels.soft", "labels"),
         ({"threshold": 0.9}, {"teacher": {"name": "ema"}, "student": None}, "pseudo_labels", "changes"),
+        ({"threshold": 0.9}, {"teacher": {"name": "mutual"}, "student": None}, "pseudo_labels", "changes"),
         ({"threshold": 0.9}, {"task": "fill-mask", "objectives": [{"name": "kl"}]}, "pseudo_labels", "fill-mask"),
     ],
 )

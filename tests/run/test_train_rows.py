@@ -162,6 +162,20 @@ def test_what_has_no_meaning_is_refused_by_check_and_run(
         assert words in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "option", [{"select": {"share": 0.5}}, {"augment": "tinybert"}, {"pseudo_labels": {"threshold": 0.9}}]
+)
+def test_private_rows_teach_nobody_but_their_teacher(option: Any, rows: Any, write_recipe: WriteRecipe) -> None:
+    """A classifier of private labels, or copies of private texts, would reach the student beside the counted answers."""
+    from hf_distill.run.data_options import check_data_options
+
+    inner = {"name": "finetuned", "model": "bert"}
+    teacher = {"name": "noisy", "teacher": inner, "count": 3, "noise": 1.0, "budget": 30.0, "delta": 1e-3}
+    recipe = load_recipe(write_recipe(data={**rows, **option}, teacher=teacher))
+    with pytest.raises(UserError, match=f"data.{next(iter(option))}: .*private"):
+        check_data_options(recipe)
+
+
 def test_targets_in_columns_have_none_for_new_texts(rows: Any, write_recipe: WriteRecipe) -> None:
     """A given teacher would be asked for rows that nobody gave it."""
     from hf_distill.run.data_options import check_data_options
