@@ -50,10 +50,10 @@ class Learners:
         source = trainer.source
         self._learners: dict[str, Learner] = dict(source.learners)
         labels = label_objective(trainer.objectives)
-        # Terms with parameters of their own are refused, so the student's can be used for another model.
-        self._terms = {
-            name: trainer.terms if one.taught_by else Terms((labels,), source.models[name], None)
+        self._of_labels = {
+            name: Terms((labels,), source.models[name], None)
             for name, one in self._learners.items()
+            if not one.taught_by
         }
         self._optimizers: dict[str, Optimizer] = {}
         self._rows: dict[str, Rows] = {}
@@ -118,7 +118,8 @@ class Learners:
             counts: Count of every unit in the whole step, `(units,)`.
         """
         for name in self._learners:
-            terms = self._terms[name]
+            # Terms with parameters of their own are refused, so the student's can be used for another model.
+            terms = self._of_labels.get(name) or self._trainer.terms
             sums = terms.per_example(self._comparison(name)).sum(0)
             self._losses.append(terms.weighted(sums * parallel.processes() / terms.counts(counts)))
         self._rows, self._outputs, self._inputs = {}, {}, {}
@@ -204,7 +205,7 @@ def _log_rate(name: str, learner: Learner, student: float) -> None:
 
 
 def _check(trainer: Any, labelled: bool | None) -> None:
-    """Refuse a training in which models beside the student cannot train, or would learn nothing.
+    """Refuse a training in which models beside the student cannot train; warn if they would learn nothing.
 
     Raises:
         UserError: See above; `key` names the training argument.
@@ -234,9 +235,14 @@ def _check(trainer: Any, labelled: bool | None) -> None:
             "an objective looks into the student, or learns parameters of its own for it, and models that train with "
             "it would need theirs. Use objectives on logits, such as kl."
         )
-    learns_labels = any(one.needs().labels and one.has_weight for one in trainer.objectives)
-    if labelled is False or (not learns_labels and any(one.taught_by for one in learners)):
+    if labelled is False:
         raise UserError(
-            "models that learn only from each other need no more than to agree, on anything. Wanted the objective "
-            "labels, and labels in the train split."
+            "the train split has no labels, and models that train with the student learn from labels. Take a trained "
+            "model as the teacher."
+        )
+    learns_labels = any(one.needs().labels and one.has_weight for one in trainer.objectives)
+    if not learns_labels and any(one.taught_by for one in learners) and parallel.is_first():
+        logger.warning(
+            "no objective learns from labels, and models that learn only from each other need no more than to agree, "
+            "on anything. Add Labels()"
         )

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from invariants.cases import Collator, NotingTrainer, arguments, make_model, make_rows, split
+from marked import Marked, marked_rows
 from runs import WriteRecipe, run, same, unfinish, weights
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -43,12 +44,13 @@ def trainer(path: Path, kind: str = "classification", **settings: Any) -> Any:
     settings = {"learning_rate": 1e-2, **settings}
     teacher = Ema(0.9, warm_up=settings.pop("warm_up", True))
     terms, dropout = settings.pop("terms", TERMS), settings.pop("dropout", 0.0)
+    rows = settings.pop("rows", None) or make_rows(kind)
     return NotingTrainer(
         make_model(kind, 1, seed=1, dtype=torch.float64, dropout=dropout),
         arguments(path, **settings),
         teacher=teacher,
         objectives=terms,
-        train_dataset=datasets.Dataset.from_list(make_rows(kind)),
+        train_dataset=datasets.Dataset.from_list(rows),
         eval_dataset=datasets.Dataset.from_list(make_rows(kind, 13)),
         data_collator=Collator(),
     )
@@ -150,6 +152,19 @@ def test_resumed_is_uninterrupted(tmp_path: Path) -> None:
     (checkpoint / TARGETS).unlink()
     with pytest.raises(UserError, match=TARGETS):
         trainer(tmp_path / "again", **settings).train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_a_skipped_step_moves_nothing_and_the_next_one_does(tmp_path: Path) -> None:
+    """The average would be left behind by one step after every resume from a checkpoint with skipped steps."""
+    rows = marked_rows(0, count=96)  # in the first of twelve steps
+    settings = {"max_steps": 12, "on_nan": "skip", "save_strategy": "steps", "save_steps": 10, **split(8)}
+    settings |= {"train_sampling_strategy": "sequential", "terms": (*TERMS, Marked())}
+    whole = trainer(tmp_path / "whole", rows=rows, **settings)
+    whole.train()
+    assert whole.skipped >= 1
+    again = trainer(tmp_path / "again", rows=rows, **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-10"))
+    assert model_fingerprint(again.teacher) == model_fingerprint(whole.teacher)
 
 
 def test_what_looks_inside_works(tmp_path: Path) -> None:
