@@ -155,7 +155,13 @@ def prepare(
     splits, beside = complete(recipe, splits)
     setup = replace(setup_of(recipe, pair), transfer_rows=transfer_rows)
     with locating_data(recipe), guarded(recipe.task, "task"), counting_from(own_rows):
-        return recipe.teacher.prepare(recipe.task, splits, beside, setup, pair)
+        found = recipe.teacher.prepare(recipe.task, splits, beside, setup, pair)
+    if transfer_rows and not found[0].transfer_rows:  # a task from outside
+        raise recipe.mistake(
+            "data.transfer",
+            f"{recipe.task.name} does not say which rows they became. Set Prepared.transfer_rows in it.",
+        )
+    return found
 
 
 def complete(recipe: Recipe, splits: Mapping[str, Dataset]) -> tuple[dict[str, Dataset], dict[str, Dataset]]:

@@ -212,6 +212,29 @@ def test_stored_targets_of_transfer_rows_are_found_by_a_run(
     assert sum(asked) == len({*texts(parts["both"]), *texts(parts["eval"])})
 
 
+def test_check_counts_transfer_rows_whose_targets_are_columns(
+    parts: dict[str, str], write_recipe: WriteRecipe, model: str
+) -> None:
+    """The targets of a transfer row are those of its file; a row without targets is named by its place there."""
+    for name in ("labelled", "transfer", "eval"):
+        rows = list(csv.DictReader(Path(parts[name]).read_text(encoding="utf-8").splitlines()))
+        parts[name] = str(Path(parts["both"]).with_name(f"given-{name}.csv"))
+        with open(parts[name], "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, [*rows[0], "negative", "positive"])
+            writer.writeheader()
+            writer.writerows([{**row, "negative": 0.25, "positive": 0.75} for row in rows])
+    teacher = {"name": "given", "columns": {"probabilities": ["negative", "positive"]}}
+    student = {"name": "pretrained", "model": model}
+    path = write_recipe(data=data(parts), teacher=teacher, student=student, objectives=[{"name": "kl"}])
+    lines = check(load_recipe(path))
+    assert "transfer    train, 48 rows, the first" in lines
+    assert "labels      16 of 64 train rows and 32 of 32 eval rows have one. From the other 48, all from data" in lines
+    text = Path(parts["transfer"]).read_text().splitlines()
+    Path(parts["transfer"]).write_text("\n".join([*text[:3], text[3].replace("0.25", ""), *text[4:]]) + "\n")
+    with pytest.raises(UserError, match=r"row 2 \(counted from 0\) of data\.transfer"):
+        check(load_recipe(path))
+
+
 def texts(path: str) -> list[str]:
     with open(path, encoding="utf-8") as file:
         return [row["sentence"] for row in csv.DictReader(file)]
