@@ -228,7 +228,10 @@ def environment() -> dict[str, str]:
 
 def _members(run: Run, teacher: TargetSource) -> dict[str, Any]:
     """Return the headline metric of each model of a teacher that is several, for the report; empty for one model."""
-    fitter, evaluator, scores = run.fitter.for_teacher(), run.prepared.evaluator, {}
+    # Targets that are given as data are in the batches of their own fitter.
+    given = run.stored is not None and run.stored[1] is teacher
+    fitter = run.stored[0] if run.stored is not None and given else run.fitter.for_teacher()
+    evaluator, scores = run.prepared.evaluator, {}
     for name, model in teacher.parts(fitter.prepared.layout).items():
         predictions, _ = fitter.predict(model, run.training, whose=name)
         metrics = evaluator.evaluate(in_students_order(predictions, fitter.prepared))

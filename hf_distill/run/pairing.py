@@ -76,7 +76,7 @@ def open_teacher(recipe: Recipe) -> PretrainedConfig:
         for path, one in recipe.teacher.members():
             with under(path):
                 config = one.config() if path else teacher
-                if one.own_inputs:
+                if one.own_inputs or (path and one.is_without_model):
                     continue
                 check_adapter(one.source, recipe.task.auto_class)
                 _check_architecture(config, recipe.task)

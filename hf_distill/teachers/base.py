@@ -228,6 +228,11 @@ class Teacher(ABC):
         return False
 
     @property
+    def is_published(self) -> bool:
+        """Whether another party published its targets for public texts, and its model is not there."""
+        return False
+
+    @property
     def place(self) -> str | None:
         """Directory that the entry names for its targets; None if it names none."""
         return None

@@ -12,6 +12,7 @@ from hf_distill.component import component
 from hf_distill.errors import UserError
 from hf_distill.teachers.averaging import GIVES, Ensemble, order_of
 from hf_distill.teachers.base import FineTune, FineTuning, Teacher, under
+from hf_distill.teachers.parties import class_order, published_together
 from hf_distill.teachers.routing import read_route, routed
 from hf_distill.teachers.row_choice import Choice, bag, not_held_out, together
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from hf_distill.models.pair import Pair
     from hf_distill.models.target_model import TargetSource
     from hf_distill.objectives import Objective
+    from hf_distill.students import Student
     from hf_distill.tasks import Prepared, Setup, Task
 
 
@@ -39,8 +41,8 @@ class EnsembleTeacher(Teacher):
 
     Attributes:
         teachers: Two or more entries, `pretrained` or `finetuned`, in a list or by name (`{medical: {...}, legal:
-            {...}}`). Their labels are matched by name to the first one's. A student that copies layers copies those of
-            the first. With `count`, one `finetuned` entry.
+            {...}}`); or `published` ones alone. Their labels are matched by name to the first one's. A student that
+            copies layers copies those of the first. With `count`, one `finetuned` entry.
         count: How many teachers to train of the one entry. Default: each entry is one teacher.
         vary: What differs between them. `seeds`: the seed of the training and of a new head. `bags`: each is also
             trained on as many labelled rows, drawn with replacement (bagging, Breiman 1996).
@@ -49,7 +51,8 @@ class EnsembleTeacher(Teacher):
         weights: Weight of each teacher in the mean, of which only the ratio counts. `confidence`: in each row
             `exp(-entropy)` of the teacher's distribution at temperature 1. `validation`: by the teachers' losses on
             labelled rows of the train split, `exp(-mean loss)`, of regression `1 / mean squared error`; a tenth of the
-            labelled rows is held out for it if a teacher is trained by the run. Default: the same for all.
+            labelled rows is held out for it if a teacher is trained by the run. `size`: of `published` teachers, the
+            number of labelled rows that each party tells. Default: the same for all.
         route: Column of the data with the name of the teacher that teaches the row alone, for `teachers` with names.
             Default: all teachers teach every row.
     """
@@ -60,13 +63,15 @@ class EnsembleTeacher(Teacher):
     count: int | None = None
     vary: Literal["seeds", "bags"] = "seeds"
     combine: Literal["probabilities", "logits"] = "probabilities"
-    weights: list[float] | Literal["confidence", "validation"] | None = None
+    weights: list[float] | Literal["confidence", "validation", "size"] | None = None
     route: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse entries without a model, and wrong numbers and weights."""
         entries = list(self.members())
-        for path, one in entries:
+        if self.is_without_model:
+            self._check_published()
+        for path, one in entries if not self.is_without_model else ():
             if one.is_without_model or one.caches or one.own_inputs or [inner for inner, _ in one.members()] != [""]:
                 raise ValueError(f"{path}: wanted a model, pretrained or finetuned; found {one.name}")
         self._check_number(entries)
@@ -81,6 +86,12 @@ class EnsembleTeacher(Teacher):
             raise ValueError(
                 f"{entries[0][0]} is trained by this run, and {headed[0]} brings its labels. List that one first"
             )
+
+    def _check_published(self) -> None:
+        """Refuse what needs the models of other parties."""
+        for key, wrong in (("weights", self.weights == "validation"), ("route", self.route is not None)):
+            if wrong:
+                raise ValueError(f"{key}: only models can be asked that, and these are the targets of other parties")
 
     def _check_number(self, entries: Sequence[tuple[str, Teacher]]) -> None:
         if self.count is None:
@@ -104,6 +115,11 @@ class EnsembleTeacher(Teacher):
         if isinstance(self.teachers, dict) and self.count is None:
             return tuple(self.teachers)
         return tuple(f"teacher {number}" for number in range(1, (self.count or len(self.teachers)) + 1))
+
+    @property
+    def is_without_model(self) -> bool:
+        """Whether the teachers stay with other parties, and only their published targets are here."""
+        return all(one.is_published for _, one in self.members())
 
     @property
     def is_quantized(self) -> bool:
@@ -147,6 +163,12 @@ class EnsembleTeacher(Teacher):
         for _, one in self.members():
             yield from one.every_entry()
 
+    def config_beside(self, student: Student) -> PretrainedConfig:
+        """Return the configuration of the first teacher in a run with this student."""
+        path, first = next(self.members())
+        with under(path):
+            return first.config_beside(student)
+
     def config(self) -> PretrainedConfig:
         """Return the configuration of the first teacher."""
         path, first = next(self.members())
@@ -177,6 +199,8 @@ class EnsembleTeacher(Teacher):
                 config = one.config()
                 if task.compares_tokens:
                     _check_vocabulary(config, pair)
+                elif one.is_published:
+                    class_order(next(self.members())[1], one)
                 elif one.has_head and task.head_kind == "labels":
                     order_of(pair.teacher, config)
 
@@ -192,6 +216,10 @@ class EnsembleTeacher(Teacher):
         Raises:
             UserError: A metric is of generated texts, as a mean of models generates none; or a row names no teacher.
         """
+        if self.is_without_model:
+            return published_together(
+                dict(self.members()), self.weights, self.combine, self.names, task, splits, setup, pair
+            )
         if self.route is None:
             prepared, stored = super().prepare(task, splits, beside, setup, pair)
         else:
@@ -206,6 +234,9 @@ class EnsembleTeacher(Teacher):
 
     def look(self, task: Task, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset], pair: Pair) -> None:
         """Check that the first rows name a teacher, as `prepare` does in all rows."""
+        for path, one in self.members():
+            with under(path):
+                one.look(task, splits, beside, pair)
         if self.route is not None:
             read_route(beside, self.route, self.names)
 

@@ -52,6 +52,11 @@ class PublishedTeacher(Teacher):
         return True
 
     @property
+    def is_published(self) -> bool:
+        """Always true: only the targets are there."""
+        return True
+
+    @property
     def not_cached(self) -> str:
         """Why published targets are not stored again."""
         return "published targets are stored already: use them without cached"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from prepared import refused
-from runs import WriteRecipe, run
+from runs import REPO, WriteRecipe, run
 
 from hf_distill import load_recipe
 from hf_distill.cache.published import read, write
@@ -23,6 +25,7 @@ from hf_distill.files.records import read_record, write_record
 from hf_distill.run.dry_run import check
 from hf_distill.run.publishing import publish
 
+RECIPES = REPO / "recipes" / "federated"
 PUBLIC = ["a great film", "the dull plot", "it was very moving", "a boring cast", "quite a story", "a great film"]
 # As many words as any party, none of which is in a public text.
 PRIVATE = {"one": "wonderful secretive grandmother", "two": "dreadful classified uncle", "three": "superb hidden aunt"}
@@ -54,7 +57,12 @@ def party(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> Callabl
     """Write the recipe of a party; keyword arguments replace sections."""
     public = write_csv(tmp_path / "public.csv", ("sentence",), [(text,) for text in PUBLIC])
 
-    def made(name: str = "one", rows: int = 16, **sections: Any) -> Party:
+    def made(
+        name: str = "one",
+        rows: int = 16,
+        models: tuple[str, ...] = ("bert-bare", "roberta-bare", "bert-bare"),
+        **sections: Any,
+    ) -> Party:
         text, labels = PRIVATE[name], ("positive", "negative")
         private = [(f"{text} {number}", labels[number % 2]) for number in range(rows)]
         home = tmp_path / name
@@ -68,8 +76,8 @@ def party(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> Callabl
             "labels": ["negative", "positive"],
             "transfer": {"path": public},
         }
-        kind = {"one": "bert-bare", "two": "roberta-bare", "three": "bert-bare"}[name]
-        seed = {"one": 1, "two": 2, "three": 3}[name]
+        at = list(PRIVATE).index(name)
+        kind, seed = models[at], at + 1
         teacher = {
             "name": "finetuned",
             "model": str(make_model(kind, layers=2, seed=seed)),
@@ -186,6 +194,94 @@ def test_a_student_of_published_targets(
     assert remote.student.metrics == pytest.approx(live.student.metrics)
 
 
+def test_three_parties_teach_as_their_models_would(
+    party: Callable[..., Party], write_recipe: WriteRecipe, make_model: Any, tmp_path: Path
+) -> None:
+    """The student of three parties must be that of the ensemble of their models, weighted by size, at any
+    temperature."""
+    sizes = {"one": 4, "two": 8, "three": 20}
+    parties = [party(name, rows, models=("bert-bare",) * 3) for name, rows in sizes.items()]
+    for one in parties:
+        publish(load_recipe(one.recipe))
+    folders = [next((tmp_path / name / "out" / "_teacher").glob("*/config.json")).parent for name in sizes]
+    settings: dict[str, Any] = {
+        "objectives": [{"name": "kl", "temperature": 2.0}, {"name": "soft_cross_entropy", "temperature": 3.0}],
+        "training": {"output_dir": str(tmp_path / "server"), "per_device_train_batch_size": 2, "num_train_epochs": 2},
+    }
+
+    def learned(teachers: list[dict[str, Any]], weights: Any, name: str) -> Any:
+        training = {**settings["training"], "output_dir": str(tmp_path / name)}
+        teacher = {"name": "ensemble", "teachers": teachers, "weights": weights}
+        return run(server(write_recipe, make_model, tmp_path, teacher, **{**settings, "training": training}))
+
+    remote = learned([{"name": "published", "path": str(one.published)} for one in parties], "size", "remote")
+    live = learned([{"name": "pretrained", "model": str(folder)} for folder in folders], [4, 8, 20], "live")
+    losses = [[one["loss"] for one in found.history["student"] if "loss" in one] for found in (remote, live)]
+    assert len(losses[0]) == 4
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    evaluated = [
+        [one["eval_loss"] for one in found.history["student"] if "eval_loss" in one] for found in (remote, live)
+    ]
+    assert evaluated[0] == pytest.approx(evaluated[1], rel=1e-5)
+    assert remote.teacher.metrics == pytest.approx(live.teacher.metrics)
+    assert remote.agreement == live.agreement
+    assert remote.settings["teacher"] == live.settings["teacher"]
+    assert remote.settings["teacher"]["weights"] == "teacher 1 0.125, teacher 2 0.250, teacher 3 0.625"
+
+
+def test_the_recipes_of_several_rounds_run(make_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FedMD as run.sh loops it: in its second round a party could start from nothing, or publish the first anew."""
+    chance = random.Random(0)
+    words = ("film", "plot", "cast", "story", "scene", "very", "rather", "a", "the")
+
+    def rows(count: int) -> list[tuple[str, ...]]:
+        labels = ("positive", "negative")
+        return [
+            (" ".join((("great", "dull")[at % 2], *chance.choices(words, k=5), str(at))), labels[at % 2])
+            for at in range(count)
+        ]
+
+    monkeypatch.chdir(tmp_path)
+    spec = importlib.util.spec_from_file_location("split", RECIPES / "split.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    files = [
+        Path(write_csv(tmp_path / f"{name}.csv", ("sentence", "label"), rows(count)))
+        for name, count in (("train", 140), ("validation", 8))
+    ]
+    home = Path("outputs/federated")
+    module.split(*files, home, public=16, scale=0.04)
+    small = ("training.bf16=false", "training.disable_tqdm=true", "training.max_steps=2", "report.latency=false")
+    tiny = str(make_model("bert-bare", layers=2))
+    copied = ("student.layers=1", f"student.model={tiny}", f"data.path.validation={files[1]}")
+
+    def published(number: int) -> list[str]:
+        return [f"teacher.teachers.{at}.path={home}/{name}/round{number}" for at, name in enumerate(PRIVATE)]
+
+    for number in (1, 2):
+        for name in PRIVATE:
+            start = tiny if number == 1 else f"{home}/{name}/digest1"
+            own = (f"data.path={home}/{name}/private.csv", f"teacher.path={home}/{name}/round{number}")
+            first = (f"teacher.teacher.model={start}", "teacher.teacher.training.max_steps=4")
+            place = f"training.output_dir={home}/{name}/out"
+            publish(load_recipe(RECIPES / "client.yaml", [*own, *first, place, *small, *copied[:2]]))
+        if number == 1:
+            for name in PRIVATE:
+                place = f"training.output_dir={home}/{name}/digest1"
+                run(RECIPES / "digest.yaml", *published(1), f"student.model={tiny}", place, *small)
+    report = run(RECIPES / "server.yaml", *published(2), *copied, *small)
+    assert report.teacher.metrics["accuracy"] >= 0
+    assert report.settings["teacher"]["weights"] == "teacher 1 0.143, teacher 2 0.286, teacher 3 0.571"
+    for name in PRIVATE:
+        rounds = [read(home / name / f"round{number}") for number in (1, 2)]
+        assert (rounds[0].known == rounds[1].known).all()
+        assert not np.allclose(rounds[0].logits, rounds[1].logits)
+        assert rounds[0].teacher != rounds[1].teacher
+    assert [read(home / name / "round1").size for name in PRIVATE] == [9, 18, 36]
+
+
 def test_what_is_refused(
     party: Callable[..., Party],
     write_recipe: WriteRecipe,
@@ -235,5 +331,23 @@ def test_what_is_refused(
     assert "damaged (a file was changed since it was written)" in told()
     (other / "published.json").write_text("{")
     assert "damaged" in told()
+    write(other, hashes, np.zeros((10, 2), np.float32), labels=("negative", "neutral"), **settings)
+    own = party("two")
+    publish(load_recipe(own.recipe), with_size=False)
+    entries = [{"name": "published", "path": str(own.published)}, {"name": "published", "path": str(other)}]
+    teacher = {"name": "ensemble", "teachers": entries}
+    for work in (check, run):
+        line = told(work)
+        assert "teacher.teachers[1].path: label names differ" in line
+        assert f"the party of {other} has [negative, neutral]" in line
+    write(other, hashes, np.zeros((10, 2), np.float32), labels=("positive", "negative"), **settings)
+    for work in (check, run):
+        assert "teacher.teachers[1].path: 4 of 4 rows of the train split have no targets in" in told(work)
+    teacher["weights"] = "size"
+    assert f"teacher.weights: size: the party of {own.published} does not tell" in told()
+    teacher["weights"] = "validation"
+    assert "only models can be asked that" in told()
+    entries[1] = {"name": "pretrained", "model": "x"}
+    assert "found published" in told()
     (other / "notes.txt").write_text("x")
     assert refused(lambda: write(other, hashes, np.zeros((10, 2)), labels=None, **settings))[0] == "path"
