@@ -221,6 +221,7 @@ def _check_rows(recipe: Recipe, found: _Findings, pair: Pair, sample: Sample) ->
             ]
             found.notes += odd
         else:
+            found.unchecked += ["data.select: it needs all rows"] if recipe.data.select is not None else []
             splits, beside = complete(recipe, sample.splits)
             with locating_data(recipe):
                 counts = recipe.task.look(splits, setup_of(recipe, pair))

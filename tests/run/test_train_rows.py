@@ -166,7 +166,7 @@ def test_what_has_no_meaning_is_refused_by_check_and_run(
     "option", [{"select": {"share": 0.5}}, {"augment": "tinybert"}, {"pseudo_labels": {"threshold": 0.9}}]
 )
 def test_private_rows_teach_nobody_but_their_teacher(option: Any, rows: Any, write_recipe: WriteRecipe) -> None:
-    """A classifier of private labels, or copies of private texts, would reach the student beside the counted answers."""
+    """A classifier of private labels, or copies of private texts, would reach the student past the budget."""
     from hf_distill.run.data_options import check_data_options
 
     inner = {"name": "finetuned", "model": "bert"}
