@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 # Party -> number of its rows, and share of positive ones.
-PARTIES = {"one": (250, 0.2), "two": (500, 0.5), "three": (1000, 0.8)}
+PARTIES = {"one": (250, 0.3), "two": (500, 0.5), "three": (1000, 0.7)}
 PUBLIC = 3000
 
 
