@@ -21,7 +21,7 @@ from hf_distill.recipe.recipe import Recipe
 from hf_distill.rows import ExampleRows, TokenRows
 from hf_distill.run.dry_run import check
 from hf_distill.tasks import TASKS
-from hf_distill.teachers import FinetunedTeacher, NoisyTeacher, PretrainedTeacher, noisy_targets, voters
+from hf_distill.teachers import CachedTeacher, FinetunedTeacher, NoisyTeacher, PretrainedTeacher, noisy_targets, voters
 from hf_distill.teachers.privacy import Accountant, PrivacyBudget
 from hf_distill.teachers.votes import answers, on_simplex, shard
 
@@ -330,6 +330,16 @@ def test_rows_that_have_no_single_vote(kind: str) -> None:
     teacher = NoisyTeacher(teacher=TUNED, noise=9.0, budget=1.0)
     with pytest.raises(UserError, match="each of them would be a query"):
         teacher._check_rows(prepared)
+
+
+def test_stored_once_and_by_an_extra_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache around noisy answers would ask for every row of every split; without the package there is no epsilon."""
+    teacher = NoisyTeacher(teacher=TUNED, noise=9.0, budget=1.0)
+    with pytest.raises(ValueError, match="stored anyway"):
+        CachedTeacher(teacher=teacher)
+    monkeypatch.setattr("hf_distill.locations.is_here", lambda package: False)
+    with pytest.raises(UserError, match=r"pip install 'hf-distill\[privacy\]'"):
+        teacher.check_task(TASKS["text-classification"]())
 
 
 def test_tasks_without_votes() -> None:
