@@ -1,6 +1,6 @@
 """Split a table into rows that keep their label and rows that lose it, taken at random.
 
-    python scripts/hide_labels.py data/quickstart/train.csv --labelled 4800 --into data/private
+    python scripts/hide_labels.py data/quickstart/train.csv --labelled 8000 --into outputs/private-data
 
 writes `labelled.csv` and `unlabelled.csv`: for recipes with `data.transfer`, if no real texts lack one.
 """
