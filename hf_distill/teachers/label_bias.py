@@ -40,7 +40,7 @@ def matching(log_probabilities: Tensor, prior: Tensor) -> Tensor:
     >>> (p.log() + matching(p.log(), torch.tensor([0.5, 0.5]))).softmax(-1).mean(0)
     tensor([0.5000, 0.5000], dtype=torch.float64)
     """
-    exact, wanted = log_probabilities.double(), prior.double().log()
+    exact, wanted = log_probabilities.cpu().double(), prior.cpu().double().log()  # some devices have no float64
     added = torch.zeros_like(wanted)
     for _ in range(_ROUNDS):
         missing = wanted - (exact + added).log_softmax(-1).logsumexp(0) + torch.tensor(float(len(exact))).log()

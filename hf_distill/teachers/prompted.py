@@ -16,9 +16,11 @@ from hf_distill.teachers.pretrained import Dtype
 from hf_distill.teachers.prompts import Prompt
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from hf_distill.models.loading import Head
+    from hf_distill.models.pair import Pair
     from hf_distill.tasks import Task
     from hf_distill.teachers.own_inputs import Batch
     from hf_distill.teachers.prompted_classifier import PromptedClassifier
@@ -135,6 +137,13 @@ class PromptedTeacher(OwnInputsTeacher):
         if self.quantization is not None:
             check_installed(self.quantization)
 
+    def look(self, task: Task, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset], pair: Pair) -> None:
+        """Check that the columns of the prompt are there, and that the tokenizer has a chat template for messages."""
+        prompt = Prompt(self.prompt)
+        prompt.check(pair.teacher_tokenizer)
+        for name, split in splits.items():
+            prompt.check_columns({*split.column_names, *beside[name].column_names} - {task.label_role}, name)
+
     def in_words(self, config: PretrainedConfig, size: Callable[[PretrainedConfig], str]) -> str:
         """Return the description that `--check` prints."""
         calibrated = "" if self.calibration == "none" else f", {self.calibration} calibration"
@@ -189,7 +198,7 @@ class PromptedTeacher(OwnInputsTeacher):
         given = self.prompt
         messages = [given] if isinstance(given, str) else [f"{one['role']}: {one['content']}" for one in given]
         return {
-            "prompt": " | ".join(messages).replace("\n", "\\n"),
+            "prompt": " | ".join(one.removesuffix("\n") for one in messages).replace("\n", "\\n"),
             "verbalizers": {label: [repr(text) for text in some] for label, some in self.texts.items()},
             "solved examples in the prompt": self.examples,
             "calibration": self.calibration if self.calibration != "prior" else f"prior ({self.prior})",

@@ -29,7 +29,7 @@ def prompted(write_recipe: WriteRecipe, make_model: Any) -> WriteRecipe:
     def write(*, kind: str = "llama-lm", sections: Any = None, cached: Path | None = None, **keys: Any) -> Path:
         own = {
             "name": "prompted",
-            "model": str(make_model(kind, seed=3)),
+            "model": str(make_model(kind, layers=2, seed=3)),
             "prompt": PROMPT,
             "verbalizers": VERBALIZERS,
             **keys,
@@ -117,7 +117,7 @@ def test_the_targets_are_those_of_a_loop_over_whole_sequences(
     """Otherwise tokens are cut at another place, labels change places or verbalizers are added up wrongly."""
     prompts = rendered(read(sentiment_csv.train))
     for mean in (False, True):
-        wanted = loop(make_model(kind, seed=3), prompts, mean=mean)
+        wanted = loop(make_model(kind, layers=2, seed=3), prompts, mean=mean)
         assert wanted.std(0).min() > 0.01
         found = logits(prompted(kind=kind, length_normalisation=mean))
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
@@ -129,7 +129,7 @@ def test_it_teaches_live_and_from_a_cache(
     """Rows or classes in another order would teach noise; a cache without the prompt in its key, another prompt's."""
     live = run(prompted(sections={"training": {"logging_steps": 1}}))
     rows = read(sentiment_csv.validation)
-    guesses = loop(make_model("llama-lm", seed=3), rendered(rows)).argmax(-1)
+    guesses = loop(make_model("llama-lm", layers=2, seed=3), rendered(rows)).argmax(-1)
     right = [("negative", "positive")[guess] == row["label"] for guess, row in zip(guesses, rows, strict=True)]
     assert live.teacher.metrics["accuracy"] == pytest.approx(np.mean(right))
     facts = live.settings["teacher"]
@@ -155,7 +155,7 @@ def test_contextual_calibration_divides_by_the_probabilities_of_texts_without_co
     prompted: WriteRecipe, make_model: Any, sentiment_csv: Any
 ) -> None:
     """Otherwise the teacher says what it says to everything (Zhao et al. 2021, section 5)."""
-    model = make_model("llama-lm", seed=3)
+    model = make_model("llama-lm", layers=2, seed=3)
     free = loop(model, [PROMPT.replace("{{ sentence }}", text) for text in ("N/A", "[MASK]", "")])
     q = np.exp(loop(model, rendered(read(sentiment_csv.validation)))) / np.exp(free).mean(0)
     q /= q.sum(-1, keepdims=True)
@@ -232,7 +232,7 @@ def test_the_prompt_of_a_chat_goes_through_the_template(prompted: WriteRecipe, m
         shown(prompted(prompt=messages))
     assert "teacher.prompt" in str(caught.value)
     copy = tmp_path / "chat"
-    shutil.copytree(make_model("llama-lm", seed=3), copy)
+    shutil.copytree(make_model("llama-lm", layers=2, seed=3), copy)
     tokenizer = AutoTokenizer.from_pretrained(copy)
     tokenizer.chat_template = (
         "{{ bos_token }}{% for one in messages %}{{ one.role[0] }} {{ one.content }} . {% endfor %}"
@@ -289,7 +289,7 @@ def test_several_labels_are_asked_for_one_by_one(tagged: WriteRecipe, make_model
             ["the cast is great", "a plot", "this story was very funny", "the film and the scene"]
         ):
             prompts = [f"{sentence} . it is {name} and" for name in names]
-            wanted = loop(make_model("llama-lm", seed=3), prompts)
+            wanted = loop(make_model("llama-lm", layers=2, seed=3), prompts)
             np.testing.assert_allclose(found[row].numpy(), wanted[:, 1] - wanted[:, 0], rtol=0, atol=1e-6)
     for name, value in (("contextual", None), ("prior", 0.5)):
         theirs, source = made(tagged(calibration=name, prior="labels" if value else "uniform", examples=2))
@@ -366,3 +366,10 @@ def test_several_labels_want_yes_and_no(tagged: WriteRecipe) -> None:
     ):
         with pytest.raises(UserError, match=words):
             shown(tagged(**keys))
+
+
+def test_a_missing_column_of_large_data_is_told_too(prompted: WriteRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large data is looked at, not prepared, by --check: the mistake would show after the download of the model."""
+    monkeypatch.setattr("hf_distill.run.dry_run.is_here", lambda _: False)
+    with pytest.raises(UserError, match="Did you mean 'sentence'"):
+        shown(prompted(prompt="{{ sentenze }} is", sections={"evaluation": {"metrics": ["accuracy"]}}))
