@@ -247,6 +247,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         self.add_callback(self._meter)
         self.eval_sums = EvalSums(self.terms)
         self.decisions = [*self._settle_terms(), *self.padding_free.decisions, *self.padding.decisions]
+        self.decisions += [] if self.learners is None else self.learners.decisions
 
     # ---- Construction ----
 

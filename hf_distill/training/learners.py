@@ -77,6 +77,15 @@ class Learners:
         _check(trainer, labelled)
         return cls(trainer)
 
+    @property
+    def decisions(self) -> list[str]:
+        """A line for the user where logits over a vocabulary are computed whole; else empty."""
+        classes = getattr(self._trainer.layout, "classes", None)
+        if not classes:
+            return []
+        kilobytes = 12 * classes * (1 + len(self._learners)) // 1024  # logits, log-probabilities and gradients
+        return [f"models that train together: all logits at once, at about {kilobytes:,} KB of memory a token"]
+
     def begin(self) -> None:
         """Make the optimizers for a new training."""
         trainer = self._trainer

@@ -25,6 +25,7 @@ from hf_distill import load_recipe
 from hf_distill.errors import UserError
 from hf_distill.models.fingerprint import model_fingerprint
 from hf_distill.objectives import Hidden, KLDivergence, Labels
+from hf_distill.rows.tokens import TokenRows
 from hf_distill.run.dry_run import check
 from hf_distill.teachers import CachedTeacher, MutualTeacher, PretrainedTeacher
 from hf_distill.teachers.mutual import Mutual
@@ -159,6 +160,15 @@ def test_splits_change_nothing(kind: str, tmp_path: Path) -> None:
         made.train()
         found.append([made.model, *source.members])
     assert_equal(*found)
+
+
+def test_whole_logits_are_told(tmp_path: Path) -> None:
+    """A language model whose logits are no longer computed in chunks runs out of memory, and nothing says why."""
+    made = trainer(tmp_path, Mutual(peers("causal-lm", 1)), "causal-lm", **split(8))
+    assert made._heads is None
+    made.layout = TokenRows(shift=True, classes=1024)
+    assert made.learners is not None
+    assert "24 KB of memory a token" in made.learners.decisions[0]
 
 
 def _trained(directory: Path, batch: int, processes: int) -> dict[str, Tensor]:
