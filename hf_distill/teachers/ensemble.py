@@ -192,6 +192,13 @@ class EnsembleTeacher(Teacher):
                 key="name",
             )
 
+        if self.route is not None and task.name != "text-classification":
+            raise UserError(
+                f"of {task.name} an example is not one row of the data, so that no column names its teacher. Wanted "
+                "text-classification; or train a student for each teacher.",
+                key="route",
+            )
+
     def check_pair(self, task: Task, every: Sequence[Objective], pair: Pair) -> None:
         """Refuse teachers whose labels or vocabulary differ from the first teacher's."""
         for path, one in list(self.members())[1:]:

@@ -63,7 +63,7 @@ def routed(
     The arguments are those of `Teacher.prepare`, and of `read_route`.
 
     Raises:
-        UserError: A row names no teacher; or the examples of the task are not the rows of the data.
+        UserError: A row names no teacher.
     """
     from hf_distill.models.target_model import ROW
     from hf_distill.teachers.averaging import ROUTE
@@ -73,12 +73,6 @@ def routed(
     with under("teacher"):
         numbers = read_route(beside, column, names)
     prepared = task.prepare(numbered(splits), setup)
-    if ROW not in prepared.train.column_names:
-        raise UserError(
-            f"of {task.name} an example is not one row of the data, so that no column names its teacher. Leave out "
-            "route, or train a student for each teacher.",
-            key="teacher.route",
-        )
 
     def add(split: Dataset, name: str) -> Dataset:
         places = np.array(split[ROW][:])

@@ -299,13 +299,17 @@ def test_a_run_with_an_ensemble(write_recipe: WriteRecipe, members: Any, make_mo
     [
         ({"objectives": [{"name": "hidden"}]}, "objectives[0]", "an ensemble does not give"),
         ({"task": "sentence-similarity"}, "teacher.name", "no common mean"),
+        ({"objectives": [{"name": "kl", "temperature": {"start": 4.0, "end": 1.0}}]}, "teacher.combine", "at every"),
     ],
 )
 def test_what_an_ensemble_cannot_do(
     change: dict[str, Any], key: str, words: str, write_recipe: WriteRecipe, members: Any
 ) -> None:
     """Hidden states of several models, or a mean of vectors, would be those of one of them without a word."""
-    recipe = load_recipe(write_recipe(**{"teacher": {"name": "ensemble", "teachers": members}, **change}))
+    teacher: dict[str, Any] = {"name": "ensemble", "teachers": members}
+    if "combine" in key:
+        teacher = {"name": "cached", "teacher": teacher}
+    recipe = load_recipe(write_recipe(**{"teacher": teacher, **change}))
     with pytest.raises(UserError, match=words) as caught:
         check(recipe)
     assert key in str(caught.value)
