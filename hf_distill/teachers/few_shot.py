@@ -37,7 +37,8 @@ def classes_of_rows(prepared: Prepared, names: Sequence[str], *, several: bool) 
     students = list(prepared.label_names or names)
     if several:
         order = [students.index(name) for name in names]
-        found[rows] = np.asarray(values, dtype=np.float64)[:, order].round().astype(np.int64)
+        known = np.nan_to_num(np.asarray(values, dtype=np.float64)[:, order], nan=-1)
+        found[rows] = known.round().astype(np.int64)
         return found
     of = {number: names.index(name) for number, name in enumerate(students)}
     found[rows] = [of.get(int(value), -1) for value in values]

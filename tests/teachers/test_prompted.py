@@ -373,3 +373,19 @@ def test_a_missing_column_of_large_data_is_told_too(prompted: WriteRecipe, monke
     monkeypatch.setattr("hf_distill.run.dry_run.is_here", lambda _: False)
     with pytest.raises(UserError, match="Did you mean 'sentence'"):
         shown(prompted(prompt="{{ sentenze }} is", sections={"evaluation": {"metrics": ["accuracy"]}}))
+
+
+def test_transfer_rows_are_asked_about_and_never_solved_examples(tagged: WriteRecipe, tmp_path: Path) -> None:
+    """A row without a label would stand in the prompt with some label as its answer."""
+    path, more = tmp_path / "tagged.jsonl", tmp_path / "more.jsonl"
+    more.write_text("".join(json.dumps({"sentence": f"a plot {end}"}) + "\n" for end in ("of", "and", "the", "with")))
+    data = {
+        "path": {"train": str(path), "validation": str(path)},
+        "columns": {"text": "sentence", "label": "tags"},
+        "transfer": {"path": str(more)},
+    }
+    theirs, source = made(tagged(examples=4, calibration="prior", prior="labels", sections={"data": data}))
+    batch = theirs.collator([theirs.train[at] for at in range(8)])
+    assert source.model(batch["input_ids"], batch["attention_mask"])["logits"].shape == (8, 2)
+    with pytest.raises(UserError, match="5 examples are 3 of 'yes'"):
+        made(tagged(examples=5, sections={"data": data}))
