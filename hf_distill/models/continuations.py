@@ -24,8 +24,9 @@ class Continuations:
     directions, so nothing of it can be shared, but it runs once for all continuations. Logits are computed only where
     a token of a continuation is predicted.
 
-    Padding changes nothing, on whichever side it is. Decoders that take no positions or hold something else than keys
-    and values of all tokens (sliding windows, states) run without padding and without a shared prefix.
+    Padding changes nothing, on whichever side it is. Decoders that take no positions, count them otherwise or hold
+    something else than keys and values of all tokens (sliding windows, states) run without padding and without a shared
+    prefix.
 
     Args:
         model: A causal or encoder-decoder language model.
@@ -201,11 +202,18 @@ def _of_tokens(logits: Tensor, tokens: Sequence[int]) -> Tensor:
 
 
 def _holds_keys_and_values(model: Any, takes: frozenset[str]) -> bool:
-    """Return whether a decoder takes positions, and holds keys and values of all tokens and nothing else."""
+    """Return whether a decoder takes positions from 0 on, and holds keys and values of all tokens and nothing else."""
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
     if not {"position_ids", "past_key_values", "attention_mask"} <= takes:
+        return False
+    # GPT-Neo counts the tokens of its windows in the batch, padding between prefix and prompt among them.
+    if "local" in (getattr(model.config, "attention_layers", None) or ()):
+        return False
+    # RoBERTa and its kin number tokens from behind the padding token on.
+    tables = (one for name, one in model.named_modules() if name.endswith("position_embeddings"))
+    if any(getattr(one, "padding_idx", None) is not None for one in tables):
         return False
     layers = DynamicCache(config=model.config).layers
     return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
