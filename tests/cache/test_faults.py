@@ -41,9 +41,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     real = Recorder.__call__
 
-    def counting(self: Any, batch: Any, inputs: Any, seed: int) -> Any:
+    def counting(self: Any, batch: Any, seed: int) -> Any:
         seen.append(len(batch["input_ids"]))
-        return real(self, batch, inputs, seed)
+        return real(self, batch, seed)
 
     monkeypatch.setattr(Recorder, "__call__", counting)
     return seen

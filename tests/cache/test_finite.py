@@ -47,9 +47,9 @@ def test_the_example_is_named_and_the_rest_is_kept(tmp_path: Path, monkeypatch: 
     _, teacher, data = parts("classification")
     real, calls = Recorder.__call__, []
 
-    def spoilt(self: Any, batch: Any, inputs: Any, seed: int) -> Any:
+    def spoilt(self: Any, batch: Any, seed: int) -> Any:
         calls.append(1)
-        columns = real(self, batch, inputs, seed)
+        columns = real(self, batch, seed)
         if len(calls) == 3:
             columns["logits"][1] = columns["logits"][1] * NAN
         return columns
@@ -67,8 +67,8 @@ def test_classes_that_a_teacher_rules_out_are_cached(tmp_path: Path, monkeypatch
     _, teacher, data = parts("classification")
     real = Recorder.__call__
 
-    def ruling_out(self: Any, batch: Any, inputs: Any, seed: int) -> Any:
-        columns = real(self, batch, inputs, seed)
+    def ruling_out(self: Any, batch: Any, seed: int) -> Any:
+        columns = real(self, batch, seed)
         for row in columns["logits"]:
             row[0] = -INF
         return columns
@@ -94,9 +94,9 @@ def test_they_are_not_read(kind: str, column: str, tmp_path: Path, monkeypatch: 
     settings = {**SETTINGS, "hidden_precision": "float16"}
     real, calls = Recorder.__call__, []
 
-    def spoilt(self: Any, batch: Any, inputs: Any, seed: int) -> Any:
+    def spoilt(self: Any, batch: Any, seed: int) -> Any:
         calls.append(1)
-        columns = real(self, batch, inputs, seed)
+        columns = real(self, batch, seed)
         if len(calls) == 2:
             values = columns[column][1]
             if isinstance(values, bytes):
