@@ -154,7 +154,7 @@ def append_transfer(splits: Mapping[str, Dataset], label: str) -> dict[str, Data
         label: Role of the labels. A label of a transfer row is dropped.
 
     Raises:
-        UserError: The transfer rows have other columns than `train`, or values of another type.
+        UserError: The transfer rows have other inputs than `train`, or inputs of another type.
     """
     from datasets import concatenate_datasets
 
@@ -164,15 +164,30 @@ def append_transfer(splits: Mapping[str, Dataset], label: str) -> dict[str, Data
     train, transfer = splits["train"], splits[TRANSFER]
     transfer = transfer.remove_columns([label] if label in transfer.column_names else [])
     _check_like(train, transfer, label)
-    inputs = [name for name in transfer.column_names if name in train.column_names]
-    features = transfer.features.copy()
-    features.update({name: train.features[name] for name in inputs})
-    # Not always: a cast writes the rows once more.
-    transfer = transfer if transfer.features == features else transfer.cast(features)
+    train, transfer = _like(train, transfer)
     joined = concatenate_datasets([train, transfer])
     # The same in every process and run, since it names the tokenised rows in the cache of `datasets`.
     joined._fingerprint = fingerprint(__version__, TRANSFER, train._fingerprint, transfer._fingerprint)
     return {**rest, "train": joined}
+
+
+def _like(train: Dataset, transfer: Dataset) -> tuple[Dataset, Dataset]:
+    """Return the rows with the transfer rows' values of the types of train; without further columns that differ."""
+    from pyarrow import ArrowException  # type: ignore[import-untyped]
+
+    both = [name for name in transfer.column_names if name in train.column_names]
+    for name in [name for name in both if transfer.features[name] != train.features[name]]:
+        features = transfer.features.copy()
+        features[name] = train.features[name]
+        try:
+            transfer = transfer.cast(features)  # not always: it writes the rows once more
+        except ArrowException:  # only of a column without a role: inputs were compared before
+            logger.warning(
+                "the column '%s' holds %s in data.transfer and %s in train: it is left out",
+                *(name.rpartition("/")[2], _kind(transfer, name), _kind(train, name)),
+            )
+            train, transfer = (rows.remove_columns(name) for rows in (train, transfer))
+    return train, transfer
 
 
 def _check_like(train: Dataset, transfer: Dataset, label: str) -> None:

@@ -97,6 +97,19 @@ def test_what_is_wrong_with_transfer_rows_is_said_of_them(
     assert error.value.keys == (key,)
 
 
+def test_a_further_column_of_another_type_is_left_out(
+    labelled: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A prompt reads all columns: ids that are numbers here and texts there would end the run with a traceback."""
+    (tmp_path / "more.csv").write_text("sentence,id,score\none,x7,1\n")
+    (tmp_path / "train.csv").write_text("sentence,stars,id,score\ngood,1,7,0.5\nbad,0,8,1.5\n")
+    data = Data(**labelled, transfer=Transfer(path=str(tmp_path / "more.csv")))
+    train = append_transfer(load_splits(data, ROLES, ("*",)), "label")["train"]
+    assert train["beside/score"][:] == [0.5, 1.5, 1.0]
+    assert "beside/id" not in train.column_names
+    assert "'id' holds text in data.transfer and whole numbers in train" in caplog.text
+
+
 def test_rows_that_are_also_elsewhere_are_counted(
     labelled: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
