@@ -135,7 +135,7 @@ def main(settings: Settings) -> None:
     import torch
 
     from hf_distill.teachers import CachedTeacher
-    from hf_distill.teachers.averaging import Ensemble
+    from hf_distill.teachers.ensemble.averaging import Ensemble
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as directory:

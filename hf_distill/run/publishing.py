@@ -52,7 +52,7 @@ def check_publishing(recipe: Recipe) -> Path:
     Raises:
         UserError: The recipe names none, or its task has no targets by text.
     """
-    from hf_distill.teachers.published import check_task
+    from hf_distill.teachers.published.teacher import check_task
 
     path = recipe.teacher.place
     if path is None:

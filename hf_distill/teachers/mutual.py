@@ -25,7 +25,7 @@ from hf_distill.students import Student
 from hf_distill.students.freezing import freeze
 from hf_distill.teachers.base import FineTune, FineTuning, Teacher, config_of_student, under
 from hf_distill.teachers.ema import state_of
-from hf_distill.teachers.ensemble import Ensemble
+from hf_distill.teachers.ensemble.averaging import Ensemble
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -175,7 +175,7 @@ class OwnInputsTeacher(Teacher):
         self, task: Task, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset], setup: Setup, pair: Pair
     ) -> tuple[Prepared, tuple[Prepared, TargetSource] | None]:
         """Return the data as the student reads it, with the teacher's inputs in every example."""
-        from hf_distill.teachers.given_cache import numbered
+        from hf_distill.teachers.given.cache import numbered
 
         # The teacher's tokens are made here, and its configuration says nothing about inputs.
         for_student = replace(setup, teacher_tokenizer=None, configs=(pair.student,))

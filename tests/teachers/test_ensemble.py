@@ -22,8 +22,8 @@ from hf_distill.models.projection import Projector
 from hf_distill.objectives import Hidden, KLDivergence, Labels, LogitsMSE, ReverseKL
 from hf_distill.run.dry_run import check
 from hf_distill.teachers import CachedTeacher, EnsembleTeacher, FinetunedTeacher, GivenTeacher, PretrainedTeacher
-from hf_distill.teachers.averaging import ROUTE, Ensemble
 from hf_distill.teachers.ema import Ema
+from hf_distill.teachers.ensemble.averaging import ROUTE, Ensemble
 from hf_distill.teachers.row_choice import bag, held_out, not_held_out, together
 from hf_distill.training.chunked import rows as chunked
 

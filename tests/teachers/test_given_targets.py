@@ -21,7 +21,7 @@ from hf_distill.report.report import Report
 from hf_distill.report.text import rows as table
 from hf_distill.run.dry_run import check
 from hf_distill.teachers import CachedTeacher, GivenTeacher
-from hf_distill.teachers.target_columns import as_table, read_targets
+from hf_distill.teachers.given.target_columns import as_table, read_targets
 
 LISTS = {"name": "given", "columns": {"logits": "logits"}, "labels": ["positive", "negative"]}
 GIVEN = {"name": "given", "columns": {"probabilities": ["positive", "negative"]}}

@@ -17,7 +17,7 @@ from hf_distill.report.text import rows as table
 from hf_distill.run.dry_run import check
 from hf_distill.tasks import TextClassification
 from hf_distill.teachers import GivenTeacher
-from hf_distill.teachers.token_columns import CompletionTargets, Names, read_tokens
+from hf_distill.teachers.given.token_columns import CompletionTargets, Names, read_tokens
 
 PROMPTS = ["the film is", "the plot is", "it was a", "is it", "the cast is"]
 COMPLETIONS = [" great", " a very bad story", " moving film", " dull and stale", " charming ."]

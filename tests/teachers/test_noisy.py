@@ -21,9 +21,10 @@ from hf_distill.recipe.recipe import Recipe
 from hf_distill.rows import ExampleRows, TokenRows
 from hf_distill.run.dry_run import check
 from hf_distill.tasks import TASKS
-from hf_distill.teachers import CachedTeacher, FinetunedTeacher, NoisyTeacher, PretrainedTeacher, noisy_targets, voters
-from hf_distill.teachers.privacy import Accountant, PrivacyBudget
-from hf_distill.teachers.votes import answers, on_simplex, shard
+from hf_distill.teachers import CachedTeacher, FinetunedTeacher, NoisyTeacher, PretrainedTeacher
+from hf_distill.teachers.noisy import targets, voters
+from hf_distill.teachers.noisy.privacy import Accountant, PrivacyBudget
+from hf_distill.teachers.noisy.votes import answers, on_simplex, shard
 
 DELTA = 1e-5
 ORDERS = np.linspace(1.05, 200, 400_001)
@@ -238,7 +239,7 @@ def test_a_private_run(private: Any, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "24 with a label" in trained_on["teacher"]
     (file,) = (tmp_path / "out" / "_noisy").glob("*.npz")
     before = file.read_bytes()
-    monkeypatch.setattr(noisy_targets, "_noise", lambda: pytest.fail("drawn again"))
+    monkeypatch.setattr(targets, "_noise", lambda: pytest.fail("drawn again"))
     again = run(path)
     assert learned(again) == told
     assert file.read_bytes() == before
@@ -252,7 +253,7 @@ def test_a_private_run(private: Any, tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = private(noise=2.0, budget=9.0)
     file.unlink()
     with monkeypatch.context() as asked:
-        asked.setattr(noisy_targets, "_noise", lambda: np.random.default_rng(0))
+        asked.setattr(targets, "_noise", lambda: np.random.default_rng(0))
         asked.setattr(voters, "_distributions", lambda *_: pytest.fail("asked again"))
         assert learned(run(path, restart=True)) == told
     file.write_bytes(before[:-40])
@@ -270,7 +271,7 @@ def test_rows_that_were_not_answered(private: Any, tmp_path: Path, monkeypatch: 
         def normal(self, mean: float, deviation: float, size: Any = None) -> Any:
             return -50.0 if size is None else np.zeros(size)
 
-    monkeypatch.setattr(noisy_targets, "_noise", Low)
+    monkeypatch.setattr(targets, "_noise", Low)
     none = private({"training": {"output_dir": str(tmp_path / "none")}}, **confident, budget=1e3)
     for _ in range(2):
         with pytest.raises(UserError, match="no row was answered") as caught:

@@ -22,7 +22,7 @@ from hf_distill.recipe.recipe import Recipe
 from hf_distill.run.dry_run import check
 from hf_distill.run.pairing import open_pair
 from hf_distill.run.preparation import prepare
-from hf_distill.teachers.zero_shot import places
+from hf_distill.teachers.zero_shot.teacher import places
 
 NLI = {
     "bert": ("contradiction", "neutral", "entailment"),

@@ -23,10 +23,10 @@ from hf_distill.files.atomic import write_atomic
 from hf_distill.files.fingerprint import fingerprint
 from hf_distill.files.ownership import ANSWERS
 from hf_distill.models.target_model import TargetSource
-from hf_distill.teachers.given_cache import with_rows
-from hf_distill.teachers.privacy import PrivacyBudget, PrivacyTerms
-from hf_distill.teachers.voters import GIVES, PrivateTeachers
-from hf_distill.teachers.votes import answers
+from hf_distill.teachers.given.cache import with_rows
+from hf_distill.teachers.noisy.privacy import PrivacyBudget, PrivacyTerms
+from hf_distill.teachers.noisy.voters import GIVES, PrivateTeachers
+from hf_distill.teachers.noisy.votes import answers
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments

@@ -121,7 +121,7 @@ class PublishedTeacher(Teacher):
         self, task: Task, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset], setup: Setup, pair: Pair
     ) -> tuple[Prepared, tuple[Prepared, TargetSource]]:
         """Return the prepared data, and the same with the targets of each text."""
-        from hf_distill.teachers.given_cache import numbered, replaying
+        from hf_distill.teachers.given.cache import numbered, replaying
 
         prepared = task.prepare(numbered(splits), setup)
         with under("teacher"):

@@ -13,9 +13,9 @@ import numpy as np
 
 from hf_distill.data import column
 from hf_distill.errors import UserError
-from hf_distill.teachers.few_shot import classes_of_rows, draw, shares
-from hf_distill.teachers.prompts import ANSWER, LABEL, Prompt, Values
-from hf_distill.teachers.verbalizers import (
+from hf_distill.teachers.prompted.few_shot import classes_of_rows, draw, shares
+from hf_distill.teachers.prompted.prompts import ANSWER, LABEL, Prompt, Values
+from hf_distill.teachers.prompted.verbalizers import (
     END,
     PromptReader,
     Texts,

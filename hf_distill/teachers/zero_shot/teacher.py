@@ -174,7 +174,7 @@ class ZeroShotTeacher(OwnInputsTeacher):
         Raises:
             UserError: The checkpoint has no trained head.
         """
-        from hf_distill.teachers.entailment import Entailment
+        from hf_distill.teachers.zero_shot.entailment import Entailment
 
         model, missing = load_model(
             self.model,

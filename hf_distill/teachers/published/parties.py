@@ -137,7 +137,7 @@ def published_together(
     Raises:
         UserError: The targets of a party are for other classes or other texts; the key path is that of the party.
     """
-    from hf_distill.teachers.given_cache import numbered, replaying
+    from hf_distill.teachers.given.cache import numbered, replaying
 
     prepared = task.prepare(numbered(splits), setup)
     with under("teacher"):

@@ -13,7 +13,7 @@ from hf_distill.errors import UserError
 from hf_distill.models.quantization import Quantization, check_installed, check_whole
 from hf_distill.teachers.own_inputs import Encoded, Examples, OwnInputsTeacher
 from hf_distill.teachers.pretrained import Dtype
-from hf_distill.teachers.prompts import Prompt
+from hf_distill.teachers.prompted.prompts import Prompt
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hf_distill.models.pair import Pair
     from hf_distill.tasks import Task
     from hf_distill.teachers.own_inputs import Batch
-    from hf_distill.teachers.prompted_classifier import PromptedClassifier
+    from hf_distill.teachers.prompted.classifier import PromptedClassifier
 
 Calibration = Literal["none", "contextual", "prior"]
 
@@ -154,7 +154,7 @@ class PromptedTeacher(OwnInputsTeacher):
         from datasets import Dataset
 
         from hf_distill.models.tokenizers import longest_input
-        from hf_distill.teachers.prompt_inputs import make_inputs
+        from hf_distill.teachers.prompted.inputs import make_inputs
 
         config = self._own_config()
         assert examples.tokenizer is not None
@@ -175,7 +175,7 @@ class PromptedTeacher(OwnInputsTeacher):
             UserError: The checkpoint has no trained head over the vocabulary.
         """
         from hf_distill.models.loading import Head, load_model
-        from hf_distill.teachers.prompted_classifier import PromptedClassifier
+        from hf_distill.teachers.prompted.classifier import PromptedClassifier
 
         model, missing = load_model(
             self.model,
@@ -212,7 +212,7 @@ def _auto_class(config: PretrainedConfig) -> str:
 
 def collate(examples: list[dict[str, Any]]) -> Batch:
     """Return a batch of prompts, padded on the right."""
-    from hf_distill.teachers.prompted_classifier import padded
+    from hf_distill.teachers.prompted.classifier import padded
 
     ids, mask = padded([one["input_ids"] for one in examples])
     return {"input_ids": ids, "attention_mask": mask}

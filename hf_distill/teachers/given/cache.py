@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from hf_distill.tasks import Prepared
-    from hf_distill.teachers.token_columns import CompletionTargets
+    from hf_distill.teachers.given.token_columns import CompletionTargets
 
 Array = NDArray[Any]
 

@@ -10,10 +10,10 @@ import torch
 
 from hf_distill.component import component
 from hf_distill.errors import UserError
-from hf_distill.teachers.averaging import GIVES, Ensemble, order_of
 from hf_distill.teachers.base import FineTune, FineTuning, Teacher, under
-from hf_distill.teachers.parties import class_order, published_together
-from hf_distill.teachers.routing import read_route, routed
+from hf_distill.teachers.ensemble.averaging import GIVES, Ensemble, order_of
+from hf_distill.teachers.ensemble.routing import read_route, routed
+from hf_distill.teachers.published.parties import class_order, published_together
 from hf_distill.teachers.row_choice import Choice, bag, not_held_out, together
 
 if TYPE_CHECKING:
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from hf_distill.objectives import Objective
     from hf_distill.students import Student
     from hf_distill.tasks import Prepared, Setup, Task
-
-
-__all__ = ["Ensemble", "EnsembleTeacher"]
 
 
 @component

@@ -66,9 +66,9 @@ def routed(
         UserError: A row names no teacher.
     """
     from hf_distill.models.target_model import ROW
-    from hf_distill.teachers.averaging import ROUTE
     from hf_distill.teachers.base import under
-    from hf_distill.teachers.given_cache import numbered
+    from hf_distill.teachers.ensemble.averaging import ROUTE
+    from hf_distill.teachers.given.cache import numbered
 
     with under("teacher"):
         numbers = read_route(beside, column, names)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hf_distill.models.continuations import Continuations
 from hf_distill.teachers.classifier import Classifier
-from hf_distill.teachers.label_bias import contextual, matching
+from hf_distill.teachers.prompted.label_bias import contextual, matching
 
 if TYPE_CHECKING:
     from hf_distill.models.loading import Head

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from hf_distill.teachers.privacy import PrivacyBudget
+    from hf_distill.teachers.noisy.privacy import PrivacyBudget
 
 Array = NDArray[Any]
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from hf_distill.objectives import Objective
     from hf_distill.students import Student
     from hf_distill.tasks import Prepared, Setup, Task
-    from hf_distill.teachers.target_columns import Array
-    from hf_distill.teachers.token_columns import CompletionTargets, Names
+    from hf_distill.teachers.given.target_columns import Array
+    from hf_distill.teachers.given.token_columns import CompletionTargets, Names
 
 Classes = Literal["probabilities", "logits"]
 # Name of this teacher in messages.
@@ -188,7 +188,7 @@ class GivenTeacher(Teacher):
         self, task: Task, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset], setup: Setup, pair: Pair
     ) -> tuple[Prepared, tuple[Prepared, TargetSource]]:
         """Return the prepared data, and the same with the targets of the columns."""
-        from hf_distill.teachers.given_cache import numbered, replaying
+        from hf_distill.teachers.given.cache import numbered, replaying
 
         if task.compares_tokens:
             return self._prepare_tokens(task, splits, beside, setup, pair)
@@ -203,8 +203,8 @@ class GivenTeacher(Teacher):
     ) -> tuple[Prepared, tuple[Prepared, TargetSource]]:
         """Return what `prepare` returns, for a language model's targets (most likely tokens at every position)."""
         from hf_distill.tasks.text_tokens import COMPLETION_IDS
-        from hf_distill.teachers.given_cache import numbered, replaying_tokens
-        from hf_distill.teachers.token_columns import Names
+        from hf_distill.teachers.given.cache import numbered, replaying_tokens
+        from hf_distill.teachers.given.token_columns import Names
 
         task.look(splits, setup)
         names = Names.of(pair)
@@ -219,7 +219,7 @@ class GivenTeacher(Teacher):
 
     def look(self, task: Task, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset], pair: Pair) -> None:
         """Check the targets of a language model in the first rows, as `prepare` does in all rows."""
-        from hf_distill.teachers.token_columns import Names
+        from hf_distill.teachers.given.token_columns import Names
 
         if task.compares_tokens:
             self.read_tokens(splits, beside, Names.of(pair))
@@ -237,7 +237,7 @@ class GivenTeacher(Teacher):
         Raises:
             UserError: A row has no targets, impossible ones, or those of another text; `key` names the setting.
         """
-        from hf_distill.teachers.token_columns import read_tokens  # imports torch
+        from hf_distill.teachers.given.token_columns import read_tokens  # imports torch
 
         for name, split in splits.items():
             kinds = [
@@ -265,7 +265,7 @@ class GivenTeacher(Teacher):
         Raises:
             UserError: A row has no targets, or impossible ones; `key` names the setting.
         """
-        from hf_distill.teachers.target_columns import read_targets  # imports torch
+        from hf_distill.teachers.given.target_columns import read_targets  # imports torch
 
         ((named, columns),) = self.columns.items()
         what: Classes = "logits" if named == "logits" else "probabilities"

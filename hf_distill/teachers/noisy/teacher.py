@@ -16,8 +16,8 @@ from hf_distill.data.labelled import has_label
 from hf_distill.errors import UserError
 from hf_distill.locations import require
 from hf_distill.teachers.base import FineTune, FineTuning, StoredTargets, Storing, Teacher, under
-from hf_distill.teachers.privacy import PACKAGE, Accountant, Mechanism, PrivacyTerms, check_fits
-from hf_distill.teachers.votes import shard
+from hf_distill.teachers.noisy.privacy import PACKAGE, Accountant, Mechanism, PrivacyTerms, check_fits
+from hf_distill.teachers.noisy.votes import shard
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -196,7 +196,7 @@ class NoisyTeacher(Teacher):
 
     def gives(self, task: Task, every: Sequence[Objective], pair: Pair | None) -> Gives:
         """Return what the answers give to objectives: distributions."""
-        from hf_distill.teachers.voters import GIVES
+        from hf_distill.teachers.noisy.voters import GIVES
 
         return GIVES
 
@@ -272,7 +272,7 @@ class NoisyTeacher(Teacher):
         """Return the teachers, each trained on its part or found trained; one is in memory at a time."""
         import torch
 
-        from hf_distill.teachers.voters import PrivateTeachers
+        from hf_distill.teachers.noisy.voters import PrivateTeachers
 
         seed, folders = torch.initial_seed(), []
         for index in range(self.count):
@@ -291,6 +291,6 @@ class NoisyTeacher(Teacher):
 
     def cache_for(self, model: Any, storing: Storing) -> StoredTargets:
         """Return the stored answers of the run, given already or not."""
-        from hf_distill.teachers.noisy_targets import NoisyAnswers
+        from hf_distill.teachers.noisy.targets import NoisyAnswers
 
         return NoisyAnswers(self.terms, model, storing)

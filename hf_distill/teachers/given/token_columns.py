@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hf_distill.cache.replay import LEAST
 from hf_distill.errors import UserError
 from hf_distill.rows.inferred import vocabulary
-from hf_distill.teachers.token_cells import Cell, Misfit, Token, read_cell
+from hf_distill.teachers.given.token_cells import Cell, Misfit, Token, read_cell
 
 if TYPE_CHECKING:
     from datasets import Dataset
