@@ -37,7 +37,8 @@ from hf_distill.students import STUDENTS, PretrainedStudent
 from hf_distill.tasks import TASKS, TextClassification
 from hf_distill.teachers import TEACHERS, PretrainedTeacher
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("**/*.yaml"))
+RECIPE_FOLDER = Path(__file__).parents[2] / "recipes"
+RECIPES = sorted(RECIPE_FOLDER.glob("**/*.yaml"))
 RECIPES = [path for path in RECIPES if "accelerate" not in path.parts]
 
 WHOLE = """\
@@ -103,7 +104,9 @@ def test_every_recipe_reads_and_survives_the_round_trip(path: Path) -> None:
     recipe = load_recipe(path)
     Path("copy.yaml").write_text(dump_recipe(recipe))
     assert load_recipe("copy.yaml") == recipe
-    assert path.read_text().startswith("# yaml-language-server: $schema=recipe.schema.json\n")
+    first = path.read_text().partition("\n")[0]
+    schema = first.removeprefix("# yaml-language-server: $schema=")
+    assert (path.parent / schema).resolve() == RECIPE_FOLDER / "recipe.schema.json"
 
 
 def test_there_are_recipes() -> None:
@@ -125,16 +128,22 @@ REQUIRED: dict[str, Any] = {
     "prompt": "{{ text }} is",
     "verbalizers": {"negative": [" bad"], "positive": " good"},
     "path": "targets",
+    "noise": 20.0,
+    "budget": 8.0,
 }
+# Entries inside entries, where the one above is refused.
+INNER: dict[str, dict[str, Any]] = {"noisy": {"name": "finetuned", "model": "some/model"}}
 
 
 @pytest.mark.parametrize(("section", "name", "cls"), ENTRIES, ids=[f"{section}-{name}" for section, name, _ in ENTRIES])
 def test_every_entry_of_every_table_survives_the_round_trip(section: str, name: str, cls: Any) -> None:
     """A component that dumps to something else would make a resumed run another run."""
     needed = {key: REQUIRED[key] for key, field in cls.__pydantic_fields__.items() if field.is_required()}
+    if name in INNER:
+        needed["teacher"] = INNER[name]
     recipe = load(f"{section}={ {'name': name, **needed} }")
     if "teacher" in needed:
-        needed["teacher"] = PretrainedTeacher(model="some/model")
+        needed["teacher"] = TEACHERS[needed["teacher"]["name"]](model="some/model")
     if "teachers" in needed:
         needed["teachers"] = [PretrainedTeacher(model="some/model")] * 2
     assert cls(**needed) in (recipe.task, recipe.teacher, recipe.student, *recipe.objectives)
