@@ -196,6 +196,14 @@ class TargetSource(nn.Module, ABC):
         """Models that are saved beside the finished student, by folder."""
         return {}
 
+    def for_seed(self, seed: int) -> TargetSource:
+        """Return what teaches the student of a seed: itself, unless its models begin with random weights of the seed.
+
+        Args:
+            seed: Of the student, if a run trains several.
+        """
+        return self
+
     def for_training(self) -> TargetSource:
         """Return what one training of a run is given: itself, unless each needs its own."""
         return self

@@ -245,6 +245,8 @@ class Run:
         saved = first and not baseline
         name = ("baseline" if baseline else "student") + ("" if first else f" seed {seed}")
         plan = self.recipe.plan
+        if not baseline:
+            teacher = teacher.for_seed(seed)
         student: PreTrainedModel | None = None
         for number, stage in enumerate(plan, 1):
             last = number == len(plan)

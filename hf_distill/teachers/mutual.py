@@ -254,15 +254,19 @@ class MutualTeacher(Teacher):
         return self._load_peers([student] * (self.count or 1), head)
 
     def _load_peers(self, entries: Sequence[Student], head: Head) -> TargetSource:
-        seed, models = torch.initial_seed(), []
-        for index, one in enumerate(entries):
-            torch.manual_seed(seed + APART * (index + 1))
-            with under("" if self.peers is None else f"peers[{index}]"):
-                # It only asks for the configuration: nothing is copied.
-                beside: Any = SimpleNamespace(config=config_of_student(one, "a peer has no teacher"))
-                models.append(freeze(one.make(beside, head), one.freeze))
-        torch.manual_seed(seed)
-        return Mutual(models, learning_rate=self.learning_rate, export=self.export)
+        def make(seed: int) -> list[Any]:
+            models = []
+            for index, one in enumerate(entries):
+                torch.manual_seed(seed + APART * (index + 1))
+                with under("" if self.peers is None else f"peers[{index}]"):
+                    # It only asks for the configuration: nothing is copied.
+                    beside: Any = SimpleNamespace(config=config_of_student(one, "a peer has no teacher"))
+                    models.append(freeze(one.make(beside, head), one.freeze))
+            torch.manual_seed(seed)
+            return models
+
+        seed = torch.initial_seed()
+        return Mutual(make(seed), learning_rate=self.learning_rate, export=self.export, seed=seed, make=make)
 
 
 class Mutual(Ensemble):
@@ -273,6 +277,8 @@ class Mutual(Ensemble):
         online: Train the models on labels alone, instead of against each other and the student.
         learning_rate: Peak of their learning rate; None for the student's.
         export: Whether they are saved beside the finished student.
+        seed: Of their random weights; None if that is not known.
+        make: Returns the models with the random weights of another seed; None if they are the same for all seeds.
     """
 
     def __init__(
@@ -282,11 +288,14 @@ class Mutual(Ensemble):
         online: bool = False,
         learning_rate: float | None = None,
         export: bool = False,
+        seed: int | None = None,
+        make: Callable[[int], Sequence[Any]] | None = None,
     ) -> None:
         if not models:
             raise UserError("no peers: wanted one model or more.")
         super().__init__(models, names=[f"peer {number}" for number in range(1, len(models) + 1)])
         self.online, self.learning_rate, self.export = online, learning_rate, export
+        self._seed, self._make = seed, make
         self._begun = False
 
     @property
@@ -349,6 +358,13 @@ class Mutual(Ensemble):
         for model in self.members:
             if not is_placed(model, device):
                 model.to(device)
+
+    def for_seed(self, seed: int) -> TargetSource:
+        """Return peers that begin with the random weights of a seed: with equal ones, seeds would differ too little."""
+        if self._make is None or seed == self._seed:
+            return self
+        settings: Any = {"learning_rate": self.learning_rate, "export": self.export, "online": self.online}
+        return Mutual(self._make(seed), **settings, seed=seed, make=self._make)
 
     def for_training(self) -> TargetSource:
         """Return a copy for one training, which begins from the weights of this one."""

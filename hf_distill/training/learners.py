@@ -93,6 +93,7 @@ class Learners:
         self._losses.clear()
         for name, learner in self._learners.items():
             model = trainer.source.models[name]
+            model.zero_grad()  # of a training that was interrupted within a step
             with torch.no_grad():
                 parallel.first_to_all([*model.parameters(), *model.buffers()])
             held, trainer.optimizer = trainer.optimizer, None
