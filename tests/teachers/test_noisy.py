@@ -152,6 +152,7 @@ TUNED = FinetunedTeacher(model="a")
         ({"noise": -1.0}, "noise"),
         ({"delta": 0.0}, "delta"),
         ({"queries": 0}, "queries"),
+        ({"seed": -1}, "seed"),
         ({"teacher": PretrainedTeacher(model="a")}, "finetuned"),
         ({"teacher": NoisyTeacher(teacher=TUNED, noise=9.0, budget=1.0)}, "finetuned"),
         ({"mechanism": "confident"}, "both threshold"),

@@ -84,7 +84,7 @@ class NoisyTeacher(Teacher):
     soft: bool = False
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     queries: Annotated[int, Field(ge=1)] | None = None
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
 
     def __post_init__(self) -> None:
         """Refuse a teacher that is not trained by the run, and settings of another mechanism."""
