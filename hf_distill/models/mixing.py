@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,6 +43,19 @@ class Mean:
             return self.weights[member]
         assert example is not None
         return self.weights[:, member].to(example.device)[example]
+
+    def in_words(self, names: Sequence[str], *, classes: bool) -> dict[str, str]:
+        """Return how teachers are averaged, for a report: of what, and by which weights.
+
+        Args:
+            names: What the report calls the teachers.
+            classes: Whether they give distributions; if not, values are averaged.
+        """
+        what = f"mean of the {self.of if classes else 'values'}"
+        if self.by_confidence:
+            return {"combined": f"{what}, weighted in each row by exp(-entropy)"}
+        weights = ", ".join(f"{name} {weight:.3f}" for name, weight in zip(names, self.weights, strict=True))
+        return {"combined": what, "weights": weights}
 
 
 class Mixer:

@@ -230,7 +230,8 @@ class Run:
         if not self.prepared.labelled:
             raise UserError("the train split has no labels by which to weigh the teachers.", key="weights")
         split = fitter.on_labelled(rows).prepared.train
-        fitter = replace(fitter, prepared=replace(fitter.prepared, eval=by_length(split)))
+        evaluator = fitter.prepared.evaluator.for_other_rows()
+        fitter = replace(fitter, prepared=replace(fitter.prepared, eval=by_length(split), evaluator=evaluator))
         predictions, _ = fitter.predict(model, self.training, whose="a teacher")
         sums, counts = predictions.losses[:, 0], predictions.losses[:, 1]
         return float(sums[counts > 0].sum() / counts.sum())

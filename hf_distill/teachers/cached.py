@@ -219,6 +219,13 @@ class CachedTeacher(Teacher):
                     key="combine",
                 )
         states = self.states(every, pair)
+        inner = self.teacher.gives(task, every, pair)
+        if lacking := inner.lacking(states):
+            raise UserError(
+                f"the hidden states of layer {', '.join(map(str, lacking))} would be stored, and {inner.whose} gives "
+                "none. Leave out layers and objectives on hidden states, or take one model.",
+                key="layers",
+            )
         columns_of(pair.teacher, states, "float32")
         whole = [str(one) for one in states if one.of == "tokens"]
         if whole and pair.teacher_tokenizer is not None:

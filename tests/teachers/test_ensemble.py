@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import weakref
 from pathlib import Path
 from typing import Any
@@ -299,7 +300,13 @@ def test_a_run_with_an_ensemble(write_recipe: WriteRecipe, members: Any, make_mo
     [
         ({"objectives": [{"name": "hidden"}]}, "objectives[0]", "an ensemble does not give"),
         ({"task": "sentence-similarity"}, "teacher.name", "no common mean"),
-        ({"objectives": [{"name": "kl", "temperature": {"start": 4.0, "end": 1.0}}]}, "teacher.combine", "at every"),
+        (
+            {"objectives": [{"name": "kl", "temperature": {"start": 4.0, "end": 1.0}}], "cached": {}},
+            "teacher.teacher.combine",
+            "at every",
+        ),
+        ({"objectives": [{"name": "hidden"}], "cached": {}}, "teacher.layers", "an ensemble gives none"),
+        ({"cached": {"layers": [1]}}, "teacher.layers", "an ensemble gives none"),
     ],
 )
 def test_what_an_ensemble_cannot_do(
@@ -307,9 +314,10 @@ def test_what_an_ensemble_cannot_do(
 ) -> None:
     """Hidden states of several models, or a mean of vectors, would be those of one of them without a word."""
     teacher: dict[str, Any] = {"name": "ensemble", "teachers": members}
-    if "combine" in key:
-        teacher = {"name": "cached", "teacher": teacher}
-    recipe = load_recipe(write_recipe(**{"teacher": teacher, **change}))
+    sections = {"teacher": teacher, **change}
+    if (cached := sections.pop("cached", None)) is not None:
+        sections["teacher"] = {"name": "cached", "teacher": teacher, **cached}
+    recipe = load_recipe(write_recipe(**sections))
     with pytest.raises(UserError, match=words) as caught:
         check(recipe)
     assert key in str(caught.value)
@@ -347,6 +355,7 @@ ONE, TUNED = PretrainedTeacher(model="a"), FinetunedTeacher(model="b")
         ({"teachers": [ONE, ONE], "weights": [0.0, 0.0]}, "above 0"),
         ({"teachers": [ONE, ONE], "route": "topic"}, "by the names"),
         ({"teachers": {"a": ONE, "b": ONE}, "route": "topic", "weights": "confidence"}, "no mean"),
+        ({"teachers": [ONE, ONE], "weights": "size"}, "published teachers alone"),
         ({"teachers": [TUNED, ONE]}, "List that one first"),
         ({"teachers": [ONE, CachedTeacher(teacher=ONE)]}, "found cached"),
         ({"teachers": [ONE, GivenTeacher(columns={"logits": ["a", "b"]})]}, "found given"),
@@ -396,6 +405,43 @@ def test_bags_and_rows_held_out() -> None:
         held_out(19)
 
 
+def test_confidence_of_numbers(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> None:
+    """Numbers have no entropy: the report would say that they were weighted by it, and they were not."""
+    file = tmp_path / "values.csv"
+    file.write_text("text,label\n" + "".join(f"film number {at},{at / 10}\n" for at in range(20)))
+    tuned = {**TEACHER_5, "model": str(make_model("bert-bare", layers=1))}
+    recipe = write_recipe(
+        teacher={"name": "ensemble", "teachers": [tuned], "count": 2, "weights": "confidence"},
+        data={"path": str(file), "splits": {"train": "train", "eval": 0.5}},
+        objectives=[{"name": "logits_mse"}],
+        student={"name": "pretrained", "model": tuned["model"]},
+    )
+    with pytest.raises(UserError, match="numbers") as caught:
+        check(load_recipe(recipe))
+    assert "teacher.weights" in str(caught.value)
+
+
+def test_weights_of_questions(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> None:
+    """Metrics of questions are of all windows of the eval split: on other rows there are none, and no loss of them."""
+    file = tmp_path / "questions.jsonl"
+    rows = [
+        {"question": "the film", "context": f"a {word} film", "answers": {"text": [word], "answer_start": [2]}}
+        for word in ("great", "dull", "boring", "fresh", "funny") * 6
+    ]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    tuned = {**TEACHER_5, "model": str(make_model("bert-bare", layers=1))}
+    report = run(
+        write_recipe(
+            task={"name": "question-answering", "stride": 4},
+            teacher={"name": "ensemble", "teachers": [tuned], "count": 2, "weights": "validation"},
+            data={"path": str(file), "splits": {"train": "train[:25]", "eval": "train[25:]"}},
+            student={"name": "pretrained", "model": tuned["model"]},
+            report={"latency": False, "baseline": False},
+        )
+    )
+    assert "teacher 1 0." in report.settings["teacher"]["weights"]
+
+
 def test_weights_by_validation(tmp_path: Path) -> None:
     """A teacher that is wrong would count as much as one that is right."""
     for kind, wanted in (("classification", np.exp([-0.5, -1.0, -2.0])), ("regression", 1 / np.array([0.5, 1.0, 2.0]))):
@@ -407,21 +453,31 @@ def test_weights_by_validation(tmp_path: Path) -> None:
             make_trainer(kind, tmp_path / kind, terms=[Labels()]).layout, lambda _, found=losses: next(found)
         )
         assert ensemble.weights == pytest.approx(wanted / wanted.sum())
+        assert ensemble.facts()["combined"] == f"mean of the {'values' if kind == 'regression' else 'probabilities'}"
         ensemble.begin(ensemble)
 
 
-def test_a_route(write_recipe: WriteRecipe, members: Any, tmp_path: Path) -> None:
-    """A row would be taught by a teacher that knows nothing of it, in training or in the report alone."""
+@pytest.mark.parametrize("own_tokens", [False, True])
+def test_a_route(own_tokens: bool, write_recipe: WriteRecipe, members: Any, make_model: Any, tmp_path: Path) -> None:
+    """A row would be taught by a teacher that knows nothing of it, in training or in the report alone; of two equal
+    texts with two teachers, a cache would hold one; and beside tokens of the teacher's own, no row would have one."""
     texts = {"medical": "a great film", "legal": "the plot is dull"}
     lines = [f"{text},{label},{name}" for name, text in texts.items() for label in ("negative", "positive")] * 4
+    lines += ["a great film,positive,legal"] * 4
+    if own_tokens:
+        others = [str(make_model("roberta", layers=1, seed=seed)) for seed in (4, 5)]
+        members = [{"name": "pretrained", "model": path} for path in others]
+    student = {"name": "pretrained", "model": str(make_model("bert", layers=1, seed=9))}
     file = tmp_path / "routed.csv"
     file.write_text("\n".join(["text,label,topic", *lines]) + "\n")
     teacher = {"name": "ensemble", "teachers": dict(zip(texts, members, strict=True)), "route": "topic"}
     data = {"path": str(file), "splits": {"train": "train", "eval": "train"}}
     reports = {}
     for name, entry in (("live", teacher), ("cached", {"name": "cached", "teacher": teacher})):
-        path = write_recipe(teacher=entry, data=data, report={"latency": False})
-        reports[name] = run(path, f"training.output_dir={tmp_path / name}")
+        path = write_recipe(teacher=entry, data=data, student=student, report={"latency": False, "baseline": False})
+        reports[name] = run(path, f"training.output_dir={tmp_path / name}", "training.optim=sgd")
+    for name, value in weights(tmp_path / "live").items():
+        torch.testing.assert_close(weights(tmp_path / "cached")[name], value)
     assert reports["live"].student.metrics == pytest.approx(reports["cached"].student.metrics)
     assert reports["live"].teacher.metrics == pytest.approx(reports["cached"].teacher.metrics)
     file.write_text(file.read_text().replace("legal", "Legal", 1))

@@ -55,6 +55,7 @@ class Ensemble(TargetSource):
         # One teacher a row: its logits are the mean, at every temperature.
         self.combine, self.routed = "logits" if routed else combine, routed
         self.by_confidence, self.settled = weights == "confidence", weights != "validation"
+        self._has_classes = True
         given = [1.0] * len(models) if weights is None or isinstance(weights, str) else weights
         self.weights = tuple(weight / sum(given) for weight in given)
         self.names = tuple(names or (f"teacher {number}" for number in range(1, len(models) + 1)))
@@ -117,11 +118,7 @@ class Ensemble(TargetSource):
         """Return how the teachers are averaged, for the report."""
         if self.routed:
             return {"combined": "each row by the teacher that the data names"}
-        what = "mean of the probabilities" if self.combine == "probabilities" else "mean of the logits"
-        if self.by_confidence:
-            return {"combined": f"{what}, weighted in each row by exp(-entropy)"}
-        weights = ", ".join(f"{name} {weight:.3f}" for name, weight in zip(self.names, self.weights, strict=True))
-        return {"combined": what, "weights": weights}
+        return Mean(self.weights, self.combine, self.by_confidence).in_words(self.names, classes=self._has_classes)
 
     def gives(self) -> Gives:
         """Return what it gives to objectives: rows only."""
@@ -144,10 +141,12 @@ class Ensemble(TargetSource):
         the probabilities that it gave to the truth. Of values, it is `1 / L`, with `L` its mean squared error: the
         weights with the least error where the teachers' errors are independent.
         """
+        self._has_classes = layout.has_classes
         if self.settled:
             return
         alone = (Predictor(self, layout, only=member, for_student=True) for member in range(len(self.members)))
-        losses = torch.tensor([loss(one) for one in alone], dtype=torch.float64)
+        # Rounded: with other batches the last digits differ, and a resumed run would have other weights and start anew.
+        losses = torch.tensor([float(f"{loss(one):.5g}") for one in alone], dtype=torch.float64)
         given = (-losses).softmax(0) if layout.has_classes else 1 / losses.clamp(min=torch.finfo(torch.float32).tiny)
         self.weights = tuple((given / given.sum()).tolist())
         self.settled = True

@@ -65,6 +65,7 @@ def routed(
     Raises:
         UserError: A row names no teacher.
     """
+    from hf_distill.data.two_tokenizers import PREFIX
     from hf_distill.models.target_model import ROW
     from hf_distill.teachers.base import under
     from hf_distill.teachers.ensemble.averaging import ROUTE
@@ -74,8 +75,12 @@ def routed(
         numbers = read_route(beside, column, names)
     prepared = task.prepare(numbered(splits), setup)
 
-    def add(split: Dataset, name: str) -> Dataset:
-        places = np.array(split[ROW][:])
-        return split.remove_columns(ROW).add_column(ROUTE, numbers[name][places])
-
-    return replace(prepared, train=add(prepared.train, "train"), eval=add(prepared.eval, "eval"))
+    own, by_split = prepared.for_teacher, {"train": prepared.train, "eval": prepared.eval}
+    found = {name: numbers[name][np.array(split[ROW][:])] for name, split in by_split.items()}
+    plain = {name: split.remove_columns(ROW).add_column(ROUTE, found[name]) for name, split in by_split.items()}
+    if own is None:
+        return replace(prepared, **plain)
+    # The same examples in the same order, and beside the tokens of the teacher's own in the student's batches.
+    both = {name: split.add_column(f"{PREFIX}{ROUTE}", found[name]) for name, split in plain.items()}
+    theirs = {name: getattr(own, name).add_column(ROUTE, found[name]) for name in found}
+    return replace(prepared, **both, for_teacher=replace(own, **theirs))

@@ -68,9 +68,8 @@ class EnsembleTeacher(Teacher):
         entries = list(self.members())
         if self.is_without_model:
             self._check_published()
-        for path, one in entries if not self.is_without_model else ():
-            if one.is_without_model or one.caches or one.own_inputs or [inner for inner, _ in one.members()] != [""]:
-                raise ValueError(f"{path}: wanted a model, pretrained or finetuned; found {one.name}")
+        else:
+            self._check_models(entries)
         self._check_number(entries)
         if isinstance(self.weights, list) and (len(self.weights) != len(self.names) or min(self.weights) <= 0):
             raise ValueError(f"weights: wanted {len(self.names)} numbers above 0, one for each teacher")
@@ -82,6 +81,16 @@ class EnsembleTeacher(Teacher):
         if headed and headed[0] != entries[0][0]:
             raise ValueError(
                 f"{entries[0][0]} is trained by this run, and {headed[0]} brings its labels. List that one first"
+            )
+
+    def _check_models(self, entries: Sequence[tuple[str, Teacher]]) -> None:
+        """Refuse entries that are not models, and weights that only published targets have."""
+        for path, one in entries:
+            if one.is_without_model or one.caches or one.own_inputs or [inner for inner, _ in one.members()] != [""]:
+                raise ValueError(f"{path}: wanted a model, pretrained or finetuned; found {one.name}")
+        if self.weights == "size":
+            raise ValueError(
+                "weights: size is told by published teachers alone. Write the weights themselves: weights: [1, 2, ...]"
             )
 
     def _check_published(self) -> None:
@@ -218,16 +227,16 @@ class EnsembleTeacher(Teacher):
         """Return the prepared data, with the number of each row's teacher if the data names one.
 
         Raises:
-            UserError: A metric is of generated texts, as a mean of models generates none; or a row names no teacher.
+            UserError: A metric is of generated texts, as a mean of models generates none; a row names no teacher; or
+                numbers are to be weighted by confidence.
         """
-        if self.is_without_model:
-            return published_together(
-                dict(self.members()), self.weights, self.combine, self.names, task, splits, setup, pair
+        prepared, stored = self._prepare(task, splits, beside, setup, pair)
+        if self.weights == "confidence" and not prepared.layout.has_classes:
+            raise UserError(
+                "confidence: is the entropy of distributions, and the labels are numbers, of which no teacher says how "
+                "sure it is. Wanted the weights themselves, or weights: validation.",
+                key="teacher.weights",
             )
-        if self.route is None:
-            prepared, stored = super().prepare(task, splits, beside, setup, pair)
-        else:
-            prepared, stored = routed(task, splits, beside, setup, self.route, self.names), None
         if any(map(prepared.evaluator.generates, prepared.evaluator.names)):
             raise UserError(
                 "metrics of generated texts need one model that writes them, and the teacher is an ensemble. Wanted "
@@ -235,6 +244,17 @@ class EnsembleTeacher(Teacher):
                 key="metrics",
             )
         return prepared, stored
+
+    def _prepare(
+        self, task: Task, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset], setup: Setup, pair: Pair
+    ) -> tuple[Prepared, tuple[Prepared, TargetSource] | None]:
+        if self.is_without_model:
+            return published_together(
+                dict(self.members()), self.weights, self.combine, self.names, task, splits, setup, pair
+            )
+        if self.route is not None:
+            return routed(task, splits, beside, setup, self.route, self.names), None
+        return super().prepare(task, splits, beside, setup, pair)
 
     def look(self, task: Task, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset], pair: Pair) -> None:
         """Check that the first rows name a teacher, as `prepare` does in all rows."""

@@ -38,11 +38,12 @@ class Together(TargetSource):
         replay: Reads them, `(batch, parties * classes)`, the classes of each in the order of the first.
         mean: How they are averaged.
         names: What the report calls the parties.
+        has_classes: Whether targets are of classes; if not, of values.
     """
 
-    def __init__(self, replay: Replay, mean: Mean, names: Sequence[str]) -> None:
+    def __init__(self, replay: Replay, mean: Mean, names: Sequence[str], *, has_classes: bool) -> None:
         super().__init__()
-        self.replay, self.mean, self.names = replay, mean, tuple(names)
+        self.replay, self.mean, self.names, self.has_classes = replay, mean, tuple(names), has_classes
         self.config = replay.config
 
     @property
@@ -60,11 +61,7 @@ class Together(TargetSource):
 
     def facts(self) -> Mapping[str, Any]:
         """Return how the parties are averaged, for the report."""
-        what = "mean of the probabilities" if self.mean.of == "probabilities" else "mean of the logits"
-        if self.mean.by_confidence:
-            return {"combined": f"{what}, weighted in each row by exp(-entropy)"}
-        weights = ", ".join(f"{name} {weight:.3f}" for name, weight in zip(self.names, self.mean.weights, strict=True))
-        return {"combined": what, "weights": weights}
+        return self.mean.in_words(self.names, classes=self.has_classes)
 
     def members(self, batch: Mapping[str, Any]) -> tuple[Mapping[str, Tensor], ...]:
         """Return the outputs of each party."""
@@ -145,7 +142,7 @@ def published_together(
         each = [_read(path, one, parties, task, splits, prepared.layout) for path, one in parties.items()]
     logits = {name: np.concatenate([one[name] for one in each], axis=1) for name in splits}
     plain, (stored, replay) = replaying(prepared, logits, pair.teacher, GIVES)
-    return plain, (stored, Together(replay, mean, names))
+    return plain, (stored, Together(replay, mean, names, has_classes=prepared.layout.has_classes))
 
 
 def _read(
