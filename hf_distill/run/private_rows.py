@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from hf_distill import parallel
 from hf_distill.metrics.table import AGREEMENT
 from hf_distill.mistakes import join
 from hf_distill.run.best_model import BY_METRIC, METRIC
@@ -12,14 +14,22 @@ from hf_distill.run.best_model import BY_METRIC, METRIC
 if TYPE_CHECKING:
     from hf_distill.recipe.recipe import Recipe
 
+logger = logging.getLogger(__name__)
+
 
 def check_private(recipe: Recipe) -> None:
-    """Refuse what would learn from the private rows of the teacher, other than through its targets.
+    """Refuse what would learn from the private rows of the teacher, other than through its targets; warn of a push.
 
     Raises:
         UserError: A baseline, a student made from the teacher, an objective on labels, or a model chosen by a figure
             for which the private models were asked.
     """
+    if recipe.hub.push and parallel.is_first():
+        logger.warning(
+            "hub.push: publishes the report and the model card too, and the scores of the private teachers in them are "
+            "computed without noise: epsilon does not cover them. Push the student's files alone after the run if that "
+            "is too much."
+        )
     if recipe.report.baseline:
         raise recipe.mistake(
             "report.baseline", "a baseline learns from the labels, which are private to the teacher. Set it to false."

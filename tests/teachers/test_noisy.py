@@ -20,6 +20,7 @@ from hf_distill.errors import UserError
 from hf_distill.recipe.recipe import Recipe
 from hf_distill.rows import ExampleRows, TokenRows
 from hf_distill.run.dry_run import check
+from hf_distill.run.private_rows import check_private
 from hf_distill.tasks import TASKS
 from hf_distill.teachers import CachedTeacher, FinetunedTeacher, NoisyTeacher, PretrainedTeacher
 from hf_distill.teachers.noisy import targets, voters
@@ -303,6 +304,12 @@ def test_what_would_not_be_private(
     with pytest.raises(UserError, match=words) as caught:
         check(recipe)
     assert key in str(caught.value)
+
+
+def test_a_push_of_scores_without_noise(private: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A model card that says epsilon, and gives away figures that it does not cover, is public within the run."""
+    check_private(load_recipe(private({"hub": {"push": True}, "report": {"baseline": False}})))
+    assert "without noise" in caplog.text
 
 
 def test_no_public_rows(private: Any, sentiment_csv: Any) -> None:
