@@ -42,6 +42,8 @@ def open_teacher(given: Given | None, student: nn.Module) -> tuple[nn.Module | N
     wanted = "Wanted: a model, its id or path, or PretrainedTeacher(model=...)."
     if entry.own_inputs:
         raise UserError(f"teacher: {name} makes its own inputs from the columns of a recipe's data. {wanted}")
+    if any(one.is_published for one in entry.every_entry()):
+        raise UserError(f"teacher: {name} finds published targets by the texts of a recipe's data. {wanted}")
     if entry.reads:
         raise UserError(f"teacher: {name} reads its targets from columns of a recipe's data. {wanted}")
     if entry.output_directories:

@@ -329,6 +329,9 @@ def test_the_trainer_refuses_the_same(tmp_path: Path) -> None:
     student = make_model("classification", 1, seed=1, dtype=torch.float64)
     with pytest.raises(UserError, match="an ensemble does not give"):
         DistillationTrainer(student, arguments(tmp_path), teacher=ensemble, objectives=[Hidden()])
+    made = trainer("classification", tmp_path, Ensemble(models("classification"), routed=True))
+    with pytest.raises(UserError, match="no column cached_route"):
+        made.compute_loss(made.model, Collator()(make_rows("classification", 4)))
 
 
 def test_members_with_other_labels_are_refused(write_recipe: WriteRecipe, members: Any, make_model: Any) -> None:

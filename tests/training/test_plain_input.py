@@ -15,7 +15,14 @@ from datasets import Dataset
 from hf_distill import DistillationArguments, DistillationTrainer, UserError
 from hf_distill.objectives import Attention, KLDivergence, Labels
 from hf_distill.tasks import TASKS, QuestionAnswering, TextGeneration
-from hf_distill.teachers import CachedTeacher, EmaTeacher, FinetunedTeacher, GivenTeacher, PretrainedTeacher
+from hf_distill.teachers import (
+    CachedTeacher,
+    EmaTeacher,
+    FinetunedTeacher,
+    GivenTeacher,
+    PretrainedTeacher,
+    PublishedTeacher,
+)
 from hf_distill.teachers.ema import Ema
 
 if TYPE_CHECKING:
@@ -238,6 +245,7 @@ def test_a_teacher_that_cannot_be_loaded_is_one_line(make_model: MakeModel, tmp_
         (tmp_path / "nowhere", "nowhere"),
         (FinetunedTeacher(model=str(bare)), "FinetunedTeacher is trained by a run"),
         (GivenTeacher(columns={"logits": "x"}, labels=["a", "b"]), "GivenTeacher reads its targets from columns"),
+        (PublishedTeacher(path=str(bare)), "PublishedTeacher finds published targets by the texts"),
     ]
     for teacher, said in wrong:
         with pytest.raises(UserError, match=said):

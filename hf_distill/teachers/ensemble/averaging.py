@@ -163,6 +163,11 @@ class Ensemble(TargetSource):
         """Return how the teachers are averaged in a batch."""
         weights: tuple[float, ...] | Tensor = self.weights
         if self.routed:
+            if ROUTE not in batch:
+                raise UserError(
+                    f"teacher: each example has one teacher, and the batch has no column {ROUTE} with its number, from "
+                    "0. Add it to the data set."
+                )
             weights = nn.functional.one_hot(batch[ROUTE].long(), len(self.members)).to(torch.float32)
         return Mean(weights, self.combine, self.by_confidence)
 
