@@ -49,8 +49,7 @@ def _check_augment(recipe: Recipe, how: Augmentation) -> None:
     if recipe.teacher.reads:
         raise recipe.mistake(
             "data.augment",
-            "the teacher's targets are columns of the data, and for new texts there are none. Leave it out, or take a "
-            "model as the teacher.",
+            "the teacher reads columns of the data, and new texts have none. Leave it out, or take another teacher.",
         )
     with recipe.locate("data.augment"):
         how.check()

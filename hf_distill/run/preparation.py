@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 from hf_distill import parallel
 from hf_distill.component import settings
 from hf_distill.data import apart, load_splits
+from hf_distill.data.holdout import check_size
 from hf_distill.data.transfer import TRANSFER
 from hf_distill.data.transfer_rows import append_transfer, counting_from
 from hf_distill.errors import UserError
+from hf_distill.mistakes import join
 from hf_distill.models.pair import Pair
 from hf_distill.objectives.guard import guarded
 from hf_distill.recipe.plugins import outside_code
@@ -281,6 +283,7 @@ def check_prepared(recipe: Recipe, prepared: Prepared) -> tuple[list[str], list[
         UserError: They do not fit, or labels are learned and all of the train split are of one class.
     """
     _check_objectives(recipe, prepared)
+    _check_held_out(recipe, prepared)
     sure = check_sure_rows(recipe, prepared)
     lines = [sure] if sure else []
     counts = classes_of(prepared)
@@ -288,6 +291,17 @@ def check_prepared(recipe: Recipe, prepared: Prepared) -> tuple[list[str], list[
         return lines, []
     check_one_class(recipe, counts)
     return [*(f"classes of {line}" for line in counts.in_words()), *lines], list(counts.remarks())
+
+
+def _check_held_out(recipe: Recipe, prepared: Prepared) -> None:
+    """Refuse to hold out all labelled rows for the early stopping of a teacher."""
+    for path, how in recipe.teacher.fine_tuning.items():
+        if how.early_stopping is not None:
+            try:
+                check_size(how.early_stopping.share, labels_of(prepared)["train_rows_with_label"])
+            except UserError as error:
+                place = join("teacher", path.removesuffix("training") + "early_stopping.share")
+                raise recipe.mistake(place, str(error)) from error
 
 
 def _check_objectives(recipe: Recipe, prepared: Prepared) -> None:

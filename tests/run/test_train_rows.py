@@ -187,5 +187,5 @@ def test_targets_in_columns_have_none_for_new_texts(rows: Any, write_recipe: Wri
             objectives=KL_AND_LABELS,
         )
     )
-    with pytest.raises(UserError, match=r"data.augment: the teacher's targets are columns"):
+    with pytest.raises(UserError, match=r"data.augment: the teacher reads columns"):
         check_data_options(recipe)

@@ -231,5 +231,7 @@ def test_what_a_finetuned_teacher_is_refused_with(write_recipe: WriteRecipe, mak
 def test_too_few_labelled_rows_to_hold_any_out(write_recipe: WriteRecipe, make_model: Any) -> None:
     """Nothing would be left to train on."""
     teacher = {"name": "finetuned", "model": str(make_model("bert-bare", layers=2)), "early_stopping": {"share": 64}}
-    _, line = refused(run, write_recipe(teacher=teacher))
+    path = write_recipe(teacher=teacher)
+    _, line = refused(run, path)
+    assert refused(lambda one: check(load_recipe(one)), path)[1] == line
     assert "teacher.early_stopping.share: cannot hold out 64 of 64 rows" in line

@@ -323,6 +323,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ),
     ({"prompt": "{{ sentence is"}, "prompt", "not a Jinja template"),
     ({"prompt": "{{ sentence }} {{ label }} is"}, "prompt", "names the label"),
+    ({"prompt": "the film is"}, "prompt", "names no column"),
     ({"prompt": "{{ sentence.nothing }} is"}, "prompt", "cannot be rendered"),
     (
         {"prompt": "{{ sentence }} is ", "verbalizers": {"positive": "great", "negative": "dull"}},
@@ -389,3 +390,23 @@ def test_transfer_rows_are_asked_about_and_never_solved_examples(tagged: WriteRe
     assert source.model(batch["input_ids"], batch["attention_mask"])["logits"].shape == (8, 2)
     with pytest.raises(UserError, match="5 examples are 3 of 'yes'"):
         made(tagged(examples=5, sections={"data": data}))
+
+
+def test_labels_that_are_distributions_count_as_their_likeliest_class(prompted: WriteRecipe, tmp_path: Path) -> None:
+    """The labels of several annotators ended the run with a traceback, with and without solved examples."""
+    path = tmp_path / "soft.csv"
+    path.write_text("sentence,negative,positive\nbad,0.9,0.1\ngreat,0.2,0.8\ndull,0.6,0.4\n")
+    data = {
+        "path": {"train": str(path), "validation": str(path)},
+        "columns": {"text": "sentence", "label": ["negative", "positive"]},
+    }
+    task = {"name": "text-classification", "problem": "single_label"}
+    sections = {"data": data, "task": task}
+    theirs, _ = made(
+        prompted(examples=2, calibration="prior", prior="labels", prompt="{{ text }} is", sections=sections)
+    )
+    order = list(theirs.head.settings["id2label"].values())
+    assert [theirs.head.settings["prompted"]["prior"][order.index(name)] for name in ("negative", "positive")] == [
+        pytest.approx(2 / 3),
+        pytest.approx(1 / 3),
+    ]

@@ -41,7 +41,10 @@ def classes_of_rows(prepared: Prepared, names: Sequence[str], *, several: bool) 
         found[rows] = known.round().astype(np.int64)
         return found
     of = {number: names.index(name) for number, name in enumerate(students)}
-    found[rows] = [of.get(int(value), -1) for value in values]
+    numbers = np.asarray(values, dtype=np.float64)
+    if numbers.ndim == 2:  # distributions over the classes: the likeliest
+        numbers = np.where(np.isnan(numbers).any(-1), -1, numbers.argmax(-1))
+    found[rows] = [of.get(int(number), -1) for number in numbers]
     return found
 
 

@@ -269,8 +269,8 @@ class _Making:
         found = fit(texts, lambda some: self.reader.prompts([self._text({**values, **some}, at)])[0], self.room)
         if found is None:
             raise UserError(
-                f"without the text of the row the prompt is still longer than the {self.room} tokens that the model "
-                "takes beside the verbalizers. Shorten it, or take fewer examples.",
+                f"without the text of the row the prompt is still longer than the {max(self.room, 0)} tokens that the "
+                "model takes beside the verbalizers. Shorten it, or take fewer examples.",
                 key="prompt",
             )
         self.shortened += 1

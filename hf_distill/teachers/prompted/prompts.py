@@ -32,7 +32,7 @@ class Prompt:
     given: str | Sequence[Mapping[str, str]]
 
     def check(self, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-        """Refuse a template that is not Jinja, and messages without a chat template.
+        """Refuse a template that is not Jinja or names no column, and messages without a chat template.
 
         Raises:
             UserError: The prompt cannot be rendered.
@@ -54,6 +54,8 @@ class Prompt:
                     f"wanted messages {{role: {', '.join(ROLES)}, content: TEMPLATE}}; found {dict(one)}.",
                     key=f"{KEY}[{at}]",
                 )
+        if not self.columns:
+            raise UserError("it names no column of the data, so it is the same for every row: {{ text }}.", key=KEY)
         if tokenizer is not None and not isinstance(self.given, str) and not getattr(tokenizer, "chat_template", None):
             raise UserError(
                 "its tokenizer has no chat template, so it cannot read messages. Write the prompt as one text.", key=KEY
