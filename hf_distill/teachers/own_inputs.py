@@ -78,6 +78,8 @@ class OwnInputsTeacher(Teacher):
     own_tasks: ClassVar[tuple[str, ...]] = ("text-classification",)
     # What messages call it.
     whose: ClassVar[str] = "a teacher that makes its own inputs"
+    # Key of the entry that names the classes, for a message about a label that is none of them; empty for none.
+    names_classes: ClassVar[str] = ""
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -181,7 +183,12 @@ class OwnInputsTeacher(Teacher):
         for_student = replace(setup, teacher_tokenizer=None, configs=(pair.student,))
         if self.classes is not None:
             _check_named(splits, task.label_role, setup, self.classes)
-        prepared = task.prepare(numbered(splits), for_student)
+        try:
+            prepared = task.prepare(numbered(splits), for_student)
+        except UserError as error:
+            if self.classes is None or not self.names_classes or error.key != f"columns.{task.label_role}":
+                raise
+            raise UserError(f"{error} Or add it to the teacher's {self.names_classes}.", key=error.key) from error
         with under("teacher"):
             head = self._head(prepared, setup)
             rows = {name: _together(split, beside[name]) for name, split in splits.items()}

@@ -410,3 +410,10 @@ def test_labels_that_are_distributions_count_as_their_likeliest_class(prompted: 
         pytest.approx(2 / 3),
         pytest.approx(1 / 3),
     ]
+
+
+def test_a_label_without_a_verbalizer_is_told_with_both_ways_out(prompted: WriteRecipe) -> None:
+    """Told of the data alone, the line that is missing in the recipe is not looked for there."""
+    words = "has the label 'negative'; wanted one of .positive, neutral.*Or add it to the teacher's verbalizers"
+    with pytest.raises(UserError, match=words):
+        shown(prompted(verbalizers={"positive": " great", "neutral": " dull"}))

@@ -60,6 +60,7 @@ class PromptedTeacher(OwnInputsTeacher):
 
     name: ClassVar[str] = "prompted"
     whose: ClassVar[str] = "a prompted teacher"
+    names_classes: ClassVar[str] = "verbalizers"
 
     model: str
     prompt: str | list[dict[str, str]]

@@ -52,6 +52,7 @@ class ZeroShotTeacher(OwnInputsTeacher):
 
     name: ClassVar[str] = "zero_shot"
     whose: ClassVar[str] = "a zero-shot teacher"
+    names_classes: ClassVar[str] = "labels"
 
     model: str
     hypothesis: str = "This text is about {}."
