@@ -273,6 +273,7 @@ def _recipe(trainer: DistillationTrainer, task: Task) -> str:
 def _settings(trainer: DistillationTrainer, prepared: Prepared, histories: Mapping[str, Any]) -> dict[str, Any]:
     args = trainer.args
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
+    facts = {} if trainer.source is None else dict(trainer.source.facts())
     return {
         "versions": environment(),
         "device": str(args.device),
@@ -282,5 +283,6 @@ def _settings(trainer: DistillationTrainer, prepared: Prepared, histories: Mappi
         "eval_rows": len(prepared.eval),
         **labels_of(prepared),
         "objectives": ", ".join(objective.name for objective in trainer.objectives),
+        **({"teacher": facts} if facts else {}),
         **({"training_cost": costs} if (costs := costs_of(histories)) else {}),
     }

@@ -510,6 +510,9 @@ def test_a_report_from_python(kind: str, make_model: Any, tmp_path: Path) -> Non
         shares = [one(**batch).logits.softmax(-1) for one in models]
     mean = shares[0] if kind == "ema" else 0.75 * shares[0] + 0.25 * shares[1]
     report = evaluate_distillation(made, latency=True)
+    assert report.settings.get("teacher", {}).get("weights") == (
+        "teacher 1 0.750, teacher 2 0.250" if kind == "ensemble" else None
+    )
     right = mean.argmax(-1).cpu() == torch.tensor(labels)
     assert report.teacher.metrics["accuracy"] == pytest.approx(float(right.float().mean()))
     assert report.teacher.parameters == sum(one.num_parameters() for one in models)

@@ -55,12 +55,13 @@ class Ensemble(TargetSource):
         # One teacher a row: its logits are the mean, at every temperature.
         self.combine, self.routed = "logits" if routed else combine, routed
         self.by_confidence, self.settled = weights == "confidence", weights != "validation"
-        self._has_classes = True
         given = [1.0] * len(models) if weights is None or isinstance(weights, str) else weights
         self.weights = tuple(weight / sum(given) for weight in given)
         self.names = tuple(names or (f"teacher {number}" for number in range(1, len(models) + 1)))
         self.config = base_model(models[0]).config
         classifies = head_kind(type(base_model(models[0])).__name__) == "labels"
+        # As far as a configuration tells; `settle` knows.
+        self._has_classes = not classifies or self.config.num_labels > 1
         self.columns = [_named_order(self, one, name) if classifies else None for one, name in self._named()]
         self._taken = [taken_by(one) for one in models]
 
