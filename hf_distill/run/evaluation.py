@@ -286,9 +286,10 @@ def _trained_on(run: Run) -> dict[str, Any]:
     kinds = [f"{labelled:,} with a label"] * bool(labelled)
     kinds += [f"{transfer:,} transfer rows"] * bool(transfer)
     kinds += [f"{rest:,} without a label"] if (rest := rows - labelled - transfer) else []
-    # Several teachers may each have a part of the rows.
+    # Several teachers may each have a part of the rows, and early stopping holds some out.
     private = run.recipe.teacher.keeps_private
     several = private or "teacher 2" in run.histories
+    several = several or any(how.early_stopping for how in run.recipe.teacher.fine_tuning.values())
     trained = private or "teacher" in run.histories
     teacher = {"teacher": f"a part of the {with_label}" if several else with_label} if trained else {}
     baseline = {"baseline": f"{with_label}, for as many steps"} if run.recipe.report.baseline else {}

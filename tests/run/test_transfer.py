@@ -140,6 +140,16 @@ def test_transfer_rows_teach_like_rows_without_a_label(
     assert "transfer.csv" in (out / "README.md").read_text()
 
 
+def test_a_teacher_that_stops_early_is_not_said_to_learn_from_all_labelled_rows(
+    parts: dict[str, str], write_recipe: WriteRecipe, make_model: Any
+) -> None:
+    """Part of them only says when to stop."""
+    teacher = {"name": "finetuned", "model": str(make_model("bert-bare", layers=2)), "early_stopping": {"share": 4}}
+    student = {"name": "pretrained", "model": str(make_model("bert-bare", layers=2, seed=1))}
+    report = run(write_recipe(data=data(parts), teacher=teacher, student=student, training={"max_steps": 1}))
+    assert report.settings["rows_trained_on"]["teacher"] == "a part of the 16 with a label"
+
+
 @pytest.fixture
 def model(make_model: Any) -> str:
     return str(make_model("bert-bare", layers=2))
