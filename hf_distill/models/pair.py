@@ -22,6 +22,7 @@ class Pair:
         student_head: The student's configuration if its checkpoint has the task's head, else None.
         max_length: Longest input in tokens that both models and the recipe allow; None if unlimited.
         left_out: Ids of tokens that differ between the vocabularies, if only special or unused tokens differ.
+        members: Each teacher with the student, where each of several reads tokens or inputs of its own; else empty.
     """
 
     teacher: PretrainedConfig
@@ -32,3 +33,4 @@ class Pair:
     student_head: PretrainedConfig | None
     max_length: int | None
     left_out: tuple[int, ...] = ()
+    members: tuple[Pair, ...] = ()

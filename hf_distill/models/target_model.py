@@ -149,12 +149,13 @@ class TargetSource(nn.Module, ABC):
         """
         return {}
 
-    def settle(self, layout: Any, loss: Callable[[nn.Module], float]) -> None:
+    def settle(self, layout: Any, loss: Callable[..., float]) -> None:
         """Decide what depends on labelled rows of the train split; called once by a run, after the teacher was loaded.
 
         Args:
             layout: Which logits count (`rows.base.RowLayout`).
-            loss: Returns the mean label loss of a model on those rows.
+            loss: Returns the mean label loss of a model on those rows; its second argument is the data as the model
+                reads it, if that is one of `Prepared.for_members`.
         """
 
     def for_objectives(self, objectives: Iterable[Any], student: Any, collate: Any) -> tuple[TargetSource, Any]:

@@ -264,6 +264,9 @@ def _tokenizer(pair: Pair) -> str:
     def words(tokenizer: PreTrainedTokenizerBase) -> str:
         return f"{tokenizer_name(tokenizer)}, {len(tokenizer)} tokens"
 
+    if pair.members:
+        teachers = ", ".join(words(both.teacher_tokenizer or pair.tokenizer) for both in pair.members)
+        return f"student {words(pair.tokenizer)}; teachers {teachers}; inputs of {length}"
     if pair.teacher_tokenizer is None:
         return f"{words(pair.tokenizer)}; inputs of {length}"
     return f"student {words(pair.tokenizer)}; teacher {words(pair.teacher_tokenizer)}; inputs of {length}"

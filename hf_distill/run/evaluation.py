@@ -228,11 +228,13 @@ def environment() -> dict[str, str]:
 
 def _members(run: Run, teacher: TargetSource) -> dict[str, Any]:
     """Return the headline metric of each model of a teacher that is several, for the report; empty for one model."""
-    # Targets that are given as data are in the batches of their own fitter.
-    given = run.stored is not None and run.stored[1] is teacher
-    fitter = run.stored[0] if run.stored is not None and given else run.fitter.for_teacher()
+    fitter = run.fitter.for_teacher()
+    parts = teacher.parts(fitter.prepared.layout)
+    # The targets of several teachers that are given as data, or were stored one by one, are in batches of their own.
+    if run.stored is not None and (stored := run.stored[1].parts(run.prepared.layout)):
+        fitter, parts = run.stored[0], stored
     evaluator, scores = run.prepared.evaluator, {}
-    for name, model in teacher.parts(fitter.prepared.layout).items():
+    for name, model in parts.items():
         predictions, _ = fitter.predict(model, run.training, whose=name)
         metrics = evaluator.evaluate(in_students_order(predictions, fitter.prepared))
         if evaluator.headline in metrics:

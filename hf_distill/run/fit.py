@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from hf_distill.objectives import Objective
     from hf_distill.tasks import Prepared
+    from hf_distill.tasks.base import View
     from hf_distill.tasks.evaluator import Predictions
     from hf_distill.trainer import DistillationTrainer
 
@@ -83,8 +84,14 @@ class Fitter:
     teacher_tokenizer: PreTrainedTokenizerBase | None = None
     task: Mapping[str, Any] = field(default_factory=dict)
 
-    def for_teacher(self) -> Fitter:
-        """Return the fitter for the teacher itself, whose data is in the tokens of the teacher's own tokenizer."""
+    def for_teacher(self, view: View | None = None) -> Fitter:
+        """Return the fitter for the teacher itself, whose data is in the tokens of the teacher's own tokenizer.
+
+        Args:
+            view: The data as it reads it, if it is one of several teachers with data of their own.
+        """
+        if view is not None:
+            return Fitter(view.prepared, view.tokenizer, task=self.task)
         if self.prepared.for_teacher is None:
             return self
         return Fitter(self.prepared.for_teacher, self.teacher_tokenizer or self.tokenizer, task=self.task)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_distill.data.label_names import label_names, positions
 from hf_distill.data.vocabularies import left_out, show_tokens
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from hf_distill.recipe.recipe import Recipe
     from hf_distill.tasks import Task
+    from hf_distill.teachers.base import Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -55,14 +57,31 @@ def open_pair(recipe: Recipe) -> Pair:
         for path, one in recipe.teacher.members():
             with under(path):
                 check_loadable(one.source, one.config() if path else teacher)
+    every = list(recipe.teacher.members())
+    # Teachers that each read tokens of their own are compared with the student one by one.
+    groups = [[one] for one in every] if recipe.teacher.members_apart else [every]
+    reads: list[_Reads] = []
     with recipe.locate(""):
-        tokenizer, of_teacher, apart = _tokenizers(recipe)
-    for side, config, reads in (("teacher", teacher, of_teacher or tokenizer), ("student", student, tokenizer)):
-        with recipe.locate(side):
-            _check_vocabulary(reads, config, apart)
+        for group in groups:
+            reads.append(_tokenizers(recipe, group, reads[0].tokenizer if reads else None))
+    tokenizer = reads[0].tokenizer
+    configs = [teacher, *(group[0][1].config() for group in groups[1:])]
+    for group, config, its in zip(groups, configs, reads, strict=True):
+        with recipe.locate(join("teacher", group[0][0]) if len(groups) > 1 else "teacher"):
+            _check_vocabulary(its.teacher or tokenizer, config, its.left_out)
+    with recipe.locate("student"):
+        _check_vocabulary(tokenizer, student, reads[0].left_out)
+    opened = (tokenizer, *(its.teacher or tokenizer for its in reads))
     with recipe.locate("data"):
-        limit = _longest_input(recipe.data.max_length, (teacher, student), (tokenizer, of_teacher or tokenizer))
-    return Pair(teacher, student, tokenizer, of_teacher, teacher_head, student_head, limit, apart)
+        limit = _longest_input(recipe.data.max_length, (*configs, student), opened)
+    first = Pair(teacher, student, tokenizer, reads[0].teacher, teacher_head, student_head, limit, reads[0].left_out)
+    if not recipe.teacher.members_apart:
+        return first
+    members = tuple(
+        replace(first, teacher=config, teacher_tokenizer=own.teacher, teacher_head=config if one.has_head else None)
+        for ((_, one),), config, own in zip(groups, configs, reads, strict=True)
+    )
+    return replace(first, teacher_tokenizer=None, members=members)
 
 
 def open_teacher(recipe: Recipe) -> PretrainedConfig:
@@ -156,9 +175,23 @@ def _check_labels(student: PretrainedConfig, teacher: PretrainedConfig) -> None:
 # ---- Tokenizers ------------------------------------------------------------------------------------------------------
 
 
+class _Reads(NamedTuple):
+    """What teacher and student read.
+
+    Attributes:
+        tokenizer: Tokenizer of both, or of the student alone.
+        teacher: The teacher's own tokenizer; None if it reads the student's tokens.
+        left_out: Ids of the tokens that are not compared.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    teacher: PreTrainedTokenizerBase | None
+    left_out: tuple[int, ...] = ()
+
+
 def _tokenizers(
-    recipe: Recipe,
-) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase | None, tuple[int, ...]]:
+    recipe: Recipe, members: Sequence[tuple[str, Teacher]], of_student: PreTrainedTokenizerBase | None = None
+) -> _Reads:
     """Open the tokenizer of the run, and the teacher's own if it differs from the student's.
 
     The tokenizer of a teacher that makes its own inputs is its own, and is not compared with the student's.
@@ -168,15 +201,14 @@ def _tokenizers(
 
     Args:
         recipe: Names the models and perhaps a tokenizer, which is then used for both.
-
-    Returns:
-        The tokenizer; the teacher's own, or None; and the ids of the tokens that are left out.
+        members: Key path and entry of the teacher's models that read the same tokens.
+        of_student: The tokenizer of the run, if it is open already.
 
     Raises:
         UserError: The models number or split tokens differently, and one tokenizer would have to be used for both.
     """
-    opened = _open_tokenizers(recipe)
-    _check_alike(opened)
+    opened = _open_tokenizers(recipe, members, of_student)
+    _check_alike(recipe, opened)
     (first, tokenizer), *others = opened.items()
     apart: set[int] = set()
     for side, other in others:
@@ -198,7 +230,7 @@ def _tokenizers(
         if fault is None:
             continue
         if first == "student" and recipe.task.own_tokenizers:
-            return _with_padding(tokenizer, "student.model"), _with_padding(other, "teacher.model"), ()
+            return _Reads(_with_padding(tokenizer, "student.model"), _with_padding(other, f"{side}.model"))
         why = f"{recipe.task.name} compares the models token by token, so both have to read the same tokens."
         if recipe.task.own_tokenizers:
             why, way_out = (
@@ -207,18 +239,19 @@ def _tokenizers(
             )
         # The message is at the student's key: the student is easier to replace than the teacher.
         raise UserError(f"{fault} {why} {way_out}", key=f"{'student' if first == 'student' else side}.model")
-    return _with_padding(tokenizer, "tokenizer"), _of_own_inputs(recipe), tuple(sorted(apart))
+    return _Reads(_with_padding(tokenizer, "tokenizer"), _of_own_inputs(members), tuple(sorted(apart)))
 
 
-def _of_own_inputs(recipe: Recipe) -> PreTrainedTokenizerBase | None:
+def _of_own_inputs(members: Sequence[tuple[str, Teacher]]) -> PreTrainedTokenizerBase | None:
     """Return the tokenizer of a teacher that makes its own inputs; None for other teachers, and without a model."""
-    teacher = recipe.teacher
-    if not teacher.own_inputs or teacher.source is None:
-        return None
-    return _with_padding(_tokenizer_of(teacher.opening, teacher.source, "teacher"), "teacher.model")
+    for path, one in members:
+        if one.own_inputs and one.source is not None:
+            side = join("teacher", path)
+            return _with_padding(_tokenizer_of(one.opening, one.source, side), f"{side}.model")
+    return None
 
 
-def _check_alike(opened: Mapping[str, PreTrainedTokenizerBase]) -> None:
+def _check_alike(recipe: Recipe, opened: Mapping[str, PreTrainedTokenizerBase]) -> None:
     """Refuse teachers that read other tokens than each other."""
     if "tokenizer" in opened:  # which feeds all of them, if it can
         return
@@ -226,21 +259,28 @@ def _check_alike(opened: Mapping[str, PreTrainedTokenizerBase]) -> None:
     for side in others:
         fault, _ = _difference(first, opened[first], side, opened[side])
         if fault is not None:
+            way_out = "choose teachers of one family"
+            if recipe.task.own_tokenizers:
+                way_out += ", or store the targets of each: teachers: [{name: cached, teacher: {...}}, ...]"
             raise UserError(
-                f"{fault} All teachers read the same tokens: choose teachers of one family.", key=f"{side}.model"
+                f"{fault} Teachers that run beside the student read the same tokens: {way_out}.", key=f"{side}.model"
             )
 
 
-def _open_tokenizers(recipe: Recipe) -> dict[str, PreTrainedTokenizerBase]:
+def _open_tokenizers(
+    recipe: Recipe, members: Sequence[tuple[str, Teacher]], of_student: PreTrainedTokenizerBase | None
+) -> dict[str, PreTrainedTokenizerBase]:
     """Return the tokenizers that exist of `tokenizer`, `student` and `teacher`, in this order; at least one."""
     opened: dict[str, PreTrainedTokenizerBase] = {}
-    if recipe.tokenizer is not None:
+    if recipe.tokenizer is not None and of_student is None:
         opened["tokenizer"] = open_tokenizer(recipe.tokenizer)
     failed: list[UserError] = []
     student = {name: getattr(recipe.student, name, None) for name in ("revision", "trust_remote_code")}
-    members = ((path, one) for path, one in recipe.teacher.members() if not one.own_inputs)
-    teachers = [(join("teacher", path), one.opening, one.source) for path, one in members]
+    teachers = [(join("teacher", path), one.opening, one.source) for path, one in members if not one.own_inputs]
     sources = (("student", student, recipe.student.vocabulary), *teachers)
+    if of_student is not None:
+        opened["student" if recipe.tokenizer is None else "tokenizer"] = of_student
+        sources = tuple(teachers)
     for side, opening, source in sources:
         if source is None:
             continue

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from hf_distill.recipe.recipe import Recipe
     from hf_distill.run.sure_rows import SureRows
     from hf_distill.tasks import Prepared
+    from hf_distill.tasks.base import View
     from hf_distill.training_args import DistillationArguments
 
 logger = logging.getLogger(__name__)
@@ -123,8 +124,7 @@ class Run:
             set_seed(
                 self.args.seed
             )  # a new head must be the same each time, or a fine-tuned teacher is not found again
-            head = self.fitter.for_teacher().prepared.head
-            teacher = as_source(self.recipe.teacher.load_beside(self.recipe.student, head, self.fine_tune))
+            teacher = as_source(self.recipe.teacher.load_on(self.prepared, self.recipe.student, self.fine_tune))
         assert teacher is not None
         if teacher.config is None:
             teacher.config = self.pair.teacher
@@ -192,7 +192,7 @@ class Run:
         objectives = tuple(how.objectives) or (Labels(),)
         root = Path(how.directory).expanduser() if how.directory else self.directory.path / TEACHERS
         # One folder for each combination of settings: a change never overwrites a teacher that took hours.
-        fitter = self.fitter.for_teacher()
+        fitter = self.fitter.for_teacher(how.view)
         if how.rows is not None:
             fitter = fitter.on_labelled(how.rows)
         if how.early_stopping is not None:
@@ -217,15 +217,19 @@ class Run:
         fitted.model.name_or_path = str(root / key)
         return fitted.model
 
-    def _label_loss(self, model: nn.Module) -> float:
+    def _label_loss(self, model: nn.Module, view: View | None = None) -> float:
         """Return the mean label loss of a teacher on labelled rows of the train split.
 
         If the run trains a teacher, these are the rows that are held out for it; else all.
 
+        Args:
+            model: The teacher.
+            view: The data as it reads it, if it is one of several with data of their own.
+
         Raises:
             UserError: There are no labels, or too few.
         """
-        fitter = self.fitter.for_teacher()
+        fitter = self.fitter.for_teacher(view)
         rows = held_out if self.recipe.teacher.fine_tuning else range
         if not self.prepared.labelled:
             raise UserError("the train split has no labels by which to weigh the teachers.", key="weights")

@@ -70,6 +70,19 @@ class Setup:
 
 
 @dataclass(frozen=True)
+class View:
+    """The data as one of several teachers reads it.
+
+    Attributes:
+        prepared: The data, row by row the same examples as the student's.
+        tokenizer: Saved with the teacher if the run trains it.
+    """
+
+    prepared: Prepared
+    tokenizer: PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
 class Prepared:
     """The data of a task, tokenised, and everything that a trainer needs to know about it.
 
@@ -85,6 +98,8 @@ class Prepared:
         for_teacher: The same data, row by row, with the teacher's tokens; None if both models read the same tokens.
         transfer_rows: Number of rows at the end of `train` that come from `data.transfer` and have no label.
         shown: Lines that `--check` prints about the inputs.
+        for_members: The same data as each teacher reads it, where several teachers each have tokens or inputs of their
+            own; else empty.
     """
 
     train: Dataset
@@ -98,6 +113,7 @@ class Prepared:
     for_teacher: Prepared | None = None
     transfer_rows: int = 0
     shown: tuple[str, ...] = ()
+    for_members: tuple[View, ...] = ()
 
     @property
     def transferred(self) -> NDArray[np.bool_]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hf_distill.objectives import Objective
     from hf_distill.students import Student
     from hf_distill.tasks import Prepared, Setup, Task
+    from hf_distill.tasks.base import View
     from hf_distill.teachers.early_stopping import EarlyStopping
 
 
@@ -42,6 +43,7 @@ class FineTuning:
         private: Whether these rows are private, so that the curves of the training are in no report.
         lora: Adapters to train in place of the weights, merged at the end; None to train all weights.
         early_stopping: When the training ends before its last step; None for never.
+        view: The data as this teacher reads it, if it is one of several with data of their own.
     """
 
     training: Mapping[str, Any]
@@ -51,6 +53,7 @@ class FineTuning:
     private: bool = False
     lora: Lora | None = None
     early_stopping: EarlyStopping | None = None
+    view: View | None = None
 
     def arguments(self, shared: Mapping[str, Any], metrics: Iterable[str] = ()) -> dict[str, Any]:
         """Return all its training arguments.
@@ -205,6 +208,11 @@ class Teacher(ABC):
 
         Architecture, head, vocabulary and tokenizer of its model are then not compared with the task and the student.
         """
+        return False
+
+    @property
+    def members_apart(self) -> bool:
+        """Whether each of its models may read tokens or inputs of its own (`Pair.members`, `Prepared.for_members`)."""
         return False
 
     @property
@@ -367,6 +375,16 @@ class Teacher(ABC):
         """
         return self.load(head, fine_tune)
 
+    def load_on(self, data: Prepared, student: Student, fine_tune: FineTune) -> PreTrainedModel | TargetSource:
+        """Return what `load` returns, in a run on this data.
+
+        Args:
+            data: The data, with the head of the task.
+            student: The student entry of the recipe.
+            fine_tune: Trains a model on the run's data.
+        """
+        return self.load_beside(student, (data.for_teacher or data).head, fine_tune)
+
     def cache_for(self, model: Any, storing: Storing) -> StoredTargets:
         """Return the stored targets of a run, computed already or not; only for an entry that `caches`.
 
@@ -398,6 +416,18 @@ def config_of_student(student: Student, why: str) -> PretrainedConfig:
             "model: ...}, or from_config with model: ..."
         )
     return copy.deepcopy(student.own_config() or open_config(student.source))
+
+
+@contextmanager
+def deeper(path: str) -> Iterator[None]:
+    """Context manager: put `path` after `teacher` in the keys of errors, but for those that are about the data."""
+    try:
+        yield
+    except UserError as error:
+        first, _, rest = error.key.partition(".")
+        if first != "teacher":
+            raise
+        raise UserError(*error.mistakes, key=".".join(filter(None, (first, path, rest)))) from error
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -14,7 +13,7 @@ from hf_distill import parallel
 from hf_distill.component import component, entry
 from hf_distill.errors import UserError
 from hf_distill.models.layers import Index, Part, States, each_once
-from hf_distill.teachers.base import FineTune, FineTuning, Storing, Teacher, under
+from hf_distill.teachers.base import FineTune, FineTuning, Storing, Teacher, deeper, under
 from hf_distill.teachers.loaded import as_entry
 
 if TYPE_CHECKING:
@@ -178,7 +177,7 @@ class CachedTeacher(Teacher):
         self, task: Task, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset], setup: Setup, pair: Pair
     ) -> tuple[Prepared, tuple[Prepared, TargetSource] | None]:
         """Return what the inner teacher prepares, with fixed masks if `frozen_masks` is true."""
-        with _one_deeper():
+        with deeper("teacher"):
             prepared, stored = self.teacher.prepare(task, splits, beside, setup, pair)
         return self.freeze(prepared), stored
 
@@ -334,17 +333,6 @@ class CachedTeacher(Teacher):
             return Cache(storing.data, model, kept, reads, path, say=storing.say, complete=True)
         path = default_root() if self.path is None else Path(self.path).expanduser()
         return Cache(storing.data, model, kept, reads, path, self.path is not None, storing.say)
-
-
-@contextmanager
-def _one_deeper() -> Iterator[None]:
-    """Context manager: put `teacher` before the keys of errors that are about the teacher, and not about the data."""
-    try:
-        yield
-    except UserError as error:
-        if error.key.partition(".")[0] != "teacher":
-            raise
-        raise UserError(*error.mistakes, key=f"teacher.{error.key}") from error
 
 
 def reading(task: Task, pair: Pair, *, own_inputs: bool = False) -> dict[str, Any]:

@@ -360,7 +360,7 @@ ONE, TUNED = PretrainedTeacher(model="a"), FinetunedTeacher(model="b")
         ({"teachers": {"a": ONE, "b": ONE}, "route": "topic", "weights": "confidence"}, "no mean"),
         ({"teachers": [ONE, ONE], "weights": "size"}, "published teachers alone"),
         ({"teachers": [TUNED, ONE]}, "List that one first"),
-        ({"teachers": [ONE, CachedTeacher(teacher=ONE)]}, "found cached"),
+        ({"teachers": [ONE, CachedTeacher(teacher=ONE)]}, "all teachers cached"),
         ({"teachers": [ONE, GivenTeacher(columns={"logits": ["a", "b"]})]}, "found given"),
         ({"teachers": [ONE, EnsembleTeacher(teachers=[ONE, ONE])]}, "found ensemble"),
     ],

@@ -135,21 +135,16 @@ class Ensemble(TargetSource):
             return {}
         return {name: Predictor(self, layout, only=at) for at, name in enumerate(self.names)}
 
-    def settle(self, layout: RowLayout, loss: Callable[[nn.Module], float]) -> None:
+    def settle(self, layout: RowLayout, loss: Callable[..., float]) -> None:
         """Find the weights by the losses of the teachers on labelled rows, where they are to be found so.
 
-        Of classes, a teacher's weight is `exp(-L)`, with `L` its mean `-log p` of the true label: the geometric mean of
-        the probabilities that it gave to the truth. Of values, it is `1 / L`, with `L` its mean squared error: the
-        weights with the least error where the teachers' errors are independent.
+        See `by_losses` for the formula.
         """
         self._has_classes = layout.has_classes
         if self.settled:
             return
         alone = (Predictor(self, layout, only=member, for_student=True) for member in range(len(self.members)))
-        # Rounded: with other batches the last digits differ, and a resumed run would have other weights and start anew.
-        losses = torch.tensor([float(f"{loss(one):.5g}") for one in alone], dtype=torch.float64)
-        given = (-losses).softmax(0) if layout.has_classes else 1 / losses.clamp(min=torch.finfo(torch.float32).tiny)
-        self.weights = tuple((given / given.sum()).tolist())
+        self.weights = by_losses([loss(one) for one in alone], classes=layout.has_classes)
         self.settled = True
 
     def begin(self, student: nn.Module) -> None:
@@ -224,6 +219,23 @@ class Predictor(nn.Module):
             made = _reordered(self.ensemble.outputs(inputs, self.only), self.order)
             return {name: made[name] for name in self.layout.outputs}
         return mean_outputs(self.layout, self.ensemble(**inputs), self.ensemble.mean(inputs), inputs)[1.0]
+
+
+def by_losses(losses: Sequence[float], *, classes: bool) -> tuple[float, ...]:
+    """Return the weight of each teacher by its loss on labelled rows; they sum to 1.
+
+    Of classes it is `exp(-L)`, with `L` the mean `-log p` of the true label: the geometric mean of the probabilities
+    that a teacher gave to the truth. Of values it is `1 / L`, with `L` the mean squared error: the weights with the
+    least error where the teachers' errors are independent.
+
+    Args:
+        losses: Loss of each teacher.
+        classes: Whether classes are predicted.
+    """
+    # Rounded: with other batches the last digits differ, and a resumed run would have other weights and start anew.
+    found = torch.tensor([float(f"{loss:.5g}") for loss in losses], dtype=torch.float64)
+    given = (-found).softmax(0) if classes else 1 / found.clamp(min=torch.finfo(torch.float32).tiny)
+    return tuple((given / given.sum()).tolist())
 
 
 def _named_order(ensemble: Ensemble, other: Any, name: str) -> tuple[int, ...] | None:

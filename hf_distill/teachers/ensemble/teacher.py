@@ -6,19 +6,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
-
 from hf_distill.component import component
 from hf_distill.errors import UserError
-from hf_distill.teachers.base import FineTune, FineTuning, Teacher, under
+from hf_distill.teachers.base import FineTune, FineTuning, StoredTargets, Storing, Teacher, under
+from hf_distill.teachers.ensemble.apart import Apart, MemberTargets, views
 from hf_distill.teachers.ensemble.averaging import GIVES, Ensemble, order_of
+from hf_distill.teachers.ensemble.entries import check_cached, check_entries, check_number, check_vocabulary
 from hf_distill.teachers.ensemble.routing import read_route, routed
+from hf_distill.teachers.ensemble.training import Training, load_each
 from hf_distill.teachers.published.parties import class_order, published_together
-from hf_distill.teachers.row_choice import Choice, bag, not_held_out, together
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
     from hf_distill.models.loading import Head
     from hf_distill.models.needs import Gives
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hf_distill.objectives import Objective
     from hf_distill.students import Student
     from hf_distill.tasks import Prepared, Setup, Task
+    from hf_distill.tasks.base import View
 
 
 @component
@@ -38,8 +39,9 @@ class EnsembleTeacher(Teacher):
 
     Attributes:
         teachers: Two or more entries, `pretrained` or `finetuned`, in a list or by name (`{medical: {...}, legal:
-            {...}}`); or `published` ones alone. Their labels are matched by name to the first one's. A student that
-            copies layers copies those of the first. With `count`, one `finetuned` entry.
+            {...}}`); or `cached` ones alone, of which each may have a tokenizer of its own or make its own inputs
+            (`zero_shot`, `prompted`); or `published` ones alone. Their labels are matched by name to the first one's. A
+            student that copies layers copies those of the first. With `count`, one `finetuned` entry.
         count: How many teachers to train of the one entry. Default: each entry is one teacher.
         vary: What differs between them. `seeds`: the seed of the training and of a new head. `bags`: each is also
             trained on as many labelled rows, drawn with replacement (bagging, Breiman 1996).
@@ -66,54 +68,16 @@ class EnsembleTeacher(Teacher):
     def __post_init__(self) -> None:
         """Refuse entries without a model, and wrong numbers and weights."""
         entries = list(self.members())
-        if self.is_without_model:
-            self._check_published()
-        else:
-            self._check_models(entries)
-        self._check_number(entries)
+        check_entries(entries, self.weights, self.route)
+        check_number(entries, self.count)
+        if self.caches:
+            check_cached(entries, self.count, self.route)
         if isinstance(self.weights, list) and (len(self.weights) != len(self.names) or min(self.weights) <= 0):
             raise ValueError(f"weights: wanted {len(self.names)} numbers above 0, one for each teacher")
         if self.route is not None and not isinstance(self.teachers, dict):
             raise ValueError("route: wanted teachers by the names in that column, teachers: {NAME: {...}, ...}")
         if self.route is not None and self.weights is not None:
             raise ValueError("weights: with route each row has one teacher, so there is no mean. Leave one of them out")
-        headed = [path for path, one in entries if one.has_head]
-        if headed and headed[0] != entries[0][0]:
-            raise ValueError(
-                f"{entries[0][0]} is trained by this run, and {headed[0]} brings its labels. List that one first"
-            )
-
-    def _check_models(self, entries: Sequence[tuple[str, Teacher]]) -> None:
-        """Refuse entries that are not models, and weights that only published targets have."""
-        for path, one in entries:
-            if one.is_without_model or one.caches or one.own_inputs or [inner for inner, _ in one.members()] != [""]:
-                raise ValueError(f"{path}: wanted a model, pretrained or finetuned; found {one.name}")
-        if self.weights == "size":
-            raise ValueError(
-                "weights: size is told by published teachers alone. Write the weights themselves: weights: [1, 2, ...]"
-            )
-
-    def _check_published(self) -> None:
-        """Refuse what needs the models of other parties."""
-        for key, wrong in (("weights", self.weights == "validation"), ("route", self.route is not None)):
-            if wrong:
-                raise ValueError(f"{key}: only models can be asked that, and these are the targets of other parties")
-
-    def _check_number(self, entries: Sequence[tuple[str, Teacher]]) -> None:
-        if self.count is None:
-            if len(entries) < 2:
-                raise ValueError(
-                    f"wanted two teachers or more, found {len(entries)}; or count: 5, to train that many of one"
-                )
-            return
-        if self.count < 2:
-            raise ValueError(f"count: wanted two teachers or more, found {self.count}")
-        if len(entries) != 1:
-            raise ValueError(f"count: trains several teachers of one entry, and there are {len(entries)} of them")
-        if not entries[0][1].fine_tuning:
-            raise ValueError(
-                f"count: {entries[0][0]} is not trained by this run, so that all would be the same. Wanted finetuned"
-            )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -126,6 +90,21 @@ class EnsembleTeacher(Teacher):
     def is_without_model(self) -> bool:
         """Whether the teachers stay with other parties, and only their published targets are here."""
         return all(one.is_published for _, one in self.members())
+
+    @property
+    def caches(self) -> bool:
+        """Whether the targets of each teacher are stored by itself, so that each may read tokens of its own."""
+        return any(one.caches for _, one in self.members())
+
+    @property
+    def members_apart(self) -> bool:
+        """Whether the targets of each teacher are stored by itself."""
+        return self.caches
+
+    @property
+    def not_cached(self) -> str | None:
+        """Why the mean is not stored again if the targets of each teacher are."""
+        return "the targets of each teacher are stored already: leave out the outer cached" if self.caches else None
 
     @property
     def is_quantized(self) -> bool:
@@ -197,7 +176,12 @@ class EnsembleTeacher(Teacher):
                 "the teachers.",
                 key="name",
             )
-
+        if self.caches and not task.own_tokenizers:
+            raise UserError(
+                f"targets of {task.name} are merged before they are stored. Put cached around the ensemble: "
+                "{name: cached, teacher: {name: ensemble, ...}}.",
+                key="teachers",
+            )
         if self.route is not None and task.name != "text-classification":
             raise UserError(
                 f"of {task.name} an example is not one row of the data, so that no column names its teacher. Wanted "
@@ -207,11 +191,14 @@ class EnsembleTeacher(Teacher):
 
     def check_pair(self, task: Task, every: Sequence[Objective], pair: Pair) -> None:
         """Refuse teachers whose labels or vocabulary differ from the first teacher's."""
+        for (path, one), both in zip(self.members(), pair.members, strict=False):
+            with under(path):
+                one.check_pair(task, every, both)
         for path, one in list(self.members())[1:]:
             with under(path):
                 config = one.config()
                 if task.compares_tokens:
-                    _check_vocabulary(config, pair)
+                    check_vocabulary(config, pair)
                 elif one.is_published:
                     class_order(next(self.members())[1], one)
                 elif one.has_head and task.head_kind == "labels":
@@ -220,6 +207,11 @@ class EnsembleTeacher(Teacher):
     def gives(self, task: Task, every: Sequence[Objective], pair: Pair | None) -> Gives:
         """Return what an ensemble gives to objectives: rows only."""
         return GIVES
+
+    def cached_in_words(self, task: Task, objectives: Sequence[Objective], pair: Pair) -> str:
+        """Return a description of what will be stored of each teacher, if each is stored by itself."""
+        parts = zip(self.members(), pair.members, strict=False)
+        return "; ".join(f"{path}: {one.cached_in_words(task, objectives, both)}" for (path, one), both in parts)
 
     def prepare(
         self, task: Task, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset], setup: Setup, pair: Pair
@@ -252,6 +244,8 @@ class EnsembleTeacher(Teacher):
             return published_together(
                 dict(self.members()), self.weights, self.combine, self.names, task, splits, setup, pair
             )
+        if self.caches:
+            return views(list(self.members()), task, splits, beside, setup, pair), None
         if self.route is not None:
             return routed(task, splits, beside, setup, self.route, self.names), None
         return super().prepare(task, splits, beside, setup, pair)
@@ -266,40 +260,36 @@ class EnsembleTeacher(Teacher):
 
     def load(self, head: Head, fine_tune: FineTune) -> TargetSource:
         """Return the ensemble, with every teacher loaded or trained first."""
-        seed, models = torch.initial_seed(), []
-        entries = list(self.members()) * (self.count or 1)
-        for index, (path, one) in enumerate(entries):
-            # Each teacher gets its own new head: the same one whether the teachers before it were trained or loaded.
-            torch.manual_seed(seed + index)
-            with under(path):
-                models.append(one.load(head, self._training(fine_tune, seed, index)))
+        if self.caches:
+            raise UserError(
+                "teacher: each of these teachers reads data of its own, in a recipe. Wanted teachers without cached."
+            )
+        models = load_each(self._every(), [head] * len(self.names), self._training(fine_tune))
         return Ensemble(models, self.weights, combine=self.combine, names=self.names, routed=self.route is not None)
 
-    def _training(self, fine_tune: FineTune, seed: int, index: int) -> FineTune:
-        """Return what trains one of the teachers: with another seed and on other rows than the others, if so wanted."""
-        choices: list[Choice] = [not_held_out] if self.weights == "validation" else []
-        if self.count is not None and self.vary == "bags":
-            choices.append(bag(seed + index))
+    def load_on(self, data: Prepared, student: Student, fine_tune: FineTune) -> PreTrainedModel | TargetSource:
+        """Return the ensemble, or the teachers whose targets are stored one by one, each on its view of the data."""
+        if not self.caches:
+            return super().load_on(data, student, fine_tune)
+        each = data.for_members * (self.count or 1)
+        models = load_each(self._every(), [view.prepared.head for view in each], self._training(fine_tune, each))
+        return Apart(models, each, self.weights, self.combine, self.names)
 
-        def train(model: Any, how: FineTuning) -> Any:
-            training = dict(how.training)
-            if self.count is not None:
-                training["seed"] = int(training.get("seed", seed)) + index
-            rows = [*([how.rows] if how.rows else []), *choices]
-            return fine_tune(model, replace(how, training=training, rows=together(rows) if rows else None))
+    def cache_for(self, model: Any, storing: Storing) -> StoredTargets:
+        """Return the stored targets of all teachers, each in the cache that a recipe with it alone finds, too."""
+        pairs = replace(storing.pair, members=storing.pair.members * (self.count or 1))
+        return MemberTargets.of(model, self._every(), replace(storing, pair=pairs))
 
-        return train
+    def _every(self) -> list[tuple[str, Teacher]]:
+        """Return path and entry of each teacher, of one that is trained several times as often."""
+        return list(self.members()) * (self.count or 1)
 
-
-def _check_vocabulary(config: PretrainedConfig, pair: Pair) -> None:
-    """Refuse a vocabulary with fewer entries than the compared tokens."""
-    from hf_distill.rows.inferred import vocabulary
-
-    columns = config.get_text_config().vocab_size
-    wanted = vocabulary(pair.student, pair.teacher, pair.tokenizer)
-    if wanted is not None and columns < wanted:
-        raise UserError(
-            f"its vocabulary has {columns:,} entries, and {wanted:,} tokens are compared. Wanted teachers with the "
-            "same vocabulary.",
-            key="model",
+    def _training(self, fine_tune: FineTune, each: Sequence[View] = ()) -> Training:
+        """Return what trains each teacher; `each` is the data as each reads it, if they do not read the same."""
+        return Training(
+            fine_tune,
+            several=self.count is not None,
+            bags=self.count is not None and self.vary == "bags",
+            holding_out=self.weights == "validation",
+            views=each,
         )

@@ -39,10 +39,14 @@ class Together(TargetSource):
         mean: How they are averaged.
         names: What the report calls the parties.
         has_classes: Whether targets are of classes; if not, of values.
+        gives: What they give to objectives: logits of each, no more.
     """
 
-    def __init__(self, replay: Replay, mean: Mean, names: Sequence[str], *, has_classes: bool) -> None:
+    def __init__(
+        self, replay: Replay, mean: Mean, names: Sequence[str], gives: Gives = GIVES, *, has_classes: bool
+    ) -> None:
         super().__init__()
+        self._gives = gives
         self.replay, self.mean, self.names, self.has_classes = replay, mean, tuple(names), has_classes
         self.config = replay.config
 
@@ -53,7 +57,7 @@ class Together(TargetSource):
 
     def gives(self) -> Gives:
         """Return what it gives to objectives: logits of each party, no more."""
-        return GIVES
+        return self._gives
 
     def fingerprint(self) -> str:
         """Return a hash of the targets and of how they are averaged."""
