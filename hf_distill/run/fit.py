@@ -27,6 +27,7 @@ from hf_distill.run.checks import leaves_head
 from hf_distill.run.found import Found, look
 from hf_distill.teachers.base import FineTuning
 from hf_distill.training.checkpoints import last_complete_checkpoint, remove_checkpoints
+from hf_distill.training.class_weights import settle_class_weights
 from hf_distill.training.deciding import deciding
 from hf_distill.training.labelled import drawn_from
 
@@ -313,13 +314,14 @@ class Fitter:
         from hf_distill.training.progress import ProgressBar
         from hf_distill.training_args import DistillationArguments
 
+        rows = self.rows(objectives)
         trainer = TaskTrainer(
             self.prepared,
             model,
             DistillationArguments(**{**training, "output_dir": str(directory)}),
             teacher=teacher,
-            objectives=objectives,
-            train_dataset=self.rows(objectives) if trains else None,  # else objectives would choose layers by the data
+            objectives=settle_class_weights(objectives, self.prepared.layout, model, rows),
+            train_dataset=rows if trains else None,  # else objectives would choose layers by the data
             processing_class=self.tokenizer,
         )
         if trainer.pop_callback(ProgressCallback) is not None:  # None under disable_tqdm

@@ -235,3 +235,16 @@ def test_too_few_labelled_rows_to_hold_any_out(write_recipe: WriteRecipe, make_m
     _, line = refused(run, path)
     assert refused(lambda one: check(load_recipe(one)), path)[1] == line
     assert "teacher.early_stopping.share: cannot hold out 64 of 64 rows" in line
+
+
+def test_trainings_with_balanced_weights_are_found_again(
+    write_recipe: WriteRecipe, make_model: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A finished training has no train split to count labels in: the same command again would stop at its teacher."""
+    labels = {"name": "labels", "class_weights": "balanced"}
+    teacher = {"name": "finetuned", "model": str(make_model("bert-bare", layers=2)), "objectives": [labels]}
+    path = write_recipe(teacher=teacher, objectives=[{"name": "kl"}, labels])
+    first = run(path)
+    capsys.readouterr()
+    assert run(path).student.metrics == first.student.metrics
+    assert capsys.readouterr().out.count("not trained again") == 2
