@@ -208,6 +208,42 @@ def test_teachers_of_other_tokens_are_trained_on_them(
     assert set(report.settings["teacher"]["members"]) == {"teacher 1", "teacher 2"}
 
 
+def test_numbers_are_averaged_as_numbers(write: Any, make_model: Any, tmp_path: Path) -> None:
+    """A mean of softmaxes, or a column of classes, in the place of a mean of values is a number like any other."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    texts = ["a great film", "dull", "the plot is moving and the cast is charming", "xyz was tedious !"]
+    values = np.array([0.5, 1.5, 2.0, -1.0])
+    data = tmp_path / "data.csv"
+    with data.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *zip(texts, values, strict=True)])
+    places = {kind: tmp_path / kind for kind in ("bert-bare", "roberta-bare")}
+    teachers = {
+        kind.partition("-")[0]: {
+            "name": "finetuned",
+            "model": str(make_model(kind, seed=4)),
+            "training": {"max_steps": 3},
+            "output_dir": str(place),
+        }
+        for kind, place in places.items()
+    }
+    sections = {"data": {"path": {"train": str(data), "validation": str(data)}}, "objectives": ["logits_mse"]}
+    report = run(write(teachers, {**sections, "report": {"baseline": False, "latency": False}}, weights=[3, 1]))
+    each = []
+    for place in places.values():
+        (saved,) = (found.parent for found in place.glob("*/config.json"))
+        model, tokenizer = (
+            AutoModelForSequenceClassification.from_pretrained(saved),
+            AutoTokenizer.from_pretrained(saved),
+        )
+        with torch.no_grad():
+            each.append([float(model.eval()(**tokenizer(text, return_tensors="pt")).logits[0, 0]) for text in texts])
+    mean = (3 * np.array(each[0]) + np.array(each[1])) / 4
+    assert report.teacher.metrics["mse"] == pytest.approx(((mean - values) ** 2).mean(), rel=1e-4)
+    assert report.settings["teacher"]["combined"] == "mean of the values"
+
+
 def test_a_bag_and_held_out_rows_have_no_row_in_common(write: Any) -> None:
     """A row drawn twice would be trained on and held out: the best step of a teacher that knows it by heart."""
     opened = open_run(load_recipe(write()), restart=True)
