@@ -129,6 +129,13 @@ class TargetSource(nn.Module, ABC):
         """
         return {}
 
+    def who(self) -> str:
+        """Return the sentence that tells readers of a report who its teacher is; "" where that is a model of its own.
+
+        Such as `The teacher here is the mean of 2 peers that trained beside the student.`
+        """
+        return ""
+
     @abstractmethod
     def gives(self) -> Gives:
         """Return what it gives; an objective that needs more is refused before anything runs (see `models.match`)."""

@@ -16,7 +16,17 @@ from markupsafe import Markup
 from hf_distill.formatting import readable, readable_lines
 from hf_distill.objectives.schedule import in_words
 from hf_distill.report.markdown import fenced, inline_code, literal, markdown
-from hf_distill.report.text import TITLES, flat, metric_names, metric_title, rows, speed_note, trained_on, undefined
+from hf_distill.report.text import (
+    TITLES,
+    flat,
+    metric_names,
+    metric_title,
+    rows,
+    speed_note,
+    trained_on,
+    undefined,
+    who_teaches,
+)
 from hf_distill.report.verdict import verdict
 
 if TYPE_CHECKING:
@@ -262,7 +272,7 @@ def card(report: Results) -> str:
         tokenizers=report.settings.get("tokenizers"),
         titles=[TITLES[model] for model in report.models],
         rows=[(row.label, row.headline, [row.cells[key] for key in report.models]) for row in rows(report)],
-        undefined=undefined(report),
+        notes=[line for line in (who_teaches(report), *undefined(report)) if line],
         speed_note=speed_note(report),
         trained_on=trained_on(report),
         verdict=verdict(report),

@@ -23,8 +23,9 @@ from hf_distill.report.text import (
     speed_note,
     trained_on,
     undefined,
+    who_teaches,
 )
-from hf_distill.report.verdict import verdict
+from hf_distill.report.verdict import not_compared, verdict
 
 if TYPE_CHECKING:
     from hf_distill.report.calibration import Group
@@ -73,7 +74,7 @@ def html(report: Results) -> str:
         verdict=verdict(report),
         tiles=tiles(report),
         rows=rows(report),
-        undefined=undefined(report),
+        notes=[line for line in (who_teaches(report), *undefined(report)) if line],
         speed_note=speed_note(report),
         trained_on=trained_on(report),
         seeds=list(_seeds(report)),
@@ -117,7 +118,7 @@ def tiles(report: Results) -> list[Tile]:
         (report.compression, "fewer parameters", "the parameters"),
         (report.speedup, "the speed at batch 1", "the latency at batch 1"),
     ):
-        if ratio is not None:
+        if ratio is not None and "size and speed" not in not_compared(report):
             times = max(ratio, 1 / ratio)
             label, tone = (better, "") if ratio >= 1 else (worse, "bad")
             found.append(Tile(f"{times:.{1 if times < 10 else 0}f}×", label, tone))

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hf_distill.formatting import readable
-from hf_distill.report.text import TITLES, rows, trained_on, undefined
+from hf_distill.report.text import TITLES, rows, trained_on, undefined, who_teaches
 
 if TYPE_CHECKING:
     from hf_distill.report.report import Report
@@ -43,10 +43,10 @@ def show(report: Report, console: Console | None = None, page: str | Path | None
     """
     console = console or Console()
     console.print(table(report))
-    lines = [*undefined(report), *report.verdict(), *filter(None, [trained_on(report)])]
+    lines = [who_teaches(report), *undefined(report), *report.verdict(), trained_on(report)]
     if page is not None:
         lines.append(f"Full report: {page}")
-    for line in lines:
+    for line in filter(None, lines):
         text = readable(line)
         if console.options.ascii_only:
             text = text.replace("±", "+/-").encode("ascii", "replace").decode()

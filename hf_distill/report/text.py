@@ -181,6 +181,11 @@ def trained_on(report: Results) -> str:
     return f"Rows trained on: {'; '.join(f'{TITLES[model]} {text}' for model, text in rows.items())}." if rows else ""
 
 
+def who_teaches(report: Results) -> str:
+    """Return the sentence that says who the teacher of the table is; "" if it is a model of its own."""
+    return str(report.settings.get("teacher_column", ""))
+
+
 def heads_left(report: Results) -> str:
     """Return the sentence that names the stages in which the student's head is not trained; "" if there are none."""
     left = [key.partition(" ")[2] for key, text in report.settings.items() if str(text).endswith(HEAD_IS_LEFT)]

@@ -10,6 +10,8 @@ from hf_distill.report.results import NORMAL_95, NOTHING
 from hf_distill.report.text import metric_title, metric_value, percent, signed, unsigned
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from hf_distill.report.calibration import Group
     from hf_distill.report.results import Results
 
@@ -47,6 +49,12 @@ def _quality(report: Results) -> str:
     else:
         start = f"The student kept {percent(kept)} of the teacher's {name} ({values[0]} of {values[1]})"
     return f"{start}{_size_and_speed(report, sentence=False)}{_other_weights(report)}{_over_seeds(report)}"
+
+
+def not_compared(report: Results) -> Mapping[str, str]:
+    """Return what the report does not compare -> why: comparisons that would say nothing, or are refused."""
+    found: Mapping[str, str] = report.settings.get("not_compared", {})
+    return found
 
 
 def _members(report: Results) -> str:
@@ -119,6 +127,8 @@ def _undefined(report: Results) -> list[str]:
 def _size_and_speed(report: Results, *, sentence: bool = True) -> str:
     """Return the student's size and speed: improvements in one clause, each of the others in a sentence."""
     better, worse = [], []
+    if "size and speed" in not_compared(report):
+        return "" if sentence else "."
     ratio = report.compression
     if ratio is not None:
         if ratio > 1.005:
@@ -153,6 +163,8 @@ def _times(ratio: float) -> str:
 def _gain(report: Results) -> str:
     gain = report.gain
     if gain is None:
+        if report.baseline is None and (why := not_compared(report).get("training without the teacher")):
+            return f"Whether the teacher helped is not known: the same student cannot be trained without it, as {why}."
         if report.baseline is None:
             return (
                 "Whether the teacher helped is not known: the same student was not trained without it "

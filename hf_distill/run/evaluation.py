@@ -11,6 +11,7 @@ import torch
 
 from hf_distill import parallel
 from hf_distill.metrics.table import AGREEMENT
+from hf_distill.models.quantization import size
 from hf_distill.models.tokenizers import tokenizer_name
 from hf_distill.report.best import best_of
 from hf_distill.report.costs import costs_of, skipped_of
@@ -52,8 +53,8 @@ def report_on(run: Run, teacher: TargetSource, students: Sequence[Fitted], basel
     models = {name: model for name, model in models.items() if model is not None}
     speeds: dict[str, Latency] = {}
     if run.recipe.report.latency:  # on the first process, while the others wait
-        size = run.args.per_device_eval_batch_size
-        speeds = parallel.asked_once(lambda: latencies(run.prepared, models, size))
+        batch = run.args.per_device_eval_batch_size
+        speeds = parallel.asked_once(lambda: latencies(run.prepared, models, batch))
     return Report(
         task=run.recipe.task.name,
         **compared(run.prepared, found),
@@ -61,7 +62,10 @@ def report_on(run: Run, teacher: TargetSource, students: Sequence[Fitted], basel
         best=_best(run, ""),
         seeds=_seeds(run, teacher, students, baselines, found),
         history=run.histories,
-        settings=_settings(run, {**_facts(run, teacher), **members}, students[0].model),
+        settings={
+            **_settings(run, {**_facts(run, teacher), **members}, students[0].model),
+            **about_teacher(teacher, students[0].model, private=run.recipe.teacher.keeps_private),
+        },
         recipe=run.directory.recipe,
     )
 
@@ -244,6 +248,24 @@ def _members(run: Run, teacher: TargetSource) -> dict[str, Any]:
 
 def _facts(run: Run, teacher: TargetSource) -> dict[str, Any]:
     return {**run.trained, **teacher.facts(), **({} if run.stored is None else run.stored[1].facts())}
+
+
+def about_teacher(teacher: TargetSource, student: PreTrainedModel, *, private: bool = False) -> dict[str, Any]:
+    """Return who the teacher of a report is, and what is not compared with it; nothing for a model of its own.
+
+    Args:
+        teacher: The source, as the training of the student has left it.
+        student: The finished student.
+        private: Whether the rows with a label are private, so that nothing is trained on them but the teacher.
+    """
+    left: dict[str, str] = {}
+    models = teacher.models.values()
+    if teacher.follows_student and models and all(size(one)[0] == size(student)[0] for one in models):
+        left["size and speed"] = "the teacher is of the student's own kind"
+    if private:
+        left["training without the teacher"] = "the rows with a label are private"
+    who = teacher.who()
+    return {**({"teacher_column": who} if who else {}), **({"not_compared": left} if left else {})}
 
 
 def _settings(run: Run, facts: Mapping[str, Any], student: PreTrainedModel) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from hf_distill.report.costs import costs_of
 from hf_distill.report.predictions import Evaluated
 from hf_distill.report.report import Report
 from hf_distill.run.evaluation import (
+    about_teacher,
     compared,
     environment,
     evaluated,
@@ -284,5 +285,6 @@ def _settings(trainer: DistillationTrainer, prepared: Prepared, histories: Mappi
         **labels_of(prepared),
         "objectives": ", ".join(objective.name for objective in trainer.objectives),
         **({"teacher": facts} if facts else {}),
+        **({} if trainer.source is None else about_teacher(trainer.source, finished_model(trainer))),
         **({"training_cost": costs} if (costs := costs_of(histories)) else {}),
     }

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from hf_distill.students import Student
     from hf_distill.tasks import Task
 
+WHO = "The teacher here is the average of the student's own weights, as it was at the end of the training."
+
 
 @component
 class EmaTeacher(Teacher):
@@ -143,6 +145,10 @@ class Ema(TargetSource):
         """Return what it gives to objectives: everything, as it is a model."""
         return Gives.everything()
 
+    def who(self) -> str:
+        """Return the sentence that tells readers of a report who its teacher is."""
+        return WHO
+
     def fingerprint(self) -> str:
         """Return a fingerprint of the settings; the weights follow from the student."""
         return fingerprint("ema", self.decay, self.warm_up)
@@ -153,7 +159,7 @@ class Ema(TargetSource):
 
     def at_end(self, trained: TargetSource) -> TargetSource:
         """Return the average at the end of a training, as a plain model."""
-        return LiveModel(trained.model)
+        return _Average(trained.model)
 
     def begin(self, student: nn.Module) -> None:
         """Set the average to the student's weights; the copy is made at the first call."""
@@ -194,6 +200,19 @@ class Ema(TargetSource):
     def targets(self, batch: Mapping[str, Any], run: RunModel) -> Targets:
         """Return the outputs of the average."""
         return Targets(run("teacher"))
+
+
+class _Average(LiveModel):
+    """The average at the end of a training."""
+
+    @property
+    def follows_student(self) -> bool:
+        """Always true: it was made from the student."""
+        return True
+
+    def who(self) -> str:
+        """Return the sentence that tells readers of a report who its teacher is."""
+        return WHO
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:

@@ -353,6 +353,15 @@ class Mutual(Ensemble):
         sizes = {name: f"{size(one)[0]:,} parameters" for name, one in self.models.items()}
         return {"online" if self.online else "peers": sizes}
 
+    def who(self) -> str:
+        """Return the sentence that tells readers of a report who its teacher is, and where the models are saved."""
+        number, folders = len(self.members), list(self.exported)
+        saved = f" Saved in the student's directory: {', '.join(folders)}." if folders else ""
+        if self.online:
+            return f"The teacher here trained on labels beside the student.{saved}"
+        who = "the peer" if number == 1 else f"the mean of {number} peers"
+        return f"The teacher here is {who} that trained beside the student.{saved}"
+
     def place(self, device: torch.device) -> None:
         """Move the models to a device."""
         for model in self.members:

@@ -255,6 +255,21 @@ def test_a_teacher_that_hurt() -> None:
     assert "is not known" in worse
 
 
+def test_what_cannot_be_compared() -> None:
+    """A baseline that the teacher refuses would be recommended, and "not smaller than the teacher" told of a student's
+    own average."""
+    refused = whole(baseline=None, settings={"not_compared": {"training without the teacher": "rows are private"}})
+    assert "cannot be trained without it, as rows are private" in verdict(refused)
+    assert "baseline: true" not in verdict(refused)
+    alike = whole(
+        student=model(2_000_000, speed(20.0, 400.0), accuracy=0.83),
+        settings={"not_compared": {"size and speed": "of the student's own kind"}},
+    )
+    assert "than the teacher" not in verdict(alike)
+    assert "faster" not in verdict(alike)
+    assert "parameters" not in alike.verdict()[0]
+
+
 def test_a_student_that_is_larger_or_slower() -> None:
     """`0.5 times fewer parameters` reads like a gain."""
     text = verdict(whole(student=model(4_000_000, speed(30.0, 500.0), accuracy=0.88)))

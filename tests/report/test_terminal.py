@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from reports import model, regression, unlabelled, whole
@@ -30,6 +31,15 @@ def test_what_is_printed() -> None:
     assert ["agreement", "with", "teacher", "-", "93.0", "%", "90.0", "%"] in lines
     assert text.endswith("Full report: out/report.html\n")
     assert "\x1b" not in text
+
+
+def test_who_the_teacher_is(tmp_path: Path) -> None:
+    """ "teacher" above a column of numbers does not say that it is the mean of two peers, saved somewhere."""
+    who = "The teacher here is the mean of 2 peers."
+    report = whole(settings={"teacher_column": who})
+    report.save(tmp_path)
+    for text in (printed(report), *((tmp_path / name).read_text("utf-8") for name in ("report.html", "README.md"))):
+        assert who in text
 
 
 @pytest.mark.parametrize("width", [20, 40, 60, 80])

@@ -191,6 +191,8 @@ def test_a_run(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path, monke
     assert any(not average[name].equal(one) for name, one in trained.items())
     assert report.teacher.parameters == report.student.parameters
     assert report.teacher.latency is not None
+    assert "average of the student's own weights" in report.settings["teacher_column"]
+    assert "than the teacher" not in " ".join(report.verdict())
     again = run(path)
     assert again.teacher.metrics == report.teacher.metrics
     assert again.agreement == report.agreement

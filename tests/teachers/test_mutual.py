@@ -272,6 +272,9 @@ def test_a_run(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path, caplo
     assert report.teacher.parameters == 2 * report.student.parameters
     assert set(report.settings["teacher"]["peers"]) == {"peer 1", "peer 2"}
     assert report.teacher.latency is not None
+    assert "mean of 2 peers" in report.settings["teacher_column"]
+    assert "peers/1, peers/2" in report.settings["teacher_column"]
+    assert "size and speed" in report.settings["not_compared"]
     assert report.baseline is not None
     again = run(path)
     assert again.teacher.metrics == report.teacher.metrics

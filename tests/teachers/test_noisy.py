@@ -236,6 +236,8 @@ def test_a_private_run(private: Any, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert set(labels) <= {-100, -1}
     assert not {*map(tuple, rows)} & {tuple(row) for part in parts for row in part}
     assert not any("teacher" in name for name in report.history)
+    assert "baseline: true" not in " ".join(report.verdict())
+    assert "3 teachers on private rows" in report.settings["teacher_column"]
     trained_on = report.settings["rows_trained_on"]
     assert trained_on["student"].startswith(f"{told['answered']} without a label")
     assert "24 with a label" in trained_on["teacher"]

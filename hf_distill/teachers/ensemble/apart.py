@@ -17,7 +17,7 @@ from hf_distill.models.mixing import Mean
 from hf_distill.models.target_model import ROW, RunModel, Targets, TargetSource, as_source
 from hf_distill.tasks.base import View
 from hf_distill.teachers.base import StoredTargets, Storing, Teacher, deeper, under
-from hf_distill.teachers.ensemble.averaging import GIVES, Ensemble, Predictor, by_losses, order_of
+from hf_distill.teachers.ensemble.averaging import GIVES, Ensemble, Predictor, by_losses, order_of, together_in_words
 from hf_distill.teachers.given.cache import with_rows
 from hf_distill.teachers.published.parties import Together
 
@@ -122,6 +122,10 @@ class Apart(TargetSource):
         """Return what the teachers say about themselves, by their names."""
         own = ((name, source.facts()) for name, source in zip(self.names, self.sources, strict=True))
         return {f"{name}: {key}": value for name, facts in own for key, value in facts.items()}
+
+    def who(self) -> str:
+        """Return the sentence that tells readers of a report who its teacher is."""
+        return together_in_words(len(self.sources))
 
     def settle(self, layout: Any, loss: Callable[..., float]) -> None:
         """Find weights by the teachers' losses on labelled rows, each in its own view (see `Ensemble.settle`)."""

@@ -121,6 +121,10 @@ class Ensemble(TargetSource):
             return {"combined": "each row by the teacher that the data names"}
         return Mean(self.weights, self.combine, self.by_confidence).in_words(self.names, classes=self._has_classes)
 
+    def who(self) -> str:
+        """Return the sentence that tells readers of a report who its teacher is."""
+        return together_in_words(len(self.members), routed=self.routed)
+
     def gives(self) -> Gives:
         """Return what it gives to objectives: rows only."""
         return GIVES
@@ -219,6 +223,13 @@ class Predictor(nn.Module):
             made = _reordered(self.ensemble.outputs(inputs, self.only), self.order)
             return {name: made[name] for name in self.layout.outputs}
         return mean_outputs(self.layout, self.ensemble(**inputs), self.ensemble.mean(inputs), inputs)[1.0]
+
+
+def together_in_words(number: int, *, routed: bool = False) -> str:
+    """Return the sentence that tells readers of a report that its teacher is several models."""
+    if routed:
+        return f"The teacher here is {number} models together: in each row the one that the data names."
+    return f"The teacher here is the mean of {number} models."
 
 
 def by_losses(losses: Sequence[float], *, classes: bool) -> tuple[float, ...]:
