@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from hf_distill.formatting import readable, readable_lines
-from hf_distill.objectives.schedule import in_words
+from hf_distill.objectives.schedule import in_words, is_schedule
 from hf_distill.report.markdown import fenced, inline_code, literal, markdown
 from hf_distill.report.text import (
     TITLES,
@@ -237,12 +237,52 @@ def _one_or_more(names: list[str]) -> str | list[str] | None:
 
 
 def _made(entry: Mapping[str, Any]) -> Markup:
-    """Return a recipe entry for a model as text: `copy_layers (layers 6)`, `pretrained (model [...](...))`."""
-    settings = public({key: value for key, value in entry.items() if key not in ("name", "model")})
-    texts = [f"model {place(model).link}" for model in _models(entry)]
-    texts += [markdown(f"{key.replace('_', ' ')} {value}") for key, value in settings.items()]
-    details = f" ({', '.join(texts)})" if texts else ""
-    return Markup("".join((inline_code(entry.get("name", "not named")), details)))
+    """Return a recipe entry for a model in words, with the entries inside it.
+
+    Such as `copy_layers (layers 6)`, or `cached (path a) around ensemble (weights 1 and 2) of finetuned (model [...])
+    and pretrained (model [...])`.
+    """
+    inner, several, count = entry.get("teacher"), entry.get("teachers"), entry.get("count")
+    written = {key: value for key, value in entry.items() if key not in ("name", "teacher", "teachers")}
+    start, end = str(inline_code(entry.get("name", "not named"))), ""
+    if isinstance(inner, Mapping):
+        end = f" around {_made(inner)}"
+    if isinstance(several, (list, Mapping)):
+        named = several.items() if isinstance(several, Mapping) else (("", one) for one in several)
+        texts = [f"{markdown(f'{name}: ') if name else ''}{_made(one)}" for name, one in named]
+        end, written = f" of {f'{count} ' if count else ''}{_listed(texts)}", {**written, "count": None}
+    details = ", ".join(filter(None, (_setting(*one) for one in written.items() if one[1] is not None)))
+    return Markup("".join((start, f" ({details})" if details else "", end)))
+
+
+def _setting(key: str, value: Any) -> str:
+    """Return a setting of an entry in words, as markdown."""
+    if key in ("model", "models") and not isinstance(value, Mapping):
+        return f"model {_listed([place(str(one)).link for one in (value if isinstance(value, list) else [value])])}"
+    if isinstance(value, Mapping) and "name" in value:
+        return f"{markdown(key.replace('_', ' '))} {_made(value)}"
+    if isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
+        texts = [str(_made(one)) if isinstance(one, Mapping) and "name" in one else str(markdown(one)) for one in value]
+        return f"{markdown(key.replace('_', ' '))} {_listed(texts)}"
+    shown = public({key: value})
+    return ", ".join(str(markdown(" ".join(both))) for name, one in shown.items() for both in _plain(name, one))
+
+
+def _plain(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Yield the name of a setting and its value in words; of a mapping, each with the names above it."""
+    words = name.replace("_", " ")
+    if isinstance(value, Mapping) and not is_schedule(value):
+        for key, one in value.items():
+            yield from ((f"{words}: {below}", text) for below, text in _plain(str(key), one))
+    elif isinstance(value, list):
+        yield words, _listed([str(one) for one in value])
+    else:
+        yield words, str(value).lower() if isinstance(value, bool) else in_words(value)
+
+
+def _listed(texts: Sequence[str]) -> str:
+    """Return `a, b and c`."""
+    return " and ".join(filter(None, (", ".join(texts[:-1]), *texts[-1:])))
 
 
 def card(report: Results) -> str:

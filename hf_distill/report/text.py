@@ -178,7 +178,8 @@ def undefined(report: Results) -> list[str]:
 def trained_on(report: Results) -> str:
     """Return the sentence about the rows that each model was trained on; "" if all rows have a label."""
     rows = report.settings.get("rows_trained_on", {})
-    return f"Rows trained on: {'; '.join(f'{TITLES[model]} {text}' for model, text in rows.items())}." if rows else ""
+    told = "; ".join(f"{TITLES[model]}: {text}" for model, text in rows.items())
+    return f"Rows trained on. {told[0].upper()}{told[1:]}." if rows else ""
 
 
 def who_teaches(report: Results) -> str:

@@ -66,6 +66,9 @@ def _members(report: Results) -> str:
         return ""
     name = (max if report.greater_is_better else min)(scores, key=scores.__getitem__)
     values = [metric_value(report, report.metric, one).removesuffix(" %") for one in (scores[name], together)]
+    shown = {metric_value(report, report.metric, one).removesuffix(" %") for one in scores.values()}
+    if len(shown) == 1:
+        return "" if shown == {values[1]} else f" Each of the {len(scores)} teachers alone has {values[0]}."
     return f" Of the {len(scores)} teachers the best alone is {name}, with {values[0]}; together they have {values[1]}."
 
 

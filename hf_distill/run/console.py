@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 
-from hf_distill.formatting import readable_lines
+from hf_distill.formatting import readable, readable_lines
 
 STAGES = {
     "teacher": "Teacher",
     "student": "Student: distilling",
     "baseline": "Baseline: the same student without the teacher",
-    "report": "Report: evaluating and timing all models",
+    "report": "Report: evaluating all models",
     "push": "Hub: pushing the student",
 }
 
@@ -38,7 +39,11 @@ class Narrator:
         title = STAGES.get(kind, kind)
         if "stage" in details:
             title = f"{title.partition(':')[0]}: stage {details['stage']} of {of}"
-        self._console.rule(title + (f" (seed {details['seed']})" if "seed" in details else ""), align="left")
+        self.heading(title + (f" (seed {details['seed']})" if "seed" in details else ""))
+
+    def heading(self, title: str) -> None:
+        """Print a heading."""
+        self._console.rule(escape(readable(title)), align="left")
 
     def say(self, text: str) -> None:
         """Print a remark."""

@@ -207,7 +207,7 @@ def _check_rows(recipe: Recipe, found: _Findings, pair: Pair, sample: Sample) ->
                 splits, chosen = look_at(recipe.task, recipe.data, sample, setup_of(recipe, pair))
             found.plan += chosen
             prepared, _ = prepare(recipe, pair, splits)
-            if (labels := describe_labels(prepared)) is not None:
+            if (labels := describe_labels(prepared, recipe.teacher.answers)) is not None:
                 found.plan.append(labels.replace("labels: ", "labels      ", 1))
             found.plan += prepared.shown if prepared.for_teacher is None else prepared.for_teacher.shown
             lines, odd = check_prepared(recipe, prepared)

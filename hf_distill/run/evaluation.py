@@ -53,6 +53,7 @@ def report_on(run: Run, teacher: TargetSource, students: Sequence[Fitted], basel
     models = {name: model for name, model in models.items() if model is not None}
     speeds: dict[str, Latency] = {}
     if run.recipe.report.latency:  # on the first process, while the others wait
+        run.narrator.say("timing all models")
         batch = run.args.per_device_eval_batch_size
         speeds = parallel.asked_once(lambda: latencies(run.prepared, models, batch))
     return Report(
@@ -310,12 +311,8 @@ def _trained_on(run: Run) -> dict[str, Any]:
     kinds = [f"{labelled:,} with a label"] * bool(labelled)
     kinds += [f"{transfer:,} transfer rows"] * bool(transfer)
     kinds += [f"{rest:,} without a label"] if (rest := rows - labelled - transfer) else []
-    # Several teachers may each have a part of the rows, and early stopping holds some out.
-    private = run.recipe.teacher.keeps_private
-    several = private or "teacher 2" in run.histories
-    several = several or any(how.early_stopping for how in run.recipe.teacher.fine_tuning.values())
-    trained = private or "teacher" in run.histories
-    teacher = {"teacher": f"a part of the {with_label}" if several else with_label} if trained else {}
+    trained = run.recipe.teacher.keeps_private or run.trains_teacher
+    teacher = {"teacher": run.recipe.teacher.rows_in_words(with_label)} if trained else {}
     baseline = {"baseline": f"{with_label}, for as many steps"} if run.recipe.report.baseline else {}
     student = with_label if alone else kinds[0] if len(kinds) == 1 else f"{rows:,} ({', '.join(kinds)})"
     if run.sure is not None:

@@ -92,7 +92,7 @@ def open_run(
         splits = load(recipe, pair, narrator.say)
         prepared, stored = prepare(recipe, pair, splits)
     read(splits)
-    if (labels := describe_labels(prepared)) is not None:
+    if (labels := describe_labels(prepared, recipe.teacher.answers)) is not None:
         narrator.say(labels)
     lines, odd = check_prepared(recipe, prepared)
     check_best_metric(recipe, prepared)

@@ -99,6 +99,11 @@ class Run:
         """Seeds of the students; the first is that of the saved student."""
         return range(self.args.seed, self.args.seed + self.recipe.report.seeds)
 
+    @property
+    def trains_teacher(self) -> bool:
+        """Whether a teacher was trained, or found trained, on rows that are not private."""
+        return any(name.partition(" ")[0] == "teacher" for name in self.histories)
+
     @contextmanager
     def stage(self, name: str, of: int = 1) -> Iterator[None]:
         """Context manager: print the heading of a stage, and measure its duration.
@@ -131,7 +136,7 @@ class Run:
         with self.recipe.locate("teacher"):
             teacher.settle(self.fitter.for_teacher().prepared.layout, self._label_loss)
         parameters = size(teacher.model)[0]
-        if "teacher training" not in self.seconds and parameters:
+        if not self.trains_teacher and parameters:
             name = self.recipe.teacher.source or self.recipe.teacher.name
             self.narrator.say(f"{name}: {count(parameters)} parameters")
         for name, model in teacher.models.items():
@@ -198,6 +203,8 @@ class Run:
         if how.early_stopping is not None:
             fitter = fitter.holding_out(how.early_stopping.share)
         settings, _ = resolve_bf16(fine_tuning(self.training, how, fitter.prepared.evaluator.in_training))
+        if how.which:
+            self.narrator.heading(f"Teacher {how.which}, on {len(fitter.prepared.train):,} rows")
         key = fitter.key(model, None, objectives, settings, how.deciding())
         with Lock(root / key) as lock:
             if how.directory:  # other runs may use it at the same time
@@ -209,8 +216,7 @@ class Run:
         if how.private:
             self._say_cost(f"teacher on {len(fitter.prepared.train):,} private rows", fitted)
         else:
-            others = sum(name.startswith("teacher") for name in self.histories)
-            name = f"teacher {others + 1}" if others else "teacher"
+            name = f"teacher {how.which}" if how.which else "teacher"
             self._remember(name, fitted)
             if facts := how.facts(fitted.history, fitted.trainer.args, len(fitter.prepared.eval)):
                 self.trained[f"training of the {name}"] = facts

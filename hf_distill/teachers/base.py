@@ -44,6 +44,7 @@ class FineTuning:
         lora: Adapters to train in place of the weights, merged at the end; None to train all weights.
         early_stopping: When the training ends before its last step; None for never.
         view: The data as this teacher reads it, if it is one of several with data of their own.
+        which: Which of several teachers this is, as in `teacher 2`: a number, or its name; empty for a single one.
     """
 
     training: Mapping[str, Any]
@@ -54,6 +55,7 @@ class FineTuning:
     lora: Lora | None = None
     early_stopping: EarlyStopping | None = None
     view: View | None = None
+    which: str = ""
 
     def arguments(self, shared: Mapping[str, Any], metrics: Iterable[str] = ()) -> dict[str, Any]:
         """Return all its training arguments.
@@ -356,6 +358,26 @@ class Teacher(ABC):
             pair: Teacher and student.
         """
         return ""
+
+    def answers(self, rows: int) -> int | None:
+        """Return for how many of some rows without a label it gives targets at most; None for all of them.
+
+        Args:
+            rows: Number of rows of the train split that have no label.
+        """
+        return None
+
+    def rows_in_words(self, labelled: str) -> str:
+        """Return in words the rows on which the run trains its models.
+
+        Args:
+            labelled: The rows with a label, such as `200 with a label`.
+        """
+        return f"a part of the {labelled}" if self._stops_early else labelled
+
+    @property
+    def _stops_early(self) -> bool:
+        return any(how.early_stopping for how in self.fine_tuning.values())
 
     def freeze(self, prepared: Prepared) -> Prepared:
         """Return the data, with fixed inputs if this teacher needs them in every epoch."""

@@ -109,6 +109,10 @@ class CachedTeacher(Teacher):
         """Yield path and entry of each model of the inner entry."""
         return ((path and f"teacher.{path}", one) for path, one in self.teacher.members())
 
+    def rows_in_words(self, labelled: str) -> str:
+        """Return in words the rows on which the run trains the models of the inner entry."""
+        return self.teacher.rows_in_words(labelled)
+
     def every_entry(self) -> Iterator[Teacher]:
         """Yield this entry and those inside it."""
         yield self

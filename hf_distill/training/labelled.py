@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -70,8 +70,13 @@ def labels_of(prepared: Prepared) -> dict[str, int]:
     }
 
 
-def describe_labels(prepared: Prepared) -> str | None:
-    """Return a line that says how many rows have a label; None if all have one."""
+def describe_labels(prepared: Prepared, answers: Callable[[int], int | None]) -> str | None:
+    """Return a line that says how many rows have a label; None if all have one.
+
+    Args:
+        prepared: The data.
+        answers: `Teacher.answers`.
+    """
     train, evaluated, *_ = labels_of(prepared).values()
     rows, transfer = (len(prepared.train), len(prepared.eval)), prepared.transfer_rows
     if (train, evaluated) == rows:
@@ -87,6 +92,8 @@ def describe_labels(prepared: Prepared) -> str | None:
         if transfer == others
         else f" ({transfer:,} from data.transfer)"
     )
+    if (most := answers(others)) is not None:
+        return f"{text}. Of the other {others:,}{source}, the teacher answers at most {most:,}: only these are learned"
     return f"{text}. From the other {others:,}{source}, only the teacher's targets are learned"
 
 

@@ -44,6 +44,23 @@ def test_metadata_says_what_the_report_says(tmp_path: Path) -> None:
     assert data.model_name == "bert-small"
 
 
+def test_entries_inside_entries() -> None:
+    """`teacher {'name': 'ensemble', 'teachers': \\[{...` is Python; and the model of all five is named twice."""
+    teacher = (
+        "{name: cached, path: a/b/c, teacher: {name: ensemble, count: 5, weights: confidence, teachers: [{name: "
+        "finetuned, model: big/model, training: {num_train_epochs: 3, bf16: true}}]}}"
+    )
+    (line,) = (one for one in card(whole(recipe=f"teacher: {teacher}")).splitlines() if one.startswith("- **Teacher**"))
+    assert line == (
+        "- **Teacher**: `cached` (path c) around `ensemble` (weights confidence) of 5 `finetuned` (model "
+        "[big/model](https://huggingface.co/big/model), training: num train epochs 3, training: bf16 true)"
+    )
+    named = "{name: ensemble, teachers: {law: {name: pretrained, model: a/b}, art: {name: given, columns: [x, y]}}}"
+    text = card(whole(recipe=f"teacher: {named}"))
+    assert "`ensemble` of law: `pretrained` (model [a/b](" in text
+    assert "and art: `given` (columns x and y)" in text
+
+
 @pytest.mark.parametrize(
     ("path", "splits", "named"),
     [

@@ -270,6 +270,17 @@ def test_what_cannot_be_compared() -> None:
     assert "parameters" not in alike.verdict()[0]
 
 
+def test_the_best_of_equal_teachers() -> None:
+    """ "The best alone is teacher 1" of three that have the same score claims a difference."""
+
+    def said(*scores: float) -> str:
+        return verdict(whole(settings={"teacher": {"members": dict(zip("abc", scores, strict=True))}}))
+
+    assert "the best alone is b, with 84.0" in said(0.8, 0.84, 0.82)
+    assert "Each of the 3 teachers alone has 84.0" in said(0.84, 0.84, 0.84)
+    assert "teachers" not in said(0.852, 0.852, 0.852)
+
+
 def test_a_student_that_is_larger_or_slower() -> None:
     """`0.5 times fewer parameters` reads like a gain."""
     text = verdict(whole(student=model(4_000_000, speed(30.0, 500.0), accuracy=0.88)))

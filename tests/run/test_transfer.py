@@ -131,8 +131,8 @@ def test_transfer_rows_teach_like_rows_without_a_label(
     settings = {key: report.settings[key] for key in ("train_rows", "train_rows_with_label", "transfer_rows")}
     assert settings == {"train_rows": 64, "train_rows_with_label": LABELLED, "transfer_rows": TRANSFER}
     line = (
-        "Rows trained on: teacher 16 with a label; student 64 (16 with a label, 48 transfer rows); "
-        "student without teacher 16 with a label, for as many steps."
+        "Rows trained on. Teacher: 16 with a label; student: 64 (16 with a label, 48 transfer rows); "
+        "student without teacher: 16 with a label, for as many steps."
     )
     out = tmp_path / "labelled"
     assert all(line in text for text in (capsys.readouterr().out, (out / "report.html").read_text()))

@@ -222,7 +222,10 @@ def test_a_private_run(private: Any, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(Fitter, "fit", spy)
     path = private(noise=2.0, budget=9.0)
-    assert "up to" in check(load_recipe(path))
+    plan = check(load_recipe(path))
+    assert "up to" in plan
+    most = Accountant("gnmax", 2.0, None, 1e-3).fitting(9.0, 40)
+    assert f"Of the other 40, the teacher answers at most {most}" in plan
     report = run(path)
     told = learned(report)
     accountant = Accountant("gnmax", 2.0, None, 1e-3)
@@ -240,7 +243,7 @@ def test_a_private_run(private: Any, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "3 teachers on private rows" in report.settings["teacher_column"]
     trained_on = report.settings["rows_trained_on"]
     assert trained_on["student"].startswith(f"{told['answered']} without a label")
-    assert "24 with a label" in trained_on["teacher"]
+    assert trained_on["teacher"] == "each of 3 teachers on its own part of the 24 with a label"
     (file,) = (tmp_path / "out" / "_noisy").glob("*.npz")
     before = file.read_bytes()
     monkeypatch.setattr(targets, "_noise", lambda: pytest.fail("drawn again"))

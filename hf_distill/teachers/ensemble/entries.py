@@ -62,7 +62,8 @@ def check_number(entries: Entries, count: int | None) -> None:
     if count is None:
         if len(entries) < 2:
             raise ValueError(
-                f"wanted two teachers or more, found {len(entries)}; or count: 5, to train that many of one"
+                f"teachers: there {'is one entry' if entries else 'are none'}, and a mean needs two or more. Add "
+                "another; or train several of one finetuned entry: count: 5"
             )
         return
     if count < 2:

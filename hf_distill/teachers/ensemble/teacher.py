@@ -73,7 +73,8 @@ class EnsembleTeacher(Teacher):
         if self.caches:
             check_cached(entries, self.count, self.route)
         if isinstance(self.weights, list) and (len(self.weights) != len(self.names) or min(self.weights) <= 0):
-            raise ValueError(f"weights: wanted {len(self.names)} numbers above 0, one for each teacher")
+            found = str(len(self.weights)) if len(self.weights) != len(self.names) else f"{min(self.weights):g}"
+            raise ValueError(f"weights: wanted {len(self.names)} numbers above 0, one for each teacher; found {found}")
         if self.route is not None and not isinstance(self.teachers, dict):
             raise ValueError("route: wanted teachers by the names in that column, teachers: {NAME: {...}, ...}")
         if self.route is not None and self.weights is not None:
@@ -164,6 +165,16 @@ class EnsembleTeacher(Teacher):
         """Return the description of each teacher that `--check` prints."""
         every = "; ".join(one.in_words(one.config(), size) for _, one in self.members())
         return every if self.count is None else f"{self.count} of {every}"
+
+    def rows_in_words(self, labelled: str) -> str:
+        """Return in words the rows on which each of the teachers is trained that the run trains."""
+        number = len(self.fine_tuning) * (self.count or 1)
+        rows = f"a part of the {labelled}" if self._stops_early else f"the {labelled}"
+        if self.weights == "validation":
+            rows = f"a part of the {labelled}, without the tenth that weighs the teachers"
+        if self.count is not None and self.vary == "bags":
+            rows = f"as many rows, drawn with replacement from {rows}"
+        return f"{f'each of {number} teachers' if number > 1 else 'one of the teachers'} on {rows}"
 
     def check_task(self, task: Task) -> None:
         """Refuse a task without distributions or values to average."""
@@ -292,4 +303,5 @@ class EnsembleTeacher(Teacher):
             bags=self.count is not None and self.vary == "bags",
             holding_out=self.weights == "validation",
             views=each,
+            names=tuple(name.removeprefix("teacher ") for name in self.names),
         )

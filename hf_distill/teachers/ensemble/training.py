@@ -26,6 +26,7 @@ class Training:
         bags: Whether each is trained on a bootstrap sample of the labelled rows.
         holding_out: Whether a tenth of the labelled rows trains none of them.
         views: The data as each reads it, if they do not read the same.
+        names: Number or name of each.
     """
 
     fine_tune: FineTune
@@ -33,6 +34,7 @@ class Training:
     bags: bool = False
     holding_out: bool = False
     views: Sequence[View] = ()
+    names: Sequence[str] = ()
 
     def of(self, seed: int, index: int) -> FineTune:
         """Return what trains one of the teachers.
@@ -49,7 +51,8 @@ class Training:
             if self.several:
                 training["seed"] = int(training.get("seed", seed)) + index
             rows = [*([how.rows] if how.rows else []), *choices]
-            how = replace(how, training=training, rows=together(rows) if rows else None)
+            which = self.names[index] if self.names else str(index + 1)
+            how = replace(how, training=training, rows=together(rows) if rows else None, which=which)
             return self.fine_tune(model, replace(how, view=self.views[index]) if self.views else how)
 
         return train

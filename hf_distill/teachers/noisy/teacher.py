@@ -215,6 +215,15 @@ class NoisyTeacher(Teacher):
             f"{self.delta:g}"
         )
 
+    def answers(self, rows: int) -> int | None:
+        """Return how many rows can be answered at most within the budget; None if all are."""
+        most = self.accountant.fitting(self.budget, min(rows, self.queries or rows))
+        return None if most == rows and self.mechanism != "confident" else most
+
+    def rows_in_words(self, labelled: str) -> str:
+        """Return in words that each teacher is trained on its own part of the rows with a label."""
+        return f"each of {self.count} teachers on its own part of the {labelled}"
+
     def prepare(
         self, task: Task, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset], setup: Setup, pair: Pair
     ) -> tuple[Prepared, tuple[Prepared, TargetSource] | None]:
@@ -282,7 +291,7 @@ class NoisyTeacher(Teacher):
                 def rows(number: int) -> list[int]:
                     return [int(row) for row in shard(number, self.count, index, self.seed)]
 
-                return fine_tune(model, replace(how, rows=rows, private=True))
+                return fine_tune(model, replace(how, rows=rows, private=True, which=str(index + 1)))
 
             with under("teacher"):
                 model: Any = self.teacher.load(head, on_part)
