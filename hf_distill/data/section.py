@@ -32,9 +32,9 @@ class Data:
         columns: Which column holds each of the task's roles, such as `{text: sentence}`. For labels with one column per
             class, list the columns: `{label: [joy, anger]}`. For files without a header, give column numbers: `{text:
             1, label: 0}`; `-1` is the last. Default: for each role, the column of the same name.
-        splits: Splits of the dataset to use as `train` and `eval`, with slices as in `datasets`: `"train[:2000]"`. A
-            number for `eval` holds out part of train: `0.1` is a tenth, `500` is 500 rows. One that is left out keeps
-            its default.
+        splits: Splits of the dataset to use as `train` and `eval`, with slices as in `datasets`: `"train[:2000]"`. The
+            first rows of a file that is sorted by label have one class. A number for `eval` holds out part of train:
+            `0.1` is a tenth, `500` is 500 rows. One that is left out keeps its default.
         labels: Names of integer labels, in the order of the integers, if the dataset has none. Or a mapping from a
             label, as text, to the name of its class: `{neg: NEGATIVE, "-": null}`. Rows whose label maps to null have
             no label. Text labels that are left out keep their names. Default: read from the data and the models.

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # No warning if the shares of the classes differ by less (sum of absolute differences over classes, halved).
 _DIFFERENT = 0.15
+# A class with a smaller share of train is rare, and warned about if it has more than twice this share of eval.
+_RARE = 0.05
 # A warning only if the p-value of a chi-squared test is at most this.
 _LEVEL = 0.001
 _SHOWN = 8
@@ -88,14 +90,18 @@ class ClassCounts:
             )
 
     def _most_different(self) -> int | None:
-        """Return the class whose shares differ most; None if they differ little or not significantly."""
+        """Return the class whose shares differ most; None if they differ little or not significantly.
+
+        A class that is rare in train and frequent in eval comes first.
+        """
         from scipy.stats import chi2_contingency
 
         (train, evaluated), rows = self.counts.values(), list(self.rows.values())
         if not all(rows):
             return None
         difference = np.abs(train / rows[0] - evaluated / rows[1])
-        worst = int(difference.argmax())
+        rare = (train < _RARE * rows[0]) & (evaluated > 2 * _RARE * rows[1])
+        worst = int(np.where(rare, difference, 0).argmax() if rare.any() else difference.argmax())
         if self.one_each:
             much, table = difference.sum() / 2, np.stack([train, evaluated])
         else:
@@ -103,7 +109,7 @@ class ClassCounts:
             pair = ((train, rows[0]), (evaluated, rows[1]))
             table = np.array([[counts[worst], every - counts[worst]] for counts, every in pair])
         table = table[:, table.any(0)]
-        if much < _DIFFERENT or table.shape[1] < 2 or chi2_contingency(table).pvalue > _LEVEL:
+        if (much < _DIFFERENT and not rare.any()) or table.shape[1] < 2 or chi2_contingency(table).pvalue > _LEVEL:
             return None
         return worst
 

@@ -57,6 +57,7 @@ def test_a_class_that_train_lacks() -> None:
         ([1] * 330 + [0] * 270, [0, 1] * 200, False),  # differs by 5 points
         ([0, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1], False),  # by chance
         ([1] * 900 + [0] * 100, [1] * 700 + [0] * 300, True),
+        ([1] * 960 + [0] * 40, [1] * 880 + [0] * 120, True),  # rare where it is learned, and not where it counts
     ],
 )
 def test_shares_that_differ(train: list[int], judged: list[int], told: bool) -> None:

@@ -79,7 +79,8 @@ class PromptedTeacher(OwnInputsTeacher):
     def __post_init__(self) -> None:
         """Refuse verbalizers of fewer than two labels, labels without one, and a prior that nothing uses."""
         if len(self.verbalizers) < 2:
-            raise ValueError(f"verbalizers: wanted those of two labels or more; found {', '.join(self.verbalizers)}")
+            found = ", ".join(map(repr, self.verbalizers)) or "none"
+            raise ValueError(f"verbalizers: wanted those of each label of the data, two labels or more; found {found}")
         if empty := [label for label, some in self.texts.items() if not some or not all(some)]:
             raise ValueError(f"verbalizers.{empty[0]}: wanted a text, or several; found an empty one")
         if not self.prompt:
