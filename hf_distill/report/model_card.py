@@ -264,20 +264,17 @@ def _setting(key: str, value: Any) -> str:
     if isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
         texts = [str(_made(one)) if isinstance(one, Mapping) and "name" in one else str(markdown(one)) for one in value]
         return f"{markdown(key.replace('_', ' '))} {_listed(texts)}"
-    shown = public({key: value})
-    return ", ".join(str(markdown(" ".join(both))) for name, one in shown.items() for both in _plain(name, one))
+    return ", ".join(str(markdown(_plain(name, one))) for name, one in public({key: value}).items())
 
 
-def _plain(name: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Yield the name of a setting and its value in words; of a mapping, each with the names above it."""
+def _plain(name: str, value: Any) -> str:
+    """Return the name of a setting and its value in words: `training (num train epochs 3, bf16 true)`."""
     words = name.replace("_", " ")
     if isinstance(value, Mapping) and not is_schedule(value):
-        for key, one in value.items():
-            yield from ((f"{words}: {below}", text) for below, text in _plain(str(key), one))
-    elif isinstance(value, list):
-        yield words, _listed([str(one) for one in value])
-    else:
-        yield words, str(value).lower() if isinstance(value, bool) else in_words(value)
+        return f"{words} ({', '.join(_plain(str(key), one) for key, one in value.items())})"
+    if isinstance(value, list):
+        return f"{words} {_listed([str(one) for one in value])}"
+    return f"{words} {str(value).lower() if isinstance(value, bool) else in_words(value)}"
 
 
 def _listed(texts: Sequence[str]) -> str:

@@ -53,7 +53,7 @@ def test_entries_inside_entries() -> None:
     (line,) = (one for one in card(whole(recipe=f"teacher: {teacher}")).splitlines() if one.startswith("- **Teacher**"))
     assert line == (
         "- **Teacher**: `cached` (path c) around `ensemble` (weights confidence) of 5 `finetuned` (model "
-        "[big/model](https://huggingface.co/big/model), training: num train epochs 3, training: bf16 true)"
+        "[big/model](https://huggingface.co/big/model), training (num train epochs 3, bf16 true))"
     )
     named = "{name: ensemble, teachers: {law: {name: pretrained, model: a/b}, art: {name: given, columns: [x, y]}}}"
     text = card(whole(recipe=f"teacher: {named}"))
