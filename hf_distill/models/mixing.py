@@ -147,7 +147,7 @@ def mix(
     >>> mix(members, Mean((0.5, 0.5), of="logits"), ()).at(1.0).softmax(-1)
     tensor([[0.3798, 0.6202]])
     >>> mix(members, Mean((0.5, 0.5), by_confidence=True), (1.0,)).at(1.0).exp()
-    tensor([[0.3826, 0.6174]])
+    tensor([[0.3828, 0.6172]])
     """
     mixer = Mixer(mean, temperatures, example)
     for member, logits in enumerate(members):
