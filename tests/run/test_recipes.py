@@ -10,7 +10,7 @@ import json
 import math
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,6 +147,31 @@ def tiny(
     return str(make_model(kind, layers=depth, labels=labels, seed=seed, **settings))
 
 
+def entries(entry: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield an entry of a recipe, and the teachers inside it."""
+    yield entry
+    inner = [entry["teacher"]] if isinstance(entry.get("teacher"), dict) else entry.get("teachers", [])
+    for one in inner:
+        yield from entries(one)
+
+
+def shrink_entry(entry: dict[str, Any], side: str, recipe: Recipe, make_model: MakeModel, seed: int) -> None:
+    """Give an entry a tiny model, few teachers and two steps."""
+    if "count" in entry:
+        entry["count"] = COUNT
+    if entry["name"] == "prompted":
+        entry |= {"model": str(make_model("llama-lm", seed=seed)), "prompt": "{{ text }} is"}
+    elif "model" in entry:
+        headless = entry["name"] == "finetuned" or (side == "student" and entry["name"] == "pretrained")
+        encoder = recipe.task.name not in ("text-generation", "fill-mask", "summarization", "translation")
+        labels = NLI if entry["name"] == "zero_shot" else None
+        head = not (headless and encoder)
+        entry["model"] = tiny(entry["model"], recipe, make_model, head=head, seed=seed, labels=labels)
+    if "training" in entry:
+        entry["training"] |= {"max_steps": 2}
+    entry.pop("output_dir", None)
+
+
 def shrink(path: Path, directory: Path, make_model: MakeModel) -> Path:
     """Write the recipe with tiny models and data, two steps for every training; the rest is as it was."""
     recipe = load_recipe(path)
@@ -162,21 +187,8 @@ def shrink(path: Path, directory: Path, make_model: MakeModel) -> Path:
     task = content["task"] if isinstance(content["task"], dict) else {"name": content["task"]}
     content["task"] = {**task, **TASKS.get(recipe.task.name, {})}
     for seed, side in enumerate(("student", "teacher")):
-        entry = content[side]
-        if "count" in entry:
-            entry["count"] = COUNT
-        if isinstance(inner := entry.get("teacher"), dict):
-            entry = inner
-        if entry["name"] == "prompted":
-            entry |= {"model": str(make_model("llama-lm", seed=seed)), "prompt": "{{ text }} is"}
-        elif "model" in entry:
-            headless = entry["name"] == "finetuned" or (side == "student" and entry["name"] == "pretrained")
-            encoder = recipe.task.name not in ("text-generation", "fill-mask", "summarization", "translation")
-            labels = NLI if entry["name"] == "zero_shot" else None
-            head = not (headless and encoder)
-            entry["model"] = tiny(entry["model"], recipe, make_model, head=head, seed=seed, labels=labels)
-        if "training" in entry:
-            entry["training"] |= {"max_steps": 2}
+        for one in entries(content[side]):
+            shrink_entry(one, side, recipe, make_model, seed)
     for seed, peer in enumerate(content["teacher"].get("peers", ()), 2):
         peer["model"] = tiny(peer["model"], recipe, make_model, head=True, seed=seed)
     if "tokenizer" in content:
