@@ -13,7 +13,8 @@ from hf_distill import parallel
 from hf_distill.component import component, entry
 from hf_distill.errors import UserError
 from hf_distill.models.layers import Index, Part, States, each_once
-from hf_distill.teachers.base import FineTune, FineTuning, Storing, Teacher, deeper, under
+from hf_distill.teachers.around import AroundTeacher
+from hf_distill.teachers.base import FineTune, Storing, Teacher, deeper, under
 from hf_distill.teachers.loaded import as_entry
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ Indices = Annotated[
 
 
 @component
-class CachedTeacher(Teacher):
+class CachedTeacher(AroundTeacher):
     """Run a teacher once and store its outputs, for all epochs, seeds and students.
 
     A classifier's logits are stored whole, so the loss equals the live teacher's. Over a vocabulary, the most likely
@@ -90,21 +91,6 @@ class CachedTeacher(Teacher):
         if self.repo_id is not None and self.path is not None and not self.push:
             raise ValueError("the cache is either at path or on the Hub: leave out path or repo_id, or set push: true")
 
-    @property
-    def source(self) -> str | None:
-        """Id or path of the model that the inner entry names."""
-        return self.teacher.source
-
-    @property
-    def opening(self) -> dict[str, Any]:
-        """`revision` and `trust_remote_code` of the inner entry."""
-        return self.teacher.opening
-
-    @property
-    def output_directories(self) -> tuple[str | None, ...]:
-        """Directories of the models that the run trains first for the inner entry."""
-        return self.teacher.output_directories
-
     def members(self) -> Iterator[tuple[str, Teacher]]:
         """Yield path and entry of each model of the inner entry."""
         return ((path and f"teacher.{path}", one) for path, one in self.teacher.members())
@@ -112,11 +98,6 @@ class CachedTeacher(Teacher):
     def rows_in_words(self, labelled: str) -> str:
         """Return in words the rows on which the run trains the models of the inner entry."""
         return self.teacher.rows_in_words(labelled)
-
-    def every_entry(self) -> Iterator[Teacher]:
-        """Yield this entry and those inside it."""
-        yield self
-        yield from self.teacher.every_entry()
 
     @property
     def not_cached(self) -> str:
@@ -139,21 +120,6 @@ class CachedTeacher(Teacher):
         return (self.repo_id, self.private) if self.push else None
 
     @property
-    def is_quantized(self) -> bool:
-        """Whether the inner teacher is quantized."""
-        return self.teacher.is_quantized
-
-    @property
-    def has_head(self) -> bool:
-        """Whether the inner teacher's checkpoint has a trained head."""
-        return self.teacher.has_head
-
-    @property
-    def fine_tuning(self) -> Mapping[str, FineTuning]:
-        """Key path -> training of each model that the run trains first for the inner entry."""
-        return {f"teacher.{path}": how for path, how in self.teacher.fine_tuning.items()}
-
-    @property
     def own_inputs(self) -> bool:
         """Whether the inner teacher makes its own inputs."""
         return self.teacher.own_inputs
@@ -162,11 +128,6 @@ class CachedTeacher(Teacher):
     def reads(self) -> tuple[str, ...]:
         """The columns of the data that the inner teacher reads beside those of the task."""
         return self.teacher.reads
-
-    def config(self) -> PretrainedConfig:
-        """Return the configuration of the inner teacher."""
-        with under("teacher"):
-            return self.teacher.config()
 
     def config_beside(self, student: Student) -> PretrainedConfig:
         """Return the configuration of the inner teacher in a run with this student."""

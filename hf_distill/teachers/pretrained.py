@@ -74,8 +74,7 @@ class PretrainedTeacher(Teacher):
             own_head=True,
             dtype=self.dtype,
             quantization=self.quantization,
-            revision=self.revision,
-            trust_remote_code=self.trust_remote_code,
+            **self.opening,
         )
         if missing:
             raise UserError(

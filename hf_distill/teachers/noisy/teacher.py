@@ -15,6 +15,7 @@ from hf_distill.component import component
 from hf_distill.data.labelled import has_label
 from hf_distill.errors import UserError
 from hf_distill.locations import require
+from hf_distill.teachers.around import AroundTeacher
 from hf_distill.teachers.base import FineTune, FineTuning, StoredTargets, Storing, Teacher, under
 from hf_distill.teachers.noisy.privacy import PACKAGE, Accountant, Mechanism, PrivacyTerms, check_fits
 from hf_distill.teachers.noisy.votes import shard
@@ -45,7 +46,7 @@ _NAMES: dict[Mechanism, str] = {
 
 
 @component
-class NoisyTeacher(Teacher):
+class NoisyTeacher(AroundTeacher):
     """Teachers on disjoint parts of private rows; students learn from their noisy votes (PATE).
 
     The rows with a label are private: only the teachers see them. The rows without a label are public: the teachers are
@@ -129,39 +130,9 @@ class NoisyTeacher(Teacher):
             words.replace("every count", "every mean probability times the number of teachers") if self.soft else words
         )
 
-    @property
-    def source(self) -> str | None:
-        """Id or path of the model that is trained."""
-        return self.teacher.source
-
-    @property
-    def opening(self) -> dict[str, Any]:
-        """`revision` and `trust_remote_code` of the inner entry."""
-        return self.teacher.opening
-
-    @property
-    def has_head(self) -> bool:
-        """Always false: the heads are trained by the run."""
-        return False
-
-    @property
-    def fine_tuning(self) -> Mapping[str, FineTuning]:
-        """Key path -> how the teachers are trained."""
-        return {f"teacher.{path}": how for path, how in self.teacher.fine_tuning.items()}
-
-    @property
-    def output_directories(self) -> tuple[str | None, ...]:
-        """Directory of the teachers."""
-        return self.teacher.output_directories
-
     def members(self) -> Iterator[tuple[str, Teacher]]:
         """Yield path and entry of the model that is trained."""
         yield "teacher", self.teacher
-
-    def every_entry(self) -> Iterator[Teacher]:
-        """Yield this entry and the one inside it."""
-        yield self
-        yield from self.teacher.every_entry()
 
     @property
     def not_cached(self) -> str:
@@ -177,11 +148,6 @@ class NoisyTeacher(Teacher):
     def keeps_private(self) -> bool:
         """Always true: the rows with a label are private."""
         return True
-
-    def config(self) -> PretrainedConfig:
-        """Return the configuration of the model that is trained."""
-        with under("teacher"):
-            return self.teacher.config()
 
     def check_task(self, task: Task) -> None:
         """Refuse a task without votes, a missing package, and a budget that no query fits."""

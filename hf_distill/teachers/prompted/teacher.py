@@ -185,8 +185,7 @@ class PromptedTeacher(OwnInputsTeacher):
             own_head=True,
             dtype=self.dtype,
             quantization=self.quantization,
-            revision=self.revision,
-            trust_remote_code=self.trust_remote_code,
+            **self.opening,
         )
         if missing:
             raise UserError(

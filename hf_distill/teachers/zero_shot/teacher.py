@@ -183,8 +183,7 @@ class ZeroShotTeacher(OwnInputsTeacher):
             own_head=True,
             dtype=self.dtype,
             quantization=self.quantization,
-            revision=self.revision,
-            trust_remote_code=self.trust_remote_code,
+            **self.opening,
         )
         if missing:
             raise UserError(
