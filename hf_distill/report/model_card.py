@@ -306,6 +306,7 @@ def card(report: Results) -> str:
         student=_made(recipe.get("student") or {}),
         teacher=_made(recipe.get("teacher") or {}),
         facts=list(flat(report.settings.get("teacher") or {})),
+        student_facts=list(flat(report.settings.get("student") or {})),
         tokenizers=report.settings.get("tokenizers"),
         titles=[TITLES[model] for model in report.models],
         rows=[(row.label, row.headline, [row.cells[key] for key in report.models]) for row in rows(report)],

@@ -288,6 +288,7 @@ def _settings(run: Run, facts: Mapping[str, Any], student: PreTrainedModel) -> d
         **_frozen(run, student),
         **_stages(run),
         **({"teacher": dict(facts)} if facts else {}),
+        **({"student": run.made} if run.made else {}),
         **({"pseudo_labels": run.sure.facts(run.prepared.label_names)} if run.sure else {}),
         **({} if run.cache is None else {"teacher's answers": f"cached: {run.cache.in_words()}"}),
         **({"layers": run.layers} if run.layers else {}),

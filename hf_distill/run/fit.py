@@ -20,12 +20,11 @@ from hf_distill.files.ownership import TRAINING
 from hf_distill.files.records import write_record
 from hf_distill.metrics.table import AGREEMENT
 from hf_distill.models.fingerprint import model_fingerprint
-from hf_distill.models.lora import merged
 from hf_distill.models.target_model import as_source
+from hf_distill.models.training_hooks import TrainingHooks
 from hf_distill.objectives import Labels
 from hf_distill.run.checks import leaves_head
 from hf_distill.run.found import Found, look
-from hf_distill.teachers.base import FineTuning
 from hf_distill.training.checkpoints import last_complete_checkpoint, remove_checkpoints
 from hf_distill.training.class_weights import settle_class_weights
 from hf_distill.training.deciding import deciding
@@ -169,7 +168,7 @@ class Fitter:
         teacher: nn.Module | None = None,
         say: Callable[[str], None] | None = None,
         claim: Callable[[Iterable[str]], None] | None = None,
-        how: FineTuning | None = None,
+        hooks: TrainingHooks | None = None,
     ) -> Fitted:
         """Return the trained model: trained in `directory`, or loaded from there if it was trained before.
 
@@ -185,15 +184,15 @@ class Fitter:
             teacher: The teacher, or another source of targets; None if there is none.
             say: Called with lines for the user: damage, and decisions before training such as which layers are paired.
             claim: Called with names in `directory` before they are written there.
-            how: For a teacher that is trained first: adapters to train, and when to stop.
+            hooks: What happens around the training: adapters, masks, early stopping.
 
         Raises:
             UserError: The directory holds another training.
             Stopped: A signal ended the training; the same call resumes it from its checkpoint.
         """
         directory = Path(directory)
-        how = how or FineTuning({})
-        key = self.key(model, teacher, objectives, training, how.deciding())
+        hooks = hooks or TrainingHooks()
+        key = self.key(model, teacher, objectives, training, hooks.deciding())
         found = parallel.asked_once(lambda: look(directory, key, parallel.started()))
         say = say or print_nothing
         if found.finished:
@@ -211,17 +210,16 @@ class Fitter:
         if found.damage is not None:
             again = f"from {found.checkpoint}" if found.checkpoint else "from the beginning"
             say(f"{directory} is damaged ({found.damage}): it is trained again {again}")
-        whole = model if how.lora is None else how.lora.wrap(model)
+        whole = hooks.wrap(model)
         trainer = self._trainer(whole, objectives, training, directory, teacher)
         trainer.key, trainer.claim = key, claim
-        if how.lora is not None:
+        if hooks.wraps:
             _check_whole(trainer)
-            say(how.lora.in_words(whole))
-        if how.early_stopping is not None:
-            trainer.add_callback(how.early_stopping.callback())
-        for text in (*self._left_out(objectives), *trainer.decisions):
+        for callback in hooks.callbacks(whole):
+            trainer.add_callback(callback)
+        for text in (*hooks.in_words(whole), *self._left_out(objectives), *trainer.decisions):
             say(text)
-        seconds = self._train(trainer, directory, found, how)
+        seconds = self._train(trainer, directory, found, hooks)
         layers = _layers(trainer)
         return Fitted(finished_model(trainer), trainer, trainer.state.log_history, seconds, reused=False, layers=layers)
 
@@ -229,7 +227,7 @@ class Fitter:
         rows, every = len(self.rows(objectives)), len(self.prepared.train)
         return [] if rows == every else [f"on labels alone: batches from the {rows:,} of {every:,} rows with a label"]
 
-    def _train(self, trainer: DistillationTrainer, directory: Path, found: Found, how: FineTuning) -> float:
+    def _train(self, trainer: DistillationTrainer, directory: Path, found: Found, hooks: TrainingHooks) -> float:
         """Train or resume training, save the model, and return the seconds of training, including earlier runs."""
         from hf_distill.training.interrupt import StopOnInterrupt
 
@@ -251,8 +249,8 @@ class Fitter:
             end: dict[str, Any] = {"finished": done, "seconds": seconds, "history": [], "layers": _layers(trainer)}
             if done:
                 trainer.try_last()
-                if how.lora is not None:
-                    trainer.model = trainer.model_wrapped = merged(finished_model(trainer))
+                if hooks.wraps:
+                    trainer.model = trainer.model_wrapped = hooks.unwrap(finished_model(trainer))
                 end |= {"history": trainer.state.log_history, "files": trainer.export(directory)}
         _write_record(trainer, directory, {**known, **end})
         if stopped is not None:
@@ -353,8 +351,8 @@ def _check_whole(trainer: DistillationTrainer) -> None:
 
     if saves_itself(trainer):
         raise UserError(
-            "adapters are merged at the end, which FSDP and DeepSpeed do not allow: they shard the weights. Train the "
-            "teacher first without them (accelerate launch with another configuration), or leave lora out.",
+            "adapters are merged at the end, which FSDP and DeepSpeed do not allow: they shard the weights. Train "
+            "without them (accelerate launch with another configuration), or leave lora out.",
             key="lora",
         )
 

@@ -16,6 +16,7 @@ from hf_distill.errors import UserError
 from hf_distill.files.lock import FILE as LOCK
 from hf_distill.files.lock import Lock
 from hf_distill.files.ownership import RUNS, TEACHERS, TRAINING
+from hf_distill.models.calibration import CalibrationRows
 from hf_distill.models.pair import Pair
 from hf_distill.models.quantization import describe_weights, size, weights
 from hf_distill.models.target_model import as_source
@@ -69,6 +70,7 @@ class Run:
         sure: The rows from which students learn, if `data.pseudo_labels` leaves some out; else None.
         layers: For each training and objective, by name, the pairs of layers that were compared.
         trained: What the report says about the trainings of teachers, by name.
+        made: What the report says about how the saved student was made.
     """
 
     recipe: Recipe
@@ -88,6 +90,7 @@ class Run:
     sure: SureRows | None = None
     layers: dict[str, dict[str, list[list[int]]]] = field(default_factory=dict)
     trained: dict[str, Any] = field(default_factory=dict)
+    made: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_main(self) -> bool:
@@ -211,7 +214,7 @@ class Run:
                 _check_own(root / key)
                 lock.wait(self.narrator.say, "trains this teacher")
             fitted = fitter.fit(
-                model, objectives=objectives, training=settings, directory=root / key, say=self.narrator.say, how=how
+                model, objectives=objectives, training=settings, directory=root / key, say=self.narrator.say, hooks=how
             )
         if how.private:
             self._say_cost(f"teacher on {len(fitter.prepared.train):,} private rows", fitted)
@@ -264,7 +267,7 @@ class Run:
             part = name if len(plan) == 1 else f"{name} stage {number}"
             with self.stage(part, of=len(plan)):
                 if student is None:
-                    student = self._new_student(teacher, seed, warn=saved)
+                    student = self._new_student(teacher, seed, saved=saved)
                 fitter, target = (self.fitter, None) if baseline else self.for_students(teacher.for_training())
                 training = {**self.training, **stage.training, "seed": seed}
                 objectives: tuple[Objective, ...] = stage.objectives
@@ -281,6 +284,7 @@ class Run:
                     teacher=target,
                     say=self.narrator.say,
                     claim=self.directory.owned.take if saved and last else None,
+                    hooks=self.recipe.student.hooks(self._calibration),
                 )
             self._remember(part, fitted)
             if not last:
@@ -299,13 +303,20 @@ class Run:
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * parallel.processes()
         return same_steps(student, training, eval_rows=len(self.prepared.eval), batch=batch)
 
-    def _new_student(self, teacher: TargetSource, seed: int, *, warn: bool) -> PreTrainedModel:
+    @property
+    def _calibration(self) -> CalibrationRows:
+        data = self.prepared
+        return CalibrationRows(data.train, data.collator, self.args.per_device_eval_batch_size, data.labelled)
+
+    def _new_student(self, teacher: TargetSource, seed: int, *, saved: bool) -> PreTrainedModel:
         from transformers import set_seed
 
         set_seed(seed)
         with self.recipe.locate("student"):
-            student = freeze(self.recipe.student.make(teacher.copied, self.prepared.head), self.recipe.student.freeze)
-        if warn:
+            made = self.recipe.student.made(teacher.copied, self.prepared.head, self._calibration)
+            student = freeze(made.model, self.recipe.student.freeze)
+        if saved:
+            self.made = dict(made.facts)
             self._warn_if_larger(student, size(teacher.model)[0])
         return student
 

@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
 from hf_distill.component import component
 from hf_distill.errors import UserError, first_line
+from hf_distill.models.training_hooks import TrainingHooks
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
+    from hf_distill.models.calibration import CalibrationRows
     from hf_distill.models.loading import Head
+
+
+class Made(NamedTuple):
+    """A model to train, and how it was made.
+
+    Attributes:
+        model: The model, in float32, with the task's head.
+        facts: What report and model card say about it, by name, such as which layers were left out. Numbers, texts,
+            lists, and mappings of them.
+    """
+
+    model: PreTrainedModel
+    facts: Mapping[str, Any] = MappingProxyType({})
 
 
 @component
@@ -60,9 +77,49 @@ class Student(ABC):
         Random weights (a new head, a model from a configuration) are drawn with torch's random generator.
         """
 
+    def made(self, teacher: PreTrainedModel, head: Head, rows: CalibrationRows) -> Made:
+        """Return the model to train, and what the report says about how it was made.
+
+        An entry overrides it (through `MeasuredStudent`) if it measures a model on rows of the train split first. The
+        same call returns the same model: it is made anew for the baseline, and when a run is resumed.
+
+        Args:
+            teacher: The model that students copy from.
+            head: The task's head.
+            rows: Rows of the train split.
+        """
+        return Made(self.make(teacher, head))
+
+    def hooks(self, rows: CalibrationRows) -> TrainingHooks:
+        """Return what happens around the training of the student and of the baseline; by default nothing.
+
+        Args:
+            rows: Rows of the train split.
+        """
+        return TrainingHooks()
+
     def own_config(self) -> PretrainedConfig | None:
         """Return the configuration of the student's own checkpoint; None if it is derived from the teacher."""
         return None
+
+
+@component
+class MeasuredStudent(Student):
+    """Base class of students that are made from a model which is measured on rows of the train split."""
+
+    def make(self, teacher: PreTrainedModel, head: Head) -> PreTrainedModel:
+        """Refuse: it is made with rows.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError(
+            f"{self.name} is made from rows of the train split: call made(teacher, head, rows).", key="name"
+        )
+
+    @abstractmethod
+    def made(self, teacher: PreTrainedModel, head: Head, rows: CalibrationRows) -> Made:
+        """Return the model to train, and what the report says about how it was made."""
 
 
 def with_head(config: PretrainedConfig, head: Head) -> PretrainedConfig:

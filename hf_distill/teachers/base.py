@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from hf_distill.component import component, settings
 from hf_distill.errors import UserError
 from hf_distill.models.needs import Gives
+from hf_distill.models.training_hooks import TrainingHooks
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from datasets import Dataset
-    from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments
+    from torch import nn
+    from transformers import PretrainedConfig, PreTrainedModel, TrainerCallback, TrainingArguments
 
     from hf_distill.cache.replay import Data
     from hf_distill.models.loading import Head
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class FineTuning:
+class FineTuning(TrainingHooks):
     """How a teacher is trained before it teaches.
 
     Attributes:
@@ -66,6 +68,29 @@ class FineTuning:
         """
         early = {} if self.early_stopping is None else self.early_stopping.arguments(shared, self.training, metrics)
         return {**shared, **self.training, **early}
+
+    @property
+    def wraps(self) -> bool:  # type: ignore[override]
+        """Whether adapters are trained in place of the weights."""
+        return self.lora is not None
+
+    def wrap(self, model: PreTrainedModel) -> Any:
+        """Return the model, with adapters if there are any."""
+        return model if self.lora is None else self.lora.wrap(model)
+
+    def unwrap(self, model: nn.Module) -> PreTrainedModel:
+        """Return the model with its adapters merged."""
+        from hf_distill.models.lora import merged
+
+        return merged(model)
+
+    def callbacks(self, model: nn.Module) -> Sequence[TrainerCallback]:
+        """Return the callback that ends the training early, if there is one."""
+        return () if self.early_stopping is None else (self.early_stopping.callback(),)
+
+    def in_words(self, model: nn.Module) -> Sequence[str]:
+        """Return a line that says how much is trained, if adapters are."""
+        return () if self.lora is None else (self.lora.in_words(model),)
 
     def deciding(self) -> dict[str, Any]:
         """Return what decides the trained weights besides model, data, objectives and training arguments."""
