@@ -32,7 +32,7 @@ from hf_distill.files.atomic import write_atomic
 REVIEWS = ("vaderSentiment==0.5", "5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a")
 ARCHIVE = "vaderSentiment-0.5.zip"
 INNER_ARCHIVE = "additional_resources/hutto_ICWSM_2014.tar.gz"
-INNER_FILE = "movieReviewSnippets_GroundTruth.txt"
+MOVIES = "movieReviewSnippets_GroundTruth.txt"
 HELD_OUT = 1_000
 LABELLED = 1_000
 SPLITS = {
@@ -65,12 +65,7 @@ def fetch_reviews(into: Path) -> None:
         return
     into.mkdir(parents=True, exist_ok=True)  # before the download: a read-only place is known at once
     with tempfile.TemporaryDirectory() as scratch:
-        # Only this package from source: pip may take wheels for what builds it.
-        _fetching.pip("download", *REVIEWS, "--no-binary", "vaderSentiment", "--dest", scratch)
-        archive = Path(scratch, ARCHIVE)
-        if not is_whole(archive, REVIEWS[1]):
-            raise UserError(f"{ARCHIVE}: pip fetched another archive than the one wanted (sha256 {REVIEWS[1]}).")
-        rows = read_reviews(archive)
+        rows = with_labels(read_ratings(download_ratings(scratch), MOVIES))
     for (name, digest), content in zip(SPLITS.items(), split(rows), strict=True):
         write_atomic(into / name, content)
         if not is_whole(into / name, digest):
@@ -87,17 +82,36 @@ def fetch_model() -> None:
     install(MODEL, MODEL_PLACE, MODEL_FILES)
 
 
-def read_reviews(archive: Path) -> list[tuple[str, str]]:
-    """Return (sentence, label) of each line of the ratings file in the source archive."""
+def download_ratings(into: str | Path) -> Path:
+    """Download the source archive with the ratings, and return its path.
+
+    Raises:
+        UserError: It could not be fetched, or is not what it should be.
+    """
+    # Only this package from source: pip may take wheels for what builds it.
+    _fetching.pip("download", *REVIEWS, "--no-binary", "vaderSentiment", "--dest", str(into))
+    archive = Path(into, ARCHIVE)
+    if not is_whole(archive, REVIEWS[1]):
+        raise UserError(f"{ARCHIVE}: pip fetched another archive than the one wanted (sha256 {REVIEWS[1]}).")
+    return archive
+
+
+def read_ratings(archive: Path, name: str) -> list[tuple[str, float]]:
+    """Return (sentence, mean rating in [-4, 4]) of each line of one of the ratings files in the source archive."""
     with zipfile.ZipFile(archive) as source:
         inner = next(name for name in source.namelist() if name.endswith(INNER_ARCHIVE))
         with tarfile.open(fileobj=io.BytesIO(source.read(inner))) as files:
-            member = next(member for member in files if member.name.endswith(INNER_FILE))
+            member = next(member for member in files if member.name.endswith(f"/{name}"))
             stream = files.extractfile(member)
             assert stream is not None
             text = stream.read().decode("utf-8")
-    lines = (line.split("\t") for line in text.split("\r\n") if line)
-    return [(sentence, "positive" if float(rating) > 0 else "negative") for _, rating, sentence in lines]
+    lines = (line.rstrip("\r").split("\t") for line in text.split("\n") if line.strip())
+    return [(sentence, float(rating)) for _, rating, sentence in lines]
+
+
+def with_labels(rated: Sequence[tuple[str, float]]) -> list[tuple[str, str]]:
+    """Return (sentence, label) of rated sentences."""
+    return [(sentence, "positive" if rating > 0 else "negative") for sentence, rating in rated]
 
 
 def split(rows: list[tuple[str, str]]) -> tuple[str, str, str, str]:

@@ -86,7 +86,7 @@ def fetch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[ModuleType, 
     monkeypatch.setattr(script, "REVIEWS", ("vaderSentiment==0.5", sha256(pip.archive)))
     monkeypatch.setattr(script, "MODEL_FILES", {"model.safetensors": sha256(WEIGHTS)})
     (tmp_path / "reviews.zip").write_bytes(pip.archive)
-    texts = script.split(script.read_reviews(tmp_path / "reviews.zip"))
+    texts = script.split(script.with_labels(script.read_ratings(tmp_path / "reviews.zip", script.MOVIES)))
     monkeypatch.setattr(
         script, "SPLITS", {name: sha256(text.encode()) for name, text in zip(script.SPLITS, texts, strict=True)}
     )
