@@ -4,8 +4,8 @@
 
 `train.csv` and `validation.csv` have the columns `sentence`, `rating` (the mean of at least twenty people's ratings in
 [-4, 4]), and `source` (`product`, `editorial`, `tweet`): a regression task, and groups of rows for which a student may
-be worse than for others. `movies.csv` has 3,000 labelled movie-review sentences of `data/quickstart/train.csv`, mixed by
-hash, since that file is in the order of its labels. All are in the source archive of vaderSentiment 0.5, as those of
+be worse than for others. `movies.csv` has 3,000 labelled movie-review sentences of `data/quickstart/train.csv`, by hash
+since that file is in the order of its labels. All are in the source archive of vaderSentiment 0.5, as those of
 `fetch_quickstart.py` (C.J. Hutto and E.E. Gilbert, "VADER", ICWSM 2014; MIT licence), and are checked against their
 sha256.
 """
