@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -12,7 +12,24 @@ from hf_distill.models.inspection import LABELS, taken_by
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from torch import Tensor
     from transformers import PreTrainedModel
+
+
+class Layout(Protocol):
+    """Which logits of a model count: what is read of a `rows.base.RowLayout`."""
+
+    vectors: ClassVar[bool]
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether rows are distributions over classes."""
+
+    def logits(self, outputs: Mapping[str, Any]) -> Tensor:
+        """Return the logits in a model's output."""
+
+    def select(self, student: Tensor, teacher: Tensor | None, inputs: Mapping[str, Tensor]) -> Any:
+        """Return the rows that count; `.student` has their logits."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +41,14 @@ class CalibrationRows:
         collator: Pads rows to a batch.
         batch_size: Rows of a batch.
         labelled: Whether the train split has labels; single rows may lack one, as where `labels` is -100.
+        layout: Which logits of a model count.
     """
 
     train: Dataset
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
     batch_size: int
     labelled: bool
+    layout: Layout
 
     def batches(self, model: PreTrainedModel, count: int, *, batch_size: int | None = None) -> Iterator[dict[str, Any]]:
         """Yield some rows in batches: what the model's `forward` takes, and labels, on its device.
@@ -42,15 +61,37 @@ class CalibrationRows:
             count: Number of rows; all, if there are fewer.
             batch_size: Rows of a batch. Default: as in evaluations.
         """
+        takes = taken_by(model) | LABELS
+        for batch in self._batches(model, count, batch_size or self.batch_size):
+            yield {key: value for key, value in batch.items() if key in takes}
+
+    def predicted(self, model: PreTrainedModel, count: int, *, batch_size: int | None = None) -> Iterator[Tensor]:
+        """Yield the logits that count of each batch of `batches`, `(rows, classes)`, float32 or better.
+
+        A row is a distribution over the classes, of which those below -1e29 are none. Without classes
+        (`layout.has_classes`) it is one value; for a sentence encoder, one coordinate of the vector of a text.
+        Gradients follow torch's mode.
+        """
         import torch
 
-        size, takes = batch_size or self.batch_size, taken_by(model) | LABELS
+        takes = taken_by(model)
+        for batch in self._batches(model, count, batch_size or self.batch_size):
+            outputs: Any = model(**{key: value for key, value in batch.items() if key in takes})
+            if self.layout.vectors:
+                vectors = torch.nn.functional.normalize(outputs["sentence_embedding"].float(), dim=-1)
+                yield vectors.reshape(-1, 1)
+            else:
+                yield self.layout.select(self.layout.logits(outputs), None, batch).student
+
+    def _batches(self, model: PreTrainedModel, count: int, size: int) -> Iterator[dict[str, Any]]:
+        import torch
+
         rows = self._rows(count)
         for number, start in enumerate(range(0, len(rows), size)):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(number)
                 batch = self.collator([_inputs(self.train[int(row)]) for row in rows[start : start + size]])
-            yield {key: value.to(model.device) for key, value in batch.items() if key in takes}
+            yield {key: value.to(model.device) for key, value in batch.items() if isinstance(value, torch.Tensor)}
 
     def _rows(self, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         drawn = np.random.default_rng(0).permutation(len(self.train))[:count]

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 KEY = "lora.target_modules"
+SHARDED = (
+    "adapters are merged at the end, which FSDP and DeepSpeed do not allow: they shard the weights. Train without them "
+    "(accelerate launch with another configuration), or leave lora out."
+)
 # A pooler counts as part of the head: language models are saved without one.
 _POOLER = "pooler"
 

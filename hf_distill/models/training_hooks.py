@@ -9,13 +9,14 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel, TrainerCallback
 
+    from hf_distill.errors import UserError
+
 
 class TrainingHooks:
     """What happens around the training of one model, besides its objectives. This class does nothing.
 
     Attributes:
-        wraps: Whether `wrap` returns another module than it gets, so that `unwrap` is called at the end. That needs
-            whole weights: FSDP and DeepSpeed are then refused.
+        wraps: Whether `unwrap` is called at the end, since another model is saved than the one that is trained.
     """
 
     wraps: bool = False
@@ -37,6 +38,10 @@ class TrainingHooks:
         """
         return ()
 
+    def sharded(self) -> UserError | None:
+        """Return what to say where FSDP or DeepSpeed shard the weights; None if these hooks work there too."""
+        return None
+
     def deciding(self) -> dict[str, Any]:
         """Return, by name, what decides the trained weights besides model, data, objectives and training arguments.
 
@@ -47,3 +52,11 @@ class TrainingHooks:
     def in_words(self, model: nn.Module) -> Sequence[str]:
         """Return lines for the user, printed before the training."""
         return ()
+
+    def outcome(self, model: PreTrainedModel) -> dict[str, Any]:
+        """Return what report and model card say about the model after its training, by name.
+
+        Args:
+            model: The model as it was saved; where a training is found finished, as it was loaded.
+        """
+        return {}

@@ -190,6 +190,8 @@ class Fitter:
             UserError: The directory holds another training.
             Stopped: A signal ended the training; the same call resumes it from its checkpoint.
         """
+        from hf_distill.training.sharded import saves_itself
+
         directory = Path(directory)
         hooks = hooks or TrainingHooks()
         key = self.key(model, teacher, objectives, training, hooks.deciding())
@@ -213,8 +215,8 @@ class Fitter:
         whole = hooks.wrap(model)
         trainer = self._trainer(whole, objectives, training, directory, teacher)
         trainer.key, trainer.claim = key, claim
-        if hooks.wraps:
-            _check_whole(trainer)
+        if (refusal := hooks.sharded()) is not None and saves_itself(trainer):
+            raise refusal
         for callback in hooks.callbacks(whole):
             trainer.add_callback(callback)
         for text in (*hooks.in_words(whole), *self._left_out(objectives), *trainer.decisions):
@@ -343,18 +345,6 @@ def _naming_the_checkpoint(directory: Path) -> Iterator[None]:
             else "Nothing was saved; run the changed recipe with --restart."
         )
         raise NotFinite(*(f"{line} {rest}" for line in error.mistakes), key=error.key) from None
-
-
-def _check_whole(trainer: DistillationTrainer) -> None:
-    """Refuse adapters that cannot be merged at the end, because no process holds whole weights."""
-    from hf_distill.training.sharded import saves_itself
-
-    if saves_itself(trainer):
-        raise UserError(
-            "adapters are merged at the end, which FSDP and DeepSpeed do not allow: they shard the weights. Train "
-            "without them (accelerate launch with another configuration), or leave lora out.",
-            key="lora",
-        )
 
 
 def _frozen(model: PreTrainedModel) -> list[str]:

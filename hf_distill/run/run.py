@@ -274,6 +274,7 @@ class Run:
                 if baseline:
                     objectives = (label_objective([*stage.objectives, *self._objectives]),)
                     training |= self._same_steps(self.histories[part.replace("baseline", "student", 1)], training)
+                hooks = self.recipe.student.hooks(self._calibration, number)
                 fitted = fitter.fit(
                     student,
                     objectives=objectives,
@@ -284,9 +285,11 @@ class Run:
                     teacher=target,
                     say=self.narrator.say,
                     claim=self.directory.owned.take if saved and last else None,
-                    hooks=self.recipe.student.hooks(self._calibration),
+                    hooks=hooks,
                 )
             self._remember(part, fitted)
+            if saved and last:
+                self.made |= hooks.outcome(fitted.model)
             if not last:
                 teacher = teacher.next_stage(fitted.trainer.source or teacher)
                 student = freeze(self.fitter.reopen(fitted), self.recipe.student.freeze)
@@ -306,7 +309,9 @@ class Run:
     @property
     def _calibration(self) -> CalibrationRows:
         data = self.prepared
-        return CalibrationRows(data.train, data.collator, self.args.per_device_eval_batch_size, data.labelled)
+        return CalibrationRows(
+            data.train, data.collator, self.args.per_device_eval_batch_size, data.labelled, data.layout
+        )
 
     def _new_student(self, teacher: TargetSource, seed: int, *, saved: bool) -> PreTrainedModel:
         from transformers import set_seed

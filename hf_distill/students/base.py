@@ -90,11 +90,12 @@ class Student(ABC):
         """
         return Made(self.make(teacher, head))
 
-    def hooks(self, rows: CalibrationRows) -> TrainingHooks:
-        """Return what happens around the training of the student and of the baseline; by default nothing.
+    def hooks(self, rows: CalibrationRows, stage: int = 1) -> TrainingHooks:
+        """Return what happens around a training of the student and of the baseline; by default nothing.
 
         Args:
             rows: Rows of the train split.
+            stage: Which of the recipe's stages is trained, from 1.
         """
         return TrainingHooks()
 
