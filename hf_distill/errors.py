@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 from hf_distill.formatting import readable
@@ -93,3 +94,12 @@ class NotFinite(UserError, FloatingPointError):
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message that is not empty, or the name of its class."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@contextmanager
+def under(path: str) -> Iterator[None]:
+    """Context manager: put `path` before the keys of errors, for an entry inside another entry."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(*error.mistakes, key=".".join(part for part in (path, error.key) if part)) from error

@@ -92,9 +92,14 @@ def _stage() -> Schema:
     }
 
 
-def _entry(table: Mapping[str, type]) -> Schema:
-    """Return the schema of an entry of a table: a name, or a mapping with a name and fields."""
-    entries = [_fields(cls, name) for name, cls in table.items()]
+def _entry(table: Mapping[str, type], within: tuple[type, ...] = ()) -> Schema:
+    """Return the schema of an entry of a table: a name, or a mapping with a name and fields.
+
+    Args:
+        table: The table.
+        within: The entries around it.
+    """
+    entries = [_fields(cls, name, within) for name, cls in table.items()]
     alone = [name for name, entry in zip(table, entries, strict=True) if entry["required"] == ["name"]]
     plugin = {"type": "string", "pattern": PLUGIN_PATTERN, "description": "A class of yours: module:Class."}
     outside: Schema = {"type": "object", "required": ["name"], "properties": {"name": plugin}}
@@ -135,6 +140,9 @@ def _fields(cls: type, name: str | None = None, within: tuple[type, ...] = ()) -
                 {"type": "object", "additionalProperties": inner},
             ]
             properties["teachers"] = {"anyOf": several, "description": said["teachers"]}
+    if "student" in properties:
+        inside = {name: one for name, one in STUDENTS.items() if one not in (*within, cls)}
+        properties["student"] = {**_entry(inside, (*within, cls)), "description": said["student"]}
     if "objectives" in properties:
         properties["objectives"] = {**_objectives()["objectives"], "description": said["objectives"]}
     if "augment" in properties:

@@ -27,8 +27,9 @@ def check_paths(recipe: Recipe) -> None:
         for path, one in recipe.teacher.members()
         if type(one) in TEACHERS.values()
     ]
-    if type(recipe.student) in STUDENTS.values():
-        sources.append(("student", "model", recipe.student.source))
+    for depth, one in enumerate(recipe.student.every_entry()):
+        if type(one) in STUDENTS.values() and hasattr(one, "model"):
+            sources.append(("student" + ".student" * depth, "model", one.source))
     mistakes: list[str] = []
     for section, key, source in (*sources, ("", "tokenizer", recipe.tokenizer)):
         try:

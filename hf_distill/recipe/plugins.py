@@ -68,7 +68,7 @@ def outside_code(recipe: Recipe) -> Iterator[str]:
 
 
 def _entries(recipe: Recipe) -> Iterator[Any]:
-    yield from (recipe.task, recipe.student, *recipe.teacher.every_entry())
+    yield from (recipe.task, *recipe.student.every_entry(), *recipe.teacher.every_entry())
     if recipe.data.augment is not None:
         yield recipe.data.augment
     for stage in recipe.plan:

@@ -198,13 +198,14 @@ class _Reading:
     ) -> dict[str, Any]:
         """Return what is built first inside an entry, by its field; None for what is wrong.
 
-        These are entries (`teacher`, lists of `teachers` and `peers`, `objectives`) and, beside them, settings of
-        several keys.
+        These are entries (`teacher`, `student`, lists of `teachers` and `peers`, `objectives`) and, beside them,
+        settings of several keys.
         """
         fields = getattr(cls, "__pydantic_fields__", {})
         found: dict[str, Any] = {}
-        if "teacher" in fields and ("teacher" in given or fields["teacher"].is_required()):
-            found["teacher"] = self.component(join(path, "teacher"), given.get("teacher"), table, base)
+        for key in ("teacher", "student"):
+            if key in fields and (key in given or fields[key].is_required()):
+                found[key] = self.component(join(path, key), given.get(key), table, base)
         lists: dict[str, tuple[Any, Any]] = {"teachers": (table, base), "peers": (STUDENTS, Student)}
         for key, (known, kind) in lists.items():
             several = given.get(key) if key in fields else None

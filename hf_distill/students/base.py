@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -61,6 +61,10 @@ class Student(ABC):
     def copies_teacher(self) -> bool:
         """Whether its weights are copied from the teacher."""
         return False
+
+    def every_entry(self) -> Iterator[Student]:
+        """Yield this entry and the entries inside it."""
+        yield self
 
     @abstractmethod
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:

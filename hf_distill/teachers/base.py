@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from hf_distill.component import component, settings
 from hf_distill.errors import UserError
+from hf_distill.errors import under as under
 from hf_distill.models.needs import Gives
 from hf_distill.models.training_hooks import TrainingHooks
 
@@ -481,12 +482,3 @@ def deeper(path: str) -> Iterator[None]:
         if first != "teacher":
             raise
         raise UserError(*error.mistakes, key=".".join(filter(None, (first, path, rest)))) from error
-
-
-@contextmanager
-def under(path: str) -> Iterator[None]:
-    """Context manager: put `path` before the keys of errors, for an entry inside another entry."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(*error.mistakes, key=".".join(part for part in (path, error.key) if part)) from error

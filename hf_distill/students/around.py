@@ -1,0 +1,95 @@
+"""The base class of entries around another student, which make something else of its model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field, SkipValidation, field_validator
+
+from hf_distill.component import component
+from hf_distill.errors import under
+from hf_distill.students.base import Made, MeasuredStudent, Student
+from hf_distill.students.copy_layers import CopyLayers
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from hf_distill.models.calibration import CalibrationRows
+    from hf_distill.models.loading import Head
+
+
+@component
+class WholeTeacher(CopyLayers):
+    """A copy of the teacher with all of its layers."""
+
+    name: ClassVar[str] = "whole_teacher"
+
+    layers: int | list[int] = 0
+
+    def chosen(self, total: int, field: str = "layers") -> list[int]:
+        """Return the numbers of all layers."""
+        return list(range(total))
+
+
+@component
+class AroundStudent(MeasuredStudent):
+    """An entry with one entry inside it, under the key `student`, whose model it starts from.
+
+    Attributes:
+        student: The student to start from. Default: the teacher, whole.
+    """
+
+    student: SkipValidation[Student] = Field(default_factory=WholeTeacher)
+
+    @field_validator("student")
+    @classmethod
+    def _not_frozen_inside(cls, student: Student) -> Student:
+        if student.freeze:
+            raise ValueError("freeze is a key of the outer entry: write it beside `student`, not in it")
+        return student
+
+    @property
+    def source(self) -> str | None:
+        """The model that the inner entry names; None if it names none."""
+        return self.student.source
+
+    @property
+    def revision(self) -> str | None:
+        """The Git revision of that model; None for the main branch."""
+        return getattr(self.student, "revision", None)
+
+    @property
+    def trust_remote_code(self) -> bool:
+        """Whether Python code that comes with that model may run."""
+        return bool(getattr(self.student, "trust_remote_code", False))
+
+    @property
+    def vocabulary(self) -> str | None:
+        """The model whose tokenizer the inner entry's weights were trained with; None for the teacher."""
+        return self.student.vocabulary
+
+    @property
+    def copies_teacher(self) -> bool:
+        """Whether the inner entry copies weights from the teacher."""
+        return self.student.copies_teacher
+
+    def every_entry(self) -> Iterator[Student]:
+        """Yield this entry and those inside it."""
+        yield self
+        yield from self.student.every_entry()
+
+    def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
+        """Return the configuration of the inner student."""
+        with under("student"):
+            return self.student.config(teacher)
+
+    def own_config(self) -> PretrainedConfig | None:
+        """Return the configuration of the inner student's checkpoint; None if it is derived from the teacher."""
+        with under("student"):
+            return self.student.own_config()
+
+    def inner(self, teacher: PreTrainedModel, head: Head, rows: CalibrationRows) -> Made:
+        """Return the model of the inner student, and what the report says about how it was made."""
+        with under("student"):
+            return self.student.made(teacher, head, rows)
