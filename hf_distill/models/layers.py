@@ -139,7 +139,7 @@ def stacks(config: PretrainedConfig) -> dict[str, str]:
     }
     if len(found) < len(keys) or getattr(config, "is_heterogeneous", False):
         raise UserError(
-            "copy_layers works for models with one stack of layers, or with an encoder and a decoder; "
+            "layers can be chosen in models with one stack of layers, or with an encoder and a decoder; "
             f"{type(config).__name__} describes something else. "
             "Name a smaller checkpoint: student: {name: pretrained, model: ...}.",
             key="name",
