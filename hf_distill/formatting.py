@@ -1,4 +1,4 @@
-"""Make foreign text (names, cells, messages of libraries) safe to show: no control characters, no secrets."""
+"""Short forms of counts; and foreign text (names, cells, messages of libraries) made safe to show: no secrets."""
 
 from __future__ import annotations
 
@@ -27,6 +27,18 @@ _SECRETS = re.compile(
     """,
     re.VERBOSE,
 )
+
+
+def count(value: float) -> str:
+    """Return a count in short form, with K, M or B.
+
+    >>> count(66_955_010), count(17_586), count(512)
+    ('67.0 M', '17.6 K', '512')
+    """
+    for unit, factor in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if value >= factor:
+            return f"{value / factor:.1f} {unit}"
+    return str(int(value))
 
 
 def is_secret(key: str) -> bool:

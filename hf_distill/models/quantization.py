@@ -249,14 +249,14 @@ def size(model: nn.Module) -> tuple[int, int]:
     (8, 32)
     """
     parameters = list(model.parameters())
-    count = sum(_count(parameter) for parameter in parameters)
+    count = sum(weights_of(parameter) for parameter in parameters)
     if not getattr(model, "is_quantized", False):
         return count, sum(parameter.nbytes for parameter in parameters)
     state = [part for name, tensor in model.state_dict().items() for _, part in plain_tensors(name, tensor)]
     return count, sum({part.data_ptr(): part.nbytes for part in state}.values())
 
 
-def _count(parameter: Any) -> int:
+def weights_of(parameter: Any) -> int:
     """Return the number of weights in a parameter; bitsandbytes packs two 4-bit weights into one element."""
     shape = getattr(getattr(parameter, "quant_state", None), "shape", parameter.shape)
     return int(shape.numel())

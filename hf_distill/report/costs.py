@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from hf_distill.report.text import count, percent
+from hf_distill.formatting import count
+from hf_distill.report.text import percent
 
 History = Sequence[Mapping[str, Any]]
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from hf_distill.formatting import count
+
 if TYPE_CHECKING:
     from hf_distill.report.latency import Timing
     from hf_distill.report.results import Results
@@ -57,18 +59,6 @@ def percent(value: float | None) -> str:
     '83.1 %'
     """
     return NOTHING if value is None or not math.isfinite(value) else f"{value * 100:.1f} %"
-
-
-def count(value: float) -> str:
-    """Return a count in short form, with K, M or B.
-
-    >>> count(66_955_010), count(17_586), count(512)
-    ('67.0 M', '17.6 K', '512')
-    """
-    for unit, factor in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
-        if value >= factor:
-            return f"{value / factor:.1f} {unit}"
-    return str(int(value))
 
 
 def milliseconds(value: float) -> str:

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.errors import UserError
+from hf_distill.formatting import count
 from hf_distill.mistakes import join
 from hf_distill.objectives.fit import check_fit
-from hf_distill.report.text import count
 from hf_distill.run.data_options import check_data_options
 from hf_distill.run.private_rows import check_private
 from hf_distill.run.training_defaults import sampling_remark, within_batch

@@ -13,19 +13,19 @@ from hf_distill.component import entry
 from hf_distill.data.loading import PEEK, Sample, apart, peek
 from hf_distill.data.transfer import TRANSFER
 from hf_distill.errors import UserError
-from hf_distill.formatting import readable_lines
+from hf_distill.formatting import count, readable_lines
 from hf_distill.locations import resolve, sibling
 from hf_distill.metrics.evaluate_library import is_here
 from hf_distill.mistakes import join
 from hf_distill.models.adapters import find_adapter
 from hf_distill.models.outline import outline
 from hf_distill.models.pair import Pair
+from hf_distill.models.parts import Parts
 from hf_distill.models.tokenizers import tokenizer_name
 from hf_distill.objectives.features import FeatureObjective
 from hf_distill.objectives.hidden import Hidden, Hint, Patient
 from hf_distill.recipe.plugins import outside_code
 from hf_distill.recipe.writer import describe_entry, dump_recipe
-from hf_distill.report.text import count
 from hf_distill.run.best_model import check_best_metric, check_saving
 from hf_distill.run.checks import check_plan, cut_off, frozen_of, remarks
 from hf_distill.run.directory import RunDirectory
@@ -34,6 +34,7 @@ from hf_distill.run.pairing import open_pair, open_student, open_teacher
 from hf_distill.run.preparation import check_prepared, complete, locating_data, prepare, setup_of
 from hf_distill.run.requirements import check_steps, check_trainings, output_directory
 from hf_distill.run.train_rows import look_at
+from hf_distill.teachers.base import described
 from hf_distill.training.labelled import describe_labels, labels_of
 
 if TYPE_CHECKING:
@@ -164,6 +165,7 @@ def _check_pair(recipe: Recipe, found: _Findings) -> None:
         f"teacher     {describe_entry(entry(recipe.teacher))}: "
         f"{recipe.teacher.in_words(pair.teacher, lambda config: _size(recipe, config))}",
         f"student     {describe_entry(entry(recipe.student))}: {_size(recipe, pair.student)}",
+        *_parameters(recipe, pair),
         *([f"cache       {cached}"] if (cached := recipe.teacher.cached_in_words(recipe.task, every, pair)) else []),
         f"tokenizer   {_tokenizer(pair)}",
     ]
@@ -256,6 +258,23 @@ def _size(recipe: Recipe, config: PretrainedConfig) -> str:
         f"{config.model_type}, {layers} layer{'' if layers == 1 else 's'} of {text.hidden_size}, "
         f"{count(model.num_parameters())} parameters"
     )
+
+
+def _parameters(recipe: Recipe, pair: Pair) -> Iterator[str]:
+    """Yield where the parameters of teacher and student are, and what their files weigh."""
+
+    def parts(config: PretrainedConfig) -> Parts:
+        return Parts.of(outline(recipe.task.auto_class, config, trust_remote_code=recipe.trusts_code))
+
+    student = parts(pair.student)
+    teachers = [parts(config) for config in described(recipe.teacher, pair.teacher)]
+    for number, teacher in enumerate(teachers, 1):
+        which = f" {number}" if len(teachers) > 1 else ""
+        yield f"parameters  teacher{which}: {teacher.in_words()}"
+    line = f"parameters  student: {student.in_words()}"
+    if len(teachers) == 1:
+        line += f"; {student.against(teachers[0])}"
+    yield line
 
 
 def _tokenizer(pair: Pair) -> str:

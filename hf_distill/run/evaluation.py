@@ -11,6 +11,7 @@ import torch
 
 from hf_distill import parallel
 from hf_distill.metrics.table import AGREEMENT
+from hf_distill.models.parts import Parts
 from hf_distill.models.quantization import size
 from hf_distill.models.tokenizers import tokenizer_name
 from hf_distill.report.best import best_of
@@ -64,7 +65,7 @@ def report_on(run: Run, teacher: TargetSource, students: Sequence[Fitted], basel
         seeds=_seeds(run, teacher, students, baselines, found),
         history=run.histories,
         settings={
-            **_settings(run, {**_facts(run, teacher), **members}, students[0].model),
+            **_settings(run, {**_facts(run, teacher), **members}, models),
             **about_teacher(teacher, students[0].model, private=run.recipe.teacher.keeps_private),
         },
         recipe=run.directory.recipe,
@@ -269,7 +270,14 @@ def about_teacher(teacher: TargetSource, student: PreTrainedModel, *, private: b
     return {**({"teacher_column": who} if who else {}), **({"not_compared": left} if left else {})}
 
 
-def _settings(run: Run, facts: Mapping[str, Any], student: PreTrainedModel) -> dict[str, Any]:
+def _settings(run: Run, facts: Mapping[str, Any], models: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run for the report.
+
+    Args:
+        run: The run.
+        facts: What is said about the teacher.
+        models: The measured models: `student`, and `teacher` if there is one.
+    """
     precision = "bf16" if run.args.bf16 else "fp16" if run.args.fp16 else "fp32"
     names = {"student": run.fitter.tokenizer, "teacher": run.fitter.teacher_tokenizer}
     two = (
@@ -285,7 +293,8 @@ def _settings(run: Run, facts: Mapping[str, Any], student: PreTrainedModel) -> d
         "eval_rows": len(run.prepared.eval),
         **labels_of(run.prepared),
         **_trained_on(run),
-        **_frozen(run, student),
+        "parameters": _parameters({name: model for name, model in models.items() if name != "baseline"}),
+        **_frozen(run, models["student"]),
         **_stages(run),
         **({"teacher": dict(facts)} if facts else {}),
         **({"student": run.made} if run.made else {}),
@@ -328,6 +337,13 @@ def _frozen(run: Run, student: PreTrainedModel) -> dict[str, str]:
         return {}
     frozen = find_frozen(student, parts)
     return {"trained_parameters": f"{frozen.trained:,} of {frozen.total:,}; frozen: {', '.join(parts)}"}
+
+
+def _parameters(models: Mapping[str, Any]) -> dict[str, str]:
+    """Return where the parameters of each Transformers model are, and what its weights are as float32."""
+    from transformers import PreTrainedModel
+
+    return {name: Parts.of(model).in_words() for name, model in models.items() if isinstance(model, PreTrainedModel)}
 
 
 def _stages(run: Run) -> dict[str, Any]:

@@ -16,13 +16,13 @@ from hf_distill.errors import UserError
 from hf_distill.files.lock import FILE as LOCK
 from hf_distill.files.lock import Lock
 from hf_distill.files.ownership import RUNS, TEACHERS, TRAINING
+from hf_distill.formatting import count
 from hf_distill.models.calibration import CalibrationRows
 from hf_distill.models.pair import Pair
 from hf_distill.models.quantization import describe_weights, size, weights
 from hf_distill.models.target_model import as_source
 from hf_distill.objectives import Labels
 from hf_distill.report import costs
-from hf_distill.report.text import count
 from hf_distill.run.console import Narrator
 from hf_distill.run.directory import RunDirectory
 from hf_distill.run.fit import Fitted, Fitter

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hf_distill.errors import UserError, did_you_mean
 from hf_distill.models.layers import find_stacks
+from hf_distill.models.parts import embeddings, head
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedModel
 
 EMBEDDINGS, HEAD = "embeddings", "head"
@@ -94,10 +94,10 @@ def freeze(model: PreTrainedModel, parts: Sequence[str]) -> PreTrainedModel:
 def _places(model: PreTrainedModel, part: str) -> Iterator[str]:
     """Yield the paths of the modules (or of the parameter) for the name of a part."""
     if part == EMBEDDINGS:
-        yield from _embeddings(model)
+        yield from embeddings(model)
         return
     if part == HEAD:
-        yield from _head(model)
+        yield from head(model)
         return
     place = _path(model, part)
     match = _NUMBERED.fullmatch(part)
@@ -135,33 +135,6 @@ def _stacks(model: PreTrainedModel) -> dict[str, str]:
     return {name: place for field, (place, _) in found.items() for name in names[field]}
 
 
-def _embeddings(model: PreTrainedModel) -> list[str]:
-    """Return the paths of the embeddings: tables of tokens and positions, and modules beside them in the class."""
-    from torch import nn
-
-    untyped: Any = model
-    head = untyped.get_output_embeddings()
-    found: list[str] = []
-    for name, module in model.named_modules():
-        parts = name.split(".")
-        # Not tables inside a layer: T5 has one of relative positions in its first layer.
-        if module is head or any(one.isdecimal() for one in parts) or any(name.startswith(f"{up}.") for up in found):
-            continue
-        if isinstance(module, nn.Embedding) or ("embed" in parts[-1] and any(True for _ in module.parameters())):
-            found.append(name)
-    return found
-
-
-def _head(model: PreTrainedModel) -> list[str]:
-    """Return the modules that the class adds to its base model; for a class without one (T5), the output embeddings."""
-    untyped: Any = model
-    body: nn.Module = model.base_model
-    if body is model:
-        head = untyped.get_output_embeddings()
-        return [name for name, module in model.named_modules() if module is head and head is not None]
-    return [name for name, module in model.named_children() if module is not body]
-
-
 def _known(model: PreTrainedModel, part: str) -> str:
     """Return "did you mean", and the names that can be used."""
     stacks = _stacks(model)
@@ -171,7 +144,7 @@ def _known(model: PreTrainedModel, part: str) -> str:
         for name, place in stacks.items()
         if name != ("layers" if several else "encoder.layers")
     ]
-    short = [EMBEDDINGS, *lists, *([HEAD] if _head(model) else [])]
+    short = [EMBEDDINGS, *lists, *([HEAD] if head(model) else [])]
     modules = [name for name, module in model.named_modules() if name and any(True for _ in module.parameters())]
     hint = did_you_mean(part, [EMBEDDINGS, HEAD, *stacks, *modules])
     meant = hint if hint.startswith(" Did") else ""

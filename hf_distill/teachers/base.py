@@ -452,6 +452,23 @@ class Teacher(ABC):
         raise NotImplementedError(f"{self.name} does not store its targets")
 
 
+def described(teacher: Teacher, config: PretrainedConfig) -> list[PretrainedConfig]:
+    """Return the configurations of the models of which a teacher says how large they are; none if it has no model.
+
+    Args:
+        teacher: The teacher.
+        config: Its configuration in the run.
+    """
+    found: list[PretrainedConfig] = []
+
+    def record(one: PretrainedConfig) -> str:
+        found.append(one)
+        return ""
+
+    teacher.in_words(config, record)
+    return found
+
+
 def config_of_student(student: Student, why: str) -> PretrainedConfig:
     """Return the configuration of the student's checkpoint, for a teacher that has no model.
 

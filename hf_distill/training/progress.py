@@ -10,8 +10,7 @@ from typing import Any, TextIO
 from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_distill.formatting import readable
-from hf_distill.report.text import count
+from hf_distill.formatting import count, readable
 
 # Ends of keys that are not shown: they are printed at the end of a run, or are of no use while it runs.
 _QUIET = ("runtime", "per_second", "preparation_time", "epoch")

@@ -217,6 +217,19 @@ def test_the_plan_is_read_by_people(write_recipe: WriteRecipe, make_model: Any) 
     assert not set("{}'") & set("".join(lines.values()).replace(str(teacher), ""))
 
 
+def test_the_plan_says_at_a_glance_why_half_the_layers_is_not_half_the_size(
+    write_recipe: WriteRecipe, make_model: Any
+) -> None:
+    """Half the layers of a small encoder is 1.3 times fewer parameters: its user learned that from the report."""
+    teacher = {"name": "pretrained", "model": str(make_model("bert", vocab_size=2000))}
+    lines = check(load_recipe(write_recipe(teacher=teacher))).splitlines()
+    theirs, ours = (line.split(maxsplit=1)[1] for line in lines if line.startswith("parameters "))
+    weights = (2000 + 64 + 2 + 2) * 32 + 4 * 8544 + 33 * 32 + 33 * 2  # tables, layers, pooler, classifier
+    assert theirs.startswith("teacher: embeddings 66.2 K (65 %), layers 34.2 K (34 %), head 66, rest 1.1 K (1 %)")
+    assert theirs.endswith(f"{4 * weights / 1e6:.1f} MB as float32")
+    assert ours.endswith("1.2 times fewer than the teacher, since 78 % are embeddings, as many as before")
+
+
 def test_rows_of_the_plan_are_read_by_people(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> None:
     """The first row is there to see whether the right column was taken; an answer is a mapping of lists."""
     squad = tmp_path / "squad.json"
