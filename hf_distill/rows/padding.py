@@ -55,7 +55,11 @@ class Padding:
     ) -> None:
         self._layout = layout
         configs: list[Any] = [getattr(base_model(one), "config", None) for one in models.values()]
-        self._pad = next((one.pad_token_id for one in configs if one is not None), None) if pad is None else pad
+        self._pad = (
+            next((getattr(one, "pad_token_id", None) for one in configs if one is not None), None)
+            if pad is None
+            else pad
+        )
         self.decisions: list[str] = []
         self.sides: dict[str, Side] = {}
         for whose, model in models.items():

@@ -240,7 +240,7 @@ def _check(trainer: Any, labelled: bool | None) -> None:
         )
     if not trainer.args.learning_rate and any(one.learning_rate for one in learners):
         raise UserError("the teacher's learning rate follows the student's, which is 0.", key="learning_rate")
-    if trainer.terms.learned or trainer.terms.watch:
+    if (trainer.terms.learned or trainer.terms.watch) and any(one.taught_by for one in learners):
         raise UserError(
             "an objective looks into the student, or learns parameters of its own for it, and models that train with "
             "it would need theirs. Use objectives on logits, such as kl."

@@ -152,6 +152,26 @@ def test_optimizers_by_hand(
         assert not any(one.grad is not None for one in source.parameters())
 
 
+def test_hidden_states_of_an_online_teacher_by_hand(tmp_path: Path) -> None:
+    """If the student's loss reached the teacher, it would learn to be easy to imitate; it learns from labels alone."""
+    student, teacher = make_model("classification", 1, seed=1), peers("classification", 1)[0]
+    terms = (Labels(), Hidden(weight=3.0, layers=((1, 1),)))
+    made = trainer(tmp_path, Mutual(peers("classification", 1), online=True), terms=terms, optim="sgd")
+    made.train()
+    optimizers = ByHand(student, adam=False), ByHand(teacher, adam=False)
+    rows = make_rows("classification")
+    for step in range(STEPS):
+        batch = Collator()(rows[8 * step : 8 * step + 8])
+        labels, counted = batch.pop("labels"), batch["attention_mask"].bool()
+        ours, theirs = (one.train()(**batch, output_hidden_states=True) for one in (student, teacher))
+        squares = (ours.hidden_states[1] - theirs.hidden_states[1].detach())[counted].square().mean()
+        loss = loss_by_hand("classification", ours.logits, [], labels) + 3 * squares
+        (loss + loss_by_hand("classification", theirs.logits, [], labels)).backward()
+        for one in optimizers:
+            one.step(RATE * (1 - step / STEPS))
+    assert_equal([made.model, made.source.models["teacher"]], [student, teacher])
+
+
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "sentence-similarity"])
 def test_splits_change_nothing(kind: str, tmp_path: Path) -> None:
     """Of each task: a peer's loss that is a mean over micro-batches weighs examples by how the step is split."""

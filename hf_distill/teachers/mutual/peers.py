@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from hf_distill.models.fingerprint import model_fingerprint
 from hf_distill.models.inspection import base_model
 from hf_distill.models.needs import Gives
 from hf_distill.models.quantization import is_placed, size
-from hf_distill.models.target_model import Learner, TargetSource
+from hf_distill.models.target_model import Learner, RunModel, Targets, TargetSource
 from hf_distill.teachers.ema import state_of
 from hf_distill.teachers.ensemble.averaging import Ensemble
 
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What peers give to objectives: rows, but no hidden states or attention.
+# What peers give to objectives: rows, but no hidden states or attention, for which each peer would need parameters.
 GIVES = Gives("a teacher that trains meanwhile")
+# What one model that learns from labels alone gives: hidden states too.
+GIVES_ONLINE = Gives("a teacher that trains meanwhile", states=None)
 # Folder in which peers are saved.
 PEERS = "peers"
 
@@ -78,7 +81,7 @@ class Mutual(Ensemble):
     @property
     def models(self) -> Mapping[str, nn.Module]:
         """The models by name: `peer 1`, `peer 2`, ...; or `teacher`, which is online."""
-        if self.online and len(self.members) == 1:
+        if self._is_one_teacher:
             return {"teacher": self.members[0]}
         return {f"peer {number}": one for number, one in enumerate(self.members, 1)}
 
@@ -102,8 +105,20 @@ class Mutual(Ensemble):
         return {f"{PEERS}/{at}": one for at, one in enumerate(self.members, 1)} if self.export else {}
 
     def gives(self) -> Gives:
-        """Return what it gives to objectives: rows only."""
-        return GIVES
+        """Return what it gives to objectives: rows; of one model that learns from labels alone, hidden states too."""
+        return GIVES_ONLINE if self._is_one_teacher else GIVES
+
+    @property
+    def _is_one_teacher(self) -> bool:
+        return self.online and len(self.members) == 1
+
+    def targets(self, batch: Mapping[str, Any], run: RunModel) -> Targets:
+        """Return the outputs of every model, and how they are averaged; of one teacher also its hidden states."""
+        found = super().targets(batch, run)
+        if not self._is_one_teacher:
+            return found
+        # The student must not train it: its own loss is that of the labels.
+        return replace(found, outputs=_detached(found.mixed[0]))
 
     def fingerprint(self) -> str:
         """Return a fingerprint of the models as they begin, and of the settings."""
@@ -177,3 +192,14 @@ class Mutual(Ensemble):
         """Set the weights of the models from a checkpoint."""
         for name, own in self.saved_state().items():
             own.copy_(state[name])
+
+
+def _detached(outputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return outputs without their graph."""
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, tuple | list):
+            return tuple(map(cut, value))
+        return value.detach() if isinstance(value, Tensor) else value
+
+    return {name: cut(value) for name, value in outputs.items()}

@@ -17,7 +17,7 @@ from hf_distill.models.target_model import TargetSource
 from hf_distill.students import Student
 from hf_distill.students.freezing import freeze
 from hf_distill.teachers.base import FineTune, FineTuning, Teacher, config_of_student, under
-from hf_distill.teachers.mutual.peers import GIVES, Mutual
+from hf_distill.teachers.mutual.peers import GIVES, GIVES_ONLINE, Mutual
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -184,8 +184,8 @@ class MutualTeacher(Teacher):
                     _check_labels(label_names(own), label_names(pair.student_head) if pair.student_head else None)
 
     def gives(self, task: Task, every: Sequence[Objective], pair: Pair | None) -> Gives:
-        """Return what it gives to objectives: rows only."""
-        return GIVES
+        """Return what it gives to objectives: rows; an online teacher hidden states too."""
+        return GIVES if self.teacher is None else GIVES_ONLINE
 
     def prepare(
         self, task: Task, splits: Mapping[str, Dataset], beside: Mapping[str, Dataset], setup: Setup, pair: Pair
