@@ -64,12 +64,34 @@ def outline(auto_class: Any, config: PretrainedConfig, *, trust_remote_code: boo
         UserError: The model class raises an error.
     """
     import torch
+
+    with torch.device("meta"):
+        return _from_config(auto_class, config, trust_remote_code)
+
+
+def random_model(auto_class: str, config: PretrainedConfig, *, trust_remote_code: bool) -> PreTrainedModel:
+    """Return a model of this shape with random weights; torch's random generators stay as they were.
+
+    Args:
+        auto_class: Name of a Transformers Auto class.
+        config: The configuration.
+        trust_remote_code: Run model code from the checkpoint.
+
+    Raises:
+        UserError: The model class raises an error.
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        return _from_config(auto_class, config, trust_remote_code)
+
+
+def _from_config(auto_class: Any, config: PretrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
     import transformers
 
     whole = getattr(transformers, auto_class) if isinstance(auto_class, str) else auto_class
     try:
-        with torch.device("meta"):
-            model: PreTrainedModel = whole.from_config(config, trust_remote_code=trust_remote_code)
+        model: PreTrainedModel = whole.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # model code may raise any exception
         raise UserError(
             f"cannot build a model from its configuration ({type(error).__name__}: {first_line(error)})", key="model"

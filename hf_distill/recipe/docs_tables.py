@@ -35,6 +35,7 @@ from hf_distill.recipe.recipe import Stage
 from hf_distill.recipe.training_section import CONFIG, OWN, training_arguments
 from hf_distill.students import STUDENTS
 from hf_distill.students.base import Student
+from hf_distill.students.sized import SizedStudent
 from hf_distill.tasks import TASKS
 from hf_distill.teachers import TEACHERS
 
@@ -58,12 +59,13 @@ ALONE: dict[str, type] = {
     "schedule": Schedule,
     "data.transfer": Transfer,
     "every_student": Student,
+    "cost": SizedStudent,
     "every_objective": Objective,
     "distributions": Softened,
     "layers": StackObjective,
 }
 SHARED = {
-    "student": attributes(Student).keys(),
+    "student": attributes(SizedStudent).keys(),
     "objectives": attributes(Softened).keys() | attributes(StackObjective).keys(),
 }
 
@@ -83,7 +85,7 @@ def _table(what: str) -> str:
     if what == "arguments":
         return _lines(("key", "values", "default", ""), _arguments())
     if what in ALONE:
-        base = ("weight",) if what in ("distributions", "layers") else ()
+        base = {"distributions": ("weight",), "layers": ("weight",), "cost": attributes(Student)}.get(what, ())
         return _lines(("key", "values", "default", ""), _keys(ALONE[what], base))
     table = ENTRIES[kind]
     if names in table:

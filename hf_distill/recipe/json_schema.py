@@ -100,7 +100,11 @@ def _entry(table: Mapping[str, type], within: tuple[type, ...] = ()) -> Schema:
         within: The entries around it.
     """
     entries = [_fields(cls, name, within) for name, cls in table.items()]
-    alone = [name for name, entry in zip(table, entries, strict=True) if entry["required"] == ["name"]]
+    alone = [
+        name
+        for name, entry in zip(table, entries, strict=True)
+        if entry["required"] == ["name"] and "anyOf" not in entry
+    ]
     plugin = {"type": "string", "pattern": PLUGIN_PATTERN, "description": "A class of yours: module:Class."}
     outside: Schema = {"type": "object", "required": ["name"], "properties": {"name": plugin}}
     return {"anyOf": [*([{"enum": alone}] if alone else []), *entries, plugin, outside]}
@@ -154,11 +158,13 @@ def _fields(cls: type, name: str | None = None, within: tuple[type, ...] = ()) -
         # A teacher's own training has the same keys, except its directory.
         properties["training"] |= {"$ref": "#/$defs/training", "not": {"required": ["output_dir"]}}
         properties["training"].pop("additionalProperties", None)
+    one_of = [{"required": [key]} for key in getattr(cls, "needs_one_of", ())]
     return {
         "type": "object",
         "description": summary(cls),
         "additionalProperties": False,
         "required": required,
+        **({"anyOf": one_of} if one_of else {}),
         "properties": properties,
     }
 

@@ -16,7 +16,7 @@ from hf_distill.formatting import is_secret, masked
 from hf_distill.objectives import OBJECTIVES, Objective
 from hf_distill.objectives.schedule import in_words, is_schedule
 from hf_distill.recipe.recipe import Recipe, Stage
-from hf_distill.students import STUDENTS
+from hf_distill.students import STUDENTS, Student
 from hf_distill.tasks import TASKS
 from hf_distill.teachers import TEACHERS
 
@@ -30,7 +30,7 @@ def dump_recipe(recipe: Recipe) -> str:
         "task": _entry(recipe.task, TASKS),
         "data": settings(recipe.data),
         "teacher": _entry(recipe.teacher, TEACHERS),
-        "student": _entry(recipe.student, STUDENTS),
+        "student": student_entry(recipe.student),
         "objectives": objective_entries(recipe.objectives),
         "stages": [_stage(stage) for stage in recipe.stages],
         "training": dict(recipe.training),
@@ -62,6 +62,12 @@ def to_yaml(content: Mapping[str, Any]) -> str:
 def objective_entries(objectives: Sequence[Objective]) -> list[dict[str, Any]]:
     """Return objectives as the list of entries in a recipe."""
     return [_entry(objective, OBJECTIVES) for objective in objectives]
+
+
+def student_entry(student: Student) -> dict[str, Any]:
+    """Return the entry of a student in plain values, as a stored recipe has it."""
+    found: dict[str, Any] = _plain(_entry(student, STUDENTS))
+    return found
 
 
 def _stage(stage: Stage) -> dict[str, Any]:

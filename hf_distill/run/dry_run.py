@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,11 +28,12 @@ from hf_distill.recipe.plugins import outside_code
 from hf_distill.recipe.writer import describe_entry, dump_recipe
 from hf_distill.run.best_model import check_best_metric, check_saving
 from hf_distill.run.checks import check_plan, cut_off, frozen_of, remarks
-from hf_distill.run.directory import RunDirectory
+from hf_distill.run.directory import RunDirectory, stored_recipe
 from hf_distill.run.launch import check_launch
 from hf_distill.run.pairing import open_pair, open_student, open_teacher
 from hf_distill.run.preparation import check_prepared, complete, locating_data, prepare, setup_of
 from hf_distill.run.requirements import check_steps, check_trainings, output_directory
+from hf_distill.run.student_cost import choose_student
 from hf_distill.run.train_rows import look_at
 from hf_distill.teachers.base import described
 from hf_distill.training.labelled import describe_labels, labels_of
@@ -46,13 +47,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Findings:
-    """What `--check` has found: lines of the plan, mistakes, notes, what was not checked, and the models if opened."""
+    """What `--check` has found: lines of the plan, mistakes, notes, what was not checked.
+
+    If the models could be opened, also these, and the recipe with the shape that was chosen for the student.
+    """
 
     plan: list[str] = field(default_factory=list)
     mistakes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     unchecked: list[str] = field(default_factory=list)
     pair: Pair | None = None
+    recipe: Recipe | None = None
 
 
 def check(recipe: Recipe) -> str:
@@ -155,7 +160,10 @@ def _check_pair(recipe: Recipe, found: _Findings) -> None:
         for side, size in sizes.items():
             line = f"{side:<11} {describe_entry(entry(getattr(recipe, side)))}"
             found.plan.append(": ".join(filter(None, (line, size))))
+        if recipe.student.cost is not None:
+            found.unchecked.append(f"student: which shape meets {recipe.student.cost}; that needs the configurations")
         return
+    recipe = found.recipe = _with_shape(recipe, found)
     pair = open_pair(recipe)
     check_plan(recipe, pair)
     found.pair = pair
@@ -244,9 +252,11 @@ def _check_training(recipe: Recipe, found: _Findings) -> None:
 
 
 def _check_place(recipe: Recipe, found: _Findings) -> None:
+    recipe = found.recipe or recipe
     place = RunDirectory(output_directory(recipe), dump_recipe(recipe))
     with recipe.locate("training"):
-        place.check(restart=False)
+        # Without the student's shape it is not known whether a run that is there is of this recipe.
+        place.check(restart=recipe.student.cost is not None)
 
 
 def _size(recipe: Recipe, config: PretrainedConfig) -> str:
@@ -258,6 +268,15 @@ def _size(recipe: Recipe, config: PretrainedConfig) -> str:
         f"{config.model_type}, {layers} layer{'' if layers == 1 else 's'} of {text.hidden_size}, "
         f"{count(model.num_parameters())} parameters"
     )
+
+
+def _with_shape(recipe: Recipe, found: _Findings) -> Recipe:
+    """Return the recipe with the shape of a student that is asked for by its cost; nothing is measured."""
+    if recipe.student.cost is None:
+        return recipe
+    student, line = choose_student(recipe, stored_recipe(output_directory(recipe)), None)
+    found.plan.append(line.replace("student: ", "cost        ", 1))
+    return replace(recipe, student=student)
 
 
 def _parameters(recipe: Recipe, pair: Pair) -> Iterator[str]:

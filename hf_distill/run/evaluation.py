@@ -194,10 +194,18 @@ def _best(run: Run, seed: str) -> dict[str, Best]:
     return {name: best for name, best in found.items() if best is not None}
 
 
-def latencies(prepared: Prepared, models: Mapping[str, PreTrainedModel], batch_size: int) -> dict[str, Latency]:
+def latencies(
+    prepared: Prepared, models: Mapping[str, PreTrainedModel], batch_size: int, seconds: float | None = None
+) -> dict[str, Latency]:
     """Return the latency of all models on the same two inputs: the example of median length, and the batch around it.
 
     A teacher with its own tokenizer gets the same texts in its own tokens.
+
+    Args:
+        prepared: The data.
+        models: Name -> model.
+        batch_size: Examples of the batch.
+        seconds: Time to spend on each model. Default: that of `measure_all`.
     """
     middle = len(prepared.eval) // 2  # the split is sorted by length
     start = max(0, min(middle - batch_size // 2, len(prepared.eval) - batch_size))
@@ -211,7 +219,8 @@ def latencies(prepared: Prepared, models: Mapping[str, PreTrainedModel], batch_s
         return dict(data.collator(single)), dict(data.collator(batch))
 
     own = {} if prepared.for_teacher is None else {"teacher": collate(prepared.for_teacher)}
-    return measure_all(models, *collate(prepared), own=own)
+    how: dict[str, Any] = {} if seconds is None else {"seconds": seconds}
+    return measure_all(models, *collate(prepared), own=own, **how)
 
 
 def environment() -> dict[str, str]:

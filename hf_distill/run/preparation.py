@@ -32,6 +32,8 @@ from hf_distill.run.launch import check_launch, use_all_cores, use_cpu_if_needed
 from hf_distill.run.pairing import open_pair
 from hf_distill.run.requirements import check_steps, check_trainings, output_directory
 from hf_distill.run.run import Run
+from hf_distill.run.shape_latency import ShapeLatency
+from hf_distill.run.student_cost import choose_student
 from hf_distill.run.train_rows import chosen, with_new_rows
 from hf_distill.run.training_defaults import resolve_bf16, training_defaults
 from hf_distill.tasks import Setup
@@ -69,18 +71,20 @@ def open_run(
     check_saving(recipe)
     check_trainings(recipe)
     path = output_directory(recipe)
-    training, precision = _settle(recipe, None if restart else stored_recipe(path))
-    directory = RunDirectory(path, dump_recipe(_with_precision(recipe, training)))
+    held = None if restart else stored_recipe(path)
+    training, precision = _settle(recipe, held)
     args = _arguments(recipe, training)
     # Again: some mistakes of a launch show only after the arguments have connected the processes.
     check_launch()
+    recipe, shape = _with_shape(recipe, held, args)
+    directory = RunDirectory(path, dump_recipe(_with_precision(recipe, training)))
     trains_here = None in recipe.teacher.output_directories
     with recipe.locate("training"):
         if not for_teacher or trains_here:
             directory.check(restart, for_teacher=for_teacher)
     narrator = Narrator(enabled=parallel.is_first())
     outside = (f"runs code from outside: {one}" for one in outside_code(recipe))
-    for line in filter(None, (threads, waiting(), precision, *outside)):
+    for line in filter(None, (threads, waiting(), precision, shape, *outside)):
         narrator.say(line)
     hub = _claim_repository(recipe, directory.path) if recipe.hub.push else {}
     targets = _claim_targets(recipe)
@@ -227,6 +231,27 @@ def _with_precision(recipe: Recipe, training: Mapping[str, Any]) -> Recipe:
     if recipe.training.get("bf16") != "auto":
         return recipe
     return replace(recipe, training={**recipe.training, "bf16": training["bf16"]})
+
+
+def _with_shape(
+    recipe: Recipe, held: Mapping[str, Any] | None, args: DistillationArguments
+) -> tuple[Recipe, str | None]:
+    """Return the recipe with the shape of a student that is asked for by its cost, and a line about it.
+
+    The first process chooses, and measures if the cost is a time; the others take its choice.
+    """
+    if recipe.student.cost is None:
+        return recipe, None
+
+    def timing(one: Recipe) -> ShapeLatency:
+        pair = open_pair(one)
+        check_plan(one, pair)
+        with one.locate("data"):
+            splits = load_splits(one.data, one.task.roles, one.teacher.reads, label=one.task.label_role)
+        return ShapeLatency(one, pair.teacher, prepare(one, pair, splits)[0], args.device, args.eval_batch_size)
+
+    student, line = parallel.asked_once(lambda: choose_student(recipe, held, timing))
+    return replace(recipe, student=student), line
 
 
 def _arguments(recipe: Recipe, training: Mapping[str, Any]) -> DistillationArguments:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, SkipValidation, field_validator
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from hf_distill.models.calibration import CalibrationRows
     from hf_distill.models.loading import Head
+    from hf_distill.students.cost import Cost
 
 
 @component
@@ -78,6 +80,17 @@ class AroundStudent(MeasuredStudent):
         """Yield this entry and those inside it."""
         yield self
         yield from self.student.every_entry()
+
+    @property
+    def cost(self) -> Cost | None:
+        """What the inner student may cost, if a run is to choose its shape by that; else None."""
+        return self.student.cost
+
+    def shapes(self, teacher: PretrainedConfig) -> Iterator[Student]:
+        """Yield this entry around each shape of the inner student."""
+        with under("student"):
+            for one in self.student.shapes(teacher):
+                yield replace(self, student=one)
 
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
         """Return the configuration of the inner student."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from hf_distill.models.calibration import CalibrationRows
     from hf_distill.models.loading import Head
+    from hf_distill.students.cost import Cost
 
 
 class Made(NamedTuple):
@@ -65,6 +66,19 @@ class Student(ABC):
     def every_entry(self) -> Iterator[Student]:
         """Yield this entry and the entries inside it."""
         yield self
+
+    @property
+    def cost(self) -> Cost | None:
+        """What it may cost, if a run is to choose its shape by that; else None."""
+        return None
+
+    def shapes(self, teacher: PretrainedConfig) -> Iterator[Student]:
+        """Yield the entries among which a run chooses by the cost, the cheapest first; by default none.
+
+        Args:
+            teacher: The teacher's configuration.
+        """
+        yield from ()
 
     @abstractmethod
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:

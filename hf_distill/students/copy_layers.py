@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
@@ -10,6 +11,7 @@ from hf_distill.errors import UserError
 from hf_distill.models.layers import find_stacks
 from hf_distill.students.copied import CopiedStudent
 from hf_distill.students.fewer_layers import fields_of, shortened, some_layers
+from hf_distill.students.sized import SizedStudent
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @component
-class CopyLayers(CopiedStudent):
+class CopyLayers(CopiedStudent, SizedStudent):
     """A smaller copy of a model: its embeddings, its head and some of its layers.
 
     The start of DistilBERT (Sanh et al. 2019, arXiv 1910.01108, section 2). It works for every encoder or decoder that
@@ -31,14 +33,33 @@ class CopyLayers(CopiedStudent):
 
     Attributes:
         layers: How many layers to copy, spread evenly from the first to the last, or which ones, counted from 0: `[0,
-            2, 4, 7, 9, 11]`. For an encoder-decoder model, layers of the encoder.
-        decoder_layers: The same for the decoder of an encoder-decoder model. Default: as `layers`.
+            2, 4, 7, 9, 11]`. For an encoder-decoder model, layers of the encoder. Default: as many as the cost allows.
+        decoder_layers: The same for the decoder of an encoder-decoder model. Default: as `layers`; with a cost, as many
+            as keep the proportion of the two.
     """
 
     name: ClassVar[str] = "copy_layers"
+    decided: ClassVar[tuple[str, ...]] = ("layers",)
+    needs_one_of: ClassVar[tuple[str, ...]] = ("layers", "size", "parameters", "latency")
+    smaller: ClassVar[str] = "from_config makes a student narrower too, from random weights."
 
-    layers: int | list[int]
+    layers: int | list[int] | None = None
     decoder_layers: int | list[int] | None = None
+
+    def shapes(self, teacher: PretrainedConfig) -> Iterator[CopyLayers]:
+        """Yield a student for each number of layers, from one to all.
+
+        In an encoder-decoder model both stacks keep their proportion, unless `decoder_layers` is given.
+        """
+        fields = fields_of(self.whole_config(teacher), decoder=self.decoder_layers is not None)
+        if self.decoder_layers is not None:
+            fields = {"layers": fields["layers"]}
+        deepest = max(fields.values())
+        for count in range(1, deepest + 1):
+            layers = {field: max(1, round(total * count / deepest)) for field, total in fields.items()}
+            if len(set(layers.values())) == 1:  # then `decoder_layers` follows
+                layers = {"layers": layers["layers"]}
+            yield self.with_shape(**layers)
 
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
         """Return the configuration of the whole model, with fewer layers.
@@ -74,6 +95,9 @@ class CopyLayers(CopiedStudent):
             UserError: The model does not have these layers, or the list is not increasing.
         """
         wanted = self.layers if field == "layers" or self.decoder_layers is None else self.decoder_layers
+        if wanted is None:
+            self.check_shaped()
+            wanted = []
         if isinstance(wanted, int):
             if not 1 <= wanted <= total:
                 raise UserError(f"{wanted} is not between 1 and {total}, the number of layers.", key=field)
