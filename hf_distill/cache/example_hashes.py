@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_distill.data.collators import drawn
+from hf_distill.data.example_columns import EXAMPLE_COLUMNS
 from hf_distill.data.label_names import IGNORED
 from hf_distill.errors import UserError
 
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from hf_distill.models.layers import States
     from hf_distill.tasks import Prepared
 
-# Columns that the teacher does not read. Labels are left out of the hash unless they choose what is stored.
-NOT_READ = ("length",)
+# Columns that no model reads. Labels are left out of the hash unless they choose what is stored.
+NOT_READ = ("length", *EXAMPLE_COLUMNS)
 _LABELS = ("labels", "start_positions", "end_positions")
 # Size of a hash in bytes.
 SIZE = 16

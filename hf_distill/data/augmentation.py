@@ -7,12 +7,13 @@ hundred rows, so that a run that is interrupted goes on from there.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from hf_distill._version import __version__
 from hf_distill.component import component, entry
+from hf_distill.data.example_columns import SOURCE
 from hf_distill.data.fingerprints import dataset_fingerprint
 from hf_distill.files.atomic import write_atomic
 from hf_distill.files.fingerprint import fingerprint
@@ -68,6 +69,8 @@ class Augmentation(ABC):
 def augmented(rows: Dataset, how: Augmentation, say: Callable[[str], None], root: Path | None = None) -> Dataset:
     """Return the new rows that an augmentation makes of rows: in the order of these, made now or stored before.
 
+    A further column, `SOURCE`, has the number of the row that each was made of.
+
     Args:
         rows: Columns of texts alone.
         how: The augmentation.
@@ -77,7 +80,7 @@ def augmented(rows: Dataset, how: Augmentation, say: Callable[[str], None], root
     Raises:
         OSError: The folder cannot be written to.
     """
-    from datasets import Dataset, concatenate_datasets
+    from datasets import Dataset, Features, Value, concatenate_datasets
 
     rewrite, identity = how.open()
     settings = fingerprint(__version__, entry(how), identity)
@@ -89,8 +92,9 @@ def augmented(rows: Dataset, how: Augmentation, say: Callable[[str], None], root
         say(f"augment: {how.name} makes rows of {len(rows):,} rows, {missing} of {len(parts)} parts, in {folder}")
         folder.mkdir(parents=True, exist_ok=True)
     made = Dataset(_tables(parts, files, rewrite))
-    made = made if made.features == rows.features else made.cast(rows.features)  # a cast writes the rows once more
-    whole = concatenate_datasets([rows.select([]), made])
+    features = Features({**rows.features, SOURCE: Value("int64")})
+    made = made if made.features == features else made.cast(features)  # a cast writes the rows once more
+    whole = concatenate_datasets([made.select([]), made])
     # The same in every process and run, since it names the tokenised rows in the cache of `datasets`.
     whole._fingerprint = fingerprint(settings, [file.name for file in files])
     return whole
@@ -104,22 +108,26 @@ def _root() -> Path:
 
 def _tables(parts: Sequence[Dataset], files: Sequence[Path], rewrite: Rewrite) -> pa.Table:
     import pyarrow as pa
+    import pyarrow.compute as pc  # type: ignore[import-untyped]
 
-    found = [_read(file) for file in files]
-    for index, (part, file) in enumerate(zip(parts, files, strict=True)):
-        if found[index] is None:
-            found[index] = _made(part, rewrite)
-            write_atomic(file, _as_parquet(found[index]))
+    found, first = list[pa.Table](), 0
+    for part, file in zip(parts, files, strict=True):
+        table = _read(file)
+        if table is None:
+            table = _made(part, rewrite)
+            write_atomic(file, _as_parquet(table))
+        place = table.schema.get_field_index(SOURCE)
+        found.append(table.set_column(place, SOURCE, pc.add(table.column(SOURCE), first)))
+        first += len(part)
     return pa.concat_tables(found)
 
 
 def _made(part: Dataset, rewrite: Rewrite) -> pa.Table:
     import pyarrow as pa
 
-    new: Iterator[Row] = (row for several in rewrite(part.to_list()) for row in several)
-    rows = list(new)
-    kinds = {name: pa.string() for name in part.column_names}
-    return pa.table({name: pa.array([row[name] for row in rows], kind) for name, kind in kinds.items()})
+    new = [(source, row) for source, several in enumerate(rewrite(part.to_list())) for row in several]
+    texts = {name: pa.array([row[name] for _, row in new], pa.string()) for name in part.column_names}
+    return pa.table({**texts, SOURCE: pa.array([source for source, _ in new], pa.int64())})
 
 
 def _as_parquet(table: pa.Table) -> bytes:
@@ -133,11 +141,12 @@ def _as_parquet(table: pa.Table) -> bytes:
 
 
 def _read(file: Path) -> pa.Table | None:
-    """Return a stored part; None if it is not there or damaged, so that it is made again."""
+    """Return a stored part; None if it is not there, damaged or without `SOURCE`, so that it is made again."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_table(file, page_checksum_verification=True)
+        found = pq.read_table(file, page_checksum_verification=True)
+        return found if SOURCE in found.column_names else None
     except (OSError, pa.ArrowException):
         return None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hf_distill.data.columns import default_columns, find_columns
+from hf_distill.data.example_columns import EXAMPLE_ROLES, example_roles, read_examples
 from hf_distill.data.holdout import check_size, hold_out
 from hf_distill.data.joined import join_columns
 from hf_distill.data.shared_rows import warn_of_shared_rows, warn_of_shared_transfer
@@ -44,15 +45,26 @@ def check_data(data: Data, roles: Mapping[str, bool], label: str = "label") -> N
     Raises:
         UserError: A role or split is unknown, a file is of an unknown format, a local path does not exist.
     """
-    mistakes = [
-        UserError(f"this task has no such role.{did_you_mean(role, roles)}", key=f"columns.{role}")
-        for role in data.columns
-        if role not in roles
-    ] + [
-        UserError(f"unknown split. Wanted: {' and '.join(SPLITS)}.", key=f"splits.{split}")
-        for split in data.splits
-        if split not in SPLITS
-    ]
+    about = example_roles(data.columns, roles)
+    mistakes = (
+        [
+            UserError(
+                f"this task has no such role.{did_you_mean(role, (*roles, *EXAMPLE_ROLES))}", key=f"columns.{role}"
+            )
+            for role in data.columns
+            if role not in roles and role not in about
+        ]
+        + [
+            UserError("wanted one column.", key=f"columns.{role}")
+            for role in about
+            if isinstance(data.columns[role], list)
+        ]
+        + [
+            UserError(f"unknown split. Wanted: {' and '.join(SPLITS)}.", key=f"splits.{split}")
+            for split in data.splits
+            if split not in SPLITS
+        ]
+    )
     if mistakes:
         raise UserError.together(mistakes)
     if not isinstance(data.splits["train"], str):
@@ -63,7 +75,7 @@ def check_data(data: Data, roles: Mapping[str, bool], label: str = "label") -> N
     for split in SPLITS:
         source.files_of(source.instruction(data, split), split)
     if data.transfer is not None:
-        check_transfer(data, roles, label)
+        check_transfer(data, {**roles, **about}, label)
 
 
 def load_splits(
@@ -90,7 +102,7 @@ def load_splits(
         with of_transfer():
             rows = Splits(as_data(data, label), roles, (TRANSFER,)).whole(TRANSFER)
             splits[TRANSFER] = _transfer(rows, data, roles, also, label)
-    return _complete(splits, data, roles, read)
+    return _complete(read_examples(splits, whole=True), data, roles, read)
 
 
 @dataclass(frozen=True)
@@ -136,6 +148,7 @@ def peek(data: Data, roles: Mapping[str, bool], also: Sequence[str] = (), *, lab
             )
             if rows is not None:
                 splits[TRANSFER] = _transfer(rows, data, roles, also, label)
+    splits = read_examples(splits, whole=whole)
     return Sample(_complete(splits, data, roles, read) if whole else splits, whole, whole_transfer)
 
 
@@ -169,8 +182,13 @@ def _complete(splits: dict[str, Dataset], data: Data, roles: Mapping[str, bool],
 
 
 def _transfer(rows: Dataset, data: Data, roles: Mapping[str, bool], also: Sequence[str], label: str) -> Dataset:
-    """Return the transfer rows with columns named by role, without labels."""
-    return _renamed(rows, transfer_columns(data, rows.column_names, roles, label), rows, also)
+    """Return the transfer rows with columns named by role, without labels; group and weight if they have them."""
+    names, own = rows.column_names, data.transfer
+    assert own is not None
+    named = {role: data.columns[role] for role in example_roles(data.columns, roles)}
+    about = {role: True for role, one in named.items() if role in own.columns or one in names}
+    found = transfer_columns(data, names, {**roles, **about}, label)
+    return _renamed(rows, _internal(found, about), rows, also)
 
 
 def _named(data: Data) -> list[str]:
@@ -189,8 +207,14 @@ def _by_role(
         names = {split: dataset.column_names for split, dataset in loaded.items()}
     else:
         asked = default_columns(data, names, roles)
-    found = find_columns(names, asked, roles)
-    return {split: _renamed(loaded[split], mine, whole[split], also) for split, mine in found.items()}
+    about = example_roles(data.columns, roles)
+    found = find_columns(names, asked, {**roles, **about})
+    return {split: _renamed(loaded[split], _internal(mine, about), whole[split], also) for split, mine in found.items()}
+
+
+def _internal(mine: Mapping[str, str], about: Mapping[str, bool]) -> dict[str, str]:
+    """Return column -> name in the split: its role, but for group and weight the name that no task reads."""
+    return {column: EXAMPLE_ROLES[role] if role in about else role for column, role in mine.items()}
 
 
 def _renamed(dataset: Dataset, mine: Mapping[str, str], whole: Dataset, also: Sequence[str]) -> Dataset:

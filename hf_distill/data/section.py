@@ -31,7 +31,8 @@ class Data:
         revision: Git revision of a Hub dataset: branch, tag or commit. Default: the main branch.
         columns: Which column holds each of the task's roles, such as `{text: sentence}`. For labels with one column per
             class, list the columns: `{label: [joy, anger]}`. For files without a header, give column numbers: `{text:
-            1, label: 0}`; `-1` is the last. Default: for each role, the column of the same name.
+            1, label: 0}`; `-1` is the last. Every task also takes `group`, which the report compares, and `weight`, how
+            much a row counts in the loss. Default: for each role, the column of the same name.
         splits: Splits of the dataset to use as `train` and `eval`, with slices as in `datasets`: `"train[:2000]"`. The
             first rows of a file that is sorted by label have one class. A number for `eval` holds out part of train:
             `0.1` is a tenth, `500` is 500 rows. One that is left out keeps its default.

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from hf_distill.data.example_columns import EXAMPLE_COLUMNS
 from hf_distill.data.sources import CUT
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def shared_rows(train: Dataset, evaluated: Dataset) -> int:
 
     Rows are compared by a 64-bit hash: 200,000 texts take less than a second.
     """
-    roles = [role for role in evaluated.column_names if role not in _PREDICTED]
+    roles = [role for role in evaluated.column_names if role not in (*_PREDICTED, *EXAMPLE_COLUMNS)]
     if not roles or not set(roles) <= set(train.column_names):
         return 0  # for example single texts in train and pairs of texts in eval
     wanted = list(_hashes(evaluated, roles))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from hf_distill._version import __version__
 from hf_distill.data.columns import default_columns, find_columns, place
+from hf_distill.data.example_columns import EXAMPLE_COLUMNS
 from hf_distill.data.reader import describe_type
 from hf_distill.data.section import Data
 from hf_distill.data.transfer import TRANSFER
@@ -212,7 +213,7 @@ def _check_like(train: Dataset, transfer: Dataset, label: str) -> None:
 
 
 def _inputs(split: Dataset, label: str) -> Sequence[str]:
-    return [name for name in split.column_names if name != label and "/" not in name]
+    return [name for name in split.column_names if name not in (label, *EXAMPLE_COLUMNS) and "/" not in name]
 
 
 def _kind(split: Dataset, role: str) -> str:

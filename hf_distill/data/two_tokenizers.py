@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from hf_distill.data.example_columns import EXAMPLE_COLUMNS
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -13,7 +15,7 @@ PREFIX = "teacher_"
 # If this column is present, the teacher has its own tokens. Cached targets use the prefix too, but not this name.
 MARK = f"{PREFIX}input_ids"
 # Columns that do not depend on the tokenizer.
-SHARED = ("labels",)
+SHARED = ("labels", *EXAMPLE_COLUMNS)
 
 Value = TypeVar("Value")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
+from hf_distill.data.example_columns import inputs_of
 from hf_distill.models.inspection import LABELS, taken_by
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class CalibrationRows:
         for number, start in enumerate(range(0, len(rows), size)):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(number)
-                batch = self.collator([_inputs(self.train[int(row)]) for row in rows[start : start + size]])
+                batch = self.collator([inputs_of(self.train[int(row)]) for row in rows[start : start + size]])
             yield {key: value.to(model.device) for key, value in batch.items() if isinstance(value, torch.Tensor)}
 
     def _rows(self, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -99,8 +100,3 @@ class CalibrationRows:
             return np.sort(drawn)
         lengths = np.asarray(self.train.select(drawn)["length"])
         return drawn[np.argsort(lengths, kind="stable")]
-
-
-def _inputs(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row without its lengths, which no collator pads."""
-    return {key: value for key, value in row.items() if not key.endswith("length")}

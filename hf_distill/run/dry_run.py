@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_distill import parallel
 from hf_distill.component import entry
+from hf_distill.data.example_columns import EXAMPLE_ROLES, examples_in_words
 from hf_distill.data.loading import PEEK, Sample, apart, peek
 from hf_distill.data.transfer import TRANSFER
 from hf_distill.errors import UserError
@@ -191,7 +192,7 @@ def _check_data(recipe: Recipe, found: _Findings) -> None:
         if split == TRANSFER and recipe.data.transfer is not None:
             whole, wanted = sample.whole_transfer, recipe.data.transfer.split
         size = f"{len(rows):,} rows, the first" if whole else "the first row"
-        found.plan.append(f"{split:<11} {wanted}, {size}: {describe_entry(rows[0])}")
+        found.plan.append(f"{split:<11} {wanted}, {size}: {describe_entry(_by_role(rows[0]))}")
     if not sample.whole:
         found.unchecked.append(f"data: all rows after the first {PEEK:,}")
     if not sample.whole_transfer:
@@ -226,7 +227,7 @@ def _check_rows(recipe: Recipe, found: _Findings, pair: Pair, sample: Sample) ->
             labelled = labels_of(prepared)["train_rows_with_label"]
             check_steps(recipe, len(prepared.train), labelled, parallel.started())
             found.plan += [
-                line.replace("classes of ", "classes     ", 1).replace("pseudo-labels: ", "pseudo      ", 1)
+                line.replace("pseudo-labels: ", "pseudo      ", 1) if line.startswith("pseudo") else _column(line)
                 for line in lines
             ]
             found.notes += odd
@@ -238,12 +239,25 @@ def _check_rows(recipe: Recipe, found: _Findings, pair: Pair, sample: Sample) ->
             with recipe.locate("teacher"):
                 recipe.teacher.look(recipe.task, splits, beside, pair)
             some = "" if sample.whole else f" (in its first {PEEK:,} rows)"
+            found.plan += [f"{_column(line)}{some}" for line in examples_in_words(splits)]
             if counts is not None:
                 found.plan += [f"classes     {line}{some}" for line in counts.in_words()]
                 found.notes += [f"{counts.one_class()}{some}"] if counts.single is not None else []
     finally:
         if not quiet:
             enable_progress_bars()
+
+
+def _by_role(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row with group and weight as the recipe calls them."""
+    roles = {name: role for role, name in EXAMPLE_ROLES.items()}
+    return {roles.get(name, name): value for name, value in row.items()}
+
+
+def _column(line: str) -> str:
+    """Return `classes of train: ...` as a line of the plan: `classes     train: ...`."""
+    what, _, rest = line.partition(" of ")
+    return f"{what:<11} {rest}"
 
 
 def _check_training(recipe: Recipe, found: _Findings) -> None:

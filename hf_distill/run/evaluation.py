@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hf_distill import parallel
+from hf_distill.data.example_columns import inputs_of
 from hf_distill.metrics.table import AGREEMENT
 from hf_distill.models.parts import Parts
 from hf_distill.models.quantization import size
@@ -212,10 +213,7 @@ def latencies(
     around = range(start, min(start + batch_size, len(prepared.eval)))
 
     def collate(data: Prepared) -> tuple[dict[str, Any], dict[str, Any]]:
-        single, batch = (
-            [{key: value for key, value in data.eval[row].items() if not key.endswith("length")} for row in rows]
-            for rows in ([middle], around)
-        )
+        single, batch = ([inputs_of(data.eval[row]) for row in rows] for rows in ([middle], around))
         return dict(data.collator(single)), dict(data.collator(batch))
 
     own = {} if prepared.for_teacher is None else {"teacher": collate(prepared.for_teacher)}

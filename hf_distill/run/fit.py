@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hf_distill import parallel
 from hf_distill.component import entry
 from hf_distill.data import by_length
+from hf_distill.data.example_columns import GROUP
 from hf_distill.data.fingerprints import dataset_fingerprint
 from hf_distill.data.holdout import hold_out
 from hf_distill.errors import Stopped, UserError
@@ -353,10 +354,10 @@ def _frozen(model: PreTrainedModel) -> list[str]:
 
 
 def _own(split: Dataset) -> Dataset:
-    """Return a split without the column that says where a cache holds the targets of each row."""
+    """Return a split without what no training reads: the row of each example in a cache, and its group."""
     from hf_distill.models.target_model import ROW
 
-    return split.remove_columns([name for name in split.column_names if name == ROW])
+    return split.remove_columns([name for name in split.column_names if name in (ROW, GROUP)])
 
 
 def _layers(trainer: DistillationTrainer) -> dict[str, list[list[int]]]:

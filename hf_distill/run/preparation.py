@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hf_distill import parallel
 from hf_distill.component import settings
 from hf_distill.data import apart, load_splits
+from hf_distill.data.example_columns import EXAMPLE_ROLES, examples_in_words
 from hf_distill.data.holdout import check_size
 from hf_distill.data.transfer import TRANSFER
 from hf_distill.data.transfer_rows import append_transfer, counting_from
@@ -162,12 +163,28 @@ def prepare(
     setup = replace(setup_of(recipe, pair), transfer_rows=transfer_rows)
     with locating_data(recipe), guarded(recipe.task, "task"), counting_from(own_rows):
         found = recipe.teacher.prepare(recipe.task, splits, beside, setup, pair)
+    _check_held(recipe, splits, found[0])
     if transfer_rows and not found[0].transfer_rows:  # a task from outside
         raise recipe.mistake(
             "data.transfer",
             f"{recipe.task.name} does not say which rows they became. Set Prepared.transfer_rows in it.",
         )
     return found
+
+
+def _check_held(recipe: Recipe, splits: Mapping[str, Dataset], prepared: Prepared) -> None:
+    """Refuse a task from outside that drops groups or weights.
+
+    Raises:
+        UserError: It does.
+    """
+    for role, name in EXAMPLE_ROLES.items():
+        if name in splits["train"].column_names and name not in prepared.train.column_names:
+            raise recipe.mistake(
+                f"data.columns.{role}",
+                f"{recipe.task.name} does not keep the {role} of an example. Tokenise in it with "
+                f"hf_distill.tasks.tokenising.tokenise, which does, or keep the column '{name}' in Prepared.",
+            )
 
 
 def complete(recipe: Recipe, splits: Mapping[str, Dataset]) -> tuple[dict[str, Dataset], dict[str, Dataset]]:
@@ -301,8 +318,8 @@ def check_prepared(recipe: Recipe, prepared: Prepared) -> tuple[list[str], list[
     """Check what only the data shows: whether objectives and classes fit it.
 
     Returns:
-        Lines that say how often each class occurs, and of which rows the teacher must be sure; and remarks about
-        classes that are rare or missing.
+        Lines that say how often each class and each group occurs, and of which rows the teacher must be sure; and
+        remarks about classes that are rare or missing.
 
     Raises:
         UserError: They do not fit, or labels are learned and all of the train split are of one class.
@@ -310,7 +327,7 @@ def check_prepared(recipe: Recipe, prepared: Prepared) -> tuple[list[str], list[
     _check_objectives(recipe, prepared)
     _check_held_out(recipe, prepared)
     sure = check_sure_rows(recipe, prepared)
-    lines = [sure] if sure else []
+    lines = [*examples_in_words({"train": prepared.train, "eval": prepared.eval}), *([sure] if sure else [])]
     counts = classes_of(prepared)
     if counts is None:
         return lines, []

@@ -9,6 +9,7 @@ import numpy as np
 
 from hf_distill import parallel
 from hf_distill.data import column
+from hf_distill.data.example_columns import without_examples
 from hf_distill.data.fingerprints import dataset_fingerprint
 from hf_distill.data.pseudo_labels import sure_class, sure_labels
 from hf_distill.files.fingerprint import fingerprint
@@ -61,7 +62,7 @@ def _sure(run: Run, teacher: TargetSource, source: TargetSource, asked: Array, t
         UserError: It is sure of no row.
     """
     rows = run.prepared.train.select(asked)
-    own = rows.remove_columns([name for name in rows.column_names if name == ROW])
+    own = without_examples(rows.remove_columns([name for name in rows.column_names if name == ROW]))
     several = has_several(run.prepared)
     key = fingerprint(source.fingerprint(), dataset_fingerprint(own), threshold, run.args.bf16)
     file = run.directory.path / FILE

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from hf_distill.data import apart
+from hf_distill.data import apart, column
 from hf_distill.data.augmentation import augmented
+from hf_distill.data.example_columns import EXAMPLE_COLUMNS, SOURCE, held
+from hf_distill.data.fingerprints import dataset_fingerprint
 from hf_distill.data.selecting import choose, unlabelled
 from hf_distill.data.transfer import TRANSFER
 from hf_distill.data.transfer_rows import append_transfer
@@ -72,8 +74,11 @@ def with_new_rows(task: Task, how: Augmentation, splits: Mapping[str, Dataset], 
         UserError: The rows have columns beside their texts, or no row could be made.
     """
     roles = texts_of(task, splits)
-    rows = append_transfer(splits, task.label_role)["train"].select_columns(roles)
-    made = _like(augmented(_as_texts(rows), how, say), rows)
+    whole = append_transfer(splits, task.label_role)["train"]
+    rows = whole.select_columns(roles)
+    kept = _kept(rows)
+    new = augmented(_as_texts(rows).select(kept), how, say)
+    made = _of_sources(_like(new.remove_columns(SOURCE), rows), whole.select(kept).select(new[SOURCE][:]))
     if not len(made):
         raise UserError(
             f"no new row could be made of {len(rows):,} rows: there is no word in them to replace. Leave it out.",
@@ -84,23 +89,47 @@ def with_new_rows(task: Task, how: Augmentation, splits: Mapping[str, Dataset], 
     return {**splits, **append_transfer(train, task.label_role)}
 
 
+def _of_sources(made: Dataset, sources: Dataset) -> Dataset:
+    """Return new rows with the group and the weight of the rows that they were made of."""
+    names = held(sources)
+    if not names:
+        return made
+    whole = made
+    for name in names:
+        whole = whole.add_column(name, column(sources, name).combine_chunks(), feature=sources.features[name])
+    whole._fingerprint = fingerprint(made._fingerprint, dataset_fingerprint(sources.select_columns(names)))
+    return whole
+
+
+def _listed(rows: Dataset) -> list[str]:
+    """Return the roles that have a list of words."""
+    return [role for role, kind in rows.features.items() if not hasattr(kind, "dtype")]
+
+
+def _kept(rows: Dataset) -> Sequence[int]:
+    """Return the rows whose words, joined by spaces, can be cut into the same words again."""
+    listed = _listed(rows)
+    if not listed:
+        return range(len(rows))
+    return [at for at, row in enumerate(rows) if all(" ".join(row[role]).split(" ") == row[role] for role in listed)]
+
+
 def _as_texts(rows: Dataset) -> Dataset:
-    """Return the rows with words joined by spaces where a role has a list of words; rows it could not be cut from."""
+    """Return the rows with words joined by spaces where a role has a list of words."""
     from datasets import Features, Value
 
-    listed = [role for role, kind in rows.features.items() if not hasattr(kind, "dtype")]
+    listed = _listed(rows)
     if not listed:
         return rows
-    kept = [at for at, row in enumerate(rows) if all(" ".join(row[role]).split(" ") == row[role] for role in listed)]
     texts = {role: rows[role][:] for role in rows.column_names}
     joined = {role: [" ".join(one) if role in listed else one for one in column] for role, column in texts.items()}
     features = Features({role: Value("string") for role in joined})
-    return type(rows).from_dict(joined, features).select(kept)
+    return type(rows).from_dict(joined, features)
 
 
 def _like(made: Dataset, rows: Dataset) -> Dataset:
     """Return new texts as lists of words where `rows` have such lists."""
-    listed = [role for role, kind in rows.features.items() if not hasattr(kind, "dtype")]
+    listed = _listed(rows)
     if not listed:
         return made
     texts = {role: made[role][:] for role in made.column_names}
@@ -135,7 +164,7 @@ def texts_of(task: Task, splits: Mapping[str, Dataset]) -> list[str]:
     Raises:
         UserError: There are other columns too, whose values for a new text are not known.
     """
-    names = [name for name in splits["train"].column_names if name != task.label_role]
+    names = [name for name in splits["train"].column_names if name not in (task.label_role, *EXAMPLE_COLUMNS)]
     if other := [name for name in names if name not in task.texts]:
         raise UserError(
             f"new texts have no value for the column of '{other[0]}'. Leave it out, or the column.", key="augment"

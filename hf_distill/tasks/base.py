@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from hf_distill.component import component
+from hf_distill.data.example_columns import GROUP, group_names, group_numbers
 from hf_distill.errors import UserError
 from hf_distill.models.match import match
 from hf_distill.models.needs import Gives, TaskFacts
@@ -82,12 +83,29 @@ class View:
     tokenizer: PreTrainedTokenizerBase
 
 
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """The group of each example.
+
+    Attributes:
+        names: Names of the groups that occur, in order; `(none)` stands for rows without one.
+        train: Number of the group of each row of `Prepared.train`, `(rows,)`.
+        eval: Number of the group of each example that the evaluator counts (a question, not a window of its context),
+            in the order of its predictions, `(examples,)`.
+    """
+
+    names: tuple[str, ...]
+    train: NDArray[np.int64]
+    eval: NDArray[np.int64]
+
+
 @dataclass(frozen=True)
 class Prepared:
     """The data of a task, tokenised, and everything that a trainer needs to know about it.
 
     Attributes:
-        train: The tokenised train split: `input_ids`, `attention_mask`, ..., `length`, and `labels` if there are any.
+        train: The tokenised train split: `input_ids`, `attention_mask`, ..., `length`, and `labels` if there are any;
+            also `example_group` and `example_weight`, where the recipe names such columns.
         eval: The tokenised eval split with the same columns, sorted by length: this changes padding, not metrics.
         head: How to load a model for the task.
         layout: Which logits count.
@@ -119,6 +137,19 @@ class Prepared:
     def transferred(self) -> NDArray[np.bool_]:
         """Which rows of `train` come from `data.transfer`, bool `(rows,)`; other rows may lack a label as well."""
         return np.arange(len(self.train)) >= len(self.train) - self.transfer_rows
+
+    @property
+    def groups(self) -> Groups | None:
+        """The groups of `data.columns.group`, always of the present rows; None if the splits have none.
+
+        Windows of a text have its group, and rows made of another row (`data.augment`) have that of their source.
+        Rows of `data.transfer` without such a column are in the group `(none)`.
+        """
+        if GROUP not in self.train.column_names or GROUP not in self.eval.column_names:
+            return None
+        names = group_names(self.train, self.eval)
+        of_eval = self.evaluator.of_examples(group_numbers(self.eval, names))
+        return Groups(names, group_numbers(self.train, names), of_eval)
 
 
 @component

@@ -107,6 +107,10 @@ class Evaluator(ABC):
         """The metrics that an evaluation during training can compute, to select the best model."""
         return tuple(name for name in self.names if self.needs_logits or self.generates(name))
 
+    def of_examples(self, values: Array) -> Array:
+        """Return the value of each example that the metrics count, of a value for each row of the eval split."""
+        return values
+
     def for_other_rows(self) -> Evaluator:
         """Return an evaluator for other rows with labels than those of the eval split."""
         return self
@@ -176,6 +180,14 @@ class SpanEvaluator(Evaluator):
     needs_logits: ClassVar[bool] = True
 
     questions: Questions
+
+    def of_examples(self, values: Array) -> Array:
+        """Return the value of each question, of a value for each window; without metrics, that of each window."""
+        if not self.names:
+            return values
+        found = np.empty(len(self.questions.contexts), dtype=values.dtype)
+        found[self.questions.row] = values
+        return found
 
     def for_other_rows(self) -> SpanEvaluator:
         """Return an evaluator without metrics, which are computed question by question on the eval split."""

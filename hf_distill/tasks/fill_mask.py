@@ -12,6 +12,7 @@ from pydantic import Field
 
 from hf_distill.component import component
 from hf_distill.data import by_length
+from hf_distill.data.example_columns import SOURCE, held_features
 from hf_distill.data.label_names import IGNORED, UNLABELLED
 from hf_distill.errors import UserError
 from hf_distill.models.loading import Head
@@ -264,11 +265,18 @@ def _tokenise(split: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max
         cut["return_overflowing_tokens"] = True
 
     def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        texts = [text for text in batch["text"] if text.strip()]
+        rows = [row for row, text in enumerate(batch["text"]) if text.strip()]
         special = set(tokenizer.all_special_ids)
-        found = tokenizer(texts, verbose=False, **cut)["input_ids"] if texts else []
-        kept = [ids for ids in found if not special.issuperset(ids)]
-        return {"input_ids": kept, "length": [len(ids) for ids in kept]}
+        found: Any = (
+            tokenizer([batch["text"][row] for row in rows], verbose=False, **cut) if rows else {"input_ids": []}
+        )
+        parts = zip(found.get("overflow_to_sample_mapping", range(len(rows))), found["input_ids"], strict=True)
+        kept = [(rows[text], ids) for text, ids in parts if not special.issuperset(ids)]
+        return {
+            "input_ids": [ids for _, ids in kept],
+            "length": [len(ids) for _, ids in kept],
+            SOURCE: [row for row, _ in kept],
+        }
 
     features = token_features(labels=False)
     tokenised = tokenise(split, name, encode, tokenizer, FillMask.name, max_length, features=features)
@@ -281,6 +289,7 @@ def _mask_once(
     split: Dataset, masker: Masker, tokenizer: PreTrainedTokenizerBase, epoch: int = EVAL, name: str = "eval"
 ) -> Dataset:
     """Return the split with fixed masks, so that all models are evaluated on the same masks."""
+    from datasets import Features
 
     def mask(example: dict[str, Any]) -> dict[str, Any]:
         seen, labels = masker(example["input_ids"], epoch)
@@ -288,4 +297,5 @@ def _mask_once(
 
     settings = ("masks", masker.share, masker.seed, masker.unmasked, bool(masker.inside), epoch)
     key = cache_key(split, tokenizer, *settings)
-    return split.map(mask, features=token_features(), desc=f"Masking {name}", new_fingerprint=key)
+    features = Features({**token_features(), **held_features(split)})
+    return split.map(mask, features=features, desc=f"Masking {name}", new_fingerprint=key)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from hf_distill.data.example_columns import SOURCE
 from hf_distill.data.label_names import IGNORED
 from hf_distill.errors import UserError
 from hf_distill.models.decoders import decoder_start
@@ -133,8 +134,9 @@ class PairEncoder:
 
     def __call__(self, batch: Mapping[str, list[Any]], references: bool) -> dict[str, list[Any]]:
         """Return the tokens of a batch, without pairs that have an empty side."""
-        both = zip(*(batch[role] for role in self.roles), strict=True)
-        pairs = [(source, target) for source, target in both if source.strip() and target.strip()]
+        both = list(zip(*(batch[role] for role in self.roles), strict=True))
+        kept = [row for row, (source, target) in enumerate(both) if source.strip() and target.strip()]
+        pairs = [both[row] for row in kept]
         sources, source_cut = self._encode(self.source_limit, [self.prefix + source for source, _ in pairs])
         targets, target_cut = self._encode(self.target_limit, target=[target for _, target in pairs])
         return {
@@ -143,6 +145,7 @@ class PairEncoder:
             "length": [len(ids) for ids in sources],
             "source_cut": source_cut,
             "target_cut": target_cut,
+            SOURCE: kept,
             **({REFERENCE: [target for _, target in pairs]} if references else {}),
         }
 

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from hf_distill.component import component
 from hf_distill.data import by_length, column
+from hf_distill.data.example_columns import held
 from hf_distill.errors import UserError
 from hf_distill.metrics.table import DEFAULTS
 from hf_distill.models.decoders import decoder_positions
@@ -170,7 +171,7 @@ class Translation(SequenceToSequence):
     def _columns(self, split: Dataset) -> Dataset:
         found, pair = split.column_names, (self.source_role, self.label_role)
         if self.languages is None and set(pair) <= set(found):
-            return split.select_columns(list(pair))
+            return split.select_columns([*pair, *held(split)])
         if "translation" not in found or self.languages is None:
             raise UserError(
                 "nothing to translate. Wanted, in both splits, a column 'source' and a column 'target' (columns: "
@@ -178,8 +179,8 @@ class Translation(SequenceToSequence):
                 "de]}.",
                 key="columns",
             )
-        flat = split.select_columns(["translation"]).flatten()
-        keys = [name.partition(".")[2] for name in flat.column_names]
+        flat = split.select_columns(["translation", *held(split)]).flatten()
+        keys = [name.partition(".")[2] for name in flat.column_names if name not in held(split)]
         for language in self.languages:
             if language not in keys:
                 raise UserError(
@@ -187,7 +188,7 @@ class Translation(SequenceToSequence):
                     key="task.languages",
                 )
         renamed = {f"translation.{language}": role for language, role in zip(self.languages, pair, strict=True)}
-        return flat.select_columns(list(renamed)).rename_columns(renamed)
+        return flat.select_columns([*renamed, *held(split)]).rename_columns(renamed)
 
     def _set_languages(self, tokenizer: PreTrainedTokenizerBase) -> int | None:
         wanted = {"src_lang": self.source_language, "tgt_lang": self.target_language}

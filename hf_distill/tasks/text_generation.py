@@ -9,6 +9,7 @@ from pydantic import Field
 
 from hf_distill.component import component
 from hf_distill.data import by_length, column
+from hf_distill.data.example_columns import EXAMPLE_ROLES
 from hf_distill.errors import UserError
 from hf_distill.models.loading import Head
 from hf_distill.models.outline import has_class
@@ -122,6 +123,8 @@ class TextGeneration(Task):
         if max_length is not None and max_length < 2:
             raise UserError("a token is predicted from the tokens before it: wanted at least 2.", key="max_length")
         packing = self._packs(form, tokenizer, max_length)
+        if packing:
+            _check_examples(named)
         encoder = TextEncoder(self.name, tokenizer, max_length, form, packing, chat, self.chat_template_kwargs)
         encoder.check(named)
         return named, encoder
@@ -176,6 +179,17 @@ def _named(split: Dataset) -> Dataset:
     if "conversations" in split.column_names and "messages" not in split.column_names:
         return split.rename_column("conversations", "messages")
     return split
+
+
+def _check_examples(splits: Mapping[str, Dataset]) -> None:
+    """Refuse groups and weights of texts that are packed."""
+    for role, name in EXAMPLE_ROLES.items():
+        if any(name in split.column_names for split in splits.values()):
+            raise UserError(
+                f"a packed block joins several texts, so it has no {role} of its own. Leave out task.packing, or this "
+                "column.",
+                key=f"columns.{role}",
+            )
 
 
 def _are_chats(splits: Mapping[str, Dataset]) -> bool:

@@ -6,10 +6,11 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, takewhile
+from itertools import accumulate, chain, takewhile
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_distill.data import column
+from hf_distill.data.example_columns import SOURCE
 from hf_distill.data.label_names import IGNORED
 from hf_distill.errors import UserError
 from hf_distill.tasks.chat_messages import ChatText, NotLearned
@@ -221,6 +222,7 @@ def tokenise_split(split: Dataset, name: str, encoder: TextEncoder) -> Dataset:
             "cut": [limit is not None and len(one.ids) > limit for one in made],
             **{flag: [getattr(one, flag) for one in made] for flag in _FLAGS},
             "left_out": [one.left_out for one in made],
+            **({} if encoder.packing else {SOURCE: _sources(made)}),
         }
 
     settings = (encoder.task, encoder.max_length, encoder.form, encoder.packing, dict(encoder.settings))
@@ -232,6 +234,11 @@ def tokenise_split(split: Dataset, name: str, encoder: TextEncoder) -> Dataset:
     if any(left_out := tokenised["left_out"][:]):
         tokenised = tokenised.select([row for row, reason in enumerate(left_out) if not reason])
     return tokenised.remove_columns(["cut", *_FLAGS, "left_out"])
+
+
+def _sources(made: Sequence[_Tokens]) -> list[int]:
+    """Return, for each example, the row of the batch that it was made of."""
+    return [place - 1 for place in accumulate(not one.further for one in made)]
 
 
 def _warn(split: Dataset, name: str, tokenised: Dataset, encoder: TextEncoder) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from hf_distill._version import __version__
+from hf_distill.data.example_columns import SOURCE, held, held_features
 from hf_distill.files.fingerprint import fingerprint
 from hf_distill.models.tokenizers import tokenizer_state
 
@@ -43,7 +44,8 @@ def tokenise(
     Args:
         split: Raw examples.
         name: Name of the split on the progress bar.
-        encode: Batch of raw columns -> batch of new columns.
+        encode: Batch of raw columns -> batch of new columns; one row for each, or with `SOURCE`: the row of the batch
+            that each new row was made of. Group and weight of an example go with it.
         tokenizer: The tokenizer that `encode` uses.
         *settings: Everything else that the result of `encode` depends on, the name of the task first; JSON values.
         features: Types of the new columns; needed if the first batch may be empty.
@@ -55,8 +57,10 @@ def tokenise(
     own = key or fingerprint(split._fingerprint, id(tokenizer), settings)
     if remembered is not None and own in remembered:
         return remembered[own]
+    if features is not None:
+        features = type(features)({**features, **held_features(split)})
     tokenised = split.map(
-        encode,
+        _carrying(encode, held(split)),
         batched=True,
         with_indices=with_rows,
         remove_columns=split.column_names,
@@ -67,6 +71,19 @@ def tokenise(
     if remembered is not None:
         remembered[own] = tokenised
     return tokenised
+
+
+def _carrying(encode: Callable[..., dict[str, Any]], names: Sequence[str]) -> Callable[..., dict[str, Any]]:
+    """Return `encode` with the values of some columns for every row that it makes."""
+
+    def encoded(batch: dict[str, list[Any]], *rows: list[int]) -> dict[str, Any]:
+        made = encode(batch, *rows)
+        sources = made.pop(SOURCE, None)
+        if sources is None:
+            return {**made, **{name: batch[name] for name in names}}
+        return {**made, **{name: [batch[name][source] for source in sources] for name in names}}
+
+    return encoded
 
 
 def with_rows(split: Dataset, tokenised: Dataset) -> Dataset:

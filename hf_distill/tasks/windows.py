@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from hf_distill.data.example_columns import SOURCE
 from hf_distill.data.label_names import IGNORED
 from hf_distill.errors import UserError
 
@@ -114,6 +115,7 @@ class Windows:
             "context_mask": masks,
             "length": [len(mask) for mask in masks],
             "row": [batch["row"][source] for source in sources],
+            SOURCE: sources,
             "starts": [window.starts for window in windows],
             "ends": [window.ends for window in windows],
             "nothing": [window.nothing if self.no_answer else NOWHERE for window in windows],

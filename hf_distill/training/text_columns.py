@@ -12,6 +12,7 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from hf_distill.data.example_columns import EXAMPLE_COLUMNS
 from hf_distill.errors import UserError
 from hf_distill.models.inspection import base_model, taken_by
 from hf_distill.models.tokenizers import longest_input
@@ -87,7 +88,8 @@ class TextColumns:
         role = self.task.label_role
         if role in self.task.roles and role not in split.column_names and LABELS in split.column_names:
             split = split.rename_column(LABELS, role)
-        return split.select_columns([name for name in split.column_names if name in self.task.roles])
+        read = (*self.task.roles, *EXAMPLE_COLUMNS)
+        return split.select_columns([name for name in split.column_names if name in read])
 
     def describe(self) -> str:
         """Return what was done, for the log."""

@@ -98,7 +98,8 @@ def test_words_with_tags_are_reworded_one_by_one(write_recipe: WriteRecipe, make
     from hf_distill.tasks import TokenClassification
 
     tokens = [["the", "film's", "great", "zebra-plot", "."], ["dull", "new york", "cast"], ["funny", "!", "story"]]
-    train = dataset(tokens=tokens, tags=[["O"] * len(words) for words in tokens])
+    about = {"example_group": list("abc"), "example_weight": [1.0, 2.0, 3.0]}
+    train = dataset(tokens=tokens, tags=[["O"] * len(words) for words in tokens], **about)
     how = TinyBertAugmentation(model=str(make_model("bert-mlm", layers=2)), copies=3, p=1.0)
     splits = with_new_rows(TokenClassification(), how, {"train": train, "eval": train}, lambda _: None)
     made = splits["train"].to_list()
@@ -106,6 +107,8 @@ def test_words_with_tags_are_reworded_one_by_one(write_recipe: WriteRecipe, make
     assert len(made) > 6
     for row in made[3:]:
         assert row["tags"] is None
+        # of the row that it was made of
+        assert (row["example_group"], row["example_weight"]) == (("a", 1.0) if len(row["tokens"]) == 5 else ("c", 3.0))
         assert (len(row["tokens"]), row["tokens"][0]) == (5, "the") or (len(row["tokens"]), row["tokens"][1]) == (
             3,
             "!",

@@ -205,6 +205,7 @@ def test_a_template_without_marks(make_model: Any) -> None:
         ({"text": ["a", None]}, {}, "columns.text", "1 of 2 entries of the train split are missing (None), the first"),
         ({"text": [1]}, {}, "columns.text", "holds whole numbers in the train split, first in row 0"),
         ({"messages": [CHATS[0]]}, {"packing": True}, "columns", "only plain text can be packed"),
+        ({"text": ["a"], "example_weight": [1.0]}, {"packing": True}, "columns.weight", "a packed block joins several"),
         ({"text": ["a"]}, {"packing": True, "max_length": None}, "max_length", "packed blocks need a length"),
         ({"text": ["a"]}, {"max_length": 1}, "max_length", "wanted at least 2"),
         ({"text": ["a"]}, {"metrics": ["accuracy"]}, "metrics", "is not a metric of tokens"),

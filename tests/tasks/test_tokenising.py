@@ -45,10 +45,22 @@ KINDS = {
 SETTINGS: dict[str, dict[str, Any]] = {"question-answering": {"stride": 2}}
 
 
-def files_of(
-    task: str, path: str, models: list[str], max_length: int = 32, change: Any = None, **settings: Any
-) -> list[str]:
-    """Return where the tokens of a small data set lie.
+def files_of(*case: Any, **changed: Any) -> list[str]:
+    """Return where the tokens of a small data set lie; the arguments are those of `prepared_of`."""
+    prepared = prepared_of(*case, **changed)
+    return [file["filename"] for split in (prepared.train, prepared.eval) for file in split.cache_files]
+
+
+def prepared_of(
+    task: str,
+    path: str,
+    models: list[str],
+    max_length: int = 32,
+    change: Any = None,
+    columns: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Prepared:
+    """Return a small data set as a task prepares it.
 
     Args:
         task: Name.
@@ -56,9 +68,10 @@ def files_of(
         models: Whose tokenizers: the student's and, for some, the teacher's.
         max_length: Of an example.
         change: What to do to the tokenizers first.
+        columns: Of the data, beside those of the same name.
         **settings: Of the task.
     """
-    data = Data(path=path, splits={"train": "train[:4]", "eval": "train[4:]"})
+    data = Data(path=path, columns=columns or {}, splits={"train": "train[:4]", "eval": "train[4:]"})
     entry = TASKS[task](**{**SETTINGS.get(task, {}), **settings})
     tokenizers = [open_tokenizer(model) for model in models]
     for tokenizer in tokenizers:
@@ -74,7 +87,7 @@ def files_of(
             configs=tuple(open_config(model) for model in models),
         ),
     )
-    return [file["filename"] for split in (prepared.train, prepared.eval) for file in split.cache_files]
+    return prepared
 
 
 @pytest.fixture
@@ -180,3 +193,45 @@ def test_what_a_tokenizer_is_called(make_model: Any) -> None:
     plain = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, unk_token="a")))
     assert tokenizer_name(plain) == "WordLevel"
     assert tokenizer_name(open_tokenizer(str(make_model("bert")))) == "BertTokenizer"
+
+
+@pytest.mark.parametrize("name", [*ROWS, "two tokenizers"])
+@pytest.mark.parametrize("max_length", [32, 7])  # 7 cuts texts, and makes several examples of one
+def test_every_task_keeps_group_and_weight_with_their_row(
+    name: str, max_length: int, cases: dict[str, tuple[str, str, list[str]]]
+) -> None:
+    """A task that sorts, drops or cuts rows would weigh one row with the weight of another, and blame its group."""
+    task, path, models = cases[name]
+    max_length += 5 if task == "question-answering" else 0
+    rows = [{**row, "who": f"reader {number}", "w": number + 1} for number, row in enumerate(ROWS[task])]
+    if task == "summarization":
+        rows[1]["summary"] = " "  # dropped by the task
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    found = prepared_of(task, path, models, max_length, columns={"group": "who", "weight": "w"})
+    tokenizer = open_tokenizer(models[0])
+    groups = found.groups
+    assert groups is not None
+    seen = set()
+    for view in filter(None, (found, found.for_teacher)):
+        for split in (view.train, view.eval):
+            for row in split:
+                number = int(row["example_group"].split()[1])
+                assert row["example_weight"] == number + 1
+                seen.add(number)
+                if view is found:
+                    assert _words(row, tokenizer) <= set(TEXTS[number].split()) | {"what", "is", "it"}
+    assert seen == set(range(len(TEXTS))) - ({1} if task == "summarization" else set())
+    assert [groups.names[number] for number in groups.train] == found.train["example_group"][:]
+    by_row = [f"reader {number}" for number in (4, 5)]
+    assert sorted({groups.names[number] for number in groups.eval}) == by_row
+    if task == "question-answering":
+        assert [groups.names[number] for number in groups.eval] == by_row  # one a question, however many windows
+        assert max_length > 32 or len(found.eval) > 2
+
+
+def _words(row: dict[str, Any], tokenizer: Any) -> set[str]:
+    """Return the words of a tokenised row that are one token, those under a mask too."""
+    ids = row["input_ids"][0] if isinstance(row["input_ids"][0], list) else row["input_ids"]
+    labels = row.get("labels") if isinstance(row.get("labels"), list) and len(row["labels"]) == len(ids) else ids
+    under = [label if label > 1 else one for one, label in zip(ids, labels, strict=True)]
+    return {tokenizer.decode([one]).strip() for one in under} & {word for text in TEXTS for word in text.split()}

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from hf_distill import parallel
 from hf_distill.cache.replay import LEAST, Data
+from hf_distill.data.example_columns import without_examples
 from hf_distill.data.fingerprints import dataset_fingerprint
 from hf_distill.data.labelled import has_label
 from hf_distill.errors import UserError
@@ -56,7 +57,7 @@ class NoisyAnswers:
         self._public = np.flatnonzero(~has_label(data.train))
         key = fingerprint(
             [Path(folder).name for folder in teachers.folders],
-            [dataset_fingerprint(split) for split in (data.train.select(self._public), data.eval)],
+            [dataset_fingerprint(without_examples(split)) for split in (data.train.select(self._public), data.eval)],
             asdict(terms),
         )
         self.file = self.path / f"{key}.npz"

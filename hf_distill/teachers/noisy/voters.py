@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from hf_distill.cache.example_hashes import NOT_READ
 from hf_distill.cache.format import Kept
 from hf_distill.cache.recorder import Recorder
+from hf_distill.data.example_columns import without_examples
 from hf_distill.data.fingerprints import dataset_fingerprint
 from hf_distill.errors import NotFinite
 from hf_distill.files.atomic import write_atomic
@@ -112,7 +113,7 @@ class PrivateTeachers(TargetSource):
     def _key(self, split: Dataset) -> str:
         name = str(split._fingerprint)  # of this object: each teacher is asked about the same one
         if name not in self._keys:
-            self._keys[name] = dataset_fingerprint(split)
+            self._keys[name] = dataset_fingerprint(without_examples(split))
         return self._keys[name]
 
     def targets(self, batch: Mapping[str, Any], run: RunModel) -> Targets:
