@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -174,6 +174,7 @@ def _check_pair(recipe: Recipe, found: _Findings) -> None:
         f"teacher     {describe_entry(entry(recipe.teacher))}: "
         f"{recipe.teacher.in_words(pair.teacher, lambda config: _size(recipe, config))}",
         f"student     {describe_entry(entry(recipe.student))}: {_size(recipe, pair.student)}",
+        *(f"student     {line}" for line in _about_student(recipe, pair)),
         *_parameters(recipe, pair),
         *([f"cache       {cached}"] if (cached := recipe.teacher.cached_in_words(recipe.task, every, pair)) else []),
         f"tokenizer   {_tokenizer(pair)}",
@@ -291,6 +292,12 @@ def _with_shape(recipe: Recipe, found: _Findings) -> Recipe:
     student, line = choose_student(recipe, stored_recipe(output_directory(recipe)), None)
     found.plan.append(line.replace("student: ", "cost        ", 1))
     return replace(recipe, student=student)
+
+
+def _about_student(recipe: Recipe, pair: Pair) -> Sequence[str]:
+    with recipe.locate("student"):
+        model = outline(recipe.task.auto_class, pair.student, trust_remote_code=recipe.trusts_code)
+        return recipe.student.in_words(model)
 
 
 def _parameters(recipe: Recipe, pair: Pair) -> Iterator[str]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from hf_distill.students.base import Student
 from hf_distill.students.copy_layers import CopyLayers
 from hf_distill.students.from_config import FromConfig
+from hf_distill.students.optimal_brain_damage import OptimalBrainDamage
 from hf_distill.students.pretrained import PretrainedStudent
 
 STUDENTS: dict[str, type[Student]] = {
     "copy_layers": CopyLayers,
     "from_config": FromConfig,
+    "optimal_brain_damage": OptimalBrainDamage,
     "pretrained": PretrainedStudent,
 }
 
-__all__ = ["STUDENTS", "CopyLayers", "FromConfig", "PretrainedStudent", "Student"]
+__all__ = ["STUDENTS", "CopyLayers", "FromConfig", "OptimalBrainDamage", "PretrainedStudent", "Student"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -96,6 +96,10 @@ class AroundStudent(MeasuredStudent):
         """Return the configuration of the inner student."""
         with under("student"):
             return self.student.config(teacher)
+
+    def in_words(self, model: PreTrainedModel) -> Sequence[str]:
+        """Return what the inner student says of itself."""
+        return self.student.in_words(model)
 
     def own_config(self) -> PretrainedConfig | None:
         """Return the configuration of the inner student's checkpoint; None if it is derived from the teacher."""

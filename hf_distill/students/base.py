@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -116,6 +116,17 @@ class Student(ABC):
             stage: Which of the recipe's stages is trained, from 1.
         """
         return TrainingHooks()
+
+    def in_words(self, model: PreTrainedModel) -> Sequence[str]:
+        """Return lines for `--check` about what becomes of the student; by default none.
+
+        Args:
+            model: A model of the student's configuration, without weights, and with nothing frozen.
+
+        Raises:
+            UserError: The entry cannot work for this model.
+        """
+        return ()
 
     def own_config(self) -> PretrainedConfig | None:
         """Return the configuration of the student's own checkpoint; None if it is derived from the teacher."""

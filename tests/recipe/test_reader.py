@@ -122,6 +122,7 @@ ENTRIES = [
 REQUIRED: dict[str, Any] = {
     "model": "some/model",
     "layers": 2,
+    "ratio": 0.5,
     "teacher": {"name": "pretrained", "model": "some/model"},
     "teachers": [{"name": "pretrained", "model": "some/model"}] * 2,
     "columns": {"probabilities": ["negative", "positive"]},

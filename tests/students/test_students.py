@@ -17,7 +17,7 @@ from hf_distill.component import entry
 from hf_distill.errors import UserError
 from hf_distill.models.layers import find_stacks
 from hf_distill.models.loading import Head
-from hf_distill.students import STUDENTS, CopyLayers, FromConfig, PretrainedStudent
+from hf_distill.students import STUDENTS, CopyLayers, FromConfig, OptimalBrainDamage, PretrainedStudent
 from hf_distill.students.copy_layers import spread
 
 CLASSIFY = "AutoModelForSequenceClassification"
@@ -533,6 +533,7 @@ def test_derived_students_have_no_checkpoint_of_their_own(layers: int | list[int
 EXAMPLES = {
     "copy_layers": CopyLayers(layers=[0, 2]),
     "from_config": FromConfig(overrides={"num_hidden_layers": 2}),
+    "optimal_brain_damage": OptimalBrainDamage(ratio=0.5, rounds=3),
     "pretrained": PretrainedStudent(model="user/name"),
 }
 

@@ -1,0 +1,156 @@
+"""A student without the weights of another one that are of least saliency."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from hf_distill.component import component, settings
+from hf_distill.errors import UserError
+from hf_distill.formatting import count
+from hf_distill.models.training_hooks import TrainingHooks
+from hf_distill.students.around import AroundStudent
+from hf_distill.students.base import Made
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PretrainedConfig, PreTrainedModel, TrainerCallback
+
+    from hf_distill.models.calibration import CalibrationRows
+    from hf_distill.models.loading import Head
+
+
+@component
+class OptimalBrainDamage(AroundStudent):
+    """The teacher, or another student, without the weights whose deletion is predicted to cost least.
+
+    The saliency of a weight is `h w^2 / 2`, where `h` is the second derivative of the loss by this weight, measured on
+    rows of the train split (LeCun, Denker and Solla 1990, Optimal Brain Damage). Deleted weights are zero in training
+    and in the saved model. Zeros make neither the file smaller nor a step faster.
+
+    Attributes:
+        ratio: Share of the weights that is zero at the end, of those that can be deleted: the matrices of linear
+            layers inside the model's layers. Embeddings, norms, biases, the head and frozen parts stay whole.
+        rounds: In how many rounds they are deleted: the first before training, the others at equal distances during
+            the first half of the training (of its first stage), each by saliencies that are measured anew.
+        rows: Number of rows of the train split on which second derivatives are measured. Labels are not needed.
+    """
+
+    name: ClassVar[str] = "optimal_brain_damage"
+
+    ratio: Annotated[float, Field(ge=0)]
+    rounds: Annotated[int, Field(ge=1)] = 1
+    rows: Annotated[int, Field(ge=1)] = 256
+
+    def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
+        """Return the configuration of the inner student.
+
+        Raises:
+            UserError: Nothing of it would be left.
+        """
+        if self.ratio >= 1:
+            raise UserError(f"{self.ratio:g} would delete everything. Wanted less than 1.", key="ratio")
+        return super().config(teacher)
+
+    def made(self, teacher: PreTrainedModel, head: Head, rows: CalibrationRows) -> Made:
+        """Make the inner student, measure it, and delete the weights of the first round.
+
+        Raises:
+            UserError: The weights are quantized, there is nothing to delete, or nothing can be measured.
+        """
+        from hf_distill.students.freezing import freeze
+        from hf_distill.students.optimal_brain_damage.masks import shares_of
+        from hf_distill.students.optimal_brain_damage.weights import Prunable
+
+        model, facts = self.inner(teacher, head, rows)
+        if not self.ratio:
+            return Made(model, facts)
+        if self.student.hooks(rows).deciding():
+            raise UserError(
+                f"{self.student.name} changes the training in its own way, in which deleted weights would not stay "
+                "zero. Start from a student that is trained as it is.",
+                key="student.name",
+            )
+        weights = Prunable.of(freeze(model, self.freeze))
+        before = weights.zeros()
+        predicted = weights.delete(shares_of(self.ratio, self.rounds)[0], rows, self.rows)
+        own = {
+            "measured on": f"{min(self.rows, len(rows.train)):,} rows of the train split",
+            "rounds": self.rounds,
+            "zero before": str(before),
+            "predicted increase of the loss in the first round": predicted,
+        }
+        return Made(model, {**facts, **own})
+
+    def in_words(self, model: PreTrainedModel) -> Sequence[str]:
+        """Return how many weights will be zero, and how many parameters will not."""
+        from hf_distill.students.freezing import freeze
+        from hf_distill.students.optimal_brain_damage.weights import Prunable
+
+        if not self.ratio:
+            return super().in_words(model)
+        every, total = Prunable.of(freeze(model, self.freeze)).total, model.num_parameters()
+        deleted = round(self.ratio * every)
+        line = (
+            f"{deleted:,} of {every:,} weights of linear layers become zero; {count(total - deleted)} of "
+            f"{count(total)} parameters do not. Its file is as large as before, and a step takes as long"
+        )
+        return (*super().in_words(model), line)
+
+    def hooks(self, rows: CalibrationRows, stage: int = 1) -> TrainingHooks:
+        """Return masks, and in the first stage the later rounds."""
+        return _Masked(self, rows, stage) if self.ratio else self.student.hooks(rows, stage)
+
+
+class _Masked(TrainingHooks):
+    """Masks in a training, and the rounds after the first.
+
+    Args:
+        entry: The recipe's entry.
+        rows: Rows of the train split.
+        stage: Which stage is trained.
+    """
+
+    def __init__(self, entry: OptimalBrainDamage, rows: CalibrationRows, stage: int) -> None:
+        from hf_distill.students.optimal_brain_damage.masks import shares_of
+
+        self._entry, self._rows = entry, rows
+        self._later = shares_of(entry.ratio, entry.rounds)[1:] if stage == 1 else []
+
+    def callbacks(self, model: nn.Module) -> Sequence[TrainerCallback]:
+        from hf_distill.students.optimal_brain_damage.masks import Masks
+        from hf_distill.students.optimal_brain_damage.weights import Prunable
+
+        weights = Prunable.of(model)
+        return (Masks(weights.weights, self._later, lambda share: weights.delete(share, self._rows, self._entry.rows)),)
+
+    def sharded(self) -> UserError | None:
+        return UserError(
+            "deleted weights are held at zero in whole matrices, which FSDP and DeepSpeed shard. Train without them "
+            "(accelerate launch with another configuration).",
+            key="student",
+        )
+
+    def deciding(self) -> dict[str, Any]:
+        own = {key: value for key, value in settings(self._entry).items() if key not in ("freeze", "student")}
+        return {self._entry.name: {**own, "later rounds": self._later}}
+
+    def in_words(self, model: nn.Module) -> Sequence[str]:
+        from hf_distill.students.optimal_brain_damage.weights import Prunable
+
+        more = f"; in {len(self._later)} more rounds {self._entry.ratio:.1%}" if self._later else ""
+        return (f"{self._entry.name}: {Prunable.of(model).zeros()} of the linear layers are zero and stay zero{more}",)
+
+    def outcome(self, model: PreTrainedModel) -> dict[str, Any]:
+        from hf_distill.students.optimal_brain_damage.weights import Prunable, zeros_by_kind
+
+        weights = Prunable.of(model)
+        nonzero, every = model.num_parameters() - weights.zeros().number, model.num_parameters()
+        return {
+            "zero after": str(weights.zeros()),
+            "zero by matrix": zeros_by_kind(weights.named),
+            "parameters that are not zero": f"{nonzero:,} of {every:,}",
+            "file": "as large as without zeros, and a step takes as long",
+        }

@@ -1,0 +1,205 @@
+"""Optimal brain damage: second derivatives against other ways to compute them, and zeros that stay zeros."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hf_distill.models.calibration import CalibrationRows
+from hf_distill.models.loading import load_model, open_config, open_tokenizer
+from hf_distill.rows.examples import ExampleRows
+from hf_distill.students import OptimalBrainDamage
+from hf_distill.students.optimal_brain_damage.curvature import directions, second_derivatives
+from hf_distill.students.optimal_brain_damage.weights import Prunable, delete_lowest, saliencies
+from hf_distill.tasks import TASKS
+from hf_distill.tasks.base import Setup
+
+
+def of_inputs(inputs: Tensor, *, classes: bool = True) -> Any:
+    """Return calibration rows that are vectors, which a module reads."""
+
+    def predicted(model: nn.Module, count: int, **_: Any) -> Iterator[Tensor]:
+        return (model(row.unsqueeze(0)) for row in inputs[:count])
+
+    return SimpleNamespace(predicted=predicted, layout=SimpleNamespace(has_classes=classes))
+
+
+def measured(module: Any, rows: Any, count: int = 1000) -> Tensor:
+    (found,) = second_derivatives(module, [module.weight], rows, count)
+    return found
+
+
+@pytest.mark.parametrize("classes", [2, 4, None])
+def test_they_are_those_of_the_hessian_where_the_model_is_linear(classes: int | None) -> None:
+    """The Gauss-Newton matrix of a model that is linear in its weights is the Hessian, whatever the labels are: a wrong
+    factor for a class, or for squared errors, would change which weights go.
+    """
+    torch.manual_seed(0)
+    inputs = torch.randn(7, 3, dtype=torch.double)
+    linear = nn.Linear(3, classes or 1, dtype=torch.double)
+    labels = torch.randint(classes, (7,)) if classes else torch.randn(7, 1, dtype=torch.double)
+
+    def loss(weight: Tensor) -> Tensor:
+        logits = F.linear(inputs, weight, linear.bias)
+        return F.cross_entropy(logits, labels) if classes else F.mse_loss(logits, labels)
+
+    hessian = torch.autograd.functional.hessian(loss, linear.weight.detach())  # type: ignore[no-untyped-call]
+    expected = hessian.flatten(0, 1).flatten(1).diagonal().view_as(linear.weight)
+    torch.testing.assert_close(measured(linear, of_inputs(inputs, classes=classes is not None)), expected)
+
+
+def test_they_are_those_of_the_gauss_newton_matrix_of_a_transformer(make_model: Any) -> None:
+    """Padding, dropout or a weight that is used at every token would make another matrix of it."""
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(
+        make_model("bert", layers=2, labels=("bad", "good", "odd")), dtype=torch.float64
+    )
+    texts = [[2, 7, 8, 9, 3], [2, 9, 3]]
+    rows = CalibrationRows(
+        Dataset.from_dict({"input_ids": texts}),
+        lambda some: {"input_ids": torch.tensor([one["input_ids"] for one in some])},
+        2,
+        False,
+        ExampleRows(width=3),
+    )
+    weights = Prunable.of(model)
+    assert len(weights.named) == 12
+    found = dict(zip(weights.named, second_derivatives(model.train(), weights.weights, rows, 2), strict=True))
+    assert model.training
+    model.eval()
+    for name in ("bert.encoder.layer.0.attention.self.query.weight", "bert.encoder.layer.1.output.dense.weight"):
+        expected = torch.zeros_like(weights.named[name])
+        for ids in texts:
+
+            def logits(weight: Tensor, name: str = name, ids: list[int] = ids) -> Tensor:
+                out: Tensor = torch.func.functional_call(model, {name: weight}, (torch.tensor([ids]),)).logits[0]
+                return out
+
+            weight = weights.named[name].detach()
+            jacobian = torch.func.jacrev(logits)(weight).flatten(1)
+            p = logits(weight).softmax(-1)
+            matrix = jacobian.T @ (p.diag() - p.outer(p)) @ jacobian / 2
+            expected += matrix.diagonal().view_as(expected)
+        torch.testing.assert_close(found[name], expected)
+
+
+def test_random_signs_are_right_on_average() -> None:
+    """For a vocabulary one random combination stands for all classes: a bias would rank weights wrongly."""
+    torch.manual_seed(0)
+    logits = torch.randn(3, 5, dtype=torch.double) * 2
+    logits[0, -1] = -1e30  # not a class of this row
+    p = logits.softmax(-1)
+    expected = torch.block_diag(*(one.diag() - one.outer(one) for one in p))
+    signs = torch.Generator().manual_seed(1)
+    drawn = torch.stack([next(directions(logits, True, signs)).flatten() for _ in range(20_000)])
+    torch.testing.assert_close(drawn.T @ drawn / len(drawn), expected, atol=5e-3, rtol=0)
+    (only,) = directions(logits[:1, :2], True, signs)
+    two = logits[0, :2].softmax(-1)
+    torch.testing.assert_close(only.T @ only, two.diag() - two.outer(two))
+
+
+def test_the_loss_grows_as_predicted_and_less_than_by_magnitude() -> None:
+    """At a minimum the sum of the saliencies is what deletion costs; that is the reason not to delete small weights."""
+    torch.manual_seed(0)
+    scales = torch.logspace(-1.5, 1.5, 20, dtype=torch.double)  # of the inputs: a small weight may matter
+    inputs = torch.randn(2000, 20, dtype=torch.double) * scales
+    linear = nn.Linear(20, 2, dtype=torch.double)
+    with torch.no_grad():
+        linear.weight.copy_(torch.randn(2, 20, dtype=torch.double) / scales)
+    labels = torch.distributions.Categorical(logits=linear(inputs).detach()).sample()  # type: ignore[no-untyped-call]
+
+    def loss() -> Tensor:
+        return F.cross_entropy(linear(inputs), labels)
+
+    optimizer = torch.optim.LBFGS(linear.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimizer.step(closure)  # type: ignore[arg-type]
+    least, found = float(loss().detach()), measured(linear, of_inputs(inputs))
+    (saliency,), trained = saliencies([linear.weight], [found]), linear.weight.detach().clone()
+
+    def increase(ranking: Tensor) -> tuple[float, float]:
+        predicted = delete_lowest([linear.weight], [ranking], 8)
+        grown = float(loss().detach()) - least
+        with torch.no_grad():
+            linear.weight.copy_(trained)
+        return grown, predicted
+
+    grown, predicted = increase(saliency)
+    by_magnitude, _ = increase(trained.abs())
+    assert predicted == pytest.approx(grown, rel=0.25)
+    assert grown < by_magnitude / 2
+
+
+TEXTS = ["a great film", "dull", "the plot is moving and the cast is charming", "bad !"]
+FOR = {
+    "text-classification": {"text": TEXTS, "label": ["positive", "negative"] * 2},
+    "token-classification": {"tokens": [text.split() for text in TEXTS], "tags": [[0] * len(t.split()) for t in TEXTS]},
+    "question-answering": {
+        "id": list("abcd"),
+        "question": ["is it ?"] * 4,
+        "context": TEXTS,
+        "answers": [{"text": [text[:3]], "answer_start": [0]} for text in TEXTS],
+    },
+    "fill-mask": {"text": TEXTS},
+    "text-generation": {"text": TEXTS},
+    "summarization": {"text": TEXTS, "summary": ["great film", "dull", "moving", "bad"]},
+    "sentence-similarity": {"text": TEXTS, "text_pair": TEXTS[::-1]},
+}
+SETTINGS: dict[str, Any] = {"question-answering": {"stride": 4}}
+
+
+@pytest.mark.parametrize(
+    ("task", "kind"),
+    [
+        ("text-classification", "bert"),
+        ("text-classification", "gpt2"),
+        ("token-classification", "bert-tokens"),
+        ("question-answering", "bert-qa"),
+        ("fill-mask", "bert-mlm"),
+        ("text-generation", "llama-lm"),
+        ("summarization", "t5"),
+        ("summarization", "bart"),
+        ("sentence-similarity", "bert-bare"),
+    ],
+)
+def test_every_task_has_second_derivatives(task: str, kind: str, make_model: Any) -> None:
+    """A task whose outputs were not found, or all of derivative zero, would delete weights in the order they come."""
+    path = make_model(kind)
+    tokenizer = open_tokenizer(str(path))
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    config, data = open_config(str(path)), Dataset.from_dict(FOR[task])
+    head = config if task.endswith("classification") else None
+    prepared = TASKS[task](**SETTINGS.get(task, {})).prepare(
+        {"train": data, "eval": data},
+        Setup(tokenizer=tokenizer, teacher=head, student=head, configs=(config,), max_length=32),
+    )
+    teacher, _ = load_model(str(path), prepared.head)
+    rows = CalibrationRows(prepared.train, prepared.collator, 2, prepared.labelled, prepared.layout)
+    before = {name: weight.clone() for name, weight in teacher.state_dict().items()}
+    model, facts = OptimalBrainDamage(ratio=0.5, rows=3).made(teacher, prepared.head, rows)
+    again, _ = OptimalBrainDamage(ratio=0.5, rows=3).made(teacher, prepared.head, rows)
+    assert all(weight.equal(before[name]) for name, weight in teacher.state_dict().items())
+    assert all(weight.equal(again.state_dict()[name]) for name, weight in model.state_dict().items())
+    zeros = Prunable.of(model).zeros()
+    assert zeros.number == zeros.total // 2
+    assert 0 < facts["predicted increase of the loss in the first round"] < float("inf")
+    state = torch.get_rng_state()
+    assert Prunable.of(model).delete(0.5, rows, 3) == 0.0
+    assert Prunable.of(model).zeros() == zeros
+    assert state.equal(torch.get_rng_state())
+    for logits in rows.predicted(model, 4):
+        assert logits.isfinite().all()
