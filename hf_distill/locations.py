@@ -122,6 +122,7 @@ def _likeness(one: str, other: str) -> float:
 PIP = {
     **dict.fromkeys(("rouge_score", "sacrebleu"), "'hf-distill[text]'"),
     **dict.fromkeys(("torchao", "bitsandbytes"), "'hf-distill[quantization]'"),
+    "fairlearn": "'hf-distill[fairness]'",
     "dp_accounting": "'hf-distill[privacy]'",
     "gguf": "'hf-distill[gguf]'",
     "azure_ml": "azureml-sdk",

@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from hf_distill.metrics.bootstrap import Units
 from hf_distill.report.calibration import by_label, calibration, confusion
+from hf_distill.report.comparison import compare, parts_by_class, parts_by_group
+from hf_distill.report.for_whom import ForWhom
 from hf_distill.report.latency import Latency, Timing
 from hf_distill.report.report import Report
 from hf_distill.report.results import ModelResult, SeedResult
@@ -44,12 +47,27 @@ def model(parameters: int, latency: Latency | None, **metrics: float) -> ModelRe
     return ModelResult(metrics, parameters, parameters * 4, latency)
 
 
+def by_group(names: tuple[str, ...], right: dict[str, Any], group: Any, **changes: Any) -> ForWhom:
+    """Return models compared by group.
+
+    Args:
+        names: Names of the groups.
+        right: Model -> whether it is right, or another score, `(rows,)`.
+        group: Number of the group of each row.
+        changes: Other fields of the result.
+    """
+    units = {model: Units.means(np.asarray(one, dtype=float)) for model, one in right.items()}
+    groups, distance = compare(parts_by_group(units, names, np.asarray(group)), greater_is_better=True)
+    return replace(ForWhom("age", "group", "accuracy", True, groups, distance), **changes)
+
+
 def whole(names: tuple[str, ...] = ("negative", "positive"), **changes: Any) -> Report:
     """Return a report with every part: accuracy 85.2 (teacher), 83.1 (student), 81.9 (baseline) on 10,000 rows."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, len(names), 500)
     logits = {key: np.eye(len(names))[labels] + rng.normal(size=(500, len(names))) for key in ("teacher", "student")}
     guesses = {key: value.argmax(-1) for key, value in logits.items()}
+    by_class = parts_by_class(guesses, labels, names)
     softmax = {key: np.exp(value) / np.exp(value).sum(-1, keepdims=True) for key, value in logits.items()}
     history = [
         {"step": step, "loss": 1 / step, "objective/kl": 1 / step, "objective/labels": 2 / step, "learning_rate": 1e-5}
@@ -67,6 +85,10 @@ def whole(names: tuple[str, ...] = ("negative", "positive"), **changes: Any) -> 
         eval_rows=10_000,
         gain_error=0.003,
         groups=by_label(guesses, labels, names),
+        for_whom=(
+            by_group(names, {key: value == labels for key, value in guesses.items()}, np.arange(500) % len(names)),
+            ForWhom("class", "class", "accuracy", True, compare(by_class, greater_is_better=True)[0]),
+        ),
         confusion=confusion(guesses["student"], guesses["teacher"], names),
         calibration={key: calibration(value, labels) for key, value in softmax.items()},
         history={"student": [*history, *evaluated], "baseline": history, "student seed 43": history},

@@ -149,6 +149,32 @@ def score(
     }
 
 
+def row_scores(name: str, logits: np.ndarray, labels: np.ndarray, kind: Kind) -> np.ndarray | None:
+    """Return the score of each row, `(rows,)`, of a metric that is their mean; NaN for rows without a label.
+
+    It saves a bootstrap from computing the metric anew for each sample.
+
+    Args:
+        name: As in `check`.
+        logits: As in `score`.
+        labels: As in `score`.
+        kind: What the task predicts.
+
+    Returns:
+        None for other metrics, and where a prediction is not finite, of which `score` tells.
+    """
+    import numpy as np
+
+    by_row = METRICS[name].by_row if name in METRICS and kind != "tags" else None
+    if by_row is None or not np.isfinite(logits).all():
+        return None
+    columns = np.asarray(labels).reshape(len(labels), -1)
+    labelled = columns[:, 0] != -100 if kind == "classes" else ~np.isnan(columns.astype(np.float64)).any(-1)
+    found = np.full(len(labels), np.nan)
+    found[labelled] = by_row(_row_predictions(logits, labels, kind))
+    return found
+
+
 def _row_predictions(logits: np.ndarray, labels: np.ndarray, kind: Kind) -> LabelledPredictions:
     import numpy as np
 

@@ -71,11 +71,13 @@ class Metric:
         kinds: Kinds of predictions for which it is defined.
         compute: Returns the value; NaN if it is not defined for these predictions.
         greater_is_better: Whether a greater value is better.
+        by_row: Returns a score of each row, `(rows,)`, whose mean is the metric; None if it is not such a mean.
     """
 
     kinds: tuple[Kind, ...]
     compute: Callable[[LabelledPredictions], float]
     greater_is_better: bool = True
+    by_row: Callable[[LabelledPredictions], np.ndarray] | None = None
 
 
 def _sklearn(function: str) -> Callable[[LabelledPredictions], float]:
@@ -192,13 +194,28 @@ def _span(divisor: Callable[[int, int], float]) -> Callable[[LabelledPredictions
     return compute
 
 
+def _right(predictions: LabelledPredictions) -> np.ndarray:
+    """Return 1 for each row that is right in all labels, else 0."""
+    right: np.ndarray = (predictions.labels == predictions.predicted).reshape(len(predictions.labels), -1).all(-1)
+    return right.astype(float)
+
+
+def _errors(power: int) -> Callable[[LabelledPredictions], np.ndarray]:
+    def by_row(predictions: LabelledPredictions) -> np.ndarray:
+        errors: np.ndarray = abs(predictions.labels - predictions.predicted) ** power
+        scores: np.ndarray = errors.reshape(len(errors), -1).mean(-1)  # of several values the mean, as scikit-learn
+        return scores
+
+    return by_row
+
+
 _LABELS: tuple[Kind, ...] = ("classes", "binary")
 _SINGLE: tuple[Kind, ...] = ("classes", "tags")
 
 # f1, precision and recall: of class 1 if there are two classes, the mean over the classes that occur if there are more
 # (macro), pooled over labels if an example has several (micro). Correlations of several values are averaged.
 METRICS: dict[str, Metric] = {
-    "accuracy": Metric(("classes",), _sklearn("accuracy_score")),
+    "accuracy": Metric(("classes",), _sklearn("accuracy_score"), by_row=_right),
     "balanced_accuracy": Metric(_SINGLE, _sklearn("balanced_accuracy_score")),
     "f1": Metric((*_LABELS, "spans"), _averaged("f1_score")),
     "f1_macro": Metric((*_LABELS, "tags"), _averaged("f1_score", "macro")),
@@ -207,16 +224,16 @@ METRICS: dict[str, Metric] = {
     "recall": Metric(_LABELS, _averaged("recall_score")),
     "mcc": Metric(_SINGLE, _sklearn("matthews_corrcoef")),
     "auc": Metric(_LABELS, _auc),
-    "exact_match": Metric(("binary", "spans"), _sklearn("accuracy_score")),
-    "hamming_loss": Metric(("binary",), _sklearn("hamming_loss"), greater_is_better=False),
+    "exact_match": Metric(("binary", "spans"), _sklearn("accuracy_score"), by_row=_right),
+    "hamming_loss": Metric(("binary",), _sklearn("hamming_loss"), greater_is_better=False, by_row=_errors(1)),
     "span_f1": Metric(("tags",), _span(lambda true, predicted: (true + predicted) / 2)),
     "span_precision": Metric(("tags",), _span(lambda true, predicted: predicted)),
     "span_recall": Metric(("tags",), _span(lambda true, predicted: true)),
     "token_accuracy": Metric(("tags",), _sklearn("accuracy_score")),
     "pearson": Metric(("values",), _correlation("pearsonr")),
     "spearman": Metric(("values",), _correlation("spearmanr")),
-    "mse": Metric(("values",), _sklearn("mean_squared_error"), greater_is_better=False),
-    "mae": Metric(("values",), _sklearn("mean_absolute_error"), greater_is_better=False),
+    "mse": Metric(("values",), _sklearn("mean_squared_error"), greater_is_better=False, by_row=_errors(2)),
+    "mae": Metric(("values",), _sklearn("mean_absolute_error"), greater_is_better=False, by_row=_errors(1)),
     "r2": Metric(("values",), _sklearn("r2_score")),
     **{
         name: Metric(("spans",), _summarised)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hf_distill.errors import UserError
 from hf_distill.locations import require
-from hf_distill.metrics.bootstrap import gain_error, gain_error_of_means
+from hf_distill.metrics.bootstrap import Units
 from hf_distill.metrics.evaluate_library import EVALUATE, compute_on_texts
 from hf_distill.metrics.table import METRICS
 
@@ -87,31 +87,36 @@ def takes_texts(name: str) -> bool:
     return name in MODULES or name not in METRICS
 
 
-def gain_error_of_texts(
-    name: str, student: Sequence[str], baseline: Sequence[str], references: Sequence[str]
-) -> float | None:
-    """Return the standard error of `student - baseline` in a metric of generated texts.
+def has_units(name: str) -> bool:
+    """Return whether a metric of texts can be computed from what is counted in single texts.
 
-    By a paired bootstrap over texts (Koehn 2004, "Statistical significance tests for machine translation evaluation",
-    https://aclanthology.org/W04-3250): what is counted in each text (ROUGE's F1; BLEU's and chrF's n-grams) is
-    resampled, and the metric computed anew from the counts of every sample.
+    >>> has_units("bleu"), has_units("evaluate/meteor")
+    (True, False)
+    """
+    return name in MODULES
+
+
+def units_of_texts(name: str, texts: Sequence[str], references: Sequence[str]) -> Units | None:
+    """Return what a metric of generated texts is computed from, text by text, for its noise and its value by group.
+
+    The noise is then that of a paired bootstrap over texts (Koehn 2004, "Statistical significance tests for machine
+    translation evaluation", https://aclanthology.org/W04-3250): what is counted in each text (ROUGE's F1; BLEU's and
+    chrF's n-grams) is resampled, and the metric computed anew from the counts of every sample.
 
     Args:
         name: The metric.
-        student: Generated texts.
-        baseline: Generated texts of the model to compare with.
+        texts: Generated texts.
         references: The true text for each.
 
     Returns:
         None for metrics of the `evaluate` library, which say nothing of single texts.
     """
     if MODULES.get(name) == "rouge_score":
-        own, other = (np.array(_rouge([name], texts, references)[name]) for texts in (student, baseline))
-        return gain_error_of_means(own, other)
+        return Units.means(np.array(_rouge([name], texts, references)[name]))
     if MODULES.get(name) != "sacrebleu":
         return None
-    (metric, own), (_, other) = (_counted(name, texts, references) for texts in (student, baseline))
-    return gain_error(lambda counts, _: {name: _from_counts(metric, counts)}, name, own, other, own)
+    metric, counts = _counted(name, texts, references)
+    return Units((counts,), lambda some: _from_counts(metric, some), np.ones(len(texts), dtype=bool))
 
 
 def _rouge(names: list[str], predictions: Sequence[str], references: Sequence[str]) -> dict[str, list[float]]:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from hf_distill.augmentations import AUGMENTATIONS, Augmentation
+from hf_distill.data.example_columns import EXAMPLE_ROLES
 from hf_distill.data.section import Data
 from hf_distill.errors import FieldError, UserError, did_you_mean
 from hf_distill.mistakes import component_of, describe, explain, join, unknown_key
@@ -327,7 +328,7 @@ class _Reading:
     def data_keys(self, task: Task | None) -> None:
         """Check the keys of mappings in `data` that depend on the task."""
         data = self.data.get("data")
-        roles = tuple(task.roles) if task else ()
+        roles = tuple({**task.roles, **EXAMPLE_ROLES}) if task else ()
         known = {"splits": ("train", "eval"), "columns": roles, "transfer.columns": roles}
         for key, choices in known.items():
             given = data

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from hf_distill.formatting import readable, readable_lines
 from hf_distill.objectives.schedule import in_words, is_schedule
+from hf_distill.report.group_text import groups_shown, heading, notes
 from hf_distill.report.markdown import fenced, inline_code, literal, markdown
 from hf_distill.report.text import (
     TITLES,
@@ -36,6 +37,8 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 DATA_FILE = re.compile(r"\.(csv|tsv|jsonl?|parquet|txt|text|arrow|gz|zip|xz)$")
+# Groups of the eval split in the table.
+GROUPS = 10
 # Recipe keys whose value is a model or a dataset: a Hub id or a path.
 LOCATIONS = ("model", "path", "tokenizer")
 
@@ -312,6 +315,10 @@ def card(report: Results) -> str:
         rows=[(row.label, row.headline, [row.cells[key] for key in report.models]) for row in rows(report)],
         notes=[line for line in (who_teaches(report), *undefined(report)) if line],
         speed_note=speed_note(report),
+        whom=[
+            (heading(one), one.by, groups_shown(report, one, GROUPS), notes(report, one, GROUPS))
+            for one in report.for_whom
+        ],
         trained_on=trained_on(report),
         verdict=verdict(report),
         call=Markup(CALLS.get(report.task, '"..."')),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.formatting import readable_lines
+from hf_distill.report.group_text import groups_shown, heading, notes
 from hf_distill.report.model_card import TEMPLATES, model_name, recipe_of, teachers
 from hf_distill.report.plots import plots
 from hf_distill.report.svg import COLOURS
@@ -28,7 +29,6 @@ from hf_distill.report.text import (
 from hf_distill.report.verdict import not_compared, verdict
 
 if TYPE_CHECKING:
-    from hf_distill.report.calibration import Group
     from hf_distill.report.results import Results
 
 GROUPS = 20
@@ -78,8 +78,10 @@ def html(report: Results) -> str:
         speed_note=speed_note(report),
         trained_on=trained_on(report),
         seeds=list(_seeds(report)),
-        groups=[(group, _lost(group)) for group in _groups(report)],
-        percent=percent,
+        whom=[
+            (heading(one), one, groups_shown(report, one, GROUPS), notes(report, one, GROUPS))
+            for one in report.for_whom
+        ],
         metric=metric_title(report.metric),
         plots=drawn,
         settings=list(flat(report.settings)),
@@ -133,11 +135,3 @@ def _seeds(report: Results) -> Iterator[tuple[int, str, str, str]]:
         gain = signed(report, student - baseline) if student is not None and baseline is not None else number(None)
         texts = [metric_value(report, report.metric, value) for value in (student, baseline)]
         yield result.seed, texts[0], texts[1], gain
-
-
-def _lost(group: Group) -> float:
-    return group.accuracy.get("teacher", 0.0) - group.accuracy.get("student", 0.0)
-
-
-def _groups(report: Results) -> list[Group]:
-    return sorted(report.groups, key=_lost, reverse=True)[:GROUPS]

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from hf_distill.report.curves import OBJECTIVE, Curve, Curves, Quantity, panels
+from hf_distill.report.group_text import heading
 from hf_distill.report.svg import COLOURS, INK, LINE, MARKERS, WIDTH, to_svg
 from hf_distill.report.text import (
     heads_left,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from hf_distill.report.calibration import Calibration, Confusion
+    from hf_distill.report.for_whom import ForWhom
     from hf_distill.report.results import Results
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ logger = logging.getLogger(__name__)
 POINTS = 300
 PANELS = 6
 NAME_LENGTH = 18
+DOTS = 12
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,9 @@ def plots(report: Results) -> list[Plot]:
     every = panels(report)
     for quantity in list(every)[:PANELS]:
         found.append(_plot(quantity.title, _curves, every[quantity], note=_curves_note(report, quantity, every)))
+    for whom in report.for_whom:
+        note = "The groups that lost most. Thin lines: the 95 % interval of the student's difference from the teacher."
+        found.append(_plot(heading(whom), _by_group, whom, note=note))
     if report.confusion is not None and report.confusion.counts:
         note = _confusion_note(report.confusion)
         plot = _plot("Student against teacher", _confusion, report.confusion, note=note)
@@ -241,6 +247,26 @@ def _confusion_note(confusion: Confusion) -> str:
     if confusion.left_out:
         note += f" The {len(confusion.names)} classes they differ on most; {confusion.left_out:,} more are not shown."
     return note
+
+
+def _by_group(figure: Figure, whom: ForWhom) -> None:
+    groups = [group for group in whom.groups if group.metrics][:DOTS]
+    axes = figure.subplots()
+    figure.set_size_inches(WIDTH, 0.7 + 0.32 * len(groups))
+    for model in [name for name in COLOURS if any(name in group.metrics for group in groups)]:
+        places = [place for place, group in enumerate(groups) if model in group.metrics]
+        values = [groups[place].metrics[model] for place in places]
+        axes.plot(values, places, MARKERS[model], color=COLOURS[model], markersize=6, alpha=0.9, linewidth=0)
+    for place, group in enumerate(groups):
+        if group.interval is not None and "student" in group.metrics:
+            middle = group.metrics["student"]
+            ends = [middle - group.interval, middle + group.interval]
+            axes.plot(ends, [place, place], color=COLOURS["student"], linewidth=1.0)
+    names = [shorten(f"{group.name} ({group.rows:,})", NAME_LENGTH + 8) for group in groups]
+    axes.set_yticks(range(len(groups)), names)
+    axes.set_ylim(len(groups) - 0.5, -0.5)
+    axes.set_xlabel(metric_title(whom.metric))
+    axes.grid()
 
 
 def _calibration(figure: Figure, calibration: Mapping[str, Calibration]) -> None:

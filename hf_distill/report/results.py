@@ -14,6 +14,7 @@ from hf_distill.metrics.chance import Chance
 from hf_distill.models.quantization import describe_weights, size, weights
 from hf_distill.report.best import Best
 from hf_distill.report.calibration import Calibration, Confusion, Group
+from hf_distill.report.for_whom import ForWhom
 from hf_distill.report.latency import Latency
 
 if TYPE_CHECKING:
@@ -70,12 +71,14 @@ class SeedResult:
         student: Metrics of the student.
         baseline: Metrics of the same student, from the same start, trained without the teacher.
         best: The baseline's best evaluation during training; None if there was none.
+        parts: Metrics on the parts of the eval split: column of groups, or `class` -> model -> group -> value.
     """
 
     seed: int
     student: Mapping[str, Value]
     baseline: Mapping[str, Value] | None = None
     best: Best | None = None
+    parts: Mapping[str, Mapping[str, Mapping[str, Value]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +99,8 @@ class Results:
         best: `student` and `baseline` -> its best evaluation during training, of the first seed.
         chance: Score of a trivial guesser; None if not known.
         seeds: One entry for each seed, the saved student's first; may be empty for a single seed.
-        groups: Accuracy by part of the eval split.
+        groups: Accuracy by class, with the number of rows (for tags: words) of each.
+        for_whom: The models compared on each group of the data, if it has groups, and on each class.
         confusion: Student against teacher.
         calibration: Model -> calibration.
         history: Run (`student`, `baseline`, `teacher`, also `student seed 43`, `student stage 1`) -> `log_history` of
@@ -120,6 +124,7 @@ class Results:
     chance: Chance | None = None
     seeds: tuple[SeedResult, ...] = ()
     groups: tuple[Group, ...] = ()
+    for_whom: tuple[ForWhom, ...] = ()
     confusion: Confusion | None = None
     calibration: Mapping[str, Calibration] = field(default_factory=dict)
     history: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)

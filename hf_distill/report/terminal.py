@@ -11,11 +11,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from hf_distill.formatting import readable
+from hf_distill.report.group_text import groups_shown, notes
 from hf_distill.report.text import TITLES, rows, trained_on, undefined, who_teaches
 
 if TYPE_CHECKING:
+    from hf_distill.report.for_whom import ForWhom
     from hf_distill.report.report import Report
 
+# Groups in the table; the page has more, and report.json all.
+GROUPS = 6
 COLOURS = {"teacher": "blue", "student": "bold", "baseline": "dim"}
 
 
@@ -33,6 +37,21 @@ def table(report: Report) -> Table:
     return grid
 
 
+def groups_table(report: Report, whom: ForWhom, *, ascii_only: bool = False) -> Table:
+    """Return a table of the groups of the eval split that lost most."""
+    grid = Table(box=SIMPLE_HEAD, pad_edge=False)
+    grid.add_column(escape(readable(whom.by)), overflow="fold")
+    grid.add_column("rows", justify="right", overflow="fold")
+    for name in report.models:
+        grid.add_column(TITLES[name], justify="right", style=COLOURS[name], overflow="fold")
+    grid.add_column("difference", justify="right", overflow="fold")
+    grid.add_column(overflow="fold")
+    for line in groups_shown(report, whom, GROUPS):
+        texts = (line.name, f"{line.rows:,}", *line.cells.values(), line.difference, line.outcome)
+        grid.add_row(*(escape(_shown(text, ascii_only)) for text in texts))
+    return grid
+
+
 def show(report: Report, console: Console | None = None, page: str | Path | None = None) -> None:
     """Print the report.
 
@@ -42,13 +61,20 @@ def show(report: Report, console: Console | None = None, page: str | Path | None
         page: Path of `report.html`, printed at the end.
     """
     console = console or Console()
+    ascii_only = console.options.ascii_only
     console.print(table(report))
     lines = [who_teaches(report), *undefined(report), *report.verdict(), trained_on(report)]
+    for whom in report.for_whom:
+        if whom.kind == "group":
+            console.print(groups_table(report, whom, ascii_only=ascii_only))
+            lines += notes(report, whom, GROUPS)
     if page is not None:
         lines.append(f"Full report: {page}")
     for line in filter(None, lines):
-        text = readable(line)
-        if console.options.ascii_only:
-            text = text.replace("±", "+/-").encode("ascii", "replace").decode()
         # With soft wrap the terminal breaks lines, so that paths can be copied and logs searched.
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        console.print(_shown(line, ascii_only), markup=False, highlight=False, soft_wrap=True)
+
+
+def _shown(text: str, ascii_only: bool) -> str:
+    text = readable(text)
+    return text.replace("±", "+/-").encode("ascii", "replace").decode() if ascii_only else text

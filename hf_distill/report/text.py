@@ -103,14 +103,14 @@ def metric_value(report: Results, metric: str, value: float | None) -> str:
     return percent(value) if is_share(report, metric) else number(value)
 
 
-def signed(report: Results, value: float) -> str:
-    """Return a difference on the headline metric: `+1.2 points`, `-0.013`."""
-    return f"{'+' if value >= 0 else '-'}{unsigned(report, abs(value))}"
+def signed(report: Results, value: float, metric: str = "") -> str:
+    """Return a difference on a metric, by default the headline: `+1.2 points`, `-0.013`."""
+    return f"{'+' if value >= 0 else '-'}{unsigned(report, abs(value), metric)}"
 
 
-def unsigned(report: Results, value: float) -> str:
-    """Return the size of a difference on the headline metric, in points if it is shown in percent."""
-    if not is_share(report, report.metric):
+def unsigned(report: Results, value: float, metric: str = "") -> str:
+    """Return the size of a difference on a metric, by default the headline, in points if it is shown in percent."""
+    if not is_share(report, metric or report.metric):
         return f"{value:.3g}" if value < 1000 else f"{value:.0f}"  # no 1.93e+03
     points = value * 100
     return f"{points:.{2 if 0 < points < 0.095 else 1}f} points"

@@ -6,13 +6,14 @@ import math
 from typing import TYPE_CHECKING
 
 from hf_distill.metrics.table import AGREEMENT
+from hf_distill.report.group_text import for_whom_sentence
 from hf_distill.report.results import NORMAL_95, NOTHING
 from hf_distill.report.text import metric_title, metric_value, percent, signed, unsigned
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from hf_distill.report.calibration import Group
+    from hf_distill.report.for_whom import Kind
     from hf_distill.report.results import Results
 
 LINES = 4
@@ -22,7 +23,7 @@ CALIBRATION = 0.01
 
 def verdict(report: Results) -> list[str]:
     """Return one to four sentences, the most important first."""
-    lines = [_quality(report) + _members(report), _gain(report), *_cautions(report)]
+    lines = [_quality(report) + _members(report), _gain(report), *_for_whom(report, "group"), *_cautions(report)]
     return [line for line in lines if line][:LINES]
 
 
@@ -247,6 +248,10 @@ def _facts(report: Results) -> str:
     return f"{values[0]} against {values[1]}, one seed{interval}{size}"
 
 
+def _for_whom(report: Results, kind: Kind) -> list[str]:
+    return [for_whom_sentence(report, one) for one in report.for_whom if one.kind == kind]
+
+
 def _cautions(report: Results) -> list[str]:
     lines = [
         f"{steps} steps of the {training} were skipped, as a loss or gradient was not finite (on_nan: skip)."
@@ -263,11 +268,7 @@ def _cautions(report: Results) -> list[str]:
                 f"The teacher itself is worse than the same student trained without it: {metric_title(report.metric)} "
                 f"{values[0]} against {values[1]}."
             )
-    if (group := _worst(report)) is not None:
-        lines.append(
-            f"The drop is uneven: on '{group.name}' ({group.count:,} rows) accuracy fell from "
-            f"{percent(group.accuracy['teacher'])} to {percent(group.accuracy['student'])}."
-        )
+    lines += _for_whom(report, "class")
     if {"teacher", "student"} <= report.calibration.keys():
         before, after = report.calibration["teacher"], report.calibration["student"]
         if after.ece - before.ece > max(CALIBRATION, NORMAL_95 * after.error):
@@ -276,20 +277,3 @@ def _cautions(report: Results) -> list[str]:
                 f"{percent(before.ece)}."
             )
     return lines
-
-
-def _worst(report: Results) -> Group | None:
-    """Return the group whose accuracy fell most, if it fell clearly more than the overall accuracy; else None."""
-    compared = [group for group in report.groups if {"teacher", "student"} <= group.accuracy.keys()]
-    total = sum(group.count for group in compared)
-    if len(compared) < 2 or not total:
-        return None
-
-    def lost(group: Group) -> float:
-        return group.accuracy["teacher"] - group.accuracy["student"]
-
-    overall = sum(lost(group) * group.count for group in compared) / total
-    worst = max(compared, key=lost)
-    # Three standard errors, since the worst of many groups looks bad by chance alone.
-    error = math.sqrt(sum(p * (1 - p) for p in (worst.accuracy["teacher"], worst.accuracy["student"])) / worst.count)
-    return worst if lost(worst) > max(overall, 0.0) + 3 * error else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +18,7 @@ from hf_distill.models.tokenizers import tokenizer_name
 from hf_distill.report.best import best_of
 from hf_distill.report.costs import costs_of, skipped_of
 from hf_distill.report.latency import Latency, measure_all
+from hf_distill.report.partitions import by_partition, for_whom
 from hf_distill.report.predictions import Evaluated, class_figures
 from hf_distill.report.report import Report
 from hf_distill.report.results import ModelResult, SeedResult
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from hf_distill.models.target_model import TargetSource
     from hf_distill.report.best import Best
+    from hf_distill.report.comparison import ByGroup
     from hf_distill.run.fit import Fitted
     from hf_distill.run.run import Run
     from hf_distill.tasks import Prepared
@@ -58,12 +60,14 @@ def report_on(run: Run, teacher: TargetSource, students: Sequence[Fitted], basel
         run.narrator.say("timing all models")
         batch = run.args.per_device_eval_batch_size
         speeds = parallel.asked_once(lambda: latencies(run.prepared, models, batch))
+    seeds = _seeds(run, teacher, students, baselines, found)
     return Report(
         task=run.recipe.task.name,
         **compared(run.prepared, found),
         **measured(models, found, speeds),
         best=_best(run, ""),
-        seeds=_seeds(run, teacher, students, baselines, found),
+        seeds=seeds,
+        for_whom=for_whom(run.prepared, found, _group_column(run), seeds),
         history=run.histories,
         settings={
             **_settings(run, {**_facts(run, teacher), **members}, models),
@@ -168,16 +172,40 @@ def _seeds(
     if len(students) < 2:
         return ()
 
-    def metrics(name: str, trained: Sequence[Fitted]) -> list[Mapping[str, float]]:
-        rest = [evaluate(run, one.model, teacher, name).metrics for one in trained[1:]]
-        return [found[name].metrics, *rest]
+    def by_seed(name: str, trained: Sequence[Fitted]) -> list[_OfSeed]:
+        rest = (evaluate(run, one.model, teacher, name) for one in trained[1:])
+        return [_OfSeed.of(run, name, one) for one in (found[name], *rest)]
 
-    without = metrics("baseline", baselines) if baselines else [None] * len(students)
+    own = by_seed("student", students)
+    without = by_seed("baseline", baselines) if baselines else [None] * len(students)
     names = ["", *(f" seed {seed}" for seed in run.seeds[1:])]
     return tuple(
-        SeedResult(seed, student, baseline, _best(run, name).get("baseline"))
-        for seed, name, student, baseline in zip(run.seeds, names, metrics("student", students), without, strict=True)
+        SeedResult(
+            seed,
+            student.metrics,
+            None if baseline is None else baseline.metrics,
+            _best(run, name).get("baseline"),
+            {by: {**parts, **({} if baseline is None else baseline.parts[by])} for by, parts in student.parts.items()},
+        )
+        for seed, name, student, baseline in zip(run.seeds, names, own, without, strict=True)
     )
+
+
+@dataclass(frozen=True)
+class _OfSeed:
+    """What is kept of a model of one seed, without its predictions: metrics, on the whole split and on its parts."""
+
+    metrics: Mapping[str, float]
+    parts: Mapping[str, ByGroup]
+
+    @classmethod
+    def of(cls, run: Run, name: str, one: Evaluated) -> _OfSeed:
+        return cls(one.metrics, by_partition(run.prepared, {name: one}, _group_column(run)))
+
+
+def _group_column(run: Run) -> str:
+    """Return how the report calls the column of groups."""
+    return str(run.recipe.data.columns.get("group", "group"))
 
 
 def _best(run: Run, seed: str) -> dict[str, Best]:

@@ -29,6 +29,7 @@ from hf_distill.run.console import Narrator
 from hf_distill.run.data_options import check_sure_rows
 from hf_distill.run.directory import RunDirectory, stored_recipe
 from hf_distill.run.fit import Fitter
+from hf_distill.run.group_checks import check_groups
 from hf_distill.run.launch import check_launch, use_all_cores, use_cpu_if_needed, waiting
 from hf_distill.run.pairing import open_pair
 from hf_distill.run.requirements import check_steps, check_trainings, output_directory
@@ -319,7 +320,7 @@ def check_prepared(recipe: Recipe, prepared: Prepared) -> tuple[list[str], list[
 
     Returns:
         Lines that say how often each class and each group occurs, and of which rows the teacher must be sure; and
-        remarks about classes that are rare or missing.
+        remarks about classes that are rare or missing, and on what the report cannot say of groups.
 
     Raises:
         UserError: They do not fit, or labels are learned and all of the train split are of one class.
@@ -328,11 +329,13 @@ def check_prepared(recipe: Recipe, prepared: Prepared) -> tuple[list[str], list[
     _check_held_out(recipe, prepared)
     sure = check_sure_rows(recipe, prepared)
     lines = [*examples_in_words({"train": prepared.train, "eval": prepared.eval}), *([sure] if sure else [])]
+    with recipe.locate("data"):
+        odd = check_groups(prepared)
     counts = classes_of(prepared)
     if counts is None:
-        return lines, []
+        return lines, odd
     check_one_class(recipe, counts)
-    return [*(f"classes of {line}" for line in counts.in_words()), *lines], list(counts.remarks())
+    return [*(f"classes of {line}" for line in counts.in_words()), *lines], [*counts.remarks(), *odd]
 
 
 def _check_held_out(recipe: Recipe, prepared: Prepared) -> None:

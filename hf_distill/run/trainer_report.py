@@ -22,6 +22,7 @@ from hf_distill.models.loading import Head
 from hf_distill.recipe.writer import objective_entries, to_yaml
 from hf_distill.report.best import best_of
 from hf_distill.report.costs import costs_of
+from hf_distill.report.partitions import for_whom
 from hf_distill.report.predictions import Evaluated
 from hf_distill.report.report import Report
 from hf_distill.run.evaluation import (
@@ -103,6 +104,7 @@ def evaluate_distillation(
         **compared(prepared, found),
         **measured(models, found, speeds),
         best={name: one for name, one in best.items() if one is not None},
+        for_whom=for_whom(prepared, found, "group"),
         history=histories,
         settings=_settings(trainer, prepared, histories),
         recipe=_recipe(trainer, task),

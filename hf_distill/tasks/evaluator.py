@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from hf_distill.metrics.bootstrap import gain_error, gain_error_of_means
+from hf_distill.metrics.bootstrap import Units, gain_error
 from hf_distill.metrics.chance import Chance, find_chance, uniform
-from hf_distill.metrics.score import greater_is_better, score
+from hf_distill.metrics.score import greater_is_better, row_scores, score
 from hf_distill.metrics.table import AGREEMENT, Undefined
 
 if TYPE_CHECKING:
@@ -72,12 +72,39 @@ class Evaluator(ABC):
     def evaluate(self, predictions: Predictions) -> dict[str, float]:
         """Return the metrics by name; NaN (`metrics.table.Undefined`, with the reason) if a metric has no value."""
 
-    @abstractmethod
+    @property
+    def has_units(self) -> bool:
+        """Whether `units` returns something, so that the headline metric can be reported by group."""
+        return False
+
+    def units(self, predictions: Predictions) -> Units | None:
+        """Return what the headline metric is computed from, unit by unit, in the order of `Prepared.groups`.
+
+        From this follow the metric of each group of the eval split, and the noise of all differences. None if it cannot
+        be computed from parts of the split.
+        """
+        return None
+
+    @property
+    def chooses_classes(self) -> bool:
+        """Whether `choices` returns something: each row has classes or labels."""
+        return False
+
+    def choices(self, predictions: Predictions) -> tuple[Array, Array] | None:
+        """Return which classes are predicted, and which are true; None if the task does not choose among classes.
+
+        Returns:
+            Two arrays, bool `(units, classes)`.
+        """
+        return None
+
     def gain_error(self, student: Predictions, baseline: Predictions) -> float | None:
         """Return the standard error of `student - baseline` in the headline metric, on an eval split of this size.
 
-        Computed by a paired bootstrap (`metrics.bootstrap.gain_error`). None if it cannot be computed.
+        Computed by a paired bootstrap over units (`metrics.bootstrap.gain_error`). None if it cannot be computed.
         """
+        own, other = self.units(student), self.units(baseline)
+        return None if own is None or other is None else gain_error(own, other)
 
     @abstractmethod
     def chance(self, predictions: Predictions) -> Chance | None:
@@ -144,11 +171,48 @@ class LogitsEvaluator(Evaluator):
             return {}
         return dict(self.score(predictions.logits, predictions.labels))
 
-    def gain_error(self, student: Predictions, baseline: Predictions) -> float | None:
-        """Return the standard error of the gain, resampling rows."""
-        if not self.names or student.logits is None or baseline.logits is None or student.labels is None:
+    @property
+    def has_units(self) -> bool:
+        """Whether there is a metric."""
+        return bool(self.names)
+
+    def units(self, predictions: Predictions) -> Units | None:
+        """Return the rows (for tags: sentences): logits and labels."""
+        logits, labels = predictions.logits, predictions.labels
+        if not self.names or logits is None or labels is None:
             return None
-        return gain_error(self.score, self.headline, student.logits, baseline.logits, student.labels)
+        # Metrics of one's own may have the names of ours.
+        ours = type(self).score is LogitsEvaluator.score
+        if ours and (scores := row_scores(self.headline, logits, labels, self.kind)) is not None:
+            return Units.means(scores)
+        of_headline = replace(self, names=self.names[:1])
+
+        def metric(logits: Array, labels: Array) -> float:
+            return of_headline.score(logits, labels).get(self.headline, math.nan)
+
+        return Units((logits, labels), metric, self._labelled(labels))
+
+    @property
+    def chooses_classes(self) -> bool:
+        """Whether rows have classes or labels."""
+        return self.kind in ("classes", "binary")
+
+    def choices(self, predictions: Predictions) -> tuple[Array, Array] | None:
+        """Return which classes (or labels) are predicted and true of each row."""
+        logits, labels = predictions.logits, predictions.labels
+        if not self.chooses_classes or logits is None or labels is None:
+            return None
+        if self.kind == "binary":
+            return logits.reshape(len(logits), -1) > 0, labels.reshape(len(labels), -1) > 0.5
+        every = np.arange(logits.shape[-1])
+        return logits.argmax(-1)[:, None] == every, labels[:, None] == every
+
+    def _labelled(self, labels: Array) -> Array:
+        """Return which rows have a label, bool `(rows,)`, as `metrics.score.score` reads them."""
+        columns = labels.reshape(len(labels), -1)
+        if self.kind in ("classes", "tags"):
+            return np.asarray((columns >= 0).any(-1))
+        return np.asarray(~np.isnan(columns.astype(np.float64)).any(-1))
 
     def chance(self, predictions: Predictions) -> Chance | None:
         """Return the better of two guessers: one prediction for all rows, or the teacher's predictions shuffled."""
@@ -204,13 +268,14 @@ class SpanEvaluator(Evaluator):
         assert predictions.logits is not None
         return self.questions.scores(predictions.logits)[self.headline]
 
-    def gain_error(self, student: Predictions, baseline: Predictions) -> float | None:
-        """Return the standard error of the gain, resampling questions with all their windows."""
-        if not self.names:
-            return None
-        own, other = self._scores(student), self._scores(baseline)
-        known = ~np.isnan(own + other)
-        return gain_error_of_means(own[known], other[known])
+    @property
+    def has_units(self) -> bool:
+        """Whether there is a metric."""
+        return bool(self.names)
+
+    def units(self, predictions: Predictions) -> Units | None:
+        """Return the questions, each with the score of its answer over all its windows."""
+        return Units.means(self._scores(predictions)) if self.names and predictions.logits is not None else None
 
     def chance(self, predictions: Predictions) -> Chance | None:
         """Return the better of two guessers: one position for all windows, or the teacher's positions shuffled."""
@@ -250,15 +315,20 @@ class LossEvaluator(Evaluator):
         total, labels = predictions.losses.sum(0).tolist()
         return {PERPLEXITY: perplexity(total / labels if labels else None)}
 
-    def gain_error(self, student: Predictions, baseline: Predictions) -> float | None:
-        """Return the standard error of the gain in perplexity, resampling examples with all their tokens."""
+    @property
+    def has_units(self) -> bool:
+        """Whether the headline metric is the perplexity."""
+        return self.headline == PERPLEXITY
+
+    def units(self, predictions: Predictions) -> Units | None:
+        """Return the examples with all their tokens: the losses of their labels."""
         if self.headline != PERPLEXITY:
             return None
 
-        def metrics(losses: Array, _: Array) -> Mapping[str, float]:
-            return self.evaluate(Predictions(losses=losses))
+        def metric(losses: Array) -> float:
+            return self.evaluate(Predictions(losses=losses))[PERPLEXITY]
 
-        return gain_error(metrics, PERPLEXITY, student.losses, baseline.losses, student.losses)
+        return Units((predictions.losses,), metric, predictions.losses[:, 1] > 0)
 
     def chance(self, predictions: Predictions) -> Chance | None:
         """Return the perplexity of a model to which all tokens are equally likely."""

@@ -10,7 +10,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from hf_distill import parallel
-from hf_distill.metrics.text import gain_error_of_texts, score_texts, takes_texts
+from hf_distill.metrics.text import has_units, score_texts, takes_texts, units_of_texts
 from hf_distill.models.patching import replaced
 from hf_distill.tasks.evaluator import LossEvaluator, Predictions
 from hf_distill.tasks.language import pad
@@ -18,6 +18,8 @@ from hf_distill.tasks.language import pad
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hf_distill.metrics.bootstrap import Units
 
 REFERENCE = "reference"
 
@@ -98,11 +100,16 @@ class TextEvaluator(LossEvaluator):
         """Whether a metric is computed from generated texts."""
         return metric in self.names and takes_texts(metric)
 
-    def gain_error(self, student: Predictions, baseline: Predictions) -> float | None:
-        """Return the standard error of the gain, resampling texts."""
+    @property
+    def has_units(self) -> bool:
+        """Whether the headline metric is the perplexity, or counted text by text."""
+        return has_units(self.headline) if self.generates(self.headline) else super().has_units
+
+    def units(self, predictions: Predictions) -> Units | None:
+        """Return the texts, if the headline metric is one of texts."""
         if not self.generates(self.headline):
-            return super().gain_error(student, baseline)
-        return gain_error_of_texts(self.headline, student.texts, baseline.texts, self.generator.references)
+            return super().units(predictions)
+        return units_of_texts(self.headline, predictions.texts, self.generator.references)
 
     def evaluate(self, predictions: Predictions) -> dict[str, float]:
         """Return the perplexity, if it is among the metrics, and the metrics of generated texts, if there are any."""

@@ -6,12 +6,21 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from hf_distill.metrics.bootstrap import gain_error
-from hf_distill.metrics.text import gain_error_of_texts, score_texts
+from hf_distill.metrics.bootstrap import Units, gain_error
+from hf_distill.metrics.text import has_units, score_texts, units_of_texts
 
 
-def accuracy(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    return {"accuracy": float((logits.argmax(-1) == labels).mean())}
+def of_accuracy(logits: np.ndarray, labels: np.ndarray) -> Units:
+    return Units(
+        (logits, labels), lambda some, true: float((some.argmax(-1) == true).mean()), np.ones(len(labels), dtype=bool)
+    )
+
+
+def of_texts(name: str, student: list[str], baseline: list[str], references: list[str]) -> float | None:
+    own, other = (units_of_texts(name, texts, references) for texts in (student, baseline))
+    assert own is not None
+    assert other is not None
+    return gain_error(own, other)
 
 
 def test_gain_error_is_that_of_paired_differences() -> None:
@@ -21,21 +30,26 @@ def test_gain_error_is_that_of_paired_differences() -> None:
     student = np.eye(2)[labels] + rng.normal(size=(2000, 2))
     baseline = student + 0.3 * rng.normal(size=(2000, 2))
     difference = (student.argmax(-1) == labels).astype(float) - (baseline.argmax(-1) == labels)
-    found = gain_error(accuracy, "accuracy", student, baseline, labels, samples=600)
+    own, other = of_accuracy(student, labels), of_accuracy(baseline, labels)
+    found = gain_error(own, other, samples=600)
     assert found == pytest.approx(difference.std() / np.sqrt(2000), rel=0.12)
-    assert found == gain_error(accuracy, "accuracy", student, baseline, labels, samples=600)
+    assert found == gain_error(own, other, samples=600)
 
 
 def test_gain_error_of_an_undefined_metric() -> None:
     """A metric that is NaN on resampled rows must give no error bar, not a NaN one."""
-    ones = np.ones((4, 2))
-    assert gain_error(lambda *_: {"x": float("nan")}, "x", ones, ones, np.ones(4)) is None
-    assert gain_error(lambda *_: {}, "x", ones, ones, np.ones(4)) is None
 
-    def refuses(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    def undefined(values: np.ndarray) -> float:
+        return float("nan")
+
+    def refuses(values: np.ndarray) -> float:
         raise ValueError("only one class present")
 
-    assert gain_error(refuses, "x", ones, ones, np.ones(4)) is None
+    for metric in (undefined, refuses):
+        units = Units((np.ones(4),), metric, np.ones(4, dtype=bool))
+        assert gain_error(units, units) is None
+    none = Units((np.ones(4),), lambda values: float(values.mean()), np.zeros(4, dtype=bool))
+    assert gain_error(none, none) is None
 
 
 def texts(right: float, seed: int) -> tuple[list[str], list[str]]:
@@ -58,7 +72,7 @@ def test_the_noise_of_texts_is_that_of_the_metric_computed_anew(name: str) -> No
         rows = rng.integers(0, 60, 60)
         own, other, true = ([side[row] for row in rows] for side in (student, baseline, references))
         gains.append(score_texts([name], own, true)[name] - score_texts([name], other, true)[name])
-    error = gain_error_of_texts(name, student, baseline, references)
+    error = of_texts(name, student, baseline, references)
     assert error == pytest.approx(np.std(gains, ddof=1), rel=1e-9)
     assert error > 0
 
@@ -71,5 +85,6 @@ def test_the_noise_of_rouge_is_the_standard_error_of_its_mean() -> None:
         score_texts(["rouge1"], [a], [t])["rouge1"] - score_texts(["rouge1"], [b], [t])["rouge1"] for a, b, t in pairs
     ]
     found = scipy.stats.bootstrap((gains,), np.mean, n_resamples=2000, rng=0)
-    assert gain_error_of_texts("rouge1", student, baseline, references) == pytest.approx(found.standard_error, rel=0.2)
-    assert gain_error_of_texts("evaluate/own", student, baseline, references) is None
+    assert of_texts("rouge1", student, baseline, references) == pytest.approx(found.standard_error, rel=0.2)
+    assert units_of_texts("evaluate/own", student, references) is None
+    assert not has_units("evaluate/own")

@@ -73,8 +73,8 @@ def check_card(text: str) -> None:
         assert token.type != "image"
         if token.type == "link_open":
             assert str(token.attrs["href"]).startswith("https://huggingface.co/")
-    rows = [line for line in body.splitlines() if line.startswith("|")]
-    assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
+    for table in re.findall(r"(?:^\|.*\n)+", body, re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}) == 1
     headings = [line for line in body.splitlines() if line.startswith("# ")]
     assert len(headings) == 1
 

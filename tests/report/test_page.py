@@ -51,7 +51,9 @@ REPORTS = {
     "seeds": several_seeds((0.83, 0.84, 0.82), (0.81, 0.82, 0.82)),
     "regression": regression(),
     "unlabelled": unlabelled(),
-    "bare": whole(baseline=None, history={}, calibration={}, confusion=None, groups=(), settings={}, recipe=""),
+    "bare": whole(
+        baseline=None, history={}, calibration={}, confusion=None, groups=(), for_whom=(), settings={}, recipe=""
+    ),
     "evil": whole(names=(r"$\frac{$", EVIL), settings={EVIL: EVIL}, recipe=f"# {EVIL}".replace("\x00", "")),
 }
 

@@ -78,7 +78,8 @@ def predicted(prepared: Prepared, right: float, seed: int) -> Predictions:
 
 
 def test_every_task_has_a_whole_evaluator(prepared: Prepared) -> None:
-    """A task without noise or chance: its report says nothing of either, and nobody knows whether that is meant."""
+    """A task without noise, chance or units: its report says nothing of them, nor for whom it got worse, and nobody
+    knows whether that is meant."""
     evaluator = prepared.evaluator
     check_names(evaluator.names)
     student, baseline = predicted(prepared, 0.9, 1), predicted(prepared, 0.3, 2)
@@ -92,6 +93,13 @@ def test_every_task_has_a_whole_evaluator(prepared: Prepared) -> None:
     assert error is not None
     assert 0 < error < abs(gain)
     assert evaluator.gain_error(student, student) == 0
+    units = evaluator.units(student)
+    assert units is not None
+    assert evaluator.has_units
+    assert units.value() == pytest.approx(metrics[evaluator.headline])
+    half = np.arange(len(units.counted)) % 2 == 0
+    assert all(math.isfinite(units.part(some).value()) for some in (half, ~half))
+    assert evaluator.chooses_classes == (evaluator.choices(student) is not None)
     chance = evaluator.chance(student)
     assert (chance is None) == evaluator.generates(evaluator.headline)
     if chance is not None:
