@@ -7,12 +7,25 @@ from hf_distill.students.copy_layers import CopyLayers
 from hf_distill.students.from_config import FromConfig
 from hf_distill.students.optimal_brain_damage import OptimalBrainDamage
 from hf_distill.students.pretrained import PretrainedStudent
+from hf_distill.students.prune_depth import PruneDepth
+from hf_distill.students.prune_width import PruneWidth
 
 STUDENTS: dict[str, type[Student]] = {
     "copy_layers": CopyLayers,
     "from_config": FromConfig,
     "optimal_brain_damage": OptimalBrainDamage,
     "pretrained": PretrainedStudent,
+    "prune_depth": PruneDepth,
+    "prune_width": PruneWidth,
 }
 
-__all__ = ["STUDENTS", "CopyLayers", "FromConfig", "OptimalBrainDamage", "PretrainedStudent", "Student"]
+__all__ = [
+    "STUDENTS",
+    "CopyLayers",
+    "FromConfig",
+    "OptimalBrainDamage",
+    "PretrainedStudent",
+    "PruneDepth",
+    "PruneWidth",
+    "Student",
+]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
+from hf_distill import parallel
 from hf_distill.component import component
 from hf_distill.data.label_names import label_names, positions
 from hf_distill.errors import UserError
+from hf_distill.models.inspection import evaluating
 from hf_distill.models.loading import Head, load_model, open_config
-from hf_distill.models.quantization import method_of
+from hf_distill.models.quantization import is_placed, method_of
 from hf_distill.students.base import Student, build, with_head
 
 if TYPE_CHECKING:
@@ -117,3 +120,25 @@ def check_labels(ours: PretrainedConfig, theirs: PretrainedConfig) -> None:
             f"the task's labels are {list(want)}, but the head to be copied has {list(have)}: "
             "the student would name its classes wrongly."
         )
+
+
+@contextmanager
+def measuring(model: PreTrainedModel) -> Iterator[None]:
+    """Context manager: a model in eval mode on the device of the run, without gradients; afterwards it is as it was."""
+    import torch
+
+    before, device = model.device, parallel.device()
+    moved = before != device and not is_placed(model, device)
+    if moved:
+        model.to(device)  # type: ignore[arg-type]
+    try:
+        with evaluating(model), torch.no_grad():
+            yield
+    finally:
+        if moved:
+            model.to(before)  # type: ignore[arg-type]
+
+
+def sizes(whole: PreTrainedModel, student: PreTrainedModel) -> dict[str, Any]:
+    """Return how many parameters a model and the student made of it have, for the report."""
+    return {"parameters": {"before": whole.num_parameters(), "after": student.num_parameters()}}
