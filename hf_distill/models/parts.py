@@ -38,15 +38,10 @@ class Parts:
     @classmethod
     def of(cls, model: PreTrainedModel) -> Parts:
         """Return the numbers of a model, which may be without weights (`outline.outline`)."""
-        names: dict[int, list[str]] = {}
-        sizes: dict[int, int] = {}
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            names.setdefault(id(parameter), []).append(name)
-            sizes[id(parameter)] = weights_of(parameter)
-        tables, heads = embeddings(model), head(model)
+        parts = part_of(model)
         numbers = dict.fromkeys(("embeddings", "layers", "head", "rest"), 0)
-        for one, known_as in names.items():
-            numbers[_part(known_as, tables, heads)] += sizes[one]
+        for parameter in model.parameters():
+            numbers[parts[id(parameter)]] += weights_of(parameter)
         return cls(**numbers)
 
     @property
@@ -93,6 +88,15 @@ class Parts:
             if number
         )
         return f"{', '.join(each)}; {self.bytes / 1e6:,.1f} MB as float32"
+
+
+def part_of(model: PreTrainedModel) -> dict[int, str]:
+    """Return id of a parameter -> the part in which it is counted: `embeddings`, `layers`, `head` or `rest`."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    tables, heads = embeddings(model), head(model)
+    return {one: _part(known_as, tables, heads) for one, known_as in names.items()}
 
 
 def _part(names: list[str], tables: list[str], heads: list[str]) -> str:

@@ -1,19 +1,34 @@
-"""A student of any size, with random weights."""
+"""A student of any size and architecture, with random weights or with those of the teacher that fit."""
 
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from hf_distill.component import component
 from hf_distill.errors import UserError, did_you_mean
 from hf_distill.models.loading import Head, open_config
-from hf_distill.students.base import Student, build, is_per_layer, with_head
+from hf_distill.students.base import Made, build, with_head
+from hf_distill.students.configurations import (
+    check_heads,
+    consequences,
+    default_config,
+    like_teacher,
+    outdated_keys,
+    proportional,
+    reason,
+    vocabulary_of,
+)
+from hf_distill.students.size_matched import copy_size_matched
+from hf_distill.students.sized import SizedStudent
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+
+    from hf_distill.models.calibration import CalibrationRows
 
 # Keys that a recipe cannot override: the task sets the labels, the student is always float32, and the others are not
 # properties of an architecture.
@@ -25,25 +40,58 @@ NOT_HERE = {
 
 
 @component
-class FromConfig(Student):
-    """A new model with random weights, from a configuration with changes.
+class FromConfig(SizedStudent):
+    """A new model, from a configuration with changes: narrower than the teacher, or of another architecture.
 
-    The weights follow torch's seed. `copy_layers` starts from the teacher's weights, which usually learns faster; this
-    student can be narrower than the teacher, or of another architecture.
+    The weights are random and follow torch's seed, unless `start: teacher` copies those that fit. `copy_layers` starts
+    from the teacher's layers whole, which usually learns faster.
 
     Attributes:
         overrides: What to change, in the names of the configuration class: `{num_hidden_layers: 4, hidden_size: 128,
             num_attention_heads: 4}`. Everything else stays (such as `intermediate_size`), except values that follow
-            from these: `head_dim`, `num_key_value_heads` if every head has its own, and lists with an entry for each
-            layer.
+            from these: `head_dim`, `num_key_value_heads` if every head has its own, lists with an entry for each layer,
+            and what the class computes. With a cost, it decides layers and widths, at the teacher's proportions, unless
+            they are given here.
         model: Model whose configuration to start from: Hub id, local directory or `package:NAME/PATH`. Vocabulary and
             special tokens stay the teacher's. Default: the teacher.
+        model_type: Another architecture, such as `modernbert` or `mamba`, in place of `model`: Transformers' defaults
+            for it, with the teacher's sizes (layers, widths, heads, positions) where it has the same ones. Default:
+            none.
+        start: `random`, or `teacher`: copy from the teacher whatever has the same task and the same size in both models
+            (embeddings, matrices of evenly spaced layers, a head of the same labels). The report says how much that
+            was. A baseline starts from the same weights.
     """
 
     name: ClassVar[str] = "from_config"
 
     overrides: dict[str, Any] = Field(default_factory=dict)
     model: str | None = None
+    model_type: str | None = None
+    start: Literal["random", "teacher"] = "random"
+
+    def __post_init__(self) -> None:
+        """Refuse two configurations to start from."""
+        super().__post_init__()
+        if self.model is not None and self.model_type is not None:
+            raise UserError("given together with model, which says the type. Keep one of the two.", key="model_type")
+
+    @property
+    def copies_teacher(self) -> bool:
+        """Whether weights are copied from the teacher."""
+        return self.start == "teacher"
+
+    def shapes(self, teacher: PretrainedConfig) -> Iterator[FromConfig]:
+        """Yield students of the teacher's proportions, from one attention head to all of them."""
+        base = self._base(teacher)
+        own = set(self._given(base))
+        for scaled in proportional(base):
+            sizes = {key: value for key, value in scaled.items() if base.attribute_map.get(key, key) not in own}
+            one = self.with_shape(overrides={**sizes, **self.overrides})
+            try:
+                one.plain_config(teacher)
+            except UserError:  # with what is given, heads of this size are not possible
+                continue
+            yield one
 
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
         """Return the configuration with the overrides and what follows from them.
@@ -54,36 +102,63 @@ class FromConfig(Student):
         import torch
         from transformers import AutoModel
 
-        base = teacher if self.model is None else open_config(self.model)
+        self.check_shaped()
+        config = self.plain_config(teacher)
+        with torch.device("meta"):  # shapes only, without memory and random numbers
+            student = build(AutoModel, config, key="overrides")
+            if self.start == "teacher":
+                copy_size_matched(student, build(AutoModel, teacher, key="start"))
+        return config
+
+    def plain_config(self, teacher: PretrainedConfig) -> PretrainedConfig:
+        """Return the configuration without trying whether a model can be built from it.
+
+        Raises:
+            UserError: An override is unknown or not allowed, or the values do not fit together.
+        """
+        base = self._base(teacher)
         given = self._given(base)
-        kept = {key: value for key, value in base.to_dict().items() if key not in _outdated(base, given)}
-        values = {**kept, **_vocabulary_of(teacher, base), **_consequences(base, given), **given}
+        kept = {key: value for key, value in base.to_dict().items() if key not in outdated_keys(base, given)}
+        values = {**kept, **vocabulary_of(teacher, base), **consequences(base, given), **given}
         try:
             config = type(base).from_dict(values)
         # Configuration classes raise many types of errors: their own, ValueError, ZeroDivisionError ...
         except Exception as error:
-            raise UserError(f"{type(base).__name__} refuses them: {_reason(error)}", key="overrides") from error
-        _check_heads(config)
-        with torch.device("meta"):  # shapes only, without memory and random numbers
-            build(AutoModel, config, key="overrides")
+            raise UserError(f"{type(base).__name__} refuses them: {reason(error)}", key="overrides") from error
+        check_heads(config)
         return config
 
+    def _base(self, teacher: PretrainedConfig) -> PretrainedConfig:
+        """Return the configuration to start from."""
+        if self.model_type is not None:
+            base = default_config(self.model_type)
+            return like_teacher(base, teacher, self._given(base))
+        return teacher if self.model is None else open_config(self.model)
+
     def make(self, teacher: PreTrainedModel, head: Head) -> PreTrainedModel:
-        """Build the model with random weights."""
+        """Build the model, with random weights or those of the teacher that fit."""
+        return self._made(teacher, head).model
+
+    def made(self, teacher: PreTrainedModel, head: Head, rows: CalibrationRows) -> Made:
+        """Build the model, and say how much of it was copied from the teacher."""
+        return self._made(teacher, head)
+
+    def _made(self, teacher: PreTrainedModel, head: Head) -> Made:
         import transformers
 
         from hf_distill.models.sentence_encoder import without_dense
 
-        model_class: Any = (
-            without_dense(type(teacher)) if self.model is None else getattr(transformers, head.auto_class)
-        )
+        of_teacher = self.model is None and self.model_type is None
+        model_class: Any = without_dense(type(teacher)) if of_teacher else getattr(transformers, head.auto_class)
         config = with_head(self.config(teacher.config), head)
         student = build(model_class, config, key="model" if self.model else "overrides")
         student = student if head.adapt is None else head.adapt(student)
-        if self.model is None and student.can_generate():
+        if of_teacher and student.can_generate():
             # The teacher's settings of generation (length, repetition, start token) do not depend on the sizes.
             student.generation_config = copy.deepcopy(teacher.generation_config)
-        return student
+        if self.start == "random":
+            return Made(student)
+        return Made(student, copy_size_matched(student, teacher).facts())
 
     def _given(self, base: PretrainedConfig) -> dict[str, Any]:
         """Return the overrides with the names of the configuration class (`num_hidden_layers` -> `n_layer`)."""
@@ -95,57 +170,3 @@ class FromConfig(Student):
                 hint = did_you_mean(key, sorted(known))
                 raise UserError(f"{type(base).__name__} has no such key.{hint}", key=f"overrides.{key}")
         return {base.attribute_map.get(key, key): value for key, value in self.overrides.items()}
-
-
-def _vocabulary_of(theirs: PretrainedConfig, base: PretrainedConfig) -> dict[str, Any]:
-    """Return the teacher's values for the keys that depend on the tokenizer: sizes and special tokens."""
-    keys = [key for key in vars(base) if key.endswith("_token_id") or key in ("vocab_size", "type_vocab_size")]
-    # The configuration of a teacher without segments (DistilBERT) has no number of them.
-    return {key: getattr(theirs, key, None) for key in keys if hasattr(theirs, key) or key.endswith("_token_id")}
-
-
-def _outdated(base: PretrainedConfig, given: dict[str, Any]) -> set[str]:
-    """Return the keys that the configuration class must set again: about weights, and patterns over layers."""
-    outdated = {"quantization_config", "dtype", "_name_or_path"}
-    layers = getattr(base, "num_hidden_layers", None)
-    if given.get(base.attribute_map.get("num_hidden_layers", "num_hidden_layers"), layers) != layers:
-        outdated |= {key for key, value in vars(base).items() if is_per_layer(key, value, layers)}
-    return outdated
-
-
-def _consequences(base: PretrainedConfig, given: dict[str, Any]) -> dict[str, Any]:
-    """Return new values for keys that depend on the overridden ones."""
-
-    def new(name: str) -> Any:
-        stored = base.attribute_map.get(name, name)
-        return given.get(stored, getattr(base, stored, None))
-
-    follows: dict[str, Any] = {}
-    heads, size = getattr(base, "num_attention_heads", None), getattr(base, "hidden_size", None)
-    if isinstance(new("num_attention_heads"), int) and isinstance(new("hidden_size"), int) and heads and size:
-        if getattr(base, "num_key_value_heads", None) == heads:
-            follows["num_key_value_heads"] = new("num_attention_heads")
-        if isinstance(getattr(base, "head_dim", None), int) and base.head_dim * heads == size:
-            follows["head_dim"] = new("hidden_size") // max(new("num_attention_heads"), 1)
-    return {key: value for key, value in follows.items() if key in vars(base)}
-
-
-def _check_heads(config: PretrainedConfig) -> None:
-    """Refuse sizes with which a model can be built but cannot run, or that make no sense."""
-    layers, size = getattr(config, "num_hidden_layers", 1), getattr(config, "hidden_size", None)
-    heads, groups = getattr(config, "num_attention_heads", None), getattr(config, "num_key_value_heads", None)
-    if isinstance(layers, int) and layers < 1:
-        raise UserError(f"num_hidden_layers is {layers}; want at least 1.", key="overrides")
-    if not isinstance(heads, int) or not isinstance(size, int):
-        return
-    if heads < 1 or (size % heads and not getattr(config, "head_dim", None)):
-        raise UserError(f"hidden_size {size} cannot be divided by num_attention_heads {heads}.", key="overrides")
-    if isinstance(groups, int) and (groups < 1 or heads % groups):
-        raise UserError(
-            f"num_attention_heads {heads} cannot be divided by num_key_value_heads {groups}.", key="overrides"
-        )
-
-
-def _reason(error: Exception) -> str:
-    # huggingface_hub's strict dataclasses put the cause on a separate line.
-    return " ".join(line.strip() for line in str(error).splitlines()) or type(error).__name__

@@ -153,3 +153,42 @@ def test_two_processes_take_one_choice(write_recipe: WriteRecipe, times: dict[st
         return run.pair.student.num_hidden_layers, len(times["timed"]) > 0
 
     assert sorted(two_processes(opened, tmp_path / "told")) == [(1, False), (1, True)]
+
+
+@pytest.mark.parametrize(
+    ("task", "theirs", "ours"),
+    [("text-classification", "bert", "distilbert"), ("text-generation", "llama-lm", "mamba")],
+)
+def test_a_student_of_another_architecture_is_trained(
+    task: str, theirs: str, ours: str, write_recipe: WriteRecipe, make_model: Any, sentiment_csv: Any
+) -> None:
+    """Trained, saved and found again, it must be the class that was asked for; what it started from is in the report."""
+    from transformers import AutoConfig
+
+    path = write_recipe(
+        task=task,
+        data={
+            "path": {"train": str(sentiment_csv.train), "validation": str(sentiment_csv.validation)},
+            "columns": {"text": "sentence"},
+            "max_length": 16,
+        },
+        teacher={"name": "pretrained", "model": str(make_model(theirs, layers=4, seed=1))},
+        student={
+            "name": "from_config",
+            "model_type": ours,
+            "start": "teacher",
+            "overrides": {"num_hidden_layers": 1},
+        },
+        training={"max_steps": 2},
+    )
+    assert f": {ours}, 1 layer of 32" in check(load_recipe(path))
+    report = runs.run(path)
+    out = path.parent / "out"
+    assert AutoConfig.from_pretrained(out).model_type == ours
+    facts = report.settings["student"]["copied from the teacher"]
+    assert facts["its layers"] == [0]
+    made = runs.weights(out)
+    runs.unfinish(out)
+    again = runs.run(path)
+    assert runs.same(made, runs.weights(out))
+    assert again.settings["student"]["copied from the teacher"] == facts
