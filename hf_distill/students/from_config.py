@@ -87,11 +87,16 @@ class FromConfig(SizedStudent):
         for scaled in proportional(base):
             sizes = {key: value for key, value in scaled.items() if base.attribute_map.get(key, key) not in own}
             one = self.with_shape(overrides={**sizes, **self.overrides})
-            try:
-                one.plain_config(teacher)
-            except UserError:  # with what is given, heads of this size are not possible
-                continue
-            yield one
+            if not own or one.is_possible(teacher):
+                yield one
+
+    def is_possible(self, teacher: PretrainedConfig) -> bool:
+        """Return whether heads and widths fit together."""
+        try:
+            self.plain_config(teacher)
+        except UserError:
+            return False
+        return True
 
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
         """Return the configuration with the overrides and what follows from them.

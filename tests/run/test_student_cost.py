@@ -162,7 +162,7 @@ def test_two_processes_take_one_choice(write_recipe: WriteRecipe, times: dict[st
 def test_a_student_of_another_architecture_is_trained(
     task: str, theirs: str, ours: str, write_recipe: WriteRecipe, make_model: Any, sentiment_csv: Any
 ) -> None:
-    """Trained, saved and found again, it must be the class that was asked for; what it started from is in the report."""
+    """Trained, saved and found again, it must be the class that was asked for; the report says what it started from."""
     from transformers import AutoConfig
 
     path = write_recipe(
