@@ -69,8 +69,9 @@ from hf_distill.training.meter import Meter
 from hf_distill.training.own_loss import ComparesModels
 from hf_distill.training.padding_free.choice import PaddingFree
 from hf_distill.training.randomness import undisturbed
-from hf_distill.training.saving import SavingTrainer, attach, detached, place
+from hf_distill.training.saving import attach, detached, place
 from hf_distill.training.sharded import has_loss_scale, is_divided, is_wrapped
+from hf_distill.training.sharing import SharingTrainer
 from hf_distill.training.terms import OBSERVED, Terms
 from hf_distill.training.text_columns import holds_text, text_columns
 from hf_distill.training_args import DistillationArguments, check_arguments, check_devices
@@ -80,7 +81,7 @@ logger = logging.getLogger(__name__)
 Split: TypeAlias = "Dataset[Any] | datasets.Dataset | datasets.IterableDataset"
 
 
-class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
+class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
     """Trains a student to match a teacher.
 
     The loss of an optimiser step is `sum_k weight_k * S_k / N_k` over its objectives: `S_k` is the sum of the
@@ -357,6 +358,7 @@ class DistillationTrainer(GuardedTrainer, SavingTrainer, BatchingTrainer):
         """
         if self.source is not None:
             check_separate(self.model, self.source.model)
+            self.share_weights()
             self.source.place(self.args.device)
 
     def _make_terms(self) -> Terms:

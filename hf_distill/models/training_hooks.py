@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import nn
     from transformers import PreTrainedModel, TrainerCallback
 
@@ -29,6 +31,20 @@ class TrainingHooks:
         """Return the model that is evaluated and saved, from the module that was trained."""
         plain: Any = model
         return plain  # type: ignore[no-any-return]
+
+    def load(self, model: PreTrainedModel, directory: Path) -> PreTrainedModel:
+        """Return the model that `unwrap` returned, from the directory of its finished training.
+
+        Args:
+            model: The model as it was before the training, or what `unwrap` returned.
+            directory: Where it was saved.
+        """
+        loaded: PreTrainedModel = type(model).from_pretrained(str(directory), dtype="float32", use_safetensors=True)
+        return loaded
+
+    def goes_on(self) -> TrainingHooks:
+        """Return what happens around a stage that is not the last: what `unwrap` returns is the next one's model."""
+        return self
 
     def callbacks(self, model: nn.Module) -> Sequence[TrainerCallback]:
         """Return callbacks for the trainer. After a resume they go on as if there had been no interruption.

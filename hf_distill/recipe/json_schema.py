@@ -41,7 +41,7 @@ def recipe_schema() -> Schema:
         "task": {**_entry(TASKS), "description": said["task"]},
         "data": _fields(SECTIONS["data"]),
         "teacher": {**_entry(TEACHERS), "description": said["teacher"]},
-        "student": {**_entry(STUDENTS), "description": said["student"]},
+        "student": {**_STUDENT, "description": said["student"]},
         **_objectives(),
         "stages": {"type": "array", "minItems": 1, "items": _stage(), "description": said["stages"]},
         "training": {"$ref": "#/$defs/training", "required": ["output_dir"], "description": said["training"]},
@@ -60,6 +60,7 @@ def recipe_schema() -> Schema:
         "properties": properties,
         "$defs": {
             "objective": _entry(OBJECTIVES),
+            "student": _entry(STUDENTS),
             "single_teacher": _entry({name: cls for name, cls in TEACHERS.items() if not _holds_teachers(cls)}),
             "training": _training(),
         },
@@ -92,14 +93,9 @@ def _stage() -> Schema:
     }
 
 
-def _entry(table: Mapping[str, type], within: tuple[type, ...] = ()) -> Schema:
-    """Return the schema of an entry of a table: a name, or a mapping with a name and fields.
-
-    Args:
-        table: The table.
-        within: The entries around it.
-    """
-    entries = [_fields(cls, name, within) for name, cls in table.items()]
+def _entry(table: Mapping[str, type]) -> Schema:
+    """Return the schema of an entry of a table: a name, or a mapping with a name and fields."""
+    entries = [_fields(cls, name) for name, cls in table.items()]
     alone = [
         name
         for name, entry in zip(table, entries, strict=True)
@@ -114,6 +110,8 @@ def _entry(table: Mapping[str, type], within: tuple[type, ...] = ()) -> Schema:
 _NESTED = {"teacher", "teachers"}
 # A field of a teacher that holds students.
 _STUDENTS = "peers"
+# A student, which may hold another one.
+_STUDENT = {"$ref": "#/$defs/student"}
 
 
 def _fields(cls: type, name: str | None = None, within: tuple[type, ...] = ()) -> Schema:
@@ -145,14 +143,13 @@ def _fields(cls: type, name: str | None = None, within: tuple[type, ...] = ()) -
             ]
             properties["teachers"] = {"anyOf": several, "description": said["teachers"]}
     if "student" in properties:
-        inside = {name: one for name, one in STUDENTS.items() if one not in (*within, cls)}
-        properties["student"] = {**_entry(inside, (*within, cls)), "description": said["student"]}
+        properties["student"] = {**_STUDENT, "description": said["student"]}
     if "objectives" in properties:
         properties["objectives"] = {**_objectives()["objectives"], "description": said["objectives"]}
     if "augment" in properties:
         properties["augment"] = {**_entry(AUGMENTATIONS), "description": said["augment"]}
     if _STUDENTS in properties:
-        properties[_STUDENTS] |= {"type": "array", "minItems": 1, "items": _entry(STUDENTS)}
+        properties[_STUDENTS] |= {"type": "array", "minItems": 1, "items": _STUDENT}
         properties[_STUDENTS].pop("anyOf", None)
     if "training" in properties:
         # A teacher's own training has the same keys, except its directory.

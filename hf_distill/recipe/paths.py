@@ -28,8 +28,8 @@ def check_paths(recipe: Recipe) -> None:
         if type(one) in TEACHERS.values()
     ]
     for depth, one in enumerate(recipe.student.every_entry()):
-        if type(one) in STUDENTS.values() and hasattr(one, "model"):
-            sources.append(("student" + ".student" * depth, "model", one.source))
+        if type(one) in STUDENTS.values():
+            sources.append(("student" + ".student" * depth, "model", getattr(one, "model", None)))
     mistakes: list[str] = []
     for section, key, source in (*sources, ("", "tokenizer", recipe.tokenizer)):
         try:

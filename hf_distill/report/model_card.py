@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -310,6 +311,7 @@ def card(report: Results) -> str:
         teacher=_made(recipe.get("teacher") or {}),
         facts=list(flat(report.settings.get("teacher") or {})),
         student_facts=list(flat(report.settings.get("student") or {})),
+        adapter=_adapter(report, name),
         tokenizers=report.settings.get("tokenizers"),
         titles=[TITLES[model] for model in report.models],
         rows=[(row.label, row.headline, [row.cells[key] for key in report.models]) for row in rows(report)],
@@ -326,6 +328,21 @@ def card(report: Results) -> str:
         recipe=fenced(readable_lines(_dump(public(recipe))), "yaml") if recipe else "",
     )
     return str(ModelCard(text))
+
+
+def _adapter(report: Results, name: str) -> dict[str, Markup] | None:
+    """Return class and arguments with which a student is loaded of which adapters alone are saved; None for others."""
+    found = report.settings.get("loaded_with")
+    if not isinstance(found, Mapping):
+        return None
+    labels = found.get("labels") or ()
+    given = {key: found[key] for key in ("num_labels", "problem_type") if key in found}
+    arguments = [str(literal(name)), *(f"{key}={json.dumps(value)}" for key, value in given.items())]
+    if labels:
+        names = [literal(label) for label in labels]
+        arguments.append(f"id2label={{{', '.join(f'{index}: {label}' for index, label in enumerate(names))}}}")
+        arguments.append(f"label2id={{{', '.join(f'{label}: {index}' for index, label in enumerate(names))}}}")
+    return {"class": Markup(found["class"]), "arguments": Markup(", ".join(arguments))}
 
 
 def _unnamed(report: Results) -> str:

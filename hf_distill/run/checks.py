@@ -49,6 +49,7 @@ def check_plan(recipe: Recipe, pair: Pair | None) -> None:
         UserError: A line for each mistake.
     """
     _check_shape(recipe)
+    check_push(recipe)
     _check_lengths(recipe)
     _check_metrics(recipe)
     if recipe.teacher.is_quantized:
@@ -59,6 +60,7 @@ def check_plan(recipe: Recipe, pair: Pair | None) -> None:
     mistakes: list[str] = []
     if pair is not None:
         frozen_of(recipe, pair.student)
+        student_in_words(recipe, pair.student)
     every = [objective for _, objective in objectives_of(recipe)]
     asked = pair
     try:
@@ -101,6 +103,23 @@ def frozen_of(recipe: Recipe, student: PretrainedConfig) -> Frozen | None:
     with recipe.locate("student"):
         model = outline(recipe.task.auto_class, student, trust_remote_code=recipe.trusts_code)
         return find_frozen(model, recipe.student.freeze)
+
+
+def student_in_words(recipe: Recipe, student: PretrainedConfig) -> Sequence[str]:
+    """Return what the entry of the student says about what becomes of it.
+
+    Args:
+        recipe: The recipe.
+        student: Its student's configuration.
+
+    Raises:
+        UserError: A setting of the entry does not fit the model.
+    """
+    from hf_distill.models.outline import outline
+
+    with recipe.locate("student"):
+        model = outline(recipe.task.auto_class, student, trust_remote_code=recipe.trusts_code)
+        return recipe.student.in_words(model)
 
 
 def _merged(recipe: Recipe) -> Iterator[str]:
@@ -196,6 +215,16 @@ def cut_off(recipe: Recipe) -> list[str]:
         if (steps := training.get("max_steps", -1)) > 0
         for field, text in objective.cut_off(steps).items()
     ]
+
+
+def check_push(recipe: Recipe) -> None:
+    """Refuse to push a student that nobody else could load.
+
+    Raises:
+        UserError: The student is not whole, and what is missing is not on the Hub.
+    """
+    if recipe.hub.push and (why := recipe.student.not_pushed) is not None:
+        raise recipe.mistake("hub.push", f"{why}.")
 
 
 def _check_shape(recipe: Recipe) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from hf_distill.objectives.hidden import Hidden, Hint, Patient
 from hf_distill.recipe.plugins import outside_code
 from hf_distill.recipe.writer import describe_entry, dump_recipe
 from hf_distill.run.best_model import check_best_metric, check_saving
-from hf_distill.run.checks import check_plan, cut_off, frozen_of, remarks
+from hf_distill.run.checks import check_plan, cut_off, frozen_of, remarks, student_in_words
 from hf_distill.run.directory import RunDirectory, stored_recipe
 from hf_distill.run.launch import check_launch
 from hf_distill.run.pairing import open_pair, open_student, open_teacher
@@ -154,6 +154,7 @@ def _check_pair(recipe: Recipe, found: _Findings) -> None:
         student = open_student(recipe) if local["student"] and recipe.student.source else None
         if student:
             frozen_of(recipe, student)
+            student_in_words(recipe, student)
         sizes = {
             "teacher": recipe.teacher.in_words(teacher, lambda config: _size(recipe, config)) if teacher else "",
             "student": _size(recipe, student) if student else "",
@@ -174,7 +175,7 @@ def _check_pair(recipe: Recipe, found: _Findings) -> None:
         f"teacher     {describe_entry(entry(recipe.teacher))}: "
         f"{recipe.teacher.in_words(pair.teacher, lambda config: _size(recipe, config))}",
         f"student     {describe_entry(entry(recipe.student))}: {_size(recipe, pair.student)}",
-        *(f"student     {line}" for line in _about_student(recipe, pair)),
+        *(f"student     {line}" for line in student_in_words(recipe, pair.student)),
         *_parameters(recipe, pair),
         *([f"cache       {cached}"] if (cached := recipe.teacher.cached_in_words(recipe.task, every, pair)) else []),
         f"tokenizer   {_tokenizer(pair)}",
@@ -292,12 +293,6 @@ def _with_shape(recipe: Recipe, found: _Findings) -> Recipe:
     student, line = choose_student(recipe, stored_recipe(output_directory(recipe)), None)
     found.plan.append(line.replace("student: ", "cost        ", 1))
     return replace(recipe, student=student)
-
-
-def _about_student(recipe: Recipe, pair: Pair) -> Sequence[str]:
-    with recipe.locate("student"):
-        model = outline(recipe.task.auto_class, pair.student, trust_remote_code=recipe.trusts_code)
-        return recipe.student.in_words(model)
 
 
 def _parameters(recipe: Recipe, pair: Pair) -> Iterator[str]:

@@ -12,6 +12,7 @@ import torch
 from hf_distill import parallel
 from hf_distill.data.example_columns import inputs_of
 from hf_distill.metrics.table import AGREEMENT
+from hf_distill.models.lora import has_adapters
 from hf_distill.models.parts import Parts
 from hf_distill.models.quantization import size
 from hf_distill.models.tokenizers import tokenizer_name
@@ -333,6 +334,7 @@ def _settings(run: Run, facts: Mapping[str, Any], models: Mapping[str, Any]) -> 
         **_stages(run),
         **({"teacher": dict(facts)} if facts else {}),
         **({"student": run.made} if run.made else {}),
+        **_adapters(run, models["student"]),
         **({"pseudo_labels": run.sure.facts(run.prepared.label_names)} if run.sure else {}),
         **({} if run.cache is None else {"teacher's answers": f"cached: {run.cache.in_words()}"}),
         **({"layers": run.layers} if run.layers else {}),
@@ -379,6 +381,17 @@ def _parameters(models: Mapping[str, Any]) -> dict[str, str]:
     from transformers import PreTrainedModel
 
     return {name: Parts.of(model).in_words() for name, model in models.items() if isinstance(model, PreTrainedModel)}
+
+
+def _adapters(run: Run, student: PreTrainedModel) -> dict[str, Any]:
+    """Return how a student is loaded of which adapters alone are saved; nothing for a whole model."""
+    if not has_adapters(student):
+        return {}
+    head = run.prepared.head
+    # Their base knows neither labels nor kind of the head.
+    known = {key: head.settings[key] for key in ("num_labels", "problem_type") if head.settings.get(key) is not None}
+    labels = {"labels": list(run.prepared.label_names)} if run.prepared.label_names else {}
+    return {"loaded_with": {"class": head.auto_class, **(known if head.kind == "labels" else {}), **labels}}
 
 
 def _stages(run: Run) -> dict[str, Any]:

@@ -200,7 +200,7 @@ class Fitter:
         say = say or print_nothing
         if found.finished:
             trainer = self._trainer(
-                _load(type(model), directory), objectives, training, directory, teacher, trains=False
+                hooks.load(model, directory), objectives, training, directory, teacher, trains=False
             )
             trainer.load_targets(directory)
             trainer.exported = directory
@@ -215,7 +215,7 @@ class Fitter:
             say(f"{directory} is damaged ({found.damage}): it is trained again {again}")
         whole = hooks.wrap(model)
         trainer = self._trainer(whole, objectives, training, directory, teacher)
-        trainer.key, trainer.claim = key, claim
+        trainer.key, trainer.claim, trainer.stays_shared = key, claim, True
         if (refusal := hooks.sharded()) is not None and saves_itself(trainer):
             raise refusal
         for callback in hooks.callbacks(whole):
@@ -254,6 +254,7 @@ class Fitter:
                 trainer.try_last()
                 if hooks.wraps:
                     trainer.model = trainer.model_wrapped = hooks.unwrap(finished_model(trainer))
+                    trainer.own_weights(trained_only=True)
                 end |= {"history": trainer.state.log_history, "files": trainer.export(directory)}
         _write_record(trainer, directory, {**known, **end})
         if stopped is not None:
@@ -262,14 +263,13 @@ class Fitter:
             remove_checkpoints(directory)
         return seconds
 
-    def reopen(self, fitted: Fitted) -> PreTrainedModel:
+    def reopen(self, fitted: Fitted, hooks: TrainingHooks) -> PreTrainedModel:
         """Load a trained model from its directory for the next stage, and free the memory of its trainer.
 
         A run that finds the stage finished also loads the model from there, so that both continue from equal weights.
         """
-        directory = Path(str(fitted.trainer.args.output_dir))
         fitted.trainer.accelerator.free_memory()
-        return _load(type(fitted.model), directory)
+        return hooks.load(fitted.model, Path(str(fitted.trainer.args.output_dir)))
 
     def predict(
         self,
@@ -384,8 +384,3 @@ def _write_record(trainer: DistillationTrainer, directory: Path, record: dict[st
         directory.mkdir(parents=True, exist_ok=True)
         write_record(directory / TRAINING, record)
     parallel.wait()
-
-
-def _load(model_class: type[PreTrainedModel], directory: Path) -> PreTrainedModel:
-    model: PreTrainedModel = model_class.from_pretrained(str(directory), dtype="float32", use_safetensors=True)
-    return model

@@ -24,7 +24,7 @@ from hf_distill.objectives.guard import guarded
 from hf_distill.recipe.plugins import outside_code
 from hf_distill.recipe.writer import dump_recipe
 from hf_distill.run.best_model import check_best_metric, check_saving
-from hf_distill.run.checks import check_plan, remarks
+from hf_distill.run.checks import check_plan, check_push, remarks
 from hf_distill.run.console import Narrator
 from hf_distill.run.data_options import check_sure_rows
 from hf_distill.run.directory import RunDirectory, stored_recipe
@@ -88,6 +88,7 @@ def open_run(
     outside = (f"runs code from outside: {one}" for one in outside_code(recipe))
     for line in filter(None, (threads, waiting(), precision, shape, *outside)):
         narrator.say(line)
+    check_push(recipe)
     hub = _claim_repository(recipe, directory.path) if recipe.hub.push else {}
     targets = _claim_targets(recipe)
     pair = open_pair(recipe)

@@ -275,6 +275,7 @@ class Run:
                     objectives = (label_objective([*stage.objectives, *self._objectives]),)
                     training |= self._same_steps(self.histories[part.replace("baseline", "student", 1)], training)
                 hooks = self.recipe.student.hooks(self._calibration, number)
+                hooks = hooks if last else hooks.goes_on()
                 fitted = fitter.fit(
                     student,
                     objectives=objectives,
@@ -292,7 +293,7 @@ class Run:
                 self.made |= hooks.outcome(fitted.model)
             if not last:
                 teacher = teacher.next_stage(fitted.trainer.source or teacher)
-                student = freeze(self.fitter.reopen(fitted), self.recipe.student.freeze)
+                student = freeze(self.fitter.reopen(fitted, hooks), self.recipe.student.freeze)
         return fitted
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -52,29 +53,38 @@ class AroundStudent(MeasuredStudent):
         return student
 
     @property
+    def inside(self) -> Student:
+        """The student to start from."""
+        return self.student
+
+    def below(self) -> AbstractContextManager[None]:
+        """Context manager: put the key of the inner entry before the keys of errors."""
+        return under("student")
+
+    @property
     def source(self) -> str | None:
         """The model that the inner entry names; None if it names none."""
-        return self.student.source
+        return self.inside.source
 
     @property
     def revision(self) -> str | None:
         """The Git revision of that model; None for the main branch."""
-        return getattr(self.student, "revision", None)
+        return getattr(self.inside, "revision", None)
 
     @property
     def trust_remote_code(self) -> bool:
         """Whether Python code that comes with that model may run."""
-        return bool(getattr(self.student, "trust_remote_code", False))
+        return bool(getattr(self.inside, "trust_remote_code", False))
 
     @property
     def vocabulary(self) -> str | None:
         """The model whose tokenizer the inner entry's weights were trained with; None for the teacher."""
-        return self.student.vocabulary
+        return self.inside.vocabulary
 
     @property
     def copies_teacher(self) -> bool:
         """Whether the inner entry copies weights from the teacher."""
-        return self.student.copies_teacher
+        return self.inside.copies_teacher
 
     def every_entry(self) -> Iterator[Student]:
         """Yield this entry and those inside it."""
@@ -94,19 +104,19 @@ class AroundStudent(MeasuredStudent):
 
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
         """Return the configuration of the inner student."""
-        with under("student"):
-            return self.student.config(teacher)
+        with self.below():
+            return self.inside.config(teacher)
 
     def in_words(self, model: PreTrainedModel) -> Sequence[str]:
         """Return what the inner student says of itself."""
-        return self.student.in_words(model)
+        return self.inside.in_words(model)
 
     def own_config(self) -> PretrainedConfig | None:
         """Return the configuration of the inner student's checkpoint; None if it is derived from the teacher."""
-        with under("student"):
-            return self.student.own_config()
+        with self.below():
+            return self.inside.own_config()
 
     def inner(self, teacher: PreTrainedModel, head: Head, rows: CalibrationRows) -> Made:
         """Return the model of the inner student, and what the report says about how it was made."""
-        with under("student"):
-            return self.student.made(teacher, head, rows)
+        with self.below():
+            return self.inside.made(teacher, head, rows)

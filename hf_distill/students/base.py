@@ -63,6 +63,11 @@ class Student(ABC):
         """Whether its weights are copied from the teacher."""
         return False
 
+    @property
+    def not_pushed(self) -> str | None:
+        """Why nobody else could load the finished student from the Hub; None if all can."""
+        return None
+
     def every_entry(self) -> Iterator[Student]:
         """Yield this entry and the entries inside it."""
         yield self

@@ -77,13 +77,17 @@ class FineTuning(TrainingHooks):
 
     def wrap(self, model: PreTrainedModel) -> Any:
         """Return the model, with adapters if there are any."""
-        return model if self.lora is None else self.lora.wrap(model)
+        if self.lora is None:
+            return model
+        with under("lora"):
+            return self.lora.wrap(model)
 
     def unwrap(self, model: nn.Module) -> PreTrainedModel:
         """Return the model with its adapters merged."""
         from hf_distill.models.lora import merged
 
-        return merged(model)
+        with under("lora"):
+            return merged(model)
 
     def sharded(self) -> UserError | None:
         """Refuse sharded weights if there are adapters to merge."""
@@ -97,7 +101,7 @@ class FineTuning(TrainingHooks):
 
     def in_words(self, model: nn.Module) -> Sequence[str]:
         """Return a line that says how much is trained, if adapters are."""
-        return () if self.lora is None else (self.lora.in_words(model),)
+        return () if self.lora is None else (self.lora.trained_in_words(model),)
 
     def deciding(self) -> dict[str, Any]:
         """Return what decides the trained weights besides model, data, objectives and training arguments."""

@@ -14,7 +14,7 @@ from hf_distill.models.outline import outline
 from hf_distill.models.quantization import Quantization, check_installed, check_whole
 from hf_distill.objectives import Objective
 from hf_distill.objectives.fit import check_fit
-from hf_distill.teachers.base import FineTune, FineTuning, Teacher
+from hf_distill.teachers.base import FineTune, FineTuning, Teacher, under
 from hf_distill.teachers.early_stopping import OWNED, EarlyStopping
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ class FinetunedTeacher(Teacher):
         objectives: What it learns from, such as `labels` with `class_weights`; it has no teacher of its own. Default:
             `labels`.
         lora: Train low-rank adapters (`peft`) in place of the weights, `true` or `{r, alpha, dropout, target_modules,
-            use_rslora}`; the head is trained whole. They are merged at the end: the result is a whole model, while
-            checkpoints hold adapters and head alone.
+            use_rslora, use_dora}`; the head is trained whole. They are merged at the end: the result is a whole model,
+            while checkpoints hold adapters and head alone.
         early_stopping: End the fine-tuning once it no longer gets better on held-out labelled rows, and take the best
             weights: `{patience, metric, min_delta, share}`. Default: none.
         output_dir: Directory of fine-tuned teachers, with one folder for each combination of model, data and settings.
@@ -120,7 +120,8 @@ class FinetunedTeacher(Teacher):
         for index, one in enumerate(self.objectives):
             check_fit(one, None, facts, (pair.teacher, pair.teacher), f"objectives[{index}]")
         if how.lora is not None:
-            how.lora.targets(outline(task.auto_class, pair.teacher, trust_remote_code=self.trust_remote_code))
+            with under("lora"):
+                how.lora.targets(outline(task.auto_class, pair.teacher, trust_remote_code=self.trust_remote_code))
 
     def load(self, head: Head, fine_tune: FineTune) -> PreTrainedModel:
         """Return the fine-tuned model; it is loaded if it was fine-tuned before."""

@@ -18,6 +18,7 @@ from hf_distill.mistakes import describe
 from hf_distill.models.decoders import check_ends
 from hf_distill.models.inspection import base_model, wrapper_of
 from hf_distill.models.needs import TaskFacts
+from hf_distill.models.sharing import place_of
 from hf_distill.models.target_model import TargetSource
 from hf_distill.objectives import OBJECTIVES, Objective
 from hf_distill.objectives.fit import check_fit
@@ -170,8 +171,8 @@ def check_separate(student: nn.Module, teacher: nn.Module) -> None:
     Raises:
         ValueError: Both are the same model, or share weights that are trained.
     """
-    trained = {id(parameter) for parameter in student.parameters() if parameter.requires_grad}
-    if teacher is student or any(id(parameter) in trained for parameter in teacher.parameters()):
+    trained = {place_of(parameter) for parameter in student.parameters() if parameter.requires_grad} - {None}
+    if teacher is student or any(place_of(parameter) in trained for parameter in teacher.parameters()):
         raise ValueError(
             "the teacher is the student, or shares weights with it that are trained: it would change with every step. "
             "Make the student from a copy, e.g. copy.deepcopy(teacher)."

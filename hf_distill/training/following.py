@@ -44,6 +44,10 @@ class AfterStep(TrainerCallback):
         """Continue the count of skipped steps, which a checkpoint may have."""
         self._skipped = self._trainer.skipped
 
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Separate weights that the teacher has too, if they were frozen before and are trained now."""
+        self._trainer.own_weights(trained_only=True)
+
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Let the models that train beside the student take the same step, with the learning rate of this step."""
         trainer = self._trainer

@@ -114,6 +114,7 @@ class SavingTrainer(Trainer):
         self.save_model(str(staging), _internal_call=True)
         parallel.wait()
         if self.args.should_save:
+            (staging / "README.md").unlink(missing_ok=True)  # PEFT's: the model card is written with the report
             self._save_targets(staging)
             self._export_beside(staging)
             sync_tree(staging)

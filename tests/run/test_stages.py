@@ -257,7 +257,7 @@ def test_only_the_last_stage_of_the_first_seed_is_pushed(
 
     monkeypatch.setattr(opening, "_claim_repository", lambda *_: {"hub_model_id": "me/x"})
     monkeypatch.setattr(Fitter, "fit", fit)
-    monkeypatch.setattr(Fitter, "reopen", lambda _, fitted: fitted.model)
+    monkeypatch.setattr(Fitter, "reopen", lambda _, fitted, hooks: fitted.model)
     with pytest.raises(KeyboardInterrupt):
         run(staged(hub={"push": True}, report={"seeds": 2, "latency": False}))
     assert trained == {

@@ -35,6 +35,7 @@ from hf_distill.students import (
     STUDENTS,
     CopyLayers,
     FromConfig,
+    LoraStudent,
     OptimalBrainDamage,
     PretrainedStudent,
     PruneDepth,
@@ -469,6 +470,7 @@ def test_derived_students_have_no_checkpoint_of_their_own(layers: int | list[int
 EXAMPLES = {
     "copy_layers": CopyLayers(layers=[0, 2]),
     "from_config": FromConfig(overrides={"num_hidden_layers": 2}),
+    "lora": LoraStudent(model="user/name", r=4),
     "optimal_brain_damage": OptimalBrainDamage(ratio=0.5, rounds=3),
     "pretrained": PretrainedStudent(model="user/name"),
     "prune_depth": PruneDepth(layers=0.5, by="loss"),

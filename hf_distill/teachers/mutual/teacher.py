@@ -15,6 +15,7 @@ from hf_distill.errors import UserError
 from hf_distill.models.needs import Gives
 from hf_distill.models.target_model import TargetSource
 from hf_distill.students import Student
+from hf_distill.students.base import MeasuredStudent
 from hf_distill.students.freezing import freeze
 from hf_distill.teachers.base import FineTune, FineTuning, Teacher, config_of_student, under
 from hf_distill.teachers.mutual.peers import GIVES, GIVES_ONLINE, Mutual
@@ -72,6 +73,8 @@ class MutualTeacher(Teacher):
         if self.peers == []:
             raise ValueError("peers: wanted one or more, found none")
         for index, one in enumerate(self.peers or ()):
+            if isinstance(one, MeasuredStudent):
+                raise ValueError(f"peers[{index}]: {_not_a_peer(one)}")
             if one.copies_teacher or one.source is None:
                 raise ValueError(f"peers[{index}]: there is no teacher to take layers or sizes from. Add model: ...")
         if self.teacher is not None:
@@ -144,6 +147,8 @@ class MutualTeacher(Teacher):
         """
         if self.teacher is not None:
             return self.config()
+        if self.peers is None and isinstance(student, MeasuredStudent):
+            raise UserError(f"the peers are of the student's kind, and {_not_a_peer(student)}")
         return config_of_student(student, "the teacher is made of peers that train from the start, like the student")
 
     def in_words(self, config: PretrainedConfig, size: Callable[[PretrainedConfig], str]) -> str:
@@ -252,6 +257,13 @@ class MutualTeacher(Teacher):
 
         seed = torch.initial_seed()
         return Mutual(make(seed), learning_rate=self.learning_rate, export=self.export, seed=seed, make=make)
+
+
+def _not_a_peer(student: Student) -> str:
+    return (
+        f"{student.name} is made or trained in a way of its own, and peers train all their weights from the start. "
+        "Wanted peers: [{name: pretrained, model: ...}]"
+    )
 
 
 def _check_trainable(teacher: Teacher) -> None:
