@@ -213,7 +213,8 @@ def _resume(recipe: Recipe, caches: bool) -> str:
 
     output = Path(recipe.training["output_dir"]).expanduser()
     places = [Path(one).expanduser() if one else None for one in recipe.teacher.output_directories]
-    checkpoint = last_checkpoint(output, places)
+    runs = [*sorted((output / "_chain").glob("*/")), output]  # of a chain, one for each student
+    checkpoint = next(filter(None, (last_checkpoint(run, places) for run in runs)), None)
     if checkpoint is None:
         return f" No checkpoint yet in {output}. Run the same command again: it repeats only the unfinished training."
     return f" Checkpoint: {checkpoint}. Run the same command again to resume from it."

@@ -20,12 +20,13 @@ TRAINING = "_fit.json"
 TEACHERS = "_teacher"
 RUNS = "_runs"
 ANSWERS = "_noisy"
+CHAIN = "_chain"
 EXPORT = "_export"
 CHECKPOINT = re.compile(r"checkpoint-\d+")
 # Every run writes these; the files of the student's model are added when they are written.
 _ALWAYS = (RECIPE, TRAINING, EXPORT, RUNS, "report.json", "report.html", "README.md")
 # Files that are already there when the record is first written.
-_HARMLESS = (FILE, lock.FILE, TEACHERS, ANSWERS)
+_HARMLESS = (FILE, lock.FILE, TEACHERS, ANSWERS, CHAIN)
 # Names under which a student is saved: a conflict is reported before training, not after it.
 _STUDENT = re.compile(
     r"checkpoint-\d+|(adapter_|generation_)?config\.json|(adapter_)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"

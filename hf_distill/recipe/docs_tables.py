@@ -31,7 +31,7 @@ from hf_distill.objectives.schedule import Schedule
 from hf_distill.objectives.softened import Softened
 from hf_distill.recipe.json_schema import plain_schema, recipe_schema, summary
 from hf_distill.recipe.reader import SECTIONS
-from hf_distill.recipe.recipe import Stage
+from hf_distill.recipe.recipe import Generations, Link, Stage
 from hf_distill.recipe.training_section import CONFIG, OWN, training_arguments
 from hf_distill.students import STUDENTS
 from hf_distill.students.base import Student
@@ -56,6 +56,8 @@ ALONE: dict[str, type] = {
     "data.pseudo_labels": PseudoLabels,
     "data.select": Select,
     "stages": Stage,
+    "chain": Link,
+    "generations": Generations,
     "schedule": Schedule,
     "data.transfer": Transfer,
     "every_student": Student,
@@ -63,6 +65,13 @@ ALONE: dict[str, type] = {
     "every_objective": Objective,
     "distributions": Softened,
     "layers": StackObjective,
+}
+# Fields that are not in the table of their class.
+WITHOUT: dict[str, Iterable[str]] = {
+    "distributions": ("weight",),
+    "layers": ("weight",),
+    "cost": attributes(Student),
+    "chain": ("student",),
 }
 SHARED = {
     "student": attributes(SizedStudent).keys(),
@@ -85,8 +94,7 @@ def _table(what: str) -> str:
     if what == "arguments":
         return _lines(("key", "values", "default", ""), _arguments())
     if what in ALONE:
-        base = {"distributions": ("weight",), "layers": ("weight",), "cost": attributes(Student)}.get(what, ())
-        return _lines(("key", "values", "default", ""), _keys(ALONE[what], base))
+        return _lines(("key", "values", "default", ""), _keys(ALONE[what], WITHOUT.get(what, ())))
     table = ENTRIES[kind]
     if names in table:
         return _lines(("key", "values", "default", ""), _keys(table[names], SHARED.get(kind, ())))

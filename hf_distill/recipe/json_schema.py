@@ -20,9 +20,9 @@ from hf_distill.augmentations import AUGMENTATIONS
 from hf_distill.mistakes import attributes
 from hf_distill.objectives import OBJECTIVES, PRESETS
 from hf_distill.recipe.plugins import PLUGIN
-from hf_distill.recipe.reader import REQUIRED, SECTIONS
-from hf_distill.recipe.recipe import Recipe, Stage
-from hf_distill.recipe.training_section import AT_LEAST, CONFIG, FIXED, OWNED, SHARED, training_arguments
+from hf_distill.recipe.reader import INSTEAD, REQUIRED, SECTIONS
+from hf_distill.recipe.recipe import Generations, Link, Recipe, Stage
+from hf_distill.recipe.training_section import AT_LEAST, CONFIG, FIXED, OF_CHAIN, OWNED, SHARED, training_arguments
 from hf_distill.students import STUDENTS
 from hf_distill.tasks import TASKS
 from hf_distill.teachers import TEACHERS
@@ -42,6 +42,11 @@ def recipe_schema() -> Schema:
         "data": _fields(SECTIONS["data"]),
         "teacher": {**_entry(TEACHERS), "description": said["teacher"]},
         "student": {**_STUDENT, "description": said["student"]},
+        "chain": {"type": "array", "minItems": 1, "items": _link(), "description": said["chain"]},
+        "generations": {
+            "anyOf": [{"type": "integer", "minimum": 1}, _fields(Generations)],
+            "description": said["generations"],
+        },
         **_objectives(),
         "stages": {"type": "array", "minItems": 1, "items": _stage(), "description": said["stages"]},
         "training": {"$ref": "#/$defs/training", "required": ["output_dir"], "description": said["training"]},
@@ -55,8 +60,9 @@ def recipe_schema() -> Schema:
         "title": "hf_distill recipe",
         "type": "object",
         "additionalProperties": False,
-        "required": [key.split(".")[0] for key in REQUIRED if key != "objectives"],
-        "oneOf": [{"required": [key]} for key in ("objectives", "preset", "stages")],
+        "required": [key.split(".")[0] for key in REQUIRED if key not in INSTEAD],
+        "allOf": [{"oneOf": [{"required": [key]} for key in (key, *others)]} for key, others in INSTEAD.items()],
+        "dependentSchemas": {"chain": {"not": {"required": ["generations"]}}},
         "properties": properties,
         "$defs": {
             "objective": _entry(OBJECTIVES),
@@ -91,6 +97,19 @@ def _stage() -> Schema:
         "oneOf": [{"required": [key]} for key in ("objectives", "preset")],
         "properties": {**_objectives(), "training": training},
     }
+
+
+def _link() -> Schema:
+    """Return the schema of a student of a chain: an entry, with losses and training arguments of its own beside it."""
+    schema = _entry(STUDENTS)
+    said = attributes(Link)
+    elsewhere = {"anyOf": [{"required": [key]} for key in OF_CHAIN]}
+    losses = {key: {**one, "description": said["objectives"]} for key, one in _objectives().items()}
+    own = {**losses, "training": {"$ref": "#/$defs/training", "not": elsewhere, "description": said["training"]}}
+    entries = [
+        {**one, "properties": {**one["properties"], **own}} if "properties" in one else one for one in schema["anyOf"]
+    ]
+    return {**schema, "anyOf": entries}
 
 
 def _entry(table: Mapping[str, type]) -> Schema:

@@ -16,7 +16,7 @@ KEY = re.compile(r"[^.\[\]=\s]+(\.[^.\[\]=\s]+|\[\d+\])*")
 # A longer override is cut in the middle when shown.
 SHOWN = 200
 # Entries that can be just a name: `teacher.dtype=...` must not overwrite the name.
-SHORT_FORM = re.compile(r"task|teacher|student|(stages\[\d+\]\.)?objectives\[\d+\]")
+SHORT_FORM = re.compile(r"task|teacher|student|chain\[\d+\]|((stages|chain)\[\d+\]\.)?objectives\[\d+\]")
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> None:

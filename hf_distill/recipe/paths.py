@@ -27,9 +27,10 @@ def check_paths(recipe: Recipe) -> None:
         for path, one in recipe.teacher.members()
         if type(one) in TEACHERS.values()
     ]
-    for depth, one in enumerate(recipe.student.every_entry()):
-        if type(one) in STUDENTS.values():
-            sources.append(("student" + ".student" * depth, "model", getattr(one, "model", None)))
+    for place, student in recipe.students:
+        for depth, one in enumerate(student.every_entry()):
+            if type(one) in STUDENTS.values():
+                sources.append((place + ".student" * depth, "model", getattr(one, "model", None)))
     mistakes: list[str] = []
     for section, key, source in (*sources, ("", "tokenizer", recipe.tokenizer)):
         try:

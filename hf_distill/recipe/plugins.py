@@ -60,19 +60,21 @@ def outside_code(recipe: Recipe) -> Iterator[str]:
         if module.partition(".")[0] != __name__.partition(".")[0]:
             shown.append(f"{module}:{cls.__qualname__}, of {getattr(sys.modules.get(module), '__file__', 'no file')}")
     trusted = [("teacher", one.source) for _, one in recipe.teacher.members() if one.trusts_code]
-    if getattr(recipe.student, "trust_remote_code", False):
-        trusted.append(("student", recipe.student.source))
+    trusted += [("student", one.source) for _, one in recipe.students if getattr(one, "trust_remote_code", False)]
     shown += [f"the repository of the {side}'s model {source} (trust_remote_code)" for side, source in trusted]
     shown += [f"the metric {name}" for name in recipe.evaluation.metrics if name.startswith("evaluate/")]
     yield from dict.fromkeys(shown)
 
 
 def _entries(recipe: Recipe) -> Iterator[Any]:
-    yield from (recipe.task, *recipe.student.every_entry(), *recipe.teacher.every_entry())
+    students = (inner for _, one in recipe.students for inner in one.every_entry())
+    yield from (recipe.task, *students, *recipe.teacher.every_entry())
     if recipe.data.augment is not None:
         yield recipe.data.augment
     for stage in recipe.plan:
         yield from stage.objectives
+    for link in recipe.chain:
+        yield from link.objectives
 
 
 def _beside(module: str, folder: Path | None) -> Path | None:

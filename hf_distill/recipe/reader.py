@@ -20,8 +20,18 @@ from hf_distill.objectives import OBJECTIVES, PRESETS, Objective
 from hf_distill.recipe.document import Document, read_document
 from hf_distill.recipe.overrides import apply_overrides
 from hf_distill.recipe.plugins import PLUGIN, import_entry
-from hf_distill.recipe.recipe import Evaluation, Hub, Recipe, ReportOptions, Stage
-from hf_distill.recipe.training_section import SHARED, training_mistakes
+from hf_distill.recipe.recipe import (
+    TWO_CHAINS,
+    TWO_STUDENTS,
+    Evaluation,
+    Generations,
+    Hub,
+    Link,
+    Recipe,
+    ReportOptions,
+    Stage,
+)
+from hf_distill.recipe.training_section import OF_CHAIN, SHARED, training_mistakes
 from hf_distill.recipe.writer import objective_entries
 from hf_distill.students import STUDENTS, Student
 from hf_distill.tasks import TASKS, Task
@@ -30,9 +40,12 @@ from hf_distill.teachers import TEACHERS, Teacher
 Part = TypeVar("Part")
 
 SECTIONS: dict[str, type] = {"data": Data, "evaluation": Evaluation, "report": ReportOptions, "hub": Hub}
+STUDENT: Any = Student  # mypy does not accept an abstract class as a type argument
 # A preset is replaced by its objectives when the recipe is read.
-SECTION_KEYS = [*(key for key in Recipe.__annotations__ if key != "origin"), "preset"]
+SECTION_KEYS = [*(key for key in Recipe.__annotations__ if key not in ("origin", "places")), "preset"]
 STAGE_KEYS = [*Stage.__annotations__, "preset"]
+# Beside the keys of its student.
+LINK_KEYS = [*(key for key in Link.__annotations__ if key != "student"), "preset"]
 REQUIRED = {
     "task": f"a Hub pipeline tag: {', '.join(TASKS)}",
     "data": "where the examples come from, such as {path: nyu-mll/glue, name: sst2}",
@@ -41,6 +54,9 @@ REQUIRED = {
     "objectives": "a list of what is compared, such as [{name: kl, temperature: 2.0}]",
     "training.output_dir": "the directory for the student and its report",
 }
+
+# What a recipe may have in place of a required key.
+INSTEAD = {"objectives": ("preset", "stages"), "student": ("chain",)}
 
 
 def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
@@ -64,7 +80,7 @@ class _Reading:
     def __init__(self, document: Document) -> None:
         self.document = document
         self.data = document.data
-        for path, given in (("", self.data), *_stages(self.data)):
+        for path, given in (("", self.data), *_listed(self.data, "stages"), *_listed(self.data, "chain")):
             if given.get("objectives") is None:
                 # A mistake in an objective of the preset is reported with this hint.
                 preset, place = join(path, "preset"), join(path, "objectives")
@@ -95,7 +111,7 @@ class _Reading:
         parts: dict[str, Any] = {
             "task": self.component("task", self.data.get("task"), TASKS, Task),
             "teacher": self.component("teacher", self.data.get("teacher"), TEACHERS, Teacher),
-            "student": self.component("student", self.data.get("student"), STUDENTS, Student),
+            **self.students(),
             "objectives": self.objectives("", self.data),
             "stages": self.stages(),
             "training": self.training("training", self.data.get("training"), {}),
@@ -118,7 +134,7 @@ class _Reading:
             if key:
                 # A section that is not a mapping has been reported already.
                 value = value.get(key) if isinstance(value, dict) else None if value is None else "?"
-            if path == "objectives" and any(self.data.get(other) is not None for other in ("preset", "stages")):
+            if any(self.data.get(other) is not None for other in INSTEAD.get(path, ())):
                 continue
             if value is None or value == "":
                 self.add(path, f"missing. Wanted: {wanted}.")
@@ -276,6 +292,47 @@ class _Reading:
             return PRESETS[name]
         return ()
 
+    def students(self) -> dict[str, Any]:
+        """Return the fields of a recipe that say which models are trained: one, several in a chain, or generations."""
+        student = self.component("student", self.data.get("student"), STUDENTS, STUDENT)
+        given = self.data.get("generations")
+        generations = None
+        if given is not None:
+            written = {"count": given} if isinstance(given, int) and not isinstance(given, bool) else given
+            if isinstance(written, dict):
+                generations = self.validate(Generations, written, "generations")
+            else:
+                self.add("generations", f"wanted a number, or a mapping such as {{count: 3}}; found {describe(given)}.")
+        chain = self.chain()
+        if self.data.get("chain") is None:
+            return {"student": student, "generations": generations}
+        if self.data.get("student") is not None:
+            self.add("chain", TWO_STUDENTS)
+        if given is not None:
+            self.add("generations", TWO_CHAINS)
+        return {"chain": chain}
+
+    def chain(self) -> tuple[Link, ...]:
+        """Return the students of a chain, each with its own objectives and training arguments."""
+        value = self.data.get("chain")
+        if value is None:
+            return ()
+        if not isinstance(value, list) or not value:
+            found = "an empty list" if value == [] else f"found {describe(value)}"
+            self.add("chain", f"wanted a list of students, such as {{name: copy_layers, layers: 4}}; {found}.")
+            return ()
+        made = []
+        for index, one in enumerate(value):
+            path = join("chain", index)
+            given = one if isinstance(one, dict) else {}
+            entry = {key: item for key, item in one.items() if key not in LINK_KEYS} if given else one
+            student = self.component(path, entry, STUDENTS, STUDENT)
+            objectives = self.objectives(path, given)
+            training = self.training(join(path, "training"), given.get("training", {}), OF_CHAIN)
+            if student is not None:
+                made.append(Link(student=student, objectives=objectives, training=training))
+        return tuple(made)
+
     def stages(self) -> tuple[Stage, ...]:
         """Return the stages, each with its own objectives and training arguments."""
         value = self.data.get("stages")
@@ -339,11 +396,11 @@ class _Reading:
                     self.add(f"data.{key}.{word}", f"unknown key.{did_you_mean(word, choices)}")
 
 
-def _stages(data: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Return key path and content of each stage that is a mapping."""
-    stages = data.get("stages")
-    listed = stages if isinstance(stages, list) else []
-    return [(join("stages", index), item) for index, item in enumerate(listed) if isinstance(item, dict)]
+def _listed(data: Mapping[str, Any], key: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return key path and content of each entry of a list, such as `stages`, that is a mapping."""
+    found = data.get(key)
+    listed = found if isinstance(found, list) else []
+    return [(join(key, index), item) for index, item in enumerate(listed) if isinstance(item, dict)]
 
 
 def _spelled(preset: str) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import field
-from typing import Annotated, Any
+from dataclasses import field, replace
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, SkipValidation, field_validator
 
@@ -17,6 +17,10 @@ from hf_distill.recipe.origin import Origin
 from hf_distill.students.base import Student
 from hf_distill.tasks.base import Task
 from hf_distill.teachers.base import Teacher
+
+NO_STUDENT = "missing. Wanted: the model to train, or a chain of them."
+TWO_STUDENTS = "given together with student. A chain lists all students, the last one too: remove one of the two."
+TWO_CHAINS = "given together with chain. Generations are of one student: remove one of the two."
 
 
 @component
@@ -49,11 +53,14 @@ class ReportOptions:
         seeds: How many times to train student and baseline, with consecutive seeds. With several, the report gives the
             spread of the gain.
         latency: Measure the speed of every model after training.
+        direct: For a `chain`: also train its last student with the first teacher, for as long, to see what the students
+            between them are good for.
     """
 
     baseline: bool = False
     seeds: Annotated[int, Field(ge=1)] = 1
     latency: bool = True
+    direct: bool = False
 
 
 @component
@@ -86,6 +93,38 @@ class Stage:
 
 
 @component
+class Link:
+    """One student of a chain: an entry like `student`, and what differs in its training.
+
+    Attributes:
+        student: The model to train; its keys stand beside the others.
+        objectives: The losses of this student, or a `preset` in their place. Default: those of the recipe.
+        training: Training arguments that differ from the recipe's `training` for this student.
+    """
+
+    student: SkipValidation[Student]
+    objectives: SkipValidation[tuple[Objective, ...]] = ()
+    training: dict[str, Any] = Field(default_factory=dict)
+
+
+@component
+class Generations:
+    """The same student again and again, from fresh weights: each generation teaches the next one.
+
+    Born-again networks (Furlanello et al. 2018, arXiv 1805.04770).
+
+    Attributes:
+        count: How many generations; the first learns from `teacher`.
+        learn_from: `previous`: each generation learns from the one before. `all`: from the mean of all before it.
+        ensemble: Also evaluate the mean of all generations, in the report of the last one.
+    """
+
+    count: Annotated[int, Field(ge=1)]
+    learn_from: Literal["previous", "all"] = "previous"
+    ensemble: bool = False
+
+
+@component
 class Recipe:
     """One distillation run.
 
@@ -98,11 +137,16 @@ class Recipe:
         training: Arguments of `transformers.TrainingArguments`. Names and types are checked when the recipe is read.
         tokenizer: Model whose tokenizer both models use. Without it, tokenizers that differ are each used by their own
             model, if the task allows that. Default: the student's, or the teacher's if the student has none.
+        chain: Several students, each the teacher of the next one; in place of `student`. Beside the keys of a student,
+            each may have `objectives` and `training` of its own.
+        generations: How many times the same student is trained, each generation being the teacher of the next one:
+            `3`, or `{count: 3, ensemble: true}`.
         origin: Set by the reader, so that an error found later still names its line.
+        places: For one run of a chain: key path in this recipe -> key path in the recipe of the chain.
         task: What the models do: a pipeline tag of the Hub, such as `text-classification`.
         data: Where the examples come from.
         teacher: The model to learn from, or where its stored outputs are.
-        student: The model to train.
+        student: The model to train; of a chain, the last one.
         evaluation: Which metrics are computed.
         report: What the report measures besides the student.
         hub: Where the finished student is published.
@@ -111,7 +155,9 @@ class Recipe:
     task: SkipValidation[Task]
     data: Data
     teacher: SkipValidation[Teacher]
-    student: SkipValidation[Student]
+    student: SkipValidation[Student] = cast("Student", None)  # with a chain, its last one
+    chain: SkipValidation[tuple[Link, ...]] = ()
+    generations: SkipValidation[Generations | None] = None
     objectives: SkipValidation[tuple[Objective, ...]] = ()
     stages: SkipValidation[tuple[Stage, ...]] = ()
     training: dict[str, Any]
@@ -120,6 +166,35 @@ class Recipe:
     report: ReportOptions = ReportOptions()
     hub: Hub = Hub()
     origin: SkipValidation[Origin | None] = field(default=None, repr=False, compare=False)
+    places: SkipValidation[Mapping[str, str]] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Take the student of a chain from its end.
+
+        Raises:
+            ValueError: There is neither a student nor a chain, or both, or a chain of generations.
+        """
+        given: Student | None = self.student
+        last = self.chain[-1].student if self.chain else None
+        if given is None and last is None:
+            raise ValueError(f"student: {NO_STUDENT}")
+        if last is not None and given is not None and given != last:
+            raise ValueError(f"chain: {TWO_STUDENTS}")
+        if self.chain and self.generations is not None:
+            raise ValueError(f"generations: {TWO_CHAINS}")
+        if last is not None:
+            object.__setattr__(self, "student", last)
+
+    @property
+    def students(self) -> tuple[tuple[str, Student], ...]:
+        """Key path and entry of each student."""
+        links = tuple((f"chain[{index}]", link.student) for index, link in enumerate(self.chain))
+        return links or (("student", self.student),)
+
+    def with_student(self, student: Student) -> Recipe:
+        """Return the recipe with another student; of a chain, another last one."""
+        last = tuple(replace(link, student=student) for link in self.chain[-1:])
+        return replace(self, student=student, chain=(*self.chain[:-1], *last))
 
     @property
     def plan(self) -> tuple[Stage, ...]:
@@ -129,7 +204,7 @@ class Recipe:
     @property
     def trusts_code(self) -> bool:
         """Whether a model may run Python code from its repository."""
-        return self.teacher.trusts_code or getattr(self.student, "trust_remote_code", False)
+        return self.teacher.trusts_code or any(getattr(one, "trust_remote_code", False) for _, one in self.students)
 
     def stage_path(self, index: int) -> str:
         """Return the prefix of key paths in a stage of the plan; `""` if the recipe has no stages."""
@@ -137,9 +212,17 @@ class Recipe:
 
     def mistake(self, path: str, message: str) -> UserError:
         """Return the error for the key at `path`, with file and line if the recipe was read from a file."""
+        path = self.written_at(path)
         place = self.origin.locate(path) if self.origin else path
         hint = self.origin.hint(path) if self.origin else ""
         return UserError((f"{place}: {message}" if place else message) + hint)
+
+    def written_at(self, path: str) -> str:
+        """Return where the recipe's author wrote the key at `path`; another place for one run of a chain."""
+        for ours, theirs in self.places.items():
+            if path == ours or path.startswith((f"{ours}.", f"{ours}[")):
+                return theirs + path.removeprefix(ours)
+        return path
 
     @contextmanager
     def locate(self, section: str) -> Iterator[None]:

@@ -49,6 +49,11 @@ SHARED = {
         "It is the same for all stages, under training.",
     ),
 }
+# Arguments that one student of a chain cannot set -> what to do.
+OF_CHAIN = {
+    **{key: "It is the same for the whole chain, under training." for key in SHARED if key != "seed"},
+    "output_dir": "The last student is stored in training.output_dir, those before it in _chain inside it.",
+}
 
 # Argument -> the only value allowed, and why.
 FIXED: dict[str, tuple[object, str]] = {

@@ -15,7 +15,7 @@ from hf_distill.component import entry, settings
 from hf_distill.formatting import is_secret, masked
 from hf_distill.objectives import OBJECTIVES, Objective
 from hf_distill.objectives.schedule import in_words, is_schedule
-from hf_distill.recipe.recipe import Recipe, Stage
+from hf_distill.recipe.recipe import Link, Recipe, Stage
 from hf_distill.students import STUDENTS, Student
 from hf_distill.tasks import TASKS
 from hf_distill.teachers import TEACHERS
@@ -31,13 +31,16 @@ def dump_recipe(recipe: Recipe) -> str:
         "data": settings(recipe.data),
         "teacher": _entry(recipe.teacher, TEACHERS),
         "student": student_entry(recipe.student),
+        "chain": [_link(link) for link in recipe.chain],
         "objectives": objective_entries(recipe.objectives),
         "stages": [_stage(stage) for stage in recipe.stages],
         "training": dict(recipe.training),
     }
     if recipe.data.augment is not None:
         content["data"]["augment"] = _entry(recipe.data.augment, AUGMENTATIONS)
-    del content["objectives" if recipe.stages else "stages"]
+    del content["objectives" if recipe.stages else "stages"], content["student" if recipe.chain else "chain"]
+    if recipe.generations is not None:
+        content["generations"] = settings(recipe.generations)
     if list(content["task"]) == ["name"]:
         content["task"] = content["task"]["name"]
     if recipe.tokenizer is not None:
@@ -73,6 +76,11 @@ def student_entry(student: Student) -> dict[str, Any]:
 def _stage(stage: Stage) -> dict[str, Any]:
     own = {"training": dict(stage.training)} if stage.training else {}
     return {"objectives": objective_entries(stage.objectives), **own}
+
+
+def _link(link: Link) -> dict[str, Any]:
+    own = {"objectives": objective_entries(link.objectives), "training": dict(link.training)}
+    return {**student_entry(link.student), **{key: value for key, value in own.items() if value}}
 
 
 def _entry(instance: Any, table: Mapping[str, type]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from hf_distill.formatting import readable, readable_lines
 from hf_distill.objectives.schedule import in_words, is_schedule
 from hf_distill.report.group_text import groups_shown, heading, notes
+from hf_distill.report.lineage import generations, is_long
 from hf_distill.report.markdown import fenced, inline_code, literal, markdown
 from hf_distill.report.text import (
     TITLES,
@@ -165,6 +166,12 @@ def datasets(recipe: Mapping[str, Any]) -> list[Place]:
     return list(dict.fromkeys(place(name) for name in flat))
 
 
+def last_link(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe with the losses of the last student of its chain, if that one has its own."""
+    own = ((recipe.get("chain") or [{}])[-1]).get("objectives")
+    return {**recipe, "objectives": own, "stages": None} if own else {**recipe}
+
+
 def objectives(recipe: Mapping[str, Any]) -> list[Markup]:
     """Return a line for each term of the loss: stage, weight, settings, and the formula from its docstring."""
     stages = recipe.get("stages") or [recipe]
@@ -194,6 +201,7 @@ def _data(report: Results, recipe: Mapping[str, Any], name: str) -> Any:
     from huggingface_hub import EvalResult, ModelCardData
 
     places = datasets(recipe)
+    named = [teacher.name for teacher in teachers(recipe) if teacher.on_hub]
     data = recipe.get("data") or {}
     measured_on = readable(_eval_data(data))
     metrics = {key: report.student.metrics.get(key) for key in metric_names(report)}
@@ -214,7 +222,7 @@ def _data(report: Results, recipe: Mapping[str, Any], name: str) -> Any:
         library_name=LIBRARIES.get(report.task, "transformers"),
         pipeline_tag=readable(report.task),
         tags=["distillation", "hf_distill"],
-        base_model=_one_or_more([teacher.name for teacher in teachers(recipe) if teacher.on_hub]),
+        base_model=_one_or_more(named or [one.name for one in report.lineage[:1] if one.on_hub]),
         datasets=[item.name for item in places if item.on_hub] or None,
         metrics=[result.metric_type for result in results] or None,
         model_name=readable(name.split("/")[-1]),
@@ -306,10 +314,15 @@ def card(report: Results) -> str:
         unnamed=_unnamed(report),
         data=datasets(recipe),
         data_name=(recipe.get("data") or {}).get("name"),
-        objectives=objectives(recipe),
+        objectives=objectives(last_link(recipe)),
         student=_made(recipe.get("student") or {}),
+        chain=[_made(link) for link in recipe.get("chain") or ()],
+        generations=(recipe.get("generations") or {}).get("count"),
+        lineage=generations(report),
+        link=lambda model: Place(model.name, model.on_hub).link,
         teacher=_made(recipe.get("teacher") or {}),
-        facts=list(flat(report.settings.get("teacher") or {})),
+        # Those of the teacher before the last student; the card names the first one of a chain.
+        facts=[] if is_long(report) else list(flat(report.settings.get("teacher") or {})),
         student_facts=list(flat(report.settings.get("student") or {})),
         adapter=_adapter(report, name),
         tokenizers=report.settings.get("tokenizers"),

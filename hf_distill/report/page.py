@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_distill.formatting import readable_lines
 from hf_distill.report.group_text import groups_shown, heading, notes
+from hf_distill.report.lineage import generations
 from hf_distill.report.model_card import TEMPLATES, model_name, recipe_of, teachers
 from hf_distill.report.plots import plots
 from hf_distill.report.svg import COLOURS
@@ -77,6 +78,7 @@ def html(report: Results) -> str:
         notes=[line for line in (who_teaches(report), *undefined(report)) if line],
         speed_note=speed_note(report),
         trained_on=trained_on(report),
+        lineage=generations(report),
         seeds=list(_seeds(report)),
         whom=[
             (heading(one), one, groups_shown(report, one, GROUPS), notes(report, one, GROUPS))

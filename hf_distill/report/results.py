@@ -12,6 +12,7 @@ from pydantic import SkipValidation
 
 from hf_distill.metrics.chance import Chance
 from hf_distill.models.quantization import describe_weights, size, weights
+from hf_distill.report.ancestors import Ancestor
 from hf_distill.report.best import Best
 from hf_distill.report.calibration import Calibration, Confusion, Group
 from hf_distill.report.for_whom import ForWhom
@@ -103,6 +104,11 @@ class Results:
         for_whom: The models compared on each group of the data, if it has groups, and on each class.
         confusion: Student against teacher.
         calibration: Model -> calibration.
+        lineage: The models from the first teacher to the student. If the teacher was itself trained by a run of this
+            package, its lineage is the beginning.
+        direct: For the last student of a chain: the results of the same student taught by the first teacher, one entry
+            for each seed.
+        together: For the last of several generations: metrics of the mean of all of them.
         history: Run (`student`, `baseline`, `teacher`, also `student seed 43`, `student stage 1`) -> `log_history` of
             its Trainer. Stages follow each other in the order of their training.
         settings: Versions, device, threads, precision, processes, seconds of each stage, cost of each training, sizes
@@ -127,6 +133,9 @@ class Results:
     for_whom: tuple[ForWhom, ...] = ()
     confusion: Confusion | None = None
     calibration: Mapping[str, Calibration] = field(default_factory=dict)
+    lineage: tuple[Ancestor, ...] = ()
+    direct: tuple[SeedResult, ...] = ()
+    together: Mapping[str, Value] = field(default_factory=dict)
     history: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     recipe: str = ""

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from hf_distill.formatting import readable
 from hf_distill.report.group_text import groups_shown, notes
+from hf_distill.report.lineage import in_one_line
 from hf_distill.report.text import TITLES, rows, trained_on, undefined, who_teaches
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def show(report: Report, console: Console | None = None, page: str | Path | None
     console = console or Console()
     ascii_only = console.options.ascii_only
     console.print(table(report))
-    lines = [who_teaches(report), *undefined(report), *report.verdict(), trained_on(report)]
+    lines = [who_teaches(report), *undefined(report), *report.verdict(), in_one_line(report), trained_on(report)]
     for whom in report.for_whom:
         if whom.kind == "group":
             console.print(groups_table(report, whom, ascii_only=ascii_only))

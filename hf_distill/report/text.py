@@ -174,7 +174,10 @@ def trained_on(report: Results) -> str:
 
 def who_teaches(report: Results) -> str:
     """Return the sentence that says who the teacher of the table is; "" if it is a model of its own."""
-    return str(report.settings.get("teacher_column", ""))
+    own = str(report.settings.get("teacher_column", ""))
+    if own or len(report.lineage) < 3:
+        return own
+    return f"The teacher is {report.lineage[-2].name}, which is itself a student."
 
 
 def heads_left(report: Results) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hf_distill.metrics.table import AGREEMENT
 from hf_distill.report.group_text import for_whom_sentence
-from hf_distill.report.results import NORMAL_95, NOTHING
+from hf_distill.report.lineage import against_first, is_long
+from hf_distill.report.results import NORMAL_95, NOTHING, ModelResult, SeedResult
 from hf_distill.report.text import metric_title, metric_value, percent, signed, unsigned
 
 if TYPE_CHECKING:
@@ -23,7 +25,8 @@ CALIBRATION = 0.01
 
 def verdict(report: Results) -> list[str]:
     """Return one to four sentences, the most important first."""
-    lines = [_quality(report) + _members(report), _gain(report), *_for_whom(report, "group"), *_cautions(report)]
+    lines = [_quality(report) + _members(report) + _first(report) + _together(report), _direct(report), _gain(report)]
+    lines += [*_for_whom(report, "group"), *_cautions(report)]
     return [line for line in lines if line][:LINES]
 
 
@@ -50,6 +53,50 @@ def _quality(report: Results) -> str:
     else:
         start = f"The student kept {percent(kept)} of the teacher's {name} ({values[0]} of {values[1]})"
     return f"{start}{_size_and_speed(report, sentence=False)}{_other_weights(report)}{_over_seeds(report)}"
+
+
+def _first(report: Results) -> str:
+    """Return the sentence that compares the student with the first teacher of its lineage; "" if that is its own."""
+    against = against_first(report) if is_long(report) else None
+    if against is None or (kept := against.retention) is None:
+        return ""
+    both = [against.headline(one) for one in ("student", "teacher")]
+    values = [metric_value(report, report.metric, one).removesuffix(" %") for one in both]
+    ratio, name = against.compression, report.lineage[0].name
+    smaller = f", with {_times(ratio)} times fewer parameters" if ratio is not None and ratio > 1.005 else ""
+    if report.greater_is_better and kept <= 1:
+        return f" Of the first teacher, {name}, it kept {percent(kept)} ({values[0]} of {values[1]}){smaller}."
+    return f" Against the first teacher, {name}: {metric_title(report.metric)} {values[0]} to {values[1]}{smaller}."
+
+
+def _together(report: Results) -> str:
+    """Return the sentence about the mean of all generations; "" if it was not evaluated."""
+    value = report.together.get(report.metric)
+    if value is None:
+        return ""
+    return f" The mean of all generations has {metric_value(report, report.metric, value).removesuffix(' %')}."
+
+
+def _direct(report: Results) -> str:
+    """Return the sentence about the same student, taught by the first teacher of a chain; "" if there is none."""
+    if not report.direct:
+        return ""
+    own = report.seeds or (SeedResult(report.direct[0].seed, report.student.metrics),)
+    pairs = tuple(
+        SeedResult(one.seed, one.student, other.student) for one, other in zip(own, report.direct, strict=True)
+    )
+    other = ModelResult(report.direct[0].student, None, None)
+    paired = replace(report, baseline=other, seeds=pairs, gain_error=None, best={})
+    gain, noise, name = paired.gain, paired.noise, metric_title(report.metric)
+    if gain is None:
+        return ""
+    facts = f"{signed(report, gain)} {name} compared with the same student taught by the first teacher directly"
+    facts = f"{facts} ({_facts(paired)})"
+    if noise is None:
+        return f"The chain's effect: {facts}. The uncertainty of this difference is not known."
+    if abs(gain) <= noise:
+        return f"The chain's effect is not significant: {facts}."
+    return f"The chain {'helped' if (gain > 0) == report.greater_is_better else 'hurt'}: {facts}."
 
 
 def not_compared(report: Results) -> Mapping[str, str]:

@@ -19,6 +19,7 @@ def capture(recipe: Recipe) -> StoredTargets:
     """
     from transformers.utils.logging import disable_progress_bar
 
+    from hf_distill.run.chain import trainings
     from hf_distill.run.launch import check_launch
     from hf_distill.run.preparation import open_run
 
@@ -28,7 +29,8 @@ def capture(recipe: Recipe) -> StoredTargets:
         )
     check_launch()
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    run = open_run(recipe, restart=False, for_teacher=True)
+    # Of a chain the first teacher: the others are trained first.
+    run = open_run(trainings(recipe)[0].recipe, restart=False, for_teacher=True)
     with run.directory.lock:
         run.store_targets(run.load_teacher())
     assert run.cache is not None

@@ -8,6 +8,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from hf_distill import parallel
 from hf_distill.report.terminal import show
+from hf_distill.run.beside import Beside
+from hf_distill.run.chain import check_models, trainings
+from hf_distill.run.console import Narrator
 from hf_distill.run.evaluation import report_on
 from hf_distill.run.launch import check_launch
 from hf_distill.run.preparation import open_run
@@ -39,12 +42,21 @@ def distill(recipe: Recipe, *, restart: bool = False) -> Report:
     check_launch()
     # Hides the bars of loading and saving weights, which take no time here; those of training stay.
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    run = open_run(recipe, restart)
-    with run.directory.lock:
-        return _distill(run)
+    every = trainings(recipe)
+    if len(every) > 1:
+        check_models(recipe, restart)
+    beside = Beside()
+    for training in every:
+        if training.title and parallel.is_first_of_machine():
+            Narrator(enabled=True).heading(training.title)
+        run = open_run(training.recipe, restart, whole=training.stored)
+        with run.directory.lock:
+            report = _distill(run, beside.of(training, run))
+        beside = beside.after(training, run, report)
+    return report
 
 
-def _distill(run: Run) -> Report:
+def _distill(run: Run, beside: Beside) -> Report:
     recipe = run.recipe
     teacher = run.load_teacher()
     run.store_targets(teacher)
@@ -56,7 +68,7 @@ def _distill(run: Run) -> Report:
         if recipe.report.baseline:
             baselines.append(run.train_student(teacher, seed, baseline=True))
     with run.stage("report"):
-        report = report_on(run, teacher.at_end(students[0].trainer.source or teacher), students, baselines)
+        report = report_on(run, teacher.at_end(students[0].trainer.source or teacher), students, baselines, beside)
         if run.is_main:
             report.save(run.directory.path)
     if recipe.hub.push:

@@ -26,10 +26,11 @@ from hf_distill.models.tokenizers import tokenizer_name
 from hf_distill.objectives.features import FeatureObjective
 from hf_distill.objectives.hidden import Hidden, Hint, Patient
 from hf_distill.recipe.plugins import outside_code
-from hf_distill.recipe.writer import describe_entry, dump_recipe
+from hf_distill.recipe.writer import describe_entry
 from hf_distill.run.best_model import check_best_metric, check_saving
+from hf_distill.run.chain import ChainRun, check_sizes, planned, sizes, trainings
 from hf_distill.run.checks import check_plan, cut_off, frozen_of, remarks, student_in_words
-from hf_distill.run.directory import RunDirectory, stored_recipe
+from hf_distill.run.directory import stored_recipe
 from hf_distill.run.launch import check_launch
 from hf_distill.run.pairing import open_pair, open_student, open_teacher
 from hf_distill.run.preparation import check_prepared, complete, locating_data, prepare, setup_of
@@ -42,6 +43,7 @@ from hf_distill.training.labelled import describe_labels, labels_of
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+    from hf_distill.models.loading import Head
     from hf_distill.objectives import Objective
     from hf_distill.recipe.recipe import Recipe
 
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
 class _Findings:
     """What `--check` has found: lines of the plan, mistakes, notes, what was not checked.
 
-    If the models could be opened, also these, and the recipe with the shape that was chosen for the student.
+    If the models could be opened, also these, the head, and the recipe with the shape that was chosen for the student.
     """
 
     plan: list[str] = field(default_factory=list)
@@ -59,6 +61,7 @@ class _Findings:
     unchecked: list[str] = field(default_factory=list)
     pair: Pair | None = None
     recipe: Recipe | None = None
+    head: Head | None = None
 
 
 def check(recipe: Recipe) -> str:
@@ -76,28 +79,72 @@ def check(recipe: Recipe) -> str:
         UserError: There are mistakes; one line for each.
     """
     check_launch()
-    found = _Findings()
-    for step in (_check_pair, _check_training, _check_data, _check_place):
+    runs = trainings(recipe)
+    lines = _check_each(recipe) if len(runs) > 1 else _lines(runs[0].recipe, _look(runs[0]))
+    return readable_lines("\n".join(" ".join(line.split("\n")) for line in lines))
+
+
+def _check_each(recipe: Recipe) -> list[str]:
+    """Check every run of a chain; return the lines of the first one, and what is different in the others."""
+    lines: list[str] = []
+    parameters: list[tuple[int | None, int]] = []
+    head: Head | None = None
+    with planned(recipe) as chain:
+        for run in chain.runs:
+            # What a student predicts, and with it how it reads the data as a teacher, is known from the run before.
+            found = _look(run, data=not parameters or head is not None)
+            known = [chain.text(line) for line in _lines(run.recipe, found)]
+            lines += [f"{run.title}: {run.recipe.training['output_dir']}", *(one for one in known if one not in lines)]
+            if found.pair is None:
+                return [*lines, "not checked the other students: the teacher of each is the one before"]
+            if not run.direct:
+                parameters.append(sizes(run.recipe, found.pair))
+            head = found.head
+            chain.describe(run, found.pair, head)
+        first, students = parameters[0][0], [one for _, one in parameters]
+        return [*lines, *(f"note        {line}" for line in check_sizes(recipe, first, students))]
+
+
+def _look(run: ChainRun, *, data: bool = True) -> _Findings:
+    """Return what there is to say about one run.
+
+    Args:
+        run: The run.
+        data: Whether its data is checked too.
+
+    Raises:
+        UserError: There are mistakes; one line for each.
+    """
+    recipe, found = run.recipe, _Findings()
+    for step in (_check_pair, _check_training, *([_check_data] if data else [])):
         try:
             step(recipe, found)
         except UserError as error:
             found.mistakes += [line for line in error.mistakes if line not in found.mistakes]
+    shaped = run.with_student((found.recipe or recipe).student)
+    try:
+        # Without the student's shape it is not known whether a run that is there is of this recipe.
+        shaped.check_place(restart=shaped.recipe.student.cost is not None)
+    except UserError as error:
+        found.mistakes += error.mistakes
     if found.mistakes:
         raise UserError(*found.mistakes)
-    found.plan += [
+    return found
+
+
+def _lines(recipe: Recipe, found: _Findings) -> list[str]:
+    """Return what a run would do, line by line."""
+    plan = [
+        *found.plan,
         *_stages(recipe, found.pair),
         f"training    {describe_entry(recipe.training)}",
         f"report      {_report(recipe)}",
     ]
-    found.plan += (
-        [f"hub         push to {recipe.hub.repo_id or Path(recipe.training['output_dir']).name}"]
-        if recipe.hub.push
-        else []
-    )
-    found.plan += [f"code        {line}" for line in outside_code(recipe)]
-    found.plan += [f"note        {line}" for line in (*remarks(recipe, found.pair), *cut_off(recipe), *found.notes)]
-    found.plan += [f"not checked {line}" for line in found.unchecked]
-    return readable_lines("\n".join(" ".join(line.split("\n")) for line in found.plan))
+    if recipe.hub.push:
+        plan.append(f"hub         push to {recipe.hub.repo_id or Path(recipe.training['output_dir']).name}")
+    plan += [f"code        {line}" for line in outside_code(recipe)]
+    plan += [f"note        {line}" for line in (*remarks(recipe, found.pair), *cut_off(recipe), *found.notes)]
+    return [*plan, *(f"not checked {line}" for line in found.unchecked)]
 
 
 def is_local(source: str | None) -> bool:
@@ -220,6 +267,7 @@ def _check_rows(recipe: Recipe, found: _Findings, pair: Pair, sample: Sample) ->
                 splits, chosen = look_at(recipe.task, recipe.data, sample, setup_of(recipe, pair))
             found.plan += chosen
             prepared, _ = prepare(recipe, pair, splits)
+            found.head = prepared.head
             if (labels := describe_labels(prepared, recipe.teacher.answers)) is not None:
                 found.plan.append(labels.replace("labels: ", "labels      ", 1))
             found.plan += prepared.shown if prepared.for_teacher is None else prepared.for_teacher.shown
@@ -265,14 +313,6 @@ def _column(line: str) -> str:
 def _check_training(recipe: Recipe, found: _Findings) -> None:
     check_saving(recipe)
     check_trainings(recipe)
-
-
-def _check_place(recipe: Recipe, found: _Findings) -> None:
-    recipe = found.recipe or recipe
-    place = RunDirectory(output_directory(recipe), dump_recipe(recipe))
-    with recipe.locate("training"):
-        # Without the student's shape it is not known whether a run that is there is of this recipe.
-        place.check(restart=recipe.student.cost is not None)
 
 
 def _size(recipe: Recipe, config: PretrainedConfig) -> str:

@@ -24,6 +24,8 @@ from hf_distill.report.predictions import Evaluated, class_figures
 from hf_distill.report.report import Report
 from hf_distill.report.results import ModelResult, SeedResult
 from hf_distill.report.text import HEAD_IS_LEFT
+from hf_distill.run.ancestry import lineage_of
+from hf_distill.run.beside import mean_of
 from hf_distill.run.checks import leaves_head
 from hf_distill.students.freezing import find_frozen
 from hf_distill.tasks.evaluator import PERPLEXITY, Predictions
@@ -35,12 +37,15 @@ if TYPE_CHECKING:
     from hf_distill.models.target_model import TargetSource
     from hf_distill.report.best import Best
     from hf_distill.report.comparison import ByGroup
+    from hf_distill.run.beside import Beside
     from hf_distill.run.fit import Fitted
     from hf_distill.run.run import Run
     from hf_distill.tasks import Prepared
 
 
-def report_on(run: Run, teacher: TargetSource, students: Sequence[Fitted], baselines: Sequence[Fitted]) -> Report:
+def report_on(
+    run: Run, teacher: TargetSource, students: Sequence[Fitted], baselines: Sequence[Fitted], beside: Beside
+) -> Report:
     """Evaluate all models on the eval split and put the report together.
 
     Args:
@@ -48,6 +53,7 @@ def report_on(run: Run, teacher: TargetSource, students: Sequence[Fitted], basel
         teacher: Its teacher.
         students: One student per seed, the saved one first.
         baselines: One baseline per seed in the same order, or none.
+        beside: What other runs of a chain hand on.
     """
     members = _members(run, teacher)
     models: dict[str, Any] = {"teacher": teacher, "student": students[0].model}
@@ -62,10 +68,15 @@ def report_on(run: Run, teacher: TargetSource, students: Sequence[Fitted], basel
         batch = run.args.per_device_eval_batch_size
         speeds = parallel.asked_once(lambda: latencies(run.prepared, models, batch))
     seeds = _seeds(run, teacher, students, baselines, found)
+    figures, results = compared(run.prepared, found), measured(models, found, speeds)
+    lineage = lineage_of(run, figures["metric"], results)
     return Report(
         task=run.recipe.task.name,
-        **compared(run.prepared, found),
-        **measured(models, found, speeds),
+        **figures,
+        **results,
+        lineage=lineage,
+        direct=beside.direct,
+        together=mean_of(run, beside.together),
         best=_best(run, ""),
         seeds=seeds,
         for_whom=for_whom(run.prepared, found, _group_column(run), seeds),

@@ -23,6 +23,7 @@ from hf_distill.models.pair import Pair
 from hf_distill.objectives.guard import guarded
 from hf_distill.recipe.plugins import outside_code
 from hf_distill.recipe.writer import dump_recipe
+from hf_distill.run.ancestry import eval_rows
 from hf_distill.run.best_model import check_best_metric, check_saving
 from hf_distill.run.checks import check_plan, check_push, remarks
 from hf_distill.run.console import Narrator
@@ -55,7 +56,12 @@ logger = logging.getLogger(__name__)
 
 
 def open_run(
-    recipe: Recipe, restart: bool, *, for_teacher: bool = False, read: Callable[[Mapping[str, Dataset]], Any] = len
+    recipe: Recipe,
+    restart: bool,
+    *,
+    for_teacher: bool = False,
+    read: Callable[[Mapping[str, Dataset]], Any] = len,
+    whole: Recipe | None = None,
 ) -> Run:
     """Check everything that can be checked before weights are loaded, then claim the output directory.
 
@@ -65,6 +71,8 @@ def open_run(
         for_teacher: Only the teacher's targets are wanted: the directory is neither checked nor claimed, unless the
             teacher is trained there.
         read: Called with the raw splits.
+        whole: The recipe that is stored in the directory: that of the chain of which this is the last run. Default:
+            `recipe`.
 
     Raises:
         UserError: There is a mistake in the recipe, its data or the launch; nothing has been written.
@@ -79,7 +87,9 @@ def open_run(
     # Again: some mistakes of a launch show only after the arguments have connected the processes.
     check_launch()
     recipe, shape = _with_shape(recipe, held, args)
-    directory = RunDirectory(path, dump_recipe(_with_precision(recipe, training)))
+    directory = RunDirectory(
+        path, dump_recipe(_with_precision((whole or recipe).with_student(recipe.student), training))
+    )
     trains_here = None in recipe.teacher.output_directories
     with recipe.locate("training"):
         if not for_teacher or trains_here:
@@ -126,6 +136,7 @@ def open_run(
         args,
         targets_repository=targets,
         stored=stored and (replace(fitter, prepared=stored[0]), stored[1]),
+        eval_rows=eval_rows(recipe.task, splits),
     )
 
 

@@ -88,6 +88,7 @@ def publish(recipe: Recipe, *, with_size: bool = True) -> Publication:
     """
     from transformers.utils.logging import disable_progress_bar
 
+    from hf_distill.run.chain import trainings
     from hf_distill.run.launch import check_launch
     from hf_distill.run.preparation import complete, open_run
 
@@ -95,6 +96,7 @@ def publish(recipe: Recipe, *, with_size: bool = True) -> Publication:
     check_launch()
     disable_progress_bar()  # type: ignore[no-untyped-call]
     raw: dict[str, Dataset] = {}
+    recipe = trainings(recipe)[0].recipe
     run = open_run(recipe, restart=False, for_teacher=True, read=raw.update)
     public = public_rows(run.prepared)
     if not len(public):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -71,6 +71,9 @@ class Run:
         layers: For each training and objective, by name, the pairs of layers that were compared.
         trained: What the report says about the trainings of teachers, by name.
         made: What the report says about how the saved student was made.
+        eval_rows: Fingerprint of the rows on which models are evaluated.
+        teachers: Directory of the teachers that are fine-tuned, and the training arguments that they share. Default: in
+            the directory of this run, and its own.
     """
 
     recipe: Recipe
@@ -91,6 +94,8 @@ class Run:
     layers: dict[str, dict[str, list[list[int]]]] = field(default_factory=dict)
     trained: dict[str, Any] = field(default_factory=dict)
     made: dict[str, Any] = field(default_factory=dict)
+    eval_rows: str = ""
+    teachers: tuple[Path, Mapping[str, Any]] | None = None
 
     @property
     def is_main(self) -> bool:
@@ -198,14 +203,15 @@ class Run:
             how: Training arguments, rows, and where to store the result.
         """
         objectives = tuple(how.objectives) or (Labels(),)
-        root = Path(how.directory).expanduser() if how.directory else self.directory.path / TEACHERS
+        own, shared = self.teachers or (self.directory.path / TEACHERS, self.training)
+        root = Path(how.directory).expanduser() if how.directory else own
         # One folder for each combination of settings: a change never overwrites a teacher that took hours.
         fitter = self.fitter.for_teacher(how.view)
         if how.rows is not None:
             fitter = fitter.on_labelled(how.rows)
         if how.early_stopping is not None:
             fitter = fitter.holding_out(how.early_stopping.share)
-        settings, _ = resolve_bf16(fine_tuning(self.training, how, fitter.prepared.evaluator.in_training))
+        settings, _ = resolve_bf16(fine_tuning(shared, how, fitter.prepared.evaluator.in_training))
         if how.which:
             self.narrator.heading(f"Teacher {how.which}, on {len(fitter.prepared.train):,} rows")
         key = fitter.key(model, None, objectives, settings, how.deciding())
@@ -310,8 +316,6 @@ class Run:
     @property
     def _calibration(self) -> CalibrationRows:
         data = self.prepared
-        if self.stored is not None and self.recipe.teacher.keeps_private:
-            data = self.stored[0].prepared  # without the private rows, which the student must not depend on
         return CalibrationRows(
             data.train, data.collator, self.args.per_device_eval_batch_size, data.labelled, data.layout
         )

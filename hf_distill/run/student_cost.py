@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from hf_distill.students.cost import Cost
 
 
+# Keys of the last student of a chain, in a stored recipe, that are not of its entry.
+OF_LINK = ("objectives", "training")
+
+
 class Timed(NamedTuple):
     """Median times of a forward pass, in milliseconds, measured in turns."""
 
@@ -72,15 +76,9 @@ class _Choice:
             raise UserError(
                 f"there is no teacher model beside the student of which {self.cost.value} could be a share. Say the "
                 "number of parameters instead: parameters: 20M.",
-                key=self.key,
+                key=self.cost.kind,
             )
         return found
-
-    @property
-    def key(self) -> str:
-        """Recipe key of the cost below `student`, which may be that of an entry inside the student's."""
-        depth = sum(one.cost is not None for one in self.recipe.student.every_entry()) - 1
-        return "student." * depth + self.cost.kind
 
     def in_words(self, index: int) -> str:
         """Return what distinguishes a shape from the entry in the recipe: `layers 3`."""
@@ -121,7 +119,8 @@ def choose_student(
 
 def _begun(choice: _Choice, held: Mapping[str, Any] | None) -> int | None:
     """Return the shape with which a run began that is resumed; None if there is none, or not for this cost."""
-    student = (held or {}).get("student")
+    last = ((held or {}).get("chain") or [{}])[-1]
+    student = (held or {}).get("student") or {key: value for key, value in last.items() if key not in OF_LINK}
     entries = map(student_entry, choice.shapes) if student else ()
     return next((index for index, entry in enumerate(entries) if entry == student), None)
 
@@ -201,7 +200,7 @@ def _check_timed(choice: _Choice) -> None:
         return
     raise UserError(
         f"the time of this teacher cannot be measured before it is loaded: {why}. Ask for size or parameters instead.",
-        key=choice.key,
+        key="latency",
     )
 
 
@@ -211,7 +210,7 @@ def _too_much(choice: _Choice, nearest: str) -> UserError:
     return UserError(
         f"{choice.cost.value}: no student of {student.name} costs so little. The nearest is {nearest}. Ask for that"
         f"{', or take another student: ' + ' '.join(sorted(hints)) if hints else '.'}",
-        key=choice.key,
+        key=choice.cost.kind,
     )
 
 

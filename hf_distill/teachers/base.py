@@ -263,6 +263,14 @@ class Teacher(ABC):
         """Whether its targets depend on the student that trains."""
         return any(one.follows_student for one in self.every_entry() if one is not self)
 
+    def for_next(self, model: Teacher) -> Teacher:
+        """Return the teacher of the next student of a chain: with this one's settings of a cache, if it has some.
+
+        Args:
+            model: The entry of the student that was trained with this teacher.
+        """
+        return model
+
     @property
     def by_temperature(self) -> bool:
         """Whether its distributions at one temperature do not follow from those at another, as for their mean."""

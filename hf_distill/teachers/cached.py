@@ -99,6 +99,10 @@ class CachedTeacher(AroundTeacher):
         """Return in words the rows on which the run trains the models of the inner entry."""
         return self.teacher.rows_in_words(labelled)
 
+    def for_next(self, model: Teacher) -> Teacher:
+        """Return a cache of another model: in the default folder, not published, with the layers that are compared."""
+        return replace(self, teacher=model, path=None, layers=None, repo_id=None, push=False, private=None)
+
     @property
     def not_cached(self) -> str:
         """Why a cached teacher cannot be cached again."""

@@ -332,7 +332,10 @@ def test_duplicate_keys() -> None:
     ]
 
 
-KEYS = "task, data, teacher, student, objectives, stages, training, tokenizer, evaluation, report, hub, preset"
+KEYS = (
+    "task, data, teacher, student, chain, generations, objectives, stages, training, tokenizer, evaluation, report, "
+    "hub, preset"
+)
 OWN_MODEL = "A model goes under 'model': {name: pretrained, model: bert-base}."
 # Line of WHOLE that is replaced (11: added) -> the line(s) instead -> what is said, without the file's name.
 WRONG: list[tuple[int, str, list[str]]] = [

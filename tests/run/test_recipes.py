@@ -186,8 +186,9 @@ def shrink(path: Path, directory: Path, make_model: MakeModel) -> Path:
     }
     task = content["task"] if isinstance(content["task"], dict) else {"name": content["task"]}
     content["task"] = {**task, **TASKS.get(recipe.task.name, {})}
-    for seed, side in enumerate(("student", "teacher")):
-        for one in entries(content[side]):
+    students = content.get("chain") or [content["student"]]
+    for seed, side, given in [*((0, "student", one) for one in students), (1, "teacher", content["teacher"])]:
+        for one in entries(given):
             shrink_entry(one, side, recipe, make_model, seed)
     for seed, peer in enumerate(content["teacher"].get("peers", ()), 2):
         peer["model"] = tiny(peer["model"], recipe, make_model, head=True, seed=seed)

@@ -127,6 +127,10 @@ class EnsembleTeacher(Teacher):
         """Directories of the teachers that the run trains first."""
         return tuple(place for _, one in self.members() for place in one.output_directories)
 
+    def for_next(self, model: Teacher) -> Teacher:
+        """Return what comes after each of the teachers: a cache, if they are cached one by one."""
+        return next(self.members())[1].for_next(model)
+
     @property
     def by_temperature(self) -> bool:
         """Whether the mean is another one at every temperature: that of distributions is."""
