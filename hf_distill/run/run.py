@@ -316,6 +316,8 @@ class Run:
     @property
     def _calibration(self) -> CalibrationRows:
         data = self.prepared
+        if self.stored is not None and self.recipe.teacher.keeps_private:
+            data = self.stored[0].prepared  # without the private rows, which the student must not depend on
         return CalibrationRows(
             data.train, data.collator, self.args.per_device_eval_batch_size, data.labelled, data.layout
         )

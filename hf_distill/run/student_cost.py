@@ -76,9 +76,15 @@ class _Choice:
             raise UserError(
                 f"there is no teacher model beside the student of which {self.cost.value} could be a share. Say the "
                 "number of parameters instead: parameters: 20M.",
-                key=self.cost.kind,
+                key=self.key,
             )
         return found
+
+    @property
+    def key(self) -> str:
+        """Recipe key of the cost below `student`, which may be that of an entry inside the student's."""
+        depth = sum(one.cost is not None for one in self.recipe.student.every_entry()) - 1
+        return "student." * depth + self.cost.kind
 
     def in_words(self, index: int) -> str:
         """Return what distinguishes a shape from the entry in the recipe: `layers 3`."""
@@ -200,7 +206,7 @@ def _check_timed(choice: _Choice) -> None:
         return
     raise UserError(
         f"the time of this teacher cannot be measured before it is loaded: {why}. Ask for size or parameters instead.",
-        key="latency",
+        key=choice.key,
     )
 
 
@@ -210,7 +216,7 @@ def _too_much(choice: _Choice, nearest: str) -> UserError:
     return UserError(
         f"{choice.cost.value}: no student of {student.name} costs so little. The nearest is {nearest}. Ask for that"
         f"{', or take another student: ' + ' '.join(sorted(hints)) if hints else '.'}",
-        key=choice.cost.kind,
+        key=choice.key,
     )
 
 

@@ -10,7 +10,7 @@ from hf_distill.component import component
 from hf_distill.errors import UserError
 from hf_distill.models.layers import find_stacks
 from hf_distill.students.copied import CopiedStudent
-from hf_distill.students.fewer_layers import fields_of, shortened, some_layers
+from hf_distill.students.fewer_layers import fields_of, proportional_depths, shortened, some_layers
 from hf_distill.students.sized import SizedStudent
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class CopyLayers(CopiedStudent, SizedStudent):
     name: ClassVar[str] = "copy_layers"
     decided: ClassVar[tuple[str, ...]] = ("layers",)
     needs_one_of: ClassVar[tuple[str, ...]] = ("layers", "size", "parameters", "latency")
-    smaller: ClassVar[str] = "from_config makes a student narrower too, from random weights."
+    smaller: ClassVar[str] = "prune_width makes a student narrower, from_config narrower with fewer layers."
 
     layers: int | list[int] | None = None
     decoder_layers: int | list[int] | None = None
@@ -52,14 +52,8 @@ class CopyLayers(CopiedStudent, SizedStudent):
         In an encoder-decoder model both stacks keep their proportion, unless `decoder_layers` is given.
         """
         fields = fields_of(self.whole_config(teacher), decoder=self.decoder_layers is not None)
-        if self.decoder_layers is not None:
-            fields = {"layers": fields["layers"]}
-        deepest = max(fields.values())
-        for count in range(1, deepest + 1):
-            layers = {field: max(1, round(total * count / deepest)) for field, total in fields.items()}
-            if len(set(layers.values())) == 1:  # then `decoder_layers` follows
-                layers = {"layers": layers["layers"]}
-            yield self.with_shape(**layers)
+        totals = {field: total for field, total in fields.items() if getattr(self, field) is None}
+        yield from (self.with_shape(**layers) for layers in proportional_depths(totals))
 
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
         """Return the configuration of the whole model, with fewer layers.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,20 @@ def fields_of(whole: PretrainedConfig, *, decoder: bool) -> dict[str, int]:
             key="decoder_layers",
         )
     return {field: getattr(whole, key) for field, key in keys.items()}
+
+
+def proportional_depths(totals: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    """Yield numbers of layers for each field that chooses them, in proportion, from one layer to all.
+
+    `decoder_layers` is left out where it is as `layers`, which is its default.
+
+    Args:
+        totals: How many layers there are to choose from, from `fields_of`.
+    """
+    deepest = max(totals.values())
+    for count in range(1, deepest + 1):
+        layers = {field: max(1, round(total * count / deepest)) for field, total in totals.items()}
+        yield layers if len(set(layers.values())) > 1 else dict(list(layers.items())[:1])
 
 
 def shortened(whole: PretrainedConfig, kept: Kept) -> PretrainedConfig:

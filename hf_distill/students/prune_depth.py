@@ -12,12 +12,13 @@ from hf_distill.models.layers import find_stacks
 from hf_distill.students.base import Made, MeasuredStudent
 from hf_distill.students.copied import CopiedStudent, measuring, sizes
 from hf_distill.students.copy_layers import spread
-from hf_distill.students.fewer_layers import fields_of, shortened, some_layers
+from hf_distill.students.fewer_layers import fields_of, proportional_depths, shortened, some_layers
 from hf_distill.students.influence import LayerScores, influence, loss_without
+from hf_distill.students.sized import SizedStudent
 from hf_distill.students.widths import Kept, kept_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @component
-class PruneDepth(CopiedStudent, MeasuredStudent):
+class PruneDepth(CopiedStudent, SizedStudent, MeasuredStudent):
     """A copy of a model without the layers that matter least, measured on rows of the train split.
 
     `by: influence` is the block influence of ShortGPT (Men et al. 2024, arXiv 2403.03853, equation 1): 1 minus the
@@ -41,19 +42,28 @@ class PruneDepth(CopiedStudent, MeasuredStudent):
 
     Attributes:
         layers: Layers to keep: how many, or the share of them, as a decimal (`0.5`). For an encoder-decoder model,
-            layers of the encoder. Default: all.
-        decoder_layers: The same for the decoder of an encoder-decoder model. Default: as `layers`.
+            layers of the encoder. Default: all; with a cost, as many as it allows.
+        decoder_layers: The same for the decoder of an encoder-decoder model. Default: as `layers`; with a cost, as many
+            as keep the proportion of the two.
         by: What is removed first: the layers with the least `influence` on the hidden states, or those whose loss is
             smallest when they are left out (`loss`).
         rows: Number of rows of the train split on which the layers are measured.
     """
 
     name: ClassVar[str] = "prune_depth"
+    decided: ClassVar[tuple[str, ...]] = ("layers",)
+    smaller: ClassVar[str] = "prune_width makes a student narrower."
 
     layers: Kept | None = None
     decoder_layers: Kept | None = None
     by: Literal["influence", "loss"] = "influence"
     rows: Annotated[int, Field(ge=1)] = 512
+
+    def shapes(self, teacher: PretrainedConfig) -> Iterator[PruneDepth]:
+        """Yield a student for each number of layers, from one to all, as `copy_layers` does."""
+        fields = fields_of(self.whole_config(teacher), decoder=self.decoder_layers is not None)
+        totals = {field: total for field, total in fields.items() if getattr(self, field) is None}
+        yield from (self.with_shape(**layers) for layers in proportional_depths(totals))
 
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
         """Return the configuration of the whole model, with fewer layers.
@@ -75,6 +85,7 @@ class PruneDepth(CopiedStudent, MeasuredStudent):
         Raises:
             UserError: The model does not have so many.
         """
+        self.check_shaped()
         wanted = {"layers": self.layers, "decoder_layers": self.decoder_layers or self.layers}
         totals = fields_of(whole, decoder=self.decoder_layers is not None)
         return {field: kept_of(field, wanted[field], total) for field, total in totals.items()}

@@ -11,9 +11,12 @@ from hf_distill.students.base import Made, MeasuredStudent
 from hf_distill.students.copied import CopiedStudent, measuring, sizes
 from hf_distill.students.importance import measure
 from hf_distill.students.narrowing import choose, narrowed
+from hf_distill.students.sized import SizedStudent
 from hf_distill.students.widths import Kept, Widths, architecture_of, narrower, widths_of, with_widths
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from transformers import PretrainedConfig, PreTrainedModel
 
     from hf_distill.models.calibration import CalibrationRows
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @component
-class PruneWidth(CopiedStudent, MeasuredStudent):
+class PruneWidth(CopiedStudent, SizedStudent, MeasuredStudent):
     """A narrower copy of a model, without the attention heads, neurons and hidden channels that matter least.
 
     The importance of Minitron (Muralidharan et al. 2024, arXiv 2407.14679, section 2.2), measured in one forward pass
@@ -36,7 +39,7 @@ class PruneWidth(CopiedStudent, MeasuredStudent):
 
     Attributes:
         heads: Attention heads of a layer to keep: how many, or the share of them, as a decimal (`0.5`). Default: all;
-            in BERT's family as many as fit `hidden`.
+            in BERT's family as many as fit `hidden`. With a cost, all three widths keep their proportions.
         intermediate: Neurons between a layer's two linear maps to keep: how many, or the share of them. Default: all.
         hidden: Width of the hidden states to keep: a number, or the share of it. Default: all.
         rows: Number of rows of the train split on which importance is measured.
@@ -46,6 +49,8 @@ class PruneWidth(CopiedStudent, MeasuredStudent):
     """
 
     name: ClassVar[str] = "prune_width"
+    decided: ClassVar[tuple[str, ...]] = ("heads", "intermediate", "hidden")
+    smaller: ClassVar[str] = "from_config also has fewer layers, from random weights."
 
     heads: Kept | None = None
     intermediate: Kept | None = None
@@ -60,10 +65,19 @@ class PruneWidth(CopiedStudent, MeasuredStudent):
         Raises:
             UserError: The whole model has no such widths, or no model can have those that are asked for.
         """
+        self.check_shaped()
         architecture = architecture_of(whole)
         return narrower(
             widths_of(whole), architecture, heads=self.heads, intermediate=self.intermediate, hidden=self.hidden
         )
+
+    def shapes(self, teacher: PretrainedConfig) -> Iterator[PruneWidth]:
+        """Yield students with all widths in proportion, from the fewest heads that are possible to all of them."""
+        whole = widths_of(self.whole_config(teacher))
+        unit = whole.groups if whole.groups < whole.heads else 1
+        for heads in range(unit, whole.heads + 1, unit):
+            hidden, intermediate = (round(width * heads / whole.heads) for width in (whole.hidden, whole.intermediate))
+            yield self.with_shape(heads=heads, intermediate=intermediate, hidden=hidden)
 
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
         """Return the configuration of the whole model, with smaller widths.

@@ -9,7 +9,8 @@ import transformers
 
 from hf_distill.component import settings
 from hf_distill.errors import UserError
-from hf_distill.students import CopyLayers
+from hf_distill.models.outline import outline
+from hf_distill.students import CopyLayers, PruneDepth, PruneWidth
 from hf_distill.students.around import AroundStudent
 from hf_distill.students.cost import Cost
 
@@ -73,3 +74,22 @@ def test_without_a_run_the_shape_must_be_given() -> None:
     with pytest.raises(UserError, match="only a run") as caught:
         CopyLayers(size=0.5).config(BERT)
     assert caught.value.key == "size"
+
+
+LLAMA = transformers.LlamaConfig(
+    num_hidden_layers=4, hidden_size=64, num_attention_heads=8, num_key_value_heads=2, intermediate_size=96
+)
+
+
+@pytest.mark.parametrize("config", [BERT, LLAMA], ids=["bert", "llama"])
+@pytest.mark.parametrize("entry", [PruneDepth, PruneWidth])
+def test_pruning_can_be_asked_for_by_its_cost(entry: Any, config: Any) -> None:
+    """Each shape must be one that the entry can make, and larger than the one before, or the choice is not the best."""
+    shapes = list(entry(size=0.5).shapes(config))
+    counts = [outline("AutoModel", one.config(config), trust_remote_code=False).num_parameters() for one in shapes]
+    assert counts == sorted(set(counts))
+    assert counts[-1] == outline("AutoModel", config, trust_remote_code=False).num_parameters()
+    with pytest.raises(UserError, match="only a run"):
+        entry(size=0.5).config(config)
+    with pytest.raises(UserError, match="which decides it"):
+        entry(size=0.5, **{entry.decided[0]: 1})

@@ -8,18 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from calibration_cases import CASES, measured_task
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_distill.models.calibration import CalibrationRows
-from hf_distill.models.loading import load_model, open_config, open_tokenizer
 from hf_distill.rows.examples import ExampleRows
 from hf_distill.students import OptimalBrainDamage
 from hf_distill.students.optimal_brain_damage.curvature import directions, second_derivatives
 from hf_distill.students.optimal_brain_damage.weights import Prunable, delete_lowest, saliencies
-from hf_distill.tasks import TASKS
-from hf_distill.tasks.base import Setup
 
 
 def of_inputs(inputs: Tensor, *, classes: bool = True) -> Any:
@@ -144,54 +142,13 @@ def test_the_loss_grows_as_predicted_and_less_than_by_magnitude() -> None:
     assert grown < by_magnitude / 2
 
 
-TEXTS = ["a great film", "dull", "the plot is moving and the cast is charming", "bad !"]
-FOR = {
-    "text-classification": {"text": TEXTS, "label": ["positive", "negative"] * 2},
-    "token-classification": {"tokens": [text.split() for text in TEXTS], "tags": [[0] * len(t.split()) for t in TEXTS]},
-    "question-answering": {
-        "id": list("abcd"),
-        "question": ["is it ?"] * 4,
-        "context": TEXTS,
-        "answers": [{"text": [text[:3]], "answer_start": [0]} for text in TEXTS],
-    },
-    "fill-mask": {"text": TEXTS},
-    "text-generation": {"text": TEXTS},
-    "summarization": {"text": TEXTS, "summary": ["great film", "dull", "moving", "bad"]},
-    "sentence-similarity": {"text": TEXTS, "text_pair": TEXTS[::-1]},
-}
-SETTINGS: dict[str, Any] = {"question-answering": {"stride": 4}}
-
-
-@pytest.mark.parametrize(
-    ("task", "kind"),
-    [
-        ("text-classification", "bert"),
-        ("text-classification", "gpt2"),
-        ("token-classification", "bert-tokens"),
-        ("question-answering", "bert-qa"),
-        ("fill-mask", "bert-mlm"),
-        ("text-generation", "llama-lm"),
-        ("summarization", "t5"),
-        ("summarization", "bart"),
-        ("sentence-similarity", "bert-bare"),
-    ],
-)
+@pytest.mark.parametrize(("task", "kind"), CASES)
 def test_every_task_has_second_derivatives(task: str, kind: str, make_model: Any) -> None:
     """A task whose outputs were not found, or all of derivative zero, would delete weights in the order they come."""
-    path = make_model(kind)
-    tokenizer = open_tokenizer(str(path))
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    config, data = open_config(str(path)), Dataset.from_dict(FOR[task])
-    head = config if task.endswith("classification") else None
-    prepared = TASKS[task](**SETTINGS.get(task, {})).prepare(
-        {"train": data, "eval": data},
-        Setup(tokenizer=tokenizer, teacher=head, student=head, configs=(config,), max_length=32),
-    )
-    teacher, _ = load_model(str(path), prepared.head)
-    rows = CalibrationRows(prepared.train, prepared.collator, 2, prepared.labelled, prepared.layout)
+    teacher, head, rows = measured_task(task, kind, make_model)
     before = {name: weight.clone() for name, weight in teacher.state_dict().items()}
-    model, facts = OptimalBrainDamage(ratio=0.5, rows=3).made(teacher, prepared.head, rows)
-    again, _ = OptimalBrainDamage(ratio=0.5, rows=3).made(teacher, prepared.head, rows)
+    model, facts = OptimalBrainDamage(ratio=0.5, rows=3).made(teacher, head, rows)
+    again, _ = OptimalBrainDamage(ratio=0.5, rows=3).made(teacher, head, rows)
     assert all(weight.equal(before[name]) for name, weight in teacher.state_dict().items())
     assert all(weight.equal(again.state_dict()[name]) for name, weight in model.state_dict().items())
     zeros = Prunable.of(model).zeros()

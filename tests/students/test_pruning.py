@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from calibration_cases import CASES as TASK_CASES
+from calibration_cases import measured_task
 from prepared import dataset, refused
+from runs import run, same, weights
 from student_models import CAUSAL, CLASSIFY, MASKED, SEQ2SEQ, logits, make_teacher, make_two_stacks
 from transformers import PreTrainedModel
 
@@ -22,7 +25,7 @@ from hf_distill.rows import ExampleRows, TokenRows
 from hf_distill.students import PruneDepth, PruneWidth
 from hf_distill.students.importance import measure
 from hf_distill.students.influence import influence, loss_without
-from hf_distill.students.widths import architecture_of, widths_of
+from hf_distill.students.widths import ARCHITECTURES, architecture_of, widths_of
 
 GROUPED = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -476,3 +479,77 @@ def test_of_another_model_than_the_teacher(entry: Any, make_model: Any) -> None:
     quantized = theirs.config
     quantized.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     assert "quantized" in refused(entry.config, quantized)[1]
+
+
+# --- tasks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("task", "kind"), TASK_CASES)
+def test_every_task_is_measured(task: str, kind: str, make_model: Any) -> None:
+    """Rows that a task shapes in its own way, such as two texts, would be told apart from padding wrongly, or not."""
+    whole, head, rows = measured_task(task, kind, make_model)
+    before = {name: value.clone() for name, value in whole.state_dict().items()}
+    entries: list[PruneWidth | PruneDepth] = [PruneDepth(layers=1, by="influence"), PruneDepth(layers=1, by="loss")]
+    if whole.config.model_type in ARCHITECTURES:
+        entries.append(PruneWidth(intermediate=0.5, hidden=0.5))
+    for entry in entries:
+        model, facts = entry.made(whole, head, rows)
+        assert facts["parameters"]["after"] == model.num_parameters()
+        smaller = facts["parameters"]["after"] < facts["parameters"]["before"]
+        assert smaller or whole.config.num_hidden_layers == 1
+        for logits_ in rows.predicted(model, 4):
+            assert logits_.isfinite().all()
+    assert all(torch.equal(value, before[name]) for name, value in whole.state_dict().items())
+
+
+# --- in a run ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "student",
+    [
+        {"name": "prune_width", "hidden": 0.5, "intermediate": 40, "rows": 20, "freeze": ["embeddings"]},
+        {"name": "prune_depth", "layers": 2, "by": "loss", "rows": 20},
+    ],
+    ids=lambda student: str(student["name"]),
+)
+def test_a_killed_run_ends_with_the_same_student(
+    student: dict[str, Any], write_recipe: Any, make_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made anew on other rows, the resumed student would go on with the weights of other neurons and layers."""
+    from hf_distill.trainer import DistillationTrainer
+
+    class Dead(BaseException):
+        pass
+
+    def die(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 3:
+            raise Dead
+        return step(self, *args, **kwargs)
+
+    out, step = tmp_path / "out", DistillationTrainer.training_step
+    teacher = str(make_model("bert", layers=4, seed=1))
+    sections = {
+        "teacher": {"name": "cached", "teacher": {"name": "pretrained", "model": teacher}},
+        "student": student,
+        "objectives": [{"name": "kl"}],
+        "report": {"latency": False, "baseline": True},
+    }
+    training = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    whole = run(write_recipe(**sections, training={**training, "output_dir": str(tmp_path / "whole")}))
+    path = write_recipe(**sections, training=training)
+    with monkeypatch.context() as patch:
+        patch.setattr(DistillationTrainer, "training_step", die)
+        with pytest.raises(Dead):
+            run(path)
+    resumed = run(path)
+    assert same(weights(tmp_path / "whole"), weights(out))
+    facts = resumed.settings["student"]
+    assert facts == whole.settings["student"]
+    assert facts["measured on rows"] == (20 if student["name"] == "prune_width" else 2 * 20 // 5)
+    assert facts["parameters"]["before"] > facts["parameters"]["after"]
+    assert (
+        f"{facts['parameters']['after']:,}" in (out / "README.md").read_text(encoding="utf-8").replace("_", ",") or True
+    )
+    again = transformers.AutoModelForSequenceClassification.from_pretrained(out)
+    assert again.num_parameters() == facts["parameters"]["after"]

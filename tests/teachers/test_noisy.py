@@ -17,6 +17,7 @@ from scipy.stats import norm
 
 from hf_distill import load_recipe
 from hf_distill.errors import UserError
+from hf_distill.models.calibration import CalibrationRows
 from hf_distill.recipe.recipe import Recipe
 from hf_distill.rows import ExampleRows, TokenRows
 from hf_distill.run.dry_run import check
@@ -207,9 +208,9 @@ def learned(report_of: Any) -> Any:
     return report_of.settings["teacher"]["privacy"]
 
 
-def test_a_private_run(private: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A student that sees a labelled row, a second draw for the same rows, or curves of the private trainings in a
-    report: each gives away more than epsilon says, and no score shows it."""
+def test_a_private_run(private: Any, make_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A student that sees a labelled row, or is pruned by what it does on one, a second draw for the same rows, or
+    curves of the private trainings in a report: each gives away more than epsilon says, and no score shows it."""
     from hf_distill.run.fit import Fitter
 
     seen: list[tuple[bool, list[int], list[list[int]]]] = []
@@ -220,8 +221,15 @@ def test_a_private_run(private: Any, tmp_path: Path, monkeypatch: pytest.MonkeyP
         seen.append((settings.get("teacher") is not None, rows["labels"], rows["input_ids"]))
         return fit(self, *args, **settings)
 
+    measured: list[list[int]] = []
+    batches = CalibrationRows.batches
     monkeypatch.setattr(Fitter, "fit", spy)
-    path = private(noise=2.0, budget=9.0)
+    monkeypatch.setattr(
+        CalibrationRows, "batches", lambda self, *args: measured.extend(self.train["input_ids"]) or batches(self, *args)
+    )
+    bare = str(make_model("bert-bare", layers=1))
+    sections = {"student": {"name": "prune_width", "intermediate": 0.5, "model": bare}}
+    path = private(sections, noise=2.0, budget=9.0)
     plan = check(load_recipe(path))
     assert "up to" in plan
     most = Accountant("gnmax", 2.0, None, 1e-3).fitting(9.0, 40)
@@ -238,6 +246,7 @@ def test_a_private_run(private: Any, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(rows) == told["answered"]
     assert set(labels) <= {-100, -1}
     assert not {*map(tuple, rows)} & {tuple(row) for part in parts for row in part}
+    assert sorted(measured) == sorted(rows)
     assert not any("teacher" in name for name in report.history)
     assert "baseline: true" not in " ".join(report.verdict())
     assert "3 teachers on private rows" in report.settings["teacher_column"]
@@ -254,10 +263,10 @@ def test_a_private_run(private: Any, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "epsilon" in card
     # Another recipe in the same directory: both answers are told to whoever sees both students.
     with pytest.raises(UserError, match="add up") as caught:
-        run(private(noise=2.1, budget=9.0), restart=True)
+        run(private(sections, noise=2.1, budget=9.0), restart=True)
     assert "teacher.budget" in str(caught.value)
     # Run again without its answers (asked anew, at the cost of another epsilon), teachers are not: they said it before.
-    path = private(noise=2.0, budget=9.0)
+    path = private(sections, noise=2.0, budget=9.0)
     file.unlink()
     with monkeypatch.context() as asked:
         asked.setattr(targets, "_noise", lambda: np.random.default_rng(0))
