@@ -14,6 +14,8 @@ from hf_distill.metrics.bootstrap import Units, spread
 from hf_distill.metrics.significance import half_width, holm, p_value
 from hf_distill.report.for_whom import FEWEST, Distance, GroupResult
 
+# Widths up to this size are rounding errors.
+NOTHING = 1e-12
 # Group -> model -> what its metric is computed from.
 Parts = Mapping[str, Mapping[str, Units]]
 # Model -> group -> metric.
@@ -136,7 +138,7 @@ def _group(
         return replace(found, outcome="not defined", reason="it is not defined on most samples of these rows")
     width, p = half_width(error, rows, differences), p_value(difference, error, rows, differences)
     # An interval of width 0 would claim too much.
-    return replace(found, interval=width or None, p_value=p)
+    return replace(found, interval=width if width > NOTHING else None, p_value=p)
 
 
 def _distance(
@@ -162,9 +164,9 @@ def _distance(
         differences = [own - their for own, their in zip(apart["student"], apart[other], strict=False)]
         widened[other] = mean(differences)
         error = spread(samples["student"] - samples[other])
-        if error is not None:
-            # No number of units: the normal distribution.
-            interval[other] = half_width(error, 1_000_000, differences)
+        # No number of units: the normal distribution.
+        if error is not None and (width := half_width(error, 1_000_000, differences)) > NOTHING:
+            interval[other] = width
     return Distance(
         metrics={model: mean(values) for model, values in apart.items()},
         best={model: ends[model][0] for model in apart},

@@ -55,8 +55,9 @@ def fairness(
     kept = np.isin(group, list(groups))
     group, labels = group[kept], labels[kept]
     predicted = {model: one[kept] for model, one in predicted.items()}
-    # Of two classes, both have the same differences.
-    columns = [1] if len(classes) == 2 else list(range(len(classes)))
+    # Of two classes that exclude each other, both have the same differences.
+    two = len(classes) == 2 and all((one.sum(-1) == 1).all() for one in (labels, *predicted.values()))
+    columns = [1] if two else list(range(len(classes)))
     # fairlearn takes a share of no rows for 0, and the difference to it would be a finding.
     whole = [index for index in columns if _everywhere(labels[:, index], group, groups)]
     parity, odds = (
@@ -66,9 +67,9 @@ def fairness(
     left = [classes[index] for index in columns if index not in whole]
     what = f"is not among the labels, or is the only label, of some group: {', '.join(map(repr, left[:5]))}"
     note = f"Equalised odds leave out {len(left)} of {len(columns)} classes, as each {what}." if left else ""
-    if len(classes) == 2 and left:
+    if two and left:
         note = f"Equalised odds are not defined: '{left[0]}' {what.partition(':')[0]}."
-    named = len(classes) > 2 and odds
+    named = len(columns) > 1
     return Fairness(
         demographic_parity_difference={model: value for model, (value, _) in parity.items()},
         equalized_odds_difference={model: value for model, (value, index) in odds.items() if index >= 0},

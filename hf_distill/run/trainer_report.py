@@ -14,6 +14,7 @@ from transformers import set_seed
 
 from hf_distill import parallel
 from hf_distill.data import by_length, with_length
+from hf_distill.data.example_columns import held
 from hf_distill.errors import UserError
 from hf_distill.files.ownership import RUNS
 from hf_distill.mistakes import describe
@@ -61,6 +62,8 @@ def evaluate_distillation(
     latency: bool = True,
 ) -> Report:
     """Compare a trainer's student with its teacher, and with the same student trained without the teacher.
+
+    Groups in a column `example_group` of both data sets are compared, as those of `data.columns.group` in a run.
 
     Args:
         trainer: The trainer, after `train()`.
@@ -147,7 +150,11 @@ def _of_tokens(trainer: DistillationTrainer, split: datasets.Dataset, metrics: S
             f"eval_dataset holds text ({', '.join(split.column_names)}), and the trainer's data sets were tokenised "
             "before. Tokenise it as they were."
         )
-    rows = by_length(with_length(trainer._remove_unused_columns(split, "evaluation")))
+    rows = trainer._remove_unused_columns(split, "evaluation")
+    for name in held(split):  # of the report alone: no model takes it
+        if name not in rows.column_names:
+            rows = rows.add_column(name, split[name][:])
+    rows = by_length(with_length(rows))
     config: Any = base_model(trainer.model).config
     evaluator = evaluator_of(trainer.layout, config, metrics)
     if evaluator.needs_logits and not is_labelled(rows, trainer.layout):

@@ -208,6 +208,16 @@ def test_of_several_classes_the_largest_difference_is_named() -> None:
     assert found.equalized_odds_difference["student"] == pytest.approx(max(odds))
 
 
+def test_two_labels_of_a_row_are_not_two_classes() -> None:
+    """Of two classes one says it all; of two labels of the same row, the first was never looked at."""
+    labels = np.array([[1, 0], [1, 1], [0, 0], [0, 1]] * 2, dtype=bool)
+    guess = labels.copy()
+    guess[4:, 0] = False
+    found = fairness({"student": guess}, labels, np.array(list("aaaabbbb")), ["a", "b"], ["joy", "anger"])
+    assert found.demographic_parity_difference == {"student": pytest.approx(0.5)}
+    assert found.of["student"] == ("joy", "joy")
+
+
 def test_a_group_without_a_class_has_no_odds() -> None:
     """fairlearn takes a share of no rows for 0: a group without any "yes" would be the most unfair one found."""
     labels, group = [1, 0, 1, 0, 0, 0], np.array(list("aaaabb"))

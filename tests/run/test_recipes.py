@@ -98,6 +98,7 @@ VALUES: Mapping[str, Callable[[Example], Any]] = {
         Example.sentence,
     ),
     "label": Example.label,
+    "group": lambda example: f"group {example.index % 3}",
     "tokens": lambda example: ["the", "film", "great", "plot"],
     "tags": lambda example: ["O", ("B-ART", "B-PLOT")[example.index % 2], "I-ART", "O"],
     "messages": lambda example: [

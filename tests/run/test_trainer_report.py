@@ -59,7 +59,7 @@ def accuracy(model: Any, tokenizer: Any) -> tuple[float, np.ndarray[Any, Any]]:
 @pytest.mark.parametrize("tokenised", [False, True])
 def test_the_report_of_a_trainer(make_model: MakeModel, tmp_path: Path, tokenised: bool) -> None:
     """A report that evaluates other rows, or a baseline from another start, praises or blames the wrong thing."""
-    columns: dict[str, Any] = {"text": TEXTS, "label": LABELS}
+    columns: dict[str, Any] = {"text": TEXTS, "label": LABELS, "example_group": list("abbab")}
     given = {}
     if tokenised:
         tokenizer = transformers.AutoTokenizer.from_pretrained(make_model("bert", layers=1, **NO_DROPOUT))
@@ -78,6 +78,11 @@ def test_the_report_of_a_trainer(make_model: MakeModel, tmp_path: Path, tokenise
     assert report.teacher.metrics["accuracy"] == pytest.approx(theirs)
     assert report.agreement == pytest.approx((classes == taught).mean())
     assert report.eval_rows == 5
+    assert [whom.by for whom in report.for_whom] == ["group", "class"]
+    for group in report.for_whom[0].groups:
+        rows_of_it = np.array(columns["example_group"]) == group.name
+        assert group.rows == rows_of_it.sum()
+        assert group.metrics["student"] == pytest.approx((classes == LABELS)[rows_of_it].mean())
     # The baseline is what Trainer itself makes of the start on labels alone.
     assert report.baseline is not None
     assert report.gain_error is not None

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hf_distill.data.example_columns import inputs_of
 from hf_distill.metrics.score import check_names
 from hf_distill.models.loading import open_config, open_tokenizer
 from hf_distill.tasks import TASKS, Prepared, Setup
-from hf_distill.tasks.evaluator import Predictions
+from hf_distill.tasks.evaluator import LogitsEvaluator, Predictions
 
 TEXTS = ["a great film", "a dull story", "the plot was moving", "the cast is bad and the film boring"] * 8
 TITLES = ["great film", "dull story", "moving plot", "bad cast"] * 8
@@ -46,7 +47,7 @@ def prepared(request: pytest.FixtureRequest, make_model: Any) -> Prepared:
     kind, columns = CASES[request.param]
     path: Path = make_model(kind)
     setup = Setup(open_tokenizer(str(path)), configs=(open_config(str(path)),) * 2)
-    data = Dataset.from_dict(columns)
+    data = Dataset.from_dict({**columns, "example_group": ["a", "b", "b", "c"] * 8})
     return TASKS[request.param]().prepare({"train": data, "eval": data}, setup)
 
 
@@ -59,7 +60,7 @@ def predicted(prepared: Prepared, right: float, seed: int) -> Predictions:
     if not evaluator.needs_logits:
         known = getattr(getattr(evaluator, "generator", None), "references", [])
         return Predictions(losses=losses, texts=[text if rng.random() < right else "a film" for text in known])
-    batch = prepared.collator([{k: v for k, v in row.items() if not k.endswith("length")} for row in prepared.eval])
+    batch = prepared.collator([inputs_of(row) for row in prepared.eval])
     found: Any = prepared.layout.labels(batch)
     labels: Any = found.numpy()
     sure = rng.random(len(labels)) < right
@@ -96,6 +97,8 @@ def test_every_task_has_a_whole_evaluator(prepared: Prepared) -> None:
     units = evaluator.units(student)
     assert units is not None
     assert evaluator.has_units
+    assert prepared.groups is not None
+    assert len(prepared.groups.eval) == len(units.counted)
     assert units.value() == pytest.approx(metrics[evaluator.headline])
     half = np.arange(len(units.counted)) % 2 == 0
     assert all(math.isfinite(units.part(some).value()) for some in (half, ~half))
@@ -107,3 +110,13 @@ def test_every_task_has_a_whole_evaluator(prepared: Prepared) -> None:
     rows = evaluator.count(student)
     assert rows == (sum(map(len, CASES["token-classification"][1]["tags"])) if "span_f1" in metrics else 32)
     assert set(evaluator.in_training) == set(evaluator.names) - {"perplexity"}
+
+
+def test_predictions_of_nan_are_no_predictions() -> None:
+    """`argmax` takes NaN for class 0: the group of that class would seem to be the best of a broken model."""
+    logits, labels = np.full((40, 2), np.nan), np.zeros(40, dtype=int)
+    units = LogitsEvaluator(("accuracy",), "classes").units(Predictions(logits, labels))
+    assert units is not None
+    value: Any = units.value()
+    assert math.isnan(value)
+    assert "NaN" in value.reason
