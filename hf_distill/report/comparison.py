@@ -57,11 +57,14 @@ def parts_by_class(
 
     found: dict[str, dict[str, Units]] = {}
     for index in np.unique(labels[labels >= 0]).tolist():
-        own = labels == index
-        count = own.sum(-1)
-        name = names[index] if index < len(names) else str(index)
+        # The examples of the class alone: of a thousand classes, each would hold arrays over all of them.
+        rows = (labels == index).any(-1)
+        own = labels[rows] == index
+        count, name = own.sum(-1), names[index] if index < len(names) else str(index)
         found[name] = {
-            model: Units(((own & (guess.reshape(labels.shape) == index)).sum(-1), count), accuracy, count > 0)
+            model: Units(
+                ((own & (guess.reshape(labels.shape)[rows] == index)).sum(-1), count), accuracy, np.ones(len(own), bool)
+            )
             for model, guess in predicted.items()
         }
     return found
