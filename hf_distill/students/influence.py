@@ -33,6 +33,10 @@ class LayerScores:
     rows: int
 
 
+# Rows of logits that are compared at a time.
+_ROWS = 256
+
+
 # ---- Block influence -------------------------------------------------------------------------------------------------
 
 
@@ -54,7 +58,7 @@ def influence(model: PreTrainedModel, rows: CalibrationRows, count: int) -> Laye
             def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
                 before, after = _states(args, kwargs), _first(output)
                 mask = real.of(before, decoder=field == "decoder_layers")
-                sums[field, number] += float((1 - _cosine(before, after))[mask].double().sum())
+                sums[field, number] += float((1 - _cosine(before, after))[mask].cpu().double().sum())
                 tokens[field] += int(mask.sum()) if number == 0 else 0
 
             return hook
@@ -119,18 +123,26 @@ def loss_without(model: PreTrainedModel, rows: CalibrationRows, count: int) -> L
             total += len(whole)
             for number, predicted in enumerate(passes[1:]):
                 left_out.number = number
-                sums[number] += float(_distance(whole, next(predicted), rows.layout.has_classes).double().sum())
+                sums[number] += _distance(whole, next(predicted), rows.layout.has_classes)
     losses = iter([one / max(total, 1) for one in sums])
     of = {field: [next(losses) for _ in layers] for field, layers in found.items()}
     return LayerScores("loss without each", of, used)
 
 
-def _distance(whole: Tensor, without: Tensor, classes: bool) -> Tensor:
-    """Return `KL(whole || without)` of rows of logits, or the squared difference of rows of values, `(rows,)`."""
-    if not classes:
-        return (whole - without).square().mean(-1)
-    logs, others = whole.log_softmax(-1), without.log_softmax(-1)
-    return (logs.exp() * (logs - others)).sum(-1)
+def _distance(whole: Tensor, without: Tensor, classes: bool) -> float:
+    """Return `KL(whole || without)` of rows of logits, or the squared difference of rows of values, summed."""
+    total = 0.0
+    # In float64, as the divergence of predictions that hardly differ is lost in float32; not of all rows at once, as a
+    # vocabulary may be large.
+    for start in range(0, len(whole), _ROWS):
+        part = whole[start : start + _ROWS], without[start : start + _ROWS]
+        one, other = (logits.cpu().double() if logits.device.type == "mps" else logits.double() for logits in part)
+        if classes:
+            logs, others = one.log_softmax(-1), other.log_softmax(-1)
+            total += float((logs.exp() * (logs - others)).sum())
+        else:
+            total += float((one - other).square().mean(-1).sum())
+    return total
 
 
 @dataclass

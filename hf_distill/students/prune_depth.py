@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from hf_distill import parallel
 from hf_distill.component import component
 from hf_distill.errors import UserError
 from hf_distill.models.layers import find_stacks
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
     from hf_distill.models.calibration import CalibrationRows
     from hf_distill.models.loading import Head
+
+logger = logging.getLogger(__name__)
 
 
 @component
@@ -105,6 +109,12 @@ class PruneDepth(CopiedStudent, SizedStudent, MeasuredStudent):
         scores = None
         if any(count < len(stacks[field]) for field, count in counts.items()):
             with measuring(whole):
+                if self.by == "loss" and labels is None and parallel.is_first():
+                    logger.warning(
+                        "prune_depth: the head of '%s' is new and its predictions say little, so by: loss may "
+                        "remove the wrong layers. Choose by: influence, or prune a model with a trained head.",
+                        self.model,
+                    )
                 scores = self._measured(whole, rows)
         kept = {
             field: _chosen(layers, counts[field], scores.of[field] if scores else None, field)
@@ -116,7 +126,7 @@ class PruneDepth(CopiedStudent, SizedStudent, MeasuredStudent):
             facts[field] = {"before": len(layers), "after": len(kept[field])}
             if scores:
                 facts[f"removed {field}"] = sorted(set(range(len(layers))).difference(kept[field]))
-                facts[f"{scores.what} of {field}"] = [round(score, 5) for score in scores.of[field]]
+                facts[f"{scores.what} of {field}"] = [float(f"{score:.4g}") for score in scores.of[field]]
         return Made(student, {**facts, **({"measured on rows": scores.rows} if scores else {})})
 
     def _measured(self, whole: PreTrainedModel, rows: CalibrationRows) -> LayerScores:

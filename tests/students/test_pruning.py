@@ -467,8 +467,8 @@ def test_unlike_layers_stay() -> None:
     assert refused(made, PruneDepth(layers=7), whole)[0] == "layers"
 
 
-@pytest.mark.parametrize("entry", [PruneDepth(layers=1), PruneWidth(intermediate=4)])
-def test_of_another_model_than_the_teacher(entry: Any, make_model: Any) -> None:
+@pytest.mark.parametrize("entry", [PruneDepth(layers=1, by="loss"), PruneWidth(intermediate=4)])
+def test_of_another_model_than_the_teacher(entry: Any, make_model: Any, caplog: pytest.LogCaptureFixture) -> None:
     """Copied from the fine-tuned teacher all the same, a baseline would know what the teacher has learned."""
     base = make_model("bert-bare", layers=3, seed=3)
     named = dataclasses.replace(entry, model=str(base))
@@ -476,6 +476,7 @@ def test_of_another_model_than_the_teacher(entry: Any, make_model: Any) -> None:
     theirs = transformers.AutoModel.from_pretrained(base)
     assert torch.equal(result.model.get_input_embeddings().weight, theirs.get_input_embeddings().weight)
     assert (named.vocabulary, named.copies_teacher) == (str(base), False)
+    assert ("head" in caplog.text) == isinstance(entry, PruneDepth)  # its loss is that of a random head
     quantized = theirs.config
     quantized.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     assert "quantized" in refused(entry.config, quantized)[1]
