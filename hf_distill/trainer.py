@@ -27,12 +27,14 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from hf_distill import parallel
 from hf_distill.cache.replay import TrainingData
+from hf_distill.data.example_columns import check_weights
 from hf_distill.errors import NotFinite, UserError
 from hf_distill.models.inspection import base_model, taken_by
 from hf_distill.models.quantization import evaluable
 from hf_distill.models.sentence_encoder import encoding_of
 from hf_distill.models.target_model import TargetSource, as_source
 from hf_distill.objectives import Comparison, KLDivergence, Labels, LogitsMSE, Objective
+from hf_distill.objectives.settled_groups import settle_group_weights
 from hf_distill.rows.base import UNITS, RowLayout
 from hf_distill.rows.inferred import infer_layout
 from hf_distill.rows.padding import Padding
@@ -74,6 +76,7 @@ from hf_distill.training.sharded import has_loss_scale, is_divided, is_wrapped
 from hf_distill.training.sharing import SharingTrainer
 from hf_distill.training.terms import OBSERVED, Terms
 from hf_distill.training.text_columns import holds_text, text_columns
+from hf_distill.training.weighing import WeighGroups, Weighing, positive
 from hf_distill.training_args import DistillationArguments, check_arguments, check_devices
 
 logger = logging.getLogger(__name__)
@@ -204,7 +207,8 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
             layout = layout or self._layout_of_texts()
         self.layout = layout or infer_layout(self.model, self.teacher, self.processing_class)
         chosen = _defaults(self.layout) if objectives is None else objectives
-        self.objectives = settle_class_weights(chosen, self.layout, self.model, self.train_dataset)
+        settled = settle_class_weights(chosen, self.layout, self.model, self.train_dataset)
+        self.objectives = settle_group_weights(settled, self.train_dataset)
         # With the default objectives, data without labels is allowed.
         labelled = self._labelled()
         if objectives is None and labelled is False and self.is_world_process_zero():
@@ -223,6 +227,8 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
             self.source, self.data_collator = narrowed
         self._place_teacher()
         self.terms = self._make_terms()
+        self.weighing = Weighing(self.terms, self.train_dataset, self.args.device)
+        self.add_callback(WeighGroups(lambda: self.weighing))
         self.learners = Learners.of(self, labelled)
         self._made_for = self._models()
         self._heads = self._open_heads()
@@ -240,8 +246,8 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
         self._taken = self._taken_by_each()
         # Terms and agreement, summed over the steps since the last log.
         self._totals = torch.zeros(len(self.terms) + 1, device=self.args.device)
-        # For each unit, in how many of these steps its count was above 0.
-        self._counted = torch.zeros(len(UNITS), device=self.args.device)
+        # For each count of a step, in how many of these steps it was above 0.
+        self._counted = torch.zeros_like(self.weighing.no_counts())
         self.watch = Watch(self.terms.names)
         self._steps = 0
         self._meter = Meter(self.args.device)
@@ -333,6 +339,7 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
                     "data_collator out, so that the text is tokenised here, or tokenise it first."
                 )
             check_label_values(split, name, self.layout, self.model)
+            check_weights(split, name)
             check_input_values(split, name, {"student": self.model, **self._teachers})
         check_data(self, self.layout, self.teacher)
 
@@ -401,6 +408,7 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
             self._place_teacher()
             if not self.terms.learned:  # which are part of the student
                 self.terms = self._make_terms()
+                self.weighing = Weighing(self.terms, self.train_dataset, self.args.device)
             self.padding_free = PaddingFree(self.args, now[0], self.source, self.terms)
             self._taken = self._taken_by_each()
             self._made_for = now
@@ -420,7 +428,7 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
                 "layers: 'similarity' is not supported with FSDP. Run a few steps without FSDP, which logs the "
                 "pairs, and write them in the recipe: layers: [[1, 2], ...]."
             )
-        collate = self.padding.collating(self.data_collator)
+        collate: Any = self.weighing.collating(self.padding.collating(self.data_collator))
         if isinstance(data, datasets.Dataset):
             data = self._remove_unused_columns(data, "training")
         else:
@@ -442,6 +450,7 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as `Trainer` does; at the end, undo Liger's changes of the model (`use_liger_kernel`)."""
         self._begin_targets()
+        self.weighing.begin()
         if self.learners is not None:
             self.learners.begin()
         if not self.args.use_liger_kernel:
@@ -463,20 +472,20 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
             return super()._inner_training_loop(*args, **kwargs)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
-        """Return the count of every unit in the accumulation window of all processes, `(units,)`, as in `UNITS`."""
+        """Return the counts of the accumulation window of all processes, as `Weighing` counts them."""
         self._steps += bool(batch_samples)
         self._begin_step()
         counts = self._count(batch_samples)
         self._counted += counts > 0
         self._meter.count(torch.stack([counts[UNITS.index(unit)] for unit in self.layout.token_units]).sum())
-        # With a count of 0 the sum is 0, too: 0 / 1, not NaN.
-        return counts.clamp(min=1)
+        counts = positive(counts)
+        self.weighing.start_step(counts)
+        return counts
 
     def _count(self, batches: list[Any]) -> Tensor:
-        totals = torch.zeros(len(UNITS), device=self.args.device)
+        totals = self.weighing.no_counts()
         for batch in batches:
-            counts = self.layout.units(batch)
-            totals += torch.stack([counts[unit].sum() for unit in UNITS]).to(totals)
+            totals += self.weighing.count(batch, self.layout.units(batch)).to(totals)
         return parallel.summed(totals)
 
     def compute_loss(
@@ -496,7 +505,7 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
             inputs: A collated batch.
             return_outputs: Also return the student's outputs, a mapping, with their graph. All logits are then
                 computed at once.
-            num_items_in_batch: Count of every unit in the whole step, as `_get_num_items_in_batch` returns it. If left
+            num_items_in_batch: Counts of the whole step, as `_get_num_items_in_batch` returns it. If left
                 out, the batch is counted in all processes; during training with gradient accumulation, that is refused.
 
         Returns:
@@ -515,23 +524,24 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
                     f"{self.args.gradient_accumulation_steps} micro-batches: each would count as a whole step. In an "
                     "overridden compute_loss, pass num_items_in_batch on."
                 )
-            counts = self._count([inputs]).clamp(min=1)
+            counts = positive(self._count([inputs]))
         self.terms.go_to(self.state.global_step, self.state.max_steps)
         # DDP averages gradients over processes, and the counts are global: hence the factor.
         processes = parallel.processes()
-        counted = self.terms.counts(counts)
+        counted = self.weighing.divisors(counts)
         heads = None if return_outputs else self._heads
-        exact = counted if counted.device.type == "mps" else counted.double()
+        weights = self.weighing.of(inputs, counts)
         sums, (agreement, extremes), outputs = self._forward(
-            model, inputs, heads, processes / exact, attached=return_outputs
+            model, inputs, heads, processes / counted, weights, attached=return_outputs
         )
-        terms = sums.sum(0) * processes / counted
+        terms = (sums if weights is None else sums * weights.to(sums)).sum(0) * processes / counted.to(sums)
         if model.training:
-            agreement = agreement.sum() * processes / counts[UNITS.index("row")]
+            agreement = agreement.sum() * processes / counts[UNITS.index("row")].to(agreement)
             self._totals += torch.cat((terms.detach(), agreement.reshape(1).to(terms)))
             self._note(inputs, sums, extremes)
+            self.weighing.note(inputs, sums)
             if self.learners is not None:
-                self.learners.compute(counts)
+                self.learners.compute(counts, weights)
         loss = self.terms.weighted(terms)
         if model.training and torch.is_grad_enabled() and not loss.requires_grad:
             raise UserError(
@@ -546,6 +556,7 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
         inputs: dict[str, Any],
         heads: Heads | None,
         shares: Tensor | None = None,
+        weights: Tensor | None = None,
         attached: bool = False,
     ) -> tuple[Tensor, tuple[Tensor, Tensor], dict[str, Any]]:
         """Run both models and compare them, all inside the forward pass of the student's wrapper (`inside_forward`).
@@ -556,11 +567,13 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
             heads: The heads of the models, to compute the logits in chunks; None to compute all logits at once.
             shares: What the loss multiplies each sum by, without its weight, `(objectives,)`; None if no gradient is
                 needed.
+            weights: What the loss multiplies the sums of each example by besides, `(batch, objectives)`; None for 1.
             attached: Whether to return the student's outputs with their graph.
 
         Returns:
-            The sum of every objective for every example, `(batch, objectives)`; the number of rows of each example
-            where both models agree, `(batch,)`, and the largest logits, `(batch, 2)`; and the student's outputs.
+            The sum of every objective for every example, `(batch, objectives)`, not weighted; the number of rows of
+            each example where both models agree, `(batch,)`, and the largest logits, `(batch, 2)`; and the student's
+            outputs.
         """
         student = parallel.unwrapped(model)
 
@@ -570,7 +583,7 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
             outputs = {key: value for key, value in comparison.student.items() if isinstance(value, Tensor)}
             if not attached:
                 outputs = {key: value.detach() for key, value in outputs.items()}
-            sums = self.terms.per_example(comparison, shares)
+            sums = self.terms.per_example(comparison, shares, weights)
             return sums, (comparison.rows.agreement(), comparison.rows.extremes()), outputs
 
         with self.terms.eager_attention():  # a user may call `compute_loss` outside of training
@@ -610,7 +623,7 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
         return [] if self.learners is None else self.learners.gather()
 
     def _sums(self) -> Sequence[Tensor]:
-        return [*super()._sums(), self._totals, self._counted]
+        return [*super()._sums(), self._totals, self._counted, self.weighing.sums]
 
     # ---- Logging ----
 
@@ -620,6 +633,7 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
             self.check_finite()
         if "loss" in logs and self._steps:
             logs.update(self._means())
+            logs.update(self.weighing.logged())
             logs.update(self._meter.read(parallel.gathered))
             self._totals.zero_()
             self._counted.zero_()
@@ -634,7 +648,7 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
         totals = parallel.summed(self._totals) / parallel.processes()
         rows = self._counted[UNITS.index("row")].reshape(1)
         *sums, agreement = torch.stack(
-            (totals, torch.cat((self.terms.counts(self._counted), rows)).to(totals)), -1
+            (totals, torch.cat((self.weighing.of_terms(self._counted), rows)).to(totals)), -1
         ).tolist()
         named = zip(self.terms.names, sums, strict=True)
         means = {f"objective/{name}": total / steps for name, (total, steps) in named if steps}
@@ -666,7 +680,9 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
             heads = self._heads if prediction_loss_only else None
             sums, (agreement, extremes), outputs = self._forward(model, inputs, heads)
         # Per example, because gathering drops the examples that were repeated to fill the last batch.
-        columns = EvalSums.columns(sums.detach(), agreement, self.layout.units(inputs), extremes)
+        units, weighing = self.layout.units(inputs), self.weighing
+        weights, groups = weighing.of(inputs), weighing.groups(inputs, agreement)
+        columns = EvalSums.columns(sums.detach(), agreement, units, extremes, weights, groups)
         self.eval_sums.add(self.accelerator.gather_for_metrics(columns))
         if prediction_loss_only:
             return None, None, None

@@ -117,6 +117,12 @@ def group_numbers(split: Dataset, names: Sequence[str]) -> NDArray[np.int64]:
     return np.asarray(found.to_numpy(), dtype=np.int64)
 
 
+def group_name(value: Any) -> str:
+    """Return the name of the group that one cell holds."""
+    text = value.strip() if isinstance(value, str) else _called(value, None)
+    return text or NO_GROUP
+
+
 def weights_of(split: Dataset) -> NDArray[np.float64]:
     """Return the weight of each row, `(rows,)`; 1 in a split without the column."""
     import numpy as np
@@ -198,7 +204,9 @@ def _called(value: Any, names: Sequence[str] | None) -> str | None:
         return None
     if names:
         return str(names[value])
-    return str(int(value)) if value.is_integer() else repr(value)
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else repr(value)
+    return str(value)
 
 
 def _numbers(values: pa.ChunkedArray, where: str, key: str) -> pa.ChunkedArray:

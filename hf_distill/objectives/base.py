@@ -16,6 +16,7 @@ from typing_extensions import Self  # in typing from Python 3.11 on
 from hf_distill.component import component
 from hf_distill.models.needs import Classes, Needs
 from hf_distill.models.target_rows import MixtureRows
+from hf_distill.objectives.group_weights import GroupWeights
 from hf_distill.objectives.guard import check_result, guarded
 from hf_distill.objectives.schedule import Schedule, Weight, cut_off, number
 from hf_distill.rows.base import Rows, SparseRows, Unit, fold, likeliest
@@ -69,6 +70,9 @@ class Objective(ABC):
 
     Attributes:
         weight: Factor of this loss in the sum.
+        group_weights: Weights of the groups in `data.columns.group`: `inverse_frequency` (all groups weigh the same),
+            `worst_group` (the worst weighs more and more; Sagawa et al. 2020, arXiv 1911.08731), or `{name: weight}`, 1
+            for those left out. Default: every row weighs the same.
     """
 
     name: ClassVar[str]
@@ -104,6 +108,7 @@ class Objective(ABC):
     differentiates: ClassVar[bool] = False
 
     weight: Weight = 1.0
+    group_weights: GroupWeights | None = None
 
     @classmethod
     def formula(cls) -> str:
@@ -176,19 +181,19 @@ class Objective(ABC):
 
     def at(self, step: int, steps: int) -> Self:
         """Return the objective as it is after `step` of `steps` optimiser steps, its schedules replaced by numbers."""
-        moving = {name: value for name, value in vars(self).items() if isinstance(value, Schedule)}
+        moving: dict[str, Any] = {name: value for name, value in vars(self).items() if isinstance(value, Schedule)}
         if not moving:
             return self
         return replace(self, **{name: schedule.at(step, steps) for name, schedule in moving.items()})
 
     def at_end(self) -> Self:
         """Return the objective as every schedule leaves it, be the training long enough to get there or not."""
-        moving = {name: value.end for name, value in vars(self).items() if isinstance(value, Schedule)}
+        moving: dict[str, Any] = {name: value.end for name, value in vars(self).items() if isinstance(value, Schedule)}
         return replace(self, **moving) if moving else self
 
     def cut_off(self, steps: int) -> dict[str, str]:
         """Return what becomes of each schedule that a training of so many optimiser steps is too short for."""
-        moving = {name: value for name, value in vars(self).items() if isinstance(value, Schedule)}
+        moving: dict[str, Any] = {name: value for name, value in vars(self).items() if isinstance(value, Schedule)}
         told = {name: cut_off(schedule, steps) for name, schedule in moving.items()}
         return {name: text for name, text in told.items() if text}
 

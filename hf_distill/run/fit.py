@@ -24,6 +24,7 @@ from hf_distill.models.fingerprint import model_fingerprint
 from hf_distill.models.target_model import as_source
 from hf_distill.models.training_hooks import TrainingHooks
 from hf_distill.objectives import Labels
+from hf_distill.objectives.settled_groups import settle_group_weights
 from hf_distill.run.checks import leaves_head
 from hf_distill.run.found import Found, look
 from hf_distill.training.checkpoints import last_complete_checkpoint, remove_checkpoints
@@ -151,7 +152,7 @@ class Fitter:
         return fingerprint(
             model_fingerprint(model),
             None if source is None else source.fingerprint(),
-            [dataset_fingerprint(_own(split)) for split in (self.rows(objectives), self.prepared.eval)],
+            [dataset_fingerprint(_own(split, objectives)) for split in (self.rows(objectives), self.prepared.eval)],
             [entry(objective) for objective in objectives],
             deciding(training),
             *([dict(self.task)] if self.task else []),
@@ -321,7 +322,9 @@ class Fitter:
             model,
             DistillationArguments(**{**training, "output_dir": str(directory)}),
             teacher=teacher,
-            objectives=settle_class_weights(objectives, self.prepared.layout, model, rows),
+            objectives=settle_group_weights(
+                settle_class_weights(objectives, self.prepared.layout, model, rows), self.prepared.train
+            ),
             train_dataset=rows if trains else None,  # else objectives would choose layers by the data
             processing_class=self.tokenizer,
         )
@@ -353,11 +356,12 @@ def _frozen(model: PreTrainedModel) -> list[str]:
     return [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
 
 
-def _own(split: Dataset) -> Dataset:
-    """Return a split without what no training reads: the row of each example in a cache, and its group."""
+def _own(split: Dataset, objectives: Sequence[Objective]) -> Dataset:
+    """Return a split without the row of each example in a cache, and without groups unless an objective weighs them."""
     from hf_distill.models.target_model import ROW
 
-    return split.remove_columns([name for name in split.column_names if name in (ROW, GROUP)])
+    unread = (ROW,) if any(one.group_weights is not None for one in objectives) else (ROW, GROUP)
+    return split.remove_columns([name for name in split.column_names if name in unread])
 
 
 def _layers(trainer: DistillationTrainer) -> dict[str, list[list[int]]]:

@@ -16,6 +16,7 @@ from hf_distill.models.match import match
 from hf_distill.models.needs import Gives, TaskFacts
 from hf_distill.models.outline import HeadKind, head_kind
 from hf_distill.objectives.class_weights import NO_CLASSES
+from hf_distill.objectives.settled_groups import settle_group_weights
 from hf_distill.tasks.class_counts import ClassCounts, count_classes
 
 if TYPE_CHECKING:
@@ -257,8 +258,9 @@ class Task(ABC):
 
         Raises:
             UserError: A softmax over a single predicted value (it is constant, so the loss is always zero); an
-                objective on labels without labels; class weights for classes that do not exist.
+                objective on labels without labels; weights of classes or groups that do not exist.
         """
+        settle_group_weights(objectives, prepared.train, "objectives")
         gives = Gives.everything(own_tokens=prepared.for_teacher is not None)
         facts = self.facts(prepared)
         for index, objective in enumerate(objectives):

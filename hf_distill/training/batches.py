@@ -16,11 +16,13 @@ from transformers.trainer_utils import has_length
 
 from hf_distill import parallel
 from hf_distill.data import column
+from hf_distill.data.example_columns import EXAMPLE_COLUMNS
 from hf_distill.data.two_tokenizers import PREFIX
 from hf_distill.rows.base import RowLayout
 from hf_distill.rows.padding import Padding
 from hf_distill.training.padding_free.choice import PaddingFree
 from hf_distill.training.text_columns import TextColumns
+from hf_distill.training.weighing import Weighing
 
 
 class BatchingTrainer(Trainer):
@@ -31,12 +33,14 @@ class BatchingTrainer(Trainer):
         padding_free: Adds to every batch what layers without padding need.
         padding: Knows on which side both models are padded.
         takes: Names of the arguments of `forward`, of the student and of the teacher.
+        weighing: Adds weights and groups of examples to every batch.
         texts: Tokenises data sets of text; None if there are none.
     """
 
     layout: RowLayout
     padding_free: PaddingFree
     padding: Padding
+    weighing: Weighing
     takes: tuple[frozenset[str], frozenset[str]]
     texts: TextColumns | None = None
 
@@ -51,7 +55,7 @@ class BatchingTrainer(Trainer):
             taken: Any = self._signature_columns
             theirs = {*self.takes[1], *(f"{PREFIX}{name}" for name in self.takes[1])}
             # The model itself may be a cached teacher that is being evaluated.
-            wanted = theirs.union(self.layout.columns, self.takes[0])
+            wanted = theirs.union(self.layout.columns, self.takes[0], EXAMPLE_COLUMNS)
             self._signature_columns = taken + sorted(wanted.difference(taken))
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> DataLoader[Any]:
@@ -63,6 +67,7 @@ class BatchingTrainer(Trainer):
             dataset = self.texts(dataset)
         plain: Any = self.data_collator
         self.data_collator = self.padding.collating(plain)
+        self.data_collator = self.weighing.collating(self.data_collator)
         # accelerate slices the batches that it dispatches to other processes, and can slice only tensors.
         if not isinstance(dataset, IterableDataset) and not self.accelerator.dispatch_batches:
             collate: Any = self.padding_free.collating(self.data_collator)

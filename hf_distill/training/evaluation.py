@@ -31,17 +31,28 @@ class EvalSums:
         self._columns: list[Tensor] = []
 
     @staticmethod
-    def columns(sums: Tensor, agreement: Tensor, counts: Mapping[Unit, Tensor], extremes: Tensor) -> Tensor:
-        """Return the values of a batch as `add` takes them, `(batch, terms + 1 + units + 2)`.
+    def columns(
+        sums: Tensor,
+        agreement: Tensor,
+        counts: Mapping[Unit, Tensor],
+        extremes: Tensor,
+        weights: Tensor | None = None,
+        groups: Tensor | None = None,
+    ) -> Tensor:
+        """Return the values of a batch as `add` takes them, `(batch, terms + 1 + units + terms + 1 + 2)`.
 
         Args:
             sums: Sum of every term for every example, `(batch, terms)`.
             agreement: Number of rows of each example where both models agree, `(batch,)`.
             counts: Number of each unit in each example, `(batch,)` each.
             extremes: Largest logit of student and teacher, `(batch, 2)`, as `Rows.extremes` returns them.
+            weights: Weight of every example in every term, `(batch, terms)`; None for 1.
+            groups: Number of every example's group, `(batch,)`, -1 for none; None if no term asks.
         """
         others = torch.stack([agreement, *(counts[unit].to(sums) for unit in UNITS)], -1)
-        return torch.cat((sums, others.to(sums), extremes.to(sums)), -1)
+        weights = torch.ones_like(sums) if weights is None else weights
+        groups = torch.full_like(agreement, -1) if groups is None else groups
+        return torch.cat([one.to(sums) for one in (sums, others, weights, groups.unsqueeze(-1), extremes)], -1)
 
     def add(self, columns: Tensor) -> None:
         """Add the examples of a batch, gathered from all processes."""
@@ -67,19 +78,42 @@ class EvalSums:
         return None if found is None else replace(found, evaluation=True)
 
     def figures(self, *, agreement: bool) -> dict[str, float]:
-        """Return loss, objectives and agreement over all examples; those with a count of 0 are left out."""
+        """Return loss, objectives and agreement over all examples; those with a count of 0 are left out.
+
+        Loss and objectives are weighted as in training; with `worst_group`, it is the largest mean of a group.
+        """
         if not self._columns:
             return {}
-        sums = self._rows().sum(0).tolist()
-        width = len(self.terms)
-        count = dict(zip(UNITS, sums[width + 1 : -2], strict=True))
+        rows, width = self._rows(), len(self.terms)
+        units, groups = rows[:, width + 1 :][:, : len(UNITS)], rows[:, -3]
+        weights = rows[:, width + 1 + len(UNITS) :][:, :width]
+        sums = rows[:, :width] * weights
+        counts = units[:, self.terms.units] * weights
         means: dict[str, float] = {}
         loss = 0.0
-        for name, objective, value in zip(self.terms.names, self.terms.objectives, sums[:width], strict=True):
-            if count[objective.unit]:
-                means[f"objective/{name}"] = value / count[objective.unit]
-                loss += number(objective.at_end().weight) * means[f"objective/{name}"]
+        whole = zip(self.terms.names, self.terms.objectives, sums.sum(0).tolist(), counts.sum(0).tolist(), strict=True)
+        for index, (name, objective, total, count) in enumerate(whole):
+            if count:
+                worst = objective.group_weights == "worst_group"
+                mean = _largest_mean(sums[:, index], counts[:, index], groups) if worst else total / count
+                means[f"objective/{name}"] = mean
+                loss += number(objective.at_end().weight) * mean
         figures = {"loss": loss, **means} if means else {}
-        if agreement and count["row"]:
-            figures["agreement"] = sums[width] / count["row"]
+        agreed, of = rows[:, [width, width + 1 + UNITS.index("row")]].sum(0).tolist()
+        if agreement and of:
+            figures["agreement"] = agreed / of
         return figures
+
+
+def _largest_mean(sums: Tensor, counts: Tensor, groups: Tensor) -> float:
+    """Return the largest of the means of the groups, of all examples if they have none.
+
+    Args:
+        sums: `(examples,)`.
+        counts: What the sums are divided by, `(examples,)`; one is above 0.
+        groups: Number of each example's group, `(examples,)`, -1 for none.
+    """
+    places = groups.long() + 1
+    both = torch.zeros(int(places.max()) + 1, 2, dtype=sums.dtype).index_add(0, places, torch.stack((sums, counts), -1))
+    there = both[both[:, 1] > 0]
+    return float((there[:, 0] / there[:, 1]).max())

@@ -121,17 +121,24 @@ class Learners:
             self._outputs[name], logits = one, layout.logits(one)
             self._rows[name] = layout.select(logits if columns is None else logits[..., list(columns)], None, inputs)
 
-    def compute(self, counts: Tensor) -> None:
+    def compute(self, counts: Tensor, weights: Tensor | None) -> None:
         """Compute the loss of each model for the micro-batch that `look` was given.
 
         Args:
-            counts: Count of every unit in the whole step, `(units,)`.
+            counts: Counts of the whole step, as `Weighing` counts them.
+            weights: Weight of each example in each of the student's terms, `(batch, terms)`; None for 1.
         """
+        weighing = self._trainer.weighing
         for name in self._learners:
             # Terms with parameters of their own are refused, so the student's can be used for another model.
-            terms = self._of_labels.get(name) or self._trainer.terms
-            sums = terms.per_example(self._comparison(name)).sum(0)
-            self._losses.append(terms.weighted(sums * parallel.processes() / terms.counts(counts)))
+            terms, given, divisors = self._trainer.terms, weights, weighing.divisors(counts)
+            if name in self._of_labels:
+                own = weighing.of_example(self._inputs)
+                given = None if own is None else own.unsqueeze(-1)
+                terms, divisors = self._of_labels[name], weighing.of_unit(counts, "label").reshape(1)
+            sums = terms.per_example(self._comparison(name))
+            whole = (sums if given is None else sums * given.to(sums)).sum(0)
+            self._losses.append(terms.weighted(whole * parallel.processes() / divisors.to(whole)))
         self._rows, self._outputs, self._inputs = {}, {}, {}
 
     def _comparison(self, name: str) -> Comparison:

@@ -26,6 +26,7 @@ from hf_distill.training.checkpoints import damaged, seal, weights_fault
 from hf_distill.training.learners import Learners
 from hf_distill.training.sharded import saves_itself
 from hf_distill.training.terms import Terms
+from hf_distill.training.weighing import Weighing
 
 
 class SavingTrainer(Trainer):
@@ -34,6 +35,7 @@ class SavingTrainer(Trainer):
     Attributes:
         terms: The loss terms. Subclasses set them.
         source: Gives the targets; None if there is no teacher. Subclasses set it.
+        weighing: The weights of examples and groups. Subclasses set it.
         learners: Trains models of the source beside the student; None where none trains. Subclasses set it.
         has_model_card: Whether there is a model card that a push must not overwrite.
         key: Fingerprint of all that the training computes, stored in its checkpoints.
@@ -44,6 +46,7 @@ class SavingTrainer(Trainer):
     model: PreTrainedModel
     terms: Terms
     source: TargetSource | None
+    weighing: Weighing
     learners: Learners | None = None
     has_model_card = False
     key = ""
@@ -64,6 +67,7 @@ class SavingTrainer(Trainer):
         if self.terms.learned:
             save_learned(directory, gathered or self.terms.learned.state_dict())
         self._save_targets(directory)
+        self.weighing.save(directory)
         if self.learners is not None and not self.args.save_only_model:
             self.learners.save(directory)
 
@@ -163,6 +167,7 @@ class SavingTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         with self._learned_from(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.weighing.load(Path(resume_from_checkpoint))
         if self.learners is not None:
             self.learners.load(Path(resume_from_checkpoint))
 

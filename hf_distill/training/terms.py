@@ -44,6 +44,7 @@ class Terms(Sequence[Term]):
         outputs: Arguments of `forward` that make a model return what the objectives need besides logits.
         differentiates: Whether an objective compares derivatives.
         watch: Whether an objective looks into the models with hooks.
+        units: Place in `UNITS` of the unit of each objective.
     """
 
     def __init__(self, objectives: Sequence[Objective], student: nn.Module, teacher: nn.Module | None) -> None:
@@ -58,7 +59,7 @@ class Terms(Sequence[Term]):
         self.outputs = {f"output_{name}": True for needs in self.needs for name in needs.outputs}
         self.differentiates = any(needs.derivatives for needs in self.needs)
         self.watch = any(type(term).watching is not Term.watching for term in self._terms)
-        self._units = [UNITS.index(objective.unit) for objective in objectives]
+        self.units = [UNITS.index(objective.unit) for objective in objectives]
         eager = any(needs.eager_attention for needs in self.needs)
         self._eager: tuple[Any, ...] = tuple(models) if eager else ()
         self._warned = False
@@ -107,15 +108,6 @@ class Terms(Sequence[Term]):
         """Set scheduled values to their last value, so that evaluations can be compared with each other."""
         for term, objective in zip(self, self.objectives, strict=True):
             term.objective = objective.at_end()
-
-    def counts(self, units: Tensor) -> Tensor:
-        """Return the number that the sum of every term is divided by, `(terms,)`.
-
-        Args:
-            units: Count of every unit in the order of `UNITS`, `(units,)`.
-        """
-        # Not `units[self._units]`: the list of indices would have to be copied to the device.
-        return torch.stack([units[index] for index in self._units])
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -171,13 +163,16 @@ class Terms(Sequence[Term]):
         """The objectives on rows of logits, by their index."""
         return {index: one for index, term in enumerate(self) if isinstance(one := term.objective, RowObjective)}
 
-    def per_example(self, comparison: Comparison, shares: Tensor | None = None) -> Tensor:
-        """Return the sum of every term for every example, `(batch, terms)`, float32 or better.
+    def per_example(
+        self, comparison: Comparison, shares: Tensor | None = None, weights: Tensor | None = None
+    ) -> Tensor:
+        """Return the sum of every term for every example, `(batch, terms)`, float32 or better, not weighted.
 
         Args:
             comparison: The outputs of both models on one batch.
             shares: What the loss multiplies each sum by, without its weight, `(terms,)`. If None, sums over `HeadRows`
                 have no gradient.
+            weights: What the loss multiplies the sum of each example by besides, `(batch, terms)`; None for 1.
 
         Raises:
             ValueError: An objective returned a tensor of another shape, such as a mean, which would silently be divided
@@ -187,7 +182,7 @@ class Terms(Sequence[Term]):
         examples = comparison.rows.examples
         chunked: dict[int, Tensor] = {}
         if isinstance(comparison.rows, HeadRows):
-            chunked = self._sums_in_chunks(comparison.rows, shares)
+            chunked = self._sums_in_chunks(comparison.rows, shares, weights)
         for index, term in enumerate(self):
             if index in chunked:
                 sums = chunked[index]
@@ -201,13 +196,15 @@ class Terms(Sequence[Term]):
             columns.append(upcast(sums))
         return torch.stack(columns, -1)
 
-    def _sums_in_chunks(self, rows: HeadRows, shares: Tensor | None) -> dict[int, Tensor]:
+    def _sums_in_chunks(self, rows: HeadRows, shares: Tensor | None, given: Tensor | None) -> dict[int, Tensor]:
         """Return the sums of all objectives on logits by their index, computed together for a few rows at a time."""
         places = list(self.row_objectives)
         coefficients = None
         if shares is not None:
             weights = self.weights
             coefficients = torch.stack([shares[place] * weights[place] for place in places]) if places else shares[:0]
+            if given is not None and places:
+                coefficients = coefficients * torch.stack([given[:, place] for place in places], -1).to(coefficients)
         sums = rows.sums_in_chunks([*self.row_objectives.values()], coefficients)
         return dict(zip(places, sums.unbind(-1), strict=True))
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from invariants import cached as live_and_cached
 from invariants import cases
@@ -16,7 +17,7 @@ from invariants.projected import Hooked, Projected
 from transformers import TrainerCallback
 
 from hf_distill import DistillationArguments
-from hf_distill.objectives import InputGradient, Labels
+from hf_distill.objectives import InputGradient, KLDivergence, Labels
 
 SAMPLED = (
     *((kind, "random") for kind in KINDS),
@@ -47,6 +48,27 @@ LEARNED_SHARDED: dict[str, Any] = {
 }  # fmt: skip
 
 
+GROUPS = ("a", "b", "c")
+WEIGHED: dict[str, Any] = {
+    "classification": [
+        KLDivergence(group_weights="worst_group"),
+        Labels(group_weights="inverse_frequency"),
+        Projected(weight=0.5),
+    ],
+    "causal-lm-gpt2": [KLDivergence(group_weights={"b": 3.0}), Labels(group_weights="worst_group")],
+    "sentence-similarity": None,
+}
+
+
+def grouped(kind: str, count: int = 24) -> list[dict[str, Any]]:
+    """Return rows with weights, of which some are 0, in groups of different size."""
+    rows = cases.make_rows(kind, count)
+    return [
+        {**row, "example_weight": (at * 3 % 7) / 4, "example_group": GROUPS[(at % 8 > 2) + (at % 8 > 6)]}
+        for at, row in enumerate(rows)
+    ]
+
+
 class Stop(TrainerCallback):
     """Ends a run after a step, by word or by force."""
 
@@ -67,6 +89,19 @@ def splits(directory: Path) -> tuple[NotingTrainer, Any]:
         settings = {"train_sampling_strategy": sampling, "per_device_eval_batch_size": 2, **split(4, processes=2)}
         trainer = make_trainer(kind, directory, num_train_epochs=1, **settings)
         result[kind, sampling] = (train(trainer), trainer.predict(trainer.eval_dataset, metric_key_prefix="eval"))
+    return trainer, result
+
+
+def weighed(directory: Path) -> tuple[NotingTrainer, Any]:
+    """Train with weights of examples and groups in steps of 2 processes x 2 x 2."""
+    result = {}
+    for kind, terms in WEIGHED.items():
+        trainer = make_trainer(
+            kind, directory, rows=grouped(kind), terms=terms, num_train_epochs=1, **split(2, processes=2)
+        )
+        record = train(trainer)
+        metrics = trainer.evaluate(datasets.Dataset.from_list(grouped(kind)[:13]))
+        result[kind] = (record, trainer.weighing.log_q, metrics)
     return trainer, result
 
 
@@ -223,7 +258,7 @@ def generate(directory: Path) -> tuple[NotingTrainer, Any]:
 
 def done(job: str, directory: Path) -> tuple[int, Any]:
     """Return how many processes did a job, and what it found; only the first process has that."""
-    jobs = (splits, learned, resume, fsdp, fsdp_learned, cached, compiled, generate, not_finite, kill)
+    jobs = (splits, weighed, learned, resume, fsdp, fsdp_learned, cached, compiled, generate, not_finite, kill)
     last, found = {one.__name__: one for one in jobs}[job](directory)
     size, first = last.args.world_size, last.is_world_process_zero()
     last.end()

@@ -64,8 +64,8 @@ class BlockLoss:
             teacher: Output of the teacher's linear head, `(rows, its columns)`; or what stands for its logits (stored
                 rows, the mean of several teachers); or None.
             labels: Label of every row, `(rows,)`.
-            coefficients: The gradient is that of `sum_k coefficients_k * values_k`, `(objectives,)`; if None, no
-                gradient is computed, and `raw` is unchanged.
+            coefficients: The gradient is that of `sum_k coefficients_k * values_k`, `(objectives,)` or, for each row,
+                `(rows, objectives)`; if None, no gradient is computed, and `raw` is unchanged.
 
         Returns:
             The value of every objective for every row, `(rows, objectives)`, float32 or better; and whether both models

@@ -84,8 +84,9 @@ class Graph:
     @property
     def key(self) -> tuple[Any, ...]:
         """The settings that the code depends on, besides the shapes of its inputs."""
+        still: dict[str, Any] = {"temperature": 1.0}
         settled = (
-            replace(one, weight=1.0, **({"temperature": 1.0} if moves else {}))
+            replace(one, weight=1.0, **(still if moves else {}))
             for one, moves in zip(self.evaluation.objectives, self.moving, strict=True)
         )
         after = ((side.head.scale, side.head.soft_cap, side.classes) for side in self._sides)

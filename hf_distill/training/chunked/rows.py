@@ -105,8 +105,9 @@ class HeadRows(Rows):
 
         Args:
             objectives: The objectives on logits.
-            coefficients: `(objectives,)`. The loss must be `sum_k coefficients_k * sums_k`: no other function of the
-                sums has a gradient. None if no gradient is needed.
+            coefficients: `(objectives,)`, or `(batch, objectives)` where examples have weights. The loss must be
+                `sum_k coefficients_k * sums_k`: no other function of the sums has a gradient. None if no gradient is
+                needed.
         """
         linear = self.sides[0].head.linear
         if not torch.is_grad_enabled():
@@ -194,13 +195,14 @@ class ChunkedSums(torch.autograd.Function):
 
 
 def _gradient_of_the_loss(sums: Tensor, coefficients: Tensor) -> Tensor:
-    """Return `g` such that the gradient of the sums is `g * coefficients` for every example."""
+    """Return `g` such that the gradient of the sums is `g * coefficients`, those of an example or of every example."""
     if not sums.numel():
         return sums.new_zeros(())
     # The least-squares solution; choosing a coefficient that is not 0 would have to wait for the GPU.
     largest = coefficients.abs().max()
     scaled = torch.where(largest == 0, 0.0, coefficients / largest)
-    loss = torch.where(largest == 0, 0.0, (sums[0] * scaled).sum() / (scaled.square().sum() * largest))
+    given = sums if coefficients.dim() > 1 else sums[0]
+    loss = torch.where(largest == 0, 0.0, (given * scaled).sum() / (scaled.square().sum() * largest))
     if sums.device.type == "cpu" and not torch.allclose(
         sums, (loss * coefficients).expand_as(sums), rtol=1e-3, equal_nan=True
     ):
@@ -268,8 +270,10 @@ class _ChunkedPass:
         """Compute the objectives on a block, and overwrite its logits with the gradient to them."""
         place = slice(start + block.start, start + block.stop)
         teacher = None if theirs is None else theirs[block]
-        values, agreement = self.evaluate(raw[block], teacher, self.labels[place], self.coefficients)
-        example = self.example[place]
+        example, coefficients = self.example[place], self.coefficients
+        if coefficients is not None and coefficients.dim() > 1:
+            coefficients = coefficients[example]
+        values, agreement = self.evaluate(raw[block], teacher, self.labels[place], coefficients)
         self.sums.index_add_(0, example, values)
         self.agreement.index_add_(0, example, agreement.to(self.agreement))
 
