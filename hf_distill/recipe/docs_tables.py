@@ -68,8 +68,8 @@ ALONE: dict[str, type] = {
 }
 # Fields that are not in the table of their class.
 WITHOUT: dict[str, Iterable[str]] = {
-    "distributions": ("weight",),
-    "layers": ("weight",),
+    "distributions": ("weight", "group_weights"),
+    "layers": ("weight", "group_weights"),
     "cost": attributes(Student),
     "chain": ("student",),
 }
