@@ -330,6 +330,8 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
     def _check_splits(self) -> None:
         """Refuse rows that the models cannot read or learn from; splits changed by a transform are not checked."""
         every = {"train_dataset": self.train_dataset, **_named(self.eval_dataset)}
+        for name, split in every.items():
+            check_weights(split, name)
         splits = {name: split for name, split in every.items() if reaches_models(split, self.data_collator)}
         check_labelled(splits.get("train_dataset"), self.objectives)
         for name, split in splits.items():
@@ -339,7 +341,6 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
                     "data_collator out, so that the text is tokenised here, or tokenise it first."
                 )
             check_label_values(split, name, self.layout, self.model)
-            check_weights(split, name)
             check_input_values(split, name, {"student": self.model, **self._teachers})
         check_data(self, self.layout, self.teacher)
 

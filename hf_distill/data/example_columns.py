@@ -88,17 +88,19 @@ def read_examples(splits: Mapping[str, Dataset], *, whole: bool) -> dict[str, Da
     return made
 
 
-def check_weights(split: Dataset, name: str) -> None:
+def check_weights(split: Any, name: str) -> None:
     """Refuse weights that are not finite numbers of 0 or more, or all 0, in a split that has the column.
 
     Args:
-        split: A data set.
+        split: A data set; one that is not a `datasets.Dataset`, or has a transform, is not checked.
         name: How messages call it.
 
     Raises:
         UserError: A row has such a weight.
     """
-    if WEIGHT in split.column_names:
+    from datasets import Dataset
+
+    if isinstance(split, Dataset) and WEIGHT in split.column_names and split.format["type"] != "custom":
         _check_some(_numbers(_column(split, WEIGHT), name, WEIGHT), name, WEIGHT)
 
 
