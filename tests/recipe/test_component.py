@@ -89,7 +89,12 @@ def test_fields_without_a_name_are_told() -> None:
 
 def test_a_class_keeps_what_dataclasses_have() -> None:
     """An editor shows the fields of a class by its signature; a Trainer copies and pickles its objects."""
-    assert list(inspect.signature(KLDivergence).parameters) == ["weight", "temperature", "temperature_squared"]
+    assert list(inspect.signature(KLDivergence).parameters) == [
+        "weight",
+        "group_weights",
+        "temperature",
+        "temperature_squared",
+    ]
     objective = KLDivergence(weight=0.5)
     assert replace(objective, temperature=2.0) == KLDivergence(weight=0.5, temperature=2.0)
     assert copy.deepcopy(objective) == objective

@@ -368,7 +368,10 @@ WRONG: list[tuple[int, str, list[str]]] = [
     (
         6,
         "  - {name: js, beta: 0.5}",
-        ["6: objectives[0].beta: unknown key. Known: name, weight, temperature, temperature_squared, teacher_share."],
+        [
+            "6: objectives[0].beta: unknown key. Known: name, weight, group_weights, temperature, "
+            "temperature_squared, teacher_share."
+        ],
     ),
     (6, "  - {name: js, teacher_share: 1}", ["6: objectives[0].teacher_share: wanted a number below 1, found 1."]),
     (6, "  - {name: ranking, top: 1}", ["6: objectives[0].top: wanted a number of at least 2, found 1."]),
@@ -376,7 +379,10 @@ WRONG: list[tuple[int, str, list[str]]] = [
     (
         7,
         "  - {name: labels, temperature: 2}",
-        ["7: objectives[1].temperature: unknown key. Known: name, weight, label_smoothing, class_weights."],
+        [
+            "7: objectives[1].temperature: unknown key. Known: name, weight, group_weights, label_smoothing, "
+            "class_weights."
+        ],
     ),
     (11, "report: {basline: true}", ["11: report.basline: unknown key. Did you mean 'baseline'?"]),
     (11, "evaluation: {metric: [a]}", ["11: evaluation.metric: unknown key. Did you mean 'metrics'?"]),
