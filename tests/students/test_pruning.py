@@ -19,8 +19,11 @@ from student_models import CAUSAL, CLASSIFY, MASKED, SEQ2SEQ, logits, make_teach
 from transformers import PreTrainedModel
 
 from hf_distill.models.calibration import CalibrationRows
+from hf_distill.models.dense import Dense
 from hf_distill.models.layers import find_stacks
 from hf_distill.models.loading import Head
+from hf_distill.models.pooling import Encoding
+from hf_distill.models.sentence_encoder import sentence_encoder
 from hf_distill.rows import ExampleRows, TokenRows
 from hf_distill.students import PruneDepth, PruneWidth
 from hf_distill.students.importance import measure
@@ -501,6 +504,24 @@ def test_every_task_is_measured(task: str, kind: str, make_model: Any) -> None:
         for logits_ in rows.predicted(model, 4):
             assert logits_.isfinite().all()
     assert all(torch.equal(value, before[name]) for name, value in whole.state_dict().items())
+
+
+def test_dense_layers_after_the_pooling_stay(make_model: Any) -> None:
+    """They read the whole hidden width: a narrower student would be trained for hours, or fail at its first step."""
+    _, head, rows = measured_task("sentence-similarity", "bert-bare", make_model)
+    whole = transformers.AutoModel.from_pretrained(make_model("bert-bare"))
+    dense = Dense(whole.config.hidden_size, 8)
+    whole = sentence_encoder(whole, Encoding(dense=(dense,))).eval()
+    for entry in (PruneWidth(intermediate=0.5), PruneDepth(layers=1)):
+        student = entry.made(whole, head, rows).model
+        ids = torch.tensor([[5, 6, 7]])
+        assert student(input_ids=ids, attention_mask=torch.ones_like(ids)).sentence_embedding.shape == (1, 8)
+        theirs = {name: value for name, value in whole.state_dict().items() if "dense" in name.partition(".")[0]}
+        assert theirs
+        assert all(torch.equal(student.state_dict()[name], value) for name, value in theirs.items())
+    key, line = refused(PruneWidth(hidden=0.5).made, whole, head, rows)
+    assert key == "hidden"
+    assert "Dense" in line
 
 
 # --- in a run ---------------------------------------------------------------------------------------------------------
