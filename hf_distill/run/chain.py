@@ -100,7 +100,7 @@ def trainings(recipe: Recipe, models: Path | None = None) -> tuple[ChainRun, ...
     found = []
     for number, link in enumerate(links):
         last = number == len(links) - 1
-        before = [str((models or output / CHAIN) / folder.name) for folder in folders[:number]]
+        before = [str(models / folder.name if models else folder) for folder in folders[:number]]
         own = replace(
             recipe,
             chain=(),
@@ -122,9 +122,10 @@ def trainings(recipe: Recipe, models: Path | None = None) -> tuple[ChainRun, ...
         if last and recipe.report.direct:
             found.append(_direct(recipe, own, output))
         title = f"{word.capitalize()} {number + 1} of {len(links)}: {describe_entry(entry(link.student))}"
+        stored = replace(own, teacher=_teacher(recipe, list(map(str, folders[:number]))))
         mean = last and recipe.generations is not None and recipe.generations.ensemble
         found.append(
-            ChainRun(own, recipe if last else own, title, together=(*folders, output.expanduser()) if mean else ())
+            ChainRun(own, recipe if last else stored, title, together=(*folders, output.expanduser()) if mean else ())
         )
     return tuple(found)
 
@@ -206,6 +207,9 @@ def _check(recipe: Recipe, several: bool) -> None:
             "its targets come from the student that trains, so that there is no first teacher of a chain. Wanted a "
             "model, such as {name: finetuned, model: ...}.",
         )
+    for path, student in recipe.students[:-1] or recipe.students:
+        if student.not_teaching is not None:
+            raise recipe.mistake(path, f"it cannot teach the next student: {student.not_teaching}.")
     if not recipe.chain and recipe.student.cost is not None:
         raise recipe.mistake(
             f"student.{recipe.student.cost.kind}",
@@ -235,8 +239,10 @@ def _check_options(recipe: Recipe) -> None:
     if recipe.generations is not None and recipe.generations.ensemble:
         if recipe.generations.count < 2:
             raise recipe.mistake("generations.ensemble", "a mean needs two generations or more.")
-        with recipe.locate("generations.ensemble"):
+        try:
             _mean([Path("a"), Path("b")]).check_task(recipe.task)
+        except UserError as error:
+            raise recipe.mistake("generations.ensemble", error.mistakes[0]) from error
 
 
 # ---- Checks before anything is trained -------------------------------------------------------------------------------

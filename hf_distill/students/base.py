@@ -73,6 +73,11 @@ class Student(ABC):
         yield self
 
     @property
+    def not_teaching(self) -> str | None:
+        """Why it cannot teach the next student of a chain, as it is saved; None if it can."""
+        return None
+
+    @property
     def cost(self) -> Cost | None:
         """What it may cost, if a run is to choose its shape by that; else None."""
         return None

@@ -72,6 +72,11 @@ class LoraStudent(Lora, AroundStudent):
         return super().below() if self.model is None else nullcontext()
 
     @property
+    def not_teaching(self) -> str | None:
+        """Adapters alone do not have the names of the classes."""
+        return None if self.merge else "merge: adapters alone do not name their classes. Leave merge: false out"
+
+    @property
     def not_pushed(self) -> str | None:
         """Why adapters alone are not pushed: their base is only here; None if it is on the Hub."""
         if self.merge or self.source is None or not os.path.exists(resolve(self.source)):

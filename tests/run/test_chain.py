@@ -137,6 +137,8 @@ def test_what_does_not_go_together_is_refused(generations: WriteRecipe, chain: W
     assert ": generations.ensemble: " in told(check, path, "generations={count: 1, ensemble: true}")
     assert ": report.direct: " in told(check, path, "report.direct=true")
     assert ": report.direct: " in told(check, chain(chain=LINKS[:1]), "report.direct=true")
+    alone = {"name": "lora", "model": str(tmp_path), "merge": False}
+    assert "cannot teach the next student" in told(trainings, chain(chain=[alone, LINKS[0]]))
     own = "teacher={name: ema}"
     assert "no first teacher" in told(check, generations(2, objectives=["kl", "labels"]), own)
     trainings(load_recipe(generations(1, objectives=["kl", "labels"]), [own]))
@@ -290,6 +292,8 @@ def test_generations_start_anew_and_their_mean_is_evaluated(generations: WriteRe
     assert report.together["accuracy"] == pytest.approx(right)
     assert f"The mean of all generations has {100 * right:.1f}" in report.verdict()[0]
     assert [one.name for one in report.lineage][1:] == ["generation-1", "generation-2", "out"]
+    # The directories of all three belong to this recipe, although their teachers were only planned.
+    assert "Generation 3 of 3" in check(load_recipe(tmp_path / "recipe.yaml", ["training.max_steps=2"]))
 
 
 def _eval_file(directory: Path) -> Path:
