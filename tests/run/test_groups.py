@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,22 @@ import pytest
 from conftest import NEGATIVE, POSITIVE
 from runs import WriteRecipe, run
 
+from hf_distill.errors import UserError
 from hf_distill.recipe.reader import load_recipe
 from hf_distill.report.report import Report
 from hf_distill.run.dry_run import check
+from hf_distill.run.group_checks import check_groups
 
 pytestmark = pytest.mark.usefixtures("brief_latency")
 
 Row = tuple[str, str, str, float, float]
+# So long that the groups are learned if they weigh the same, and the rare one is not if all rows do.
+ENOUGH = {
+    "max_steps": 80,
+    "learning_rate": 8e-3,
+    "per_device_train_batch_size": 64,
+    "lr_scheduler_type": "linear",
+}
 
 
 def sentences(rows: int, rare: float, seed: int) -> list[Row]:
@@ -52,11 +62,11 @@ def write(path: Path, rows: list[Row]) -> str:
 
 @pytest.fixture
 def with_groups(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> Callable[..., Path]:
-    """Write a recipe on such sentences: a quarter of the eval rows are rare, and 6 % of those trained on."""
+    """Write a recipe on such sentences: two fifths of the eval rows are rare, and 3 % of those trained on."""
 
-    def recipe(train: int = 640, held_out: int = 400, **sections: Any) -> Path:
+    def recipe(train: int = 1280, held_out: int = 400, **sections: Any) -> Path:
         path = {
-            "train": write(tmp_path / "train.csv", sentences(train, 0.06, 1)),
+            "train": write(tmp_path / "train.csv", sentences(train, 0.03, 1)),
             "validation": write(tmp_path / "validation.csv", sentences(held_out, 0.4, 2)),
         }
         still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -75,7 +85,7 @@ def with_groups(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> C
 
 def test_a_gap_that_distillation_widens_is_told(with_groups: Any, tmp_path: Path) -> None:
     """90 % of the teacher's accuracy kept, and the rest was all of one group."""
-    report: Report = run(with_groups())
+    report: Report = run(with_groups(objectives=[{"name": "kl"}], training=ENOUGH))
     by_group, by_class = report.for_whom
     assert (by_group.by, by_group.kind, by_group.metric) == ("kind", "group", "accuracy")
     assert [group.name for group in by_group.groups] == ["rare", "common"]
@@ -98,6 +108,19 @@ def test_a_gap_that_distillation_widens_is_told(with_groups: Any, tmp_path: Path
     assert "## For whom did it get worse? By 'kind'" in card
     assert stored["for_whom"][0]["groups"][0]["outcome"] == "worse"
     assert Report.load(tmp_path / "out").for_whom[0] == by_group
+
+
+@pytest.mark.parametrize("weights", ["inverse_frequency", "worst_group"])
+def test_weighted_groups_close_the_gap(with_groups: Any, weights: Any) -> None:
+    """Weights that do not reach the loss, or a report that finds a gap in every student."""
+    report: Report = run(with_groups(objectives=[{"name": "kl", "group_weights": weights}], training=ENOUGH))
+    by_group = report.for_whom[0]
+    assert not by_group.with_outcome("worse")
+    assert by_group.distance is not None
+    assert by_group.distance.changed("teacher") == 0
+    text = " ".join(report.verdict())
+    assert "not shown to be worse than the teacher for any of 2 groups of 'kind'" in text
+    assert "did not change significantly" in text
 
 
 def right(model: Path, rows: list[dict[str, str]]) -> dict[str, float]:
@@ -139,3 +162,13 @@ def test_check_says_what_the_report_cannot(with_groups: Any, monkeypatch: pytest
     assert "'rare' has no rows in the train split" in text
     assert "fewer than 30 eval rows" in text
     assert "pip install 'hf-distill[fairness]'" in text
+
+
+def test_a_metric_that_has_no_parts_is_refused() -> None:
+    """A report without a word on the groups, after hours of training for them."""
+    prepared = SimpleNamespace(
+        groups=object(), evaluator=SimpleNamespace(names=("evaluate/own",), headline="evaluate/own", has_units=False)
+    )
+    with pytest.raises(UserError, match="cannot be computed on a part") as caught:
+        check_groups(prepared)  # type: ignore[arg-type]
+    assert caught.value.key == "columns.group"
