@@ -13,12 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import NEGATIVE, POSITIVE
+from prepared import dataset
 from runs import WriteRecipe, run
 
+from hf_distill.cache.example_hashes import NOT_READ
 from hf_distill.errors import UserError
+from hf_distill.objectives import KLDivergence
 from hf_distill.recipe.reader import load_recipe
 from hf_distill.report.report import Report
 from hf_distill.run.dry_run import check
+from hf_distill.run.fit import _own
 from hf_distill.run.group_checks import check_groups
 
 pytestmark = pytest.mark.usefixtures("brief_latency")
@@ -121,6 +125,24 @@ def test_weighted_groups_close_the_gap(with_groups: Any, weights: Any) -> None:
     text = " ".join(report.verdict())
     assert "not shown to be worse than the teacher for any of 2 groups of 'kind'" in text
     assert "did not change significantly" in text
+
+
+def test_a_group_that_is_not_there_is_told_before_the_run(with_groups: Any) -> None:
+    """A weight for a name with a typo would weigh nothing."""
+    assert "group_weights worst_group" in check(
+        load_recipe(with_groups(objectives=[{"name": "kl", "group_weights": "worst_group"}]))
+    )
+    with pytest.raises(UserError, match=r"objectives\[0\]\.group_weights: there is no group 'rar'.*'rare'"):
+        check(load_recipe(with_groups(objectives=[{"name": "kl", "group_weights": {"rar": 2.0}}])))
+
+
+def test_what_a_changed_weight_makes_new() -> None:
+    """A training that is found finished although its weights have changed; or a teacher asked again about each row."""
+    split = dataset(input_ids=[[1], [2]], length=[1, 1], example_group=["a", "b"], example_weight=[1.0, 2.0])
+    own, grouped = (_own(split, [KLDivergence(group_weights=one)]).column_names for one in (None, "worst_group"))
+    assert set(grouped) - set(own) == {"example_group"}
+    assert "example_weight" in own
+    assert set(split.column_names) - set(NOT_READ) == {"input_ids"}
 
 
 def right(model: Path, rows: list[dict[str, str]]) -> dict[str, float]:
