@@ -67,6 +67,21 @@ def second_derivatives(
     return [total / number for total in sums]
 
 
+def increase(before: PreTrainedModel, after: PreTrainedModel, rows: CalibrationRows, count: int) -> float:
+    """Return by how much the mean loss of a row grew, if the labels are what a model predicted before.
+
+    The Kullback-Leibler divergence of its predictions afterwards, or their squared difference. To second order it is
+    what the second derivatives say, all of them, not the diagonal alone. Both models are in eval mode.
+    """
+    total, number = 0.0, 0
+    with torch.no_grad():
+        for theirs, ours in zip(rows.predicted(before, count), rows.predicted(after, count), strict=True):
+            p, q = theirs.log_softmax(-1), ours.log_softmax(-1)
+            lost = p.exp() * (p - q) if rows.layout.has_classes else (theirs - ours).square()
+            total, number = total + float(lost.double().sum()), number + len(ours)
+    return total / number
+
+
 def directions(logits: Tensor, has_classes: bool, signs: torch.Generator) -> Iterator[Tensor]:
     """Yield directions `u` in the space of an example's logits: the sum of `u u'` is the curvature `H` of its loss.
 

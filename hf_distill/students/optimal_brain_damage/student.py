@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,6 +14,7 @@ from hf_distill.formatting import count
 from hf_distill.models.training_hooks import TrainingHooks
 from hf_distill.students.around import AroundStudent
 from hf_distill.students.base import Made
+from hf_distill.students.copied import measuring
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
     from hf_distill.models.calibration import CalibrationRows
     from hf_distill.models.loading import Head
+    from hf_distill.students.optimal_brain_damage.weights import Prunable
 
 
 @component
@@ -28,11 +31,13 @@ class OptimalBrainDamage(AroundStudent):
 
     The saliency of a weight is `h w^2 / 2`, where `h` is the second derivative of the loss by this weight, measured on
     rows of the train split (LeCun, Denker and Solla 1990, Optimal Brain Damage). Deleted weights are zero in training
-    and in the saved model. Zeros make neither the file smaller nor a step faster.
+    and in the saved model, which makes neither the file smaller nor a step faster; deleted neurons are gone.
 
     Attributes:
-        ratio: Share of the weights that is zero at the end, of those that can be deleted: the matrices of linear
-            layers inside the model's layers. Embeddings, norms, biases, the head and frozen parts stay whole.
+        ratio: Share that is deleted at the end. By weight: of the matrices of linear layers inside the model's layers;
+            embeddings, norms, biases, the head and frozen parts stay whole. By neuron: of the neurons of each layer.
+        by: `weight` for single weights, wherever they are. `neuron` for neurons between the two linear maps of a layer,
+            by the sum over their weights, of each layer the same number: the student is a narrower model.
         rounds: In how many rounds they are deleted: the first before training, the others at equal distances during
             the first half of the training (of its first stage), each by saliencies that are measured anew.
         rows: Number of rows of the train split on which second derivatives are measured. Labels are not needed.
@@ -41,28 +46,46 @@ class OptimalBrainDamage(AroundStudent):
     name: ClassVar[str] = "optimal_brain_damage"
 
     ratio: Annotated[float, Field(ge=0)]
+    by: Literal["weight", "neuron"] = "weight"
     rounds: Annotated[int, Field(ge=1)] = 1
     rows: Annotated[int, Field(ge=1)] = 256
 
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
-        """Return the configuration of the inner student.
+        """Return the configuration of the inner student, by neuron with fewer of them.
 
         Raises:
-            UserError: Nothing of it would be left.
+            UserError: Nothing of it would be left, or it has no known neurons.
         """
         if self.ratio >= 1:
             raise UserError(f"{self.ratio:g} would delete everything. Wanted less than 1.", key="ratio")
-        return super().config(teacher)
+        config = super().config(teacher)
+        if not self.ratio or self.by == "weight":
+            return config
+        from hf_distill.students.optimal_brain_damage.neurons import without_neurons
+
+        return without_neurons(config, self.ratio)
+
+    def deletable(self, model: nn.Module) -> Prunable:
+        """Return what can be deleted of a model.
+
+        Raises:
+            UserError: There is nothing, or it is frozen.
+        """
+        from hf_distill.students.optimal_brain_damage.neurons import Neurons
+        from hf_distill.students.optimal_brain_damage.weights import Prunable
+
+        return (Neurons if self.by == "neuron" else Prunable).of(model)
 
     def made(self, teacher: PreTrainedModel, head: Head, rows: CalibrationRows) -> Made:
-        """Make the inner student, measure it, and delete the weights of the first round.
+        """Make the inner student, measure it, and delete what goes in the first round.
 
         Raises:
             UserError: The weights are quantized, there is nothing to delete, or nothing can be measured.
         """
         from hf_distill.students.freezing import freeze
+        from hf_distill.students.optimal_brain_damage.curvature import increase
         from hf_distill.students.optimal_brain_damage.masks import shares_of
-        from hf_distill.students.optimal_brain_damage.weights import Prunable
+        from hf_distill.students.optimal_brain_damage.neurons import Neurons
 
         model, facts = self.inner(teacher, head, rows)
         if not self.ratio:
@@ -73,25 +96,35 @@ class OptimalBrainDamage(AroundStudent):
                 "zero. Start from a student that is trained as it is.",
                 key="student.name",
             )
-        weights = Prunable.of(freeze(model, self.freeze))
-        before = weights.zeros()
-        predicted = weights.delete(shares_of(self.ratio, self.rounds)[0], rows, self.rows)
+        found = self.deletable(freeze(model, self.freeze))
+        before, whole = found.zeros(), copy.deepcopy(model)
+        with measuring(model), measuring(whole):
+            predicted = found.delete(shares_of(self.ratio, self.rounds)[0], rows, self.rows)
+            grown = {"predicted": predicted, "measured": increase(whole, model, rows, self.rows)}
         own = {
             "measured on": f"{min(self.rows, len(rows.train)):,} rows of the train split",
             "rounds": self.rounds,
-            "zero before": str(before),
-            "predicted increase of the loss in the first round": predicted,
+            "increase of the loss in the first round": {name: float(f"{value:.3g}") for name, value in grown.items()},
         }
-        return Made(model, {**facts, **own})
+        if self.by == "weight":
+            return Made(model, {**facts, **own, "zero before": str(before)})
+        each = before.total // model.config.num_hidden_layers
+        own["neurons of each layer"] = f"{each:,} before, {each - round(self.ratio * each):,} after"
+        narrow = Neurons.of(model).removed(self.ratio) if self.rounds == 1 else model
+        return Made(narrow, {**facts, **own})
 
     def in_words(self, model: PreTrainedModel) -> Sequence[str]:
-        """Return how many weights will be zero, and how many parameters will not."""
+        """Return how many weights will be zero, and how many parameters will not; or how many neurons stay."""
         from hf_distill.students.freezing import freeze
-        from hf_distill.students.optimal_brain_damage.weights import Prunable
+        from hf_distill.students.widths import widths_of
 
         if not self.ratio:
             return super().in_words(model)
-        every, total = Prunable.of(freeze(model, self.freeze)).total, model.num_parameters()
+        found = self.deletable(freeze(model, self.freeze))
+        if self.by == "neuron":
+            each = widths_of(model.config).intermediate
+            return (*super().in_words(model), f"{each:,} neurons of each layer stay; the others are removed")
+        every, total = found.total, model.num_parameters()
         deleted = round(self.ratio * every)
         line = (
             f"{deleted:,} of {every:,} weights of linear layers become zero; {count(total - deleted)} of "
@@ -101,7 +134,8 @@ class OptimalBrainDamage(AroundStudent):
 
     def hooks(self, rows: CalibrationRows, stage: int = 1) -> TrainingHooks:
         """Return masks, and in the first stage the later rounds."""
-        return _Masked(self, rows, stage) if self.ratio else self.student.hooks(rows, stage)
+        removed = self.by == "neuron" and (self.rounds == 1 or stage > 1)  # a plain model, without zeros
+        return self.student.hooks(rows, stage) if removed or not self.ratio else _Masked(self, rows, stage)
 
 
 class _Masked(TrainingHooks):
@@ -117,14 +151,19 @@ class _Masked(TrainingHooks):
         from hf_distill.students.optimal_brain_damage.masks import shares_of
 
         self._entry, self._rows = entry, rows
+        self.wraps = entry.by == "neuron"
         self._later = shares_of(entry.ratio, entry.rounds)[1:] if stage == 1 else []
 
     def callbacks(self, model: nn.Module) -> Sequence[TrainerCallback]:
         from hf_distill.students.optimal_brain_damage.masks import Masks
-        from hf_distill.students.optimal_brain_damage.weights import Prunable
 
-        weights = Prunable.of(model)
-        return (Masks(weights.weights, self._later, lambda share: weights.delete(share, self._rows, self._entry.rows)),)
+        found = self._entry.deletable(model)
+        return (Masks(found.weights, self._later, lambda share: found.delete(share, self._rows, self._entry.rows)),)
+
+    def unwrap(self, model: nn.Module) -> PreTrainedModel:
+        from hf_distill.students.optimal_brain_damage.neurons import Neurons
+
+        return Neurons.of(model).removed(self._entry.ratio)
 
     def sharded(self) -> UserError | None:
         return UserError(
@@ -138,14 +177,14 @@ class _Masked(TrainingHooks):
         return {self._entry.name: {**own, "later rounds": self._later}}
 
     def in_words(self, model: nn.Module) -> Sequence[str]:
-        from hf_distill.students.optimal_brain_damage.weights import Prunable
-
-        more = f"; in {len(self._later)} more rounds {self._entry.ratio:.1%}" if self._later else ""
-        return (f"{self._entry.name}: {Prunable.of(model).zeros()} of the linear layers are zero and stay zero{more}",)
+        more = f"; in {len(self._later)} more rounds {100 * self._entry.ratio:.1f} %" if self._later else ""
+        return (f"{self._entry.name}: {self._entry.deletable(model).zeros()} are zero and stay zero{more}",)
 
     def outcome(self, model: PreTrainedModel) -> dict[str, Any]:
         from hf_distill.students.optimal_brain_damage.weights import Prunable, zeros_by_kind
 
+        if self.wraps:
+            return {}
         weights = Prunable.of(model)
         nonzero, every = model.num_parameters() - weights.zeros().number, model.num_parameters()
         return {

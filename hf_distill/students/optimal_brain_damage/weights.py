@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self  # in typing from Python 3.11 on
 
-from hf_distill import parallel
 from hf_distill.errors import UserError
 from hf_distill.models.layers import find_stacks
 from hf_distill.students.optimal_brain_damage.curvature import second_derivatives
@@ -19,19 +19,21 @@ if TYPE_CHECKING:
 
 
 class Zeros(NamedTuple):
-    """How many weights are zero.
+    """How many weights, or neurons, are zero.
 
     Attributes:
-        number: Number of zeros.
-        total: Number of weights.
+        number: How many are zero.
+        total: How many there are.
+        unit: What they are.
     """
 
     number: int
     total: int
+    unit: str = "weights"
 
     def __str__(self) -> str:
         """Return `512 of 1,024 weights (50.0 %)`."""
-        return f"{self.number:,} of {self.total:,} weights ({self.number / self.total:.1%})".replace("%", " %")
+        return f"{self.number:,} of {self.total:,} {self.unit} ({self.number / self.total:.1%})".replace("%", " %")
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Prunable:
     named: Mapping[str, nn.Parameter]
 
     @classmethod
-    def of(cls, model: nn.Module) -> Prunable:
+    def of(cls, model: nn.Module) -> Self:
         """Return the matrices of linear layers inside the stacks of layers, except frozen ones.
 
         Raises:
@@ -86,7 +88,7 @@ class Prunable:
         return Zeros(sum(int((one.detach() == 0).sum()) for one in self.weights), self.total)
 
     def delete(self, share: float, rows: CalibrationRows, count: int) -> float:
-        """Set weights of the lowest saliency to zero, until a share of all is zero.
+        """Delete what is of the lowest saliency, until a share of all is deleted.
 
         Args:
             share: The share.
@@ -99,15 +101,15 @@ class Prunable:
         Raises:
             UserError: Nothing can be measured, or nothing would be left.
         """
+        derivatives = second_derivatives(self.model, self.weights, rows, count)
+        return self._delete(saliencies(self.weights, derivatives), share)
+
+    def _delete(self, saliency: Sequence[Tensor], share: float) -> float:
+        """Delete by saliency, and return by how much the loss is predicted to grow."""
         number = round(share * self.total)
         if number == self.total:
             raise UserError(f"{share:g} would delete all {number:,} weights. Wanted less.", key="ratio")
-        before = self.model.device
-        self.model.to(parallel.device())
-        derivatives = second_derivatives(self.model, self.weights, rows, count)
-        predicted = delete_lowest(self.weights, saliencies(self.weights, derivatives), number)
-        self.model.to(before)
-        return predicted
+        return delete_lowest(self.weights, saliency, number)
 
 
 def zeros_by_kind(weights: Mapping[str, Tensor]) -> dict[str, str]:
