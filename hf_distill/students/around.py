@@ -47,9 +47,13 @@ class AroundStudent(MeasuredStudent):
 
     @field_validator("student")
     @classmethod
-    def _not_frozen_inside(cls, student: Student) -> Student:
+    def _fits_inside(cls, student: Student) -> Student:
         if student.freeze:
             raise ValueError("freeze is a key of the outer entry: write it beside `student`, not in it")
+        if type(student).hooks is not Student.hooks:  # the hooks of the outer entry are the ones that are called
+            raise ValueError(
+                f"{student.name} does something while the model trains, which is lost inside another entry"
+            )
         return student
 
     @property

@@ -51,11 +51,6 @@ class LoraStudent(Lora, AroundStudent):
             raise ValueError("model is short for student: {name: pretrained, model: ...}. Leave one of the two out")
         if self.freeze:
             raise ValueError("freeze: adapters leave all other weights as they are. Leave it out")
-        if type(self.inside).hooks is not Student.hooks:
-            raise ValueError(
-                f"student: {self.inside.name} changes the weights while they are trained, and adapters leave them as "
-                "they are. Take one of the two"
-            )
         if self.use_dora and not self.merge:
             raise ValueError(
                 "merge: from_pretrained of Transformers reads adapters with use_dora without their lengths, and gives "
@@ -127,6 +122,11 @@ class LoraStudent(Lora, AroundStudent):
         Raises:
             UserError: A layer that is to have an adapter does not exist, or is narrower than the rank.
         """
+        if not self.merge and model.base_model is model and not model.can_generate():
+            raise UserError(
+                "a sentence encoder is saved with how it pools, for which adapters alone have no place. Leave it out.",
+                key="merge",
+            )
         facts, checkpoints = self._facts(model), _megabytes(self.trained(model))
         return (
             *super().in_words(model),

@@ -13,12 +13,9 @@ from runs import WriteRecipe, run, same, weights
 from safetensors.torch import load_file
 
 from hf_distill import load_recipe
-from hf_distill.errors import UserError
 from hf_distill.models.loading import Head, load_model
 from hf_distill.models.lora import Lora
 from hf_distill.run.dry_run import check
-from hf_distill.students import CopyLayers, LoraStudent
-from hf_distill.students.base import Student
 
 ADAPTERS = "adapter_model.safetensors"
 IDS = torch.tensor([[2, 7, 8, 3], [2, 9, 3, 0]])
@@ -244,7 +241,8 @@ def test_the_teacher_is_the_same_after_the_merge(
         ({"student": {"name": "copy_layers", "layers": 2, "freeze": ["head"]}}, "student.student", "freeze"),
         ({"student": {"name": "copy_layers", "layers": 2}, "model": "x"}, "student", "Leave one of the two out"),
         ({"use_dora": True, "merge": False, "model": "x"}, "student", "without their lengths"),
-        ({"student": {"name": "lora"}}, "student", "Take one of the two"),
+        ({"student": {"name": "optimal_brain_damage", "ratio": 0.5}}, "student.student", "lost inside another"),
+        ({"name": "optimal_brain_damage", "ratio": 0.5, "student": {"name": "lora"}}, "student.student", "lost inside"),
         ({"rank": 8}, "student.rank", "unknown key"),
     ],
 )
@@ -259,21 +257,29 @@ def test_what_cannot_be_adapted_is_one_line(
         assert words in line
 
 
-def test_a_student_that_changes_weights_while_they_train_gets_no_adapters() -> None:
-    """Masks on weights that adapters leave alone would be undone by the merge."""
-
-    class Masked(CopyLayers):
-        def hooks(self, rows: Any, stage: int = 1) -> Any:
-            return Student.hooks(self, rows, stage)
-
-    with pytest.raises(UserError, match="Take one of the two"):
-        LoraStudent(student=Masked(layers=1))
-    assert LoraStudent(model="x").source == "x"
-
-
 def test_adapters_with_a_base_that_is_only_here_are_not_pushed(write_recipe: WriteRecipe, make_model: Any) -> None:
     """The repository would hold adapters for a path of this machine."""
     base = str(make_model("bert-bare", layers=2))
     path = write_recipe(student={"name": "lora", "model": base, "merge": False}, hub={"push": True, "repo_id": "me/it"})
     for how in (run, lambda one: check(load_recipe(one))):
         assert "hub.push: adapters alone are loaded with their base" in refused(how, path)[1]
+
+
+def test_adapters_alone_of_a_sentence_encoder_are_refused(
+    write_recipe: WriteRecipe, make_model: Any, tmp_path: Path
+) -> None:
+    """How it pools would be lost, and the vectors be others wherever that is not the mean."""
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("a,b,score\n" + "the film is great,the plot is dull,0.5\n" * 8)
+    data = {"path": {"train": str(pairs), "validation": str(pairs)}}
+    data["columns"] = {"text": "a", "text_pair": "b", "label": "score"}
+    model = str(make_model("bert-bare", layers=2))
+    path = write_recipe(
+        task="sentence-similarity",
+        data=data,
+        teacher={"name": "pretrained", "model": model},
+        student={"name": "lora", "model": model, "merge": False},
+        objectives=["sentence_embedding"],
+    )
+    for how in (run, lambda one: check(load_recipe(one))):
+        assert "student.merge: a sentence encoder is saved with how it pools" in refused(how, path)[1]
