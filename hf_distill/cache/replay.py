@@ -15,6 +15,7 @@ from hf_distill.cache.format import SPARSE, Kept, read
 from hf_distill.cache.requirements import states_of
 from hf_distill.data.collators import AroundCollator, Collate
 from hf_distill.data.two_tokenizers import PREFIX as OWN_TOKENS
+from hf_distill.data.two_tokenizers import BothNumbers
 from hf_distill.errors import UserError
 from hf_distill.models.needs import Gives
 from hf_distill.models.target_model import PREFIX, ROW, RunModel, Targets, TargetSource
@@ -224,7 +225,9 @@ def with_targets(prepared: Data, targets: CachedTargets, rows: Mapping[str, np.n
         own = [name for name in split.column_names if name == ROW or name.startswith(OWN_TOKENS)]
         return split.remove_columns(own).add_column(ROW, places)
 
-    collate = prepared.collator
+    collate: Any = prepared.collator
+    if isinstance(collate, BothNumbers):  # with the targets stored, nothing reads the teacher's numbers
+        collate = collate.teacher.collator
     return replace(
         prepared,
         train=add(prepared.train, rows["train"]),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,7 @@ from hf_distill.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
     from datasets import Dataset
+    from numpy.typing import NDArray
 
     from hf_distill.data.section import Data
 
@@ -244,9 +247,26 @@ def column(dataset: Dataset, name: str) -> pa.ChunkedArray:
     return dataset.select_columns([name]).with_format("arrow")[:][name]
 
 
+# What `ordered_alike` has sorted: number of rows -> their order.
+_ORDERS: ContextVar[dict[int, NDArray[np.int64]] | None] = ContextVar("orders", default=None)
+
+
+@contextmanager
+def ordered_alike() -> Iterator[None]:
+    """Context manager: `by_length` sorts all splits of as many rows in the order of the first one."""
+    token = _ORDERS.set({})
+    try:
+        yield
+    finally:
+        _ORDERS.reset(token)
+
+
 def by_length(split: Dataset) -> Dataset:
     """Return the split sorted by length; examples of equal length keep their order."""
-    return split.select(np.argsort(column(split, "length").to_numpy(), kind="stable"))
+    order = np.argsort(column(split, "length").to_numpy(), kind="stable")
+    if (orders := _ORDERS.get()) is not None:
+        order = orders.setdefault(len(split), order)
+    return split.select(order)
 
 
 def with_length(split: Dataset) -> Dataset:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 PREFIX = "teacher_"
 # If this column is present, the teacher has its own tokens. Cached targets use the prefix too, but not this name.
 MARK = f"{PREFIX}input_ids"
+# If this is in a batch, the teacher's tokens are the student's under other numbers: one by one they can be compared.
+SAME = f"{PREFIX}same_tokens"
 # Columns that do not depend on the tokenizer.
 SHARED = ("labels", *EXAMPLE_COLUMNS)
 
@@ -31,6 +33,11 @@ def teacher_inputs(inputs: Mapping[str, Value]) -> Mapping[str, Value]:
     if MARK not in inputs:
         return inputs
     return {key.removeprefix(PREFIX): value for key, value in inputs.items() if key.startswith(PREFIX)}
+
+
+def is_ids(name: str) -> bool:
+    """Return whether a column of an example or a batch holds token ids that a model reads."""
+    return name.endswith("input_ids")
 
 
 def side_by_side(student: Dataset, teacher: Dataset) -> Dataset:
@@ -69,9 +76,60 @@ class PadBoth:
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the student's inputs and `labels`, and the teacher's under the prefix."""
-        plain = [{key: value for key, value in one.items() if not key.startswith(PREFIX)} for one in examples]
-        batch = dict(self.student(plain))
+        batch = dict(self.student(list(map(_without_prefix, examples))))
         if MARK not in examples[0]:
             return batch
         own = self.teacher([dict(teacher_inputs(one)) for one in examples])
         return {**batch, **{f"{PREFIX}{key}": value for key, value in own.items()}}
+
+
+@dataclass(frozen=True)
+class Renumbered:
+    """Gives the token ids in a batch other numbers, for a model with another vocabulary.
+
+    Attributes:
+        collator: Makes the batch.
+        numbers: The new number of each id, in their order.
+    """
+
+    collator: Callable[[list[dict[str, Any]]], Mapping[str, Any]]
+    numbers: tuple[int, ...]
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the batch with the new numbers, and with the teacher's own columns in place of the student's."""
+        return self.of(self.collator(list(map(_without_prefix, examples))), examples)
+
+    def of(self, batch: Mapping[str, Any], examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the same for a batch that is made already."""
+        import torch
+
+        numbers = torch.tensor(self.numbers)
+        own = {key: torch.tensor([one[key] for one in examples]) for key in examples[0] if key.startswith(PREFIX)}
+        return {
+            **{key: numbers[value] if is_ids(key) else value for key, value in batch.items()},
+            **{key.removeprefix(PREFIX): value for key, value in own.items()},
+        }
+
+
+@dataclass(frozen=True)
+class BothNumbers:
+    """Adds to a batch of the student's tokens the same tokens under the numbers of the teacher.
+
+    Attributes:
+        teacher: Makes a batch of the teacher, of that of the student.
+    """
+
+    teacher: Renumbered
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the student's inputs and `labels`, and the teacher's inputs under the prefix."""
+        import torch
+
+        batch = dict(self.teacher.collator(list(map(_without_prefix, examples))))
+        own = self.teacher.of(batch, examples)
+        theirs = {f"{PREFIX}{key}": value for key, value in own.items() if key not in SHARED}
+        return {**batch, **theirs, SAME: torch.ones(len(examples), dtype=torch.bool)}
+
+
+def _without_prefix(example: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in example.items() if not key.startswith(PREFIX)}

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
 from hf_distill.data.example_columns import inputs_of
+from hf_distill.data.two_tokenizers import Renumbered
 from hf_distill.models.inspection import LABELS, taken_by
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
     from transformers import PreTrainedModel
+
+    from hf_distill.models.cut_tokenizer import Cut
 
 
 class Layout(Protocol):
@@ -43,6 +46,7 @@ class CalibrationRows:
         batch_size: Rows of a batch.
         labelled: Whether the train split has labels; single rows may lack one, as where `labels` is -100.
         layout: Which logits of a model count.
+        cut: The part of a vocabulary whose ids are in the rows; None for all of it.
     """
 
     train: Dataset
@@ -50,6 +54,13 @@ class CalibrationRows:
     batch_size: int
     labelled: bool
     layout: Layout
+    cut: Cut | None = None
+
+    def uncut(self) -> CalibrationRows:
+        """Return the same rows for a model with the whole vocabulary."""
+        if self.cut is None:
+            return self
+        return replace(self, collator=Renumbered(self.collator, self.cut.kept), cut=None)
 
     def batches(self, model: PreTrainedModel, count: int, *, batch_size: int | None = None) -> Iterator[dict[str, Any]]:
         """Yield some rows in batches: what the model's `forward` takes, and labels, on its device.

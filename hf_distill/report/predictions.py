@@ -42,8 +42,10 @@ def class_figures(prepared: Prepared, evaluated: Mapping[str, Evaluated]) -> dic
     if any(one.ndim == 3 for one in logits.values()):  # rows are tokens, those that count
         if labels is None:
             return {}
-        counted = labels != IGNORED
-        logits, labels = {name: one[counted] for name, one in logits.items()}, labels[counted]
+        counted = {name: one.predictions.labels != IGNORED for name, one in evaluated.items()}
+        logits, labels = {name: one[counted[name]] for name, one in logits.items()}, labels[counted["student"]]
+        if any(len(one) != len(labels) for one in logits.values()):
+            return {}  # a teacher with other tokens reads more or fewer of the words within the limit
     guesses = {name: one.argmax(-1) for name, one in logits.items()}
     found: dict[str, Any] = {
         "confusion": figures.confusion(guesses["student"], guesses["teacher"], prepared.label_names)

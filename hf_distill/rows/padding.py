@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_distill.data.collators import AroundCollator, Collate
-from hf_distill.data.two_tokenizers import PREFIX
+from hf_distill.data.two_tokenizers import PREFIX, SAME
 from hf_distill.models.inspection import base_model, evaluating, taken_by
 from hf_distill.rows.base import RowLayout
 from hf_distill.rows.examples import check_batch
@@ -98,7 +98,8 @@ class Padding:
         """
         side, ids, mask = self.sides.get(whose, "right"), batch.get(IDS), batch.get(MASK)
         # A batch that several models read is padded on the side of the first.
-        there = "left" if (self._own if own else self._main) == "left" else "right"
+        apart = own and SAME.removeprefix(PREFIX) not in batch
+        there = "left" if (self._own if apart else self._main) == "left" else "right"
         if mask is None and isinstance(ids, Tensor) and self._pad is not None:
             mask = ids != self._pad
         if side == there or not isinstance(mask, Tensor) or mask.dim() != 2:
@@ -146,7 +147,8 @@ class PadOneSide:
         if isinstance(self.layout, TargetRows) and self.pad is not None:
             _check_targets(batch, self.pad)
         found = _moved(batch, "", self.left, self.layout)
-        found |= _moved(batch, PREFIX, self.teacher_left, self.layout)
+        # The same tokens, under other numbers, stay at the same positions.
+        found |= _moved(batch, PREFIX, self.left if SAME in batch else self.teacher_left, self.layout)
         return {**batch, **found} if found else batch
 
     def set_epoch(self, epoch: int) -> None:

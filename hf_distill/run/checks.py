@@ -72,7 +72,7 @@ def check_plan(recipe: Recipe, pair: Pair | None) -> None:
         mistakes += error.mistakes
         asked = None  # told once, not again for every objective
     gives = recipe.teacher.gives(recipe.task, every, asked)
-    gives = replace(gives, own_tokens=gives.own_tokens or (pair is not None and pair.teacher_tokenizer is not None))
+    gives = replace(gives, own_tokens=gives.own_tokens or (pair is not None and pair.own_tokens))
     facts, configs = recipe.task.facts(), None if pair is None else (pair.student, pair.teacher)
     for path, objective, training in _settings_of(recipe):
         try:

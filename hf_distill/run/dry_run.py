@@ -33,10 +33,19 @@ from hf_distill.run.checks import check_plan, cut_off, frozen_of, remarks, stude
 from hf_distill.run.directory import stored_recipe
 from hf_distill.run.launch import check_launch
 from hf_distill.run.pairing import open_pair, open_student, open_teacher
-from hf_distill.run.preparation import check_prepared, complete, locating_data, prepare, setup_of
+from hf_distill.run.preparation import (
+    check_prepared,
+    complete,
+    locating_data,
+    prepare,
+    settle_vocabulary,
+    setup_of,
+)
 from hf_distill.run.requirements import check_steps, check_trainings, output_directory
 from hf_distill.run.student_cost import choose_student
 from hf_distill.run.train_rows import look_at
+from hf_distill.run.vocabulary import in_words, needs_rows
+from hf_distill.tasks.tokenising import remembering
 from hf_distill.teachers.base import described
 from hf_distill.training.labelled import describe_labels, labels_of
 
@@ -266,7 +275,10 @@ def _check_rows(recipe: Recipe, found: _Findings, pair: Pair, sample: Sample) ->
             with locating_data(recipe):
                 splits, chosen = look_at(recipe.task, recipe.data, sample, setup_of(recipe, pair))
             found.plan += chosen
-            prepared, _ = prepare(recipe, pair, splits)
+            with remembering({}):
+                pair = found.pair = settle_vocabulary(recipe, pair, splits)
+                prepared, _ = prepare(recipe, pair, splits)
+            found.plan += [line.replace("vocabulary: ", "vocabulary  ", 1) for line in in_words(recipe, pair)]
             found.head = prepared.head
             if (labels := describe_labels(prepared, recipe.teacher.answers)) is not None:
                 found.plan.append(labels.replace("labels: ", "labels      ", 1))
@@ -283,6 +295,7 @@ def _check_rows(recipe: Recipe, found: _Findings, pair: Pair, sample: Sample) ->
             found.notes += odd
         else:
             found.unchecked += ["data.select: it needs all rows"] if recipe.data.select is not None else []
+            found.unchecked += ["student: which tokens stay needs all rows"] if needs_rows(recipe, pair) else []
             splits, beside = complete(recipe, sample.splits)
             with locating_data(recipe):
                 counts = recipe.task.look(splits, setup_of(recipe, pair))

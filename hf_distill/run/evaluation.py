@@ -105,7 +105,7 @@ def compared(prepared: Prepared, found: Mapping[str, Evaluated]) -> dict[str, An
         "baseline_agreement": None if baseline is None else baseline.agreement,
         "eval_rows": evaluator.count(student),
         "gain_error": None if baseline is None else evaluator.gain_error(student, baseline.predictions),
-        "chance": evaluator.chance(found["teacher"].predictions),
+        "chance": _of_teacher(prepared).evaluator.chance(found["teacher"].predictions),
         **class_figures(prepared, found),
     }
 
@@ -132,7 +132,12 @@ def evaluate(run: Run, model: Any, teacher: TargetSource | None, name: str = "st
         name: How messages call the model.
     """
     predictions, agreement = _predict(run, model, name) if teacher is None else _compare(run, model, teacher, name)
-    return evaluated(run.prepared, predictions, agreement)
+    return evaluated(run.prepared if teacher else _of_teacher(run.prepared), predictions, agreement)
+
+
+def _of_teacher(prepared: Prepared) -> Prepared:
+    """Return the data in the teacher's own tokens, in which it is evaluated."""
+    return prepared.for_teacher or prepared
 
 
 def evaluated(prepared: Prepared, predictions: Predictions, agreement: float | None) -> Evaluated:
@@ -147,7 +152,7 @@ def _compare(run: Run, model: PreTrainedModel, teacher: TargetSource, name: str)
     """Return a student's predictions, and the share of rows on which the teacher predicts the same class."""
     fitter, target = run.for_students(teacher)
     predictions, agreement = fitter.predict(model, run.training, target, f"the {name}")
-    return replace(predictions, texts=_generate(run, model)), agreement
+    return replace(predictions, texts=_generate(run, run.prepared, model)), agreement
 
 
 def _predict(run: Run, teacher: TargetSource, name: str) -> tuple[Predictions, float | None]:
@@ -158,7 +163,7 @@ def _predict(run: Run, teacher: TargetSource, name: str) -> tuple[Predictions, f
     fitter, predicting = run.for_teacher(teacher)
     predictions, _ = fitter.predict(predicting, run.training, whose=f"the {name}")
     predictions = in_students_order(predictions, fitter.prepared)
-    return replace(predictions, texts=_generate(run, teacher.model)), agreement
+    return replace(predictions, texts=_generate(run, _of_teacher(run.prepared), teacher.model)), agreement
 
 
 def in_students_order(predictions: Predictions, prepared: Prepared) -> Predictions:
@@ -169,8 +174,8 @@ def in_students_order(predictions: Predictions, prepared: Prepared) -> Predictio
     return replace(predictions, logits=predictions.logits[..., list(columns)])
 
 
-def _generate(run: Run, model: PreTrainedModel) -> Sequence[str]:
-    return run.prepared.evaluator.generate(model, run.args.per_device_eval_batch_size)
+def _generate(run: Run, prepared: Prepared, model: PreTrainedModel) -> Sequence[str]:
+    return prepared.evaluator.generate(model, run.args.per_device_eval_batch_size)
 
 
 def _seeds(

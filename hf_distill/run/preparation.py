@@ -39,9 +39,11 @@ from hf_distill.run.shape_latency import ShapeLatency
 from hf_distill.run.student_cost import choose_student
 from hf_distill.run.train_rows import chosen, with_new_rows
 from hf_distill.run.training_defaults import resolve_bf16, training_defaults
+from hf_distill.run.vocabulary import in_words, prepared_for, with_vocabulary
 from hf_distill.tasks import Setup
 from hf_distill.tasks.base import classes_of
 from hf_distill.tasks.class_counts import ClassCounts
+from hf_distill.tasks.tokenising import remembering
 from hf_distill.training.labelled import describe_labels, labels_of
 
 if TYPE_CHECKING:
@@ -107,7 +109,11 @@ def open_run(
         narrator.say(line)
     with parallel.first_process_first():
         splits = load(recipe, pair, narrator.say)
-        prepared, stored = prepare(recipe, pair, splits)
+        with remembering({}):  # a vocabulary is chosen by the tokenised data, and then the data is prepared
+            pair = settle_vocabulary(recipe, pair, splits)
+            prepared, stored = prepare(recipe, pair, splits)
+    for line in in_words(recipe, pair):
+        narrator.say(line)
     read(splits)
     if (labels := describe_labels(prepared, recipe.teacher.answers)) is not None:
         narrator.say(labels)
@@ -171,6 +177,17 @@ def prepare(
     Raises:
         UserError: The data does not fit the task or the teacher; the message has the place in the recipe.
     """
+    return prepared_for(pair, lambda one: _prepare(recipe, one, splits))
+
+
+def settle_vocabulary(recipe: Recipe, pair: Pair, splits: Mapping[str, Dataset]) -> Pair:
+    """Return the pair with the student's part of the vocabulary, which depends on the data."""
+    return with_vocabulary(recipe, pair, splits, lambda one: _prepare(recipe, one, splits))
+
+
+def _prepare(
+    recipe: Recipe, pair: Pair, splits: Mapping[str, Dataset]
+) -> tuple[Prepared, tuple[Prepared, TargetSource] | None]:
     own_rows, transfer_rows = len(splits["train"]), len(splits.get(TRANSFER, ()))
     splits, beside = complete(recipe, splits)
     setup = replace(setup_of(recipe, pair), transfer_rows=transfer_rows)

@@ -167,7 +167,7 @@ class Run:
         from hf_distill.cache.hub import push
 
         with self.stage("cache"), self.recipe.locate("teacher"):
-            data = self.prepared.for_teacher or self.prepared
+            data = self.prepared.in_teacher_ids or self.prepared.for_teacher or self.prepared
             storing = Storing(data, self.recipe.task, self._objectives, self.pair, self.args, self.narrator.say)
             self.cache = own.cache_for(teacher.model, storing)
             self.cache.fill(self.args)
@@ -186,10 +186,12 @@ class Run:
 
         If its complete outputs are stored, they are read from there, and the teacher does not run again.
         """
-        if self.stored is None or not self.stored[1].gives_outputs:
+        # Outputs for the tokens of a student with a smaller vocabulary are not those for the teacher's own.
+        stored = None if self.prepared.in_teacher_ids is not None else self.stored
+        if stored is None or not stored[1].gives_outputs:
             fitter = self.fitter.for_teacher()
             return fitter, teacher.predicting(fitter.prepared.layout)
-        fitter, source = self.stored
+        fitter, source = stored
         source, collator = source.for_objectives((), None, fitter.prepared.collator)
         return replace(fitter, prepared=replace(fitter.prepared, collator=collator)), source.predicting(
             fitter.prepared.layout
@@ -319,7 +321,12 @@ class Run:
         if self.stored is not None and self.recipe.teacher.keeps_private:
             data = self.stored[0].prepared  # without the private rows, which the student must not depend on
         return CalibrationRows(
-            data.train, data.collator, self.args.per_device_eval_batch_size, data.labelled, data.layout
+            data.train,
+            data.collator,
+            self.args.per_device_eval_batch_size,
+            data.labelled,
+            data.layout,
+            self.pair.cut,
         )
 
     def _new_student(self, teacher: TargetSource, seed: int, *, saved: bool) -> PreTrainedModel:

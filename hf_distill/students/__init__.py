@@ -9,6 +9,7 @@ from hf_distill.students.lora import LoraStudent
 from hf_distill.students.optimal_brain_damage import OptimalBrainDamage
 from hf_distill.students.pretrained import PretrainedStudent
 from hf_distill.students.prune_depth import PruneDepth
+from hf_distill.students.prune_vocabulary import PruneVocabulary
 from hf_distill.students.prune_width import PruneWidth
 
 STUDENTS: dict[str, type[Student]] = {
@@ -18,6 +19,7 @@ STUDENTS: dict[str, type[Student]] = {
     "optimal_brain_damage": OptimalBrainDamage,
     "pretrained": PretrainedStudent,
     "prune_depth": PruneDepth,
+    "prune_vocabulary": PruneVocabulary,
     "prune_width": PruneWidth,
 }
 
@@ -29,6 +31,7 @@ __all__ = [
     "OptimalBrainDamage",
     "PretrainedStudent",
     "PruneDepth",
+    "PruneVocabulary",
     "PruneWidth",
     "Student",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
@@ -15,10 +15,12 @@ from hf_distill.students.base import Made, MeasuredStudent, Student
 from hf_distill.students.copy_layers import CopyLayers
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from hf_distill.models.calibration import CalibrationRows
+    from hf_distill.models.cut_tokenizer import Cut
     from hf_distill.models.loading import Head
+    from hf_distill.models.token_counts import TokenCounts
     from hf_distill.students.cost import Cost
 
 
@@ -119,6 +121,13 @@ class AroundStudent(MeasuredStudent):
         """Return the configuration of the inner student's checkpoint; None if it is derived from the teacher."""
         with self.below():
             return self.inside.own_config()
+
+    def cut(
+        self, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, count: Callable[[], TokenCounts]
+    ) -> Cut | None:
+        """Return the part of a vocabulary that the inner student has; None for all of it."""
+        with self.below():
+            return self.inside.cut(tokenizer, config, count)
 
     def inner(self, teacher: PreTrainedModel, head: Head, rows: CalibrationRows) -> Made:
         """Return the model of the inner student, and what the report says about how it was made."""

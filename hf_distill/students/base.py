@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -14,10 +14,12 @@ from hf_distill.errors import UserError, first_line
 from hf_distill.models.training_hooks import TrainingHooks
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from hf_distill.models.calibration import CalibrationRows
+    from hf_distill.models.cut_tokenizer import Cut
     from hf_distill.models.loading import Head
+    from hf_distill.models.token_counts import TokenCounts
     from hf_distill.students.cost import Cost
 
 
@@ -117,6 +119,20 @@ class Student(ABC):
             rows: Rows of the train split.
         """
         return Made(self.make(teacher, head))
+
+    def cut(
+        self, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, count: Callable[[], TokenCounts]
+    ) -> Cut | None:
+        """Return the part of a vocabulary that the student has; by default None, for all of it.
+
+        It is called once the data has been read. The same data must give the same part: it decides what is trained.
+
+        Args:
+            tokenizer: The tokenizer that the student would use.
+            config: The student's configuration with all tokens.
+            count: Counts the tokens of the data; call it only if it is needed, since it tokenises the data.
+        """
+        return None
 
     def hooks(self, rows: CalibrationRows, stage: int = 1) -> TrainingHooks:
         """Return what happens around a training of the student and of the baseline; by default nothing.

@@ -115,6 +115,9 @@ class Prepared:
         label_names: Class names in the order of the student's head; None if they have no names.
         labelled: Whether the train split has labels.
         for_teacher: The same data, row by row, with the teacher's tokens; None if both models read the same tokens.
+        in_teacher_ids: The student's tokens under the ids of a teacher whose vocabulary has more of them, as it reads
+            them in training: row by row the same. `for_teacher` is then the data in all of the teacher's tokens, in
+            which it is trained and evaluated. None if there is no such difference.
         transfer_rows: Number of rows at the end of `train` that come from `data.transfer` and have no label.
         shown: Lines that `--check` prints about the inputs.
         for_members: The same data as each teacher reads it, where several teachers each have tokens or inputs of their
@@ -133,6 +136,12 @@ class Prepared:
     transfer_rows: int = 0
     shown: tuple[str, ...] = ()
     for_members: tuple[View, ...] = ()
+    in_teacher_ids: Prepared | None = None
+
+    @property
+    def own_tokens(self) -> bool:
+        """Whether teacher and student read a text as different tokens in training."""
+        return self.for_teacher is not None and self.in_teacher_ids is None
 
     @property
     def transferred(self) -> NDArray[np.bool_]:
@@ -261,7 +270,7 @@ class Task(ABC):
                 objective on labels without labels; weights of classes or groups that do not exist.
         """
         settle_group_weights(objectives, prepared.train, "objectives")
-        gives = Gives.everything(own_tokens=prepared.for_teacher is not None)
+        gives = Gives.everything(own_tokens=prepared.own_tokens)
         facts = self.facts(prepared)
         for index, objective in enumerate(objectives):
             key = f"objectives[{index}]"

@@ -196,7 +196,7 @@ class CachedTeacher(AroundTeacher):
             )
         columns_of(pair.teacher, states, "float32")
         whole = [str(one) for one in states if one.of == "tokens"]
-        if whole and pair.teacher_tokenizer is not None:
+        if whole and pair.own_tokens:
             raise UserError(
                 f"the hidden states of layer {', '.join(whole)} would be stored token by token, but teacher and "
                 "student have different tokenizers, so they read different tokens. Leave layers out, and let all "
@@ -323,6 +323,7 @@ def reading(task: Task, pair: Pair, *, own_inputs: bool = False) -> dict[str, An
         **({} if own_inputs else {"max_length": pair.max_length}),
         "task": fingerprint(entry(task)),
         **({"tokens left out": fingerprint(pair.left_out)} if pair.left_out else {}),
+        **({"the student's tokens": fingerprint(pair.cut.kept)} if pair.renumbered and pair.cut else {}),
     }
 
 

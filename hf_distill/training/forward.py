@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from hf_distill.data.two_tokenizers import teacher_inputs
+from hf_distill.data.two_tokenizers import SAME, teacher_inputs
 from hf_distill.models.match import match
 from hf_distill.models.needs import TaskFacts
 from hf_distill.models.patching import replaced
@@ -148,7 +148,7 @@ class BothModels:
     def _teacher_inputs(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the teacher's inputs; refuse objectives that compare tokens if its tokens are not the student's."""
         theirs = teacher_inputs(inputs)
-        if theirs is not inputs and self.source is not None:
+        if theirs is not inputs and SAME not in inputs and self.source is not None:
             gives = replace(self.source.gives(), own_tokens=True)
             for index, needs in enumerate(self.terms.needs):
                 match(needs, gives, TaskFacts(), f"objectives[{index}]")

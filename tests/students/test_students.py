@@ -39,6 +39,7 @@ from hf_distill.students import (
     OptimalBrainDamage,
     PretrainedStudent,
     PruneDepth,
+    PruneVocabulary,
     PruneWidth,
 )
 from hf_distill.students.copy_layers import spread
@@ -475,6 +476,7 @@ EXAMPLES = {
     "pretrained": PretrainedStudent(model="user/name"),
     "prune_depth": PruneDepth(layers=0.5, by="loss"),
     "prune_width": PruneWidth(heads=2, hidden=0.5),
+    "prune_vocabulary": PruneVocabulary(tokens=8000, keep=["film"]),
 }
 
 

@@ -1,0 +1,245 @@
+"""A student without the tokens that the data never uses."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import POSITIVE
+from prepared import refused
+from runs import WriteRecipe, run, same, unfinish, weights
+from transformers import AutoTokenizer
+
+from hf_distill import load_recipe
+from hf_distill.errors import UserError
+from hf_distill.models.token_counts import TokenCounts
+from hf_distill.run.dry_run import check
+from hf_distill.students import PruneVocabulary
+from hf_distill.students.cut_vocabulary import cut_model, special_ids
+
+EXTRA = tuple(f"unused{number}" for number in range(40))
+AUTO = {
+    "bert": "AutoModelForSequenceClassification",
+    "bert-tokens": "AutoModelForTokenClassification",
+    "bert-mlm": "AutoModelForMaskedLM",
+    "roberta": "AutoModelForSequenceClassification",
+    "llama-lm": "AutoModelForCausalLM",
+    "gpt2-lm": "AutoModelForCausalLM",
+    "t5": "AutoModelForSeq2SeqLM",
+    "bart": "AutoModelForSeq2SeqLM",
+}
+
+
+def opened(directory: Path, kind: str) -> Any:
+    return getattr(transformers, AUTO[kind]).from_pretrained(directory).eval()
+
+
+def outputs(model: Any, ids: torch.Tensor) -> list[torch.Tensor]:
+    """Return a model's hidden states, then its logits."""
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "output_hidden_states": True}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids
+    with torch.no_grad():
+        found = model(**inputs)
+    states = found["encoder_hidden_states"] if model.config.is_encoder_decoder else found["hidden_states"]
+    return [*states, found["logits"]]
+
+
+# ---- The model -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", AUTO)
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_what_stays_computes_the_same_bit_for_bit(kind: str, tied: bool, make_model: Any, tmp_path: Path) -> None:
+    """A head, a bias or an id in the configuration that is not cut with the embeddings: other tokens, other logits."""
+    whole = opened(make_model(kind, vocab_size=170, tie_word_embeddings=tied), kind)  # rows beyond the tokenizer too
+    with torch.no_grad():
+        for name, tensor in (*whole.named_parameters(), *whole.named_buffers()):
+            if name.endswith("bias"):
+                tensor.copy_(torch.linspace(-1, 1, tensor.numel()).view_as(tensor))
+    drawn = np.random.default_rng(0)
+    kept = sorted({*drawn.choice(170, 60, replace=False).tolist(), *special_ids(whole.config), 0, 1, 2})
+    smaller = cut_model(whole, kept)
+    smaller.save_pretrained(tmp_path)
+    new = torch.from_numpy(drawn.integers(0, len(kept), (3, 7)))
+    before = outputs(whole, torch.tensor(kept)[new])
+    if before[-1].shape[-1] == 170:
+        before[-1] = before[-1][..., kept]
+    for loaded in (smaller, opened(tmp_path, kind)):
+        assert all(one.equal(other) for one, other in zip(outputs(loaded, new), before, strict=True))
+        assert loaded.config.get_text_config().vocab_size == len(kept)
+    assert smaller.num_parameters() < whole.num_parameters()
+    embeddings, head = smaller.get_input_embeddings().weight, smaller.get_output_embeddings()
+    assert head is None or (head.weight is embeddings) == (
+        whole.get_output_embeddings().weight is whole.get_input_embeddings().weight
+    )
+
+
+def test_ids_in_the_configuration_follow_their_tokens(make_model: Any) -> None:
+    """With the old number of the end a decoder would never stop, and with the old start begin with another word."""
+    whole = opened(make_model("bart", decoder_start_token_id=20, forced_eos_token_id=2), "bart")
+    whole.config.eos_token_id = whole.generation_config.eos_token_id = [2, 30]
+    whole.generation_config.suppress_tokens, whole.generation_config.bad_words_ids = [5, 30], [[5], [20, 30]]
+    whole.generation_config.forced_decoder_ids = [[1, 30]]
+    kept = [0, 1, 2, 3, 4, 20, 30]
+    smaller = cut_model(whole, kept)
+    for settings in (smaller.config, smaller.generation_config):
+        assert (settings.pad_token_id, settings.decoder_start_token_id, settings.eos_token_id) == (1, 5, [2, 6])
+    assert smaller.generation_config.suppress_tokens == [6]
+    assert smaller.generation_config.bad_words_ids == [[5, 6]]
+    assert smaller.generation_config.forced_decoder_ids == [[1, 6]]
+    assert whole.config.decoder_start_token_id == 20
+
+
+def test_a_model_whose_positions_begin_at_the_padding_is_refused_where_that_moves(make_model: Any) -> None:
+    """RoBERTa counts positions from the id of padding: with a smaller id all texts would move along its table."""
+    whole = opened(make_model("roberta"), "roberta")
+    _, message = refused(cut_model, whole, [1, 2, 3, *range(10, 40)])
+    assert "something else" in message
+
+
+# ---- Which tokens ----------------------------------------------------------------------------------------------------
+
+
+def kept_of(entry: PruneVocabulary, directory: Path, counts: dict[str, int]) -> list[str] | None:
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    config = transformers.AutoConfig.from_pretrained(directory)
+    train = np.zeros(len(tokenizer), dtype=np.int64)
+    for token, number in counts.items():
+        train[tokenizer.convert_tokens_to_ids(token)] = number
+    cut = entry.cut(tokenizer, config, lambda: TokenCounts(train, train))
+    return None if cut is None else tokenizer.convert_ids_to_tokens(list(cut.kept))
+
+
+def test_frequent_tokens_stay_and_so_do_those_that_are_named(make_model: Any) -> None:
+    """One off in a limit, or a size that counts other tokens than the student has, is seen by nobody."""
+    path = make_model("bert", vocab=(*POSITIVE, *EXTRA))
+    counts = {"great": 5, "moving": 2, "funny": 2, "clever": 1}
+    words = set(POSITIVE) | set(EXTRA)
+
+    def words_of(**settings: Any) -> set[str]:
+        return words.intersection(kept_of(PruneVocabulary(**settings), path, counts) or ())
+
+    assert words_of() == set(counts)
+    assert words_of(at_least=2) == {"great", "moving", "funny"}
+    assert words_of(at_least=3, keep=["unused3"]) == {"great", "unused3"}
+    needed = len(kept_of(PruneVocabulary(at_least=6), path, counts) or ())
+    assert words_of(tokens=needed + 2) == {"great", "moving"}  # of equals the one with the lower id
+    assert kept_of(PruneVocabulary(at_least=0), path, counts) is None
+    assert kept_of(PruneVocabulary(), path, dict.fromkeys(words, 1)) is None
+    key, message = refused(kept_of, PruneVocabulary(tokens=needed - 1), path, counts)
+    assert (key, f"{needed}" in message) == ("tokens", True)
+    key, message = refused(kept_of, PruneVocabulary(keep=["unused3", "gret"]), path, counts)
+    assert (key, "'gret'" in message) == ("keep[1]", True)
+
+
+# ---- The run ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recipe(write_recipe: WriteRecipe, make_model: Any) -> Any:
+    """Write a recipe whose teacher has words that the data does not use."""
+
+    def write(**sections: Any) -> Path:
+        from conftest import WORDS
+
+        teacher = make_model("bert", layers=4, seed=1, vocab=(*EXTRA, *WORDS))
+        student = {"name": "prune_vocabulary", "student": {"name": "copy_layers", "layers": 2}}
+        return write_recipe(
+            **{"teacher": {"name": "pretrained", "model": str(teacher)}, "student": student, **sections}
+        )
+
+    return write
+
+
+def accuracy(model: Path, data: Path) -> float:
+    """Return a saved model's accuracy: each text by itself, no trainer."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    classifier: Any = opened(model, "bert")
+    with data.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    with torch.no_grad():
+        found = [classifier(**tokenizer(row["sentence"], return_tensors="pt")).logits.argmax().item() for row in rows]
+    names = classifier.config.id2label
+    return float(
+        np.mean([names[one] == row["label"] or str(one) == row["label"] for one, row in zip(found, rows, strict=True)])
+    )
+
+
+def test_a_run_saves_a_student_with_its_tokenizer_and_evaluates_the_teacher_with_its_own(
+    recipe: Any, tmp_path: Path, sentiment_csv: Any
+) -> None:
+    """Read with the student's ids the teacher sees other words, and teaches noise that looks like a hard task."""
+    layers = {"name": "hidden", "layers": [[1, 2], [2, 4]]}
+    path = recipe(objectives=[{"name": "kl", "temperature": 2.0}, layers], report={"baseline": True, "latency": True})
+    found = run(path)
+    teacher, out = Path(load_recipe(path).teacher.model), tmp_path / "out"
+    assert found.teacher.metrics["accuracy"] == pytest.approx(accuracy(teacher, sentiment_csv.validation))
+    assert found.student.metrics["accuracy"] == pytest.approx(accuracy(out, sentiment_csv.validation))
+    facts = json.loads((out / "report.json").read_text(encoding="utf-8"))["settings"]["student"]["vocabulary"]
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert facts["tokens"] == {"before": len(AutoTokenizer.from_pretrained(teacher)), "after": len(tokenizer)}
+    assert len(weights(out)["bert.embeddings.word_embeddings.weight"]) == len(tokenizer)
+    assert not set(EXTRA) & tokenizer.get_vocab().keys()
+    before = weights(out)
+    unfinish(out)
+    run(path)
+    assert same(weights(out), before)
+
+
+def test_a_whole_vocabulary_trains_the_same_student(recipe: Any, tmp_path: Path) -> None:
+    """Another order of random numbers or of rows would make any comparison with the whole vocabulary unfair."""
+    inner = {"name": "copy_layers", "layers": 2}
+    found = []
+    for number, student in enumerate((inner, {"name": "prune_vocabulary", "student": inner, "at_least": 0})):
+        run(recipe(student=student, training={"output_dir": str(tmp_path / str(number))}))
+        found.append(weights(tmp_path / str(number)))
+    assert same(*found)
+
+
+def test_a_teacher_teaches_as_if_the_student_had_all_tokens(recipe: Any, tmp_path: Path) -> None:
+    """The data is split as before, so the loss of every step is that of the whole vocabulary, cached or not."""
+    inner = {"name": "copy_layers", "layers": 2}
+    losses = []
+    own = load_recipe(recipe()).teacher.model
+    cached = {"name": "cached", "teacher": {"name": "pretrained", "model": own}}
+    students = ((inner, "pretrained"), ({"name": "prune_vocabulary", "student": inner}, "pretrained"))
+    for number, (student, teacher) in enumerate((*students, (students[1][0], "cached"))):
+        sections = {"teacher": cached} if teacher == "cached" else {}
+        training = {"output_dir": str(tmp_path / str(number)), "logging_steps": 1}
+        found = run(recipe(student=student, training=training, **sections))
+        losses.append([entry["loss"] for entry in found.history["student"] if "loss" in entry])
+    assert len(losses[0]) == 8
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    assert losses[2] == pytest.approx(losses[0], abs=1e-5)
+
+
+def test_check_says_what_stays_and_refuses_what_cannot_be_cut(recipe: Any, make_model: Any) -> None:
+    """The size of a student without a part of its vocabulary is known only once the data is read."""
+    said = check(load_recipe(recipe()))
+    (line,) = [line for line in said.splitlines() if line.startswith("vocabulary ")]
+    assert "tokens stay" in line
+    assert "->" in line
+    with pytest.raises(UserError, match="too few"):
+        check(load_recipe(recipe(student={"name": "prune_vocabulary", "tokens": 3})))
+    with pytest.raises(UserError, match=r"student\.student: .*around this entry|cut already"):
+        load_recipe(recipe(student={"name": "prune_vocabulary", "student": {"name": "prune_vocabulary"}}))
+
+
+def test_language_models_are_refused(recipe: Any, make_model: Any) -> None:
+    """A teacher's distribution over all tokens, compared with the student's over some, would be off by their mass."""
+    model = str(make_model("llama-lm", layers=2))
+    path = recipe(
+        task="text-generation",
+        teacher={"name": "pretrained", "model": model},
+        student={"name": "prune_vocabulary"},
+        objectives=[{"name": "kl"}],
+    )
+    _, message = refused(check, load_recipe(path))
+    assert "token by token" in message
