@@ -409,3 +409,20 @@ def test_peers_of_other_labels_are_refused(write_recipe: WriteRecipe, make_model
     recipe = load_recipe(write_recipe(teacher={"name": "mutual"}, student=student, objectives=[{"name": "kl"}]))
     with pytest.raises(UserError, match="on anything"):
         check(recipe)
+
+
+@pytest.mark.parametrize("online", [False, True])
+def test_weights_reach_all_models(online: bool, tmp_path: Path) -> None:
+    """Peers that learn each row as much as any other would teach the student what it was told to leave out."""
+    rows, weights = make_rows("classification", 6), [2, 0, 1, 3, 1, 0]
+    weighed = [{**row, "example_weight": 0.5 * weight} for row, weight in zip(rows, weights, strict=True)]
+    written = [row for row, weight in zip(rows, weights, strict=True) for _ in range(weight)]
+    found = []
+    for name, some in (("weighed", weighed), ("written", written)):
+        models = peers("classification", 2)
+        settings = {"rows": some, "max_steps": 2, "per_device_train_batch_size": len(some)}
+        settings |= {"train_sampling_strategy": "sequential"}
+        one = trainer(tmp_path / name, Mutual(models, online=online), **settings)
+        one.train()
+        found.append([one.model, *models])
+    assert_equal(found[0], found[1])
