@@ -47,6 +47,12 @@ def with_vocabulary(
     def counts() -> TokenCounts:
         _check_task(recipe)
         found, _ = prepare(pair)
+        if found.layout.outputs_by_token and found.layout.has_named_classes:
+            raise UserError(
+                f"{recipe.task.name} labels tokens, and the report compares both models token by token: with a smaller "
+                "vocabulary they have different ones. Name a student without it: student: {name: copy_layers, ...}.",
+                key="name",
+            )
         tokens = max(pair.tokenizer.get_vocab().values()) + 1
         return TokenCounts(count_tokens(found.train, tokens), count_tokens(found.eval, tokens))
 
