@@ -119,10 +119,25 @@ def group_numbers(split: Dataset, names: Sequence[str]) -> NDArray[np.int64]:
     return np.asarray(found.to_numpy(), dtype=np.int64)
 
 
-def group_name(value: Any) -> str:
-    """Return the name of the group that one cell holds."""
-    text = value.strip() if isinstance(value, str) else _called(value, None)
-    return text or NO_GROUP
+def group_name(value: Any, names: Sequence[str] | None = None) -> str:
+    """Return the name of the group that one cell holds.
+
+    Args:
+        value: The cell.
+        names: Names of the classes, if it holds the number of one.
+
+    >>> [group_name(value) for value in (" a ", 3.0, True, None, "")]
+    ['a', '3', 'true', '(none)', '(none)']
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return NO_GROUP
+    if names and not isinstance(value, str):
+        return names[value] if 0 <= value < len(names) else NO_GROUP  # `datasets` writes -1 where there is none
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else repr(value)
+    return str(value).strip() or NO_GROUP
 
 
 def weights_of(split: Dataset) -> NDArray[np.float64]:
@@ -187,28 +202,16 @@ def _groups(split: Dataset, where: str = "the data") -> pa.ChunkedArray:
         UserError: The column holds lists or the like.
     """
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     values, names = _column(split, GROUP), getattr(split.features[GROUP], "names", None)
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
     if pa.types.is_nested(values.type) or pa.types.is_binary(values.type):
         raise UserError(f"a row of {where} has {values.type}; wanted one text or number a row.", key=_key(GROUP))
-    if names or pa.types.is_floating(values.type):
-        values = pa.chunked_array([pa.array([_called(one, names) for one in values.to_pylist()], pa.string())])
-    texts = pc.utf8_trim_whitespace(values.cast(pa.string()))
-    return pc.fill_null(pc.if_else(pc.equal(texts, ""), None, texts), NO_GROUP)
-
-
-def _called(value: Any, names: Sequence[str] | None) -> str | None:
-    """Return the name of a class by its number, or a number as text: `3` for 3.0; None for a missing one."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if names:
-        return str(names[value])
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() else repr(value)
-    return str(value)
+    # Each value once: its name must be the one that `group_name` gives to a single cell.
+    coded = values.combine_chunks().dictionary_encode(null_encoding="encode")
+    called = [group_name(one, names) for one in coded.dictionary.to_pylist()]
+    return pa.chunked_array([pa.array(called, pa.string()).take(coded.indices)])
 
 
 def _numbers(values: pa.ChunkedArray, where: str, key: str) -> pa.ChunkedArray:

@@ -41,11 +41,13 @@ class AddExamples:
     Attributes:
         collate: Makes the batch of everything else.
         numbers: Number of each group that has a weight.
+        classes: Names of the groups, where a row holds the number of its group (`ClassLabel`).
         dtype: Of the weights; float64, unless the device has none.
     """
 
     collate: Callable[[list[Any]], Mapping[str, Any]]
     numbers: Mapping[str, int]
+    classes: Sequence[str] = ()
     dtype: torch.dtype = torch.float64
 
     def __call__(self, examples: list[Any]) -> dict[str, Any]:
@@ -61,7 +63,8 @@ class AddExamples:
         if WEIGHT in first:
             batch[WEIGHT] = torch.tensor([float(one[WEIGHT]) for one in examples], dtype=self.dtype)
         if GROUP in first and self.numbers:
-            batch[GROUP] = torch.tensor([self.numbers.get(group_name(one[GROUP]), -1) for one in examples])
+            names = [group_name(one[GROUP], self.classes) for one in examples]
+            batch[GROUP] = torch.tensor([self.numbers.get(name, -1) for name in names])
         return batch
 
     def set_epoch(self, epoch: int) -> None:
@@ -70,14 +73,10 @@ class AddExamples:
             told(epoch)
 
 
-def numbers_of(names: Sequence[str], train: Any) -> dict[str, int]:
-    """Return the number of each group, as its value in a row is written; a `ClassLabel` has numbers there too."""
-    found = {name: number for number, name in enumerate(names)}
-    feature = getattr(train, "features", None) or {}
-    for number, name in enumerate(getattr(feature.get(GROUP), "names", None) or ()):
-        if name in found:
-            found.setdefault(str(number), found[name])
-    return found
+def classes_of(train: Any) -> tuple[str, ...]:
+    """Return the names of the groups, where a split holds their numbers (`ClassLabel`); empty for other splits."""
+    feature = (getattr(train, "features", None) or {}).get(GROUP)
+    return tuple(getattr(feature, "names", None) or ())
 
 
 class Weighing:
@@ -109,7 +108,8 @@ class Weighing:
         if self._worst and GROUP in getattr(train, "column_names", ()):
             names |= set(group_names(train))
         self.names = tuple(sorted(names))
-        self.numbers = numbers_of(self.names, train)
+        self.numbers = {name: number for number, name in enumerate(self.names)}
+        self._classes = classes_of(train)
         # The last is that of a group that is not known, whose number is -1.
         self._tables = [
             torch.tensor([*(one.get(name, 1.0) for name in self.names), 1.0], dtype=self._exact, device=device)
@@ -132,7 +132,7 @@ class Weighing:
 
     def collating(self, collate: Callable[[list[Any]], Mapping[str, Any]]) -> AddExamples:
         """Return a collator that adds weights and groups to the batches of another one."""
-        return AddExamples(collate, self.numbers, self._exact)
+        return AddExamples(collate, self.numbers, self._classes, self._exact)
 
     # ---- Counts of a step ----
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,13 @@ from invariants.test_batch_splits import FEATURES, ROUNDING, assert_same, figure
 from invariants.worker import GROUPS, WEIGHED, grouped
 from prepared import dataset, refused
 
+from hf_distill.data.example_columns import group_numbers
 from hf_distill.errors import UserError
 from hf_distill.objectives import Contrastive, KLDivergence, Labels, Objective, Relational
 from hf_distill.objectives.group_weights import STEP as ETA
 from hf_distill.objectives.settled_groups import settle_group_weights
-from hf_distill.training.weighing import FILE
+from hf_distill.training.terms import Terms
+from hf_distill.training.weighing import FILE, Weighing
 
 
 def weighed(rows: list[dict[str, Any]], weights: list[float]) -> list[dict[str, Any]]:
@@ -203,6 +206,25 @@ def test_what_has_no_meaning_is_refused(tmp_path: Path) -> None:
     assert settled.group_weights == {"a": 1.0, "b": 1.0}  # no label in b: nothing is learned from it
     with pytest.raises(UserError, match=r"row 1 \(counted from 0\) of train_dataset has the weight nan"):
         make_trainer("classification", tmp_path, rows=weighed(make_rows("classification", 2), [1, float("nan")]))
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind"),
+    [
+        ([True, False, True, None], None),
+        ([2.0, 0.5, float("nan"), 2.0], None),
+        ([datetime(2020, 1, 1), datetime(2021, 1, 1, 3), None, datetime(2020, 1, 1)], None),
+        ([0, 1, 2, -1], datasets.ClassLabel(names=["1", "2", "0"])),
+    ],
+)
+def test_the_group_of_a_row_is_the_one_that_was_counted(cells: list[Any], kind: Any) -> None:
+    """Named in two ways, every row would be of an unknown group, and weigh 1, or as much as the last group."""
+    rows = datasets.Dataset.from_dict({"example_group": cells}, kind and datasets.Features({"example_group": kind}))
+    terms = Terms([Labels(group_weights="worst_group")], torch.nn.Linear(1, 1), None)
+    weighing = Weighing(terms, rows, torch.device("cpu"))
+    found = weighing.collating(lambda _: {})(list(rows))["example_group"]
+    assert found.tolist() == group_numbers(rows, weighing.names).tolist()
+    assert len({*found.tolist()}) == len(weighing.names)
 
 
 def test_objectives_of_all_kinds_are_weighed() -> None:
