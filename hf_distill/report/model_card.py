@@ -201,7 +201,7 @@ def _data(report: Results, recipe: Mapping[str, Any], name: str) -> Any:
     from huggingface_hub import EvalResult, ModelCardData
 
     places = datasets(recipe)
-    named = [teacher.name for teacher in teachers(recipe) if teacher.on_hub]
+    named = _bases(report, recipe)
     data = recipe.get("data") or {}
     measured_on = readable(_eval_data(data))
     metrics = {key: report.student.metrics.get(key) for key in metric_names(report)}
@@ -228,6 +228,15 @@ def _data(report: Results, recipe: Mapping[str, Any], name: str) -> Any:
         model_name=readable(name.split("/")[-1]),
         eval_results=results or None,
     )
+
+
+def _bases(report: Results, recipe: Mapping[str, Any]) -> list[str]:
+    """Return the models on the Hub that it learned from; of adapters, the one with which they are loaded."""
+    found = teachers(recipe)
+    if report.settings.get("loaded_with"):
+        student = recipe.get("student") or (recipe.get("chain") or [{}])[-1]
+        found = list(map(place, _models(student)))
+    return [one.name for one in found if one.on_hub]
 
 
 def _eval_data(data: Mapping[str, Any]) -> str:

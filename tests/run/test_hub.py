@@ -305,6 +305,61 @@ def test_recipe_that_pushes(fake_hub, tmp_path, make_model, sentiment_csv):
     _assert_it_opens(repo, tmp_path / "pushed", out)
 
 
+LINEAGES = """
+import json, sys
+from hf_distill import distill, load_recipe
+from transformers import AutoModelForSequenceClassification
+adapters, chain, last = sys.argv[1:]
+distill(load_recipe(adapters))
+AutoModelForSequenceClassification.from_pretrained("ada/adapters")
+distill(load_recipe(chain))
+distill(load_recipe(last))
+"""
+
+
+@pytest.mark.slow
+def test_adapters_and_chains_are_pushed_and_taught_from(fake_hub, tmp_path, make_model, sentiment_csv):
+    """Adapters could name a path of this machine as their base, assistants be published too, or the lineage of a
+    student from the Hub begin with it."""
+    base = {one.name: one.read_bytes() for one in make_model("bert-bare", layers=2).iterdir()}
+    fake_hub.add("ada/base").commit("upload", base)
+    teacher = f"{{name: pretrained, model: {make_model(layers=4)}}}"
+    links = "[{name: copy_layers, layers: 3}, {name: copy_layers, layers: 2}]"
+    changes = {
+        "adapters": (teacher, "student: {name: lora, model: ada/base, r: 4, merge: false}"),
+        "chain": (teacher, f"chain: {links}"),
+        "last": ("{name: pretrained, model: ada/chain}", "student: {name: copy_layers, layers: 1}"),
+    }
+    recipes = [tmp_path / f"{name}.yaml" for name in changes]
+    for recipe, (taught_by, student) in zip(recipes, changes.values(), strict=True):
+        text = RECIPE.format(splits=sentiment_csv, teacher="TEACHER", out=tmp_path / recipe.stem)
+        text = text.replace("{name: pretrained, model: TEACHER}", taught_by).replace(
+            "baseline: true", "baseline: false"
+        )
+        text = text.replace("student: {name: copy_layers, layers: 2}", student)
+        recipe.write_text(text.replace("repo_id: student, private: true", f"repo_id: ada/{recipe.stem}"))
+    _python(fake_hub, tmp_path / "home", WRITE_TOKEN, "-c", LINEAGES, *recipes)
+    reports = {"recipe.yaml", "report.json", "report.html"}
+
+    files = fake_hub.repos["ada/adapters"].files
+    whole = {"config.json", "model.safetensors"}
+    assert set(files) == STUDENT_FILES - whole | reports | {"adapter_config.json", "adapter_model.safetensors"}
+    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "ada/base"
+    assert b"base_model: ada/base" in files["README.md"]
+
+    assert set(fake_hub.repos) == {"ada/base", "ada/adapters", "ada/chain", "ada/last"}
+    assert set(fake_hub.repos["ada/chain"].files) == STUDENT_FILES | reports
+    _assert_it_opens(fake_hub.repos["ada/chain"], tmp_path / "pushed", tmp_path / "chain")
+
+    report = json.loads(fake_hub.repos["ada/last"].files["report.json"])
+    names = [(one["name"], one["on_hub"]) for one in report["lineage"]]
+    assert names[1:] == [("link-1", False), ("ada/chain", True), ("ada/last", True)]
+    card = fake_hub.repos["ada/last"].files["README.md"].decode()
+    assert "https://huggingface.co/ada/chain" in card.split("## Lineage")[1]
+    assert str(tmp_path) not in card
+    _assert_no_token(fake_hub, tmp_path)
+
+
 def _assert_no_token(hub: FakeHub, *folders: Path) -> None:
     """No token in what was published, nor in any file that the run left behind."""
     kept = [file.read_bytes() for folder in folders for file in folder.rglob("*") if file.is_file()]
