@@ -85,7 +85,8 @@ def _sizes_of(teacher: PretrainedConfig, base: PretrainedConfig) -> dict[str, in
 def proportional(base: PretrainedConfig) -> Iterator[dict[str, Any]]:
     """Yield layers and widths in the proportions of a configuration, the smallest first and the whole one last.
 
-    The width of a head stays. Where there are no heads, widths go in sixteenths.
+    The width of a head stays, and no shape has fewer keys and values than a narrower one. Where there are no heads,
+    widths go in sixteenths.
     """
     heads, size = getattr(base, "num_attention_heads", None), getattr(base, "hidden_size", None)
     if not isinstance(size, int):
@@ -94,7 +95,7 @@ def proportional(base: PretrainedConfig) -> Iterator[dict[str, Any]]:
             key="overrides",
         )
     steps = heads if isinstance(heads, int) and heads > 1 and size % heads == 0 else 16
-    groups = getattr(base, "num_key_value_heads", None)
+    groups, fewest = getattr(base, "num_key_value_heads", None), 1
     for step in range(1, steps + 1):
         if size * step % steps:
             continue
@@ -107,7 +108,10 @@ def proportional(base: PretrainedConfig) -> Iterator[dict[str, Any]]:
         if steps == heads:
             sizes |= {key: step for key in HEADS if isinstance(getattr(base, key, None), int)}
             if isinstance(groups, int) and groups != heads:
-                sizes["num_key_value_heads"] = max(one for one in range(1, part(groups) + 1) if step % one == 0)
+                shared = max(one for one in range(1, part(groups) + 1) if step % one == 0)
+                if shared < fewest:  # 31 heads can only share one key: this may cost less than a narrower shape
+                    continue
+                sizes["num_key_value_heads"] = fewest = shared
         # One name for each value, as the class stores it.
         yield {base.attribute_map.get(key, key): value for key, value in sizes.items()}
 
