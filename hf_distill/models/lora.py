@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from hf_distill.component import component, settings
 from hf_distill.errors import UserError, first_line
@@ -50,6 +50,17 @@ class Lora:
     target_modules: list[str] | str | None = None
     use_rslora: bool = False
     use_dora: bool = False
+
+    @field_validator("target_modules")
+    @classmethod
+    def _names_layers(cls, wanted: list[str] | str | None) -> list[str] | str | None:
+        if wanted is not None and not wanted:
+            raise ValueError("names no layer. Leave it out for those that are usual for the model")
+        try:
+            re.compile(wanted if isinstance(wanted, str) else "")
+        except re.error as error:
+            raise ValueError(f"'{wanted}' is not a regular expression: {error}") from error
+        return wanted
 
     def targets(self, model: nn.Module) -> list[str]:
         """Return the whole names of the layers that get an adapter.

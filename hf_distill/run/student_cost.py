@@ -81,15 +81,23 @@ class _Choice:
         return found
 
     @property
+    def depth(self) -> int:
+        """Inside how many entries the one is that has a shape and a cost."""
+        return sum(one.cost is not None for one in self.recipe.student.every_entry()) - 1
+
+    @property
     def key(self) -> str:
         """Recipe key of the cost below `student`, which may be that of an entry inside the student's."""
-        depth = sum(one.cost is not None for one in self.recipe.student.every_entry()) - 1
-        return "student." * depth + self.cost.kind
+        return "student." * self.depth + self.cost.kind
+
+    def sized(self, student: Student) -> Student:
+        """Return the entry that has the shape: the student itself, or one inside it."""
+        return list(student.every_entry())[self.depth]
 
     def in_words(self, index: int) -> str:
         """Return what distinguishes a shape from the entry in the recipe: `layers 3`."""
-        asked = settings(self.recipe.student)
-        own = {key: value for key, value in settings(self.shapes[index]).items() if asked.get(key) != value}
+        asked, shaped = (settings(self.sized(one)) for one in (self.recipe.student, self.shapes[index]))
+        own = {key: value for key, value in shaped.items() if asked.get(key) != value}
         return describe_entry({key: value for key, value in own.items() if key != "chosen_for"})
 
 
@@ -214,8 +222,8 @@ def _too_much(choice: _Choice, nearest: str) -> UserError:
     student = choice.recipe.student
     hints = {getattr(one, "smaller", "") for one in student.every_entry()} - {""}
     return UserError(
-        f"{choice.cost.value}: no student of {student.name} costs so little. The nearest is {nearest}. Ask for that"
-        f"{', or take another student: ' + ' '.join(sorted(hints)) if hints else '.'}",
+        f"{choice.cost.value}: no student of {choice.sized(student).name} costs so little. The nearest is {nearest}. "
+        f"Ask for that{', or take another student: ' + ' '.join(sorted(hints)) if hints else '.'}",
         key=choice.key,
     )
 

@@ -54,7 +54,8 @@ class AroundStudent(MeasuredStudent):
             raise ValueError("freeze is a key of the outer entry: write it beside `student`, not in it")
         if type(student).hooks is not Student.hooks:  # the hooks of the outer entry are the ones that are called
             raise ValueError(
-                f"{student.name} does something while the model trains, which is lost inside another entry"
+                f"{student.name} does something while the model trains, which is lost inside another entry: only "
+                "the outermost one can"
             )
         return student
 

@@ -186,6 +186,17 @@ def check_heads(config: PretrainedConfig) -> None:
         )
 
 
+def check_start(config: PretrainedConfig, teacher: PretrainedConfig) -> None:
+    """Refuse a decoder beside an encoder that does not know its first token, which a teacher without one cannot say."""
+    known = getattr(config, "decoder_start_token_id", None) is not None
+    if config.is_encoder_decoder and not teacher.is_encoder_decoder and not known:
+        raise UserError(
+            f"the decoder of a {config.model_type} has to know with which token it starts, and the teacher has none "
+            "for that. Give its number: overrides: {decoder_start_token_id: 0}; or choose another architecture.",
+            key="overrides",
+        )
+
+
 def reason(error: Exception) -> str:
     """Return the message of a configuration class in one line."""
     # huggingface_hub's strict dataclasses put the cause on a separate line.

@@ -14,6 +14,7 @@ from hf_distill.models.loading import Head, open_config
 from hf_distill.students.base import Made, build, with_head
 from hf_distill.students.configurations import (
     check_heads,
+    check_start,
     consequences,
     default_config,
     like_teacher,
@@ -84,11 +85,15 @@ class FromConfig(SizedStudent):
         """Yield students of the teacher's proportions, from one attention head to all of them."""
         base = self._base(teacher)
         own = set(self._given(base))
-        for scaled in proportional(base):
-            sizes = {key: value for key, value in scaled.items() if base.attribute_map.get(key, key) not in own}
-            one = self.with_shape(overrides={**sizes, **self.overrides})
-            if not own or one.is_possible(teacher):
-                yield one
+        scaled = [
+            {key: value for key, value in one.items() if base.attribute_map.get(key, key) not in own}
+            for one in proportional(base)
+        ]
+        shapes = [self.with_shape(overrides={**sizes, **self.overrides}) for sizes in scaled]
+        possible = [one for one in shapes if not own or one.is_possible(teacher)]
+        if not possible:
+            shapes[-1].plain_config(teacher)  # says why
+        yield from possible
 
     def is_possible(self, teacher: PretrainedConfig) -> bool:
         """Return whether heads and widths fit together."""
@@ -131,6 +136,7 @@ class FromConfig(SizedStudent):
         except Exception as error:
             raise UserError(f"{type(base).__name__} refuses them: {reason(error)}", key="overrides") from error
         check_heads(config)
+        check_start(config, teacher)
         return config
 
     def _base(self, teacher: PretrainedConfig) -> PretrainedConfig:

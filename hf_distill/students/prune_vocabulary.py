@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
-from pydantic import Field, SkipValidation, field_validator
+from pydantic import Field, field_validator
 
 from hf_distill.component import component
 from hf_distill.errors import UserError, did_you_mean, under
 from hf_distill.models.cut_tokenizer import Cut, cut_tokenizer
 from hf_distill.models.token_parts import Pieces
-from hf_distill.students.around import AroundStudent, WholeTeacher
+from hf_distill.students.around import AroundStudent
 from hf_distill.students.base import Made, Student
 from hf_distill.students.cut_vocabulary import cut_model, rows_of, special_ids
 
@@ -44,7 +44,6 @@ class PruneVocabulary(AroundStudent):
 
     name: ClassVar[str] = "prune_vocabulary"
 
-    student: SkipValidation[Student] = Field(default_factory=WholeTeacher)
     at_least: Annotated[int, Field(ge=0)] = 1
     tokens: Annotated[int, Field(ge=1)] | None = None
     keep: list[str] = Field(default_factory=list)
@@ -55,11 +54,6 @@ class PruneVocabulary(AroundStudent):
         for one in student.every_entry():
             if isinstance(one, PruneVocabulary):
                 raise ValueError("its vocabulary is cut already. Keep one prune_vocabulary")
-            if type(one).hooks is not Student.hooks:
-                raise ValueError(
-                    f"{one.name} changes how the model is trained, so it must be around this entry: "
-                    f"{{name: {one.name}, student: {{name: prune_vocabulary, ...}}}}"
-                )
         return student
 
     def cut(

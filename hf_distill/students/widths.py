@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator
 
 from hf_distill.errors import UserError
+from hf_distill.students.configurations import reason
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -39,6 +40,7 @@ class Architecture:
         intermediate: Key of the configuration for the intermediate width.
         own_head_dim: Whether the configuration has the width of a head (`head_dim`). Without it, heads and hidden
             width cannot differ: the hidden width is the number of heads times the width of one.
+        divided: Whether the hidden width has to be a multiple of the number of heads all the same.
     """
 
     queries: str
@@ -49,6 +51,7 @@ class Architecture:
     down: str
     intermediate: str = "intermediate_size"
     own_head_dim: bool = False
+    divided: bool = False
 
 
 _BERT = Architecture(
@@ -68,7 +71,7 @@ _DISTILBERT = Architecture(
     down="ffn.lin2",
     intermediate="hidden_dim",
 )
-_LLAMA = Architecture(
+_MISTRAL = Architecture(
     queries="self_attn.q_proj",
     keys="self_attn.k_proj",
     values="self_attn.v_proj",
@@ -81,7 +84,8 @@ _LLAMA = Architecture(
 ARCHITECTURES = {
     **dict.fromkeys(("bert", "camembert", "roberta", "xlm-roberta"), _BERT),
     "distilbert": _DISTILBERT,
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _LLAMA),
+    "llama": replace(_MISTRAL, divided=True),
+    **dict.fromkeys(("mistral", "qwen2", "qwen3"), _MISTRAL),
 }
 
 
@@ -167,7 +171,7 @@ def narrower(
             groups=whole.groups if shared else fewer,
             head_dim=whole.head_dim,
             intermediate=neurons,
-            hidden=kept_of("hidden", hidden, whole.hidden),
+            hidden=kept_of("hidden", hidden, whole.hidden, fewer if architecture.divided else 1, "the number of heads"),
         )
     narrow = kept_of("hidden", hidden, whole.hidden, whole.head_dim, "the width of a head, which stays")
     follows = narrow // whole.head_dim
@@ -183,7 +187,11 @@ def narrower(
 
 
 def with_widths(config: PretrainedConfig, widths: Widths) -> PretrainedConfig:
-    """Return a copy of a configuration with other widths."""
+    """Return a copy of a configuration with other widths.
+
+    Raises:
+        UserError: Its class refuses them: a Llama's hidden width has to be a multiple of its number of heads.
+    """
     narrow, whole = copy.deepcopy(config), widths_of(config)
     narrow.name_or_path = ""  # no checkpoint of this shape exists
     if widths == whole:
@@ -193,6 +201,10 @@ def with_widths(config: PretrainedConfig, widths: Widths) -> PretrainedConfig:
     narrow.hidden_size, narrow.num_attention_heads = widths.hidden, widths.heads
     if architecture.own_head_dim:
         narrow.num_key_value_heads, narrow.head_dim = widths.groups, widths.head_dim
+    try:
+        narrow.validate()  # else it is refused when the trained student is saved
+    except Exception as error:
+        raise UserError(f"{type(config).__name__} refuses these widths: {reason(error)}", key="heads") from error
     return narrow
 
 

@@ -172,6 +172,7 @@ def test_heads_of_other_labels_and_attention_of_other_heads_stay_random() -> Non
         ({"model_type": "mamba2"}, "overrides", "cannot have the teacher's sizes"),
         ({"model_type": "bert", "overrides": {"hidden_size": 8, "num_attention_heads": 1}}, "start", "nothing of the"),
         ({"model_type": "bert", "overrides": {"head_dims": 8}}, "overrides.head_dims", "no such key"),
+        ({"model_type": "t5"}, "overrides", "with which token it starts"),
     ],
 )
 def test_what_is_not_possible_is_said_before_weights_are_loaded(fields: dict[str, Any], key: str, words: str) -> None:

@@ -83,7 +83,12 @@ LLAMA = transformers.LlamaConfig(
 
 # 31 heads can only share one key, so they cost less than 30 that share six.
 GROUPED = transformers.LlamaConfig(
-    num_hidden_layers=2, hidden_size=64, num_attention_heads=32, num_key_value_heads=8, intermediate_size=8, vocab_size=9
+    num_hidden_layers=2,
+    hidden_size=64,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    intermediate_size=8,
+    vocab_size=9,
 )
 
 
@@ -100,3 +105,10 @@ def test_each_shape_costs_more_than_the_one_before(entry: Any, config: Any) -> N
     for field in entry.decided[:1]:
         with pytest.raises(UserError, match="which decides it"):
             entry(size=0.5, **{field: 1})
+
+
+def test_overrides_that_fit_no_shape_say_why() -> None:
+    """Without a shape there is no cheapest one to name."""
+    with pytest.raises(UserError, match="at least 1") as caught:
+        list(FromConfig(size=0.5, overrides={"num_hidden_layers": -1}).shapes(BERT))
+    assert caught.value.key == "overrides"

@@ -242,6 +242,8 @@ def test_the_teacher_is_the_same_after_the_merge(
         ({"student": {"name": "copy_layers", "layers": 2}, "model": "x"}, "student", "Leave one of the two out"),
         ({"use_dora": True, "merge": False, "model": "x"}, "student", "without their lengths"),
         ({"student": {"name": "optimal_brain_damage", "ratio": 0.5}}, "student.student", "lost inside another"),
+        ({"target_modules": "(query"}, "student.target_modules", "not a regular expression"),
+        ({"target_modules": []}, "student.target_modules", "no layer"),
         ({"name": "optimal_brain_damage", "ratio": 0.5, "student": {"name": "lora"}}, "student.student", "lost inside"),
         ({"rank": 8}, "student.rank", "unknown key"),
     ],

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from hf_distill.models.calibration import CalibrationRows
 from hf_distill.rows.examples import ExampleRows
 from hf_distill.students import OptimalBrainDamage
+from hf_distill.students.freezing import freeze
 from hf_distill.students.optimal_brain_damage.curvature import directions, increase, second_derivatives
 from hf_distill.students.optimal_brain_damage.neurons import Neurons
 from hf_distill.students.optimal_brain_damage.weights import Prunable, delete_lowest, saliencies
@@ -199,3 +200,13 @@ def test_what_is_measured_is_what_is_predicted(classes: int | None) -> None:
         linear.weight[0, 1] += 1e-3
     found = increase(before, linear, rows, 50)  # type: ignore[arg-type]
     assert found == pytest.approx(float(derivative) * 1e-6 / 2, rel=1e-3)
+
+
+def test_a_finished_training_is_said_to_have_as_many_zeros_as_before(make_model: Any) -> None:
+    """Nothing is frozen in a model that is loaded: its frozen layers would count among those that could be deleted."""
+    from transformers import AutoModelForSequenceClassification
+
+    rows: Any = None
+    hooks = OptimalBrainDamage(ratio=0.5, freeze=["layers.0"]).hooks(rows)
+    trained, loaded = (AutoModelForSequenceClassification.from_pretrained(make_model("bert")) for _ in range(2))
+    assert hooks.outcome(loaded) == hooks.outcome(freeze(trained, ["layers.0"]))

@@ -228,7 +228,7 @@ def test_check_says_what_stays_and_refuses_what_cannot_be_cut(recipe: Any, make_
     assert "->" in line
     with pytest.raises(UserError, match="too few"):
         check(load_recipe(recipe(student={"name": "prune_vocabulary", "tokens": 3})))
-    with pytest.raises(UserError, match=r"student\.student: .*around this entry|cut already"):
+    with pytest.raises(UserError, match=r"student\.student: .*lost inside another entry|cut already"):
         load_recipe(recipe(student={"name": "prune_vocabulary", "student": {"name": "prune_vocabulary"}}))
 
 

@@ -198,7 +198,7 @@ def test_neurons_that_do_nothing_go_first(family: str, head: str, tmp_path: Path
     assert result.facts["parameters"]["after"] == result.model.num_parameters() < whole.num_parameters()
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", ["mistral", "qwen3"])
 def test_heads_that_do_nothing_go_first(family: str) -> None:
     """A head without its own key and value attends to another head's tokens: finite, and wrong."""
     alone = whole_of(family, CAUSAL, num_key_value_heads=4)
@@ -284,6 +284,7 @@ def test_the_weakest_channels_go() -> None:
         ("llama", {"heads": 0.5}, (2, 2, 8, 32, 32)),
         ("llama", {"heads": 0.1, "hidden": 0.3}, (2, 2, 8, 32, 10)),
         ("qwen3", {"heads": 0.6, "intermediate": 5}, (2, 2, 16, 5, 32)),
+        ("llama", {"hidden": 0.3}, (4, 2, 8, 32, 8)),
     ],
 )
 def test_sizes_that_are_asked_for(family: str, entry: dict[str, Any], sizes: tuple[int, ...]) -> None:
@@ -302,6 +303,7 @@ def test_sizes_that_are_asked_for(family: str, entry: dict[str, Any], sizes: tup
         ("distilbert", {"intermediate": 49}, "intermediate", "the model has 48"),
         ("llama", {"heads": 5}, "heads", "the model has 4"),
         ("llama", {"heads": 3}, "heads", "Set 2 or 4"),
+        ("llama", {"hidden": 30}, "hidden", "Set 28 or 32"),
         ("gpt2", {"intermediate": 0.5}, "name", "prune_depth"),
     ],
 )
@@ -311,6 +313,16 @@ def test_impossible_widths_are_one_line(family: str, entry: dict[str, Any], key:
     found, line = refused(PruneWidth(**entry).config, whole.config)
     assert found == key
     assert words in line
+
+
+def test_widths_that_the_class_refuses_are_refused_before_training() -> None:
+    """Transformers refuses them when the trained student is saved: after hours, and with a traceback."""
+    llama = transformers.LlamaConfig(hidden_size=54, num_attention_heads=6, num_key_value_heads=2, head_dim=8)
+    key, line = refused(PruneWidth(heads=4).config, llama)
+    assert key == "heads"
+    assert "hidden size (54) is not a multiple" in line
+    both = PruneWidth(heads=4, hidden=0.5).config(llama)
+    assert (both.num_attention_heads, both.hidden_size) == (4, 28)
 
 
 @pytest.mark.parametrize("field", ["heads", "intermediate", "hidden", "layers", "rows"])

@@ -90,12 +90,6 @@ class OptimalBrainDamage(AroundStudent):
         model, facts = self.inner(teacher, head, rows)
         if not self.ratio:
             return Made(model, facts)
-        if self.student.hooks(rows).deciding():
-            raise UserError(
-                f"{self.student.name} changes the training in its own way, in which deleted weights would not stay "
-                "zero. Start from a student that is trained as it is.",
-                key="student.name",
-            )
         found = self.deletable(freeze(model, self.freeze))
         before, whole = found.zeros(), copy.deepcopy(model)
         with measuring(model), measuring(whole):
@@ -114,7 +108,11 @@ class OptimalBrainDamage(AroundStudent):
         return Made(narrow, {**facts, **own})
 
     def in_words(self, model: PreTrainedModel) -> Sequence[str]:
-        """Return how many weights will be zero, and how many parameters will not; or how many neurons stay."""
+        """Return how many weights will be zero, and how many parameters will not; or how many neurons stay.
+
+        Raises:
+            UserError: There is nothing to delete, or nothing would be left.
+        """
         from hf_distill.students.freezing import freeze
         from hf_distill.students.widths import widths_of
 
@@ -125,7 +123,7 @@ class OptimalBrainDamage(AroundStudent):
             each = widths_of(model.config).intermediate
             return (*super().in_words(model), f"{each:,} neurons of each layer stay; the others are removed")
         every, total = found.total, model.num_parameters()
-        deleted = round(self.ratio * every)
+        deleted = found.number(self.ratio)
         line = (
             f"{deleted:,} of {every:,} weights of linear layers become zero; {count(total - deleted)} of "
             f"{count(total)} parameters do not. Its file is as large as before, and a step takes as long"
@@ -181,11 +179,12 @@ class _Masked(TrainingHooks):
         return (f"{self._entry.name}: {self._entry.deletable(model).zeros()} are zero and stay zero{more}",)
 
     def outcome(self, model: PreTrainedModel) -> dict[str, Any]:
+        from hf_distill.students.freezing import freeze
         from hf_distill.students.optimal_brain_damage.weights import Prunable, zeros_by_kind
 
         if self.wraps:
             return {}
-        weights = Prunable.of(model)
+        weights = Prunable.of(freeze(model, self._entry.freeze))  # nothing is frozen in a model that was loaded
         nonzero, every = model.num_parameters() - weights.zeros().number, model.num_parameters()
         return {
             "zero after": str(weights.zeros()),

@@ -83,6 +83,17 @@ class Prunable:
         """Number of weights."""
         return sum(one.numel() for one in self.weights)
 
+    def number(self, share: float) -> int:
+        """Return how many weights a share of them is.
+
+        Raises:
+            UserError: It is all of them.
+        """
+        number = round(share * self.total)
+        if number == self.total:
+            raise UserError(f"{share} would delete all {number:,} weights. Wanted less.", key="ratio")
+        return number
+
     def zeros(self) -> Zeros:
         """Return how many are zero."""
         return Zeros(sum(int((one.detach() == 0).sum()) for one in self.weights), self.total)
@@ -106,10 +117,7 @@ class Prunable:
 
     def _delete(self, saliency: Sequence[Tensor], share: float) -> float:
         """Delete by saliency, and return by how much the loss is predicted to grow."""
-        number = round(share * self.total)
-        if number == self.total:
-            raise UserError(f"{share:g} would delete all {number:,} weights. Wanted less.", key="ratio")
-        return delete_lowest(self.weights, saliency, number)
+        return delete_lowest(self.weights, saliency, self.number(share))
 
 
 def zeros_by_kind(weights: Mapping[str, Tensor]) -> dict[str, str]:
