@@ -202,6 +202,7 @@ def _data(report: Results, recipe: Mapping[str, Any], name: str) -> Any:
 
     places = datasets(recipe)
     named = _bases(report, recipe)
+    first = [one.name for one in report.lineage[:1] if one.on_hub and HUB_ID.fullmatch(one.name)]
     data = recipe.get("data") or {}
     measured_on = readable(_eval_data(data))
     metrics = {key: report.student.metrics.get(key) for key in metric_names(report)}
@@ -222,7 +223,7 @@ def _data(report: Results, recipe: Mapping[str, Any], name: str) -> Any:
         library_name=LIBRARIES.get(report.task, "transformers"),
         pipeline_tag=readable(report.task),
         tags=["distillation", "hf_distill"],
-        base_model=_one_or_more(named or [one.name for one in report.lineage[:1] if one.on_hub]),
+        base_model=_one_or_more(named or first),
         datasets=[item.name for item in places if item.on_hub] or None,
         metrics=[result.metric_type for result in results] or None,
         model_name=readable(name.split("/")[-1]),

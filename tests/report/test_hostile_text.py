@@ -21,6 +21,7 @@ from hf_distill.cli import main
 from hf_distill.errors import UserError
 from hf_distill.formatting import LIMIT, ReadableFormatter, masked, readable
 from hf_distill.recipe.writer import dump_recipe
+from hf_distill.report.ancestors import Ancestor
 from hf_distill.report.model_card import card
 from hf_distill.report.page import html
 from hf_distill.run.dry_run import check
@@ -157,8 +158,22 @@ def test_names_in_a_report(name: str) -> None:
             "training": {"output_dir": f"out/{name}"},
         }
     )
+    ancestor = Ancestor(name=name, on_hub=True, made=name, metric=name, value=0.5)
+    parts = [
+        replace(one, by=name, notes=(name,), groups=(replace(one.groups[0], name=name, reason=name),))
+        for one in report.for_whom
+    ]
     settings = {"tokenizers": {"student": name, "teacher": name}, name: name}
-    changed = replace(report, student=student, groups=groups, recipe=recipe, settings=settings, task=name)
+    changed = replace(
+        report,
+        student=student,
+        groups=groups,
+        for_whom=tuple(parts),
+        lineage=(ancestor,) * 3,
+        recipe=recipe,
+        settings=settings,
+        task=name,
+    )
     check_card(card(changed))
     check_page(html(changed))
     assert not FORBIDDEN.search(card(changed) + html(changed))

@@ -19,10 +19,13 @@ from hf_distill import DistillationTrainer, UserError, load_recipe
 from hf_distill.objectives import LogitsMSE
 from hf_distill.recipe.recipe import Recipe
 from hf_distill.recipe.writer import dump_recipe
+from hf_distill.report.ancestors import Ancestor
 from hf_distill.report.report import Report
+from hf_distill.run.ancestry import _before
 from hf_distill.run.cache_command import capture
 from hf_distill.run.chain import trainings
 from hf_distill.run.dry_run import check
+from hf_distill.teachers.pretrained import PretrainedTeacher
 
 LINKS: list[Any] = [
     {"name": "copy_layers", "layers": 3},
@@ -356,3 +359,29 @@ def test_a_lineage_goes_on_from_a_student_of_ours(write_recipe: WriteRecipe, tmp
         teacher={**teacher, "model": str(tmp_path / "odd")}, training={"output_dir": str(tmp_path / "4")}
     )
     assert [one.name for one in run(odd).lineage] == ["odd", "4"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"parameters": 10**400},
+        {"bytes": -1},
+        {"latency_ms": float("inf")},
+        {"value": float("nan")},
+        {"name": ""},
+        {"name": "x" * 100_000},
+        {"name": ["a"]},
+        None,
+    ],
+)
+def test_a_stranger_s_lineage_that_is_none(wrong: Any, tmp_path: Path) -> None:
+    """A number that no report can show, or a table without an end, would stop a run after its training."""
+    (tmp_path / "model").mkdir()
+    lineage = [{"name": "first", **(wrong or {})}] * (1 if wrong else 300)
+    (tmp_path / "model" / "report.json").write_text(json.dumps({"lineage": lineage}))
+    teacher = PretrainedTeacher(model=str(tmp_path / "model"))
+    assert _before(teacher) == (Ancestor(name="model"),)
+    (tmp_path / "model" / "report.json").write_text(
+        json.dumps({"lineage": [{"name": "first", "of later versions": 1}]})
+    )
+    assert _before(teacher) == (Ancestor(name="first"),)
