@@ -65,8 +65,8 @@ def partitions(prepared: Prepared, evaluated: Mapping[str, Evaluated], column: s
 
 
 def by_partition(prepared: Prepared, evaluated: Mapping[str, Evaluated], column: str) -> dict[str, ByGroup]:
-    """Return the metrics of some models on each part: partition -> model -> part -> value."""
-    return {one.by: values_of(one.parts) for one in partitions(prepared, evaluated, column)}
+    """Return the metrics of some models on each part: `group` or `class` -> model -> part -> value."""
+    return {one.kind: values_of(one.parts) for one in partitions(prepared, evaluated, column)}
 
 
 def for_whom(
@@ -82,7 +82,7 @@ def for_whom(
     """
     found = []
     for one in partitions(prepared, evaluated, column):
-        values = [seed.parts.get(one.by, {}) for seed in seeds]
+        values = [seed.parts.get(one.kind, {}) for seed in seeds]
         groups, distance = compare(one.parts, greater_is_better=one.greater_is_better, seeds=values)
         made = ForWhom(one.by, one.kind, one.metric, one.greater_is_better, groups)
         if one.kind == "group" and prepared.groups is not None:

@@ -72,7 +72,7 @@ class SeedResult:
         student: Metrics of the student.
         baseline: Metrics of the same student, from the same start, trained without the teacher.
         best: The baseline's best evaluation during training; None if there was none.
-        parts: Metrics on the parts of the eval split: column of groups, or `class` -> model -> group -> value.
+        parts: Metrics on the parts of the eval split: `group` or `class` -> model -> group -> value.
     """
 
     seed: int

@@ -59,7 +59,7 @@ def sentences(rows: int, rare: float, seed: int) -> list[Row]:
 def write(path: Path, rows: list[Row]) -> str:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(("sentence", "label", "kind", "positive", "negative"))
+        writer.writerow(("sentence", "label", "class", "positive", "negative"))
         writer.writerows(rows)
     return str(path)
 
@@ -76,7 +76,7 @@ def with_groups(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> C
         still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
         training = {"num_train_epochs": 2, "per_device_train_batch_size": 16, "lr_scheduler_type": "constant"}
         given: dict[str, Any] = {
-            "data": {"path": path, "columns": {"text": "sentence", "group": "kind"}},
+            "data": {"path": path, "columns": {"text": "sentence", "group": "class"}},
             "teacher": {"name": "given", "columns": {"probabilities": ["positive", "negative"]}},
             "student": {"name": "pretrained", "model": str(make_model("bert", layers=1, **still))},
             "objectives": [{"name": "kl"}],
@@ -91,12 +91,12 @@ def test_a_gap_that_distillation_widens_is_told(with_groups: Any, tmp_path: Path
     """90 % of the teacher's accuracy kept, and the rest was all of one group."""
     report: Report = run(with_groups(objectives=[{"name": "kl"}], training=ENOUGH))
     by_group, by_class = report.for_whom
-    assert (by_group.by, by_group.kind, by_group.metric) == ("kind", "group", "accuracy")
+    assert (by_group.by, by_group.kind, by_group.metric) == ("class", "group", "accuracy")
     assert [group.name for group in by_group.groups] == ["rare", "common"]
     rare = by_group.groups[0]
     assert (rare.outcome, rare.metrics["teacher"]) == ("worse", 1.0)
     rows = list(csv.DictReader((tmp_path / "validation.csv").open(encoding="utf-8")))
-    assert rare.rows == sum(row["kind"] == "rare" for row in rows)
+    assert rare.rows == sum(row["class"] == "rare" for row in rows)
     assert rare.metrics["student"] == pytest.approx(right(tmp_path / "out", rows)["rare"])
     assert by_group.distance is not None
     assert by_group.distance.changed("teacher") == 1
@@ -109,7 +109,7 @@ def test_a_gap_that_distillation_widens_is_told(with_groups: Any, tmp_path: Path
     assert by_class.kind == "class"
     card = (tmp_path / "out" / "README.md").read_text("utf-8")
     stored = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
-    assert "## For whom did it get worse? By 'kind'" in card
+    assert "## For whom did it get worse? By 'class'" in card
     assert stored["for_whom"][0]["groups"][0]["outcome"] == "worse"
     assert Report.load(tmp_path / "out").for_whom[0] == by_group
 
@@ -123,7 +123,7 @@ def test_weighted_groups_close_the_gap(with_groups: Any, weights: Any) -> None:
     assert by_group.distance is not None
     assert by_group.distance.changed("teacher") == 0
     text = " ".join(report.verdict())
-    assert "not shown to be worse than the teacher for any of 2 groups of 'kind'" in text
+    assert "not shown to be worse than the teacher for any of 2 groups of 'class'" in text
     assert "did not change significantly" in text
 
 
@@ -156,18 +156,18 @@ def right(model: Path, rows: list[dict[str, str]]) -> dict[str, float]:
         guesses = student(**inputs).logits.argmax(-1).tolist()
     found: dict[str, list[bool]] = {}
     for guess, row in zip(guesses, rows, strict=True):
-        found.setdefault(row["kind"], []).append(student.config.id2label[guess] == row["label"])
+        found.setdefault(row["class"], []).append(student.config.id2label[guess] == row["label"])
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
 def test_seeds_and_baseline(with_groups: Any) -> None:
-    """The groups of the first seed alone, beside a headline over all of them."""
+    """The groups of the first seed alone, or those of a column `class` taken for the classes."""
     short = {"num_train_epochs": 1, "max_steps": 3}
     report: Report = run(with_groups(160, 120, training=short, report={"latency": False, "baseline": True, "seeds": 2}))
     for whom in report.for_whom:
         for group in whom.groups:
             for model in ("student", "baseline"):
-                values = [seed.parts[whom.by][model][group.name] for seed in report.seeds]
+                values = [seed.parts[whom.kind][model][group.name] for seed in report.seeds]
                 assert group.metrics[model] == pytest.approx(np.mean(values))
                 assert group.std[model] == pytest.approx(np.std(values, ddof=1))
     assert "without the teacher it is" in " ".join(report.verdict())
