@@ -14,7 +14,7 @@ from hf_distill.mistakes import join
 from hf_distill.models.adapters import check_task as check_adapter
 from hf_distill.models.inspection import positions_of
 from hf_distill.models.loading import open_tokenizer
-from hf_distill.models.outline import has_class, has_head
+from hf_distill.models.outline import has_class, has_head, outline
 from hf_distill.models.pair import Pair
 from hf_distill.models.quantization import check_loadable
 from hf_distill.models.tokenizers import longest_input
@@ -99,6 +99,9 @@ def open_teacher(recipe: Recipe) -> PretrainedConfig:
                     continue
                 check_adapter(one.source, recipe.task.auto_class)
                 _check_architecture(config, recipe.task)
+                if one.trusts_code:
+                    # Registers a class of its own code: a student that is made from it has no checkpoint to find it in.
+                    outline(recipe.task.auto_class, config, trust_remote_code=True)
                 if one.has_head:
                     _check_trained(config, recipe.task.auto_class)
     return teacher
