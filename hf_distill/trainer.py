@@ -76,7 +76,7 @@ from hf_distill.training.sharded import has_loss_scale, is_divided, is_wrapped
 from hf_distill.training.sharing import SharingTrainer
 from hf_distill.training.terms import OBSERVED, Terms
 from hf_distill.training.text_columns import holds_text, text_columns
-from hf_distill.training.weighing import WeighGroups, Weighing, positive
+from hf_distill.training.weighing import WeighGroups, Weighing, positive, weighted_mean
 from hf_distill.training_args import DistillationArguments, check_arguments, check_devices
 
 logger = logging.getLogger(__name__)
@@ -535,7 +535,7 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
         sums, (agreement, extremes), outputs = self._forward(
             model, inputs, heads, processes / counted, weights, attached=return_outputs
         )
-        terms = (sums if weights is None else sums * weights.to(sums)).sum(0) * processes / counted.to(sums)
+        terms = weighted_mean(sums, weights, counted) * processes
         if model.training:
             agreement = agreement.sum() * processes / counts[UNITS.index("row")].to(agreement)
             self._totals += torch.cat((terms.detach(), agreement.reshape(1).to(terms)))

@@ -52,7 +52,8 @@ class EvalSums:
         others = torch.stack([agreement, *(counts[unit].to(sums) for unit in UNITS)], -1)
         weights = torch.ones_like(sums) if weights is None else weights
         groups = torch.full_like(agreement, -1) if groups is None else groups
-        return torch.cat([one.to(sums) for one in (sums, others, weights, groups.unsqueeze(-1), extremes)], -1)
+        # In the type of the weights: float32 has no numbers like 1e-50.
+        return torch.cat([one.to(weights) for one in (sums, others, weights, groups.unsqueeze(-1), extremes)], -1)
 
     def add(self, columns: Tensor) -> None:
         """Add the examples of a batch, gathered from all processes."""

@@ -19,6 +19,7 @@ from hf_distill.rows.mixture import mean_rows
 from hf_distill.training.labelled import label_objective
 from hf_distill.training.sharded import has_loss_scale
 from hf_distill.training.terms import Terms
+from hf_distill.training.weighing import weighted_mean
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -136,9 +137,8 @@ class Learners:
                 own = weighing.of_example(self._inputs)
                 given = None if own is None else own.unsqueeze(-1)
                 terms, divisors = self._of_labels[name], weighing.of_unit(counts, "label").reshape(1)
-            sums = terms.per_example(self._comparison(name))
-            whole = (sums if given is None else sums * given.to(sums)).sum(0)
-            self._losses.append(terms.weighted(whole * parallel.processes() / divisors.to(whole)))
+            means = weighted_mean(terms.per_example(self._comparison(name)), given, divisors)
+            self._losses.append(terms.weighted(means * parallel.processes()))
         self._rows, self._outputs, self._inputs = {}, {}, {}
 
     def _comparison(self, name: str) -> Comparison:

@@ -311,3 +311,16 @@ class WeighGroups(TrainerCallback):
 def positive(counts: Tensor) -> Tensor:
     """Return counts to divide by: 1 where a count is 0, as the sum is then 0 too."""
     return torch.where(counts > 0, counts, torch.ones_like(counts))
+
+
+def weighted_mean(sums: Tensor, weights: Tensor | None, counts: Tensor) -> Tensor:
+    """Return the sum of each term over some examples, divided by its count, `(terms,)`.
+
+    Args:
+        sums: `(batch, terms)`.
+        weights: `(batch, terms)`; None for 1.
+        counts: Of the step, `(terms,)`.
+    """
+    if weights is None:
+        return sums.sum(0) / counts.to(sums)
+    return (sums * (weights / counts).to(sums)).sum(0)  # divided in float64: in float32, a weight of 1e-50 is 0

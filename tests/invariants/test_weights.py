@@ -64,6 +64,17 @@ def test_weight_2_is_the_row_twice_and_weight_0_is_no_row(kind: str, tmp_path: P
     assert found.tokens == [sum(map(int, one_step(kind, tmp_path, rows)[0].tokens))]  # what was read, not what counts
 
 
+@pytest.mark.parametrize("factor", [1e-50, 1e60])
+def test_equal_weights_change_nothing_however_small_or_large(factor: float, tmp_path: Path) -> None:
+    """Importance weights may be tiny: 0 in float32, nothing would be learned, and the figures of an evaluation end."""
+    rows = make_rows("classification", STEP)
+    found, evaluated = one_step("classification", tmp_path, weighed(rows, [factor] * STEP), dtype=torch.float32)
+    wanted, expected = one_step("classification", tmp_path, rows, dtype=torch.float32)
+    assert found.losses == pytest.approx(wanted.losses, rel=1e-5)
+    assert largest_difference(found, wanted) < 1e-5
+    assert evaluated == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_splits_of_a_weighted_step(kind: str, tmp_path: Path) -> None:
     """Divided by the weights of its micro-batch alone, a light micro-batch would count like a heavy one."""
