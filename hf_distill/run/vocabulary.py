@@ -121,9 +121,11 @@ def prepared_for(pair: Pair, prepare: Callable[[Pair], Found]) -> Found:
         return prepare(pair)
     assert pair.uncut is not None
     assert pair.cut is not None
-    with ordered_alike():  # the rows of both are the same texts
-        own, stored = prepare(replace(pair, teacher_tokenizer=None))
+    # The rows of both are the same texts, in the order in which they would be without a cut: a teacher that was trained
+    # for a student with the whole vocabulary is found again.
+    with ordered_alike():
         whole, _ = prepare(pair.uncut)
+        own, stored = prepare(replace(pair, teacher_tokenizer=None))
     teacher = Renumbered(own.collator, pair.cut.kept)
     shared = replace(own, collator=teacher, head=whole.head)
     return replace(own, collator=BothNumbers(teacher), for_teacher=whole, in_teacher_ids=shared), stored

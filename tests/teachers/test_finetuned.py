@@ -248,3 +248,29 @@ def test_trainings_with_balanced_weights_are_found_again(
     capsys.readouterr()
     assert run(path).student.metrics == first.student.metrics
     assert capsys.readouterr().out.count("not trained again") == 2
+
+
+def test_a_trained_teacher_is_found_by_a_student_with_fewer_tokens(
+    write_recipe: WriteRecipe, make_model: Any, tmp_path: Path
+) -> None:
+    """Its rows in another order, because the student splits words of the eval split, made every such run train anew."""
+    from conftest import WORDS
+
+    model = make_model("bert-bare", layers=2, vocab=("abcd", "a", "##b", "##c", "##d", *WORDS))
+    rows = [(f"{WORDS[at % 5]} {WORDS[at % 3]} {WORDS[at % 7]}", at % 2) for at in range(16)]
+    rare = [("abcd abcd", 0), (f"{WORDS[0]} {WORDS[1]} {WORDS[2]}", 1), ("abcd", 1), (WORDS[3], 0)]
+    for name, split in (("train", rows), ("validation", rare)):
+        lines = ["sentence,label", *(f"{text},{label}" for text, label in split)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines), encoding="utf-8")
+    files = {name: str(tmp_path / f"{name}.csv") for name in ("train", "validation")}
+    whole = {"name": "copy_layers", "layers": 1}
+    for number, student in enumerate((whole, {"name": "prune_vocabulary", "student": whole})):
+        run(
+            write_recipe(
+                data={"path": files, "columns": {"text": "sentence", "label": "label"}},
+                teacher={"name": "finetuned", "model": str(model), "output_dir": str(tmp_path / "teachers")},
+                student=student,
+                training={"output_dir": str(tmp_path / str(number)), "max_steps": 1},
+            )
+        )
+    assert len(list((tmp_path / "teachers").iterdir())) == 1
