@@ -105,8 +105,10 @@ class Renumbered:
 
         numbers = torch.tensor(self.numbers)
         own = {key: torch.tensor([one[key] for one in examples]) for key in examples[0] if key.startswith(PREFIX)}
+        # A batch for two models has the teacher's tokens too, which have other numbers already.
+        students = {key: value for key, value in batch.items() if not key.startswith(PREFIX)}
         return {
-            **{key: numbers[value] if is_ids(key) else value for key, value in batch.items()},
+            **{key: numbers[value] if is_ids(key) else value for key, value in students.items()},
             **{key.removeprefix(PREFIX): value for key, value in own.items()},
         }
 

@@ -23,7 +23,8 @@ from hf_distill.run.dry_run import check
 from hf_distill.students import PruneVocabulary
 from hf_distill.students.cut_vocabulary import cut_model, special_ids
 
-EXTRA = tuple(f"unused{number}" for number in range(40))
+# So many that the ids of words are higher than the student has tokens.
+EXTRA = tuple(f"unused{number}" for number in range(200))
 AUTO = {
     "bert": "AutoModelForSequenceClassification",
     "bert-tokens": "AutoModelForTokenClassification",
@@ -230,6 +231,28 @@ def test_check_says_what_stays_and_refuses_what_cannot_be_cut(recipe: Any, make_
         check(load_recipe(recipe(student={"name": "prune_vocabulary", "tokens": 3})))
     with pytest.raises(UserError, match=r"student\.student: .*lost inside another entry|cut already"):
         load_recipe(recipe(student={"name": "prune_vocabulary", "student": {"name": "prune_vocabulary"}}))
+
+
+# A student around a cut one, or inside it.
+CUT = {"name": "prune_vocabulary", "student": {"name": "copy_layers", "layers": 2}}
+NESTED = {
+    "lora": {"name": "lora", "student": CUT, "r": 2},
+    "optimal_brain_damage": {"name": "optimal_brain_damage", "student": CUT, "ratio": 0.3},
+    "prune_width": {"name": "prune_vocabulary", "student": {"name": "prune_width", "intermediate": 0.5}},
+    "prune_depth": {"name": "prune_vocabulary", "student": {"name": "prune_depth", "layers": 2}},
+    "from_config": {"name": "prune_vocabulary", "student": {"name": "from_config"}},
+}
+
+
+@pytest.mark.parametrize("student", NESTED.values(), ids=NESTED)
+def test_other_entries_around_and_inside(student: Any, recipe: Any, tmp_path: Path, sentiment_csv: Any) -> None:
+    """What measures, wraps or copies a model could bring the whole embeddings back, or read the cut ids with them."""
+    found = run(recipe(student=student, training={"max_steps": 2}))
+    out = tmp_path / "out"
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert len(weights(out)["bert.embeddings.word_embeddings.weight"]) == len(tokenizer)
+    assert not set(EXTRA) & tokenizer.get_vocab().keys()
+    assert found.student.metrics["accuracy"] == pytest.approx(accuracy(out, sentiment_csv.validation))
 
 
 def test_language_models_are_refused(recipe: Any, make_model: Any) -> None:
