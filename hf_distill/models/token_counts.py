@@ -19,7 +19,7 @@ class TokenCounts:
     """How often each token occurs.
 
     Attributes:
-        train: In the train split with the rows of `data.transfer`, by id, `(tokens,)`.
+        train: In the train split with the rows of `data.transfer`, without private rows, by id, `(tokens,)`.
         eval: In the eval split.
     """
 

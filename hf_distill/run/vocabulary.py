@@ -7,6 +7,9 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from hf_distill.data.labelled import has_label
 from hf_distill.data.loading import ordered_alike
 from hf_distill.data.two_tokenizers import BothNumbers, Renumbered
 from hf_distill.errors import UserError
@@ -43,18 +46,17 @@ def with_vocabulary(
     Raises:
         UserError: The vocabulary cannot be cut, or the task cannot be learned with a smaller one.
     """
+    separate = False
 
     def counts() -> TokenCounts:
+        nonlocal separate
         _check_task(recipe)
         found, _ = prepare(pair)
-        if found.layout.outputs_by_token and found.layout.has_named_classes:
-            raise UserError(
-                f"{recipe.task.name} labels tokens, and the report compares both models token by token: with a smaller "
-                "vocabulary they have different ones. Name a student without it: student: {name: copy_layers, ...}.",
-                key="name",
-            )
-        tokens = max(pair.tokenizer.get_vocab().values()) + 1
-        return TokenCounts(count_tokens(found.train, tokens), count_tokens(found.eval, tokens))
+        separate = found.for_teacher is not None
+        tokens, train = max(pair.tokenizer.get_vocab().values()) + 1, found.train
+        if recipe.teacher.keeps_private:  # the student's tokens would tell what is in these rows
+            train = train.select(np.flatnonzero(~has_label(train)))
+        return TokenCounts(count_tokens(train, tokens), count_tokens(found.eval, tokens))
 
     with recipe.locate("student"):
         cut = recipe.student.cut(pair.tokenizer, pair.student, counts)
@@ -62,13 +64,16 @@ def with_vocabulary(
             return pair
         student = cut_config(pair.student, cut.kept)
     smaller = partial(replace, tokenizer=cut.tokenizer, student=student, cut=cut)
-    # A teacher without a model of its own reads what the student reads.
-    reads = pair.teacher_tokenizer is None and not pair.members and not recipe.teacher.is_without_model
+    # A teacher without a model of its own reads what the student reads, and some make inputs of their own.
+    without = pair.members or recipe.teacher.is_without_model or recipe.teacher.own_inputs
+    whole = pair.teacher_tokenizer or (None if without else pair.tokenizer)
+    # Where it reads other texts than the student, or is asked once about training and evaluation, it reads its tokens.
+    alone = separate or recipe.teacher.keeps_private
     found = smaller(
         pair,
         uncut=pair,
-        renumbered=reads,
-        teacher_tokenizer=pair.tokenizer if reads else pair.teacher_tokenizer,
+        renumbered=whole is pair.tokenizer and not alone,
+        teacher_tokenizer=whole,
         members=tuple(smaller(one, teacher_tokenizer=one.teacher_tokenizer or one.tokenizer) for one in pair.members),
     )
     with recipe.locate("teacher"):

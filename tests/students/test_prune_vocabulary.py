@@ -255,6 +255,35 @@ def test_other_entries_around_and_inside(student: Any, recipe: Any, tmp_path: Pa
     assert found.student.metrics["accuracy"] == pytest.approx(accuracy(out, sentiment_csv.validation))
 
 
+def test_tokens_of_private_rows_alone_are_left_out(
+    recipe: Any, make_model: Any, sentiment_csv: Any, tmp_path: Path
+) -> None:
+    """A token in the student's vocabulary would say that a private row has the word, whatever epsilon is told."""
+    with sentiment_csv.train.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    path = tmp_path / "half.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("sentence", "label"))
+        private = [(f"{row['sentence']} unused3", row["label"]) for row in rows[:24]]
+        writer.writerows([*private, *((f"{row['sentence']} unused5", "") for row in rows[24:])])
+    bare = str(make_model("bert-bare", layers=1, vocab=(*POSITIVE, *EXTRA)))
+    inner = {"name": "finetuned", "model": bare, "training": {"max_steps": 1}}
+    run(
+        recipe(
+            data={
+                "path": {"train": str(path), "validation": str(sentiment_csv.validation)},
+                "columns": {"text": "sentence"},
+            },
+            teacher={"name": "noisy", "teacher": inner, "count": 3, "noise": 1.0, "budget": 30.0, "delta": 1e-3},
+            student={"name": "prune_vocabulary", "student": {"name": "pretrained", "model": bare}},
+            objectives=[{"name": "kl"}],
+            training={"max_steps": 1},
+        )
+    )
+    assert {"unused3", "unused5"} & AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab().keys() == {"unused5"}
+
+
 def test_language_models_are_refused(recipe: Any, make_model: Any) -> None:
     """A teacher's distribution over all tokens, compared with the student's over some, would be off by their mass."""
     model = str(make_model("llama-lm", layers=2))

@@ -474,17 +474,19 @@ def test_weights_by_validation(tmp_path: Path) -> None:
         ensemble.begin(ensemble)
 
 
-@pytest.mark.parametrize("own_tokens", [False, True])
-def test_a_route(own_tokens: bool, write_recipe: WriteRecipe, members: Any, make_model: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("read", ["the same tokens", "own tokens", "a part of the vocabulary"])
+def test_a_route(read: str, write_recipe: WriteRecipe, members: Any, make_model: Any, tmp_path: Path) -> None:
     """A row would be taught by a teacher that knows nothing of it, in training or in the report alone; of two equal
     texts with two teachers, a cache would hold one; and beside tokens of the teacher's own, no row would have one."""
     texts = {"medical": "a great film", "legal": "the plot is dull"}
     lines = [f"{text},{label},{name}" for name, text in texts.items() for label in ("negative", "positive")] * 4
     lines += ["a great film,positive,legal"] * 4
-    if own_tokens:
+    if read == "own tokens":
         others = [str(make_model("roberta", layers=1, seed=seed)) for seed in (4, 5)]
         members = [{"name": "pretrained", "model": path} for path in others]
-    student = {"name": "pretrained", "model": str(make_model("bert", layers=1, seed=9))}
+    student: dict[str, Any] = {"name": "pretrained", "model": str(make_model("bert", layers=1, seed=9))}
+    if read == "a part of the vocabulary":
+        student = {"name": "prune_vocabulary", "student": student}
     file = tmp_path / "routed.csv"
     file.write_text("\n".join(["text,label,topic", *lines]) + "\n")
     teacher = {"name": "ensemble", "teachers": dict(zip(texts, members, strict=True)), "route": "topic"}

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from cached_runs import count_calls
+from conftest import WORDS
 from runs import REPO, WriteRecipe, run
 
 from hf_distill import load_recipe
@@ -102,6 +103,21 @@ def test_it_reads_its_own_inputs(
     other = {"name": "pretrained", "model": str(make_model("distilbert-bare", layers=2, seed=3))}
     run(titled(cached=True, student=other, training={"max_steps": 1}), restart=True)
     assert not seen
+
+
+def test_a_student_with_a_part_of_its_vocabulary_learns_the_same(
+    titled: WriteRecipe, make_model: Any, tmp_path: Path
+) -> None:
+    """Taken for a model that reads the student's tokens, such a teacher would be given those in place of its own."""
+    inner = {"name": "pretrained", "model": str(make_model("bert-bare", layers=2, vocab=(*WORDS, "unused"), seed=2))}
+    found = []
+    for at, student in enumerate((inner, {"name": "prune_vocabulary", "student": inner})):
+        training = {"output_dir": str(tmp_path / str(at)), "logging_steps": 1, "max_steps": 3}
+        report = run(titled(student=student, training=training))
+        found.append((losses(report), report.teacher.metrics))
+    assert found[1][0] == pytest.approx(found[0][0], abs=1e-5)
+    assert found[1][1] == found[0][1]
+    assert "vocabulary" in report.settings["student"]
 
 
 def test_what_is_refused(titled: WriteRecipe, make_model: Any) -> None:
