@@ -11,6 +11,7 @@ import numpy as np
 from hf_distill.report.comparison import ByGroup, Parts, compare, parts_by_class, parts_by_group, values_of
 from hf_distill.report.fairness import Fairness, fairness
 from hf_distill.report.for_whom import FEWEST, ForWhom, Kind
+from hf_distill.report.predictions import guesses_of
 
 if TYPE_CHECKING:
     from hf_distill.report.predictions import Evaluated
@@ -52,16 +53,18 @@ def partitions(prepared: Prepared, evaluated: Mapping[str, Evaluated], column: s
     if not evaluator.names:
         return []
     if (groups := prepared.groups) is not None:
-        units = {model: evaluator.units(one.predictions) for model, one in evaluated.items()}
+        units = {model: _read_by(prepared, model).evaluator.units(one.predictions) for model, one in evaluated.items()}
         if parts := parts_by_group(units, groups.names, groups.eval):
             found.append(Partition(column, "group", evaluator.headline, evaluator.greater_is_better, parts))
-    logits = {model: one.predictions.logits for model, one in evaluated.items()}
-    labels = next((one.predictions.labels for one in evaluated.values()), None)
-    if prepared.layout.has_named_classes and labels is not None:
-        predicted = {model: one.argmax(-1) for model, one in logits.items() if one is not None}
-        if parts := parts_by_class(predicted, labels, prepared.label_names or ()):
-            found.append(Partition(CLASS, "class", "accuracy", True, parts))
+    guesses = guesses_of(evaluated) if prepared.layout.has_named_classes else None
+    if guesses is not None and (parts := parts_by_class(*guesses, prepared.label_names or ())):
+        found.append(Partition(CLASS, "class", "accuracy", True, parts))
     return found
+
+
+def _read_by(prepared: Prepared, model: str) -> Prepared:
+    """Return the data as a model read it for the report: the teacher with its own tokenizer, if it has one."""
+    return (prepared.for_teacher or prepared) if model == "teacher" else prepared
 
 
 def by_partition(prepared: Prepared, evaluated: Mapping[str, Evaluated], column: str) -> dict[str, ByGroup]:

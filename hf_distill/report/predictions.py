@@ -13,8 +13,12 @@ from hf_distill.data.label_names import IGNORED
 from hf_distill.report import calibration as figures
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from hf_distill.tasks import Prepared
     from hf_distill.tasks.evaluator import Predictions
+
+    Whole = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,37 @@ def class_figures(prepared: Prepared, evaluated: Mapping[str, Evaluated]) -> dic
         found["calibration"] = {name: figures.calibration(_softmax(one), labels) for name, one in logits.items()}
         found["groups"] = figures.by_label(guesses, labels, prepared.label_names)
     return found
+
+
+def guesses_of(evaluated: Mapping[str, Evaluated]) -> tuple[dict[str, Whole], Whole] | None:
+    """Return the predicted class of each example or word, by model, and the labels; None without labels.
+
+    Words are those that all models read: with another tokenizer a model has its words at other tokens, and fewer of
+    them within the limit.
+
+    Returns:
+        Model -> predicted classes, and the labels, all `(examples,)` or `(examples, words)`. Without a label, or beyond
+        the last word that all models read, a label is negative.
+    """
+    known = {model: one.predictions for model, one in evaluated.items() if one.predictions.logits is not None}
+    labels = {model: one.labels for model, one in known.items() if one.labels is not None}
+    guesses = {model: one.logits.argmax(-1) for model, one in known.items() if one.logits is not None}
+    if not labels or len(labels) < len(known):
+        return None
+    if all(one.ndim == 1 for one in guesses.values()):
+        return guesses, next(iter(labels.values()))
+    counted = {model: one != IGNORED for model, one in labels.items()}
+    read = np.min([one.sum(-1) for one in counted.values()], axis=0)
+    width = int(read.max(initial=0))
+
+    def words(model: str, values: Whole) -> Whole:
+        first = np.argsort(~counted[model], axis=-1, kind="stable")[:, :width]
+        return np.take_along_axis(values, first, axis=-1)
+
+    own = words(*next(iter(labels.items())))
+    return {model: words(model, one) for model, one in guesses.items()}, np.where(
+        np.arange(width) < read[:, None], own, IGNORED
+    )
 
 
 def _softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

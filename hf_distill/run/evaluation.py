@@ -253,12 +253,13 @@ def latencies(
         batch_size: Examples of the batch.
         seconds: Time to spend on each model. Default: that of `measure_all`.
     """
-    middle = len(prepared.eval) // 2  # the split is sorted by length
-    start = max(0, min(middle - batch_size // 2, len(prepared.eval) - batch_size))
-    around = range(start, min(start + batch_size, len(prepared.eval)))
 
     def collate(data: Prepared) -> tuple[dict[str, Any], dict[str, Any]]:
-        single, batch = ([inputs_of(data.eval[row]) for row in rows] for rows in ([middle], around))
+        rows = len(data.eval)  # another tokenizer may cut a long text into another number of windows
+        middle = rows // 2  # the split is sorted by length
+        start = max(0, min(middle - batch_size // 2, rows - batch_size))
+        around = range(start, min(start + batch_size, rows))
+        single, batch = ([inputs_of(data.eval[row]) for row in chosen] for chosen in ([middle], around))
         return dict(data.collator(single)), dict(data.collator(batch))
 
     own = {} if prepared.for_teacher is None else {"teacher": collate(prepared.for_teacher)}
@@ -291,7 +292,7 @@ def _members(run: Run, teacher: TargetSource) -> dict[str, Any]:
     # The targets of several teachers that are given as data, or were stored one by one, are in batches of their own.
     if run.stored is not None and (stored := run.stored[1].parts(run.prepared.layout)):
         fitter, parts = run.stored[0], stored
-    evaluator, scores = run.prepared.evaluator, {}
+    evaluator, scores = fitter.prepared.evaluator, {}
     for name, model in parts.items():
         predictions, _ = fitter.predict(model, run.training, whose=name)
         metrics = evaluator.evaluate(in_students_order(predictions, fitter.prepared))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +283,102 @@ def test_tokens_of_private_rows_alone_are_left_out(
         )
     )
     assert {"unused3", "unused5"} & AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab().keys() == {"unused5"}
+
+
+# ---- Texts that are split otherwise --------------------------------------------------------------------------------
+
+KNOWN = ("anna", "bob", "carla", "paris", "rome", "oslo")
+UNKNOWN = ("bernadotte", "timbuktu", "margareta", "quitosan")
+
+
+def tagged(rows: int, names: tuple[str, ...], seed: int) -> list[dict[str, Any]]:
+    """Return sentences of names, which have the tags B-A and B-B in turn, and of other words."""
+    chance = random.Random(seed)
+    found = []
+    for _ in range(rows):
+        words = [chance.choice((*names, "lives", "in")) for _ in range(chance.randint(2, 9))]
+        tags = ["O" if word in ("lives", "in") else ("B-A", "B-B")[names.index(word) % 2] for word in words]
+        found.append({"tokens": words, "tags": tags, "kind": chance.choice("ab")})
+    return found
+
+
+def asked(rows: int, names: tuple[str, ...], seed: int) -> list[dict[str, Any]]:
+    """Return questions whose context is several windows."""
+    chance = random.Random(seed)
+    found = []
+    for _ in range(rows):
+        words = [chance.choice(names) for _ in range(chance.randint(6, 22))]
+        at = chance.randrange(len(words))
+        answer = {"text": [words[at]], "answer_start": [len(" ".join([*words[:at], ""]))]}
+        found.append(
+            {"question": "where ?", "context": " ".join(words), "answers": answer, "kind": chance.choice("ab")}
+        )
+    return found
+
+
+@pytest.mark.usefixtures("brief_latency")
+@pytest.mark.parametrize(
+    ("task", "limit"), [("token-classification", 24), ("token-classification", 64), ("question-answering", 24)]
+)
+def test_the_teacher_is_compared_word_by_word_whatever_the_tokens(
+    task: str, limit: int, recipe: Any, make_model: Any, tmp_path: Path
+) -> None:
+    """Its tokens are at other places than the student's, in fewer windows: compared place by place, of other words."""
+    vocabulary = (*KNOWN, *UNKNOWN, "lives", "in", "where", "?", *EXTRA)
+    make, kind, named = (
+        (tagged, "bert-tokens", {"labels": ("O", "B-A", "B-B")})
+        if task == "token-classification"
+        else (asked, "bert-qa", {})
+    )
+    paths = {}
+    for split, rows in (("train", make(16, KNOWN, 0)), ("validation", make(40, (*KNOWN, *UNKNOWN), 1))):
+        paths[split] = str(tmp_path / f"{split}.jsonl")
+        Path(paths[split]).write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    data = {"path": paths, "max_length": limit, "columns": {"group": "kind"}}
+    teacher = {"name": "pretrained", "model": str(make_model(kind, vocab=vocabulary, layers=3, **named))}
+    options = {"stride": 8} if task == "question-answering" else {}
+    found = []
+    for student in (CUT, CUT["student"]):
+        training = {"max_steps": 1, "per_device_eval_batch_size": 500, "output_dir": str(tmp_path / str(len(found)))}
+        sections = {"task": {"name": task, **options}, "data": data, "report": {"seeds": 2}}
+        found.append(run(recipe(teacher=teacher, student=student, training=training, **sections)))
+    cut, whole = found
+    assert cut.teacher.metrics == pytest.approx(whole.teacher.metrics)
+    assert [one.kind for one in cut.for_whom] == ["group", "class"][: 1 + (task == "token-classification")]
+    for ours, theirs in zip(cut.for_whom, whole.for_whom, strict=True):
+        other = {group.name: group for group in theirs.groups}
+        for group in ours.groups:
+            # Within the limit the student reads fewer words of a class, and these alone are compared.
+            if ours.kind == "class" and limit == 24:
+                assert group.rows <= other[group.name].rows
+            else:
+                assert (group.rows, group.metrics["teacher"]) == (
+                    other[group.name].rows,
+                    pytest.approx(other[group.name].metrics["teacher"]),
+                )
+
+
+def test_a_teacher_of_another_language_reads_its_own_texts(recipe: Any, make_model: Any, tmp_path: Path) -> None:
+    """It reads a text, and the student its translation too: under the teacher's ids, they would be other texts."""
+    texts = [row["tokens"] for row in tagged(32, KNOWN, 0)]
+    rows = [
+        {"text": " ".join(text), "other": " ".join(reversed([*text, "rome"])), "kind": "ab"[number % 2]}
+        for number, text in enumerate(texts)
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    data = {
+        "path": {"train": str(path), "validation": str(path)},
+        "columns": {"text": "text", "translation": "other", "group": "kind"},
+    }
+    teacher = {"name": "pretrained", "model": str(make_model("bert-bare", layers=3, vocab=(*EXTRA, *KNOWN, "in")))}
+    losses = []
+    for at, student in enumerate((CUT, CUT["student"])):
+        training = {"max_steps": 3, "logging_steps": 1, "output_dir": str(tmp_path / str(at))}
+        sections = {"task": "sentence-similarity", "data": data, "objectives": [{"name": "sentence_embedding"}]}
+        found = run(recipe(teacher=teacher, student=student, training=training, **sections))
+        losses.append([entry["loss"] for entry in found.history["student"] if "loss" in entry])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
 def test_language_models_are_refused(recipe: Any, make_model: Any) -> None:
