@@ -285,6 +285,15 @@ def test_tokens_of_private_rows_alone_are_left_out(
     assert {"unused3", "unused5"} & AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab().keys() == {"unused5"}
 
 
+def test_peers_that_have_learned_other_ids_are_refused(recipe: Any, make_model: Any) -> None:
+    """They would read the student's ids as their own, and teach what they think of other words."""
+    peer = {"name": "pretrained", "model": str(make_model("bert", layers=2, vocab=(*EXTRA, "film")))}
+    path = recipe(teacher={"name": "mutual", "peers": [peer]}, student={"name": "prune_vocabulary", "student": peer})
+    key, message = refused(check, load_recipe(path))
+    assert "cut to" in message
+    assert "peers[0].model" in f"{key} {message}"
+
+
 # ---- Texts that are split otherwise --------------------------------------------------------------------------------
 
 KNOWN = ("anna", "bob", "carla", "paris", "rome", "oslo")

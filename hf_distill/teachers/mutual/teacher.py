@@ -308,6 +308,12 @@ def _check_tokens(peer: Student, pair: Pair) -> None:
         peer.vocabulary, key="model", trust_remote_code=getattr(peer, "trust_remote_code", False)
     )
     ours, theirs = pair.tokenizer.get_vocab(), tokenizer.get_vocab()
+    if ours != theirs and pair.cut is not None:
+        raise UserError(
+            f"its vocabulary has {len(theirs):,} tokens, and that of the student is cut to {len(ours):,}, with ids of "
+            "their own, which student and peers both read. Take a student with its whole vocabulary.",
+            key="model",
+        )
     if ours != theirs:
         raise UserError(
             f"its vocabulary is not the student's ({len(theirs):,} and {len(ours):,} tokens), and student and peers "
