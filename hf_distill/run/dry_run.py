@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +57,10 @@ if TYPE_CHECKING:
     from hf_distill.recipe.recipe import Recipe
 
 
+# After sizes of a student whose part of the vocabulary is not known yet.
+UNCUT = "; before its vocabulary is cut"
+
+
 @dataclass
 class _Findings:
     """What `--check` has found: lines of the plan, mistakes, notes, what was not checked.
@@ -71,6 +75,11 @@ class _Findings:
     pair: Pair | None = None
     recipe: Recipe | None = None
     head: Head | None = None
+
+    def settle(self, before: Sequence[str], after: Sequence[str]) -> None:
+        """Put lines of the plan in the place of others, which follow each other."""
+        start = self.plan.index(before[0])
+        self.plan[start : start + len(before)] = after
 
 
 def check(recipe: Recipe) -> str:
@@ -230,11 +239,24 @@ def _check_pair(recipe: Recipe, found: _Findings) -> None:
         f"task        {recipe.task.name}",
         f"teacher     {describe_entry(entry(recipe.teacher))}: "
         f"{recipe.teacher.in_words(pair.teacher, lambda config: _size(recipe, config))}",
-        f"student     {describe_entry(entry(recipe.student))}: {_size(recipe, pair.student)}",
-        *(f"student     {line}" for line in student_in_words(recipe, pair.student)),
-        *_parameters(recipe, pair),
+        *_student(recipe, pair, UNCUT if needs_rows(recipe, pair) else ""),
         *([f"cache       {cached}"] if (cached := recipe.teacher.cached_in_words(recipe.task, every, pair)) else []),
         f"tokenizer   {_tokenizer(pair)}",
+    ]
+
+
+def _student(recipe: Recipe, pair: Pair, note: str = "") -> list[str]:
+    """Return the lines about the student, with the sizes of both models.
+
+    Args:
+        recipe: The recipe.
+        pair: Teacher and student.
+        note: Added to the sizes of the student.
+    """
+    return [
+        f"student     {describe_entry(entry(recipe.student))}: {_size(recipe, pair.student)}{note}",
+        *(f"student     {line}" for line in student_in_words(recipe, pair.student)),
+        *_parameters(recipe, pair, note),
     ]
 
 
@@ -276,8 +298,12 @@ def _check_rows(recipe: Recipe, found: _Findings, pair: Pair, sample: Sample) ->
                 splits, chosen = look_at(recipe.task, recipe.data, sample, setup_of(recipe, pair))
             found.plan += chosen
             with remembering({}):
-                pair = found.pair = settle_vocabulary(recipe, pair, splits)
+                before, pair = pair, settle_vocabulary(recipe, pair, splits)
                 prepared, _ = prepare(recipe, pair, splits)
+            found.pair = pair
+            if any(line.endswith(UNCUT) for line in found.plan):
+                found.settle(_student(recipe, before, UNCUT), _student(recipe, pair))
+                found.settle([f"tokenizer   {_tokenizer(before)}"], [f"tokenizer   {_tokenizer(pair)}"])
             found.plan += [line.replace("vocabulary: ", "vocabulary  ", 1) for line in in_words(recipe, pair)]
             found.head = prepared.head
             if (labels := describe_labels(prepared, recipe.teacher.answers)) is not None:
@@ -348,8 +374,8 @@ def _with_shape(recipe: Recipe, found: _Findings) -> Recipe:
     return replace(recipe, student=student)
 
 
-def _parameters(recipe: Recipe, pair: Pair) -> Iterator[str]:
-    """Yield where the parameters of teacher and student are, and what their files weigh."""
+def _parameters(recipe: Recipe, pair: Pair, note: str) -> Iterator[str]:
+    """Yield where the parameters of teacher and student are, and what their files weigh; the student's with a note."""
 
     def parts(config: PretrainedConfig) -> Parts:
         return Parts.of(outline(recipe.task.auto_class, config, trust_remote_code=recipe.trusts_code))
@@ -362,7 +388,7 @@ def _parameters(recipe: Recipe, pair: Pair) -> Iterator[str]:
     line = f"parameters  student: {student.in_words()}"
     if len(teachers) == 1:
         line += f"; {student.against(teachers[0])}"
-    yield line
+    yield line + note
 
 
 def _tokenizer(pair: Pair) -> str:

@@ -234,6 +234,25 @@ def test_check_says_what_stays_and_refuses_what_cannot_be_cut(recipe: Any, make_
         load_recipe(recipe(student={"name": "prune_vocabulary", "student": {"name": "prune_vocabulary"}}))
 
 
+def test_sizes_that_check_says_are_those_of_the_cut_student(recipe: Any) -> None:
+    """The size of the whole student comes first in the plan, and looks like that of the one that the run saves."""
+
+    def sizes(**sections: Any) -> tuple[list[str], str]:
+        lines = check(load_recipe(recipe(**sections))).splitlines()
+        cut = [line for line in lines if line.startswith("vocabulary ")]
+        student = [line for line in lines if line.startswith(("student ", "parameters  student"))]
+        return student, cut[0].partition("parameters")[0].rpartition("-> ")[2] if cut else ""
+
+    smaller, parameters = sizes()
+    assert len(smaller) == 2
+    assert f" {parameters}parameters" in smaller[0]
+    whole, _ = sizes(data={"path": "nobody/reviews", "columns": {"text": "sentence"}})  # not here: nothing is counted
+    assert len(whole) == 2
+    for before, after in zip(whole, smaller, strict=True):
+        assert before.endswith("; before its vocabulary is cut")
+        assert not before.startswith(after)
+
+
 # A student around a cut one, or inside it.
 CUT = {"name": "prune_vocabulary", "student": {"name": "copy_layers", "layers": 2}}
 NESTED = {
