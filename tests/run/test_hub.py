@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import WORDS
 from fake_hub import BAD_TOKEN, FINE_TOKEN, READ_TOKEN, TOKENS, WRITE_TOKEN, FakeHub, fake_hub
 
 __all__ = ["fake_hub"]
@@ -320,11 +321,13 @@ distill(load_recipe(last))
 @pytest.mark.slow
 def test_adapters_and_chains_are_pushed_and_taught_from(fake_hub, tmp_path, make_model, sentiment_csv):
     """Adapters could name a path of this machine as their base, assistants be published too, or the lineage of a
-    student from the Hub begin with it."""
+    student from the Hub begin with it; with the teacher's tokenizer, a student without some tokens reads other words.
+    """
     base = {one.name: one.read_bytes() for one in make_model("bert-bare", layers=2).iterdir()}
     fake_hub.add("ada/base").commit("upload", base)
-    teacher = f"{{name: pretrained, model: {make_model(layers=4)}}}"
-    links = "[{name: copy_layers, layers: 3}, {name: copy_layers, layers: 2}]"
+    teacher = f"{{name: pretrained, model: {make_model(layers=4, vocab=('unused', *WORDS))}}}"
+    cut = "{name: prune_vocabulary, student: {name: copy_layers, layers: 2}}"
+    links = f"[{{name: copy_layers, layers: 3}}, {cut}]"
     changes = {
         "adapters": (teacher, "student: {name: lora, model: ada/base, r: 4, merge: false}"),
         "chain": (teacher, f"chain: {links}"),
@@ -350,6 +353,10 @@ def test_adapters_and_chains_are_pushed_and_taught_from(fake_hub, tmp_path, make
     assert set(fake_hub.repos) == {"ada/base", "ada/adapters", "ada/chain", "ada/last"}
     assert set(fake_hub.repos["ada/chain"].files) == STUDENT_FILES | reports
     _assert_it_opens(fake_hub.repos["ada/chain"], tmp_path / "pushed", tmp_path / "chain")
+    vocabulary = json.loads(fake_hub.repos["ada/chain"].files["tokenizer.json"])["model"]["vocab"]
+    assert "unused" not in vocabulary
+    assert json.loads(fake_hub.repos["ada/chain"].files["config.json"])["vocab_size"] == len(vocabulary)
+    assert json.loads(fake_hub.repos["ada/last"].files["tokenizer.json"])["model"]["vocab"] == vocabulary
 
     report = json.loads(fake_hub.repos["ada/last"].files["report.json"])
     names = [(one["name"], one["on_hub"]) for one in report["lineage"]]

@@ -13,11 +13,12 @@ import pytest
 import torch
 import transformers
 from conftest import POSITIVE
+from forked import two_processes
 from prepared import refused
 from runs import WriteRecipe, run, same, unfinish, weights
 from transformers import AutoTokenizer
 
-from hf_distill import load_recipe
+from hf_distill import DistillationTrainer, load_recipe
 from hf_distill.errors import UserError
 from hf_distill.models.token_counts import TokenCounts
 from hf_distill.run.dry_run import check
@@ -253,6 +254,53 @@ def test_sizes_that_check_says_are_those_of_the_cut_student(recipe: Any) -> None
         assert not before.startswith(after)
 
 
+def test_stages_seeds_and_baseline_go_on_after_a_kill(recipe: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """The vocabulary is chosen anew by a resumed run: with other tokens its weights would be of other words."""
+    stages = [{"objectives": ["kl"]}, {"objectives": ["labels"]}]
+    steps = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+
+    def written(place: str) -> Path:
+        report = {"baseline": True, "seeds": 2, "latency": False}
+        return recipe(
+            objectives=None, stages=stages, report=report, training={**steps, "output_dir": str(tmp_path / place)}
+        )
+
+    whole = run(written("whole"))
+    path, save = written("cut"), DistillationTrainer._save_checkpoint
+    for stop_at in (1, 3, 5):  # in the first stage, in the second, in a later training
+
+        def killed(self: Any, *given: Any, count: list[int] = [stop_at]) -> None:  # noqa: B006
+            save(self, *given)
+            count[0] -= 1
+            if not count[0]:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(DistillationTrainer, "_save_checkpoint", killed)
+            with pytest.raises(KeyboardInterrupt):
+                run(path)
+    again = run(path)
+    assert same(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
+    assert [one.student for one in again.seeds] == [one.student for one in whole.seeds]
+    assert [one.baseline for one in again.seeds] == [one.baseline for one in whole.seeds]
+
+
+def test_two_processes_cut_alike(recipe: Any, tmp_path: Path) -> None:
+    """Processes that count their own rows alone would have students of different sizes, or wait for each other."""
+    training = {"max_steps": 3, "optim": "sgd", "learning_rate": 0.1, "lr_scheduler_type": "constant"}
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    inner = {"name": "from_config", "overrides": {"num_hidden_layers": 2, **still}}
+    student = {"name": "prune_vocabulary", "student": inner}
+    run(recipe(student=student, training={**training, "output_dir": str(tmp_path / "one")}))
+    more = {"output_dir": str(tmp_path / "two"), "per_device_train_batch_size": 4}
+    two = recipe(student=student, training={**training, **more})
+    two_processes(lambda: run(two, "training.use_cpu=true") and None, tmp_path / "results")
+    ours, theirs = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert all(ours[name].sub(theirs[name]).abs().max() < 1e-4 for name in ours)
+    vocabularies = [AutoTokenizer.from_pretrained(tmp_path / name).get_vocab() for name in ("one", "two")]
+    assert vocabularies[0] == vocabularies[1]
+
+
 # A student around a cut one, or inside it.
 CUT = {"name": "prune_vocabulary", "student": {"name": "copy_layers", "layers": 2}}
 NESTED = {
@@ -272,6 +320,16 @@ def test_other_entries_around_and_inside(student: Any, recipe: Any, tmp_path: Pa
     tokenizer = AutoTokenizer.from_pretrained(out)
     assert len(weights(out)["bert.embeddings.word_embeddings.weight"]) == len(tokenizer)
     assert not set(EXTRA) & tokenizer.get_vocab().keys()
+    assert found.student.metrics["accuracy"] == pytest.approx(accuracy(out, sentiment_csv.validation))
+
+
+def test_the_next_student_of_a_chain_has_the_cut_tokenizer(recipe: Any, tmp_path: Path, sentiment_csv: Any) -> None:
+    """It copies rows of the cut embeddings, which the first teacher's tokenizer numbers otherwise."""
+    found = run(recipe(student=None, chain=[CUT, {"name": "copy_layers", "layers": 1}], training={"max_steps": 2}))
+    out = tmp_path / "out"
+    vocabularies = [AutoTokenizer.from_pretrained(one).get_vocab() for one in (out, out / "_chain" / "link-1")]
+    assert vocabularies[0] == vocabularies[1]
+    assert len(weights(out)["bert.embeddings.word_embeddings.weight"]) == len(vocabularies[0])
     assert found.student.metrics["accuracy"] == pytest.approx(accuracy(out, sentiment_csv.validation))
 
 
