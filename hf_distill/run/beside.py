@@ -51,7 +51,10 @@ def mean_of(run: Run, directories: tuple[Path, ...]) -> Mapping[str, float]:
         return {}
     from hf_distill.models.loading import load_model
 
-    models = [load_model(str(one), run.prepared.head, own_head=True)[0] for one in directories]
+    trusts = run.recipe.trusts_code
+    models = [
+        load_model(str(one), run.prepared.head, own_head=True, trust_remote_code=trusts)[0] for one in directories
+    ]
     together = Ensemble(models).predicting(run.prepared.layout)
     predictions, _ = run.fitter.predict(together, run.training, whose="the mean of all generations")
     return run.prepared.evaluator.evaluate(predictions)

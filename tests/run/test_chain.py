@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from hf_distill.recipe.writer import dump_recipe
 from hf_distill.report.ancestors import Ancestor
 from hf_distill.report.report import Report
 from hf_distill.run.ancestry import _before
+from hf_distill.run.beside import mean_of
 from hf_distill.run.cache_command import capture
 from hf_distill.run.chain import trainings
 from hf_distill.run.dry_run import check
@@ -359,6 +361,22 @@ def test_a_lineage_goes_on_from_a_student_of_ours(write_recipe: WriteRecipe, tmp
         teacher={**teacher, "model": str(tmp_path / "odd")}, training={"output_dir": str(tmp_path / "4")}
     )
     assert [one.name for one in run(odd).lineage] == ["odd", "4"]
+
+
+@pytest.mark.parametrize("trusts", [False, True])
+def test_the_mean_opens_generations_as_their_run_did(trusts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Students with code of their own would be refused in the report, after the training of all of them."""
+    asked = []
+
+    def load(*_: Any, **how: Any) -> None:
+        asked.append(how["trust_remote_code"])
+        raise InterruptedError
+
+    monkeypatch.setattr("hf_distill.models.loading.load_model", load)
+    run: Any = SimpleNamespace(recipe=SimpleNamespace(trusts_code=trusts), prepared=SimpleNamespace(head=None))
+    with pytest.raises(InterruptedError):
+        mean_of(run, (Path("one"), Path("two")))
+    assert asked == [trusts]
 
 
 @pytest.mark.parametrize(
