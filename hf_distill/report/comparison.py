@@ -33,8 +33,10 @@ def parts_by_group(models: Mapping[str, Units | None], names: Sequence[str], gro
         group: The group of each unit, `(units,)`; negative for none.
     """
     known = {model: units for model, units in models.items() if units is not None}
+    # The same units of all models, as they are resampled in pairs.
+    every = np.all([units.counted for units in known.values()], axis=0)
     return {
-        name: {model: units.part(group == index) for model, units in known.items()}
+        name: {model: units.part(every & (group == index)) for model, units in known.items()}
         for index, name in enumerate(names)
         if (group == index).any()
     }

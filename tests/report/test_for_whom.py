@@ -137,6 +137,19 @@ def test_rows_without_a_label_do_not_count() -> None:
     assert all(group.metrics["teacher"] == pytest.approx(0.9) for group in whom.groups)
 
 
+def test_models_are_compared_on_the_same_rows() -> None:
+    """A row that only one model has a score of moves all draws after it: the interval is that of unpaired models."""
+    rng = np.random.default_rng(0)
+    teacher = (rng.random(200) < 0.9).astype(float)
+    student = np.where(rng.random(200) < 0.05, 0.0, teacher)
+    few = {"teacher": np.r_[np.nan, teacher[1:]], "student": student}
+    (found, *_), (wanted, *_) = (
+        by_group(("a",), one, group).groups
+        for one, group in ((few, np.zeros(200)), ({"teacher": teacher[1:], "student": student[1:]}, np.zeros(199)))
+    )
+    assert found == wanted
+
+
 def test_several_seeds_are_averaged() -> None:
     """The first seed's groups alone, or its spread for that of all: one lucky seed decides for whom it got worse."""
     units = {model: Units.means(one.astype(float)) for model, one in LOST.items()}
