@@ -55,6 +55,11 @@ def side_by_side(student: Dataset, teacher: Dataset) -> Dataset:
     )
 
 
+def student_view(split: Dataset) -> Dataset:
+    """Return a split without the teacher's columns."""
+    return split.remove_columns([name for name in split.column_names if name.startswith(PREFIX)])
+
+
 def teacher_view(split: Dataset) -> Dataset:
     """Return the teacher's columns of a split from `side_by_side`, without the prefix and in the same order."""
     own = {name: name.removeprefix(PREFIX) for name in split.column_names if name.startswith(PREFIX)}
@@ -96,7 +101,7 @@ class Renumbered:
     numbers: tuple[int, ...]
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return the batch with the new numbers, and with the teacher's own columns in place of the student's."""
+        """Return the student's inputs with the new numbers, and the teacher's own columns in place of the student's."""
         return self.of(self.collator(list(map(_without_prefix, examples))), examples)
 
     def of(self, batch: Mapping[str, Any], examples: list[dict[str, Any]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 
 from hf_distill.data.example_columns import inputs_of
-from hf_distill.data.two_tokenizers import Renumbered
+from hf_distill.data.two_tokenizers import Renumbered, student_view
 from hf_distill.models.inspection import LABELS, taken_by
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ class CalibrationRows:
         """Return the same rows for a model with the whole vocabulary."""
         if self.cut is None:
             return self
-        return replace(self, collator=Renumbered(self.collator, self.cut.kept), cut=None)
+        whole = Renumbered(self.collator, self.cut.kept)
+        return replace(self, train=student_view(self.train), collator=whole, cut=None)
 
     def batches(self, model: PreTrainedModel, count: int, *, batch_size: int | None = None) -> Iterator[dict[str, Any]]:
         """Yield some rows in batches: what the model's `forward` takes, and labels, on its device.

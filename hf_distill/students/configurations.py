@@ -192,8 +192,8 @@ def check_start(config: PretrainedConfig, teacher: PretrainedConfig) -> None:
     if config.is_encoder_decoder and not teacher.is_encoder_decoder and not known:
         raise UserError(
             f"the decoder of a {config.model_type} has to know with which token it starts, and the teacher has none "
-            "for that. Give its number: overrides: {decoder_start_token_id: 0}; or choose another architecture.",
-            key="overrides",
+            "for that. Choose another architecture.",
+            key="name",
         )
 
 

@@ -132,7 +132,7 @@ def _by_role(
             offset = _first_position(model, module) if name == "positions" else 0
             yield (None, f"{name}:{kind}"), Piece(parameter, start=offset)
         elif parameter.dim() == 1 and (name := _match(_NORMS, path)):
-            yield (None, f"{name}:{kind}"), Piece(parameter)
+            yield (None, f"{name}{_from_zero(module)}:{kind}"), Piece(parameter)
         return
     for pattern, roles in _FUSED.items():
         if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", path):
@@ -141,12 +141,26 @@ def _by_role(
                 yield (layer, f"{role}:{kind}"), Piece(parameter, index * rows, (index + 1) * rows, turned)
             return
     if name := _match(_ROLES, path):
-        yield (layer, f"{name}:{kind}"), Piece(parameter, transposed=turned)
+        yield (layer, f"{name}{_from_zero(module)}:{kind}"), Piece(parameter, transposed=turned)
 
 
 def _match(names: Mapping[str, str], path: str) -> str | None:
     """Return the first name whose pattern is the end of a path."""
     return next((name for name, ends in names.items() if re.fullmatch(rf"(?:.*\.)?(?:{ends})", path)), None)
+
+
+def _from_zero(module: nn.Module) -> str:
+    """Return what to add to the name of a norm that scales by 1 plus its weight, as Gemma's do; else nothing."""
+    import torch
+
+    if not type(module).__name__.endswith("Norm"):
+        return ""
+    try:
+        with torch.device("cpu"):
+            start: Any = type(module)(1).weight
+    except Exception:  # a class of its own, with other arguments
+        return ""
+    return " from zero" if float(start) == 0 else ""
 
 
 def _role(path: str) -> str:

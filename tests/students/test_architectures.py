@@ -105,6 +105,15 @@ def test_bert_as_distilbert_computes_the_same() -> None:
     torch.testing.assert_close(states(student), states(shortened))
 
 
+def test_norms_that_mean_another_thing_are_not_copied() -> None:
+    """Gemma scales by 1 plus the weight: with those of a Llama, near 1, every state would be twice as long."""
+    gemma = FromConfig(start="teacher", model_type="gemma").make(make("llama", CAUSAL), head(CAUSAL))
+    norms = [weight for name, weight in gemma.named_parameters() if "norm" in name]
+    assert len(norms) == 13
+    assert not any(weight.any() for weight in norms)
+    assert FromConfig(start="teacher", model_type="gemma2").make(gemma, head(CAUSAL)).model.norm.weight.eq(0).all()
+
+
 @pytest.mark.parametrize(("theirs", "ours"), [("roberta", "bert"), ("bert", "roberta")])
 def test_positions_are_moved_to_where_the_other_class_begins(theirs: str, ours: str) -> None:
     """RoBERTa's first position is in row 2 of its table: copied by rows, every token would be at a wrong place."""
@@ -172,7 +181,7 @@ def test_heads_of_other_labels_and_attention_of_other_heads_stay_random() -> Non
         ({"model_type": "mamba2"}, "overrides", "cannot have the teacher's sizes"),
         ({"model_type": "bert", "overrides": {"hidden_size": 8, "num_attention_heads": 1}}, "start", "nothing of the"),
         ({"model_type": "bert", "overrides": {"head_dims": 8}}, "overrides.head_dims", "no such key"),
-        ({"model_type": "t5"}, "overrides", "with which token it starts"),
+        ({"model_type": "t5"}, "name", "with which token it starts"),
     ],
 )
 def test_what_is_not_possible_is_said_before_weights_are_loaded(fields: dict[str, Any], key: str, words: str) -> None:

@@ -14,13 +14,16 @@ import torch
 import transformers
 from conftest import POSITIVE
 from forked import two_processes
-from prepared import refused
+from prepared import dataset, refused
 from runs import WriteRecipe, run, same, unfinish, weights
 from transformers import AutoTokenizer
 
 from hf_distill import DistillationTrainer, load_recipe
 from hf_distill.errors import UserError
+from hf_distill.models.calibration import CalibrationRows
+from hf_distill.models.cut_tokenizer import Cut
 from hf_distill.models.token_counts import TokenCounts
+from hf_distill.rows import ExampleRows
 from hf_distill.run.dry_run import check
 from hf_distill.students import PruneVocabulary
 from hf_distill.students.cut_vocabulary import cut_model, special_ids
@@ -142,6 +145,20 @@ def test_frequent_tokens_stay_and_so_do_those_that_are_named(make_model: Any) ->
     assert (key, "'gret'" in message) == ("keep[1]", True)
 
 
+def test_a_model_with_all_tokens_is_measured_on_its_own_ids(make_model: Any) -> None:
+    """A batch has ids of the student, and of a teacher with another tokenizer: of these none is to be renumbered."""
+    train = dataset(input_ids=[[1, 0], [0, 2]], teacher_input_ids=[[90, 91, 92], [93]])
+    teacher = {"teacher_input_ids": torch.tensor([[90, 91, 92], [93, 0, 0]])}
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"input_ids": torch.tensor([row["input_ids"] for row in rows]), **teacher}
+
+    cut = Cut((5, 7, 9), None, 100, 0.0)  # type: ignore[arg-type]
+    rows = CalibrationRows(train, collate, 2, labelled=False, layout=ExampleRows(width=2), cut=cut).uncut()
+    (batch,) = rows.batches(opened(make_model("bert"), "bert"), 2)
+    assert batch["input_ids"].tolist() == [[7, 5], [5, 9]]
+
+
 # ---- The run ---------------------------------------------------------------------------------------------------------
 
 
@@ -207,8 +224,10 @@ def test_a_whole_vocabulary_trains_the_same_student(recipe: Any, tmp_path: Path)
 
 
 def test_a_teacher_teaches_as_if_the_student_had_all_tokens(recipe: Any, tmp_path: Path) -> None:
-    """The data is split as before, so the loss of every step is that of the whole vocabulary, cached or not."""
-    inner = {"name": "copy_layers", "layers": 2}
+    """The data is split as before, so the loss of every step is that of the whole vocabulary, cached or not; and what
+    is measured of the teacher first is measured with its own ids.
+    """
+    inner = {"name": "prune_depth", "layers": 2, "rows": 8}
     losses = []
     own = load_recipe(recipe()).teacher.model
     cached = {"name": "cached", "teacher": {"name": "pretrained", "model": own}}
