@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +12,11 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from hf_distill import parallel
-from hf_distill.data.example_columns import (
-    EXAMPLE_COLUMNS,
-    GROUP,
-    WEIGHT,
-    group_name,
-    group_names,
-)
+from hf_distill.data.example_columns import GROUP, WEIGHT, group_names
 from hf_distill.errors import UserError
 from hf_distill.objectives.group_weights import STEP
 from hf_distill.rows.base import UNITS
+from hf_distill.training.example_batches import AddExamples, classes_of
 
 if TYPE_CHECKING:
     from hf_distill.rows.base import Unit
@@ -34,59 +28,15 @@ FILE = "group_weights.safetensors"
 LOGGED = 20
 
 
-@dataclass(frozen=True)
-class AddExamples:
-    """Adds the weight of each example to a batch, and the number of its group.
-
-    Attributes:
-        collate: Makes the batch of everything else.
-        numbers: Number of each group that has a weight.
-        classes: Names of the groups, where a row holds the number of its group (`ClassLabel`).
-        dtype: Of the weights; float64, unless the device has none.
-    """
-
-    collate: Callable[[list[Any]], Mapping[str, Any]]
-    numbers: Mapping[str, int]
-    classes: Sequence[str] = ()
-    dtype: torch.dtype = torch.float64
-
-    def __call__(self, examples: list[Any]) -> dict[str, Any]:
-        """Return the batch, with float64 `example_weight` and int64 `example_group`, `(batch,)`, where there are any.
-
-        A group that is not among `numbers` is -1.
-        """
-        first = examples[0] if examples and isinstance(examples[0], Mapping) else {}
-        if not any(name in first for name in EXAMPLE_COLUMNS):
-            return dict(self.collate(examples))
-        plain = [{key: value for key, value in one.items() if key not in EXAMPLE_COLUMNS} for one in examples]
-        batch = dict(self.collate(plain))
-        if WEIGHT in first:
-            batch[WEIGHT] = torch.tensor([float(one[WEIGHT]) for one in examples], dtype=self.dtype)
-        if GROUP in first and self.numbers:
-            names = [group_name(one[GROUP], self.classes) for one in examples]
-            batch[GROUP] = torch.tensor([self.numbers.get(name, -1) for name in names])
-        return batch
-
-    def set_epoch(self, epoch: int) -> None:
-        """Tell the other collator the epoch, if it wants to know."""
-        if (told := getattr(self.collate, "set_epoch", None)) is not None:
-            told(epoch)
-
-
-def classes_of(train: Any) -> tuple[str, ...]:
-    """Return the names of the groups, where a split holds their numbers (`ClassLabel`); empty for other splits."""
-    feature = (getattr(train, "features", None) or {}).get(GROUP)
-    return tuple(getattr(feature, "names", None) or ())
-
-
 class Weighing:
     """The weights of the examples of one training, and what a term's sum is divided by.
 
     The term `k` of a step is `sum_i a_i g_k(i) S_k(i) / sum_i a_i g_k(i) n_k(i)`: `a_i` is the weight of example `i`,
     `g_k(i)` that of its group in this term, `S_k(i)` its loss sum and `n_k(i)` its number of the term's unit. With
     `worst_group` it is `sum_g q_g * L_g`, where `L_g` is the mean of group `g` in this step, and after the step
-    `q_g <- q_g exp(eta * L_g)`, scaled to a sum of 1 (Sagawa et al. 2020, arXiv 1911.08731, algorithm 1, whose `q` is
-    updated before the step).
+    `q_g <- q_g exp(eta * L_g)`, scaled to a sum of 1 (Sagawa et al. 2020, arXiv 1911.08731, algorithm 1). As in the
+    authors' code (`LossComputer.compute_robust_loss`, whose step size is 0.01 by default too), `L_g` is 0 for a group
+    that the step lacks. They update `q` before the loss of a step, with that of its batch, and not after it.
 
     Counts of a step are one vector, so that processes add them up at once: of every unit; of every unit, times the
     weight of its example; of every term, with its group's weight too; and of every term with `worst_group`, those of
