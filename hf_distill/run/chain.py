@@ -218,8 +218,8 @@ def _check(recipe: Recipe, several: bool) -> None:
     if not recipe.chain and recipe.student.copies_teacher:
         raise recipe.mistake(
             "student",
-            "it copies the teacher's weights, and each generation starts from fresh ones. Name the checkpoint to copy "
-            "from, model: ..., or take from_config.",
+            "it copies the teacher's weights, and each generation starts from fresh ones. Write "
+            f"{recipe.student.apart_from_teacher('...')}, or take from_config with start: random.",
         )
 
 

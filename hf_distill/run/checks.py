@@ -281,9 +281,9 @@ def _check_quantized(recipe: Recipe) -> None:
     if recipe.student.copies_teacher:
         raise recipe.mistake(
             "student",
-            "its layers would be copied from the teacher, whose weights are quantized in this run. Name a checkpoint "
-            "whose weights are not quantized, to copy them from there: model: "
-            f"{next(recipe.teacher.members())[1].source}",
+            "its weights would be copied from the teacher, whose weights are quantized in this run. Let it start from "
+            "weights that are not: "
+            f"{recipe.student.apart_from_teacher(str(next(recipe.teacher.members())[1].source))}",
         )
     for key in ("bf16_full_eval", "fp16_full_eval"):
         if recipe.training.get(key):

@@ -37,8 +37,8 @@ def check_private(recipe: Recipe) -> None:
     if recipe.student.copies_teacher:
         raise recipe.mistake(
             "student",
-            "its layers would be copied from a teacher that was trained on private rows. Name the checkpoint to copy "
-            f"them from: model: {next(recipe.teacher.members())[1].source}",
+            "its weights would be copied from a teacher that was trained on private rows. Let it start from others: "
+            f"{recipe.student.apart_from_teacher(str(next(recipe.teacher.members())[1].source))}",
         )
     for index, stage in enumerate(recipe.plan):
         path = recipe.stage_path(index)

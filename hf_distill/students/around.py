@@ -32,6 +32,10 @@ class WholeTeacher(CopyLayers):
 
     layers: int | list[int] = 0
 
+    def apart_from_teacher(self, checkpoint: str) -> str:
+        """Return the entry to start from in its place, which stands in no recipe."""
+        return f"student: {{name: pretrained, model: {checkpoint}}}"
+
     def chosen(self, total: int, field: str = "layers") -> list[int]:
         """Return the numbers of all layers."""
         return list(range(total))
@@ -92,6 +96,10 @@ class AroundStudent(MeasuredStudent):
     def copies_teacher(self) -> bool:
         """Whether the inner entry copies weights from the teacher."""
         return self.inside.copies_teacher
+
+    def apart_from_teacher(self, checkpoint: str) -> str:
+        """Return what to write for the inner student, so that nothing is copied from the teacher."""
+        return self.inside.apart_from_teacher(checkpoint)
 
     def every_entry(self) -> Iterator[Student]:
         """Yield this entry and those inside it."""

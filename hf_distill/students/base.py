@@ -65,6 +65,14 @@ class Student(ABC):
         """Whether its weights are copied from the teacher."""
         return False
 
+    def apart_from_teacher(self, checkpoint: str) -> str:
+        """Return what to write in the recipe so that nothing is copied from the teacher.
+
+        Args:
+            checkpoint: A model to copy from in its place.
+        """
+        return f"model: {checkpoint}"
+
     @property
     def not_pushed(self) -> str | None:
         """Why nobody else could load the finished student from the Hub; None if all can."""

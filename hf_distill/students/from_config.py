@@ -81,6 +81,10 @@ class FromConfig(SizedStudent):
         """Whether weights are copied from the teacher."""
         return self.start == "teacher"
 
+    def apart_from_teacher(self, checkpoint: str) -> str:
+        """Return the start without the teacher's weights; another `model` would only be another configuration."""
+        return "start: random"
+
     def shapes(self, teacher: PretrainedConfig) -> Iterator[FromConfig]:
         """Yield students of the teacher's proportions, from one attention head to all of them."""
         base = self._base(teacher)

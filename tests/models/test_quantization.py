@@ -129,7 +129,7 @@ def test_a_student_does_not_copy_quantized_weights(cached: bool, write_recipe: W
     teacher = {"name": "cached", "teacher": teacher} if cached else teacher
     path = write_recipe(teacher=teacher)
     (line,) = mistakes(path)
-    assert line.startswith("student: its layers would be copied from the teacher, whose weights are quantized")
+    assert line.startswith("student: its weights would be copied from the teacher, whose weights are quantized")
     assert line.endswith(f"model: {source}")
     check(load_recipe(path, [f"student.model={source}"]))
 
