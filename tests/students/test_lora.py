@@ -11,8 +11,9 @@ import torch
 from prepared import refused
 from runs import WriteRecipe, run, same, weights
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
-from hf_distill import load_recipe
+from hf_distill import DistillationTrainer, load_recipe
 from hf_distill.models.loading import Head, load_model
 from hf_distill.models.lora import Lora
 from hf_distill.run.dry_run import check
@@ -228,6 +229,31 @@ def test_the_teacher_is_the_same_after_the_merge(
     assert len(set(seen)) == 1
     assert held[0] == held[1] == 0
     assert held[2] > 30  # all but the adapters, the trained head and pooler
+
+
+def test_a_prompt_is_distilled_into_adapters_of_the_same_model(
+    write_recipe: WriteRecipe, make_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two copies of a language model, where one was promised, do not fit on the device that one fits on."""
+    held: list[tuple[int, int]] = []
+    train = DistillationTrainer.train
+
+    def trained(self: Any, *args: Any, **options: Any) -> Any:
+        ours = {one.data_ptr(): one.numel() for one in self.model.parameters() if not one.requires_grad}
+        theirs = {one.data_ptr(): one.numel() for one in self.source.model.parameters()}
+        held.append((sum(theirs[place] for place in theirs.keys() & ours), sum(theirs.values())))
+        assert not {*theirs} & {one.data_ptr() for one in self.model.parameters() if one.requires_grad}
+        return train(self, *args, **options)
+
+    monkeypatch.setattr(DistillationTrainer, "train", trained)
+    model = str(make_model("llama-lm", layers=2, seed=3))
+    prompted = {"name": "prompted", "model": model, "prompt": "the film is {{ sentence }} and the story is"}
+    prompted["verbalizers"] = {"positive": " great", "negative": " dull"}
+    found = run(write_recipe(teacher=prompted, student={"name": "lora", "model": model, "r": 4}))
+    assert found.student.metrics["agreement"] >= 0
+    ((once, whole),) = held
+    head = 0 if once == whole else AutoModelForCausalLM.from_pretrained(model).lm_head.weight.numel()
+    assert once == whole - head  # a classifier has no head of the language model
 
 
 @pytest.mark.parametrize(
