@@ -9,10 +9,11 @@ from transformers.utils.logging import disable_progress_bar
 from hf_distill import parallel
 from hf_distill.report.terminal import show
 from hf_distill.run.beside import Beside
-from hf_distill.run.chain import check_models, trainings
+from hf_distill.run.chain import trainings
 from hf_distill.run.console import Narrator
 from hf_distill.run.evaluation import report_on
 from hf_distill.run.launch import check_launch
+from hf_distill.run.planned_chain import check_models
 from hf_distill.run.preparation import open_run
 from hf_distill.run.pseudo_labels import leave_out_unsure
 

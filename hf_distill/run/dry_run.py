@@ -28,11 +28,12 @@ from hf_distill.objectives.hidden import Hidden, Hint, Patient
 from hf_distill.recipe.plugins import outside_code
 from hf_distill.recipe.writer import describe_entry
 from hf_distill.run.best_model import check_best_metric, check_saving
-from hf_distill.run.chain import ChainRun, check_sizes, planned, sizes, trainings
+from hf_distill.run.chain import ChainRun, trainings
 from hf_distill.run.checks import check_plan, cut_off, frozen_of, remarks, student_in_words
 from hf_distill.run.directory import stored_recipe
 from hf_distill.run.launch import check_launch
 from hf_distill.run.pairing import open_pair, open_student, open_teacher
+from hf_distill.run.planned_chain import check_sizes, planned, sizes
 from hf_distill.run.preparation import (
     check_prepared,
     complete,
