@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from math import isfinite
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -72,6 +72,7 @@ ELSEWHERE = {
     **dict.fromkeys(("from", "initial", "begin", "first"), "start"),
     **dict.fromkeys(("to", "final", "last", "stop"), "end"),
     **dict.fromkeys(("steps", "num_steps", "duration", "fraction", "until"), "over"),
+    **dict.fromkeys(("rank", "lora_r", "lora_rank"), "r"),
     **dict.fromkeys(("schedule", "curve", "mode"), "shape"),
 }
 # In an entry with one of these keys, a Greek letter means a mixing factor inside the loss, not its `weight`.
@@ -84,6 +85,8 @@ FORMER = {
     ),
     "packed": ("packing", "it joins texts and cuts them into blocks."),
 }
+COSTS = ("size", "parameters", "latency")
+_PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 TOKEN = "unknown key. A token never goes in a recipe: set the environment variable HF_TOKEN, or run `hf auth login`."
 
 
@@ -103,6 +106,10 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     inside = key in ("alpha", "beta", "lambda", "gamma") and SHARES & set(choices)
     if ELSEWHERE.get(key) in choices and not inside:
         return f"unknown key. It is called '{ELSEWHERE[key]}' here."
+    if key in COSTS and "student" in choices:
+        share = " The share of weights to delete is 'ratio';" if "ratio" in choices else ""
+        inner = f"what a student may cost is a key of the one inside: student: {{name: copy_layers, {key}: ...}}."
+        return f"unknown key.{share} {inner if share else inner[0].upper() + inner[1:]}"
     return f"unknown key.{did_you_mean(key, choices)}"
 
 
@@ -157,7 +164,7 @@ def explain(error: ValidationError, data: Any, path: str, cls: type | None = Non
                 for key, line in zip(own.keys, own.mistakes, strict=True)
             ]
         else:
-            wrong.setdefault(where, []).append(dict(item))
+            wrong.setdefault(where, []).append({**item, "texts": _may_hold_texts(cls, item["loc"])})
             values[where] = value
     yield from told
     places = [*wrong, *(where for where, _ in told)]
@@ -197,14 +204,32 @@ def _find(data: Any, item: Mapping[str, Any], path: str, cls: type | None) -> tu
 def component_of(cls: type | None, key: str | int) -> type | None:
     """Return the component class that a component's field may hold, such as `Schedule` for a weight; else None."""
     info = getattr(cls, "__pydantic_fields__", {}).get(key)
-    waiting = [] if info is None else [info.annotation]
-    while waiting:
-        kind = waiting.pop()
+    for kind in [] if info is None else _kinds(info.annotation):
         if hasattr(kind, "__pydantic_fields__"):
             found: type = kind
             return found
-        waiting += get_args(kind)
     return None
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """Yield an annotation and those inside it."""
+    yield annotation
+    for kind in reversed(get_args(annotation)):
+        yield from _kinds(kind)
+
+
+def _may_hold_texts(cls: type | None, location: tuple[str | int, ...]) -> bool:
+    """Return whether a list at a place in a component may hold texts; also if its field is not known."""
+    for token in location:
+        info = getattr(cls, "__pydantic_fields__", {}).get(token)
+        if info is None:
+            return True
+        if (inner := component_of(cls, token)) is None:
+            lists = [kind for kind in _kinds(info.annotation) if get_origin(kind) is list]
+            within = [kind for one in lists for kind in _kinds(one)]
+            return not lists or any(kind in (str, Any) or isinstance(kind, str) for kind in within)
+        cls = inner
+    return True
 
 
 def _sentence(items: list[dict[str, Any]], value: Any) -> str:
@@ -253,7 +278,9 @@ def _advice(kinds: list[str], items: list[dict[str, Any]], value: Any) -> str:
         return f" Write {int(value)}."
     if kinds == ["string_type"] and isinstance(value, int | float):
         return " Put it in quotes."
-    if "list_type" in kinds and isinstance(value, str):
+    if "float_type" in kinds and isinstance(value, str) and (percent := _PERCENT.fullmatch(value.strip())):
+        return f" Write {float(percent[1]) / 100:g}."
+    if isinstance(value, str) and any(item["type"] == "list_type" and item["texts"] for item in items):
         return f" Write [{value}]."
     return ""
 

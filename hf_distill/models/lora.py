@@ -87,7 +87,8 @@ class Lora:
         found = [name for name in linear if wanted is None or _matches(name, wanted)]
         if not found:
             some = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in linear))
-            raise UserError(f"no linear layer is called {wanted}. There are: {some}.", key="target_modules")
+            named = wanted if isinstance(wanted, str) else " or ".join(sorted(wanted or ()))
+            raise UserError(f"no linear layer is called {named}. There are: {some}.", key="target_modules")
         shapes: dict[str, tuple[int, int]] = {name: self._shape(model, name) for name in found}
         narrow = min(found, key=lambda name: min(shapes[name]))
         out, into = shapes[narrow]

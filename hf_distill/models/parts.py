@@ -60,14 +60,20 @@ class Parts:
         return self.embeddings / max(self.total, 1)
 
     def against(self, teacher: Parts) -> str:
-        """Return how many times fewer parameters a student with these parts has than its teacher.
+        """Return how many times fewer parameters a student with these parts has than its teacher, or more.
 
         >>> small, large = Parts(300, 100, 0, 0), Parts(300, 300, 0, 0)
         >>> small.against(large)
         '1.5 times fewer than the teacher, since 75 % are embeddings, as many as before'
+        >>> large.against(small), small.against(small)
+        ('1.5 times more than the teacher', 'as many as the teacher')
         """
-        times = f"{teacher.total / max(self.total, 1):.1f} times fewer than the teacher"
-        if teacher.total > self.total and self.embeddings == teacher.embeddings and self.share_of_embeddings > 0.5:
+        if self.total == teacher.total:
+            return "as many as the teacher"
+        if self.total > teacher.total:
+            return f"{_factor(self.total, teacher.total)} times more than the teacher"
+        times = f"{_factor(teacher.total, self.total)} times fewer than the teacher"
+        if self.embeddings == teacher.embeddings and self.share_of_embeddings > 0.5:
             return (
                 f"{times}, since {self.share_of_embeddings:.0%}".replace("%", " %")
                 + " are embeddings, as many as before"
@@ -88,6 +94,16 @@ class Parts:
             if number
         )
         return f"{', '.join(each)}; {self.bytes / 1e6:,.1f} MB as float32"
+
+
+def _factor(more: int, fewer: int) -> str:
+    """Return how many times more one number is, with as many digits as show that it is more.
+
+    >>> _factor(300, 200), _factor(103, 100), _factor(100_001, 100_000)
+    ('1.5', '1.03', '1.00')
+    """
+    factor = more / max(fewer, 1)
+    return f"{factor:.1f}" if factor >= 1.05 else f"{factor:.2f}"
 
 
 def part_of(model: PreTrainedModel) -> dict[int, str]:

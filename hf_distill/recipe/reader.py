@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -318,20 +319,32 @@ class _Reading:
         if value is None:
             return ()
         if not isinstance(value, list) or not value:
-            found = "an empty list" if value == [] else f"found {describe(value)}"
-            self.add("chain", f"wanted a list of students, such as {{name: copy_layers, layers: 4}}; {found}.")
+            found = "an empty list" if value == [] else describe(value)
+            such = "[{name: copy_layers, layers: 4}, {name: copy_layers, layers: 2}]"
+            self.add("chain", f"wanted a list of students, such as {such}; found {found}.")
             return ()
         made = []
         for index, one in enumerate(value):
             path = join("chain", index)
             given = one if isinstance(one, dict) else {}
-            entry = {key: item for key, item in one.items() if key not in LINK_KEYS} if given else one
+            wrong = self.misspelled(given)
+            for key in wrong:
+                self.add(join(path, key), unknown_key(key, LINK_KEYS))
+            entry = {key: item for key, item in one.items() if key not in (*LINK_KEYS, *wrong)} if given else one
             student = self.component(path, entry, STUDENTS, STUDENT)
             objectives = self.objectives(path, given)
             training = self.training(join(path, "training"), given.get("training", {}), OF_CHAIN)
             if student is not None:
                 made.append(Link(student=student, objectives=objectives, training=training))
         return tuple(made)
+
+    @staticmethod
+    def misspelled(link: Mapping[str, Any]) -> list[str]:
+        """Return the keys of a link that its student does not have, and that look like one beside the student."""
+        cls = STUDENTS.get(str(link.get("name")))
+        known = {"name", *LINK_KEYS, *getattr(cls, "__pydantic_fields__", {})}
+        wrong = [] if cls is None else [key for key in map(str, link) if key not in known]
+        return [key for key in wrong if get_close_matches(key, sorted(known), n=1)[:1] in ([one] for one in LINK_KEYS)]
 
     def stages(self) -> tuple[Stage, ...]:
         """Return the stages, each with its own objectives and training arguments."""

@@ -99,7 +99,12 @@ def check(recipe: Recipe) -> str:
     """
     check_launch()
     runs = trainings(recipe)
-    lines = _check_each(recipe) if len(runs) > 1 else _lines(runs[0].recipe, _look(runs[0]))
+    if len(runs) > 1:
+        lines = _check_each(recipe)
+    else:
+        found = _look(runs[0])
+        found.notes += _larger(found)
+        lines = _lines(runs[0].recipe, found)
     return readable_lines("\n".join(" ".join(line.split("\n")) for line in lines))
 
 
@@ -390,6 +395,19 @@ def _parameters(recipe: Recipe, pair: Pair, note: str) -> Iterator[str]:
     if len(teachers) == 1:
         line += f"; {student.against(teachers[0])}"
     yield line + note
+
+
+def _larger(found: _Findings) -> list[str]:
+    """Return the note that a student is larger than its teacher, if it is and both sizes are known."""
+    if found.pair is None or found.recipe is None or any(line.endswith(UNCUT) for line in found.plan):
+        return []
+    teacher, student = sizes(found.recipe, found.pair)
+    if teacher is None or student <= teacher or len(described(found.recipe.teacher, found.pair.teacher)) != 1:
+        return []
+    return [
+        f"the student ({count(student)} parameters) is larger than its teacher ({count(teacher)}): this run will not "
+        "make anything smaller"
+    ]
 
 
 def _tokenizer(pair: Pair) -> str:

@@ -333,9 +333,13 @@ def _settings(run: Run, facts: Mapping[str, Any], models: Mapping[str, Any]) -> 
     """
     precision = "bf16" if run.args.bf16 else "fp16" if run.args.fp16 else "fp32"
     names = {"student": run.fitter.tokenizer, "teacher": run.fitter.teacher_tokenizer}
-    two = (
-        {"tokenizers": {side: tokenizer_name(one) for side, one in names.items() if one}} if all(names.values()) else {}
-    )
+    named = {side: tokenizer_name(one) for side, one in names.items() if one}
+    if run.pair.cut is not None:
+        named["in training"] = (
+            "in training the teacher read the student's tokens under its own ids, and it was evaluated with its own "
+            "whole vocabulary"
+        )
+    two = {"tokenizers": named} if all(names.values()) else {}
     return {
         "versions": environment(),
         **two,

@@ -122,13 +122,21 @@ def choose_student(
     teacher = open_teacher(recipe)
     with recipe.locate("student"), guarded(recipe.student, "student"):
         choice = _Choice(recipe, cost, teacher, list(recipe.student.shapes(teacher)))
-        begun = _begun(choice, held)
-        if begun is not None:
-            return choice.shapes[begun], f"student: {choice.in_words(begun)}, for {cost} (as this run began)"
-        if cost.kind != "latency":
-            return _by_parameters(choice)
-        _check_timed(choice)
-        return _guessed(choice) if timing is None else _by_latency(choice, timing)
+        student, line = _chosen(choice, held, timing)
+    outer = [one.name for one in list(recipe.student.every_entry())[: choice.depth]]
+    return student, line + (f"; before {' and '.join(outer)} is applied to it" if outer else "")
+
+
+def _chosen(
+    choice: _Choice, held: Mapping[str, Any] | None, timing: Callable[[Recipe], Timing] | None
+) -> tuple[Student, str]:
+    begun = _begun(choice, held)
+    if begun is not None:
+        return choice.shapes[begun], f"student: {choice.in_words(begun)}, for {choice.cost} (as this run began)"
+    if choice.cost.kind != "latency":
+        return _by_parameters(choice)
+    _check_timed(choice)
+    return _guessed(choice) if timing is None else _by_latency(choice, timing)
 
 
 def _begun(choice: _Choice, held: Mapping[str, Any] | None) -> int | None:

@@ -58,8 +58,8 @@ class AroundStudent(MeasuredStudent):
             raise ValueError("freeze is a key of the outer entry: write it beside `student`, not in it")
         if type(student).hooks is not Student.hooks:  # the hooks of the outer entry are the ones that are called
             raise ValueError(
-                f"{student.name} does something while the model trains, which is lost inside another entry: only "
-                "the outermost one can"
+                f"{student.name} does something while the model trains, which is lost inside another entry: only the "
+                f"outermost one can. {_way_out(cls, student)}"
             )
         return student
 
@@ -142,3 +142,10 @@ class AroundStudent(MeasuredStudent):
         """Return the model of the inner student, and what the report says about how it was made."""
         with self.below():
             return self.inside.made(teacher, head, rows)
+
+
+def _way_out(outer: type[AroundStudent], inner: Student) -> str:
+    """Return what to do about an entry that is inside another one, and cannot be."""
+    if isinstance(inner, AroundStudent) and outer.hooks is Student.hooks:
+        return f"Turn the two around: {{name: {inner.name}, student: {{name: {outer.name}}}}}."
+    return "Keep one of the two."

@@ -94,7 +94,11 @@ class CopyLayers(CopiedStudent, SizedStudent):
             wanted = []
         if isinstance(wanted, int):
             if not 1 <= wanted <= total:
-                raise UserError(f"{wanted} is not between 1 and {total}, the number of layers.", key=field)
+                of = f"'{self.source}'" if self.source else "its teacher (in a chain, the student before it)"
+                other = "" if self.source else " To copy from another model, name it: `model:`."
+                raise UserError(
+                    f"{wanted} is not between 1 and {total}, the number of layers of {of}.{other}", key=field
+                )
             return spread(wanted, total)
         if not wanted or not all(0 <= index < total for index in wanted):
             raise UserError(f"{wanted}: wanted one or more of the layers 0 to {total - 1}.", key=field)

@@ -121,7 +121,7 @@ class FromConfig(SizedStudent):
         with torch.device("meta"):  # shapes only, without memory and random numbers
             student = build(AutoModel, config, key="overrides")
             if self.start == "teacher":
-                copy_size_matched(student, build(AutoModel, teacher, key="start"))
+                copy_size_matched(student, build(AutoModel, teacher, key="start"), chosen_for=self._chosen_for)
         return config
 
     def plain_config(self, teacher: PretrainedConfig) -> PretrainedConfig:
@@ -173,7 +173,11 @@ class FromConfig(SizedStudent):
             student.generation_config = copy.deepcopy(teacher.generation_config)
         if self.start == "random":
             return Made(student)
-        return Made(student, copy_size_matched(student, teacher).facts())
+        return Made(student, copy_size_matched(student, teacher, chosen_for=self._chosen_for).facts())
+
+    @property
+    def _chosen_for(self) -> str:
+        return " ".join(f"{kind} {value}" for kind, value in self.chosen_for.items())
 
     def _given(self, base: PretrainedConfig) -> dict[str, Any]:
         """Return the overrides with the names of the configuration class (`num_hidden_layers` -> `n_layer`)."""

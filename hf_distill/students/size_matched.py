@@ -52,7 +52,9 @@ class Copied:
         }
 
 
-def copy_size_matched(student: PreTrainedModel, teacher: PreTrainedModel, *, key: str = "start") -> Copied:
+def copy_size_matched(
+    student: PreTrainedModel, teacher: PreTrainedModel, *, key: str = "start", chosen_for: str = ""
+) -> Copied:
     """Copy the teacher's weights into a new student, in place, wherever both have the same thing in the same size.
 
     Layers of the student take those of evenly spaced layers of the teacher. Between models of one class, weights with
@@ -61,6 +63,12 @@ def copy_size_matched(student: PreTrainedModel, teacher: PreTrainedModel, *, key
     its labels are the student's.
 
     Both models may be without weights (`outline.outline`): this then only counts.
+
+    Args:
+        student: The new student.
+        teacher: The model to copy from.
+        key: Recipe key for errors.
+        chosen_for: The cost that led to the student's sizes, such as `size 0.5`, for errors.
 
     Raises:
         UserError: Nothing can be copied.
@@ -102,11 +110,18 @@ def copy_size_matched(student: PreTrainedModel, teacher: PreTrainedModel, *, key
             copied[places[id(piece.parameter)]] += piece.values.numel()
     if not copied:
         raise UserError(
-            f"nothing of the teacher fits into a {type(student).__name__} of these sizes. Choose the teacher's "
-            "hidden_size, or leave it out: random is the default.",
+            f"nothing of the teacher fits into a {type(student).__name__} of {_widths(student, teacher)}"
+            f"{f' ({chosen_for} led to that width)' if chosen_for else ''}. Give the teacher's width, overrides: "
+            "{hidden_size: ...}, or leave start out: random is the default.",
             key=key,
         )
     return Copied(dict(copied), Parts.of(student), layers if copied["layers"] else [], list(missing))
+
+
+def _widths(student: PreTrainedModel, teacher: PreTrainedModel) -> str:
+    """Return `hidden_size 192 (the teacher's is 384)`."""
+    ours, theirs = (getattr(one.config.get_text_config(), "hidden_size", None) for one in (student, teacher))
+    return "these sizes" if None in (ours, theirs) else f"hidden_size {ours} (the teacher's is {theirs})"
 
 
 def _spaced(count: int, total: int) -> list[int]:

@@ -14,7 +14,7 @@ from hf_distill import UserError
 from hf_distill.data.section import Data
 from hf_distill.objectives import Hidden, KLDivergence, Labels, Relations, Schedule
 from hf_distill.recipe.recipe import Recipe, ReportOptions
-from hf_distill.students import CopyLayers
+from hf_distill.students import CopyLayers, LoraStudent, OptimalBrainDamage
 from hf_distill.tasks import TextClassification
 from hf_distill.teachers import CachedTeacher, PretrainedTeacher
 
@@ -51,7 +51,22 @@ WRONG: dict[str, tuple[type, dict[str, Any], list[str]]] = {
         {"model": "x", "modle": "x"},
         ["pretrained.modle: unknown key. Did you mean 'model'?"],
     ),
-    "a student": (CopyLayers, {"layers": "six"}, ["copy_layers.layers: wanted a whole number or a list, found "]),
+    "a student": (
+        CopyLayers,
+        {"layers": "six"},
+        ["copy_layers.layers: wanted a whole number or a list, found the text 'six'."],
+    ),
+    "a percentage": (
+        CopyLayers,
+        {"size": "50%"},
+        ["copy_layers.size: wanted a number, found the text '50%'. Write 0.5."],
+    ),
+    "of an adapter": (LoraStudent, {"rank": 2}, ["lora.rank: unknown key. It is called 'r' here."]),
+    "of the one inside": (
+        OptimalBrainDamage,
+        {"size": 0.5, "ratio": 0.5},
+        ["optimal_brain_damage.size: unknown key. The share of "],
+    ),
     "a recipe": (
         Recipe,
         {

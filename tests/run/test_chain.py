@@ -92,7 +92,7 @@ def test_generations_are_read_and_written(generations: WriteRecipe, given: Any, 
 @pytest.mark.parametrize(
     ("override", "key", "words"),
     [
-        ("chain=[]", "chain", "an empty list"),
+        ("chain=[]", "chain", "layers: 2}]; found an empty list"),
         ("chain=copy_layers", "chain", "wanted a list of students"),
         ("chain.1=null", "chain[1]", "wanted a mapping"),
         ("student={name: copy_layers, layers: 1}", "chain", "given together with student"),
@@ -100,6 +100,7 @@ def test_generations_are_read_and_written(generations: WriteRecipe, given: Any, 
         ("chain.0.training.output_dir=x", "chain[0].training.output_dir", "_chain inside it"),
         ("chain.1.training.fp16=true", "chain[1].training.fp16", "the same for the whole chain"),
         ("chain.0.lagers=1", "chain[0].lagers", "Did you mean 'layers'"),
+        ("chain.1.trainng={}", "chain[1].trainng", "Did you mean 'training'"),
         ("chain.1.objectives=[]", "chain[1].objectives", "an empty list"),
     ],
 )
@@ -114,7 +115,11 @@ def test_mistakes_in_the_text_of_a_chain(chain: WriteRecipe, override: str, key:
     ("override", "key", "words"),
     [
         ("chain.1={name: from_config, overrides: {num_hidden_layers: 6}}", "chain[1]", "not make anything smaller"),
-        ("chain.1.layers=4", "chain[1].layers", "between 1 and 3"),  # of the student before, not of the teacher
+        (
+            "chain.1.layers=4",
+            "chain[1].layers",
+            "between 1 and 3, the number of layers of its teacher",
+        ),  # of the student before, not of the teacher
         ("chain.1.objectives=[{name: hidden, layers: [[1, 4]]}]", "chain[1].objectives[0].layers", "no layer 4"),
         ("chain.0.training.num_train_epochs=0", "chain[0].training.num_train_epochs", "nothing would be trained"),
     ],

@@ -228,6 +228,11 @@ def test_the_plan_says_at_a_glance_why_half_the_layers_is_not_half_the_size(
     assert theirs.startswith("teacher: embeddings 66.2 K (65 %), layers 34.2 K (34 %), head 66, rest 1.1 K (1 %)")
     assert theirs.endswith(f"{4 * weights / 1e6:.1f} MB as float32")
     assert ours.endswith("1.2 times fewer than the teacher, since 78 % are embeddings, as many as before")
+    assert "larger than its teacher" not in "".join(lines)
+    more = {"name": "from_config", "overrides": {"num_hidden_layers": 12}}
+    text = check(load_recipe(write_recipe(teacher=teacher, student=more)))
+    assert "times more than the teacher" in text
+    assert "is larger than its teacher" in text
 
 
 def test_rows_of_the_plan_are_read_by_people(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> None:

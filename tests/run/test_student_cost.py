@@ -80,6 +80,8 @@ def test_the_largest_student_not_above_the_size_is_taken(write_recipe: WriteReci
     around = {"name": "optimal_brain_damage", "ratio": 0.5, "student": student(size=0.1)}
     with pytest.raises(UserError, match=r"student\.student\.size: 0\.1: .* of copy_layers .* is layers 1, "):
         check(load_recipe(write_recipe(student=around)))
+    around["student"] = student(size=0.9)
+    assert "; before optimal_brain_damage is applied to it" in check(load_recipe(write_recipe(student=around)))
     limit = whole - 2 * layer
     plan = check(load_recipe(write_recipe(student=student(parameters=str(limit)))))
     assert f"cost        parameters {limit} is met by layers 2, " in plan

@@ -260,7 +260,7 @@ def test_a_prompt_is_distilled_into_adapters_of_the_same_model(
     ("student", "key", "words"),
     [
         ({"r": 33}, "student.r", "33 is larger than a matrix that it adapts: bert.encoder.layer.0"),
-        ({"target_modules": ["q_proj"]}, "student.target_modules", "no linear layer is called ['q_proj']"),
+        ({"target_modules": ["q_proj"]}, "student.target_modules", "no linear layer is called q_proj"),
         ({"merge": False}, "student.merge", "saved nowhere"),
         ({"student": {"name": "copy_layers", "layers": 9}}, "student.student.layers", "not between 1 and 4"),
         ({"freeze": ["head"]}, "student", "freeze: adapters leave"),

@@ -204,6 +204,9 @@ def test_a_run_saves_a_student_with_its_tokenizer_and_evaluates_the_teacher_with
     assert found.student.metrics["accuracy"] == pytest.approx(accuracy(out, sentiment_csv.validation))
     facts = json.loads((out / "report.json").read_text(encoding="utf-8"))["settings"]["student"]["vocabulary"]
     tokenizer = AutoTokenizer.from_pretrained(out)
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "in training the teacher read the student's tokens under its own ids" in card
+    assert "each model read the texts with its own" not in card
     assert facts["tokens"] == {"before": len(AutoTokenizer.from_pretrained(teacher)), "after": len(tokenizer)}
     assert len(weights(out)["bert.embeddings.word_embeddings.weight"]) == len(tokenizer)
     assert not set(EXTRA) & tokenizer.get_vocab().keys()
@@ -252,6 +255,10 @@ def test_check_says_what_stays_and_refuses_what_cannot_be_cut(recipe: Any, make_
         check(load_recipe(recipe(student={"name": "prune_vocabulary", "tokens": 3})))
     with pytest.raises(UserError, match=r"student\.student: .*lost inside another entry|cut already"):
         load_recipe(recipe(student={"name": "prune_vocabulary", "student": {"name": "prune_vocabulary"}}))
+    with pytest.raises(UserError, match=r"Turn the two around: {name: optimal_brain_damage, student: {name: prune_v"):
+        load_recipe(
+            recipe(student={"name": "prune_vocabulary", "student": {"name": "optimal_brain_damage", "ratio": 0.5}})
+        )
 
 
 def test_sizes_that_check_says_are_those_of_the_cut_student(recipe: Any) -> None:

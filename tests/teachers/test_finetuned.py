@@ -215,7 +215,7 @@ def test_what_a_finetuned_teacher_is_refused_with(write_recipe: WriteRecipe, mak
     assert told(objectives=["labels"], lora={"rank": 2}).startswith("teacher.lora.rank: unknown key")
     assert told(lora={"r": 0}).startswith("teacher.lora.r: wanted")
     assert told(lora={"target_modules": ["q_proj"]}).startswith(
-        "teacher.lora.target_modules: no linear layer is called ['q_proj']. There are: query, key, value, dense"
+        "teacher.lora.target_modules: no linear layer is called q_proj. There are: query, key, value, dense"
     )
     assert told(early_stopping={"patience": 0}).startswith("teacher.early_stopping.patience: wanted")
     assert "Did you mean 'accuracy'?" in told(early_stopping={"metric": "acc"})
