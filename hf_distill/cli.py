@@ -209,12 +209,17 @@ def _resume(recipe: Recipe, caches: bool) -> str:
     """Return the sentence about what an interrupted run has saved, and how to resume it."""
     if caches:
         return " The targets so far are stored. Run the same command again to continue."
-    from hf_distill.run.directory import last_checkpoint
+    from hf_distill.run.directory import last_checkpoint, records
 
     output = Path(recipe.training["output_dir"]).expanduser()
     places = [Path(one).expanduser() if one else None for one in recipe.teacher.output_directories]
     runs = [*sorted((output / "_chain").glob("*/")), output]  # of a chain, one for each student
     checkpoint = next(filter(None, (last_checkpoint(run, places) for run in runs)), None)
+    trained = [record["finished"] for run in runs for _, record in records(run, places)]
+    if checkpoint is None and trained and all(trained):
+        return (
+            f" No training was interrupted in {output}. Run the same command again: it repeats none that is finished."
+        )
     if checkpoint is None:
         return f" No checkpoint yet in {output}. Run the same command again: it repeats only the unfinished training."
     return f" Checkpoint: {checkpoint}. Run the same command again to resume from it."

@@ -64,20 +64,24 @@ def inputs_of(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if not key.endswith("length") and key not in EXAMPLE_COLUMNS}
 
 
-def read_examples(splits: Mapping[str, Dataset], *, whole: bool) -> dict[str, Dataset]:
+def read_examples(
+    splits: Mapping[str, Dataset], *, whole: bool, columns: Mapping[str, Any] | None = None
+) -> dict[str, Dataset]:
     """Return the splits with groups as text and weights as float64.
 
     Args:
         splits: `train`, `eval` and maybe `transfer`. Transfer rows without these columns get weight 1 and no group.
         whole: Whether these are all rows, so that one group alone, or no weight above 0, is a mistake.
+        columns: `data.columns` of the recipe, for messages: role -> name in the data.
 
     Raises:
         UserError: A weight is not a finite number of 0 or more; there is one group, or more than 1,000.
     """
-    made = dict(splits)
+    made, called = dict(splits), columns or {}
     for name in EXAMPLE_COLUMNS:
         if any(name in split.column_names for split in splits.values()):
-            made = {of: _read(split, name, of) for of, split in made.items()}
+            role = _key(name).removeprefix("columns.")
+            made = {of: _read(split, name, of, called.get(role)) for of, split in made.items()}
     weighed = {of: split for of, split in made.items() if WEIGHT in split.column_names and of in ("train", "eval")}
     if weighed and "train" not in weighed:
         raise UserError("only the eval split has weights, and it is train rows that are weighed.", key=_key(WEIGHT))
@@ -173,7 +177,7 @@ def _column(split: Dataset, name: str) -> pa.ChunkedArray:
     return split.select_columns([name]).with_format("arrow")[:][name]
 
 
-def _read(split: Dataset, name: str, of: str) -> Dataset:
+def _read(split: Dataset, name: str, of: str, column: str | None) -> Dataset:
     """Return a split with groups as text, or weights as float64; transfer rows that have none get the usual one."""
     import numpy as np
     import pyarrow as pa
@@ -186,7 +190,7 @@ def _read(split: Dataset, name: str, of: str) -> Dataset:
         read, rest = pa.chunked_array([usual]), split
     else:
         where = f"the {of} split" if of in ("train", "eval") else "data.transfer"
-        read = _groups(split, where) if name == GROUP else _numbers(_column(split, name), where, _key(name))
+        read = _groups(split, where) if name == GROUP else _numbers(_column(split, name), where, _key(name), column)
         rest = split.remove_columns(name)
     kind = ("string", pa.string()) if name == GROUP else ("float64", pa.float64())
     made = rest.add_column(name, read.combine_chunks().cast(kind[1]), feature=Value(kind[0]))
@@ -214,7 +218,7 @@ def _groups(split: Dataset, where: str = "the data") -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(called, pa.string()).take(coded.indices)])
 
 
-def _numbers(values: pa.ChunkedArray, where: str, key: str) -> pa.ChunkedArray:
+def _numbers(values: pa.ChunkedArray, where: str, key: str, column: str | None = None) -> pa.ChunkedArray:
     """Return weights as float64.
 
     Raises:
@@ -227,6 +231,7 @@ def _numbers(values: pa.ChunkedArray, where: str, key: str) -> pa.ChunkedArray:
     wrong = next((row for row, one in enumerate(found) if one is None or not math.isfinite(one) or one < 0), None)
     if wrong is not None:
         what = "no weight" if given[wrong] is None else f"the weight {given[wrong]!r}"
+        what += f" in column '{column}'" if column and "split" in where else ""
         raise UserError(
             f"row {wrong} (counted from 0) of {where} has {what}. Wanted a finite number of 0 or more in every row.",
             key=key,

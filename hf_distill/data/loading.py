@@ -105,7 +105,7 @@ def load_splits(
         with of_transfer():
             rows = Splits(as_data(data, label), roles, (TRANSFER,)).whole(TRANSFER)
             splits[TRANSFER] = _transfer(rows, data, roles, also, label)
-    return _complete(read_examples(splits, whole=True), data, roles, read)
+    return _complete(read_examples(splits, whole=True, columns=data.columns), data, roles, read)
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def peek(data: Data, roles: Mapping[str, bool], also: Sequence[str] = (), *, lab
             )
             if rows is not None:
                 splits[TRANSFER] = _transfer(rows, data, roles, also, label)
-    splits = read_examples(splits, whole=whole)
+    splits = read_examples(splits, whole=whole, columns=data.columns)
     return Sample(_complete(splits, data, roles, read) if whole else splits, whole, whole_transfer)
 
 

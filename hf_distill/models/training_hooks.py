@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from hf_distill.errors import UserError
 
 
+IN_SHORT = "in short"
+"""Name of a fact of a student (`Made.facts`, `TrainingHooks.outcome`) that is one sentence, told in the verdict too."""
+
+
 class TrainingHooks:
     """What happens around the training of one model, besides its objectives. This class does nothing.
 
@@ -71,6 +75,8 @@ class TrainingHooks:
 
     def outcome(self, model: PreTrainedModel) -> dict[str, Any]:
         """Return what report and model card say about the model after its training, by name.
+
+        A sentence called `IN_SHORT` is told in the verdict too.
 
         Args:
             model: The model as it was saved; where a training is found finished, as it was loaded.

@@ -78,10 +78,10 @@ def _plain(report: Results, whom: ForWhom, value: float) -> str:
 def notes(report: Results, whom: ForWhom, limit: int) -> list[str]:
     """Return sentences that say how to read the table, what it leaves out, and the metrics of fairness."""
     seeds = f"; mean over {len(report.seeds)} seeds (± standard deviation)" if len(report.seeds) > 1 else ""
+    together = f" for all {whom.compared} compared together (Holm's correction)" if whom.compared > 1 else ""
     told = [
         f"The {metric_title(whom.metric)} on each {whom.kind}{seeds}. Difference: student minus teacher, with the 95 % "
-        f"interval of that {whom.kind} alone. Worse or better: significant at 5 % for all {whom.compared} compared "
-        "together (Holm's correction)."
+        f"interval of that {whom.kind} alone. Worse or better: significant at 5 %{together}."
     ]
     if len(whom.groups) > limit:
         told.append(f"{len(whom.groups) - limit} more are in report.json.")
@@ -131,13 +131,23 @@ def _worse(report: Results, whom: ForWhom, worse: list[GroupResult]) -> str:
     facts = [signed(report, most.difference or 0.0, whom.metric)]
     facts += [f"95 % interval ± {_plain(report, whom, most.interval)}"] if most.interval is not None else []
     facts += [f"{most.rows:,} rows"]
-    start = f"It got worse for {len(worse)} of {whom.compared} {of}, most for"
+    start, certain = f"It got worse for {len(worse)} of {whom.compared} {of}, most for '{most.name}'", "significant"
     if len(worse) == 1:
-        start = f"It got worse for 1 of {whom.compared} {of},"
+        start = f"It got worse for 1 of {whom.compared} {of}, '{most.name}'"
+    if whom.compared == 1:
+        start = f"It got worse for '{most.name}', {_the_only(whom)}"
+    else:
+        certain = f"significant with Holm's correction for {whom.compared}"
     return (
-        f"{start} '{most.name}': {metric_title(whom.metric)} {values[0]} against the teacher's {values[1]} "
-        f"({', '.join(facts)}; significant with Holm's correction for {whom.compared})."
+        f"{start}: {metric_title(whom.metric)} {values[0]} against the teacher's {values[1]} "
+        f"({', '.join(facts)}; {certain})."
     )
+
+
+def _the_only(whom: ForWhom) -> str:
+    """Return how the only group is called that can be compared."""
+    of = "class" if whom.kind == "class" else f"group of {_by(whom)}"
+    return f"the only {of} with at least {FEWEST} rows"
 
 
 def _none_worse(whom: ForWhom) -> str:
@@ -148,6 +158,9 @@ def _none_worse(whom: ForWhom) -> str:
             f"{metric_title(whom.metric)} is defined."
         )
     left = f"; {few} more cannot be judged" if few else ""
+    if whom.compared == 1:
+        name = whom.with_outcome("better", "not significant")[0].name
+        return f"The student is not shown to be worse than the teacher for '{name}', {_the_only(whom)}{left}."
     return (
         f"The student is not shown to be worse than the teacher for any of {whom.compared} groups of {_by(whom)} "
         f"(Holm's correction{left})."

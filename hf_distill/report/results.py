@@ -108,6 +108,7 @@ class Results:
             package, its lineage is the beginning.
         direct: For the last student of a chain: the results of the same student taught by the first teacher, one entry
             for each seed.
+        direct_error: Standard error of the difference between the student and the first of `direct`, as `gain_error`.
         together: For the last of several generations: metrics of the mean of all of them.
         history: Run (`student`, `baseline`, `teacher`, also `student seed 43`, `student stage 1`) -> `log_history` of
             its Trainer. Stages follow each other in the order of their training.
@@ -135,6 +136,7 @@ class Results:
     calibration: Mapping[str, Calibration] = field(default_factory=dict)
     lineage: tuple[Ancestor, ...] = ()
     direct: tuple[SeedResult, ...] = ()
+    direct_error: float | None = None
     together: Mapping[str, Value] = field(default_factory=dict)
     history: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)

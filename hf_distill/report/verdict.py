@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hf_distill.metrics.table import AGREEMENT
+from hf_distill.models.training_hooks import IN_SHORT
 from hf_distill.report.group_text import for_whom_sentence
 from hf_distill.report.lineage import against_first, is_long
 from hf_distill.report.results import NORMAL_95, NOTHING, ModelResult, SeedResult
@@ -25,7 +26,8 @@ CALIBRATION = 0.01
 
 def verdict(report: Results) -> list[str]:
     """Return one to four sentences, the most important first."""
-    lines = [_quality(report) + _members(report) + _first(report) + _together(report), _direct(report), _gain(report)]
+    first = _quality(report) + _about_student(report) + _members(report) + _first(report) + _together(report)
+    lines = [first, _direct(report), _gain(report)]
     lines += [*_for_whom(report, "group"), *_cautions(report)]
     return [line for line in lines if line][:LINES]
 
@@ -53,6 +55,13 @@ def _quality(report: Results) -> str:
     else:
         start = f"The student kept {percent(kept)} of the teacher's {name} ({values[0]} of {values[1]})"
     return f"{start}{_size_and_speed(report, sentence=False)}{_other_weights(report)}{_over_seeds(report)}"
+
+
+def _about_student(report: Results) -> str:
+    """Return the sentence that the student's entry tells in short; "" if there is none."""
+    facts = report.settings.get("student")
+    told = facts.get(IN_SHORT, "") if isinstance(facts, dict) else ""
+    return f" {told}" if told else ""
 
 
 def _first(report: Results) -> str:
@@ -86,10 +95,13 @@ def _direct(report: Results) -> str:
         SeedResult(one.seed, one.student, other.student) for one, other in zip(own, report.direct, strict=True)
     )
     other = ModelResult(report.direct[0].student, None, None)
-    paired = replace(report, baseline=other, seeds=pairs, gain_error=None, best={})
+    paired = replace(report, baseline=other, seeds=pairs, gain_error=report.direct_error, best={})
     gain, noise, name = paired.gain, paired.noise, metric_title(report.metric)
     if gain is None:
         return ""
+    if noise is None and not any(abs(one) > NOTHING for one in paired.gains):
+        same = f"the same student taught by the first teacher directly has the same {name} {_equal(report, len(pairs))}"
+        return f"No effect of the chain was measured: {same}."
     facts = f"{signed(report, gain)} {name} compared with the same student taught by the first teacher directly"
     facts = f"{facts} ({_facts(paired)})"
     if noise is None:
@@ -180,14 +192,14 @@ def _size_and_speed(report: Results, *, sentence: bool = True) -> str:
     better, worse = [], []
     if "size and speed" in not_compared(report):
         return "" if sentence else "."
-    ratio = report.compression
+    ratio, whose = report.compression, _the_teacher(report)
     if ratio is not None:
         if ratio > 1.005:
             better.append(f"{_times(ratio)} times fewer parameters")
         elif ratio < 0.995:
-            worse.append(f"It is larger than the teacher: {_times(1 / ratio)} times the parameters.")
+            worse.append(f"It is larger than {whose}: {_times(1 / ratio)} times the parameters.")
         else:
-            worse.append("It is not smaller than the teacher.")
+            worse.append(f"It is not smaller than {whose}.")
     speed = report.speedup
     if speed is not None:
         # A few percent may change from one measurement to the next.
@@ -205,6 +217,11 @@ def _size_and_speed(report: Results, *, sentence: bool = True) -> str:
     else:
         start = f" with {gained}." if gained else "."
     return " ".join(part for part in (start, *worse) if part)
+
+
+def _the_teacher(report: Results) -> str:
+    """Return `the teacher`; where the lineage has several, with its name."""
+    return f"its own teacher, {report.lineage[-2].name}" if is_long(report) else "the teacher"
 
 
 def _times(ratio: float) -> str:
@@ -272,14 +289,17 @@ def _helps_at_best(report: Results) -> bool:
 
 def _no_effect(report: Results) -> str:
     """Return the sentence for equal scores of both students; an interval of width 0 would claim too much."""
-    name, seeds = metric_title(report.metric), len(report.gains)
+    same = f"the same student trained without it has the same {metric_title(report.metric)}"
+    facts = _equal(report, len(report.gains))
+    return f"No effect of the teacher was measured: {same} {facts}. This run does not show that it helped."
+
+
+def _equal(report: Results, seeds: int) -> str:
+    """Return `(90.0, one seed, 50 eval rows)`: what two students have in common whose scores are equal."""
     value = metric_value(report, report.metric, report.headline("student")).removesuffix(" %")
     facts = f"in each of {seeds} seeds" if seeds > 1 else f"{value}, one seed"
     rows = f", {report.eval_rows:,} eval rows" if report.eval_rows else ""
-    return (
-        f"No effect of the teacher was measured: the same student trained without it has the same {name} "
-        f"({facts}{rows}). This run does not show that it helped."
-    )
+    return f"({facts}{rows})"
 
 
 def _facts(report: Results) -> str:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hf_distill.report.report import Report
     from hf_distill.run.chain import ChainRun
     from hf_distill.run.run import Run
+    from hf_distill.run.scored import Scored
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,13 @@ class Beside:
     Attributes:
         together: Directories of the generations whose mean is evaluated in its report; mostly none.
         direct: Results of its student taught by the first teacher, for each seed, if there are some.
+        alone: Predictions of the first of them; None without.
         teachers: Directory and training arguments of the teachers that the first run fine-tunes.
     """
 
     together: tuple[Path, ...] = ()
     direct: tuple[SeedResult, ...] = ()
+    alone: Scored | None = None
     teachers: tuple[Path, Mapping[str, Any]] | None = None
 
     def of(self, training: ChainRun, run: Run) -> Beside:
@@ -41,6 +44,7 @@ class Beside:
         own = report.seeds or (SeedResult(run.args.seed, report.student.metrics),)
         return Beside(
             direct=own if training.direct else (),
+            alone=run.scored if training.direct else None,
             teachers=self.teachers or (run.directory.path / TEACHERS, run.training),
         )
 

@@ -126,15 +126,20 @@ def last_checkpoint(path: Path, teachers: Iterable[Path | None] = ()) -> str | N
         path: Directory of the run.
         teachers: Directories of fine-tuned teachers; None for the usual one inside `path`.
     """
-    places = {place or path / TEACHERS for place in teachers} or {path / TEACHERS}
-    trainings = [path, *path.glob(f"{RUNS}/*"), *(folder for place in places for folder in place.glob("*"))]
-    for folder in trainings:
-        record = read_record(folder)
-        if record is None or record["finished"]:
+    for folder, record in records(path, teachers):
+        if record["finished"]:
             continue
         if found := last_complete_checkpoint(folder, record["key"], sealed=record.get("sealed", False)):
             return found
     return None
+
+
+def records(path: Path, teachers: Iterable[Path | None]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the folder and the record of each training of a run that was begun. Arguments as of `last_checkpoint`."""
+    places = {place or path / TEACHERS for place in teachers} or {path / TEACHERS}
+    for folder in [path, *path.glob(f"{RUNS}/*"), *(folder for place in places for folder in place.glob("*"))]:
+        if (record := read_record(folder)) is not None:
+            yield folder, record
 
 
 def stored_recipe(path: Path) -> dict[str, Any] | None:

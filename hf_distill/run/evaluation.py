@@ -27,6 +27,7 @@ from hf_distill.report.text import HEAD_IS_LEFT
 from hf_distill.run.ancestry import lineage_of
 from hf_distill.run.beside import mean_of
 from hf_distill.run.checks import leaves_head
+from hf_distill.run.scored import Scored
 from hf_distill.students.freezing import find_frozen
 from hf_distill.tasks.evaluator import PERPLEXITY, Predictions
 from hf_distill.training.labelled import labels_of
@@ -70,12 +71,14 @@ def report_on(
     seeds = _seeds(run, teacher, students, baselines, found)
     figures, results = compared(run.prepared, found), measured(models, found, speeds)
     lineage = lineage_of(run, figures["metric"], results)
+    run.scored = Scored(run.prepared, found["student"].predictions)
     return Report(
         task=run.recipe.task.name,
         **figures,
         **results,
         lineage=lineage,
         direct=beside.direct,
+        direct_error=run.scored.error_of_difference(beside.alone),
         together=mean_of(run, beside.together),
         best=_best(run, ""),
         seeds=seeds,

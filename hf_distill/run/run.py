@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from hf_distill.models.target_model import TargetSource
     from hf_distill.objectives import Objective
     from hf_distill.recipe.recipe import Recipe
+    from hf_distill.run.scored import Scored
     from hf_distill.run.sure_rows import SureRows
     from hf_distill.tasks import Prepared
     from hf_distill.tasks.base import View
@@ -71,6 +72,7 @@ class Run:
         layers: For each training and objective, by name, the pairs of layers that were compared.
         trained: What the report says about the trainings of teachers, by name.
         made: What the report says about how the saved student was made.
+        scored: The saved student's predictions on the eval split, once it was evaluated.
         eval_rows: Fingerprint of the rows on which models are evaluated.
         teachers: Directory of the teachers that are fine-tuned, and the training arguments that they share. Default: in
             the directory of this run, and its own.
@@ -94,6 +96,7 @@ class Run:
     layers: dict[str, dict[str, list[list[int]]]] = field(default_factory=dict)
     trained: dict[str, Any] = field(default_factory=dict)
     made: dict[str, Any] = field(default_factory=dict)
+    scored: Scored | None = None
     eval_rows: str = ""
     teachers: tuple[Path, Mapping[str, Any]] | None = None
 

@@ -80,7 +80,7 @@ def test_transfer_rows_without_the_columns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("weights", "words"),
     [
-        ([1, 2, -0.5, -1, 1, 1], "row 2 (counted from 0) of the train split has the weight -0.5"),
+        ([1, 2, -0.5, -1, 1, 1], "row 2 (counted from 0) of the train split has the weight -0.5 in column '"),
         ([1, float("nan"), 1, 1, 1, 1], "row 1 (counted from 0) of the train split has the weight nan"),
         ([1, 1, 1, 1, 1, float("inf")], "row 1 (counted from 0) of the eval split has the weight inf"),
         ([1, None, 1, 1, 1, 1], "row 1 (counted from 0) of the train split has no weight"),

@@ -21,6 +21,8 @@ from safetensors.numpy import save_file
 from hf_distill import __version__
 from hf_distill.cli import main
 from hf_distill.errors import Stopped, UserError
+from hf_distill.files.ownership import TRAINING
+from hf_distill.files.records import write_record
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "distill.py"
@@ -162,7 +164,12 @@ NOTHING = " No checkpoint yet in out. Run the same command again: it repeats onl
     ],
 )
 def test_interruption(
-    error: BaseException, status: int, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: BaseException,
+    status: int,
+    word: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     """Somebody who presses Ctrl-C must learn what is kept; a script must not take it for a failure of the run, which
     ends with 1 and would be tried again."""
@@ -171,6 +178,11 @@ def test_interruption(
     assert capsys.readouterr().err == f"\n{word}{NOTHING}"
     assert main(["r.yaml", "--check"]) == status
     assert capsys.readouterr().err == f"\n{word}\n"
+    (tmp_path / "out").mkdir()
+    write_record(tmp_path / "out" / TRAINING, {"key": "", "finished": True, "seconds": 0.0, "history": []})
+    monkeypatch.chdir(tmp_path)
+    assert main(["r.yaml"]) == status
+    assert "No training was interrupted in out." in capsys.readouterr().err, "not in the report, which trains nothing"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from hf_distill.metrics.bootstrap import Units
 from hf_distill.metrics.table import Undefined
 from hf_distill.report.comparison import compare, parts_by_class, parts_by_group
 from hf_distill.report.fairness import Fairness, fairness
-from hf_distill.report.for_whom import ForWhom
+from hf_distill.report.for_whom import ForWhom, GroupResult
 from hf_distill.report.group_text import notes
 
 NAMES = ("short", "medium", "long")
@@ -86,6 +86,11 @@ def test_the_verdict_says_for_whom() -> None:
     assert "did not change significantly" in text
     classes = ForWhom("class", "class", "accuracy", True, by_group(NAMES, LOST, GROUP).groups)
     assert "It got worse for 1 of 3 classes, 'long'" in sentence(classes)
+    worst = classes.groups[0]
+    few = GroupResult("short", 5, worst.metrics, None, outcome="too few rows")
+    alone = ForWhom("class", "class", "accuracy", True, (worst, few))
+    assert "It got worse for 'long', the only class with at least" in sentence(alone), "not 1 of 1 classes"
+    assert "Holm" not in sentence(alone)
     assert "class" not in sentence(ForWhom("class", "class", "accuracy", True, by_group(NAMES, EVEN, GROUP).groups))
 
 

@@ -16,7 +16,7 @@ from reports import model, regression, several_seeds, speed, unlabelled, whole
 from hf_distill.metrics.chance import Chance
 from hf_distill.report import page as report_html
 from hf_distill.report.report import Report
-from hf_distill.report.results import ModelResult
+from hf_distill.report.results import ModelResult, SeedResult
 
 
 def strict(text: str) -> Any:
@@ -243,6 +243,17 @@ def test_no_difference_is_no_interval_of_width_zero() -> None:
         assert "±" not in "".join(report.verdict()[:2])
         assert "not significant" not in verdict(report)
     assert several_seeds((0.85, 0.83), (0.83, 0.81), gain_error=0.003).noise == pytest.approx(1.96 * 0.003)
+
+
+def test_the_effect_of_a_chain_is_compared_row_by_row() -> None:
+    """Two students that predict the same on every row were said to differ by up to 11.8 points."""
+    direct = (SeedResult(42, {"accuracy": 0.831}),)
+    same = verdict(whole(direct=direct, direct_error=0.0, eval_rows=50))
+    assert "No effect of the chain was measured: " in same
+    assert "has the same accuracy (83.1, one seed, 50 eval rows)" in same
+    helped = whole(direct=(SeedResult(42, {"accuracy": 0.80}),), direct_error=0.01, eval_rows=50)
+    assert "The chain helped: +3.1 points" in verdict(helped)
+    assert "95 % interval ± 2.0 points" in verdict(helped)
 
 
 def test_a_teacher_that_hurt() -> None:

@@ -270,6 +270,7 @@ def test_the_direct_way_is_the_run_without_the_assistant(chain: WriteRecipe, mak
     assert same(weights(tmp_path / "alone"), weights(tmp_path / "out" / "_chain" / "direct"))
     assert [one.student for one in report.direct] == [one.student for one in other.seeds]
     assert any("taught by the first teacher directly" in line for line in report.verdict())
+    assert report.direct_error is not None, "an interval that is not of the same rows in pairs is far too wide"
     assert Report.load(tmp_path / "out").direct == report.direct
 
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from hf_distill.component import component, settings
 from hf_distill.errors import UserError
 from hf_distill.formatting import count
-from hf_distill.models.training_hooks import TrainingHooks
+from hf_distill.models.training_hooks import IN_SHORT, TrainingHooks
 from hf_distill.students.around import AroundStudent
 from hf_distill.students.base import Made
 from hf_distill.students.copied import measuring
@@ -187,8 +187,11 @@ class _Masked(TrainingHooks):
         weights = Prunable.of(freeze(model, self._entry.freeze))  # nothing is frozen in a model that was loaded
         nonzero, every = model.num_parameters() - weights.zeros().number, model.num_parameters()
         return {
+            IN_SHORT: (
+                f"{count(every - nonzero)} of its {count(every)} parameters are zero; its file is as large as with "
+                "them, and a step takes as long."
+            ),
             "zero after": str(weights.zeros()),
             "zero by matrix": zeros_by_kind(weights.named),
             "parameters that are not zero": f"{nonzero:,} of {every:,}",
-            "file": "as large as without zeros, and a step takes as long",
         }
