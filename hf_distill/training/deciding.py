@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 # All others count, also those that a later Transformers adds: training twice is better than reusing the wrong model.
@@ -24,6 +25,9 @@ NEVER = frozenset(
 )
 # Schedulers whose learning rate depends on the evaluations.
 LISTENING = ("reduce_lr_on_plateau", "greedy")
+_UNKNOWN = object()
+# `DistillationArguments` has other defaults for these.
+_OWN_DEFAULTS = ("greater_is_better", "use_cpu")
 # They say when a training is evaluated and saved, which changes its weights only if evaluations influence them.
 WHERE_EVALUATED = frozenset(
     {"eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "save_strategy", "save_steps"}
@@ -35,13 +39,19 @@ def deciding(training: Mapping[str, Any]) -> dict[str, Any]:
 
     The times of evaluation and saving are included with `load_best_model_at_end`, which chooses among the saved models
     by their evaluations, and with a learning rate that depends on evaluations (`reduce_lr_on_plateau`, `greedy`).
+    An argument with its default value is left out: written or not, the training is the same.
 
     >>> deciding({"seed": 1, "eval_steps": 5, "output_dir": "out"})
     {'seed': 1}
     >>> deciding({"load_best_model_at_end": True, "eval_steps": 5, "output_dir": "out"})
     {'load_best_model_at_end': True, 'eval_steps': 5}
+    >>> deciding({"seed": 42, "gradient_accumulation_steps": 1})
+    {}
     """
+    from transformers import TrainingArguments
+
+    usual = {one.name: one.default for one in fields(TrainingArguments) if one.name not in _OWN_DEFAULTS}
     scheduler = str(getattr(training.get("lr_scheduler_type"), "value", training.get("lr_scheduler_type")))
     listens = bool(training.get("load_best_model_at_end")) or scheduler in LISTENING
     left_out = NEVER if listens else NEVER | WHERE_EVALUATED
-    return {key: value for key, value in training.items() if key not in left_out}
+    return {key: value for key, value in training.items() if key not in left_out and usual.get(key, _UNKNOWN) != value}

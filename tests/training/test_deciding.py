@@ -24,7 +24,13 @@ def test_what_is_left_out_is_what_transformers_has() -> None:
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in NEVER | WHERE_EVALUATED])
 def test_all_else_counts(name: str) -> None:
     """A prefix left out `eval_steps`, and with it what decided which model was the best: another run's was reused."""
-    assert deciding({name: 1}) == {name: 1}
+    assert deciding({name: 7}) == {name: 7}  # no default is 7
+
+
+def test_a_default_that_is_written_decides_nothing() -> None:
+    """The seed of the first generation, which is written, had a shared teacher trained again, to the same weights."""
+    assert deciding({"seed": 42, "learning_rate": 5e-5, "max_grad_norm": 1.0, "bf16": False, "output_dir": "x"}) == {}
+    assert deciding({"seed": 43}) == {"seed": 43}
 
 
 def test_an_argument_of_a_later_transformers_counts() -> None:
