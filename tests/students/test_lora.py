@@ -250,7 +250,7 @@ def test_a_prompt_is_distilled_into_adapters_of_the_same_model(
     prompted = {"name": "prompted", "model": model, "prompt": "the film is {{ sentence }} and the story is"}
     prompted["verbalizers"] = {"positive": " great", "negative": " dull"}
     found = run(write_recipe(teacher=prompted, student={"name": "lora", "model": model, "r": 4}))
-    assert found.student.metrics["agreement"] >= 0
+    assert 0 <= found.student.metrics["accuracy"] <= 1
     ((once, whole),) = held
     head = 0 if once == whole else AutoModelForCausalLM.from_pretrained(model).lm_head.weight.numel()
     assert once == whole - head  # a classifier has no head of the language model
