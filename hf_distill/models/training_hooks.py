@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 IN_SHORT = "in short"
 """Name of a fact of a student (`Made.facts`, `TrainingHooks.outcome`) that is one sentence, told in the verdict too."""
+# Key of an entry of a training's log after which another model is trained than before: one with fewer weights.
+ANEW = "model_is_another"
 
 
 class TrainingHooks:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from hf_distill.models.training_hooks import ANEW
+
 if TYPE_CHECKING:
     from hf_distill.tasks.evaluator import Evaluator
 
@@ -21,7 +23,7 @@ class Best:
         value: Value of the headline metric.
         step: Optimiser step of the evaluation, counted through all stages.
         steps: Number of optimiser steps of the training.
-        evaluations: Number of evaluations during the training.
+        evaluations: Number of evaluations during the training; where weights were deleted in it, since the last time.
     """
 
     value: float
@@ -44,6 +46,8 @@ def best_of(histories: Mapping[str, History], run: str, evaluator: Evaluator) ->
         if part.partition(" stage ")[0] != run:
             continue
         for entry in history:
+            if ANEW in entry:  # those before are of a model with more weights
+                found.clear()
             if (value := _value(entry, evaluator)) is not None:
                 found.append((value, steps + int(entry.get("step", 0))))
         steps += max((int(entry["step"]) for entry in history if "step" in entry), default=0)

@@ -5,6 +5,7 @@ Transformers would find these mistakes only when it makes the trainer or the opt
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -78,7 +79,7 @@ def check_steps(recipe: Recipe, rows: int, labelled: int, processes: int) -> Non
         processes: Number of processes of the run.
 
     Raises:
-        UserError: Incomplete batches are dropped, and there is no complete one.
+        UserError: Incomplete batches are dropped, and there is no complete one; or the student needs more steps.
     """
     alone = recipe.report.baseline or bool(recipe.teacher.fine_tuning)
     alone = alone or any(on_labels_alone(stage.objectives) for stage in recipe.plan)
@@ -93,6 +94,21 @@ def check_steps(recipe: Recipe, rows: int, labelled: int, processes: int) -> Non
                 f"incomplete batches are dropped, and the train split has {least:,} {has} for batches of {size:,}: "
                 "nothing would be trained. Remove it, or make the batches smaller (per_device_train_batch_size).",
             )
+
+    stage = recipe.plan[0]
+    own_rows = labelled if labelled and (recipe.report.baseline or on_labels_alone(stage.objectives)) else rows
+    with recipe.locate("student"):
+        recipe.student.check_steps(_steps(next(_trainings(recipe))[2], own_rows, processes))
+
+
+def _steps(arguments: Mapping[str, Any], rows: int, processes: int) -> int:
+    """Return the number of optimiser steps of a training, as `Trainer` counts them."""
+    if (steps := int(arguments.get("max_steps", -1))) > 0:
+        return steps
+    size = int(arguments.get("per_device_train_batch_size", 8)) * processes
+    batches = rows // size if arguments.get("dataloader_drop_last") else math.ceil(rows / size)
+    each = max(math.ceil(batches / int(arguments.get("gradient_accumulation_steps", 1))), 1)
+    return math.ceil(float(arguments.get("num_train_epochs", 3.0)) * each)
 
 
 def _trainings(recipe: Recipe) -> Iterator[tuple[str, Mapping[str, Any], dict[str, Any]]]:

@@ -138,6 +138,11 @@ class AroundStudent(MeasuredStudent):
         with self.below():
             return self.inside.cut(tokenizer, config, count)
 
+    def check_steps(self, steps: int) -> None:
+        """Refuse what the inner student refuses."""
+        with self.below():
+            self.inside.check_steps(steps)
+
     def inner(self, teacher: PreTrainedModel, head: Head, rows: CalibrationRows) -> Made:
         """Return the model of the inner student, and what the report says about how it was made."""
         with self.below():

@@ -142,6 +142,13 @@ class Student(ABC):
         """
         return None
 
+    def check_steps(self, steps: int) -> None:  # noqa: B027
+        """Refuse a training, the first of several stages, that is too short for what is done in it; by default none.
+
+        Args:
+            steps: Number of optimiser steps.
+        """
+
     def hooks(self, rows: CalibrationRows, stage: int = 1) -> TrainingHooks:
         """Return what happens around a training of the student and of the baseline; by default nothing.
 

@@ -10,6 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hf_distill import parallel
 from hf_distill.errors import UserError
+from hf_distill.models.training_hooks import ANEW
 
 
 class Masks(TrainerCallback):
@@ -37,13 +38,10 @@ class Masks(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Place the rounds in the training, and mask gradients from here on."""
-        steps = steps_of(len(self._rounds), state.max_steps)
-        if steps and steps[-1] > state.max_steps:
-            raise UserError(
-                f"student.rounds: {len(steps) + 1} rounds do not fit in a training of {state.max_steps} steps. Wanted "
-                "fewer.",
-                key="student.rounds",
-            )
+        try:
+            steps = fitting_steps(len(self._rounds), state.max_steps)
+        except UserError as error:  # only where several devices share a batch; `check_steps` finds the others
+            raise UserError(f"student.rounds: {error}", key="student.rounds") from error
         self._steps = dict(zip(steps, self._rounds, strict=True))
         self._handles = [_mask_gradients(weight) for weight in self._weights]
 
@@ -62,7 +60,7 @@ class Masks(TrainerCallback):
         self._zeros = []
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Delete more if a round is due; the best checkpoint is then looked for anew."""
+        """Delete more if a round is due; the best checkpoint, and the best evaluation, are then looked for anew."""
         share = self._steps.get(state.global_step)
         if share is None:
             return
@@ -70,6 +68,8 @@ class Masks(TrainerCallback):
         parallel.first_to_all([weight.data for weight in self._weights])
         # A model from before a round has more weights, and is not the one that was asked for.
         state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+        history: list[Any] = state.log_history
+        history.append({ANEW: f"{share:.3g} of the weights are zero", "step": state.global_step})
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -86,6 +86,20 @@ def steps_of(rounds: int, steps: int) -> list[int]:
     [25, 50]
     """
     return [max(number, round(steps / 2 * number / rounds)) for number in range(1, rounds + 1)]
+
+
+def fitting_steps(rounds: int, steps: int) -> list[int]:
+    """Return `steps_of`.
+
+    Raises:
+        UserError: The training has fewer steps.
+    """
+    found = steps_of(rounds, steps)
+    if found and found[-1] > steps:
+        raise UserError(
+            f"{rounds + 1} rounds do not fit in a training of {steps} steps. Wanted at most {steps + 1}.", key="rounds"
+        )
+    return found
 
 
 def shares_of(ratio: float, rounds: int) -> list[float]:

@@ -130,6 +130,18 @@ class OptimalBrainDamage(AroundStudent):
         )
         return (*super().in_words(model), line)
 
+    def check_steps(self, steps: int) -> None:
+        """Refuse a training with fewer steps than rounds.
+
+        Raises:
+            UserError: It has fewer.
+        """
+        from hf_distill.students.optimal_brain_damage.masks import fitting_steps
+
+        super().check_steps(steps)
+        if self.ratio:
+            fitting_steps(self.rounds - 1, steps)
+
     def hooks(self, rows: CalibrationRows, stage: int = 1) -> TrainingHooks:
         """Return masks, and in the first stage the later rounds."""
         removed = self.by == "neuron" and (self.rounds == 1 or stage > 1)  # a plain model, without zeros
