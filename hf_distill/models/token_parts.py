@@ -163,7 +163,7 @@ class Merged(Pieces):
             seen.add(symbols[place])
 
 
-class Scored(Pieces):
+class ScoredPieces(Pieces):
     """Tokens of a unigram model: the pieces of a text whose scores have the highest sum."""
 
     def spelling(self) -> Iterator[str]:
@@ -179,7 +179,7 @@ class Scored(Pieces):
         yield from (token for token, _ in entries if len(token) == 1 or not set(token) <= single)
 
 
-_KINDS: dict[str, type[Pieces]] = {"WordPiece": WordPieces, "BPE": Merged, "Unigram": Scored}
+_KINDS: dict[str, type[Pieces]] = {"WordPiece": WordPieces, "BPE": Merged, "Unigram": ScoredPieces}
 
 
 def pair_of(merge: str | list[str]) -> tuple[str, str]:
