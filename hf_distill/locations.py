@@ -125,6 +125,7 @@ PIP = {
     "fairlearn": "'hf-distill[fairness]'",
     "dp_accounting": "'hf-distill[privacy]'",
     "gguf": "'hf-distill[gguf]'",
+    "httpx2": "'hf-distill[served]'",
     "azure_ml": "azureml-sdk",
     "flyte": "flytekit",
     "galore_torch": "git+https://github.com/jiaweizzhao/GaLore",
