@@ -27,6 +27,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from hf_distill import parallel
 from hf_distill.cache.replay import TrainingData
+from hf_distill.completions.section import Completions
 from hf_distill.data.example_columns import check_weights
 from hf_distill.errors import NotFinite, UserError
 from hf_distill.models.inspection import base_model, taken_by
@@ -71,6 +72,7 @@ from hf_distill.training.meter import Meter
 from hf_distill.training.own_loss import ComparesModels
 from hf_distill.training.padding_free.choice import PaddingFree
 from hf_distill.training.randomness import undisturbed
+from hf_distill.training.rollouts import Rollouts
 from hf_distill.training.saving import attach, detached, place
 from hf_distill.training.sharded import has_loss_scale, is_divided, is_wrapped
 from hf_distill.training.sharing import SharingTrainer
@@ -112,6 +114,7 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
         layout: Which logits count; by default as the student's class says.
         task: The task that tokenises data sets of text, such as `TextGeneration(packing=True)`; by default that of the
             student's class.
+        completions: Who writes the completions that a language model learns from; by default they are in the data.
         data_collator: As in `transformers.Trainer`, like all arguments that follow.
         train_dataset: Tokenised; or with text columns, named as the task names them (`docs/trainer.md`), which are
             tokenised here unless a `data_collator` is given.
@@ -146,6 +149,7 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
         objectives: Sequence[Objective] | None = None,
         layout: RowLayout | None = None,
         task: Task | None = None,
+        completions: Completions | None = None,
         data_collator: DataCollator | None = None,
         train_dataset: Split | None = None,
         eval_dataset: Split | dict[str, Split] | None = None,
@@ -236,6 +240,7 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
             warn_nothing_compiled()
         self.padding_free = PaddingFree(self.args, self.model, self.source, self.terms)
         self.padding = self._make_padding()
+        self.rollouts = self._make_rollouts(completions)
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(["distillation", "hf_distill"])
         self.add_callback(SetEpoch)
@@ -385,6 +390,18 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
         tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
         models = {"student": self.model, **self._teachers}
         return Padding(models, self.layout, whole=whole, pad=getattr(tokenizer, "pad_token_id", None))
+
+    def _make_rollouts(self, completions: Completions | None) -> Rollouts | None:
+        """Return what lets the student write while it trains; None if the completions are there before."""
+        if completions is None or not completions.in_training:
+            return None
+        tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
+        if tokenizer is None:
+            raise UserError(
+                "completions: the student writes, and its tokenizer says where a text ends. Pass processing_class=."
+            )
+        writer = completions.backend.open(parallel.unwrapped(self.model), tokenizer)
+        return Rollouts(completions, writer, self.args.seed if self.args.data_seed is None else self.args.data_seed)
 
     def _open_heads(self) -> Heads | None:
         """Separate both models from their heads, to compute logits in chunks; None if all are computed at once."""

@@ -25,6 +25,8 @@ EXAMPLE_COLUMNS = (GROUP, WEIGHT)
 """Names of the columns in a data set, raw or tokenised, also in one that a `DistillationTrainer` is given."""
 EXAMPLE_ROLES = {"group": GROUP, "weight": WEIGHT}
 """Role of `data.columns` that every task accepts -> name of the column. A task's own role of that name comes first."""
+PROMPT_LENGTH = "prompt_length"
+"""Column of a tokenised row of a language model: how many of its first tokens are the prompt of a completion."""
 SOURCE = "source"
 """What `tokenise` may get beside new columns: of each new row, the row of the batch that it was made of."""
 NO_GROUP = "(none)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -242,6 +242,16 @@ class TargetSource(nn.Module, ABC):
             student: After the step, without wrapper of a distributed training.
             step: Its number, from 1.
         """
+
+    def of_step(self, batches: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """Return the micro-batches of an optimiser step, with what this source adds to them; mostly as they are.
+
+        Called once a step in every process, before the units are counted, for what is asked for all rows at once.
+
+        Args:
+            batches: The collated micro-batches, on the device.
+        """
+        return list(batches)
 
     def saved_state(self) -> dict[str, Tensor]:
         """Return what a checkpoint needs of it, so that a resumed training has the same targets; mostly nothing."""

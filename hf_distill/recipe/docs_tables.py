@@ -21,6 +21,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from hf_distill.augmentations import AUGMENTATIONS
+from hf_distill.completions.backends import BACKENDS
 from hf_distill.data.pseudo_labels import PseudoLabels
 from hf_distill.data.selecting import Select
 from hf_distill.data.transfer import Transfer
@@ -45,6 +46,7 @@ DEFAULT = re.compile(r" ?Default: (.+)\.$")
 ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
 ENTRIES: dict[str, Mapping[str, type]] = {
     "augment": AUGMENTATIONS,
+    "backend": BACKENDS,
     "tasks": TASKS,
     "teacher": TEACHERS,
     "student": STUDENTS,
@@ -128,8 +130,10 @@ def _keys(cls: Any, without: Iterable[str] = ()) -> Iterator[list[str]]:
         text = said[key]
         told = DEFAULT.search(text)
         default = field.get_default(call_default_factory=True)
-        shown = "required" if field.is_required() else told[1] if told else f"`{_yaml(default)}`"
-        values = "" if key in ("augment", "teacher", "objectives") else _values(schema["properties"][key])
+        shown = (
+            "required" if field.is_required() else told[1] if told else f"`{_yaml(getattr(default, 'name', default))}`"
+        )
+        values = "" if key in ("augment", "backend", "teacher", "objectives") else _values(schema["properties"][key])
         yield [f"`{key}`", values, shown, DEFAULT.sub("", text)]
 
 

@@ -17,6 +17,7 @@ from typing import Any, get_args
 from pydantic import TypeAdapter
 
 from hf_distill.augmentations import AUGMENTATIONS
+from hf_distill.completions.backends import BACKENDS
 from hf_distill.mistakes import attributes
 from hf_distill.objectives import OBJECTIVES, PRESETS
 from hf_distill.recipe.plugins import PLUGIN
@@ -167,6 +168,8 @@ def _fields(cls: type, name: str | None = None, within: tuple[type, ...] = ()) -
         properties["objectives"] = {**_objectives()["objectives"], "description": said["objectives"]}
     if "augment" in properties:
         properties["augment"] = {**_entry(AUGMENTATIONS), "description": said["augment"]}
+    if "backend" in properties:
+        properties["backend"] = {**_entry(BACKENDS), "description": said["backend"]}
     if _STUDENTS in properties:
         properties[_STUDENTS] |= {"type": "array", "minItems": 1, "items": _STUDENT}
         properties[_STUDENTS].pop("anyOf", None)

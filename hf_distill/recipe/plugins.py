@@ -71,6 +71,7 @@ def _entries(recipe: Recipe) -> Iterator[Any]:
     yield from (recipe.task, *students, *recipe.teacher.every_entry())
     if recipe.data.augment is not None:
         yield recipe.data.augment
+    yield recipe.completions.backend
     for stage in recipe.plan:
         yield from stage.objectives
     for link in recipe.chain:

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from hf_distill.augmentations import AUGMENTATIONS, Augmentation
+from hf_distill.completions.backends import BACKENDS, Backend
+from hf_distill.completions.section import Completions
 from hf_distill.data.example_columns import EXAMPLE_ROLES
 from hf_distill.data.section import Data
 from hf_distill.errors import FieldError, UserError, did_you_mean
@@ -40,7 +42,18 @@ from hf_distill.teachers import TEACHERS, Teacher
 
 Part = TypeVar("Part")
 
-SECTIONS: dict[str, type] = {"data": Data, "evaluation": Evaluation, "report": ReportOptions, "hub": Hub}
+SECTIONS: dict[str, type] = {
+    "data": Data,
+    "completions": Completions,
+    "evaluation": Evaluation,
+    "report": ReportOptions,
+    "hub": Hub,
+}
+# Section -> its key that is an entry of a table, with the table and its base class.
+INSIDE: dict[str, tuple[str, Mapping[str, type], Any]] = {
+    "data": ("augment", AUGMENTATIONS, Augmentation),
+    "completions": ("backend", BACKENDS, Backend),
+}
 STUDENT: Any = Student  # mypy does not accept an abstract class as a type argument
 # A preset is replaced by its objectives when the recipe is read.
 SECTION_KEYS = [*(key for key in Recipe.__annotations__ if key not in ("origin", "places")), "preset"]
@@ -118,7 +131,7 @@ class _Reading:
             "training": self.training("training", self.data.get("training"), {}),
         }
         parts |= {key: self.section(key, cls) for key, cls in SECTIONS.items() if key in self.data}
-        parts["data"] = self.augment(parts.get("data"))
+        parts |= {key: self.inside(key, parts[key]) for key in INSIDE if key in parts}
         if "tokenizer" in self.data:
             parts["tokenizer"] = self.validate(str, self.data["tokenizer"], "tokenizer")
         self.required()
@@ -169,21 +182,20 @@ class _Reading:
         """Return a section that is one fixed dataclass."""
         value = self.data[key]
         if isinstance(value, dict):
-            built = ("augment",) if cls is Data else ()
-            return self.validate(cls, {name: one for name, one in value.items() if name not in built}, key)
+            built = INSIDE[key][0] if key in INSIDE else None
+            return self.validate(cls, {name: one for name, one in value.items() if name != built}, key)
         if value is not None or key not in REQUIRED:  # else it is reported as missing
             hint = f" Write {{path: {value}}}." if cls is Data and isinstance(value, str) else ""
             self.add(key, f"wanted a mapping (key: value), found {describe(value)}.{hint}")
         return None
 
-    def augment(self, data: Data | None) -> Data | None:
-        """Return the section `data` with the entry in it, which is one of a table."""
-        given = self.data.get("data")
-        if not isinstance(given, dict) or given.get("augment") is None:
-            return data
-        base: Any = Augmentation  # mypy does not accept an abstract class as a type argument
-        entry = self.component("data.augment", given["augment"], AUGMENTATIONS, base)
-        return None if data is None else replace(data, augment=entry)
+    def inside(self, section: str, made: Any) -> Any:
+        """Return a section with the entry in it, which is one of a table."""
+        given, (key, table, base) = self.data.get(section), INSIDE[section]
+        if not isinstance(given, dict) or given.get(key) is None:
+            return made
+        entry = self.component(join(section, key), given[key], table, base)
+        return made if made is None or entry is None else replace(made, **{key: entry})
 
     def component(self, path: str, value: Any, table: Mapping[str, type[Part]], base: type[Part]) -> Part | None:
         """Return an entry of one of the four tables, given as a mapping with a name or as just the name."""

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, SkipValidation, field_validator
 
+from hf_distill.completions.section import Completions
 from hf_distill.component import component
 from hf_distill.data.section import Data
 from hf_distill.errors import UserError
@@ -147,6 +148,7 @@ class Recipe:
         data: Where the examples come from.
         teacher: The model to learn from, or where its stored outputs are.
         student: The model to train; of a chain, the last one.
+        completions: Who writes the completions that a language model learns from. Default: they are in the data.
         evaluation: Which metrics are computed.
         report: What the report measures besides the student.
         hub: Where the finished student is published.
@@ -162,6 +164,7 @@ class Recipe:
     stages: SkipValidation[tuple[Stage, ...]] = ()
     training: dict[str, Any]
     tokenizer: str | None = None
+    completions: Completions = Completions()
     evaluation: Evaluation = Evaluation()
     report: ReportOptions = ReportOptions()
     hub: Hub = Hub()

@@ -11,6 +11,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from hf_distill.augmentations import AUGMENTATIONS
+from hf_distill.completions.backends import BACKENDS
 from hf_distill.component import entry, settings
 from hf_distill.formatting import is_secret, masked
 from hf_distill.objectives import OBJECTIVES, Objective
@@ -45,9 +46,11 @@ def dump_recipe(recipe: Recipe) -> str:
         content["task"] = content["task"]["name"]
     if recipe.tokenizer is not None:
         content["tokenizer"] = recipe.tokenizer
-    for key in ("evaluation", "report", "hub"):
+    for key in ("completions", "evaluation", "report", "hub"):
         if changed := settings(getattr(recipe, key)):
             content[key] = changed
+    if "backend" in content.get("completions", {}):
+        content["completions"]["backend"] = _entry(recipe.completions.backend, BACKENDS)
     return to_yaml(content)
 
 

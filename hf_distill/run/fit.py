@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_distill import parallel
-from hf_distill.component import entry
+from hf_distill.component import entry, settings
 from hf_distill.data import by_length
 from hf_distill.data.example_columns import GROUP
 from hf_distill.data.fingerprints import dataset_fingerprint
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from hf_distill.completions.section import Completions
     from hf_distill.objectives import Objective
     from hf_distill.tasks import Prepared
     from hf_distill.tasks.base import View
@@ -171,6 +172,7 @@ class Fitter:
         say: Callable[[str], None] | None = None,
         claim: Callable[[Iterable[str]], None] | None = None,
         hooks: TrainingHooks | None = None,
+        completions: Completions | None = None,
     ) -> Fitted:
         """Return the trained model: trained in `directory`, or loaded from there if it was trained before.
 
@@ -187,6 +189,7 @@ class Fitter:
             say: Called with lines for the user: damage, and decisions before training such as which layers are paired.
             claim: Called with names in `directory` before they are written there.
             hooks: What happens around the training: adapters, masks, early stopping.
+            completions: Who writes the completions; None if they are in the data.
 
         Raises:
             UserError: The directory holds another training.
@@ -196,7 +199,9 @@ class Fitter:
 
         directory = Path(directory)
         hooks = hooks or TrainingHooks()
-        key = self.key(model, teacher, objectives, training, hooks.deciding())
+        writing = completions if completions is not None and completions.in_training else None
+        beside = hooks.deciding() | ({} if writing is None else {"completions": settings(writing)})
+        key = self.key(model, teacher, objectives, training, beside)
         found = parallel.asked_once(lambda: look(directory, key, parallel.started()))
         say = say or print_nothing
         if found.finished:
@@ -215,7 +220,7 @@ class Fitter:
             again = f"from {found.checkpoint}" if found.checkpoint else "from the beginning"
             say(f"{directory} is damaged ({found.damage}): it is trained again {again}")
         whole = hooks.wrap(model)
-        trainer = self._trainer(whole, objectives, training, directory, teacher)
+        trainer = self._trainer(whole, objectives, training, directory, teacher, completions=writing)
         trainer.key, trainer.claim, trainer.stays_shared = key, claim, True
         if (refusal := hooks.sharded()) is not None and saves_itself(trainer):
             raise refusal
@@ -309,6 +314,7 @@ class Fitter:
         teacher: nn.Module | None,
         *,
         trains: bool = True,
+        completions: Completions | None = None,
     ) -> DistillationTrainer:
         from transformers import ProgressCallback
 
@@ -327,6 +333,7 @@ class Fitter:
             ),
             train_dataset=rows if trains else None,  # else objectives would choose layers by the data
             processing_class=self.tokenizer,
+            completions=completions,
         )
         if trainer.pop_callback(ProgressCallback) is not None:  # None under disable_tqdm
             trainer.add_callback(ProgressBar(leaves_head(objectives, self.prepared.head.kind)))

@@ -253,6 +253,7 @@ def setup_of(recipe: Recipe, pair: Pair) -> Setup:
         label_separator=recipe.data.label_separator,
         metrics=recipe.evaluation.metrics,
         left_out=pair.left_out,
+        completions=recipe.completions,
     )
 
 

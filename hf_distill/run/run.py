@@ -298,6 +298,7 @@ class Run:
                     say=self.narrator.say,
                     claim=self.directory.owned.take if saved and last else None,
                     hooks=hooks,
+                    completions=None if baseline else self.recipe.completions,
                 )
             self._remember(part, fitted)
             if saved and last:

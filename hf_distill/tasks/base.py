@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from hf_distill.completions.section import Completions
 from hf_distill.component import component
 from hf_distill.data.example_columns import GROUP, group_names, group_numbers
 from hf_distill.errors import UserError
@@ -56,6 +57,7 @@ class Setup:
         metrics: Names of the metrics, the headline metric first; empty for the task's default.
         left_out: Token ids that mean something else, or nothing, to the teacher. The models are not compared on them.
         transfer_rows: Number of rows at the end of the train split that come from `data.transfer`, and have no label.
+        completions: Who writes the completions that a language model learns from.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -69,6 +71,7 @@ class Setup:
     metrics: Sequence[str] = ()
     left_out: tuple[int, ...] = ()
     transfer_rows: int = 0
+    completions: Completions = field(default_factory=Completions)
 
 
 @dataclass(frozen=True)

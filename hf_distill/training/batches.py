@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -16,11 +17,14 @@ from transformers.trainer_utils import has_length
 
 from hf_distill import parallel
 from hf_distill.data import column
-from hf_distill.data.example_columns import EXAMPLE_COLUMNS
+from hf_distill.data.example_columns import EXAMPLE_COLUMNS, PROMPT_LENGTH
 from hf_distill.data.two_tokenizers import PREFIX
+from hf_distill.models.target_model import TargetSource
 from hf_distill.rows.base import RowLayout
 from hf_distill.rows.padding import Padding
+from hf_distill.training.meter import Meter
 from hf_distill.training.padding_free.choice import PaddingFree
+from hf_distill.training.rollouts import Rollouts, Uncollated
 from hf_distill.training.text_columns import TextColumns
 from hf_distill.training.weighing import Weighing
 
@@ -35,6 +39,8 @@ class BatchingTrainer(Trainer):
         takes: Names of the arguments of `forward`, of the student and of the teacher.
         weighing: Adds weights and groups of examples to every batch.
         texts: Tokenises data sets of text; None if there are none.
+        rollouts: Replaces the completions of a step's examples by those that a model writes; None if none does.
+        source: Gives the targets; None if there is no teacher. Subclasses set it.
     """
 
     layout: RowLayout
@@ -43,6 +49,9 @@ class BatchingTrainer(Trainer):
     weighing: Weighing
     takes: tuple[frozenset[str], frozenset[str]]
     texts: TextColumns | None = None
+    rollouts: Rollouts | None = None
+    source: TargetSource | None
+    _meter: Meter
 
     def _set_signature_columns_if_needed(self) -> None:
         """Keep the columns that only the teacher or the layout reads.
@@ -55,7 +64,7 @@ class BatchingTrainer(Trainer):
             taken: Any = self._signature_columns
             theirs = {*self.takes[1], *(f"{PREFIX}{name}" for name in self.takes[1])}
             # The model itself may be a cached teacher that is being evaluated.
-            wanted = theirs.union(self.layout.columns, self.takes[0], EXAMPLE_COLUMNS)
+            wanted = theirs.union(self.layout.columns, self.takes[0], EXAMPLE_COLUMNS, [PROMPT_LENGTH])
             self._signature_columns = taken + sorted(wanted.difference(taken))
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> DataLoader[Any]:
@@ -66,17 +75,23 @@ class BatchingTrainer(Trainer):
         if self.texts is not None:
             dataset = self.texts(dataset)
         plain: Any = self.data_collator
-        self.data_collator = self.padding.collating(plain)
-        self.data_collator = self.weighing.collating(self.data_collator)
-        # accelerate slices the batches that it dispatches to other processes, and can slice only tensors.
-        if not isinstance(dataset, IterableDataset) and not self.accelerator.dispatch_batches:
-            collate: Any = self.padding_free.collating(self.data_collator)
-            self.data_collator = collate
+        collate: Any = self._collating(plain, dataset)
+        if self.rollouts is not None and kwargs.get("is_training"):
+            self._collate, collate = collate, Uncollated
+        self.data_collator = collate
         try:
             loader: DataLoader[Any] = super()._get_dataloader(dataset, *args, **kwargs)
         finally:
             self.data_collator = plain
         return loader
+
+    def _collating(self, collate: Any, dataset: Any) -> Any:
+        """Return a collator that adds to the batches of another one what a step needs."""
+        collate = self.weighing.collating(self.padding.collating(collate))
+        # accelerate slices the batches that it dispatches to other processes, and can slice only tensors.
+        if not isinstance(dataset, IterableDataset) and not self.accelerator.dispatch_batches:
+            collate = self.padding_free.collating(collate)
+        return collate
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
         # In the data set that is passed in, `remove_unused_columns` has removed the length column.
@@ -113,7 +128,19 @@ class BatchingTrainer(Trainer):
                     f"gradient_accumulation_steps is {num_batches}: there would be no step. Lower it."
                 )
             batches = []
+        if self.rollouts is not None and batches:
+            with self._meter.writing():
+                batches = self._written(self.rollouts, batches)
+        if self.source is not None and batches:
+            batches = self.source.of_step(batches)
         return batches, self._get_num_items_in_batch(batches, device)
+
+    def _written(self, rollouts: Rollouts, batches: list[Uncollated]) -> list[Any]:
+        """Return the micro-batches of a step with the completions that a model writes for them, on the device."""
+        assert self.model is not None
+        rollouts.writer.follow(parallel.unwrapped(self.model), self.state.global_step)
+        written = rollouts.of_step(batches, self.state.global_step)
+        return [send_to_device(self._collate(examples), self.args.device) for examples in written]
 
 
 def known_lengths(data: Any, name: str) -> list[int] | None:

@@ -30,7 +30,7 @@ class Meter(TrainerCallback):
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._steps, self._teacher = Stopwatch(device), Stopwatch(device)
+        self._steps, self._teacher, self._writing = Stopwatch(device), Stopwatch(device), Stopwatch(device)
         self._tokens = torch.zeros((), dtype=torch.int64, device=device)
 
     def on_step_begin(
@@ -47,6 +47,10 @@ class Meter(TrainerCallback):
         """Context manager: count the time of the block as the teacher's."""
         return self._teacher.running()
 
+    def writing(self) -> AbstractContextManager[None]:
+        """Context manager: count the time of the block as that of writing completions, before a step."""
+        return self._writing.running()
+
     def count(self, tokens: Tensor) -> None:
         """Add the number of tokens of a step, summed over all processes."""
         self._tokens += tokens.to(self._tokens.dtype)
@@ -55,6 +59,7 @@ class Meter(TrainerCallback):
         """Set time and tokens to 0."""
         self._steps.drain()
         self._teacher.drain()
+        self._writing.drain()
         self._tokens.zero_()
 
     def read(self, gather: Callable[[Tensor], Tensor]) -> dict[str, float]:
@@ -64,15 +69,18 @@ class Meter(TrainerCallback):
             gather: Concatenates the rows of all processes; all of them must call this together.
 
         Returns:
-            `teacher_share`: the teacher's share of the time of the steps, in this process. `tokens_per_second`: tokens
-            of all processes, divided by the seconds of the slowest. `peak_memory`: MiB, the largest of all processes.
+            `teacher_share`: the teacher's share of the time of the steps, in this process. `writing_share`: that of
+            writing completions before a step, which then counts as a part of the step. `tokens_per_second`: tokens of
+            all processes, divided by the seconds of the slowest. `peak_memory`: MiB, the largest of all processes.
             Figures that are not known are left out.
         """
-        seconds, teacher, tokens = self._steps.drain(), self._teacher.drain(), int(self._tokens.item())
+        writing, teacher, tokens = self._writing.drain(), self._teacher.drain(), int(self._tokens.item())
+        seconds = self._steps.drain() + writing
         self._tokens.zero_()
         own = torch.tensor([[seconds, peak_memory(self._device) or 0.0]], device=self._device)
         slowest, peak = gather(own).amax(0).tolist()
-        figures = {"teacher_share": teacher / seconds} if teacher and seconds else {}
+        shares = {"teacher_share": teacher, "writing_share": writing}
+        figures = {name: share / seconds for name, share in shares.items() if share and seconds}
         if tokens and slowest:
             figures["tokens_per_second"] = round(tokens / slowest, 1)
         if peak:

@@ -1,0 +1,54 @@
+"""The section `completions` of a recipe: who writes the texts that are learned, and how."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, SkipValidation
+
+from hf_distill.completions.backends import Backend, TransformersBackend
+from hf_distill.completions.sampling import Sampling
+from hf_distill.component import component
+
+
+@component
+class Completions:
+    """Who writes the completions that a language model learns from.
+
+    Attributes:
+        by: `data`: they are in the data. `student`: the student writes them anew for every optimiser step, and the
+            teacher scores them (on-policy). `teacher`: the teacher writes them once, before the training
+            (sequence-level distillation). `mixture`: both models together write them, token by token.
+        share: Share of the rows of a step whose completions are written; the others keep those of the data. With
+            `student` and `mixture` only.
+        max_new_tokens: Largest number of tokens of a completion. One that reaches it is cut: it has no end to learn.
+        temperature: What logits are divided by before a token is drawn; 0 for the likeliest token each time. It has
+            nothing to do with the temperature of an objective.
+        top_p: Draw among the likeliest tokens whose probabilities sum to this.
+        per_prompt: How many completions are written for a prompt. A step keeps its number of rows, so it has fewer
+            prompts.
+        reuse: For how many optimiser steps completions are used before new ones are written. The loss is always that
+            under the present student. With `student` and `mixture` only.
+        prompt_tokens: Of plain texts, how many of the first tokens are the prompt. Default: texts have no prompt.
+        backend: What runs the model that writes.
+    """
+
+    by: Literal["data", "student", "teacher", "mixture"] = "data"
+    share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    max_new_tokens: Annotated[int, Field(ge=1)] = 512
+    temperature: Annotated[float, Field(ge=0.0)] = 1.0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    per_prompt: Annotated[int, Field(ge=1)] = 1
+    reuse: Annotated[int, Field(ge=1, le=4)] = 1
+    prompt_tokens: Annotated[int, Field(ge=1)] | None = None
+    backend: SkipValidation[Backend] = TransformersBackend()
+
+    @property
+    def in_training(self) -> bool:
+        """Whether completions are written while the student trains."""
+        return self.by in ("student", "mixture")
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are drawn."""
+        return Sampling(self.max_new_tokens, self.temperature, self.top_p)

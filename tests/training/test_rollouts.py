@@ -1,0 +1,180 @@
+"""Completions that the student writes while it trains: which tokens count, divided by what, and the same after a resume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import pytest
+import torch
+import transformers
+
+from hf_distill import DistillationArguments, DistillationTrainer
+from hf_distill.completions.backends import Writer
+from hf_distill.completions.sampling import Completion, Sampling
+from hf_distill.completions.section import Completions
+from hf_distill.errors import UserError
+from hf_distill.objectives import KLDivergence, Labels, Objective, ReverseKL
+from hf_distill.training.rollouts import Rollouts, Uncollated
+
+if TYPE_CHECKING:
+    from conftest import MakeModel
+
+PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [14, 15], [16, 17, 18, 19], [20, 21], [22], [23, 24, 25]]
+
+
+class Scripted(Writer):
+    """Writes what the test says, of a length that the prompt decides; notes what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[list[Sequence[int]], int]] = []
+
+    def write(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int) -> list[Completion]:
+        self.asked.append((list(prompts), seed))
+        return [
+            Completion(tuple((7 * one[0] + at) % 30 + 3 for at in range(one[0] % 6)), ended=True) for one in prompts
+        ]
+
+
+@pytest.fixture
+def pair(make_model: MakeModel) -> Callable[[], tuple[Any, Any, Any]]:
+    """Return a function that loads student, teacher and tokenizer, in float64."""
+    student, teacher = (make_model("llama-lm", layers=layers, seed=layers) for layers in (1, 2))
+
+    def load() -> tuple[Any, Any, Any]:
+        models = [
+            transformers.AutoModelForCausalLM.from_pretrained(one, dtype=torch.float64) for one in (student, teacher)
+        ]
+        return (*models, transformers.AutoTokenizer.from_pretrained(student))  # type: ignore[return-value]
+
+    return load
+
+
+def prompts() -> datasets.Dataset:
+    return datasets.Dataset.from_list([{"input_ids": one, "labels": [-100] * len(one)} for one in PROMPTS])
+
+
+def trainer_of(
+    models: tuple[Any, Any, Any],
+    directory: Path,
+    objectives: Sequence[Objective] = (ReverseKL(),),
+    completions: Completions | None = None,
+    data: datasets.Dataset | None = None,
+    **settings: Any,
+) -> DistillationTrainer:
+    from hf_distill.tasks.language import PadTokens
+
+    student, teacher, tokenizer = models
+    given = {"per_device_train_batch_size": 8, "max_steps": 2, "learning_rate": 0.0, "logging_steps": 1, **settings}
+    return DistillationTrainer(
+        student,
+        DistillationArguments(output_dir=str(directory), use_cpu=True, report_to=[], seed=3, **given),
+        teacher=teacher,
+        objectives=objectives,
+        completions=completions or Completions(by="student", max_new_tokens=6),
+        data_collator=PadTokens(0),
+        train_dataset=data or prompts(),
+        processing_class=tokenizer,
+    )
+
+
+def losses(trainer: DistillationTrainer) -> list[float]:
+    trainer.train()
+    return [one["loss"] for one in trainer.state.log_history if "loss" in one]
+
+
+def by_hand(student: Any, teacher: Any, rows: Sequence[tuple[list[int], tuple[int, ...]]]) -> float:
+    """Return the sum of the reverse KL over all written tokens, divided by their number; each row by itself."""
+    total, count = 0.0, 0
+    for prompt, written in rows:
+        if not written:
+            continue
+        ids = torch.tensor([[*prompt, *written]])
+        with torch.no_grad():
+            q, p = (model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1) for model in (student, teacher))
+        total += float((q.exp() * (q - p)).sum())
+        count += len(written)
+    return total / count
+
+
+@pytest.mark.parametrize("batch", [8, 4, 1])
+def test_the_loss_is_the_mean_over_all_written_tokens_of_the_step(
+    pair: Any, tmp_path: Path, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a token of a short completion would weigh more, and the loss change with the batch split (GKD's bug)."""
+    models = pair()
+    trainer = trainer_of(models, tmp_path, per_device_train_batch_size=batch, gradient_accumulation_steps=8 // batch)
+    assert trainer.rollouts is not None
+    trainer.rollouts.writer = Scripted()
+    expected = by_hand(
+        models[0], models[1], [(one, tuple((7 * one[0] + at) % 30 + 3 for at in range(one[0] % 6))) for one in PROMPTS]
+    )
+    assert losses(trainer) == pytest.approx([expected] * 2, rel=1e-7)
+    assert [len(asked) for asked, _ in trainer.rollouts.writer.asked] == [8, 8]  # once a step, whatever the split
+
+
+def test_what_the_student_wrote_is_no_label(pair: Any, tmp_path: Path) -> None:
+    """Otherwise `labels` would teach the student its own samples (self-imitation)."""
+    data = datasets.Dataset.from_list(
+        [{"input_ids": [*one, 4, 5, 6], "labels": [-100] * len(one) + [4, 5, 6]} for one in PROMPTS]
+    )
+    completions = Completions(by="student", max_new_tokens=4, share=0.5)
+    trainer = trainer_of(pair(), tmp_path, (KLDivergence(), Labels()), completions, data, max_steps=4)
+    counted = []
+    keep = trainer.weighing.count
+    trainer.weighing.count = lambda inputs, units: counted.append(units) or keep(inputs, units)  # type: ignore[func-returns-value, method-assign, assignment]
+    trainer.train()
+    labels = [int(units["label"].sum()) for units in counted]
+    rows = [int(units["row"].sum()) for units in counted]
+    assert all(one % 3 == 0 for one in labels)
+    assert 0 < sum(labels) < 4 * 8 * 3
+    assert all(one > other for one, other in zip(rows, labels, strict=True))
+
+
+def test_a_share_of_the_rows_is_the_same_for_every_batch_split(pair: Any) -> None:
+    """Otherwise 8 x 1 and 4 x 2 would train on other rows."""
+    data = [{"input_ids": [*one, 4, 5], "labels": [-100] * len(one) + [4, 5]} for one in PROMPTS]
+    made = []
+    for size in (8, 4, 2):
+        rollouts = Rollouts(Completions(by="student", share=0.5), Scripted(), seed=1)
+        window = [Uncollated(list(data[start : start + size])) for start in range(0, 8, size)]
+        made.append([row for batch in rollouts.of_step(window, 5) for row in batch])
+    assert made[0] == made[1] == made[2]
+    kept = [row for row in made[0] if row["labels"][-1] == 5]
+    assert 0 < len(kept) < 8
+
+
+def test_several_completions_of_a_prompt_leave_the_number_of_rows(pair: Any) -> None:
+    """Otherwise `per_prompt` would multiply the memory of a step."""
+    rollouts = Rollouts(Completions(by="student", per_prompt=4), Scripted(), seed=1)
+    (rows,) = rollouts.of_step([Uncollated([{"input_ids": one} for one in PROMPTS])], 0)
+    assert [row["prompt_length"] for row in rows] == [3] * 4 + [4] * 4
+
+
+def test_a_resumed_training_writes_the_same(pair: Any, tmp_path: Path) -> None:
+    """Otherwise a killed run would end with other weights than an uninterrupted one."""
+    settings = {"learning_rate": 1e-2, "max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 4}
+    whole = trainer_of(pair(), tmp_path / "whole", **settings)
+    whole.train()
+    again = trainer_of(pair(), tmp_path / "again", **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    for (name, one), (_, other) in zip(whole.model.named_parameters(), again.model.named_parameters(), strict=True):
+        assert torch.equal(one, other), name
+    assert losses(whole)  # it can train again
+    assert whole.state.log_history[0]["writing_share"] > 0
+
+
+def test_a_row_without_a_prompt_is_a_mistake() -> None:
+    """Otherwise the student would be asked to continue nothing."""
+    rollouts = Rollouts(Completions(by="student"), Scripted(), seed=1)
+    with pytest.raises(UserError, match="no prompt"):
+        rollouts.of_step([Uncollated([{"input_ids": [4, 5], "labels": [4, 5]}])], 0)
+
+
+def test_the_teacher_of_itself_has_no_loss(pair: Any, tmp_path: Path) -> None:
+    """Otherwise the rows of the two models are not the same tokens."""
+    student, _, tokenizer = pair()
+    twin = pair()[0]
+    assert losses(trainer_of((student, twin, tokenizer), tmp_path)) == pytest.approx([0.0, 0.0], abs=1e-12)
