@@ -1,4 +1,4 @@
-"""Completions that the student writes while it trains: which tokens count, divided by what, and the same after a resume."""
+"""Completions that the student writes while it trains: which tokens count, by what they are divided, resumes."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def by_hand(student: Any, teacher: Any, rows: Sequence[tuple[list[int], tuple[in
 def test_the_loss_is_the_mean_over_all_written_tokens_of_the_step(
     pair: Any, tmp_path: Path, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise a token of a short completion would weigh more, and the loss change with the batch split (GKD's bug)."""
+    """Otherwise a token of a short completion would weigh more, and the loss change with the batch split."""
     models = pair()
     trainer = trainer_of(models, tmp_path, per_device_train_batch_size=batch, gradient_accumulation_steps=8 // batch)
     assert trainer.rollouts is not None
