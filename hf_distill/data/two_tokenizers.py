@@ -16,6 +16,10 @@ PREFIX = "teacher_"
 MARK = f"{PREFIX}input_ids"
 # If this is in a batch, the teacher's tokens are the student's under other numbers: one by one they can be compared.
 SAME = f"{PREFIX}same_tokens"
+# Number of the span of text that a token belongs to, counted in every example in the order of the text, -1 for none: of
+# the student's tokens and of the teacher's. A span is the shortest text that tokens of both make up exactly.
+SPAN = "span"
+TEACHER_SPAN = f"{PREFIX}{SPAN}"
 # Columns that do not depend on the tokenizer.
 SHARED = ("labels", *EXAMPLE_COLUMNS)
 

@@ -50,7 +50,7 @@ def mistakes(needs: Needs, gives: Gives | None, facts: TaskFacts) -> Iterator[Mi
     if gives is None:
         yield Mistake(f"'{needs.name}' needs a teacher, and there is none. Pass `teacher=`, or leave it out.")
         return
-    of_teacher: tuple[Callable[[Needs, Gives], Iterator[Mistake]], ...] = (_tokens, _model, _states, _classes)
+    of_teacher: tuple[Callable[[Needs, Gives], Iterator[Mistake]], ...] = (_tokens, _model, _states, _classes, _written)
     for ask in of_teacher:
         yield from ask(needs, gives)
 
@@ -195,6 +195,14 @@ def _classes(needs: Needs, gives: Gives) -> Iterator[Mistake]:
             "Use kl, or a teacher that gives logits (of one given as data: columns: {logits: ...})."
         )
     yield from _temperature(needs, gives)
+
+
+def _written(needs: Needs, gives: Gives) -> Iterator[Mistake]:
+    if needs.written and needs.classes is None and not (gives.model or gives.written):
+        yield Mistake(
+            f"'{needs.name}' compares the probabilities that both models give the tokens of the text, and "
+            f"{gives.whose} does not give these of every token. Leave it out, or take the teacher itself."
+        )
 
 
 def _temperature(needs: Needs, gives: Gives) -> Iterator[Mistake]:

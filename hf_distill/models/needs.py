@@ -37,6 +37,7 @@ class Needs:
         vectors_by: The setting that asks for them; empty where the objective itself does.
         tasks: Names of the tasks it belongs to; empty where it does not care.
         likeliest: The setting that says how many of the likeliest classes it compares, and its value.
+        written: Whether it compares the probabilities that the models give the tokens of the text, and nothing else.
         rows: Whether it is computed row by row, and reaches the head by each of them.
         whole_batch: Whether it is given all logits of a batch at once, row by row or not.
         outputs: Outputs wanted of both models besides the logits: `hidden_states`, `attentions`.
@@ -63,6 +64,7 @@ class Needs:
     vectors_by: str = ""
     tasks: tuple[str, ...] = ()
     likeliest: tuple[str, int] | None = None
+    written: bool = False
     rows: bool = False
     whole_batch: bool = True
     outputs: frozenset[str] = frozenset()
@@ -97,6 +99,7 @@ class Gives:
         model: Whether it is a model to look into.
         derivatives: Whether its targets can be differentiated by its inputs.
         own_tokens: Whether it reads other tokens than the student.
+        written: Whether it gives the probability of every token of the text, be it likely or not.
     """
 
     whose: str
@@ -110,6 +113,7 @@ class Gives:
     model: bool = False
     derivatives: bool = False
     own_tokens: bool = False
+    written: bool = False
 
     @classmethod
     def everything(cls, whose: str = "the teacher", *, own_tokens: bool = False) -> Gives:

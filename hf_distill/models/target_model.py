@@ -40,6 +40,8 @@ class Targets:
         rows: The rows of the batch, where there are no outputs to take logits from; None where there are.
         mixed: Outputs of several models, of which the mean is taken; empty where there is one.
         mean: How these are averaged; None where there is one model.
+        spans: Logarithm of the probability of each span of the text, `(batch, spans)`, 0 where there is none, by the
+            numbers of `rows.written.Written.span`; None where it follows from the outputs.
         softened: Temperature -> outputs of a mean of distributions that was taken before, which is right at that
             temperature only; empty for anything else.
     """
@@ -48,6 +50,7 @@ class Targets:
     rows: SparseRows | None = None
     mixed: tuple[Mapping[str, Any], ...] = ()
     mean: Mean | None = None
+    spans: Tensor | None = None
     softened: Mapping[float, Mapping[str, Any]] = field(default_factory=dict)
 
 

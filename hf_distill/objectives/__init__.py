@@ -24,6 +24,7 @@ from hf_distill.objectives.soft_targets import (
     SoftCrossEntropy,
     TotalVariation,
 )
+from hf_distill.objectives.written import Span
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "kl": KLDivergence,
@@ -38,6 +39,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "ranking": Ranking,
     "logits_mse": LogitsMSE,
     "labels": Labels,
+    "span": Span,
     "hidden": Hidden,
     "embeddings": Embeddings,
     "attention": Attention,
@@ -84,5 +86,6 @@ __all__ = [
     "SkewedKL",
     "SkewedReverseKL",
     "SoftCrossEntropy",
+    "Span",
     "TotalVariation",
 ]

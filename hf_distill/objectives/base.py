@@ -21,6 +21,7 @@ from hf_distill.objectives.guard import check_result, guarded
 from hf_distill.objectives.schedule import Schedule, Weight, cut_off, number
 from hf_distill.rows.base import Rows, SparseRows, Unit, fold, likeliest
 from hf_distill.rows.spans import by_width
+from hf_distill.rows.written import Spans
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -43,6 +44,7 @@ class Comparison:
         tokens: Which tokens of the (encoder's) input are not padding, bool `(sequences, tokens)`; as many sequences as
             examples, but for tasks whose examples are several (see `fold`).
         teacher_rows: The teacher's rows again, with their graph, where an objective differentiates.
+        spans: The log-probabilities of the spans of the text, where an objective compares these.
     """
 
     rows: Rows
@@ -51,6 +53,7 @@ class Comparison:
     inputs: Mapping[str, Tensor]
     tokens: Tensor
     teacher_rows: Tensor | None = None
+    spans: Spans | None = None
 
     def fold(self, sequences: Tensor) -> Tensor:
         """Sum a value per sequence into `(batch,)`, as `rows.base.fold` does."""
@@ -95,6 +98,8 @@ class Objective(ABC):
     by_token: ClassVar[bool] = False
     # Whether it compares examples of a micro-batch with each other: then the loss depends on how a step is split.
     within_batch: ClassVar[bool] = False
+    # Whether it compares the probabilities of the tokens of the text (`Comparison.spans`), and no other logits.
+    written: ClassVar[bool] = False
     # Its field that says how many of the teacher's likeliest classes it compares, all where there are not as many.
     likeliest: ClassVar[str | None] = None
     # Whether its gradient reaches the head of the task; not where it compares what comes before the head.
@@ -160,6 +165,7 @@ class Objective(ABC):
             vectors_by=self.vectors_by,
             tasks=self.tasks,
             likeliest=None if self.likeliest is None else (self.likeliest, getattr(self, self.likeliest)),
+            written=self.written,
             whole_batch=self.needs_logits,
             outputs=self.outputs,
             eager_attention=self.needs_eager_attention,

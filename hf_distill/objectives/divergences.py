@@ -117,6 +117,34 @@ def adaptive_kl(log_p: Tensor, log_q: Tensor, head_mass: float) -> Tensor:
     return share * kl(log_p, log_q) + (1 - share) * kl(log_q, log_p)
 
 
+def binary_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Divergence of two events by their log-probabilities, `p log(p / q) + (1 - p) log((1 - p) / (1 - q))`.
+
+    Args:
+        log_p: Of any shape, at most 0.
+        log_q: Of the same shape.
+
+    Returns:
+        One value for each pair of events.
+
+    >>> binary_kl(torch.tensor(0.3).log(), torch.tensor(0.2).log())
+    tensor(0.0282)
+    """
+    # What is certain would have an infinite logarithm of its opposite: it is that of a float32 next to 1 instead.
+    nearly = torch.finfo(torch.float32).eps / 2
+    certain, sure = log_p > -nearly, log_q > -nearly
+    not_p, not_q = (_log1mexp(torch.where(at, -nearly, one)) for at, one in ((certain, log_p), (sure, log_q)))
+    others = -torch.expm1(log_p) * (not_p - not_q)
+    return log_p.exp() * (log_p - log_q) + torch.where(certain & sure, 0.0, others)
+
+
+def _log1mexp(log_p: Tensor) -> Tensor:
+    """Return `log(1 - p)`, exact for `p` near 0 and near 1."""
+    near = log_p > -math.log(2)
+    small, large = torch.where(near, log_p, -1.0), torch.where(near, -1.0, log_p)
+    return torch.where(near, (-torch.expm1(small)).log(), torch.log1p(-large.exp()))
+
+
 def decoupled_kl(
     log_p: Tensor, log_q: Tensor, labels: Tensor, target_weight: float, non_target_weight: float
 ) -> Tensor:

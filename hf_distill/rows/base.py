@@ -21,9 +21,10 @@ from hf_distill.models.projection import Side
 from hf_distill.models.target_rows import MixtureRows, SparseRows, TeacherRows, top_class, upcast
 
 # What the sum of a loss is divided by: rows that count, rows that have a label, examples, tokens that are not padding,
-# ordered pairs of two examples of the same micro-batch, or triples of a text, one that fits it and one that does not.
-Unit = Literal["row", "label", "example", "token", "pair", "triple"]
-UNITS: tuple[Unit, ...] = ("row", "label", "example", "token", "pair", "triple")
+# ordered pairs of two examples of the same micro-batch, triples of a text, one that fits it and one that does not, or
+# spans of text that both models' tokens make up exactly.
+Unit = Literal["row", "label", "example", "token", "pair", "triple", "span"]
+UNITS: tuple[Unit, ...] = ("row", "label", "example", "token", "pair", "triple", "span")
 # The logit of a column that is not a class of the row: its probability is exactly 0 at any temperature, and unlike with
 # -inf the log-probability can be subtracted and differentiated.
 IMPOSSIBLE = -1e30
@@ -212,6 +213,10 @@ class RowLayout(ABC):
         """Return the positions of the rows, for a head that is applied to each position alone; None for other heads."""
         return None
 
+    def written(self, inputs: Mapping[str, Tensor], *, teacher: bool = False) -> Any:
+        """Return the tokens that make up spans, as the student or the teacher reads them (`written.Written`)."""
+        raise ValueError("spans are those of texts that a causal language model reads: wanted rows of tokens.")
+
     @abstractmethod
     def counts(self, inputs: Mapping[str, Tensor]) -> dict[Unit, Tensor]:
         """Return unit -> number per example, `(batch,)`, for rows, labels and examples. Needs no forward pass."""
@@ -232,6 +237,7 @@ class RowLayout(ABC):
         counts["token"] = fold(tokens, len(examples)) if len(tokens) else torch.zeros_like(examples)
         counts["pair"] = examples * (len(examples) - 1)
         counts["triple"] = torch.zeros_like(examples)  # only sentence similarity has triples
+        counts["span"] = torch.zeros_like(examples)  # only language models have spans
         return counts
 
 

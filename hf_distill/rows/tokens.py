@@ -8,10 +8,13 @@ from functools import lru_cache
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hf_distill.data.label_names import IGNORED, UNLABELLED
+from hf_distill.data.two_tokenizers import MARK, SAME, SPAN, TEACHER_SPAN
 from hf_distill.rows.base import Places, RowLayout, Rows, Unit, upcast
+from hf_distill.rows.written import Written
 
 
 @lru_cache(maxsize=8)
@@ -43,7 +46,8 @@ class TokenRows(RowLayout):
     """
 
     outputs_by_token: ClassVar[bool] = True
-    token_columns: ClassVar[tuple[str, ...]] = ("labels",)
+    columns: ClassVar[tuple[str, ...]] = ("labels", SPAN, TEACHER_SPAN)  # type: ignore[misc]
+    token_columns: ClassVar[tuple[str, ...]] = ("labels", SPAN)
 
     shift: bool = False
     classes: int | None = None
@@ -97,6 +101,38 @@ class TokenRows(RowLayout):
             return Places(mask, torch.full_like(example, IGNORED), example, position)
         known = (labels[:, 1:] if self.shift else labels)[example, position]
         return Places(mask, known.masked_fill(known == UNLABELLED, IGNORED), example, position)
+
+    def written(self, inputs: Mapping[str, Tensor], *, teacher: bool = False) -> Written:
+        """Return the tokens of the texts that make up spans, as the student or the teacher reads them.
+
+        Without the column `span` both read the same tokens, and each token that counts is a span of its own.
+        """
+        own = teacher and MARK in inputs
+        ids = inputs[MARK if own else "input_ids"]
+        span = self._spans(inputs, own=own and SAME not in inputs)
+        example, position = (span >= 0).nonzero().unbind(-1)
+        places = Places(span >= 0, ids[:, 1:][example, position], example, position)
+        return Written(places, span[example, position], inputs["input_ids"].shape[1])
+
+    def _spans(self, inputs: Mapping[str, Tensor], *, own: bool = False) -> Tensor:
+        """Return the number of the span of every token but the first, `(batch, tokens - 1)`; -1 where it has none."""
+        name = TEACHER_SPAN if own else SPAN
+        if name in inputs:
+            return inputs[name][:, 1:]
+        if own:
+            raise ValueError(f"the teacher reads other tokens than the student, and the batch has no '{name}'.")
+        mask = self._mask(inputs)
+        if self.left_out:
+            mask = mask & ~torch.isin(inputs["input_ids"][:, 1:], torch.tensor(self.left_out, device=mask.device))
+        return torch.arange(mask.shape[1], device=mask.device).where(mask, -1)
+
+    def units(self, inputs: Mapping[str, Tensor]) -> dict[Unit, Tensor]:
+        """Return the number of every unit in each example; spans where each token is predicted from those before."""
+        counts = super().units(inputs)
+        if self.shift:
+            span = self._spans(inputs)
+            counts["span"] = ((span >= 0) & (span != F.pad(span[:, :-1], (1, 0), value=-1))).sum(-1).to(counts["row"])
+        return counts
 
     def _rows(self, logits: Tensor, places: Places) -> Tensor:
         return upcast(places.pick(logits)[:, : self.classes])

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
-from hf_distill.data.two_tokenizers import SAME, teacher_inputs
+from hf_distill.data.two_tokenizers import MARK, SAME, teacher_inputs
 from hf_distill.models.match import match
 from hf_distill.models.needs import TaskFacts
 from hf_distill.models.patching import replaced
@@ -20,8 +20,10 @@ from hf_distill.objectives import Comparison
 from hf_distill.rows.base import RowLayout, Rows
 from hf_distill.rows.mixture import mixture, softened
 from hf_distill.rows.padding import Padding
+from hf_distill.rows.written import Spans, Written
 from hf_distill.training.chunked.heads import Heads
 from hf_distill.training.chunked.rows import HeadRows
+from hf_distill.training.chunked.written import log_probability
 from hf_distill.training.learners import Learners
 from hf_distill.training.meter import Meter
 from hf_distill.training.padding_free.choice import PaddingFree
@@ -75,6 +77,7 @@ class BothModels:
         attached = None
         if logits is not None and self.terms.differentiates:
             attached = self.layout.teacher_rows(logits, inputs)
+        spans = self._spans(ours, targets, inputs, heads) if any(needs.written for needs in self.terms.needs) else None
         if heads is not None:
             rows: Rows = heads.rows(self.layout, inputs, targets)
         else:
@@ -89,7 +92,29 @@ class BothModels:
             inputs=inputs,
             tokens=self.layout.tokens(inputs),
             teacher_rows=attached,
+            spans=spans,
         )
+
+    def _spans(
+        self, ours: Mapping[str, Any], targets: Targets | None, inputs: Mapping[str, Any], heads: Heads | None
+    ) -> Spans:
+        """Return how likely both models find the spans of the texts."""
+        assert targets is not None  # `match` has refused an objective that compares them with nothing
+
+        own = MARK in inputs and SAME not in inputs
+
+        def of(model: int, outputs: Mapping[str, Any]) -> Tensor:
+            written: Written = self.layout.written(inputs, teacher=model > 0)
+            # Columns of a teacher's own vocabulary are not those of the student's.
+            classes: int | None = None if own and model else getattr(self.layout, "classes", None)
+            if heads is not None:
+                return written.by_span(heads.log_probabilities(model, written.places, classes))
+            logits = written.places.pick(self.layout.logits(outputs))[:, :classes]
+            return written.by_span(log_probability(logits, written.places.labels))
+
+        student = of(0, ours)
+        teacher = of(1, targets.outputs) if targets.spans is None else targets.spans.to(student)
+        return Spans(student, teacher.detach())
 
     def _taught(self, rows: Rows, targets: Targets, inputs: Mapping[str, Any]) -> Rows:
         """Return rows with the teacher's, where these are not the logits of one model."""

@@ -12,10 +12,11 @@ from hf_distill.models.heads import Captured, OutputHead, capturing, open_head
 from hf_distill.models.inspection import base_model
 from hf_distill.models.projection import Side
 from hf_distill.models.target_model import Targets
-from hf_distill.rows.base import RowLayout, SparseRows, side_of
+from hf_distill.rows.base import Places, RowLayout, SparseRows, side_of
 from hf_distill.rows.mixture import MixedSides
 from hf_distill.training.chunked.compiled import Compiler
 from hf_distill.training.chunked.rows import HeadRows
+from hf_distill.training.chunked.written import log_probabilities
 
 
 class Heads:
@@ -73,6 +74,16 @@ class Heads:
             pairs = zip(self._models, self._heads, strict=True)
             self._captured = [stack.enter_context(capturing(model, head)) for model, head in pairs]
             yield
+
+    def log_probabilities(self, model: int, places: Places, classes: int | None) -> Tensor:
+        """Return the log-probabilities of the labels at some places by one of the models, `(rows,)`; before `rows`.
+
+        Args:
+            model: 0 for the student, 1 for the teacher.
+            places: Of this model's own output.
+            classes: Number of columns that are tokens; None for all.
+        """
+        return log_probabilities(side_of(self._heads[model], self._captured[model], places, classes), places.labels)
 
     def rows(self, layout: RowLayout, inputs: Mapping[str, Tensor], targets: Targets | None = None) -> HeadRows:
         """Return the rows of the batch that was captured.

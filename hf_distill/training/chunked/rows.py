@@ -116,7 +116,7 @@ class HeadRows(Rows):
             exact = torch.promote_types(self.sides[0].dtype, torch.float32)
             coefficients = coefficients.to(linear.weight.device, exact)
         sums: Tensor
-        with _without_autocast(linear.weight.device.type):
+        with without_autocast(linear.weight.device.type):
             sums, agreement = ChunkedSums.apply(  # type: ignore[no-untyped-call]
                 self.sides[0].hidden, linear.weight, linear.bias, self, tuple(objectives), coefficients
             )
@@ -146,7 +146,7 @@ def _largest(hidden: Tensor) -> Tensor:
     return largest.float()
 
 
-def _without_autocast(device: str) -> AbstractContextManager[None]:
+def without_autocast(device: str) -> AbstractContextManager[None]:
     """Context manager: compute in the precision of the tensors, also if the caller uses autocast."""
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
