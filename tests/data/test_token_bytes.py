@@ -1,0 +1,95 @@
+"""Tokens as bytes: what they stand for in every kind of tokenizer, and where two of them split a text alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from hf_distill.data.token_bytes import PROBES, joined, spans, token_bytes
+from hf_distill.errors import UserError
+from hf_distill.models.loading import open_tokenizer
+
+TEXTS = [*PROBES, "foobar!", " deux  espaces ", "🤦🏼‍♂️ ﬁ ½"]
+
+
+def byte_level() -> Any:
+    """A vocabulary of single bytes, of which pairs are merged to `th`, `Ġt` and `ĠĠ`."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("t", "h"), ("Ġ", "t"), ("Ġ", "Ġ")]
+    vocabulary = {token: number for number, token in enumerate([*letters, *map("".join, merges), "<eos>"])}
+    made = Tokenizer(models.BPE(vocabulary, merges))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<eos>")
+
+
+def byte_fallback() -> Any:
+    """A vocabulary as Gemma's: spaces as `▁`, characters it does not have in bytes; `&` and `<0x26>` are the same."""
+    tokens = ["<unk>", "<eos>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "t", "h", "th", "▁t", "é", "&", "▁▁"]
+    merges = [("t", "h"), ("▁", "t"), ("▁", "▁")]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    made = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    made.normalizer = normalizers.Replace(" ", "▁")
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", eos_token="<eos>")
+
+
+@pytest.mark.parametrize("make", [byte_level, byte_fallback])
+@pytest.mark.parametrize("text", TEXTS)
+def test_tokens_make_up_the_text(make: Any, text: str) -> None:
+    """Ends that are one byte off, as with characters counted for bytes, pair rows of different texts."""
+    tokenizer = make()
+    assert joined(token_bytes(tokenizer), tokenizer(text, add_special_tokens=False)["input_ids"]) == text.encode()
+
+
+def test_special_tokens_stand_for_no_text() -> None:
+    """An end of text aligned as the text `<eos>` would be compared with the tokens of `<`, `eos` and `>`."""
+    for tokenizer in (byte_level(), byte_fallback()):
+        known = token_bytes(tokenizer)
+        assert [known[number] for number in tokenizer.all_special_ids] == [None] * len(tokenizer.all_special_ids)
+        assert joined(known, [tokenizer.eos_token_id]) is None
+        assert joined(known, [len(known)]) is None
+    known, vocabulary = token_bytes(byte_fallback()), byte_fallback().get_vocab()
+    assert known[vocabulary["&"]] == known[vocabulary["<0x26>"]] == b"&"
+
+
+def test_a_tokenizer_that_begins_a_text_with_a_space(make_model: Any) -> None:
+    """Llama 2's does: refused, or off by one, none of its students could be taught."""
+    tokenizer = open_tokenizer(str(make_model("llama-lm")))
+    ids = tokenizer("a great film", add_special_tokens=False)["input_ids"]
+    assert joined(token_bytes(tokenizer), ids) == b" a great film"
+
+
+def test_other_tokenizers_are_refused(tiny_bert: Path) -> None:
+    """`##ing` does not say whether there was a space before: guessed, all ends after it would be wrong."""
+    with pytest.raises(UserError, match="cannot be told as bytes"):
+        token_bytes(open_tokenizer(str(tiny_bert)))
+    lower = byte_level()
+    lower.backend_tokenizer.normalizer = normalizers.Lowercase()
+    with pytest.raises(UserError, match="do not make up the text"):
+        token_bytes(lower)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "wanted"),
+    [
+        (["foo", "bar", "!"], ["foob", "ar!"], ([0, 0, 0], [0, 0])),
+        ([b"\xc3", b"\xa9"], ["é"], ([0, 0], [0])),
+        (["\n", "\n"], ["\n\n"], ([0, 0], [0])),
+        (["a", "Train", "er"], ["a", "Trainer"], ([0, 1, 1], [0, 1])),
+        (["a", b"\xf0\x9f"], ["a", "\ufffd"], ([0, -1], [0, -1])),  # a cut emoji, as it was decoded
+        (["a", "b", "c"], ["a", "b"], ([0, 1, -1], [0, 1])),
+        (["a", b"", "b"], ["ab"], ([0, 0, 0], [0])),
+        ([], ["a"], ([], [-1])),
+    ],
+)
+def test_spans_by_hand(ours: list[Any], theirs: list[Any], wanted: tuple[list[int], list[int]]) -> None:
+    """A pair of different texts in one group compares probabilities of different things."""
+    student, teacher = ([one if isinstance(one, bytes) else one.encode() for one in side] for side in (ours, theirs))
+    assert spans(student, teacher) == wanted
+    assert spans(teacher, student) == wanted[::-1]
+    assert spans(student, student)[0] == list(range(len(student))) or b"" in student
