@@ -12,6 +12,7 @@ import numpy as np
 from hf_distill.data.collators import drawn
 from hf_distill.data.example_columns import EXAMPLE_COLUMNS
 from hf_distill.data.label_names import IGNORED
+from hf_distill.data.two_tokenizers import ALIGNED_AT, APART
 from hf_distill.errors import UserError
 
 if TYPE_CHECKING:
@@ -256,11 +257,12 @@ def _lengths(split: Dataset, *, within: bool = False) -> np.ndarray[Any, Any]:
 
 
 def _learned(split: Dataset) -> np.ndarray[Any, Any]:
-    """Return the number of labels of each example; its length if there are no labels."""
+    """Return the number of labels of each example that the teacher is compared at; its length without labels."""
     if "labels" not in split.column_names:
         return _column(split, "length")
+    name, nothing = (ALIGNED_AT, APART) if ALIGNED_AT in split.column_names else ("labels", IGNORED)
     found = [
-        [sum(label != IGNORED for label in labels) for labels in table.column("labels").to_pylist()]
+        [sum(one != nothing for one in values) for values in table.column(name).to_pylist()]
         for table in split.with_format("arrow").iter(batch_size=1000)
     ]
     return np.asarray([count for part in found for count in part], dtype=np.int64)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hf_distill.cache import hidden_states
 from hf_distill.cache.format import SPARSE, Kept, packed
+from hf_distill.data.two_tokenizers import teacher_inputs
 from hf_distill.models.heads import CHUNK_BYTES, ELSEWHERE, capturing, open_head, slices
 from hf_distill.models.inspection import taken_by
 from hf_distill.models.mixing import mix
@@ -52,9 +53,10 @@ class Recorder:
         """Return the columns of the examples of a batch.
 
         Args:
-            batch: The whole batch.
+            batch: The whole batch: in the teacher's tokens, or with them beside the student's.
             seed: Seed of the sampled classes.
         """
+        read = teacher_inputs(batch)
         first = next(iter(batch.values()))
         # Sampled on the device of the logits. If the model is spread over devices, it can differ from the batch's.
         drawn_on = self.heads[0].linear.weight.device if self.heads else first.device
@@ -62,38 +64,53 @@ class Recorder:
         with torch.autocast(first.device.type, torch.bfloat16, enabled=self.bf16), ExitStack() as stack:
             models = zip(self.source.models.values(), self.heads, strict=False)
             captured = [stack.enter_context(capturing(model, head)) for model, head in models]
-            targets = self.source.targets(batch, lambda name: self._run(name, batch))
-        states = hidden_states.record(targets.outputs, self.kept.states, self.layout, batch)
+            targets = self.source.targets(read, lambda name: self._run(name, read, own=read is not batch))
+        states = hidden_states.record(targets.outputs, self.kept.states, self.layout, read)
         if not self.kept.is_sparse:
             return {**self._outputs(targets, batch), **states}
         if self.heads:
             places = self.layout.places(batch)
             assert places is not None
+            places = places.of_teacher()
             classes, shared = getattr(self.layout, "classes", None), self.layout.shared(places.mask.device)
             pairs = zip(self.heads, captured, strict=True)
-            sides = tuple(side_of(head, one, places, classes, shared) for head, one in pairs)
+            sides = tuple(side_of(head, one, places, classes, shared, of_teacher=True) for head, one in pairs)
             whole = sides[0] if targets.mean is None else MixedSides(sides, targets.mean, places.example)
             rows, example = top_rows(whole, self.kept, generator), places.example
         else:
             outputs = targets.mixed if targets.mean is not None else (targets.outputs,)
             logits: Tensor | MixtureRows
-            every = [self.layout.select(self.layout.logits(one), None, batch) for one in outputs]
-            example, logits = every[0].example, every[0].compared.student
+            every = [self._rows(self.layout.logits(one), batch) for one in outputs]
+            example, logits = every[0]
             if targets.mean is not None:
-                members = (one.compared.student for one in every)
+                members = (one for _, one in every)
                 logits = mix(members, targets.mean, (self.kept.temperature, 1.0), example)
             rows = sparse_rows(logits, self.kept, generator)
         return {**self._sparse(rows, torch.bincount(example, minlength=len(first))), **states}
 
-    def _run(self, name: str, batch: Mapping[str, Tensor]) -> Mapping[str, Any]:
-        """Run one of the source's models on a batch."""
+    def _rows(self, logits: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the rows of a model's logits, `(rows, classes)`, and the example of each, `(rows,)`."""
+        places = self.layout.places(batch)
+        if places is None or places.taught is None:
+            rows = self.layout.select(logits, None, batch).compared
+            return rows.example, rows.student
+        return places.example[places.taught], self.layout.teacher_rows(logits, batch)[places.taught]
+
+    def _run(self, name: str, batch: Mapping[str, Tensor], *, own: bool) -> Mapping[str, Any]:
+        """Run one of the source's models on a batch of its tokens.
+
+        Args:
+            name: Of the model.
+            batch: What it reads.
+            own: Whether the student reads other tokens.
+        """
         takes = self._takes[name]
         given: dict[str, Any] = {key: value for key, value in batch.items() if key in takes}
         if "use_cache" in takes:
             given["use_cache"] = False
         if self.kept.states:
             given["output_hidden_states"] = True
-        outputs: Mapping[str, Any] = self.padding.run(name, self.source.models[name], given, batch)
+        outputs: Mapping[str, Any] = self.padding.run(name, self.source.models[name], given, batch, own=own)
         return outputs
 
     def _outputs(self, targets: Targets, batch: Mapping[str, Tensor]) -> dict[str, list[Array]]:

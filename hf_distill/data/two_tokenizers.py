@@ -20,6 +20,12 @@ SAME = f"{PREFIX}same_tokens"
 # the student's tokens and of the teacher's. A span is the shortest text that tokens of both make up exactly.
 SPAN = "span"
 TEACHER_SPAN = f"{PREFIX}{SPAN}"
+# Column of an example or a batch, beside `labels`: for each of these, the position in the teacher's own tokens whose
+# logits predict the same text as the student's logits that predict the label; -1 where the two are not compared.
+# Without it, both models read the same tokens at the same positions.
+ALIGNED_AT = "aligned_at"
+# Value of `ALIGNED_AT` where the models are not compared, and of its padding.
+APART = -1
 # Columns that do not depend on the tokenizer.
 SHARED = ("labels", *EXAMPLE_COLUMNS)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -80,7 +81,7 @@ class SparseRows:
         kept = (self.indices.gather(-1, order), self.log_probabilities.gather(-1, order), self.remaining)
         return SparseRows(*kept, self.temperature, self.drawn, ordered=True)
 
-    def __getitem__(self, rows: slice) -> SparseRows:
+    def __getitem__(self, rows: slice | Tensor) -> SparseRows:
         """Return some of the rows."""
         kept = (self.indices[rows], self.log_probabilities[rows], self.remaining[rows])
         return SparseRows(*kept, self.temperature, self.drawn, self.ordered)
@@ -88,6 +89,33 @@ class SparseRows:
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self.remaining)
+
+    def for_rows(self, count: int, taught: Tensor | None = None) -> SparseRows:
+        """Return one row for each of a batch; one in which all classes are as likely where none was stored.
+
+        Args:
+            count: Number of rows of the batch.
+            taught: For which of them there is a stored row, bool `(count,)`; None for all.
+
+        Raises:
+            ValueError: There are not as many.
+        """
+        if (wanted := count if taught is None else int(taught.sum())) != len(self):
+            raise ValueError(f"the batch has {wanted} rows, and the cache {len(self)} for them.")
+        if taught is None:
+            return self
+        width = self.indices.shape[-1]
+        blank = SparseRows(
+            torch.arange(width, device=self.indices.device).unsqueeze(0),
+            self.log_probabilities.new_full((1, width), -math.log(width + 1)),
+            self.remaining.new_full((1,), -math.log(width + 1)),
+        )
+        place = torch.where(taught, taught.cumsum(0) - 1, len(self))
+        indices, log_probabilities, remaining = (
+            torch.cat((getattr(self, name), getattr(blank, name)))[place]
+            for name in ("indices", "log_probabilities", "remaining")
+        )
+        return SparseRows(indices, log_probabilities, remaining, self.temperature, self.drawn, self.ordered)
 
     def top_class(self) -> Tensor:
         """Return the likeliest class of every row, `(rows,)`."""
@@ -132,7 +160,7 @@ class MixtureRows:
         logits = None if self.logits is None else change(self.logits)
         return MixtureRows({temperature: change(one) for temperature, one in self.log_means.items()}, logits)
 
-    def __getitem__(self, rows: slice) -> MixtureRows:
+    def __getitem__(self, rows: slice | Tensor) -> MixtureRows:
         """Return some of the rows."""
         return self.map(lambda one: one[rows])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -64,6 +64,8 @@ class Rows:
             columns are classes of all rows. The others are `IMPOSSIBLE` in both models.
         shared: Columns that the teacher has too, `(shared classes,)`, ascending; None for all. The teacher's rows have
             only these columns.
+        taught: Which rows are compared with the teacher, bool `(rows,)`; None for all. What the teacher has in the
+            other rows stands for nothing.
     """
 
     student: Tensor
@@ -73,15 +75,30 @@ class Rows:
     examples: int
     classes: Tensor | None = None
     shared: Tensor | None = None
+    taught: Tensor | None = None
 
     @cached_property
     def compared(self) -> Rows:
-        """The same rows with only the columns that both models have; a label outside them counts as no label."""
+        """The rows and columns that both models have; a label outside them counts as no label."""
+        if self.taught is not None:
+            return self._only(self.taught.nonzero()[:, 0]).compared
         if self.shared is None:
             return self
         place = torch.searchsorted(self.shared, self.labels).clamp(max=len(self.shared) - 1)
         labels = torch.where(self.shared[place] == self.labels, place, torch.full_like(place, IGNORED))
         return self.with_columns(self.student.index_select(-1, self.shared), labels)
+
+    def _only(self, rows: Tensor) -> Rows:
+        """Return some of the rows, all of them taught."""
+        return Rows(
+            self.student[rows],
+            None if self.teacher is None else self.teacher[rows],
+            self.labels[rows],
+            self.example[rows],
+            self.examples,
+            None if self.classes is None else self.classes[rows],
+            self.shared,
+        )
 
     def with_columns(self, student: Tensor, labels: Tensor) -> Rows:
         """Return the rows with other student logits and labels, whose columns the teacher has all of."""
@@ -96,8 +113,10 @@ class Rows:
         """Return how many rows of each example have the same top class in both models, `(batch,)`."""
         if self.teacher is None or self.student.shape[-1] == 1:
             return self.student.new_zeros(self.examples)
-        top = top_class(self.teacher) if isinstance(self.teacher, Tensor) else self.teacher.top_class()
-        return self.sum_by_example((top_class(self.compared.student) == top).to(self.student.dtype))
+        rows = self.compared
+        assert rows.teacher is not None
+        top = top_class(rows.teacher) if isinstance(rows.teacher, Tensor) else rows.teacher.top_class()
+        return rows.sum_by_example((top_class(rows.student) == top).to(self.student.dtype))
 
     def extremes(self) -> Tensor:
         """Return a number per example and model, `(batch, 2)`: NaN or inf if its logits are; student, then teacher.
@@ -124,27 +143,71 @@ class Places:
         labels: `(rows,)`: class indices, -100 for no label.
         example: `(rows,)`, the index in the batch of the example each row belongs to.
         position: Position of each row in its example, `(rows,)`.
+        theirs: Position of each row in the teacher's own tokens, `(rows,)`, `two_tokenizers.APART` for a row that is
+            not compared; None where both models have the same positions.
+        their_positions: As many as `mask` has, of the teacher's own tokens; needed with `theirs`.
     """
 
     mask: Tensor
     labels: Tensor
     example: Tensor
     position: Tensor
+    theirs: Tensor | None = None
+    their_positions: int = 0
+
+    @property
+    def taught(self) -> Tensor | None:
+        """Which rows are compared with the teacher, bool `(rows,)`; None for all."""
+        return None if self.theirs is None else self.theirs >= 0
+
+    def of_teacher(self) -> Places:
+        """Return the rows that are compared with the teacher alone."""
+        if self.taught is None or self.theirs is None:
+            return self
+        kept = self.taught.nonzero()[:, 0]
+        rows = {name: getattr(self, name)[kept] for name in ("labels", "example", "position", "theirs")}
+        return replace(self, **rows)
+
+    def to(self, device: torch.device) -> Places:
+        """Return the same on a device."""
+        if self.mask.device == device:
+            return self
+        theirs = None if self.theirs is None else self.theirs.to(device)
+        mask, labels, example, position = (
+            one.to(device) for one in (self.mask, self.labels, self.example, self.position)
+        )
+        return Places(mask, labels, example, position, theirs, self.their_positions)
 
     def pick(self, output: Tensor) -> Tensor:
-        """Return the rows of `(batch, positions, width)`, `(rows, width)`.
+        """Return the student's rows of `(batch, positions, width)`, `(rows, width)`.
 
         Raises:
             ValueError: The output has another number of positions than the batch, so they cannot be matched.
         """
-        extra = output.shape[1] - self.mask.shape[1]
-        if extra not in (0, 1):  # 1: the last position predicts a token after the end
-            raise ValueError(
-                f"the model's output has {output.shape[1]} positions, and the batch {self.mask.shape[1]} to compare. "
-                "Prompt tuning, which puts tokens of its own before them, is not supported; use LoRA or prefix tuning."
-            )
+        self._check(output, self.mask.shape[1])
         # By index, not by the mask: a mask would wait for the device each time to learn the number of rows.
         return output[self.example, self.position]
+
+    def pick_theirs(self, output: Tensor) -> Tensor:
+        """Return the teacher's rows of `(batch, its positions, width)`, `(rows, width)`; 0 where none is compared.
+
+        Raises:
+            ValueError: As `pick`.
+        """
+        if self.theirs is None:
+            return self.pick(output)
+        self._check(output, self.their_positions)
+        rows = output[self.example, self.theirs.clamp(min=0)]
+        return rows.masked_fill((self.theirs < 0).unsqueeze(-1), 0.0)
+
+    @staticmethod
+    def _check(output: Tensor, positions: int) -> None:
+        extra = output.shape[1] - positions
+        if extra not in (0, 1):  # 1: the last position predicts a token after the end
+            raise ValueError(
+                f"the model's output has {output.shape[1]} positions, and the batch {positions} to compare. "
+                "Prompt tuning, which puts tokens of its own before them, is not supported; use LoRA or prefix tuning."
+            )
 
 
 class RowLayout(ABC):
@@ -259,7 +322,13 @@ def likeliest(labels: Tensor) -> Tensor:
 
 
 def side_of(
-    head: OutputHead, captured: Captured, places: Places, classes: int | None, shared: Tensor | None = None
+    head: OutputHead,
+    captured: Captured,
+    places: Places,
+    classes: int | None,
+    shared: Tensor | None = None,
+    *,
+    of_teacher: bool = False,
 ) -> Side:
     """Return a model's output head with its input at the rows of a batch.
 
@@ -269,9 +338,9 @@ def side_of(
         places: Positions of the rows; moved to the device of the captured input.
         classes: Number of columns that are tokens; None for all.
         shared: For a teacher: the columns whose tokens the student has too; None for all.
+        of_teacher: Whether it is a teacher, which may have the rows at positions of its own.
     """
     assert captured.hidden is not None
-    here = captured.hidden.device
-    if places.mask.device != here:
-        places = replace(places, **{item.name: getattr(places, item.name).to(here) for item in fields(places)})
-    return Side(head, places.pick(captured.hidden).to(head.linear.weight.device), captured.dtype, classes, shared)
+    here = places.to(captured.hidden.device)
+    hidden = here.pick_theirs(captured.hidden) if of_teacher else here.pick(captured.hidden)
+    return Side(head, hidden.to(head.linear.weight.device), captured.dtype, classes, shared)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_distill.data.collators import AroundCollator, Collate
-from hf_distill.data.two_tokenizers import PREFIX, SAME
+from hf_distill.data.two_tokenizers import ALIGNED_AT, MARK, PREFIX, SAME
 from hf_distill.models.inspection import base_model, evaluating, taken_by
 from hf_distill.rows.base import RowLayout
 from hf_distill.rows.examples import check_batch
@@ -148,7 +148,13 @@ class PadOneSide:
             _check_targets(batch, self.pad)
         found = _moved(batch, "", self.left, self.layout)
         # The same tokens, under other numbers, stay at the same positions.
-        found |= _moved(batch, PREFIX, self.left if SAME in batch else self.teacher_left, self.layout)
+        left = self.left if SAME in batch else self.teacher_left
+        found |= _moved(batch, PREFIX, left, self.layout)
+        if ALIGNED_AT in batch:
+            own = MARK in batch
+            found[ALIGNED_AT] = _follow(
+                {**batch, **found}[ALIGNED_AT], batch, PREFIX if own else "", left if own else self.left
+            )
         return {**batch, **found} if found else batch
 
     def set_epoch(self, epoch: int) -> None:
@@ -157,26 +163,42 @@ class PadOneSide:
             told(epoch)
 
 
-def _moved(batch: Mapping[str, Any], prefix: str, left: bool, layout: RowLayout) -> dict[str, Tensor]:
-    """Return the columns that change when the padding of every row goes to one side."""
+def _firsts(batch: Mapping[str, Any], prefix: str, left: bool) -> Tensor | None:
+    """Return which position of every row comes first when its padding goes to one side; None if nothing moves."""
     mask, ids = (batch.get(f"{prefix}{name}") for name in (MASK, IDS))
     if not isinstance(mask, Tensor) or not isinstance(ids, Tensor) or mask.shape != ids.shape or not mask.numel():
-        return {}
+        return None
     real = mask != 0
     if bool(real[..., -1 if left else 0].all()):
-        return {}
-    tokens = mask.shape[-1]
+        return None
     # Position of the first real token, or the one after the last. A row with only padding is not moved.
-    first = tokens - real.flip(-1).int().argmax(-1) if left else real.int().argmax(-1)
+    return mask.shape[-1] - real.flip(-1).int().argmax(-1) if left else real.int().argmax(-1)
+
+
+def _follow(positions: Tensor, batch: Mapping[str, Any], prefix: str, left: bool) -> Tensor:
+    """Return positions of tokens, `(batch, ...)`, where these are when padding goes to one side; -1 stays."""
+    first = _firsts(batch, prefix, left)
+    if first is None:
+        return positions
+    tokens = batch[f"{prefix}{MASK}"].shape[-1]
+    moved = (positions - first.view(-1, *(1,) * (positions.dim() - 1)).to(positions)) % tokens
+    return torch.where((positions >= 0) & (positions < tokens), moved, positions)
+
+
+def _moved(batch: Mapping[str, Any], prefix: str, left: bool, layout: RowLayout) -> dict[str, Tensor]:
+    """Return the columns that change when the padding of every row goes to one side."""
+    first = _firsts(batch, prefix, left)
+    if first is None:
+        return {}
+    mask = batch[f"{prefix}{MASK}"]
+    tokens = mask.shape[-1]
     places = (torch.arange(tokens, device=mask.device) + first.unsqueeze(-1)) % tokens
     found = {}
     for name, value in batch.items():
         if not isinstance(value, Tensor) or not name.startswith(prefix):
             continue
         if name in layout.position_columns:
-            # Positions wrap around as the tokens do; -100 is not a position and stays.
-            moved = (value - first.view(-1, *(1,) * (value.dim() - 1)).to(value)) % tokens
-            found[name] = torch.where((value >= 0) & (value < tokens), moved, value)
+            found[name] = _follow(value, batch, prefix, left)  # positions wrap around as the tokens do
         elif value.shape[: mask.dim()] == mask.shape and (prefix or _goes_with_tokens(name, layout)):
             index = places.view(*places.shape, *(1,) * (value.dim() - mask.dim()))
             found[name] = value.take_along_dim(index, mask.dim() - 1)

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_distill.data.label_names import IGNORED, UNLABELLED
-from hf_distill.data.two_tokenizers import MARK, SAME, SPAN, TEACHER_SPAN
+from hf_distill.data.two_tokenizers import ALIGNED_AT, MARK, SAME, SPAN, TEACHER_SPAN, teacher_inputs
+from hf_distill.errors import UserError
 from hf_distill.rows.base import Places, RowLayout, Rows, Unit, upcast
 from hf_distill.rows.written import Written
 
@@ -36,6 +37,9 @@ class TokenRows(RowLayout):
     Without labels every token in the attention mask is a row. A task writes `label_names.UNLABELLED` for a token that
     counts and whose label is not known: the row is used for distillation, but not for the label loss.
 
+    A teacher with tokens of its own is compared in the rows for which the batch has a position in these
+    (`two_tokenizers.ALIGNED_AT`). The others are no rows of the teacher, and count as labels only.
+
     Attributes:
         shift: Logits at position i predict token i + 1 (causal language models), if position i is not padding.
         classes: Number of columns that are tokens. Models pad their embeddings to round sizes; columns past the
@@ -46,8 +50,8 @@ class TokenRows(RowLayout):
     """
 
     outputs_by_token: ClassVar[bool] = True
-    columns: ClassVar[tuple[str, ...]] = ("labels", SPAN, TEACHER_SPAN)  # type: ignore[misc]
-    token_columns: ClassVar[tuple[str, ...]] = ("labels", SPAN)
+    columns: ClassVar[tuple[str, ...]] = ("labels", ALIGNED_AT, SPAN, TEACHER_SPAN)  # type: ignore[misc]
+    token_columns: ClassVar[tuple[str, ...]] = ("labels", ALIGNED_AT, SPAN)
 
     shift: bool = False
     classes: int | None = None
@@ -91,16 +95,32 @@ class TokenRows(RowLayout):
             example=places.example,
             examples=len(student),
             shared=self.shared(student.device),
+            taught=places.taught,
         )
 
     def places(self, inputs: Mapping[str, Tensor]) -> Places:
         """Return the positions of the tokens that count."""
         mask, labels = self._mask(inputs), inputs.get("labels")
         example, position = mask.nonzero().unbind(-1)
+        aligned, theirs, their_positions = self._aligned(inputs), None, 0
+        if aligned is not None:
+            theirs = aligned[example, position]
+            their_positions = teacher_inputs(inputs)["input_ids"].shape[1] - self.shift
         if labels is None:
-            return Places(mask, torch.full_like(example, IGNORED), example, position)
+            return Places(mask, torch.full_like(example, IGNORED), example, position, theirs, their_positions)
         known = (labels[:, 1:] if self.shift else labels)[example, position]
-        return Places(mask, known.masked_fill(known == UNLABELLED, IGNORED), example, position)
+        known = known.masked_fill(known == UNLABELLED, IGNORED)
+        return Places(mask, known, example, position, theirs, their_positions)
+
+    def _aligned(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """Return the teacher's position for each of the mask, `(batch, positions)`; None where it is the same."""
+        aligned = inputs.get(ALIGNED_AT)
+        if aligned is None and MARK in inputs and SAME not in inputs:
+            raise UserError(
+                f"the batch has the teacher's own tokens ({MARK}), and not which of them belongs to which label of the "
+                f"student's. Wanted: a column {ALIGNED_AT}, as the task text-generation makes it."
+            )
+        return aligned if aligned is None or not self.shift else aligned[:, 1:]
 
     def written(self, inputs: Mapping[str, Tensor], *, teacher: bool = False) -> Written:
         """Return the tokens of the texts that make up spans, as the student or the teacher reads them.
@@ -138,7 +158,7 @@ class TokenRows(RowLayout):
         return upcast(places.pick(logits)[:, : self.classes])
 
     def _teacher_rows(self, logits: Tensor, places: Places) -> Tensor:
-        rows = self._rows(logits, places)
+        rows = upcast(places.pick_theirs(logits)[:, : self.classes])
         shared = self.shared(rows.device)
         if shared is not None:
             return rows.index_select(-1, shared)
@@ -146,14 +166,19 @@ class TokenRows(RowLayout):
 
     def teacher_rows(self, teacher: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return the teacher's rows, not detached."""
+        if ALIGNED_AT in inputs:
+            return self._teacher_rows(teacher, self.places(inputs))
         shared = self.shared(teacher.device)
         rows = super().teacher_rows(teacher, inputs)
         return rows if shared is None else rows.index_select(-1, shared)
 
     def counts(self, inputs: Mapping[str, Tensor]) -> dict[Unit, Tensor]:
-        """Return the number of rows, labels and examples per example, `(batch,)` each."""
-        mask, labels = self._mask(inputs), inputs.get("labels")
-        rows = mask.sum(-1).float()
+        """Return the number of rows, labels and examples per example, `(batch,)` each.
+
+        With a teacher that has tokens of its own, rows are those that are compared with it.
+        """
+        mask, labels, aligned = self._mask(inputs), inputs.get("labels"), self._aligned(inputs)
+        rows = (mask if aligned is None else mask & (aligned >= 0)).sum(-1).float()
         if labels is None:
             labelled = torch.zeros_like(rows)
         else:

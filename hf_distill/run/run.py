@@ -170,8 +170,9 @@ class Run:
         from hf_distill.cache.hub import push
 
         with self.stage("cache"), self.recipe.locate("teacher"):
-            data = self.prepared.in_teacher_ids or self.prepared.for_teacher or self.prepared
-            storing = Storing(data, self.recipe.task, self._objectives, self.pair, self.args, self.narrator.say)
+            storing = Storing(
+                self.prepared.for_targets, self.recipe.task, self._objectives, self.pair, self.args, self.narrator.say
+            )
             self.cache = own.cache_for(teacher.model, storing)
             self.cache.fill(self.args)
             if self.targets_repository and self.is_main:

@@ -12,6 +12,7 @@ import numpy as np
 from hf_distill.completions.section import Completions
 from hf_distill.component import component
 from hf_distill.data.example_columns import GROUP, group_names, group_numbers
+from hf_distill.data.two_tokenizers import ALIGNED_AT
 from hf_distill.errors import UserError
 from hf_distill.models.match import match
 from hf_distill.models.needs import Gives, TaskFacts
@@ -145,6 +146,12 @@ class Prepared:
     def own_tokens(self) -> bool:
         """Whether teacher and student read a text as different tokens in training."""
         return self.for_teacher is not None and self.in_teacher_ids is None
+
+    @property
+    def for_targets(self) -> Prepared:
+        """The data of which a teacher's targets are stored: as it reads it, with what belongs to which label."""
+        aligned = ALIGNED_AT in self.train.column_names
+        return self if aligned else self.in_teacher_ids or self.for_teacher or self
 
     @property
     def transferred(self) -> NDArray[np.bool_]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hf_distill.data import column
 from hf_distill.data.label_names import IGNORED
 from hf_distill.data.misfits import is_text, misfit
+from hf_distill.data.two_tokenizers import ALIGNED_AT, APART
 from hf_distill.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from hf_distill.tasks.base import Setup
 
 logger = logging.getLogger(__name__)
+
+# Column beside the tokens -> the value that pads it.
+_PADDING = {"labels": IGNORED, ALIGNED_AT: APART}
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,16 @@ class PadTokens:
     pad_token_id: int
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Return `input_ids`, `attention_mask` and `labels`, `(batch, longest)` each; -100 means no label."""
+        """Return `input_ids`, `attention_mask` and `labels`, `(batch, longest)` each; -100 means no label.
+
+        Of examples with a teacher's tokens also `aligned_at`; of a teacher's tokens alone no `labels`.
+        """
         ids = [example["input_ids"] for example in examples]
+        columns = {name: value for name, value in _PADDING.items() if name in examples[0]}
         return {
             "input_ids": pad(ids, self.pad_token_id),
             "attention_mask": pad([[1] * len(row) for row in ids], 0),
-            "labels": pad([example["labels"] for example in examples], IGNORED),
+            **{name: pad([example[name] for example in examples], value) for name, value in columns.items()},
         }
 
 

@@ -82,6 +82,8 @@ class BothModels:
             rows: Rows = heads.rows(self.layout, inputs, targets)
         else:
             rows = self.layout.select(self.layout.logits(ours), logits, inputs)
+        if attached is not None and rows.taught is not None:
+            attached = attached[rows.taught]
         if targets is not None and self._learn(student):
             assert self.learners is not None
             self.learners.look(targets.mixed, rows, inputs)
@@ -118,13 +120,10 @@ class BothModels:
 
     def _taught(self, rows: Rows, targets: Targets, inputs: Mapping[str, Any]) -> Rows:
         """Return rows with the teacher's, where these are not the logits of one model."""
-        stored = targets.rows
-        if stored is not None and len(stored) != len(rows.labels):
-            raise ValueError(f"the batch has {len(rows.labels)} rows, and the cache {len(stored)} for them.")
         if isinstance(rows, HeadRows):
             return rows
-        if stored is not None:
-            return replace(rows, teacher=stored)
+        if targets.rows is not None:
+            return replace(rows, teacher=targets.rows.for_rows(len(rows.labels), rows.taught))
         if targets.softened:
             return replace(rows, teacher=softened(self.layout, targets.softened, inputs))
         if targets.mean is None:

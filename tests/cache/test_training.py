@@ -59,7 +59,7 @@ def test_a_cache_of_everything_is_the_teacher(kind: str, sampling: str, tmp_path
     )
 
 
-@pytest.mark.parametrize("kind", SPARSE_KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in SPARSE_KINDS if kind != "causal-lm-own-tokens"])
 def test_a_part_of_the_classes(kind: str, tmp_path: Path) -> None:
     """With 5 of 40 classes the loss is that of `SparseRows.of` the live teacher's logits, computed here by hand."""
     student, teacher, data = parts(kind)

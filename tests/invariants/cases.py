@@ -40,6 +40,7 @@ KINDS = (
     "masked-lm",
     "causal-lm",
     "causal-lm-gpt2",
+    "causal-lm-own-tokens",
     "question-answering",
     "sequence-to-sequence",
     "sequence-to-sequence-t5",
@@ -80,7 +81,7 @@ def make_model(
             resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout, bos_token_id=1, eos_token_id=1,
         )  # fmt: skip
         model = transformers.GPT2LMHeadModel(config)
-    elif kind == "causal-lm":
+    elif kind in ("causal-lm", "causal-lm-own-tokens"):
         llama = transformers.LlamaConfig(
             **common, num_hidden_layers=layers, hidden_size=width, num_attention_heads=2, num_key_value_heads=1,
             intermediate_size=24, max_position_embeddings=32, attention_dropout=dropout,
@@ -142,8 +143,17 @@ def make_rows(kind: str, count: int = 24, masked: Sequence[int] = ()) -> list[di
             row["decoder_input_ids"] = [int(kind == "sequence-to-sequence"), *ids[:-1]]
         if kind == "question-answering":  # a question of one token, and no answer at the first one
             row["context_mask"] = [1, 0, *[1] * (len(ids) - 2)]
-        rows.append({**row, "labels": _labels(kind, ids, chance, unlabelled)})
+        row["labels"] = _labels(kind, ids, chance, unlabelled)
+        rows.append({**row, **_own_tokens(row, chance)} if kind == "causal-lm-own-tokens" else row)
     return rows
+
+
+def _own_tokens(row: dict[str, Any], chance: random.Random) -> dict[str, list[int]]:
+    """Return a teacher's tokens, which begin with others, and which of the labels it is compared at."""
+    before = [chance.randrange(2, VOCABULARY) for _ in range(chance.randint(1, 12))]
+    known = [at > 0 and label != -100 and chance.random() < 0.7 for at, label in enumerate(row["labels"])]
+    aligned = [len(before) + at - 1 if taught else -1 for at, taught in enumerate(known)]
+    return {"teacher_input_ids": before + row["input_ids"], "aligned_at": aligned}
 
 
 def _labels(kind: str, ids: list[int], chance: random.Random, unlabelled: bool) -> Any:
@@ -187,6 +197,11 @@ class Collator:
         batch = {"input_ids": self.pad(ids, 0), "attention_mask": self.pad([[1] * len(one) for one in ids], 0)}
         if "decoder_input_ids" in rows[0]:
             batch["decoder_input_ids"] = self.pad([row["decoder_input_ids"] for row in rows], 0)
+        if "teacher_input_ids" in rows[0]:
+            theirs = self([{"input_ids": row["teacher_input_ids"]} for row in rows])
+            batch |= {f"teacher_{name}": value for name, value in theirs.items()}
+        if "aligned_at" in rows[0]:
+            batch["aligned_at"] = self.pad([row["aligned_at"] for row in rows], -1)
         if "context_mask" in rows[0]:
             batch["context_mask"] = self.pad([row["context_mask"] for row in rows], 0)
         if "labels" in rows[0]:

@@ -99,12 +99,17 @@ class Heads:
         sides: list[Side] = []
         shared = layout.shared(places.mask.device)
         for captured, head in zip(self._captured, self._heads, strict=True):
-            sides.append(side_of(head, captured, places, classes, shared if sides else None))
+            sides.append(side_of(head, captured, places, classes, shared if sides else None, of_teacher=bool(sides)))
         self._captured = []
         student, *teachers = sides
-        teacher: Side | MixedSides | SparseRows | None = None if targets is None else targets.rows
+        teacher: Side | MixedSides | SparseRows | None = None
+        if targets is not None and targets.rows is not None:
+            teacher = targets.rows.for_rows(len(places.labels), places.taught)
         if targets is not None and targets.mean is not None:
             teacher = MixedSides(tuple(teachers), targets.mean, places.example)
         elif teachers:
             teacher = teachers[0]
-        return HeadRows(student, teacher, places.labels, places.example, len(places.mask), self._compiler, shared)
+        return HeadRows(
+            *(student, teacher, places.labels, places.example, len(places.mask), self._compiler, shared),
+            taught=places.taught,
+        )

@@ -42,6 +42,7 @@ class HeadRows(Rows):
         examples: Number of examples.
         compiler: Compiles the loss of blocks; None to compute it eagerly.
         shared: Which classes both models have, as in `Rows`.
+        taught: Which rows are compared with the teacher, as in `Rows`.
     """
 
     def __init__(
@@ -53,10 +54,11 @@ class HeadRows(Rows):
         examples: int,
         compiler: Compiler | None = None,
         shared: Tensor | None = None,
+        taught: Tensor | None = None,
     ) -> None:
         self.sides: tuple[Side, Side | MixedSides | SparseRows | None] = (student, teacher)
         self.labels, self.example, self.examples = labels, example, examples
-        self.classes, self.shared = None, shared
+        self.classes, self.shared, self.taught = None, shared, taught
         self.compiler = compiler
         self._agreement: Tensor | None = None
 
@@ -228,6 +230,9 @@ class _ChunkedPass:
         self.temperatures = temperatures_of(objectives)
         self.device = self.student.weight.device
         self.labels, self.example = rows.labels.to(self.device), rows.example.to(self.device)
+        self.taught = None if rows.taught is None else rows.taught.to(self.device)
+        # Which objectives a row without a teacher is nothing to.
+        self.of_teacher = torch.tensor([one.needs_teacher for one in objectives], device=self.device)
         evaluation = BlockLoss(objectives, student, teacher if isinstance(teacher, Side) else None, rows.shared)
         self.evaluate: Evaluate = evaluation
         if rows.compiler is not None:
@@ -273,7 +278,13 @@ class _ChunkedPass:
         example, coefficients = self.example[place], self.coefficients
         if coefficients is not None and coefficients.dim() > 1:
             coefficients = coefficients[example]
+        if self.taught is not None:
+            taught = self.taught[place]
+            counts = taught.unsqueeze(-1) | ~self.of_teacher
+            coefficients = None if coefficients is None else coefficients * counts
         values, agreement = self.evaluate(raw[block], teacher, self.labels[place], coefficients)
+        if self.taught is not None:
+            values, agreement = values.masked_fill(~counts, 0.0), agreement * taught
         self.sums.index_add_(0, example, values)
         self.agreement.index_add_(0, example, agreement.to(self.agreement))
 
