@@ -401,7 +401,8 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
                 "completions: the student writes, and its tokenizer says where a text ends. Pass processing_class=."
             )
         writer = completions.backend.open(parallel.unwrapped(self.model), tokenizer)
-        return Rollouts(completions, writer, self.args.seed if self.args.data_seed is None else self.args.data_seed)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return Rollouts(completions, writer, seed, self.args.device)
 
     def _open_heads(self) -> Heads | None:
         """Separate both models from their heads, to compute logits in chunks; None if all are computed at once."""
@@ -471,6 +472,8 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
         self.weighing.begin()
         if self.learners is not None:
             self.learners.begin()
+        if self.rollouts is not None:
+            self.rollouts.begin()
         if not self.args.use_liger_kernel:
             return super().train(*args, **kwargs)
         self.args.liger_kernel_config = layers_only(self.args.liger_kernel_config)
@@ -598,6 +601,8 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
         def compute() -> tuple[Tensor, tuple[Tensor, Tensor], dict[str, Any]]:
             with self.terms.watching():
                 comparison = self._compare(student, inputs, heads)
+            if self.rollouts is not None and student.training:
+                self.rollouts.log.look(comparison.rows)
             outputs = {key: value for key, value in comparison.student.items() if isinstance(value, Tensor)}
             if not attached:
                 outputs = {key: value.detach() for key, value in outputs.items()}
@@ -653,6 +658,7 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
             logs.update(self._means())
             logs.update(self.weighing.logged())
             logs.update(self._meter.read(parallel.gathered))
+            logs.update({} if self.rollouts is None else self.rollouts.log.read())
             self._totals.zero_()
             self._counted.zero_()
             self._steps = 0

@@ -104,6 +104,19 @@ class Rows:
         """Return the rows with other student logits and labels, whose columns the teacher has all of."""
         return replace(self, student=student, labels=labels, shared=None)
 
+    def first(self, count: int) -> Rows:
+        """Return the first rows, at most `count`, without a graph; the logits of others are not computed."""
+        part = slice(0, count)
+        teacher = None if self.teacher is None else self.teacher[part]
+        return replace(
+            self,
+            student=self.student[part].detach(),
+            teacher=teacher,
+            labels=self.labels[part],
+            example=self.example[part],
+            classes=None if self.classes is None else self.classes[part],
+        )
+
     def sum_by_example(self, values: Tensor) -> Tensor:
         """Sum `(rows, ...)` over the rows of each example: `(batch, ...)`."""
         # Also if there are as many rows as examples: they may all be tokens of one example.

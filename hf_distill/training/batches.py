@@ -22,6 +22,7 @@ from hf_distill.data.two_tokenizers import PREFIX
 from hf_distill.models.target_model import TargetSource
 from hf_distill.rows.base import RowLayout
 from hf_distill.rows.padding import Padding
+from hf_distill.training.held import HELD, Held
 from hf_distill.training.meter import Meter
 from hf_distill.training.padding_free.choice import PaddingFree
 from hf_distill.training.rollouts import Rollouts, Uncollated
@@ -131,16 +132,25 @@ class BatchingTrainer(Trainer):
         if self.rollouts is not None and batches:
             with self._meter.writing():
                 batches = self._written(self.rollouts, batches)
-        if self.source is not None and batches:
-            batches = self.source.of_step(batches)
+        else:
+            batches = self._of_step(batches)
         return batches, self._get_num_items_in_batch(batches, device)
+
+    def _of_step(self, batches: list[Any]) -> list[Any]:
+        """Return the micro-batches of a step with what the source of targets asks for all of them at once."""
+        return batches if self.source is None or not batches else self.source.of_step(batches)
 
     def _written(self, rollouts: Rollouts, batches: list[Uncollated]) -> list[Any]:
         """Return the micro-batches of a step with the completions that a model writes for them, on the device."""
         assert self.model is not None
         rollouts.writer.follow(parallel.unwrapped(self.model), self.state.global_step)
-        written = rollouts.of_step(batches, self.state.global_step)
-        return [send_to_device(self._collate(examples), self.args.device) for examples in written]
+        held = rollouts.completions.reuse > 1
+
+        def collate(parts: list[list[Any]]) -> list[Any]:
+            made = [send_to_device(self._collate(examples), self.args.device) for examples in parts]
+            return [{**batch, HELD: Held()} if held else batch for batch in self._of_step(made)]
+
+        return rollouts.batches(batches, self.state.global_step, collate)
 
 
 def known_lengths(data: Any, name: str) -> list[int] | None:

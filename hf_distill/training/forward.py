@@ -24,6 +24,7 @@ from hf_distill.rows.written import Spans, Written
 from hf_distill.training.chunked.heads import Heads
 from hf_distill.training.chunked.rows import HeadRows
 from hf_distill.training.chunked.written import log_probability
+from hf_distill.training.held import HELD, Held
 from hf_distill.training.learners import Learners
 from hf_distill.training.meter import Meter
 from hf_distill.training.padding_free.choice import PaddingFree
@@ -70,7 +71,7 @@ class BothModels:
             ValueError: The teacher reads other tokens than the objectives can compare, or a cache has other rows.
         """
         with nullcontext() if heads is None else heads.capturing():
-            ours, targets = self._run(student, inputs)
+            ours, targets = self._run(student, inputs, heads)
         logits = None
         if targets is not None and heads is None and targets.rows is None and targets.mean is None:
             logits = self.layout.logits(targets.outputs)
@@ -135,10 +136,13 @@ class BothModels:
         """Return whether models of the source train on this batch, beside the student."""
         return self.learners is not None and student.training and torch.is_grad_enabled()
 
-    def _run(self, student: nn.Module, inputs: Mapping[str, Any]) -> tuple[Any, Targets | None]:
+    def _run(self, student: nn.Module, inputs: Mapping[str, Any], heads: Heads | None) -> tuple[Any, Targets | None]:
         """Return the student's outputs and the targets."""
-        targets = None
-        if self.source is not None:
+        held: Held | None = None if heads is None or self.terms.differentiates else inputs.get(HELD)
+        targets = None if held is None else held.targets
+        if held is not None and heads is not None and targets is not None:
+            heads.recall(held.captured)
+        elif self.source is not None:
             # User code may have changed the mode since the last batch; with dropout, targets are noise.
             learn = self._learn(student)
             self.source.train(learn)
@@ -146,6 +150,8 @@ class BothModels:
             with torch.set_grad_enabled(self.terms.differentiates or learn), self.accelerator.autocast(), watch:
                 read = self._teacher_inputs(inputs)
                 targets = self.source.targets(read, self._runner(self.source, read, own=read is not inputs))
+            if held is not None and heads is not None and not learn:
+                held.targets, held.captured = targets, heads.of_teachers()
         with self.padding_free.running("student", inputs):
             given = self._given("student", student, inputs, use_cache=self.use_cache)
             ours = self.padding.run("student", student, given, inputs)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,6 +16,7 @@ from hf_distill.data.example_columns import EXAMPLE_COLUMNS, PROMPT_LENGTH
 from hf_distill.data.label_names import IGNORED, UNLABELLED
 from hf_distill.errors import UserError
 from hf_distill.files.fingerprint import fingerprint
+from hf_distill.training.rollout_log import RolloutLog
 
 Example = Mapping[str, Any]
 
@@ -31,22 +32,72 @@ class Uncollated:
     examples: list[Example]
 
 
+class Sized(NamedTuple):
+    """A collated micro-batch and its number of examples."""
+
+    batch: Any
+    size: int
+
+
 class Rollouts:
     """Replaces the completions of a step's examples by those that a model writes.
 
     What is drawn depends on the seed, the step and the weights alone, so that a resumed training writes the same.
+    With `reuse`, the same micro-batches are trained on for several steps; a checkpoint between them holds the examples.
 
     Args:
         completions: The section of the recipe.
         writer: Writes with the student.
         seed: Seed of the training.
+        device: Where the training runs; the CPU if left out.
     """
 
-    def __init__(self, completions: Completions, writer: Writer, seed: int) -> None:
+    def __init__(self, completions: Completions, writer: Writer, seed: int, device: torch.device | None = None) -> None:
         self.completions, self.writer, self._seed = completions, writer, seed
+        self.log = RolloutLog(device or torch.device("cpu"))
+        # The step before which the present examples were written; None if there are none.
+        self._written_at: int | None = None
+        self._examples: list[Example] = []
+        self._batches: list[Sized] = []
 
-    def of_step(self, batches: Sequence[Uncollated], step: int) -> list[list[Example]]:
-        """Return the examples of the micro-batches of this process with the completions to learn.
+    def begin(self) -> None:
+        """Forget the examples of an earlier training."""
+        self._written_at, self._examples, self._batches = None, [], []
+
+    def batches(
+        self, given: Sequence[Uncollated], step: int, collate: Callable[[list[list[Example]]], list[Any]]
+    ) -> list[Any]:
+        """Return the micro-batches of a step, with completions that are written now or were written for an earlier one.
+
+        Args:
+            given: The micro-batches of this process as the data has them.
+            step: Number of optimiser steps before this one.
+            collate: Makes the micro-batches, with all that is asked once for a step.
+
+        Raises:
+            UserError: An example has no prompt.
+        """
+        sizes = [len(batch.examples) for batch in given]
+        if not self._holds(sum(sizes), step):
+            self._examples = self.of_step(given, step)
+            self._written_at, self._batches = step, []
+        assert self._written_at is not None
+        self.log.begin_step(step - self._written_at)
+        if [one.size for one in self._batches] != sizes:
+            rows = iter(self._examples)
+            parts = [[next(rows) for _ in range(size)] for size in sizes]
+            self._batches = [Sized(batch, size) for batch, size in zip(collate(parts), sizes, strict=True)]
+        found = [one.batch for one in self._batches]
+        if self.completions.reuse == 1:
+            self.begin()
+        return found
+
+    def _holds(self, rows: int, step: int) -> bool:
+        at = self._written_at
+        return at is not None and at <= step < at + self.completions.reuse and len(self._examples) >= rows
+
+    def of_step(self, batches: Sequence[Uncollated], step: int) -> list[Example]:
+        """Return the examples of this process in a step, with completions that are written now.
 
         Args:
             batches: The micro-batches of the step.
@@ -56,16 +107,17 @@ class Rollouts:
             UserError: An example has no prompt.
         """
         flags = [self._written(number, len(batch.examples), step) for number, batch in enumerate(batches)]
-        sizes = [len(batch.examples) for batch in batches]
-        rows = [dict(example) for batch in batches for example in batch.examples]
+        rows: list[Example] = [example for batch in batches for example in batch.examples]
         every = self.completions.per_prompt
         places = [place for place, written in enumerate(flag for batch in flags for flag in batch) if written]
-        prompts = [prompt_of(rows[places[number - number % every]]) for number in range(len(places))]
+        asked = [rows[places[number - number % every]] for number in range(len(places))]
+        prompts = [prompt_of(one) for one in asked]
         written = self.writer.write(prompts, self.completions.sampling, self._draws(step)) if prompts else []
-        for number, (place, completion) in enumerate(zip(places, written, strict=True)):
-            rows[place] = with_completion(rows[places[number - number % every]], completion)
-        made = iter(rows)
-        return [[next(made) for _ in range(size)] for size in sizes]
+        self.log.add(written)
+        made = {
+            place: with_completion(*one) for place, one in zip(places, zip(asked, written, strict=True), strict=True)
+        }
+        return [made.get(place, row) for place, row in enumerate(rows)]
 
     def _written(self, number: int, rows: int, step: int) -> Iterator[bool]:
         """Yield of each row of a micro-batch whether its completion is written.
@@ -82,6 +134,20 @@ class Rollouts:
 
     def _draws(self, step: int) -> int:
         return _seed(self._seed, step, parallel.rank())
+
+    # ---- Checkpoints ----
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds, of all processes, which must call this together; mostly nothing."""
+        if self.completions.reuse == 1 or self._written_at is None:
+            return {}
+        return {"written_at": self._written_at, "examples": parallel.from_all(self._examples)}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on with the examples of a checkpoint; without a state, or of another number of processes, write anew."""
+        self.begin()
+        if state and len(state["examples"]) == parallel.processes():
+            self._written_at, self._examples = state["written_at"], state["examples"][parallel.rank()]
 
 
 def _seed(*parts: Any) -> int:

@@ -19,11 +19,13 @@ from hf_distill import parallel
 from hf_distill.errors import UserError
 from hf_distill.files.durable import checksums, move_into, sync_tree
 from hf_distill.files.ownership import EXPORT
+from hf_distill.files.records import read_record, write_record
 from hf_distill.models.sentence_encoder import load_dense
 from hf_distill.models.sentence_files import at
 from hf_distill.models.target_model import TargetSource
 from hf_distill.training.checkpoints import damaged, seal, weights_fault
 from hf_distill.training.learners import Learners
+from hf_distill.training.rollouts import Rollouts
 from hf_distill.training.sharded import saves_itself
 from hf_distill.training.terms import Terms
 from hf_distill.training.weighing import Weighing
@@ -37,6 +39,7 @@ class SavingTrainer(Trainer):
         source: Gives the targets; None if there is no teacher. Subclasses set it.
         weighing: The weights of examples and groups. Subclasses set it.
         learners: Trains models of the source beside the student; None where none trains. Subclasses set it.
+        rollouts: Writes completions; None where they are in the data. Subclasses set it.
         has_model_card: Whether there is a model card that a push must not overwrite.
         key: Fingerprint of all that the training computes, stored in its checkpoints.
         claim: Called with names in the output directory before they are written; may raise an error.
@@ -48,6 +51,8 @@ class SavingTrainer(Trainer):
     source: TargetSource | None
     weighing: Weighing
     learners: Learners | None = None
+    rollouts: Rollouts | None = None
+    _rollouts_state: Mapping[str, Any] = {}
     has_model_card = False
     key = ""
     claim: Callable[[Iterable[str]], None] | None = None
@@ -68,6 +73,8 @@ class SavingTrainer(Trainer):
             save_learned(directory, gathered or self.terms.learned.state_dict())
         self._save_targets(directory)
         self.weighing.save(directory)
+        if self._rollouts_state:
+            write_record(directory / ROLLOUTS, self._rollouts_state)
         if self.learners is not None and not self.args.save_only_model:
             self.learners.save(directory)
 
@@ -94,6 +101,7 @@ class SavingTrainer(Trainer):
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save and self.claim is not None:
             self.claim([folder.name])
+        self._rollouts_state = {} if self.rollouts is None else self.rollouts.state()
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
@@ -168,6 +176,8 @@ class SavingTrainer(Trainer):
         with self._learned_from(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.weighing.load(Path(resume_from_checkpoint))
+        if self.rollouts is not None:
+            self.rollouts.load_state(read_record(Path(resume_from_checkpoint) / ROLLOUTS) or {})
         if self.learners is not None:
             self.learners.load(Path(resume_from_checkpoint))
 
@@ -206,6 +216,8 @@ ATTRIBUTE = "distillation"
 FILE = "distillation.safetensors"
 # State of the source of targets. With an underscore: a push leaves it out.
 TARGETS = "_targets.safetensors"
+# Completions that are used for several steps.
+ROLLOUTS = "_rollouts.json"
 
 
 def attach(student: nn.Module, learned: nn.ModuleDict) -> None:

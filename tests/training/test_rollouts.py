@@ -17,6 +17,7 @@ from hf_distill.completions.sampling import Completion, Sampling
 from hf_distill.completions.section import Completions
 from hf_distill.errors import UserError
 from hf_distill.objectives import KLDivergence, Labels, Objective, ReverseKL
+from hf_distill.training.rollout_log import RolloutLog
 from hf_distill.training.rollouts import Rollouts, Uncollated
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def test_a_share_of_the_rows_is_the_same_for_every_batch_split(pair: Any) -> Non
     for size in (8, 4, 2):
         rollouts = Rollouts(Completions(by="student", share=0.5), Scripted(), seed=1)
         window = [Uncollated(list(data[start : start + size])) for start in range(0, 8, size)]
-        made.append([row for batch in rollouts.of_step(window, 5) for row in batch])
+        made.append(rollouts.of_step(window, 5))
     assert made[0] == made[1] == made[2]
     kept = [row for row in made[0] if row["labels"][-1] == 5]
     assert 0 < len(kept) < 8
@@ -149,7 +150,7 @@ def test_a_share_of_the_rows_is_the_same_for_every_batch_split(pair: Any) -> Non
 def test_several_completions_of_a_prompt_leave_the_number_of_rows(pair: Any) -> None:
     """Otherwise `per_prompt` would multiply the memory of a step."""
     rollouts = Rollouts(Completions(by="student", per_prompt=4), Scripted(), seed=1)
-    (rows,) = rollouts.of_step([Uncollated([{"input_ids": one} for one in PROMPTS])], 0)
+    rows = rollouts.of_step([Uncollated([{"input_ids": one} for one in PROMPTS])], 0)
     assert [row["prompt_length"] for row in rows] == [3] * 4 + [4] * 4
 
 
@@ -164,6 +165,57 @@ def test_a_resumed_training_writes_the_same(pair: Any, tmp_path: Path) -> None:
         assert torch.equal(one, other), name
     assert losses(whole)  # it can train again
     assert whole.state.log_history[0]["writing_share"] > 0
+
+
+@pytest.mark.parametrize("at", [2, 3])
+def test_completions_are_used_again_under_the_present_student(pair: Any, tmp_path: Path, at: int) -> None:
+    """Otherwise `reuse` would write anew, ask the teacher again, or end with other weights after a resume."""
+    completions = Completions(by="student", max_new_tokens=6, reuse=2)
+    settings = {"learning_rate": 1e-2, "max_steps": 5, "save_steps": 1, "per_device_train_batch_size": 4}
+    whole = trainer_of(pair(), tmp_path / "whole", completions=completions, gradient_accumulation_steps=2, **settings)
+    assert whole.rollouts is not None
+    scored: list[int] = []
+    whole.teacher.model.register_forward_pre_hook(
+        lambda _, __, kwargs: scored.append(kwargs["input_ids"].shape[0]), with_kwargs=True
+    )
+    inner, asked = whole.rollouts.writer, []
+    write = inner.write
+    inner.write = lambda *given: asked.append(1) or write(*given)  # type: ignore[func-returns-value, method-assign, assignment]
+    whole.train()
+    assert len(asked) == 3  # steps 0, 2 and 4
+    assert sum(scored) == 3 * 8  # each token once
+    logs = [one for one in whole.state.log_history if "loss" in one]
+    assert [one.get("staleness", 0) for one in logs] == [0, 1, 0, 1, 0]
+    assert logs[1]["loss"] != logs[0]["loss"]
+    again = trainer_of(pair(), tmp_path / "again", completions=completions, gradient_accumulation_steps=2, **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{at}"))
+    for (name, one), (_, other) in zip(whole.model.named_parameters(), again.model.named_parameters(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_the_logs_say_how_near_the_models_are(pair: Any, tmp_path: Path) -> None:
+    """Otherwise a collapse (loops, texts without end, a student that leaves its teacher) would go unseen."""
+    trainer = trainer_of(pair(), tmp_path, completions=Completions(by="student", max_new_tokens=2), max_steps=1)
+    trainer.train()
+    (log,) = [one for one in trainer.state.log_history if "loss" in one]
+    assert log["own_reverse_kl"] == pytest.approx(log["loss"], rel=1e-4)  # fewer than 32 rows: all of them
+    assert log["own_forward_kl"] > 0
+    assert 0 < log["own_acceptance"] < 1
+    assert log["completion_length"] > 0
+    assert log["ended"] + log["cut"] == pytest.approx(1)
+
+
+def test_a_collapse_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """Otherwise a student that never stops, or writes one text for all prompts, would train on."""
+    log = RolloutLog(torch.device("cpu"))
+    for _ in range(2):
+        log.add([Completion((7,) * 40, ended=False)] * 4)
+        log.read()
+    text = " ".join(caplog.messages)
+    assert len(caplog.messages) == 3  # once each
+    assert "does not stop" in text
+    assert "loops" in text
+    assert "the same" in text
 
 
 def test_a_row_without_a_prompt_is_a_mistake() -> None:

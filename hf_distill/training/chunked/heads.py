@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -84,6 +85,15 @@ class Heads:
             classes: Number of columns that are tokens; None for all.
         """
         return log_probabilities(side_of(self._heads[model], self._captured[model], places, classes), places.labels)
+
+    def of_teachers(self) -> tuple[Captured, ...]:
+        """Return what was captured of the teachers, which have run, in the present forward pass."""
+        return tuple(replace(one) for one in self._captured[1:])
+
+    def recall(self, captured: Sequence[Captured]) -> None:
+        """Take what was captured of the teachers in an earlier forward pass for that of the present one."""
+        for mine, earlier in zip(self._captured[1:], captured, strict=True):
+            mine.hidden, mine.dtype = earlier.hidden, earlier.dtype
 
     def rows(self, layout: RowLayout, inputs: Mapping[str, Tensor], targets: Targets | None = None) -> HeadRows:
         """Return the rows of the batch that was captured.

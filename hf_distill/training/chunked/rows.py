@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -79,6 +80,21 @@ class HeadRows(Rows):
     def with_columns(self, student: Tensor, labels: Tensor) -> Rows:
         """Return the rows with other logits of the student and other labels."""
         return Rows(student, self.teacher, labels, self.example, self.examples)
+
+    def first(self, count: int) -> Rows:
+        """Return the first rows, at most `count`, without a graph; the logits of others are not computed."""
+        part = slice(0, count)
+        student, given = self.sides
+        teacher: TeacherRows | None = None
+        if isinstance(given, MixedSides):
+            teacher = given.rows(slice(0, min(count, len(self.labels))), (1.0,))
+        elif isinstance(given, Side):
+            teacher = replace(given, hidden=given.hidden[part]).logits().detach()
+        elif given is not None:
+            teacher = given[part]
+        logits = replace(student, hidden=student.hidden[part].detach()).logits().detach()
+        rows = (logits, teacher, self.labels[part], self.example[part], self.examples)
+        return Rows(*rows, shared=self.shared)
 
     def agreement(self) -> Tensor:
         """Return the number of rows of each example where both models have the same top class, `(batch,)`."""
