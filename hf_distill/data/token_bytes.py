@@ -97,6 +97,48 @@ def spans(student: Sequence[bytes], teacher: Sequence[bytes]) -> tuple[list[int]
     return ours, theirs
 
 
+def their_tokens(
+    student: Sequence[bytes | None], teacher: Sequence[bytes | None], *, prefix: bool = False
+) -> list[int]:
+    """Return the student's token for every token of the teacher, -1 for those that it has none for.
+
+    Of several tokens of the student that are the same bytes it is the first. A text of the teacher's may be the bytes
+    of several of its tokens (`&`, `<0x26>`), which then have the same token of the student: their probabilities add up.
+
+    Args:
+        student: The bytes of the student's tokens, by id.
+        teacher: Those of the teacher's.
+        prefix: Where no token of the student is the same bytes, take the longest one with which they begin.
+
+    >>> their_tokens([b"a", b"ab", b"b"], [b"abc", b"b", b"b", b"c"])
+    [-1, 2, 2, -1]
+    >>> their_tokens([b"a", b"ab", b"b"], [b"abc", b"b", b"b", b"c"], prefix=True)
+    [1, 2, 2, -1]
+    """
+    known: dict[bytes, int] = {}
+    for number, one in enumerate(student):
+        if one:
+            known.setdefault(one, number)
+    longest = max(map(len, known), default=0)
+    found = []
+    for one in teacher:
+        number = known.get(one, -1) if one else -1
+        if prefix and one and number < 0:
+            parts = (known.get(one[:length], -1) for length in range(min(len(one) - 1, longest), 0, -1))
+            number = next((part for part in parts if part >= 0), -1)
+        found.append(number)
+    return found
+
+
+def is_space(one: bytes | None) -> bool:
+    r"""Return whether a token is white space and nothing else.
+
+    >>> is_space(b"\n  "), is_space(b" a"), is_space(None)
+    (True, False, False)
+    """
+    return one is not None and one.isspace()
+
+
 def _numbers(ends: Sequence[int], common: Sequence[int]) -> list[int]:
     """Return for each token how many common ends come before its end; -1 after the last common one."""
     found, number = [], 0

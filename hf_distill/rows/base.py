@@ -290,7 +290,7 @@ class RowLayout(ABC):
         return None
 
     def written(self, inputs: Mapping[str, Tensor], *, teacher: bool = False) -> Any:
-        """Return the tokens that make up spans, as the student or the teacher reads them (`written.Written`)."""
+        """Return the tokens that make up spans, as the student or the teacher reads them (`written.SpanTokens`)."""
         raise ValueError("spans are those of texts that a causal language model reads: wanted rows of tokens.")
 
     @abstractmethod

@@ -15,7 +15,7 @@ from hf_distill.data.label_names import IGNORED, UNLABELLED
 from hf_distill.data.two_tokenizers import ALIGNED_AT, MARK, SAME, SPAN, TEACHER_SPAN, teacher_inputs
 from hf_distill.errors import UserError
 from hf_distill.rows.base import Places, RowLayout, Rows, Unit, upcast
-from hf_distill.rows.written import Written
+from hf_distill.rows.written import SpanTokens
 
 
 @lru_cache(maxsize=8)
@@ -122,7 +122,7 @@ class TokenRows(RowLayout):
             )
         return aligned if aligned is None or not self.shift else aligned[:, 1:]
 
-    def written(self, inputs: Mapping[str, Tensor], *, teacher: bool = False) -> Written:
+    def written(self, inputs: Mapping[str, Tensor], *, teacher: bool = False) -> SpanTokens:
         """Return the tokens of the texts that make up spans, as the student or the teacher reads them.
 
         Without the column `span` both read the same tokens, and each token that counts is a span of its own.
@@ -132,7 +132,7 @@ class TokenRows(RowLayout):
         span = self._spans(inputs, own=own and SAME not in inputs)
         example, position = (span >= 0).nonzero().unbind(-1)
         places = Places(span >= 0, ids[:, 1:][example, position], example, position)
-        return Written(places, span[example, position], inputs["input_ids"].shape[1])
+        return SpanTokens(places, span[example, position], inputs["input_ids"].shape[1])
 
     def _spans(self, inputs: Mapping[str, Tensor], *, own: bool = False) -> Tensor:
         """Return the number of the span of every token but the first, `(batch, tokens - 1)`; -1 where it has none."""

@@ -10,7 +10,7 @@ from hf_distill.rows.base import Places
 
 
 @dataclass(frozen=True)
-class Written:
+class SpanTokens:
     """The tokens of the texts of a batch that make up spans, as one model reads them.
 
     Attributes:

@@ -20,7 +20,7 @@ from hf_distill.objectives import Comparison
 from hf_distill.rows.base import RowLayout, Rows
 from hf_distill.rows.mixture import mixture, softened
 from hf_distill.rows.padding import Padding
-from hf_distill.rows.written import Spans, Written
+from hf_distill.rows.written import Spans, SpanTokens
 from hf_distill.training.chunked.heads import Heads
 from hf_distill.training.chunked.rows import HeadRows
 from hf_distill.training.chunked.written import log_probability
@@ -107,7 +107,7 @@ class BothModels:
         own = MARK in inputs and SAME not in inputs
 
         def of(model: int, outputs: Mapping[str, Any]) -> Tensor:
-            written: Written = self.layout.written(inputs, teacher=model > 0)
+            written: SpanTokens = self.layout.written(inputs, teacher=model > 0)
             # Columns of a teacher's own vocabulary are not those of the student's.
             classes: int | None = None if own and model else getattr(self.layout, "classes", None)
             if heads is not None:

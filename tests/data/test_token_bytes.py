@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from hf_distill.data.token_bytes import PROBES, joined, spans, token_bytes
+from hf_distill.data.token_bytes import PROBES, is_space, joined, spans, their_tokens, token_bytes
 from hf_distill.errors import UserError
 from hf_distill.models.loading import open_tokenizer
 
@@ -93,3 +93,28 @@ def test_spans_by_hand(ours: list[Any], theirs: list[Any], wanted: tuple[list[in
     assert spans(student, teacher) == wanted
     assert spans(teacher, student) == wanted[::-1]
     assert spans(student, student)[0] == list(range(len(student))) or b"" in student
+
+
+def test_longest_prefixes_of_the_published_example() -> None:
+    """Mapped to a shorter prefix, or to the first that is found, mass goes to a token that begins another text."""
+    student, teacher = [b"a", b"ab", b"b"], [b"a", b"ab", b"abc", b"b", b"\xff"]
+    assert their_tokens(student, teacher) == [0, 1, -1, 2, -1]
+    assert their_tokens(student, teacher, prefix=True) == [0, 1, 1, 2, -1]
+    p = [0.1, 0.3, 0.2, 0.25, 0.15]
+    mass = [
+        sum(one for one, to in zip(p, their_tokens(student, teacher, prefix=True), strict=True) if to == at)
+        for at in (0, 1, 2, -1)
+    ]
+    assert mass == pytest.approx([0.1, 0.5, 0.25, 0.15])
+
+
+def test_tokens_of_the_same_bytes_and_without_any() -> None:
+    """Of two tokens `&` one would be dropped, a loss of 1 nat where the teacher is sure; None is equal to nothing."""
+    assert their_tokens([None, b"&", b"&", b""], [b"&", b"&", None, b""]) == [1, 1, -1, -1]
+    known, vocabulary = token_bytes(byte_fallback()), byte_fallback().get_vocab()
+    to = their_tokens(token_bytes(byte_level()), known)
+    assert to[vocabulary["&"]] == to[vocabulary["<0x26>"]] == byte_level().get_vocab()["&"]
+    assert to[vocabulary["▁t"]] == byte_level().get_vocab()["Ġt"]
+    assert to[vocabulary["é"]] == -1
+    assert to[vocabulary["<eos>"]] == -1
+    assert [is_space(one) for one in (b" ", b"\n\t", b"", None, b" a", b"\xff")] == [True, True, *[False] * 4]
