@@ -74,11 +74,12 @@ from hf_distill.training.padding_free.choice import PaddingFree
 from hf_distill.training.randomness import undisturbed
 from hf_distill.training.rollouts import Rollouts
 from hf_distill.training.saving import attach, detached, place
-from hf_distill.training.sharded import has_loss_scale, is_divided, is_wrapped
+from hf_distill.training.sharded import deepspeed_stage, has_loss_scale, is_divided, is_wrapped
 from hf_distill.training.sharing import SharingTrainer
 from hf_distill.training.terms import OBSERVED, Terms
 from hf_distill.training.text_columns import holds_text, text_columns
 from hf_distill.training.weighing import WeighGroups, Weighing, positive, weighted_mean
+from hf_distill.training.writing_models import beside, check_whole
 from hf_distill.training_args import DistillationArguments, check_arguments, check_devices
 
 logger = logging.getLogger(__name__)
@@ -400,7 +401,9 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
             raise UserError(
                 "completions: the student writes, and its tokenizer says where a text ends. Pass processing_class=."
             )
-        writer = completions.backend.open(parallel.unwrapped(self.model), tokenizer)
+        check_whole(is_divided(self), deepspeed_stage(self))
+        second = beside(completions, self.source, self.layout)
+        writer = completions.backend.open(parallel.unwrapped(self.model), tokenizer, second)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return Rollouts(completions, writer, seed, self.args.device)
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def end_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Return the ids that end a text that a model writes, as its `generation_config` says, else its tokenizer's.
+    """Return the ids that end a text that a model writes: those of its `generation_config`, `config` and tokenizer.
 
     An instruction model often has several: the end of its turn, and the end of text.
 
@@ -20,8 +20,10 @@ def end_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> tuple[int, 
         model: The model.
         tokenizer: Its tokenizer.
     """
-    config: Any = getattr(base_model(model), "generation_config", None)
-    found = getattr(config, "eos_token_id", None)
-    if found is None:
-        found = tokenizer.eos_token_id
-    return () if found is None else tuple(found) if isinstance(found, list | tuple) else (int(found),)
+    inside: Any = base_model(model)
+    sources = (getattr(inside, "generation_config", None), getattr(inside, "config", None), tokenizer)
+    found: list[int] = []
+    for source in sources:
+        ids = getattr(source, "eos_token_id", None)
+        found += ids if isinstance(ids, list | tuple) else [] if ids is None else [int(ids)]
+    return tuple(dict.fromkeys(found))

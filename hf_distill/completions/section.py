@@ -30,6 +30,8 @@ class Completions:
         reuse: For how many optimiser steps completions are used before new ones are written. The loss is always that
             under the present student. With `student` and `mixture` only.
         prompt_tokens: Of plain texts, how many of the first tokens are the prompt. Default: texts have no prompt.
+        teacher_share: With `mixture`, the teacher's share of the distribution that each token is drawn from: 0 is the
+            student alone, 1 the teacher alone.
         backend: What runs the model that writes.
     """
 
@@ -41,6 +43,7 @@ class Completions:
     per_prompt: Annotated[int, Field(ge=1)] = 1
     reuse: Annotated[int, Field(ge=1, le=4)] = 1
     prompt_tokens: Annotated[int, Field(ge=1)] | None = None
+    teacher_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.2
     backend: SkipValidation[Backend] = TransformersBackend()
 
     @property

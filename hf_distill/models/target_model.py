@@ -107,6 +107,11 @@ class TargetSource(nn.Module, ABC):
         return {}
 
     @property
+    def writing(self) -> nn.Module | None:
+        """The model that can write texts as it does; None where no single model is the teacher."""
+        return None
+
+    @property
     @abstractmethod
     def takes(self) -> frozenset[str]:
         """Names of what it reads of an example or a batch."""
@@ -294,6 +299,11 @@ class LiveModel(TargetSource):
 
     @property
     def measured(self) -> Any:
+        """The model itself."""
+        return self._held[0]
+
+    @property
+    def writing(self) -> nn.Module | None:
         """The model itself."""
         return self._held[0]
 

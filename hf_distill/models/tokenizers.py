@@ -44,3 +44,8 @@ def longest_input(configs: Iterable[PretrainedConfig], tokenizers: Iterable[PreT
     limits = [limit for limit in map(positions_of, configs) if limit is not None]
     limits += [tokenizer.model_max_length for tokenizer in tokenizers if tokenizer.model_max_length < NO_LIMIT]
     return min(limits, default=None)
+
+
+def vocabulary(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the number of columns of a head that are tokens; models pad their embeddings to round sizes."""
+    return max(tokenizer.get_vocab().values()) + 1

@@ -12,6 +12,7 @@ from hf_distill.data.label_names import IGNORED
 from hf_distill.data.misfits import is_text, misfit
 from hf_distill.data.two_tokenizers import ALIGNED_AT, APART
 from hf_distill.errors import UserError
+from hf_distill.models.tokenizers import vocabulary as vocabulary
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -132,11 +133,6 @@ def check_shared(splits: Mapping[str, Dataset], setup: Setup) -> None:
                 "for another text. Teacher and student are compared on the tokens that both have",
                 *(f"{found:,}", f"{len(numbers):,}", name),
             )
-
-
-def vocabulary(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the number of columns of a head that are tokens; models pad their embeddings to round sizes."""
-    return max(tokenizer.get_vocab().values()) + 1
 
 
 def among(left_out: Sequence[int], classes: int) -> tuple[int, ...]:

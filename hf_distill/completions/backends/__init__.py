@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from hf_distill.completions.backends.base import Backend, Writer
+from hf_distill.completions.backends.continuous_batching import ContinuousBatching
 from hf_distill.completions.backends.transformers import TransformersBackend
 
 BACKENDS: dict[str, type[Backend]] = {
     "transformers": TransformersBackend,
+    "continuous_batching": ContinuousBatching,
 }
 
-__all__ = ["BACKENDS", "Backend", "TransformersBackend", "Writer"]
+__all__ = ["BACKENDS", "Backend", "ContinuousBatching", "TransformersBackend", "Writer"]

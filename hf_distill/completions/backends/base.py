@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from hf_distill.component import component
+from hf_distill.errors import UserError
+from hf_distill.models.inspection import positions_of
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+    from hf_distill.completions.mixture import Mixture
     from hf_distill.completions.sampling import Completion, Sampling
 
 
@@ -46,13 +49,31 @@ class Backend(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def open(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Writer:
+    def open(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, beside: Mixture | None = None) -> Writer:
         """Return what writes with a model.
 
         Args:
             model: The model, without wrapper of a distributed training.
             tokenizer: Its tokenizer.
+            beside: A second model that takes part in every draw.
 
         Raises:
             UserError: The backend cannot run this model.
         """
+
+
+def check_room(config: PretrainedConfig, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
+    """Refuse a prompt and completion that are longer than a model has positions for, and an empty prompt.
+
+    Raises:
+        UserError: One of them is.
+    """
+    positions, longest = positions_of(config), max(map(len, prompts))
+    if positions is not None and longest + sampling.max_new_tokens > positions:
+        raise UserError(
+            f"a prompt of {longest} tokens and a completion of {sampling.max_new_tokens} are longer than the "
+            f"{positions} positions of the model. Lower completions.max_new_tokens, or cut the prompts.",
+            key="completions.max_new_tokens",
+        )
+    if not all(prompts):
+        raise UserError("a prompt has no tokens. Drop such rows.", key="completions")
