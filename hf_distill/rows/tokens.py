@@ -125,23 +125,23 @@ class TokenRows(RowLayout):
     def written(self, inputs: Mapping[str, Tensor], *, teacher: bool = False) -> SpanTokens:
         """Return the tokens of the texts that make up spans, as the student or the teacher reads them.
 
-        Without the column `span` both read the same tokens, and each token that counts is a span of its own.
+        Without the column `span` each token that counts, and is compared with the teacher, is a span of its own.
         """
-        own = teacher and MARK in inputs
-        ids = inputs[MARK if own else "input_ids"]
-        span = self._spans(inputs, own=own and SAME not in inputs)
+        read = teacher_inputs(inputs)["input_ids"] if teacher else inputs["input_ids"]
+        span = self._spans(inputs, own=teacher and SPAN in inputs)
         example, position = (span >= 0).nonzero().unbind(-1)
-        places = Places(span >= 0, ids[:, 1:][example, position], example, position)
-        return SpanTokens(places, span[example, position], inputs["input_ids"].shape[1])
+        number, there, mask = span[example, position], position, span >= 0
+        if teacher and SPAN not in inputs and (aligned := self._aligned(inputs)) is not None:
+            there, mask = aligned[example, position], torch.ones_like(read[:, 1:], dtype=torch.bool)
+        return SpanTokens(Places(mask, read[example, there + 1], example, there), number, inputs["input_ids"].shape[1])
 
     def _spans(self, inputs: Mapping[str, Tensor], *, own: bool = False) -> Tensor:
         """Return the number of the span of every token but the first, `(batch, tokens - 1)`; -1 where it has none."""
-        name = TEACHER_SPAN if own else SPAN
-        if name in inputs:
+        if (name := TEACHER_SPAN if own else SPAN) in inputs:
             return inputs[name][:, 1:]
-        if own:
-            raise ValueError(f"the teacher reads other tokens than the student, and the batch has no '{name}'.")
-        mask = self._mask(inputs)
+        mask, aligned = self._mask(inputs), self._aligned(inputs)
+        if aligned is not None:
+            mask = mask & (aligned >= 0)
         if self.left_out:
             mask = mask & ~torch.isin(inputs["input_ids"][:, 1:], torch.tensor(self.left_out, device=mask.device))
         return torch.arange(mask.shape[1], device=mask.device).where(mask, -1)

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from hf_distill.data.two_tokenizers import MARK, SAME, teacher_inputs
+from hf_distill.data.two_tokenizers import SAME, SPAN, teacher_inputs
 from hf_distill.models.match import match
 from hf_distill.models.needs import TaskFacts
 from hf_distill.models.patching import replaced
@@ -104,12 +104,10 @@ class BothModels:
         """Return how likely both models find the spans of the texts."""
         assert targets is not None  # `match` has refused an objective that compares them with nothing
 
-        own = MARK in inputs and SAME not in inputs
-
         def of(model: int, outputs: Mapping[str, Any]) -> Tensor:
             written: SpanTokens = self.layout.written(inputs, teacher=model > 0)
             # Columns of a teacher's own vocabulary are not those of the student's.
-            classes: int | None = None if own and model else getattr(self.layout, "classes", None)
+            classes: int | None = None if SPAN in inputs and model else getattr(self.layout, "classes", None)
             if heads is not None:
                 return written.by_span(heads.log_probabilities(model, written.places, classes))
             logits = written.places.pick(self.layout.logits(outputs))[:, :classes]

@@ -248,7 +248,7 @@ class _ChunkedPass:
         self.labels, self.example = rows.labels.to(self.device), rows.example.to(self.device)
         self.taught = None if rows.taught is None else rows.taught.to(self.device)
         # Which objectives a row without a teacher is nothing to.
-        self.of_teacher = torch.tensor([one.needs_teacher for one in objectives], device=self.device)
+        self.of_teacher = torch.tensor([one.needs_teacher for one in objectives], dtype=torch.bool, device=self.device)
         evaluation = BlockLoss(objectives, student, teacher if isinstance(teacher, Side) else None, rows.shared)
         self.evaluate: Evaluate = evaluation
         if rows.compiler is not None:
