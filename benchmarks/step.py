@@ -289,9 +289,10 @@ def tokenizer(settings: Settings) -> Any:
     from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast
 
-    words = {f"w{index}": index for index in range(settings.vocabulary)}
+    # With brackets, since a special token is also found within a word.
+    words = {f"<{index}>": index for index in range(settings.vocabulary)}
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel(words, unk_token="w3")), pad_token="w0", bos_token="w1", eos_token="w2"
+        tokenizer_object=Tokenizer(WordLevel(words, unk_token="<3>")), pad_token="<0>", bos_token="<1>", eos_token="<2>"
     )
 
 
