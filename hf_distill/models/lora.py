@@ -166,11 +166,13 @@ class Adapters(TrainingHooks):
         merge: Whether they are merged into the weights at the end; else the model that is evaluated and saved is a
             `peft.PeftModel`, of which only adapters and a new head are saved.
         revision: Git revision of the model's checkpoint on the Hub.
+        last: Whether no other stage follows.
     """
 
     lora: Lora
     merge: bool = True
     revision: str | None = None
+    last: bool = True
     wraps = True
 
     def wrap(self, model: PreTrainedModel) -> Any:
@@ -179,18 +181,23 @@ class Adapters(TrainingHooks):
 
     def unwrap(self, model: nn.Module) -> PreTrainedModel:
         """Return the model with its adapters merged, or as it is."""
-        return merged(model) if self.merge else _with_one_head(model)
+        return merged(model) if self.merge else self._finished(model)
+
+    def _finished(self, model: Any) -> Any:
+        # In a later stage, the head from before the training belongs to a teacher that is the model without adapters.
+        return _with_one_head(model) if self.last else model
 
     def load(self, model: PreTrainedModel, directory: Path) -> PreTrainedModel:
         """Return the finished model: plain if the adapters were merged, else `model` with the stored adapters."""
         if self.merge:
             return super().load(getattr(model, "get_base_model", lambda: model)(), directory)
-        if has_adapters(model):
-            return model  # the same adapters go on from stage to stage
         import peft
 
+        if has_adapters(model):  # of the stage before: the same adapters go on
+            peft.set_peft_model_state_dict(model, peft.load_peft_weights(str(directory), device="cpu"))
+            return model
         with _quietly():
-            opened: PreTrainedModel = _with_one_head(
+            opened: PreTrainedModel = self._finished(
                 peft.PeftModel.from_pretrained(model, str(directory), is_trainable=True)
             )
         return opened
@@ -201,7 +208,7 @@ class Adapters(TrainingHooks):
 
     def goes_on(self) -> Adapters:
         """Return the same without merging."""
-        return replace(self, merge=False)
+        return replace(self, merge=False, last=False)
 
     def deciding(self) -> dict[str, Any]:
         """Return the settings of the adapters, and whether they are merged."""

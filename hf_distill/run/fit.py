@@ -195,6 +195,8 @@ class Fitter:
             UserError: The directory holds another training.
             Stopped: A signal ended the training; the same call resumes it from its checkpoint.
         """
+        from transformers.trainer_utils import align_special_tokens
+
         from hf_distill.training.sharded import saves_itself
 
         directory = Path(directory)
@@ -205,9 +207,10 @@ class Fitter:
         found = parallel.asked_once(lambda: look(directory, key, parallel.started()))
         say = say or print_nothing
         if found.finished:
-            trainer = self._trainer(
-                hooks.load(model, directory), objectives, training, directory, teacher, trains=False
-            )
+            loaded = hooks.load(model, directory)
+            # As in its training; stored adapters have no configuration that would tell.
+            align_special_tokens(loaded, self.tokenizer)  # type: ignore[no-untyped-call]
+            trainer = self._trainer(loaded, objectives, training, directory, teacher, trains=False)
             trainer.load_targets(directory)
             trainer.exported = directory
             if trainer.is_world_process_zero():

@@ -173,6 +173,14 @@ class Student(ABC):
         """Return the configuration of the student's own checkpoint; None if it is derived from the teacher."""
         return None
 
+    def without_adapters(self) -> Callable[[Head], PreTrainedModel] | None:
+        """Return what loads the checkpoint that its adapters are added to; None for a student without adapters.
+
+        Raises:
+            UserError: It has adapters, but they are added to a model that is in no checkpoint.
+        """
+        return None
+
 
 @component
 class MeasuredStudent(Student):

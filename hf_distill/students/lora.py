@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -143,6 +143,21 @@ class LoraStudent(Lora, AroundStudent):
             "trained parameters": f"{trained:,} of {total:,} ({100 * trained / total:.2g} %)",
             "saved": whole if self.merge else f"the adapters alone, {_megabytes(trained)}",
         }
+
+    def without_adapters(self) -> Callable[[Head], PreTrainedModel]:
+        """Return what loads the checkpoint that the adapters are added to.
+
+        Raises:
+            UserError: They are added to a model that is made in this run.
+        """
+        if self.inside.own_config() is None:
+            raise UserError(
+                "its adapters are added to a model that is made in this run and saved nowhere. Name a checkpoint: "
+                "student: {name: lora, model: ...}.",
+                key="name",
+            )
+        base: Any = None  # no teacher: it is a checkpoint
+        return lambda head: self.inside.make(base, head)
 
     def hooks(self, rows: CalibrationRows, stage: int = 1) -> TrainingHooks:
         """Return the adapters; the same go on from stage to stage."""

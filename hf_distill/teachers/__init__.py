@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hf_distill.teachers.adapter_off import AdapterOffTeacher
 from hf_distill.teachers.base import FineTune, Teacher
 from hf_distill.teachers.cached import CachedTeacher
 from hf_distill.teachers.ema import EmaTeacher
@@ -16,6 +17,7 @@ from hf_distill.teachers.published import PublishedTeacher
 from hf_distill.teachers.zero_shot import ZeroShotTeacher
 
 TEACHERS: dict[str, type[Teacher]] = {
+    "adapter_off": AdapterOffTeacher,
     "cached": CachedTeacher,
     "ema": EmaTeacher,
     "ensemble": EnsembleTeacher,
@@ -31,6 +33,7 @@ TEACHERS: dict[str, type[Teacher]] = {
 
 __all__ = [
     "TEACHERS",
+    "AdapterOffTeacher",
     "CachedTeacher",
     "EmaTeacher",
     "EnsembleTeacher",

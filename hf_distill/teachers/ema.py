@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -11,10 +10,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from hf_distill.component import component
+from hf_distill.errors import UserError
 from hf_distill.files.fingerprint import fingerprint
 from hf_distill.models.inspection import base_model, taken_by
+from hf_distill.models.lora import has_adapters
 from hf_distill.models.needs import Gives
 from hf_distill.models.target_model import LiveModel, RunModel, Targets, TargetSource
+from hf_distill.models.whole_weights import plain_copy, whole_weights
 from hf_distill.teachers.base import FineTune, Teacher, config_of_student
 
 if TYPE_CHECKING:
@@ -37,7 +39,8 @@ class EmaTeacher(Teacher):
 
     After every optimizer step `t`: `average <- d * average + (1 - d) * student` (arXiv 1703.01780, equation 2); buffers
     are copied. The average starts as a copy of the student, and teaches in eval mode. The report's teacher is the
-    average at the end of the training.
+    average at the end of the training. Of a student with adapters the whole weights `W + s B A` are averaged, since the
+    product of the averages of `B` and `A` is not the average of their product.
 
     Attributes:
         decay: `d`, at least 0 and below 1. The average looks back over about `1 / (1 - d)` steps.
@@ -91,7 +94,7 @@ class EmaTeacher(Teacher):
 
     def in_words(self, config: PretrainedConfig, size: Callable[[PretrainedConfig], str]) -> str:
         """Return the description that `--check` prints."""
-        return "one more copy of the student's weights"
+        return "one more copy of the student's weights; with adapters, of those that they change"
 
     def gives(self, task: Task, every: Sequence[Objective], pair: Pair | None) -> Gives:
         """Return what the average gives to objectives: everything that a model does."""
@@ -105,6 +108,9 @@ class EmaTeacher(Teacher):
 class Ema(TargetSource):
     """The moving average of a student's weights, beside it in one more copy.
 
+    Of a student with adapters it is a plain model, the average of the student with its adapters merged. It has tensors
+    of its own where there are adapters; what is frozen is the student's.
+
     Args:
         decay: Share of the average that stays at a step.
         warm_up: Whether the share is smaller in the first steps.
@@ -115,6 +121,7 @@ class Ema(TargetSource):
         self.decay, self.warm_up = decay, warm_up
         self.config = None
         self.average: nn.Module | None = None
+        self._common: set[str] = set()
 
     @property
     def model(self) -> Any:
@@ -162,15 +169,25 @@ class Ema(TargetSource):
         return _Average(trained.model)
 
     def begin(self, student: nn.Module) -> None:
-        """Set the average to the student's weights; the copy is made at the first call."""
+        """Set the average to the student's weights; the copy is made at the first call.
+
+        Raises:
+            UserError: The student has adapters on quantized weights.
+        """
         if self.average is None:
-            average = copy.deepcopy(student)
+            if has_adapters(student) and getattr(base_model(student), "is_quantized", False):
+                raise UserError(
+                    "the average of a student with adapters is one of whole weights, and this student's are quantized. "
+                    "Leave the student's quantization out, or take its base: teacher: {name: adapter_off}."
+                )
+            average = plain_copy(student)
             if any(one.dtype in (torch.float16, torch.bfloat16) for one in average.parameters()):
                 average.float()  # in half precision, steps of a thousandth would be lost by rounding
-            self.average = average.eval().requires_grad_(False)
+            self.average = average.eval()
             self.config = getattr(base_model(average), "config", None)
-        else:
-            self._mix(student, 0.0)
+            held = {one.data_ptr() for one in student.parameters() if not one.requires_grad}
+            self._common = {name for name, one in average.named_parameters() if one.data_ptr() in held}
+        self._mix(student, 0.0)
 
     def after_step(self, student: nn.Module, step: int) -> None:
         """Move the average towards the student, in place."""
@@ -179,22 +196,34 @@ class Ema(TargetSource):
     @torch.no_grad()
     def _mix(self, student: nn.Module, decay: float) -> None:
         assert self.average is not None
-        theirs, buffers = dict(student.named_parameters()), dict(student.named_buffers())
-        own = dict(self.average.named_parameters())
+        own, buffers = self._own, dict(self.average.named_buffers())
+        if has_adapters(student):
+            for name, value in whole_weights(student):
+                if name in own:
+                    own[name].lerp_(value.to(own[name].dtype), 1 - decay)
+                elif name in buffers:
+                    buffers[name].copy_(value)
+            return
+        theirs = dict(whole_weights(student))
         # All at once: on an accelerator, a few kernels instead of one for each weight.
         torch._foreach_lerp_([*own.values()], [theirs[name].to(one.dtype) for name, one in own.items()], 1 - decay)
-        for name, buffer in self.average.named_buffers():
-            buffer.copy_(buffers[name])
+        for name, buffer in buffers.items():
+            buffer.copy_(theirs[name])
+
+    @property
+    def _own(self) -> dict[str, Tensor]:
+        """The parameters of the average that are not the student's."""
+        assert self.average is not None
+        return {name: one for name, one in self.average.named_parameters() if name not in self._common}
 
     def saved_state(self) -> dict[str, Tensor]:
-        """Return the weights of the average."""
-        return {} if self.average is None else state_of(self.average)
+        """Return the weights of the average, without those that are the student's."""
+        return {} if self.average is None else {**self._own, **dict(self.average.named_buffers())}
 
     @torch.no_grad()
     def load_saved_state(self, state: Mapping[str, Tensor]) -> None:
         """Set the weights of the average from a checkpoint."""
-        assert self.average is not None
-        for name, own in state_of(self.average).items():
+        for name, own in self.saved_state().items():
             own.copy_(state[name])
 
     def targets(self, batch: Mapping[str, Any], run: RunModel) -> Targets:

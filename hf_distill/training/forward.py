@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -70,8 +70,7 @@ class BothModels:
         Raises:
             ValueError: The teacher reads other tokens than the objectives can compare, or a cache has other rows.
         """
-        with nullcontext() if heads is None else heads.capturing():
-            ours, targets = self._run(student, inputs, heads)
+        ours, targets = self._run(student, inputs, heads)
         logits = None
         if targets is not None and heads is None and targets.rows is None and targets.mean is None:
             logits = self.layout.logits(targets.outputs)
@@ -135,7 +134,7 @@ class BothModels:
         return self.learners is not None and student.training and torch.is_grad_enabled()
 
     def _run(self, student: nn.Module, inputs: Mapping[str, Any], heads: Heads | None) -> tuple[Any, Targets | None]:
-        """Return the student's outputs and the targets."""
+        """Return the student's outputs and the targets; with `heads`, their inputs are captured in place of logits."""
         held: Held | None = None if heads is None or self.terms.differentiates else inputs.get(HELD)
         targets = None if held is None else held.targets
         if held is not None and heads is not None and targets is not None:
@@ -147,26 +146,27 @@ class BothModels:
             watch = self.meter.teacher() if student.training else nullcontext()
             with torch.set_grad_enabled(self.terms.differentiates or learn), self.accelerator.autocast(), watch:
                 read = self._teacher_inputs(inputs)
-                targets = self.source.targets(read, self._runner(self.source, read, own=read is not inputs))
+                targets = self.source.targets(read, self._runner(self.source, read, heads, own=read is not inputs))
             if held is not None and heads is not None and not learn:
                 held.targets, held.captured = targets, heads.of_teachers()
-        with self.padding_free.running("student", inputs):
+        with self.padding_free.running("student", inputs), _capturing(heads, "student"):
             given = self._given("student", student, inputs, use_cache=self.use_cache)
             ours = self.padding.run("student", student, given, inputs)
         return ours, targets
 
-    def _runner(self, source: TargetSource, read: Mapping[str, Any], *, own: bool) -> RunModel:
+    def _runner(self, source: TargetSource, read: Mapping[str, Any], heads: Heads | None, *, own: bool) -> RunModel:
         """Return a function that runs one of the source's models, by name, on the teacher's inputs.
 
         Args:
             source: The source of targets.
             read: The teacher's inputs.
+            heads: The heads of the models, whose inputs are captured; None to compute all logits.
             own: Whether they come from the teacher's own tokenizer.
         """
 
         def run(name: str) -> Mapping[str, Any]:
             model = source.models[name]
-            with self.padding_free.running(name, read):
+            with self.padding_free.running(name, read), _capturing(heads, name):
                 given = self._given(name, model, read, use_cache=False)
                 outputs: Mapping[str, Any] = self.padding.run(name, model, given, read, own=own)
             return outputs
@@ -191,6 +191,10 @@ class BothModels:
                 f"{', '.join(inputs)}: no name is the same. Use the names of the batch in its forward."
             )
         return {**{key: value for key, value in settings.items() if key in taken}, **read, **self.terms.outputs}
+
+
+def _capturing(heads: Heads | None, name: str) -> AbstractContextManager[None]:
+    return nullcontext() if heads is None else heads.capturing(name)
 
 
 Result = TypeVar("Result")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from hf_distill.models.heads import Captured
 from hf_distill.models.target_model import Targets
@@ -19,8 +20,8 @@ class Held:
 
     Attributes:
         targets: What the source gave; None before the first step.
-        captured: The inputs of the teachers' heads.
+        captured: The inputs of the teachers' heads, by name.
     """
 
     targets: Targets | None = None
-    captured: tuple[Captured, ...] = ()
+    captured: Mapping[str, Captured] = field(default_factory=dict)

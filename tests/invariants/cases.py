@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 
 from hf_distill import DistillationArguments, DistillationTrainer
+from hf_distill.models.lora import Lora
 from hf_distill.models.sentence_encoder import sentence_encoder
 from hf_distill.objectives import KLDivergence, Labels, LogitsMSE, MarginMSE, Objective, SentenceEmbedding
 
@@ -302,6 +303,24 @@ def make_trainer(
         train_dataset=datasets.Dataset.from_list(rows),
         eval_dataset=datasets.Dataset.from_list(make_rows(kind, 13)),
         data_collator=collator or Collator(),
+    )
+
+
+def make_adapted(output_dir: str | Path, teacher: Any, **settings: Any) -> NotingTrainer:
+    """Return a trainer of adapters on a language model; from the start they change it."""
+    student = Lora(r=2).wrap(make_model("causal-lm", 2, seed=2))
+    torch.manual_seed(6)
+    with torch.no_grad():
+        for one in filter(lambda one: one.requires_grad, student.parameters()):
+            one.add_(0.3 * torch.randn(one.shape))
+    return NotingTrainer(
+        student,
+        arguments(output_dir, num_train_epochs=1, **settings),
+        teacher=teacher,
+        objectives=objectives("causal-lm"),
+        train_dataset=datasets.Dataset.from_list(make_rows("causal-lm")),
+        eval_dataset=datasets.Dataset.from_list(make_rows("causal-lm", 13)),
+        data_collator=Collator(),
     )
 
 

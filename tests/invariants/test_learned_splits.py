@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from invariants.cases import Record, make_trainer, split, train
+from invariants.cases import Record, make_adapted, make_trainer, split, train
 from invariants.processes import SHARDED_LAUNCH, as_two_processes
 from invariants.test_batch_splits import FLOAT32, assert_same, figures
-from invariants.worker import LEARNED, LEARNED_SHARDED
+from invariants.worker import LEARNED, LEARNED_SHARDED, OWN
 from safetensors.torch import load_file
 
 PROJECTION = "distillation.0.projection.weight"
@@ -49,6 +49,17 @@ def test_two_processes(tmp_path: Path) -> None:
         assert figures(evaluated) == pytest.approx(figures(alone), rel=FLOAT32)
         for key, value in whole.weights.items():
             torch.testing.assert_close(record.weights[key], value, rtol=1e-9, atol=1e-12)
+
+
+def test_a_teacher_of_the_students_own_weights_in_two_processes(tmp_path: Path) -> None:
+    """DDP watches which weights a forward pass uses: that of the teacher is one more, with other adapters or none."""
+    found = as_two_processes("own_knowledge", tmp_path)
+    assert list(found) == list(OWN)
+    for name, (record, evaluated) in found.items():
+        trainer = make_adapted(tmp_path, OWN[name](), **split(8))
+        whole = train(trainer)
+        assert_same(record, whole)
+        assert figures(evaluated) == pytest.approx(figures(trainer.evaluate()), rel=FLOAT32)
 
 
 @pytest.mark.slow

@@ -18,6 +18,8 @@ from transformers import TrainerCallback
 
 from hf_distill import DistillationArguments
 from hf_distill.objectives import InputGradient, KLDivergence, Labels
+from hf_distill.teachers import AdapterOffTeacher
+from hf_distill.teachers.ema import Ema
 
 SAMPLED = (
     *((kind, "random") for kind in KINDS),
@@ -256,9 +258,34 @@ def generate(directory: Path) -> tuple[NotingTrainer, Any]:
     return trainer, gather_object([cases.generator().texts(trainer.model, 2)])
 
 
+OWN = {"adapter_off": AdapterOffTeacher, "ema": lambda: Ema(0.5)}
+
+
+def own_knowledge(directory: Path) -> tuple[NotingTrainer, Any]:
+    """Train adapters with teachers made of the student itself, in steps of 2 processes x 2 x 2."""
+    result = {}
+    for name, teacher in OWN.items():
+        trainer = cases.make_adapted(directory, teacher(), **split(2, processes=2))
+        result[name] = (train(trainer), trainer.evaluate())
+    return trainer, result
+
+
 def done(job: str, directory: Path) -> tuple[int, Any]:
     """Return how many processes did a job, and what it found; only the first process has that."""
-    jobs = (splits, weighed, learned, resume, fsdp, fsdp_learned, cached, compiled, generate, not_finite, kill)
+    jobs = (
+        splits,
+        weighed,
+        learned,
+        resume,
+        fsdp,
+        fsdp_learned,
+        cached,
+        compiled,
+        generate,
+        not_finite,
+        kill,
+        own_knowledge,
+    )
     last, found = {one.__name__: one for one in jobs}[job](directory)
     size, first = last.args.world_size, last.is_world_process_zero()
     last.end()

@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 from hf_distill import load_recipe
 from hf_distill.errors import UserError
 from hf_distill.models.fingerprint import model_fingerprint
+from hf_distill.models.lora import Lora
 from hf_distill.objectives import Hidden, KLDivergence, Labels
 from hf_distill.run.dry_run import check
 from hf_distill.teachers import CachedTeacher, EmaTeacher
@@ -45,8 +46,11 @@ def trainer(path: Path, kind: str = "classification", **settings: Any) -> Any:
     teacher = Ema(0.9, warm_up=settings.pop("warm_up", True))
     terms, dropout = settings.pop("terms", TERMS), settings.pop("dropout", 0.0)
     rows = settings.pop("rows", None) or make_rows(kind)
+    student = make_model(kind, 1, seed=1, dtype=torch.float64, dropout=dropout)
+    if (lora := settings.pop("lora", None)) is not None:
+        student = with_adapters(student, lora)
     return NotingTrainer(
-        make_model(kind, 1, seed=1, dtype=torch.float64, dropout=dropout),
+        student,
         arguments(path, **settings),
         teacher=teacher,
         objectives=terms,
@@ -54,6 +58,20 @@ def trainer(path: Path, kind: str = "classification", **settings: Any) -> Any:
         eval_dataset=datasets.Dataset.from_list(make_rows(kind, 13)),
         data_collator=Collator(),
     )
+
+
+def with_adapters(student: Any, lora: Lora) -> Any:
+    """Return a student with adapters that change it from the start."""
+    wrapped = lora.wrap(student)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for name, one in wrapped.named_parameters():
+            if "lora_" in name:
+                one.data = 0.3 * torch.randn(one.shape, dtype=torch.float64)
+    return wrapped
+
+
+LORA = Lora(r=2, alpha=3.0, use_rslora=True)
 
 
 @pytest.mark.parametrize("warm_up", [True, False])
@@ -75,6 +93,71 @@ def test_the_average_is_the_recurrence(warm_up: bool, tmp_path: Path) -> None:
         np.testing.assert_allclose(found[name], one, rtol=1e-12, atol=1e-15)
     assert not any(one.requires_grad for one in made.teacher.parameters())
     assert not made.teacher.training
+
+
+@pytest.mark.parametrize("kind", ["classification", "causal-lm"])
+def test_of_adapters_their_product_is_averaged(kind: str, tmp_path: Path) -> None:
+    """The averages of A and B multiply to another model than the average: trained by it, nothing tells."""
+    made = trainer(tmp_path, kind, lora=LORA, max_steps=4, **split(4))
+    scale, prefix = 3.0 / np.sqrt(2), "base_model.model."
+    head = {name for name in dict(made.model.named_parameters()) if ".modules_to_save." in name}
+    assert bool(head) == (kind == "classification")
+
+    def whole(student: dict[str, Any]) -> dict[str, Any]:
+        found = {}
+        for name, one in student.items():
+            plain = name.removeprefix(prefix).replace(".base_layer", "").replace(".modules_to_save.default", "")
+            at = name.replace(".base_layer.weight", "")
+            if "lora_" in name or ".original_module." in name:
+                continue
+            if f"{at}.lora_A.default.weight" in student:
+                one = one + scale * student[f"{at}.lora_B.default.weight"] @ student[f"{at}.lora_A.default.weight"]
+            found[plain] = one
+        return found
+
+    average = whole({name: one.detach().clone().numpy() for name, one in made.model.named_parameters()})
+    notes = Notes()
+    made.add_callback(notes)
+    made.train()
+    for step, student in enumerate(notes.students, 1):
+        decay = min(0.9, 1 - 1 / (step + 1))
+        average = {name: decay * average[name] + (1 - decay) * one for name, one in whole(student).items()}
+    found = {name: one.numpy() for name, one in made.teacher.named_parameters()}
+    assert found.keys() == average.keys()
+    for name, one in average.items():
+        np.testing.assert_allclose(found[name], one, rtol=1e-12, atol=1e-14)
+    assert not any(one.requires_grad for one in made.teacher.parameters())
+
+
+def test_of_adapters_only_what_they_change_is_held_twice() -> None:
+    """A share of .401 after ten steps of .05, where A and B apart have .401 squared; and one copy of all else."""
+    student = with_adapters(make_model("causal-lm", 2, seed=1), LORA)
+    source = Ema(0.95, warm_up=False)
+    layer = student.get_base_model().model.layers[0].self_attn.q_proj
+    product = layer.get_delta_weight("default").detach().clone()
+    with torch.no_grad():
+        layer.lora_B["default"].weight.zero_()
+    source.begin(student)
+    assert source.average is not None
+    before = source.average.model.layers[0].self_attn.q_proj.weight.clone()
+    torch.testing.assert_close(before, layer.base_layer.weight)
+    with torch.no_grad():
+        layer.lora_B["default"].weight.copy_(
+            with_adapters(make_model("causal-lm", 2, seed=1), LORA)
+            .get_base_model()
+            .model.layers[0]
+            .self_attn.q_proj.lora_B["default"]
+            .weight
+        )
+    for step in range(10):
+        source.after_step(student, step + 1)
+    moved = source.average.model.layers[0].self_attn.q_proj.weight - before
+    torch.testing.assert_close(moved, (1 - 0.95**10) * product)
+    theirs = {one.data_ptr() for one in student.parameters()}
+    own = {name for name, one in source.average.named_parameters() if one.data_ptr() not in theirs}
+    assert own == {f"model.layers.{at}.self_attn.{name}_proj.weight" for at in (0, 1) for name in "qv"}
+    assert source.saved_state().keys() >= own
+    assert not any("mlp" in name for name in source.saved_state())
 
 
 @pytest.mark.parametrize("kind", ["classification", "causal-lm"])
@@ -137,9 +220,10 @@ def test_half_precision_is_averaged_in_float32() -> None:
     assert sum(moved) > len(moved) / 2
 
 
-def test_resumed_is_uninterrupted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lora", [None, Lora(r=2, dropout=0.1, use_dora=True)])
+def test_resumed_is_uninterrupted(lora: Lora | None, tmp_path: Path) -> None:
     """A resumed training whose average begins anew learns from another teacher, and nothing tells."""
-    settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "dropout": 0.1, **split(4)}
+    settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "dropout": 0.1, "lora": lora, **split(4)}
     whole = trainer(tmp_path / "whole", **settings)
     whole.train()
     checkpoint = tmp_path / "whole" / "checkpoint-3"

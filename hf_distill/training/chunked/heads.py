@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -24,56 +24,58 @@ class Heads:
     """The heads of the student and of the models of a source of targets, separated from the rest of each model.
 
     Args:
-        models: The student, without a wrapper such as DDP (it may be a PEFT model), then the teachers.
-        heads: The head of each model, in the same order.
+        models: `student` -> the student, without a wrapper such as DDP (it may be a PEFT model), then the teachers.
+        heads: The head of each model, under the same names and in the same order.
         compiler: Compiles the loss of blocks; None to compute it eagerly.
     """
 
     def __init__(
-        self, models: Sequence[nn.Module], heads: Sequence[OutputHead], compiler: Compiler | None = None
+        self, models: Mapping[str, nn.Module], heads: Mapping[str, OutputHead], compiler: Compiler | None = None
     ) -> None:
-        self._models = tuple(models)
-        self._heads = tuple(heads)
+        self._models = dict(models)
+        self._heads = dict(heads)
         self._compiler = compiler
-        self._captured: list[Captured] = []
+        self._captured: dict[str, Captured] = {}
 
     @classmethod
     def open(
         cls, student: nn.Module, teachers: Mapping[str, nn.Module], compiler: Compiler | None = None
     ) -> Heads | None:
-        """Return the heads of the models; None if one cannot be separated, or if two models share a head.
+        """Return the heads of the models; None if one cannot be separated.
 
         Args:
             student: The student.
             teachers: The models that run beside it (`TargetSource.models`).
             compiler: Compiles the loss of blocks; None to compute it eagerly.
         """
-        models, heads = [student, *teachers.values()], []
-        for model in models:
+        models, heads = {"student": student, **teachers}, {}
+        for name, model in models.items():
             if (head := open_head(model)) is None:
                 return None
-            heads.append(head)
-        if len({id(head.linear) for head in heads}) < len(heads):  # the inputs of both models would be mixed up
-            return None
+            heads[name] = head
         return cls(models, heads, compiler)
 
     def are_of(self, student: nn.Module, teachers: Mapping[str, nn.Module]) -> bool:
         """Return whether these are still the heads of these models."""
-        models = (student, *teachers.values())
-        if len(models) != len(self._models):
+        models = {"student": student, **teachers}
+        if models.keys() != self._models.keys():
             return False
-        for model, mine, head in zip(models, self._models, self._heads, strict=True):
+        for name, model in models.items():
             base: Any = base_model(model)
-            if model is not mine or base.get_output_embeddings() is not head.linear:
+            if model is not self._models[name] or base.get_output_embeddings() is not self._heads[name].linear:
                 return False
         return True
 
     @contextmanager
-    def capturing(self) -> Iterator[None]:
-        """Context manager for one forward pass: store the inputs of all heads, and compute no logits."""
+    def capturing(self, *whose: str) -> Iterator[None]:
+        """Context manager for a forward pass: store the inputs of the heads, and compute no logits.
+
+        Args:
+            *whose: Names of the models that run; all of them if left out. Models that share a head run one by one.
+        """
         with ExitStack() as stack:
-            pairs = zip(self._models, self._heads, strict=True)
-            self._captured = [stack.enter_context(capturing(model, head)) for model, head in pairs]
+            for name in whose or self._heads:
+                self._captured[name] = stack.enter_context(capturing(self._models[name], self._heads[name]))
             yield
 
     def log_probabilities(self, model: int, places: Places, classes: int | None) -> Tensor:
@@ -84,16 +86,16 @@ class Heads:
             places: Of this model's own output.
             classes: Number of columns that are tokens; None for all.
         """
-        return log_probabilities(side_of(self._heads[model], self._captured[model], places, classes), places.labels)
+        name = [*self._heads][model]
+        return log_probabilities(side_of(self._heads[name], self._captured[name], places, classes), places.labels)
 
-    def of_teachers(self) -> tuple[Captured, ...]:
+    def of_teachers(self) -> dict[str, Captured]:
         """Return what was captured of the teachers, which have run, in the present forward pass."""
-        return tuple(replace(one) for one in self._captured[1:])
+        return {name: replace(one) for name, one in self._captured.items() if name != "student"}
 
-    def recall(self, captured: Sequence[Captured]) -> None:
+    def recall(self, captured: Mapping[str, Captured]) -> None:
         """Take what was captured of the teachers in an earlier forward pass for that of the present one."""
-        for mine, earlier in zip(self._captured[1:], captured, strict=True):
-            mine.hidden, mine.dtype = earlier.hidden, earlier.dtype
+        self._captured |= {name: replace(one) for name, one in captured.items()}
 
     def rows(self, layout: RowLayout, inputs: Mapping[str, Tensor], targets: Targets | None = None) -> HeadRows:
         """Return the rows of the batch that was captured.
@@ -108,9 +110,10 @@ class Heads:
         classes: int | None = getattr(layout, "classes", None)
         sides: list[Side] = []
         shared = layout.shared(places.mask.device)
-        for captured, head in zip(self._captured, self._heads, strict=True):
+        for name, head in self._heads.items():
+            captured = self._captured[name]
             sides.append(side_of(head, captured, places, classes, shared if sides else None, of_teacher=bool(sides)))
-        self._captured = []
+        self._captured = {}
         student, *teachers = sides
         teacher: Side | MixedSides | SparseRows | None = None
         if targets is not None and targets.rows is not None:
