@@ -208,7 +208,7 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
         check_following(self)
         self._begin_targets()
         if data_collator is None:
-            self._tokenise(self.teacher, task)
+            self._tokenise(self.teacher, task, completions)
             layout = layout or self._layout_of_texts()
         self.layout = layout or infer_layout(self.model, self.teacher, self.processing_class)
         chosen = _defaults(self.layout) if objectives is None else objectives
@@ -283,11 +283,11 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
     def teacher(self, teacher: nn.Module | None) -> None:
         self.source = as_source(teacher)
 
-    def _tokenise(self, teacher: nn.Module | None, task: Task | None) -> None:
+    def _tokenise(self, teacher: nn.Module | None, task: Task | None, completions: Completions | None) -> None:
         """Tokenise data sets with text columns, as a run of the student's task does."""
         with parallel.first_process_first():
             self.texts = text_columns(
-                self.model, teacher, self.train_dataset, self.eval_dataset, self.processing_class, task
+                self.model, teacher, self.train_dataset, self.eval_dataset, self.processing_class, task, completions
             )
             if self.texts is None:
                 return

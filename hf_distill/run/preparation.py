@@ -26,6 +26,7 @@ from hf_distill.recipe.writer import dump_recipe
 from hf_distill.run.ancestry import eval_rows
 from hf_distill.run.best_model import check_best_metric, check_saving
 from hf_distill.run.checks import check_plan, check_push, remarks
+from hf_distill.run.completion_checks import completions_in_words
 from hf_distill.run.console import Narrator
 from hf_distill.run.data_options import check_sure_rows
 from hf_distill.run.directory import RunDirectory, stored_recipe
@@ -115,8 +116,11 @@ def open_run(
     for line in in_words(recipe, pair):
         narrator.say(line)
     read(splits)
-    if (labels := describe_labels(prepared, recipe.teacher.answers)) is not None:
+    written = recipe.completions.by != "data"  # the lines about completions say which rows have one
+    if not written and (labels := describe_labels(prepared, recipe.teacher.answers)) is not None:
         narrator.say(labels)
+    for line in completions_in_words(recipe, prepared):
+        narrator.say(line)
     lines, odd = check_prepared(recipe, prepared)
     check_best_metric(recipe, prepared)
     for line in lines:
@@ -234,7 +238,7 @@ def locating_data(recipe: Recipe) -> Iterator[None]:
         yield
     except UserError as error:
         # A mistake that is not about the data has a key with its own section.
-        own = error.key.partition(".")[0] in ("task", "teacher", "student")
+        own = error.key.partition(".")[0] in ("task", "teacher", "student", "completions")
         with recipe.locate("" if own else "evaluation" if error.key == "metrics" else "data"):
             raise
 
@@ -381,7 +385,7 @@ def _check_held_out(recipe: Recipe, prepared: Prepared) -> None:
 
 def _check_objectives(recipe: Recipe, prepared: Prepared) -> None:
     pseudo = recipe.data.pseudo_labels
-    written = pseudo is not None and not pseudo.soft
+    written = (pseudo is not None and not pseudo.soft) or recipe.completions.by == "teacher"
     for index, stage in enumerate(recipe.plan):
         with recipe.locate(recipe.stage_path(index)):
             recipe.task.check(stage.objectives, replace(prepared, labelled=prepared.labelled or written))

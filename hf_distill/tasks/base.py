@@ -74,6 +74,11 @@ class Setup:
     transfer_rows: int = 0
     completions: Completions = field(default_factory=Completions)
 
+    @property
+    def completing(self) -> Completions | None:
+        """How a model writes the completions of the examples, which are prompts then; None if they are in the data."""
+        return None if self.completions.by == "data" else self.completions
+
 
 @dataclass(frozen=True)
 class View:
@@ -189,6 +194,8 @@ class Task(ABC):
     own_tokenizers: ClassVar[bool] = False
     # Whether distributions over tokens are compared, so that `Setup.left_out` applies.
     compares_tokens: ClassVar[bool] = False
+    # Whether its models go on with a text, so that they can write completions (section `completions`).
+    writes: ClassVar[bool] = False
     # Whether the models return one vector for each text.
     vectors: ClassVar[bool] = False
     # Whether the inputs change from epoch to epoch.

@@ -10,6 +10,7 @@ from typing import Any
 from hf_distill.tasks.conversations import Conversation, Message
 
 UNSEEN = "the chat template does not show what the assistant says"
+SILENT = "the assistant says nothing in them"
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from hf_distill.errors import UserError, did_you_mean
 from hf_distill.tasks.chat_messages import (
+    SILENT,
     ChatText,
     NotLearned,
     check_parts,
@@ -20,7 +22,7 @@ from hf_distill.tasks.chat_messages import (
     spellings,
 )
 from hf_distill.tasks.conversations import Conversation, Message
-from hf_distill.tasks.unmarked_turns import UnmarkedTurns
+from hf_distill.tasks.unmarked_turns import ANSWERS, UnmarkedTurns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -76,6 +78,36 @@ class ChatTemplate:
                     key=f"task.chat_template_kwargs.{name}",
                 )
 
+    def prompt(self, conversation: Conversation) -> str:
+        """Return the text after which a model writes the next turn: that of all messages, and the header of an answer.
+
+        Raises:
+            Exception: Any error that the template raises on roles or orders that it does not know.
+        """
+        failures: list[Exception] = []
+        for spelled in spellings(conversation):
+            try:
+                return self._with_header(spelled, self._render(spelled, spelled.messages, True))
+            # A template is a program and can raise any error.
+            except Exception as error:
+                failures.append(error)
+        raise failures[0]
+
+    def _with_header(self, conversation: Conversation, text: str) -> str:
+        """Return a prompt with the header that an answer has, if the template writes none when it is asked for one."""
+        listed = isinstance(conversation.messages[-1].get("content"), list)
+        content: Any = [{"type": "text", "text": ANSWERS[0]}] if listed else ANSWERS[0]
+        try:
+            if text != self._render(conversation, conversation.messages, False):
+                return text
+            messages = [*conversation.messages, {"role": "assistant", "content": content}]
+            answered = replace(conversation, messages=messages, learned=[False] * len(conversation.messages) + [True])
+            shown = self._texts(answered)[-1]
+        except Exception:  # the template refuses a conversation that ends here or is answered so
+            return text
+        start = shown.spans[-1][0]
+        return shown.text[:start] if shown.text[:start].startswith(text.rstrip()) else text
+
     def texts(self, conversation: Conversation) -> list[ChatText]:
         """Return the examples of a conversation in the order of its turns; usually one.
 
@@ -94,7 +126,7 @@ class ChatTemplate:
 
     def _texts(self, conversation: Conversation) -> list[ChatText]:
         if not conversation.turns:
-            raise NotLearned("the assistant says nothing in them")
+            raise NotLearned(SILENT)
         if self.marks(conversation.tools):
             return [self._marked(conversation)]
         turns = UnmarkedTurns(conversation, self._tokenizer, partial(self._render, conversation))

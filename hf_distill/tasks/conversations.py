@@ -76,6 +76,31 @@ def read_conversation(row: Mapping[str, Any], where: str) -> Conversation:
     )
 
 
+def read_prompt(row: Mapping[str, Any], where: str) -> Conversation:
+    """Return the conversation of a row in which a model is to write the next turn.
+
+    If the last turn is the assistant's, it is the row's own completion of the turns before, and the only one learned.
+
+    Args:
+        row: Role of a column -> cell: `messages`, or `prompt` and maybe `completion`.
+        where: Name of the row in error messages.
+
+    Raises:
+        UserError: The row is not a conversation; the message says which message of which row is wrong, and why.
+    """
+    key = "columns.messages" if "messages" in row else "columns.prompt"
+    if "messages" in row:
+        given = _list(row["messages"], where, key)
+    else:
+        given = _list(row["prompt"], where, key, "user")
+        if row.get("completion") is not None:
+            given = [*given, *_list(row["completion"], where, "columns.completion", "assistant")]
+    messages = list(_messages(given, where, key))
+    own = int(bool(messages) and messages[-1]["role"] == "assistant")
+    learned = [False] * (len(messages) - own) + [True] * own
+    return Conversation(messages, learned, _tools(row.get("tools"), where), _settings(row, where))
+
+
 def _list(value: Any, where: str, key: str, role: str | None = None) -> list[Message]:
     """Return the messages in a cell; with `role`, a text is one message of that role."""
     if isinstance(value, str):

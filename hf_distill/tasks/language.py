@@ -62,13 +62,15 @@ def pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
     return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows])
 
 
-def token_features(*flags: str, labels: bool = True, texts: Sequence[str] = ()) -> Features:
+def token_features(
+    *flags: str, labels: bool = True, texts: Sequence[str] = (), numbers: Sequence[str] = ()
+) -> Features:
     """Return the column types of a tokenised split. `datasets` cannot infer them if the first batch is empty."""
     from datasets import Features, List, Value
 
     ids = {name: List(Value("int32")) for name in ("input_ids", *(["labels"] if labels else []))}
     columns = {**{flag: Value("bool") for flag in flags}, **{text: Value("string") for text in texts}}
-    return Features({**ids, "length": Value("int64"), **columns})
+    return Features({**ids, **{name: Value("int64") for name in ("length", *numbers)}, **columns})
 
 
 def check_texts(splits: Mapping[str, Dataset], roles: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from pydantic import Field
 from hf_distill.component import component
 from hf_distill.data import by_length, column
 from hf_distill.data.example_columns import EXAMPLE_ROLES
+from hf_distill.data.labelled import has_label
 from hf_distill.errors import UserError
 from hf_distill.models.loading import Head
 from hf_distill.models.outline import has_class
@@ -23,7 +24,16 @@ from hf_distill.tasks.language import (
     pad_token_id,
     vocabulary,
 )
-from hf_distill.tasks.text_tokens import FORMS, Form, TextEncoder, tokenise_split
+from hf_distill.tasks.text_prompts import PROMPT_FORMS, PromptEncoder, check_ids, check_share
+from hf_distill.tasks.text_tokens import (
+    COMPLETION_IDS,
+    FORMS,
+    PROMPT_IDS,
+    WRITTEN_BY,
+    Form,
+    TextEncoder,
+    tokenise_split,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -40,6 +50,8 @@ class TextGeneration(Task):
     Plain text is learned whole; of a prompt and its completion, the completion; of a conversation, what the assistant
     said, with the end of its turn. Texts and completions end with the tokenizer's end of text.
 
+    Where a model writes the completions (section `completions`), prompts alone are enough.
+
     Attributes:
         packing: Join plain texts and cut them into blocks of `data.max_length` tokens; the last may be shorter. Blocks
             have no padding, and nothing is truncated. Attention sees the earlier texts of a block, as in the
@@ -53,10 +65,15 @@ class TextGeneration(Task):
     name: ClassVar[str] = "text-generation"
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
     roles: ClassVar[Mapping[str, bool]] = dict.fromkeys(
-        ("text", "prompt", "completion", "messages", "conversations", "tools", "chat_template_kwargs"), False
+        (
+            *("text", "prompt", "completion", "messages", "conversations", "tools", "chat_template_kwargs"),
+            *(PROMPT_IDS, COMPLETION_IDS, WRITTEN_BY),
+        ),
+        False,
     )
 
     compares_tokens: ClassVar[bool] = True
+    writes: ClassVar[bool] = True
 
     packing: bool = False
     examples: Form | None = None
@@ -84,14 +101,16 @@ class TextGeneration(Task):
         from hf_distill.metrics.table import DEFAULTS
         from hf_distill.rows.tokens import TokenRows
 
-        tokenizer, max_length = setup.tokenizer, setup.max_length
+        tokenizer = setup.tokenizer
         names = setup.metrics or list(DEFAULTS["tokens"])
         width = vocabulary(tokenizer)
         check(names, "tokens", width)
         if setup.label_names:
             raise UserError("names are for classes, and a language model has none. Leave them out.", key="labels")
-        splits, encoder = self._encoder(splits, tokenizer, max_length)
+        splits, encoder = self._encoder(splits, setup)
         tokenised = {name: tokenise_split(split, name, encoder) for name, split in splits.items()}
+        if setup.completing is not None:
+            check_share(tokenised["train"], setup.completing.share)
         check_shared(tokenised, setup)
         return Prepared(
             train=tokenised["train"],
@@ -101,52 +120,71 @@ class TextGeneration(Task):
             collator=PadTokens(pad_token_id(tokenizer, setup.left_out)),
             evaluator=LossEvaluator(tuple(names), width),
             label_names=None,
-            labelled=True,
+            labelled=bool(has_label(tokenised["train"]).any()),
         )
 
     def look(self, splits: Mapping[str, Dataset], setup: Setup) -> None:
         """Check the first rows as `prepare` does all rows; there are no classes to count."""
-        splits, encoder = self._encoder(splits, setup.tokenizer, setup.max_length)
+        splits, encoder = self._encoder(splits, setup)
         for name, split in splits.items():
             first = split.select(range(min(len(split), LOOKED_AT)))
             encoder(first[:], range(len(first)), name)
 
-    def _encoder(
-        self, splits: Mapping[str, Dataset], tokenizer: PreTrainedTokenizerBase, max_length: int | None
-    ) -> tuple[dict[str, Dataset], TextEncoder]:
+    def _encoder(self, splits: Mapping[str, Dataset], setup: Setup) -> tuple[dict[str, Dataset], TextEncoder]:
         """Return the splits with columns named by role, and the encoder that tokenises them."""
+        tokenizer, max_length = setup.tokenizer, setup.max_length
         named = {name: _named(split) for name, split in splits.items()}
-        form = self._form(named)
+        form = self._form(named, setup.completing is not None)
         chat = form == "messages" or (form == "completion" and _are_chats(named))
-        if not chat:
-            check_texts(named, FORMS[form])
         if max_length is not None and max_length < 2:
             raise UserError("a token is predicted from the tokens before it: wanted at least 2.", key="max_length")
         packing = self._packs(form, tokenizer, max_length)
         if packing:
             _check_examples(named)
-        encoder = TextEncoder(self.name, tokenizer, max_length, form, packing, chat, self.chat_template_kwargs)
+        if form == "completion" and not chat:
+            check_ids(named, tokenizer)
+        settings = (self.name, tokenizer, max_length, form, packing, chat, self.chat_template_kwargs)
+        if (own := setup.completing) is not None:
+            encoder: TextEncoder = PromptEncoder(*settings, own.max_new_tokens, own.prompt_tokens)
+        else:
+            if not chat:
+                check_texts(named, FORMS[form])
+            encoder = TextEncoder(*settings)
         encoder.check(named)
         return named, encoder
 
-    def _form(self, splits: Mapping[str, Dataset]) -> Form:
-        """Return the form of the examples, from the columns that all splits have."""
+    def _form(self, splits: Mapping[str, Dataset], completes: bool) -> Form:
+        """Return the form of the examples, from the columns that all splits have.
+
+        Args:
+            splits: The splits, with columns named by role.
+            completes: Whether a model writes the completions, so that a prompt needs none.
+        """
+        forms = PROMPT_FORMS if completes else FORMS
         common = set.intersection(*(set(split.column_names) for split in splits.values()))
-        found = [form for form, roles in FORMS.items() if common.issuperset(roles)]
+        found = [form for form, roles in forms.items() if common.issuperset(roles)]
         if self.examples is not None:
             if self.examples not in found:
-                wanted = " and ".join(f"'{role}'" for role in FORMS[self.examples])
+                wanted = " and ".join(f"'{role}'" for role in forms[self.examples])
                 raise UserError(
-                    f"both splits need a column for {wanted}. Name it: columns: {{{FORMS[self.examples][0]}: ...}}.",
+                    f"both splits need a column for {wanted}. Name it: columns: {{{forms[self.examples][0]}: ...}}.",
                     key="columns",
                 )
             return self.examples
+        if "completion" in found and common.issuperset((PROMPT_IDS, COMPLETION_IDS)):
+            return "completion"  # as `hf-distill generate` writes them, beside the same as conversations
         if len(found) == 1:
             return found[0]
         if found:
             raise UserError(
                 f"the columns make examples of several kinds: {', '.join(found)}. Choose one: "
                 f"task: {{name: {self.name}, examples: {found[0]}}}.",
+                key="columns",
+            )
+        if "prompt" in common:
+            raise UserError(
+                "there are prompts, and no completions to learn. Name the column: columns: {completion: ...}; or let a "
+                "model write them: completions: {by: student}.",
                 key="columns",
             )
         raise UserError(
@@ -194,5 +232,10 @@ def _check_examples(splits: Mapping[str, Dataset]) -> None:
 
 def _are_chats(splits: Mapping[str, Dataset]) -> bool:
     """Whether prompts or completions are lists of messages."""
-    types = [str(column(split, role).type) for split in splits.values() for role in FORMS["completion"]]
+    types = [
+        str(column(split, role).type)
+        for split in splits.values()
+        for role in FORMS["completion"]
+        if role in split.column_names
+    ]
     return any(kind.startswith(("list", "large_list", "extension")) for kind in types)

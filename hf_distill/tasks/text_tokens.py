@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, chain, takewhile
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hf_distill.data import column
-from hf_distill.data.example_columns import SOURCE
-from hf_distill.data.label_names import IGNORED
+from hf_distill.data.example_columns import PROMPT_LENGTH, SOURCE
+from hf_distill.data.label_names import IGNORED, UNLABELLED
 from hf_distill.errors import UserError
-from hf_distill.tasks.chat_messages import ChatText, NotLearned
+from hf_distill.tasks.chat_messages import SILENT, ChatText, NotLearned
 from hf_distill.tasks.chat_template import ChatTemplate
 from hf_distill.tasks.conversations import read_conversation
 from hf_distill.tasks.language import token_features
@@ -33,15 +33,18 @@ FORMS: dict[Form, tuple[str, ...]] = {
     "completion": ("prompt", "completion"),
     "messages": ("messages",),
 }
-# Column with the token ids of a completion, if they are known: tokenising its text again could give other ids.
-COMPLETION_IDS = "completion_ids"
+# Columns with the token ids of a prompt and of its completion, if they are known: tokenising their texts again could
+# give other ids.
+PROMPT_IDS, COMPLETION_IDS = "prompt_ids", "completion_ids"
+# Column that says who wrote a completion: what the student wrote itself is compared with the teacher, and is no label.
+WRITTEN_BY = "written_by"
 _FLAGS = ("merged", "further", "unsaid", "unended")
 # Reason to drop an example without a token to learn.
 _NOTHING = "nothing in them to learn"
 
 
 @dataclass(frozen=True)
-class _Tokens:
+class Tokens:
     """One tokenised example.
 
     Attributes:
@@ -52,6 +55,7 @@ class _Tokens:
         further: Whether its row has made another example before.
         unsaid: Whether the text lacks reasoning that the row has.
         unended: Whether the last turn has no end that can be learned.
+        prompt: How many of the tokens a model is to complete; 0 where none does.
     """
 
     ids: list[int]
@@ -61,6 +65,7 @@ class _Tokens:
     further: bool = False
     unsaid: bool = False
     unended: bool = False
+    prompt: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,8 @@ class TextEncoder:
     """Tokenises raw examples.
 
     Attributes:
+        forms: Form of the examples -> the columns that it needs.
+        lacks: What the examples of a split lack if all of them are dropped.
         task: Name of the task.
         tokenizer: Tokenizer of both models.
         max_length: Maximum length of an example in tokens; None for no limit.
@@ -77,6 +84,9 @@ class TextEncoder:
         settings: Extra arguments for the chat template.
     """
 
+    forms: ClassVar[Mapping[Form, tuple[str, ...]]] = FORMS
+    lacks: ClassVar[str] = "anything to learn"
+
     task: str
     tokenizer: PreTrainedTokenizerBase
     max_length: int | None
@@ -84,6 +94,16 @@ class TextEncoder:
     packing: bool
     chat: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def deciding(self) -> tuple[Any, ...]:
+        """What the tokens depend on beside the examples and the tokenizer, as JSON values."""
+        return self.task, self.max_length, self.form, self.packing, dict(self.settings)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of every tokenised row beside the usual ones."""
+        return ()
 
     def check(self, splits: Mapping[str, Dataset]) -> None:
         """Refuse conversations that are missing or for which the tokenizer has no usable template."""
@@ -99,7 +119,7 @@ class TextEncoder:
                         key=f"columns.{role}",
                     )
 
-    def __call__(self, batch: Mapping[str, list[Any]], rows: Sequence[int] = (), split: str = "") -> list[_Tokens]:
+    def __call__(self, batch: Mapping[str, list[Any]], rows: Sequence[int] = (), split: str = "") -> list[Tokens]:
         """Return the examples of a batch; one that has nothing to learn is empty and has the reason in `left_out`.
 
         Args:
@@ -113,7 +133,7 @@ class TextEncoder:
             made = list({"text": self._texts, "completion": self._completions}[self.form](batch))
         if self.packing:
             assert self.max_length is not None
-            made = list(_blocks(made, self.max_length))
+            made = list(blocks(made, self.max_length))
         elif self.max_length is not None:
             end = self.max_length + 1  # one token more than the limit stays, so that truncated examples can be counted
             made = [replace(one, ids=one.ids[:end], labels=one.labels[:end]) for one in made]
@@ -121,7 +141,7 @@ class TextEncoder:
         made = [
             one
             if one.left_out or any(label != IGNORED for label in one.labels[1:limit])
-            else _Tokens([], [], left_out=_NOTHING, further=one.further)
+            else Tokens([], [], left_out=_NOTHING, further=one.further)
             for one in made
         ]
         return [one for one in made if not one.left_out] if self.packing else made
@@ -133,36 +153,40 @@ class TextEncoder:
         end = self.tokenizer.eos_token_id
         return ids if end is None or ids[-1:] == [end] else [*ids, end]
 
-    def _texts(self, batch: Mapping[str, list[Any]]) -> Iterator[_Tokens]:
+    def _texts(self, batch: Mapping[str, list[Any]]) -> Iterator[Tokens]:
         for text, ids in zip(batch["text"], self._tokenise(batch["text"]), strict=True):
             ended = self._ended(ids) if text.strip() else []
-            yield _Tokens(ended, [IGNORED, *ended[1:]] if ended else [])
+            yield Tokens(ended, [IGNORED, *ended[1:]] if ended else [])
 
-    def _completions(self, batch: Mapping[str, list[Any]]) -> Iterator[_Tokens]:
+    def _completions(self, batch: Mapping[str, list[Any]]) -> Iterator[Tokens]:
         if COMPLETION_IDS in batch:
-            for prompt, rest in zip(_prompts(self.tokenizer, batch["prompt"]), batch[COMPLETION_IDS], strict=True):
+            own = of_student(batch)
+            for row, (prompt, rest) in enumerate(
+                zip(prompt_ids(self.tokenizer, batch), batch[COMPLETION_IDS], strict=True)
+            ):
                 first = max(len(prompt), 1)
                 ids = [*prompt, *rest]
-                yield _Tokens(ids, [IGNORED] * first + ids[first:])
+                learned = [UNLABELLED] * len(ids[first:]) if row in own else ids[first:]
+                yield Tokens(ids, [IGNORED] * first + learned)
             return
         for prompt, whole in prompts_and_wholes(self.tokenizer, batch["prompt"], batch["completion"]):
             # If the end of the prompt and the beginning of the completion make one token, this token is learned.
             shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, whole, strict=False)))
             ids = self._ended(whole)
             first = max(shared, 1)
-            yield _Tokens(ids, [IGNORED] * first + ids[first:], merged=shared < len(prompt))
+            yield Tokens(ids, [IGNORED] * first + ids[first:], merged=shared < len(prompt))
 
-    def _chats(self, batch: Mapping[str, list[Any]], places: Sequence[str]) -> Iterator[_Tokens]:
+    def _chats(self, batch: Mapping[str, list[Any]], places: Sequence[str]) -> Iterator[Tokens]:
         template = ChatTemplate(self.tokenizer, self.settings)
         roles = [role for role in (*FORMS[self.form], "tools", "chat_template_kwargs") if role in batch]
-        made: list[ChatText | _Tokens] = []
+        made: list[ChatText | Tokens] = []
         further: list[bool] = []
         for index, place in enumerate(places):
             conversation = read_conversation({role: batch[role][index] for role in roles}, place)
             try:
-                texts: Sequence[ChatText | _Tokens] = template.texts(conversation)
+                texts: Sequence[ChatText | Tokens] = template.texts(conversation)
             except NotLearned as reason:
-                texts = [_Tokens([], [], left_out=str(reason))]
+                texts = [Tokens([], [], left_out=str(reason))]
             # A template is a program and can raise any error on roles or orders that it does not know.
             except Exception as error:
                 why = " ".join(str(error).split()) or type(error).__name__
@@ -173,13 +197,13 @@ class TextEncoder:
             further += [number > 0 for number in range(len(texts))]
         tokens = iter(spanned(self.tokenizer, [one for one in made if isinstance(one, ChatText)]))
         for one, also in zip(made, further, strict=True):
-            if isinstance(one, _Tokens):
+            if isinstance(one, Tokens):
                 yield one
                 continue
             ids, learned, merged = next(tokens)
             labels = [token if taken else IGNORED for token, taken in zip(ids, learned, strict=True)]
             merged = merged and not one.marked
-            yield _Tokens(ids, [IGNORED, *labels[1:]], merged, "", also, one.unsaid, one.unended)
+            yield Tokens(ids, [IGNORED, *labels[1:]], merged, "", also, one.unsaid, one.unended)
 
 
 def prompts_and_wholes(
@@ -188,6 +212,16 @@ def prompts_and_wholes(
     """Yield, for every example, the tokens of the prompt, and the tokens of prompt and completion as one text."""
     wholes = [prompt + rest for prompt, rest in zip(prompts, completions, strict=True)]
     yield from zip(_prompts(tokenizer, prompts), _ids(tokenizer, wholes), strict=True)
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, batch: Mapping[str, list[Any]]) -> Sequence[list[int]]:
+    """Return the tokens of the prompts of a batch: those that the data gives, else those of their texts."""
+    return batch[PROMPT_IDS] if PROMPT_IDS in batch else list(_prompts(tokenizer, batch["prompt"]))
+
+
+def of_student(batch: Mapping[str, list[Any]]) -> set[int]:
+    """Return the rows of a batch whose completion the student wrote itself."""
+    return {row for row, who in enumerate(batch.get(WRITTEN_BY, ())) if who == "student"}
 
 
 def _prompts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Iterator[list[int]]:
@@ -201,13 +235,13 @@ def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]
     return found
 
 
-def _blocks(texts: list[_Tokens], length: int) -> Iterator[_Tokens]:
+def blocks(texts: list[Tokens], length: int) -> Iterator[Tokens]:
     """Yield blocks of `length` tokens, cut from the joined texts; the last may be shorter."""
     ids = list(chain.from_iterable(text.ids for text in texts))
     labels = list(chain.from_iterable(text.labels for text in texts))
     for start in range(0, len(ids), length):
         end = start + length
-        yield _Tokens(ids[start:end], [IGNORED, *labels[start + 1 : end]])
+        yield Tokens(ids[start:end], [IGNORED, *labels[start + 1 : end]])
 
 
 def tokenise_split(split: Dataset, name: str, encoder: TextEncoder) -> Dataset:
@@ -219,24 +253,25 @@ def tokenise_split(split: Dataset, name: str, encoder: TextEncoder) -> Dataset:
             "input_ids": [one.ids[:limit] for one in made],
             "labels": [one.labels[:limit] for one in made],
             "length": [len(one.ids[:limit]) for one in made],
+            **({PROMPT_LENGTH: [one.prompt for one in made]} if PROMPT_LENGTH in encoder.columns else {}),
             "cut": [limit is not None and len(one.ids) > limit for one in made],
             **{flag: [getattr(one, flag) for one in made] for flag in _FLAGS},
             "left_out": [one.left_out for one in made],
             **({} if encoder.packing else {SOURCE: _sources(made)}),
         }
 
-    settings = (encoder.task, encoder.max_length, encoder.form, encoder.packing, dict(encoder.settings))
-    features = token_features("cut", *_FLAGS, texts=("left_out",))
-    tokenised = tokenise(split, name, encode, encoder.tokenizer, *settings, features=features, with_rows=True)
+    features = token_features("cut", *_FLAGS, texts=("left_out",), numbers=encoder.columns)
+    tokenised = tokenise(split, name, encode, encoder.tokenizer, *encoder.deciding, features=features, with_rows=True)
     _warn(split, name, tokenised, encoder)
-    if encoder.form == "completion" and not encoder.chat:  # the other forms can make several examples from a row
+    # The other forms can make several examples of a row.
+    if not encoder.packing and (encoder.columns or (encoder.form == "completion" and not encoder.chat)):
         tokenised = with_rows(split, tokenised)
     if any(left_out := tokenised["left_out"][:]):
         tokenised = tokenised.select([row for row, reason in enumerate(left_out) if not reason])
     return tokenised.remove_columns(["cut", *_FLAGS, "left_out"])
 
 
-def _sources(made: Sequence[_Tokens]) -> list[int]:
+def _sources(made: Sequence[Tokens]) -> list[int]:
     """Return, for each example, the row of the batch that it was made of."""
     return [place - 1 for place in accumulate(not one.further for one in made)]
 
@@ -247,9 +282,11 @@ def _warn(split: Dataset, name: str, tokenised: Dataset, encoder: TextEncoder) -
     reasons = Counter(reason for reason in tokenised["left_out"] if reason)
     if reasons.total() == len(tokenised):
         others = "; ".join(reason for reason in reasons if reason != _NOTHING)
+        if SILENT in reasons:
+            others += ". Let a model write it: completions: {by: student}"
         raise UserError(
-            f"no example of the {name} split has anything to learn{within}{f': {others}' if others else ''}.",
-            key=f"columns.{FORMS[encoder.form][-1]}",
+            f"no example of the {name} split has {encoder.lacks}{within}{f': {others}' if others else ''}.",
+            key=f"columns.{encoder.forms[encoder.form][-1]}",
         )
     cut, merged, further, unsaid, unended = (sum(tokenised[flag]) for flag in ("cut", *_FLAGS))
     if further:

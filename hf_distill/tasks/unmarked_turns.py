@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Two answers that begin differently: two texts that differ in the answer alone are equal up to where it begins.
-_ANSWERS = ("Apples are red.", "Zebras graze!")
+ANSWERS = ("Apples are red.", "Zebras graze!")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class UnmarkedTurns:
         # texts with other answers begin to differ.
         before, message = self.conversation.messages[:turn], self.conversation.messages[turn]
         others = []
-        for answer in _ANSWERS:
+        for answer in ANSWERS:
             content = [{"type": "text", "text": answer}] if isinstance(message.get("content"), list) else answer
             others.append(self.render([*before, {"role": "assistant", "content": content}], False))
             if answer not in others[-1]:
@@ -117,7 +117,7 @@ class UnmarkedTurns:
         """
         before, messages = self._before(turn), self.conversation.messages[: turn + 1]
         listed = isinstance(messages[-1].get("content"), list)
-        content = [{"type": "text", "text": _ANSWERS[0]}] if listed else _ANSWERS[0]
+        content = [{"type": "text", "text": ANSWERS[0]}] if listed else ANSWERS[0]
         try:
             other = self.render([*messages, {"role": "user", "content": content}], False)
         except Exception:  # any error that the template raises

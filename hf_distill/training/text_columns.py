@@ -12,6 +12,7 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from hf_distill.completions.section import Completions
 from hf_distill.data.example_columns import EXAMPLE_COLUMNS
 from hf_distill.errors import UserError
 from hf_distill.models.inspection import base_model, taken_by
@@ -110,6 +111,7 @@ def text_columns(
     evaluated: Any,
     tokenizer: Any,
     task: Task | None = None,
+    completions: Completions | None = None,
 ) -> TextColumns | None:
     """Return what tokenises the splits of a training; None if they are tokenised, or not known to hold text.
 
@@ -120,6 +122,7 @@ def text_columns(
         evaluated: `eval_dataset`.
         tokenizer: `processing_class`.
         task: A task with settings, in place of the default one of the student's class.
+        completions: Who writes the completions; None if they are in the data.
 
     Raises:
         UserError: The columns are not those of the task, hold something else, or there is no tokenizer.
@@ -145,6 +148,7 @@ def text_columns(
         student=heads.get("student"),
         configs=tuple(configs.values()),
         max_length=longest_input(configs.values(), [tokenizer]),
+        completions=completions or Completions(),
     )
     return TextColumns(reader, setup, first, takes, beside=[*held.values()][:2][-1])
 

@@ -199,7 +199,7 @@ def test_a_template_without_marks(make_model: Any) -> None:
 @pytest.mark.parametrize(
     ("columns", "task", "key", "says"),
     [
-        ({"prompt": ["a"]}, {}, "columns", "nothing to learn from. Wanted, in both splits, a column 'text'"),
+        ({"tools": ["a"]}, {}, "columns", "nothing to learn from. Wanted, in both splits, a column 'text'"),
         ({"text": ["a"], "messages": [CHATS[0]]}, {}, "columns", "examples of several kinds: text, messages"),
         ({"text": ["a"]}, {"examples": "completion"}, "columns", "need a column for 'prompt' and 'completion'"),
         ({"text": ["a", None]}, {}, "columns.text", "1 of 2 entries of the train split are missing (None), the first"),

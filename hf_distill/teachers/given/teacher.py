@@ -211,7 +211,9 @@ class GivenTeacher(Teacher):
         with under("teacher"):
             given = self.read_tokens(splits, beside, names)
         named = {
-            name: split.add_column(COMPLETION_IDS, [row.tokens for row in given[name]])
+            name: split.remove_columns([one for one in (COMPLETION_IDS,) if one in split.column_names]).add_column(
+                COMPLETION_IDS, [row.tokens for row in given[name]]
+            )
             for name, split in numbered(splits).items()
         }
         gives = self.gives(task, (), pair)
