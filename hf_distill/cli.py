@@ -31,6 +31,8 @@ FAILED = 1
 SIGNALLED = 128
 # First word of the command that runs only the teacher and stores its targets.
 CACHE = "cache"
+# First word of the command that lets a model write a data set.
+GENERATE = "generate"
 
 _NO_SPACE = ("No space left on device", "Disk quota exceeded")
 _TORCH_SAVE = ("PytorchStreamWriter failed", "unexpected pos ")
@@ -41,6 +43,7 @@ EPILOG = """examples:
   accelerate launch scripts/distill.py recipe.yaml
   hf-distill cache recipe.yaml
   hf-distill cache recipe.yaml --targets-only
+  hf-distill generate recipe.yaml --by student --into rollouts
 
 The same command again resumes a run that was interrupted."""
 
@@ -75,12 +78,15 @@ def _main(words: Sequence[str]) -> int:
     for library in CHATTY:
         logging.getLogger(library).setLevel(logging.ERROR)
     sys.excepthook = _print_traceback
-    caches = words[:1] == [CACHE]
-    arguments = _arguments(words[1:] if caches else words, caches)
+    command = words[0] if words[:1] in ([CACHE], [GENERATE]) else ""
+    caches = command == CACHE
+    arguments = _arguments(words[1:] if command else words, command)
     recipe: Recipe | None = None
     try:
         recipe = _read(arguments)
-        if arguments.check:
+        if command == GENERATE:
+            _generate(recipe, arguments)
+        elif arguments.check:
             _check(recipe, publishes=arguments.targets_only)
         elif arguments.targets_only:
             _publish(recipe, with_size=not arguments.without_size)
@@ -94,7 +100,7 @@ def _main(words: Sequence[str]) -> int:
     except KeyboardInterrupt as error:
         number = getattr(error, "signal", signal.SIGINT)
         word = "Interrupted." if number == signal.SIGINT else "Terminated."
-        _say(f"\n{word}{_resume(recipe, caches) if recipe and not arguments.check else ''}")
+        _say(f"\n{word}{_resume(recipe, command) if recipe and not arguments.check else ''}")
         return SIGNALLED + number
     except Exception as error:
         if not (full := _full_disk(error)):
@@ -133,19 +139,27 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--without-size", action="store_true", help="with --targets-only: do not tell the number of labelled rows"
     )
+    made.add_argument(
+        "--by", choices=("student", "teacher"), help="with the command generate: who writes; default: completions.by"
+    )
+    made.add_argument("--into", metavar="DIR", help="with the command generate: directory of the data set")
     made.add_argument("--version", action="version", version=f"hf_distill {__version__}")
     return made
 
 
-def _arguments(argv: Sequence[str] | None, caches: bool = False) -> argparse.Namespace:
+def _arguments(argv: Sequence[str] | None, command: str = "") -> argparse.Namespace:
     reader = parser()
     # "Intermixed" accepts `RECIPE --check key=value` as well as `RECIPE key=value --check`.
     arguments, unknown = reader.parse_known_intermixed_args(argv)
     if unknown:
         hint = "A recipe's values are set without dashes, as in training.learning_rate=1e-4."
         reader.error(f"unknown option {readable(unknown[0], limit=200)}. {hint}")
-    if arguments.targets_only and not caches:
+    if arguments.targets_only and command != CACHE:
         reader.error("--targets-only belongs to the command cache: hf-distill cache RECIPE.yaml --targets-only")
+    if command != GENERATE and (arguments.by or arguments.into):
+        reader.error("--by and --into belong to the command generate: hf-distill generate RECIPE.yaml --by student")
+    if command == GENERATE and arguments.restart:
+        reader.error("generate writes nothing into the output directory, so there is nothing to --restart")
     if arguments.without_size and not arguments.targets_only:
         reader.error("--without-size belongs to --targets-only, which tells the number of labelled rows")
     return arguments
@@ -194,6 +208,23 @@ def _cache(recipe: Recipe) -> None:
         print(readable_lines(f"{cache.path}: {done}"))
 
 
+def _generate(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    """Let student or teacher write a data set; with `--check`, say what it would do."""
+    from hf_distill.run.dry_run import check
+    from hf_distill.run.generate_command import generate, place, plan
+    from hf_distill.run.launch import end_with_launcher
+
+    if arguments.check:
+        planned, by = plan(recipe, arguments.by)
+        text = f"{check(planned)}\ngenerate    the {by} writes, into {place(recipe, by, arguments.into)}"
+    else:
+        end_with_launcher()
+        found = generate(recipe, arguments.by, arguments.into)
+        text = f"{found.path}: {found.text}"
+    if parallel.is_first_of_machine():
+        print(readable_lines(text))
+
+
 def _publish(recipe: Recipe, *, with_size: bool) -> None:
     """Train or load the teacher of a recipe, and publish its targets for the rows without a label."""
     from hf_distill.run.launch import end_with_launcher
@@ -205,10 +236,11 @@ def _publish(recipe: Recipe, *, with_size: bool) -> None:
         print(readable_lines(f"{found.path}: {found.in_words()}"))
 
 
-def _resume(recipe: Recipe, caches: bool) -> str:
+def _resume(recipe: Recipe, command: str) -> str:
     """Return the sentence about what an interrupted run has saved, and how to resume it."""
-    if caches:
-        return " The targets so far are stored. Run the same command again to continue."
+    if command:
+        what = "targets" if command == CACHE else "completions"
+        return f" The {what} so far are stored. Run the same command again to continue."
     from hf_distill.run.directory import last_checkpoint, records
 
     output = Path(recipe.training["output_dir"]).expanduser()

@@ -13,11 +13,14 @@ class Sampling:
         max_new_tokens: Largest number of tokens of a completion.
         temperature: What logits are divided by before a token is drawn; 0 for the likeliest token each time.
         top_p: Draw among the likeliest tokens whose probabilities sum to this.
+        num_beams: With more than 1, take the likeliest completion that a search with so many beams finds; nothing is
+            drawn.
     """
 
     max_new_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
+    num_beams: int = 1
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,11 @@ class Completions:
         prompt_tokens: Of plain texts, how many of the first tokens are the prompt. Default: texts have no prompt.
         teacher_share: With `mixture`, the teacher's share of the distribution that each token is drawn from: 0 is the
             student alone, 1 the teacher alone.
+        num_beams: With more than 1, the likeliest completion that a search with so many beams finds, in place of one
+            that is drawn. With `teacher` only.
+        min_tokens: Completions with fewer tokens, the end of text not counted, are dropped. With `teacher` only.
+        drop_cut: Drop completions that were cut at `max_new_tokens`, in place of learning them without an end. With
+            `teacher` only.
         backend: What runs the model that writes.
     """
 
@@ -44,6 +49,9 @@ class Completions:
     reuse: Annotated[int, Field(ge=1, le=4)] = 1
     prompt_tokens: Annotated[int, Field(ge=1)] | None = None
     teacher_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.2
+    num_beams: Annotated[int, Field(ge=1)] = 1
+    min_tokens: Annotated[int, Field(ge=0)] = 1
+    drop_cut: bool = False
     backend: SkipValidation[Backend] = TransformersBackend()
 
     @property
@@ -54,4 +62,4 @@ class Completions:
     @property
     def sampling(self) -> Sampling:
         """How tokens are drawn."""
-        return Sampling(self.max_new_tokens, self.temperature, self.top_p)
+        return Sampling(self.max_new_tokens, self.temperature, self.top_p, self.num_beams)

@@ -20,6 +20,7 @@ def capture(recipe: Recipe) -> StoredTargets:
     from transformers.utils.logging import disable_progress_bar
 
     from hf_distill.run.chain import trainings
+    from hf_distill.run.completing import write_completions
     from hf_distill.run.launch import check_launch
     from hf_distill.run.preparation import open_run
 
@@ -32,6 +33,8 @@ def capture(recipe: Recipe) -> StoredTargets:
     # Of a chain the first teacher: the others are trained first.
     run = open_run(trainings(recipe)[0].recipe, restart=False, for_teacher=True)
     with run.directory.lock:
-        run.store_targets(run.load_teacher())
+        teacher = run.load_teacher()
+        write_completions(run, teacher)
+        run.store_targets(teacher)
     assert run.cache is not None
     return run.cache

@@ -10,8 +10,10 @@ from hf_distill.errors import UserError
 from hf_distill.formatting import count
 from hf_distill.mistakes import join
 from hf_distill.objectives.fit import check_fit
+from hf_distill.run.completion_checks import check_completions
 from hf_distill.run.data_options import check_data_options
 from hf_distill.run.private_rows import check_private
+from hf_distill.run.text_ends import ends_in_words
 from hf_distill.run.training_defaults import sampling_remark, within_batch
 from hf_distill.training.argument_checks import check_with_arguments
 
@@ -57,6 +59,8 @@ def check_plan(recipe: Recipe, pair: Pair | None) -> None:
     if recipe.teacher.keeps_private:
         check_private(recipe)
     check_data_options(recipe)
+    with recipe.locate("completions"):
+        check_completions(recipe)
     mistakes: list[str] = []
     if pair is not None:
         frozen_of(recipe, pair.student)
@@ -171,7 +175,7 @@ def remarks(recipe: Recipe, pair: Pair | None) -> list[str]:
     if pair is not None and (classes := _classes(recipe, pair)) is not None:
         lines += _all_classes(recipe, classes)
     if pair is not None:
-        lines += [*_merged(recipe), *_not_trained(recipe, pair)]
+        lines += [*_merged(recipe), *_not_trained(recipe, pair), *ends_in_words(recipe, pair)]
     return [line for line in lines if line]
 
 

@@ -10,6 +10,7 @@ from hf_distill import parallel
 from hf_distill.report.terminal import show
 from hf_distill.run.beside import Beside
 from hf_distill.run.chain import trainings
+from hf_distill.run.completing import write_completions
 from hf_distill.run.console import Narrator
 from hf_distill.run.evaluation import report_on
 from hf_distill.run.launch import check_launch
@@ -60,6 +61,7 @@ def distill(recipe: Recipe, *, restart: bool = False) -> Report:
 def _distill(run: Run, beside: Beside) -> Report:
     recipe = run.recipe
     teacher = run.load_teacher()
+    write_completions(run, teacher)
     run.store_targets(teacher)
     leave_out_unsure(run, teacher)
     students: list[Fitted] = []

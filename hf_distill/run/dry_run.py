@@ -30,6 +30,7 @@ from hf_distill.recipe.writer import describe_entry
 from hf_distill.run.best_model import check_best_metric, check_saving
 from hf_distill.run.chain import ChainRun, trainings
 from hf_distill.run.checks import check_plan, cut_off, frozen_of, remarks, student_in_words
+from hf_distill.run.completion_checks import completions_in_words
 from hf_distill.run.directory import stored_recipe
 from hf_distill.run.launch import check_launch
 from hf_distill.run.pairing import open_pair, open_student, open_teacher
@@ -312,8 +313,12 @@ def _check_rows(recipe: Recipe, found: _Findings, pair: Pair, sample: Sample) ->
                 found.settle([f"tokenizer   {_tokenizer(before)}"], [f"tokenizer   {_tokenizer(pair)}"])
             found.plan += [line.replace("vocabulary: ", "vocabulary  ", 1) for line in in_words(recipe, pair)]
             found.head = prepared.head
-            if (labels := describe_labels(prepared, recipe.teacher.answers)) is not None:
+            written = recipe.completions.by != "data"  # the lines about completions say which rows have one
+            if not written and (labels := describe_labels(prepared, recipe.teacher.answers)) is not None:
                 found.plan.append(labels.replace("labels: ", "labels      ", 1))
+            found.plan += [
+                line.replace("completions: ", "completions ", 1) for line in completions_in_words(recipe, prepared)
+            ]
             found.plan += prepared.shown if prepared.for_teacher is None else prepared.for_teacher.shown
             lines, odd = check_prepared(recipe, prepared)
             if not found.mistakes:  # else the training arguments may be wrong

@@ -361,6 +361,7 @@ def _settings(run: Run, facts: Mapping[str, Any], models: Mapping[str, Any]) -> 
         **_adapters(run, models["student"]),
         **({"pseudo_labels": run.sure.facts(run.prepared.label_names)} if run.sure else {}),
         **({} if run.cache is None else {"teacher's answers": f"cached: {run.cache.in_words()}"}),
+        **({"completions": run.completions} if run.completions else {}),
         **({"layers": run.layers} if run.layers else {}),
         "seconds": {name: round(value, 1) for name, value in run.seconds.items()},
         **({"skipped_steps": skipped} if (skipped := skipped_of(run.histories)) else {}),

@@ -74,6 +74,9 @@ class Run:
         made: What the report says about how the saved student was made.
         scored: The saved student's predictions on the eval split, once it was evaluated.
         eval_rows: Fingerprint of the rows on which models are evaluated.
+        of_data: For a baseline that learns from the completions of the data, while students learn from those of the
+            teacher: its fitter; else None.
+        completions: What the report says about completions that were written before the training.
         teachers: Directory of the teachers that are fine-tuned, and the training arguments that they share. Default: in
             the directory of this run, and its own.
     """
@@ -98,6 +101,8 @@ class Run:
     made: dict[str, Any] = field(default_factory=dict)
     scored: Scored | None = None
     eval_rows: str = ""
+    of_data: Fitter | None = None
+    completions: dict[str, Any] = field(default_factory=dict)
     teachers: tuple[Path, Mapping[str, Any]] | None = None
 
     @property
@@ -280,7 +285,9 @@ class Run:
             with self.stage(part, of=len(plan)):
                 if student is None:
                     student = self._new_student(teacher, seed, saved=saved)
-                fitter, target = (self.fitter, None) if baseline else self.for_students(teacher.for_training())
+                fitter, target = (
+                    (self.of_data or self.fitter, None) if baseline else self.for_students(teacher.for_training())
+                )
                 training = {**self.training, **stage.training, "seed": seed}
                 objectives: tuple[Objective, ...] = stage.objectives
                 if baseline:
@@ -315,7 +322,7 @@ class Run:
 
     def _same_steps(self, student: list[dict[str, Any]], training: dict[str, Any]) -> dict[str, Any]:
         """Return arguments that give a baseline on fewer rows as many steps as its student; nothing for equal rows."""
-        if len(self.fitter.rows((Labels(),))) == len(self.prepared.train):
+        if len((self.of_data or self.fitter).rows((Labels(),))) == len(self.prepared.train):
             return {}
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * parallel.processes()
         return same_steps(student, training, eval_rows=len(self.prepared.eval), batch=batch)
@@ -333,6 +340,15 @@ class Run:
             data.layout,
             self.pair.cut,
         )
+
+    def new_student(self, teacher: TargetSource, seed: int) -> PreTrainedModel:
+        """Return a student as its training begins.
+
+        Args:
+            teacher: The teacher, which it may be copied from.
+            seed: Of random weights.
+        """
+        return self._new_student(teacher, seed, saved=False)
 
     def _new_student(self, teacher: TargetSource, seed: int, *, saved: bool) -> PreTrainedModel:
         from transformers import set_seed

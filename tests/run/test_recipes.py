@@ -204,6 +204,8 @@ def shrink(path: Path, directory: Path, make_model: MakeModel) -> Path:
         "logging_steps": 1,
         "disable_tqdm": True,
     }
+    if (completions := content.get("completions")) is not None:
+        completions |= {"max_new_tokens": 8, **({"prompt_tokens": 8} if "prompt_tokens" in completions else {})}
     for stage in content.get("stages", ()):
         stage["training"] = {**stage.get("training", {}), "max_steps": 2}
     content["report"] = {**content.get("report", {}), "latency": False, "seeds": 1}

@@ -47,6 +47,8 @@ class Backend(ABC):
     """Base class of the backends: how a model is made to write."""
 
     name: ClassVar[str]
+    # Whether it can search with beams (`Sampling.num_beams`).
+    searches: ClassVar[bool] = False
 
     @abstractmethod
     def open(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, beside: Mixture | None = None) -> Writer:

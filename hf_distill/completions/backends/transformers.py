@@ -38,6 +38,7 @@ class TransformersBackend(Backend):
     """
 
     name: ClassVar[str] = "transformers"
+    searches: ClassVar[bool] = True
 
     batch_size: Annotated[int, Field(ge=1)] = 64
 
@@ -98,6 +99,7 @@ class GeneratingWriter(Writer):
             pad_token_id=self._pad,
             use_cache=True,
             do_sample=False,  # `_Drawn` leaves one token to choose
+            num_beams=sampling.num_beams,
         )
 
     def _batch(self, prompts: Sequence[Sequence[int]], sampling: Sampling, numbers: Tensor) -> Iterator[Completion]:
@@ -107,7 +109,8 @@ class GeneratingWriter(Writer):
         device = self._model.device
         ids = torch.tensor([[self._pad] * (longest - len(one)) + list(one) for one in prompts], device=device)
         mask = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in prompts], device=device)
-        drawn: Any = _Drawn(self._choice(sampling, mask), numbers)
+        searches = sampling.num_beams > 1
+        drawn: Any = _Known(self._classes) if searches else _Drawn(self._choice(sampling, mask), numbers)
         config = self._model.generation_config
         made = self._model.generate(
             input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=LogitsProcessorList([drawn])
@@ -148,3 +151,18 @@ class _Drawn:
         place, self._place = min(self._place, self._numbers.shape[1] - 1), self._place + 1
         chosen = self._choose(input_ids, scores, self._numbers[:, place])
         return torch.full_like(scores, -torch.inf).scatter_(-1, chosen.unsqueeze(-1), 0.0)
+
+
+class _Known:
+    """A logits processor that leaves the columns that are tokens.
+
+    Args:
+        classes: Their number.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self._classes = classes
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        scores[:, self._classes :] = -torch.inf
+        return scores

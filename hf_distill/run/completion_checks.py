@@ -1,0 +1,75 @@
+"""Checks what a recipe says about completions, and says who writes how many of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hf_distill.component import settings
+from hf_distill.data import column
+from hf_distill.data.example_columns import PROMPT_LENGTH
+from hf_distill.errors import UserError
+from hf_distill.tasks.text_prompts import without_completion
+
+if TYPE_CHECKING:
+    from hf_distill.recipe.recipe import Recipe
+    from hf_distill.tasks import Prepared
+
+OF_DATA = "the completions of the data, not those of the teacher"
+# Key of `completions` -> who must write so that it means something.
+_FOR: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("share", "reuse"), ("student", "mixture")),
+    "teacher_share": ("mixture",),
+    **dict.fromkeys(("num_beams", "min_tokens", "drop_cut"), ("teacher",)),
+}
+
+
+def check_completions(recipe: Recipe) -> None:
+    """Refuse settings of `completions` that the task, the backend or who writes cannot follow.
+
+    Raises:
+        UserError: There is one; `key` names it.
+    """
+    own = recipe.completions
+    if own.by == "data":
+        return
+    if not recipe.task.writes:
+        raise UserError(
+            f"the models of {recipe.task.name} write no completions. Leave out this section, or take text-generation.",
+            key="by",
+        )
+    for key in settings(own):
+        if own.by not in (writers := _FOR.get(key, (own.by,))):
+            raise UserError(f"it is for by: {' and '.join(writers)}, and has no effect here. Leave it out.", key=key)
+    if own.num_beams > 1 and not own.backend.searches:
+        raise UserError(f"the backend {own.backend.name} does not search. Take backend: transformers.", key="num_beams")
+    if own.per_prompt > 1 and (own.num_beams > 1 or not own.temperature):
+        raise UserError(
+            f"nothing is drawn, so a prompt would have the same completion {own.per_prompt} times. Leave it out, or "
+            "set a temperature above 0.",
+            key="per_prompt",
+        )
+
+
+def completions_in_words(recipe: Recipe, prepared: Prepared) -> list[str]:
+    """Return lines that say who writes how many completions, before training and in it; none if the data has them."""
+    own = recipe.completions
+    if own.by == "data" or PROMPT_LENGTH not in prepared.train.column_names:
+        return []
+    lengths = np.sort(column(prepared.train, PROMPT_LENGTH).to_numpy())
+    who = {"student": "the student", "teacher": "the teacher", "mixture": "student and teacher together"}[own.by]
+    when = "once, before the training" if own.by == "teacher" else "while the student trains"
+    prompts = (
+        f"{len(lengths):,} prompts of {lengths[0]:,} to {lengths[-1]:,} tokens (median {lengths[len(lengths) // 2]:,})"
+    )
+    many = f"{own.per_prompt} completions each" if own.per_prompt > 1 else "one completion each"
+    lines = [f"completions: {who} writes {many} of {prompts}, at most {own.max_new_tokens:,} tokens, {when}"]
+    if missing := len(without_completion(prepared.eval)):
+        lines.append(
+            f"completions: {missing:,} of {len(prepared.eval):,} eval rows have none: the teacher writes them once, "
+            "before the training, and the models are evaluated on these"
+        )
+    if own.by == "teacher" and recipe.report.baseline:
+        lines.append(f"completions: the baseline learns from {OF_DATA}")
+    return lines
