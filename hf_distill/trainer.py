@@ -211,6 +211,8 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
             self._tokenise(self.teacher, task, completions)
             layout = layout or self._layout_of_texts()
         self.layout = layout or infer_layout(self.model, self.teacher, self.processing_class)
+        if self.source is not None:
+            self.source.read_by(self.layout, getattr(self.processing_class, "tokenizer", self.processing_class))
         chosen = _defaults(self.layout) if objectives is None else objectives
         settled = settle_class_weights(chosen, self.layout, self.model, self.train_dataset)
         self.objectives = settle_group_weights(settled, self.train_dataset)

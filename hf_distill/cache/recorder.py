@@ -68,6 +68,11 @@ class Recorder:
         states = hidden_states.record(targets.outputs, self.kept.states, self.layout, read)
         if not self.kept.is_sparse:
             return {**self._outputs(targets, batch), **states}
+        if targets.rows is not None:
+            places = self.layout.places(batch)
+            assert places is not None
+            rows = targets.rows.likeliest(self.kept.top).at(self.kept.temperature)
+            return self._sparse(rows, torch.bincount(places.example, minlength=len(first)))
         if self.heads:
             places = self.layout.places(batch)
             assert places is not None

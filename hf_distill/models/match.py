@@ -209,7 +209,8 @@ def _temperature(needs: Needs, gives: Gives) -> Iterator[Mistake]:
     if gives.temperature is None or set(needs.temperatures) <= {gives.temperature}:
         return
     what = "probabilities" if gives.classes == "all" else "likeliest tokens"
-    start = f"{gives.whose} gives {what} at temperature {gives.temperature:g}"
+    why = f" ({gives.why_temperature})" if gives.why_temperature else ""
+    start = f"{gives.whose} gives {what} at temperature {gives.temperature:g}{why}"
     if len(needs.temperatures) > 1:
         yield Mistake(f"{start}, and this one changes during training. Wanted: a number.", "temperature")
         return

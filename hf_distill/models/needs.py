@@ -91,6 +91,7 @@ class Gives:
         whose: The source, for messages: `a cached teacher`.
         classes: How much of each row of logits, of what the task calls a row; None for no logits.
         temperature: The only one at which they are right; None where they can be softened by any.
+        why_temperature: Why there is only one, for messages; empty for the usual reason.
         exact_logits: Whether they are logits, not logits up to a constant in each row, as log-probabilities are.
         top: How many of the likeliest classes; None where that is not known, or there are no others.
         states: Hidden states that it gives; None for all that the model has.
@@ -105,6 +106,7 @@ class Gives:
     whose: str
     classes: Classes | None = "all"
     temperature: float | None = None
+    why_temperature: str = ""
     exact_logits: bool = True
     top: int | None = None
     states: tuple[States, ...] | None = ()

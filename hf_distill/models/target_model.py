@@ -122,6 +122,11 @@ class TargetSource(nn.Module, ABC):
         return True
 
     @property
+    def gives_rows(self) -> bool:
+        """Whether `targets` gives sparse rows of its own and no outputs, so that a cache stores these."""
+        return False
+
+    @property
     def by_temperature(self) -> bool:
         """Whether its distributions at one temperature do not follow from those at another, as for their mean."""
         return False
@@ -183,7 +188,27 @@ class TargetSource(nn.Module, ABC):
         """
         return self, collate
 
+    def losses_of(self, split: Any, collate: Any) -> Any:
+        """Return `label_losses` for the eval split, of a teacher whose only way to be evaluated that is; else None.
+
+        Args:
+            split: The eval split.
+            collate: Makes batches of it.
+        """
+        return self.label_losses
+
     # ---- What it does in a training ----
+
+    def read_by(self, layout: Any, tokenizer: Any) -> None:
+        """Get to know which logits count, and how texts became tokens; called before the first batch, maybe again.
+
+        Args:
+            layout: Which logits count (`rows.base.RowLayout`).
+            tokenizer: That of the student; None if it is not known.
+
+        Raises:
+            UserError: What it gives does not belong to these tokens.
+        """
 
     def place(self, device: torch.device) -> None:
         """Freeze it and move its models to a device, but for those that are spread over several."""

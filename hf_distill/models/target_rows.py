@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -85,6 +85,32 @@ class SparseRows:
         """Return some of the rows."""
         kept = (self.indices[rows], self.log_probabilities[rows], self.remaining[rows])
         return SparseRows(*kept, self.temperature, self.drawn, self.ordered)
+
+    def likeliest(self, classes: int) -> SparseRows:
+        """Return the same with fewer classes, the likeliest of those that are there; the mass of the others remains."""
+        if classes >= self.indices.shape[-1]:
+            return self
+        kept, order = self.log_probabilities.topk(classes)
+        others = self.log_probabilities.scatter(-1, order, -torch.inf)
+        remaining = torch.cat((others, self.remaining.unsqueeze(-1)), -1).logsumexp(-1)
+        return replace(self, indices=self.indices.gather(-1, order), log_probabilities=kept, remaining=remaining)
+
+    def at(self, temperature: float) -> SparseRows:
+        """Return the rows at another temperature, which can be computed where all classes are there.
+
+        Raises:
+            ValueError: They are not.
+
+        >>> whole = SparseRows.of(torch.tensor([[0.5, 0.3, 0.2]]).log(), 3)
+        >>> whole.at(2.0).log_probabilities.exp()
+        tensor([[0.4154, 0.3218, 0.2628]])
+        """
+        if temperature == self.temperature:
+            return self
+        if not bool(self.remaining.isneginf().all()):
+            raise ValueError(f"rows at temperature {self.temperature:g} cannot be softened: their tail is one number.")
+        softened = (self.log_probabilities * (self.temperature / temperature)).log_softmax(-1)
+        return replace(self, log_probabilities=softened, temperature=temperature)
 
     def __len__(self) -> int:
         """Return the number of rows."""

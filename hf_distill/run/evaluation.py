@@ -161,8 +161,8 @@ def _compare(run: Run, model: PreTrainedModel, teacher: TargetSource, name: str)
 def _predict(run: Run, teacher: TargetSource, name: str) -> tuple[Predictions, float | None]:
     """Return the teacher's predictions with classes in the student's order, and its agreement with itself."""
     agreement = 1.0 if run.prepared.layout.has_classes else None
-    if teacher.label_losses is not None:
-        return Predictions(losses=teacher.label_losses), agreement
+    if (losses := teacher.losses_of(run.prepared.eval, run.prepared.collator)) is not None:
+        return Predictions(losses=losses), agreement
     fitter, predicting = run.for_teacher(teacher)
     predictions, _ = fitter.predict(predicting, run.training, whose=f"the {name}")
     predictions = in_students_order(predictions, fitter.prepared)

@@ -150,6 +150,7 @@ class Run:
         if teacher.config is None:
             teacher.config = self.pair.teacher
         with self.recipe.locate("teacher"):
+            teacher.read_by(self.prepared.layout, self.pair.tokenizer)
             teacher.settle(self.fitter.for_teacher().prepared.layout, self._label_loss)
         parameters = size(teacher.model)[0]
         if not self.trains_teacher and parameters:

@@ -14,6 +14,7 @@ from hf_distill.teachers.noisy import NoisyTeacher
 from hf_distill.teachers.pretrained import PretrainedTeacher
 from hf_distill.teachers.prompted import PromptedTeacher
 from hf_distill.teachers.published import PublishedTeacher
+from hf_distill.teachers.served import ServedTeacher
 from hf_distill.teachers.zero_shot import ZeroShotTeacher
 
 TEACHERS: dict[str, type[Teacher]] = {
@@ -29,6 +30,7 @@ TEACHERS: dict[str, type[Teacher]] = {
     "prompted": PromptedTeacher,
     "zero_shot": ZeroShotTeacher,
     "published": PublishedTeacher,
+    "served": ServedTeacher,
 }
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "PretrainedTeacher",
     "PromptedTeacher",
     "PublishedTeacher",
+    "ServedTeacher",
     "Teacher",
     "ZeroShotTeacher",
 ]

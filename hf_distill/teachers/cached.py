@@ -188,6 +188,8 @@ class CachedTeacher(AroundTeacher):
                 )
         states = self.states(every, pair)
         inner = self.teacher.gives(task, every, pair)
+        if self.tail and inner.classes == "top":
+            raise UserError(f"no tokens can be drawn from the tail of {inner.whose}, which is not known.", key="tail")
         if lacking := inner.lacking(states):
             raise UserError(
                 f"the hidden states of layer {', '.join(map(str, lacking))} would be stored, and {inner.whose} gives "
@@ -240,6 +242,23 @@ class CachedTeacher(AroundTeacher):
         wanted = {one for needs in every if needs.teacher for one in needs.temperatures}
         return (1.0, *sorted(wanted - {1.0}))
 
+    def kept_of(self, source: TargetSource, storing: Storing) -> Kept:
+        """Return what to store of a source of targets: of one that gives rows, what it gives."""
+        from hf_distill.cache.format import Kept
+
+        if source.gives_rows:
+            return planned(self, storing.task, storing.objectives, storing.pair)
+        return Kept.of(
+            source.copied,
+            storing.data.layout,
+            top=self.top,
+            tail=self.tail,
+            temperature=self.temperature(storing.objectives),
+            precision=self.precision,
+            states=self.states(storing.objectives, storing.pair),
+            hidden_precision=self.hidden_precision,
+        )
+
     def temperature(self, objectives: Sequence[Objective]) -> float:
         """Return the temperature of stored token probabilities: that of the first objective with one, else 1."""
         every = (objective.needs() for objective in objectives)
@@ -277,22 +296,12 @@ class CachedTeacher(AroundTeacher):
     def cache_for(self, model: Any, storing: Storing) -> Cache:
         """Return the cache of a run: at `path`, on the Hub, or in the default folder."""
         from hf_distill.cache.cache import Cache, default_root
-        from hf_distill.cache.format import Kept
         from hf_distill.cache.hub import fetch
         from hf_distill.models.target_model import as_source
 
         source = as_source(model)
         assert source is not None
-        kept = Kept.of(
-            source.copied,
-            storing.data.layout,
-            top=self.top,
-            tail=self.tail,
-            temperature=self.temperature(storing.objectives),
-            precision=self.precision,
-            states=self.states(storing.objectives, storing.pair),
-            hidden_precision=self.hidden_precision,
-        )
+        kept = self.kept_of(source, storing)
         if source.by_temperature and storing.data.layout.has_classes:
             kept = replace(kept, means=(kept.temperature,) if kept.is_sparse else self.means(storing.objectives))
         reads = reading(storing.task, storing.pair, own_inputs=self.own_inputs)
@@ -349,11 +358,12 @@ def planned(own: CachedTeacher, task: Task, objectives: Sequence[Objective], pai
     classes = None if pair is None else vocabulary(pair.student, pair.teacher, pair.tokenizer)
     left_out = () if pair is None or classes is None else tuple(one for one in pair.left_out if one < classes)
     classes = None if classes is None else classes - len(left_out)
-    top = own.top if classes is None else min(own.top, classes)
+    inner = own.teacher.gives(task, objectives, pair)
+    top = min(one for one in (own.top, classes, inner.top) if one is not None)
     return Kept(
         top=top,
         tail=own.tail if classes is None or top < classes else 0,
-        temperature=own.temperature(objectives),
+        temperature=own.temperature(objectives) if inner.temperature is None else inner.temperature,
         precision=own.precision,
         classes=classes or 0,
         left_out=left_out,

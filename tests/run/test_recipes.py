@@ -11,12 +11,14 @@ import math
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import NEGATIVE, NEUTRAL, POSITIVE
 from ruamel.yaml import YAML
+from scoring_server import NAME, scoring
 
 from hf_distill.recipe.reader import load_recipe
 from hf_distill.recipe.writer import dump_recipe
@@ -173,8 +175,15 @@ def shrink_entry(entry: dict[str, Any], side: str, recipe: Recipe, make_model: M
     entry.pop("output_dir", None)
 
 
-def shrink(path: Path, directory: Path, make_model: MakeModel) -> Path:
-    """Write the recipe with tiny models and data, two steps for every training; the rest is as it was."""
+def shrink(path: Path, directory: Path, make_model: MakeModel, serve: Callable[[str], str]) -> Path:
+    """Write the recipe with tiny models and data, two steps for every training; the rest is as it was.
+
+    Args:
+        path: The recipe.
+        directory: For everything.
+        make_model: Makes the models.
+        serve: Returns the address of a server of a model.
+    """
     recipe = load_recipe(path)
     content: dict[str, Any] = YAML(typ="safe", pure=True).load(dump_recipe(recipe))
     files = write_data(recipe, directory)
@@ -191,6 +200,8 @@ def shrink(path: Path, directory: Path, make_model: MakeModel) -> Path:
     for seed, side, given in [*((0, "student", one) for one in students), (1, "teacher", content["teacher"])]:
         for one in entries(given):
             shrink_entry(one, side, recipe, make_model, seed)
+    if content["teacher"]["name"] == "served":
+        content["teacher"] |= {"url": serve(content["teacher"]["model"]), "model": NAME, "path": str(directory)}
     for seed, peer in enumerate(content["teacher"].get("peers", ()), 2):
         peer["model"] = tiny(peer["model"], recipe, make_model, head=True, seed=seed)
     if "tokenizer" in content:
@@ -215,14 +226,21 @@ def shrink(path: Path, directory: Path, make_model: MakeModel) -> Path:
     return shrunk
 
 
+@pytest.fixture
+def serve() -> Iterator[Callable[[str], str]]:
+    """Function that starts a server of a model and returns its address."""
+    with ExitStack() as servers:
+        yield lambda model: servers.enter_context(scoring(Path(model)).running()).url
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_runs(path: Path, tmp_path: Path, make_model: MakeModel) -> None:
+def test_a_recipe_runs(path: Path, tmp_path: Path, make_model: MakeModel, serve: Callable[[str], str]) -> None:
     """A recipe that reads and is never run may name layers, columns or arguments that its own task refuses."""
     from hf_distill import distill
 
     whole = load_recipe(path)
-    shrunk = load_recipe(shrink(path, tmp_path, make_model))
+    shrunk = load_recipe(shrink(path, tmp_path, make_model, serve))
     assert [stage.objectives for stage in shrunk.plan] == [stage.objectives for stage in whole.plan]
     assert [type(part) for part in (shrunk.task, shrunk.teacher, shrunk.student)] == [
         type(part) for part in (whole.task, whole.teacher, whole.student)
