@@ -173,6 +173,7 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
         args = args if args is not None else DistillationArguments(output_dir="trainer_output")
         check_arguments(args)
         check_devices(args)
+        self.completions = completions or Completions()
         # It would replace a loss that is NaN in the logs, and read the loss from the device in every micro-batch.
         args.logging_nan_inf_filter = False
         if compute_loss_func is not None:
@@ -243,7 +244,7 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
             warn_nothing_compiled()
         self.padding_free = PaddingFree(self.args, self.model, self.source, self.terms)
         self.padding = self._make_padding()
-        self.rollouts = self._make_rollouts(completions)
+        self.rollouts = self._make_rollouts(self.completions)
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(["distillation", "hf_distill"])
         self.add_callback(SetEpoch)
@@ -394,9 +395,9 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
         models = {"student": self.model, **self._teachers}
         return Padding(models, self.layout, whole=whole, pad=getattr(tokenizer, "pad_token_id", None))
 
-    def _make_rollouts(self, completions: Completions | None) -> Rollouts | None:
+    def _make_rollouts(self, completions: Completions) -> Rollouts | None:
         """Return what lets the student write while it trains; None if the completions are there before."""
-        if completions is None or not completions.in_training:
+        if not completions.in_training:
             return None
         tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
         if tokenizer is None:

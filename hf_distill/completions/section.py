@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SkipValidation
 
@@ -58,6 +58,24 @@ class Completions:
     def in_training(self) -> bool:
         """Whether completions are written while the student trains."""
         return self.by in ("student", "mixture")
+
+    @property
+    def not_drawn(self) -> str:
+        """Why tokens are not draws of the student as it is in the step; empty where they are."""
+        if not self.in_training:
+            return "the student does not write the texts. Set completions: {by: student}"
+        if self.by != "student":
+            return f"with by: {self.by} another model takes part. Set completions.by to student"
+        if (self.temperature, self.top_p) != (1.0, 1.0):
+            drawn = f"at temperature {self.temperature:g} and top_p {self.top_p:g}"
+            return f"tokens are drawn {drawn}, from another distribution. Set both to 1"
+        if self.reuse > 1:
+            return f"a text is used for {self.reuse} steps, and the student changes. Set completions.reuse to 1"
+        return ""
+
+    def facts(self) -> dict[str, Any]:
+        """Return what objectives may ask about the texts: fields of `models.needs.TaskFacts`."""
+        return {"not_drawn": self.not_drawn, "all_written": self.in_training and self.share == 1.0}
 
     @property
     def sampling(self) -> Sampling:

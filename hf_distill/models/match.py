@@ -43,7 +43,7 @@ def match(needs: Needs, gives: Gives | None, facts: TaskFacts, key: str = "") ->
 
 def mistakes(needs: Needs, gives: Gives | None, facts: TaskFacts) -> Iterator[Mistake]:
     """Yield all that is needed and not given. See `match`."""
-    for check in (_task, _vectors, _rows, _labels, _texts):
+    for check in (_task, _vectors, _rows, _samples, _labels, _texts):
         yield from check(needs, facts)
     if not needs.teacher:
         return
@@ -88,7 +88,21 @@ def _rows(needs: Needs, facts: TaskFacts) -> Iterator[Mistake]:
         yield Mistake(f"{what}, and this is regression. Remove it.", key)
 
 
+def _samples(needs: Needs, facts: TaskFacts) -> Iterator[Mistake]:
+    if needs.samples and facts.not_drawn:
+        yield Mistake(
+            f"'{needs.name}' estimates a divergence by the tokens that the student draws, and here "
+            f"{facts.not_drawn}; or use reverse_kl."
+        )
+
+
 def _labels(needs: Needs, facts: TaskFacts) -> Iterator[Mistake]:
+    if needs.labels and facts.all_written:
+        yield Mistake(
+            f"'{needs.name}' needs labels, and what the student writes has none: it would learn to repeat itself. "
+            "Leave it out, or let some of the rows keep the completion of the data (completions: {share: 0.5})."
+        )
+        return
     if needs.labels and facts.labelled is False:
         where = f"data: {{columns: {{{facts.label_role}: ...}}}}"
         yield Mistake(
@@ -167,9 +181,15 @@ def _states(needs: Needs, gives: Gives) -> Iterator[Mistake]:
 
 def _classes(needs: Needs, gives: Gives) -> Iterator[Mistake]:
     if needs.classes is None:
+        if needs.written:
+            yield from _temperature(needs, gives)
         return
     if gives.classes is None:
-        yield Mistake(f"'{needs.name}' compares logits, and {gives.whose} gives none. Leave it out.")
+        only, instead = "none", "Leave it out."
+        if gives.written:
+            only = "one number a token"
+            instead = "Use reverse_kl_sampled on texts that the student writes, or let the teacher give more."
+        yield Mistake(f"'{needs.name}' compares logits, and {gives.whose} gives {only}. {instead}")
         return
     if needs.classes == "all" and gives.classes != "all":
         yield Mistake(
@@ -198,7 +218,8 @@ def _classes(needs: Needs, gives: Gives) -> Iterator[Mistake]:
 
 
 def _written(needs: Needs, gives: Gives) -> Iterator[Mistake]:
-    if needs.written and needs.classes is None and not (gives.model or gives.written):
+    rows = needs.rows and gives.classes == "all"
+    if needs.written and not (gives.model or gives.written or rows):
         yield Mistake(
             f"'{needs.name}' compares the probabilities that both models give the tokens of the text, and "
             f"{gives.whose} does not give these of every token. Leave it out, or take the teacher itself."

@@ -20,7 +20,7 @@ class Needs:
     Attributes:
         name: Of the objective.
         unit: What its sum is divided by.
-        teacher: Whether it needs one. Without, the next ten say nothing.
+        teacher: Whether it needs one. Without, the next ones, up to `by_token`, say nothing.
         classes: How much of the teacher's logits is the least that will do; None where it reads none.
         why_all: Why it needs all classes, for messages.
         temperatures: At which it softens the teacher's logits: one, or the first and the last of a schedule.
@@ -37,7 +37,9 @@ class Needs:
         vectors_by: The setting that asks for them; empty where the objective itself does.
         tasks: Names of the tasks it belongs to; empty where it does not care.
         likeliest: The setting that says how many of the likeliest classes it compares, and its value.
-        written: Whether it compares the probabilities that the models give the tokens of the text, and nothing else.
+        written: Whether it compares the probabilities that the models give the tokens of the text.
+        by_student: Whether it weighs classes by the student's probability, so that the teacher's likeliest classes show
+            a part of it only.
         rows: Whether it is computed row by row, and reaches the head by each of them.
         whole_batch: Whether it is given all logits of a batch at once, row by row or not.
         outputs: Outputs wanted of both models besides the logits: `hidden_states`, `attentions`.
@@ -65,6 +67,7 @@ class Needs:
     tasks: tuple[str, ...] = ()
     likeliest: tuple[str, int] | None = None
     written: bool = False
+    by_student: bool = False
     rows: bool = False
     whole_batch: bool = True
     outputs: frozenset[str] = frozenset()
@@ -75,6 +78,11 @@ class Needs:
     def labels(self) -> bool:
         """Whether it counts labels, so that without any it is nothing."""
         return self.unit == "label"
+
+    @property
+    def samples(self) -> bool:
+        """Whether it counts tokens that the student drew, so that without any it is nothing."""
+        return self.unit == "written"
 
     @property
     def looks_inside(self) -> bool:
@@ -100,7 +108,8 @@ class Gives:
         model: Whether it is a model to look into.
         derivatives: Whether its targets can be differentiated by its inputs.
         own_tokens: Whether it reads other tokens than the student.
-        written: Whether it gives the probability of every token of the text, be it likely or not.
+        written: Whether it gives the probability of every token of the text, be it likely or not (of rows:
+            `SparseRows.written`). Without `classes` it is the only number of a row.
     """
 
     whose: str
@@ -146,6 +155,8 @@ class TaskFacts:
         label_role: What a recipe calls the column that holds them.
         texts: How many texts an example has.
         translated: Whether the teacher reads the first of them only, and the others are translations of it.
+        not_drawn: Why the tokens of the texts are not draws of the student in the step; empty where they are.
+        all_written: Whether models write all texts while the student trains, so that no token has a label.
     """
 
     task: str | None = None
@@ -155,3 +166,5 @@ class TaskFacts:
     label_role: str = "label"
     texts: int | None = None
     translated: bool = False
+    not_drawn: str | None = None
+    all_written: bool = False

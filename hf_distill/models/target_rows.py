@@ -53,6 +53,8 @@ class SparseRows:
         drawn: How many of the classes, the last ones, were drawn to stand for a part of all others each.
         ordered: Whether the first class is the likeliest at temperature 1, which for a mean of several teachers may be
             another one than here.
+        written: Log-probability of the token that stands in the text, `(rows,)`, be it among the classes or not; None
+            where it is not known. It may be all that a teacher gives: then there are no classes, and `remaining` is 0.
     """
 
     indices: Tensor
@@ -61,6 +63,7 @@ class SparseRows:
     temperature: float = 1.0
     drawn: int = 0
     ordered: bool = False
+    written: Tensor | None = None
 
     @classmethod
     def of(cls, logits: Tensor, classes: int, temperature: float = 1.0) -> SparseRows:
@@ -78,13 +81,14 @@ class SparseRows:
     def beginning_with(self, classes: Tensor) -> SparseRows:
         """Return the same with one of the classes of every row first, `(rows,)`, if it is there."""
         order = (self.indices != classes.unsqueeze(-1)).int().argsort(dim=-1, stable=True)
-        kept = (self.indices.gather(-1, order), self.log_probabilities.gather(-1, order), self.remaining)
-        return SparseRows(*kept, self.temperature, self.drawn, ordered=True)
+        kept = (self.indices.gather(-1, order), self.log_probabilities.gather(-1, order))
+        return replace(self, indices=kept[0], log_probabilities=kept[1], ordered=True)
 
     def __getitem__(self, rows: slice | Tensor) -> SparseRows:
         """Return some of the rows."""
         kept = (self.indices[rows], self.log_probabilities[rows], self.remaining[rows])
-        return SparseRows(*kept, self.temperature, self.drawn, self.ordered)
+        written = None if self.written is None else self.written[rows]
+        return SparseRows(*kept, self.temperature, self.drawn, self.ordered, written)
 
     def likeliest(self, classes: int) -> SparseRows:
         """Return the same with fewer classes, the likeliest of those that are there; the mass of the others remains."""
@@ -144,7 +148,9 @@ class SparseRows:
         return SparseRows(indices, log_probabilities, remaining, self.temperature, self.drawn, self.ordered)
 
     def top_class(self) -> Tensor:
-        """Return the likeliest class of every row, `(rows,)`."""
+        """Return the likeliest class of every row, `(rows,)`; -1 where no class is known."""
+        if not self.indices.shape[-1]:
+            return self.remaining.new_full((len(self),), -1, dtype=torch.long)
         if self.ordered:
             return self.indices[:, 0]
         own = self.log_probabilities[:, : self.log_probabilities.shape[-1] - self.drawn]
@@ -153,7 +159,9 @@ class SparseRows:
     @property
     def numbers(self) -> Tensor:
         """Numbers of every row, one of which is not finite where the teacher's logits are not, `(rows, k)`."""
-        return self.log_probabilities
+        if self.written is None:
+            return self.log_probabilities
+        return torch.cat((self.written.unsqueeze(-1), self.log_probabilities), -1)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from hf_distill.objectives.logits import Labels, LogitsMSE, Ranking
 from hf_distill.objectives.pairwise import Relational, SimilarityPreserving
 from hf_distill.objectives.presets import PRESETS
 from hf_distill.objectives.relations import Relations
+from hf_distill.objectives.sampled import SampledReverseKL
 from hf_distill.objectives.schedule import Schedule
 from hf_distill.objectives.sentences import MarginMSE, SentenceEmbedding, SimilarityMatrix
 from hf_distill.objectives.soft_targets import (
@@ -29,6 +30,7 @@ from hf_distill.objectives.written import Span
 OBJECTIVES: dict[str, type[Objective]] = {
     "kl": KLDivergence,
     "reverse_kl": ReverseKL,
+    "reverse_kl_sampled": SampledReverseKL,
     "js": JensenShannon,
     "skewed_kl": SkewedKL,
     "skewed_reverse_kl": SkewedReverseKL,
@@ -79,6 +81,7 @@ __all__ = [
     "Relations",
     "ReverseKL",
     "RowObjective",
+    "SampledReverseKL",
     "Schedule",
     "SentenceEmbedding",
     "SimilarityMatrix",

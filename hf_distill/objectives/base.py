@@ -10,10 +10,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import Self  # in typing from Python 3.11 on
 
 from hf_distill.component import component
+from hf_distill.data.label_names import IGNORED
 from hf_distill.models.needs import Classes, Needs
 from hf_distill.models.target_rows import MixtureRows
 from hf_distill.objectives.group_weights import GroupWeights
@@ -98,7 +100,8 @@ class Objective(ABC):
     by_token: ClassVar[bool] = False
     # Whether it compares examples of a micro-batch with each other: then the loss depends on how a step is split.
     within_batch: ClassVar[bool] = False
-    # Whether it compares the probabilities of the tokens of the text (`Comparison.spans`), and no other logits.
+    # Whether it compares the probabilities of the tokens of the text: by spans (`Comparison.spans`), or row by row, the
+    # tokens that a model wrote (`rows` is then given `Rows.written` too).
     written: ClassVar[bool] = False
     # Its field that says how many of the teacher's likeliest classes it compares, all where there are not as many.
     likeliest: ClassVar[str | None] = None
@@ -245,6 +248,8 @@ class RowObjective(Objective):
     takes_samples: ClassVar[bool] = False
     # Whether it compares logits themselves, so that a teacher's probabilities will not do.
     compares_logits: ClassVar[bool] = False
+    # Whether it weighs classes by the student's probability.
+    by_student: ClassVar[bool] = False
     # Whether a label may be a distribution over classes; else it is given the likeliest class.
     takes_distributions: ClassVar[bool] = False
     needs_all_classes: ClassVar[str] = "it needs the teacher's logits of all classes"
@@ -256,11 +261,14 @@ class RowObjective(Objective):
             temperatures: tuple[float, ...] = (temperature.start, temperature.end)
         else:
             temperatures = () if temperature is None else (float(temperature),)
+        if self.written and not temperatures:
+            temperatures = (1.0,)
         return replace(
             super().needs(student, teacher),
             why_all=self.needs_all_classes,
             temperatures=temperatures,
             exact_logits=self.compares_logits,
+            by_student=self.by_student,
             values=self.takes_values,
             rows=True,
         )
@@ -322,6 +330,9 @@ class RowObjective(Objective):
         labels = rows.labels
         if labels.ndim == 2 and not self.takes_distributions:
             labels = likeliest(labels)
+        if self.written:
+            nothing = torch.full_like(rows.example, IGNORED)
+            settings["written"] = nothing if rows.written is None else rows.written
         with guarded(self):
             values = self.rows(rows.student, teacher, labels, **settings)
         count = len(labels)

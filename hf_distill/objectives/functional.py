@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_distill.data.label_names import IGNORED
 from hf_distill.objectives import closed_form
 from hf_distill.rows.base import SparseRows, upcast
 
@@ -167,3 +168,53 @@ def _soft_label_loss(student: Tensor, labels: Tensor, smoothing: float, weights:
     # Masked before the product: NaN * 0 is NaN, also in the gradient.
     target = torch.where(labelled.unsqueeze(-1), target, 0.0)
     return -(target * F.log_softmax(logits, dim=-1)).sum(-1)
+
+
+def sampled_reverse_kl(student: Tensor, written: Tensor, log_p: Tensor) -> Tensor:
+    """`log q_y - log p_y` of the token `y` that was drawn from `q = softmax(student)`: on average `KL(q || p)`.
+
+    Its gradient is that of a policy whose advantage is the negative value, `(log q_y - log p_y) d log q_y`: on average
+    that of `KL(q || p)`. The gradient of the value itself would be 0 on average, whatever the teacher says.
+
+    Args:
+        student: Logits `(rows, classes)`.
+        written: The tokens `y`, `(rows,)`; a row without one (-100) costs 0.
+        log_p: The teacher's log-probabilities of the tokens, `(rows,)`.
+
+    Returns:
+        `(rows,)`; a single value may be negative.
+
+    >>> sampled_reverse_kl(torch.tensor([[0.6, 0.4]]).log(), torch.tensor([0]), torch.tensor([0.3]).log())
+    tensor([0.6931])
+    """
+    log_q = -closed_form.cross_entropy(upcast(student), written)
+    gap = (log_q.detach() - log_p).masked_fill(written == IGNORED, 0.0)
+    return gap + gap * (log_q - log_q.detach())
+
+
+def partly_sampled_reverse_kl(
+    student: Tensor, written: Tensor, log_p: Tensor, indices: Tensor, log_probabilities: Tensor
+) -> Tensor:
+    """`sampled_reverse_kl` of what lies outside some classes, and the exact part of `KL(q || p)` within them.
+
+    `sum_{v in S} q_v log(q_v / p_v)`, plus `log q_y - log p_y` where the token is not in `S`. On average it is `KL(q ||
+    p)`, in value and gradient, for any `S` that does not depend on the token. As a rule it varies less, the more of `q`
+    lies in `S`.
+
+    Args:
+        student: Logits `(rows, classes)`.
+        written: The tokens `y`, `(rows,)`; a row without one (-100) costs 0.
+        log_p: The teacher's log-probabilities of the tokens, `(rows,)`.
+        indices: The classes `S`, `(rows, k)`, different ones within a row.
+        log_probabilities: The teacher's log-probabilities of these, `(rows, k)`.
+
+    Returns:
+        `(rows,)`.
+    """
+    inside = (indices == written.unsqueeze(-1)).any(-1)
+    outside = sampled_reverse_kl(student, written.masked_fill(inside, IGNORED), log_p)
+    log_q = F.log_softmax(upcast(student), dim=-1).gather(-1, indices)
+    # The derivative of `q log q` is that of `q` times `log q`, plus that of `q`. The latter sums to 0 over all classes,
+    # so it is left out on both sides.
+    exact = (log_q.exp() * (log_q.detach() - log_probabilities)).sum(-1)
+    return exact.masked_fill(written == IGNORED, 0.0) + outside

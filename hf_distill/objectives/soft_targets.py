@@ -53,6 +53,7 @@ class ReverseKL(Softened):
 
     name: ClassVar[str] = "reverse_kl"
     paper: ClassVar[str] = "Gu et al. 2024, MiniLLM, arXiv 2306.08543, equation 1"
+    by_student: ClassVar[bool] = True
 
     def between(self, log_p: Tensor, log_q: Tensor, labels: Tensor) -> Tensor:
         """Return the divergence of each row, `(rows,)`."""
@@ -78,6 +79,7 @@ class JensenShannon(Softened):
     paper: ClassVar[str] = (
         "Agarwal et al. 2024, On-Policy Distillation of Language Models (GKD), arXiv 2306.13649, equation 1"
     )
+    by_student: ClassVar[bool] = True
 
     teacher_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
 
@@ -129,6 +131,7 @@ class SkewedReverseKL(Softened):
 
     name: ClassVar[str] = "skewed_reverse_kl"
     paper: ClassVar[str] = "Ko et al. 2024, DistiLLM, arXiv 2402.03898, section 3.1"
+    by_student: ClassVar[bool] = True
 
     skew: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
 

@@ -21,10 +21,10 @@ from hf_distill.models.projection import Side
 from hf_distill.models.target_rows import MixtureRows, SparseRows, TeacherRows, top_class, upcast
 
 # What the sum of a loss is divided by: rows that count, rows that have a label, examples, tokens that are not padding,
-# ordered pairs of two examples of the same micro-batch, triples of a text, one that fits it and one that does not, or
-# spans of text that both models' tokens make up exactly.
-Unit = Literal["row", "label", "example", "token", "pair", "triple", "span"]
-UNITS: tuple[Unit, ...] = ("row", "label", "example", "token", "pair", "triple", "span")
+# ordered pairs of two examples of the same micro-batch, triples of a text, one that fits it and one that does not,
+# spans of text that both models' tokens make up exactly; rows whose token a model wrote.
+Unit = Literal["row", "label", "example", "token", "pair", "triple", "span", "written"]
+UNITS: tuple[Unit, ...] = ("row", "label", "example", "token", "pair", "triple", "span", "written")
 # The logit of a column that is not a class of the row: its probability is exactly 0 at any temperature, and unlike with
 # -inf the log-probability can be subtracted and differentiated.
 IMPOSSIBLE = -1e30
@@ -66,6 +66,8 @@ class Rows:
             only these columns.
         taught: Which rows are compared with the teacher, bool `(rows,)`; None for all. What the teacher has in the
             other rows stands for nothing.
+        written: The token of the text that each row predicts, where a model wrote it, `(rows,)`; -100 for one of the
+            data, whose label it is. None where no model writes.
     """
 
     student: Tensor
@@ -76,17 +78,17 @@ class Rows:
     classes: Tensor | None = None
     shared: Tensor | None = None
     taught: Tensor | None = None
+    written: Tensor | None = None
 
     @cached_property
     def compared(self) -> Rows:
-        """The rows and columns that both models have; a label outside them counts as no label."""
+        """The rows and columns that both models have; a label or token outside them counts as none."""
         if self.taught is not None:
             return self._only(self.taught.nonzero()[:, 0]).compared
         if self.shared is None:
             return self
-        place = torch.searchsorted(self.shared, self.labels).clamp(max=len(self.shared) - 1)
-        labels = torch.where(self.shared[place] == self.labels, place, torch.full_like(place, IGNORED))
-        return self.with_columns(self.student.index_select(-1, self.shared), labels)
+        written = None if self.written is None else self._places(self.written)
+        return self.with_columns(self.student.index_select(-1, self.shared), self._places(self.labels), written)
 
     def _only(self, rows: Tensor) -> Rows:
         """Return some of the rows, all of them taught."""
@@ -98,11 +100,18 @@ class Rows:
             self.examples,
             None if self.classes is None else self.classes[rows],
             self.shared,
+            written=None if self.written is None else self.written[rows],
         )
 
-    def with_columns(self, student: Tensor, labels: Tensor) -> Rows:
-        """Return the rows with other student logits and labels, whose columns the teacher has all of."""
-        return replace(self, student=student, labels=labels, shared=None)
+    def _places(self, classes: Tensor) -> Tensor:
+        """Return the place of each class among those that both models have; -100 for another one."""
+        assert self.shared is not None
+        place = torch.searchsorted(self.shared, classes).clamp(max=len(self.shared) - 1)
+        return torch.where(self.shared[place] == classes, place, torch.full_like(place, IGNORED))
+
+    def with_columns(self, student: Tensor, labels: Tensor, written: Tensor | None = None) -> Rows:
+        """Return the rows with other student logits, labels and tokens, whose columns the teacher has all of."""
+        return replace(self, student=student, labels=labels, written=written, shared=None)
 
     def first(self, count: int) -> Rows:
         """Return the first rows, at most `count`, without a graph; the logits of others are not computed."""
@@ -115,6 +124,8 @@ class Rows:
             labels=self.labels[part],
             example=self.example[part],
             classes=None if self.classes is None else self.classes[part],
+            taught=None if self.taught is None else self.taught[part],
+            written=None if self.written is None else self.written[part],
         )
 
     def sum_by_example(self, values: Tensor) -> Tensor:
@@ -159,6 +170,7 @@ class Places:
         theirs: Position of each row in the teacher's own tokens, `(rows,)`, `two_tokenizers.APART` for a row that is
             not compared; None where both models have the same positions.
         their_positions: As many as `mask` has, of the teacher's own tokens; needed with `theirs`.
+        written: Tokens that a model wrote, as in `Rows`.
     """
 
     mask: Tensor
@@ -167,6 +179,7 @@ class Places:
     position: Tensor
     theirs: Tensor | None = None
     their_positions: int = 0
+    written: Tensor | None = None
 
     @property
     def taught(self) -> Tensor | None:
@@ -185,11 +198,8 @@ class Places:
         """Return the same on a device."""
         if self.mask.device == device:
             return self
-        theirs = None if self.theirs is None else self.theirs.to(device)
-        mask, labels, example, position = (
-            one.to(device) for one in (self.mask, self.labels, self.example, self.position)
-        )
-        return Places(mask, labels, example, position, theirs, self.their_positions)
+        here: dict[str, Any] = {name: one.to(device) for name, one in vars(self).items() if isinstance(one, Tensor)}
+        return replace(self, **here)
 
     def pick(self, output: Tensor) -> Tensor:
         """Return the student's rows of `(batch, positions, width)`, `(rows, width)`.
@@ -306,7 +316,7 @@ class RowLayout(ABC):
         return torch.ones(0, 0, dtype=torch.bool) if ids is None else torch.ones_like(ids, dtype=torch.bool)
 
     def units(self, inputs: Mapping[str, Tensor]) -> dict[Unit, Tensor]:
-        """Return unit -> number per example, `(batch,)`: those of `counts`, and tokens, pairs and triples."""
+        """Return unit -> number per example, `(batch,)`: those of `counts`, and all others."""
         counts = self.counts(inputs)
         examples = counts["example"]
         tokens = self.tokens(inputs).sum(-1).to(examples)
@@ -314,6 +324,7 @@ class RowLayout(ABC):
         counts["pair"] = examples * (len(examples) - 1)
         counts["triple"] = torch.zeros_like(examples)  # only sentence similarity has triples
         counts["span"] = torch.zeros_like(examples)  # only language models have spans
+        counts["written"] = counts.pop("written", torch.zeros_like(examples))  # only language models write
         return counts
 
 

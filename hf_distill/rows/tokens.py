@@ -96,6 +96,7 @@ class TokenRows(RowLayout):
             examples=len(student),
             shared=self.shared(student.device),
             taught=places.taught,
+            written=places.written,
         )
 
     def places(self, inputs: Mapping[str, Tensor]) -> Places:
@@ -109,8 +110,12 @@ class TokenRows(RowLayout):
         if labels is None:
             return Places(mask, torch.full_like(example, IGNORED), example, position, theirs, their_positions)
         known = (labels[:, 1:] if self.shift else labels)[example, position]
+        written = None
+        if self.shift and "input_ids" in inputs:
+            read = inputs["input_ids"][:, 1:][example, position]
+            written = torch.where(known == UNLABELLED, read, torch.full_like(read, IGNORED))
         known = known.masked_fill(known == UNLABELLED, IGNORED)
-        return Places(mask, known, example, position, theirs, their_positions)
+        return Places(mask, known, example, position, theirs, their_positions, written)
 
     def _aligned(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
         """Return the teacher's position for each of the mask, `(batch, positions)`; None where it is the same."""
@@ -173,18 +178,20 @@ class TokenRows(RowLayout):
         return rows if shared is None else rows.index_select(-1, shared)
 
     def counts(self, inputs: Mapping[str, Tensor]) -> dict[Unit, Tensor]:
-        """Return the number of rows, labels and examples per example, `(batch,)` each.
+        """Return the number of rows, labels, tokens that a model wrote and examples per example, `(batch,)` each.
 
         With a teacher that has tokens of its own, rows are those that are compared with it.
         """
         mask, labels, aligned = self._mask(inputs), inputs.get("labels"), self._aligned(inputs)
-        rows = (mask if aligned is None else mask & (aligned >= 0)).sum(-1).float()
+        compared = mask if aligned is None else mask & (aligned >= 0)
+        rows = compared.sum(-1).float()
         if labels is None:
-            labelled = torch.zeros_like(rows)
+            labelled = written = torch.zeros_like(rows)
         else:
             known = (labels[:, 1:] if self.shift else labels) != UNLABELLED
             labelled = (mask & known).sum(-1).float()
-        return {"row": rows, "label": labelled, "example": torch.ones_like(rows)}
+            written = (compared & ~known).sum(-1).float() if self.shift else torch.zeros_like(rows)
+        return {"row": rows, "label": labelled, "written": written, "example": torch.ones_like(rows)}
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,8 @@ def check_plan(recipe: Recipe, pair: Pair | None) -> None:
         asked = None  # told once, not again for every objective
     gives = recipe.teacher.gives(recipe.task, every, asked)
     gives = replace(gives, own_tokens=gives.own_tokens or (pair is not None and pair.own_tokens))
-    facts, configs = recipe.task.facts(), None if pair is None else (pair.student, pair.teacher)
+    facts = replace(recipe.task.facts(), **recipe.completions.facts())
+    configs = None if pair is None else (pair.student, pair.teacher)
     for path, objective, training in _settings_of(recipe):
         try:
             with recipe.locate(path):
@@ -166,6 +167,7 @@ def remarks(recipe: Recipe, pair: Pair | None) -> list[str]:
             f"{', '.join(within)} {verb} the examples of one micro-batch with each other: unlike other terms, the loss "
             "depends on per_device_train_batch_size, gradient accumulation and the number of processes"
         )
+    lines += _half_seen(recipe, pair)
     if leaves_head((objective for _, objective in objectives_of(recipe)), recipe.task.head_kind):
         lines.append(
             "no objective trains the head of the student: it stays as it is at the start, copied from a model or "
@@ -177,6 +179,23 @@ def remarks(recipe: Recipe, pair: Pair | None) -> list[str]:
     if pair is not None:
         lines += [*_merged(recipe), *_not_trained(recipe, pair), *ends_in_words(recipe, pair)]
     return [line for line in lines if line]
+
+
+def _half_seen(recipe: Recipe, pair: Pair | None) -> Iterator[str]:
+    """Yield a line if a teacher's likeliest tokens show but a part of what is compared on the student's own texts."""
+    if not recipe.completions.in_training:
+        return
+    every = [objective for _, objective in objectives_of(recipe)]
+    gives = recipe.teacher.gives(recipe.task, every, pair)
+    names = dict.fromkeys(one.name for one in every if one.needs().by_student)
+    if gives.classes == "top" and gives.top is not None and names:
+        verb = "weighs" if len(names) == 1 else "weigh"
+        instead = f" (or reverse_kl_sampled with top: {gives.top})" if gives.written else ""
+        yield (
+            f"{', '.join(names)} {verb} tokens by the student's probability, and {gives.whose} gives its likeliest "
+            f"{gives.top:,}: what the student writes outside counts as one token, so that some half of the divergence "
+            f"is seen (51 to 62 % for 64 tokens). A teacher that runs here gives all{instead}"
+        )
 
 
 def _all_classes(recipe: Recipe, classes: int) -> Iterator[str]:

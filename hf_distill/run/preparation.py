@@ -388,7 +388,8 @@ def _check_objectives(recipe: Recipe, prepared: Prepared) -> None:
     written = (pseudo is not None and not pseudo.soft) or recipe.completions.by == "teacher"
     for index, stage in enumerate(recipe.plan):
         with recipe.locate(recipe.stage_path(index)):
-            recipe.task.check(stage.objectives, replace(prepared, labelled=prepared.labelled or written))
+            known = replace(prepared, labelled=prepared.labelled or written)
+            recipe.task.check(stage.objectives, known, recipe.completions)
     if recipe.teacher.fine_tuning and not prepared.labelled:
         raise recipe.mistake(
             "teacher", "the train split has no labels to fine-tune the teacher on. Name a fine-tuned model."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -279,8 +279,15 @@ class Task(ABC):
             label_role=self.label_role,
         )
 
-    def check(self, objectives: tuple[Objective, ...], prepared: Prepared) -> None:
+    def check(
+        self, objectives: tuple[Objective, ...], prepared: Prepared, completions: Completions | None = None
+    ) -> None:
         """Refuse objectives that have no meaning on this data.
+
+        Args:
+            objectives: The objectives.
+            prepared: The data.
+            completions: Who writes the texts that are learned; None where that is not known.
 
         Raises:
             UserError: A softmax over a single predicted value (it is constant, so the loss is always zero); an
@@ -288,7 +295,7 @@ class Task(ABC):
         """
         settle_group_weights(objectives, prepared.train, "objectives")
         gives = Gives.everything(own_tokens=prepared.own_tokens)
-        facts = self.facts(prepared)
+        facts = replace(self.facts(prepared), **(completions.facts() if completions is not None else {}))
         for index, objective in enumerate(objectives):
             key = f"objectives[{index}]"
             match(objective.needs(), gives, facts, key)

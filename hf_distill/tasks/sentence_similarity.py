@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+    from hf_distill.completions.section import Completions
     from hf_distill.models.needs import TaskFacts
     from hf_distill.objectives.base import Objective
     from hf_distill.tasks.sentence_readers import TextReader
@@ -142,9 +143,11 @@ class SentenceSimilarity(Task):
         layout: Any = prepared.layout
         return replace(found, texts=len(prepared.train[0]["input_ids"]), translated=not layout.pairs)
 
-    def check(self, objectives: tuple[Objective, ...], prepared: Prepared) -> None:
+    def check(
+        self, objectives: tuple[Objective, ...], prepared: Prepared, completions: Completions | None = None
+    ) -> None:
         """Refuse objectives that have no meaning on this data, and warn about columns that none of them uses."""
-        super().check(objectives, prepared)
+        super().check(objectives, prepared, completions)
         layout: Any = prepared.layout
         if not layout.pairs:
             return

@@ -118,6 +118,8 @@ def check_objectives(trainer: Any, source: TargetSource | None, *, labelled: boo
     if gives is not None and gives.model and isinstance(split, datasets.Dataset):
         gives = replace(gives, own_tokens=MARK in split.column_names)
     facts = facts_of(split, trainer.layout, labelled=labelled)
+    if split is not None:
+        facts = replace(facts, **trainer.completions.facts())
     configs = None if ours is None or theirs is None else (ours, theirs)
     for index, objective in enumerate(trainer.objectives):
         check_fit(objective, gives, facts, configs, f"objectives[{index}]")

@@ -77,7 +77,9 @@ class BothModels:
         attached = None
         if logits is not None and self.terms.differentiates:
             attached = self.layout.teacher_rows(logits, inputs)
-        spans = self._spans(ours, targets, inputs, heads) if any(needs.written for needs in self.terms.needs) else None
+        spans = (
+            self._spans(ours, targets, inputs, heads) if any(one.unit == "span" for one in self.terms.needs) else None
+        )
         if heads is not None:
             rows: Rows = heads.rows(self.layout, inputs, targets)
         else:

@@ -143,7 +143,8 @@ EXAMPLES: list[Any] = [
 
 def test_every_objective_on_logits_is_here() -> None:
     """An objective that is left out may take the question, or padding, for answers."""
-    wanted = {name for name, objective in OBJECTIVES.items() if issubclass(objective, RowObjective)}
+    every = {name: one for name, one in OBJECTIVES.items() if issubclass(one, RowObjective)}
+    wanted = {name for name, one in every.items() if one.unit != "written"}  # nobody writes an answer's place
     assert {objective.name for objective in EXAMPLES} == wanted
 
 

@@ -133,7 +133,11 @@ def test_all_three_refuse_the_same(
             stored = planned(recipe.teacher, recipe.task, (objective,), pair)
             source = Replay(pair.teacher, stored, "key")
         trainer = SimpleNamespace(
-            objectives=(objective,), model=Model(pair.student), layout=prepared.layout, train_dataset=prepared.train
+            objectives=(objective,),
+            model=Model(pair.student),
+            layout=prepared.layout,
+            train_dataset=prepared.train,
+            completions=recipe.completions,
         )
         labelled = is_labelled(prepared.train, prepared.layout)
         refused = said(partial(check_plan, one, pair)) or said(partial(check_prepared, one, prepared))
@@ -152,7 +156,10 @@ LESS: dict[str, tuple[Callable[[Needs], bool], dict[str, Any]]] = {
     "no logits": (lambda needs: needs.classes is not None, {"classes": None}),
     "the likeliest classes": (lambda needs: needs.classes == "all", {"classes": "top"}),
     "drawn classes": (lambda needs: needs.classes in ("all", "top"), {"classes": "drawn"}),
-    "another temperature": (lambda needs: bool(needs.temperatures) and needs.classes is not None, {"temperature": 3.0}),
+    "another temperature": (
+        lambda needs: bool(needs.temperatures) and (needs.classes is not None or needs.written),
+        {"temperature": 3.0},
+    ),
     "probabilities": (lambda needs: needs.exact_logits, {"exact_logits": False}),
     "fewer classes": (
         lambda needs: needs.classes == "all" or needs.likeliest is not None,
@@ -161,7 +168,7 @@ LESS: dict[str, tuple[Callable[[Needs], bool], dict[str, Any]]] = {
     "no hidden states": (lambda needs: bool(needs.states), {"states": ()}),
     "another layer": (lambda needs: bool(needs.states), {"states": (States(0, "mean"),)}),
     "no attention": (lambda needs: needs.attentions, {"attentions": False}),
-    "no model": (lambda needs: needs.inside, {"model": False}),
+    "no model": (lambda needs: needs.inside or (needs.written and not needs.rows), {"model": False}),
     "no derivatives": (lambda needs: needs.derivatives, {"derivatives": False}),
     "tokens of its own": (lambda needs: needs.by_token, {"own_tokens": True}),
 }

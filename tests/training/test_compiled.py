@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -74,11 +74,14 @@ def sums_and_gradients(
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     student = side(torch.randn(rows, WIDTH, dtype=wide).mul(3).requires_grad_())
     teacher: Any = side(torch.randn(rows, WIDTH, dtype=wide) * 3)
-    if sparse:
-        teacher = SparseRows.of(teacher.logits().detach(), 8, temperature=2.0)
     labels = torch.randint(0, TOKENS, (rows,))
     labels[::5] = -100
-    made = HeadRows(student, teacher, labels, torch.arange(rows) % 3, 3, compiler)
+    written = torch.where(labels < 0, torch.arange(rows), -100)
+    if sparse:
+        logits = teacher.logits().detach()
+        known = logits.log_softmax(-1).gather(-1, written.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        teacher = replace(SparseRows.of(logits, 8, temperature=objectives[0].softens_by), written=known)
+    made = HeadRows(student, teacher, labels, torch.arange(rows) % 3, 3, compiler, written=written)
     if coefficients is None:
         coefficients = torch.linspace(1.0, 0.5, len(objectives)) / rows
     sums = made.sums_in_chunks(objectives, coefficients)

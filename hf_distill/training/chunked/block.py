@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from hf_distill.models.projection import Side
     from hf_distill.objectives.base import RowObjective
 
-# `(raw, teacher, labels, coefficients) -> (values, agreement)`, as `BlockLoss.__call__`.
-Evaluate = Callable[[Tensor, TeacherRows | None, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+# `(raw, teacher, labels, coefficients, written) -> (values, agreement)`, as `BlockLoss.__call__`.
+Evaluate = Callable[[Tensor, TeacherRows | None, Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor]]
 
 
 @dataclass(eq=False)
@@ -53,6 +53,7 @@ class BlockLoss:
         teacher: TeacherRows | None,
         labels: Tensor,
         coefficients: Tensor | None,
+        written: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Compute the objectives on a block, and overwrite the student's logits with the gradient to them.
 
@@ -66,6 +67,7 @@ class BlockLoss:
             labels: Label of every row, `(rows,)`.
             coefficients: The gradient is that of `sum_k coefficients_k * values_k`, `(objectives,)` or, for each row,
                 `(rows, objectives)`; if None, no gradient is computed, and `raw` is unchanged.
+            written: Token of every row that a model wrote, `(rows,)`, as in `Rows`; None if no objective reads it.
 
         Returns:
             The value of every objective for every row, `(rows, objectives)`, float32 or better; and whether both models
@@ -74,7 +76,7 @@ class BlockLoss:
         exact = torch.promote_types(raw.dtype, torch.float32)
         leaf = raw.detach().requires_grad_(coefficients is not None)
         with torch.set_grad_enabled(coefficients is not None):
-            rows = self._rows(leaf, teacher, labels)
+            rows = self._rows(leaf, teacher, labels, written)
             columns = [self._sums(index, rows).to(exact) for index in range(len(self.objectives))]
             values = torch.stack(columns, -1) if columns else leaf.new_zeros(len(raw), 0, dtype=exact)
         agreement = rows.agreement()  # before the logits are overwritten
@@ -90,8 +92,10 @@ class BlockLoss:
         given = {"temperature": self.temperatures[index]} if index in self.temperatures else {}
         return self.objectives[index].sums(rows, **given)
 
-    def _rows(self, leaf: Tensor, teacher: TeacherRows | None, labels: Tensor) -> Rows:
+    def _rows(self, leaf: Tensor, teacher: TeacherRows | None, labels: Tensor, written: Tensor | None) -> Rows:
         if self.teacher is not None and isinstance(teacher, Tensor):
             teacher = self.teacher.finish(teacher).detach()
         example = torch.arange(len(leaf), device=leaf.device)
-        return RowByRow(self.student.finish(leaf), teacher, labels, example, len(leaf), shared=self.shared)
+        return RowByRow(
+            self.student.finish(leaf), teacher, labels, example, len(leaf), shared=self.shared, written=written
+        )

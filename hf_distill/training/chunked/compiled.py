@@ -74,12 +74,15 @@ class Graph:
         moving: For each objective, whether its temperature is an input of the graph.
         temperature: Temperature of the teacher's stored rows; None if they are not stored.
         ordered: Whether the likeliest class of these comes first, as in `SparseRows`.
+        written: Whether the tokens that a model wrote are an input, and whether the stored rows have their
+            log-probability.
     """
 
     evaluation: BlockLoss
     moving: tuple[bool, ...]
     temperature: float | None
     ordered: bool = False
+    written: tuple[bool, bool] = (False, False)
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -90,10 +93,15 @@ class Graph:
             for one, moves in zip(self.evaluation.objectives, self.moving, strict=True)
         )
         after = ((side.head.scale, side.head.soft_cap, side.classes) for side in self._sides)
-        return (*settled, *after, self.temperature, self.ordered, self.evaluation.shared is not None)
+        return (*settled, *after, self.temperature, self.ordered, self.written, self.evaluation.shared is not None)
 
     def inputs(
-        self, raw: Tensor, teacher: Tensor | SparseRows | None, labels: Tensor, coefficients: Tensor
+        self,
+        raw: Tensor,
+        teacher: Tensor | SparseRows | None,
+        labels: Tensor,
+        coefficients: Tensor,
+        written: Tensor | None = None,
     ) -> list[Tensor]:
         """Return the arguments of `BlockLoss.__call__` and all other tensors that it uses, as inputs of the graph."""
         objectives: Any = self.evaluation.objectives
@@ -106,8 +114,11 @@ class Graph:
         biases = [side.head.extra_bias for side in self._sides if side.head.extra_bias is not None]
         if self.evaluation.shared is not None:
             biases.append(self.evaluation.shared)
+        if written is not None:
+            biases.append(written)
         if isinstance(teacher, SparseRows):
             theirs = [teacher.indices, teacher.log_probabilities, teacher.remaining]
+            theirs += [] if teacher.written is None else [teacher.written]
         else:
             theirs = [] if teacher is None else [teacher]
         return [raw, labels, coefficients, *temperatures, *biases, *theirs]
@@ -122,14 +133,17 @@ class Graph:
         ]
         shared = None if self.evaluation.shared is None else rest.pop(0)
         sides = [side if side.shared is None else replace(side, shared=shared) for side in sides]
+        written = rest.pop(0) if self.written[0] else None
         teacher: Tensor | SparseRows | None = rest[0] if rest else None
         if self.temperature is not None:
-            indices, log_probabilities, remaining = rest
-            teacher = SparseRows(indices, log_probabilities, remaining, self.temperature, ordered=self.ordered)
+            indices, log_probabilities, remaining, *known = rest
+            given = known[0] if self.written[1] else None
+            settings: Any = {"temperature": self.temperature, "ordered": self.ordered, "written": given}
+            teacher = SparseRows(indices, log_probabilities, remaining, **settings)
         student, theirs = (*sides, None)[:2]
         assert student is not None
         return replace(self.evaluation, student=student, teacher=theirs, shared=shared, temperatures=temperatures)(
-            raw, teacher, labels, coefficients
+            raw, teacher, labels, coefficients, written
         )
 
     @property
@@ -159,7 +173,13 @@ class Compiler:
         return sum(code is not None for _, code in self._codes)
 
     def of(
-        self, evaluation: BlockLoss, rows: int, temperature: float | None = None, *, ordered: bool = False
+        self,
+        evaluation: BlockLoss,
+        rows: int,
+        temperature: float | None = None,
+        *,
+        ordered: bool = False,
+        written: tuple[bool, bool] = (False, False),
     ) -> Evaluate:
         """Return a function that computes the same, for blocks of `rows` rows by compiled code.
 
@@ -168,18 +188,23 @@ class Compiler:
             rows: Number of rows of a whole block.
             temperature: Temperature of the teacher's stored rows; None if they are not stored.
             ordered: Whether the likeliest class of these comes first, as in `SparseRows`.
+            written: As in `Graph`.
         """
         moving = (self.moving + (False,) * len(evaluation.objectives))[: len(evaluation.objectives)]
-        graph = Graph(evaluation, moving, temperature, ordered)
+        graph = Graph(evaluation, moving, temperature, ordered, written)
         code: Code | None = None
 
         def evaluate(
-            raw: Tensor, teacher: TeacherRows | None, labels: Tensor, coefficients: Tensor | None
+            raw: Tensor,
+            teacher: TeacherRows | None,
+            labels: Tensor,
+            coefficients: Tensor | None,
+            written: Tensor | None = None,
         ) -> tuple[Tensor, Tensor]:
             nonlocal code
             if coefficients is None or len(raw) != rows or isinstance(teacher, MixtureRows):
-                return evaluation(raw, teacher, labels, coefficients)
-            inputs = graph.inputs(raw, teacher, labels, coefficients)
+                return evaluation(raw, teacher, labels, coefficients, written)
+            inputs = graph.inputs(raw, teacher, labels, coefficients, written)
             if code is None:
                 code = self._code(graph, inputs) or graph
             return code(*inputs)

@@ -125,4 +125,5 @@ class Heads:
         return HeadRows(
             *(student, teacher, places.labels, places.example, len(places.mask), self._compiler, shared),
             taught=places.taught,
+            written=places.written,
         )

@@ -44,6 +44,7 @@ class HeadRows(Rows):
         compiler: Compiles the loss of blocks; None to compute it eagerly.
         shared: Which classes both models have, as in `Rows`.
         taught: Which rows are compared with the teacher, as in `Rows`.
+        written: Tokens that a model wrote, as in `Rows`.
     """
 
     def __init__(
@@ -56,10 +57,11 @@ class HeadRows(Rows):
         compiler: Compiler | None = None,
         shared: Tensor | None = None,
         taught: Tensor | None = None,
+        written: Tensor | None = None,
     ) -> None:
         self.sides: tuple[Side, Side | MixedSides | SparseRows | None] = (student, teacher)
         self.labels, self.example, self.examples = labels, example, examples
-        self.classes, self.shared, self.taught = None, shared, taught
+        self.classes, self.shared, self.taught, self.written = None, shared, taught, written
         self.compiler = compiler
         self._agreement: Tensor | None = None
 
@@ -77,9 +79,9 @@ class HeadRows(Rows):
             return teacher.rows(slice(None), (1.0,))
         return teacher.logits().detach() if isinstance(teacher, Side) else teacher
 
-    def with_columns(self, student: Tensor, labels: Tensor) -> Rows:
-        """Return the rows with other logits of the student and other labels."""
-        return Rows(student, self.teacher, labels, self.example, self.examples)
+    def with_columns(self, student: Tensor, labels: Tensor, written: Tensor | None = None) -> Rows:
+        """Return the rows with other logits of the student, and other labels and tokens."""
+        return Rows(student, self.teacher, labels, self.example, self.examples, written=written)
 
     def first(self, count: int) -> Rows:
         """Return the first rows, at most `count`, without a graph; the logits of others are not computed."""
@@ -94,7 +96,7 @@ class HeadRows(Rows):
             teacher = given[part]
         logits = replace(student, hidden=student.hidden[part].detach()).logits().detach()
         rows = (logits, teacher, self.labels[part], self.example[part], self.examples)
-        return Rows(*rows, shared=self.shared)
+        return Rows(*rows, shared=self.shared, taught=None if self.taught is None else self.taught[part])
 
     def agreement(self) -> Tensor:
         """Return the number of rows of each example where both models have the same top class, `(batch,)`."""
@@ -111,7 +113,7 @@ class HeadRows(Rows):
         student, teacher = self.sides
         ours = _largest(student.hidden)
         if isinstance(teacher, SparseRows):
-            theirs = self._extreme(teacher.log_probabilities)
+            theirs = self._extreme(teacher.numbers)
         elif isinstance(teacher, MixedSides):
             theirs = torch.stack([_largest(side.hidden).to(ours) for side in teacher.sides]).amax(0)
         else:
@@ -249,6 +251,8 @@ class _ChunkedPass:
         self.taught = None if rows.taught is None else rows.taught.to(self.device)
         # Which objectives a row without a teacher is nothing to.
         self.of_teacher = torch.tensor([one.needs_teacher for one in objectives], dtype=torch.bool, device=self.device)
+        reads = rows.written is not None and any(one.written for one in objectives)
+        self.written = rows.written.to(self.device) if reads and rows.written is not None else None
         evaluation = BlockLoss(objectives, student, teacher if isinstance(teacher, Side) else None, rows.shared)
         self.evaluate: Evaluate = evaluation
         if rows.compiler is not None:
@@ -258,6 +262,7 @@ class _ChunkedPass:
                 self.block,
                 None if stored is None else stored.temperature,
                 ordered=stored is not None and stored.ordered,
+                written=(self.written is not None, stored is not None and stored.written is not None),
             )
         self.exact = torch.promote_types(student.dtype, torch.float32)
         self.sums = torch.zeros(rows.examples, len(objectives), dtype=self.exact, device=self.device)
@@ -294,11 +299,12 @@ class _ChunkedPass:
         example, coefficients = self.example[place], self.coefficients
         if coefficients is not None and coefficients.dim() > 1:
             coefficients = coefficients[example]
+        written = None if self.written is None else self.written[place]
         if self.taught is not None:
             taught = self.taught[place]
             counts = taught.unsqueeze(-1) | ~self.of_teacher
             coefficients = None if coefficients is None else coefficients * counts
-        values, agreement = self.evaluate(raw[block], teacher, self.labels[place], coefficients)
+        values, agreement = self.evaluate(raw[block], teacher, self.labels[place], coefficients, written)
         if self.taught is not None:
             values, agreement = values.masked_fill(~counts, 0.0), agreement * taught
         self.sums.index_add_(0, example, values)
