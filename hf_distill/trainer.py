@@ -664,7 +664,7 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
             logs.update(self._means())
             logs.update(self.weighing.logged())
             logs.update(self._meter.read(parallel.gathered))
-            logs.update({} if self.rollouts is None else self.rollouts.log.read())
+            logs.update({} if self.rollouts is None else self.rollouts.figures())
             self._totals.zero_()
             self._counted.zero_()
             self._steps = 0

@@ -8,7 +8,7 @@ from pydantic import Field, SkipValidation
 
 from hf_distill.completions.backends import Backend, TransformersBackend
 from hf_distill.completions.sampling import Sampling
-from hf_distill.component import component
+from hf_distill.component import component, settings
 
 
 @component
@@ -58,6 +58,10 @@ class Completions:
     def in_training(self) -> bool:
         """Whether completions are written while the student trains."""
         return self.by in ("student", "mixture")
+
+    def deciding(self) -> dict[str, Any]:
+        """Return the settings that decide what is written: of the backend, its name, not where it runs."""
+        return {**settings(self), "backend": self.backend.name}
 
     @property
     def not_drawn(self) -> str:

@@ -156,7 +156,7 @@ def remarks(recipe: Recipe, pair: Pair | None) -> list[str]:
         recipe: The recipe.
         pair: Its models; None if they cannot be opened.
     """
-    lines = [sampling_remark(recipe)]
+    lines = [sampling_remark(recipe), recipe.completions.backend.remark]
     if any({**recipe.training, **stage.training}.get("save_only_model") for stage in recipe.plan):
         lines.append(
             "save_only_model: checkpoints lack the optimizer, so that an interrupted training starts from the beginning"

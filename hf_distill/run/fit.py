@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_distill import parallel
-from hf_distill.component import entry, settings
+from hf_distill.component import entry
 from hf_distill.data import by_length
 from hf_distill.data.example_columns import GROUP
 from hf_distill.data.fingerprints import dataset_fingerprint
@@ -202,7 +202,7 @@ class Fitter:
         directory = Path(directory)
         hooks = hooks or TrainingHooks()
         writing = completions if completions is not None and completions.in_training else None
-        beside = hooks.deciding() | ({} if writing is None else {"completions": settings(writing)})
+        beside = hooks.deciding() | ({} if writing is None else {"completions": writing.deciding()})
         key = self.key(model, teacher, objectives, training, beside)
         found = parallel.asked_once(lambda: look(directory, key, parallel.started()))
         say = say or print_nothing

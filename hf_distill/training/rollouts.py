@@ -135,6 +135,10 @@ class Rollouts:
     def _draws(self, step: int) -> int:
         return _seed(self._seed, step, parallel.rank())
 
+    def figures(self) -> dict[str, float]:
+        """Return what is logged of completions since the last call; all processes must call this."""
+        return {**self.log.read(), **self.writer.figures()}
+
     # ---- Checkpoints ----
 
     def state(self) -> dict[str, Any]:

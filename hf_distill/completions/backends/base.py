@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from hf_distill.component import component
@@ -41,6 +41,10 @@ class Writer(ABC):
             step: Number of optimiser steps that it has been trained for.
         """
 
+    def figures(self) -> Mapping[str, float]:
+        """Return what a log says of the writing since the last call, by key; mostly nothing."""
+        return {}
+
 
 @component
 class Backend(ABC):
@@ -49,6 +53,11 @@ class Backend(ABC):
     name: ClassVar[str]
     # Whether it can search with beams (`Sampling.num_beams`).
     searches: ClassVar[bool] = False
+
+    @property
+    def remark(self) -> str:
+        """A line about it that its user should know; mostly none."""
+        return ""
 
     @abstractmethod
     def open(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, beside: Mixture | None = None) -> Writer:
