@@ -100,7 +100,7 @@ class SparseRows:
         return replace(self, indices=self.indices.gather(-1, order), log_probabilities=kept, remaining=remaining)
 
     def at(self, temperature: float) -> SparseRows:
-        """Return the rows at another temperature, which can be computed where all classes are there.
+        """Return the rows at another temperature, which can be computed where all classes are there; no `written` then.
 
         Raises:
             ValueError: They are not.
@@ -114,7 +114,7 @@ class SparseRows:
         if not bool(self.remaining.isneginf().all()):
             raise ValueError(f"rows at temperature {self.temperature:g} cannot be softened: their tail is one number.")
         softened = (self.log_probabilities * (self.temperature / temperature)).log_softmax(-1)
-        return replace(self, log_probabilities=softened, temperature=temperature)
+        return replace(self, log_probabilities=softened, temperature=temperature, written=None)
 
     def __len__(self) -> int:
         """Return the number of rows."""

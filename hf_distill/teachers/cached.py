@@ -188,6 +188,12 @@ class CachedTeacher(AroundTeacher):
                 )
         states = self.states(every, pair)
         inner = self.teacher.gives(task, every, pair)
+        if inner.classes is None and inner.written:
+            raise UserError(
+                f"{inner.whose} gives one number a token, which a cache does not hold. Use it without cached, or let "
+                "it give the likeliest tokens (top).",
+                key="teacher",
+            )
         if self.tail and inner.classes == "top":
             raise UserError(f"no tokens can be drawn from the tail of {inner.whose}, which is not known.", key="tail")
         if lacking := inner.lacking(states):

@@ -26,6 +26,8 @@ from hf_distill.data.label_names import IGNORED
 from hf_distill.errors import UserError
 from hf_distill.models.target_rows import SparseRows
 from hf_distill.objectives import ReverseKL
+from hf_distill.objectives.sampled import SampledReverseKL
+from hf_distill.objectives.written import Span
 from hf_distill.recipe.reader import load_recipe
 from hf_distill.rows.tokens import TokenRows
 from hf_distill.run.dry_run import check
@@ -360,20 +362,20 @@ def test_a_run_is_that_with_the_model_itself(
     assert files == []
 
 
-def test_own_samples_are_scored_once(make_model: Any, teacher: Path, fake: FakeServer, tmp_path: Path) -> None:
-    """On-policy, all texts of a step are asked for at once, and the loss is that with the model itself."""
+def on_policy(make_model: Any, teacher: Path, directory: Path) -> Callable[..., list[float]]:
+    """Return a function that trains a student on its own samples and returns the losses."""
     tokenizer = tokenizer_of(teacher)
     prompts = [{"input_ids": (ids := tokenizer(one["prompt"])["input_ids"]), "labels": [IGNORED] * len(ids),
                 "prompt_length": len(ids)} for one in ROWS[:8]]  # fmt: skip
     from datasets import Dataset
 
-    def trained(source: Any) -> list[float]:
+    def trained(source: Any, *objectives: Any) -> list[float]:
         trainer = DistillationTrainer(
             model_of(make_model("llama-lm", layers=2)),
-            DistillationArguments(output_dir=str(tmp_path / "out"), max_steps=3, per_device_train_batch_size=2,
+            DistillationArguments(output_dir=str(directory / "out"), max_steps=3, per_device_train_batch_size=2,
                                   gradient_accumulation_steps=2, use_cpu=True, logging_steps=1, report_to="none"),
             teacher=source,
-            objectives=[ReverseKL()],
+            objectives=objectives,
             train_dataset=Dataset.from_list(prompts),
             data_collator=PadTokens(0),
             processing_class=tokenizer,
@@ -382,15 +384,33 @@ def test_own_samples_are_scored_once(make_model: Any, teacher: Path, fake: FakeS
         trainer.train()
         return [one["loss"] for one in trainer.state.log_history if "loss" in one]
 
+    return trained
+
+
+def test_own_samples_are_scored_once(make_model: Any, teacher: Path, fake: FakeServer, tmp_path: Path) -> None:
+    """On-policy, all texts of a step are asked for at once, and the loss is that with the model itself."""
+    trained = on_policy(make_model, teacher, tmp_path)
     entry = ServedTeacher(url=fake.url, model=NAME, top="all", path=str(tmp_path / "answers"), concurrency=4)
-    losses = trained(entry)
-    np.testing.assert_allclose(losses, trained(model_of(teacher)), atol=1e-6)
+    losses = trained(entry, ReverseKL())
+    np.testing.assert_allclose(losses, trained(model_of(teacher), ReverseKL()), atol=1e-6)
     asked = [tuple(body["prompt"]) for body in fake.posted("/v1/completions")]
     assert len(asked) == len(set(asked))
     assert len(asked) <= 1 + 12
     assert fake.most > 1
-    assert trained(entry) == losses  # as after a resume: everything is stored
+    assert trained(entry, ReverseKL()) == losses  # as after a resume: everything is stored
     assert len(fake.posted("/v1/completions")) == len(asked) + 1
+
+
+def test_one_number_a_token_is_enough_for_some(
+    make_model: Any, teacher: Path, fake: FakeServer, tmp_path: Path
+) -> None:
+    """Objectives that compare the tokens of the text alone get them from the server as from the model itself."""
+    trained = on_policy(make_model, teacher, tmp_path)
+    entry = ServedTeacher(url=fake.url, model=NAME, top=0, path=str(tmp_path / "answers"))
+    chosen = (SampledReverseKL(), Span())
+    np.testing.assert_allclose(trained(entry, *chosen), trained(model_of(teacher), *chosen), atol=1e-5)
+    with pytest.raises(ValueError, match="one number a token"):
+        trained(entry, ReverseKL())
 
 
 def test_a_killed_run_asks_nothing_twice(make_model: Any, teacher: Path, fake: FakeServer, tmp_path: Path) -> None:
@@ -455,7 +475,7 @@ def test_check_contacts_nobody_and_says_what_it_costs(make_model: Any, tmp_path:
 @pytest.mark.parametrize(
     ("changes", "key", "said"),
     [
-        ({"api": "openai"}, "teacher.api", "completions: {by: teacher}"),
+        ({"api": "openai"}, "teacher.api", "learn from them as data"),
         ({"url": "localhost:8000"}, "teacher: url", "http://HOST:PORT"),
         ({"url": "http://me:secret1@localhost"}, "teacher: url", "key: NAME"),
         ({"top": -1}, "teacher.top", "-1"),

@@ -17,7 +17,7 @@ from hf_distill.models.inspection import base_model
 from hf_distill.models.needs import Gives
 from hf_distill.models.target_model import PREFIX, RunModel, Targets, TargetSource
 from hf_distill.models.target_rows import SparseRows
-from hf_distill.rows.base import RowLayout
+from hf_distill.rows.tokens import TokenRows
 from hf_distill.servers import Servers
 from hf_distill.teachers.served.answers import Answers
 from hf_distill.teachers.served.apis import Api
@@ -57,7 +57,7 @@ class ServedRows(TargetSource):
         self.config = None
         self.servers, self.api, self.name, self.top, self.answers, self.local = servers, api, name, top, answers, local
         self.temperature = 1.0
-        self._layout: RowLayout | None = None
+        self._layout: TokenRows | None = None
         self._asking: Asking | None = None
 
     # ---- What it is ----
@@ -109,7 +109,7 @@ class ServedRows(TargetSource):
         """Take the configuration of the student: rows are over its tokens."""
         self.config = self.config or getattr(base_model(student), "config", None)
 
-    def read_by(self, layout: RowLayout, tokenizer: Any) -> None:
+    def read_by(self, layout: TokenRows, tokenizer: Any) -> None:
         """Find out once, before the first request, whether the server gives what is needed, for these tokens.
 
         Raises:
@@ -119,7 +119,7 @@ class ServedRows(TargetSource):
         if self._asking is None:
             assert self.config is not None
             width: int = self.config.get_text_config().vocab_size
-            classes = getattr(layout, "classes", None) or width
+            classes = layout.classes or width
             own = Asking(self.servers, self.api, self.name, min(self.top, classes), classes, width)
             self._asking = replace(own, known=parallel.asked_once(lambda: greet(own, tokenizer, self.local)))
 
@@ -148,10 +148,13 @@ class ServedRows(TargetSource):
     def targets(self, batch: Mapping[str, Any], run: RunModel | None = None) -> Targets:
         """Return the rows of a batch: those of its step, or asked for now."""
         if f"{PREFIX}{COLUMNS[0]}" not in batch:
-            rows = self._by_batch([self.asked(batch)])[0]
-            batch = {**batch, **self._columns(rows, batch["input_ids"].device)}
-        indices, log_probabilities, remaining, _ = (batch[f"{PREFIX}{name}"] for name in COLUMNS)
-        return Targets(rows=SparseRows(indices, log_probabilities, remaining).at(self.temperature))
+            found = self._by_batch([self.asked(batch)])[0]
+            batch = {**batch, **self._columns(found, batch["input_ids"].device)}
+        indices, log_probabilities, remaining, written = (batch[f"{PREFIX}{name}"] for name in COLUMNS)
+        rows = SparseRows(indices, log_probabilities, remaining, written=written)
+        assert self._layout is not None
+        # With the student's tokens, each that a row predicts is a span.
+        return Targets(rows=rows.at(self.temperature), spans=self._layout.written(batch).by_span(written))
 
     def losses_of(self, split: Dataset, collate: Any) -> Any:
         """Return sum and number of `-log p` of the labels of every example, `(rows, 2)`."""
@@ -228,4 +231,5 @@ def gives(top: int, classes: int | None) -> Gives:
         why_temperature=WHY,
         exact_logits=False,
         top=None if every else top,
+        written=True,
     )

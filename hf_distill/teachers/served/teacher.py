@@ -133,8 +133,8 @@ class ServedTeacher(Teacher):
         if self.api == "openai":
             raise UserError(
                 "servers that speak the protocol of OpenAI give log-probabilities of tokens that they write, not of "
-                "given ones. Let the teacher write the texts (completions: {by: teacher}), or serve the model with "
-                "vLLM or SGLang (api: vllm).",
+                "given ones. Let such a model write completions first, and learn from them as data (objectives: "
+                "[{name: labels}]); or serve it with vLLM or SGLang (api: vllm).",
                 key="api",
             )
 
