@@ -16,10 +16,12 @@ from hf_distill.completions.filtering import CompletionFilter
 from hf_distill.completions.store import Store
 from hf_distill.component import entry
 from hf_distill.data.example_columns import PROMPT_LENGTH, held
-from hf_distill.data.label_names import IGNORED
+from hf_distill.data.label_names import IGNORED, UNLABELLED
+from hf_distill.data.labelled import has_label
 from hf_distill.errors import UserError
+from hf_distill.models.fingerprint import model_fingerprint
 from hf_distill.models.quantization import is_placed
-from hf_distill.run.completion_checks import OF_DATA
+from hf_distill.run.completion_checks import CANNOT_WRITE, OF_DATA, teacher_writes
 from hf_distill.run.requirements import check_steps
 from hf_distill.tasks.language import token_features
 from hf_distill.tasks.text_prompts import without_completion
@@ -30,13 +32,15 @@ if TYPE_CHECKING:
     from hf_distill.completions.sampling import Completion
     from hf_distill.models.target_model import TargetSource
     from hf_distill.run.run import Run
+    from hf_distill.tasks import Prepared
 
 
 def write_completions(run: Run, teacher: TargetSource) -> None:
     """Let the teacher write what students learn (`completions.by: teacher`), and what eval rows lack.
 
     Eval rows keep the completion that the data has. For the others the teacher writes it, whoever writes in training,
-    so that perplexity and agreement are those on the teacher's own texts, and the same in every run.
+    so that perplexity and agreement are those on the teacher's own texts, and the same in every run. If the teacher is
+    not one model that runs here, the student writes them as it is before the training, and they are no labels.
 
     Raises:
         UserError: The teacher cannot write, or nothing is left to train on.
@@ -45,31 +49,58 @@ def write_completions(run: Run, teacher: TargetSource) -> None:
     missing = [] if own.by == "data" else without_completion(run.prepared.eval)
     if own.by != "teacher" and not missing:
         return
+    facts: dict[str, Any] = {}
+    before = run.prepared
     with run.stage("completions"), run.recipe.locate("completions"):
-        model, prepared = writing_model(run, teacher), run.prepared
-        written = partial(completions_of, run, model, teacher.fingerprint())
-        facts: dict[str, Any] = {}
         if own.by == "teacher":
-            rows = range(len(prepared.train))
-            kept = CompletionFilter(own)
-            found = written(prepared.train, rows, own.per_prompt)
-            train = with_completions(prepared.train, kept.of_rows(prompts_of(prepared.train, rows), found))
-            run.narrator.say(kept.in_words())
-            if not len(train):
-                raise UserError(f"nothing is left to learn: {kept.in_words()}.", key="by")
-            check_steps(run.recipe, len(train), len(train), parallel.processes())
-            facts["train"] = kept.facts()
-            prepared = replace(prepared, train=train, labelled=True)
+            _write_train(run, teacher, facts)
         if missing:
-            facts["eval_rows_written_by_the_teacher"] = len(missing)
-            made = _filled(prepared.eval, missing, written(prepared.eval, missing))
-            prepared = replace(prepared, eval=made)
+            _write_eval(run, teacher, missing, facts)
         if own.by == "teacher" and run.recipe.report.baseline:
             facts["baseline"] = OF_DATA
-            run.of_data = replace(run.fitter, prepared=replace(run.prepared, eval=prepared.eval))
-        run.completions = facts
-        run.prepared = prepared
-        run.fitter = replace(run.fitter, prepared=prepared)
+            run.of_data = replace(run.fitter, prepared=replace(before, eval=run.prepared.eval))
+    run.completions = facts
+
+
+def _write_train(run: Run, teacher: TargetSource, facts: dict[str, Any]) -> None:
+    own, split = run.recipe.completions, run.prepared.train
+    rows, chosen = range(len(split)), CompletionFilter(own)
+    model, key = writing_model(run, teacher), teacher.fingerprint()
+    found = chosen.of_rows(prompts_of(split, rows), completions_of(run, model, key, split, rows, own.per_prompt))
+    train = with_completions(split, found)
+    run.narrator.say(chosen.in_words())
+    if not len(train):
+        raise UserError(f"nothing is left to learn: {chosen.in_words()}.", key="by")
+    check_steps(run.recipe, len(train), len(train), parallel.processes())
+    facts["train"] = chosen.facts()
+    _learn_from(run, replace(run.prepared, train=train, labelled=True))
+
+
+def _write_eval(run: Run, teacher: TargetSource, rows: Sequence[int], facts: dict[str, Any]) -> None:
+    prepared, (by, model, key) = run.prepared, eval_writer(run, teacher)
+    found = completions_of(run, model, key, prepared.eval, rows)
+    facts[f"eval_rows_written_by_the_{by}"] = len(rows)
+    split, evaluator = _filled(prepared.eval, rows, found, labels=by == "teacher"), prepared.evaluator
+    if not has_label(split).any():  # then the agreement with the teacher is the only metric
+        evaluator = replace(evaluator, names=())
+    _learn_from(run, replace(prepared, eval=split, evaluator=evaluator))
+
+
+def eval_writer(run: Run, teacher: TargetSource) -> tuple[str, Any, str]:
+    """Return who writes the completions that eval rows lack: teacher or student, the model, and its fingerprint.
+
+    Raises:
+        UserError: The teacher should, and cannot.
+    """
+    if teacher_writes(run.recipe):
+        return "teacher", writing_model(run, teacher), teacher.fingerprint()
+    student = run.new_student(teacher, run.args.seed)
+    return "student", student, model_fingerprint(student)
+
+
+def _learn_from(run: Run, prepared: Prepared) -> None:
+    run.prepared = prepared
+    run.fitter = replace(run.fitter, prepared=prepared)
 
 
 def writing_model(run: Run, teacher: TargetSource) -> Any:
@@ -80,11 +111,7 @@ def writing_model(run: Run, teacher: TargetSource) -> Any:
     """
     models = [] if run.stored is not None else [*teacher.models.values()]
     if len(models) != 1 or not hasattr(models[0], "generate"):
-        raise UserError(
-            "the teacher would write completions, and it is not one language model that runs here. Name one "
-            "(teacher: {name: pretrained, model: ...}); or give the eval rows completions, and let the student write.",
-            key="by",
-        )
+        raise UserError(CANNOT_WRITE, key="by")
     if run.prepared.for_teacher is not None or run.prepared.in_teacher_ids is not None:
         raise UserError(
             "the teacher would write completions in tokens that are not the student's. Let it write a data set first, "
@@ -142,12 +169,13 @@ def prompts_of(split: Dataset, rows: Sequence[int]) -> list[list[int]]:
     return [ids[:length] for ids, length in zip(chosen["input_ids"], chosen[PROMPT_LENGTH], strict=True)]
 
 
-def with_completions(split: Dataset, completions: Sequence[Sequence[Completion]]) -> Dataset:
-    """Return a tokenised split with other completions, whose tokens are labels: a row for each.
+def with_completions(split: Dataset, completions: Sequence[Sequence[Completion]], *, labels: bool = True) -> Dataset:
+    """Return a tokenised split with other completions: a row for each.
 
     Args:
         split: The tokenised split.
         completions: Those of each row; a row without one is left out.
+        labels: Whether their tokens are labels; else they are only compared with the teacher.
     """
     from datasets import Dataset, concatenate_datasets
 
@@ -156,7 +184,8 @@ def with_completions(split: Dataset, completions: Sequence[Sequence[Completion]]
     columns: dict[str, list[Any]] = {name: [] for name in ("input_ids", "labels", "length", PROMPT_LENGTH)}
     for prompt, one in zip(prompts_of(split, sources), (one for found in completions for one in found), strict=True):
         columns["input_ids"].append([*prompt, *one.ids])
-        columns["labels"].append([IGNORED] * len(prompt) + list(one.ids))
+        learned = list(one.ids) if labels else [UNLABELLED] * len(one.ids)
+        columns["labels"].append([IGNORED] * len(prompt) + learned)
         columns["length"].append(len(prompt) + len(one.ids))
         columns[PROMPT_LENGTH].append(len(prompt))
     made = Dataset.from_dict(columns, features=token_features(numbers=[PROMPT_LENGTH]))
@@ -165,11 +194,11 @@ def with_completions(split: Dataset, completions: Sequence[Sequence[Completion]]
     return made
 
 
-def _filled(split: Dataset, rows: Sequence[int], found: Sequence[Sequence[Completion]]) -> Dataset:
+def _filled(split: Dataset, rows: Sequence[int], found: Sequence[Sequence[Completion]], *, labels: bool) -> Dataset:
     """Return a tokenised split in which some rows have the completions written for them, in the same order."""
     from datasets import concatenate_datasets
 
-    made = with_completions(split.select(rows), found)
+    made = with_completions(split.select(rows), found, labels=labels)
     others = np.setdiff1d(np.arange(len(split)), rows)
     if not len(others):
         return made

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from hf_distill.recipe.recipe import Recipe
     from hf_distill.tasks import Prepared
 
+CANNOT_WRITE = (
+    "the teacher would write completions, and it is not one language model that runs here. Name one (teacher: {name: "
+    "pretrained, model: ...}), or let the student write (by: student)."
+)
 OF_DATA = "the completions of the data, not those of the teacher"
 # Key of `completions` -> who must write so that it means something.
 _FOR: dict[str, tuple[str, ...]] = {
@@ -39,6 +43,8 @@ def check_completions(recipe: Recipe) -> None:
             f"the models of {recipe.task.name} write no completions. Leave out this section, or take text-generation.",
             key="by",
         )
+    if own.by == "teacher" and not teacher_writes(recipe):
+        raise UserError(CANNOT_WRITE, key="by")
     for key in settings(own):
         if own.by not in (writers := _FOR.get(key, (own.by,))):
             raise UserError(f"it is for by: {' and '.join(writers)}, and has no effect here. Leave it out.", key=key)
@@ -50,6 +56,11 @@ def check_completions(recipe: Recipe) -> None:
             "set a temperature above 0.",
             key="per_prompt",
         )
+
+
+def teacher_writes(recipe: Recipe) -> bool:
+    """Whether the teacher is one model that runs here before the student trains, so that it can write."""
+    return not recipe.teacher.is_without_model and len(list(recipe.teacher.members())) == 1
 
 
 def completions_in_words(recipe: Recipe, prepared: Prepared) -> list[str]:
@@ -66,10 +77,13 @@ def completions_in_words(recipe: Recipe, prepared: Prepared) -> list[str]:
     many = f"{own.per_prompt} completions each" if own.per_prompt > 1 else "one completion each"
     lines = [f"completions: {who} writes {many} of {prompts}, at most {own.max_new_tokens:,} tokens, {when}"]
     if missing := len(without_completion(prepared.eval)):
-        lines.append(
-            f"completions: {missing:,} of {len(prepared.eval):,} eval rows have none: the teacher writes them once, "
-            "before the training, and the models are evaluated on these"
+        who = (
+            "the teacher writes them once, before the training, and the models are evaluated on these"
+            if teacher_writes(recipe)
+            else "the student writes them once, as it is before the training; they are no labels, so that these rows "
+            "are compared with the teacher alone"
         )
+        lines.append(f"completions: {missing:,} of {len(prepared.eval):,} eval rows have none: {who}")
     if own.by == "teacher" and recipe.report.baseline:
         lines.append(f"completions: the baseline learns from {OF_DATA}")
     return lines

@@ -17,7 +17,7 @@ from hf_distill.files.atomic import check_writable, is_left_over, write_atomic
 from hf_distill.models.fingerprint import model_fingerprint
 from hf_distill.models.target_model import ROW
 from hf_distill.run.chain import trainings
-from hf_distill.run.completing import completions_of, writing_model
+from hf_distill.run.completing import completions_of, eval_writer, writing_model
 from hf_distill.run.preparation import complete, locating_data, open_run, setup_of
 from hf_distill.run.requirements import output_directory
 from hf_distill.tasks.conversations import read_prompt
@@ -65,8 +65,9 @@ def plan(recipe: Recipe, by: str | None) -> tuple[Recipe, By]:
         raise recipe.mistake("task", f"the models of {recipe.task.name} write no text. Wanted text-generation.")
     if by not in ("student", "teacher"):
         raise recipe.mistake("completions.by", f"found {by}. Say who writes: --by student, or --by teacher.")
-    # Read as prompts, and without what is done while a student trains.
-    return replace(recipe, completions=replace(recipe.completions, by="teacher", share=1.0, reuse=1)), by  # type: ignore[return-value]
+    who: By = "student" if by == "student" else "teacher"
+    completions = replace(recipe.completions, by=who, share=1.0, reuse=1)
+    return replace(recipe, completions=completions, report=replace(recipe.report, baseline=False)), who
 
 
 def place(recipe: Recipe, by: By, into: str | None) -> Path:
@@ -159,21 +160,17 @@ def _eval(run: Run, teacher: TargetSource, raw: Dataset, split: Dataset) -> Iter
     own, missing = run.recipe.completions, without_completion(split)
     written: dict[int, list[Completion]] = {}
     how = {WRITTEN_BY: "data", "writer": "", "sampling": ""}
-    by_teacher = dict(how)
+    by_model = dict(how)
     if missing:
         with run.recipe.locate("completions"):
-            key = teacher.fingerprint()
-            found = completions_of(run, writing_model(run, teacher), key, split, missing)
+            by, model, key = eval_writer(run, teacher)
+            found = completions_of(run, model, key, split, missing)
         written = dict(zip(missing, found, strict=True))
-        by_teacher = {
-            WRITTEN_BY: "teacher",
-            "writer": key,
-            "sampling": json.dumps(asdict(own.sampling), sort_keys=True),
-        }
+        by_model = {WRITTEN_BY: by, "writer": key, "sampling": json.dumps(asdict(own.sampling), sort_keys=True)}
     for row in range(len(split)):
         example = split[row]
         if row in written:
-            yield _record(run, raw, example, written[row][0], by_teacher)
+            yield _record(run, raw, example, written[row][0], by_model)
             continue
         ids = tuple(example["input_ids"][example[PROMPT_LENGTH] :])
         yield _record(run, raw, example, Completion(ids, ended=ids[-1:] == (run.fitter.tokenizer.eos_token_id,)), how)

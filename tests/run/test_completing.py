@@ -265,8 +265,57 @@ def test_a_baseline_learns_the_completions_of_the_data(tmp_path: Path, pair: Any
         run(recipe(tmp_path, pair, report={"latency": False, "baseline": True}), "training.output_dir=/tmp/none")
 
 
-def test_what_cannot_write_is_refused(tmp_path: Path, pair: Any, make_model: Any) -> None:
-    """Several teachers, or one with other tokens, cannot write what the student reads."""
+def test_who_writes_where_the_teacher_cannot(tmp_path: Path, pair: Any, capsys: Any) -> None:
+    """Two models, or the student's own average, write nothing before the training. Evaluated on texts of the student as
+    labels, a report would praise it for repeating itself."""
     two = {"name": "ensemble", "teachers": [{"name": "pretrained", "model": one} for one in (pair[0], pair[0])]}
+    path = recipe(tmp_path, pair, teacher=two)
+    assert main([str(path), "--check"]) == 2
+    assert "not one language model" in capsys.readouterr().err
     with pytest.raises(UserError, match="not one language model"):
-        run(recipe(tmp_path, pair, teacher=two))
+        run(path)
+    rows = [{"prompt": text, **({"completion": " a film"} if place == 2 else {})} for place, text in enumerate(TEXTS)]
+    student = {"completions": {"by": "student", **SMALL}, "objectives": [{"name": "reverse_kl"}]}
+    report = run(recipe(tmp_path, pair, teacher=two, **student))
+    assert report.settings["completions"] == {"eval_rows_written_by_the_student": len(TEXTS)}
+    assert (report.metric, report.teacher.metrics) == ("agreement", {"agreement": 1.0})
+    assert "they are no labels" in capsys.readouterr().out
+    report = run(recipe(tmp_path, pair, rows, teacher=two, **student), "training.output_dir=" + str(tmp_path / "some"))
+    assert report.settings["eval_rows_with_label"] == 1
+    assert "perplexity" in report.student.metrics
+
+
+def test_a_row_keeps_its_place_and_its_weight(make_model: Any) -> None:
+    """Completions of another row's prompt are learned without an error. One that ended at once is a single label."""
+    from datasets import Dataset, Features, Value
+
+    from hf_distill.completions.sampling import Completion
+    from hf_distill.data.example_columns import WEIGHT
+    from hf_distill.run.completing import _filled, with_completions
+    from hf_distill.tasks.language import token_features
+
+    rows: dict[str, Any] = {"input_ids": [[5], [6, 7, 2], [8, 9]], "labels": [[-100], [-100, -100, 2], [-100, -100]]}
+    rows |= {"length": [1, 3, 2], "prompt_length": [1, 2, 2], WEIGHT: [1.0, 2.0, 3.0]}
+    features = Features({**token_features(numbers=["prompt_length"]), WEIGHT: Value("float64")})
+    split = Dataset.from_dict(rows, features=features)
+    end, cut = Completion((2,), ended=True), Completion((4, 4), ended=False)
+    made = with_completions(split, [[end, cut], [], [cut]])
+    assert made["input_ids"][:] == [[5, 2], [5, 4, 4], [8, 9, 4, 4]]
+    assert made["labels"][:] == [[-100, 2], [-100, 4, 4], [-100, -100, 4, 4]]
+    assert (made["length"][:], made["prompt_length"][:], made[WEIGHT][:]) == ([2, 3, 4], [1, 1, 2], [1.0, 1.0, 3.0])
+    filled = _filled(split, [0, 2], [[end], [cut]], labels=False)
+    assert filled["input_ids"][:] == [[5, 2], [6, 7, 2], [8, 9, 4, 4]]
+    assert filled["labels"][:] == [[-100, -1], [-100, -100, 2], [-100, -100, -1, -1]]
+    assert filled[WEIGHT][:] == [1.0, 2.0, 3.0]
+
+
+def test_a_cached_teacher_stores_targets_of_what_it_wrote(tmp_path: Path, pair: Any) -> None:
+    """Both in one pass: divergences on the teacher's own texts; resumed and repeated, nothing is computed again."""
+    cached = {"name": "cached", "teacher": {"name": "pretrained", "model": pair[0]}, "top": 3}
+    path = recipe(tmp_path, pair, teacher=cached, objectives=[{"name": "kl", "weight": 0.5}, {"name": "labels"}])
+    report = run(path)
+    assert report.settings["train_rows_with_label"] == len(TEXTS)
+    live = run(
+        path, f'teacher={{"name": "pretrained", "model": "{pair[0]}"}}', f"training.output_dir={tmp_path / 'live'}"
+    )
+    assert report.teacher.metrics["perplexity"] == pytest.approx(live.teacher.metrics["perplexity"], rel=1e-5)
