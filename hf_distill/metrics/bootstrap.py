@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,6 +41,26 @@ class Units:
     def part(self, units: Array) -> Units:
         """Return the same with only some of the units counted, bool `(units,)`."""
         return replace(self, counted=self.counted & units)
+
+    def among(self, places: Sequence[int], number: int) -> Units:
+        """Return the same as some of `number` units, of which the others do not count.
+
+        Args:
+            places: Place of each unit among all, ascending.
+            number: How many there are.
+
+        >>> Units.means(np.array([1.0, 0.0])).among([1, 3], 4).counted
+        array([False,  True, False,  True])
+        """
+        if len(places) == number:
+            return self
+
+        def put(values: Array) -> Array:
+            whole = np.zeros((number, *values.shape[1:]), values.dtype)
+            whole[list(places)] = values
+            return whole
+
+        return Units(tuple(map(put, self.values)), self.metric, put(self.counted))
 
     def value(self) -> float:
         """Return the metric of the units that count; NaN without any, or where the metric is not defined on them."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from hf_distill.data.label_names import shorten
 from hf_distill.errors import UserError, did_you_mean
 from hf_distill.metrics.evaluate_library import EVALUATE, check_evaluate, compute
+from hf_distill.metrics.function import is_function
 from hf_distill.metrics.table import METRICS, PLAIN_TAGS, Kind, LabelledPredictions, Metric, Undefined, why_undefined
 
 if TYPE_CHECKING:
@@ -28,9 +29,9 @@ def marks_spans(label_names: Sequence[str] | None) -> bool:
 
 
 def greater_is_better(name: str) -> bool:
-    """Return whether a greater value of a metric is better; for `evaluate/...` its name decides."""
-    if name.startswith(EVALUATE):
-        stem = name.replace("#", "/").rstrip("/").rpartition("/")[2].removesuffix(".py")
+    """Return whether a greater value of a metric is better; for `evaluate/...` and functions their name decides."""
+    if name.startswith(EVALUATE) or is_function(name):
+        stem = name.replace("#", "/").rstrip("/").rpartition("/")[2].removesuffix(".py").rpartition(":")[2]
         return not any(stem == word or stem.endswith((f"_{word}", "_error", "_loss")) for word in _ERRORS)
     return _find(name).greater_is_better
 
@@ -66,7 +67,8 @@ def check(names: Sequence[str], kind: Kind, num_labels: int, label_names: Sequen
     runs in this process.
 
     Args:
-        names: From `METRICS`, or `evaluate/<id or local path>`; `evaluate/squad#f1` selects one of several values.
+        names: From `METRICS`; `evaluate/<id or local path>`, where `evaluate/squad#f1` selects one of several values;
+            or `module:function`, for generated texts.
         kind: What the task predicts.
         num_labels: Width of the head.
         label_names: Names of the tags, if they have any.
@@ -77,6 +79,13 @@ def check(names: Sequence[str], kind: Kind, num_labels: int, label_names: Sequen
     for name in names:
         if name.startswith(EVALUATE):
             check_evaluate(name, kind, num_labels, label_names)
+        elif is_function(name):
+            if kind != "texts":
+                raise UserError(
+                    f"'{name}' is a function of generated texts, and this task generates none here. Use "
+                    f"{', '.join(known for known, metric in METRICS.items() if kind in metric.kinds)}.",
+                    key="metrics",
+                )
         elif kind not in _find(name).kinds:
             fitting = [known for known, metric in METRICS.items() if kind in metric.kinds]
             what = {

@@ -224,7 +224,7 @@ METRICS: dict[str, Metric] = {
     "recall": Metric(_LABELS, _averaged("recall_score")),
     "mcc": Metric(_SINGLE, _sklearn("matthews_corrcoef")),
     "auc": Metric(_LABELS, _auc),
-    "exact_match": Metric(("binary", "spans"), _sklearn("accuracy_score"), by_row=_right),
+    "exact_match": Metric(("binary", "spans", "texts"), _sklearn("accuracy_score"), by_row=_right),
     "hamming_loss": Metric(("binary",), _sklearn("hamming_loss"), greater_is_better=False, by_row=_errors(1)),
     "span_f1": Metric(("tags",), _span(lambda true, predicted: (true + predicted) / 2)),
     "span_precision": Metric(("tags",), _span(lambda true, predicted: predicted)),
@@ -240,7 +240,19 @@ METRICS: dict[str, Metric] = {
         for name in ("exact_match_has_answer", "f1_has_answer", "accuracy_no_answer")
     },
     "perplexity": Metric(("tokens", "texts"), _summarised, greater_is_better=False),
-    **{name: Metric(("texts",), _summarised) for name in ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf")},
+    **{
+        name: Metric(("texts",), _summarised)
+        for name in (
+            "exact_match_plain",
+            "exact_match_number",
+            "rouge1",
+            "rouge2",
+            "rougeL",
+            "rougeLsum",
+            "bleu",
+            "chrf",
+        )
+    },
 }
 
 DEFAULTS: dict[Kind, tuple[str, ...]] = {

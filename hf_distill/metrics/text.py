@@ -1,4 +1,4 @@
-"""Metrics of generated texts: ROUGE, BLEU and chrF, computed by the packages that publications use."""
+"""Metrics of generated texts: exact match, one's own functions, and ROUGE, BLEU and chrF by their usual packages."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from numpy.typing import NDArray
 
 from hf_distill.errors import UserError
 from hf_distill.locations import require
+from hf_distill.metrics.answers import mean
 from hf_distill.metrics.bootstrap import Units
 from hf_distill.metrics.evaluate_library import EVALUATE, compute_on_texts
+from hf_distill.metrics.exact import NUMBER, SAME, check_numbers
+from hf_distill.metrics.function import check_function, is_function, values_of
 from hf_distill.metrics.table import METRICS
 
 # Metric -> module that computes it.
@@ -25,7 +28,7 @@ _ROUGE_READS = re.compile(r"[a-z0-9]", re.IGNORECASE)
 
 
 def check_packages(names: Sequence[str]) -> None:
-    """Refuse metrics of generated texts whose package is not installed.
+    """Refuse metrics of generated texts whose package is not installed, and functions that cannot be imported.
 
     Raises:
         UserError: It is not installed; the message says what to install.
@@ -33,19 +36,27 @@ def check_packages(names: Sequence[str]) -> None:
     for name in names:
         if name in MODULES:
             require(MODULES[name], f"'{name}'", "metrics")
+        elif is_function(name):
+            check_function(name)
 
 
-def check_generated(names: Sequence[str], references: Sequence[str]) -> None:
+def check_generated(names: Sequence[str], references: Sequence[str], prompts: Sequence[str] = ()) -> None:
     """Refuse metrics of generated texts that cannot be computed, before anything is trained.
 
     Args:
         names: Metrics; those that do not need generated texts are ignored.
         references: The true texts.
+        prompts: What they continue, for functions that ask.
 
     Raises:
-        UserError: A package is not installed, or ROUGE cannot read the references.
+        UserError: A package is not installed, ROUGE or `exact_match_number` cannot read the references, or a function
+            fails on the first of them.
     """
     check_packages(names)
+    if NUMBER in names:
+        check_numbers(references)
+    for name in filter(is_function, names):
+        values_of(name, references[:2], references[:2], prompts[:2] or references[:2])
     rouge = [name for name in names if MODULES.get(name) == "rouge_score"]
     unread = sum(_ROUGE_READS.search(text) is None for text in references)
     if rouge and unread > len(references) / 2:
@@ -56,17 +67,22 @@ def check_generated(names: Sequence[str], references: Sequence[str]) -> None:
         )
 
 
-def score_texts(names: Sequence[str], predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+def score_texts(
+    names: Sequence[str], predictions: Sequence[str], references: Sequence[str], prompts: Sequence[str] = ()
+) -> dict[str, float]:
     """Return name -> value of each metric that needs generated texts (perplexity does not).
+
+    Exact match is the share of right texts; see `exact.SAME`.
 
     ROUGE (Lin 2004) is the mean F1 over texts, between 0 and 1, with stemming as in published results; `rougeLsum`
     compares sentence by sentence. BLEU (Papineni et al. 2002) and chrF (Popović 2015) are sacrebleu's corpus scores,
     between 0 and 100.
 
     Args:
-        names: Names from `table.METRICS`, or `evaluate/...`.
+        names: Names from `table.METRICS`, `evaluate/...`, or `module:function`.
         predictions: Generated texts.
         references: The true text for each.
+        prompts: What each continues, for functions that ask.
     """
     rouge = [name for name in names if MODULES.get(name) == "rouge_score"]
     found = {name: sum(scores) / max(len(scores), 1) for name, scores in _rouge(rouge, predictions, references).items()}
@@ -75,6 +91,9 @@ def score_texts(names: Sequence[str], predictions: Sequence[str], references: Se
             found[name] = _sacrebleu(name, predictions, references)
         elif name.startswith(EVALUATE):
             found[name] = compute_on_texts(name, predictions, references)
+        elif name in SAME or is_function(name):
+            scores = _scores(name, predictions, references, prompts)
+            found[name] = float(scores) if scores.ndim == 0 else mean(scores)
     return {name: found[name] for name in names if name in found}
 
 
@@ -84,19 +103,21 @@ def takes_texts(name: str) -> bool:
     >>> takes_texts("rouge2"), takes_texts("perplexity")
     (True, False)
     """
-    return name in MODULES or name not in METRICS
+    return name in MODULES or name in SAME or name not in METRICS
 
 
 def has_units(name: str) -> bool:
-    """Return whether a metric of texts can be computed from what is counted in single texts.
+    """Return whether a metric of texts can be computed from what is counted in single texts; a function may do so.
 
     >>> has_units("bleu"), has_units("evaluate/meteor")
     (True, False)
     """
-    return name in MODULES
+    return name in MODULES or name in SAME or is_function(name)
 
 
-def units_of_texts(name: str, texts: Sequence[str], references: Sequence[str]) -> Units | None:
+def units_of_texts(
+    name: str, texts: Sequence[str], references: Sequence[str], prompts: Sequence[str] = ()
+) -> Units | None:
     """Return what a metric of generated texts is computed from, text by text, for its noise and its value by group.
 
     The noise is then that of a paired bootstrap over texts (Koehn 2004, "Statistical significance tests for machine
@@ -107,16 +128,27 @@ def units_of_texts(name: str, texts: Sequence[str], references: Sequence[str]) -
         name: The metric.
         texts: Generated texts.
         references: The true text for each.
+        prompts: What each continues, for functions that ask.
 
     Returns:
-        None for metrics of the `evaluate` library, which say nothing of single texts.
+        None for metrics of the `evaluate` library, and functions with one number for all texts.
     """
+    if name in SAME or is_function(name):
+        scores = _scores(name, texts, references, prompts)
+        return Units.means(scores) if scores.ndim else None
     if MODULES.get(name) == "rouge_score":
         return Units.means(np.array(_rouge([name], texts, references)[name]))
     if MODULES.get(name) != "sacrebleu":
         return None
     metric, counts = _counted(name, texts, references)
     return Units((counts,), lambda some: _from_counts(metric, some), np.ones(len(texts), dtype=bool))
+
+
+def _scores(name: str, texts: Sequence[str], references: Sequence[str], prompts: Sequence[str]) -> NDArray[np.float64]:
+    """Return the score of each text, `(texts,)`; one number, `()`, of a function that gives no more."""
+    if name in SAME:
+        return np.array([SAME[name](text, true) for text, true in zip(texts, references, strict=True)], dtype=float)
+    return values_of(name, texts, references, prompts)
 
 
 def _rouge(names: list[str], predictions: Sequence[str], references: Sequence[str]) -> dict[str, list[float]]:

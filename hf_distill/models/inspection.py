@@ -128,3 +128,9 @@ def positions_of(config: PretrainedConfig) -> int | None:
     if not isinstance(positions, int) or positions <= 0 or getattr(config, "position_biased_input", True) is False:
         return None
     return positions - (config.pad_token_id or 0) - 1 if config.model_type in OFFSET_POSITIONS else positions
+
+
+def writes(model: Any) -> bool:
+    """Return whether `generate` of Transformers lets a model write texts; not a mean of models, or stored targets."""
+    check = getattr(model, "can_generate", None)
+    return check is not None and bool(check())

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hf_distill.errors import UserError, first_line
+from hf_distill.metrics.function import is_function
 
 if TYPE_CHECKING:
     from hf_distill.recipe.recipe import Recipe
@@ -52,6 +53,30 @@ def import_entry(module: str, name: str, base: type[Part], beside: Path | None =
     return entry
 
 
+def find_functions(names: object, beside: Path) -> None:
+    """Let the modules of metrics that are named as `module:function` be found beside the recipe.
+
+    Args:
+        names: `evaluation.metrics` as written, which may be anything.
+        beside: The folder of the recipe, which is searched last.
+
+    Raises:
+        UserError: Another module of the name of one beside the recipe is found first.
+    """
+    for name in names if isinstance(names, list) else ():
+        match = PLUGIN.fullmatch(name) if isinstance(name, str) else None
+        if match is None:
+            continue
+        mine = _beside(match["module"], beside)
+        if mine is not None:
+            _find_last(match["module"], mine)
+            try:
+                outside = import_module(match["module"])
+            except (Exception, SystemExit) as error:
+                raise UserError(_not_imported(match["module"], error)) from error
+            _check_same(match["module"], outside, mine)
+
+
 def outside_code(recipe: Recipe) -> Iterator[str]:
     """Yield a line for all code from outside that a recipe runs: `my_losses:LogitsL1, of /home/me/my_losses.py`."""
     shown = []
@@ -62,7 +87,8 @@ def outside_code(recipe: Recipe) -> Iterator[str]:
     trusted = [("teacher", one.source) for _, one in recipe.teacher.members() if one.trusts_code]
     trusted += [("student", one.source) for _, one in recipe.students if getattr(one, "trust_remote_code", False)]
     shown += [f"the repository of the {side}'s model {source} (trust_remote_code)" for side, source in trusted]
-    shown += [f"the metric {name}" for name in recipe.evaluation.metrics if name.startswith("evaluate/")]
+    metrics = recipe.evaluation.metrics
+    shown += [f"the metric {name}" for name in metrics if name.startswith("evaluate/") or is_function(name)]
     yield from dict.fromkeys(shown)
 
 

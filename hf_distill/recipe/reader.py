@@ -18,15 +18,15 @@ from hf_distill.completions.section import Completions
 from hf_distill.data.example_columns import EXAMPLE_ROLES
 from hf_distill.data.section import Data
 from hf_distill.errors import FieldError, UserError, did_you_mean
+from hf_distill.metrics.section import Evaluation
 from hf_distill.mistakes import component_of, describe, explain, join, unknown_key
 from hf_distill.objectives import OBJECTIVES, PRESETS, Objective
 from hf_distill.recipe.document import Document, read_document
 from hf_distill.recipe.overrides import apply_overrides
-from hf_distill.recipe.plugins import PLUGIN, import_entry
+from hf_distill.recipe.plugins import PLUGIN, find_functions, import_entry
 from hf_distill.recipe.recipe import (
     TWO_CHAINS,
     TWO_STUDENTS,
-    Evaluation,
     Generations,
     Hub,
     Link,
@@ -130,6 +130,7 @@ class _Reading:
             "stages": self.stages(),
             "training": self.training("training", self.data.get("training"), {}),
         }
+        self.functions(self.data.get("evaluation"))
         parts |= {key: self.section(key, cls) for key, cls in SECTIONS.items() if key in self.data}
         parts |= {key: self.inside(key, parts[key]) for key in INSIDE if key in parts}
         if "tokenizer" in self.data:
@@ -139,6 +140,15 @@ class _Reading:
         if lines := self.document.messages(self.mistakes):
             raise UserError(*lines)
         return Recipe(**parts, origin=self.origin)
+
+    def functions(self, evaluation: Any) -> None:
+        """Let metrics that are functions be found beside the recipe; record why one cannot."""
+        try:
+            find_functions((evaluation or {}).get("metrics"), Path(self.origin.file).parent)
+        except UserError as error:
+            self.add("evaluation.metrics", str(error))
+        except AttributeError:  # not a mapping, which is reported where it is read
+            return
 
     def required(self) -> None:
         """Record the required keys that are missing."""

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from dataclasses import field, replace
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, SkipValidation, field_validator
+from pydantic import Field, SkipValidation
 
 from hf_distill.completions.section import Completions
 from hf_distill.component import component
 from hf_distill.data.section import Data
 from hf_distill.errors import UserError
+from hf_distill.metrics.section import Evaluation
 from hf_distill.objectives.base import Objective
 from hf_distill.recipe.origin import Origin
 from hf_distill.students.base import Student
@@ -22,26 +23,6 @@ from hf_distill.teachers.base import Teacher
 NO_STUDENT = "missing. Wanted: the model to train, or a chain of them."
 TWO_STUDENTS = "given together with student. A chain lists all students, the last one too: remove one of the two."
 TWO_CHAINS = "given together with chain. Generations are of one student: remove one of the two."
-
-
-@component
-class Evaluation:
-    """Which metrics are computed.
-
-    Attributes:
-        metrics: Names of metrics; the first is the headline of the report. `evaluate/<id or local path>` takes one from
-            the `evaluate` library. Default: the task's own.
-    """
-
-    metrics: list[str] = Field(default_factory=list)
-
-    @field_validator("metrics")
-    @classmethod
-    def _known(cls, metrics: list[str]) -> list[str]:
-        from hf_distill.metrics.score import check_names
-
-        check_names(metrics)
-        return metrics
 
 
 @component

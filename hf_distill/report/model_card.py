@@ -31,6 +31,7 @@ from hf_distill.report.text import (
     who_teaches,
 )
 from hf_distill.report.verdict import verdict
+from hf_distill.report.written import sections
 
 if TYPE_CHECKING:
     from hf_distill.report.results import Results
@@ -41,6 +42,8 @@ HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 DATA_FILE = re.compile(r"\.(csv|tsv|jsonl?|parquet|txt|text|arrow|gz|zip|xz)$")
 # Groups of the eval split in the table.
 GROUPS = 10
+# Prompts whose texts are shown; the page has more.
+SAMPLES = 2
 # Recipe keys whose value is a model or a dataset: a Hub id or a path.
 LOCATIONS = ("model", "path", "tokenizer")
 
@@ -344,6 +347,7 @@ def card(report: Results) -> str:
             (heading(one), one.by, groups_shown(report, one, GROUPS), notes(report, one, GROUPS))
             for one in report.for_whom
         ],
+        sections=sections(report, samples=SAMPLES),
         trained_on=trained_on(report),
         verdict=verdict(report),
         call=Markup(CALLS.get(report.task, '"..."')),

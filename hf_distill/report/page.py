@@ -28,6 +28,7 @@ from hf_distill.report.text import (
     who_teaches,
 )
 from hf_distill.report.verdict import not_compared, verdict
+from hf_distill.report.written import sections
 
 if TYPE_CHECKING:
     from hf_distill.report.results import Results
@@ -84,6 +85,7 @@ def html(report: Results) -> str:
             (heading(one), one, groups_shown(report, one, GROUPS), notes(report, one, GROUPS))
             for one in report.for_whom
         ],
+        sections=sections(report),
         metric=metric_title(report.metric),
         plots=drawn,
         settings=list(flat(report.settings)),

@@ -17,6 +17,8 @@ from hf_distill.report.best import Best
 from hf_distill.report.calibration import Calibration, Confusion, Group
 from hf_distill.report.for_whom import ForWhom
 from hf_distill.report.latency import Latency
+from hf_distill.report.own_samples import OwnSamples, ShownTexts
+from hf_distill.report.speculation import Speculation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -110,6 +112,11 @@ class Results:
             for each seed.
         direct_error: Standard error of the difference between the student and the first of `direct`, as `gain_error`.
         together: For the last of several generations: metrics of the mean of all of them.
+        own_samples: What models write after held-out prompts, each its own completions, compared with the teacher; None
+            if they wrote none.
+        samples: A few of these prompts, with what was written after them at the start, in the middle and at the end of
+            the student's training, by the teacher and by the baseline.
+        speculation: How fast the teacher writes with the student as draft; None if that was not measured.
         history: Run (`student`, `baseline`, `teacher`, also `student seed 43`, `student stage 1`) -> `log_history` of
             its Trainer. Stages follow each other in the order of their training.
         settings: Versions, device, threads, precision, processes, seconds of each stage, cost of each training, sizes
@@ -138,6 +145,9 @@ class Results:
     direct: tuple[SeedResult, ...] = ()
     direct_error: float | None = None
     together: Mapping[str, Value] = field(default_factory=dict)
+    own_samples: OwnSamples | None = None
+    samples: tuple[ShownTexts, ...] = ()
+    speculation: Speculation | None = None
     history: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     recipe: str = ""

@@ -14,10 +14,12 @@ from hf_distill.formatting import readable
 from hf_distill.report.group_text import groups_shown, notes
 from hf_distill.report.lineage import in_one_line
 from hf_distill.report.text import TITLES, rows, trained_on, undefined, who_teaches
+from hf_distill.report.written import sections
 
 if TYPE_CHECKING:
     from hf_distill.report.for_whom import ForWhom
     from hf_distill.report.report import Report
+    from hf_distill.report.written import Section
 
 # Groups in the table; the page has more, and report.json all.
 GROUPS = 6
@@ -53,6 +55,16 @@ def groups_table(report: Report, whom: ForWhom, *, ascii_only: bool = False) -> 
     return grid
 
 
+def section_table(section: Section, *, ascii_only: bool = False) -> Table:
+    """Return a table of what models wrote."""
+    grid = Table(box=SIMPLE_HEAD, pad_edge=False, title=section.title, title_justify="left")
+    for place, title in enumerate(section.head):
+        grid.add_column(escape(readable(title)), justify="right" if place else "left", overflow="fold")
+    for row in section.rows:
+        grid.add_row(*(escape(_shown(cell, ascii_only)) for cell in row))
+    return grid
+
+
 def show(report: Report, console: Console | None = None, page: str | Path | None = None) -> None:
     """Print the report.
 
@@ -65,6 +77,9 @@ def show(report: Report, console: Console | None = None, page: str | Path | None
     ascii_only = console.options.ascii_only
     console.print(table(report))
     lines = [who_teaches(report), *undefined(report), *report.verdict(), in_one_line(report), trained_on(report)]
+    for section in sections(report, samples=0):
+        console.print(section_table(section, ascii_only=ascii_only))
+        lines += section.notes
     for whom in report.for_whom:
         if whom.kind == "group":
             console.print(groups_table(report, whom, ascii_only=ascii_only))

@@ -54,6 +54,7 @@ def check_plan(recipe: Recipe, pair: Pair | None) -> None:
     check_push(recipe)
     _check_lengths(recipe)
     _check_metrics(recipe)
+    _check_writing(recipe)
     if recipe.teacher.is_quantized:
         _check_quantized(recipe)
     if recipe.teacher.keeps_private:
@@ -285,6 +286,21 @@ def _check_lengths(recipe: Recipe) -> None:
                 f"stages[{index}].training.num_train_epochs",
                 f"training.max_steps, {steps}, overrides it, so it would change nothing. Remove one of them, or add "
                 "max_steps: -1 here.",
+            )
+
+
+# Settings of `evaluation` for models that continue texts.
+WRITING = ("own_samples", "speculative")
+
+
+def _check_writing(recipe: Recipe) -> None:
+    """Refuse evaluations of what models write for tasks whose models do not continue texts."""
+    for key in WRITING if not recipe.task.writes else ():
+        if getattr(recipe.evaluation, key):
+            raise recipe.mistake(
+                f"evaluation.{key}",
+                f"for models that continue texts, as those of text-generation; those of {recipe.task.name} do not. "
+                "Leave it out.",
             )
 
 

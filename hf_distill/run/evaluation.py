@@ -11,7 +11,8 @@ import torch
 
 from hf_distill import parallel
 from hf_distill.data.example_columns import inputs_of
-from hf_distill.metrics.table import AGREEMENT
+from hf_distill.metrics.table import AGREEMENT, Undefined
+from hf_distill.models.inspection import writes
 from hf_distill.models.lora import has_adapters
 from hf_distill.models.parts import Parts
 from hf_distill.models.quantization import size
@@ -27,10 +28,12 @@ from hf_distill.report.text import HEAD_IS_LEFT
 from hf_distill.run.ancestry import lineage_of
 from hf_distill.run.beside import mean_of
 from hf_distill.run.checks import leaves_head
+from hf_distill.run.own_samples import own_samples
 from hf_distill.run.scored import Scored
 from hf_distill.students.freezing import find_frozen
 from hf_distill.tasks.evaluator import PERPLEXITY, Predictions
 from hf_distill.training.labelled import labels_of
+from hf_distill.training.samples import without_samples
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -83,7 +86,8 @@ def report_on(
         best=_best(run, ""),
         seeds=seeds,
         for_whom=for_whom(run.prepared, found, _group_column(run), seeds),
-        history=run.histories,
+        **own_samples(run, teacher, students, baselines),
+        history=without_samples(run.histories),
         settings={
             **_settings(run, {**_facts(run, teacher), **members}, models),
             **about_teacher(teacher, students[0].model, private=run.recipe.teacher.keeps_private),
@@ -145,7 +149,11 @@ def _of_teacher(prepared: Prepared) -> Prepared:
 
 def evaluated(prepared: Prepared, predictions: Predictions, agreement: float | None) -> Evaluated:
     """Return predictions with their metrics; without labels, the only metric is the agreement with the teacher."""
-    metrics = prepared.evaluator.evaluate(predictions)
+    evaluator = prepared.evaluator
+    metrics = evaluator.evaluate(predictions)
+    for name in evaluator.names:
+        if evaluator.generates(name):
+            metrics.setdefault(name, Undefined("it is not a model that writes texts"))
     if not metrics and agreement is not None:
         metrics = {AGREEMENT: agreement}
     return Evaluated(metrics, agreement, predictions)
@@ -166,6 +174,8 @@ def _predict(run: Run, teacher: TargetSource, name: str) -> tuple[Predictions, f
     fitter, predicting = run.for_teacher(teacher)
     predictions, _ = fitter.predict(predicting, run.training, whose=f"the {name}")
     predictions = in_students_order(predictions, fitter.prepared)
+    if not writes(teacher.model):
+        return predictions, agreement
     return replace(predictions, texts=_generate(run, _of_teacher(run.prepared), teacher.model)), agreement
 
 
@@ -177,7 +187,7 @@ def in_students_order(predictions: Predictions, prepared: Prepared) -> Predictio
     return replace(predictions, logits=predictions.logits[..., list(columns)])
 
 
-def _generate(run: Run, prepared: Prepared, model: PreTrainedModel) -> Sequence[str]:
+def _generate(run: Run, prepared: Prepared, model: PreTrainedModel) -> Sequence[str | None]:
     return prepared.evaluator.generate(model, run.args.per_device_eval_batch_size)
 
 

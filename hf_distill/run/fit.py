@@ -33,9 +33,11 @@ from hf_distill.training.deciding import deciding
 from hf_distill.training.labelled import drawn_from
 
 if TYPE_CHECKING:
+    import numpy as np
     from datasets import Dataset
+    from numpy.typing import NDArray
     from torch import nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
     from hf_distill.completions.section import Completions
     from hf_distill.objectives import Objective
@@ -173,6 +175,7 @@ class Fitter:
         claim: Callable[[Iterable[str]], None] | None = None,
         hooks: TrainingHooks | None = None,
         completions: Completions | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
     ) -> Fitted:
         """Return the trained model: trained in `directory`, or loaded from there if it was trained before.
 
@@ -190,6 +193,7 @@ class Fitter:
             claim: Called with names in `directory` before they are written there.
             hooks: What happens around the training: adapters, masks, early stopping.
             completions: Who writes the completions; None if they are in the data.
+            callbacks: Look at the student while it trains, unless its weights are divided among processes.
 
         Raises:
             UserError: The directory holds another training.
@@ -197,7 +201,7 @@ class Fitter:
         """
         from transformers.trainer_utils import align_special_tokens
 
-        from hf_distill.training.sharded import saves_itself
+        from hf_distill.training.sharded import is_divided, saves_itself
 
         directory = Path(directory)
         hooks = hooks or TrainingHooks()
@@ -227,7 +231,7 @@ class Fitter:
         trainer.key, trainer.claim, trainer.stays_shared = key, claim, True
         if (refusal := hooks.sharded()) is not None and saves_itself(trainer):
             raise refusal
-        for callback in hooks.callbacks(whole):
+        for callback in (*hooks.callbacks(whole), *(() if is_divided(trainer) else callbacks)):
             trainer.add_callback(callback)
         for text in (*hooks.in_words(whole), *self._left_out(objectives), *trainer.decisions):
             say(text)
@@ -307,6 +311,36 @@ class Fitter:
         finished_model(trainer)
         found = replace(predictions_of(output), losses=trainer.eval_sums.examples("labels").numpy())
         return found, (output.metrics or {}).get(f"test_{AGREEMENT}")
+
+    def sums(
+        self,
+        model: Any,
+        rows: Dataset,
+        objectives: Sequence[Objective],
+        training: Mapping[str, Any],
+        teacher: nn.Module | None,
+        whose: str,
+    ) -> dict[str, NDArray[np.float64]]:
+        """Return, by objective, its sum over each row and the number of its unit there, `(rows, 2)`.
+
+        Args:
+            model: The model; it is in eval mode afterwards.
+            rows: Tokenised rows.
+            objectives: What to compute, each of another name.
+            training: Training arguments, for batch size, precision and device.
+            teacher: The teacher to compare with.
+            whose: How messages call the model.
+
+        Raises:
+            NotFinite: A value is NaN or infinite.
+        """
+        quiet = {**training, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+        trainer = self._trainer(model, objectives, quiet, Path(training["output_dir"]), teacher, trains=False)
+        trainer.whose = whose
+        trainer.args.prediction_loss_only = True
+        trainer.predict(rows)
+        finished_model(trainer)
+        return {one.name: trainer.eval_sums.examples(one.name).numpy() for one in objectives}
 
     def _trainer(
         self,

@@ -239,7 +239,7 @@ def locating_data(recipe: Recipe) -> Iterator[None]:
     except UserError as error:
         # A mistake that is not about the data has a key with its own section.
         own = error.key.partition(".")[0] in ("task", "teacher", "student", "completions")
-        with recipe.locate("" if own else "evaluation" if error.key == "metrics" else "data"):
+        with recipe.locate("" if own else "evaluation" if hasattr(recipe.evaluation, error.key) else "data"):
             raise
 
 
@@ -258,6 +258,7 @@ def setup_of(recipe: Recipe, pair: Pair) -> Setup:
         metrics=recipe.evaluation.metrics,
         left_out=pair.left_out,
         completions=recipe.completions,
+        evaluation=recipe.evaluation,
     )
 
 

@@ -26,6 +26,7 @@ from hf_distill.report import costs
 from hf_distill.run.console import Narrator
 from hf_distill.run.directory import RunDirectory
 from hf_distill.run.fit import Fitted, Fitter
+from hf_distill.run.held_out import sample_texts
 from hf_distill.run.training_defaults import fine_tuning, resolve_bf16
 from hf_distill.students.freezing import freeze
 from hf_distill.teachers.base import FineTuning, StoredTargets, Storing
@@ -308,6 +309,7 @@ class Run:
                     claim=self.directory.owned.take if saved and last else None,
                     hooks=hooks,
                     completions=None if baseline else self.recipe.completions,
+                    callbacks=sample_texts(self.recipe, self.prepared, self.pair) if first and not baseline else (),
                 )
             self._remember(part, fitted)
             if saved and last:

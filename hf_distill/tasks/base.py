@@ -14,6 +14,7 @@ from hf_distill.component import component
 from hf_distill.data.example_columns import GROUP, group_names, group_numbers
 from hf_distill.data.two_tokenizers import ALIGNED_AT
 from hf_distill.errors import UserError
+from hf_distill.metrics.section import Evaluation
 from hf_distill.models.match import match
 from hf_distill.models.needs import Gives, TaskFacts
 from hf_distill.models.outline import HeadKind, head_kind
@@ -59,6 +60,7 @@ class Setup:
         left_out: Token ids that mean something else, or nothing, to the teacher. The models are not compared on them.
         transfer_rows: Number of rows at the end of the train split that come from `data.transfer`, and have no label.
         completions: Who writes the completions that a language model learns from.
+        evaluation: What else the recipe says of the evaluation; its metrics are those of `metrics`.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -73,6 +75,7 @@ class Setup:
     left_out: tuple[int, ...] = ()
     transfer_rows: int = 0
     completions: Completions = field(default_factory=Completions)
+    evaluation: Evaluation = field(default_factory=Evaluation)
 
     @property
     def completing(self) -> Completions | None:

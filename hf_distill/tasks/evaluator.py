@@ -36,13 +36,14 @@ class Predictions:
         logits: `(rows, ...)`, classes in the student's order; None if the evaluator does not need them.
         labels: `(rows, ...)`; None if the split has no labels or the evaluator needs no logits.
         losses: Sum of the label losses of each example and its number of labels, float64 `(examples, 2)`.
-        texts: Generated texts, one for each example; empty if the evaluator generates none.
+        texts: Generated texts, one for each example, None where none was generated; empty if the evaluator generates
+            none.
     """
 
     logits: Array | None = None
     labels: Array | None = None
     losses: Array = field(default_factory=lambda: np.zeros((0, 2)))
-    texts: Sequence[str] = ()
+    texts: Sequence[str | None] = ()
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class Evaluator(ABC):
     def count(self, predictions: Predictions) -> int | None:
         """Return the number of labelled rows (questions, texts) behind the metrics; None without labels."""
 
-    def generate(self, model: PreTrainedModel, batch_size: int) -> Sequence[str]:
+    def generate(self, model: PreTrainedModel, batch_size: int) -> Sequence[str | None]:
         """Return the texts that a model generates for the eval split, one for each example; empty if none are needed.
 
         All processes call this together, each with the whole model, and all get the same texts.

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from hf_distill import parallel
+from hf_distill.metrics.bootstrap import Units
 from hf_distill.metrics.text import has_units, score_texts, takes_texts, units_of_texts
 from hf_distill.models.patching import replaced
 from hf_distill.tasks.evaluator import LossEvaluator, Predictions
@@ -19,42 +23,77 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hf_distill.metrics.bootstrap import Units
-
 REFERENCE = "reference"
 
 
 @dataclass(frozen=True)
-class Generator:
-    """Generates a text for each row of the eval split with an encoder-decoder model.
+class Generator(ABC):
+    """Generates a text for rows of the eval split.
 
     Attributes:
-        split: The eval split, sorted by length, with `input_ids` and the text `reference`.
+        split: The eval split, sorted by length.
         tokenizer: Tokenizer of both models.
-        pad_token_id: Id of padding, which the attention mask hides.
-        settings: Arguments of `generate` for all models; each model's own `generation_config` sets the rest.
+        rows: For which rows of the split a text is generated, ascending.
     """
 
     split: Dataset
     tokenizer: PreTrainedTokenizerBase
+    rows: Sequence[int]
+
+    @property
+    @abstractmethod
+    def references(self) -> list[Any]:
+        """The reference text of each of `rows`; None for a row that has none."""
+
+    @property
+    @abstractmethod
+    def prompts(self) -> list[str]:
+        """What each of `rows` is generated from, as text."""
+
+    def texts(self, model: PreTrainedModel, batch_size: int) -> list[str | None]:
+        """Return the generated text of each row of the split, None for rows without; the same on every process."""
+        # Every second row, not the first half: rows are sorted by length, and one process would get all the long ones.
+        own = [self.rows[place] for place in parallel.share_of(len(self.rows))]
+        texts = self._texts(model, own, batch_size)
+        made = dict(chain.from_iterable(parallel.from_all(list(zip(own, texts, strict=True)))))
+        return [made.get(row) for row in range(len(self.split))]
+
+    @abstractmethod
+    def _texts(self, model: PreTrainedModel, rows: Sequence[int], batch_size: int) -> Sequence[str]:
+        """Return the generated text of some rows of the split, in their order."""
+
+
+@dataclass(frozen=True)
+class SourceGenerator(Generator):
+    """Generates with an encoder-decoder model from the source of each row.
+
+    Attributes:
+        split: The eval split, with `input_ids` and the text `reference`.
+        pad_token_id: Id of padding, which the attention mask hides.
+        settings: Arguments of `generate` for all models; each model's own `generation_config` sets the rest.
+    """
+
     pad_token_id: int
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def references(self) -> list[str]:
-        """The reference texts of the split."""
-        found: list[str] = self.split[REFERENCE][:]
+        """The targets."""
+        every: list[str] = self.split[REFERENCE][:]
+        return [every[row] for row in self.rows]
+
+    @property
+    def prompts(self) -> list[str]:
+        """The sources."""
+        ids = self.split.select(self.rows)["input_ids"][:]
+        found: list[str] = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return found
 
-    def texts(self, model: PreTrainedModel, batch_size: int) -> list[str]:
-        """Return the generated text of each row in the order of the split, the same on every process."""
+    def _texts(self, model: PreTrainedModel, rows: Sequence[int], batch_size: int) -> Sequence[str]:
         from hf_distill.models.inspection import evaluating
 
-        # Every second row, not the first half: rows are sorted by length, and one process would get all the long ones.
-        rows = parallel.share_of(len(self.split))
         with evaluating(model), _one_limit(model):
-            made = list(zip(rows, self._generate(model, rows, batch_size), strict=True))
-        return [text for _, text in sorted(chain.from_iterable(parallel.from_all(made)))]
+            return list(self._generate(model, rows, batch_size))
 
     def _generate(self, model: PreTrainedModel, rows: Sequence[int], batch_size: int) -> Iterator[str]:
         untyped: Any = model
@@ -78,9 +117,18 @@ def _one_limit(model: PreTrainedModel) -> Iterator[None]:
         yield
 
 
+def evenly(number: int, of: int) -> list[int]:
+    """Return up to `number` places of `of`, spread evenly and the same each time.
+
+    >>> evenly(3, 10), evenly(5, 2)
+    ([0, 4, 9], [0, 1])
+    """
+    return sorted({round(place) for place in np.linspace(0, of - 1, min(number, of))}) if of else []
+
+
 @dataclass(frozen=True)
 class TextEvaluator(LossEvaluator):
-    """Evaluates generated texts (ROUGE, BLEU, chrF), and the perplexity, which needs no generated text.
+    """Evaluates generated texts (ROUGE, BLEU, exact match), and the perplexity, which needs no generated text.
 
     Attributes:
         generator: Generates the texts.
@@ -92,8 +140,8 @@ class TextEvaluator(LossEvaluator):
         """Return an evaluator without the metrics of generated texts, whose references are those of the eval split."""
         return replace(self, names=tuple(name for name in self.names if not self.generates(name)))
 
-    def generate(self, model: PreTrainedModel, batch_size: int) -> Sequence[str]:
-        """Return the generated text of each example of the eval split."""
+    def generate(self, model: PreTrainedModel, batch_size: int) -> Sequence[str | None]:
+        """Return the generated text of each example of the eval split; None for those that have none."""
         return self.generator.texts(model, batch_size)
 
     def generates(self, metric: str) -> bool:
@@ -109,11 +157,22 @@ class TextEvaluator(LossEvaluator):
         """Return the texts, if the headline metric is one of texts."""
         if not self.generates(self.headline):
             return super().units(predictions)
-        return units_of_texts(self.headline, predictions.texts, self.generator.references)
+        generator = self.generator
+        found = units_of_texts(self.headline, self._made(predictions), generator.references, generator.prompts)
+        return None if found is None else found.among(generator.rows, len(generator.split))
+
+    def _made(self, predictions: Predictions) -> list[str]:
+        """Return the texts of the generator's rows."""
+        return [text for text in predictions.texts if text is not None]
 
     def evaluate(self, predictions: Predictions) -> dict[str, float]:
         """Return the perplexity, if it is among the metrics, and the metrics of generated texts, if there are any."""
         found = super().evaluate(predictions)
         if predictions.texts:
-            found |= score_texts(self.names, predictions.texts, self.generator.references)
+            generator = self.generator
+            found |= score_texts(self.names, self._made(predictions), generator.references, generator.prompts)
         return found
+
+    def count(self, predictions: Predictions) -> int | None:
+        """Return the number of generated texts behind the headline metric, or of examples with a labelled token."""
+        return len(self.generator.rows) if self.generates(self.headline) else super().count(predictions)

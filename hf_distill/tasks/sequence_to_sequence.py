@@ -17,7 +17,7 @@ from hf_distill.models.loading import Head
 from hf_distill.models.tokenizers import NO_LIMIT
 from hf_distill.tasks.base import Prepared, Setup, Task
 from hf_distill.tasks.evaluator import LossEvaluator
-from hf_distill.tasks.generation import REFERENCE, Generator, TextEvaluator
+from hf_distill.tasks.generation import REFERENCE, SourceGenerator, TextEvaluator, evenly
 from hf_distill.tasks.language import among, check_shared, check_texts, pad_token_id, vocabulary
 from hf_distill.tasks.pair_tokens import PadPairs, PairEncoder, beginning
 
@@ -68,6 +68,9 @@ class SequenceToSequence(Task):
         tokenizer, width = setup.tokenizer, vocabulary(setup.tokenizer)
         names = setup.metrics or list(self.own_metrics)
         check(names, "texts", width)
+        for key in ("max_new_tokens", "temperature"):
+            if getattr(setup.evaluation, key):
+                raise UserError(f"for causal language models. For {self.name}, task has max_new_tokens.", key=key)
         if setup.label_names:
             raise UserError("names are for classes, and a text is not a class. Leave them out.", key="labels")
         splits = {name: self._columns(split) for name, split in splits.items()}
@@ -84,7 +87,9 @@ class SequenceToSequence(Task):
         padding = pad_token_id(tokenizer, setup.left_out)
         evaluator = LossEvaluator(tuple(names), width)
         if any(map(takes_texts, names)):
-            evaluator = TextEvaluator(tuple(names), width, Generator(eval_split, tokenizer, padding, settings))
+            rows = evenly(setup.evaluation.generate_rows or len(eval_split), len(eval_split))
+            generator = SourceGenerator(eval_split, tokenizer, rows, padding, settings)
+            evaluator = TextEvaluator(tuple(names), width, generator)
         return Prepared(
             train=tokenised["train"],
             eval=eval_split,

@@ -15,7 +15,7 @@ from hf_distill.errors import UserError
 from hf_distill.models.loading import Head
 from hf_distill.models.outline import has_class
 from hf_distill.tasks.base import Prepared, Setup, Task
-from hf_distill.tasks.evaluator import LossEvaluator
+from hf_distill.tasks.eval_prompts import check_written, evaluator_for
 from hf_distill.tasks.language import (
     PadTokens,
     among,
@@ -99,26 +99,29 @@ class TextGeneration(Task):
         """Return the tokenised examples, with the tokens to learn as labels."""
         from hf_distill.metrics.score import check
         from hf_distill.metrics.table import DEFAULTS
+        from hf_distill.metrics.text import takes_texts
         from hf_distill.rows.tokens import TokenRows
 
         tokenizer = setup.tokenizer
         names = setup.metrics or list(DEFAULTS["tokens"])
         width = vocabulary(tokenizer)
-        check(names, "tokens", width)
+        check([name for name in names if not takes_texts(name)], "tokens", width)
         if setup.label_names:
             raise UserError("names are for classes, and a language model has none. Leave them out.", key="labels")
         splits, encoder = self._encoder(splits, setup)
+        check_written(names, width, plain=encoder.form == "text" and setup.completing is None)
         tokenised = {name: tokenise_split(split, name, encoder) for name, split in splits.items()}
         if setup.completing is not None:
             check_share(tokenised["train"], setup.completing.share)
         check_shared(tokenised, setup)
+        eval_split = by_length(tokenised["eval"])
         return Prepared(
             train=tokenised["train"],
-            eval=by_length(tokenised["eval"]),
+            eval=eval_split,
             head=Head(self.auto_class),
             layout=TokenRows(shift=True, classes=width, left_out=among(setup.left_out, width)),
             collator=PadTokens(pad_token_id(tokenizer, setup.left_out)),
-            evaluator=LossEvaluator(tuple(names), width),
+            evaluator=evaluator_for(eval_split, names, width, setup),
             label_names=None,
             labelled=bool(has_label(tokenised["train"]).any()),
         )

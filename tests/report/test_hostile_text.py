@@ -23,6 +23,7 @@ from hf_distill.formatting import LIMIT, ReadableFormatter, masked, readable
 from hf_distill.recipe.writer import dump_recipe
 from hf_distill.report.ancestors import Ancestor
 from hf_distill.report.model_card import card
+from hf_distill.report.own_samples import OwnSamples, ShownTexts
 from hf_distill.report.page import html
 from hf_distill.run.dry_run import check
 
@@ -173,6 +174,8 @@ def test_names_in_a_report(name: str) -> None:
         recipe=recipe,
         settings=settings,
         task=name,
+        own_samples=OwnSamples(3, 9, {"student": {"ended": 0.5}, "teacher": {"ended": 1.0}}, left_out=name),
+        samples=(ShownTexts(f"{name} {name * 200}", {"teacher": name, "step 0": f"{name}\n{name}"}),),
     )
     check_card(card(changed))
     check_page(html(changed))

@@ -209,7 +209,7 @@ def test_a_template_without_marks(make_model: Any) -> None:
         ({"text": ["a"]}, {"packing": True, "max_length": None}, "max_length", "packed blocks need a length"),
         ({"text": ["a"]}, {"max_length": 1}, "max_length", "wanted at least 2"),
         ({"text": ["a"]}, {"metrics": ["accuracy"]}, "metrics", "is not a metric of tokens"),
-        ({"text": ["a"]}, {"metrics": ["evaluate/rouge"]}, "metrics", "those of a language model are not stored"),
+        ({"text": ["a"]}, {"metrics": ["evaluate/rouge"]}, "metrics", "plain texts have none"),
     ],
 )
 def test_what_cannot_be_learned_is_refused(
