@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from fake_server import FakeServer, Status
 
 NAME = "teacher"
+
+
+@cache
+def _model(directory: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(directory).eval()
 
 
 class Scorer:
@@ -24,11 +31,9 @@ class Scorer:
         self.directory, self.most, self.longest = directory, most, longest
         self.name = NAME
 
-    @cached_property
+    @property
     def model(self) -> Any:
-        from transformers import AutoModelForCausalLM
-
-        return AutoModelForCausalLM.from_pretrained(self.directory).eval()
+        return _model(self.directory)
 
     @cached_property
     def tokenizer(self) -> Any:

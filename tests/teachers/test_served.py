@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,13 @@ def model_of(directory: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(directory)
 
 
+@cache
+def frozen(directory: Path) -> Any:
+    """Return a model that nobody trains."""
+    return model_of(directory).eval()
+
+
+@cache
 def tokenizer_of(directory: Path) -> Any:
     from transformers import AutoTokenizer
 
@@ -83,7 +91,7 @@ def opened(teacher: Path, tmp_path: Path) -> Callable[..., ServedRows]:
         entry = ServedTeacher(**{"url": fake.url, "model": NAME, "path": str(tmp_path / "answers"), **settings})
         source: Any = entry.load(None, None)  # type: ignore[arg-type]
         tokenizer = tokenizer_of(teacher)
-        source.begin(model_of(teacher))
+        source.begin(frozen(teacher))
         source.read_by(TokenRows(shift=True, classes=len(tokenizer)), tokenizer)
         fake.requests.clear()
         return source
@@ -117,7 +125,7 @@ def local_rows(teacher: Path, batch: dict[str, Any], classes: int) -> torch.Tens
     with torch.no_grad():
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         position = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-        logits = model_of(teacher)(**inputs, position_ids=position).logits
+        logits = frozen(teacher)(**inputs, position_ids=position).logits
     return layout.select(logits, None, batch).student
 
 
@@ -272,7 +280,7 @@ def test_another_model_or_tokenizer_is_refused_at_the_start(
     with pytest.raises(UserError, match="other tokens of a text"):
         opened(fake, top=5)
     scorer.directory = other
-    del scorer.tokenizer, scorer.__dict__["model"]
+    del scorer.tokenizer
     with pytest.raises(UserError, match="out of vocabulary"):
         opened(fake, top=5)
 
@@ -417,7 +425,8 @@ def test_a_killed_run_asks_nothing_twice(make_model: Any, teacher: Path, fake: F
     """What was answered before a crash was paid for."""
     student = make_model("llama-lm", layers=2)
     path = recipe(tmp_path, {"name": "cached", "teacher": served(fake, tmp_path, top=5, concurrency=1)}, student)
-    fake.faults = [None] * 6 + [fake_server.slow(60.0)]
+    # Before the seventh text it tokenises one.
+    fake.faults = [None] * 7 + [fake_server.slow(60.0)]
     child = forked.start(lambda: run(path))
     deadline = time.monotonic() + 120
     while len(fake.posted("/v1/completions")) < 7 and time.monotonic() < deadline:
