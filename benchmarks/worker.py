@@ -14,7 +14,7 @@ from dataclasses import asdict
 from importlib import import_module
 from typing import Any
 
-BENCHMARKS = ("loss", "step", "on_policy", "teacher", "prompted", "classification", "epochs", "lora")
+BENCHMARKS = ("loss", "step", "on_policy", "rollouts", "teacher", "prompted", "classification", "epochs", "lora")
 
 
 def suite(benchmark: str) -> Any:

@@ -29,7 +29,7 @@ from hf_distill import parallel
 from hf_distill.cache.replay import TrainingData
 from hf_distill.completions.section import Completions
 from hf_distill.data.example_columns import check_weights
-from hf_distill.errors import NotFinite, UserError
+from hf_distill.errors import NotFinite, UserError, under
 from hf_distill.models.inspection import base_model, taken_by
 from hf_distill.models.quantization import evaluable
 from hf_distill.models.sentence_encoder import encoding_of
@@ -404,9 +404,10 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
             raise UserError(
                 "completions: the student writes, and its tokenizer says where a text ends. Pass processing_class=."
             )
-        check_whole(is_divided(self), deepspeed_stage(self))
-        second = beside(completions, self.source, self.layout)
-        writer = completions.backend.open(parallel.unwrapped(self.model), tokenizer, second)
+        with under("completions"):
+            check_whole(is_divided(self), deepspeed_stage(self))
+            second = beside(completions, self.source, self.layout)
+            writer = completions.backend.open(parallel.unwrapped(self.model), tokenizer, second)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return Rollouts(completions, writer, seed, self.args.device)
 

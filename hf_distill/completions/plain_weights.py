@@ -89,7 +89,6 @@ def _adapted(inside: nn.Module) -> Iterator[tuple[str, list[tuple[str, Tensor]]]
         if not all(one.is_floating_point() for one in weights.values()):
             raise UserError(
                 "the weights of a quantised student cannot be handed to a server. Take backend: transformers.",
-                key="completions.backend",
             )
         before = {key: one.detach().clone() for key, one in weights.items()}
         layer.merge()

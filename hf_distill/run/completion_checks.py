@@ -11,6 +11,7 @@ from hf_distill.data import column
 from hf_distill.data.example_columns import PROMPT_LENGTH
 from hf_distill.errors import UserError
 from hf_distill.tasks.text_prompts import without_completion
+from hf_distill.training.writing_models import ONE_LIVE_MODEL
 
 if TYPE_CHECKING:
     from hf_distill.recipe.recipe import Recipe
@@ -50,6 +51,8 @@ def check_completions(recipe: Recipe) -> None:
             raise UserError(f"it is for by: {' and '.join(writers)}, and has no effect here. Leave it out.", key=key)
     if own.num_beams > 1 and not own.backend.searches:
         raise UserError(f"the backend {own.backend.name} does not search. Take backend: transformers.", key="num_beams")
+    if own.by == "mixture":
+        _check_mixture(recipe)
     if own.per_prompt > 1 and (own.num_beams > 1 or not own.temperature):
         raise UserError(
             f"nothing is drawn, so a prompt would have the same completion {own.per_prompt} times. Leave it out, or "
@@ -61,6 +64,18 @@ def check_completions(recipe: Recipe) -> None:
 def teacher_writes(recipe: Recipe) -> bool:
     """Whether the teacher is one model that runs here before the student trains, so that it can write."""
     return not recipe.teacher.is_without_model and len(list(recipe.teacher.members())) == 1
+
+
+def _check_mixture(recipe: Recipe) -> None:
+    if not recipe.completions.backend.mixes:
+        raise UserError(
+            f"the backend {recipe.completions.backend.name} runs one model, and by: mixture draws from two. Take "
+            "backend: transformers.",
+            key="backend",
+        )
+    teacher = recipe.teacher
+    if teacher.caches or teacher.own_inputs or len([*teacher.every_entry()]) > 1:
+        raise UserError(ONE_LIVE_MODEL, key="by")
 
 
 def completions_in_words(recipe: Recipe, prepared: Prepared) -> list[str]:

@@ -143,14 +143,14 @@ class BatchingTrainer(Trainer):
     def _written(self, rollouts: Rollouts, batches: list[Uncollated]) -> list[Any]:
         """Return the micro-batches of a step with the completions that a model writes for them, on the device."""
         assert self.model is not None
-        rollouts.writer.follow(parallel.unwrapped(self.model), self.state.global_step)
+        model, step = parallel.unwrapped(self.model), self.state.global_step
         held = rollouts.completions.reuse > 1
 
         def collate(parts: list[list[Any]]) -> list[Any]:
             made = [send_to_device(self._collate(examples), self.args.device) for examples in parts]
             return [{**batch, HELD: Held()} if held else batch for batch in self._of_step(made)]
 
-        return rollouts.batches(batches, self.state.global_step, collate)
+        return rollouts.batches(batches, step, collate, lambda: rollouts.writer.follow(model, step))
 
 
 def known_lengths(data: Any, name: str) -> list[int] | None:

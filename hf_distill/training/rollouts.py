@@ -14,7 +14,7 @@ from hf_distill.completions.sampling import Completion
 from hf_distill.completions.section import Completions
 from hf_distill.data.example_columns import EXAMPLE_COLUMNS, PROMPT_LENGTH
 from hf_distill.data.label_names import IGNORED, UNLABELLED
-from hf_distill.errors import UserError
+from hf_distill.errors import UserError, under
 from hf_distill.files.fingerprint import fingerprint
 from hf_distill.training.rollout_log import RolloutLog
 
@@ -65,7 +65,11 @@ class Rollouts:
         self._written_at, self._examples, self._batches = None, [], []
 
     def batches(
-        self, given: Sequence[Uncollated], step: int, collate: Callable[[list[list[Example]]], list[Any]]
+        self,
+        given: Sequence[Uncollated],
+        step: int,
+        collate: Callable[[list[list[Example]]], list[Any]],
+        follow: Callable[[], None],
     ) -> list[Any]:
         """Return the micro-batches of a step, with completions that are written now or were written for an earlier one.
 
@@ -73,13 +77,16 @@ class Rollouts:
             given: The micro-batches of this process as the data has them.
             step: Number of optimiser steps before this one.
             collate: Makes the micro-batches, with all that is asked once for a step.
+            follow: Called before something is written: lets the writer take over the weights of the model.
 
         Raises:
             UserError: An example has no prompt.
         """
         sizes = [len(batch.examples) for batch in given]
         if not self._holds(sum(sizes), step):
-            self._examples = self.of_step(given, step)
+            with under("completions"):
+                follow()
+                self._examples = self.of_step(given, step)
             self._written_at, self._batches = step, []
         assert self._written_at is not None
         self.log.begin_step(step - self._written_at)

@@ -8,6 +8,11 @@ from hf_distill.errors import UserError
 from hf_distill.models.target_model import TargetSource
 from hf_distill.rows.base import RowLayout
 
+ONE_LIVE_MODEL = (
+    "by: mixture draws every token from student and teacher together, so it needs one live teacher with the student's "
+    "tokenizer. Take teacher: pretrained with such a model, or by: student."
+)
+
 
 def beside(completions: Completions, source: TargetSource | None, layout: RowLayout) -> Mixture | None:
     """Return the teacher as the second model that writes, for `by: mixture`; None for anything else.
@@ -24,16 +29,12 @@ def beside(completions: Completions, source: TargetSource | None, layout: RowLay
         return None
     model = None if source is None or source.gives().own_tokens else source.writing
     if model is None:
-        raise UserError(
-            "by: mixture draws every token from student and teacher together, so it needs one live teacher with the "
-            "student's tokenizer. Take teacher: pretrained with such a model, or by: student.",
-            key="completions.by",
-        )
+        raise UserError(ONE_LIVE_MODEL, key="by")
     if getattr(layout, "left_out", ()) or getattr(layout, "teacher_columns", None):
         raise UserError(
             "by: mixture draws every token from student and teacher together, and some token ids mean something else "
             "to the teacher. Take a teacher with the same vocabulary, or by: student.",
-            key="completions.by",
+            key="by",
         )
     return Mixture(model, completions.teacher_share)
 
@@ -53,5 +54,5 @@ def check_whole(is_divided: bool, zero_stage: int | None) -> None:
         raise UserError(
             f"{how} shards the weights of the student, which then cannot write completions. Take DDP or ZeRO "
             "stage 1 or 2, or write completions before the training: hf-distill generate.",
-            key="completions.by",
+            key="by",
         )

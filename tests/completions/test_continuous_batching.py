@@ -68,7 +68,7 @@ def test_what_it_cannot_do(make_model: MakeModel, monkeypatch: pytest.MonkeyPatc
     model, tokenizer = opened(make_model("llama-lm", layers=2))
     with pytest.raises(UserError, match="by: mixture") as caught:
         ContinuousBatching().open(model, tokenizer, Mixture(model, 0.2))
-    assert caught.value.key == "completions.backend"
+    assert caught.value.key == "backend"
 
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("no kernel for this")

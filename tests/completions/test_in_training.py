@@ -65,7 +65,7 @@ def test_mixture_needs_one_teacher_of_the_same_tokens(make_model: MakeModel, tmp
     for source in (None, type("Cached", (), {"gives": trainer.source.gives, "writing": None})()):
         with pytest.raises(UserError, match="live teacher") as caught:
             beside(mixture, source, trainer.layout)
-        assert caught.value.key == "completions.by"
+        assert caught.value.key == "by"
     layout = type("Layout", (), {"left_out": (3,)})()
     with pytest.raises(UserError, match="mean something else"):
         beside(mixture, trainer.source, layout)
@@ -77,7 +77,7 @@ def test_sharded_weights_are_refused() -> None:
     for divided, stage in ((True, None), (False, 3)):
         with pytest.raises(UserError, match="DDP") as caught:
             check_whole(divided, stage)
-        assert caught.value.key == "completions.by"
+        assert caught.value.key == "by"
     check_whole(False, None)
     check_whole(False, 2)
 

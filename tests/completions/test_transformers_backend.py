@@ -140,7 +140,7 @@ def test_too_long_or_empty(pair: tuple[Any, Any]) -> None:
     model, tokenizer = pair
     with pytest.raises(UserError, match="64 positions") as caught:
         writer(model, tokenizer).write([PROMPT], Sampling(61), seed=0)
-    assert caught.value.key == "completions.max_new_tokens"
+    assert caught.value.key == "max_new_tokens"
     writer(model, tokenizer).write([PROMPT], Sampling(60), seed=0)
     with pytest.raises(UserError, match="no tokens"):
         writer(model, tokenizer).write([PROMPT, []], Sampling(5), seed=0)

@@ -100,7 +100,7 @@ def test_a_cache_in_use_is_emptied_later_or_not_at_all(pair: tuple[Any, Any], fa
     vllm.resets = [False] * 1000
     with pytest.raises(UserError, match="prefix cache") as caught:
         writes.follow(model, 1)
-    assert caught.value.key == "completions.backend.url"
+    assert caught.value.key == "backend.url"
 
 
 def test_requests_say_everything(pair: tuple[Any, Any], fake: FakeServer) -> None:
@@ -213,7 +213,7 @@ def test_a_wrong_answer_is_a_mistake(pair: tuple[Any, Any], fake: FakeServer, fa
     fake.faults = [fault]
     with pytest.raises(UserError, match=said) as caught:
         writes.write([PROMPT], GREEDY, seed=0)
-    assert caught.value.key == "completions.backend.url"
+    assert caught.value.key == "backend.url"
     assert len(caught.value.mistakes) == 1
 
 
@@ -234,14 +234,14 @@ def test_what_a_server_must_be(
             written(VLLM(**{"url": fake.url, **settings}))
         assert caught.value.key == where
 
-    refused("NO_KEY", "completions.backend.key", key="NO_KEY")
-    refused("holds tiny", "completions.backend.model", model="large")
-    refused("2", "completions.backend.url", mode="colocate", url=[fake.url, fake.url])
-    refused("folder", "completions.backend.folder", folder="/nowhere")
+    refused("NO_KEY", "backend.key", key="NO_KEY")
+    refused("holds tiny", "backend.model", model="large")
+    refused("2", "backend.url", mode="colocate", url=[fake.url, fake.url])
+    refused("folder", "backend.folder", folder="/nowhere")
     vllm.positions = 8
-    refused("max-model-len", "completions.max_new_tokens")
+    refused("max-model-len", "max_new_tokens")
     vllm.managed = False
-    refused("VLLM_SERVER_DEV_MODE", "completions.backend.url")
+    refused("VLLM_SERVER_DEV_MODE", "backend.url")
     with pytest.raises(UserError, match="by: mixture"):
         VLLM(url=fake.url).open(model, tokenizer, Mixture(model, 0.2))
 

@@ -51,8 +51,9 @@ class Backend(ABC):
     """Base class of the backends: how a model is made to write."""
 
     name: ClassVar[str]
-    # Whether it can search with beams (`Sampling.num_beams`).
+    # Whether it can search with beams (`Sampling.num_beams`), and draw tokens from two models at once.
     searches: ClassVar[bool] = False
+    mixes: ClassVar[bool] = False
 
     @property
     def remark(self) -> str:
@@ -84,7 +85,7 @@ def check_room(config: PretrainedConfig, prompts: Sequence[Sequence[int]], sampl
         raise UserError(
             f"a prompt of {longest} tokens and a completion of {sampling.max_new_tokens} are longer than the "
             f"{positions} positions of the model. Lower completions.max_new_tokens, or cut the prompts.",
-            key="completions.max_new_tokens",
+            key="max_new_tokens",
         )
     if not all(prompts):
-        raise UserError("a prompt has no tokens. Drop such rows.", key="completions")
+        raise UserError("a prompt has no tokens. Drop such rows.", key="")

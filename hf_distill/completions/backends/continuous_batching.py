@@ -50,12 +50,12 @@ class ContinuousBatching(Backend):
         if beside is not None:
             raise UserError(
                 "continuous_batching runs one model, and by: mixture draws from two. Take backend: transformers.",
-                key="completions.backend",
+                key="backend",
             )
         if not hasattr(inside, "init_continuous_batching"):
             raise UserError(
                 f"{type(inside).__name__} has no continuous batching. Take backend: transformers.",
-                key="completions.backend",
+                key="backend",
             )
         return ContinuousWriter(inside, tokenizer, self.cache_tokens, self.batch_tokens)
 
@@ -118,7 +118,7 @@ class ContinuousWriter(Writer):
         said = first_line(error) if isinstance(error, BaseException) else str(error)
         return UserError(
             f"continuous batching of {type(self._model).__name__} failed: {said}. Take backend: transformers.",
-            key="completions.backend",
+            key="backend",
         )
 
     def _config(self, sampling: Sampling) -> Any:

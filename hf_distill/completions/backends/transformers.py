@@ -39,6 +39,7 @@ class TransformersBackend(Backend):
 
     name: ClassVar[str] = "transformers"
     searches: ClassVar[bool] = True
+    mixes: ClassVar[bool] = True
 
     batch_size: Annotated[int, Field(ge=1)] = 64
 

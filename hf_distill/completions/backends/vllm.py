@@ -72,9 +72,9 @@ class VLLM(Backend):
         if beside is not None:
             raise UserError(
                 "vllm runs one model, and by: mixture draws from two. Take backend: transformers.",
-                key="completions.backend",
+                key="backend",
             )
-        with under("completions.backend"):
+        with under("backend"):
             urls = tuple([self.url] if isinstance(self.url, str) else self.url)
             servers = Servers(urls, self.key, self.concurrency, self.timeout)
             servers.check_key()
@@ -140,7 +140,7 @@ class ServerWriter(Writer):
         self._step = step
 
     def _take(self) -> None:
-        with under("completions.backend"):
+        with under("backend"):
             self._server.known(managed=True)
             self._server.take(self._model, asleep=self._asleep)
         self._asleep = False
@@ -148,19 +148,19 @@ class ServerWriter(Writer):
     def write(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int) -> list[Completion]:
         """Return a completion of each prompt, in their order."""
         check_room(base_model(self._model).config, prompts, sampling)  # type: ignore[arg-type]
-        with under("completions.backend"):
+        with under("backend"):
             positions = self._server.known(managed=self._settings.sync).positions
         longest = max(map(len, prompts)) + sampling.max_new_tokens
         if positions is not None and longest > positions:  # it would cut without a word
             raise UserError(
                 f"a prompt and its completion have up to {longest} tokens, and the vLLM server takes {positions}. "
                 "Start it with a larger --max-model-len, or lower completions.max_new_tokens.",
-                key="completions.max_new_tokens",
+                key="max_new_tokens",
             )
         if self._settings.sync and self._step is None:
             self._take()
             self._step = -1  # whichever step it is: the next one hands them over again
-        with under("completions.backend"):
+        with under("backend"):
             written = self._server.complete(prompts, sampling, seed)
             if self._settings.mode == "colocate" and self._settings.sync:
                 self._server.sleep()
