@@ -25,6 +25,8 @@ EXAMPLE_COLUMNS = (GROUP, WEIGHT)
 """Names of the columns in a data set, raw or tokenised, also in one that a `DistillationTrainer` is given."""
 EXAMPLE_ROLES = {"group": GROUP, "weight": WEIGHT}
 """Role of `data.columns` that every task accepts -> name of the column. A task's own role of that name comes first."""
+ORIGIN = "example_origin"
+"""Column of a raw split, where a run needs it: the number of the row, which every example that is made of it has."""
 PROMPT_LENGTH = "prompt_length"
 """Column of a tokenised row of a language model: how many of its first tokens are the prompt of a completion."""
 SOURCE = "source"
@@ -45,12 +47,12 @@ def example_roles(columns: Mapping[str, Any], roles: Mapping[str, bool]) -> dict
 
 
 def held(split: Dataset) -> list[str]:
-    """Return the names of the two columns that a split has."""
-    return [name for name in EXAMPLE_COLUMNS if name in split.column_names]
+    """Return which columns of whole examples a split has."""
+    return [name for name in (*EXAMPLE_COLUMNS, ORIGIN) if name in split.column_names]
 
 
 def held_features(split: Dataset) -> Features:
-    """Return the types of the two columns, as far as a split has them."""
+    """Return the types of these columns, as far as a split has them."""
     from datasets import Features
 
     return Features({name: split.features[name] for name in held(split)})

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hf_distill.data.example_columns import EXAMPLE_COLUMNS
+from hf_distill.data.example_columns import EXAMPLE_COLUMNS, PROMPT_LENGTH
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -26,6 +26,8 @@ TEACHER_SPAN = f"{PREFIX}{SPAN}"
 ALIGNED_AT = "aligned_at"
 # Value of `ALIGNED_AT` where the models are not compared, and of its padding.
 APART = -1
+# How many of the teacher's tokens of an example are the prompt that it reads, where that is another than the student's.
+TEACHER_PROMPT = f"{PREFIX}{PROMPT_LENGTH}"
 # Columns that do not depend on the tokenizer.
 SHARED = ("labels", *EXAMPLE_COLUMNS)
 

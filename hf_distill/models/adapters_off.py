@@ -23,9 +23,7 @@ def switchable(model: Any) -> list[nn.Module]:
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
-    found: list[nn.Module] = [
-        one for one in model.modules() if isinstance(one, BaseTunerLayer | AuxiliaryTrainingWrapper)
-    ]
+    found: list[Any] = [one for one in model.modules() if isinstance(one, BaseTunerLayer | AuxiliaryTrainingWrapper)]
     if not has_adapters(model) or not any(isinstance(one, BaseTunerLayer) for one in found):
         raise UserError(
             f"the teacher is the student with its adapters off, and this student, a {type(model).__name__}, has no "

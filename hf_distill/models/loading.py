@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hf_distill.errors import UserError, first_line
 from hf_distill.locations import require, resolve, sibling
@@ -18,6 +18,8 @@ from hf_distill.models.quantization import Quantization, check_whole, loading, r
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 _LABELS = ("num_labels", "id2label", "label2id", "problem_type")
 # Files of tokenizers: a model with a tokenizer has at least one of them.

@@ -101,6 +101,31 @@ def read_prompt(row: Mapping[str, Any], where: str) -> Conversation:
     return Conversation(messages, learned, _tools(row.get("tools"), where), _settings(row, where))
 
 
+def with_system(cell: Any, text: str, where: str, role: str, *, replace: bool) -> list[Message]:
+    """Return the messages of a cell with a text as system turn; before what the system turn says that is there.
+
+    Args:
+        cell: A list of messages, or of `prompt` a text of the user.
+        text: The text; if it is empty, nothing changes.
+        where: Name of the row in error messages.
+        role: `messages` or `prompt`.
+        replace: Put it in place of a system turn that is there.
+
+    Raises:
+        UserError: The cell is not a list of messages.
+    """
+    key = f"columns.{role}"
+    given = [dict(one) for one in _list(cell, where, key, "user" if role == "prompt" else None)]
+    if not text:
+        return given
+    rest, own = given, ""
+    if given and _role(given[0].get("role", given[0].get("from")), f"message 0 of {where}", key) == "system":
+        own = _content(given[0].get("content", given[0].get("value")), f"message 0 of {where}", key)
+        rest = given[1:]
+    whole = text if replace or not own else f"{text}\n\n{own}"
+    return [{"role": "system", "content": whole}, *rest]
+
+
 def _list(value: Any, where: str, key: str, role: str | None = None) -> list[Message]:
     """Return the messages in a cell; with `role`, a text is one message of that role."""
     if isinstance(value, str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
@@ -15,7 +16,8 @@ from hf_distill.models.inspection import taken_by
 from hf_distill.models.lora import has_adapters
 from hf_distill.models.needs import Gives
 from hf_distill.models.target_model import LiveModel, RunModel, Targets, TargetSource
-from hf_distill.teachers.base import FineTune, Teacher
+from hf_distill.teachers.base import FineTune
+from hf_distill.teachers.context import InContext
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +36,7 @@ OFF = "the student with its adapters off"
 
 
 @component
-class AdapterOffTeacher(Teacher):
+class AdapterOffTeacher(InContext):
     """The base of a student with adapters: the student itself, with its adapters off while it teaches.
 
     There is one copy of the weights. The base teaches in eval mode, and its outputs are those of the checkpoint that
@@ -93,7 +95,7 @@ class AdapterOffTeacher(Teacher):
 
     def gives(self, task: Task, every: Sequence[Objective], pair: Pair | None) -> Gives:
         """Return what it gives to objectives."""
-        return GIVES
+        return replace(GIVES, own_tokens=self.reads_another_prompt)
 
     def load(self, head: Head, fine_tune: FineTune) -> TargetSource:
         """Return a source that has no model until a student begins to train."""

@@ -36,6 +36,11 @@ class AroundTeacher(Teacher):
         return self.teacher.is_quantized
 
     @property
+    def reads_another_prompt(self) -> bool:
+        """Whether the inner teacher reads another prompt than the student."""
+        return self.teacher.reads_another_prompt
+
+    @property
     def has_head(self) -> bool:
         """Whether the inner teacher's checkpoint has a trained head."""
         return self.teacher.has_head

@@ -249,6 +249,11 @@ class Teacher(ABC):
         return False
 
     @property
+    def reads_another_prompt(self) -> bool:
+        """Whether it reads another prompt than the student before the same completions (`context`)."""
+        return False
+
+    @property
     def members_apart(self) -> bool:
         """Whether each of its models may read tokens or inputs of its own (`Pair.members`, `Prepared.for_members`)."""
         return False

@@ -204,6 +204,12 @@ class CachedTeacher(AroundTeacher):
             )
         columns_of(pair.teacher, states, "float32")
         whole = [str(one) for one in states if one.of == "tokens"]
+        if whole and self.reads_another_prompt:
+            raise UserError(
+                f"the hidden states of layer {', '.join(whole)} would be stored token by token, and with a context the "
+                "teacher has other tokens before the same completion. Leave them out, or the context.",
+                key="layers",
+            )
         if whole and pair.own_tokens:
             raise UserError(
                 f"the hidden states of layer {', '.join(whole)} would be stored token by token, but teacher and "
@@ -215,6 +221,7 @@ class CachedTeacher(AroundTeacher):
     def gives(self, task: Task, every: Sequence[Objective], pair: Pair | None) -> Gives:
         """Return what the cache will give to objectives."""
         gives = planned(self, task, every, pair).gives()
+        gives = replace(gives, own_tokens=self.teacher.gives(task, every, pair).own_tokens)
         return gives if pair is not None else replace(gives, states=None)
 
     def states(self, objectives: Sequence[Objective], pair: Pair) -> tuple[States, ...]:

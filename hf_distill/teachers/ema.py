@@ -17,24 +17,20 @@ from hf_distill.models.lora import has_adapters
 from hf_distill.models.needs import Gives
 from hf_distill.models.target_model import LiveModel, RunModel, Targets, TargetSource
 from hf_distill.models.whole_weights import plain_copy, whole_weights
-from hf_distill.teachers.base import FineTune, Teacher, config_of_student
+from hf_distill.teachers.base import FineTune, config_of_student
+from hf_distill.teachers.context import InContext
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from transformers import PretrainedConfig
 
     from hf_distill.models.loading import Head
-    from hf_distill.models.pair import Pair
-    from hf_distill.objectives import Objective
     from hf_distill.students import Student
-    from hf_distill.tasks import Task
 
 WHO = "The teacher here is the average of the student's own weights, as it was at the end of the training."
 
 
 @component
-class EmaTeacher(Teacher):
+class EmaTeacher(InContext):
     """The exponential moving average of the student's own weights (mean teacher, Tarvainen and Valpola 2017).
 
     After every optimizer step `t`: `average <- d * average + (1 - d) * student` (arXiv 1703.01780, equation 2); buffers
@@ -95,10 +91,6 @@ class EmaTeacher(Teacher):
     def in_words(self, config: PretrainedConfig, size: Callable[[PretrainedConfig], str]) -> str:
         """Return the description that `--check` prints."""
         return "one more copy of the student's weights; with adapters, of those that they change"
-
-    def gives(self, task: Task, every: Sequence[Objective], pair: Pair | None) -> Gives:
-        """Return what the average gives to objectives: everything that a model does."""
-        return Gives.everything()
 
     def load(self, head: Head, fine_tune: FineTune) -> TargetSource:
         """Return a source that has no weights until a student begins to train."""

@@ -42,6 +42,11 @@ def open_teacher(given: Given | None, student: nn.Module) -> tuple[nn.Module | N
     wanted = "Wanted: a model, its id or path, or PretrainedTeacher(model=...)."
     if entry.own_inputs:
         raise UserError(f"teacher: {name} makes its own inputs from the columns of a recipe's data. {wanted}")
+    if entry.reads_another_prompt:
+        raise UserError(
+            f"teacher: the context of {name} is put into prompts by a run of a recipe. Wanted a model, with data that "
+            "has what it reads: columns teacher_input_ids and aligned_at (docs/language_models.md)."
+        )
     if any(one.is_published for one in entry.every_entry()):
         raise UserError(f"teacher: {name} finds published targets by the texts of a recipe's data. {wanted}")
     if entry.reads:

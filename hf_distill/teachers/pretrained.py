@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 from hf_distill.component import component
 from hf_distill.errors import UserError
 from hf_distill.models.adapters import check_not_quantized
-from hf_distill.models.loading import Head, load_model, open_config
+from hf_distill.models.loading import Dtype, Head, load_model, open_config
 from hf_distill.models.quantization import Quantization, check_installed, check_whole
-from hf_distill.teachers.base import FineTune, Teacher
+from hf_distill.teachers.base import FineTune
+from hf_distill.teachers.context import InContext
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -19,11 +20,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-
 
 @component
-class PretrainedTeacher(Teacher):
+class PretrainedTeacher(InContext):
     """A checkpoint with a head that was trained for the task.
 
     Attributes:
@@ -59,6 +58,7 @@ class PretrainedTeacher(Teacher):
 
     def check_task(self, task: Task) -> None:
         """Refuse a quantization whose package is not installed."""
+        super().check_task(task)
         if self.quantization is not None:
             check_installed(self.quantization)
 

@@ -18,7 +18,7 @@ from transformers.trainer_utils import has_length
 from hf_distill import parallel
 from hf_distill.data import column
 from hf_distill.data.example_columns import EXAMPLE_COLUMNS, PROMPT_LENGTH
-from hf_distill.data.two_tokenizers import PREFIX
+from hf_distill.data.two_tokenizers import PREFIX, TEACHER_PROMPT
 from hf_distill.models.target_model import TargetSource
 from hf_distill.rows.base import RowLayout
 from hf_distill.rows.padding import Padding
@@ -65,7 +65,7 @@ class BatchingTrainer(Trainer):
             taken: Any = self._signature_columns
             theirs = {*self.takes[1], *(f"{PREFIX}{name}" for name in self.takes[1])}
             # The model itself may be a cached teacher that is being evaluated.
-            wanted = theirs.union(self.layout.columns, self.takes[0], EXAMPLE_COLUMNS, [PROMPT_LENGTH])
+            wanted = theirs.union(self.layout.columns, self.takes[0], EXAMPLE_COLUMNS, [PROMPT_LENGTH, TEACHER_PROMPT])
             self._signature_columns = taken + sorted(wanted.difference(taken))
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> DataLoader[Any]:

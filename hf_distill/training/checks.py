@@ -115,7 +115,7 @@ def check_objectives(trainer: Any, source: TargetSource | None, *, labelled: boo
     theirs = None if source is None else source.config
     split = trainer.train_dataset
     gives = None if source is None else source.gives()
-    if gives is not None and gives.model and isinstance(split, datasets.Dataset):
+    if gives is not None and isinstance(split, datasets.Dataset):
         gives = replace(gives, own_tokens=MARK in split.column_names)
     facts = facts_of(split, trainer.layout, labelled=labelled)
     if split is not None:

@@ -14,6 +14,7 @@ from hf_distill.completions.sampling import Completion
 from hf_distill.completions.section import Completions
 from hf_distill.data.example_columns import EXAMPLE_COLUMNS, PROMPT_LENGTH
 from hf_distill.data.label_names import IGNORED, UNLABELLED
+from hf_distill.data.two_tokenizers import ALIGNED_AT, APART, MARK, TEACHER_PROMPT
 from hf_distill.errors import UserError, under
 from hf_distill.files.fingerprint import fingerprint
 from hf_distill.training.rollout_log import RolloutLog
@@ -189,9 +190,28 @@ def with_completion(example: Example, completion: Completion) -> dict[str, Any]:
     """Return an example with another completion, whose tokens count for the teacher but not for `labels`."""
     prompt = prompt_of(example)
     kept = {name: example[name] for name in EXAMPLE_COLUMNS if name in example}
+    if TEACHER_PROMPT in example:
+        kept |= _for_teacher(example, len(prompt), completion)
     return {
         **kept,
         "input_ids": [*prompt, *completion.ids],
         "labels": [IGNORED] * len(prompt) + [UNLABELLED] * len(completion.ids),
         PROMPT_LENGTH: len(prompt),
+    }
+
+
+def _for_teacher(example: Example, prompt: int, completion: Completion) -> dict[str, Any]:
+    """Return the columns of a teacher that reads another prompt before the same completion.
+
+    Args:
+        example: The example with another completion.
+        prompt: Length of the student's prompt.
+        completion: What was written.
+    """
+    length = example[TEACHER_PROMPT]
+    first, end = length - 1, length - 1 + len(completion.ids)
+    return {
+        MARK: [*example[MARK][:length], *completion.ids],
+        TEACHER_PROMPT: length,
+        ALIGNED_AT: [APART] * prompt + [*range(first, end)],
     }

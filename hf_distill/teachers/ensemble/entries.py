@@ -38,6 +38,8 @@ def check_entries(entries: Entries, weights: Any, route: str | None) -> None:
             "weights: size is told by published teachers alone. Write the weights themselves: weights: [1, 2, ...]"
         )
     for path, one in entries:
+        if one.reads_another_prompt:
+            raise ValueError(f"{path}.context: the teachers of an ensemble read the student's prompt. Leave it out")
         several = [inner for inner, _ in one.members()] != [""]
         if several or one.is_without_model or (one.own_inputs and not one.caches):
             stored = ", or cached: {name: cached, teacher: {...}}" if one.own_inputs else ""

@@ -269,7 +269,8 @@ def _not_a_peer(student: Student) -> str:
 def _check_trainable(teacher: Teacher) -> None:
     """Refuse an online teacher that is not one model with weights to train."""
     several = [path for path, _ in teacher.members()] != [""]
-    if teacher.is_without_model or teacher.caches or teacher.own_inputs or several:
+    other = teacher.own_inputs or teacher.reads_another_prompt
+    if teacher.is_without_model or teacher.caches or other or several:
         raise ValueError(f"teacher: wanted a model, pretrained or finetuned; found {teacher.name}")
     if teacher.is_quantized or getattr(teacher, "dtype", "float32") != "float32":
         raise ValueError("teacher: it trains, which needs weights in float32. Leave dtype and quantization out")

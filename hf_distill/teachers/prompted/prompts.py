@@ -37,17 +37,7 @@ class Prompt:
         Raises:
             UserError: The prompt cannot be rendered.
         """
-        from jinja2 import TemplateError
-
-        for place, text in self._contents():
-            try:
-                self._environment.from_string(text)
-            except TemplateError as error:
-                line = getattr(error, "lineno", None)
-                raise UserError(
-                    f"not a Jinja template: {first_line(error)}{f' (line {line} of it)' if line else ''}.",
-                    key=place,
-                ) from error
+        self.check_syntax()
         for at, one in enumerate(() if isinstance(self.given, str) else self.given):
             if set(one) != {"role", "content"} or one["role"] not in ROLES:
                 raise UserError(
@@ -60,6 +50,24 @@ class Prompt:
             raise UserError(
                 "its tokenizer has no chat template, so it cannot read messages. Write the prompt as one text.", key=KEY
             )
+
+    def check_syntax(self) -> None:
+        """Refuse a template that is not Jinja.
+
+        Raises:
+            UserError: It is not.
+        """
+        from jinja2 import TemplateError
+
+        for place, text in self._contents():
+            try:
+                self._environment.from_string(text)
+            except TemplateError as error:
+                line = getattr(error, "lineno", None)
+                raise UserError(
+                    f"not a Jinja template: {first_line(error)}{f' (line {line} of it)' if line else ''}.",
+                    key=place,
+                ) from error
 
     def _contents(self) -> Iterator[tuple[str, str]]:
         if isinstance(self.given, str):
@@ -107,14 +115,16 @@ class Prompt:
                 key=KEY,
             )
 
-    def render(self, values: Values, examples: Sequence[Values], tokenizer: PreTrainedTokenizerBase) -> str:
+    def render(
+        self, values: Values, examples: Sequence[Values] = (), tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> str:
         """Return the text that the model continues.
 
         Args:
             values: Name -> value of each column that the prompt names.
             examples: Solved examples: the same, with the text of the answer under `answer`. Where the template does not
                 place them itself (`examples`), each is rendered as the prompt with its answer and comes before.
-            tokenizer: Has the chat template.
+            tokenizer: Has the chat template; not needed for a prompt that is one text.
 
         Raises:
             UserError: The template fails on these values.
@@ -127,6 +137,7 @@ class Prompt:
             if isinstance(self.given, str):
                 parts = [self._text(self.given, {**one, EXAMPLES: []}) + str(one[ANSWER]) for one in before]
                 return "\n\n".join([*parts, self._text(self.given, placed)])
+            assert tokenizer is not None
             return self._chat(before, placed, tokenizer)
         # A template is a program: it may divide by a column of texts, and a chat template may refuse an order of roles.
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:

@@ -10,9 +10,9 @@ from pydantic import Field
 from hf_distill.component import component
 from hf_distill.data.loading import ALL
 from hf_distill.errors import UserError
+from hf_distill.models.loading import Dtype
 from hf_distill.models.quantization import Quantization, check_installed, check_whole
 from hf_distill.teachers.own_inputs import Encoded, Examples, OwnInputsTeacher
-from hf_distill.teachers.pretrained import Dtype
 from hf_distill.teachers.prompted.prompts import Prompt
 
 if TYPE_CHECKING:

@@ -12,11 +12,10 @@ from hf_distill.data.label_names import shorten
 from hf_distill.errors import UserError
 from hf_distill.models.adapters import check_not_quantized
 from hf_distill.models.adapters import check_task as check_adapter
-from hf_distill.models.loading import Head, load_model, open_config
+from hf_distill.models.loading import Dtype, Head, load_model, open_config
 from hf_distill.models.outline import has_class, has_head
 from hf_distill.models.quantization import Quantization, check_installed, check_whole
 from hf_distill.teachers.own_inputs import Encoded, Examples, OwnInputsTeacher, PadInputs
-from hf_distill.teachers.pretrained import Dtype
 
 if TYPE_CHECKING:
     from datasets import Dataset
