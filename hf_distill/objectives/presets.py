@@ -12,11 +12,13 @@ from hf_distill.objectives.base import Objective
 from hf_distill.objectives.hidden import Embeddings, Hidden, Patient
 from hf_distill.objectives.logits import Labels
 from hf_distill.objectives.relations import Relations
+from hf_distill.objectives.sampled import SampledReverseKL
 from hf_distill.objectives.soft_targets import (
     AdaptiveKL,
     DecoupledKL,
     JensenShannon,
     KLDivergence,
+    ReverseKL,
     SkewedReverseKL,
     SoftCrossEntropy,
 )
@@ -39,10 +41,14 @@ PRESETS: dict[str, tuple[Objective, ...]] = {
     "distillm": (SkewedReverseKL(skew=0.1),),
     # mdistiller's defaults; there the second term is warmed up over the first 20 epochs.
     "dkd": (Labels(), DecoupledKL(temperature=4.0, target_weight=1.0, non_target_weight=8.0)),
-    # Agarwal et al. 2024 as in TRL's GKDTrainer, beta 0.5, whose temperature is for sampling only; here on the data.
+    # Agarwal et al. 2024 as in TRL's GKDTrainer, beta 0.5, whose temperature is for sampling only. There the student
+    # writes half of the texts (lmbda 0.5); here all are those of the data unless `completions` says otherwise.
     "gkd": (JensenShannon(teacher_share=0.5),),
     # kd_loss_fn kl, kd_ratio 0.5, kd_temperature 1; it would not be squared.
     "kdflow": (KLDivergence(weight=0.5, temperature_squared=False), Labels(weight=0.5)),
+    # Its one-step term, the reverse KL on texts that student and teacher write; not the policy gradient over whole
+    # texts beside it, and not its second term, labels on another corpus.
+    "minillm": (ReverseKL(),),
     # Wang et al. 2020, arXiv 2002.10957: the last layer's attention and values, as many heads in both models. Not
     # checked against code, of which there is none.
     "minilm": (Relations(of=("attention", "values")),),
@@ -51,12 +57,16 @@ PRESETS: dict[str, tuple[Objective, ...]] = {
     "minilmv2": (Relations(relation_heads=48),),
     # LMLogitsLoss(), the form of LogitsDistillationLoss that its KDTrainer for Transformers takes the token mean of.
     "modelopt": (KLDivergence(),),
+    # The reverse KL on texts that the student writes, over the whole vocabulary.
+    "on_policy_distillation": (ReverseKL(),),
     # Its predefined kd.cls: alpha 0.7, T 10, and beta 500 on the mean over 768 entries of what is a sum here.
     "pkd": (KLDivergence(weight=0.7, temperature=10.0), Labels(weight=0.3), Patient(weight=0.65, layers="skip")),
     # Its modifier's defaults: hardness 0.5, T 2.
     "sparseml": (KLDivergence(weight=0.5, temperature=2.0), Labels(weight=0.5)),
     # DistillationConfig: kd_loss_type ce, T 4, hard_label_weight 0.
     "textbrewer": (SoftCrossEntropy(temperature=4.0, temperature_squared=False),),
+    # train_on_policy.py of tinker-cookbook: advantage log p - log q of each token that the student drew.
+    "thinking_machines": (SampledReverseKL(),),
     # Jiao et al. 2020: terms on layers and on predictions, all with weight 1; there in two stages, as sums over layers,
     # on scores of attention rather than probabilities, and with one projection, with a bias, for all layers.
     "tinybert": (
@@ -69,4 +79,11 @@ PRESETS: dict[str, tuple[Objective, ...]] = {
     "torchtune": (SoftCrossEntropy(weight=0.5), Labels(weight=0.5)),
     # LogitStrategy's defaults.
     "tunix": (KLDivergence(weight=0.5, temperature=2.0), Labels(weight=0.5)),
+}
+
+# What the systems of some presets are is that the student writes: on texts of the data they are refused.
+ON_OWN_TEXTS: dict[str, str] = {
+    "minillm": "{by: mixture}",
+    "on_policy_distillation": "{by: student}",
+    "thinking_machines": "{by: student}",
 }

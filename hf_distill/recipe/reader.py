@@ -21,6 +21,7 @@ from hf_distill.errors import FieldError, UserError, did_you_mean
 from hf_distill.metrics.section import Evaluation
 from hf_distill.mistakes import component_of, describe, explain, join, unknown_key
 from hf_distill.objectives import OBJECTIVES, PRESETS, Objective
+from hf_distill.objectives.presets import ON_OWN_TEXTS
 from hf_distill.recipe.document import Document, read_document
 from hf_distill.recipe.overrides import apply_overrides
 from hf_distill.recipe.plugins import PLUGIN, find_functions, import_entry
@@ -311,9 +312,16 @@ class _Reading:
             self.add(path, f"unknown preset '{name}'.{did_you_mean(name, PRESETS)}")
         elif not alone:
             self.add(path, f"given together with objectives. Keep one: '{name}' is {_spelled(name)}.")
+        elif name in ON_OWN_TEXTS and not self.student_writes():
+            self.add(path, f"'{name}' is for texts that the student writes. Add completions: {ON_OWN_TEXTS[name]}.")
         else:
             return PRESETS[name]
         return ()
+
+    def student_writes(self) -> bool:
+        """Whether the recipe lets the student write texts while it trains, alone or with the teacher."""
+        given = self.data.get("completions")
+        return isinstance(given, dict) and given.get("by") in ("student", "mixture")
 
     def students(self) -> dict[str, Any]:
         """Return the fields of a recipe that say which models are trained: one, several in a chain, or generations."""

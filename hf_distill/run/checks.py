@@ -10,6 +10,7 @@ from hf_distill.errors import UserError
 from hf_distill.formatting import count
 from hf_distill.mistakes import join
 from hf_distill.objectives.fit import check_fit
+from hf_distill.objectives.presets import PRESETS
 from hf_distill.run.completion_checks import check_completions
 from hf_distill.run.data_options import check_data_options
 from hf_distill.run.private_rows import check_private
@@ -169,6 +170,12 @@ def remarks(recipe: Recipe, pair: Pair | None) -> list[str]:
             "depends on per_device_train_batch_size, gradient accumulation and the number of processes"
         )
     lines += _half_seen(recipe, pair)
+    causal = recipe.task.auto_class == "AutoModelForCausalLM"
+    if causal and recipe.completions.by == "data" and any(one.objectives == PRESETS["gkd"] for one in recipe.plan):
+        lines.append(
+            "js is computed on the texts of the data. In GKD the student writes: half of them in TRL "
+            "(completions: {by: student, share: 0.5})"
+        )
     if leaves_head((objective for _, objective in objectives_of(recipe)), recipe.task.head_kind):
         lines.append(
             "no objective trains the head of the student: it stays as it is at the start, copied from a model or "

@@ -185,3 +185,31 @@ def test_a_sparse_divergence_is_at_least_0_and_at_most_the_dense_one(objective: 
             values = objective.rows(student, sparse, labels)
             assert (values >= -1e-12).all()
             assert (values <= dense + 1e-9 * (1 + dense)).all()
+
+
+# --- TRL --------------------------------------------------------------------------------------------------------------
+
+BETA = {0.0: KLDivergence, 0.1: lambda **given: JensenShannon(teacher_share=0.1, **given), 1.0: ReverseKL}
+
+
+@pytest.mark.parametrize("beta", BETA)
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_numbers_of_trl(beta: float, temperature: float) -> None:
+    """Who comes from GKDTrainer or DistillationTrainer must find the same loss on the same texts, divided by tokens."""
+    gkd = pytest.importorskip("trl.experimental.gkd.gkd_trainer").GKDTrainer.generalized_jsd_loss
+    chunked = pytest.importorskip("trl.trainer.distillation_trainer")._chunked_divergence_loss
+    generator = torch.Generator().manual_seed(0)
+    hidden, theirs = torch.randn(2, 3, 6, 8, generator=generator)
+    heads = torch.randn(2, 40, 8, generator=generator)
+    labels = torch.where(torch.rand(3, 6, generator=generator) < 0.3, IGNORED, 1)
+    objective = BETA[beta](temperature=temperature, temperature_squared=False)
+    student, teacher = (hidden @ heads[0].T).requires_grad_(), theirs @ heads[1].T
+    kept = labels != IGNORED
+    ours = objective.rows(student[kept], teacher[kept], labels[kept]).mean()
+    (mine,) = torch.autograd.grad(ours, student)
+    whole = gkd(student, teacher, labels, beta, temperature, num_items_in_batch=int(kept.sum()))
+    (other,) = torch.autograd.grad(whole, student)
+    torch.testing.assert_close((ours, mine), (whole, other), rtol=1e-5, atol=1e-6)
+    loss, _, count = chunked(hidden, theirs, *heads, kept.long(), beta, temperature=temperature)
+    assert int(count) == int(kept.sum())
+    torch.testing.assert_close(loss, ours, rtol=1e-5, atol=1e-6)

@@ -19,6 +19,7 @@ from hf_distill.errors import UserError
 from hf_distill.metrics.table import METRICS
 from hf_distill.mistakes import attributes
 from hf_distill.objectives import OBJECTIVES, PRESETS, KLDivergence, Labels
+from hf_distill.objectives.presets import ON_OWN_TEXTS
 from hf_distill.recipe.reader import load_recipe
 from hf_distill.recipe.recipe import Recipe
 from hf_distill.recipe.training_section import (
@@ -652,12 +653,21 @@ PRESET = "\n".join(line for line in WHOLE.splitlines() if not line.startswith(" 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_read_as_its_objectives(name: str) -> None:
     """The recipe saved beside the model must name the loss itself: what a preset means may change with the version."""
-    recipe = load(text=PRESET.replace("NAME", name))
+    writes = f"\ncompletions: {ON_OWN_TEXTS[name]}\n" if name in ON_OWN_TEXTS else ""
+    recipe = load(text=PRESET.replace("NAME", name) + writes)
     assert recipe.objectives == PRESETS[name]
     saved = dump_recipe(recipe)
     assert "preset" not in saved
     assert load(text=saved) == recipe
-    assert load(f"preset={name}", "objectives=").objectives == PRESETS[name]
+    if not writes:
+        assert load(f"preset={name}", "objectives=").objectives == PRESETS[name]
+
+
+@pytest.mark.parametrize("name", ON_OWN_TEXTS)
+def test_a_preset_of_own_texts_is_not_run_on_those_of_the_data(name: str) -> None:
+    """It would be called by the name of a system that does something else."""
+    (said,) = mistakes(PRESET.replace("NAME", name))
+    assert f"preset: '{name}' is for texts that the student writes. Add completions" in said
 
 
 def test_a_mistake_in_a_preset_is_told_at_its_line() -> None:
