@@ -38,7 +38,7 @@ class TokenRows(RowLayout):
     counts and whose label is not known: the row is used for distillation, but not for the label loss.
 
     A teacher with tokens of its own is compared in the rows for which the batch has a position in these
-    (`two_tokenizers.ALIGNED_AT`). The others are no rows of the teacher, and count as labels only.
+    (`two_tokenizers.ALIGNED_AT`). The others are not rows of the teacher, and count as labels only.
 
     Attributes:
         shift: Logits at position i predict token i + 1 (causal language models), if position i is not padding.

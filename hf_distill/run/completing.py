@@ -40,7 +40,7 @@ def write_completions(run: Run, teacher: TargetSource) -> None:
 
     Eval rows keep the completion that the data has. For the others the teacher writes it, whoever writes in training,
     so that perplexity and agreement are those on the teacher's own texts, and the same in every run. If the teacher is
-    not one model that runs here, the student writes them as it is before the training, and they are no labels.
+    not one model that runs here, the student writes them as it is before the training, and they are not labels.
 
     Raises:
         UserError: The teacher cannot write, or nothing is left to train on.

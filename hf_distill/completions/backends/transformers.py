@@ -111,7 +111,7 @@ class GeneratingWriter(Writer):
         ids = torch.tensor([[self._pad] * (longest - len(one)) + list(one) for one in prompts], device=device)
         mask = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in prompts], device=device)
         searches = sampling.num_beams > 1
-        drawn: Any = _Known(self._classes) if searches else _Drawn(self._choice(sampling, mask), numbers)
+        drawn: Any = _TokensOnly(self._classes) if searches else _Drawn(self._choice(sampling, mask), numbers)
         config = self._model.generation_config
         made = self._model.generate(
             input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=LogitsProcessorList([drawn])
@@ -154,7 +154,7 @@ class _Drawn:
         return torch.full_like(scores, -torch.inf).scatter_(-1, chosen.unsqueeze(-1), 0.0)
 
 
-class _Known:
+class _TokensOnly:
     """A logits processor that leaves the columns that are tokens.
 
     Args:
