@@ -91,12 +91,15 @@ def _stage() -> Schema:
     """Return the schema of a stage."""
     elsewhere = {"anyOf": [{"required": [key]} for key in SHARED]}
     training = {"$ref": "#/$defs/training", "not": elsewhere, "description": attributes(Stage)["training"]}
+    whole = _fields(SECTIONS["completions"])
+    own = {key: value for key, value in whole["properties"].items() if key != "backend"}  # one writes in all stages
+    completions = {**whole, "properties": own, "description": attributes(Stage)["completions"]}
     return {
         "type": "object",
         "description": summary(Stage),
         "additionalProperties": False,
         "oneOf": [{"required": [key]} for key in ("objectives", "preset")],
-        "properties": {**_objectives(), "training": training},
+        "properties": {**_objectives(), "training": training, "completions": completions},
     }
 
 

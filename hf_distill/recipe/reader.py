@@ -400,8 +400,31 @@ class _Reading:
             if given.get("objectives") is None and given.get("preset") is None:
                 self.add(join(path, "objectives"), f"missing. Wanted: {REQUIRED['objectives']}.")
             training = self.training(join(path, "training"), given.get("training", {}), SHARED)
-            made.append(Stage(objectives=self.objectives(path, given), training=training))
+            completions = self.completions_of(path, given)
+            made.append(Stage(objectives=self.objectives(path, given), training=training, completions=completions))
         return tuple(made)
+
+    def completions_of(self, path: str, given: Mapping[str, Any]) -> Completions | None:
+        """Return who writes in a stage: the recipe's section with the keys that the stage has; None if it has none."""
+        own, shared = given.get("completions"), self.data.get("completions") or {}
+        place = join(path, "completions")
+        if own is None:
+            return None
+        if not isinstance(own, dict) or not isinstance(shared, dict):
+            self.add(place, f"wanted a mapping such as {{by: data}}, found {describe(own)}.")
+            return None
+        plain = {key: value for key, value in {**shared, **own}.items() if key != "backend"}
+        made = self.validate(Completions, plain, place)
+        if "backend" in own:
+            self.add(join(place, "backend"), "one backend writes in all stages: set it in completions of the recipe.")
+        by = shared.get("by", "data")
+        if made is not None and made.by not in ("data", by) and (by == "data" or not made.in_training):
+            self.add(
+                join(place, "by"),
+                "the data is prepared for all stages at once, by completions of the recipe. Wanted there by: "
+                f"{made.by}, and by: data in the stages that learn from the data.",
+            )
+        return made
 
     def training(self, path: str, values: Any, elsewhere: Mapping[str, str]) -> dict[str, Any]:
         """Check training arguments: the recipe's, those of a stage, or those that a teacher is first trained with.

@@ -68,10 +68,13 @@ class Stage:
     Attributes:
         objectives: The losses of this stage, or a `preset` in their place.
         training: Training arguments that differ from the recipe's `training` in this stage.
+        completions: Keys of the recipe's `completions` that differ in this stage, such as `{by: data}` for a stage that
+            learns from the data before the student writes.
     """
 
     objectives: SkipValidation[tuple[Objective, ...]]
     training: dict[str, Any] = Field(default_factory=dict)
+    completions: SkipValidation[Completions | None] = None
 
 
 @component
@@ -184,6 +187,11 @@ class Recipe:
     def plan(self) -> tuple[Stage, ...]:
         """The trainings of the student in order: the stages, or a single one."""
         return self.stages or (Stage(objectives=self.objectives),)
+
+    def completions_in(self, stage: Stage) -> Completions:
+        """Return who writes the completions in a stage of the plan."""
+        own = stage.completions
+        return self.completions if own is None else replace(own, backend=self.completions.backend)
 
     @property
     def trusts_code(self) -> bool:

@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 
 from hf_distill.augmentations import AUGMENTATIONS
 from hf_distill.completions.backends import BACKENDS
+from hf_distill.completions.section import Completions
 from hf_distill.component import entry, settings
 from hf_distill.formatting import is_secret, masked
 from hf_distill.objectives import OBJECTIVES, Objective
@@ -34,7 +35,7 @@ def dump_recipe(recipe: Recipe) -> str:
         "student": student_entry(recipe.student),
         "chain": [_link(link) for link in recipe.chain],
         "objectives": objective_entries(recipe.objectives),
-        "stages": [_stage(stage) for stage in recipe.stages],
+        "stages": [_stage(stage, recipe.completions) for stage in recipe.stages],
         "training": dict(recipe.training),
     }
     if recipe.data.augment is not None:
@@ -76,8 +77,12 @@ def student_entry(student: Student) -> dict[str, Any]:
     return found
 
 
-def _stage(stage: Stage) -> dict[str, Any]:
-    own = {"training": dict(stage.training)} if stage.training else {}
+def _stage(stage: Stage, shared: Completions) -> dict[str, Any]:
+    own: dict[str, Any] = {"training": dict(stage.training)} if stage.training else {}
+    if stage.completions is not None:
+        names = (name for name in Completions.__annotations__ if name != "backend")
+        given = ((name, getattr(stage.completions, name)) for name in names)
+        own["completions"] = {name: value for name, value in given if value != getattr(shared, name)}
     return {"objectives": objective_entries(stage.objectives), **own}
 
 

@@ -308,7 +308,7 @@ class Run:
                     say=self.narrator.say,
                     claim=self.directory.owned.take if saved and last else None,
                     hooks=hooks,
-                    completions=None if baseline else self.recipe.completions,
+                    completions=None if baseline else self.recipe.completions_in(stage),
                     callbacks=sample_texts(self.recipe, self.prepared, self.pair) if first and not baseline else (),
                 )
             self._remember(part, fitted)
