@@ -9,6 +9,9 @@ from typing import Any
 from hf_distill.formatting import count
 from hf_distill.report.text import percent
 
+# Logged rates, in the order in which they are told.
+MEDIANS = ("tokens_per_second", "writing_share", "teacher_share")
+
 History = Sequence[Mapping[str, Any]]
 
 
@@ -21,9 +24,10 @@ def cost_of(history: History) -> dict[str, float]:
     {'tokens_per_second': 5, 'peak_memory': 96.0}
     """
     figures = {}
-    for name, summary in (("tokens_per_second", median), ("teacher_share", median), ("peak_memory", max)):
-        if values := [log[name] for log in history if name in log]:
-            figures[name] = round(summary(values), 3)
+    found = {name: [log[name] for log in history if name in log] for name in (*MEDIANS, "peak_memory")}
+    for name, values in found.items():
+        if values:
+            figures[name] = round(median(values) if name in MEDIANS else max(values), 3)
     return figures
 
 
@@ -54,6 +58,7 @@ def describe_cost(cost: Mapping[str, float]) -> str:
     """
     parts: dict[str, Callable[[float], str]] = {
         "tokens_per_second": lambda value: f"{count(value)} tokens/s",
+        "writing_share": lambda value: f"writing takes {percent(value)} of the time",
         "teacher_share": lambda value: f"the teacher takes {percent(value)} of the time",
         "peak_memory": lambda value: f"memory {value:,.0f} MiB at most",
     }

@@ -21,6 +21,7 @@ from hf_distill.training.argument_checks import check_with_arguments
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+    from hf_distill.completions.section import Completions
     from hf_distill.models.outline import HeadKind
     from hf_distill.models.pair import Pair
     from hf_distill.objectives import Objective
@@ -30,15 +31,15 @@ if TYPE_CHECKING:
 
 def objectives_of(recipe: Recipe) -> Iterator[tuple[str, Objective]]:
     """Return an iterator over key path and objective of all stages: `("stages[0].objectives[1]", ...)`."""
-    return ((path, objective) for path, objective, _ in _settings_of(recipe))
+    return ((path, objective) for path, objective, _, _ in _settings_of(recipe))
 
 
-def _settings_of(recipe: Recipe) -> Iterator[tuple[str, Objective, dict[str, Any]]]:
-    """Yield key path, objective and training arguments for each objective of each stage."""
+def _settings_of(recipe: Recipe) -> Iterator[tuple[str, Objective, dict[str, Any], Completions]]:
+    """Yield key path, objective, training arguments and who writes, for each objective of each stage."""
     for index, stage in enumerate(recipe.plan):
         for number, objective in enumerate(stage.objectives):
             path = join(join(recipe.stage_path(index), "objectives"), number)
-            yield path, objective, {**recipe.training, **stage.training}
+            yield path, objective, {**recipe.training, **stage.training}, recipe.completions_in(stage)
 
 
 def check_plan(recipe: Recipe, pair: Pair | None) -> None:
@@ -79,12 +80,11 @@ def check_plan(recipe: Recipe, pair: Pair | None) -> None:
         asked = None  # told once, not again for every objective
     gives = recipe.teacher.gives(recipe.task, every, asked)
     gives = replace(gives, own_tokens=gives.own_tokens or (pair is not None and pair.own_tokens))
-    facts = replace(recipe.task.facts(), **recipe.completions.facts())
     configs = None if pair is None else (pair.student, pair.teacher)
-    for path, objective, training in _settings_of(recipe):
+    for path, objective, training, completions in _settings_of(recipe):
         try:
             with recipe.locate(path):
-                check_fit(objective, gives, facts, configs)
+                check_fit(objective, gives, replace(recipe.task.facts(), **completions.facts()), configs)
                 check_with_arguments(objective.needs(), training)
         except UserError as error:
             mistakes += error.mistakes
@@ -242,7 +242,7 @@ def cut_off(recipe: Recipe) -> list[str]:
     """Return lines about schedules that are longer than the training, if the recipe gives `max_steps`."""
     return [
         f"{path}.{field} {text}"
-        for path, objective, training in _settings_of(recipe)
+        for path, objective, training, _ in _settings_of(recipe)
         if (steps := training.get("max_steps", -1)) > 0
         for field, text in objective.cut_off(steps).items()
     ]

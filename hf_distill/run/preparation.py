@@ -44,6 +44,7 @@ from hf_distill.run.vocabulary import in_words, prepared_for, with_vocabulary
 from hf_distill.tasks import Setup
 from hf_distill.tasks.base import classes_of
 from hf_distill.tasks.class_counts import ClassCounts
+from hf_distill.tasks.text_prompts import check_share
 from hf_distill.tasks.tokenising import remembering
 from hf_distill.training.labelled import describe_labels, labels_of
 
@@ -390,7 +391,10 @@ def _check_objectives(recipe: Recipe, prepared: Prepared) -> None:
     for index, stage in enumerate(recipe.plan):
         with recipe.locate(recipe.stage_path(index)):
             known = replace(prepared, labelled=prepared.labelled or written)
-            recipe.task.check(stage.objectives, known, recipe.completions)
+            completions = recipe.completions_in(stage)
+            recipe.task.check(stage.objectives, known, completions)
+            if recipe.completions.in_training and completions.by == "data":
+                check_share(prepared.train, 0.0)
     if recipe.teacher.fine_tuning and not prepared.labelled:
         raise recipe.mistake(
             "teacher", "the train split has no labels to fine-tune the teacher on. Name a fine-tuned model."

@@ -29,9 +29,11 @@ class RolloutLog:
 
     Args:
         device: Where the training runs.
+        ends: Whether completions should end by themselves; not those of plain texts.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, ends: bool = True) -> None:
+        self._ends = ends
         self._written: list[Written] = []
         self._staleness: list[int] = []
         # Of a few rows in each step: the sum of each figure, and the number of rows.
@@ -93,7 +95,7 @@ class RolloutLog:
 
     def _warn(self, figures: dict[str, float], number: int) -> None:
         for key, text in _alarms(figures, number):
-            if key not in self._warned:
+            if key not in self._warned and (self._ends or key != "ended"):
                 self._warned.add(key)
                 logger.warning("%s", text)
 

@@ -55,7 +55,7 @@ class Rollouts:
 
     def __init__(self, completions: Completions, writer: Writer, seed: int, device: torch.device | None = None) -> None:
         self.completions, self.writer, self._seed = completions, writer, seed
-        self.log = RolloutLog(device or torch.device("cpu"))
+        self.log = RolloutLog(device or torch.device("cpu"), ends=completions.prompt_tokens is None)
         # The step before which the present examples were written; None if there are none.
         self._written_at: int | None = None
         self._examples: list[Example] = []
