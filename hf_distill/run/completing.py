@@ -51,7 +51,7 @@ def write_completions(run: Run, teacher: TargetSource) -> None:
         return
     facts: dict[str, Any] = {}
     before = run.prepared
-    with run.stage("completions"), run.recipe.locate("completions"):
+    with run.stage("completions"), run.recipe.locate(""):
         if own.by == "teacher":
             _write_train(run, teacher, facts)
         if missing:
@@ -70,7 +70,7 @@ def _write_train(run: Run, teacher: TargetSource, facts: dict[str, Any]) -> None
     train = with_completions(split, found)
     run.narrator.say(chosen.in_words())
     if not len(train):
-        raise UserError(f"nothing is left to learn: {chosen.in_words()}.", key="by")
+        raise UserError(f"nothing is left to learn: {chosen.in_words()}.", key="completions.by")
     check_steps(run.recipe, len(train), len(train), parallel.processes())
     facts["train"] = chosen.facts()
     _learn_from(run, replace(run.prepared, train=train, labelled=True))
@@ -111,13 +111,13 @@ def writing_model(run: Run, teacher: TargetSource) -> Any:
     """
     models = [] if run.stored is not None else [*teacher.models.values()]
     if len(models) != 1 or not hasattr(models[0], "generate"):
-        raise UserError(CANNOT_WRITE, key="by")
+        raise UserError(CANNOT_WRITE, key="completions.by")
     if run.prepared.for_teacher is not None or run.prepared.in_teacher_ids is not None:
         raise UserError(
             "the teacher would write completions in tokens that are not the student's. Let it write a data set first, "
             "in a run of its own with a student that has all of its tokens (hf-distill generate --by teacher), and "
             "learn from the texts.",
-            key="by",
+            key="completions.by",
         )
     return models[0]
 

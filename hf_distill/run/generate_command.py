@@ -137,7 +137,7 @@ def _train(run: Run, teacher: TargetSource, by: By, raw: Dataset, split: Dataset
     from transformers import set_seed
 
     own = run.recipe.completions
-    with run.recipe.locate("completions"):
+    with run.recipe.locate(""):
         if by == "teacher":
             model, key = writing_model(run, teacher), teacher.fingerprint()
         else:
@@ -162,7 +162,7 @@ def _eval(run: Run, teacher: TargetSource, raw: Dataset, split: Dataset) -> Iter
     how = {WRITTEN_BY: "data", "writer": "", "sampling": ""}
     by_model = dict(how)
     if missing:
-        with run.recipe.locate("completions"):
+        with run.recipe.locate(""):
             by, model, key = eval_writer(run, teacher)
             found = completions_of(run, model, key, split, missing)
         written = dict(zip(missing, found, strict=True))
