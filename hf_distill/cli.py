@@ -216,7 +216,7 @@ def _generate(recipe: Recipe, arguments: argparse.Namespace) -> None:
 
     if arguments.check:
         planned, by = plan(recipe, arguments.by)
-        text = f"{check(planned)}\ngenerate    the {by} writes, into {place(recipe, by, arguments.into)}"
+        text = f"{check(planned, claims=False)}\ngenerate    the {by} writes, into {place(recipe, by, arguments.into)}"
     else:
         end_with_launcher()
         found = generate(recipe, arguments.by, arguments.into)

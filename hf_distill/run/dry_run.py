@@ -84,13 +84,14 @@ class _Findings:
         self.plan[start : start + len(before)] = after
 
 
-def check(recipe: Recipe) -> str:
+def check(recipe: Recipe, *, claims: bool = True) -> str:
     """Check a recipe with all that is on this machine, without loading weights, training or writing.
 
     Models and data on the Hub are not downloaded: they are listed as not checked.
 
     Args:
         recipe: The recipe.
+        claims: Whether what is checked writes into the output directory.
 
     Returns:
         What a run would do, line by line.
@@ -103,7 +104,7 @@ def check(recipe: Recipe) -> str:
     if len(runs) > 1:
         lines = _check_each(recipe)
     else:
-        found = _look(runs[0])
+        found = _look(runs[0], claims=claims)
         found.notes += _larger(found)
         lines = _lines(runs[0].recipe, found)
     return readable_lines("\n".join(" ".join(line.split("\n")) for line in lines))
@@ -130,12 +131,13 @@ def _check_each(recipe: Recipe) -> list[str]:
         return [*lines, *(f"note        {line}" for line in check_sizes(recipe, first, students))]
 
 
-def _look(run: ChainRun, *, data: bool = True) -> _Findings:
+def _look(run: ChainRun, *, data: bool = True, claims: bool = True) -> _Findings:
     """Return what there is to say about one run.
 
     Args:
         run: The run.
         data: Whether its data is checked too.
+        claims: Whether its directory is checked too.
 
     Raises:
         UserError: There are mistakes; one line for each.
@@ -149,7 +151,8 @@ def _look(run: ChainRun, *, data: bool = True) -> _Findings:
     shaped = run.with_student((found.recipe or recipe).student)
     try:
         # Without the student's shape it is not known whether a run that is there is of this recipe.
-        shaped.check_place(restart=shaped.recipe.student.cost is not None)
+        if claims:
+            shaped.check_place(restart=shaped.recipe.student.cost is not None)
     except UserError as error:
         found.mistakes += error.mistakes
     if found.mistakes:

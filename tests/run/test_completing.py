@@ -101,6 +101,8 @@ def test_written_once_for_reruns_seeds_and_the_data_set(tmp_path: Path, pair: An
     assert asked == [len(TEXTS)]  # train and eval rows are the same prompts
     at_once = weights(tmp_path / "out")
     into = tmp_path / "data"
+    assert main(["generate", str(path), "--into", str(into), "--check", "completions.max_new_tokens=4"]) == 0
+    assert not into.exists()
     assert main(["generate", str(path), "--into", str(into)]) == 0
     assert main(["generate", str(path), "--into", str(into)]) == 0
     assert asked == [len(TEXTS)]
