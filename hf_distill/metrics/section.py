@@ -29,6 +29,8 @@ class Evaluation:
             causal language models; 0 for none. Default: 200 if the student writes in training, else none.
         speculative: Also measure how many tokens a second the teacher writes with the student as its draft model
             (speculative decoding), after a few prompts of the eval split. For models with the same tokens.
+        lm_eval: Tasks of the lm-evaluation-harness for teacher, student and baseline, by name or as the path of a YAML
+            file. Their data is loaded before anything is trained.
     """
 
     metrics: list[str] = Field(default_factory=list)
@@ -37,6 +39,7 @@ class Evaluation:
     temperature: Annotated[float, Field(ge=0.0)] = 0.0
     own_samples: Annotated[int, Field(ge=0)] | None = None
     speculative: bool = False
+    lm_eval: list[str] = Field(default_factory=list)
 
     @field_validator("metrics")
     @classmethod

@@ -117,6 +117,7 @@ class Results:
         samples: A few of these prompts, with what was written after them at the start, in the middle and at the end of
             the student's training, by the teacher and by the baseline.
         speculation: How fast the teacher writes with the student as draft; None if that was not measured.
+        benchmarks: Model -> task and metric of the lm-evaluation-harness -> value.
         history: Run (`student`, `baseline`, `teacher`, also `student seed 43`, `student stage 1`) -> `log_history` of
             its Trainer. Stages follow each other in the order of their training.
         settings: Versions, device, threads, precision, processes, seconds of each stage, cost of each training, sizes
@@ -148,6 +149,7 @@ class Results:
     own_samples: OwnSamples | None = None
     samples: tuple[ShownTexts, ...] = ()
     speculation: Speculation | None = None
+    benchmarks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     history: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     recipe: str = ""

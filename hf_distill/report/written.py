@@ -44,6 +44,8 @@ def sections(report: Results, *, samples: int | None = None) -> list[Section]:
     found = [] if report.own_samples is None else [_figures(report.own_samples)]
     if report.speculation is not None:
         found.append(_speculation(report.speculation))
+    if report.benchmarks:
+        found.append(_benchmarks(report))
     shown = report.samples[:samples]
     if shown:
         found.append(
@@ -100,6 +102,13 @@ def _speculation(measured: Speculation) -> Section:
         note += " Greedy texts differ where two tokens are equally likely but for rounding."
     head = ("tokens a second", "teacher alone", "with the student as draft", "speedup", "same text")
     return Section("The student as a draft of the teacher", head, rows, (note,))
+
+
+def _benchmarks(report: Results) -> Section:
+    models = [model for model in MODELS if model in report.benchmarks]
+    names = dict.fromkeys(name for model in models for name in report.benchmarks[model])
+    rows = tuple((name, *(number(report.benchmarks[model].get(name)) for model in models)) for name in names)
+    return Section("Benchmarks", ("", *(MODELS[model] for model in models)), rows, ("By the lm-evaluation-harness.",))
 
 
 def _value(name: str, value: float | None) -> str:

@@ -13,6 +13,7 @@ from hf_distill.objectives.fit import check_fit
 from hf_distill.objectives.presets import PRESETS
 from hf_distill.run.completion_checks import check_completions
 from hf_distill.run.data_options import check_data_options
+from hf_distill.run.harness import check_installed
 from hf_distill.run.private_rows import check_private
 from hf_distill.run.text_ends import ends_in_words
 from hf_distill.run.training_defaults import sampling_remark, within_batch
@@ -57,6 +58,7 @@ def check_plan(recipe: Recipe, pair: Pair | None) -> None:
     _check_lengths(recipe)
     _check_metrics(recipe)
     _check_writing(recipe)
+    _check_harness(recipe)
     if recipe.teacher.is_quantized:
         _check_quantized(recipe)
     if recipe.teacher.keeps_private:
@@ -297,7 +299,7 @@ def _check_lengths(recipe: Recipe) -> None:
 
 
 # Settings of `evaluation` for models that continue texts.
-WRITING = ("own_samples", "speculative")
+WRITING = ("own_samples", "speculative", "lm_eval")
 
 
 def _check_writing(recipe: Recipe) -> None:
@@ -309,6 +311,13 @@ def _check_writing(recipe: Recipe) -> None:
                 f"for models that continue texts, as those of text-generation; those of {recipe.task.name} do not. "
                 "Leave it out.",
             )
+
+
+def _check_harness(recipe: Recipe) -> None:
+    """Refuse tasks of the harness if it is not installed, or a file of one is not there."""
+    if recipe.evaluation.lm_eval:
+        with recipe.locate("evaluation"):
+            check_installed(recipe.evaluation.lm_eval)
 
 
 def _check_metrics(recipe: Recipe) -> None:

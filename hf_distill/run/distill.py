@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from transformers.utils.logging import disable_progress_bar
 
 from hf_distill import parallel
 from hf_distill.report.terminal import show
+from hf_distill.run.benchmarks import benchmarks
 from hf_distill.run.beside import Beside
 from hf_distill.run.chain import trainings
 from hf_distill.run.completing import write_completions
 from hf_distill.run.console import Narrator
 from hf_distill.run.evaluation import report_on
+from hf_distill.run.harness import Harness
 from hf_distill.run.launch import check_launch
 from hf_distill.run.planned_chain import check_models
 from hf_distill.run.preparation import open_run
@@ -60,6 +63,8 @@ def distill(recipe: Recipe, *, restart: bool = False) -> Report:
 
 def _distill(run: Run, beside: Beside) -> Report:
     recipe = run.recipe
+    with recipe.locate("evaluation"):
+        harness = Harness(recipe.evaluation.lm_eval) if recipe.evaluation.lm_eval else None
     teacher = run.load_teacher()
     write_completions(run, teacher)
     run.store_targets(teacher)
@@ -72,6 +77,8 @@ def _distill(run: Run, beside: Beside) -> Report:
             baselines.append(run.train_student(teacher, seed, baseline=True))
     with run.stage("report"):
         report = report_on(run, teacher.at_end(students[0].trainer.source or teacher), students, baselines, beside)
+        if harness is not None:
+            report = replace(report, benchmarks=benchmarks(run, harness, teacher, students[0], baselines))
         if run.is_main:
             report.save(run.directory.path)
     if recipe.hub.push:
