@@ -409,7 +409,7 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
             second = beside(completions, self.source, self.layout)
             writer = completions.backend.open(parallel.unwrapped(self.model), tokenizer, second)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return Rollouts(completions, writer, seed, self.args.device)
+        return Rollouts(completions, writer, seed, self.args.device, tokenizer.all_special_ids)
 
     def _open_heads(self) -> Heads | None:
         """Separate both models from their heads, to compute logits in chunks; None if all are computed at once."""

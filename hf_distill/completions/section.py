@@ -37,6 +37,9 @@ class Completions:
         min_tokens: Completions with fewer tokens, the end of text not counted, are dropped. With `teacher` only.
         drop_cut: Drop completions that were cut at `max_new_tokens`, in place of learning them without an end. With
             `teacher` only.
+        special_tokens: Whether special tokens that the student writes are compared with the teacher; if not, they do
+            not count, the end of text among them, so that the student does not learn where to end. For a teacher that
+            uses other special tokens. With `student` and `mixture` only.
         backend: What runs the model that writes.
     """
 
@@ -52,6 +55,7 @@ class Completions:
     num_beams: Annotated[int, Field(ge=1)] = 1
     min_tokens: Annotated[int, Field(ge=0)] = 1
     drop_cut: bool = False
+    special_tokens: bool = True
     backend: SkipValidation[Backend] = TransformersBackend()
 
     @property

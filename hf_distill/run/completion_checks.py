@@ -24,7 +24,7 @@ CANNOT_WRITE = (
 OF_DATA = "the completions of the data, not those of the teacher"
 # Key of `completions` -> who must write so that it means something.
 _FOR: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("share", "reuse"), ("student", "mixture")),
+    **dict.fromkeys(("share", "reuse", "special_tokens"), ("student", "mixture")),
     "teacher_share": ("mixture",),
     **dict.fromkeys(("num_beams", "min_tokens", "drop_cut"), ("teacher",)),
 }

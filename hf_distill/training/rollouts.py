@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -51,9 +51,18 @@ class Rollouts:
         writer: Writes with the student.
         seed: Seed of the training.
         device: Where the training runs; the CPU if left out.
+        special: Special tokens, which `Completions.special_tokens` may leave out.
     """
 
-    def __init__(self, completions: Completions, writer: Writer, seed: int, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        completions: Completions,
+        writer: Writer,
+        seed: int,
+        device: torch.device | None = None,
+        special: Iterable[int] = (),
+    ) -> None:
+        self._skipped = frozenset() if completions.special_tokens else frozenset(special)
         self.completions, self.writer, self._seed = completions, writer, seed
         self.log = RolloutLog(device or torch.device("cpu"), ends=completions.prompt_tokens is None)
         # The step before which the present examples were written; None if there are none.
@@ -123,7 +132,8 @@ class Rollouts:
         written = self.writer.write(prompts, self.completions.sampling, self._draws(step)) if prompts else []
         self.log.add(written)
         made = {
-            place: with_completion(*one) for place, one in zip(places, zip(asked, written, strict=True), strict=True)
+            place: with_completion(*one, self._skipped)
+            for place, one in zip(places, zip(asked, written, strict=True), strict=True)
         }
         return [made.get(place, row) for place, row in enumerate(rows)]
 
@@ -186,8 +196,14 @@ def prompt_of(example: Example) -> list[int]:
     return ids[:length]
 
 
-def with_completion(example: Example, completion: Completion) -> dict[str, Any]:
-    """Return an example with another completion, whose tokens count for the teacher but not for `labels`."""
+def with_completion(example: Example, completion: Completion, skipped: frozenset[int] = frozenset()) -> dict[str, Any]:
+    """Return an example with another completion, whose tokens count for the teacher but not for `labels`.
+
+    Args:
+        example: The example.
+        completion: What a model wrote.
+        skipped: Tokens that do not count at all, such as special ones.
+    """
     prompt = prompt_of(example)
     kept = {name: example[name] for name in EXAMPLE_COLUMNS if name in example}
     if TEACHER_PROMPT in example:
@@ -195,7 +211,7 @@ def with_completion(example: Example, completion: Completion) -> dict[str, Any]:
     return {
         **kept,
         "input_ids": [*prompt, *completion.ids],
-        "labels": [IGNORED] * len(prompt) + [UNLABELLED] * len(completion.ids),
+        "labels": [IGNORED] * len(prompt) + [IGNORED if one in skipped else UNLABELLED for one in completion.ids],
         PROMPT_LENGTH: len(prompt),
     }
 

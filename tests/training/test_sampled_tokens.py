@@ -178,3 +178,26 @@ def test_what_a_teacher_has_to_give() -> None:
         "temperature 2"
         in next(mistakes(sampled, Gives("it", written=True, classes="top", temperature=2.0), drawn)).text
     )
+
+
+def test_special_tokens_that_do_not_count(models: Any, tmp_path: Path) -> None:
+    """A teacher that uses other special tokens would teach that none of the student's is ever right."""
+    three = models()
+    end = min(three[2].all_special_ids)
+    counts = []
+    for counted in (True, False):
+        completions = Completions(by="student", max_new_tokens=4, special_tokens=counted)
+        trainer = trainer_of(models(), tmp_path / str(counted), (ReverseKL(),), completions)
+        assert trainer.rollouts is not None
+        trainer.rollouts.writer.write = lambda prompts, *_: [Completion((9, end), ended=True) for _ in prompts]  # type: ignore[method-assign]
+        keep = trainer.weighing.count
+        rows: list[float] = []
+
+        def noted(inputs: Any, units: Any, keep: Any = keep, rows: Any = rows) -> Any:
+            rows.append(float(units["row"].sum()))
+            return keep(inputs, units)
+
+        trainer.weighing.count = noted  # type: ignore[method-assign]
+        trainer.train()
+        counts.append(rows)
+    assert counts == [[8.0], [4.0]]
