@@ -10,6 +10,7 @@ import datasets
 import pytest
 import torch
 import transformers
+from forked import two_processes
 
 from hf_distill import DistillationArguments, DistillationTrainer
 from hf_distill.completions.backends import Writer
@@ -114,6 +115,49 @@ def test_the_loss_is_the_mean_over_all_written_tokens_of_the_step(
     )
     assert losses(trainer) == pytest.approx([expected] * 2, rel=1e-7)
     assert [len(asked) for asked, _ in trainer.rollouts.writer.asked] == [8, 8]  # once a step, whatever the split
+
+
+def test_two_processes_have_the_loss_of_one(pair: Any, tmp_path: Path) -> None:
+    """Otherwise tokens of a process that wrote less would weigh more, and the loss depend on the number of GPUs."""
+
+    def work(batch: int = 4) -> tuple[list[float], dict[str, float]]:
+        trainer = trainer_of(pair(), tmp_path / "run", per_device_train_batch_size=batch, save_strategy="no")
+        assert trainer.rollouts is not None
+        trainer.rollouts.writer = Scripted()
+        found = losses(trainer)
+        return found, {name: trainer.state.log_history[0][name] for name in ("completion_length", "own_acceptance")}
+
+    one, (first, second) = work(8), two_processes(work, tmp_path / "results")
+    assert first[0] == pytest.approx(one[0], rel=1e-7)
+    assert second[0] == first[0]
+    assert first[1]["completion_length"] == one[1]["completion_length"]  # of all processes
+
+
+def test_a_student_with_adapters_writes_with_them(pair: Any, tmp_path: Path) -> None:
+    """Otherwise the base model would write, and the student learn on another model's texts."""
+    from hf_distill.models.lora import Lora
+
+    student, teacher, tokenizer = pair()
+    adapted = Lora(r=2, target_modules=["q_proj", "v_proj"]).wrap(student)
+    with torch.no_grad():
+        for name, one in adapted.named_parameters():
+            if "lora_B" in name:
+                one.normal_(std=2.0)
+    trainer = trainer_of(
+        (adapted, teacher, tokenizer), tmp_path, completions=Completions(by="student", max_new_tokens=6, temperature=0)
+    )
+    assert trainer.rollouts is not None
+    rows = trainer.rollouts.of_step([Uncollated([{"input_ids": one} for one in PROMPTS])], 0)
+    for prompt, row in zip(PROMPTS, rows, strict=True):
+        ids = list(prompt)
+        for token in row["input_ids"][len(prompt) :]:
+            with torch.no_grad():
+                assert int(adapted(input_ids=torch.tensor([ids])).logits[0, -1].argmax()) == token
+            ids.append(token)
+    expected = by_hand(
+        adapted, teacher, [(one, tuple(row["input_ids"][len(one) :])) for one, row in zip(PROMPTS, rows, strict=True)]
+    )
+    assert losses(trainer)[0] == pytest.approx(expected, rel=1e-6)
 
 
 def test_what_the_student_wrote_is_no_label(pair: Any, tmp_path: Path) -> None:
