@@ -285,7 +285,8 @@ class _Reading:
         """Return the objectives of the recipe or a stage; at least one must have a weight above 0."""
         value, place = given.get("objectives"), join(path, "objectives")
         if given.get("preset") is not None:
-            return self.preset(join(path, "preset"), given["preset"], alone=value is None)
+            writes = self.student_writes(given)
+            return self.preset(join(path, "preset"), given["preset"], alone=value is None, writes=writes)
         if not isinstance(value, list):
             if value is not None:
                 hint = f" Write [{value}]." if isinstance(value, str) else ""
@@ -304,7 +305,7 @@ class _Reading:
             self.add(place, "every weight is 0, so there is nothing to train on. Give one a weight above 0.")
         return built
 
-    def preset(self, path: str, name: Any, alone: bool) -> tuple[Objective, ...]:
+    def preset(self, path: str, name: Any, alone: bool, writes: bool) -> tuple[Objective, ...]:
         """Return the objectives of a preset."""
         if not isinstance(name, str):
             self.add(path, f"wanted text, found {describe(name)}. Known: {', '.join(PRESETS)}.")
@@ -312,16 +313,16 @@ class _Reading:
             self.add(path, f"unknown preset '{name}'.{did_you_mean(name, PRESETS)}")
         elif not alone:
             self.add(path, f"given together with objectives. Keep one: '{name}' is {_spelled(name)}.")
-        elif name in ON_OWN_TEXTS and not self.student_writes():
+        elif name in ON_OWN_TEXTS and not writes:
             self.add(path, f"'{name}' is for texts that the student writes. Add completions: {ON_OWN_TEXTS[name]}.")
         else:
             return PRESETS[name]
         return ()
 
-    def student_writes(self) -> bool:
-        """Whether the recipe lets the student write texts while it trains, alone or with the teacher."""
-        given = self.data.get("completions")
-        return isinstance(given, dict) and given.get("by") in ("student", "mixture")
+    def student_writes(self, stage: Mapping[str, Any]) -> bool:
+        """Whether the student writes texts in a stage, or in the recipe, alone or with the teacher."""
+        given = [one for one in (stage.get("completions"), self.data.get("completions")) if isinstance(one, dict)]
+        return next((one["by"] for one in given if "by" in one), "data") in ("student", "mixture")
 
     def students(self) -> dict[str, Any]:
         """Return the fields of a recipe that say which models are trained: one, several in a chain, or generations."""

@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 
 from hf_distill.errors import UserError
 from hf_distill.objectives import OBJECTIVES, PRESETS
+from hf_distill.objectives.presets import ON_OWN_TEXTS
 from hf_distill.recipe.json_schema import recipe_schema
 from hf_distill.recipe.reader import load_recipe
 from hf_distill.recipe.training_section import OWNED
@@ -144,6 +145,9 @@ def test_a_preset_in_place_of_objectives(preset: object, right: bool, tmp_path: 
     recipe["preset"] = preset
     assert validator().is_valid(recipe) is right
     path = tmp_path / "r.yaml"
+    if preset in ON_OWN_TEXTS:
+        recipe["completions"] = {"by": "student"}
+        assert validator().is_valid(recipe)
     path.write_text(json.dumps(recipe))
     if right:
         assert load_recipe(path).objectives
