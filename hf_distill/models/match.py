@@ -43,7 +43,7 @@ def match(needs: Needs, gives: Gives | None, facts: TaskFacts, key: str = "") ->
 
 def mistakes(needs: Needs, gives: Gives | None, facts: TaskFacts) -> Iterator[Mistake]:
     """Yield all that is needed and not given. See `match`."""
-    for check in (_task, _vectors, _rows, _samples, _labels, _texts):
+    for check in (_task, _vectors, _samples, _rows, _labels, _texts):  # what is known first comes first
         yield from check(needs, facts)
     if not needs.teacher:
         return
@@ -61,6 +61,11 @@ def mistakes(needs: Needs, gives: Gives | None, facts: TaskFacts) -> Iterator[Mi
 def _task(needs: Needs, facts: TaskFacts) -> Iterator[Mistake]:
     if needs.tasks and facts.task is not None and facts.task not in needs.tasks:
         yield Mistake(f"'{needs.name}' is for {', '.join(needs.tasks)}, but the task is {facts.task}. Leave it out.")
+    elif needs.unit == "span" and facts.spans is False:
+        yield Mistake(
+            f"'{needs.name}' compares tokens of texts as language models go on with them (text-generation), and there "
+            "are none here. Leave it out."
+        )
 
 
 def _vectors(needs: Needs, facts: TaskFacts) -> Iterator[Mistake]:

@@ -151,6 +151,7 @@ class TaskFacts:
         task: Name of the task.
         classes: Whether rows are distributions over classes; if not, they are values.
         vectors: Whether the models return a vector of each text.
+        spans: Whether rows are tokens of a text that a language model goes on with, so that texts have spans.
         labelled: Whether the train split has labels.
         label_role: What a recipe calls the column that holds them.
         texts: How many texts an example has.
@@ -162,6 +163,7 @@ class TaskFacts:
     task: str | None = None
     classes: bool | None = None
     vectors: bool | None = None
+    spans: bool | None = None
     labelled: bool | None = None
     label_role: str = "label"
     texts: int | None = None

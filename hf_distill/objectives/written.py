@@ -45,7 +45,6 @@ class Span(Objective):
     unit: ClassVar[Unit] = "span"
     needs_logits: ClassVar[bool] = False
     written: ClassVar[bool] = True
-    tasks: ClassVar[tuple[str, ...]] = ("text-generation",)
 
     loss: Literal["chain", "alm"] = "chain"
     tau: Annotated[float, Field(gt=0.0)] = 100.0

@@ -251,6 +251,11 @@ class RowLayout(ABC):
         """Whether every row is a distribution over the task's classes, so that the report can show each class."""
         return False
 
+    @property
+    def has_spans(self) -> bool:
+        """Whether rows are tokens of texts that language models go on with (`written`)."""
+        return False
+
     # Whether the models return a vector of each text.
     vectors: ClassVar[bool] = False
     # Which of a model's outputs `logits` reads, and whether they have a value for every token of the input.

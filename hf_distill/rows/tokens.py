@@ -68,6 +68,11 @@ class TokenRows(RowLayout):
         return self.classes is None
 
     @property
+    def has_spans(self) -> bool:
+        """Whether it is a causal language model that reads the tokens."""
+        return self.shift
+
+    @property
     def by_position(self) -> bool:
         """Whether rows can be computed position by position: not in a subclass that overrides `select`."""
         kind = type(self)

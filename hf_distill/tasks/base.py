@@ -273,11 +273,12 @@ class Task(ABC):
     def facts(self, prepared: Prepared | None = None) -> TaskFacts:
         """Return what `models.match` needs to know about the task; without `prepared`, only what the class says."""
         if prepared is None:
-            return TaskFacts(task=self.name, vectors=self.vectors)
+            return TaskFacts(task=self.name, vectors=self.vectors, spans=self.writes)
         return TaskFacts(
             task=self.name,
             classes=prepared.layout.has_classes,
             vectors=prepared.layout.vectors,
+            spans=prepared.layout.has_spans,
             labelled=prepared.labelled,
             label_role=self.label_role,
         )

@@ -136,6 +136,7 @@ def facts_of(split: Any, layout: RowLayout, *, labelled: bool | None) -> TaskFac
     return TaskFacts(
         classes=layout.has_classes,
         vectors=layout.vectors,
+        spans=layout.has_spans,
         labelled=labelled,
         texts=_texts(split) if layout.vectors else None,
         translated=not getattr(layout, "pairs", True),
