@@ -321,7 +321,7 @@ class RowObjective(Objective):
             **settings: Handed on to `rows`, where it takes more than the rows.
         """
         if self.needs_teacher:
-            rows = rows.compared
+            rows = rows.at(settings.get("temperature", self.softens_by))
         teacher: Any = rows.teacher  # a class that takes no sparse teacher may leave it out of its signature
         if isinstance(teacher, MixtureRows):
             teacher = teacher.at(self.softens_by)

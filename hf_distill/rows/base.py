@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -19,6 +19,7 @@ from hf_distill.data.label_names import IGNORED
 from hf_distill.models.heads import Captured, OutputHead
 from hf_distill.models.projection import Side
 from hf_distill.models.target_rows import MixtureRows, SparseRows, TeacherRows, top_class, upcast
+from hf_distill.models.vocabulary_map import VocabularyMap
 
 # What the sum of a loss is divided by: rows that count, rows that have a label, examples, tokens that are not padding,
 # ordered pairs of two examples of the same micro-batch, triples of a text, one that fits it and one that does not,
@@ -68,6 +69,8 @@ class Rows:
             other rows stands for nothing.
         written: The token of the text that each row predicts, where a model wrote it, `(rows,)`; -100 for one of the
             data, whose label it is. None where no model writes.
+        mapping: What both models' tokens stand for, where the teacher has another vocabulary. Its logits are then those
+            of its own, and stored rows those of the classes of the map.
     """
 
     student: Tensor
@@ -79,6 +82,8 @@ class Rows:
     shared: Tensor | None = None
     taught: Tensor | None = None
     written: Tensor | None = None
+    mapping: VocabularyMap | None = None
+    _at: dict[float, Rows] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def compared(self) -> Rows:
@@ -101,6 +106,40 @@ class Rows:
             None if self.classes is None else self.classes[rows],
             self.shared,
             written=None if self.written is None else self.written[rows],
+            mapping=self.mapping,
+        )
+
+    def at(self, temperature: float | Tensor) -> Rows:
+        """Return what objectives compare at a temperature: `compared`, with the classes that both models have.
+
+        Where the models have different vocabularies, tokens are put together after they were softened, so that the
+        rows are others for each temperature.
+
+        Args:
+            temperature: Of the objective.
+        """
+        rows = self.compared
+        if rows.mapping is None:
+            return rows
+        if isinstance(temperature, Tensor):
+            return rows._mapped(rows.mapping, temperature)
+        if temperature not in self._at:
+            self._at[temperature] = rows._mapped(rows.mapping, temperature)
+        return self._at[temperature]
+
+    def _mapped(self, mapping: VocabularyMap, temperature: float | Tensor) -> Rows:
+        teacher = self.teacher
+        if isinstance(teacher, Tensor):
+            with torch.no_grad():
+                teacher = mapping.of_teacher(teacher, temperature)
+        student = mapping.of_student(self.student, temperature)
+        return replace(
+            self,
+            student=student,
+            teacher=teacher,
+            labels=mapping.labels(self.labels, IGNORED),
+            written=None if self.written is None else mapping.labels(self.written, IGNORED),
+            mapping=None,
         )
 
     def _places(self, classes: Tensor) -> Tensor:
@@ -137,10 +176,13 @@ class Rows:
         """Return how many rows of each example have the same top class in both models, `(batch,)`."""
         if self.teacher is None or self.student.shape[-1] == 1:
             return self.student.new_zeros(self.examples)
-        rows = self.compared
+        rows = self.at(1.0)
         assert rows.teacher is not None
         top = top_class(rows.teacher) if isinstance(rows.teacher, Tensor) else rows.teacher.top_class()
-        return rows.sum_by_example((top_class(rows.student) == top).to(self.student.dtype))
+        same = top_class(rows.student) == top
+        if self.mapping is not None:
+            same = same & (top < self.mapping.groups)  # other tokens need not be the same one
+        return rows.sum_by_example(same.to(self.student.dtype))
 
     def extremes(self) -> Tensor:
         """Return a number per example and model, `(batch, 2)`: NaN or inf if its logits are; student, then teacher.

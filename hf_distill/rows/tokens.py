@@ -14,6 +14,7 @@ from torch import Tensor
 from hf_distill.data.label_names import IGNORED, UNLABELLED
 from hf_distill.data.two_tokenizers import ALIGNED_AT, MARK, SAME, SPAN, TEACHER_SPAN, teacher_inputs
 from hf_distill.errors import UserError
+from hf_distill.models.vocabulary_map import VocabularyMap
 from hf_distill.rows.base import Places, RowLayout, Rows, Unit, upcast
 from hf_distill.rows.written import SpanTokens
 
@@ -47,6 +48,7 @@ class TokenRows(RowLayout):
         teacher_columns: Column of the teacher's logits for each of the student's, if their orders differ.
         left_out: Columns that are another token, or no token, for the teacher, in ascending order. The models are
             compared on the other columns only; a label may be any of `classes`.
+        mapping: Which tokens of both models stand for the same text, if the teacher has another vocabulary.
     """
 
     outputs_by_token: ClassVar[bool] = True
@@ -57,6 +59,12 @@ class TokenRows(RowLayout):
     classes: int | None = None
     teacher_columns: tuple[int, ...] | None = None
     left_out: tuple[int, ...] = ()
+    mapping: VocabularyMap | None = None
+
+    @property
+    def their_classes(self) -> int | None:
+        """Number of columns of the teacher's head that are tokens; None for all."""
+        return self.classes if self.mapping is None else len(self.mapping.teacher.group)
 
     def shared(self, device: torch.device) -> Tensor | None:
         """Return the columns that are not left out, `(columns,)`; None if all are shared."""
@@ -102,6 +110,7 @@ class TokenRows(RowLayout):
             shared=self.shared(student.device),
             taught=places.taught,
             written=places.written,
+            mapping=self.mapping,
         )
 
     def places(self, inputs: Mapping[str, Tensor]) -> Places:
@@ -168,7 +177,7 @@ class TokenRows(RowLayout):
         return upcast(places.pick(logits)[:, : self.classes])
 
     def _teacher_rows(self, logits: Tensor, places: Places) -> Tensor:
-        rows = upcast(places.pick_theirs(logits)[:, : self.classes])
+        rows = upcast(places.pick_theirs(logits)[:, : self.their_classes])
         shared = self.shared(rows.device)
         if shared is not None:
             return rows.index_select(-1, shared)

@@ -63,7 +63,7 @@ class RolloutLog:
         if not self._looks:
             return
         self._looks = False
-        few = rows.first(LOOKED_AT).compared
+        few = rows.first(LOOKED_AT).at(1.0)
         teacher = few.teacher.at(1.0) if isinstance(few.teacher, MixtureRows) else few.teacher
         if teacher is None or (isinstance(teacher, SparseRows) and teacher.temperature != 1.0):
             return

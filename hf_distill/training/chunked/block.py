@@ -14,6 +14,7 @@ from hf_distill.rows.base import Rows
 
 if TYPE_CHECKING:
     from hf_distill.models.projection import Side
+    from hf_distill.models.vocabulary_map import VocabularyMap
     from hf_distill.objectives.base import RowObjective
 
 # `(raw, teacher, labels, coefficients, written) -> (values, agreement)`, as `BlockLoss.__call__`.
@@ -39,6 +40,7 @@ class BlockLoss:
         student: The student at its head.
         teacher: The teacher at its head; None without a teacher, or if its rows are stored.
         shared: Which classes both models have, as `Rows.shared`.
+        mapping: What both models' tokens stand for, as `Rows.mapping`.
     """
 
     objectives: tuple[RowObjective, ...]
@@ -46,6 +48,7 @@ class BlockLoss:
     teacher: Side | None
     shared: Tensor | None = None
     temperatures: Mapping[int, Tensor] = field(default_factory=dict)
+    mapping: VocabularyMap | None = None
 
     def __call__(
         self,
@@ -97,5 +100,8 @@ class BlockLoss:
             teacher = self.teacher.finish(teacher).detach()
         example = torch.arange(len(leaf), device=leaf.device)
         return RowByRow(
-            self.student.finish(leaf), teacher, labels, example, len(leaf), shared=self.shared, written=written
+            *(self.student.finish(leaf), teacher, labels, example, len(leaf)),
+            shared=self.shared,
+            written=written,
+            mapping=self.mapping,
         )

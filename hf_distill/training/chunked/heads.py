@@ -112,7 +112,11 @@ class Heads:
         shared = layout.shared(places.mask.device)
         for name, head in self._heads.items():
             captured = self._captured[name]
-            sides.append(side_of(head, captured, places, classes, shared if sides else None, of_teacher=bool(sides)))
+            if not sides:
+                sides.append(side_of(head, captured, places, classes))
+            else:
+                theirs = getattr(layout, "their_classes", None)
+                sides.append(side_of(head, captured, places, theirs, shared, of_teacher=True))
         self._captured = {}
         student, *teachers = sides
         teacher: Side | MixedSides | SparseRows | None = None
@@ -126,4 +130,5 @@ class Heads:
             *(student, teacher, places.labels, places.example, len(places.mask), self._compiler, shared),
             taught=places.taught,
             written=places.written,
+            mapping=getattr(layout, "mapping", None),
         )

@@ -20,6 +20,7 @@ from torch import Tensor
 from hf_distill.models.heads import CHUNK_BYTES, ELSEWHERE, slices
 from hf_distill.models.projection import Projector, Side
 from hf_distill.models.target_rows import TeacherRows
+from hf_distill.models.vocabulary_map import VocabularyMap
 from hf_distill.objectives.base import RowObjective, temperatures_of
 from hf_distill.rows.base import Rows, SparseRows
 from hf_distill.rows.mixture import MixedSides
@@ -45,6 +46,7 @@ class HeadRows(Rows):
         shared: Which classes both models have, as in `Rows`.
         taught: Which rows are compared with the teacher, as in `Rows`.
         written: Tokens that a model wrote, as in `Rows`.
+        mapping: What both models' tokens stand for, as in `Rows`. The loss is then not compiled.
     """
 
     def __init__(
@@ -58,10 +60,12 @@ class HeadRows(Rows):
         shared: Tensor | None = None,
         taught: Tensor | None = None,
         written: Tensor | None = None,
+        mapping: VocabularyMap | None = None,
     ) -> None:
         self.sides: tuple[Side, Side | MixedSides | SparseRows | None] = (student, teacher)
         self.labels, self.example, self.examples = labels, example, examples
         self.classes, self.shared, self.taught, self.written = None, shared, taught, written
+        self.mapping, self._at = mapping, {}
         self.compiler = compiler
         self._agreement: Tensor | None = None
 
@@ -96,7 +100,8 @@ class HeadRows(Rows):
             teacher = given[part]
         logits = replace(student, hidden=student.hidden[part].detach()).logits().detach()
         rows = (logits, teacher, self.labels[part], self.example[part], self.examples)
-        return Rows(*rows, shared=self.shared, taught=None if self.taught is None else self.taught[part])
+        taught = None if self.taught is None else self.taught[part]
+        return Rows(*rows, shared=self.shared, taught=taught, mapping=self.mapping)
 
     def agreement(self) -> Tensor:
         """Return the number of rows of each example where both models have the same top class, `(batch,)`."""
@@ -147,10 +152,13 @@ class HeadRows(Rows):
         """Return the number of rows of a chunk and of a block; a chunk is one block or several whole ones."""
         student = self.sides[0]
         device = student.hidden.device.type
-        block = max(1, (BLOCK_BYTES if device == "cpu" else BLOCK_ELSEWHERE) // (student.width * 4))
+        width = student.width
+        if self.mapping is not None:  # the teacher's own vocabulary may be many times as large
+            width = max(width, len(self.mapping.teacher.group))
+        block = max(1, (BLOCK_BYTES if device == "cpu" else BLOCK_ELSEWHERE) // (width * 4))
         if device != "cpu":
             block -= block % 8 if block > 8 else 0  # so that blocks begin at a multiple of 16 bytes, in any precision
-        chunk = max(1, CHUNK_BYTES.get(device, ELSEWHERE) // (student.width * student.dtype.itemsize))
+        chunk = max(1, CHUNK_BYTES.get(device, ELSEWHERE) // (width * student.dtype.itemsize))
         if chunk <= block:
             return chunk, chunk
         chunk -= chunk % block
@@ -253,9 +261,10 @@ class _ChunkedPass:
         self.of_teacher = torch.tensor([one.needs_teacher for one in objectives], dtype=torch.bool, device=self.device)
         reads = rows.written is not None and any(one.written for one in objectives)
         self.written = rows.written.to(self.device) if reads and rows.written is not None else None
-        evaluation = BlockLoss(objectives, student, teacher if isinstance(teacher, Side) else None, rows.shared)
+        beside = teacher if isinstance(teacher, Side) else None
+        evaluation = BlockLoss(objectives, student, beside, rows.shared, mapping=rows.mapping)
         self.evaluate: Evaluate = evaluation
-        if rows.compiler is not None:
+        if rows.compiler is not None and rows.mapping is None:
             stored = teacher if isinstance(teacher, SparseRows) else None
             self.evaluate = rows.compiler.of(
                 evaluation,
