@@ -95,6 +95,8 @@ class Kept:
         left_out: tuple[int, ...] = getattr(layout, "left_out", ())
         classes = min(getattr(layout, "classes", None) or len(head.weight), len(head.weight) + len(left_out))
         classes -= len(left_out)
+        if (mapping := getattr(layout, "mapping", None)) is not None:
+            classes = mapping.classes
         if precision == "float32":
             precision = exact
         tail = tail if top < classes else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -19,6 +19,7 @@ from hf_distill.models.mixing import mix
 from hf_distill.models.projection import Projector, Side
 from hf_distill.models.target_model import Targets, as_source
 from hf_distill.models.target_rows import MixtureRows
+from hf_distill.models.vocabulary_map import VocabularyMap
 from hf_distill.rows.base import RowLayout, SparseRows, side_of
 from hf_distill.rows.mixture import MixedSides, mean_outputs
 from hf_distill.rows.padding import Padding
@@ -77,11 +78,11 @@ class Recorder:
             places = self.layout.places(batch)
             assert places is not None
             places = places.of_teacher()
-            classes, shared = getattr(self.layout, "classes", None), self.layout.shared(places.mask.device)
+            classes, shared = getattr(self.layout, "their_classes", None), self.layout.shared(places.mask.device)
             pairs = zip(self.heads, captured, strict=True)
             sides = tuple(side_of(head, one, places, classes, shared, of_teacher=True) for head, one in pairs)
             whole = sides[0] if targets.mean is None else MixedSides(sides, targets.mean, places.example)
-            rows, example = top_rows(whole, self.kept, generator), places.example
+            rows, example = top_rows(whole, self.kept, generator, self._classes), places.example
         else:
             outputs = targets.mixed if targets.mean is not None else (targets.outputs,)
             logits: Tensor | MixtureRows
@@ -90,8 +91,15 @@ class Recorder:
             if targets.mean is not None:
                 members = (one for _, one in every)
                 logits = mix(members, targets.mean, (self.kept.temperature, 1.0), example)
+            if isinstance(logits, Tensor):
+                logits = self._classes(logits)
             rows = sparse_rows(logits, self.kept, generator)
         return {**self._sparse(rows, torch.bincount(example, minlength=len(first))), **states}
+
+    def _classes(self, logits: Tensor) -> Tensor:
+        """Return a teacher's logits of what is stored: its classes, or what the tokens of both models stand for."""
+        mapping: VocabularyMap | None = getattr(self.layout, "mapping", None)
+        return logits if mapping is None else mapping.of_teacher(logits, self.kept.temperature)
 
     def _rows(self, logits: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the rows of a model's logits, `(rows, classes)`, and the example of each, `(rows,)`."""
@@ -172,8 +180,17 @@ def sparse_rows(given: Tensor | MixtureRows, kept: Kept, generator: torch.Genera
     return SparseRows(torch.cat((rows.indices, drawn), -1), rows.log_probabilities, rows.remaining, kept.temperature)
 
 
-def top_rows(side: Side | MixedSides, kept: Kept, generator: torch.Generator) -> SparseRows:
-    """Return the sparse rows of a model, or of the mean of several, without computing all logits at once."""
+def top_rows(
+    side: Side | MixedSides, kept: Kept, generator: torch.Generator, change: Callable[[Tensor], Tensor]
+) -> SparseRows:
+    """Return the sparse rows of a model, or of the mean of several, without computing all logits at once.
+
+    Args:
+        side: The model, or several.
+        kept: What is stored.
+        generator: Of what is sampled.
+        change: Makes of the logits of one model those of the classes that are stored.
+    """
     first = side.sides[0] if isinstance(side, MixedSides) else side
     # All classes of a chunk are sorted, which takes several times the memory of the chunk.
     budget = min(ELSEWHERE, CHUNK_BYTES.get(first.hidden.device.type, ELSEWHERE))
@@ -183,7 +200,7 @@ def top_rows(side: Side | MixedSides, kept: Kept, generator: torch.Generator) ->
     def logits(part: slice) -> Tensor | MixtureRows:
         if isinstance(side, MixedSides):
             return side.rows(part, (kept.temperature, 1.0))
-        return side.finish(single.raw(part))
+        return change(side.finish(single.raw(part)))
 
     parts = [sparse_rows(logits(part), kept, generator) for part in slices(0, len(first.hidden), chunk)] or [
         sparse_rows(first.hidden.new_zeros(0, kept.classes), kept, generator)

@@ -75,7 +75,7 @@ def student_view(split: Dataset) -> Dataset:
 def teacher_view(split: Dataset) -> Dataset:
     """Return the teacher's columns of a split from `side_by_side`, without the prefix and in the same order."""
     own = {name: name.removeprefix(PREFIX) for name in split.column_names if name.startswith(PREFIX)}
-    shared = [name for name in SHARED if name in split.column_names]
+    shared = [name for name in SHARED if name in split.column_names and name not in own.values()]
     return split.select_columns([*own, *shared]).rename_columns(own)
 
 

@@ -131,6 +131,11 @@ class Gives:
         """Return what a model gives that runs beside the student."""
         return cls(whose, states=None, attentions=True, model=True, derivatives=True, own_tokens=own_tokens)
 
+    def by_texts(self) -> Gives:
+        """Return what it gives of a vocabulary that is not the student's: of each row the texts that both can write."""
+        classes: Classes | None = "top" if self.classes == "all" else self.classes
+        return replace(self, classes=classes, exact_logits=False, own_tokens=True)
+
     def lacking(self, wanted: Iterable[States]) -> tuple[States, ...]:
         """Return which hidden states are wanted and neither given nor part of what is.
 

@@ -87,8 +87,8 @@ class VocabularyMap:
 
     Both models' distributions are compared over these texts. Several tokens of a model for one text, such as `&` and
     the byte `<0x26>`, count as one, with the sum of their probabilities. All tokens without a counterpart are one more
-    class, which is in both distributions: nothing is renormalised. Where every token of the student has one, there is no
-    such class, and the teacher's distribution is that over the texts that the student can write.
+    class, which is in both distributions: nothing is renormalised. Where every token of the student has one, there is
+    no such class, and the teacher's distribution is that over the texts that the student can write.
 
     Attributes:
         student: The student's columns.

@@ -82,6 +82,8 @@ def check_plan(recipe: Recipe, pair: Pair | None) -> None:
         asked = None  # told once, not again for every objective
     gives = recipe.teacher.gives(recipe.task, every, asked)
     gives = replace(gives, own_tokens=gives.own_tokens or (pair is not None and pair.own_tokens))
+    if recipe.task.aligns_tokens and pair is not None and pair.own_tokens:
+        gives = gives.by_texts()
     configs = None if pair is None else (pair.student, pair.teacher)
     for path, objective, training, completions in _settings_of(recipe):
         try:

@@ -19,6 +19,7 @@ from hf_distill.models.pair import Pair
 from hf_distill.models.quantization import check_loadable
 from hf_distill.models.tokenizers import longest_input
 from hf_distill.objectives.guard import guarded
+from hf_distill.tasks.aligned_texts import check_bytes
 from hf_distill.teachers.base import under
 
 if TYPE_CHECKING:
@@ -232,7 +233,10 @@ def _tokenizers(
             continue
         if fault is None:
             continue
-        if first == "student" and recipe.task.own_tokenizers:
+        aligned = recipe.task.aligns_tokens and len(members) == 1
+        if first == "student" and (recipe.task.own_tokenizers or aligned):
+            for whose, one in (("student", tokenizer), (side, other)) if aligned else ():
+                check_bytes(one, whose)
             return _Reads(_with_padding(tokenizer, "student.model"), _with_padding(other, f"{side}.model"))
         why = f"{recipe.task.name} compares the models token by token, so both have to read the same tokens."
         if recipe.task.own_tokenizers:

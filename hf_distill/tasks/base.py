@@ -199,6 +199,8 @@ class Task(ABC):
     compares_tokens: ClassVar[bool] = False
     # Whether its models go on with a text, so that they can write completions (section `completions`).
     writes: ClassVar[bool] = False
+    # Whether one teacher with another tokenizer may teach all the same, its tokens aligned with the student's by bytes.
+    aligns_tokens: ClassVar[bool] = False
     # Whether the models return one vector for each text.
     vectors: ClassVar[bool] = False
     # Whether the inputs change from epoch to epoch.
@@ -299,6 +301,8 @@ class Task(ABC):
         """
         settle_group_weights(objectives, prepared.train, "objectives")
         gives = Gives.everything(own_tokens=prepared.own_tokens)
+        if getattr(prepared.layout, "mapping", None) is not None:
+            gives = gives.by_texts()
         facts = replace(self.facts(prepared), **(completions.facts() if completions is not None else {}))
         for index, objective in enumerate(objectives):
             key = f"objectives[{index}]"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hf_distill.data import column
 from hf_distill.data.label_names import IGNORED
 from hf_distill.data.misfits import is_text, misfit
-from hf_distill.data.two_tokenizers import ALIGNED_AT, APART
+from hf_distill.data.two_tokenizers import ALIGNED_AT, APART, SPAN
 from hf_distill.errors import UserError
 from hf_distill.models.tokenizers import vocabulary as vocabulary
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Column beside the tokens -> the value that pads it.
-_PADDING = {"labels": IGNORED, ALIGNED_AT: APART}
+_PADDING = {"labels": IGNORED, ALIGNED_AT: APART, SPAN: -1}
 
 
 @dataclass(frozen=True)

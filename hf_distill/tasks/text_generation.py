@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -14,6 +14,7 @@ from hf_distill.data.labelled import has_label
 from hf_distill.errors import UserError
 from hf_distill.models.loading import Head
 from hf_distill.models.outline import has_class
+from hf_distill.tasks.aligned_texts import AlignedTexts, with_teacher
 from hf_distill.tasks.base import Prepared, Setup, Task
 from hf_distill.tasks.eval_prompts import check_written, evaluator_for
 from hf_distill.tasks.language import (
@@ -60,6 +61,8 @@ class TextGeneration(Task):
             `messages`. Default: read from the columns.
         chat_template_kwargs: Extra arguments for the chat template, such as `{enable_thinking: false}`. A column of
             this name adds to them row by row.
+        min_coverage: With a teacher that has a tokenizer of its own: smallest share of the tokens to learn that have to
+            be one token of the teacher too, as only these are compared. Less is refused.
     """
 
     name: ClassVar[str] = "text-generation"
@@ -74,10 +77,12 @@ class TextGeneration(Task):
 
     compares_tokens: ClassVar[bool] = True
     writes: ClassVar[bool] = True
+    aligns_tokens: ClassVar[bool] = True
 
     packing: bool = False
     examples: Form | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    min_coverage: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
 
     def check_model(self, config: PretrainedConfig) -> None:
         """Refuse encoder-decoder models, and encoders, which see the tokens that they should predict."""
@@ -110,12 +115,13 @@ class TextGeneration(Task):
             raise UserError("names are for classes, and a language model has none. Leave them out.", key="labels")
         splits, encoder = self._encoder(splits, setup)
         check_written(names, width, plain=encoder.form == "text" and setup.completing is None)
-        tokenised = {name: tokenise_split(split, name, encoder) for name, split in splits.items()}
+        beside = None if setup.teacher_tokenizer is None else AlignedTexts.of(encoder, setup)
+        tokenised = {name: tokenise_split(split, name, encoder, beside) for name, split in splits.items()}
         if setup.completing is not None:
             check_share(tokenised["train"], setup.completing.share)
         check_shared(tokenised, setup)
         eval_split = by_length(tokenised["eval"])
-        return Prepared(
+        prepared = Prepared(
             train=tokenised["train"],
             eval=eval_split,
             head=Head(self.auto_class),
@@ -125,13 +131,20 @@ class TextGeneration(Task):
             label_names=None,
             labelled=bool(has_label(tokenised["train"]).any()),
         )
+        if beside is None or setup.teacher_tokenizer is None:
+            return prepared
+        own, columns = replace(setup, tokenizer=setup.teacher_tokenizer), vocabulary(setup.teacher_tokenizer)
+        theirs = evaluator_for(teacher_view(eval_split), names, columns, own)
+        return with_teacher(prepared, beside, theirs, self.min_coverage)
 
     def look(self, splits: Mapping[str, Dataset], setup: Setup) -> None:
         """Check the first rows as `prepare` does all rows; there are no classes to count."""
         splits, encoder = self._encoder(splits, setup)
         for name, split in splits.items():
             first = split.select(range(min(len(split), LOOKED_AT)))
-            encoder(first[:], range(len(first)), name)
+            made = encoder(first[:], range(len(first)), name)
+            if setup.teacher_tokenizer is not None:
+                AlignedTexts.of(encoder, setup).look(first[:], range(len(first)), name, made, self.min_coverage)
 
     def _encoder(self, splits: Mapping[str, Dataset], setup: Setup) -> tuple[dict[str, Dataset], TextEncoder]:
         """Return the splits with columns named by role, and the encoder that tokenises them."""

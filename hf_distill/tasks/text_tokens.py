@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
+    from hf_distill.tasks.aligned_texts import AlignedTexts
+
 logger = logging.getLogger(__name__)
 
 Form = Literal["text", "completion", "messages"]
@@ -244,8 +246,15 @@ def blocks(texts: list[Tokens], length: int) -> Iterator[Tokens]:
         yield Tokens(ids[start:end], [IGNORED, *labels[start + 1 : end]])
 
 
-def tokenise_split(split: Dataset, name: str, encoder: TextEncoder) -> Dataset:
-    """Return `input_ids`, `labels` and `length` of a split; the next run reads them from the cache of `datasets`."""
+def tokenise_split(split: Dataset, name: str, encoder: TextEncoder, beside: AlignedTexts | None = None) -> Dataset:
+    """Return `input_ids`, `labels` and `length` of a split; the next run reads them from the cache of `datasets`.
+
+    Args:
+        split: Raw examples.
+        name: Name of the split.
+        encoder: Tokenises for the student.
+        beside: Makes the columns of a teacher with a tokenizer of its own.
+    """
 
     def encode(batch: dict[str, list[Any]], rows: list[int]) -> dict[str, list[Any]]:
         made, limit = encoder(batch, rows, name), encoder.max_length
@@ -257,11 +266,14 @@ def tokenise_split(split: Dataset, name: str, encoder: TextEncoder) -> Dataset:
             "cut": [limit is not None and len(one.ids) > limit for one in made],
             **{flag: [getattr(one, flag) for one in made] for flag in _FLAGS},
             "left_out": [one.left_out for one in made],
+            **({} if beside is None else beside.columns(batch, rows, name, made)),
             **({} if encoder.packing else {SOURCE: _sources(made)}),
         }
 
-    features = token_features("cut", *_FLAGS, texts=("left_out",), numbers=encoder.columns)
-    tokenised = tokenise(split, name, encode, encoder.tokenizer, *encoder.deciding, features=features, with_rows=True)
+    settings, features = encoder.deciding, token_features("cut", *_FLAGS, texts=("left_out",), numbers=encoder.columns)
+    if beside is not None:
+        settings, features = (*settings, *beside.settings), type(features)({**features, **beside.features})
+    tokenised = tokenise(split, name, encode, encoder.tokenizer, *settings, features=features, with_rows=True)
     _warn(split, name, tokenised, encoder)
     # The other forms can make several examples of a row.
     if not encoder.packing and (encoder.columns or (encoder.form == "completion" and not encoder.chat)):

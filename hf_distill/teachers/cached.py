@@ -345,8 +345,19 @@ def reading(task: Task, pair: Pair, *, own_inputs: bool = False) -> dict[str, An
         **({} if own_inputs else {"max_length": pair.max_length}),
         "task": fingerprint(entry(task)),
         **({"tokens left out": fingerprint(pair.left_out)} if pair.left_out else {}),
+        **_students_tokenizer(task, pair),
         **({"the student's tokens": fingerprint(pair.cut.kept)} if pair.renumbered and pair.cut else {}),
     }
+
+
+def _students_tokenizer(task: Task, pair: Pair) -> dict[str, Any]:
+    """Return the setting that decides what is stored of a teacher whose tokens are aligned with the student's."""
+    from hf_distill.files.fingerprint import fingerprint
+    from hf_distill.models.tokenizers import tokenizer_state
+
+    if not (task.aligns_tokens and pair.own_tokens):
+        return {}
+    return {"the student's tokenizer": fingerprint(tokenizer_state(pair.tokenizer) or type(pair.tokenizer).__name__)}
 
 
 def planned(own: CachedTeacher, task: Task, objectives: Sequence[Objective], pair: Pair | None) -> Kept:
@@ -371,6 +382,11 @@ def planned(own: CachedTeacher, task: Task, objectives: Sequence[Objective], pai
     classes = None if pair is None else vocabulary(pair.student, pair.teacher, pair.tokenizer)
     left_out = () if pair is None or classes is None else tuple(one for one in pair.left_out if one < classes)
     classes = None if classes is None else classes - len(left_out)
+    if pair is not None and pair.teacher_tokenizer is not None and pair.own_tokens:
+        from hf_distill.tasks.aligned_texts import mapping_of, two_tokenizers
+
+        both = two_tokenizers(pair.tokenizer, pair.student, pair.teacher_tokenizer, pair.teacher)
+        classes, left_out = mapping_of(both).classes, ()
     inner = own.teacher.gives(task, objectives, pair)
     top = min(one for one in (own.top, classes, inner.top) if one is not None)
     return Kept(

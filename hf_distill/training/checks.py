@@ -117,6 +117,8 @@ def check_objectives(trainer: Any, source: TargetSource | None, *, labelled: boo
     gives = None if source is None else source.gives()
     if gives is not None and isinstance(split, datasets.Dataset):
         gives = replace(gives, own_tokens=MARK in split.column_names)
+    if gives is not None and getattr(trainer.layout, "mapping", None) is not None:
+        gives = gives.by_texts()
     facts = facts_of(split, trainer.layout, labelled=labelled)
     if split is not None:
         facts = replace(facts, **trainer.completions.facts())

@@ -103,8 +103,8 @@ TERMS: tuple[Objective, ...] = (
 )
 
 
-def trained(folder: Path, terms: tuple[Objective, ...], shuffled: bool, **settings: Any) -> Record:
-    """Return a step of a student; `shuffled`: its teacher has the same tokens under other numbers."""
+def trained(folder: Path, shuffled: bool, terms: tuple[Objective, ...] = TERMS, **settings: Any) -> Record:
+    """Return a step; `shuffled`: the teacher has the same tokens under other numbers."""
     student, teacher = make_models("causal-lm", dtype=torch.float64)
     rows, layout = make_rows("causal-lm"), TokenRows(shift=True, classes=VOCABULARY)
     if shuffled:
@@ -136,11 +136,11 @@ def trained(folder: Path, terms: tuple[Objective, ...], shuffled: bool, **settin
 
 
 def test_a_shuffled_vocabulary_changes_nothing(tmp_path: Path, pieces: Any) -> None:
-    """A row read by the teacher's numbers teaches other tokens; in chunks the teacher's rows are made block by block."""
+    """A row read by the teacher's numbers teaches other tokens; in chunks its rows are made block by block."""
     pieces(VOCABULARY, 6, 3)
-    wanted = trained(tmp_path, TERMS, False, **split(4))
+    wanted = trained(tmp_path, False, **split(4))
     for batch_size in (8, 2):
-        found = trained(tmp_path, TERMS, True, **split(batch_size))
+        found = trained(tmp_path, True, **split(batch_size))
         assert found.losses == pytest.approx(wanted.losses, rel=1e-6)
         assert largest_difference(found, wanted) < 1e-6
         assert found.logs[0]["agreement"] == pytest.approx(wanted.logs[0]["agreement"], rel=1e-6)
