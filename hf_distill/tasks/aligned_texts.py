@@ -17,13 +17,13 @@ from hf_distill.data.two_tokenizers import ALIGNED_AT, APART, MARK, PREFIX, SPAN
 from hf_distill.errors import UserError
 from hf_distill.models.vocabulary_map import VocabularyMap
 from hf_distill.tasks.language import PadTokens, pad_token_id, vocabulary
+from hf_distill.tasks.text_tokens import COMPLETION_IDS, PROMPT_IDS, TextEncoder, Tokens
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from hf_distill.tasks.base import Prepared, Setup
-    from hf_distill.tasks.text_tokens import TextEncoder, Tokens
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,12 @@ class AlignedTexts:
                 "own. Leave out task.packing, or choose a teacher of the student's family.",
                 key="task.packing",
             )
+        if setup.completions.in_training:
+            raise UserError(
+                "completions that are written during the training have the student's tokens, and this teacher reads "
+                f"others. {_OTHER}",
+                key="completions.by",
+            )
         theirs, student = setup.configs
         return cls(replace(encoder, tokenizer=teacher), two_tokenizers(encoder.tokenizer, student, teacher, theirs))
 
@@ -95,8 +101,6 @@ class AlignedTexts:
             split: Name of the split, for messages.
             made: The student's examples.
         """
-        from hf_distill.tasks.text_tokens import COMPLETION_IDS, PROMPT_IDS
-
         texts = {name: cells for name, cells in batch.items() if name not in (COMPLETION_IDS, PROMPT_IDS)}
         every = zip(_by_row(made), _by_row(self.theirs(texts, rows, split)), strict=True)
         found: dict[str, list[Any]] = {name: [] for name in self.features}

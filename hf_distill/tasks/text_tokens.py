@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, chain, takewhile
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from hf_distill.data import column
 from hf_distill.data.example_columns import PROMPT_LENGTH, SOURCE
@@ -21,10 +21,8 @@ from hf_distill.tasks.spanned import spanned
 from hf_distill.tasks.tokenising import tokenise, with_rows
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, Features
     from transformers import PreTrainedTokenizerBase
-
-    from hf_distill.tasks.aligned_texts import AlignedTexts
 
 logger = logging.getLogger(__name__)
 
@@ -246,7 +244,26 @@ def blocks(texts: list[Tokens], length: int) -> Iterator[Tokens]:
         yield Tokens(ids[start:end], [IGNORED, *labels[start + 1 : end]])
 
 
-def tokenise_split(split: Dataset, name: str, encoder: TextEncoder, beside: AlignedTexts | None = None) -> Dataset:
+class Beside(Protocol):
+    """What makes further columns of the examples of a batch.
+
+    Attributes:
+        settings: What they depend on beside the student's tokenizer, as JSON values.
+        features: Their types.
+    """
+
+    @property
+    def settings(self) -> tuple[Any, ...]: ...  # noqa: D102
+    @property
+    def features(self) -> Features: ...  # noqa: D102
+
+    def columns(
+        self, batch: Mapping[str, list[Any]], rows: Sequence[int], split: str, made: Sequence[Tokens]
+    ) -> dict[str, list[Any]]:
+        """Return the columns, a row for each example in `made`."""
+
+
+def tokenise_split(split: Dataset, name: str, encoder: TextEncoder, beside: Beside | None = None) -> Dataset:
     """Return `input_ids`, `labels` and `length` of a split; the next run reads them from the cache of `datasets`.
 
     Args:
