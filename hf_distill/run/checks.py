@@ -84,6 +84,11 @@ def check_plan(recipe: Recipe, pair: Pair | None) -> None:
     gives = replace(gives, own_tokens=gives.own_tokens or (pair is not None and pair.own_tokens))
     if recipe.task.aligns_tokens and pair is not None and pair.own_tokens:
         gives = gives.by_texts()
+        for key in ("own_samples", "speculative"):
+            if getattr(recipe.evaluation, key):
+                mistakes.append(
+                    str(recipe.mistake(f"evaluation.{key}", "teacher and student have different tokens. Leave it out."))
+                )
     configs = None if pair is None else (pair.student, pair.teacher)
     for path, objective, training, completions in _settings_of(recipe):
         try:

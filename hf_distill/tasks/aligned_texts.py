@@ -11,7 +11,6 @@ import numpy as np
 
 from hf_distill.data import column
 from hf_distill.data.alignment import Segments, TwoTokenizers, runs, whole
-from hf_distill.data.example_columns import PROMPT_LENGTH
 from hf_distill.data.label_names import IGNORED
 from hf_distill.data.two_tokenizers import ALIGNED_AT, APART, MARK, PREFIX, SPAN, TEACHER_SPAN, PadBoth, teacher_view
 from hf_distill.errors import UserError
@@ -27,8 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TEACHER_PROMPT = f"{PREFIX}{PROMPT_LENGTH}"
-_OTHER = "Choose a teacher of the student's family, or let the teacher write the texts (completions: {by: teacher})."
+_OTHER = "Choose a teacher of the student's family."
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,10 +60,10 @@ class AlignedTexts:
                 "own. Leave out task.packing, or choose a teacher of the student's family.",
                 key="task.packing",
             )
-        if setup.completions.in_training:
+        if setup.completing is not None:
             raise UserError(
-                "completions that are written during the training have the student's tokens, and this teacher reads "
-                f"others. {_OTHER}",
+                "completions that a model writes have its own tokens, and here teacher and student have different "
+                f"ones. Wanted by: data. {_OTHER}",
                 key="completions.by",
             )
         theirs, student = setup.configs
@@ -85,10 +83,7 @@ class AlignedTexts:
         from datasets import Features, List, Value
 
         lists = (MARK, f"{PREFIX}labels", ALIGNED_AT, SPAN, TEACHER_SPAN)
-        return Features(
-            {name: List(Value("int32")) for name in lists}
-            | {name: Value("int64") for name in (f"{PREFIX}length", TEACHER_PROMPT)}
-        )
+        return Features({name: List(Value("int32")) for name in lists} | {f"{PREFIX}length": Value("int64")})
 
     def columns(
         self, batch: Mapping[str, list[Any]], rows: Sequence[int], split: str, made: Sequence[Tokens]
@@ -138,12 +133,10 @@ class AlignedTexts:
             made = self.both.align(ids, read, self._segments(ids, labels, 0), self._segments(read, learned, 1))
             at = [place if label != IGNORED else APART for place, label in zip(made.at, labels, strict=True)]
             span, their_span = _whole_spans(made.span, labels, made.their_span)
-        prompt = next((place for place, label in enumerate(learned) if label != IGNORED), len(read))
         return {
             MARK: read,
             f"{PREFIX}labels": learned,
             f"{PREFIX}length": len(read),
-            TEACHER_PROMPT: prompt,
             ALIGNED_AT: at,
             SPAN: span,
             TEACHER_SPAN: their_span,

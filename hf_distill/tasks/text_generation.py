@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -11,6 +12,7 @@ from hf_distill.component import component
 from hf_distill.data import by_length, column
 from hf_distill.data.example_columns import EXAMPLE_ROLES
 from hf_distill.data.labelled import has_label
+from hf_distill.data.two_tokenizers import teacher_view
 from hf_distill.errors import UserError
 from hf_distill.models.loading import Head
 from hf_distill.models.outline import has_class

@@ -110,6 +110,9 @@ def test_what_does_not_fit_is_refused(recipe: WriteRecipe, make_model: Any, tmp_
         ({"objectives": [{"name": "hidden", "layers": [[1, 1]]}]}, "token by token"),
         ({"task": {"name": "text-generation", "packing": True}}, "task.packing"),
         ({"teacher": {"name": "pretrained", "model": str(other)}}, "min_coverage"),
+        ({"completions": {"by": "student", "prompt_tokens": 2, "max_new_tokens": 4}}, "completions.by"),
+        ({"completions": {"by": "teacher", "prompt_tokens": 2, "max_new_tokens": 4}}, "completions.by"),
+        ({"evaluation": {"own_samples": 2}}, "own_samples"),
         ({"tokenizer": str(make_model("llama-lm", seed=2))}, "tokenizer"),
     ]
     for sections, words in wanted:
@@ -143,7 +146,6 @@ def test_each_model_reads_its_own_chat_template(make_model: Any, tmp_path: Path)
     )
     assert [one.strip("▁") for one in ours] == ["a", "great", "film", "</s>"]
     assert [one.strip("Ġ") for one in theirs] == ["a", "great", "film", "<|endoftext|>"]  # the ends, by their role
-    assert row["teacher_prompt_length"] > 0
     assert all(row["labels"][place] != -100 for place in compared)
     batch = found.collator([{name: value for name, value in row.items() if not name.endswith("length")}] * 2)
     assert batch["aligned_at"].shape == batch["labels"].shape
