@@ -123,10 +123,40 @@ def their_tokens(
     found = []
     for one in teacher:
         number = known.get(one, -1) if one else -1
-        if prefix and one and number < 0:
+        # What begins so is no text but the name of a special token; alone it is a byte like others.
+        if prefix and one and number < 0 and one[:1] != b"\xff":
             parts = (known.get(one[:length], -1) for length in range(min(len(one) - 1, longest), 0, -1))
             number = next((part for part in parts if part >= 0), -1)
         found.append(number)
+    return found
+
+
+def nearest_tokens(student: Sequence[bytes | None], teacher: Sequence[bytes | None]) -> list[int]:
+    """Return the student's token nearest to every token of the teacher by edit distance, -1 where none is near.
+
+    It is the one of the same bytes; else one that a single byte more, less or other makes of it, the first of several.
+
+    >>> nearest_tokens([b"cat", b"dog", b"hats"], [b"dog", b"hat", b"cats", b"horse"])
+    [1, 0, 0, -1]
+    """
+    found = their_tokens(student, teacher)
+    known: dict[bytes, int] = {}
+    # A student's token without one byte, and with a gap in place of one: what is in no text stands for the gap.
+    shorter: dict[bytes, int] = {}
+    gaps: dict[bytes, int] = {}
+    for number, one in enumerate(student):
+        if one and one[:1] != b"\xff":
+            known.setdefault(one, number)
+            for place in range(len(one)):
+                shorter.setdefault(one[:place] + one[place + 1 :], number)
+                gaps.setdefault(one[:place] + b"\xff" + one[place + 1 :], number)
+    for number, one in enumerate(teacher):
+        if found[number] < 0 and one and one[:1] != b"\xff":
+            places = range(len(one))
+            near = [shorter.get(one)]
+            near += [known.get(one[:place] + one[place + 1 :]) for place in places]
+            near += [gaps.get(one[:place] + b"\xff" + one[place + 1 :]) for place in places]
+            found[number] = min((other for other in near if other is not None), default=-1)
     return found
 
 

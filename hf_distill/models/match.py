@@ -196,7 +196,7 @@ def _classes(needs: Needs, gives: Gives) -> Iterator[Mistake]:
             instead = "Use reverse_kl_sampled on texts that the student writes, or let the teacher give more."
         yield Mistake(f"'{needs.name}' compares logits, and {gives.whose} gives {only}. {instead}")
         return
-    if needs.classes == "all" and gives.classes != "all":
+    if needs.classes == "all" and gives.classes != "all" and not (needs.own_vocabulary and gives.model):
         yield Mistake(
             f"'{needs.name}' does not work with {gives.whose}, of which only the likeliest tokens are known: "
             f"{needs.why_all}. Leave it out, or take the teacher itself."

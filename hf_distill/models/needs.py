@@ -24,6 +24,7 @@ class Needs:
         classes: How much of the teacher's logits is the least that will do; None where it reads none.
         why_all: Why it needs all classes, for messages.
         temperatures: At which it softens the teacher's logits: one, or the first and the last of a schedule.
+        own_vocabulary: Whether it needs the teacher's logits of its own tokens, where these are not the student's.
         exact_logits: Whether it needs the logits themselves, so that logarithms of probabilities will not do.
         states: Which of the teacher's hidden states; None where that is not known without configurations.
         attentions: Whether it needs the teacher's maps of attention.
@@ -53,6 +54,7 @@ class Needs:
     classes: Classes | None = "all"
     why_all: str = "it needs the teacher's logits of all classes"
     temperatures: tuple[float, ...] = ()
+    own_vocabulary: bool = False
     exact_logits: bool = False
     states: tuple[States, ...] | None = ()
     attentions: bool = False

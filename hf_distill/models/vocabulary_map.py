@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from hf_distill.data.token_bytes import nearest_tokens, their_tokens
 from hf_distill.models.target_rows import upcast
 
 # Logarithm of the mass that stands for none: that of no token at all would make divergences infinite.
 NOTHING = -87.0
+# More columns than this in one group are added up together, which rounds to 0 what is below 1e-38 of the likeliest.
+CROWD = 4
+# Logit of a token whose probability is exactly 0.
+NEVER = -1e30
 Temperature = float | Tensor
 
 
@@ -59,6 +64,8 @@ class Columns:
         Returns:
             `(rows, groups)`, with `rest` `(rows, groups + 1)`.
         """
+        if self._crowded:
+            return self._added(logits, temperature)[:, : self.groups + rest]
         (_, columns), *more = self._layers
         found = logits.index_select(-1, columns)
         for groups, columns in more:
@@ -71,6 +78,18 @@ class Columns:
         else:
             others = (found / temperature).logsumexp(-1, keepdim=True) + NOTHING
         return torch.cat((found, others * temperature), -1)
+
+    @cached_property
+    def _crowded(self) -> bool:
+        """Whether a group has so many columns that they are added up, rather than one after the other."""
+        return bool(self.group.bincount(minlength=self.groups + 1)[: self.groups].max() > CROWD)
+
+    def _added(self, logits: Tensor, temperature: Temperature) -> Tensor:
+        """Return what `merged` does, with the rest, by one sum; what is below the smallest float32 is that."""
+        scaled = logits / temperature
+        highest = scaled.amax(-1, keepdim=True)
+        sums = logits.new_zeros(len(logits), self.groups + 1).index_add(-1, self.group, (scaled - highest).exp())
+        return (sums.clamp(min=torch.finfo(torch.float32).tiny).log() + highest) * temperature
 
     def of(self, tokens: Tensor) -> Tensor:
         """Return the groups of some columns; `groups` for one in none."""
@@ -93,14 +112,18 @@ class VocabularyMap:
     Attributes:
         student: The student's columns.
         teacher: The teacher's.
+        texts: What the tokens of both stand for, by id, as `of` was given them.
     """
 
     student: Columns
     teacher: Columns
+    texts: tuple[Sequence[bytes | None], Sequence[bytes | None]] = field(default=((), ()), repr=False)
     _moved: dict[torch.device, VocabularyMap] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, student: Sequence[bytes | None], teacher: Sequence[bytes | None]) -> VocabularyMap | None:
+    def of(
+        cls, student: Sequence[bytes | None], teacher: Sequence[bytes | None], *, prefix: bool = False
+    ) -> VocabularyMap | None:
         """Return the map of two vocabularies; None if no token is the same text.
 
         It depends on the texts alone, not on the order of a dictionary, so that all processes have the same.
@@ -108,23 +131,26 @@ class VocabularyMap:
         Args:
             student: What each of the student's tokens stands for, by its id; None or empty for nothing.
             teacher: The same of the teacher's.
+            prefix: Put a token of the teacher that has no counterpart to the longest token of the student with which
+                it begins (Byte-Prefix Mapping). It then has one, and only what begins like no token is left.
 
         >>> made = VocabularyMap.of([b"a", b"b", None], [b"b", b"c", b"a", b"b"])
         >>> made.student.group, made.teacher.group
         (tensor([0, 1, 2]), tensor([1, 2, 0, 1]))
         """
-        theirs = {text for text in teacher if text}
+        to = their_tokens(student, teacher, prefix=prefix)
+        there = {student[number] for number in to if number >= 0}
         groups: dict[bytes, int] = {}
         for text in student:
-            if text and text in theirs:
+            if text and text in there:
                 groups.setdefault(text, len(groups))
         if not groups:
             return None
         none = len(groups)
-        ours, other = (
-            torch.tensor([groups.get(text, none) if text else none for text in side]) for side in (student, teacher)
-        )
-        return cls(Columns(ours, none), Columns(other, none))
+        ours = torch.tensor([groups.get(text, none) if text else none for text in student])
+        by_token = torch.cat((ours, ours.new_tensor([none])))  # the last for -1
+        other = by_token[torch.tensor(to)]
+        return cls(Columns(ours, none), Columns(other, none), (tuple(student), tuple(teacher)))
 
     @property
     def groups(self) -> int:
@@ -146,8 +172,29 @@ class VocabularyMap:
         if self.student.group.device == device:
             return self
         if device not in self._moved:
-            self._moved[device] = VocabularyMap(self.student.to(device), self.teacher.to(device))
+            self._moved[device] = replace(
+                self, student=self.student.to(device), teacher=self.teacher.to(device), _moved={}
+            )
         return self._moved[device]
+
+    @cached_property
+    def _nearest(self) -> Tensor:
+        """The student's token nearest to each of the teacher's, as `nearest_tokens`; one past the last for none."""
+        found = torch.tensor(nearest_tokens(*self.texts))
+        return torch.where(found < 0, len(self.student.group), found)
+
+    def by_nearest(self, logits: Tensor) -> Tensor:
+        """Return a teacher's logits over the student's tokens: the largest of all whose nearest token it is.
+
+        Args:
+            logits: `(rows, teacher's columns)`.
+
+        Returns:
+            `(rows, student's columns)`; `NEVER` for a token that is nearest to none.
+        """
+        nearest = self._nearest.to(logits.device).expand_as(logits)
+        found = logits.new_full((len(logits), len(self.student.group) + 1), NEVER)
+        return found.scatter_reduce(-1, nearest, logits, "amax")[:, :-1]
 
     def of_student(self, logits: Tensor, temperature: Temperature = 1.0) -> Tensor:
         """Return the student's logits of the classes, at a temperature, `(rows, classes)`."""

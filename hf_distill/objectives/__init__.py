@@ -8,6 +8,7 @@ from hf_distill.objectives.contrastive import Contrastive
 from hf_distill.objectives.hidden import Embeddings, Hidden, Hint, Patient
 from hf_distill.objectives.input_gradient import InputGradient
 from hf_distill.objectives.logits import Labels, LogitsMSE, Ranking
+from hf_distill.objectives.own_vocabulary import NearestTokens, UniversalLogit
 from hf_distill.objectives.pairwise import Relational, SimilarityPreserving
 from hf_distill.objectives.presets import PRESETS
 from hf_distill.objectives.relations import Relations
@@ -38,6 +39,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "total_variation": TotalVariation,
     "soft_cross_entropy": SoftCrossEntropy,
     "decoupled_kl": DecoupledKL,
+    "uld": UniversalLogit,
+    "mined": NearestTokens,
     "ranking": Ranking,
     "logits_mse": LogitsMSE,
     "labels": Labels,
@@ -74,6 +77,7 @@ __all__ = [
     "Labels",
     "LogitsMSE",
     "MarginMSE",
+    "NearestTokens",
     "Objective",
     "Patient",
     "Ranking",
@@ -91,4 +95,5 @@ __all__ = [
     "SoftCrossEntropy",
     "Span",
     "TotalVariation",
+    "UniversalLogit",
 ]

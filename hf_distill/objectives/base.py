@@ -253,6 +253,8 @@ class RowObjective(Objective):
     # Whether a label may be a distribution over classes; else it is given the likeliest class.
     takes_distributions: ClassVar[bool] = False
     needs_all_classes: ClassVar[str] = "it needs the teacher's logits of all classes"
+    # Whether it takes the teacher's logits over its own vocabulary, where that is not the student's.
+    own_vocabulary: ClassVar[bool] = False
 
     def needs(self, student: PretrainedConfig | None = None, teacher: PretrainedConfig | None = None) -> Needs:
         """Return what it needs; see `Objective.needs`."""
@@ -269,6 +271,7 @@ class RowObjective(Objective):
             temperatures=temperatures,
             exact_logits=self.compares_logits,
             by_student=self.by_student,
+            own_vocabulary=self.own_vocabulary,
             values=self.takes_values,
             rows=True,
         )
@@ -321,7 +324,7 @@ class RowObjective(Objective):
             **settings: Handed on to `rows`, where it takes more than the rows.
         """
         if self.needs_teacher:
-            rows = rows.at(settings.get("temperature", self.softens_by))
+            rows = rows.compared if self.own_vocabulary else rows.at(settings.get("temperature", self.softens_by))
         teacher: Any = rows.teacher  # a class that takes no sparse teacher may leave it out of its signature
         if isinstance(teacher, MixtureRows):
             teacher = teacher.at(self.softens_by)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -47,6 +48,25 @@ def total_variation(log_p: Tensor, log_q: Tensor) -> Tensor:
     tensor([0.2500])
     """
     return 0.5 * (log_p.exp() - log_q.exp()).abs().sum(-1)
+
+
+def sorted_distance(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Distance of two distributions that are each sorted, `sum_i |p_(i) - q_(i)|`, the shorter filled up with zeros.
+
+    The only one here that takes distributions over different classes. It sees how sure each of them is, and not of
+    what: it is 0 for any two that are permutations of each other.
+
+    Args:
+        log_p: `(rows, classes)`.
+        log_q: `(rows, other classes)`.
+
+    >>> sorted_distance(torch.tensor([[0.5, 0.3, 0.2]]).log(), torch.tensor([[0.4, 0.4, 0.1, 0.1]]).log())
+    tensor([0.4000])
+    """
+    p, q = (one.exp().sort(dim=-1, descending=True).values for one in (log_p, log_q))
+    width = max(p.shape[-1], q.shape[-1])
+    p, q = (F.pad(one, (0, width - one.shape[-1])) for one in (p, q))
+    return (p - q).abs().sum(-1)
 
 
 def _mixture(log_p: Tensor, log_q: Tensor, share: float) -> Tensor:

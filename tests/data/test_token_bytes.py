@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from hf_distill.data.token_bytes import PROBES, is_space, joined, spans, their_tokens, token_bytes
+from hf_distill.data.token_bytes import PROBES, is_space, joined, nearest_tokens, spans, their_tokens, token_bytes
 from hf_distill.errors import UserError
 from hf_distill.models.loading import open_tokenizer
 
@@ -118,3 +119,27 @@ def test_tokens_of_the_same_bytes_and_without_any() -> None:
     assert to[vocabulary["é"]] == -1
     assert to[vocabulary["<eos>"]] == -1
     assert [is_space(one) for one in (b" ", b"\n\t", b"", None, b" a", b"\xff")] == [True, True, *[False] * 4]
+
+
+def test_nearest_tokens_against_all_pairs() -> None:
+    """A token that the search misses, or one that is further than it says, is another loss than is reported."""
+
+    def distance(one: bytes, other: bytes) -> int:
+        row = list(range(len(other) + 1))
+        for place, byte in enumerate(one, 1):
+            above, row[0] = row[0], place
+            for column, letter in enumerate(other, 1):
+                above, row[column] = row[column], min(row[column] + 1, row[column - 1] + 1, above + (byte != letter))
+        return row[-1]
+
+    rng = random.Random(0)
+    every = [bytes(rng.choices(b"abc", k=rng.randint(1, 5))) for _ in range(120)]
+    student, teacher = list(dict.fromkeys(every[:40])), every[40:]
+    wanted = []
+    for one in teacher:
+        ranked = [(distance(one, other), number) for number, other in enumerate(student)]
+        best = min(ranked)
+        wanted.append(best[1] if best[0] <= 1 else -1)
+    assert nearest_tokens(student, teacher) == wanted
+    assert -1 in wanted
+    assert nearest_tokens([None, b"\xff", b"\xff<end>"], [None, b"\xff<ends>", b"\xff<end>"]) == [-1, -1, 2]

@@ -27,7 +27,16 @@ from invariants.cases import (
 
 from hf_distill.models.target_rows import SparseRows
 from hf_distill.models.vocabulary_map import VocabularyMap
-from hf_distill.objectives import Attention, JensenShannon, KLDivergence, Labels, Objective, ReverseKL
+from hf_distill.objectives import (
+    Attention,
+    JensenShannon,
+    KLDivergence,
+    Labels,
+    NearestTokens,
+    Objective,
+    ReverseKL,
+    UniversalLogit,
+)
 from hf_distill.rows.base import Rows
 from hf_distill.rows.tokens import TokenRows
 
@@ -177,3 +186,66 @@ def test_every_process_makes_the_same_map() -> None:
         for _ in range(3)
     }
     assert len(made) == 1
+
+
+def test_prefixes_of_the_published_example() -> None:
+    """Left in the rest, what the student spells in other pieces is all mass that it is pushed away from."""
+    student = [b"a", b"ab", b"b", b"z", None]
+    made = VocabularyMap.of(student, [b"a", b"ab", b"abc", b"b", b"\xff", b"\xff<end>"], prefix=True)
+    assert made is not None
+    p = torch.tensor([[0.1, 0.3, 0.2, 0.25, 0.1, 0.05]]).double().log()
+    for temperature in (1.0, 2.0):
+        logits = made.of_teacher(p, temperature) / temperature
+        softened = (p / temperature).softmax(-1)[0]
+        wanted = [softened[0], softened[1] + softened[2], softened[3], softened[4] + softened[5]]
+        torch.testing.assert_close(logits.softmax(-1)[0], torch.stack(wanted))
+    plain = VocabularyMap.of(student, [b"a", b"ab", b"abc", b"b", b"\xff"])
+    assert plain is not None
+    assert plain.of_teacher(p[:, :5]).exp()[0].tolist() == pytest.approx([0.1, 0.3, 0.25, 0.3])
+    # The name of a special token is no text that begins with a byte, and identical vocabularies stay as they are.
+    special = VocabularyMap.of([b"a", b"\xff"], [b"a", b"\xff<end>"], prefix=True)
+    assert special is not None
+    assert special.teacher.group.tolist() == [0, 1]
+    same = VocabularyMap.of(student, student, prefix=True)
+    assert same is not None
+    assert same.teacher.group.tolist() == same.student.group.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_nearest_tokens_by_hand() -> None:
+    """The likeliest of several counts, and what is near to none is left out: with a sum, or at the first, it is not the
+    loss of the papers."""
+    made = VocabularyMap.of([b"cat", b"dog", b"zebra"], [b"cat", b"hat", b"dog", b"cats", b"xyzzy"])
+    assert made is not None
+    logits = torch.tensor([[0.5, 2.0, 1.0, 1.5, 9.0]])
+    found = made.by_nearest(logits)
+    assert found[0, :2].tolist() == [2.0, 1.0]
+    assert found.softmax(-1)[0, 2].item() == 0
+    student = torch.tensor([[0.3, -0.2, 0.1]], requires_grad=True)
+    rows = Rows(student, logits, torch.tensor([0]), torch.tensor([0]), 1, mapping=made)
+    p, q = np.exp([2.0, 1.0]), np.exp([0.3, -0.2, 0.1])
+    p, q = p / p.sum(), q / q.sum()
+    loss = NearestTokens().sums(rows)
+    assert loss.item() == pytest.approx((p * np.log(p / q[:2])).sum(), rel=1e-5)
+    loss.backward()
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+    assert UniversalLogit().sums(rows).item() == pytest.approx(
+        np.abs(np.sort(q)[::-1] - np.sort(np.exp(logits[0].numpy()) / np.exp(logits[0].numpy()).sum())[::-1][:3]).sum()
+        + np.sort(np.exp(logits[0].numpy()) / np.exp(logits[0].numpy()).sum())[:2].sum(),
+        rel=1e-5,
+    )
+
+
+def test_many_tokens_of_one_prefix() -> None:
+    """Thousands of tokens may begin like one: put together one after the other they would take all the time."""
+    made = VocabularyMap.of(
+        [b"a", b"b", b"z"], [b"b", *(b"a" + bytes([97 + place]) for place in range(9)), b"x"], prefix=True
+    )
+    assert made is not None
+    logits = 3 * torch.randn(5, 11, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    p = np.exp(logits.numpy() / 2)
+    p /= p.sum(-1, keepdims=True)
+    wanted = np.stack((p[:, 1:10].sum(-1), p[:, 0], p[:, 10]), -1)
+    np.testing.assert_allclose(
+        (made.of_teacher(logits, 2.0) / 2).exp() / (logits / 2).exp().sum(-1, keepdim=True), wanted
+    )

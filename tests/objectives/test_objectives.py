@@ -31,6 +31,7 @@ from hf_distill.objectives import (
     KLDivergence,
     Labels,
     LogitsMSE,
+    NearestTokens,
     Objective,
     Ranking,
     ReverseKL,
@@ -38,8 +39,10 @@ from hf_distill.objectives import (
     SkewedReverseKL,
     SoftCrossEntropy,
     TotalVariation,
+    UniversalLogit,
 )
 from hf_distill.objectives.base import RowObjective
+from hf_distill.objectives.divergences import sorted_distance
 from hf_distill.objectives.functional import label_loss, mean_squared_error
 from hf_distill.objectives.softened import Softened
 from hf_distill.rows.base import UNITS, RowLayout, Rows, SparseRows
@@ -61,6 +64,8 @@ EXAMPLES: dict[str, list[Objective]] = {
     "total_variation": [TotalVariation(), TotalVariation(temperature=2.0)],
     "soft_cross_entropy": [SoftCrossEntropy(), SoftCrossEntropy(temperature=4.0, temperature_squared=False)],
     "decoupled_kl": [DecoupledKL(), DecoupledKL(target_weight=2.0, non_target_weight=0.5, temperature=4.0)],
+    "uld": [UniversalLogit(), UniversalLogit(temperature=2.0)],
+    "mined": [NearestTokens(), NearestTokens(temperature=2.0)],
     "ranking": [Ranking(), Ranking(top=2)],
     "logits_mse": [LogitsMSE()],
     "labels": [Labels(), Labels(label_smoothing=0.1)],
@@ -355,7 +360,7 @@ def kept(objective: RowObjective, teacher: Tensor, classes: int) -> Any:
 def test_the_contract_knows_what_takes_a_sparse_teacher() -> None:
     """A list that came out empty would pass every test below."""
     names = {pair.values[0].name for pair in DENSE}
-    assert names == {"adaptive_kl", "decoupled_kl", "logits_mse"}
+    assert names == {"adaptive_kl", "decoupled_kl", "logits_mse", "mined", "uld"}
     assert {pair.values[0].name for pair in SPARSE} == set(ON_LOGITS) - names
 
 
@@ -719,3 +724,24 @@ def test_label_smoothing_is_a_softer_target() -> None:
     np.testing.assert_allclose(batch.losses(Labels(label_smoothing=0.1)), wanted, rtol=1e-12)
     with pytest.raises(ValueError, match="these labels are values"):
         label_loss(torch.zeros(2, 1), torch.zeros(2), 0.1)
+
+
+def test_sorted_distance_by_hand() -> None:
+    """Cut to the shorter vocabulary, or compared in order, it would be another loss than the one others report."""
+
+    def of(p: list[float], q: list[float]) -> float:
+        return sorted_distance(torch.tensor([p]).log(), torch.tensor([q]).log()).item()
+
+    assert of([0.5, 0.3, 0.2], [0.4, 0.4, 0.1, 0.1]) == pytest.approx(0.4)
+    assert of([0.4, 0.4, 0.1, 0.1], [0.5, 0.3, 0.2]) == pytest.approx(0.4)
+    p, q = np.array([0.7, 0.2, 0.1]), np.array([0.1, 0.2, 0.7])
+    assert of(p.tolist(), q.tolist()) == pytest.approx(0.0, abs=1e-6)  # blind to which token is likely
+    assert scipy.stats.entropy(p, q) == pytest.approx(1.1675, abs=5e-5)
+    rng = np.random.default_rng(0)
+    student, teacher = rng.normal(size=(4, 7)), rng.normal(size=(4, 11))
+    ours, theirs = scipy.special.softmax(student / 2, -1), scipy.special.softmax(teacher / 2, -1)
+    wanted = [
+        np.abs(np.sort(np.append(one, [0] * 4)) - np.sort(other)).sum() for one, other in zip(ours, theirs, strict=True)
+    ]
+    found = UniversalLogit(temperature=2.0).rows(torch.tensor(student), torch.tensor(teacher), torch.zeros(4))
+    np.testing.assert_allclose(found, wanted)

@@ -34,7 +34,7 @@ class LeftCollator(Collator):
             return batch
         pads = (batch["attention_mask"] == 0).sum(-1)
         tokens = batch["attention_mask"].shape
-        for name in ("input_ids", "attention_mask", "context_mask", "labels"):
+        for name in ("input_ids", "attention_mask", "context_mask", "labels", "aligned_at"):
             value = batch.get(name)
             if name == "labels" and ("decoder_input_ids" in batch or "context_mask" in batch):
                 continue
