@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from hf_distill.data.token_bytes import spans, token_bytes
+from hf_distill.data.token_bytes import is_space, spans, token_bytes
 from hf_distill.data.two_tokenizers import APART
 
 if TYPE_CHECKING:
@@ -50,12 +50,15 @@ class TwoTokenizers:
         teacher: The teacher's.
         ends: Ids of the student that end a text.
         their_ends: Ids of the teacher that do.
+        prefix: Whether rows are compared at every place where tokens of both begin, by the longest token of the student
+            with which the teacher's begins; not only where one token of each is the same text.
     """
 
     student: PreTrainedTokenizerBase
     teacher: PreTrainedTokenizerBase
     ends: frozenset[int] = frozenset()
     their_ends: frozenset[int] = frozenset()
+    prefix: bool = False
 
     @cached_property
     def texts(self) -> tuple[tuple[bytes | None, ...], tuple[bytes | None, ...]]:
@@ -106,7 +109,7 @@ class TwoTokenizers:
             for places, found, offset in zip((made.span, made.their_span), pair, (start, their_start), strict=True):
                 for place, group in enumerate(found):
                     places[offset + place] = group + first if group >= 0 else -1
-            for mine, other in one_to_one(*pair):
+            for mine, other in begun_together(*pair, ours, theirs) if self.prefix else one_to_one(*pair):
                 if start + mine > 0 and their_start + other > 0:
                     made.at[start + mine] = their_start + other - 1
             first += max(pair[0], default=-1) + 1
@@ -177,6 +180,26 @@ def one_to_one(ours: Sequence[int], theirs: Sequence[int]) -> Iterator[tuple[int
     """
     single = _single(theirs)
     yield from ((place, single[group]) for group, place in _single(ours).items() if group in single)
+
+
+def begun_together(
+    ours: Sequence[int], theirs: Sequence[int], our_texts: Sequence[bytes], their_texts: Sequence[bytes]
+) -> Iterator[tuple[int, int]]:
+    """Yield the places of the first tokens of each span, one of the student and one of the teacher.
+
+    Not where one of them is white space alone: a part of the teacher's indentation would take the place of the
+    student's own, which breaks the code that it writes.
+
+    >>> list(begun_together([0, 1, 1, 2], [0, 1, 2], [b"a", b"b", b"c", b" "], [b"a", b"bc", b" "]))
+    [(0, 0), (1, 1)]
+    """
+    firsts = [
+        {group: place for place, group in reversed([*enumerate(groups)]) if group >= 0} for groups in (ours, theirs)
+    ]
+    for group, place in sorted(firsts[0].items()):
+        other = firsts[1].get(group)
+        if other is not None and not is_space(our_texts[place]) and not is_space(their_texts[other]):
+            yield place, other
 
 
 def _single(groups: Sequence[int]) -> dict[int, int]:

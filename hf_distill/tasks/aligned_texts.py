@@ -42,12 +42,13 @@ class AlignedTexts:
     both: TwoTokenizers
 
     @classmethod
-    def of(cls, encoder: TextEncoder, setup: Setup) -> AlignedTexts:
+    def of(cls, encoder: TextEncoder, setup: Setup, *, prefix: bool = False) -> AlignedTexts:
         """Return what tokenises for the teacher of a run.
 
         Args:
             encoder: Tokenises for the student.
             setup: Has the teacher's tokenizer.
+            prefix: Whether tokens are compared by prefixes; see `TwoTokenizers`.
 
         Raises:
             UserError: The texts are packed, or the tokens of a model do not say what they stand for.
@@ -67,7 +68,8 @@ class AlignedTexts:
                 key="completions.by",
             )
         theirs, student = setup.configs
-        return cls(replace(encoder, tokenizer=teacher), two_tokenizers(encoder.tokenizer, student, teacher, theirs))
+        both = two_tokenizers(encoder.tokenizer, student, teacher, theirs)
+        return cls(replace(encoder, tokenizer=teacher), replace(both, prefix=prefix))
 
     @property
     def settings(self) -> tuple[Any, ...]:
@@ -75,7 +77,7 @@ class AlignedTexts:
         from hf_distill.models.tokenizers import tokenizer_state
 
         state = tokenizer_state(self.both.teacher)
-        return ("aligned", state, sorted(self.both.ends), sorted(self.both.their_ends))
+        return ("aligned", state, sorted(self.both.ends), sorted(self.both.their_ends), self.both.prefix)
 
     @property
     def features(self) -> Features:
@@ -178,7 +180,7 @@ def mapping_of(both: TwoTokenizers) -> VocabularyMap:
     Raises:
         UserError: None does.
     """
-    made = VocabularyMap.of(*both.vocabularies)
+    made = VocabularyMap.of(*both.vocabularies, prefix=both.prefix)
     if made is None:
         raise UserError(f"no token of the teacher stands for the same text as one of the student. {_OTHER}")
     return made
@@ -261,7 +263,7 @@ def with_teacher(prepared: Prepared, texts: AlignedTexts, evaluator: Any, least:
     from hf_distill.rows.tokens import TokenRows
 
     mapping = mapping_of(texts.both)
-    shown = f"alignment   {coverage_in_words(prepared.train, least)}; {mapping.in_words()}"
+    shown = f"alignment   {coverage_in_words(prepared.train, least, prefix=texts.both.prefix)}; {mapping.in_words()}"
     logger.info("%s", " ".join(shown.split()))
     tokenizer = texts.both.teacher
     pad = PadTokens(pad_token_id(tokenizer))
@@ -282,12 +284,13 @@ def with_teacher(prepared: Prepared, texts: AlignedTexts, evaluator: Any, least:
     )
 
 
-def coverage_in_words(split: Dataset, least: float) -> str:
+def coverage_in_words(split: Dataset, least: float, *, prefix: bool = False) -> str:
     """Return how many of the tokens to learn are compared.
 
     Args:
         split: With labels and `aligned_at`.
         least: The smallest share that is taken.
+        prefix: Whether tokens are compared by prefixes.
 
     Raises:
         UserError: The share is smaller.
@@ -298,7 +301,8 @@ def coverage_in_words(split: Dataset, least: float) -> str:
     )
     check_coverage(compared, learned, least)
     share = 100 * compared / max(1, learned)
-    return f"{share:.1f} % of the tokens to learn are one token of the teacher too, and compared"
+    what = "begin where one of the teacher does" if prefix else "are one token of the teacher too"
+    return f"{share:.1f} % of the tokens to learn {what}, and compared"
 
 
 def check_coverage(compared: int, learned: int, least: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -63,6 +63,9 @@ class TextGeneration(Task):
             `messages`. Default: read from the columns.
         chat_template_kwargs: Extra arguments for the chat template, such as `{enable_thinking: false}`. A column of
             this name adds to them row by row.
+        alignment: With a teacher that has a tokenizer of its own, which rows are compared. `strict`: where one token of
+            each model is the same text. `prefix`: at every place where a token of each begins, but for white space; a
+            token that the student does not have counts for its longest one with which it begins.
         min_coverage: With a teacher that has a tokenizer of its own: smallest share of the tokens to learn that have to
             be one token of the teacher too, as only these are compared. Less is refused.
     """
@@ -84,6 +87,7 @@ class TextGeneration(Task):
     packing: bool = False
     examples: Form | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    alignment: Literal["strict", "prefix"] = "strict"
     min_coverage: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
 
     def check_model(self, config: PretrainedConfig) -> None:
@@ -117,7 +121,8 @@ class TextGeneration(Task):
             raise UserError("names are for classes, and a language model has none. Leave them out.", key="labels")
         splits, encoder = self._encoder(splits, setup)
         check_written(names, width, plain=encoder.form == "text" and setup.completing is None)
-        beside = None if setup.teacher_tokenizer is None else AlignedTexts.of(encoder, setup)
+        prefix = self.alignment == "prefix"
+        beside = None if setup.teacher_tokenizer is None else AlignedTexts.of(encoder, setup, prefix=prefix)
         tokenised = {name: tokenise_split(split, name, encoder, beside) for name, split in splits.items()}
         if setup.completing is not None:
             check_share(tokenised["train"], setup.completing.share)
@@ -146,7 +151,9 @@ class TextGeneration(Task):
             first = split.select(range(min(len(split), LOOKED_AT)))
             made = encoder(first[:], range(len(first)), name)
             if setup.teacher_tokenizer is not None:
-                AlignedTexts.of(encoder, setup).look(first[:], range(len(first)), name, made, self.min_coverage)
+                AlignedTexts.of(encoder, setup, prefix=self.alignment == "prefix").look(
+                    first[:], range(len(first)), name, made, self.min_coverage
+                )
 
     def _encoder(self, splits: Mapping[str, Dataset], setup: Setup) -> tuple[dict[str, Dataset], TextEncoder]:
         """Return the splits with columns named by role, and the encoder that tokenises them."""

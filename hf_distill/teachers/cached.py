@@ -386,6 +386,7 @@ def planned(own: CachedTeacher, task: Task, objectives: Sequence[Objective], pai
         from hf_distill.tasks.aligned_texts import mapping_of, two_tokenizers
 
         both = two_tokenizers(pair.tokenizer, pair.student, pair.teacher_tokenizer, pair.teacher)
+        both = replace(both, prefix=getattr(task, "alignment", "strict") == "prefix")
         classes, left_out = mapping_of(both).classes, ()
     inner = own.teacher.gives(task, objectives, pair)
     top = min(one for one in (own.top, classes, inner.top) if one is not None)

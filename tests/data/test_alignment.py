@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from data.test_token_bytes import byte_fallback, byte_level
 
 from hf_distill.data.alignment import TwoTokenizers, whole
-from hf_distill.data.token_bytes import joined
+from hf_distill.data.token_bytes import is_space, joined
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +81,24 @@ def test_special_tokens_are_no_text(both: TwoTokenizers) -> None:
     ours, theirs = both.vocabularies
     assert ours[both.student.eos_token_id] == theirs[both.teacher.eos_token_id]
     assert theirs[both.teacher.unk_token_id] not in ours
+
+
+def test_rows_by_prefix_begin_together(both: TwoTokenizers) -> None:
+    """A row inside of a span predicts other bytes; a row of white space alone broke the code that students wrote."""
+    prefix = replace(both, prefix=True)
+    for text in ("the é th", "th\n\n  tht", "北京 th"):
+        ours, theirs, made = read(prefix, text)
+        known, their_known = both.texts
+        compared = [place for place, at in enumerate(made.at) if at >= 0]
+        assert set(compared) >= {
+            place for place, at in enumerate(read(both, text)[2].at) if at >= 0 and not is_space(known[ours[place]])
+        }
+        for place in compared:
+            at = made.at[place]
+            assert joined(known, ours[:place]) == joined(their_known, theirs[: at + 1])
+            assert not is_space(known[ours[place]])
+            assert not is_space(their_known[theirs[at + 1]])
+        firsts = {group: place for place, group in reversed([*enumerate(made.span)]) if group >= 0}
+        assert set(compared) <= set(firsts.values())
+    ours, theirs, made = read(prefix, "théth")
+    assert made.at[1:3] == [0, -1]  # the first half of the character, whose row is that of the whole one

@@ -150,3 +150,16 @@ def test_each_model_reads_its_own_chat_template(make_model: Any, tmp_path: Path)
     batch = found.collator([{name: value for name, value in row.items() if not name.endswith("length")}] * 2)
     assert batch["aligned_at"].shape == batch["labels"].shape
     assert "teacher_labels" not in batch or batch["teacher_labels"].shape == batch["teacher_input_ids"].shape
+
+
+def test_spans_prefixes_and_sorted_probabilities_by_recipe(recipe: WriteRecipe, tmp_path: Path) -> None:
+    """What no run reaches may be refused, or compare nothing, without anyone noticing."""
+    terms = [{"name": name} for name in ("kl", "span", "uld", "mined", "labels")]
+    found = {}
+    for alignment in ("strict", "prefix"):
+        task = {"name": "text-generation", "alignment": alignment, "min_coverage": 0.1}
+        training = {"output_dir": str(tmp_path / alignment), "eval_strategy": "epoch"}
+        report = run(recipe(task=task, objectives=terms, training=training))
+        last = [entry for entry in report.history["student"] if "eval_objective/kl" in entry][-1]
+        found[alignment] = {term["name"]: last[f"eval_objective/{term['name']}"] for term in terms}
+        assert all(math.isfinite(value) and value > 0 for value in found[alignment].values()), found
