@@ -27,6 +27,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from hf_distill import parallel
 from hf_distill.cache.replay import TrainingData
+from hf_distill.completions.backends import Writer
 from hf_distill.completions.section import Completions
 from hf_distill.data.example_columns import check_weights
 from hf_distill.errors import NotFinite, UserError, under
@@ -406,10 +407,14 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
             )
         with under("completions"):
             check_whole(is_divided(self), deepspeed_stage(self))
-            second = beside(completions, self.source, self.layout)
-            writer = completions.backend.open(parallel.unwrapped(self.model), tokenizer, second)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        writer = self._open_writer(completions, tokenizer)
         return Rollouts(completions, writer, seed, self.args.device, tokenizer.all_special_ids)
+
+    def _open_writer(self, completions: Completions, tokenizer: Any) -> Writer:
+        with under("completions"):
+            second = beside(completions, self.source, self.layout)
+            return completions.backend.open(parallel.unwrapped(self.model), tokenizer, second)
 
     def _open_heads(self) -> Heads | None:
         """Separate both models from their heads, to compute logits in chunks; None if all are computed at once."""
@@ -437,6 +442,9 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
                 self.weighing = Weighing(self.terms, self.train_dataset, self.args.device)
             self.padding_free = PaddingFree(self.args, now[0], self.source, self.terms)
             self._taken = self._taken_by_each()
+            if self.rollouts is not None and (now[0] is not self._made_for[0] or self.completions.by == "mixture"):
+                tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
+                self.rollouts.writer = self._open_writer(self.completions, tokenizer)
             self._made_for = now
         if self._heads is not None and not self._heads.are_of(now[0], self._teachers):
             self._heads = self._open_heads()

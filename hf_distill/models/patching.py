@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from torch import nn
+from typing import Any
 
 
 @contextmanager
-def replaced(model: nn.Module, name: str, value: Any) -> Iterator[Callable[[], None]]:
-    """Give a module an attribute of its own, such as another `forward`, and put back afterwards what was there.
+def replaced(model: Any, name: str, value: Any) -> Iterator[Callable[[], None]]:
+    """Give an object an attribute of its own, such as another `forward`, and put back afterwards what was there.
 
     Yields:
         What puts it back at once.

@@ -19,6 +19,7 @@ from hf_distill import parallel
 from hf_distill.data import column
 from hf_distill.data.example_columns import EXAMPLE_COLUMNS, PROMPT_LENGTH
 from hf_distill.data.two_tokenizers import PREFIX, TEACHER_PROMPT
+from hf_distill.models.patching import replaced
 from hf_distill.models.target_model import TargetSource
 from hf_distill.rows.base import RowLayout
 from hf_distill.rows.padding import Padding
@@ -77,11 +78,15 @@ class BatchingTrainer(Trainer):
             dataset = self.texts(dataset)
         plain: Any = self.data_collator
         collate: Any = self._collating(plain, dataset)
+        loading: Any = self.accelerator.dataloader_config
+        dispatched: Any = getattr(loading, "dispatch_batches", None)
         if self.rollouts is not None and kwargs.get("is_training"):
-            self._collate, collate = collate, Uncollated
+            self._collate, collate = collate, Uncollated.of
+            dispatched = False  # accelerate can slice only tensors; a stream is read by every process
         self.data_collator = collate
         try:
-            loader: DataLoader[Any] = super()._get_dataloader(dataset, *args, **kwargs)
+            with replaced(loading, "dispatch_batches", dispatched):
+                loader: DataLoader[Any] = super()._get_dataloader(dataset, *args, **kwargs)
         finally:
             self.data_collator = plain
         return loader
@@ -144,7 +149,9 @@ class BatchingTrainer(Trainer):
         """Return the micro-batches of a step with the completions that a model writes for them, on the device."""
         assert self.model is not None
         model, step = parallel.unwrapped(self.model), self.state.global_step
-        held = rollouts.completions.reuse > 1
+        # Targets that change with the student are those of the present step.
+        source = self.source
+        held = rollouts.completions.reuse > 1 and source is not None and not source.follows_student
 
         def collate(parts: list[list[Any]]) -> list[Any]:
             made = [send_to_device(self._collate(examples), self.args.device) for examples in parts]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress, islice
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +32,13 @@ class Uncollated:
     """
 
     examples: list[Example]
+
+    @classmethod
+    def of(cls, examples: Sequence[Example]) -> Uncollated:
+        """Return rows as lists and numbers, whatever the format of the data set: a checkpoint may hold them."""
+        return cls(
+            [{name: getattr(one, "tolist", lambda one=one: one)() for name, one in row.items()} for row in examples]
+        )
 
 
 class Sized(NamedTuple):
@@ -123,10 +131,13 @@ class Rollouts:
         Raises:
             UserError: An example has no prompt.
         """
-        flags = [self._written(number, len(batch.examples), step) for number, batch in enumerate(batches)]
         rows: list[Example] = [example for batch in batches for example in batch.examples]
         every = self.completions.per_prompt
-        places = [place for place, written in enumerate(flag for batch in flags for flag in batch) if written]
+        places = [
+            place
+            for place, written in enumerate(self._written([len(one.examples) for one in batches], step))
+            if written
+        ]
         asked = [rows[places[number - number % every]] for number in range(len(places))]
         prompts = [prompt_of(one) for one in asked]
         written = self.writer.write(prompts, self.completions.sampling, self._draws(step)) if prompts else []
@@ -137,18 +148,23 @@ class Rollouts:
         }
         return [made.get(place, row) for place, row in enumerate(rows)]
 
-    def _written(self, number: int, rows: int, step: int) -> Iterator[bool]:
-        """Yield of each row of a micro-batch whether its completion is written.
+    def _written(self, sizes: Sequence[int], step: int) -> list[bool]:
+        """Return of each row of a step whether its completion is written.
 
         The draws are those of the whole step, in the order of its rows over all processes, whatever the batch split.
+
+        Args:
+            sizes: Numbers of rows of the micro-batches, which are those of every process.
+            step: Number of optimiser steps before this one.
         """
         if self.completions.share == 1.0:
-            yield from [True] * rows
-            return
-        first = (number * parallel.processes() + parallel.rank()) * rows
+            return [True] * sum(sizes)
+        processes = parallel.processes()
         generator = torch.Generator().manual_seed(_seed(self._seed, step, "share"))
-        draws = torch.rand(first + rows, generator=generator, dtype=torch.float64)[first:]
-        yield from (draws < self.completions.share).tolist()
+        draws = torch.rand(sum(sizes) * processes, generator=generator, dtype=torch.float64) < self.completions.share
+        every = iter(draws.tolist())
+        rows = [[list(islice(every, size)) for _ in range(processes)] for size in sizes]
+        return [one for ranks in rows for one in ranks[parallel.rank()]]
 
     def _draws(self, step: int) -> int:
         return _seed(self._seed, step, parallel.rank())
@@ -177,12 +193,15 @@ def _seed(*parts: Any) -> int:
 
 
 def prompt_of(example: Example) -> list[int]:
-    """Return the tokens of an example before its completion.
+    """Return the tokens of an example before its completion, without padding.
 
     Raises:
         UserError: There are none.
     """
-    ids, labels = list(example["input_ids"]), example.get("labels")
+    ids, labels, attended = example["input_ids"], example.get("labels"), example.get("attention_mask")
+    if attended is not None:
+        ids = [*compress(ids, attended)]
+        labels = None if labels is None else [*compress(labels, attended)]
     length = example.get(PROMPT_LENGTH)
     if length is None:
         length = len(ids)
@@ -193,7 +212,7 @@ def prompt_of(example: Example) -> list[int]:
             "an example has no prompt to complete. Wanted rows with 'prompt_length' tokens of a prompt, or whose "
             "first labels are -100."
         )
-    return ids[:length]
+    return list(ids[:length])
 
 
 def with_completion(example: Example, completion: Completion, skipped: frozenset[int] = frozenset()) -> dict[str, Any]:

@@ -63,7 +63,8 @@ def trainer_of(
     directory: Path,
     objectives: Sequence[Objective] = (ReverseKL(),),
     completions: Completions | None = None,
-    data: datasets.Dataset | None = None,
+    data: Any = None,
+    model_init: Callable[[], Any] | None = None,
     **settings: Any,
 ) -> DistillationTrainer:
     from hf_distill.tasks.language import PadTokens
@@ -77,8 +78,9 @@ def trainer_of(
         objectives=objectives,
         completions=completions or Completions(by="student", max_new_tokens=6),
         data_collator=PadTokens(0),
-        train_dataset=data or prompts(),
+        train_dataset=prompts() if data is None else data,
         processing_class=tokenizer,
+        model_init=model_init,
     )
 
 
@@ -178,17 +180,26 @@ def test_what_the_student_wrote_is_no_label(pair: Any, tmp_path: Path) -> None:
     assert all(one > other for one, other in zip(rows, labels, strict=True))
 
 
-def test_a_share_of_the_rows_is_the_same_for_every_batch_split(pair: Any) -> None:
-    """Otherwise 8 x 1 and 4 x 2 would train on other rows."""
+def test_a_share_of_the_rows_is_the_same_for_every_batch_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise 8 x 1 and 4 x 2, or an epoch's last step with a short batch, would train on other rows."""
     data = [{"input_ids": [*one, 4, 5], "labels": [-100] * len(one) + [4, 5]} for one in PROMPTS]
     made = []
-    for size in (8, 4, 2):
-        rollouts = Rollouts(Completions(by="student", share=0.5), Scripted(), seed=1)
-        window = [Uncollated(list(data[start : start + size])) for start in range(0, 8, size)]
-        made.append(rollouts.of_step(window, 5))
-    assert made[0] == made[1] == made[2]
+    for sizes in ((8,), (4, 4), (2, 2, 2, 2), (5, 3), (3, 3, 2)):
+        rollouts, rows = Rollouts(Completions(by="student", share=0.5), Scripted(), seed=1), iter(data)
+        made.append(rollouts.of_step([Uncollated([next(rows) for _ in range(size)]) for size in sizes], 5))
+    assert all(one == made[0] for one in made)
     kept = [row for row in made[0] if row["labels"][-1] == 5]
     assert 0 < len(kept) < 8
+    # As accelerate deals batches out: 3 rows for each process, then 1.
+    monkeypatch.setattr("hf_distill.parallel.processes", lambda: 2)
+    found: dict[int, Any] = {}
+    for rank in (0, 1):
+        monkeypatch.setattr("hf_distill.parallel.rank", lambda rank=rank: rank)
+        places = [*range(3 * rank, 3 * rank + 3), 6 + rank]
+        window = [Uncollated([data[at] for at in places[:3]]), Uncollated([data[places[3]]])]
+        rollouts = Rollouts(Completions(by="student", share=0.5), Scripted(), seed=1)
+        found |= zip(places, rollouts.of_step(window, 5), strict=True)
+    assert [found[at] for at in range(8)] == made[0]
 
 
 def test_several_completions_of_a_prompt_leave_the_number_of_rows(pair: Any) -> None:
@@ -235,6 +246,67 @@ def test_completions_are_used_again_under_the_present_student(pair: Any, tmp_pat
     again.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{at}"))
     for (name, one), (_, other) in zip(whole.model.named_parameters(), again.model.named_parameters(), strict=True):
         assert torch.equal(one, other), name
+
+
+def test_targets_that_follow_the_student_are_those_of_the_present_step(pair: Any, tmp_path: Path) -> None:
+    """Otherwise `reuse` would hold the targets of a moving average, and compare with one of some steps ago."""
+    from hf_distill.teachers.ema import Ema
+
+    student, _, tokenizer = pair()
+    trainer = trainer_of(
+        *((student, Ema(0.5, warm_up=False), tokenizer), tmp_path),
+        completions=Completions(by="student", max_new_tokens=6, reuse=2),
+        learning_rate=1e-2,
+        max_steps=4,
+        save_strategy="no",
+    )
+    asked: list[int] = []
+    ask = trainer.source.targets  # type: ignore[union-attr]
+    trainer.source.targets = lambda *given: asked.append(1) or ask(*given)  # type: ignore[func-returns-value, method-assign, assignment, union-attr]
+    trainer.train()
+    assert len(asked) == 4
+
+
+def test_the_student_that_trains_is_the_one_that_writes(pair: Any, tmp_path: Path) -> None:
+    """Otherwise a student of `model_init` would learn from the texts of another one."""
+    _student, teacher, tokenizer = pair()
+    trainer = trainer_of((None, teacher, tokenizer), tmp_path, max_steps=1, model_init=lambda: pair()[0])
+    first = trainer.model
+    trainer.train()
+    assert trainer.model is not first
+    assert trainer.rollouts.writer._model is trainer.model  # type: ignore[union-attr, attr-defined]
+
+
+@pytest.mark.parametrize("how", ["stream", "dispatched", "tensors", "padded left", "padded right", "workers"])
+def test_data_of_any_form_has_the_same_prompts(pair: Any, tmp_path: Path, how: str) -> None:
+    """Otherwise a stream could not train, tensors break a checkpoint, and padding be a part of the prompt."""
+    data: Any = prompts()
+    settings: dict[str, Any] = {"save_strategy": "no"}
+    share = 1.0
+    if how == "stream":
+        data = data.to_iterable_dataset()
+    elif how == "dispatched":
+        settings |= {"accelerator_config": {"dispatch_batches": True}}
+    elif how == "tensors":
+        data, settings = data.with_format("torch"), {"save_steps": 1}
+        share = 0.5
+    elif how == "workers":
+        settings |= {"dataloader_num_workers": 1, "dataloader_pin_memory": True}
+    else:
+        left = how == "padded left"
+        data = datasets.Dataset.from_list([padded(one, 6 - len(one), left=left) for one in PROMPTS])
+    # Greedy, so that the order of the rows does not matter.
+    completions = Completions(by="student", max_new_tokens=6, temperature=0, reuse=2, share=share)
+    found = losses(trainer_of(pair(), tmp_path / "run", data=data, completions=completions, **settings))
+    plain = trainer_of(pair(), tmp_path / "plain", completions=completions, save_strategy="no")
+    assert found == pytest.approx(losses(plain), rel=1e-6)
+
+
+def padded(ids: list[int], pads: int, *, left: bool) -> dict[str, list[int]]:
+    """Return a tokenised prompt with padding."""
+    pad, real = [0] * pads, [1] * len(ids)
+    mask = [*pad, *real] if left else [*real, *pad]
+    return {"input_ids": [*pad, *ids] if left else [*ids, *pad], "attention_mask": mask, "labels": [-100] * 6}
 
 
 def test_the_logs_say_how_near_the_models_are(pair: Any, tmp_path: Path) -> None:
