@@ -69,7 +69,7 @@ class Stage:
         objectives: The losses of this stage, or a `preset` in their place.
         training: Training arguments that differ from the recipe's `training` in this stage.
         completions: Keys of the recipe's `completions` that differ in this stage, such as `{by: data}` for a stage that
-            learns from the data before the student writes.
+            learns from the data before the student writes. Default: those of the recipe.
     """
 
     objectives: SkipValidation[tuple[Objective, ...]]

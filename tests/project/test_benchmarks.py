@@ -40,7 +40,7 @@ def test_variants_of_a_group_compute_the_same(benchmark: str) -> None:
         assert not compared
         assert runs["fp32"][0]["checks"]["loss"] == 0 < runs["bf16"][0]["checks"]["loss"] < 0.1
     elif benchmark not in ("prompted", "lora", "rollouts"):
-        assert {name for name in compared if name.startswith(("online", "dense", "grouped"))}
+        assert {name for name in compared if name.startswith(("online", "dense", "grouped", "ours"))}
     found = table.summary(benchmark, module, runs, module.Settings.quick())
     text = table.document({**found, "rounds": 1, "machine": {"processor": "one"}})
     for name in runs:
