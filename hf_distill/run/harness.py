@@ -51,14 +51,14 @@ class Harness:
 
     def __init__(self, tasks: Sequence[str]) -> None:
         check_installed(tasks)
-        from lm_eval.tasks import TaskManager, get_task_dict  # type: ignore[import-not-found]
+        from lm_eval.tasks import TaskManager  # type: ignore[import-not-found]
 
         folders = list(dict.fromkeys(str(Path(task).resolve().parent) for task in filter(_is_file, tasks)))
         self.names = [_name(task) for task in tasks]
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 self._manager = TaskManager(include_path=folders or None)
-                get_task_dict(self.names, self._manager)
+                self._manager.load(self.names)
         # The harness and data sets raise anything: KeyError for a task, ConnectionError, ValueError for data.
         except Exception as error:
             raise UserError(
