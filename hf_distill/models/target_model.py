@@ -68,6 +68,19 @@ class Learner:
     learning_rate: float | None = None
 
 
+@dataclass(frozen=True)
+class Writing:
+    """A model that writes and does not run here.
+
+    Attributes:
+        open: Returns what writes (a `completions.backends.Writer`).
+        key: What decides what it writes beside prompts and sampling; JSON values.
+    """
+
+    open: Callable[[], Any]
+    key: Any
+
+
 class TargetSource(nn.Module, ABC):
     """What a student learns from.
 
@@ -109,6 +122,10 @@ class TargetSource(nn.Module, ABC):
     @property
     def writing(self) -> nn.Module | None:
         """The model that can write texts as it does; None where no single model is the teacher."""
+        return None
+
+    def writer(self, tokenizer: Any) -> Writing | None:
+        """Return what writes texts as it does, of a model that runs elsewhere; None for all others."""
         return None
 
     @property

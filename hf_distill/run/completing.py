@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,8 @@ from hf_distill.data.labelled import has_label
 from hf_distill.errors import UserError
 from hf_distill.models.fingerprint import model_fingerprint
 from hf_distill.models.quantization import is_placed
-from hf_distill.run.completion_checks import CANNOT_WRITE, OF_DATA, teacher_writes
+from hf_distill.models.target_model import Writing
+from hf_distill.run.completion_checks import CANNOT_WRITE, OF_DATA
 from hf_distill.run.requirements import check_steps
 from hf_distill.tasks.language import token_features
 from hf_distill.tasks.text_prompts import without_completion
@@ -92,7 +93,7 @@ def eval_writer(run: Run, teacher: TargetSource) -> tuple[str, Any, str]:
     Raises:
         UserError: The teacher should, and cannot.
     """
-    if teacher_writes(run.recipe):
+    if run.recipe.teacher.writes:
         return "teacher", writing_model(run, teacher), teacher.fingerprint()
     student = run.new_student(teacher, run.args.seed)
     return "student", student, model_fingerprint(student)
@@ -104,13 +105,14 @@ def _learn_from(run: Run, prepared: Prepared) -> None:
 
 
 def writing_model(run: Run, teacher: TargetSource) -> Any:
-    """Return the model of a teacher that writes.
+    """Return the model of a teacher that writes, or a `Writing` if it does not run here.
 
     Raises:
         UserError: It is not one language model, or has other tokens than the student.
     """
-    models = [] if run.stored is not None else [*teacher.models.values()]
-    if len(models) != 1 or not hasattr(models[0], "generate"):
+    elsewhere = teacher.writer(run.fitter.tokenizer) if run.recipe.teacher.writes else None
+    models: list[Any] = [] if run.stored is not None else [*teacher.models.values()]
+    if elsewhere is None and (len(models) != 1 or not hasattr(models[0], "generate")):
         raise UserError(CANNOT_WRITE, key="completions.by")
     if run.prepared.for_teacher is not None or run.prepared.in_teacher_ids is not None:
         raise UserError(
@@ -119,7 +121,7 @@ def writing_model(run: Run, teacher: TargetSource) -> Any:
             "learn from the texts.",
             key="completions.by",
         )
-    return models[0]
+    return elsewhere or models[0]
 
 
 def completions_of(
@@ -129,7 +131,7 @@ def completions_of(
 
     Args:
         run: The run.
-        model: The model that writes.
+        model: The model that writes, or a `Writing`.
         fingerprint: Hash of what decides what it writes.
         split: The tokenised split.
         rows: The rows.
@@ -137,10 +139,16 @@ def completions_of(
     """
     own, tokenizer = run.recipe.completions, run.fitter.tokenizer
 
-    with _placed(model, run.args.device):
+    if isinstance(model, Writing):
+        placed: Any = nullcontext()
+        opened, writes = model.open, model.key
+    else:
+        placed, opened = _placed(model, run.args.device), partial(own.backend.open, model, tokenizer)
+        writes = [fingerprint, entry(own.backend), list(end_ids(model, tokenizer))]
+    with placed:
         store = Store(
-            partial(own.backend.open, model, tokenizer),
-            [fingerprint, entry(own.backend), list(end_ids(model, tokenizer))],
+            opened,
+            writes,
             own.sampling,
             per_prompt,
             run.args.seed,

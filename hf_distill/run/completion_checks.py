@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from hf_distill.tasks import Prepared
 
 CANNOT_WRITE = (
-    "the teacher would write completions, and it is not one language model that runs here. Name one (teacher: {name: "
-    "pretrained, model: ...}), or let the student write (by: student)."
+    "the teacher would write completions, and it is not one language model that runs here or behind a server of vLLM. "
+    "Name one (teacher: {name: pretrained, model: ...}), or let the student write (by: student)."
 )
 OF_DATA = "the completions of the data, not those of the teacher"
 # Key of `completions` -> who must write so that it means something.
@@ -44,11 +44,15 @@ def check_completions(recipe: Recipe) -> None:
             f"the models of {recipe.task.name} write no completions. Leave out this section, or take text-generation.",
             key="by",
         )
-    if own.by == "teacher" and not teacher_writes(recipe):
+    if own.by == "teacher" and not recipe.teacher.writes:
         raise UserError(CANNOT_WRITE, key="by")
     for key in settings(own):
         if own.by not in (writers := _FOR.get(key, (own.by,))):
             raise UserError(f"it is for by: {' and '.join(writers)}, and has no effect here. Leave it out.", key=key)
+    if own.by == "teacher" and recipe.teacher.writes_elsewhere:
+        for key in ("backend", "num_beams"):
+            if key in settings(own):
+                raise UserError("the teacher writes on its own server, which draws tokens. Leave it out.", key=key)
     if own.num_beams > 1 and not own.backend.searches:
         raise UserError(f"the backend {own.backend.name} does not search. Take backend: transformers.", key="num_beams")
     if own.by == "mixture":
@@ -59,11 +63,6 @@ def check_completions(recipe: Recipe) -> None:
             "set a temperature above 0.",
             key="per_prompt",
         )
-
-
-def teacher_writes(recipe: Recipe) -> bool:
-    """Whether the teacher is one model that runs here before the student trains, so that it can write."""
-    return not recipe.teacher.is_without_model and len(list(recipe.teacher.members())) == 1
 
 
 def _check_mixture(recipe: Recipe) -> None:
@@ -94,7 +93,7 @@ def completions_in_words(recipe: Recipe, prepared: Prepared) -> list[str]:
     if missing := len(without_completion(prepared.eval)):
         who = (
             "the teacher writes them once, before the training, and the models are evaluated on these"
-            if teacher_writes(recipe)
+            if recipe.teacher.writes
             else "the student writes them once, as it is before the training; they are no labels, so that these rows "
             "are compared with the teacher alone"
         )

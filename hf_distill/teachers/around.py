@@ -36,6 +36,16 @@ class AroundTeacher(Teacher):
         return self.teacher.is_quantized
 
     @property
+    def writes(self) -> bool:
+        """Whether the inner teacher can write completions."""
+        return super().writes and self.teacher.writes
+
+    @property
+    def writes_elsewhere(self) -> bool:
+        """Whether the inner teacher writes by its own means."""
+        return self.teacher.writes_elsewhere
+
+    @property
     def reads_another_prompt(self) -> bool:
         """Whether the inner teacher reads another prompt than the student."""
         return self.teacher.reads_another_prompt

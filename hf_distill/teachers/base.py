@@ -241,6 +241,16 @@ class Teacher(ABC):
         return False
 
     @property
+    def writes(self) -> bool:
+        """Whether it is one model that is there before the student trains, so that it can write completions."""
+        return not self.is_without_model and len(list(self.members())) == 1
+
+    @property
+    def writes_elsewhere(self) -> bool:
+        """Whether it writes by its own means, so that no backend runs it (`TargetSource.writer`)."""
+        return False
+
+    @property
     def own_inputs(self) -> bool:
         """Whether it makes its own inputs from the columns of the data (see `own_inputs.OwnInputsTeacher`).
 

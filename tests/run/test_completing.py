@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
+from fake_server import FakeServer
+from fake_vllm import FakeVLLM
 from runs import run, same, weights
+from scoring_server import NAME, Scorer
 
 from hf_distill.cli import main
 from hf_distill.errors import UserError
@@ -285,6 +288,59 @@ def test_who_writes_where_the_teacher_cannot(tmp_path: Path, pair: Any, capsys: 
     report = run(recipe(tmp_path, pair, rows, teacher=two, **student), "training.output_dir=" + str(tmp_path / "some"))
     assert report.settings["eval_rows_with_label"] == 1
     assert "perplexity" in report.student.metrics
+
+
+def writing_server(teacher: str) -> tuple[Scorer, FakeServer]:
+    """Return what scores, and a server of vLLM that scores and writes, not running yet."""
+    from transformers import AutoModelForCausalLM
+
+    scorer = Scorer(Path(teacher))
+    writer = FakeVLLM(AutoModelForCausalLM.from_pretrained(teacher))
+
+    def answer(path: str, body: Any) -> Any:
+        if path != "/v1/completions" or "prompt_logprobs" in body:
+            return scorer(path, body)
+        return {**writer.answer(path, {**body, "model": "tiny"}), "model": body["model"]}
+
+    return scorer, FakeServer(answer)
+
+
+def test_a_teacher_behind_a_server_writes(tmp_path: Path, pair: Any, capsys: Any) -> None:
+    """What a server writes is learned as if the model were here: the same tokens, ends and weights; and paid once."""
+    greedy = {"by": "teacher", **SMALL, "temperature": 0.0}
+    local, theirs = tmp_path / "local", tmp_path / "served"
+    run(recipe(tmp_path, pair, completions=greedy), f"training.output_dir={local}")
+    scorer, fake = writing_server(pair[0])
+    with fake.running() as server:
+        entry = {"name": "served", "url": server.url, "model": NAME, "path": str(tmp_path / "answers"), "top": 5}
+        path = recipe(tmp_path, pair, completions=greedy, teacher=entry)
+        assert main([str(path), "--check"]) == 0
+        assert "one request for every text that is written" in capsys.readouterr().out
+        assert not server.requests
+        report = run(path, f"training.output_dir={theirs}")
+        assert same(weights(theirs), weights(local))
+        assert report.settings["completions"]["eval_rows_written_by_the_teacher"] == len(TEXTS)
+        assert "perplexity" in report.teacher.metrics
+        asked = server.posted("/v1/completions")
+        wrote = [body for body in asked if "prompt_logprobs" not in body]
+        # The train rows, and the eval rows, which are the same prompts.
+        assert len(wrote) == len(TEXTS)
+        # A probe, and the eval texts: labels alone compare nothing with the teacher.
+        assert len(asked) - len(wrote) == 1 + len(TEXTS)
+        run(path, "teacher.top=4", f"training.output_dir={tmp_path / 'again'}")
+        assert len([body for body in server.posted("/v1/completions") if "prompt_logprobs" not in body]) == len(TEXTS)
+        scorer.longest = 8
+        with pytest.raises(UserError, match="--max-model-len"):
+            run(path, "completions.temperature=1.0", f"training.output_dir={tmp_path / 'long'}")
+    for at, one in (("teacher", entry), ("teacher.teacher", {"name": "cached", "teacher": entry})):
+        path = recipe(tmp_path, pair, completions=greedy, teacher=one)
+        for change, said in (
+            (f"{at}.api=sglang", "a server of vLLM"),
+            ("completions.backend=continuous_batching", "on its own server"),
+            ("completions.num_beams=2", "on its own server"),
+        ):
+            assert main([str(path), "--check", change]) == 2
+            assert said in capsys.readouterr().err
 
 
 def test_a_row_keeps_its_place_and_its_weight(make_model: Any) -> None:

@@ -29,7 +29,8 @@ def cost_in_words(prepared: Prepared, top: int, completions: Completions) -> str
         top: How many of the likeliest tokens are asked for.
         completions: Who writes the texts.
     """
-    splits = [prepared.eval] if completions.in_training else [prepared.train, prepared.eval]
+    written = completions.by != "data"
+    splits = [prepared.eval] if written else [prepared.train, prepared.eval]
     texts = {text for split in splits for text in _texts(split)}
     tokens = sum(len(ids) for ids, _ in texts)
     learned = sum(rows for _, rows in texts)
@@ -38,7 +39,7 @@ def cost_in_words(prepared: Prepared, top: int, completions: Completions) -> str
         f"{amount(tokens * (top + 1) * ENTRY_BYTES)} of answers and {_duration(tokens / TOKENS_A_SECOND)} at "
         f"{TOKENS_A_SECOND:,} tokens a second (assumed)"
     )
-    if completions.in_training:
+    if written:
         what = f"one request for every text that is written, and to evaluate {what}"
     return f"server      {what}. --check does not contact it"
 

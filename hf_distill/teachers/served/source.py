@@ -15,8 +15,9 @@ from hf_distill.errors import UserError
 from hf_distill.files.fingerprint import fingerprint
 from hf_distill.models.inspection import base_model
 from hf_distill.models.needs import Gives
-from hf_distill.models.target_model import PREFIX, RunModel, Targets, TargetSource
+from hf_distill.models.target_model import PREFIX, RunModel, Targets, TargetSource, Writing
 from hf_distill.models.target_rows import SparseRows
+from hf_distill.models.tokenizers import vocabulary
 from hf_distill.rows.tokens import TokenRows
 from hf_distill.servers import Servers
 from hf_distill.teachers.served.answers import Answers
@@ -57,6 +58,8 @@ class ServedRows(TargetSource):
         self.config = None
         self.servers, self.api, self.name, self.top, self.answers, self.local = servers, api, name, top, answers, local
         self.temperature = 1.0
+        # Whether any objective compares the student with it; if not, nothing is asked in training.
+        self._compared = True
         self._layout: TokenRows | None = None
         self._asking: Asking | None = None
 
@@ -103,6 +106,19 @@ class ServedRows(TargetSource):
         """Return the sentence that tells readers of a report who its teacher is."""
         return f"The teacher here is {self.name} behind a server, which gave log-probabilities of given tokens."
 
+    def writer(self, tokenizer: Any) -> Writing:
+        """Return what writes on the server, which goes on with tokens as they are."""
+        from hf_distill.completions.backends.vllm_server import VLLMServer
+        from hf_distill.completions.ends import end_ids
+        from hf_distill.teachers.served.writer import ServedWriter
+
+        asking = self._asking
+        assert asking is not None
+        ends = end_ids(self, tokenizer)
+        server = VLLMServer(self.servers, self.name, None, ends=ends, classes=vocabulary(tokenizer), width=asking.width)
+        # `top` has no part in it.
+        return Writing(lambda: ServedWriter(server), ["served", self.api.name, self.name, asking.known.root, *ends])
+
     # ---- What it does in a training ----
 
     def begin(self, student: nn.Module) -> None:
@@ -133,11 +149,13 @@ class ServedRows(TargetSource):
         wanted = {at for one in needs if one.teacher for at in one.temperatures} or {1.0}
         if len(wanted) > 1:
             raise UserError(f"{SERVED} gives log-probabilities at one temperature; wanted are {sorted(wanted)}.")
-        (self.temperature,) = wanted
+        (self.temperature,), self._compared = wanted, any(one.teacher for one in needs) or not needs
         return self, collate
 
     def of_step(self, batches: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """Return the batches with their rows, all asked for at once; a failure in one process is one in all."""
+        if not self._compared:
+            return list(batches)
         found: list[list[list[TextRows]]] = []
         parallel.together(lambda: found.append(self._by_batch([self.asked(batch) for batch in batches])))
         return [

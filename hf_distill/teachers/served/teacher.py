@@ -93,6 +93,16 @@ class ServedTeacher(Teacher):
         return True
 
     @property
+    def writes(self) -> bool:
+        """Whether its server goes on with tokens as vLLM's does."""
+        return self.api == "vllm"
+
+    @property
+    def writes_elsewhere(self) -> bool:
+        """Always true: its server writes."""
+        return True
+
+    @property
     def has_head(self) -> bool:
         """Always false: there is no checkpoint."""
         return False
