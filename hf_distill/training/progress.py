@@ -20,6 +20,10 @@ _BAR = 6
 _FILE = {"ncols": 10_000, "bar_format": "{l_bar}{bar:40}{r_bar}"}
 
 
+# Of texts that the student writes: whether they lengthen, and how far it is from the teacher on them.
+WRITTEN = ("own_reverse_kl", "completion_length")
+
+
 class ProgressBar(ProgressCallback):
     """Transformers' progress bar with the logs inside, in place of a dictionary printed at every logging step.
 
@@ -65,7 +69,8 @@ class ProgressBar(ProgressCallback):
             return
         if "loss" in logs:
             known = ("loss",) if self.leaves_head else ("loss", "agreement")
-            shown = {key: logs[key] for key in logs if key in known or key.startswith("objective/")}
+            wanted = (*known, *WRITTEN)
+            shown = {key: logs[key] for key in logs if key in wanted or key.startswith("objective/")}
             speed = [f"{count(logs['tokens_per_second'])} tokens/s"] if "tokens_per_second" in logs else []
             self.training_bar.set_postfix_str(fitting([*figures(shown), *speed], self._room()), refresh=False)
         elif any(key.startswith("eval_") for key in logs):
