@@ -80,7 +80,7 @@ from hf_distill.training.sharing import SharingTrainer
 from hf_distill.training.terms import OBSERVED, Terms
 from hf_distill.training.text_columns import holds_text, text_columns
 from hf_distill.training.weighing import WeighGroups, Weighing, positive, weighted_mean
-from hf_distill.training.writing_models import beside, check_whole
+from hf_distill.training.writing_models import beside, check_any_text, check_whole
 from hf_distill.training_args import DistillationArguments, check_arguments, check_devices
 
 logger = logging.getLogger(__name__)
@@ -407,6 +407,7 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
             )
         with under("completions"):
             check_whole(is_divided(self), deepspeed_stage(self))
+            check_any_text(self.source)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         writer = self._open_writer(completions, tokenizer)
         return Rollouts(completions, writer, seed, self.args.device, tokenizer.all_special_ids)

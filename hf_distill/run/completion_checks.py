@@ -11,7 +11,7 @@ from hf_distill.data import column
 from hf_distill.data.example_columns import PROMPT_LENGTH
 from hf_distill.errors import UserError
 from hf_distill.tasks.text_prompts import without_completion
-from hf_distill.training.writing_models import ONE_LIVE_MODEL
+from hf_distill.training.writing_models import ONE_LIVE_MODEL, STORED
 
 if TYPE_CHECKING:
     from hf_distill.recipe.recipe import Recipe
@@ -55,6 +55,8 @@ def check_completions(recipe: Recipe) -> None:
                 raise UserError("the teacher writes on its own server, which draws tokens. Leave it out.", key=key)
     if own.num_beams > 1 and not own.backend.searches:
         raise UserError(f"the backend {own.backend.name} does not search. Take backend: transformers.", key="num_beams")
+    if own.in_training and recipe.teacher.caches:
+        raise UserError(STORED, key="by")
     if own.by == "mixture":
         _check_mixture(recipe)
     if own.per_prompt > 1 and (own.num_beams > 1 or not own.temperature):

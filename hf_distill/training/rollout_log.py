@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from itertools import chain
 
@@ -65,14 +66,16 @@ class RolloutLog:
         self._looks = False
         few = rows.first(LOOKED_AT).at(1.0)
         teacher = few.teacher.at(1.0) if isinstance(few.teacher, MixtureRows) else few.teacher
-        if teacher is None or (isinstance(teacher, SparseRows) and teacher.temperature != 1.0):
+        if teacher is None or (isinstance(teacher, SparseRows) and not _comparable(teacher)):
             return
         log_p, log_q = log_distributions(few.student, teacher)
+        # Of some tokens and a bucket, the likeliest of each model would nearly all be the same.
+        tops = top_overlap(log_p, log_q) if log_p.shape == few.student.shape else [log_p[:, 0] * torch.nan] * 3
         values = [
             divergences.kl(log_q, log_p),
             divergences.kl(log_p, log_q),
             acceptance(log_p, log_q),
-            *top_overlap(log_p, log_q),
+            *tops,
         ]
         own = (few.labels < 0).to(log_p)  # a token with a label is one of the data
         sums = torch.stack([*((one * own).sum() for one in values), own.sum()])
@@ -84,7 +87,8 @@ class RolloutLog:
         *sums, rows = parallel.summed(self._sums).tolist()
         figures = describe(written)
         if rows:
-            figures |= {name: total / rows for name, total in zip(FIGURES, sums, strict=True)}
+            known = zip(FIGURES, sums, strict=True)
+            figures |= {name: total / rows for name, total in known if not math.isnan(total)}
         if any(self._staleness):
             figures["staleness"] = sum(self._staleness) / len(self._staleness)
         if figures and parallel.is_first():
@@ -98,6 +102,11 @@ class RolloutLog:
             if key not in self._warned and (self._ends or key != "ended"):
                 self._warned.add(key)
                 logger.warning("%s", text)
+
+
+def _comparable(teacher: SparseRows) -> bool:
+    """Whether there is a distribution at temperature 1; a teacher that gives one number a token has none."""
+    return teacher.temperature == 1.0 and teacher.indices.shape[-1] > 0
 
 
 def _alarms(figures: dict[str, float], number: int) -> list[tuple[str, str]]:

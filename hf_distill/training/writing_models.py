@@ -5,12 +5,17 @@ from __future__ import annotations
 from hf_distill.completions.mixture import Mixture
 from hf_distill.completions.section import Completions
 from hf_distill.errors import UserError
-from hf_distill.models.target_model import TargetSource
+from hf_distill.models.target_model import ROW, TargetSource
 from hf_distill.rows.base import RowLayout
 
 ONE_LIVE_MODEL = (
     "by: mixture draws every token from student and teacher together, so it needs one live teacher with the student's "
     "tokenizer. Take teacher: pretrained with such a model, or by: student."
+)
+
+STORED = (
+    "new texts are written while the student trains, and the teacher has targets for the texts of the data alone. Take "
+    "a teacher that runs (without cached), or let the student write before the training: hf-distill generate."
 )
 
 
@@ -37,6 +42,19 @@ def beside(completions: Completions, source: TargetSource | None, layout: RowLay
             key="by",
         )
     return Mixture(model, completions.teacher_share)
+
+
+def check_any_text(source: TargetSource | None) -> None:
+    """Refuse targets that are stored for the rows of the data, where other texts are written in their place.
+
+    Args:
+        source: The teacher.
+
+    Raises:
+        UserError: They are stored.
+    """
+    if source is not None and ROW in source.takes:
+        raise UserError(STORED, key="by")
 
 
 def check_whole(is_divided: bool, zero_stage: int | None) -> None:

@@ -19,7 +19,7 @@ from hf_distill.models.target_model import TargetSource
 from hf_distill.objectives import ReverseKL
 from hf_distill.tasks.language import PadTokens
 from hf_distill.training.rollouts import Uncollated
-from hf_distill.training.writing_models import beside, check_whole
+from hf_distill.training.writing_models import beside, check_any_text, check_whole
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [14, 15]]
 
@@ -70,6 +70,14 @@ def test_mixture_needs_one_teacher_of_the_same_tokens(make_model: MakeModel, tmp
     with pytest.raises(UserError, match="mean something else"):
         beside(mixture, trainer.source, layout)
     assert beside(Completions(by="student"), trainer.source, trainer.layout) is None
+
+
+def test_targets_of_the_data_are_not_those_of_other_texts() -> None:
+    """Stored rows would be compared with what the student wrote in their place."""
+    with pytest.raises(UserError, match="generate") as caught:
+        check_any_text(type("Stored", (), {"takes": frozenset({"cached_row"})})())
+    assert caught.value.key == "by"
+    check_any_text(None)
 
 
 def test_sharded_weights_are_refused() -> None:

@@ -17,6 +17,7 @@ from runs import run, same, weights
 from hf_distill.errors import UserError
 from hf_distill.recipe.reader import load_recipe
 from hf_distill.recipe.writer import dump_recipe
+from hf_distill.run.dry_run import check
 
 TEXTS = ["the plot is", "a great", "is it", "the cast was very", "dull and", "this film with the", "a scene", "fresh"]
 STUDENT = {"by": "student", "max_new_tokens": 5}
@@ -54,6 +55,15 @@ STAGES: list[dict[str, Any]] = [
     {"objectives": [{"name": "kl"}, {"name": "labels"}], "completions": {"by": "data"}},
     {"objectives": [{"name": "reverse_kl"}], "training": {"max_steps": 2}},
 ]
+
+
+def test_stored_targets_are_of_other_texts(tmp_path: Path, make_model: Any) -> None:
+    """Otherwise a run would end after the cache was filled, or find targets of the data for what the student wrote."""
+    inner = {"name": "pretrained", "model": str(make_model("llama-lm", seed=1))}
+    path = recipe(tmp_path, make_model, teacher={"name": "cached", "teacher": inner, "top": 3})
+    with pytest.raises(UserError, match="generate") as caught:
+        check(load_recipe(path))
+    assert "completions.by" in str(caught.value)
 
 
 def test_a_student_learns_from_the_data_before_it_writes(tmp_path: Path, make_model: Any) -> None:

@@ -18,6 +18,7 @@ from hf_distill.completions.sampling import Completion, Sampling
 from hf_distill.completions.section import Completions
 from hf_distill.errors import UserError
 from hf_distill.objectives import KLDivergence, Labels, Objective, ReverseKL
+from hf_distill.rows.base import Rows, SparseRows
 from hf_distill.training.rollout_log import RolloutLog
 from hf_distill.training.rollouts import Rollouts, Uncollated
 
@@ -319,6 +320,23 @@ def test_the_logs_say_how_near_the_models_are(pair: Any, tmp_path: Path) -> None
     assert 0 < log["own_acceptance"] < 1
     assert log["completion_length"] > 0
     assert log["ended"] + log["cut"] == pytest.approx(1)
+
+
+def test_a_sparse_teacher_shows_a_part_of_the_figures() -> None:
+    """Otherwise the overlap with a teacher's few likeliest tokens would be 1, and one number a token look like none."""
+    torch.manual_seed(0)
+    student, teacher, places = torch.randn(4, 90), torch.randn(4, 90), torch.zeros(4, dtype=torch.long)
+    figures = {}
+    for kept in (0, 8, 90):
+        stored = SparseRows.of(teacher, kept)
+        log = RolloutLog(torch.device("cpu"))
+        log.begin_step(0)
+        log.look(Rows(student, stored, torch.full((4,), -100), places, 1))
+        figures[kept] = log.read()
+    assert figures[0] == {}
+    assert 0 < figures[8]["own_reverse_kl"] < figures[90]["own_reverse_kl"]
+    assert {"own_overlap", "own_teacher_mass", "own_student_mass"}.isdisjoint(figures[8])
+    assert 0 < figures[90]["own_overlap"] < 1
 
 
 def test_a_collapse_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
