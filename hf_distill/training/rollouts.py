@@ -222,11 +222,20 @@ def with_completion(example: Example, completion: Completion, skipped: frozenset
         example: The example.
         completion: What a model wrote.
         skipped: Tokens that do not count at all, such as special ones.
+
+    Raises:
+        UserError: It has no prompt, or a teacher's tokens, which are those of another text.
     """
     prompt = prompt_of(example)
     kept = {name: example[name] for name in EXAMPLE_COLUMNS if name in example}
     if TEACHER_PROMPT in example:
         kept |= _for_teacher(example, len(prompt), completion)
+    elif MARK in example:
+        raise UserError(
+            "each model has tokens of its own, and what the student writes has the student's alone. Take a teacher "
+            "with the student's tokenizer, or let the student write before the training: hf-distill generate.",
+            key="by",
+        )
     return {
         **kept,
         "input_ids": [*prompt, *completion.ids],

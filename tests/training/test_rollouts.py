@@ -359,6 +359,13 @@ def test_a_row_without_a_prompt_is_a_mistake() -> None:
         rollouts.of_step([Uncollated([{"input_ids": [4, 5], "labels": [4, 5]}])], 0)
 
 
+def test_a_teacher_with_tokens_of_its_own_has_none_of_what_was_written() -> None:
+    """Otherwise it would read the student's ids as if they were its own."""
+    rollouts = Rollouts(Completions(by="student"), Scripted(), seed=1)
+    with pytest.raises(UserError, match="tokens of its own"):
+        rollouts.of_step([Uncollated([{"input_ids": [4, 5], "teacher_input_ids": [1, 2, 3]}])], 0)
+
+
 def test_the_teacher_of_itself_has_no_loss(pair: Any, tmp_path: Path) -> None:
     """Otherwise the rows of the two models are not the same tokens."""
     student, _, tokenizer = pair()
