@@ -14,7 +14,6 @@ from hf_distill import parallel
 from hf_distill.completions.ends import end_ids
 from hf_distill.completions.filtering import CompletionFilter
 from hf_distill.completions.store import Store
-from hf_distill.component import entry
 from hf_distill.data.example_columns import PROMPT_LENGTH, held
 from hf_distill.data.label_names import IGNORED, UNLABELLED
 from hf_distill.data.labelled import has_label
@@ -144,7 +143,7 @@ def completions_of(
         opened, writes = model.open, model.key
     else:
         placed, opened = _placed(model, run.args.device), partial(own.backend.open, model, tokenizer)
-        writes = [fingerprint, entry(own.backend), list(end_ids(model, tokenizer))]
+        writes = [fingerprint, dict(own.backend.deciding()), list(end_ids(model, tokenizer))]
     with placed:
         store = Store(
             opened,

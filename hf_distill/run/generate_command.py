@@ -108,10 +108,11 @@ def generate(recipe: Recipe, by: str | None = None, into: str | None = None) -> 
         teacher = run.load_teacher()
         lines = {"train": list(_train(run, teacher, who, splits["train"], prepared.train))}
         lines["eval"] = list(_eval(run, teacher, splits["eval"], prepared.eval))
-    if run.is_main:
-        for name, file in FILES.items():
-            _store(path / file, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in lines[name]))
-    parallel.wait()
+    texts = {
+        path / file: "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in lines[name])
+        for name, file in FILES.items()
+    }
+    parallel.asked_once(lambda: _store(texts))
     counts = ", ".join(f"{len(rows):,} rows in {FILES[name]}" for name, rows in lines.items())
     return Generated(path, f"{counts}. Learn from them with data.path={path} data.columns={{}} completions.by=data")
 
@@ -124,13 +125,16 @@ def _check_place(path: Path) -> None:
         raise UserError(f"{path} holds {others[0]}, which is not of a data set of this command. Choose another --into.")
 
 
-def _store(file: Path, text: str) -> None:
-    if file.exists() and file.read_text(encoding="utf-8") != text:
-        raise UserError(
-            f"{file} holds other completions (another model, sampling or data). Remove it, or choose another --into; "
-            "what was written now is stored, and the same command finds it."
-        )
-    write_atomic(file, text)
+def _store(texts: Mapping[Path, str]) -> None:
+    """Write the files of a data set; none of them if one holds something else."""
+    for file, text in texts.items():
+        if file.exists() and file.read_bytes() != text.encode():
+            raise UserError(
+                f"{file} holds other completions (another model, sampling or data). Remove it, or choose another "
+                "--into; what was written now is stored, and the same command finds it."
+            )
+    for file, text in texts.items():
+        write_atomic(file, text)
 
 
 def _train(run: Run, teacher: TargetSource, by: By, raw: Dataset, split: Dataset) -> Iterator[dict[str, Any]]:

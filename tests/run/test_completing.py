@@ -117,6 +117,10 @@ def test_written_once_for_reruns_seeds_and_the_data_set(tmp_path: Path, pair: An
     # Other completions are not mixed with these, and nothing else is overwritten.
     assert main(["generate", str(path), "completions.temperature=0", "--into", str(into)]) == 2
     assert lines(into / "train.jsonl") == rows
+    (into / "train.jsonl").unlink()  # then train and eval rows would be those of two models
+    (into / "validation.jsonl").write_bytes(b"\xff")
+    assert main(["generate", str(path), "--into", str(into)]) == 2
+    assert [file.name for file in into.iterdir()] == ["validation.jsonl"]
     assert main(["generate", str(path), "--into", str(tmp_path)]) == 2
 
 

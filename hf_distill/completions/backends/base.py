@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from hf_distill.component import component
+from hf_distill.component import component, entry
 from hf_distill.errors import UserError
 from hf_distill.models.inspection import positions_of
 
@@ -54,6 +54,10 @@ class Backend(ABC):
     # Whether it can search with beams (`Sampling.num_beams`), and draw tokens from two models at once.
     searches: ClassVar[bool] = False
     mixes: ClassVar[bool] = False
+
+    def deciding(self) -> Mapping[str, Any]:
+        """Return what of its settings decides what is written, for the name of stored completions."""
+        return entry(self)
 
     @property
     def remark(self) -> str:

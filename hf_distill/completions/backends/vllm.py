@@ -82,6 +82,10 @@ class VLLM(Backend):
                 servers = servers.at(_own(urls))
         return ServerWriter(model, tokenizer, servers, self)
 
+    def deciding(self) -> Mapping[str, Any]:
+        """Return what decides what is written: neither where the servers are, nor how they are asked."""
+        return {"name": self.name, "model": self.model, "sync": self.sync}
+
     @property
     def remark(self) -> str:
         """Where it was tried."""
