@@ -268,3 +268,9 @@ def test_on_the_gpu_that_trains(pair: tuple[Any, Any], fake: FakeServer, vllm: F
         *("reload", "reset", "complete", "sleep level=2"),
         *("wake_up tags=weights", "reload", "reset", "wake_up tags=kv_cache", "complete", "sleep level=2"),
     ]
+
+
+def test_texts_are_found_after_the_server_moved() -> None:
+    """Named by its address, what a teacher wrote in hours would be written again on another port."""
+    here, there = VLLM(url="http://localhost:8000"), VLLM(url=["http://localhost:9000"], timeout=5.0)
+    assert here.deciding() == there.deciding() != VLLM(url="http://localhost:8000", model="other").deciding()
