@@ -117,7 +117,7 @@ class TwoTokenizers:
 
 
 def _special(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """Return the tokens that are no text, by their ids."""
+    """Return the tokens that stand for something else than text, by their ids."""
     added = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     known: dict[int, str] = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
     return {**known, **added}

@@ -244,7 +244,7 @@ def blocks(texts: list[Tokens], length: int) -> Iterator[Tokens]:
         yield Tokens(ids[start:end], [IGNORED, *labels[start + 1 : end]])
 
 
-class Beside(Protocol):
+class TeacherColumns(Protocol):
     """What makes further columns of the examples of a batch.
 
     Attributes:
@@ -263,7 +263,7 @@ class Beside(Protocol):
         """Return the columns, a row for each example in `made`."""
 
 
-def tokenise_split(split: Dataset, name: str, encoder: TextEncoder, beside: Beside | None = None) -> Dataset:
+def tokenise_split(split: Dataset, name: str, encoder: TextEncoder, beside: TeacherColumns | None = None) -> Dataset:
     """Return `input_ids`, `labels` and `length` of a split; the next run reads them from the cache of `datasets`.
 
     Args:
