@@ -9,7 +9,7 @@ import numpy as np
 from hf_distill.component import settings
 from hf_distill.data import column
 from hf_distill.data.example_columns import PROMPT_LENGTH
-from hf_distill.errors import UserError
+from hf_distill.errors import UserError, under
 from hf_distill.tasks.text_prompts import without_completion
 from hf_distill.training.writing_models import ONE_LIVE_MODEL, STORED
 
@@ -53,6 +53,8 @@ def check_completions(recipe: Recipe) -> None:
         for key in ("backend", "num_beams"):
             if key in settings(own):
                 raise UserError("the teacher writes on its own server, which draws tokens. Leave it out.", key=key)
+    with under("backend"):
+        own.backend.check()
     if own.num_beams > 1 and not own.backend.searches:
         raise UserError(f"the backend {own.backend.name} does not search. Take backend: transformers.", key="num_beams")
     if own.in_training and recipe.teacher.caches:

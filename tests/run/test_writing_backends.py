@@ -83,6 +83,17 @@ def test_both_write_in_a_run(write: Write, tmp_path: Path) -> None:
     assert same(weights(tmp_path / "once"), weights(tmp_path / "again"))
 
 
+@pytest.mark.parametrize(("key", "value"), [("url", "localhost:8000"), ("key", "NOT_IN_THE_ENVIRONMENT")])
+def test_a_server_that_cannot_be_asked_is_told_where_it_is_named(write: Write, key: str, value: str) -> None:
+    """Before the teacher is loaded, not when the first text is to be written."""
+    path = write({"backend": {"name": "vllm", "url": "http://localhost:8000", key: value}})
+    line = 1 + next(at for at, text in enumerate(path.read_text().splitlines()) if text.strip() == f"{key}: {value}")
+    for tried in (check, lambda recipe: run(path)):
+        with pytest.raises(UserError) as caught:
+            tried(load_recipe(path, []))
+        assert str(caught.value).startswith(f"{path}:{line}: completions.backend.{key}: ")
+
+
 @pytest.mark.parametrize("key", ["completions.backend", "completions.by"])
 def test_a_mixture_that_cannot_be(write: Write, make_model: Any, key: str) -> None:
     """Told by --check and by the run, before anything is loaded."""

@@ -488,6 +488,7 @@ def test_check_contacts_nobody_and_says_what_it_costs(make_model: Any, tmp_path:
         ({"url": "localhost:8000"}, "teacher: url", "http://HOST:PORT"),
         ({"url": "http://me:secret1@localhost"}, "teacher: url", "key: NAME"),
         ({"top": -1}, "teacher.top", "-1"),
+        ({"key": "NOT_IN_THE_ENVIRONMENT"}, "teacher.key", "not set"),
     ],
 )
 def test_what_cannot_work_is_refused(make_model: Any, tmp_path: Path, changes: Any, key: str, said: str) -> None:

@@ -64,6 +64,13 @@ class Backend(ABC):
         """A line about it that its user should know; mostly none."""
         return ""
 
+    def check(self) -> None:  # noqa: B027
+        """Refuse settings that cannot work, before anything is loaded and nobody is asked; mostly nothing to do.
+
+        Raises:
+            UserError: One cannot; `key` names it.
+        """
+
     @abstractmethod
     def open(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, beside: Mixture | None = None) -> Writer:
         """Return what writes with a model.

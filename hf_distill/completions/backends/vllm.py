@@ -67,6 +67,16 @@ class VLLM(Backend):
     concurrency: Annotated[int, Field(ge=1)] = 64
     timeout: Annotated[float, Field(gt=0.0)] = 300.0
 
+    @property
+    def servers(self) -> Servers:
+        """The servers."""
+        urls = (self.url,) if isinstance(self.url, str) else tuple(self.url)
+        return Servers(urls, self.key, self.concurrency, self.timeout)
+
+    def check(self) -> None:
+        """Refuse addresses that cannot be used, and a key that is not in the environment."""
+        self.servers.check_key()
+
     def open(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, beside: Mixture | None = None) -> Writer:
         """Return what writes with a model."""
         if beside is not None:
@@ -75,11 +85,10 @@ class VLLM(Backend):
                 key="backend",
             )
         with under("backend"):
-            urls = tuple([self.url] if isinstance(self.url, str) else self.url)
-            servers = Servers(urls, self.key, self.concurrency, self.timeout)
-            servers.check_key()
+            self.check()
+            servers = self.servers
             if self.mode == "colocate":
-                servers = servers.at(_own(urls))
+                servers = servers.at(_own(servers.urls))
         return ServerWriter(model, tokenizer, servers, self)
 
     def deciding(self) -> Mapping[str, Any]:

@@ -133,7 +133,7 @@ class ServedTeacher(Teacher):
         return f"{self.model} behind {where} of {self.api}"
 
     def check_task(self, task: Task) -> None:
-        """Refuse another task than text generation, and servers that cannot score."""
+        """Refuse another task than text generation, servers that cannot score, and a key that is not there."""
         if task.name != "text-generation":
             raise UserError(
                 f"a server gives log-probabilities of tokens, for text-generation, but the task is {task.name}. Take a "
@@ -147,6 +147,7 @@ class ServedTeacher(Teacher):
                 "[{name: labels}]); or serve it with vLLM or SGLang (api: vllm).",
                 key="api",
             )
+        self.servers.check_key()
 
     def check_pair(self, task: Task, every: Sequence[Objective], pair: Pair) -> None:
         """Refuse models with different tokens."""
