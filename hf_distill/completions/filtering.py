@@ -72,9 +72,9 @@ class CompletionFilter:
             **({"dropped": dict(sorted(self.dropped.items()))} if self.dropped else {}),
         }
 
-    def in_words(self) -> str:
-        """Return the counts in a line."""
-        text = f"{self.kept:,} of {self.written:,} completions are learned, {self.tokens:,} tokens"
+    def in_words(self, what: str = "learned") -> str:
+        """Return the counts in a line; `what` is done with those that are not dropped."""
+        text = f"{self.kept:,} of {self.written:,} completions are {what}, {self.tokens:,} tokens"
         if self.cut:
             text += f"; {self.cut:,} were cut after {self.completions.max_new_tokens:,} tokens and have no end to learn"
         if self.dropped:

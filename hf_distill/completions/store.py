@@ -84,7 +84,8 @@ class Store:
         if not missing:
             self.say(f"completions: found, {done}, in {self.path}")
         else:
-            self.say(f"completions: {done}, {len(missing):,} of them to be written, in {self.path}")
+            what = f"{len(missing):,} of the shards {'are' if len(missing) != 1 else 'is'} to be written"
+            self.say(f"completions: {done}, {what}, in {self.path}")
             parallel.asked_once(lambda: check_writable(self.path))
             mine = [missing[place] for place in parallel.share_of(len(missing))]
             parallel.together(lambda: self._write(mine, shards, names, prompts))

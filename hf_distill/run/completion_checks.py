@@ -93,7 +93,15 @@ def completions_in_words(recipe: Recipe, prepared: Prepared) -> list[str]:
         f"{len(lengths):,} prompts of {lengths[0]:,} to {lengths[-1]:,} tokens (median {lengths[len(lengths) // 2]:,})"
     )
     many = f"{own.per_prompt} completions each" if own.per_prompt > 1 else "one completion each"
-    lines = [f"completions: {who} writes {many} of {prompts}, at most {own.max_new_tokens:,} tokens, {when}"]
+    writes = "write" if own.by == "mixture" else "writes"
+    lines = [f"completions: {who} {writes} {many} of {prompts}, at most {own.max_new_tokens:,} tokens, {when}"]
+    if own.share < 1:
+        lines.append(
+            f"completions: share {own.share:g}: of the rows of a step, {100 * own.share:g} % have one that is written, "
+            "the others keep that of the data"
+        )
+    if own.reuse > 1:
+        lines.append(f"completions: reuse {own.reuse}: each is used for {own.reuse} optimiser steps")
     if missing := len(without_completion(prepared.eval)):
         who = (
             "the teacher writes them once, before the training, and the models are evaluated on these"

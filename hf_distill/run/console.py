@@ -9,7 +9,7 @@ from hf_distill.formatting import readable, readable_lines
 
 STAGES = {
     "teacher": "Teacher",
-    "completions": "Completions: the teacher writes",
+    "completions": "Completions: written before the training",
     "student": "Student: distilling",
     "baseline": "Baseline: the same student without the teacher",
     "report": "Report: evaluating all models",

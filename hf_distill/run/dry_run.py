@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_distill import parallel
-from hf_distill.component import entry
+from hf_distill.component import entry, settings
 from hf_distill.data.example_columns import EXAMPLE_ROLES, examples_in_words
 from hf_distill.data.loading import PEEK, Sample, apart, peek
 from hf_distill.data.transfer import TRANSFER
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
     from hf_distill.models.loading import Head
     from hf_distill.objectives import Objective
-    from hf_distill.recipe.recipe import Recipe
+    from hf_distill.recipe.recipe import Recipe, Stage
 
 
 # After sizes of a student whose part of the vocabulary is not known yet.
@@ -440,9 +440,18 @@ def _report(recipe: Recipe) -> str:
 def _stages(recipe: Recipe, pair: Pair | None) -> Iterator[str]:
     for number, stage in enumerate(recipe.plan, 1):
         if recipe.stages:
-            yield f"stage {number:<5} {describe_entry(stage.training) or 'as in training'}"
+            own = "" if stage.completions is None else f"; completions: {_written(recipe, stage)}"
+            yield f"stage {number:<5} {describe_entry(stage.training) or 'as in training'}{own}"
         for objective in stage.objectives:
             yield f"objective   {describe_entry(entry(objective))}{_layers(objective, pair) if pair else ''}"
+
+
+def _written(recipe: Recipe, stage: Stage) -> str:
+    """Return who writes in a stage with completions of its own, and what else differs: `by student, share 0.5`."""
+    own, shared = recipe.completions_in(stage), recipe.completions
+    others = [name for name in {**settings(shared), **settings(own)} if name not in ("by", "backend")]
+    differ = {} if own.by == "data" else {name: getattr(own, name) for name in others}
+    return describe_entry({"by": own.by, **{k: v for k, v in differ.items() if v != getattr(shared, k)}})
 
 
 def _layers(objective: Objective, pair: Pair) -> str:

@@ -392,7 +392,8 @@ def _trained_on(run: Run) -> dict[str, Any]:
     labelled, transfer = labels["train_rows_with_label"], labels.get("transfer_rows", 0)
     kinds = [f"{labelled:,} with a label"] * bool(labelled)
     kinds += [f"{transfer:,} transfer rows"] * bool(transfer)
-    kinds += [f"{rest:,} without a label"] if (rest := rows - labelled - transfer) else []
+    what = "prompts" if run.recipe.completions.in_training else "without a label"
+    kinds += [f"{rest:,} {what}"] if (rest := rows - labelled - transfer) else []
     trained = run.recipe.teacher.keeps_private or run.trains_teacher
     teacher = {"teacher": run.recipe.teacher.rows_in_words(with_label)} if trained else {}
     baseline = {"baseline": f"{with_label}, for as many steps"} if run.recipe.report.baseline else {}

@@ -153,7 +153,7 @@ def _train(run: Run, teacher: TargetSource, by: By, raw: Dataset, split: Dataset
         if by == "teacher":
             kept = CompletionFilter(own)
             written = kept.of_rows([split[row]["input_ids"][: split[row][PROMPT_LENGTH]] for row in rows], written)
-            run.narrator.say(kept.in_words())
+            run.narrator.say(kept.in_words("kept"))
     how = {WRITTEN_BY: by, "writer": key, "sampling": json.dumps(asdict(own.sampling), sort_keys=True)}
     for row, found in zip(rows, written, strict=True):
         for one in found:

@@ -44,7 +44,7 @@ from hf_distill.run.vocabulary import in_words, prepared_for, with_vocabulary
 from hf_distill.tasks import Setup
 from hf_distill.tasks.base import classes_of
 from hf_distill.tasks.class_counts import ClassCounts
-from hf_distill.tasks.text_prompts import check_share
+from hf_distill.tasks.text_prompts import check_own
 from hf_distill.tasks.tokenising import remembering
 from hf_distill.training.labelled import describe_labels, labels_of
 
@@ -392,9 +392,9 @@ def _check_objectives(recipe: Recipe, prepared: Prepared) -> None:
         with recipe.locate(recipe.stage_path(index)):
             known = replace(prepared, labelled=prepared.labelled or written)
             completions = recipe.completions_in(stage)
-            recipe.task.check(stage.objectives, known, completions)
             if recipe.completions.in_training and completions.by == "data":
-                check_share(prepared.train, 0.0)
+                check_own(prepared.train)
+            recipe.task.check(stage.objectives, known, completions)
     if recipe.teacher.fine_tuning and not prepared.labelled:
         raise recipe.mistake(
             "teacher", "the train split has no labels to fine-tune the teacher on. Name a fine-tuned model."

@@ -27,6 +27,8 @@ def ends_in_words(recipe: Recipe, pair: Pair) -> list[str]:
         pair: Its models.
     """
     student, (_, teacher) = recipe.student, next(iter(recipe.teacher.members()))
+    if (line := _endless(recipe, pair)) is not None:
+        return [line]
     # A student that is made from its teacher ends texts as it does, and reads with its tokenizer.
     if not recipe.task.writes or student.source is None or teacher.source is None or pair.own_tokens:
         return []
@@ -34,6 +36,19 @@ def ends_in_words(recipe: Recipe, pair: Pair) -> list[str]:
     if recipe.completions.by != "data" and recipe.tokenizer is None:
         lines += _templates(pair.tokenizer, str(teacher.source), teacher.opening)
     return lines
+
+
+def _endless(recipe: Recipe, pair: Pair) -> str | None:
+    """Return a line about a student that writes in training and has nothing that ends a text; None if it has."""
+    if not recipe.completions.in_training or pair.tokenizer.eos_token_id is not None:
+        return None
+    source = recipe.student.source
+    if source is None or ends_of(pair.student, str(source)):
+        return None
+    return (
+        "the student cannot end a text: neither its model nor its tokenizer has an eos_token_id, so that every "
+        "completion runs on to max_new_tokens. Set eos_token_id in the student's generation_config.json"
+    )
 
 
 def _ends(recipe: Recipe, pair: Pair, student: str, teacher: str) -> list[str]:

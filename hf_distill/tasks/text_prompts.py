@@ -239,9 +239,26 @@ def check_share(split: Dataset, share: float) -> None:
     without = len(without_completion(split)) if share < 1 else 0
     if without:
         raise UserError(
-            f"{1 - share:.0%} of the rows would keep the completion of the data, and {without:,} of {len(split):,} "
-            "rows of the train split have none. Leave out share, or drop these rows.",
+            f"{100 * (1 - share):.0f} % of the rows would keep the completion of the data, and {without:,} of "
+            f"{len(split):,} rows of the train split have none. Leave out share, or drop these rows.",
             key="completions.share",
+        )
+
+
+def check_own(split: Dataset) -> None:
+    """Refuse to learn from completions of the data alone, in one of several stages, where a row has none.
+
+    Args:
+        split: The tokenised train split.
+
+    Raises:
+        UserError: Rows have none.
+    """
+    if without := len(without_completion(split)):
+        raise UserError(
+            f"{without:,} of {len(split):,} rows of the train split have no completion to learn from. Let the student "
+            "write in every stage, or drop these rows.",
+            key="completions.by",
         )
 
 

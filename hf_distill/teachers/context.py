@@ -77,8 +77,9 @@ class Context:
                 key=KEY,
             )
         template = self.template
-        known = dict.fromkeys([*split.column_names, *beside.column_names])
-        template.check_columns(known, name)
+        known = dict.fromkeys(one for one in (*split.column_names, *beside.column_names) if one != ORIGIN)
+        with under(KEY):
+            template.check_columns(known, name)
         columns = {one: (split if one in split.column_names else beside)[one][:] for one in template.columns}
         # A prompt may be a text although its completion is a list of messages.
         texts = role == "prompt" and all(isinstance(one, str | None) for one in split[:1].get("completion", ()))

@@ -243,6 +243,24 @@ def test_ends_at_which_the_student_does_not_stop_are_told(
     assert all("(2)" in line and "(9)" in line and "generation_config.json to [2, 9]" in line for line in notes)
 
 
+def test_a_student_without_any_end_is_told() -> None:
+    """All that it writes is cut at the limit, and without this line only the logs of the training would show it."""
+    from types import SimpleNamespace
+
+    from transformers import LlamaConfig
+
+    from hf_distill.completions.section import Completions
+    from hf_distill.run.text_ends import ends_in_words
+
+    student, task = SimpleNamespace(source="/none"), SimpleNamespace(writes=True)
+    teacher = SimpleNamespace(members=lambda: [("", SimpleNamespace(source=None))])
+    own: Any = SimpleNamespace(completions=Completions(by="student"), student=student, teacher=teacher, task=task)
+    for known in (None, 2):
+        tokenizer = SimpleNamespace(eos_token_id=known)
+        pair: Any = SimpleNamespace(tokenizer=tokenizer, student=LlamaConfig(eos_token_id=None), own_tokens=False)
+        assert ["cannot end a text" in line for line in ends_in_words(own, pair)] == [True] * (known is None)
+
+
 def test_different_chat_templates_are_told(tmp_path: Path, chatting: Any, capsys: Any) -> None:
     """The teacher scores prompts in a form that it may never have seen, or thinks where the student does not."""
     from chats import CHATML, THINKING, tokenizer_of, user

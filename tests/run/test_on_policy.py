@@ -99,6 +99,21 @@ def test_stages_that_cannot_write_so_are_mistakes(
         load_recipe(path)
 
 
+def test_a_stage_on_the_data_needs_completions(tmp_path: Path, make_model: Any) -> None:
+    """It would learn nothing; and --check says what each stage learns from, and how much of it is written."""
+    writing = {**STUDENT, "share": 0.5, "reuse": 2}
+    path = recipe(tmp_path, make_model, objectives=None, stages=STAGES, completions=writing)
+    said = check(load_recipe(path))
+    assert "completions: by data" in said
+    assert "50 % have one that is written" in said
+    assert "for 2 optimiser steps" in said
+    path = recipe(tmp_path, make_model, objectives=None, stages=STAGES)
+    (tmp_path / "prompts.jsonl").write_text("".join(f"{json.dumps({'prompt': one})}\n" for one in TEXTS))
+    with pytest.raises(UserError, match="8 of 8 rows of the train split have no completion") as caught:
+        check(load_recipe(path))
+    assert "stages[0].completions.by" in str(caught.value)
+
+
 @pytest.mark.parametrize("reuse", [1, 2])
 def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path, make_model: Any, reuse: int) -> None:
     """Otherwise what the student writes would depend on when it was stopped."""

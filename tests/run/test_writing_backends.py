@@ -77,7 +77,7 @@ def test_a_server_writes_for_a_run(write: Write, make_model: Any, tmp_path: Path
 def test_both_write_in_a_run(write: Write, tmp_path: Path) -> None:
     """`by: mixture` in a recipe, and the same weights when it is run again."""
     mixture = {"by": "mixture", "teacher_share": 0.5}
-    assert "student and teacher together" in check(load_recipe(write(mixture), []))
+    assert "student and teacher together write one" in check(load_recipe(write(mixture), []))
     for out in ("once", "again"):
         run(write(mixture, out))
     assert same(weights(tmp_path / "once"), weights(tmp_path / "again"))
@@ -103,6 +103,6 @@ def test_a_mixture_that_cannot_be(write: Write, make_model: Any, key: str) -> No
     else:
         path = write({"by": "mixture", "backend": {"name": "continuous_batching"}})
     for tried in (check, lambda recipe: run(path)):
-        with pytest.raises(UserError, match="by: mixture") as caught:
+        with pytest.raises(UserError, match=r"by: mixture|new texts are written") as caught:
             tried(load_recipe(path, []))
         assert key in str(caught.value)

@@ -275,6 +275,18 @@ def test_what_cannot_be_read_is_one_line(
         assert any(words in line for line in caught.value.mistakes)
 
 
+def test_a_wrong_column_is_told_at_the_template(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> None:
+    """Told at data.prompt, and with a column that is not the user's, it is looked for in vain."""
+    model = make_model("llama-lm", layers=2, seed=3)
+    teacher = {"name": "pretrained", "model": str(model), "context": {"prompt": "{{ documnet }}"}}
+    with pytest.raises(UserError) as caught:
+        check(load_recipe(write(write_recipe, tmp_path, model, teacher=teacher)))
+    said = str(caught.value)
+    assert "teacher.context.prompt" in said
+    assert "'documnet'" in said
+    assert "example_origin" not in said
+
+
 def test_in_python_it_is_refused(make_model: Any, tmp_path: Path) -> None:
     """The trainer has no columns to make a prompt of, and would train without it."""
     model = make_model("llama-lm", layers=2, seed=3)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fake_server
@@ -479,6 +480,22 @@ def test_check_contacts_nobody_and_says_what_it_costs(make_model: Any, tmp_path:
     said = check(load_recipe(recipe(tmp_path, entry, make_model("llama-lm", layers=2))))
     assert "12 requests for 78 tokens, 42 of them learned" in said
     assert f"{78 * 21 * 78 / 1e3:.1f} kB" in said
+
+
+def test_own_samples_are_counted_before_they_are_written(make_model: Any, tmp_path: Path) -> None:
+    """Counted as they stand in the data, prompts cost nothing, and the bill of the training would be a surprise."""
+    from datasets import Dataset
+
+    from hf_distill.teachers.served.cost import cost_in_words
+
+    def split(*rows: list[int]) -> Dataset:
+        labels = [[-100] * 2 + one[2:] for one in rows]
+        return Dataset.from_dict({"input_ids": rows, "labels": labels, "prompt_length": [2] * len(rows)})
+
+    data: Any = SimpleNamespace(train=split([5, 6], [5, 6], [7, 8, 9]), eval=split([5, 6], [7, 8, 9, 2]))
+    said = cost_in_words(data, 20, Completions(by="student", max_new_tokens=10))
+    assert "each pass over the train rows 3 requests for at most 36 tokens, 30 of them learned" in said
+    assert "to evaluate 2 requests for at most 16 tokens, 12 of them learned" in said
 
 
 @pytest.mark.parametrize(
