@@ -408,9 +408,15 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
         with under("completions"):
             check_whole(is_divided(self), deepspeed_stage(self))
             check_any_text(self.source)
+            rereading = getattr(self.layout, "rereading", None)
+            if rereading is None and getattr(self.layout, "mapping", None) is not None:
+                raise UserError(
+                    "the teacher has other tokens than the student, and what the student writes is written in these by "
+                    "a run of a recipe alone. Wanted: a recipe, or a teacher with the student's tokenizer."
+                )
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         writer = self._open_writer(completions, tokenizer)
-        return Rollouts(completions, writer, seed, self.args.device, tokenizer.all_special_ids)
+        return Rollouts(completions, writer, seed, self.args.device, tokenizer.all_special_ids, rereading)
 
     def _open_writer(self, completions: Completions, tokenizer: Any) -> Writer:
         with under("completions"):

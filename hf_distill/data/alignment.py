@@ -103,8 +103,8 @@ class TwoTokenizers:
         made = Aligned([APART] * len(ids), [-1] * len(ids), [-1] * len(their_ids))
         first = 0
         for (start, stop), (their_start, their_stop) in zip(segments, their_segments, strict=False):
-            ours = [_text(self.texts[0], one) for one in ids[start:stop]]
-            theirs = [_text(self.texts[1], one, b"t") for one in their_ids[their_start:their_stop]]
+            ours = [text_of(self.texts[0], one) for one in ids[start:stop]]
+            theirs = [text_of(self.texts[1], one, b"t") for one in their_ids[their_start:their_stop]]
             pair = _groups(ours, theirs)
             for places, found, offset in zip((made.span, made.their_span), pair, (start, their_start), strict=True):
                 for place, group in enumerate(found):
@@ -123,10 +123,15 @@ def _special(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     return {**known, **added}
 
 
-def _text(known: Sequence[bytes | None], number: int, whose: bytes = b"s") -> bytes:
+def text_of(known: Sequence[bytes | None], number: int, whose: bytes = b"s") -> bytes:
     """Return what a token stands for; one that stands for nothing is like no token of the other tokenizer."""
     found = known[number] if number < len(known) else None
     return _NO_TEXT + whose + str(number).encode() if found is None else found
+
+
+def is_special(text: bytes) -> bool:
+    """Return whether what a token stands for is not text but the name of a special token."""
+    return len(text) > 1 and text.startswith(_NO_TEXT)
 
 
 def _groups(ours: Sequence[bytes], theirs: Sequence[bytes]) -> tuple[list[int], list[int]]:

@@ -204,6 +204,11 @@ class VocabularyMap:
         """Return the teacher's logits of the classes, at a temperature, `(rows, classes)`."""
         return self.on(logits.device).teacher.merged(upcast(logits), temperature, rest=self.has_rest)
 
+    def shared_mass(self, logits: Tensor) -> Tensor:
+        """Return the teacher's probability of all tokens that stand for a text of the student's too, `(rows,)`."""
+        rest = self.on(logits.device).teacher.rest
+        return 1 - upcast(logits).softmax(-1).index_select(-1, rest).sum(-1)
+
     def labels(self, labels: Tensor, ignored: int) -> Tensor:
         """Return the classes of labels, `(rows,)`; `ignored` where there is none, or one without a counterpart."""
         found = self.on(labels.device).student.of(labels.clamp(min=0))

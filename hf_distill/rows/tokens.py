@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_distill.data.label_names import IGNORED, UNLABELLED
+from hf_distill.data.rereading import Rereading
 from hf_distill.data.two_tokenizers import ALIGNED_AT, MARK, SAME, SPAN, TEACHER_SPAN, teacher_inputs
 from hf_distill.errors import UserError
 from hf_distill.models.vocabulary_map import VocabularyMap
@@ -49,6 +50,7 @@ class TokenRows(RowLayout):
         left_out: Columns that are another token, or no token, for the teacher, in ascending order. The models are
             compared on the other columns only; a label may be any of `classes`.
         mapping: Which tokens of both models stand for the same text, if the teacher has another vocabulary.
+        rereading: Says what such a teacher reads of a text that the student writes; None where it writes none.
     """
 
     outputs_by_token: ClassVar[bool] = True
@@ -60,6 +62,7 @@ class TokenRows(RowLayout):
     teacher_columns: tuple[int, ...] | None = None
     left_out: tuple[int, ...] = ()
     mapping: VocabularyMap | None = None
+    rereading: Rereading | None = None
 
     @property
     def their_classes(self) -> int | None:

@@ -12,11 +12,22 @@ import numpy as np
 from hf_distill.data import column
 from hf_distill.data.alignment import Segments, TwoTokenizers, runs, whole
 from hf_distill.data.label_names import IGNORED
-from hf_distill.data.two_tokenizers import ALIGNED_AT, APART, MARK, PREFIX, SPAN, TEACHER_SPAN, PadBoth, teacher_view
+from hf_distill.data.rereading import Rereading
+from hf_distill.data.two_tokenizers import (
+    ALIGNED_AT,
+    APART,
+    MARK,
+    PREFIX,
+    SPAN,
+    TEACHER_PROMPT,
+    TEACHER_SPAN,
+    PadBoth,
+    teacher_view,
+)
 from hf_distill.errors import UserError
 from hf_distill.models.vocabulary_map import VocabularyMap
 from hf_distill.tasks.language import PadTokens, pad_token_id, vocabulary
-from hf_distill.tasks.text_tokens import COMPLETION_IDS, PROMPT_IDS, TextEncoder, Tokens
+from hf_distill.tasks.text_tokens import COMPLETION_IDS, PROMPT_IDS, TextEncoder, Tokens, prompts_of
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -36,10 +47,12 @@ class AlignedTexts:
     Attributes:
         theirs: Tokenises for the teacher.
         both: What the tokens of the two stand for.
+        rereading: Says what the teacher reads of a text that the student writes; None where it writes none.
     """
 
     theirs: TextEncoder
     both: TwoTokenizers
+    rereading: Rereading | None = None
 
     @classmethod
     def of(cls, encoder: TextEncoder, setup: Setup, *, prefix: bool = False) -> AlignedTexts:
@@ -51,7 +64,8 @@ class AlignedTexts:
             prefix: Whether tokens are compared by prefixes; see `TwoTokenizers`.
 
         Raises:
-            UserError: The texts are packed, or the tokens of a model do not say what they stand for.
+            UserError: The texts are packed, another model than the student writes them, or the tokens of a model do not
+                say what they stand for.
         """
         teacher = setup.teacher_tokenizer
         assert teacher is not None
@@ -61,15 +75,21 @@ class AlignedTexts:
                 "own. Leave out task.packing, or choose a teacher of the student's family.",
                 key="task.packing",
             )
-        if setup.completing is not None:
+        writing = setup.completing is not None
+        if writing and setup.completions.by != "student":
             raise UserError(
-                "completions that a model writes have its own tokens, and here teacher and student have different "
-                f"ones. Wanted by: data. {_OTHER}",
+                "completions that a teacher writes have its own tokens, and here teacher and student have different "
+                f"ones. Wanted by: student or by: data. {_OTHER}",
                 key="completions.by",
             )
         theirs, student = setup.configs
         both = two_tokenizers(encoder.tokenizer, student, teacher, theirs)
-        return cls(replace(encoder, tokenizer=teacher), replace(both, prefix=prefix))
+        both, its = replace(both, prefix=prefix), replace(encoder, tokenizer=teacher)
+        if not writing:
+            return cls(its, both)
+        turn = _end_of_turn(teacher) if encoder.chat else None
+        end = teacher.eos_token_id if turn is None else turn
+        return cls(its, both, Rereading(both, end, encoder.max_length))
 
     @property
     def settings(self) -> tuple[Any, ...]:
@@ -77,7 +97,8 @@ class AlignedTexts:
         from hf_distill.models.tokenizers import tokenizer_state
 
         state = tokenizer_state(self.both.teacher)
-        return ("aligned", state, sorted(self.both.ends), sorted(self.both.their_ends), self.both.prefix)
+        found = ("aligned", state, sorted(self.both.ends), sorted(self.both.their_ends), self.both.prefix)
+        return found if self.rereading is None else (*found, "written", self.rereading.end)
 
     @property
     def features(self) -> Features:
@@ -85,7 +106,8 @@ class AlignedTexts:
         from datasets import Features, List, Value
 
         lists = (MARK, f"{PREFIX}labels", ALIGNED_AT, SPAN, TEACHER_SPAN)
-        return Features({name: List(Value("int32")) for name in lists} | {f"{PREFIX}length": Value("int64")})
+        numbers = (f"{PREFIX}length", *([] if self.rereading is None else [TEACHER_PROMPT]))
+        return Features({name: List(Value("int32")) for name in lists} | {name: Value("int64") for name in numbers})
 
     def columns(
         self, batch: Mapping[str, list[Any]], rows: Sequence[int], split: str, made: Sequence[Tokens]
@@ -126,6 +148,8 @@ class AlignedTexts:
         """Return the columns of one example; of one that the teacher does not have nothing is compared."""
         limit = self.theirs.max_length
         ids, labels = ours.ids[:limit], ours.labels[:limit]
+        if self.rereading is not None and not self.theirs.chat and not ours.left_out:
+            return self._reread(ours.prompt, ids, labels, self.rereading)
         if theirs is None or theirs.left_out or ours.left_out:
             number = pad_token_id(self.both.teacher)
             read, learned = [number], [IGNORED]
@@ -142,6 +166,34 @@ class AlignedTexts:
             ALIGNED_AT: at,
             SPAN: span,
             TEACHER_SPAN: their_span,
+            **({} if self.rereading is None else {TEACHER_PROMPT: theirs.prompt if theirs is not None else 0}),
+        }
+
+    def _reread(self, prompt: int, ids: Sequence[int], labels: Sequence[int], rereading: Rereading) -> dict[str, Any]:
+        """Return the columns of a prompt, with its completion if the data has one, in the student's tokens.
+
+        The teacher reads the text of the student's prompt, which may be a part of a text, and the completion after it:
+        the same as it will of one that the student writes. It does not read a prompt that ends within a character.
+        """
+        special = {*self.both.student.all_special_ids}
+        first = next((place for place, one in enumerate(ids) if one not in special), len(ids))
+        text = str(self.both.student.decode(list(ids[first:prompt]), clean_up_tokenization_spaces=False))
+        before = [] if text.endswith("\ufffd") else prompts_of(self.both.teacher, [text])[0]
+        if self.theirs.max_length is not None and len(before) >= self.theirs.max_length:
+            before = []
+        made = rereading(ids[prompt:], len(before))
+        start = before or [pad_token_id(self.both.teacher)]
+        learned = [made.ids[place] if group >= 0 else IGNORED for place, group in enumerate(made.their_span)]
+        at = [place if label != IGNORED else APART for place, label in zip(made.at, labels[prompt:], strict=True)]
+        span, their_span = _whole_spans(made.span, labels[prompt:], [-1, *made.their_span])
+        return {
+            MARK: [*start, *made.ids],
+            f"{PREFIX}labels": [IGNORED] * len(start) + learned,
+            f"{PREFIX}length": len(start) + len(made.ids),
+            ALIGNED_AT: [APART] * prompt + at,
+            SPAN: [-1] * prompt + span,
+            TEACHER_SPAN: [-1] * len(start) + their_span[1:],
+            TEACHER_PROMPT: len(before),
         }
 
     def _segments(self, ids: Sequence[int], labels: Sequence[int], side: int) -> Segments:
@@ -278,7 +330,7 @@ def with_teacher(prepared: Prepared, texts: AlignedTexts, evaluator: Any, least:
     )
     return replace(
         prepared,
-        layout=replace(prepared.layout, mapping=mapping),  # type: ignore[type-var]
+        layout=replace(prepared.layout, mapping=mapping, rereading=texts.rereading),  # type: ignore[type-var]
         collator=PadBoth(prepared.collator, pad),
         for_teacher=theirs,
     )
@@ -299,6 +351,10 @@ def coverage_in_words(split: Dataset, least: float, *, prefix: bool = False) -> 
         int((np.asarray(column(split, name).combine_chunks().flatten()) != nothing).sum())
         for name, nothing in ((ALIGNED_AT, APART), ("labels", IGNORED))
     )
+    if not learned:
+        return (
+            "what the student writes is compared as far as its tokens are the teacher's (compared_tokens in the logs)"
+        )
     check_coverage(compared, learned, least)
     share = 100 * compared / max(1, learned)
     what = "begin where one of the teacher does" if prefix else "are one token of the teacher too"

@@ -216,12 +216,17 @@ def prompts_and_wholes(
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, batch: Mapping[str, list[Any]]) -> Sequence[list[int]]:
     """Return the tokens of the prompts of a batch: those that the data gives, else those of their texts."""
-    return batch[PROMPT_IDS] if PROMPT_IDS in batch else list(_prompts(tokenizer, batch["prompt"]))
+    return batch[PROMPT_IDS] if PROMPT_IDS in batch else prompts_of(tokenizer, batch["prompt"])
 
 
 def of_student(batch: Mapping[str, list[Any]]) -> set[int]:
     """Return the rows of a batch whose completion the student wrote itself."""
     return {row for row, who in enumerate(batch.get(WRITTEN_BY, ())) if who == "student"}
+
+
+def prompts_of(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Return the tokens of prompts, as they begin a text."""
+    return list(_prompts(tokenizer, texts))
 
 
 def _prompts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Iterator[list[int]]:

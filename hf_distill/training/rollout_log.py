@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
+from typing import Any
 
 import torch
 
 from hf_distill import parallel
 from hf_distill.completions.sampling import Completion
 from hf_distill.completions.statistics import Written, acceptance, describe, top_overlap
+from hf_distill.data.label_names import IGNORED
+from hf_distill.data.two_tokenizers import ALIGNED_AT, APART
 from hf_distill.objectives import divergences
 from hf_distill.objectives.functional import log_distributions
 from hf_distill.rows.base import MixtureRows, Rows, SparseRows
@@ -22,7 +25,11 @@ logger = logging.getLogger(__name__)
 LOOKED_AT = 32
 # Share of repeated runs of tokens above which completions count as loops.
 LOOPING = 0.5
+# Share of the written tokens that are compared with a teacher of another tokenizer, below which most teach nothing.
+HALF = 0.5
 FIGURES = ("own_reverse_kl", "own_forward_kl", "own_acceptance", "own_overlap", "own_teacher_mass", "own_student_mass")
+# With a teacher of another tokenizer: its probability of all tokens for which the student has one.
+SHARED_MASS = "shared_mass"
 
 
 class RolloutLog:
@@ -38,7 +45,10 @@ class RolloutLog:
         self._written: list[Written] = []
         self._staleness: list[int] = []
         # Of a few rows in each step: the sum of each figure, and the number of rows.
-        self._sums = torch.zeros(len(FIGURES) + 1, dtype=torch.float32, device=device)
+        self._sums = torch.zeros(len(FIGURES) + 2, dtype=torch.float32, device=device)
+        # Of each completion that a teacher of another tokenizer reads: the tokens that count, and those compared.
+        self._compared: list[tuple[int, int]] = []
+        self._mapped = False
         self._looks = False
         self._warned: set[str] = set()
 
@@ -48,6 +58,16 @@ class RolloutLog:
         for one in completions:
             counted = Written.of(one.ids, one.ended)
             self._written.append(Written(counted.length, counted.ended, counted.repeated, counted.runs, hash(one.ids)))
+
+    def add_compared(self, examples: Iterable[Mapping[str, Any]]) -> None:
+        """Count which tokens are compared with a teacher of another tokenizer.
+
+        Args:
+            examples: With the completions of a step.
+        """
+        for one in examples:
+            counts = sum(label != IGNORED for label in one["labels"])
+            self._compared.append((counts, sum(place != APART for place in one[ALIGNED_AT])))
 
     def begin_step(self, staleness: int) -> None:
         """Note how many steps ago the completions of this step were written."""
@@ -64,7 +84,8 @@ class RolloutLog:
         if not self._looks:
             return
         self._looks = False
-        few = rows.first(LOOKED_AT).at(1.0)
+        given = rows.first(LOOKED_AT).compared
+        few = given.at(1.0)
         teacher = few.teacher.at(1.0) if isinstance(few.teacher, MixtureRows) else few.teacher
         if teacher is None or (isinstance(teacher, SparseRows) and not _comparable(teacher)):
             return
@@ -77,7 +98,11 @@ class RolloutLog:
             acceptance(log_p, log_q),
             *tops,
         ]
-        own = (few.labels < 0).to(log_p)  # a token with a label is one of the data
+        shared = torch.ones_like(values[0])
+        if given.mapping is not None and isinstance(given.teacher, torch.Tensor):
+            self._mapped, shared = True, given.mapping.shared_mass(given.teacher).to(shared)
+        values.append(shared)
+        own = (given.labels < 0).to(log_p)  # a token with a label is one of the data
         sums = torch.stack([*((one * own).sum() for one in values), own.sum()])
         self._sums += sums.to(self._sums)
 
@@ -87,13 +112,15 @@ class RolloutLog:
         *sums, rows = parallel.summed(self._sums).tolist()
         figures = describe(written)
         if rows:
-            known = zip(FIGURES, sums, strict=True)
-            figures |= {name: total / rows for name, total in known if not math.isnan(total)}
+            known = zip((*FIGURES, SHARED_MASS), sums, strict=True)
+            found = {name: total / rows for name, total in known if not math.isnan(total)}
+            figures |= {name: one for name, one in found.items() if self._mapped or name != SHARED_MASS}
+        figures |= _coverage([*chain.from_iterable(parallel.from_all(self._compared))])
         if any(self._staleness):
             figures["staleness"] = sum(self._staleness) / len(self._staleness)
         if figures and parallel.is_first():
             self._warn(figures, len(written))
-        self._written, self._staleness = [], []
+        self._written, self._staleness, self._compared = [], [], []
         self._sums.zero_()
         return figures
 
@@ -109,6 +136,20 @@ def _comparable(teacher: SparseRows) -> bool:
     return teacher.temperature == 1.0 and teacher.indices.shape[-1] > 0
 
 
+def _coverage(compared: Sequence[tuple[int, int]]) -> dict[str, float]:
+    """Return the shares of written tokens that are compared, and of completions of which none is.
+
+    >>> _coverage([(4, 3), (0, 0), (4, 0)])
+    {'compared_tokens': 0.375, 'not_aligned': 0.5}
+    """
+    written = [one for one in compared if one[0]]
+    if not written:
+        return {}
+    tokens, found = (sum(numbers) for numbers in zip(*written, strict=True))
+    without = sum(not one for _, one in written)
+    return {"compared_tokens": found / tokens, "not_aligned": without / len(written)}
+
+
 def _alarms(figures: dict[str, float], number: int) -> list[tuple[str, str]]:
     """Return what is wrong with completions, with a key for each."""
     if number < 2:
@@ -122,6 +163,15 @@ def _alarms(figures: dict[str, float], number: int) -> list[tuple[str, str]]:
                 "ended",
                 f"none of {number} completions has an end: the student does not stop, or completions.max_new_tokens is "
                 "too small. Compare the end-of-text tokens of both models, or train on the data first",
+            )
+        )
+    if figures.get("compared_tokens", 1.0) < HALF:
+        found.append(
+            (
+                "apart",
+                f"only {figures['compared_tokens']:.0%} of the tokens in {number} completions are compared, as the "
+                "teacher splits the others otherwise; they teach nothing. Set task: {alignment: prefix}, or choose a "
+                "teacher of the student's family",
             )
         )
     if figures["repeated_4grams"] > LOOPING:

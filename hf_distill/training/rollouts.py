@@ -15,7 +15,8 @@ from hf_distill.completions.sampling import Completion
 from hf_distill.completions.section import Completions
 from hf_distill.data.example_columns import EXAMPLE_COLUMNS, PROMPT_LENGTH
 from hf_distill.data.label_names import IGNORED, UNLABELLED
-from hf_distill.data.two_tokenizers import ALIGNED_AT, APART, MARK, TEACHER_PROMPT
+from hf_distill.data.rereading import Rereading
+from hf_distill.data.two_tokenizers import ALIGNED_AT, APART, MARK, PREFIX, SPAN, TEACHER_PROMPT, TEACHER_SPAN
 from hf_distill.errors import UserError, under
 from hf_distill.files.fingerprint import fingerprint
 from hf_distill.training.rollout_log import RolloutLog
@@ -60,6 +61,7 @@ class Rollouts:
         seed: Seed of the training.
         device: Where the training runs; the CPU if left out.
         special: Special tokens, which `Completions.special_tokens` may leave out.
+        rereading: Says what a teacher with another tokenizer reads of a completion; None where both have the same.
     """
 
     def __init__(
@@ -69,7 +71,9 @@ class Rollouts:
         seed: int,
         device: torch.device | None = None,
         special: Iterable[int] = (),
+        rereading: Rereading | None = None,
     ) -> None:
+        self._rereading = rereading
         self._skipped = frozenset() if completions.special_tokens else frozenset(special)
         self.completions, self.writer, self._seed = completions, writer, seed
         self.log = RolloutLog(device or torch.device("cpu"), ends=completions.prompt_tokens is None)
@@ -143,9 +147,11 @@ class Rollouts:
         written = self.writer.write(prompts, self.completions.sampling, self._draws(step)) if prompts else []
         self.log.add(written)
         made = {
-            place: with_completion(*one, self._skipped)
+            place: with_completion(*one, self._skipped, self._rereading)
             for place, one in zip(places, zip(asked, written, strict=True), strict=True)
         }
+        if self._rereading is not None:
+            self.log.add_compared(made.values())
         return [made.get(place, row) for place, row in enumerate(rows)]
 
     def _written(self, sizes: Sequence[int], step: int) -> list[bool]:
@@ -215,20 +221,29 @@ def prompt_of(example: Example) -> list[int]:
     return list(ids[:length])
 
 
-def with_completion(example: Example, completion: Completion, skipped: frozenset[int] = frozenset()) -> dict[str, Any]:
+def with_completion(
+    example: Example,
+    completion: Completion,
+    skipped: frozenset[int] = frozenset(),
+    rereading: Rereading | None = None,
+) -> dict[str, Any]:
     """Return an example with another completion, whose tokens count for the teacher but not for `labels`.
 
     Args:
         example: The example.
         completion: What a model wrote.
         skipped: Tokens that do not count at all, such as special ones.
+        rereading: Says what a teacher with another tokenizer reads of it; None where both have the same.
 
     Raises:
-        UserError: It has no prompt, or a teacher's tokens, which are those of another text.
+        UserError: It has no prompt, or none of such a teacher, or a teacher's tokens, which are those of another text.
     """
     prompt = prompt_of(example)
     kept = {name: example[name] for name in EXAMPLE_COLUMNS if name in example}
-    if TEACHER_PROMPT in example:
+    labels = [IGNORED if one in skipped else UNLABELLED for one in completion.ids]
+    if rereading is not None:
+        kept |= _reread(example, len(prompt), completion, labels, rereading)
+    elif TEACHER_PROMPT in example:
         kept |= _for_teacher(example, len(prompt), completion)
     elif MARK in example:
         raise UserError(
@@ -239,7 +254,7 @@ def with_completion(example: Example, completion: Completion, skipped: frozenset
     return {
         **kept,
         "input_ids": [*prompt, *completion.ids],
-        "labels": [IGNORED] * len(prompt) + [IGNORED if one in skipped else UNLABELLED for one in completion.ids],
+        "labels": [IGNORED] * len(prompt) + labels,
         PROMPT_LENGTH: len(prompt),
     }
 
@@ -258,4 +273,45 @@ def _for_teacher(example: Example, prompt: int, completion: Completion) -> dict[
         MARK: [*example[MARK][:length], *completion.ids],
         TEACHER_PROMPT: length,
         ALIGNED_AT: [APART] * prompt + [*range(first, end)],
+    }
+
+
+def _reread(
+    example: Example, prompt: int, completion: Completion, labels: Sequence[int], rereading: Rereading
+) -> dict[str, Any]:
+    """Return the columns of a teacher with another tokenizer, which reads the completion after its own prompt.
+
+    Args:
+        example: The example with another completion.
+        prompt: Length of the student's prompt.
+        completion: What was written.
+        labels: Of its tokens; -100 for one that does not count.
+        rereading: Says what the teacher reads.
+
+    Raises:
+        UserError: The example has no prompt of the teacher.
+    """
+    if TEACHER_PROMPT not in example or MARK not in example:
+        raise UserError(
+            f"an example has no prompt in the teacher's tokens. Wanted: columns '{MARK}' and '{TEACHER_PROMPT}', as "
+            "the task text-generation makes them."
+        )
+    length = example[TEACHER_PROMPT]
+    # A teacher without a prompt reads one token that stands for nothing.
+    before = list(example[MARK][: max(1, length)])
+    read = rereading(completion.ids, length)
+    at = [place if label != IGNORED else APART for place, label in zip(read.at, labels, strict=True)]
+    gone = {group for group, label in zip(read.span, labels, strict=True) if label == IGNORED}
+    span, their_span = ([-1 if group in gone else group for group in groups] for groups in (read.span, read.their_span))
+    # A batch has these for every row or for none, and those of the data may be gone.
+    beside = {
+        f"{PREFIX}labels": [IGNORED] * len(before) + [UNLABELLED] * len(read.ids),
+        SPAN: [-1] * prompt + span,
+        TEACHER_SPAN: [-1] * len(before) + their_span,
+    }
+    return {
+        MARK: [*before, *read.ids],
+        TEACHER_PROMPT: length,
+        ALIGNED_AT: [APART] * prompt + at,
+        **{name: column for name, column in beside.items() if name in example},
     }

@@ -110,7 +110,6 @@ def test_what_does_not_fit_is_refused(recipe: WriteRecipe, make_model: Any, tmp_
         ({"objectives": [{"name": "hidden", "layers": [[1, 1]]}]}, "token by token"),
         ({"task": {"name": "text-generation", "packing": True}}, "task.packing"),
         ({"teacher": {"name": "pretrained", "model": str(other)}}, "min_coverage"),
-        ({"completions": {"by": "student", "prompt_tokens": 2, "max_new_tokens": 4}}, "completions.by"),
         ({"completions": {"by": "teacher", "prompt_tokens": 2, "max_new_tokens": 4}}, "completions.by"),
         ({"evaluation": {"own_samples": 2}}, "own_samples"),
         ({"tokenizer": str(make_model("llama-lm", seed=2))}, "tokenizer"),
@@ -118,6 +117,19 @@ def test_what_does_not_fit_is_refused(recipe: WriteRecipe, make_model: Any, tmp_
     for sections, words in wanted:
         with pytest.raises(UserError, match=words):
             check(load_recipe(recipe(**sections)))
+
+
+def test_the_student_writes_and_a_teacher_of_another_family_scores(recipe: WriteRecipe, tmp_path: Path) -> None:
+    """If no token of it were compared, the run would end well, and the student be what it was."""
+    completions = {"by": "student", "prompt_tokens": 2, "max_new_tokens": 4, "share": 0.5}
+    training = {"output_dir": str(tmp_path / "own"), "logging_steps": 1, "max_steps": 2}
+    report = run(recipe(completions=completions, training=training))
+    first = next(entry for entry in report.history["student"] if "compared_tokens" in entry)
+    assert first["compared_tokens"] > 0
+    assert 0 < first["shared_mass"] <= 1
+    assert first["not_aligned"] < 1
+    assert math.isfinite(first["loss"])
+    assert first["loss"] > 0
 
 
 # ---- Conversations ---------------------------------------------------------------------------------------------------
