@@ -355,7 +355,7 @@ class Numbers:
 
 def generator() -> Any:
     """Return what generates texts for 7 rows: not the same number for each of two processes, whatever the batch."""
-    from hf_distill.tasks.generation import Generator
+    from hf_distill.tasks.generation import SourceGenerator
 
     rows = datasets.Dataset.from_list(make_rows("sequence-to-sequence", 7)).select_columns(["input_ids"])
-    return Generator(rows, Numbers(), 0, {"max_new_tokens": 9, "no_repeat_ngram_size": 1})  # type: ignore[arg-type]
+    return SourceGenerator(rows, Numbers(), range(7), 0, {"max_new_tokens": 9, "no_repeat_ngram_size": 1})  # type: ignore[arg-type]

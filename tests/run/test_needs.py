@@ -152,17 +152,22 @@ def test_all_three_refuse_the_same(
             check(load_recipe(path))
 
 
+def _all_of_shared(needs: Needs) -> bool:
+    """Whether it needs all classes that both models have; one of the teacher's own takes these from the model."""
+    return needs.classes == "all" and not needs.own_vocabulary
+
+
 LESS: dict[str, tuple[Callable[[Needs], bool], dict[str, Any]]] = {
     "no logits": (lambda needs: needs.classes is not None, {"classes": None}),
-    "the likeliest classes": (lambda needs: needs.classes == "all", {"classes": "top"}),
-    "drawn classes": (lambda needs: needs.classes in ("all", "top"), {"classes": "drawn"}),
+    "the likeliest classes": (_all_of_shared, {"classes": "top"}),
+    "drawn classes": (lambda needs: _all_of_shared(needs) or needs.classes == "top", {"classes": "drawn"}),
     "another temperature": (
         lambda needs: bool(needs.temperatures) and (needs.classes is not None or needs.written),
         {"temperature": 3.0},
     ),
     "probabilities": (lambda needs: needs.exact_logits, {"exact_logits": False}),
     "fewer classes": (
-        lambda needs: needs.classes == "all" or needs.likeliest is not None,
+        lambda needs: _all_of_shared(needs) or needs.likeliest is not None,
         {"classes": "top", "top": 0},
     ),
     "no hidden states": (lambda needs: bool(needs.states), {"states": ()}),
