@@ -14,6 +14,7 @@ import numpy as np
 from hf_distill.component import component
 from hf_distill.data.example_columns import ORIGIN, PROMPT_LENGTH
 from hf_distill.data.label_names import IGNORED
+from hf_distill.data.loading import ALL
 from hf_distill.data.two_tokenizers import ALIGNED_AT, APART, PadBoth, side_by_side
 from hf_distill.errors import UserError
 from hf_distill.models.needs import Gives
@@ -110,8 +111,9 @@ class InContext(Teacher):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The columns of the data that the context names."""
-        return () if self.context is None else self.context.template.columns
+        """The columns of the data that the context names, and all others, so that a wrong name is told beside them."""
+        names = () if self.context is None else self.context.template.columns
+        return (*names, ALL) if names else ()
 
     @property
     def reads_another_prompt(self) -> bool:

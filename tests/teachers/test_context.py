@@ -278,12 +278,13 @@ def test_what_cannot_be_read_is_one_line(
 def test_a_wrong_column_is_told_at_the_template(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> None:
     """Told at data.prompt, and with a column that is not the user's, it is looked for in vain."""
     model = make_model("llama-lm", layers=2, seed=3)
-    teacher = {"name": "pretrained", "model": str(model), "context": {"prompt": "{{ documnet }}"}}
+    teacher = {"name": "pretrained", "model": str(model), "context": {"prompt": "{{ styel }}"}}
     with pytest.raises(UserError) as caught:
         check(load_recipe(write(write_recipe, tmp_path, model, teacher=teacher)))
     said = str(caught.value)
     assert "teacher.context.prompt" in said
-    assert "'documnet'" in said
+    assert "'styel'" in said
+    assert "Did you mean 'style'?" in said
     assert "example_origin" not in said
 
 
