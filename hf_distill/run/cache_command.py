@@ -21,6 +21,7 @@ def capture(recipe: Recipe) -> StoredTargets:
 
     from hf_distill.run.chain import trainings
     from hf_distill.run.completing import write_completions
+    from hf_distill.run.completion_checks import check_targets
     from hf_distill.run.launch import check_launch
     from hf_distill.run.preparation import open_run
 
@@ -30,6 +31,7 @@ def capture(recipe: Recipe) -> StoredTargets:
         )
     check_launch()
     disable_progress_bar()  # type: ignore[no-untyped-call]
+    check_targets(recipe)
     # Of a chain the first teacher: the others are trained first.
     run = open_run(trainings(recipe)[0].recipe, restart=False, for_teacher=True)
     with run.directory.lock:

@@ -17,14 +17,16 @@ from hf_distill.completions.store import Store
 from hf_distill.data.example_columns import PROMPT_LENGTH, held
 from hf_distill.data.label_names import IGNORED, UNLABELLED
 from hf_distill.data.labelled import has_label
+from hf_distill.data.two_tokenizers import ALIGNED_AT, MARK, PREFIX, TEACHER_PROMPT
 from hf_distill.errors import UserError
 from hf_distill.models.fingerprint import model_fingerprint
 from hf_distill.models.quantization import is_placed
 from hf_distill.models.target_model import Writing
-from hf_distill.run.completion_checks import CANNOT_WRITE, OF_DATA
+from hf_distill.run.completion_checks import CANNOT_WRITE, OF_DATA, OTHER_TOKENS, writes_eval
 from hf_distill.run.requirements import check_steps
 from hf_distill.tasks.language import token_features
 from hf_distill.tasks.text_prompts import without_completion
+from hf_distill.training.rollouts import teacher_columns
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -80,10 +82,19 @@ def _write_eval(run: Run, teacher: TargetSource, rows: Sequence[int], facts: dic
     prepared, (by, model, key) = run.prepared, eval_writer(run, teacher)
     found = completions_of(run, model, key, prepared.eval, rows)
     facts[f"eval_rows_written_by_the_{by}"] = len(rows)
-    split, evaluator = _filled(prepared.eval, rows, found, labels=by == "teacher"), prepared.evaluator
+    _learn_from(run, _evaluated_on(prepared, rows, found, labels=by == "teacher"))
+
+
+def _evaluated_on(
+    prepared: Prepared, rows: Sequence[int], found: Sequence[Sequence[Completion]], *, labels: bool
+) -> Prepared:
+    """Return data with completions of some eval rows, also as a teacher reads them that has a context."""
+    split, evaluator, theirs = _filled(prepared.eval, rows, found, labels=labels), prepared.evaluator, None
     if not has_label(split).any():  # then the agreement with the teacher is the only metric
         evaluator = replace(evaluator, names=())
-    _learn_from(run, replace(prepared, eval=split, evaluator=evaluator))
+    if prepared.for_teacher is not None:
+        theirs = _evaluated_on(prepared.for_teacher, rows, found, labels=labels)
+    return replace(prepared, eval=split, evaluator=evaluator, for_teacher=theirs)
 
 
 def eval_writer(run: Run, teacher: TargetSource) -> tuple[str, Any, str]:
@@ -92,7 +103,7 @@ def eval_writer(run: Run, teacher: TargetSource) -> tuple[str, Any, str]:
     Raises:
         UserError: The teacher should, and cannot.
     """
-    if run.recipe.teacher.writes:
+    if writes_eval(run.recipe, run.prepared) == "teacher":
         return "teacher", writing_model(run, teacher), teacher.fingerprint()
     student = run.new_student(teacher, run.args.seed)
     return "student", student, model_fingerprint(student)
@@ -114,12 +125,7 @@ def writing_model(run: Run, teacher: TargetSource) -> Any:
     if elsewhere is None and (len(models) != 1 or not hasattr(models[0], "generate")):
         raise UserError(CANNOT_WRITE, key="completions.by")
     if run.prepared.for_teacher is not None or run.prepared.in_teacher_ids is not None:
-        raise UserError(
-            "the teacher would write completions in tokens that are not the student's. Let it write a data set first, "
-            "in a run of its own with a student that has all of its tokens (hf-distill generate --by teacher), and "
-            "learn from the texts.",
-            key="completions.by",
-        )
+        raise UserError(OTHER_TOKENS, key="completions.by")
     return elsewhere or models[0]
 
 
@@ -177,14 +183,14 @@ def prompts_of(split: Dataset, rows: Sequence[int]) -> list[list[int]]:
 
 
 def with_completions(split: Dataset, completions: Sequence[Sequence[Completion]], *, labels: bool = True) -> Dataset:
-    """Return a tokenised split with other completions: a row for each.
+    """Return a tokenised split with other completions: a row for each, also as a teacher reads it that has a context.
 
     Args:
         split: The tokenised split.
         completions: Those of each row; a row without one is left out.
         labels: Whether their tokens are labels; else they are only compared with the teacher.
     """
-    from datasets import Dataset, concatenate_datasets
+    from datasets import Dataset, Features, concatenate_datasets
 
     sources = [row for row, found in enumerate(completions) for _ in found]
     chosen = split.select(sources)
@@ -195,10 +201,23 @@ def with_completions(split: Dataset, completions: Sequence[Sequence[Completion]]
         columns["labels"].append([IGNORED] * len(prompt) + learned)
         columns["length"].append(len(prompt) + len(one.ids))
         columns[PROMPT_LENGTH].append(len(prompt))
-    made = Dataset.from_dict(columns, features=token_features(numbers=[PROMPT_LENGTH]))
+    features = token_features(numbers=[PROMPT_LENGTH])
+    if TEACHER_PROMPT in split.column_names:
+        theirs = _read_by_the_teacher(chosen, [one for found in completions for one in found])
+        features = Features({**features, **{name: split.features[name] for name in theirs}})
+        columns |= theirs
+    made = Dataset.from_dict(columns, features=features)
     if names := held(split):
         made = concatenate_datasets([made, chosen.select_columns(names).flatten_indices()], axis=1)
     return made
+
+
+def _read_by_the_teacher(split: Dataset, completions: Sequence[Completion]) -> dict[str, list[Any]]:
+    """Return the columns of a teacher with a context: its own prompt, then the completion of each row."""
+    rows = zip(split.select_columns([MARK, TEACHER_PROMPT, PROMPT_LENGTH]), completions, strict=True)
+    made = [teacher_columns(row, row[PROMPT_LENGTH], one) for row, one in rows]
+    columns = {name: [one[name] for one in made] for name in (MARK, TEACHER_PROMPT, ALIGNED_AT)}
+    return {**columns, f"{PREFIX}length": [len(ids) for ids in columns[MARK]]}
 
 
 def _filled(split: Dataset, rows: Sequence[int], found: Sequence[Sequence[Completion]], *, labels: bool) -> Dataset:

@@ -30,7 +30,7 @@ from hf_distill.recipe.writer import describe_entry
 from hf_distill.run.best_model import check_best_metric, check_saving
 from hf_distill.run.chain import ChainRun, trainings
 from hf_distill.run.checks import check_plan, cut_off, frozen_of, remarks, student_in_words
-from hf_distill.run.completion_checks import completions_in_words
+from hf_distill.run.completion_checks import check_targets, completions_in_words
 from hf_distill.run.directory import stored_recipe
 from hf_distill.run.launch import check_launch
 from hf_distill.run.pairing import open_pair, open_student, open_teacher
@@ -152,6 +152,7 @@ def _look(run: ChainRun, *, data: bool = True, claims: bool = True) -> _Findings
     try:
         # Without the student's shape it is not known whether a run that is there is of this recipe.
         if claims:
+            check_targets(run.recipe)
             shaped.check_place(restart=shaped.recipe.student.cost is not None)
     except UserError as error:
         found.mistakes += error.mistakes

@@ -104,7 +104,8 @@ def compared(prepared: Prepared, found: Mapping[str, Evaluated]) -> dict[str, An
         found: The evaluated models: `teacher`, `student` and, if there is one, `baseline`.
     """
     evaluator, baseline = prepared.evaluator, found.get("baseline")
-    student = found["student"].predictions
+    student, theirs = found["student"].predictions, _of_teacher(prepared).evaluator
+    same = theirs.headline == evaluator.headline  # else its level of chance is that of another metric
     return {
         "metric": evaluator.headline,
         "greater_is_better": evaluator.greater_is_better,
@@ -112,7 +113,7 @@ def compared(prepared: Prepared, found: Mapping[str, Evaluated]) -> dict[str, An
         "baseline_agreement": None if baseline is None else baseline.agreement,
         "eval_rows": evaluator.count(student),
         "gain_error": None if baseline is None else evaluator.gain_error(student, baseline.predictions),
-        "chance": _of_teacher(prepared).evaluator.chance(found["teacher"].predictions),
+        "chance": theirs.chance(found["teacher"].predictions) if same else None,
         **class_figures(prepared, found),
     }
 

@@ -22,6 +22,7 @@ from hf_distill.recipe.recipe import Recipe
 from hf_distill.run.best_model import check_saving
 from hf_distill.run.chain import ChainRun, trainings
 from hf_distill.run.checks import check_plan
+from hf_distill.run.completion_checks import check_targets
 from hf_distill.run.directory import stored_recipe
 from hf_distill.run.pairing import open_pair
 from hf_distill.run.requirements import check_trainings, output_directory
@@ -148,6 +149,7 @@ def check_models(recipe: Recipe, restart: bool) -> None:
             run.check_place(restart=restart)
             pair = open_pair(run.recipe)
             check_plan(run.recipe, pair)
+            check_targets(run.recipe)
             if not run.direct:
                 parameters.append(sizes(run.recipe, pair))
             found.describe(run, pair)

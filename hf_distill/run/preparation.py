@@ -26,7 +26,7 @@ from hf_distill.recipe.writer import dump_recipe
 from hf_distill.run.ancestry import eval_rows
 from hf_distill.run.best_model import check_best_metric, check_saving
 from hf_distill.run.checks import check_plan, check_push, remarks
-from hf_distill.run.completion_checks import completions_in_words
+from hf_distill.run.completion_checks import check_targets, completions_in_words
 from hf_distill.run.console import Narrator
 from hf_distill.run.data_options import check_sure_rows
 from hf_distill.run.directory import RunDirectory, stored_recipe
@@ -107,6 +107,8 @@ def open_run(
     targets = _claim_targets(recipe)
     pair = open_pair(recipe)
     check_plan(recipe, pair)
+    if not for_teacher:
+        check_targets(recipe)
     for line in remarks(recipe, pair):
         narrator.say(line)
     with parallel.first_process_first():

@@ -244,7 +244,7 @@ def with_completion(
     if rereading is not None:
         kept |= _reread(example, len(prompt), completion, labels, rereading)
     elif TEACHER_PROMPT in example:
-        kept |= _for_teacher(example, len(prompt), completion)
+        kept |= teacher_columns(example, len(prompt), completion)
     elif MARK in example:
         raise UserError(
             "each model has tokens of its own, and what the student writes has the student's alone. Take a teacher "
@@ -259,7 +259,7 @@ def with_completion(
     }
 
 
-def _for_teacher(example: Example, prompt: int, completion: Completion) -> dict[str, Any]:
+def teacher_columns(example: Example, prompt: int, completion: Completion) -> dict[str, Any]:
     """Return the columns of a teacher that reads another prompt before the same completion.
 
     Args:

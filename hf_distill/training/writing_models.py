@@ -15,7 +15,8 @@ ONE_LIVE_MODEL = (
 
 STORED = (
     "new texts are written while the student trains, and the teacher has targets for the texts of the data alone. Take "
-    "a teacher that runs (without cached), or let the student write before the training: hf-distill generate."
+    "a teacher that runs (without cached), or let the student write before the training (hf-distill generate RECIPE "
+    "--by student --into DIR), and learn from DIR (data.path=DIR data.columns={} completions.by=data)."
 )
 
 

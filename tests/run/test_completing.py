@@ -146,6 +146,28 @@ def test_a_cached_teacher_over_what_the_student_wrote(tmp_path: Path, pair: Any,
         run(path, *second, "objectives.0.name=labels")
 
 
+@pytest.mark.parametrize("completions", [{"by": "student"}, {"by": "student", "share": 0.5}, {"by": "mixture"}])
+def test_stored_targets_of_texts_that_are_not_written_yet(
+    tmp_path: Path, pair: Any, capsys: Any, completions: dict[str, Any]
+) -> None:
+    """A cache holds targets of given texts. Found out in the first step, the cache has been paid for and is of no use;
+    the way out that the message names has to take the same recipe."""
+    cached = {"name": "cached", "teacher": {"name": "pretrained", "model": pair[0]}, "top": 3}
+    rows = [{"prompt": text, "completion": " a film"} for text in TEXTS]
+    path = recipe(
+        tmp_path, pair, rows, teacher=cached, objectives=[{"name": "kl"}], completions={**SMALL, **completions}
+    )
+    assert main([str(path), "--check"]) == 2
+    assert "completions.by: new texts are written" in capsys.readouterr().err
+    assert main(["cache", str(path)]) == 2
+    assert "completions.by: new texts are written" in capsys.readouterr().err
+    with pytest.raises(UserError, match="new texts are written"):
+        run(path)
+    assert not (tmp_path / "out").exists()
+    if completions == {"by": "student"}:
+        assert main(["generate", str(path), "--check", "--by", "student", "--into", str(tmp_path / "rollouts")]) == 0
+
+
 @pytest.fixture
 def chatting(tmp_path: Path, make_model: Any) -> Any:
     """Return a function that makes a teacher and a student with one chat template; their folders may be written to."""

@@ -232,6 +232,40 @@ def test_a_run_on_own_samples(write_recipe: WriteRecipe, make_model: Any, tmp_pa
     assert logs[0] > 0  # without the context, a student that has learned nothing yet is its teacher
 
 
+@pytest.mark.parametrize("teacher", ["adapter_off", "pretrained"])
+def test_prompts_alone_are_evaluated_after_the_context(
+    write_recipe: WriteRecipe, make_model: Any, tmp_path: Path, capsys: Any, teacher: str
+) -> None:
+    """Evaluated without the context, a teacher that is the student itself agrees with it everywhere."""
+    model = make_model("llama-lm", layers=2, seed=3)
+    context = {"prompt": "{{ style }} the great film : "}
+    named = {"model": str(model)} if teacher == "pretrained" else {}
+    path = write(
+        write_recipe, tmp_path, model,
+        teacher={"name": teacher, "context": context, **named},
+        objectives=["reverse_kl"],
+        data={"columns": {"prompt": "prompt"}},
+        completions={"by": "student", "max_new_tokens": 4},
+        training={"max_steps": 1, "learning_rate": 1e-9, "eval_strategy": "steps", "eval_steps": 1},
+    )  # fmt: skip
+    for split in ("train", "validation"):
+        data = datasets.Dataset.from_dict(rows("texts", 24)).remove_columns(["completion"])
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in data))
+    assert "the student writes them once" in check(load_recipe(path))
+    found = run(path)
+    assert found.settings["completions"] == {"eval_rows_written_by_the_student": 24}
+    values = [
+        value
+        for one in found.history["student"]
+        for name, value in one.items()
+        if name.startswith("eval_") and name.endswith("reverse_kl")
+    ]
+    assert values
+    assert min(values) > 1e-4
+    assert found.teacher.metrics == {"agreement": 1.0}
+    assert found.chance is None  # that of a perplexity is none of agreement
+
+
 @pytest.mark.parametrize(
     ("sections", "words"),
     [
