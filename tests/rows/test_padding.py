@@ -41,6 +41,11 @@ class LeftCollator(Collator):
             if value is not None and value.shape == tokens and (name != "labels" or not value.is_floating_point()):
                 places = (torch.arange(tokens[-1]) - pads.unsqueeze(-1)) % tokens[-1]
                 batch[name] = value.take_along_dim(places, -1)
+        if "aligned_at" in batch:  # positions in the teacher's own tokens, which have been moved as well
+            theirs = (batch["teacher_attention_mask"] == 0).sum(-1, keepdim=True)
+            batch["aligned_at"] = torch.where(
+                batch["aligned_at"] < 0, batch["aligned_at"], batch["aligned_at"] + theirs
+            )
         if "context_mask" in batch:
             batch["labels"] = torch.where(batch["labels"] < 0, batch["labels"], batch["labels"] + pads.unsqueeze(-1))
         return batch
