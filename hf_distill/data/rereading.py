@@ -124,7 +124,7 @@ class Rereading:
 
 
 def complete(text: bytes) -> str:
-    r"""Return a text up to the first bytes that are no character, such as one that was cut.
+    r"""Return a text up to the first bytes that do not make a character, such as one that was cut.
 
     >>> complete("aé".encode()[:-1]), complete(b"\xa9 a")
     ('a', '')

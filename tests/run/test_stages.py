@@ -102,7 +102,7 @@ SAME = "It is the same for all stages, under training."
                                      "report.seeds counts up from it."]),
         ("[{objectives: [kll], epochs: 2}]",
          ["stages[0].objectives[0]: unknown objective 'kll'. Did you mean 'kl'?",
-          "stages[0].epochs: unknown key. Known: objectives, training, preset."]),
+          "stages[0].epochs: unknown key. Known: objectives, training, completions, preset."]),
         ("[{loss: [kl]}]", [f"stages[0].objectives: {MISSING}",
                             "stages[0].loss: unknown key. It is called 'objectives' here."]),
         ("[{preset: gkdd}]", ["stages[0].preset: unknown preset 'gkdd'. Did you mean 'gkd'?"]),

@@ -217,6 +217,7 @@ def test_rows_without_tags_still_have_the_teacher(bert: Path) -> None:
     assert {unit: counts.tolist() for unit, counts in some.layout.counts(inputs).items()} == {
         "row": [5, 5, 1],
         "label": [5, 0, 1],
+        "written": [0, 0, 0],
         "example": [1, 1, 1],
     }
     selected = some.layout.select(torch.randn(3, 10, 5), None, inputs)
