@@ -42,7 +42,7 @@ FAMILIES: dict[str, tuple[str, dict[str, int]]] = {
     "bart": ("bart", {}),
     "t5|pegasus": ("t5", {}),
     "llama|smollm|qwen": ("llama", {**WIDE, "num_key_value_heads": 6}),
-    "gpt2": ("gpt2", {}),
+    "gpt2|gemma": ("gpt2", {}),
     "bert|minilm|mpnet": ("bert", WIDE),
 }
 # Task -> what the tiny models with its head are called in `conftest.MakeModel`.
