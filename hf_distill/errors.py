@@ -101,5 +101,7 @@ def under(path: str) -> Iterator[None]:
     """Context manager: put `path` before the keys of errors, for an entry inside another entry."""
     try:
         yield
+    except NotFinite:  # of a step, not of a key
+        raise
     except UserError as error:
         raise UserError(*error.mistakes, key=".".join(part for part in (path, error.key) if part)) from error

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_distill.errors import NotFinite
+
 if TYPE_CHECKING:
     from hf_distill.completions.sampling import Sampling
 
@@ -66,12 +68,40 @@ def draw(found: Tensor, numbers: Tensor) -> Tensor:
         found: Probabilities, `(rows, vocabulary)`; need not sum to 1.
         numbers: In [0, 1), `(rows,)`.
 
+    Raises:
+        NotFinite: A probability is NaN.
+
     >>> draw(torch.tensor([[0.0, 0.25, 0.75, 0.0]] * 3), torch.tensor([0.0, 0.25, 0.99]))
     tensor([1, 2, 2])
     """
     precise = torch.float32 if found.device.type == "mps" else torch.float64
     cumulated = found.to(precise).cumsum(-1)
     whole = cumulated[:, -1:].contiguous()
+    check_finite(whole)
     wanted = numbers.to(found.device, precise).unsqueeze(-1) * whole
     last = torch.searchsorted(cumulated, whole)  # the last token that has a probability
     return torch.minimum(torch.searchsorted(cumulated, wanted, right=True), last)[:, 0]
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """Return the likeliest token of each row, `(rows,)`.
+
+    Raises:
+        NotFinite: The largest logit of a row is NaN or infinite.
+    """
+    check_finite(logits.amax(-1))
+    return logits.argmax(-1)
+
+
+def check_finite(values: Tensor) -> None:
+    """Refuse to choose tokens by numbers that are NaN or infinite.
+
+    Raises:
+        NotFinite: One is.
+    """
+    if not bool(values.isfinite().all()):
+        raise NotFinite(
+            "the model that writes gives logits that are NaN or infinite, so no token can be drawn. Its weights are "
+            "not finite, or its precision is too low: start from other weights, lower learning_rate, or set bf16 and "
+            "fp16 to false."
+        )

@@ -375,6 +375,28 @@ class LiveModel(TargetSource):
         return Targets(run("teacher"))
 
 
+class MadeOfStudent(LiveModel):
+    """A model that was made of the student, at the end of its training.
+
+    Args:
+        model: The model.
+        who: The sentence that tells readers of a report who their teacher is.
+    """
+
+    def __init__(self, model: nn.Module, who: str) -> None:
+        super().__init__(model)
+        self._who = who
+
+    @property
+    def follows_student(self) -> bool:
+        """Always true: it is the student's own."""
+        return True
+
+    def who(self) -> str:
+        """Return the sentence."""
+        return self._who
+
+
 def as_source(teacher: nn.Module | None) -> TargetSource | None:
     """Return a teacher as a source of targets: itself if it is one, a model wrapped, None for none."""
     return teacher if teacher is None or isinstance(teacher, TargetSource) else LiveModel(teacher)

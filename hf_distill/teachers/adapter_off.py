@@ -15,7 +15,7 @@ from hf_distill.models.adapters_off import WithoutAdapters
 from hf_distill.models.inspection import taken_by
 from hf_distill.models.lora import has_adapters
 from hf_distill.models.needs import Gives
-from hf_distill.models.target_model import LiveModel, RunModel, Targets, TargetSource
+from hf_distill.models.target_model import MadeOfStudent, RunModel, Targets, TargetSource
 from hf_distill.teachers.base import FineTune
 from hf_distill.teachers.context import InContext
 
@@ -175,7 +175,8 @@ class AdapterOff(TargetSource):
         """Return the base as a model of its own, since the student's adapters may be merged into its weights."""
         if self._opened is None:
             return trained
-        return _Base(self._opened() if isinstance(trained.model, WithoutAdapters) else trained.model)
+        base = self._opened() if isinstance(trained.model, WithoutAdapters) else trained.model
+        return MadeOfStudent(base, WHO)
 
     def begin(self, student: nn.Module) -> None:
         """Take the student's weights as those of the base.
@@ -194,16 +195,3 @@ class AdapterOff(TargetSource):
     def targets(self, batch: Mapping[str, Any], run: RunModel) -> Targets:
         """Return the outputs of the base."""
         return Targets(run("teacher"))
-
-
-class _Base(LiveModel):
-    """The base at the end of a training."""
-
-    @property
-    def follows_student(self) -> bool:
-        """Always true: it is of the student's own kind."""
-        return True
-
-    def who(self) -> str:
-        """Return the sentence that tells readers of a report who its teacher is."""
-        return WHO

@@ -15,7 +15,7 @@ from hf_distill.files.fingerprint import fingerprint
 from hf_distill.models.inspection import base_model, taken_by
 from hf_distill.models.lora import has_adapters
 from hf_distill.models.needs import Gives
-from hf_distill.models.target_model import LiveModel, RunModel, Targets, TargetSource
+from hf_distill.models.target_model import MadeOfStudent, RunModel, Targets, TargetSource
 from hf_distill.models.whole_weights import plain_copy, whole_weights
 from hf_distill.teachers.base import FineTune, config_of_student
 from hf_distill.teachers.context import InContext
@@ -158,7 +158,7 @@ class Ema(TargetSource):
 
     def at_end(self, trained: TargetSource) -> TargetSource:
         """Return the average at the end of a training, as a plain model."""
-        return _Average(trained.model)
+        return MadeOfStudent(trained.model, WHO)
 
     def begin(self, student: nn.Module) -> None:
         """Set the average to the student's weights; the copy is made at the first call.
@@ -221,19 +221,6 @@ class Ema(TargetSource):
     def targets(self, batch: Mapping[str, Any], run: RunModel) -> Targets:
         """Return the outputs of the average."""
         return Targets(run("teacher"))
-
-
-class _Average(LiveModel):
-    """The average at the end of a training."""
-
-    @property
-    def follows_student(self) -> bool:
-        """Always true: it was made from the student."""
-        return True
-
-    def who(self) -> str:
-        """Return the sentence that tells readers of a report who its teacher is."""
-        return WHO
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -27,6 +28,8 @@ LOOKED_AT = 32
 LOOPING = 0.5
 # Share of the written tokens that are compared with a teacher of another tokenizer, below which most teach nothing.
 HALF = 0.5
+# Completions by which warnings judge: of a few, all may be alike by chance.
+JUDGED_BY = 32
 FIGURES = ("own_reverse_kl", "own_forward_kl", "own_acceptance", "own_overlap", "own_teacher_mass", "own_student_mass")
 # With a teacher of another tokenizer: its probability of all tokens for which the student has one.
 SHARED_MASS = "shared_mass"
@@ -51,6 +54,8 @@ class RolloutLog:
         self._mapped = False
         self._looks = False
         self._warned: set[str] = set()
+        # The last ones of all processes, however many steps lie between two logs.
+        self._recent: deque[Written] = deque(maxlen=8 * JUDGED_BY)
 
     def add(self, completions: Sequence[Completion]) -> None:
         """Count the completions that were written for a step."""
@@ -118,8 +123,10 @@ class RolloutLog:
         figures |= _coverage([*chain.from_iterable(parallel.from_all(self._compared))])
         if any(self._staleness):
             figures["staleness"] = sum(self._staleness) / len(self._staleness)
+        self._recent += written
         if figures and parallel.is_first():
-            self._warn(figures, len(written))
+            judged = describe([*self._recent]) if len(self._recent) >= JUDGED_BY else {}
+            self._warn({**figures, **judged}, len(self._recent) if judged else 0)
         self._written, self._staleness, self._compared = [], [], []
         self._sums.zero_()
         return figures

@@ -16,7 +16,7 @@ from hf_distill import DistillationArguments, DistillationTrainer
 from hf_distill.completions.backends import Writer
 from hf_distill.completions.sampling import Completion, Sampling
 from hf_distill.completions.section import Completions
-from hf_distill.errors import UserError
+from hf_distill.errors import NotFinite, UserError
 from hf_distill.objectives import KLDivergence, Labels, Objective, ReverseKL
 from hf_distill.rows.base import Rows, SparseRows
 from hf_distill.training.rollout_log import RolloutLog
@@ -342,14 +342,24 @@ def test_a_sparse_teacher_shows_a_part_of_the_figures() -> None:
 def test_a_collapse_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     """Otherwise a student that never stops, or writes one text for all prompts, would train on."""
     log = RolloutLog(torch.device("cpu"))
-    for _ in range(2):
-        log.add([Completion((7,) * 40, ended=False)] * 4)
+    for _ in range(3):
+        log.add([Completion((7,) * 40, ended=False)] * 20)
         log.read()
     text = " ".join(caplog.messages)
     assert len(caplog.messages) == 3  # once each
     assert "does not stop" in text
     assert "loops" in text
     assert "the same" in text
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_student_that_is_not_finite_writes_nothing(pair: Any, tmp_path: Path, temperature: float) -> None:
+    """Otherwise NaN would be drawn as some token (the likeliest one is the NaN), or end in an index error of torch."""
+    models = pair()
+    models[0].lm_head.weight.data[7] = float("nan")
+    completions = Completions(by="student", max_new_tokens=6, temperature=temperature)
+    with pytest.raises(NotFinite, match="no token can be drawn"):
+        trainer_of(models, tmp_path, completions=completions).train()
 
 
 def test_a_row_without_a_prompt_is_a_mistake() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_distill.completions.backends.base import Backend, Writer, check_room
 from hf_distill.completions.backends.own_settings import warn_ignored
-from hf_distill.completions.drawing import cut, draw, softened, uniforms
+from hf_distill.completions.drawing import cut, draw, likeliest, softened, uniforms
 from hf_distill.completions.ends import end_ids
 from hf_distill.completions.mixture import Mixture
 from hf_distill.completions.sampling import Completion, Sampling
@@ -125,7 +125,7 @@ class GeneratingWriter(Writer):
         width = self._classes  # columns past it are no tokens
         if self._beside is None:
             if not sampling.temperature:
-                return lambda ids, logits, numbers: logits[:, :width].argmax(-1)
+                return lambda ids, logits, numbers: likeliest(logits[:, :width])
             return lambda ids, logits, numbers: draw(cut(softened(logits[:, :width], sampling), sampling), numbers)
         share, along = self._beside.share, self._beside.along(mask)
 
