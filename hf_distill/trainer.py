@@ -75,7 +75,7 @@ from hf_distill.training.padding_free.choice import PaddingFree
 from hf_distill.training.randomness import undisturbed
 from hf_distill.training.rollouts import Rollouts
 from hf_distill.training.saving import attach, detached, place
-from hf_distill.training.sharded import deepspeed_stage, has_loss_scale, is_divided, is_wrapped
+from hf_distill.training.sharded import choose_wrapped_layers, deepspeed_stage, has_loss_scale, is_divided, is_wrapped
 from hf_distill.training.sharing import SharingTrainer
 from hf_distill.training.terms import OBSERVED, Terms
 from hf_distill.training.text_columns import holds_text, text_columns
@@ -203,6 +203,7 @@ class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
             # slower. During training it is not used: `BothModels` sets it for each forward pass.
             config.use_cache = use_cache
         check_parallelism(self)
+        choose_wrapped_layers(self)
         self.brings_optimizer = any(one is not None for one in optimizers)
         # A model that is loaded here may draw random numbers; one that is brought has not.
         with undisturbed(self.args.device):

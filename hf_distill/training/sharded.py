@@ -5,9 +5,34 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 
 from hf_distill import parallel
+
+
+def choose_wrapped_layers(trainer: Trainer) -> None:
+    """Choose which layers FSDP2 shards one by one, where the policy is TRANSFORMER_BASED_WRAP and the user names none.
+
+    These are the layers that Transformers does not split over devices (`_no_split_modules`), also of models inside the
+    student. accelerate would take all of these classes; among them are BERT's embeddings, whose table it shards a
+    second time on its own, and fails.
+    """
+    plugin: Any = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if plugin is None or plugin.transformer_cls_names_to_wrap is not None:
+        return
+    student: Any = trainer.model
+    named = {name for one in student.modules() for name in getattr(type(one), "_no_split_modules", None) or ()}
+    tables = {_embeddings(one) for one in student.modules() if isinstance(one, PreTrainedModel)} - {None}
+    layers = {type(one).__name__ for one in student.modules() if type(one).__name__ in named}
+    holders = {type(one).__name__ for one in student.modules() if tables & set(one.modules())}
+    plugin.transformer_cls_names_to_wrap = sorted(layers - holders)
+
+
+def _embeddings(model: PreTrainedModel) -> nn.Module | None:
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:  # a model without a table, such as one of images
+        return None
 
 
 def is_divided(trainer: Trainer) -> bool:

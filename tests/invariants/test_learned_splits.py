@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from invariants.cases import Record, make_adapted, make_trainer, split, train
-from invariants.processes import SHARDED_LAUNCH, as_two_processes
+from invariants.processes import as_two_processes
 from invariants.test_batch_splits import FLOAT32, assert_same, figures
 from invariants.worker import LEARNED, LEARNED_SHARDED, OWN
 from safetensors.torch import load_file
@@ -62,17 +62,16 @@ def test_a_teacher_of_the_students_own_weights_in_two_processes(tmp_path: Path) 
         assert figures(evaluated) == pytest.approx(figures(trainer.evaluate()), rel=FLOAT32)
 
 
-@pytest.mark.slow
 def test_two_processes_with_fsdp(tmp_path: Path) -> None:
     """A sharded projection is loaded with the student, exported by nobody, and read by an unsharded run."""
-    straight, resumed = as_two_processes("fsdp_learned", tmp_path, SHARDED_LAUNCH)
+    straight, resumed = as_two_processes("fsdp_learned", tmp_path, "fsdp2")
     settings: dict[str, Any] = {"optim": "adamw_torch", **LEARNED_SHARDED}
     trainer = make_trainer("classification", tmp_path / "alone", **settings, **split(8))
     for one, other in zip(straight, train(trainer).logs, strict=True):
         names = [name for name in other if "/" in name or name in ("loss", "grad_norm", "agreement")]
         assert {name: one[name] for name in names} == pytest.approx({name: other[name] for name in names}, rel=1e-4)
     assert [log["loss"] for log in resumed] == [log["loss"] for log in straight[2:]]
-    directory = next(tmp_path.glob("*/checkpoint-3"))
+    directory = tmp_path / "checkpoint-3"
     learned = load_file(directory / "distillation.safetensors")
     assert set(learned) == set(trainer.terms.learned.state_dict())
     torch.testing.assert_close(learned["0.projection.weight"], trainer.terms.learned["0"].projection.weight.detach())

@@ -1,10 +1,9 @@
-"""What runs as two processes, or is killed: `worker.py JOB OUTPUT_DIR`. Writes its result to OUTPUT_DIR/result.pt."""
+"""What runs as several processes, or is killed."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from invariants.cases import KINDS, NotingTrainer, make_trainer, split, train
 from invariants.projected import Hooked, Projected
 from transformers import TrainerCallback
 
-from hf_distill import DistillationArguments
 from hf_distill.objectives import InputGradient, KLDivergence, Labels
 from hf_distill.teachers import AdapterOffTeacher
 from hf_distill.teachers.ema import Ema
@@ -133,32 +131,13 @@ def resume(directory: Path) -> tuple[NotingTrainer, Any]:
     return trainer, result
 
 
-def shard() -> None:
-    """Have the next trainers shard: accelerate does it on accelerators only, and is told that this is one."""
-    from accelerate import DistributedType, PartialState
-
-    plain = cases.arguments
-
-    def arguments(*args: Any, **settings: Any) -> DistillationArguments:
-        found = plain(*args, **settings)
-        gpu = {"distributed_type": DistributedType.MULTI_GPU, "device": torch.device("cpu"), "_cpu": False}
-        PartialState._shared_state.update(gpu)
-        return found
-
-    cases.arguments = arguments
-
-
 def fsdp(directory: Path) -> tuple[NotingTrainer, Any]:
     """Train sharded; return logs and an evaluation."""
-    from accelerate import DistributedType
-
-    shard()
     result = {}
     for kind in SHARDED:
         trainer = make_trainer(kind, directory, num_train_epochs=1, dtype=torch.float32, **split(4, processes=2))
         trainer.record.gradients = NoNotes()
         trainer.train()
-        assert trainer.accelerator.distributed_type == DistributedType.FSDP
         result[kind] = (trainer.record.logs, trainer.evaluate())
         trainer.save_model(str(directory / kind))
     return trainer, result
@@ -167,7 +146,6 @@ def fsdp(directory: Path) -> tuple[NotingTrainer, Any]:
 def fsdp_learned(directory: Path) -> tuple[NotingTrainer, Any]:
     """Train a projection sharded, straight through and in two parts; return the logs of both."""
     settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch", **LEARNED_SHARDED}
-    shard()
     logs = []
     for resumed in (False, True):
         trainer = make_trainer("classification", directory, **settings, **split(4, processes=2))
@@ -198,11 +176,9 @@ def cached(directory: Path) -> tuple[NotingTrainer, Any]:
 
 
 def compiled(directory: Path) -> tuple[NotingTrainer, Any]:
-    """Train by compiled code in steps of 2 processes x 4, sharded if launched so."""
+    """Train by compiled code in steps of 2 processes x 4, sharded or not."""
     from hf_distill.training.chunked import rows as head_rows
 
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        shard()
     head_rows.BLOCK_BYTES = cases.VOCABULARY * 4 * 4
     settings: dict[str, Any] = {"compile_loss": True, "num_train_epochs": 1, "dtype": torch.float32}
     trainer = make_trainer("causal-lm", directory, **settings, **split(4, processes=2))
@@ -290,13 +266,3 @@ def done(job: str, directory: Path) -> tuple[int, Any]:
     size, first = last.args.world_size, last.is_world_process_zero()
     last.end()
     return size, found if first else None
-
-
-if __name__ == "__main__":
-    output = Path(sys.argv[2])
-    size, found = done(sys.argv[1], output)
-    if found is not None:
-        torch.save((size, found), output / "result.pt")
-    # Else one run in ten aborts in the interpreter's shutdown, after all its work (threads of gloo).
-    sys.stdout.flush()
-    os._exit(0)

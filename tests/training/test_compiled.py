@@ -13,7 +13,7 @@ import torch
 import torch._inductor
 from inductor import ON_LOGITS, Code, Inductor
 from invariants.cases import largest_difference, make_trainer, split, train
-from invariants.processes import LAUNCH, SHARDED_LAUNCH, as_two_processes
+from invariants.processes import as_two_processes
 from torch import Tensor, nn
 
 from hf_distill.component import component
@@ -346,10 +346,10 @@ def test_training_is_that_of_eager_code(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("launch", "kind"), [(LAUNCH, "MULTI_CPU"), (SHARDED_LAUNCH, "FSDP")], ids=["ddp", "fsdp"])
-def test_two_processes(launch: tuple[str, ...], kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("engine", "kind"), [("ddp", "MULTI_CPU"), ("fsdp2", "FSDP")])
+def test_two_processes(engine: str, kind: str, tmp_path: Path) -> None:
     """Compiled in the forward pass of a wrapper that follows what its parameters are used for."""
-    found, graphs, logs = as_two_processes("compiled", tmp_path, launch)
+    found, graphs, logs = as_two_processes("compiled", tmp_path, engine)
     assert (found, graphs) == (kind, 1)
     settings: dict[str, Any] = {"num_train_epochs": 1, "dtype": torch.float32, **split(8)}
     for one, other in zip(logs, train(make_trainer("causal-lm", tmp_path, **settings)).logs, strict=True):
