@@ -13,6 +13,8 @@ from hf_distill.metrics.table import Undefined
 from hf_distill.report.results import ModelResult, Results
 from hf_distill.report.verdict import verdict
 
+REPORT = "report.json"
+
 R = TypeVar("R", bound=Results)
 MODELS = ("teacher", "student", "baseline")
 

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from hf_distill.files.atomic import write_atomic
-from hf_distill.report.files import from_plain, to_plain
+from hf_distill.report.files import REPORT, from_plain, to_plain
 from hf_distill.report.model_card import card
 from hf_distill.report.page import html
 from hf_distill.report.results import Results
 from hf_distill.report.verdict import verdict
-
-REPORT = "report.json"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,8 +94,6 @@ class ClassCounts:
 
         A class that is rare in train and frequent in eval comes first.
         """
-        from scipy.stats import chi2_contingency
-
         (train, evaluated), rows = self.counts.values(), list(self.rows.values())
         if not all(rows):
             return None
@@ -109,9 +107,11 @@ class ClassCounts:
             pair = ((train, rows[0]), (evaluated, rows[1]))
             table = np.array([[counts[worst], every - counts[worst]] for counts, every in pair])
         table = table[:, table.any(0)]
-        if (much < _DIFFERENT and not rare.any()) or table.shape[1] < 2 or chi2_contingency(table).pvalue > _LEVEL:
+        if (much < _DIFFERENT and not rare.any()) or table.shape[1] < 2:
             return None
-        return worst
+        from scipy.stats import chi2_contingency  # half a second, which a check of usual data can do without
+
+        return None if chi2_contingency(table).pvalue > _LEVEL else worst
 
 
 def count_classes(splits: Mapping[str, Dataset], width: int, names: Sequence[str] | None) -> ClassCounts | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import signal
@@ -111,6 +112,23 @@ def test_what_fetches_missing_data_is_told(arguments: list[str], capsys: pytest.
     assert "needs" not in capsys.readouterr().err
     assert main([quickstart, "report.baselin=true"]) == 2
     assert "fetch_quickstart" not in capsys.readouterr().err
+
+
+def test_garbage_is_collected_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that starts without the search for garbage, and never turns it on, fills the memory within hours."""
+    collecting: dict[str, bool] = {}
+
+    def distill(*_: Any, **__: Any) -> None:
+        collecting["run"] = gc.isenabled()
+
+    def check(_: Any) -> str:
+        collecting["check"] = gc.isenabled()
+        return ""
+
+    _replace(monkeypatch, distill=distill, check=check)
+    assert main(["r.yaml"]) == main(["r.yaml", "--check"]) == 0
+    assert collecting == {"run": True, "check": False}
+    assert gc.isenabled()
 
 
 def test_mistakes_in_a_recipe(calls: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]) -> None:
