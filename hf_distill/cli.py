@@ -35,12 +35,16 @@ SIGNALLED = 128
 CACHE = "cache"
 # First word of the command that lets a model write a data set.
 GENERATE = "generate"
+# First word of the command that loads what a run would load, and says what is wrong with it.
+DOCTOR = "doctor"
+COMMANDS = (CACHE, GENERATE, DOCTOR)
 
 _NO_SPACE = ("No space left on device", "Disk quota exceeded")
 _TORCH_SAVE = ("PytorchStreamWriter failed", "unexpected pos ")
 
 EPILOG = """examples:
   hf-distill recipe.yaml --check
+  hf-distill doctor recipe.yaml
   hf-distill recipe.yaml training.learning_rate=1e-4 objectives.0.weight=0.7 report.baseline=true
   accelerate launch scripts/distill.py recipe.yaml
   hf-distill cache recipe.yaml
@@ -62,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; those of the process if None.
 
     Returns:
-        0 done; 2 for a mistake in the recipe, its data or the launch; 1 if the disk is full; 130 after Ctrl-C, 143
-        after SIGTERM.
+        0 done; 2 for a mistake in the recipe, its data or the launch; 1 if the disk is full, or if the doctor finds a
+        mistake; 130 after Ctrl-C, 143 after SIGTERM.
 
     Raises:
         SystemExit: From argparse: 0 after `--help` and `--version`, 2 for a wrong argument.
@@ -96,12 +100,14 @@ def _main(words: Sequence[str]) -> int:
     for library in CHATTY:
         logging.getLogger(library).setLevel(logging.ERROR)
     sys.excepthook = _print_traceback
-    command = words[0] if words[:1] in ([CACHE], [GENERATE]) else ""
+    command = words[0] if words and words[0] in COMMANDS else ""
     caches = command == CACHE
     arguments = _arguments(words[1:] if command else words, command)
     recipe: Recipe | None = None
     try:
         recipe = _read(arguments)
+        if command == DOCTOR:
+            return 0 if _doctor(recipe, as_document=arguments.json) else FAILED
         if command == GENERATE:
             _generate(recipe, arguments)
         elif arguments.check:
@@ -118,7 +124,8 @@ def _main(words: Sequence[str]) -> int:
     except KeyboardInterrupt as error:
         number = getattr(error, "signal", signal.SIGINT)
         word = "Interrupted." if number == signal.SIGINT else "Terminated."
-        _say(f"\n{word}{_resume(recipe, command) if recipe and not arguments.check else ''}")
+        resumes = recipe and not arguments.check and command != DOCTOR
+        _say(f"\n{word}{_resume(recipe, command) if recipe and resumes else ''}")
         return SIGNALLED + number
     except Exception as error:
         if not (full := _full_disk(error)):
@@ -161,6 +168,7 @@ def parser() -> argparse.ArgumentParser:
         "--by", choices=("student", "teacher"), help="with the command generate: who writes; default: completions.by"
     )
     made.add_argument("--into", metavar="DIR", help="with the command generate: directory of the data set")
+    made.add_argument("--json", action="store_true", help="with the command doctor: print a JSON document")
     made.add_argument("--version", action="version", version=f"hf_distill {__version__}")
     return made
 
@@ -176,6 +184,10 @@ def _arguments(argv: Sequence[str] | None, command: str = "") -> argparse.Namesp
         reader.error("--targets-only belongs to the command cache: hf-distill cache RECIPE.yaml --targets-only")
     if command != GENERATE and (arguments.by or arguments.into):
         reader.error("--by and --into belong to the command generate: hf-distill generate RECIPE.yaml --by student")
+    if arguments.json and command != DOCTOR:
+        reader.error("--json belongs to the command doctor: hf-distill doctor RECIPE.yaml --json")
+    if command == DOCTOR and (arguments.restart or arguments.check):
+        reader.error("doctor checks a recipe and trains nothing, so there is nothing to --check or --restart")
     if command == GENERATE and arguments.restart:
         reader.error("generate writes nothing into the output directory, so there is nothing to --restart")
     if arguments.without_size and not arguments.targets_only:
@@ -244,6 +256,15 @@ def _generate(recipe: Recipe, arguments: argparse.Namespace) -> None:
         text = f"{found.path}: {found.text}"
     if parallel.is_first_of_machine():
         print(readable_lines(text))
+
+
+def _doctor(recipe: Recipe, *, as_document: bool) -> bool:
+    """Load what a run would load, print what is wrong with it, and return whether there is no mistake."""
+    from hf_distill.run.doctor.command import doctor
+    from hf_distill.run.launch import end_with_launcher
+
+    end_with_launcher()
+    return doctor(recipe, as_document=as_document)
 
 
 def _publish(recipe: Recipe, *, with_size: bool) -> None:

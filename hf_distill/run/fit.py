@@ -214,7 +214,7 @@ class Fitter:
             loaded = hooks.load(model, directory)
             # As in its training; stored adapters have no configuration that would tell.
             align_special_tokens(loaded, self.tokenizer)  # type: ignore[no-untyped-call]
-            trainer = self._trainer(loaded, objectives, training, directory, teacher, trains=False)
+            trainer = self.trainer(loaded, objectives, training, directory, teacher, trains=False)
             trainer.load_targets(directory)
             trainer.exported = directory
             if trainer.is_world_process_zero():
@@ -227,7 +227,7 @@ class Fitter:
             again = f"from {found.checkpoint}" if found.checkpoint else "from the beginning"
             say(f"{directory} is damaged ({found.damage}): it is trained again {again}")
         whole = hooks.wrap(model)
-        trainer = self._trainer(whole, objectives, training, directory, teacher, completions=writing)
+        trainer = self.trainer(whole, objectives, training, directory, teacher, completions=writing)
         trainer.key, trainer.claim, trainer.stays_shared = key, claim, True
         if (refusal := hooks.sharded()) is not None and saves_itself(trainer):
             raise refusal
@@ -305,7 +305,7 @@ class Fitter:
         from hf_distill.run.task_trainer import predictions_of
 
         quiet = {**training, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
-        trainer = self._trainer(model, (Labels(),), quiet, Path(training["output_dir"]), teacher, trains=False)
+        trainer = self.trainer(model, (Labels(),), quiet, Path(training["output_dir"]), teacher, trains=False)
         trainer.whose = whose
         output = trainer.predict(self.prepared.eval)
         finished_model(trainer)
@@ -335,14 +335,14 @@ class Fitter:
             NotFinite: A value is NaN or infinite.
         """
         quiet = {**training, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
-        trainer = self._trainer(model, objectives, quiet, Path(training["output_dir"]), teacher, trains=False)
+        trainer = self.trainer(model, objectives, quiet, Path(training["output_dir"]), teacher, trains=False)
         trainer.whose = whose
         trainer.args.prediction_loss_only = True
         trainer.predict(rows)
         finished_model(trainer)
         return {one.name: trainer.eval_sums.examples(one.name).numpy() for one in objectives}
 
-    def _trainer(
+    def trainer(
         self,
         model: PreTrainedModel,
         objectives: Sequence[Objective],
@@ -353,6 +353,17 @@ class Fitter:
         trains: bool = True,
         completions: Completions | None = None,
     ) -> DistillationTrainer:
+        """Return a trainer of a model on this data.
+
+        Args:
+            model: The model to train or evaluate.
+            objectives: The objectives.
+            training: Training arguments.
+            directory: Its output directory, which it creates.
+            teacher: The teacher; None if there is none.
+            trains: Whether it has the train split; without it, only evaluations are possible.
+            completions: Who writes the completions while the model trains; None if they are in the data.
+        """
         from transformers import ProgressCallback
 
         from hf_distill.run.task_trainer import TaskTrainer

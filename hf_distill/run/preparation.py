@@ -64,6 +64,7 @@ def open_run(
     restart: bool,
     *,
     for_teacher: bool = False,
+    claims: bool = True,
     read: Callable[[Mapping[str, Dataset]], Any] = len,
     whole: Recipe | None = None,
 ) -> Run:
@@ -74,6 +75,8 @@ def open_run(
         restart: Start over in a directory that holds another or a finished run.
         for_teacher: Only the teacher's targets are wanted: the directory is neither checked nor claimed, unless the
             teacher is trained there.
+        claims: Whether the run may write. If not, the directory is neither checked nor claimed, no repository is
+            created, and nothing is printed.
         read: Called with the raw splits.
         whole: The recipe that is stored in the directory: that of the chain of which this is the last run. Default:
             `recipe`.
@@ -96,15 +99,15 @@ def open_run(
     )
     trains_here = None in recipe.teacher.output_directories
     with recipe.locate("training"):
-        if not for_teacher or trains_here:
+        if claims and (not for_teacher or trains_here):
             directory.check(restart, for_teacher=for_teacher)
-    narrator = Narrator(enabled=parallel.is_first())
+    narrator = Narrator(enabled=claims and parallel.is_first())
     outside = (f"runs code from outside: {one}" for one in outside_code(recipe))
     for line in filter(None, (threads, waiting(), precision, shape, *outside)):
         narrator.say(line)
     check_push(recipe)
-    hub = _claim_repository(recipe, directory.path) if recipe.hub.push else {}
-    targets = _claim_targets(recipe)
+    hub = _claim_repository(recipe, directory.path) if claims and recipe.hub.push else {}
+    targets = _claim_targets(recipe) if claims else ""
     pair = open_pair(recipe)
     check_plan(recipe, pair)
     if not for_teacher:
@@ -128,13 +131,13 @@ def open_run(
     check_best_metric(recipe, prepared)
     for line in lines:
         narrator.say(line)
-    for line in odd if narrator.enabled else ():
+    for line in odd if parallel.is_first() else ():
         logger.warning(line)
     check_steps(recipe, len(prepared.train), labels_of(prepared)["train_rows_with_label"], parallel.processes())
     with recipe.locate("training"):
-        if not for_teacher:
+        if claims and not for_teacher:
             parallel.asked_once(lambda: directory.claim(restart))
-        elif trains_here:
+        elif claims and trains_here:
             parallel.asked_once(directory.claim_teachers)
     fitter = Fitter(prepared, pair.tokenizer, pair.teacher_tokenizer, settings(recipe.task))
     return Run(

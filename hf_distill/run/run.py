@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_distill import parallel
 from hf_distill.data import by_length
@@ -29,7 +29,7 @@ from hf_distill.run.fit import Fitted, Fitter
 from hf_distill.run.held_out import sample_texts
 from hf_distill.run.training_defaults import fine_tuning, resolve_bf16
 from hf_distill.students.freezing import freeze
-from hf_distill.teachers.base import FineTuning, StoredTargets, Storing
+from hf_distill.teachers.base import FineTune, FineTuning, StoredTargets, Storing
 from hf_distill.teachers.row_choice import held_out
 from hf_distill.training.labelled import label_objective, same_steps
 
@@ -38,15 +38,26 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hf_distill.models.target_model import TargetSource
+    from hf_distill.models.training_hooks import TrainingHooks
     from hf_distill.objectives import Objective
     from hf_distill.recipe.recipe import Recipe
     from hf_distill.run.scored import Scored
     from hf_distill.run.sure_rows import SureRows
     from hf_distill.tasks import Prepared
     from hf_distill.tasks.base import View
+    from hf_distill.trainer import DistillationTrainer
     from hf_distill.training_args import DistillationArguments
 
 logger = logging.getLogger(__name__)
+
+
+class PlannedTeacher(NamedTuple):
+    """With what a teacher is fine-tuned, and where it is stored; the folder is named by the key of the training."""
+
+    fitter: Fitter
+    objectives: tuple[Objective, ...]
+    training: dict[str, Any]
+    directory: Path
 
 
 @dataclass
@@ -134,8 +145,12 @@ class Run:
         yield
         self.seconds[name] = time.perf_counter() - started
 
-    def load_teacher(self) -> TargetSource:
-        """Return the teacher, loaded or fine-tuned first; if it is given as data, the source of its targets."""
+    def load_teacher(self, fine_tune: FineTune | None = None) -> TargetSource:
+        """Return the teacher, loaded or fine-tuned first; if it is given as data, the source of its targets.
+
+        Args:
+            fine_tune: Fine-tunes it; default: `self.fine_tune`.
+        """
         from transformers import set_seed
 
         if self.stored is not None:
@@ -146,7 +161,9 @@ class Run:
             set_seed(
                 self.args.seed
             )  # a new head must be the same each time, or a fine-tuned teacher is not found again
-            teacher = as_source(self.recipe.teacher.load_on(self.prepared, self.recipe.student, self.fine_tune))
+            teacher = as_source(
+                self.recipe.teacher.load_on(self.prepared, self.recipe.student, fine_tune or self.fine_tune)
+            )
         assert teacher is not None
         if teacher.config is None:
             teacher.config = self.pair.teacher
@@ -215,25 +232,15 @@ class Run:
             model: The teacher, with a new head.
             how: Training arguments, rows, and where to store the result.
         """
-        objectives = tuple(how.objectives) or (Labels(),)
-        own, shared = self.teachers or (self.directory.path / TEACHERS, self.training)
-        root = Path(how.directory).expanduser() if how.directory else own
-        # One folder for each combination of settings: a change never overwrites a teacher that took hours.
-        fitter = self.fitter.for_teacher(how.view)
-        if how.rows is not None:
-            fitter = fitter.on_labelled(how.rows)
-        if how.early_stopping is not None:
-            fitter = fitter.holding_out(how.early_stopping.share)
-        settings, _ = resolve_bf16(fine_tuning(shared, how, fitter.prepared.evaluator.in_training))
+        fitter, objectives, settings, directory = self.plan_fine_tuning(model, how)
         if how.which:
             self.narrator.heading(f"Teacher {how.which}, on {len(fitter.prepared.train):,} rows")
-        key = fitter.key(model, None, objectives, settings, how.deciding())
-        with Lock(root / key) as lock:
+        with Lock(directory) as lock:
             if how.directory:  # other runs may use it at the same time
-                _check_own(root / key)
+                _check_own(directory)
                 lock.wait(self.narrator.say, "trains this teacher")
             fitted = fitter.fit(
-                model, objectives=objectives, training=settings, directory=root / key, say=self.narrator.say, hooks=how
+                model, objectives=objectives, training=settings, directory=directory, say=self.narrator.say, hooks=how
             )
         if how.private:
             self._say_cost(f"teacher on {len(fitter.prepared.train):,} private rows", fitted)
@@ -242,8 +249,28 @@ class Run:
             self._remember(name, fitted)
             if facts := how.facts(fitted.history, fitted.trainer.args, len(fitter.prepared.eval)):
                 self.trained[f"training of the {name}"] = facts
-        fitted.model.name_or_path = str(root / key)
+        fitted.model.name_or_path = str(directory)
         return fitted.model
+
+    def plan_fine_tuning(self, model: PreTrainedModel, how: FineTuning) -> PlannedTeacher:
+        """Return with what a teacher is fine-tuned, and where it is stored. Writes nothing.
+
+        Args:
+            model: The teacher, with a new head.
+            how: Training arguments, rows, and where to store the result.
+        """
+        objectives = tuple(how.objectives) or (Labels(),)
+        own, shared = self.teachers or (self.directory.path / TEACHERS, self.training)
+        root = Path(how.directory).expanduser() if how.directory else own
+        fitter = self.fitter.for_teacher(how.view)
+        if how.rows is not None:
+            fitter = fitter.on_labelled(how.rows)
+        if how.early_stopping is not None:
+            fitter = fitter.holding_out(how.early_stopping.share)
+        settings, _ = resolve_bf16(fine_tuning(shared, how, fitter.prepared.evaluator.in_training))
+        # One folder for each combination of settings: a change never overwrites a teacher that took hours.
+        key = fitter.key(model, None, objectives, settings, how.deciding())
+        return PlannedTeacher(fitter, objectives, settings, root / key)
 
     def _label_loss(self, model: nn.Module, view: View | None = None) -> float:
         """Return the mean label loss of a teacher on labelled rows of the train split.
@@ -295,8 +322,7 @@ class Run:
                 if baseline:
                     objectives = (label_objective([*stage.objectives, *self._objectives]),)
                     training |= self._same_steps(self.histories[part.replace("baseline", "student", 1)], training)
-                hooks = self.recipe.student.hooks(self._calibration, number)
-                hooks = hooks if last else hooks.goes_on()
+                hooks = self._hooks(number)
                 fitted = fitter.fit(
                     student,
                     objectives=objectives,
@@ -318,6 +344,34 @@ class Run:
                 teacher = teacher.next_stage(fitted.trainer.source or teacher)
                 student = freeze(self.fitter.reopen(fitted, hooks), self.recipe.student.freeze)
         return fitted
+
+    def first_trainer(
+        self, teacher: TargetSource, student: PreTrainedModel, directory: Path, training: Mapping[str, Any]
+    ) -> DistillationTrainer:
+        """Return a trainer as the first stage of the saved student begins with, for looking at a run before it starts.
+
+        Args:
+            teacher: From `load_teacher`.
+            student: From `new_student`; it is wrapped as for a training.
+            directory: The trainer's output directory, which it creates.
+            training: Training arguments in place of the recipe's.
+        """
+        stage = self.recipe.plan[0]
+        fitter, target = self.for_students(teacher.for_seed(self.args.seed).for_training())
+        completions = self.recipe.completions_in(stage)
+        return fitter.trainer(
+            self._hooks(1).wrap(student),
+            stage.objectives,
+            {**self.training, **stage.training, "seed": self.args.seed, **training},
+            directory,
+            target,
+            completions=completions if completions.in_training else None,
+        )
+
+    def _hooks(self, number: int) -> TrainingHooks:
+        """Return what happens around the training of a student's stage, counted from 1."""
+        hooks = self.recipe.student.hooks(self._calibration, number)
+        return hooks if number == len(self.recipe.plan) else hooks.goes_on()
 
     @property
     def _objectives(self) -> list[Objective]:
