@@ -8,7 +8,8 @@ process writes and prints, other modules also use `Trainer.is_world_process_zero
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -39,6 +40,21 @@ def launched_precision() -> str:
     return os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
 
 
+def launched_engine() -> str | None:
+    """Return the engine that `accelerate launch` or the training arguments ask for; None for DDP, or one process."""
+    for engine, variable in _ENGINES.items():
+        if os.environ.get(variable, "false").lower() == "true":
+            return engine
+    return None
+
+
+_ENGINES = {
+    "FSDP": "ACCELERATE_USE_FSDP",
+    "DeepSpeed": "ACCELERATE_USE_DEEPSPEED",
+    "Megatron-LM": "ACCELERATE_USE_MEGATRON_LM",
+}
+
+
 # ---- Once the processes are connected, by building `TrainingArguments` -----------------------------------------------
 
 
@@ -63,10 +79,22 @@ def is_first() -> bool:
     return rank() == 0
 
 
+def here() -> str:
+    """Return in words which process this is, for a message about a file that another machine may not have."""
+    return f"process {rank()} on {socket.gethostname()}"
+
+
 def device() -> torch.device:
     """Return the device of this process."""
     found: torch.device = _state().device
     return found
+
+
+def is_sharding_possible() -> bool:
+    """Return whether accelerate can use FSDP or DeepSpeed here; on CPUs it uses DDP instead, without a word."""
+    from accelerate import DistributedType
+
+    return not _state()._cpu and _state().distributed_type != DistributedType.NO
 
 
 def share_of(number: int) -> range:
@@ -147,6 +175,23 @@ def from_all(value: Value) -> list[Value]:
 
     found: list[Value] = gather_object([value])
     return found
+
+
+def check_equal(values: Mapping[str, object], advice: str) -> None:
+    """Refuse to go on if processes have different values of what must be the same; all must call this.
+
+    Args:
+        values: Short values, such as hashes, by the plural of what they are of.
+        advice: What to do; the last sentence of the message.
+
+    Raises:
+        UserError: One differs; the message says what, and in which process.
+    """
+    (expected, first), *others = from_all((dict(values), here()))
+    for found, where in others:
+        for name in values:
+            if found[name] != expected[name]:
+                raise UserError(f"{name} of {where} differ from those of {first}. {advice}")
 
 
 def summed(values: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from hf_distill.cache.replay import CachedTargets, Data, Replay, TrainingData, w
 from hf_distill.errors import UserError
 from hf_distill.files.fingerprint import fingerprint
 from hf_distill.files.lock import Lock
+from hf_distill.files.shared import check_shared
 from hf_distill.models.quantization import is_placed, weights
 from hf_distill.models.target_model import as_source
 
@@ -125,6 +126,7 @@ class Cache:
             if not self.found:
                 plan = {**self.identity, "shard_examples": self._shard_examples(), "bf16": args.bf16}
                 parallel.asked_once(lambda: files.check_place(self.path, plan, self.size))
+                check_shared(self.path, "path")
                 lock.wait(self.say, "fills the cache")
                 self.found = parallel.asked_once(self._is_complete)  # the run that held the lock may have filled it
             self.say(f"{'Found: ' if self.found else ''}{self.in_words()}, in {self.path}")
@@ -138,6 +140,7 @@ class Cache:
                     held = files.read_plan(self.path) or {}
                     self._shards(held).publish(held, card(self.kept))
             parallel.wait()
+        parallel.together(self._check_held)
         held = self._held()
         if held.get("bf16", args.bf16) != args.bf16:
             there, here = ("bfloat16", "float32") if held["bf16"] else ("float32", "bfloat16")
@@ -170,10 +173,14 @@ class Cache:
         replay = Replay(self.teacher.config, self.kept, self.key)
         return with_targets(prepared, targets, rows), replay
 
+    def _check_held(self) -> None:
+        self._held()
+
     def _held(self) -> dict[str, Any]:
         held = files.read_cache(self.path)
         if held is None:
-            raise UserError(f"{self.path} holds no complete cache.", key="path")
+            where = "" if parallel.is_first() else f" of {parallel.here()}"
+            raise UserError(f"{self.path}{where} holds no complete cache.", key="path")
         files.check_identity(self.path, held, self.identity)
         return held
 

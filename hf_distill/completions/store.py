@@ -11,8 +11,10 @@ from typing import Any
 from hf_distill import parallel
 from hf_distill.completions.backends import Writer
 from hf_distill.completions.sampling import Completion, Sampling
+from hf_distill.errors import UserError
 from hf_distill.files.atomic import check_writable, write_atomic
 from hf_distill.files.fingerprint import fingerprint
+from hf_distill.files.shared import check_shared
 
 # Folder inside the cache of `datasets`, so that HF_HOME and HF_DATASETS_CACHE apply to it too.
 FOLDER = "hf_distill-completions"
@@ -87,9 +89,11 @@ class Store:
             what = f"{len(missing):,} of the shards {'are' if len(missing) != 1 else 'is'} to be written"
             self.say(f"completions: {done}, {what}, in {self.path}")
             parallel.asked_once(lambda: check_writable(self.path))
+            check_shared(self.path)
             mine = [missing[place] for place in parallel.share_of(len(missing))]
             parallel.together(lambda: self._write(mine, shards, names, prompts))
             parallel.wait()
+        parallel.together(lambda: self._check_here(names))
         found: dict[int, list[Completion]] = {}
         for shard, name in zip(shards, names, strict=True):
             held = self._read(name)
@@ -97,6 +101,13 @@ class Store:
             every = self.per_prompt
             found |= {row: held[place * every : (place + 1) * every] for place, row in enumerate(shard)}
         return [found[row] for row in range(len(prompts))]
+
+    def _check_here(self, names: Sequence[str]) -> None:
+        if any(self._read(name) is None for name in names):
+            raise UserError(
+                f"{self.path} of {parallel.here()} lacks completions that the first process found there. Name a "
+                "directory that all machines share: HF_DATASETS_CACHE (docs/many_machines.md)."
+            )
 
     def _write(
         self,

@@ -152,16 +152,25 @@ class Fitter:
             beside: Other settings that influence them, by name.
         """
         source = as_source(teacher)
-        return fingerprint(
-            model_fingerprint(model),
-            None if source is None else source.fingerprint(),
-            [dataset_fingerprint(_own(split, objectives)) for split in (self.rows(objectives), self.prepared.eval)],
-            [entry(objective) for objective in objectives],
-            deciding(training),
-            *([dict(self.task)] if self.task else []),
-            *([{"frozen": frozen}] if (frozen := _frozen(model)) else []),
-            *([dict(beside)] if beside else []),
-        )
+        parts: dict[str, Any] = {
+            "the weights of the model to train": model_fingerprint(model),
+            "the targets or weights of the teacher": None if source is None else source.fingerprint(),
+            "the rows of the data": [
+                dataset_fingerprint(_own(split, objectives)) for split in (self.rows(objectives), self.prepared.eval)
+            ],
+            "the settings": [
+                [entry(objective) for objective in objectives],
+                deciding(training),
+                *([dict(self.task)] if self.task else []),
+                *([{"frozen": frozen}] if (frozen := _frozen(model)) else []),
+                *([dict(beside)] if beside else []),
+            ],
+        }
+        # On another machine a file of the same name may have other content.
+        hashes = {name: fingerprint(part) for name, part in parts.items()}
+        parallel.check_equal(hashes, "Give every machine the same files, or let them share a directory.")
+        *first, settings = parts.values()
+        return fingerprint(*first, *settings)
 
     def fit(
         self,

@@ -1,4 +1,4 @@
-"""Checks how the run was started: does it have the number of processes asked for, and the cores it may use?"""
+"""Checks how the run was started: has it the processes and the engine asked for, and the cores it may use?"""
 
 from __future__ import annotations
 
@@ -64,15 +64,15 @@ def use_cpu_if_needed(training: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_launch() -> None:
-    """Refuse a run in one process if several were asked for.
+    """Refuse a run in one process if several were asked for, or with DDP if FSDP or DeepSpeed was asked for.
 
     Two kinds of launch do that silently. `accelerate launch --cpu --num_processes N` (and any other that accelerate
     passes to its simple launcher) starts one process. And if N processes are started for GPUs on a machine without
-    one, each trains on the whole data and writes to the same directory. The second kind can be detected only once
-    `TrainingArguments` exist, so call this again after building them.
+    one, each trains on the whole data and writes to the same directory. The second kind, and the engine, can be
+    detected only once `TrainingArguments` exist, so call this again after building them.
 
     Raises:
-        UserError: Several were asked for; the message gives the reason and the command that works.
+        UserError: Something else was asked for; the message gives the reason and what works.
     """
     if "WORLD_SIZE" not in os.environ:
         launcher = _launcher()
@@ -88,12 +88,46 @@ def check_launch() -> None:
 
     # `PartialState()` must not be called before: it would create the process group with the wrong settings.
     world = parallel.started()
-    if world < 2 or not PartialState._shared_state or parallel.processes() == world:
+    if not PartialState._shared_state:
+        return
+    if world < 2 or parallel.processes() == world:
+        _check_engine(parallel.is_sharding_possible())
         return
     raise UserError(
         f"{world} processes were started and each runs alone, not connected to the others "
         f"(on {parallel.device()}). {_advice(str(world), not _has_accelerator())}"
     )
+
+
+def _check_engine(possible: bool) -> None:
+    """Refuse another engine than the launcher asks for.
+
+    Args:
+        possible: Whether accelerate can use one here.
+
+    Raises:
+        UserError: accelerate would use, or uses, DDP or one process.
+    """
+    if (asked := parallel.launched_engine()) is not None and not possible:
+        instead = "DDP" if parallel.processes() > 1 else "one process"
+        raise UserError(
+            f"{asked} was asked for, and accelerate silently uses {instead} instead: it has no {asked} for "
+            f"{parallel.processes()} process(es) on {parallel.device().type}. Start several on accelerators, or leave "
+            f"{asked} out, as in recipes/accelerate/multi_cpu.yaml."
+        )
+
+
+def load_in_every_process() -> str | None:
+    """Have every process load its models under FSDP; return a line about it, or None if nothing changes.
+
+    `accelerate launch --use_fsdp` sets `fsdp_cpu_ram_efficient_loading` by default: only the first process loads
+    weights, and those of the student are then sent to the others. Nobody sends those of a teacher, which stay empty.
+    """
+    name = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+    if os.environ.get(name, "false").lower() != "true":
+        return None
+    os.environ[name] = "false"
+    return "every process loads its models itself (fsdp_cpu_ram_efficient_loading would leave the teacher's empty)"
 
 
 def end_with_launcher() -> None:

@@ -18,6 +18,7 @@ from hf_distill.data.holdout import check_size
 from hf_distill.data.transfer import TRANSFER
 from hf_distill.data.transfer_rows import append_transfer, counting_from
 from hf_distill.errors import UserError
+from hf_distill.files.shared import check_shared
 from hf_distill.mistakes import join
 from hf_distill.models.pair import Pair
 from hf_distill.objectives.guard import guarded
@@ -32,7 +33,7 @@ from hf_distill.run.data_options import check_sure_rows
 from hf_distill.run.directory import RunDirectory, stored_recipe
 from hf_distill.run.fit import Fitter
 from hf_distill.run.group_checks import check_groups
-from hf_distill.run.launch import check_launch, use_all_cores, use_cpu_if_needed, waiting
+from hf_distill.run.launch import check_launch, load_in_every_process, use_all_cores, use_cpu_if_needed, waiting
 from hf_distill.run.pairing import open_pair
 from hf_distill.run.requirements import check_steps, check_trainings, output_directory
 from hf_distill.run.run import Run
@@ -93,6 +94,7 @@ def open_run(
     args = _arguments(recipe, training)
     # Again: some mistakes of a launch show only after the arguments have connected the processes.
     check_launch()
+    loading = load_in_every_process()
     recipe, shape = _with_shape(recipe, held, args)
     directory = RunDirectory(
         path, dump_recipe(_with_precision((whole or recipe).with_student(recipe.student), training))
@@ -103,7 +105,7 @@ def open_run(
             directory.check(restart, for_teacher=for_teacher)
     narrator = Narrator(enabled=claims and parallel.is_first())
     outside = (f"runs code from outside: {one}" for one in outside_code(recipe))
-    for line in filter(None, (threads, waiting(), precision, shape, *outside)):
+    for line in filter(None, (threads, waiting(), loading, precision, shape, *outside)):
         narrator.say(line)
     check_push(recipe)
     hub = _claim_repository(recipe, directory.path) if claims and recipe.hub.push else {}
@@ -136,8 +138,10 @@ def open_run(
     check_steps(recipe, len(prepared.train), labels_of(prepared)["train_rows_with_label"], parallel.processes())
     with recipe.locate("training"):
         if claims and not for_teacher:
+            check_shared(directory.path, "output_dir")
             parallel.asked_once(lambda: directory.claim(restart))
         elif claims and trains_here:
+            check_shared(directory.path, "output_dir")
             parallel.asked_once(directory.claim_teachers)
     fitter = Fitter(prepared, pair.tokenizer, pair.teacher_tokenizer, settings(recipe.task))
     return Run(

@@ -16,6 +16,7 @@ from hf_distill.errors import UserError
 from hf_distill.files.lock import FILE as LOCK
 from hf_distill.files.lock import Lock
 from hf_distill.files.ownership import RUNS, TEACHERS, TRAINING
+from hf_distill.files.shared import check_shared
 from hf_distill.formatting import count
 from hf_distill.models.calibration import CalibrationRows
 from hf_distill.models.pair import Pair
@@ -238,6 +239,7 @@ class Run:
         with Lock(directory) as lock:
             if how.directory:  # other runs may use it at the same time
                 _check_own(directory)
+                check_shared(directory.parent, "output_dir")
                 lock.wait(self.narrator.say, "trains this teacher")
             fitted = fitter.fit(
                 model, objectives=objectives, training=settings, directory=directory, say=self.narrator.say, hooks=how

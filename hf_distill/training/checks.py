@@ -11,6 +11,7 @@ import datasets
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
+from hf_distill import parallel
 from hf_distill.data import column
 from hf_distill.data.two_tokenizers import MARK
 from hf_distill.errors import UserError
@@ -25,7 +26,7 @@ from hf_distill.objectives.fit import check_fit
 from hf_distill.rows.base import RowLayout
 from hf_distill.rows.examples import ExampleRows
 from hf_distill.training.label_values import reaches_models
-from hf_distill.training.sharded import deepspeed_stage
+from hf_distill.training.sharded import deepspeed_stage, engine
 
 IDS = "input_ids"
 
@@ -84,6 +85,12 @@ def check_parallelism(trainer: Trainer) -> None:
     Raises:
         ValueError: One is not supported; the message says which, and what to use instead.
     """
+    asked = parallel.launched_engine()
+    if asked is not None and asked != engine(trainer):
+        raise ValueError(
+            f"{asked} was asked for, and this trainer uses {engine(trainer) or 'DDP, or one process'}: accelerate has "
+            f"no {asked} on {trainer.args.device.type}. Start several processes on accelerators, or leave {asked} out."
+        )
     stage = deepspeed_stage(trainer)
     if stage == 3:
         raise ValueError("DeepSpeed ZeRO-3 is not supported: it would shard the teacher. Use ZeRO-2 or FSDP.")

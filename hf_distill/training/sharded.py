@@ -10,6 +10,13 @@ from transformers import PreTrainedModel, Trainer
 from hf_distill import parallel
 
 
+def engine(trainer: Trainer) -> str | None:
+    """Return what shards the model, as `parallel.launched_engine` calls it; None for DDP, or one process."""
+    if trainer.is_fsdp_enabled:
+        return "FSDP"
+    return "DeepSpeed" if trainer.is_deepspeed_enabled else None
+
+
 def choose_wrapped_layers(trainer: Trainer) -> None:
     """Choose which layers FSDP2 shards one by one, where the policy is TRANSFORMER_BASED_WRAP and the user names none.
 

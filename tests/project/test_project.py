@@ -152,7 +152,7 @@ def test_every_test_says_what_it_prevents() -> None:
 def test_recipes_are_found() -> None:
     """A glob that finds nothing would let every test below pass without looking at a recipe."""
     assert {"quickstart", "bert"} <= {path.stem for path in RECIPES}
-    assert {"one_process", "cpu", "two_processes_cpu", "multi_gpu"} <= {path.stem for path in LAUNCHES}
+    assert {"one_process", "cpu", "multi_cpu", "multi_gpu", "multi_node", "fsdp2"} <= {path.stem for path in LAUNCHES}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=relative)
@@ -172,9 +172,16 @@ def test_recipe_reads(path: Path) -> None:
 def test_launch_configuration_reads(path: Path) -> None:
     """accelerate starts one process, silently, for most combinations of several processes and CPU."""
     from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
 
-    settings = load_config_from_file(str(path))
-    assert settings.distributed_type == ("MULTI_GPU" if settings.num_processes > 1 else "NO")
+    settings = load_config_from_file(str(path))  # which refuses unknown keys
+    engines = {"fsdp_config": "FSDP", "deepspeed_config": "DEEPSPEED"}
+    several = next((engine for key, engine in engines.items() if getattr(settings, key)), "MULTI_GPU")
+    assert settings.distributed_type == (several if settings.num_processes > 1 else "NO")
+    assert (settings.num_machines > 1) == (settings.main_process_ip is not None)
+    known = {action.dest for action in launch_command_parser()._actions}
+    assert {f"fsdp_{key.removeprefix('fsdp_')}" for key in settings.fsdp_config} <= known
+    assert settings.deepspeed_config.keys() <= known
     assert f"--config_file {relative(path)}" in path.read_text(encoding="utf-8")
 
 

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
-from accelerate import PartialState
+from accelerate import DistributedType, PartialState
 
 from hf_distill.errors import UserError
 from hf_distill.run import launch
@@ -268,6 +268,27 @@ def test_processes_that_do_not_know_of_each_other(started_by, monkeypatch):
         check_launch()
     monkeypatch.setitem(PartialState._shared_state, "num_processes", 2)
     check_launch()
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_an_engine_that_accelerate_leaves_out(started_by, monkeypatch, variable):
+    """FSDP on CPUs is DDP, without a word: the student that was to be sharded does not fit, or is trained otherwise."""
+    started_by(["bash"], WORLD_SIZE="2", **{variable: "true"})
+    state = {"_cpu": True, "num_processes": 2, "device": torch.device("cpu"), "distributed_type": DistributedType.NO}
+    monkeypatch.setattr(PartialState, "_shared_state", state)
+    with pytest.raises(UserError, match="was asked for, and accelerate silently uses DDP"):
+        check_launch()
+    state |= {"_cpu": False, "distributed_type": DistributedType.MULTI_GPU}
+    check_launch()
+
+
+def test_every_process_loads_the_teacher(monkeypatch):
+    """By accelerate's default only the first process loads weights under FSDP, and nobody sends a teacher's."""
+    monkeypatch.delenv("FSDP_CPU_RAM_EFFICIENT_LOADING", raising=False)
+    assert launch.load_in_every_process() is None
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    assert "every process loads" in str(launch.load_in_every_process())
+    assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "false"
 
 
 @pytest.fixture
