@@ -63,7 +63,7 @@ from hf_distill.training.evaluation import EvalSums
 from hf_distill.training.finite import Watch
 from hf_distill.training.following import AfterStep, check_following
 from hf_distill.training.forward import BothModels, inside_forward
-from hf_distill.training.guarding import GuardedTrainer, is_of_training
+from hf_distill.training.guarding import is_of_training
 from hf_distill.training.input_values import check_input_values
 from hf_distill.training.label_values import check_label_values, reaches_models
 from hf_distill.training.labelled import check_labelled, is_labelled
@@ -73,6 +73,7 @@ from hf_distill.training.meter import Meter
 from hf_distill.training.own_loss import ComparesModels
 from hf_distill.training.padding_free.choice import PaddingFree
 from hf_distill.training.randomness import undisturbed
+from hf_distill.training.rollback import RollbackTrainer
 from hf_distill.training.rollouts import Rollouts
 from hf_distill.training.saving import attach, detached, place
 from hf_distill.training.sharded import choose_wrapped_layers, deepspeed_stage, has_loss_scale, is_divided, is_wrapped
@@ -88,7 +89,7 @@ logger = logging.getLogger(__name__)
 Split: TypeAlias = "Dataset[Any] | datasets.Dataset | datasets.IterableDataset"
 
 
-class DistillationTrainer(GuardedTrainer, SharingTrainer, BatchingTrainer):
+class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
     """Trains a student to match a teacher.
 
     The loss of an optimiser step is `sum_k weight_k * S_k / N_k` over its objectives: `S_k` is the sum of the

@@ -50,7 +50,9 @@ class DistillationArguments(TrainingArguments):
             takes up to a minute, once. Without a compiler, or if it fails, the loss is computed as usual.
         on_nan: What to do with a step whose loss or gradient is NaN or infinite. `stop`: end the training with one line
             that says where it was. `skip`: leave the step out and count it (`skipped_steps`); stop if more than a tenth
-            of the steps were left out. It reads one number from the device in every step.
+            of the steps were left out. It reads one number from the device in every step. `rollback`: return to the
+            last checkpoint and leave the step out there; if the training fails again after the same checkpoint, leave
+            out all steps since; it gives up after three returns to one checkpoint, or above a tenth of the steps.
         padding_free: Run the layers of both models without padding. `auto`: in batches that become at least 10 %
             smaller, for models that can; true: wherever that saves anything; false: never.
 
@@ -65,9 +67,12 @@ class DistillationArguments(TrainingArguments):
         metadata={"help": "Run the layers of both models on tokens alone, without padding; auto: where it pays."},
     )
     hub_strategy: HubStrategy | str = HubStrategy.END
-    on_nan: Literal["stop", "skip"] = field(
+    on_nan: Literal["stop", "skip", "rollback"] = field(
         default="stop",
-        metadata={"help": "A step whose loss or gradient is not finite: stop the training, or skip the step."},
+        metadata={
+            "help": "A step whose loss or gradient is not finite: stop the training, skip the step, or roll back to the "
+            "last checkpoint and skip it there."
+        },
     )
     logging_nan_inf_filter: bool = field(
         default=False,
@@ -87,7 +92,7 @@ class DistillationArguments(TrainingArguments):
         if self.logging_nan_inf_filter:
             raise ValueError(
                 "logging_nan_inf_filter would replace a loss that is NaN in the logs; leave it off. on_nan says what "
-                "happens to such a step: 'stop' or 'skip'."
+                "happens to such a step: 'stop', 'skip' or 'rollback'."
             )
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             self.greater_is_better = _is_better_when_greater(self.metric_for_best_model.removeprefix("eval_"))
@@ -135,8 +140,8 @@ def check_arguments(args: TrainingArguments) -> None:
             "hub_token would be written to training_args.bin as plain text. Set the environment variable HF_TOKEN, or "
             "run `hf auth login` instead."
         )
-    if (on_nan := getattr(args, "on_nan", "stop")) not in ("stop", "skip"):
-        raise ValueError(f"on_nan must be 'stop' or 'skip', found {on_nan!r}.")
+    if (on_nan := getattr(args, "on_nan", "stop")) not in ("stop", "skip", "rollback"):
+        raise ValueError(f"on_nan must be 'stop', 'skip' or 'rollback', found {on_nan!r}.")
     padding_free = getattr(args, "padding_free", "auto")
     if padding_free not in (True, False, "auto"):
         raise ValueError(f"padding_free must be true, false or 'auto', found {padding_free!r}.")

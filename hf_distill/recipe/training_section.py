@@ -125,7 +125,7 @@ WIDER: dict[str, Any] = {"bf16": bool | Literal["auto"], "fsdp": bool | str | No
 OWN: dict[str, Any] = {
     "padding_free": bool | Literal["auto"],
     "compile_loss": bool | Literal["auto"],
-    "on_nan": Literal["stop", "skip"],
+    "on_nan": Literal["stop", "skip", "rollback"],
 }
 # Help texts to replace Transformers', which name another default.
 HELP = {

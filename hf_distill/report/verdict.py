@@ -321,7 +321,7 @@ def _for_whom(report: Results, kind: Kind) -> list[str]:
 
 def _cautions(report: Results) -> list[str]:
     lines = [
-        f"{steps} steps of the {training} were skipped, as a loss or gradient was not finite (on_nan: skip)."
+        f"{steps} steps of the {training} were skipped, as a loss or gradient was not finite (on_nan)."
         for training, steps in report.settings.get("skipped_steps", {}).items()
     ]
     if report.is_chance("student") and not report.is_chance("teacher"):

@@ -20,6 +20,7 @@ from hf_distill.locations import check_lengths, is_here, missing
 from hf_distill.mistakes import join
 from hf_distill.run.training_defaults import fine_tuning, training_defaults
 from hf_distill.training.labelled import on_labels_alone
+from hf_distill.training.rollback import lacking
 from hf_distill.training_args import DistillationArguments
 
 if TYPE_CHECKING:
@@ -133,6 +134,8 @@ def _mistakes(arguments: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         return
     if args.max_steps <= 0 and args.num_train_epochs <= 0:
         yield "num_train_epochs", f"{args.num_train_epochs:g}: nothing would be trained. Wanted more than 0."
+    if (why := lacking(args)) is not None:
+        yield "on_nan", why
     yield from _reporting(args)
     yield from _optimizer(args)
     yield from _scheduler(args)

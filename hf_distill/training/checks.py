@@ -98,9 +98,9 @@ def check_parallelism(trainer: Trainer) -> None:
         raise ValueError("tensor, context and sequence parallelism are not supported.")
     optimizer = str(getattr(trainer.args.optim, "value", trainer.args.optim))
     in_backward = stage is not None or any(word in optimizer for word in ("lomo", "layerwise"))
-    if in_backward and getattr(trainer.args, "on_nan", "stop") == "skip":
+    if in_backward and (on_nan := getattr(trainer.args, "on_nan", "stop")) != "stop":
         raise ValueError(
-            "on_nan: skip cannot skip a step that DeepSpeed, or an optimizer such as "
+            f"on_nan: {on_nan} cannot skip a step that DeepSpeed, or an optimizer such as "
             f"{optimizer}, takes while gradients are computed. Use on_nan: stop."
         )
 

@@ -39,12 +39,14 @@ class GuardedTrainer(Trainer):
         watch: The values since the last check.
         whose: How messages call the model; if empty, `the student`, or `the model` without a teacher.
         skipped: Number of steps skipped so far.
+        fault: What the last check that failed has found; None if none did.
     """
 
     model: Any
     watch: Watch
     whose = ""
     skipped = 0
+    fault: NonFinite | None = None
     _skipped_before = 0
     _skipped_last = ""
     # Steps in a row whose gradient is not finite, with a loss scale (fp16).
@@ -99,11 +101,15 @@ class GuardedTrainer(Trainer):
             self.watch.gradient(self.state.global_step + 1, one)
         steps, skipped = self._window
         self._window = steps + 1, skipped
+        self._check_step(model)
+        return norm
+
+    def _check_step(self, model: nn.Module) -> None:
+        """Check the values of a step before the optimiser takes it, if they must be known by then."""
         if self._skips:
             self._skip_or_go_on(model)
         elif self.state.global_step == self._begun:
             self.check_finite()
-        return norm
 
     @property
     def _begun(self) -> int:
@@ -126,6 +132,7 @@ class GuardedTrainer(Trainer):
         fault = self._first_fault()
         self.watch.clear()
         if fault is not None:
+            self.fault = fault
             raise NotFinite(self._line(fault))
 
     def _first_fault(self) -> NonFinite | None:
@@ -173,12 +180,7 @@ class GuardedTrainer(Trainer):
         self.watch.clear()
         if fault is None:
             return
-        # Optimizers ignore parameters without a gradient: neither weights nor moments change.
-        model.zero_grad(set_to_none=True)
-        for one, before in zip(self._sums(), self._before, strict=True):
-            one.copy_(before)
-        self.skipped += 1
-        self._window = self._window[0], self._window[1] + 1
+        self._leave_out(model)
         self._skipped_last = self._line(fault)
         if self.is_world_process_zero() and self.skipped - self._skipped_before <= TOLD:
             last = self.skipped - self._skipped_before == TOLD
@@ -186,11 +188,20 @@ class GuardedTrainer(Trainer):
             logger.warning("step skipped (on_nan: skip): %s%s", self._skipped_last, more)
         self._give_up(self.state.global_step + 1)
 
+    def _leave_out(self, model: nn.Module) -> None:
+        """Take a step without changing anything, and count it."""
+        # Optimizers ignore parameters without a gradient: neither weights nor moments change.
+        model.zero_grad(set_to_none=True)
+        for one, before in zip(self._sums(), self._before, strict=True):
+            one.copy_(before)
+        self.skipped += 1
+        self._window = self._window[0], self._window[1] + 1
+
     def _give_up(self, steps: int, at_least: int = LEAST_STEPS) -> None:
         if steps >= at_least and self.skipped > MOST_SKIPPED * steps:
             last = self._skipped_last or self._advice("student")
             raise NotFinite(
-                f"{self.skipped} of {steps} steps were skipped, and on_nan: skip gives up above {MOST_SKIPPED:.0%}. "
+                f"{self.skipped} of {steps} steps were skipped, and on_nan: {self.args.on_nan} gives up above {MOST_SKIPPED:.0%}. "
                 f"The last one: {last}"
             )
 
@@ -294,6 +305,7 @@ class GuardedTrainer(Trainer):
         if parts:  # each process has checked its own part
             name = next((one for one in parallel.from_all(name) if one is not None), None)
         if name is not None:
+            self.fault = NonFinite(self.state.global_step)
             raise NotFinite(
                 f"step {self.state.global_step}: the weight {name} is NaN or infinite, so the model is not saved. "
                 f"{self._advice('student')}"

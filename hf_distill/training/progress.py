@@ -45,6 +45,8 @@ class ProgressBar(ProgressCallback):
         """Open the bar. In a log file it is updated every 15 seconds, in a terminal ten times a second."""
         self.current_step = state.global_step
         if state.is_world_process_zero:
+            if self.training_bar is not None:  # of a training that has failed, and begins again at a checkpoint
+                self.training_bar.close()
             often = 0.1 if sys.stderr.isatty() else 15
             width: dict[str, Any] = {"dynamic_ncols": True}
             if not sys.stderr.isatty():

@@ -205,11 +205,13 @@ def not_finite(directory: Path) -> tuple[NotingTrainer, Any]:
 
     settings: dict[str, Any] = {"train_sampling_strategy": "sequential", "logging_steps": 100, "num_train_epochs": 1}
     made = {}
-    for on_nan in ("stop", "skip"):
+    for on_nan in ("stop", "skip", "rollback"):
         rows = marked_rows(15, count=88)
+        saved = {"save_strategy": "steps", "save_steps": 1} if on_nan == "rollback" else {}
         trainer = make_trainer(
-            "classification", directory, terms=[Marked()], rows=rows, on_nan=on_nan, **settings, **split(4, processes=2)
-        )
+            "classification", directory, terms=[Marked()], rows=rows, on_nan=on_nan, **settings, **saved,
+            **split(4, processes=2),
+        )  # fmt: skip
         try:
             trainer.train()
             said: Any = trainer.skipped

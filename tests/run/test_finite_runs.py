@@ -56,6 +56,24 @@ def test_a_run_stops_and_goes_on(
     assert same(weights(out), weights(straight))
 
 
+def test_a_run_goes_back_to_its_checkpoint(
+    write_recipe: WriteRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A week-long run that ends at two in the morning; or that leaves out steps, and its report does not say so."""
+    steps = {"max_steps": 20, "logging_steps": 100, "save_strategy": "steps", "save_steps": 2, "on_nan": "rollback"}
+    path = write_recipe(training=steps)
+    spoil(monkeypatch, step=5)
+    assert main([str(path)]) == 0
+    out = tmp_path / "out"
+    report = json.loads((out / "report.json").read_text())
+    assert report["settings"]["skipped_steps"] == {"student": "1 of 20"}
+    assert "1 of 20 steps of the student were skipped" in capsys.readouterr().out
+    assert main([str(path), "training.on_nan=stop", "--restart", "training.max_steps=2"]) == 0
+    assert not (out / "_left_out.json").exists()
+    assert main([str(path), "training.save_strategy=no", "--check"]) == 2
+    assert "training.on_nan" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("whose", ["teacher", "student"])
 def test_whatever_is_trained_is_looked_at(
     whose: str, write_recipe: WriteRecipe, make_model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -15,9 +15,11 @@ from transformers import TrainerCallback, TrainingArguments
 
 from hf_distill import DistillationTrainer, parallel
 from hf_distill.errors import NotFinite, UserError
+from hf_distill.files.records import read_record
 from hf_distill.objectives import Hidden, KLDivergence, Labels
 from hf_distill.training.finite import NonFinite, Watch, bad_weight
 from hf_distill.training.guarding import GuardedTrainer
+from hf_distill.training.rollback import FILE as LEFT_OUT
 
 
 class Poison(TrainerCallback):
@@ -201,6 +203,74 @@ def test_steps_left_out_are_remembered_by_a_checkpoint(tmp_path: Path) -> None:
     assert again.skipped == again.state.log_history[-1]["skipped_steps"] == 1
 
 
+# ---- on_nan: rollback ------------------------------------------------------------------------------------------------
+
+SAVED: dict[str, Any] = {
+    "on_nan": "rollback", "save_strategy": "steps", "save_steps": 3, "optim": "adamw_torch", "learning_rate": 1e-2,
+    "num_train_epochs": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["nan", "gradient"])
+def test_a_training_goes_back_and_leaves_the_rows_out(how: str, tmp_path: Path, caplog: Any) -> None:
+    """Found with the log, the fault has spoilt the weights of the steps since: they must be those of the checkpoint."""
+    rows = marked_rows(33, count=88)
+    found = in_order(tmp_path / "back", terms=[Marked(how=how)], rows=rows, **SAVED)
+    found.train()
+    # The same without the step, whose batch is the fifth; the learning rate is constant.
+    wanted = in_order(tmp_path / "without", terms=[Marked(how=how)], rows=rows[:32] + rows[40:], **SAVED)
+    wanted.train()
+    assert all(one.equal(wanted.model.state_dict()[name]) for name, one in found.model.state_dict().items())
+    assert found.skipped == found.state.log_history[-1]["skipped_steps"] == 1
+    assert found.state.global_step == 11
+    (said,) = [record.message for record in caplog.records if "rollback" in record.message]
+    assert all(words in said for words in ("step 5", "checkpoint-3", "the rows of step 5 are left out"))
+
+
+def test_all_steps_since_the_checkpoint_are_left_out_the_second_time(tmp_path: Path) -> None:
+    """Rows that spoil the weights come before the step whose loss shows it: alone, that would fail again and again."""
+    trainer = in_order(tmp_path, terms=[Marked()], rows=marked_rows(33, 41, count=400), **SAVED)
+    trainer.train()
+    assert read_record(tmp_path / LEFT_OUT) == {"steps": [4, 5, 6], "returns": {"3": 2}}
+    assert trainer.skipped == 3
+
+
+def test_going_back_ends(tmp_path: Path) -> None:
+    """A student whose weights are NaN would be trained again without end."""
+    before = in_order(tmp_path, terms=[Marked()], rows=marked_rows(9, count=88), **SAVED)
+    with pytest.raises(NotFinite, match=r"step 2: marked .* no checkpoint yet.*save_steps"):
+        before.train()
+    many = in_order(tmp_path, terms=[Marked()], rows=marked_rows(33, 41, count=88), **SAVED)
+    with pytest.raises(NotFinite, match=r"step 6: marked .* leave out 3 of 11 steps.*10%"):
+        many.train()
+    spoilt = in_order(tmp_path, terms=[Marked()], rows=marked_rows(count=1600), **SAVED)
+    spoilt.add_callback(Poison(4))
+    with pytest.raises(NotFinite, match=r"step 6: .* returned to .*checkpoint-3 2 times"):
+        spoilt.train()
+
+
+def test_a_resumed_training_leaves_the_same_steps_out(tmp_path: Path) -> None:
+    """Killed after it went back, a run that forgot why would fail again, or end with other weights."""
+    settings: dict[str, Any] = {"terms": [Marked()], "rows": marked_rows(33, count=88), **SAVED}
+    whole = in_order(tmp_path, **settings)
+    whole.train()
+    again = in_order(tmp_path, **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert all(one.equal(whole.model.state_dict()[name]) for name, one in again.model.state_dict().items())
+    assert again.skipped == 1
+    fresh = in_order(tmp_path, **{**settings, "rows": marked_rows(count=88)})
+    fresh.train()
+    assert fresh.skipped == 0
+
+
+def test_going_back_needs_checkpoints(tmp_path: Path) -> None:
+    """After days, the fault would find nothing to go back to."""
+    with pytest.raises(ValueError, match="save_strategy"):
+        in_order(tmp_path, **{**SAVED, "save_strategy": "no"}).train()
+    with pytest.raises(ValueError, match="save_only_model"):
+        in_order(tmp_path, **{**SAVED, "save_only_model": True}).train()
+
+
 # ---- Scales and processes --------------------------------------------------------------------------------------------
 
 
@@ -276,7 +346,7 @@ def test_two_processes(tmp_path: Path) -> None:
     found = as_two_processes("not_finite", tmp_path)
     assert found["stop"][0] == found["stop"][1]
     assert "step 2: marked is NaN for row 3 of 4 of the batch of process 1" in found["stop"][0]
-    assert found["skip"] == [1, 1]
+    assert found["skip"] == found["rollback"] == [1, 1]
 
 
 # ---- The watch -------------------------------------------------------------------------------------------------------
