@@ -70,8 +70,8 @@ class DistillationArguments(TrainingArguments):
     on_nan: Literal["stop", "skip", "rollback"] = field(
         default="stop",
         metadata={
-            "help": "A step whose loss or gradient is not finite: stop the training, skip the step, or roll back to the "
-            "last checkpoint and skip it there."
+            "help": "A step whose loss or gradient is not finite: stop the training, skip the step, or roll back to "
+            "the last checkpoint and skip it there."
         },
     )
     logging_nan_inf_filter: bool = field(

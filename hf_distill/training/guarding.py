@@ -200,8 +200,9 @@ class GuardedTrainer(Trainer):
     def _give_up(self, steps: int, at_least: int = LEAST_STEPS) -> None:
         if steps >= at_least and self.skipped > MOST_SKIPPED * steps:
             last = self._skipped_last or self._advice("student")
+            how = getattr(self.args, "on_nan", "stop")
             raise NotFinite(
-                f"{self.skipped} of {steps} steps were skipped, and on_nan: {self.args.on_nan} gives up above {MOST_SKIPPED:.0%}. "
+                f"{self.skipped} of {steps} steps were skipped, and on_nan: {how} gives up above {MOST_SKIPPED:.0%}. "
                 f"The last one: {last}"
             )
 

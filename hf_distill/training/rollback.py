@@ -139,7 +139,9 @@ class RollbackTrainer(GuardedTrainer):
         key = self.key or None
         found = parallel.asked_once(lambda: last_complete_checkpoint(directory, key, sealed=key is not None))
         if found is None:
-            raise NotFinite(f"{error} on_nan: rollback found no checkpoint yet: save more often (save_steps).") from None
+            raise NotFinite(
+                f"{error} on_nan: rollback found no checkpoint yet: save more often (save_steps)."
+            ) from None
         begun = int(Path(found).name.rpartition("-")[2])
         new = self._left_out.add(fault.step, begun)
         before = self._left_out.returns[begun] - 1
@@ -149,8 +151,8 @@ class RollbackTrainer(GuardedTrainer):
             ) from None
         if len(self._left_out.steps) > MOST_SKIPPED * self.state.max_steps:
             raise NotFinite(
-                f"{error} on_nan: rollback would leave out {len(self._left_out.steps)} of {self.state.max_steps} steps, "
-                f"and gives up above {MOST_SKIPPED:.0%}."
+                f"{error} on_nan: rollback would leave out {len(self._left_out.steps)} of {self.state.max_steps} "
+                f"steps, and gives up above {MOST_SKIPPED:.0%}."
             ) from None
         if self.args.should_save:
             if self.claim is not None:
