@@ -107,8 +107,16 @@ class Fitter:
         Args:
             rows: Number of rows with a label -> those of them to train on, as indices.
         """
-        labelled = self.rows((Labels(),))
-        chosen = labelled.select(rows(len(labelled)))
+        return self.on(rows(len(self.rows((Labels(),)))), (Labels(),))
+
+    def on(self, rows: Sequence[int], objectives: Sequence[Objective]) -> Fitter:
+        """Return a fitter that trains on some rows.
+
+        Args:
+            rows: Those of them on which these objectives train, as indices.
+            objectives: The objectives.
+        """
+        chosen = self.rows(objectives).select(rows)
         return replace(self, prepared=replace(self.prepared, train=chosen, transfer_rows=0))
 
     def holding_out(self, share: float) -> Fitter:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -348,7 +348,12 @@ class Run:
         return fitted
 
     def first_trainer(
-        self, teacher: TargetSource, student: PreTrainedModel, directory: Path, training: Mapping[str, Any]
+        self,
+        teacher: TargetSource,
+        student: PreTrainedModel,
+        directory: Path,
+        training: Mapping[str, Any],
+        rows: Sequence[int] | None = None,
     ) -> DistillationTrainer:
         """Return a trainer as the first stage of the saved student begins with, for looking at a run before it starts.
 
@@ -357,9 +362,12 @@ class Run:
             student: From `new_student`; it is wrapped as for a training.
             directory: The trainer's output directory, which it creates.
             training: Training arguments in place of the recipe's.
+            rows: Those that it trains on, as indices of its train split; None for all.
         """
         stage = self.recipe.plan[0]
         fitter, target = self.for_students(teacher.for_seed(self.args.seed).for_training())
+        if rows is not None:
+            fitter = fitter.on(rows, stage.objectives)
         completions = self.recipe.completions_in(stage)
         return fitter.trainer(
             self._hooks(1).wrap(student),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 Status = Literal["ok", "warning", "mistake", "skipped"]
@@ -18,12 +19,14 @@ class Finding:
             `skipped`: it could not be checked here.
         found: The figure or fact, also if all is well; of a check that was skipped, why.
         advice: What to do; empty if there is nothing to do.
+        figures: Numbers for scripts, by names that end in their unit: `peak_bytes`, `step_seconds`. Only in `--json`.
     """
 
     check: str
     status: Status
     found: str
     advice: str = ""
+    figures: Mapping[str, float] = field(default_factory=dict, compare=False)
 
 
 class CannotCheck(Exception):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -160,15 +160,18 @@ class Opened:
         """The student as its training begins. Checks must not change it: `new_student` makes one for them."""
         return self.new_student()
 
-    def new_trainer(self, student: PreTrainedModel | None = None, **training: Any) -> DistillationTrainer:
+    def new_trainer(
+        self, student: PreTrainedModel | None = None, rows: Sequence[int] | None = None, **training: Any
+    ) -> DistillationTrainer:
         """Return a trainer as the first stage begins with.
 
         Args:
             student: The student; default: another one.
+            rows: Those that it trains on, as indices of its train split; None for all.
             **training: Training arguments in place of the recipe's.
         """
         student = self.new_student() if student is None else student
-        return self.run.first_trainer(self.teacher, student, self.scratch, {**QUIET, **training})
+        return self.run.first_trainer(self.teacher, student, self.scratch, {**QUIET, **training}, rows)
 
     @once("the trainer")
     def trainer(self) -> DistillationTrainer:

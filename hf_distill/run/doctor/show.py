@@ -75,9 +75,15 @@ def as_json(found: Sequence[Finding]) -> str:
         "format": FORMAT,
         "hf_distill": __version__,
         "status": worst(found),
-        "findings": [{key: readable(value) for key, value in asdict(one).items()} for one in found],
+        "findings": [_entry(one) for one in found],
     }
     return json.dumps(document, indent=1, ensure_ascii=False)
+
+
+def _entry(finding: Finding) -> dict[str, Any]:
+    """Return a finding as JSON values; figures only if there are any."""
+    found = {name: readable(value) for name, value in asdict(finding).items() if name != "figures"}
+    return {**found, **({"figures": dict(finding.figures)} if finding.figures else {})}
 
 
 def _lines(found: Sequence[Finding]) -> Iterable[tuple[Status, str, str]]:
