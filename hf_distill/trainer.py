@@ -653,6 +653,11 @@ class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
         )
         return both.compare(model, inputs, heads)
 
+    def compare(self, batch: Mapping[str, Any]) -> Comparison:
+        """Return what objectives compare on a collated batch, all logits at once, without a gradient."""
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self._compare(parallel.unwrapped(self.model), self._prepare_inputs(dict(batch)))
+
     def evaluate_batch(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the sums of all terms, `(batch, terms)`, and the largest logits, `(batch, 2)`, without a gradient."""
         with torch.set_grad_enabled(self.terms.differentiates), self.compute_loss_context_manager():

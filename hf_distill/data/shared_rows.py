@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from hf_distill.data.example_columns import EXAMPLE_COLUMNS
@@ -63,21 +63,41 @@ def warn_of_shared_transfer(splits: Mapping[str, Dataset]) -> None:
 
 
 def shared_rows(train: Dataset, evaluated: Dataset) -> int:
-    """Return how many rows of the eval split have the same inputs as a row of the train split.
+    """Return how many rows of the eval split have the same inputs as a row of the train split."""
+    return len(same_rows(train, evaluated))
+
+
+def same_rows(train: Dataset, evaluated: Dataset, spell: Callable[[str], str] | None = None) -> list[tuple[int, int]]:
+    """Return the rows of the eval split with the same inputs as a row of the train split: its number, and that one's.
 
     Rows are compared by a 64-bit hash: 200,000 texts take less than a second.
+
+    Args:
+        train: The train split, columns named by role.
+        evaluated: The eval split, columns named by role.
+        spell: How a text is compared; default: as it is.
     """
-    roles = [role for role in evaluated.column_names if role not in (*_PREDICTED, *EXAMPLE_COLUMNS)]
+    roles = inputs_of(evaluated)
     if not roles or not set(roles) <= set(train.column_names):
-        return 0  # for example single texts in train and pairs of texts in eval
-    wanted = list(_hashes(evaluated, roles))
-    of_train = set(_hashes(train.select(range(min(len(train), _MOST))), roles))
-    return sum(one in of_train for one in wanted)
+        return []  # for example single texts in train and pairs of texts in eval
+    wanted = set(theirs := list(row_hashes(evaluated, roles, spell)))
+    found: dict[int, int] = {}
+    for row, one in enumerate(row_hashes(train.select(range(min(len(train), _MOST))), roles, spell)):
+        if one in wanted:
+            found.setdefault(one, row)
+    return [(row, found[one]) for row, one in enumerate(theirs) if one in found]
 
 
-def _hashes(split: Dataset, roles: Sequence[str]) -> Iterator[int]:
+def inputs_of(split: Dataset) -> list[str]:
+    """Return the columns of a split that models read, by role."""
+    return [role for role in split.column_names if role not in (*_PREDICTED, *EXAMPLE_COLUMNS)]
+
+
+def row_hashes(split: Dataset, roles: Sequence[str], spell: Callable[[str], str] | None = None) -> Iterator[int]:
+    """Yield a hash of each row's values in some columns; arguments as of `same_rows`."""
     for batch in split.select_columns(list(roles)).with_format("arrow").iter(batch_size=_BATCH):
         columns = [batch[role].to_pylist() for role in roles]
         for values in zip(*columns, strict=True):
             # Lists and mappings (words, messages) cannot be hashed directly.
-            yield hash(tuple(value if isinstance(value, str | None) else repr(value) for value in values))
+            texts = (value if isinstance(value, str | None) else repr(value) for value in values)
+            yield hash(tuple(text if spell is None or text is None else spell(text) for text in texts))

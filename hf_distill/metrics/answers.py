@@ -96,6 +96,28 @@ class Questions:
     nothing: Sequence[int]
     longest: int
 
+    def of_windows(self, windows: Sequence[int]) -> tuple[Questions, Sequence[int]]:
+        """Return the questions that have one of some windows, and the numbers of all their windows, in order."""
+        chosen = sorted({self.row[at] for at in windows})
+        place = {row: at for at, row in enumerate(chosen)}
+        own = [at for at, row in enumerate(self.row) if row in place]
+
+        def pick(values: Sequence[Any]) -> list[Any]:
+            return [values[at] for at in own]
+
+        part = Questions(
+            names=self.names,
+            contexts=[self.contexts[row] for row in chosen],
+            answers=[self.answers[row] for row in chosen],
+            row=[place[row] for row in pick(self.row)],
+            starts=pick(self.starts),
+            ends=pick(self.ends),
+            allowed=pick(self.allowed),
+            nothing=pick(self.nothing),
+            longest=self.longest,
+        )
+        return part, own
+
     def predictions(self, logits: Array) -> list[str]:
         """Return the predicted answer to every question; "" for "no answer".
 

@@ -143,6 +143,14 @@ class Evaluator(ABC):
         """Return an evaluator for other rows with labels than those of the eval split."""
         return self
 
+    def on(self, rows: Sequence[int]) -> tuple[Evaluator, Sequence[int]]:
+        """Return an evaluator for some rows of the eval split, without generated texts; and the rows that it needs.
+
+        Args:
+            rows: Numbers of rows, in order.
+        """
+        return self, rows
+
     def logged(self, figures: Mapping[str, float]) -> Mapping[str, float]:
         """Return the figures of an evaluation during training, with the metrics that can be computed from them."""
         return figures
@@ -257,6 +265,13 @@ class SpanEvaluator(Evaluator):
     def for_other_rows(self) -> SpanEvaluator:
         """Return an evaluator without metrics, which are computed question by question on the eval split."""
         return replace(self, names=())
+
+    def on(self, rows: Sequence[int]) -> tuple[Evaluator, Sequence[int]]:
+        """Return an evaluator for the questions of some windows, and all windows of these questions."""
+        if not self.names:
+            return self, rows
+        part, windows = self.questions.of_windows(rows)
+        return replace(self, questions=part), windows
 
     def evaluate(self, predictions: Predictions) -> dict[str, float]:
         """Return the means over the questions with a known answer."""

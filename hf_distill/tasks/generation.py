@@ -16,7 +16,7 @@ from hf_distill import parallel
 from hf_distill.metrics.bootstrap import Units
 from hf_distill.metrics.text import has_units, score_texts, takes_texts, units_of_texts
 from hf_distill.models.patching import replaced
-from hf_distill.tasks.evaluator import LossEvaluator, Predictions
+from hf_distill.tasks.evaluator import PERPLEXITY, Evaluator, LossEvaluator, Predictions
 from hf_distill.tasks.language import pad
 
 if TYPE_CHECKING:
@@ -139,6 +139,10 @@ class TextEvaluator(LossEvaluator):
     def for_other_rows(self) -> TextEvaluator:
         """Return an evaluator without the metrics of generated texts, whose references are those of the eval split."""
         return replace(self, names=tuple(name for name in self.names if not self.generates(name)))
+
+    def on(self, rows: Sequence[int]) -> tuple[Evaluator, Sequence[int]]:
+        """Return an evaluator of the perplexity alone, and the rows."""
+        return LossEvaluator((PERPLEXITY,), self.classes), rows
 
     def generate(self, model: PreTrainedModel, batch_size: int) -> Sequence[str | None]:
         """Return the generated text of each example of the eval split; None for those that have none."""

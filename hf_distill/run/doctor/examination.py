@@ -41,9 +41,11 @@ def examine(recipe: Recipe, tell: Callable[[str], None] | None = None) -> list[F
     Raises:
         UserError: `--check` finds mistakes; nothing was loaded.
     """
+    from datasets.utils import disable_progress_bars
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
+    disable_progress_bars()
     with _listening() as warnings, tempfile.TemporaryDirectory(prefix="hf-distill-doctor-") as scratch:
         check_recipe(recipe)
         opened = Opened(recipe, Path(scratch))
