@@ -33,7 +33,7 @@ FEWEST, MOST = 16, 1_000
 
 
 @dataclass(frozen=True)
-class Scored:
+class PartlyScored:
     """The teacher on some rows of the eval split.
 
     Attributes:
@@ -101,7 +101,7 @@ def budget(opened: Opened, source: TargetSource) -> int:
     return int(np.clip(operations / max(2 * parameters * tokens, 1), FEWEST, MOST))
 
 
-def _score(opened: Opened, source: TargetSource) -> Scored:
+def _score(opened: Opened, source: TargetSource) -> PartlyScored:
     fitter, model = opened.run.for_teacher(source)
     prepared = fitter.prepared
     if not prepared.evaluator.names:
@@ -110,10 +110,10 @@ def _score(opened: Opened, source: TargetSource) -> Scored:
     evaluator, rows = prepared.evaluator.on(rows)
     part = replace(fitter, prepared=replace(prepared, eval=prepared.eval.select(rows), evaluator=evaluator))
     predictions, _ = part.predict(model, opened.run.training, whose="the teacher")
-    return Scored(evaluator, predictions, len(rows), len(prepared.eval))
+    return PartlyScored(evaluator, predictions, len(rows), len(prepared.eval))
 
 
-def _other_order(opened: Opened, scored: Scored, said: str) -> Finding | None:
+def _other_order(opened: Opened, scored: PartlyScored, said: str) -> Finding | None:
     """Return a mistake if most predictions would be right with the labels in another order."""
     from scipy.optimize import linear_sum_assignment
 
@@ -139,7 +139,7 @@ def _other_order(opened: Opened, scored: Scored, said: str) -> Finding | None:
     )
 
 
-def _classes(scored: Scored) -> tuple[Any, Any, int] | None:
+def _classes(scored: PartlyScored) -> tuple[Any, Any, int] | None:
     """Return predicted and true class of each row or word with a label, and the number of classes; None without."""
     logits, labels = scored.predictions.logits, scored.predictions.labels
     kind = getattr(scored.evaluator, "kind", None)
