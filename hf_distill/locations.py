@@ -72,6 +72,8 @@ def _in_package(location: str, key: str) -> str:
         name = package.replace("-", "_")
         hint = f" In Python its name may be '{name}'." if name != package and name.isidentifier() else ""
         raise UserError(f"no Python package '{package}' is installed here. Install it with pip.{hint}", key=key)
+    if os.path.isabs(inside) or ".." in Path(inside).parts:
+        raise UserError(f"'{PACKAGE}{location}' leads out of the package. Name a path inside it.", key=key)
     paths = [Path(place) / inside for place in spec.submodule_search_locations]
     for path in paths:
         if path.exists():

@@ -7,6 +7,7 @@ in it.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -202,7 +203,10 @@ def _read(path: Path, record: dict[str, Any]) -> Published:
 
     fault = ""
     try:
-        content = (path / str(record["file"])).read_bytes()
+        name = str(record["file"])
+        if not re.fullmatch(r"targets-[0-9a-f]+\.parquet", name):  # it may come from elsewhere, and lead anywhere
+            raise ValueError(f"{RECORD} names another file than this package writes")
+        content = (path / name).read_bytes()
         if sha256(content).hexdigest() != record["sha256"]:
             fault = "a file was changed since it was written"
         table = pq.read_table(io.BytesIO(content))

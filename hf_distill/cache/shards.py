@@ -193,8 +193,26 @@ def read_plan(path: Path) -> dict[str, Any] | None:
 
 
 def read_cache(path: Path) -> dict[str, Any] | None:
-    """Return the `cache.json` of a directory's complete cache; None if there is none."""
-    return read_record(path / CACHE)
+    """Return the `cache.json` of a directory's complete cache; None if there is none.
+
+    Raises:
+        UserError: Its shards are not named as this package names them: names from elsewhere may lead anywhere.
+    """
+    held = read_record(path / CACHE)
+    if held is None:
+        return None
+    shards = held.get("shards")
+    named = Shards(path, len(shards)) if isinstance(shards, list) else None
+    if named is None or not all(_is_record(one, named.name(index)) for index, one in enumerate(shards or ())):
+        raise UserError(
+            f"the cache at {path} is damaged: {CACHE} does not list its shards as this package writes them. Remove it.",
+            key="path",
+        )
+    return held
+
+
+def _is_record(found: Any, name: str) -> bool:
+    return isinstance(found, dict) and found.get("file") == name and {"rows", "bytes", "sha256"} <= found.keys()
 
 
 def check_identity(path: Path, held: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -16,6 +16,9 @@ from hf_distill.errors import UserError
 from hf_distill.files.fingerprint import fingerprint
 
 _FOLDER = "hf_distill-unpacked"
+# Text shrinks to a tenth, seldom to a fiftieth. More than this of more than this many bytes is an archive made to fill
+# a disk.
+_SHRINKS, _LARGE = 250, 2**28
 _SPLIT = re.compile(r"(?<![a-z])(train|test|dev|validation|valid|val|eval)(?![a-z])")
 
 
@@ -41,6 +44,7 @@ def unpack(path: str, name: str) -> Path:
     temporary = tempfile.mkdtemp(dir=root)
     try:
         with zipfile.ZipFile(path) as archive:
+            _check_size(archive, path, name, root)
             archive.extractall(temporary)  # names that lead out of the folder are made harmless
         os.rename(temporary, folder)
     except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
@@ -51,6 +55,25 @@ def unpack(path: str, name: str) -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def _check_size(archive: zipfile.ZipFile, path: str, name: str, place: Path) -> None:
+    """Refuse an archive that would fill the disk.
+
+    Raises:
+        UserError: Its content is larger than the free space, or far larger than texts could be.
+    """
+    # No file becomes larger than the archive says: Python stops there.
+    size = sum(one.file_size for one in archive.infolist())
+    if size > _LARGE and size > _SHRINKS * os.path.getsize(path):
+        raise UserError(
+            f"cannot unpack '{name}': it would become {size / 2**30:,.1f} GiB, as no archive of texts does."
+        )
+    free = shutil.disk_usage(place).free
+    if size > free:
+        raise UserError(
+            f"cannot unpack '{name}': it needs {size / 2**30:,.1f} GiB, and {place} has {free / 2**30:,.1f} GiB free."
+        )
 
 
 def inside(path: str, name: str) -> list[File]:
@@ -75,10 +98,19 @@ def inside(path: str, name: str) -> list[File]:
 def data_files(folder: Path) -> list[Path]:
     """Return the data files below a folder, sorted; hidden files and those that macOS adds are left out."""
     found = []
+    seen = {os.path.realpath(folder)}
     for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(one for one in folders if not one.startswith((".", "__")))
+        folders[:] = sorted(one for one in folders if not one.startswith((".", "__")) and _is_new(place, one, seen))
         found += [Path(place, one) for one in sorted(names) if not one.startswith((".", "__")) and _is_data(one)]
     return sorted(found)
+
+
+def _is_new(place: str, name: str, seen: set[str]) -> bool:
+    """Return whether a folder is not one that was seen already: links to folders above would never come to an end."""
+    real = os.path.realpath(os.path.join(place, name))
+    new = real not in seen
+    seen.add(real)
+    return new
 
 
 def _is_data(name: str) -> bool:

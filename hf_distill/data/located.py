@@ -124,11 +124,22 @@ def _moved(located: Located, mirror: Path, folder: Path) -> Located:
     """Return the files with the links of the mirror replaced by their real paths."""
 
     def real(file: File) -> File:
-        path = str(folder / os.path.relpath(file.path, mirror))
+        inside = os.path.relpath(file.path, mirror)
+        if inside.startswith(os.pardir):
+            raise _outside(str(folder), file.path)
+        path = str(folder / inside)
         return File(path, path)
 
     files = {split: [real(file) for file in files] for split, files in located.files.items()}
     return Located(files, located.features, located.builder)
+
+
+def _outside(source: str, named: str) -> UserError:
+    return UserError(
+        f"the data card of '{source}' names a file outside of it: {named}. If that file is what you want to read, name "
+        "it as path.",
+        key="path",
+    )
 
 
 def _repository(path: str, source: Source) -> Located:
@@ -141,6 +152,10 @@ def _repository(path: str, source: Source) -> Located:
         if (known := recall(asked)) is None:
             raise
         return Located(*known)
+    if not os.path.isdir(path):
+        named = (str(one) for some in (builder.config.data_files or {}).values() for one in some)
+        if here := next((one for one in named if "://" not in one or one.startswith(("file:", "local:"))), None):
+            raise _outside(path, here)
     kind = type(builder).__module__.rpartition(".")[2]
     if kind not in _BUILDERS or _settings(builder) - _KNOWN:
         return Located(builder={**asked, **(_PANDAS if kind == "csv" else {})})

@@ -47,7 +47,13 @@ class Lock:
         if not LOCKS or self._handle is not None:
             return True
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            # No link: the file that it points to would be overwritten.
+            handle = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise UserError(f"{self.file} is a symbolic link. Remove it.") from error
         if not _flock(handle, self.file):
             os.close(handle)
             return False
@@ -64,8 +70,8 @@ class Lock:
         if not LOCKS or self._handle is not None or not self.file.is_file():
             return None
         try:
-            handle = os.open(self.file, os.O_RDWR)
-        except OSError:  # no right to write; `take` reports that
+            handle = os.open(self.file, os.O_RDWR | os.O_NOFOLLOW)
+        except OSError:  # no right to write, or a link; `take` reports that
             return None
         try:
             if _flock(handle, self.file):

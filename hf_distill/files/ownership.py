@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ class Ownership:
     def names(self) -> set[str] | None:
         """Return the names that runs of this package wrote; None if the directory is not one of a run."""
         if (record := self._record()) is not None:
-            return {*record["wrote"]}
+            # The record may come from elsewhere, with the directory: what leads out of it was not written by a run.
+            return {name for name in record["wrote"] if _is_plain(name)}
         present = {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else set()
         if self._is_of_the_version_before() or (FILE in present and lock.FILE in present):  # damaged, the second
             return {name for name in present if name in _ALWAYS or _STUDENT.fullmatch(name)}
@@ -65,7 +67,7 @@ class Ownership:
         """Refuse a directory in which the run would overwrite files that this package did not write.
 
         Raises:
-            UserError: There are such files; the message names them.
+            UserError: There are such files, or links in the place of what runs write; the message names them.
         """
         ours = self.names()
         if ours is None:
@@ -76,6 +78,7 @@ class Ownership:
             )
         present = [entry.name for entry in self.path.iterdir()] if self.path.is_dir() else []
         self._refuse(name for name in present if name not in ours and (name in _ALWAYS or _STUDENT.fullmatch(name)))
+        self._refuse_links(name for name in present if name in (*ours, *_HARMLESS))
 
     def take(self, names: Iterable[str] = (), recipe: str | None = None) -> None:
         """Record names before the files are written. Call it in one process only.
@@ -103,11 +106,34 @@ class Ownership:
                 key="output_dir",
             )
 
+    def _refuse_links(self, names: Iterable[str]) -> None:
+        """Refuse symbolic links at or below some names: what is written or deleted through one lies elsewhere."""
+        if link := next((link for name in sorted(names) for link in _links(self.path / name)), None):
+            raise UserError(
+                f"{link} is a symbolic link, and a run writes and deletes nothing through links. Put what it points to "
+                "in its place, remove it, or choose another directory.",
+                key="output_dir",
+            )
+
     def _record(self) -> dict[str, Any] | None:
         record = read_record(self.path / FILE)
-        ours = record is not None and record.get("by") == "hf_distill" and isinstance(record.get("wrote"), list)
-        return record if ours else None
+        wrote = None if record is None or record.get("by") != "hf_distill" else record.get("wrote")
+        return record if isinstance(wrote, list) and all(isinstance(name, str) for name in wrote) else None
 
     def _is_of_the_version_before(self) -> bool:
         record = read_record(self.path / TRAINING)
         return record is not None and {"key", "finished"} <= record.keys() and (self.path / RECIPE).is_file()
+
+
+def _is_plain(name: str) -> bool:
+    """Return whether a name is that of a visible entry of the directory itself; no run writes hidden ones."""
+    return not name.startswith(".") and not {*name} & {"/", "\\", "\0"} and bool(name)
+
+
+def _links(place: Path) -> Iterator[Path]:
+    """Yield the symbolic links at or below a path; none is followed."""
+    if place.is_symlink():
+        yield place
+        return
+    for folder, folders, files in os.walk(place):
+        yield from (path for name in sorted((*folders, *files)) if (path := Path(folder, name)).is_symlink())

@@ -100,6 +100,17 @@ def _open(model: str, where: str, revision: str | None, trust_remote_code: bool,
     # Configuration classes raise their own types of errors; remote code may raise anything.
     except Exception as error:
         raise _cannot_open(f"'{model}'", where, error, "model") from error
+    return config if trust_remote_code else _without_code(config)
+
+
+def _without_code(config: PretrainedConfig) -> PretrainedConfig:
+    """Return a configuration without what it says about Python code.
+
+    With it, a model made later from this configuration would run that code if code of another model may run; and a
+    model that is saved with it would name the code as its own.
+    """
+    for part in {id(one): one for one in (config, config.get_text_config())}.values():
+        part.__dict__.pop("auto_map", None)
     return config
 
 
@@ -147,6 +158,8 @@ def open_tokenizer(
     # For damaged files, each parser raises its own type of error.
     except Exception as error:
         raise _cannot_open(what, where, error, key) from error
+    if not trust_remote_code:
+        tokenizer.init_kwargs.pop("auto_map", None)  # as `_without_code`
     # If the files are missing, Transformers 5 returns a tokenizer that has only special tokens.
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
         raise UserError(
@@ -225,6 +238,8 @@ def load_model(
         if file:
             raise _cannot_open(f"'{model}'", where, error, "model") from error
         raise _cannot_load(model, where, error) from error
+    if not trust_remote_code:
+        _without_code(loaded.config)
     new = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
     _check_backbone(loaded, new, model)
     if getattr(loaded, "is_quantized", False):

@@ -20,7 +20,7 @@ from hf_distill.recipe.origin import Origin
 # Recipes are small. Above this size the cause is an alias that contains itself, or aliases of aliases.
 MAX_DEPTH = 32
 MAX_VALUES = 10_000
-MAX_BYTES = 10 * 2**20
+MAX_BYTES = 2**18  # read in half a second, whatever is in it
 
 TOO_LARGE = "too deep or too large for a recipe. Does an alias contain itself?"
 TAG = "tag:yaml.org,2002:"
@@ -110,7 +110,7 @@ def _text(path: Path) -> str:
         reason = error.strerror if isinstance(error, OSError) else error
         raise Fault((0, f"cannot be read: {reason}.")) from None
     if len(raw) > MAX_BYTES:
-        raise Fault((0, f"larger than {MAX_BYTES // 2**20} MB, which is too large for a recipe."))
+        raise Fault((0, f"larger than {MAX_BYTES // 2**10} KB, which is too large for a recipe."))
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -168,12 +168,11 @@ def _stored_text(path: Path) -> str | None:
 
 
 def _plain(text: str) -> dict[str, Any]:
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
+    from hf_distill.recipe.document import Fault, parse
 
     try:
-        content = YAML(typ="safe", pure=True).load(text)
-    except (YAMLError, ValueError, RecursionError):  # not a recipe: every key then counts as different
+        content, _ = parse(text)
+    except Fault:  # not a recipe: every key then counts as different
         return {}
     return content if isinstance(content, dict) else {}
 

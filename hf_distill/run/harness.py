@@ -100,9 +100,10 @@ def _name(task: str) -> str:
     if not _is_file(task):
         return task
     from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     try:
         lines = [line for line in Path(task).read_text("utf-8").splitlines() if line.startswith("task:")]
         return str(YAML(typ="safe", pure=True).load(lines[0])["task"])
-    except (OSError, IndexError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (OSError, IndexError, KeyError, TypeError, ValueError, YAMLError) as error:
         raise UserError(f"{task} has no line 'task: NAME'.", key="lm_eval") from error

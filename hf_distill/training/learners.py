@@ -19,6 +19,7 @@ from hf_distill.rows.mixture import mean_rows
 from hf_distill.training.labelled import label_objective
 from hf_distill.training.sharded import has_loss_scale
 from hf_distill.training.terms import Terms
+from hf_distill.training.unpickling import only_values
 from hf_distill.training.weighing import weighted_mean
 
 if TYPE_CHECKING:
@@ -211,7 +212,8 @@ class Learners:
         """
         if not (directory / FILE).exists():
             raise UserError(f"{directory} has no {FILE} with the optimizers of the teacher's models. Start over.")
-        states = torch.load(directory / FILE, map_location="cpu", weights_only=True)
+        with only_values(directory):
+            states = torch.load(directory / FILE, map_location="cpu", weights_only=True)
         for name, optimizer in self._optimizers.items():
             optimizer.load_state_dict(states[name])
 

@@ -74,6 +74,10 @@ OVERRIDES: dict[str, Override] = {
     "save_model": Override("output_dir _internal_call", "refuses to save a model that is not finite"),
     # ---- training/saving.py: SavingTrainer exports the student alone ----
     "_save": Override("output_dir state_dict", "saves what objectives learn with checkpoints, but not with exports"),
+    "_prepare_for_training": Override(
+        "max_steps train_dataloader resume_from_checkpoint", "loads no code with the states of a checkpoint"
+    ),
+    "_load_rng_state": Override("checkpoint", "the same, with one line that says so"),
     "_load_from_checkpoint": Override("resume_from_checkpoint model", "loads what objectives have learned"),
     "_load_best_model": Override("", "the same, and refuses a damaged best model; `Trainer` would use the last model"),
     "create_model_card": Override(

@@ -28,6 +28,7 @@ from hf_distill.training.learners import Learners
 from hf_distill.training.rollouts import Rollouts
 from hf_distill.training.sharded import saves_itself
 from hf_distill.training.terms import Terms
+from hf_distill.training.unpickling import only_values
 from hf_distill.training.weighing import Weighing
 
 
@@ -172,6 +173,17 @@ class SavingTrainer(Trainer):
                 setattr(self.args, name, share)
         return begun
 
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        prepare: Any = super()._prepare_for_training
+        # The optimizer's state is loaded there; with FSDP and DeepSpeed the weights too.
+        with nullcontext() if resume_from_checkpoint is None else only_values(resume_from_checkpoint):
+            return prepare(max_steps, train_dataloader, resume_from_checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            with only_values(checkpoint):
+                super()._load_rng_state(checkpoint)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         with self._learned_from(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -197,7 +209,7 @@ class SavingTrainer(Trainer):
         directory, learned = Path(checkpoint), self.terms.learned
         if not saves_itself(self) or (directory / FILE).exists():
             check_learned(directory, learned)
-        with nullcontext() if saves_itself(self) else detached(self.model):
+        with only_values(checkpoint), nullcontext() if saves_itself(self) else detached(self.model):
             yield
         self.load_targets(directory)
         if not saves_itself(self):

@@ -24,6 +24,7 @@ from hf_distill.cache.cache import Cache
 from hf_distill.cache.recorder import Recorder
 from hf_distill.cache.replay import TrainingData
 from hf_distill.errors import UserError
+from hf_distill.files.records import write_record
 from hf_distill.models.layers import States
 
 # What is drawn, and columns of layers, are part of what a capture that was killed must not change.
@@ -387,3 +388,15 @@ def test_answers_computed_in_half_precision(tmp_path: Path) -> None:
         cache.say = said.append
         cache.fill(arguments(tmp_path / "args", bf16=bf16))
         assert any("computed in bfloat16" in line for line in said) is (not bf16)
+
+
+@pytest.mark.parametrize("name", ["../{}", "{}x", "", None])
+def test_shards_have_the_names_of_shards(name: str | None, tmp_path: Path) -> None:
+    """A cache from elsewhere whose list of shards leads out of it read any file of the machine."""
+    _, teacher, data = parts("classification")
+    cache = capture(teacher, data, tmp_path / "cache")
+    held = cache_format.read_cache(cache.path) or {}
+    records = held["shards"]
+    records[0] = {} if name is None else {**records[0], "file": name.format(records[0]["file"])}
+    write_record(cache.path / cache_format.CACHE, held)
+    assert "does not list its shards" in refused(lambda: cache_format.read_cache(cache.path))

@@ -16,6 +16,7 @@ from runs import REPO, WriteRecipe, run, same, weights
 from hf_distill.errors import UserError
 from hf_distill.files.lock import Lock
 from hf_distill.files.ownership import FILE, TRAINING, Ownership
+from hf_distill.files.records import write_record
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -217,3 +218,89 @@ def test_a_forked_process_does_not_keep_the_lock(tmp_path: Path) -> None:
     finally:
         os.kill(child, 9)
         os.waitpid(child, 0)
+
+
+def forge(directory: Path, wrote: list[Any]) -> None:
+    """Write the record of a run that never was, as somebody might who passes the directory on."""
+    write_record(directory / FILE, {"by": "hf_distill", "recipe": None, "wrote": wrote})
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_forged_record_leads_nowhere(restart: bool, write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """`--restart` deleted whatever the record named: other directories, the history of a checkout."""
+    out, other = tmp_path / "out", tmp_path / "other"
+    for folder in (out / ".git", other):
+        folder.mkdir(parents=True)
+        (folder / "x").write_text("mine")
+    names = ["../other", str(other), "..", ".", "", ".git", "checkpoint-1/../../other", "a\0b", "a\\..\\b"]
+    forge(out, names)
+    run(write_recipe(training={"max_steps": 1}), restart=restart)
+    assert (other / "x").read_text() == (out / ".git" / "x").read_text() == "mine"
+    assert not {*names} & (Ownership(out).names() or set())
+
+
+def test_a_forged_record_of_anything(tmp_path: Path) -> None:
+    """Names that are no text were a traceback."""
+    forge(tmp_path, [{"a": 1}, 3, None])
+    assert Ownership(tmp_path).names() is None
+    with pytest.raises(UserError, match="was not written by this package"):
+        Ownership(tmp_path).check()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*("report.html", "checkpoint-1", "_lock", "_run.json", "_export", "_teacher", "model.safetensors", "_fit.json")],
+)
+@pytest.mark.parametrize("restart", [False, True])
+def test_links_are_not_followed(name: str, restart: bool, write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """A link that was planted in an output directory led the report over a file of the user, or deleted a folder."""
+    out, home = tmp_path / "out", tmp_path / "home"
+    out.mkdir()
+    (home / "folder").mkdir(parents=True)
+    (home / "file").write_text("mine")
+    (home / "folder" / "x").write_text("mine")
+    forge(out, [name])
+    (out / "_lock").write_text("")
+    (out / name).unlink(missing_ok=True)
+    (out / name).symlink_to(home / ("folder" if "." not in name and name != "_lock" else "file"))
+    before = contents(home)
+    with pytest.raises(UserError, match=r"symbolic link|was not written by this package"):
+        run(write_recipe(training={"max_steps": 1}), restart=restart)
+    assert contents(home) == before
+
+
+def test_links_below_what_runs_write(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """Also a link deeper down, where a second seed or a teacher is trained."""
+    out, home = tmp_path / "out", tmp_path / "home"
+    home.mkdir()
+    (out / "_runs" / "x").mkdir(parents=True)
+    (out / "_runs" / "x" / "checkpoint-1").symlink_to(home)
+    forge(out, ["_runs"])
+    with pytest.raises(UserError, match="checkpoint-1 is a symbolic link"):
+        run(write_recipe(training={"max_steps": 1}))
+
+
+def test_a_lock_is_no_link(tmp_path: Path) -> None:
+    """Taking the lock emptied the file that a link in its place pointed to."""
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "_lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(UserError, match="symbolic link"):
+        Lock(tmp_path).take()
+    assert Lock(tmp_path).holder is None
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize("where", ["/", "~", ".", "checkout", "parent"])
+def test_restart_where_no_run_was(where: str, write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: Any) -> None:
+    """A slip in `output_dir` must not cost more than a line."""
+    home = tmp_path / "home"
+    for folder in (home / "checkout" / ".git", home / "parent" / "run"):
+        folder.mkdir(parents=True)
+        (folder / "x").write_text("mine")
+    Ownership(home / "parent" / "run").take()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(home)
+    before = contents(home)
+    with pytest.raises(UserError, match="was not written by this package"):
+        run(write_recipe(training={"max_steps": 1, "output_dir": where}), restart=True)
+    assert contents(home) == before

@@ -96,6 +96,13 @@ def test_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve("package:my_models/bert") == str(tmp_path / "my_models" / "bert")
     assert "has no 'brt' inside" in mistake(lambda: resolve("package:my_models/brt"))[1]
     assert "In Python its name may be 'my_models'" in mistake(lambda: resolve("package:my-models/bert"))[1]
+    (tmp_path / "secret").touch()
+    for wrong in (
+        "package:my_models/../secret",
+        f"package:my_models/{tmp_path}/secret",
+        "package:my_models/bert/../..",
+    ):
+        assert "leads out of the package" in mistake(lambda wrong=wrong: resolve(wrong))[1]
     for wrong in ("package:single/x", "package:", "package:no.such/x", "package:no_such/x"):
         assert mistake(lambda wrong=wrong: resolve(wrong))[1].startswith("no Python package")
 
