@@ -70,7 +70,7 @@ def test_a_check_that_fails_does_not_hide_the_others(
     ]
     assert "wanted this, found that" in lines[0]
     assert "RuntimeError: boom" in lines[1]
-    assert lines[2].endswith("[/] odd Do this.")
+    assert lines[2].endswith("[/] odd. Do this.")
     assert lines[-1] == "2 mistakes, 1 warning, 1 OK, 1 skipped"
 
 

@@ -17,8 +17,11 @@ from hf_distill.run.doctor.examination import findings
 from hf_distill.run.doctor.finding import Finding
 from hf_distill.run.doctor.opened import Opened
 from hf_distill.run.doctor.table import CHECKS
+from hf_distill.tasks import TASKS
 
 Look = Callable[..., list[Finding]]
+# Checks of models, tokenizers, labels and data.
+OURS = tuple(CHECKS)[: list(CHECKS).index("targets") + 1]
 
 
 @pytest.fixture
@@ -53,7 +56,7 @@ def texts(found: Sequence[Finding], status: str) -> str:
 
 def test_a_sound_recipe_has_no_findings(look: Look) -> None:
     """A doctor that warns of what is right is not read where it matters."""
-    found = look(*(set(CHECKS) - {"teacher", "targets"}))
+    found = look(*OURS[:-2])
     assert {one.status for one in found} == {"ok"}
     assert all(one.check in CHECKS for one in found)
 
@@ -198,8 +201,71 @@ def test_targets_repeat_and_say_something(look: Look, good_teacher: Path, monkey
     teacher = {"name": "pretrained", "model": str(good_teacher)}
     found = look("targets", teacher=teacher, objectives=[{"name": "kl", "temperature": 0.1}])
     assert "equal bit for bit" in texts(found, "ok")
-    assert "in 100% of 64 train rows" in texts(found, "warning")
+    assert "in 100% of 64 targets" in texts(found, "warning")
     assert "its top class is the label in" in texts(found, "ok")
     monkeypatch.setattr("hf_distill.models.target_model.LiveModel.train", lambda self, mode=True: self._held[0].train())
     found = look("targets", teacher=teacher, objectives=[{"name": "kl", "temperature": 20.0}])
     assert "two passes of the teacher over the same rows differ" in texts(found, "mistake")
+
+
+SENTENCES = [
+    f"{text} {at}"
+    for at in range(4)
+    for text in ("the film is great .", "a dull story !", "the cast was moving and clever", "very bad scene of a plot")
+]
+TAGS = {"O": 0, "B-PER": 1, "I-PER": 2}
+
+
+def of_task(task: str) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
+    """Return the kind of model, rows, and further sections of a small recipe of a task."""
+    lm = {"objectives": [{"name": "kl", "weight": 0.5}, {"name": "labels", "weight": 0.5}]}
+    if task == "text-generation":
+        return "llama-lm", [{"text": text} for text in SENTENCES], lm
+    if task == "fill-mask":
+        return "bert-mlm", [{"text": text} for text in SENTENCES], lm
+    if task in ("summarization", "translation"):
+        names = ("text", "summary") if task == "summarization" else ("source", "target")
+        rows = [dict(zip(names, (f"{text} very", text), strict=True)) for text in SENTENCES]
+        return "t5", rows, lm
+    if task == "token-classification":
+        tagged = [(text.split(), ["B-PER", *["I-PER"] * (at % 2), "O"]) for at, text in enumerate(SENTENCES)]
+        rows = [{"tokens": words, "tags": (tags + ["O"] * len(words))[: len(words)]} for words, tags in tagged]
+        return "bert-tokens", rows, {}
+    if task == "question-answering":
+        rows = [
+            {
+                "question": "what is great ?",
+                "context": f"{text} {at}",
+                "answers": {"text": [text[:5]], "answer_start": [0]},
+            }
+            for at, text in enumerate(SENTENCES)
+        ]
+        return "bert-qa", rows, {"task": {"name": task, "stride": 8}}
+    if task == "sentence-similarity":
+        rows = [
+            {"text": f"{one} {at}", "text_pair": SENTENCES[at - 3], "label": at % 5} for at, one in enumerate(SENTENCES)
+        ]
+        settings = {"task": {"name": task, "score_range": [0, 4]}, "objectives": [{"name": "sentence_embedding"}]}
+        return "bert-bare", rows, settings
+    return "bert", [{"text": text, "label": ("negative", "positive")[at % 2]} for at, text in enumerate(SENTENCES)], {}
+
+
+@pytest.mark.parametrize("task", sorted(TASKS))
+def test_every_task_is_looked_at(task: str, look: Look, make_model: Any, tmp_path: Path) -> None:
+    """A check that knows one task alone stops at another, and its user sees a mistake that is none."""
+    kind, rows, sections = of_task(task)
+    settings = {"labels": list(TAGS)} if kind == "bert-tokens" else {}
+    path = {}
+    for split, part in (("train", rows[:10]), ("validation", rows[10:])):
+        path[split] = str(tmp_path / f"{split}.jsonl")
+        Path(path[split]).write_text("".join(f"{json.dumps(row)}\n" for row in part), encoding="utf-8")
+    names: dict[str, Any] = {"data": {"path": path}, "task": task, **sections}
+    names["teacher"] = {"name": "pretrained", "model": str(make_model(kind, **settings))}
+    found = look(*OURS, **names)
+    assert "stopped by" not in texts(found, "mistake")
+    assert "mistake" not in {one.status for one in found if one.check != "teacher"}
+    checks = {one.check for one in found}
+    assert {"tokenizer", "special", "length", "overlap", "teacher", "targets"} <= checks
+    assert "equal bit for bit" in texts(found, "ok")
+    assert ("learned" in checks) == (kind in ("llama-lm", "t5", "bert-tokens", "bert-qa"))
+    assert not [one for one in found if one.status == "skipped"]

@@ -54,7 +54,8 @@ def examine(recipe: Recipe, tell: Callable[[str], None] | None = None) -> list[F
             if tell is not None:
                 tell(name)
             found += findings(name, check, opened)
-    return [*found, *(Finding("run", "warning", text) for text in dict.fromkeys(warnings))]
+    said = {one.found for one in found}
+    return [*found, *(Finding("run", "warning", text) for text in dict.fromkeys(warnings) if text not in said)]
 
 
 def findings(name: str, check: Check, opened: Opened) -> list[Finding]:

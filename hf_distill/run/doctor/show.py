@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from typing import Any
@@ -44,6 +44,8 @@ def show(found: Sequence[Finding], console: Console | None = None) -> None:
     """
     console = console or Console()
     lines = [line for status in ORDER for line in _lines([one for one in found if one.status == status])]
+    if console.options.ascii_only:
+        lines = [(status, check, text.encode("ascii", "replace").decode()) for status, check, text in lines]
     if console.is_terminal:
         grid = Table(box=None, pad_edge=False, show_header=False)
         for style in (None, "bold", None):
@@ -77,7 +79,7 @@ def as_json(found: Sequence[Finding]) -> str:
         "status": worst(found),
         "findings": [_entry(one) for one in found],
     }
-    return json.dumps(document, indent=1, ensure_ascii=False)
+    return json.dumps(document, indent=1)
 
 
 def _entry(finding: Finding) -> dict[str, Any]:
@@ -86,12 +88,19 @@ def _entry(finding: Finding) -> dict[str, Any]:
     return {**found, **({"figures": dict(finding.figures)} if finding.figures else {})}
 
 
-def _lines(found: Sequence[Finding]) -> Iterable[tuple[Status, str, str]]:
+def _lines(found: Sequence[Finding]) -> Iterator[tuple[Status, str, str]]:
     """Yield status, check and text of each line that is shown, of findings with one status."""
+    if found and found[0].status == "skipped":
+        reasons = dict.fromkeys(one.found for one in found)
+        for reason in reasons:  # one thing that is missing stops many checks
+            names = ", ".join(dict.fromkeys(one.check for one in found if one.found == reason))
+            yield "skipped", names, readable(reason)
+        return
     for check, group in groupby(found, key=lambda one: one.check):
         each = list(group)
-        if each[0].status in ("ok", "skipped"):
-            yield each[0].status, check, "; ".join(dict.fromkeys(readable(one.found) for one in each))
+        if each[0].status == "ok":
+            yield "ok", check, "; ".join(dict.fromkeys(readable(one.found) for one in each))
             continue
         for one in each:
-            yield one.status, check, readable(" ".join(filter(None, (one.found, one.advice))))
+            end = "" if not one.advice or one.found.endswith((".", "!", "?")) else "."
+            yield one.status, check, readable(f"{one.found}{end} {one.advice}".strip())

@@ -107,10 +107,9 @@ def _sure(opened: Opened, trainer: DistillationTrainer, batches: list[Mapping[st
         return
     mean, most = sums.entropy / sums.rows, math.log(sums.classes)
     share = sums.sure / sums.rows
-    rows = f"{sums.rows:,} train {'tokens' if opened.recipe.task.head_kind == 'tokens' else 'rows'}"
     said = (
         f"at temperature {temperature:g} the teacher's mean entropy is {mean:.2g} of at most {most:.2g}; its top class "
-        f"has more than {SURE} in {share:.0%} of {rows}"
+        f"has more than {SURE} in {share:.0%} of {sums.rows:,} targets of train"
     )
     if used and share > NEARLY_ALL:
         yield Finding(

@@ -27,8 +27,12 @@ def tokenizers(opened: Opened) -> Iterator[Finding]:
     yield from _own(opened)
     if opened.recipe.task.head_kind == "tokens":
         pair = opened.pair
-        yield _width("student", pair.student, pair.tokenizer)
-        yield _width("teacher", pair.teacher, pair.teacher_tokenizer or pair.tokenizer)
+        sides = (
+            ("student", pair.student, pair.tokenizer),
+            ("teacher", pair.teacher, pair.teacher_tokenizer or pair.tokenizer),
+        )
+        padded = [text for side in sides if (text := _padding(*side))]
+        yield Finding(NAME, "ok", "; ".join(padded) or "both heads have a column for each token, and no others")
 
 
 def _compared(pair: Pair) -> Iterator[Finding]:
@@ -83,16 +87,12 @@ def _own(opened: Opened) -> Iterator[Finding]:
             )
 
 
-def _width(side: str, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Finding:
-    rows: int | None = getattr(config.get_text_config(), "vocab_size", None)
+def _padding(side: str, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return how many columns of a head stand for no token; empty if none does."""
+    columns: int = getattr(config.get_text_config(), "vocab_size", None) or 0
     tokens = vocabulary(tokenizer)
-    if rows is None or rows == tokens:
-        return Finding(NAME, "ok", f"the {side}'s head has a column for each token")
-    return Finding(
-        NAME,
-        "ok",
-        f"the {side}'s head has {rows:,} columns for {tokens:,} tokens; the others are padding, not compared",
-    )
+    more = f"the {side}'s head has {columns:,} columns for {tokens:,} tokens: the others are padding, not compared"
+    return more if columns > tokens else ""
 
 
 def _encoded(tokenizer: PreTrainedTokenizerBase) -> list[int]:
