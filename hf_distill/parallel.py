@@ -35,6 +35,11 @@ def is_first_of_machine() -> bool:
     return os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"
 
 
+def is_first_of_all() -> bool:
+    """Return whether this is the first of the processes that a launcher started, on all machines."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def launched_precision() -> str:
     """Return the `--mixed_precision` of `accelerate launch`; `no` if it was not given."""
     return os.environ.get("ACCELERATE_MIXED_PRECISION", "no")

@@ -23,9 +23,10 @@ RUNS = "_runs"
 ANSWERS = "_noisy"
 CHAIN = "_chain"
 EXPORT = "_export"
+LOG = "_log.txt"
 CHECKPOINT = re.compile(r"checkpoint-\d+")
 # Every run writes these; the files of the student's model are added when they are written.
-_ALWAYS = (RECIPE, TRAINING, EXPORT, RUNS, "report.json", "report.html", "README.md")
+_ALWAYS = (RECIPE, TRAINING, EXPORT, RUNS, LOG, "report.json", "report.html", "README.md")
 # Files that are already there when the record is first written.
 _HARMLESS = (FILE, lock.FILE, TEACHERS, ANSWERS, CHAIN)
 # Names under which a student is saved: a conflict is reported before training, not after it.

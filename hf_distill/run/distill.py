@@ -17,9 +17,11 @@ from hf_distill.run.console import Narrator
 from hf_distill.run.evaluation import report_on
 from hf_distill.run.harness import Harness
 from hf_distill.run.launch import check_launch
+from hf_distill.run.log_file import logging_output
 from hf_distill.run.planned_chain import check_models
 from hf_distill.run.preparation import open_run
 from hf_distill.run.pseudo_labels import leave_out_unsure
+from hf_distill.run.trackers import run_name, send_report
 
 if TYPE_CHECKING:
     from hf_distill.recipe.recipe import Recipe
@@ -51,13 +53,15 @@ def distill(recipe: Recipe, *, restart: bool = False) -> Report:
     if len(every) > 1:
         check_models(recipe, restart)
     beside = Beside()
-    for training in every:
-        if training.title and parallel.is_first_of_machine():
-            Narrator(enabled=True).heading(training.title)
-        run = open_run(training.recipe, restart, whole=training.stored)
-        with run.directory.lock:
-            report = _distill(run, beside.of(training, run))
-        beside = beside.after(training, run, report)
+    with logging_output(enabled=parallel.is_first_of_all()) as log:
+        for training in every:
+            if training.title and parallel.is_first_of_machine():
+                Narrator(enabled=True).heading(training.title)
+            run = open_run(training.recipe, restart, whole=training.stored)
+            with run.directory.lock:
+                log.into(run.directory.path)
+                report = _distill(run, beside.of(training, run))
+            beside = beside.after(training, run, report)
     return report
 
 
@@ -81,6 +85,7 @@ def _distill(run: Run, beside: Beside) -> Report:
             report = replace(report, benchmarks=benchmarks(run, harness, teacher, students[0], baselines))
         if run.is_main:
             report.save(run.directory.path)
+            send_report(report, run.args, students[0].model, run_name(run.training, "report"))
     if recipe.hub.push:
         with run.stage("push"):
             students[0].trainer.has_model_card = True

@@ -27,6 +27,7 @@ from hf_distill.objectives import Labels
 from hf_distill.objectives.settled_groups import settle_group_weights
 from hf_distill.run.checks import leaves_head
 from hf_distill.run.found import Found, look
+from hf_distill.run.trackers import EndWandbRun
 from hf_distill.training.checkpoints import last_complete_checkpoint, remove_checkpoints
 from hf_distill.training.class_weights import settle_class_weights
 from hf_distill.training.deciding import deciding
@@ -45,6 +46,10 @@ if TYPE_CHECKING:
     from hf_distill.tasks.base import View
     from hf_distill.tasks.evaluator import Predictions
     from hf_distill.trainer import DistillationTrainer
+
+
+# Arguments of a trainer that only evaluates. No tracker hears of it: it would open a run of its own.
+EVALUATES = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "report_to": "none"}
 
 
 def print_nothing(_: str) -> None:
@@ -82,12 +87,14 @@ class Fitter:
         teacher_tokenizer: The teacher's own tokenizer, if it has one.
         task: Settings of the task that differ from their defaults. Some, such as the share of masked tokens, change
             only the batches, not the data.
+        arrival: Called with the share of a training that is done; returns when the run ends, or an empty text.
     """
 
     prepared: Prepared
     tokenizer: PreTrainedTokenizerBase
     teacher_tokenizer: PreTrainedTokenizerBase | None = None
     task: Mapping[str, Any] = field(default_factory=dict)
+    arrival: Callable[[float], str] | None = None
 
     def for_teacher(self, view: View | None = None) -> Fitter:
         """Return the fitter for the teacher itself, whose data is in the tokens of the teacher's own tokenizer.
@@ -96,10 +103,11 @@ class Fitter:
             view: The data as it reads it, if it is one of several teachers with data of their own.
         """
         if view is not None:
-            return Fitter(view.prepared, view.tokenizer, task=self.task)
+            return Fitter(view.prepared, view.tokenizer, task=self.task, arrival=self.arrival)
         if self.prepared.for_teacher is None:
             return self
-        return Fitter(self.prepared.for_teacher, self.teacher_tokenizer or self.tokenizer, task=self.task)
+        own = self.teacher_tokenizer or self.tokenizer
+        return Fitter(self.prepared.for_teacher, own, task=self.task, arrival=self.arrival)
 
     def on_labelled(self, rows: Callable[[int], Sequence[int]]) -> Fitter:
         """Return a fitter that trains on some of the rows with a label.
@@ -248,7 +256,7 @@ class Fitter:
         trainer.key, trainer.claim, trainer.stays_shared = key, claim, True
         if (refusal := hooks.sharded()) is not None and saves_itself(trainer):
             raise refusal
-        for callback in (*hooks.callbacks(whole), *(() if is_divided(trainer) else callbacks)):
+        for callback in (*hooks.callbacks(whole), *(() if is_divided(trainer) else callbacks), EndWandbRun()):
             trainer.add_callback(callback)
         for text in (*hooks.in_words(whole), *self._left_out(objectives), *trainer.decisions):
             say(text)
@@ -321,7 +329,7 @@ class Fitter:
         """
         from hf_distill.run.task_trainer import predictions_of
 
-        quiet = {**training, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+        quiet = {**training, **EVALUATES}
         trainer = self.trainer(model, (Labels(),), quiet, Path(training["output_dir"]), teacher, trains=False)
         trainer.whose = whose
         output = trainer.predict(self.prepared.eval)
@@ -351,7 +359,7 @@ class Fitter:
         Raises:
             NotFinite: A value is NaN or infinite.
         """
-        quiet = {**training, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+        quiet = {**training, **EVALUATES}
         trainer = self.trainer(model, objectives, quiet, Path(training["output_dir"]), teacher, trains=False)
         trainer.whose = whose
         trainer.args.prediction_loss_only = True
@@ -401,7 +409,7 @@ class Fitter:
             completions=completions,
         )
         if trainer.pop_callback(ProgressCallback) is not None:  # None under disable_tqdm
-            trainer.add_callback(ProgressBar(leaves_head(objectives, self.prepared.head.kind)))
+            trainer.add_callback(ProgressBar(leaves_head(objectives, self.prepared.head.kind), self.arrival))
         return trainer
 
 

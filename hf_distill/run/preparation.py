@@ -35,8 +35,10 @@ from hf_distill.run.fit import Fitter
 from hf_distill.run.group_checks import check_groups
 from hf_distill.run.launch import check_launch, load_in_every_process, use_all_cores, use_cpu_if_needed, waiting
 from hf_distill.run.pairing import open_pair
+from hf_distill.run.parts import parts
 from hf_distill.run.requirements import check_steps, check_trainings, output_directory
 from hf_distill.run.run import Run
+from hf_distill.run.schedule import Schedule
 from hf_distill.run.shape_latency import ShapeLatency
 from hf_distill.run.student_cost import choose_student
 from hf_distill.run.train_rows import chosen, with_new_rows
@@ -143,8 +145,9 @@ def open_run(
         elif claims and trains_here:
             check_shared(directory.path, "output_dir")
             parallel.asked_once(directory.claim_teachers)
-    fitter = Fitter(prepared, pair.tokenizer, pair.teacher_tokenizer, settings(recipe.task))
-    return Run(
+    schedule = Schedule()
+    fitter = Fitter(prepared, pair.tokenizer, pair.teacher_tokenizer, settings(recipe.task), schedule.at)
+    run = Run(
         recipe,
         training,
         directory,
@@ -157,7 +160,10 @@ def open_run(
         targets_repository=targets,
         stored=stored and (replace(fitter, prepared=stored[0]), stored[1]),
         eval_rows=eval_rows(recipe.task, splits),
+        schedule=schedule,
     )
+    schedule.parts = parts(run)
+    return run
 
 
 def load(recipe: Recipe, pair: Pair, say: Callable[[str], None]) -> dict[str, Dataset]:

@@ -99,10 +99,10 @@ def check_steps(recipe: Recipe, rows: int, labelled: int, processes: int) -> Non
     stage = recipe.plan[0]
     own_rows = labelled if labelled and (recipe.report.baseline or on_labels_alone(stage.objectives)) else rows
     with recipe.locate("student"):
-        recipe.student.check_steps(_steps(next(_trainings(recipe))[2], own_rows, processes))
+        recipe.student.check_steps(steps_of(next(_trainings(recipe))[2], own_rows, processes))
 
 
-def _steps(arguments: Mapping[str, Any], rows: int, processes: int) -> int:
+def steps_of(arguments: Mapping[str, Any], rows: int, processes: int) -> int:
     """Return the number of optimiser steps of a training, as `Trainer` counts them."""
     if (steps := int(arguments.get("max_steps", -1))) > 0:
         return steps

@@ -28,6 +28,8 @@ from hf_distill.run.console import Narrator
 from hf_distill.run.directory import RunDirectory
 from hf_distill.run.fit import Fitted, Fitter
 from hf_distill.run.held_out import sample_texts
+from hf_distill.run.schedule import Schedule
+from hf_distill.run.trackers import run_name
 from hf_distill.run.training_defaults import fine_tuning, resolve_bf16
 from hf_distill.students.freezing import freeze
 from hf_distill.teachers.base import FineTune, FineTuning, StoredTargets, Storing
@@ -92,6 +94,7 @@ class Run:
         completions: What the report says about completions that were written before the training.
         teachers: Directory of the teachers that are fine-tuned, and the training arguments that they share. Default: in
             the directory of this run, and its own.
+        schedule: Its parts, and when it ends.
     """
 
     recipe: Recipe
@@ -117,6 +120,7 @@ class Run:
     of_data: Fitter | None = None
     completions: dict[str, Any] = field(default_factory=dict)
     teachers: tuple[Path, Mapping[str, Any]] | None = None
+    schedule: Schedule = field(default_factory=Schedule)
 
     @property
     def is_main(self) -> bool:
@@ -142,6 +146,9 @@ class Run:
             of: Number of stages of training.
         """
         self.narrator.stage(name, of)
+        self.schedule.begin(name)
+        if left := self.schedule.in_words():
+            self.narrator.say(left)
         started = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - started
@@ -234,8 +241,11 @@ class Run:
             how: Training arguments, rows, and where to store the result.
         """
         fitter, objectives, settings, directory = self.plan_fine_tuning(model, how)
+        name = f"teacher {how.which}" if how.which else "teacher"
+        settings["run_name"] = run_name(self.training, name)
         if how.which:
             self.narrator.heading(f"Teacher {how.which}, on {len(fitter.prepared.train):,} rows")
+            self.schedule.begin(name)
         with Lock(directory) as lock:
             if how.directory:  # other runs may use it at the same time
                 _check_own(directory)
@@ -247,7 +257,6 @@ class Run:
         if how.private:
             self._say_cost(f"teacher on {len(fitter.prepared.train):,} private rows", fitted)
         else:
-            name = f"teacher {how.which}" if how.which else "teacher"
             self._remember(name, fitted)
             if facts := how.facts(fitted.history, fitted.trainer.args, len(fitter.prepared.eval)):
                 self.trained[f"training of the {name}"] = facts
@@ -319,7 +328,7 @@ class Run:
                 fitter, target = (
                     (self.of_data or self.fitter, None) if baseline else self.for_students(teacher.for_training())
                 )
-                training = {**self.training, **stage.training, "seed": seed}
+                training = {**self.training, **stage.training, "seed": seed, "run_name": run_name(self.training, part)}
                 objectives: tuple[Objective, ...] = stage.objectives
                 if baseline:
                     objectives = (label_objective([*stage.objectives, *self._objectives]),)

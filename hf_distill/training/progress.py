@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Set
+from collections.abc import Callable, Set
 from typing import Any, TextIO
 
 from tqdm.auto import tqdm
@@ -31,13 +31,15 @@ class ProgressBar(ProgressCallback):
 
     Args:
         leaves_head: Whether the head is not trained. The metrics of its predictions are then shown apart.
+        arrival: Called with the share of the training that is done; returns when the whole run ends, or an empty text.
     """
 
     training_bar: Any
 
-    def __init__(self, leaves_head: bool = False) -> None:
+    def __init__(self, leaves_head: bool = False, arrival: Callable[[float], str] | None = None) -> None:
         super().__init__()
         self.leaves_head = leaves_head
+        self.arrival = arrival
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -74,7 +76,9 @@ class ProgressBar(ProgressCallback):
             wanted = (*known, *WRITTEN)
             shown = {key: logs[key] for key in logs if key in wanted or key.startswith("objective/")}
             speed = [f"{count(logs['tokens_per_second'])} tokens/s"] if "tokens_per_second" in logs else []
-            self.training_bar.set_postfix_str(fitting([*figures(shown), *speed], self._room()), refresh=False)
+            end = [self.arrival(state.global_step / max(state.max_steps, 1))] if self.arrival is not None else []
+            parts = [*figures(shown), *filter(None, end), *speed]
+            self.training_bar.set_postfix_str(fitting(parts, self._room()), refresh=False)
         elif any(key.startswith("eval_") for key in logs):
             minimised = {key for key in logs if key == "eval_loss" or key.startswith("eval_objective/")}
             said = minimised if self.leaves_head else {*logs}

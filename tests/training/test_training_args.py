@@ -69,7 +69,7 @@ def test_what_is_not_finite_is_neither_ignored_nor_hidden(tmp_path: Path) -> Non
     """Another word would be taken for one of the two; Transformers' filter logs a loss that is NaN as 0."""
     assert DistillationArguments(output_dir=str(tmp_path)).on_nan == "stop"
     wrong: dict[str, Any] = {"on_nan": "ignore"}
-    with pytest.raises(ValueError, match="on_nan must be .*'rollback', found 'ignore'"):
+    with pytest.raises(ValueError, match=r"on_nan must be .*'rollback', found 'ignore'"):
         DistillationArguments(output_dir=str(tmp_path), **wrong)
     with pytest.raises(ValueError, match="leave it off"):
         DistillationArguments(output_dir=str(tmp_path), logging_nan_inf_filter=True)

@@ -1,0 +1,139 @@
+"""The log file of a run: all that it prints, line by line with the time, for runs that nobody watches."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from hf_distill._version import __version__
+from hf_distill.errors import Stopped, UserError
+from hf_distill.files.ownership import LOG
+from hf_distill.formatting import readable_lines
+
+# Seconds between two states of a progress bar that is drawn in place.
+OFTEN = 15.0
+# Colours, and movements of the cursor.
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+class LogFile:
+    """Collects lines until it knows the file into which it writes them.
+
+    It never ends a run: if the file cannot be written, as on a full disk, the log stops.
+    """
+
+    def __init__(self) -> None:
+        self._lines: list[str] = [f"{_now()} ---- hf_distill {__version__}, process {os.getpid()} ----\n"]
+        self._file: TextIO | None = None
+        self._last = 0.0
+
+    def into(self, directory: Path) -> None:
+        """Write what was collected and all that follows to the end of the log file in a directory."""
+        self.close()
+        with suppress(OSError):
+            # Never through a link that somebody else has put there.
+            handle = os.open(directory / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0))
+            self._file = os.fdopen(handle, "a", encoding="utf-8", errors="replace")
+        self._write("")
+
+    def add(self, line: str) -> None:
+        """Add a line, without its colours."""
+        if text := _CONTROL.sub("", line).rstrip():
+            self._write(f"{_now()} {text}\n")
+
+    def add_state(self, line: str) -> None:
+        """Add a state of a line that is drawn again and again, but not too often."""
+        if time.monotonic() - self._last >= OFTEN:
+            self._last = time.monotonic()
+            self.add(line)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.close()
+        self._file = None
+
+    def _write(self, text: str) -> None:
+        self._lines.append(text)
+        if self._file is None:
+            return
+        try:
+            self._file.writelines(self._lines)
+            self._file.flush()
+        except OSError:
+            self.close()
+        self._lines.clear()
+
+
+class Copied:
+    """A stream whose lines also go into a log file.
+
+    Args:
+        stream: Standard output or error.
+        log: The log file.
+    """
+
+    def __init__(self, stream: Any, log: LogFile) -> None:
+        self._stream = stream
+        self._log = log
+        self._rest = ""
+
+    def write(self, text: str) -> int:
+        """Write a text; its whole lines go into the log, and now and then a line that is drawn in place."""
+        written = int(self._stream.write(text) or 0)
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            self._log.add(line.rpartition("\r")[2])
+        if "\r" in self._rest:
+            self._rest = self._rest.rpartition("\r")[2]
+            self._log.add_state(self._rest)
+        return written
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def logging_output(*, enabled: bool) -> Iterator[LogFile]:
+    """Context manager: copy what is printed within it, and the error that ends it, into a log file.
+
+    Args:
+        enabled: Whether this process writes the log.
+    """
+    log = LogFile()
+    before = sys.stdout, sys.stderr
+    if enabled:
+        copied: Any = tuple(Copied(stream, log) for stream in before)
+        sys.stdout, sys.stderr = copied
+    try:
+        yield log
+        log.add("done")
+    except BaseException as error:
+        for line in _lines_of(error):
+            log.add(line)
+        raise
+    finally:
+        if enabled:
+            sys.stdout, sys.stderr = before
+        log.close()
+
+
+def _lines_of(error: BaseException) -> list[str]:
+    if isinstance(error, UserError):
+        return [*error.mistakes]
+    if isinstance(error, KeyboardInterrupt):
+        return [f"stopped by signal {error.signal}" if isinstance(error, Stopped) else "interrupted"]
+    return readable_lines("".join(traceback.format_exception(error))).splitlines()
+
+
+def _now() -> str:
+    return f"{datetime.now():%Y-%m-%d %H:%M:%S}"
