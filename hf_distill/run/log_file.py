@@ -74,7 +74,7 @@ class LogFile:
         self._lines.clear()
 
 
-class Copied:
+class CopiedStream:
     """A stream whose lines also go into a log file.
 
     Args:
@@ -112,7 +112,7 @@ def logging_output(*, enabled: bool) -> Iterator[LogFile]:
     log = LogFile()
     before = sys.stdout, sys.stderr
     if enabled:
-        copied: Any = tuple(Copied(stream, log) for stream in before)
+        copied: Any = tuple(CopiedStream(stream, log) for stream in before)
         sys.stdout, sys.stderr = copied
     try:
         yield log

@@ -10,8 +10,8 @@ from hf_distill import parallel
 from hf_distill.models.outline import outline
 from hf_distill.models.parts import Parts
 from hf_distill.objectives import Labels
+from hf_distill.run.arrival import Part
 from hf_distill.run.requirements import steps_of
-from hf_distill.run.schedule import Part
 from hf_distill.run.training_defaults import fine_tuning
 from hf_distill.teachers.base import described
 from hf_distill.training.labelled import on_labels_alone

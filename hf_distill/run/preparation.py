@@ -25,6 +25,7 @@ from hf_distill.objectives.guard import guarded
 from hf_distill.recipe.plugins import outside_code
 from hf_distill.recipe.writer import dump_recipe
 from hf_distill.run.ancestry import eval_rows
+from hf_distill.run.arrival import Arrival
 from hf_distill.run.best_model import check_best_metric, check_saving
 from hf_distill.run.checks import check_plan, check_push, remarks
 from hf_distill.run.completion_checks import check_targets, completions_in_words
@@ -38,7 +39,6 @@ from hf_distill.run.pairing import open_pair
 from hf_distill.run.parts import parts
 from hf_distill.run.requirements import check_steps, check_trainings, output_directory
 from hf_distill.run.run import Run
-from hf_distill.run.schedule import Schedule
 from hf_distill.run.shape_latency import ShapeLatency
 from hf_distill.run.student_cost import choose_student
 from hf_distill.run.train_rows import chosen, with_new_rows
@@ -145,8 +145,8 @@ def open_run(
         elif claims and trains_here:
             check_shared(directory.path, "output_dir")
             parallel.asked_once(directory.claim_teachers)
-    schedule = Schedule()
-    fitter = Fitter(prepared, pair.tokenizer, pair.teacher_tokenizer, settings(recipe.task), schedule.at)
+    arrival = Arrival()
+    fitter = Fitter(prepared, pair.tokenizer, pair.teacher_tokenizer, settings(recipe.task), arrival.at)
     run = Run(
         recipe,
         training,
@@ -160,9 +160,9 @@ def open_run(
         targets_repository=targets,
         stored=stored and (replace(fitter, prepared=stored[0]), stored[1]),
         eval_rows=eval_rows(recipe.task, splits),
-        schedule=schedule,
+        arrival=arrival,
     )
-    schedule.parts = parts(run)
+    arrival.parts = parts(run)
     return run
 
 

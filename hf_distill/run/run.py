@@ -24,11 +24,11 @@ from hf_distill.models.quantization import describe_weights, size, weights
 from hf_distill.models.target_model import as_source
 from hf_distill.objectives import Labels
 from hf_distill.report import costs
+from hf_distill.run.arrival import Arrival
 from hf_distill.run.console import Narrator
 from hf_distill.run.directory import RunDirectory
 from hf_distill.run.fit import Fitted, Fitter
 from hf_distill.run.held_out import sample_texts
-from hf_distill.run.schedule import Schedule
 from hf_distill.run.trackers import run_name
 from hf_distill.run.training_defaults import fine_tuning, resolve_bf16
 from hf_distill.students.freezing import freeze
@@ -94,7 +94,7 @@ class Run:
         completions: What the report says about completions that were written before the training.
         teachers: Directory of the teachers that are fine-tuned, and the training arguments that they share. Default: in
             the directory of this run, and its own.
-        schedule: Its parts, and when it ends.
+        arrival: Its parts, and when it ends.
     """
 
     recipe: Recipe
@@ -120,7 +120,7 @@ class Run:
     of_data: Fitter | None = None
     completions: dict[str, Any] = field(default_factory=dict)
     teachers: tuple[Path, Mapping[str, Any]] | None = None
-    schedule: Schedule = field(default_factory=Schedule)
+    arrival: Arrival = field(default_factory=Arrival)
 
     @property
     def is_main(self) -> bool:
@@ -146,8 +146,8 @@ class Run:
             of: Number of stages of training.
         """
         self.narrator.stage(name, of)
-        self.schedule.begin(name)
-        if left := self.schedule.in_words():
+        self.arrival.begin(name)
+        if left := self.arrival.in_words():
             self.narrator.say(left)
         started = time.perf_counter()
         yield
@@ -245,7 +245,7 @@ class Run:
         settings["run_name"] = run_name(self.training, name)
         if how.which:
             self.narrator.heading(f"Teacher {how.which}, on {len(fitter.prepared.train):,} rows")
-            self.schedule.begin(name)
+            self.arrival.begin(name)
         with Lock(directory) as lock:
             if how.directory:  # other runs may use it at the same time
                 _check_own(directory)

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
 from hf_distill.cli import main
-from hf_distill.run.schedule import Part, Schedule
+from hf_distill.run.arrival import Arrival, Part
 
 FEW: dict[str, Any] = {"max_steps": 4, "logging_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
 # Terms, agreement and speeds of a training; these names are promised in docs/running.md.
@@ -219,31 +219,31 @@ def test_no_log_through_a_link(write_recipe: WriteRecipe, tmp_path: Path) -> Non
 def test_when_a_run_ends() -> None:
     """The bar of one training says four minutes, and the run takes an hour: nobody knows when to come back."""
     clock = [0.0]
-    schedule = Schedule(
+    arrival = Arrival(
         [Part("teacher", 100.0), Part("cache", 50.0), Part("student", 200.0), Part("report", 50.0)],
         clock=lambda: clock[0],
         now=lambda: datetime(2026, 11, 30, 23, 50),
     )
-    assert schedule.in_words() == ""
-    schedule.begin("teacher")
-    assert schedule.at(0.0) == ""
+    assert arrival.in_words() == ""
+    arrival.begin("teacher")
+    assert arrival.at(0.0) == ""
     clock[0] = 10.0
-    assert schedule.at(0.5) == "run ends about 23:51"  # 50 units in 10 s: 350 more take 70 s
-    assert schedule.left() == pytest.approx(70.0)
+    assert arrival.at(0.5) == "run ends about 23:51"  # 50 units in 10 s: 350 more take 70 s
+    assert arrival.left() == pytest.approx(70.0)
     clock[0] = 20.0
-    schedule.at(1.0)
-    schedule.begin("cache")
-    assert schedule.left() == pytest.approx(60.0)
+    arrival.at(1.0)
+    arrival.begin("cache")
+    assert arrival.left() == pytest.approx(60.0)
     clock[0] = 100.0
-    schedule.begin("student")
-    assert schedule.left() == pytest.approx(50.0)
+    arrival.begin("student")
+    assert arrival.left() == pytest.approx(50.0)
     # Resumed in the middle, at half the speed: its own speed counts for the rest of it, the mean for what follows.
-    schedule.at(0.5)
+    arrival.at(0.5)
     clock[0] = 120.0
-    assert schedule.at(0.75) == "run ends about 23:50"
-    assert schedule.left() == pytest.approx(50 * 20 / 50 + 50 * (20 + 20) / (100 + 50))
+    assert arrival.at(0.75) == "run ends about 23:50"
+    assert arrival.left() == pytest.approx(50 * 20 / 50 + 50 * (20 + 20) / (100 + 50))
     clock[0] = 5000.0
-    assert schedule.at(0.76) == "run ends about Tue 01:32"
+    assert arrival.at(0.76) == "run ends about Tue 01:32"
 
 
 def test_the_parts_of_a_run(write_recipe: WriteRecipe, make_model: Any) -> None:

@@ -29,7 +29,7 @@ class Part:
 
 
 @dataclass
-class Schedule:
+class Arrival:
     """Says when a run ends, by the speed of what it has computed so far.
 
     Attributes:
