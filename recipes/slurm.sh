@@ -16,10 +16,10 @@ MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export MASTER_ADDR MASTER_PORT WORLD_SIZE=$SLURM_NTASKS LOCAL_WORLD_SIZE=$((SLURM_NTASKS / SLURM_JOB_NUM_NODES))
 
-# Two minutes before the time limit: end the processes, and queue the job again. It resumes from its last checkpoint.
+# Two minutes before the time limit: the processes write a checkpoint and end, and the job is queued again.
 again() {
   requeue=1
-  kill -TERM "$step"
+  kill -USR1 "$step" # srun passes it on
 }
 requeue=0
 trap again USR1
