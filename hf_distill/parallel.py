@@ -95,6 +95,19 @@ def device() -> torch.device:
     return found
 
 
+def devices() -> list[int]:
+    """Return the numbers of this machine's accelerators that belong to this process; none in a run on the CPU.
+
+    Each process has its own and every n-th after it, of n processes on the machine.
+    """
+    import torch
+
+    if device().type == "cpu":
+        return []
+    step = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    return [*range(_state().local_process_index, torch.accelerator.device_count(), step)]
+
+
 def is_sharding_possible() -> bool:
     """Return whether accelerate can use FSDP or DeepSpeed here; on CPUs it uses DDP instead, without a word."""
     from accelerate import DistributedType

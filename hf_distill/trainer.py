@@ -32,7 +32,7 @@ from hf_distill.completions.section import Completions
 from hf_distill.data.example_columns import check_weights
 from hf_distill.errors import NotFinite, UserError, under
 from hf_distill.models.inspection import base_model, taken_by
-from hf_distill.models.quantization import evaluable
+from hf_distill.models.quantization import evaluable, leave_in_place
 from hf_distill.models.sentence_encoder import encoding_of
 from hf_distill.models.target_model import TargetSource, as_source
 from hf_distill.objectives import Comparison, KLDivergence, Labels, LogitsMSE, Objective
@@ -198,6 +198,7 @@ class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
                 optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
                 preprocess_logits_for_metrics=preprocess_logits_for_metrics,
             )
+        leave_in_place(self.accelerator, self.model)
         config: Any = getattr(self.model, "config", None)
         if config is not None and use_cache is not None:
             # `Trainer` turns it off for good, and the exported student would generate without a cache, many times

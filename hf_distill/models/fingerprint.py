@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.files.fingerprint import _digest
+from hf_distill.models.placement import stored_state
 from hf_distill.models.quantization import plain_tensors
 
 if TYPE_CHECKING:
@@ -42,8 +43,9 @@ def model_fingerprint(model: torch.nn.Module) -> str:
     if (encoding := getattr(model, "sentence_encoding", None)) is not None:
         digest.update(repr(encoding).encode())
     digest.update(_adapters(model).encode())
-    for whole, quantized in sorted(model.state_dict().items()):
-        for name, tensor in plain_tensors(whole, quantized):
+    state = stored_state(model)
+    for whole in sorted(state):
+        for name, tensor in plain_tensors(whole, state[whole]):
             digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
             _hash_tensor(digest, tensor)
     return digest.hexdigest()

@@ -14,6 +14,7 @@ from hf_distill.locations import require, resolve, sibling
 from hf_distill.models.adapters import Adapter, check_not_quantized, check_task, describe, find_adapter
 from hf_distill.models.merging import merge
 from hf_distill.models.outline import HeadKind, head_kind, outline
+from hf_distill.models.placement import Placement
 from hf_distill.models.quantization import Quantization, check_whole, loading, ready
 
 if TYPE_CHECKING:
@@ -180,6 +181,7 @@ def load_model(
     own_head: bool = False,
     dtype: str = "float32",
     quantization: Quantization | None = None,
+    placement: Placement | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, list[str]]:
@@ -194,6 +196,8 @@ def load_model(
         dtype: Precision of the weights. The default is float32, not the checkpoint's: a student trained in pure
             bfloat16 loses most of its small updates.
         quantization: Quantize the linear layers, except the head, on the device of the run. The model is then frozen.
+        placement: Where the weights lie. Default: in memory, to be moved to the device of the run. Otherwise the model
+            is frozen where it is.
         revision: Git revision on the Hub.
         trust_remote_code: Run model code from the checkpoint.
 
@@ -210,6 +214,7 @@ def load_model(
     if (adapter := find_adapter(model)) is not None:
         if quantization is not None:
             check_not_quantized(model)
+        _check_placement(placement, model, "is an adapter, which is merged into its base")
         config = open_config(model, trust_remote_code=trust_remote_code)
         return _load_merged(adapter, config, head, own_head=own_head, dtype=dtype, trust_remote_code=trust_remote_code)
     auto_class = getattr(transformers, head.auto_class)
@@ -218,8 +223,12 @@ def load_model(
     if file:
         # Without this Transformers also dequantizes, but treats the model as a quantized one that cannot be trained.
         settings |= {**file, "quantization_config": transformers.GgufConfig(dequantize=True)}
+        _check_placement(placement, model, "is a GGUF file, which is expanded")
     if quantization is not None:
         settings |= _quantized(quantization, auto_class, model, dtype, revision, trust_remote_code)
+    if placement:
+        config = open_config(model, revision=revision, trust_remote_code=trust_remote_code)
+        settings |= placement.arguments(outline(auto_class, config, trust_remote_code=trust_remote_code))
     try:
         with _quiet():
             loaded, info = auto_class.from_pretrained(
@@ -244,13 +253,26 @@ def load_model(
     _check_backbone(loaded, new, model)
     if getattr(loaded, "is_quantized", False):
         ready(loaded, model, key="quantization" if quantization else "model")
+    if placement:
+        loaded.requires_grad_(False)
     return _adapted(loaded, new, head)
+
+
+def _check_placement(placement: Placement | None, model: str, why: str) -> None:
+    if placement:
+        key = "offload" if placement.device_map is None else "device_map"
+        raise UserError(
+            f"'{model}' {why} in memory. Leave this out, or save it once as a plain model (save_pretrained).", key=key
+        )
 
 
 def _adapted(loaded: PreTrainedModel, new: list[str], head: Head) -> tuple[PreTrainedModel, list[str]]:
     if head.adapt is not None:
         # Only the backbone is used: its pooler may be random.
+        spread = getattr(loaded, "hf_device_map", None)
         loaded, new = head.adapt(loaded), [name for name in new if "pooler" not in name]
+        if spread is not None:
+            loaded.hf_device_map = spread  # another object, whose parts are not moved either
     loaded.train(False)
     return loaded, new
 

@@ -13,6 +13,7 @@ from hf_distill import parallel
 from hf_distill.errors import UserError, first_line
 from hf_distill.locations import require
 from hf_distill.models.patching import replaced
+from hf_distill.models.placement import name_of
 
 if TYPE_CHECKING:
     import torch
@@ -135,7 +136,7 @@ def loading(quantization: Quantization, whole: PreTrainedModel, dtype: torch.dty
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=kept
         )
     # With an explicit device, since bitsandbytes would otherwise use a GPU even if the run does not.
-    return {"quantization_config": config, "device_map": {"": str(parallel.device())}}
+    return {"quantization_config": config, "device_map": {"": name_of(parallel.device())}}
 
 
 def kept_whole(model: PreTrainedModel) -> list[str]:
@@ -213,19 +214,35 @@ def _failure(model: Any) -> str | None:
 def is_placed(model: Any, device: torch.device) -> bool:
     """Return whether a model need not be moved to `device`: it is there, or is spread over several devices."""
     return bool(
-        getattr(model, "hf_device_map", None) or (getattr(model, "is_quantized", False) and model.device == device)
+        getattr(model, "hf_device_map", None)
+        or (getattr(model, "is_quantized", False) and name_of(model.device) == name_of(device))
     )
 
 
 @contextmanager
 def evaluable(model: Any) -> Iterator[None]:
-    """Context manager: let a `Trainer` be built that only evaluates a frozen model with quantized weights.
+    """Context manager: let a `Trainer` be built that only evaluates a frozen model, quantized or spread over devices.
 
-    `Trainer` refuses quantized models that have no trainable adapter.
+    `Trainer` refuses quantized models that have no trainable adapter, and would move the others to its device.
     """
-    hidden = getattr(model, "is_quantized", False) and not any(one.requires_grad for one in model.parameters())
-    with replaced(model, "is_quantized", False) if hidden else nullcontext():
+    frozen = model is not None and not any(one.requires_grad for one in model.parameters())
+    hidden = frozen and getattr(model, "is_quantized", False)
+    stays = frozen and getattr(model, "hf_device_map", None)
+    with (
+        replaced(model, "is_quantized", False) if hidden else nullcontext(),
+        replaced(model, "to", lambda *_, **__: model) if stays else nullcontext(),
+    ):
         yield
+
+
+def leave_in_place(accelerator: Any, model: Any) -> None:
+    """Let an accelerator prepare a frozen model that is spread over devices for evaluation, where it lies.
+
+    accelerate would move it; and in several processes refuse it, as it could not be trained there.
+    """
+    if getattr(model, "hf_device_map", None) and not any(one.requires_grad for one in model.parameters()):
+        accelerator.device_placement = False
+        accelerator.verify_device_map = lambda _: False
 
 
 # ---- What such weights hold ------------------------------------------------------------------------------------------

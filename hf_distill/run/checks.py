@@ -60,7 +60,9 @@ def check_plan(recipe: Recipe, pair: Pair | None) -> None:
     _check_writing(recipe)
     _check_harness(recipe)
     if recipe.teacher.is_quantized:
-        _check_quantized(recipe)
+        _check_as_loaded(recipe, "quantized")
+    if recipe.teacher.is_offloaded:
+        _check_as_loaded(recipe, "offloaded")
     if recipe.teacher.keeps_private:
         check_private(recipe)
     check_data_options(recipe)
@@ -338,12 +340,12 @@ def _check_metrics(recipe: Recipe) -> None:
         check_here(names)
 
 
-def _check_quantized(recipe: Recipe) -> None:
-    """Refuse settings that do not work with the weights of a quantized teacher."""
+def _check_as_loaded(recipe: Recipe, how: str) -> None:
+    """Refuse settings that do not work with the weights of a teacher that is quantized or offloaded."""
     if recipe.student.copies_teacher:
         raise recipe.mistake(
             "student",
-            "its weights would be copied from the teacher, whose weights are quantized in this run. Let it start from "
+            f"its weights would be copied from the teacher, whose weights are {how} in this run. Let it start from "
             "weights that are not: "
             f"{recipe.student.apart_from_teacher(str(next(recipe.teacher.members())[1].source))}",
         )
@@ -351,5 +353,5 @@ def _check_quantized(recipe: Recipe) -> None:
         if recipe.training.get(key):
             raise recipe.mistake(
                 f"training.{key}",
-                "would convert all weights of the teacher when it is evaluated, and they are quantized. Remove it.",
+                f"would convert all weights of the teacher when it is evaluated, and they are {how}. Remove it.",
             )

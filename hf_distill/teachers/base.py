@@ -208,6 +208,11 @@ class Teacher(ABC):
         return getattr(self, "quantization", None) is not None
 
     @property
+    def is_offloaded(self) -> bool:
+        """Whether weights wait in memory or on disk until they are needed, so that a student cannot copy them."""
+        return any(getattr(one, "offload", None) is not None for one in self.every_entry())
+
+    @property
     def fine_tuning(self) -> Mapping[str, FineTuning]:
         """Key path of its training arguments -> how each model is trained that the run trains first; mostly empty."""
         return {}

@@ -9,6 +9,7 @@ from hf_distill.component import component
 from hf_distill.errors import UserError
 from hf_distill.models.adapters import check_not_quantized
 from hf_distill.models.loading import Dtype, Head, load_model, open_config
+from hf_distill.models.placement import DeviceMap, Offload, Placement
 from hf_distill.models.quantization import Quantization, check_installed, check_whole
 from hf_distill.teachers.base import FineTune
 from hf_distill.teachers.context import InContext
@@ -32,6 +33,10 @@ class PretrainedTeacher(InContext):
         dtype: Precision of the weights; `auto` is the checkpoint's own. Half precision halves the teacher's memory.
         quantization: Quantize the weights of the linear layers, heads excepted: `int8` (by torchao) or `nf4`, 4 bits
             (by bitsandbytes). Everything else stays in `dtype`. Default: none.
+        device_map: Spread the layers over the accelerators of a process, as in Transformers: `auto`, `balanced`,
+            `balanced_low_0` or `sequential`. What does not fit stays in memory. Default: one device.
+        offload: Keep the layers in memory (`cpu`) or in the checkpoint's files (`disk`); each is on the device only
+            while it computes. Slow, for a teacher that does not fit. Default: everything is on the device.
         trust_remote_code: Run the Python code that comes with the checkpoint.
     """
 
@@ -41,6 +46,8 @@ class PretrainedTeacher(InContext):
     revision: str | None = None
     dtype: Dtype = "float32"
     quantization: Quantization | None = None
+    device_map: DeviceMap | None = None
+    offload: Offload | None = None
     trust_remote_code: bool = False
 
     @property
@@ -57,10 +64,15 @@ class PretrainedTeacher(InContext):
         return config
 
     def check_task(self, task: Task) -> None:
-        """Refuse a quantization whose package is not installed."""
+        """Refuse a quantization whose package is not installed, and places of weights that exclude each other."""
         super().check_task(task)
+        self._placement.check(quantized=self.quantization is not None)
         if self.quantization is not None:
             check_installed(self.quantization)
+
+    @property
+    def _placement(self) -> Placement:
+        return Placement(self.device_map, self.offload)
 
     def load(self, head: Head, fine_tune: FineTune) -> PreTrainedModel:
         """Return the model with its own labels; warn if its head seems untrained.
@@ -74,6 +86,7 @@ class PretrainedTeacher(InContext):
             own_head=True,
             dtype=self.dtype,
             quantization=self.quantization,
+            placement=self._placement,
             **self.opening,
         )
         if missing:
