@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -184,7 +185,12 @@ def from_cache(settings: Settings, args: Any, examples: Any, layers: bool = Fals
 
 
 def trained(
-    width: bool = False, cached: bool = False, layers: bool = False, padding_free: bool | str = False, **more: Any
+    width: bool = False,
+    cached: bool = False,
+    layers: bool = False,
+    padding_free: bool | str = False,
+    rows: Callable[[Any], Any] = data,
+    **more: Any,
 ) -> Any:
     """Return a variant's `run`: `DistillationTrainer`.
 
@@ -193,6 +199,7 @@ def trained(
         cached: Take the teacher's logits from a cache.
         layers: Compare hidden states too.
         padding_free: Whether layers run without padding.
+        rows: Returns the examples.
         more: Training arguments.
     """
 
@@ -206,7 +213,7 @@ def trained(
         with tempfile.TemporaryDirectory() as directory:
             args = DistillationArguments(
                 output_dir=directory,
-                per_device_train_batch_size=settings.batch,
+                **{"per_device_train_batch_size": settings.batch, **more},
                 num_train_epochs=2,
                 learning_rate=0.0,
                 logging_strategy="no",
@@ -215,9 +222,8 @@ def trained(
                 disable_tqdm=True,
                 dataloader_pin_memory=False,
                 padding_free=padding_free,
-                **more,
             )
-            examples = data(settings)
+            examples = rows(settings)
             parts = (
                 from_cache(settings, args, examples, layers)
                 if cached

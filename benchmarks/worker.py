@@ -14,7 +14,19 @@ from dataclasses import asdict
 from importlib import import_module
 from typing import Any
 
-BENCHMARKS = ("loss", "step", "on_policy", "rollouts", "teacher", "prompted", "classification", "epochs", "lora")
+BENCHMARKS = (
+    "loss",
+    "step",
+    "on_policy",
+    "rollouts",
+    "teacher",
+    "prompted",
+    "classification",
+    "epochs",
+    "lora",
+    "tokens",
+    "rows",
+)
 
 
 def suite(benchmark: str) -> Any:

@@ -46,7 +46,7 @@ from hf_distill.tasks.inferred import tasks_of
 from hf_distill.teachers import Teacher
 from hf_distill.teachers.opening import Given, can_open, open_teacher
 from hf_distill.teachers.storing import store_targets
-from hf_distill.training.argument_checks import check_terms
+from hf_distill.training.argument_checks import check_terms, check_with_arguments
 from hf_distill.training.batches import BatchingTrainer, SetEpoch
 from hf_distill.training.checks import (
     check_data,
@@ -80,6 +80,7 @@ from hf_distill.training.sharded import choose_wrapped_layers, deepspeed_stage, 
 from hf_distill.training.sharing import SharingTrainer
 from hf_distill.training.terms import OBSERVED, Terms
 from hf_distill.training.text_columns import holds_text, text_columns
+from hf_distill.training.token_batches import MicroBatches, TokenBatches, Uncollated, flat, joined
 from hf_distill.training.weighing import WeighGroups, Weighing, positive, weighted_mean
 from hf_distill.training.writing_models import beside, check_any_text, check_whole
 from hf_distill.training_args import DistillationArguments, check_arguments, check_devices
@@ -248,6 +249,7 @@ class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
             warn_nothing_compiled()
         self.padding_free = PaddingFree(self.args, self.model, self.source, self.terms)
         self.padding = self._make_padding()
+        self.token_batches = self._make_token_batches()
         self.rollouts = self._make_rollouts(self.completions)
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(["distillation", "hf_distill"])
@@ -399,6 +401,18 @@ class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
         models = {"student": self.model, **self._teachers}
         return Padding(models, self.layout, whole=whole, pad=getattr(tokenizer, "pad_token_id", None))
 
+    def _make_token_batches(self) -> TokenBatches | None:
+        """Return what splits a step by the tokens of its examples; None for micro-batches of a fixed size."""
+        limit = getattr(self.args, "max_tokens_per_batch", None)
+        if limit is None:
+            return None
+        for one in self.objectives:
+            check_with_arguments(one.needs(), {"max_tokens_per_batch": limit})
+        config: Any = getattr(base_model(self.model), "config", None)
+        return TokenBatches(
+            limit, padded=not self.padding_free.always, decoder=bool(getattr(config, "is_encoder_decoder", False))
+        )
+
     def _make_rollouts(self, completions: Completions) -> Rollouts | None:
         """Return what lets the student write while it trains; None if the completions are there before."""
         if not completions.in_training:
@@ -530,7 +544,7 @@ class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
 
     def _count(self, batches: list[Any]) -> Tensor:
         totals = self.weighing.no_counts()
-        for batch in batches:
+        for batch in flat(batches):
             totals += self.weighing.count(batch, self.layout.units(batch)).to(totals)
         return parallel.summed(totals)
 
@@ -665,9 +679,14 @@ class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
             sums, (_, extremes), _ = self._forward(model, inputs, self._heads)
         return sums.detach(), extremes
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Train as `Trainer` does, then compute the gradients of models that train beside the student."""
-        loss: Tensor = super().training_step(*args, **kwargs)
+        if isinstance(inputs, MicroBatches):  # not by calling this method, which a subclass may add to
+            return self._sum_of(model, inputs, lambda batch: self._train_on(model, batch, num_items_in_batch))
+        return self._train_on(model, inputs, num_items_in_batch)
+
+    def _train_on(self, model: nn.Module, inputs: dict[str, Any], counts: Any) -> Tensor:
+        loss: Tensor = super().training_step(model, inputs, counts)
         if self.learners is not None:
             self.learners.backward()
         return loss
@@ -728,19 +747,31 @@ class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
         Returns:
             No loss, since `Trainer` would average it over batches; logits and labels, unless `prediction_loss_only`.
         """
-        inputs = self._prepare_inputs(inputs)
         self.terms.go_to_end()
+        batches: list[Any] = [inputs]
+        if isinstance(inputs, Uncollated):
+            assert self.token_batches is not None
+            parts = self.token_batches.split(inputs.examples, ordered=True)
+            batches = [self._collate_eval(examples) for examples in parts]
+        found = [self._predict(model, self._prepare_inputs(batch), prediction_loss_only) for batch in batches]
+        columns, logits, labels = zip(*found, strict=True)
+        # Per example, because gathering drops the examples that were repeated to fill the last batch.
+        self.eval_sums.add(self.accelerator.gather_for_metrics(torch.cat(columns)))
+        return None, joined(logits), joined(labels)
+
+    def _predict(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return the columns of `EvalSums` of a batch; and its logits and labels, unless `prediction_loss_only`."""
         with torch.set_grad_enabled(self.terms.differentiates), self.compute_loss_context_manager():
             heads = self._heads if prediction_loss_only else None
             sums, (agreement, extremes), outputs = self._forward(model, inputs, heads)
-        # Per example, because gathering drops the examples that were repeated to fill the last batch.
         units, weighing = self.layout.units(inputs), self.weighing
         weights, groups = weighing.of(inputs), weighing.groups(inputs, agreement)
         columns = EvalSums.columns(sums.detach(), agreement, units, extremes, weights, groups)
-        self.eval_sums.add(self.accelerator.gather_for_metrics(columns))
         if prediction_loss_only:
-            return None, None, None
-        return None, self.layout.logits(outputs), self.layout.labels(inputs)
+            return columns, None, None
+        return columns, self.layout.logits(outputs), self.layout.labels(inputs)
 
     def evaluation_loop(
         self,

@@ -35,7 +35,7 @@ def _say_new_names(cls: type[TrainingArguments]) -> Any:
 @_say_new_names
 @dataclass
 class DistillationArguments(TrainingArguments):
-    """`transformers.TrainingArguments` with three more arguments, four other defaults, and checks.
+    """`transformers.TrainingArguments` with four more arguments, four other defaults, and checks.
 
     The loss itself is described by the objectives, not here.
 
@@ -48,6 +48,10 @@ class DistillationArguments(TrainingArguments):
         compile_loss: Compile the loss over a vocabulary's logits, with its gradient. `auto`: on a GPU with Triton, for
             objectives of this package; true: also on a CPU, and for objectives of your own; false: never. Compiling
             takes up to a minute, once. Without a compiler, or if it fails, the loss is computed as usual.
+        max_tokens_per_batch: Largest number of tokens that are computed at once, with padding: examples x longest. Each
+            process splits its examples of a step, `per_device_train_batch_size x gradient_accumulation_steps`, into as
+            few micro-batches as that allows, and its eval batches too. Steps, loss and gradient stay the same; memory
+            and speed change. Default: no limit.
         on_nan: What to do with a step whose loss or gradient is NaN or infinite. `stop`: end the training with one line
             that says where it was. `skip`: leave the step out and count it (`skipped_steps`); stop if more than a tenth
             of the steps were left out. It reads one number from the device in every step. `rollback`: return to the
@@ -67,6 +71,10 @@ class DistillationArguments(TrainingArguments):
         metadata={"help": "Run the layers of both models on tokens alone, without padding; auto: where it pays."},
     )
     hub_strategy: HubStrategy | str = HubStrategy.END
+    max_tokens_per_batch: int | None = field(
+        default=None,
+        metadata={"help": "Largest number of tokens computed at once; a step is split into as few parts as it allows."},
+    )
     on_nan: Literal["stop", "skip", "rollback"] = field(
         default="stop",
         metadata={
@@ -142,6 +150,14 @@ def check_arguments(args: TrainingArguments) -> None:
         )
     if (on_nan := getattr(args, "on_nan", "stop")) not in ("stop", "skip", "rollback"):
         raise ValueError(f"on_nan must be 'stop', 'skip' or 'rollback', found {on_nan!r}.")
+    limit = getattr(args, "max_tokens_per_batch", None)
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+        raise ValueError(f"max_tokens_per_batch must be a number of tokens of at least 1, found {limit!r}.")
+    sampling = args.train_sampling_strategy
+    if limit is not None and getattr(sampling, "value", sampling) == "batch_rebalance":
+        raise ValueError(
+            "max_tokens_per_batch and batch_rebalance both choose micro-batches by length. Leave one of the two out."
+        )
     padding_free = getattr(args, "padding_free", "auto")
     if padding_free not in (True, False, "auto"):
         raise ValueError(f"padding_free must be true, false or 'auto', found {padding_free!r}.")

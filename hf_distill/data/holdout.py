@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,7 +37,7 @@ def hold_out(whole: Dataset, size: int | float, inputs: str, label: str | None) 
         UserError: One of the two splits would be empty.
     """
     wanted = check_size(size, len(whole))
-    groups = _groups(whole[inputs][:])
+    groups = _groups(_values(whole, inputs))
     if len(groups) < 2:
         raise UserError(f"every row has the same '{inputs}': a held-out row would also be in train.", key=KEY)
     classes = _classes(whole[label][:] if label else None, groups)
@@ -76,7 +76,12 @@ def check_size(size: int | float, rows: int | None = None) -> int:
     return wanted
 
 
-def _groups(inputs: Sequence[Any]) -> list[list[int]]:
+def _values(split: Dataset, name: str) -> Iterator[Any]:
+    for batch in split.select_columns([name]).iter(batch_size=1_000):
+        yield from batch[name]
+
+
+def _groups(inputs: Iterable[Any]) -> list[list[int]]:
     """Return the rows of each input, in the order of a hash of the inputs."""
     rows: dict[bytes, list[int]] = defaultdict(list)
     for row, value in enumerate(inputs):

@@ -247,6 +247,15 @@ def column(dataset: Dataset, name: str) -> pa.ChunkedArray:
     return dataset.select_columns([name]).with_format("arrow")[:][name]
 
 
+def chunks_of(values: pa.ChunkedArray) -> Iterator[tuple[int, pa.Array]]:
+    """Yield the parts of a column, with the number of the first row of each: one array of all would be a copy."""
+    start = 0
+    for chunk in values.chunks:
+        if len(chunk):
+            yield start, chunk
+        start += len(chunk)
+
+
 # What `ordered_alike` has sorted: number of rows -> their order.
 _ORDERS: ContextVar[dict[int, NDArray[np.int64]] | None] = ContextVar("orders", default=None)
 
@@ -261,8 +270,24 @@ def ordered_alike() -> Iterator[None]:
         _ORDERS.reset(token)
 
 
+# Whether `by_length` leaves the order as it is.
+_AS_GIVEN: ContextVar[bool] = ContextVar("as_given", default=False)
+
+
+@contextmanager
+def in_data_order() -> Iterator[None]:
+    """Context manager: `by_length` leaves splits in the order of the data."""
+    token = _AS_GIVEN.set(True)
+    try:
+        yield
+    finally:
+        _AS_GIVEN.reset(token)
+
+
 def by_length(split: Dataset) -> Dataset:
     """Return the split sorted by length; examples of equal length keep their order."""
+    if _AS_GIVEN.get():
+        return split
     order = np.argsort(column(split, "length").to_numpy(), kind="stable")
     if (orders := _ORDERS.get()) is not None:
         order = orders.setdefault(len(split), order)
@@ -276,9 +301,13 @@ def with_length(split: Dataset) -> Dataset:
     """
     if "length" in split.column_names:
         return split
-    ids = column(split, "input_ids").combine_chunks()
-    lengths = ids.value_lengths().to_numpy(zero_copy_only=False)
+    found = [_lengths(ids) for _, ids in chunks_of(column(split, "input_ids"))]
+    return split.add_column("length", np.concatenate(found) if found else np.zeros(0, np.int64))
+
+
+def _lengths(ids: pa.Array) -> NDArray[np.int64]:
+    lengths: NDArray[np.int64] = ids.value_lengths().to_numpy(zero_copy_only=False)
     if hasattr(ids.type.value_type, "value_type") and len(ids):
         texts = ids.flatten().value_lengths().to_numpy(zero_copy_only=False)
         lengths = np.maximum.reduceat(texts, np.cumsum(lengths) - lengths)
-    return split.add_column("length", lengths)
+    return lengths

@@ -100,6 +100,7 @@ FOREIGN = {
     **dict.fromkeys(("batch_size", "train_batch_size", "micro_batch_size"), "per_device_train_batch_size"),
     **dict.fromkeys(("eval_batch_size",), "per_device_eval_batch_size"),
     **dict.fromkeys(("steps", "max_iters"), "max_steps"),
+    **dict.fromkeys(("max_tokens", "tokens_per_batch", "max_tokens_per_device"), "max_tokens_per_batch"),
     **dict.fromkeys(("optimizer",), "optim"),
     **dict.fromkeys(("scheduler", "lr_scheduler"), "lr_scheduler_type"),
     **dict.fromkeys(("grad_accumulation", "accumulation_steps"), "gradient_accumulation_steps"),
@@ -114,6 +115,7 @@ BELONGS = {
 
 AT_LEAST = {
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
+    "max_tokens_per_batch": 1,
     **dict.fromkeys(("learning_rate", "num_train_epochs", "warmup_steps", "weight_decay", "max_grad_norm"), 0),
     **dict.fromkeys(("seed", "data_seed", "dataloader_num_workers"), 0),
     "max_steps": -1,  # Transformers' "as many as the epochs have"
@@ -126,6 +128,7 @@ OWN: dict[str, Any] = {
     "padding_free": bool | Literal["auto"],
     "compile_loss": bool | Literal["auto"],
     "on_nan": Literal["stop", "skip", "rollback"],
+    "max_tokens_per_batch": int | None,
 }
 # Help texts to replace Transformers', which name another default.
 HELP = {
@@ -196,6 +199,8 @@ def training_mistakes(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "fp16", "fp16 and bf16 exclude each other. Keep one."
     if values.get("ignore_data_skip") is True:
         yield "ignore_data_skip", "shows a resumed run other examples than it would have seen. Leave it out."
+    if values.get("train_sampling_strategy") == "batch_rebalance" and values.get("max_tokens_per_batch") is not None:
+        yield "max_tokens_per_batch", "batch_rebalance chooses micro-batches by length too. Leave one of the two out."
     if values.get("padding_free") is True and values.get("torch_compile") is True:
         yield "padding_free", "true, but torch_compile would compile anew for every shape. Leave one of the two out."
 

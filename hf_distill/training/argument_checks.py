@@ -34,6 +34,11 @@ def check_with_arguments(needs: Needs, training: Mapping[str, Any]) -> None:
             f"'{needs.name}' looks into the models, and training.padding_free: true runs their layers without "
             "padding. Set padding_free to auto, or remove one of the two."
         )
+    if needs.within_batch and training.get("max_tokens_per_batch") is not None:
+        raise UserError(
+            f"'{needs.name}' compares the examples of a micro-batch with each other, and with max_tokens_per_batch "
+            "their lengths would decide which. Remove one of the two."
+        )
 
 
 def check_terms(terms: Terms, trainer: Any) -> None:

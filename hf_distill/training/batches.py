@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from itertools import islice
 from typing import Any
 
 import datasets
 import torch
 from accelerate.utils import send_to_device
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
@@ -26,8 +27,10 @@ from hf_distill.rows.padding import Padding
 from hf_distill.training.held import HELD, Held
 from hf_distill.training.meter import Meter
 from hf_distill.training.padding_free.choice import PaddingFree
-from hf_distill.training.rollouts import Rollouts, Uncollated
+from hf_distill.training.rollouts import Rollouts
+from hf_distill.training.sharded import deferring_sync
 from hf_distill.training.text_columns import TextColumns
+from hf_distill.training.token_batches import Example, Later, MicroBatches, TokenBatches, Uncollated, flat
 from hf_distill.training.weighing import Weighing
 
 
@@ -41,6 +44,7 @@ class BatchingTrainer(Trainer):
         takes: Names of the arguments of `forward`, of the student and of the teacher.
         weighing: Adds weights and groups of examples to every batch.
         texts: Tokenises data sets of text; None if there are none.
+        token_batches: Splits a step by the tokens of its examples; None for micro-batches of a fixed size.
         rollouts: Replaces the completions of a step's examples by those that a model writes; None if none does.
         source: Gives the targets; None if there is no teacher. Subclasses set it.
     """
@@ -51,6 +55,7 @@ class BatchingTrainer(Trainer):
     weighing: Weighing
     takes: tuple[frozenset[str], frozenset[str]]
     texts: TextColumns | None = None
+    token_batches: TokenBatches | None = None
     rollouts: Rollouts | None = None
     source: TargetSource | None
     _meter: Meter
@@ -80,8 +85,12 @@ class BatchingTrainer(Trainer):
         collate: Any = self._collating(plain, dataset)
         loading: Any = self.accelerator.dataloader_config
         dispatched: Any = getattr(loading, "dispatch_batches", None)
-        if self.rollouts is not None and kwargs.get("is_training"):
-            self._collate, collate = collate, Uncollated.of
+        if self._pads_later(training=bool(kwargs.get("is_training"))):
+            collate = Later(collate)
+            if kwargs.get("is_training"):
+                self._collate = collate.collate
+            else:
+                self._collate_eval = collate.collate
             dispatched = False  # accelerate can slice only tensors; a stream is read by every process
         self.data_collator = collate
         try:
@@ -90,6 +99,12 @@ class BatchingTrainer(Trainer):
         finally:
             self.data_collator = plain
         return loader
+
+    def _pads_later(self, *, training: bool) -> bool:
+        """Return whether examples are padded when their step or their evaluation comes to them."""
+        if training and self.rollouts is not None:
+            return True
+        return self.token_batches is not None and (training or "inputs" not in self.args.include_for_metrics)
 
     def _collating(self, collate: Any, dataset: Any) -> Any:
         """Return a collator that adds to the batches of another one what a step needs."""
@@ -137,6 +152,8 @@ class BatchingTrainer(Trainer):
         if self.rollouts is not None and batches:
             with self._meter.writing():
                 batches = self._written(self.rollouts, batches)
+        elif self.token_batches is not None:
+            batches = self._collated([one.examples for one in batches])
         else:
             batches = self._of_step(batches)
         return batches, self._get_num_items_in_batch(batches, device)
@@ -154,10 +171,55 @@ class BatchingTrainer(Trainer):
         held = rollouts.completions.reuse > 1 and source is not None and not source.follows_student
 
         def collate(parts: list[list[Any]]) -> list[Any]:
-            made = [send_to_device(self._collate(examples), self.args.device) for examples in parts]
-            return [{**batch, HELD: Held()} if held else batch for batch in self._of_step(made)]
+            return self._collated(parts, lambda batch: {**batch, HELD: Held()} if held else batch)
 
         return rollouts.batches(batches, step, collate, lambda: rollouts.writer.follow(model, step))
+
+    def _collated(self, parts: list[list[Example]], with_more: Callable[[Any], Any] = lambda batch: batch) -> list[Any]:
+        """Return the micro-batches of a step, padded and on the device.
+
+        With `max_tokens_per_batch` all of them take the place of the last, and the others are empty: `Trainer` counts
+        `gradient_accumulation_steps` of them, and exchanges gradients after the last.
+
+        Args:
+            parts: The examples of each micro-batch.
+            with_more: Returns a micro-batch with what else it needs.
+        """
+        split = parts
+        if self.token_batches is not None:
+            split = self.token_batches.split([example for part in parts for example in part])
+        made = self._of_step([send_to_device(self._collate(examples), self.args.device) for examples in split])
+        made = [with_more(batch) for batch in made]
+        return made if split is parts else [*(MicroBatches() for _ in parts[1:]), MicroBatches(made)] if parts else []
+
+    def _sum_of(self, model: nn.Module, batches: MicroBatches, train: Callable[[Any], Tensor]) -> Tensor:
+        """Return the sum of the losses of micro-batches that take the place of one.
+
+        Gradients are exchanged after the last one, and only if they were to be after the one whose place they take.
+
+        Args:
+            model: The student, wrapped or not.
+            batches: The micro-batches.
+            train: Computes the gradient of one, and returns its loss.
+        """
+        state = self.accelerator.gradient_state
+        exchanges = state.sync_gradients
+        total = torch.zeros((), device=self.args.device)
+        for number, batch in enumerate(batches, 1):
+            last = number == len(batches)
+            state._set_sync_gradients(exchanges and last)
+            with nullcontext() if last else deferring_sync(self, model):
+                total = total + train(batch)
+        state._set_sync_gradients(exchanges)
+        return total
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Return the operations of a micro-batch, or of all that take the place of one."""
+        return sum(super(BatchingTrainer, self).floating_point_ops(one) for one in flat([inputs]))
+
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        for one in flat([inputs]):
+            super()._track_num_input_tokens(one)  # type: ignore[no-untyped-call]
 
 
 def known_lengths(data: Any, name: str) -> list[int] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from hf_distill.data import column
+from hf_distill.data.loading import chunks_of, column
 from hf_distill.data.two_tokenizers import MARK
 from hf_distill.models.inspection import base_model, positions_of
 
@@ -42,9 +42,10 @@ def check_input_values(split: Any, which: str, models: Mapping[str, nn.Module]) 
         name = MARK if whose != "student" and MARK in split.column_names else "input_ids"
         if name not in split.column_names:
             continue
-        found = _first_bad(column(first, name).combine_chunks(), base_model(model))
-        if found is not None:
-            raise ValueError(f"{which}: row {found[0]} (counted from 0) has {found[1]} the {whose} takes {found[2]}.")
+        for start, chunk in chunks_of(column(first, name)):
+            if (found := _first_bad(chunk, base_model(model))) is not None:
+                row = start + found[0]
+                raise ValueError(f"{which}: row {row} (counted from 0) has {found[1]} the {whose} takes {found[2]}.")
 
 
 def _first_bad(inputs: Any, model: Any) -> tuple[int, str, str] | None:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_distill.data import column
 from hf_distill.data.label_names import IGNORED, UNLABELLED
+from hf_distill.data.loading import chunks_of, column
 from hf_distill.models.inspection import RENAMED_LABELS, base_model
 from hf_distill.rows.examples import TOLERANCE, ExampleRows
 from hf_distill.rows.tokens import TokenRows
@@ -63,11 +63,11 @@ def check_label_values(split: Any, which: str, layout: RowLayout, model: nn.Modu
     if name is None or type(layout) not in (ExampleRows, TokenRows) or getattr(layout, "kind", "") == "values":
         return
     first = split.select(range(_MOST)) if len(split) > _MOST else split
-    found = _first_bad(column(first, name).combine_chunks(), layout, base_model(model))  # type: ignore[arg-type]
-    if found is not None:
-        row, value, wanted = found
-        shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:77]}..."
-        raise ValueError(f"{which}: row {row} (counted from 0) has the label {shown}; wanted {wanted}.")
+    for start, chunk in chunks_of(column(first, name)):
+        if (found := _first_bad(chunk, layout, base_model(model))) is not None:  # type: ignore[arg-type]
+            row, value, wanted = found
+            shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:77]}..."
+            raise ValueError(f"{which}: row {start + row} (counted from 0) has the label {shown}; wanted {wanted}.")
 
 
 def _first_bad(labels: Any, layout: ExampleRows | TokenRows, model: Any) -> tuple[int, Any, str] | None:

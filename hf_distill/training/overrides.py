@@ -94,6 +94,8 @@ OVERRIDES: dict[str, Override] = {
         "train_dataset", "groups by length, by seed and epoch alone: the same steps after a resume and on N processes"
     ),
     "_get_eval_sampler": Override("eval_dataset", "keeps the order: predictions of two models are compared row by row"),
+    "floating_point_ops": Override("inputs", "counts all micro-batches that `max_tokens_per_batch` makes of one"),
+    "_track_num_input_tokens": Override("inputs", "the same, for `include_num_input_tokens_seen`"),
     "get_batch_samples": Override(
         "epoch_iterator num_batches device", "takes no incomplete step at the end of data that has no length"
     ),

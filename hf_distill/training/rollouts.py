@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import compress, islice
 from typing import Any, NamedTuple
 
@@ -20,26 +19,7 @@ from hf_distill.data.two_tokenizers import ALIGNED_AT, APART, MARK, PREFIX, SPAN
 from hf_distill.errors import UserError, under
 from hf_distill.files.fingerprint import fingerprint
 from hf_distill.training.rollout_log import RolloutLog
-
-Example = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Uncollated:
-    """The examples of a micro-batch before they are padded. Not a list, in which accelerate would look for tensors.
-
-    Attributes:
-        examples: The tokenised rows.
-    """
-
-    examples: list[Example]
-
-    @classmethod
-    def of(cls, examples: Sequence[Example]) -> Uncollated:
-        """Return rows as lists and numbers, whatever the format of the data set: a checkpoint may hold them."""
-        return cls(
-            [{name: getattr(one, "tolist", lambda one=one: one)() for name, one in row.items()} for row in examples]
-        )
+from hf_distill.training.token_batches import Example, Uncollated
 
 
 class Sized(NamedTuple):

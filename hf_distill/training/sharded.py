@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import nn
@@ -78,6 +79,17 @@ def finished(trainer: Trainer) -> Any:
 def deepspeed_stage(trainer: Trainer) -> int | None:
     """Return DeepSpeed's ZeRO stage; None without DeepSpeed."""
     return int(trainer.accelerator.state.deepspeed_plugin.zero_stage) if trainer.is_deepspeed_enabled else None
+
+
+def deferring_sync(trainer: Trainer, model: nn.Module) -> AbstractContextManager[Any]:
+    """Return a context manager for a micro-batch after which gradients are not exchanged yet, as `Trainer` has it.
+
+    DeepSpeed's engine knows by itself, from the flag that accelerate passes to its backward pass.
+    """
+    if trainer.is_deepspeed_enabled or trainer.accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False):
+        return nullcontext()
+    found: AbstractContextManager[Any] = trainer.accelerator.no_sync(model=model)
+    return found
 
 
 def has_loss_scale(trainer: Trainer) -> bool:

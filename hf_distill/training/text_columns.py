@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import datasets
-import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from hf_distill.completions.section import Completions
 from hf_distill.data.example_columns import EXAMPLE_COLUMNS
+from hf_distill.data.loading import in_data_order
 from hf_distill.errors import UserError
 from hf_distill.models.inspection import base_model, taken_by
 from hf_distill.models.tokenizers import longest_input
@@ -53,7 +53,8 @@ class TextColumns:
 
     def __post_init__(self) -> None:
         """Tokenise the train split."""
-        self.prepared = self.prepare(self.beside)
+        with in_data_order():
+            self.prepared = self.prepare(self.beside)
 
     def __call__(self, split: Any) -> Any:
         """Return an eval split, or a dict of them, tokenised and in its own order; unchanged if already tokenised."""
@@ -63,7 +64,8 @@ class TextColumns:
             return split
         key = split._fingerprint
         if key not in self._read:
-            self._read[key] = in_data_order(self.prepare(split).eval), split
+            with in_data_order():  # predictions belong to its rows
+                self._read[key] = self.prepare(split).eval, split
         return self._read[key][0]
 
     def prepare(self, split: datasets.Dataset, metrics: Sequence[str] = ()) -> Prepared:
@@ -158,9 +160,3 @@ def holds_text(split: Any, takes: frozenset[str]) -> bool:
     if not isinstance(split, datasets.Dataset) or split.format["type"] == "custom":
         return False
     return takes.isdisjoint(split.column_names)
-
-
-def in_data_order(split: datasets.Dataset) -> datasets.Dataset:
-    """Return a split that a task has sorted by length in its original order, since predictions belong to its rows."""
-    places = split._indices
-    return split if places is None else split.select(np.argsort(places.column(0).to_numpy(), kind="stable"))

@@ -18,7 +18,7 @@ from hf_distill.errors import UserError
 from hf_distill.models.target_model import TargetSource
 from hf_distill.objectives import ReverseKL
 from hf_distill.tasks.language import PadTokens
-from hf_distill.training.rollouts import Uncollated
+from hf_distill.training.token_batches import Uncollated
 from hf_distill.training.writing_models import beside, check_any_text, check_whole
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [14, 15]]

@@ -20,7 +20,8 @@ from hf_distill.errors import NotFinite, UserError
 from hf_distill.objectives import KLDivergence, Labels, Objective, ReverseKL
 from hf_distill.rows.base import Rows, SparseRows
 from hf_distill.training.rollout_log import RolloutLog
-from hf_distill.training.rollouts import Rollouts, Uncollated
+from hf_distill.training.rollouts import Rollouts
+from hf_distill.training.token_batches import Uncollated
 
 if TYPE_CHECKING:
     from conftest import MakeModel

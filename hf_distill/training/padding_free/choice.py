@@ -47,6 +47,8 @@ class PaddingFree:
     Attributes:
         decisions: A line for the user that says what was decided; empty if `padding_free` is false.
 
+        always: Whether no model runs with padding in any batch where that saves anything.
+
     Raises:
         UserError: `padding_free` is true, and an argument or an objective needs padded batches.
     """
@@ -60,6 +62,7 @@ class PaddingFree:
         self._find = FindBins(_width(student), 1.0 if self._asked else 1 - WORTH_IT, _positions(configs))
         self._warned: set[str] = set()
         self.decisions: list[str] = []
+        self.always = False
         if choice is False:
             return
         if obstacle := _obstacle(args, terms):
@@ -77,6 +80,7 @@ class PaddingFree:
             except NeedsPadding as error:
                 refused[whose] = str(error)
         self._main = parallel.is_first()
+        self.always = self._asked and not refused
         self._report(refused)
 
     def _report(self, refused: Mapping[str, str]) -> None:
