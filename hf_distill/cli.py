@@ -6,6 +6,7 @@ import argparse
 import errno
 import gc
 import logging
+import os
 import re
 import signal
 import sys
@@ -103,6 +104,8 @@ def _main(words: Sequence[str]) -> int:
     command = words[0] if words and words[0] in COMMANDS else ""
     caches = command == CACHE
     arguments = _arguments(words[1:] if command else words, command)
+    if command == DOCTOR:  # its profiler would warn of memory from before; PyTorch reads this when it is imported
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     recipe: Recipe | None = None
     try:
         recipe = _read(arguments)

@@ -40,6 +40,11 @@ def is_first_of_all() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def on_this_machine() -> int:
+    """Return how many of the processes that a launcher started run on this machine; 1 without a launcher."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+
+
 def launched_precision() -> str:
     """Return the `--mixed_precision` of `accelerate launch`; `no` if it was not given."""
     return os.environ.get("ACCELERATE_MIXED_PRECISION", "no")

@@ -36,7 +36,56 @@ def check_rights(repo_id: str | None, private: bool | None, output_dir: str, rep
     return parallel.asked_once(lambda: _check_rights(repo_id, private, output_dir, repo_type))
 
 
+def look_at_rights(repo_id: str | None, private: bool | None, output_dir: str, repo_type: str = "model") -> str:
+    """Return in words what a push would find on the Hub. Unlike `check_rights`, this creates nothing.
+
+    Arguments and errors are those of `check_rights`. That a fine-grained token may create a repository shows only when
+    it does.
+    """
+    return parallel.asked_once(lambda: _look_at_rights(repo_id, private, output_dir, repo_type))
+
+
+def _look_at_rights(repo_id: str | None, private: bool | None, output_dir: str, repo_type: str) -> str:
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    api, user, name = _log_in(repo_id, output_dir)
+    try:
+        with _explained("for the repository", name):
+            _check_existing(api, user, name, private, repo_type)
+    except UserError as error:
+        if not isinstance(error.__cause__, RepositoryNotFoundError):
+            raise
+    else:
+        return f"{name} is on the Hub, and the token may write to it"
+    owner = name.partition("/")[0]
+    roles = {one["name"]: one.get("roleInOrg") for one in user.get("orgs", [])}
+    if owner != user["name"] and roles.get(owner, "read") == "read":
+        raise _may_not_write(name, user)
+    return f"{name} is not on the Hub yet, and {user['name']} may create it"
+
+
 def _check_rights(repo_id: str | None, private: bool | None, output_dir: str, repo_type: str = "model") -> str:
+    api, user, name = _log_in(repo_id, output_dir)
+    with _explained("to create the repository", name, user):
+        full: str = api.create_repo(name, repo_type=repo_type, private=private, exist_ok=True).repo_id
+    with _explained("for the right to write", full, user):
+        _check_existing(api, user, full, private, repo_type)
+    return full
+
+
+def _check_existing(api: Any, user: dict[str, Any], name: str, private: bool | None, repo_type: str) -> None:
+    """Refuse an existing repository that may not be written to, or that is public although a private one is wanted."""
+    found: Any = api.repo_info(name, repo_type=repo_type)
+    with _explained("for the right to write", name, user):
+        # With `exist_ok`, creating also passes for a repository that exists and may only be read.
+        api.auth_check(name, repo_type=repo_type, write=True)
+    if private and not found.private:
+        message = f"{name} exists and is public: make it private in its settings on the Hub, or choose another repo_id"
+        raise UserError(message, key="private")
+
+
+def _log_in(repo_id: str | None, output_dir: str) -> tuple[Any, dict[str, Any], str]:
+    """Return the client of the Hub, what it says about the user, and the full id of the repository."""
     from huggingface_hub import HfApi, constants, get_token
 
     if constants.is_offline_mode():
@@ -52,17 +101,7 @@ def _check_rights(repo_id: str | None, private: bool | None, output_dir: str, re
     if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise UserError(f"the token may only read, but a push must write: make a write token at {TOKENS_PAGE}")
     # Other missing rights show only in the next call: `whoami` does not list fine-grained rights and resource groups.
-    name = wanted if "/" in wanted else f"{user['name']}/{wanted}"
-    with _explained("to create the repository", name, user):
-        full: str = api.create_repo(name, repo_type=repo_type, private=private, exist_ok=True).repo_id
-    with _explained("for the right to write", full, user):
-        # With `exist_ok`, creating also passes for a repository that exists and may only be read.
-        api.auth_check(full, repo_type=repo_type, write=True)
-        found: Any = api.repo_info(full, repo_type=repo_type)
-    if private and not found.private:
-        message = f"{full} exists and is public: make it private in its settings on the Hub, or choose another repo_id"
-        raise UserError(message, key="private")
-    return full
+    return api, user, wanted if "/" in wanted else f"{user['name']}/{wanted}"
 
 
 def _well_formed(repo_id: str, given: bool) -> str:
@@ -94,10 +133,14 @@ def _explained(what: str, repo_id: str = "", user: dict[str, Any] | None = None)
             where = "the environment variable HF_TOKEN" if os.environ.get("HF_TOKEN") else "the login store"
             raise UserError(f"the Hub does not know the token in {where} (revoked, expired?): {LOGIN}") from error
         if status in (403, 404) and user is not None:
-            places = ", ".join([user["name"], *(one["name"] for one in user.get("orgs", []))])
-            message = f"the token may not write to {repo_id}: choose a repository under {places}, "
-            raise UserError(message + f"or give the token that right at {TOKENS_PAGE}", key="repo_id") from error
+            raise _may_not_write(repo_id, user) from error
         raise UserError(f"the Hub returned status {status} when asked {what}: try later, or set push: false") from error
     except http_error as error:
         message = f"no connection to {constants.ENDPOINT} ({type(error).__name__}): check the network"
         raise UserError(f"{message}, or set push: false") from error
+
+
+def _may_not_write(repo_id: str, user: dict[str, Any]) -> UserError:
+    places = ", ".join([user["name"], *(one["name"] for one in user.get("orgs", []))])
+    message = f"the token may not write to {repo_id}: choose a repository under {places}, "
+    return UserError(message + f"or give the token that right at {TOKENS_PAGE}", key="repo_id")

@@ -191,7 +191,7 @@ def use_all_cores() -> str | None:
     launcher = _launcher()
     if launcher is None or "OMP_NUM_THREADS" in launcher.environment:
         return None
-    threads = max(_cores() // int(os.environ.get("LOCAL_WORLD_SIZE") or 1), 1)
+    threads = max(_cores() // parallel.on_this_machine(), 1)
     if re.search("--num[_-]cpu[_-]threads", launcher.command) or threads <= torch.get_num_threads():
         return None
     torch.set_num_threads(threads)

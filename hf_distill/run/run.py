@@ -196,21 +196,24 @@ class Run:
 
     def store_targets(self, teacher: TargetSource) -> None:
         """Run a `cached` teacher on all examples and store its targets, or find them stored; else do nothing."""
-        own = self.recipe.teacher
-        if not own.caches:
+        if not self.recipe.teacher.caches:
             return
         from hf_distill.cache.hub import push
 
         with self.stage("cache"), self.recipe.locate("teacher"):
-            storing = Storing(
-                self.prepared.for_targets, self.recipe.task, self._objectives, self.pair, self.args, self.narrator.say
-            )
-            self.cache = own.cache_for(teacher.model, storing)
+            self.cache = self.targets_of(teacher)
             self.cache.fill(self.args)
             if self.targets_repository and self.is_main:
                 push(self.cache.path, self.targets_repository)
             prepared, source = self.cache.apply(self.prepared)
             self.stored = replace(self.fitter, prepared=prepared), source
+
+    def targets_of(self, teacher: TargetSource) -> StoredTargets:
+        """Return the targets of a `cached` teacher, which may not be stored yet."""
+        storing = Storing(
+            self.prepared.for_targets, self.recipe.task, self._objectives, self.pair, self.args, self.narrator.say
+        )
+        return self.recipe.teacher.cache_for(teacher.model, storing)
 
     def for_students(self, teacher: TargetSource) -> tuple[Fitter, TargetSource]:
         """Return the fitter and the source of targets with which students are trained and evaluated."""

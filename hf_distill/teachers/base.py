@@ -170,6 +170,10 @@ class StoredTargets(Protocol):
     def found(self) -> bool:
         """Whether all targets were stored already when `fill` was called."""
 
+    @property
+    def size(self) -> int:
+        """Size of all files in bytes, approximately."""
+
     def in_words(self) -> str:
         """Return a description of what is stored, with its size, for the user and the report."""
 

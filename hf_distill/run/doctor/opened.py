@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+import psutil
+
 from hf_distill import parallel
 from hf_distill.files.ownership import TEACHERS
 from hf_distill.run.chain import trainings
@@ -85,6 +87,7 @@ class Opened:
         scratch: The directory.
         made: What was made, by the name of its property.
         failed: Names of what could not be made.
+        base_bytes: Resident memory of the process when data was read and no model loaded; 0 before that.
     """
 
     def __init__(self, recipe: Recipe, scratch: Path) -> None:
@@ -92,6 +95,7 @@ class Opened:
         self.scratch = scratch
         self.made: dict[str, Any] = {}
         self.failed: set[str] = set()
+        self.base_bytes = 0
         self._splits: dict[str, Dataset] = {}
         self._untrained: list[str] = []
 
@@ -101,6 +105,7 @@ class Opened:
         run = open_run(self.recipe, restart=False, claims=False, read=self._splits.update)
         run.teachers = (run.directory.path / TEACHERS, run.training)
         run.training = {**run.training, **QUIET, "output_dir": str(self.scratch)}
+        self.base_bytes = psutil.Process().memory_info().rss
         return run
 
     @property

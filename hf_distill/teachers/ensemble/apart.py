@@ -181,6 +181,11 @@ class MemberTargets:
         """Whether all targets were stored already when `fill` was called."""
         return all(one.found for _, one in self.each)
 
+    @property
+    def size(self) -> int:
+        """Size of all files of all teachers in bytes, approximately."""
+        return sum(one.size for _, one in self.each)
+
     def in_words(self) -> str:
         """Return a description of what is stored for each teacher, with its size."""
         parts = zip(self.source.names, self.each, strict=True)

@@ -62,6 +62,11 @@ class NoisyAnswers:
         )
         self.file = self.path / f"{key}.npz"
 
+    @property
+    def size(self) -> int:
+        """Size of the file in bytes, approximately: an index and a class for each row that may be answered."""
+        return 16 * len(self._public)
+
     def in_words(self) -> str:
         """Return what was asked and answered, and what it cost."""
         told = self.teachers.privacy
