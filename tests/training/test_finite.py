@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import engines
 import pytest
 import torch
 from invariants.cases import Collator, NotingTrainer, arguments, make_models, make_rows, make_trainer, split, train
@@ -261,6 +262,26 @@ def test_a_resumed_training_leaves_the_same_steps_out(tmp_path: Path) -> None:
     fresh = in_order(tmp_path, **{**settings, "rows": marked_rows(count=88)})
     fresh.train()
     assert fresh.skipped == 0
+
+
+@pytest.mark.parametrize("engine", ["fsdp2", pytest.param("fsdp2-shards", marks=pytest.mark.slow)])
+def test_going_back_where_weights_are_sharded(engine: str, tmp_path: Path) -> None:
+    """Each process would load its part into what the first training left behind, and go on with a mixture."""
+
+    def work() -> tuple[bool, int]:
+        settings = {**SAVED, "dtype": torch.float32, **split(4, processes=2)}
+        rows = marked_rows(33, count=88)
+        back = in_order(tmp_path / "back", terms=[Marked()], rows=rows, **settings)
+        back.train()
+        without = {**settings, "on_nan": "stop"}
+        wanted = in_order(tmp_path / "without", terms=[Marked()], rows=rows[:32] + rows[40:], **without)
+        wanted.train()
+        weights = [one.model.state_dict() for one in (back, wanted)]
+        return all(parallel.local(weights[0][name]).equal(parallel.local(one)) for name, one in weights[1].items()), (
+            back.skipped
+        )
+
+    assert engines.run(engine, work, tmp_path / "results") == [(True, 1)] * 2
 
 
 def test_going_back_needs_checkpoints(tmp_path: Path) -> None:
