@@ -310,3 +310,89 @@ def local(tensor: Tensor) -> Tensor:
     """Return the part of a tensor in this process; the tensor itself if it is not sharded (`DTensor`)."""
     found: Any = tensor
     return found.to_local() if hasattr(found, "to_local") else tensor
+
+
+# ---- Models that FSDP2 divides among processes -----------------------------------------------------------------------
+
+
+def divided_modules(model: nn.Module) -> list[Any]:
+    """Return the modules of a model whose weights FSDP2 divides, each with its own; none if it divides nothing."""
+    if processes() == 1:
+        return []
+    from torch.distributed.fsdp import FSDPModule
+
+    return [one for one in model.modules() if isinstance(one, FSDPModule)]
+
+
+def undivide(model: nn.Module) -> None:
+    """Undo in place what FSDP2 did to a model: every process then holds all of its weights as plain tensors.
+
+    What accelerate put around layers for activation checkpointing goes too. All processes must call this. It does
+    nothing to a model that is not divided.
+    """
+    divided = divided_modules(model)
+    for module in divided:
+        module.reshard()
+    weights = _whole_weights(model) if divided else {}
+    for module in model.modules() if divided else ():
+        for name, one in module._parameters.items():
+            if one is not None:
+                module._parameters[name] = weights[one]
+    for module in divided:
+        _undo(module)
+    for name, module in [*model.named_modules()] if divided else ():
+        if (inside := getattr(module, "_checkpoint_wrapped_module", None)) is not None:
+            model.set_submodule(name.replace("_checkpoint_wrapped_module.", ""), inside)
+
+
+def _whole_weights(model: nn.Module) -> dict[nn.Parameter, nn.Parameter]:
+    """Return a whole parameter for each parameter; a tied one is one again."""
+    from torch import nn
+
+    found = {}
+    for one in model.parameters():
+        found[one] = nn.Parameter(whole(one.detach()), requires_grad=one.requires_grad)
+    return found
+
+
+def _undo(module: Any) -> None:
+    """Remove what `fully_shard` added to a module: its hooks, its state and its class."""
+    from torch.distributed import _composable_state as composable
+    from torch.distributed._composable.contract import REGISTRY_KEY, STATE_KEY
+
+    state = module._get_fsdp_state()
+    hooks = [state._pre_forward_hook_handle, state._post_forward_hook_handle]
+    for group in state._fsdp_param_groups:
+        hooks += [
+            *group._module_to_pre_save_state_dict_hook_handle.values(),
+            *group._module_to_pre_load_state_dict_hook_handle.values(),
+        ]
+    for hook in hooks:
+        hook.remove()
+    composable._module_state_mapping.pop(module, None)
+    for key in (STATE_KEY, REGISTRY_KEY, "_is_fsdp_managed_module", "_fsdp_use_orig_params"):
+        module.__dict__.pop(key, None)
+    module.__class__ = type(module).__mro__[type(module)._orig_cls_mro_index]
+
+
+@contextmanager
+def whole_weights(model: nn.Module) -> Iterator[None]:
+    """Context manager: let a process run a divided model by itself; until the end each holds all of its weights.
+
+    All processes must enter and leave it together. In between they may run the model as often as they like, without a
+    gradient.
+    """
+    divided = divided_modules(model)
+    groups = [group for module in divided for group in module._get_fsdp_state()._fsdp_param_groups]
+    after = [group.post_forward_mesh_info for group in groups]
+    try:
+        for group in groups:
+            group.post_forward_mesh_info = None  # what a forward pass does with the weights: it leaves them whole
+        for module in divided:
+            module.unshard()
+        yield
+    finally:
+        for group, before in zip(groups, after, strict=True):
+            group.post_forward_mesh_info = before
+        for module in divided:
+            module.reshard()

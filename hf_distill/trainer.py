@@ -76,7 +76,7 @@ from hf_distill.training.randomness import undisturbed
 from hf_distill.training.rollback import RollbackTrainer
 from hf_distill.training.rollouts import Rollouts
 from hf_distill.training.saving import attach, detached, place
-from hf_distill.training.sharded import choose_wrapped_layers, deepspeed_stage, has_loss_scale, is_divided, is_wrapped
+from hf_distill.training.sharded import as_it_is, deepspeed_stage, divides, has_loss_scale, is_wrapped, prepare_sharding
 from hf_distill.training.sharing import SharingTrainer
 from hf_distill.training.terms import OBSERVED, Terms
 from hf_distill.training.text_columns import holds_text, text_columns
@@ -206,7 +206,7 @@ class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
             # slower. During training it is not used: `BothModels` sets it for each forward pass.
             config.use_cache = use_cache
         check_parallelism(self)
-        choose_wrapped_layers(self)
+        prepare_sharding(self)
         self.brings_optimizer = any(one is not None for one in optimizers)
         # A model that is loaded here may draw random numbers; one that is brought has not.
         with undisturbed(self.args.device):
@@ -423,7 +423,7 @@ class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
                 "completions: the student writes, and its tokenizer says where a text ends. Pass processing_class=."
             )
         with under("completions"):
-            check_whole(is_divided(self), deepspeed_stage(self))
+            check_whole(divides(self), deepspeed_stage(self))
             check_any_text(self.source)
             rereading = getattr(self.layout, "rereading", None)
             if rereading is None and getattr(self.layout, "mapping", None) is not None:
@@ -481,7 +481,7 @@ class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
         data: Any = self.train_dataset
         if not self.terms.undecided or data is None:
             return []
-        if is_divided(self):
+        if divides(self):
             raise UserError(
                 "layers: 'similarity' is not supported with FSDP. Run a few steps without FSDP, which logs the "
                 "pairs, and write them in the recipe: layers: [[1, 2], ...]."
@@ -789,7 +789,7 @@ class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
         self.check_finite()
         self._follow_models()
         self.eval_sums = EvalSums(self.terms)
-        with undisturbed(self.args.device):
+        with undisturbed(self.args.device), as_it_is(self):
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )

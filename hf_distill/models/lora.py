@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-SHARDED = (
-    "adapters are merged at the end, which FSDP and DeepSpeed do not allow: they shard the weights. Train without them "
-    "(accelerate launch with another configuration), or leave lora out."
-)
 # A pooler counts as part of the head: language models are saved without one.
 _POOLER = "pooler"
 
@@ -201,10 +197,6 @@ class Adapters(TrainingHooks):
                 peft.PeftModel.from_pretrained(model, str(directory), is_trainable=True)
             )
         return opened
-
-    def sharded(self) -> UserError:
-        """Refuse sharded weights."""
-        return UserError(SHARDED, key="student.name")
 
     def goes_on(self) -> Adapters:
         """Return the same without merging."""

@@ -226,7 +226,7 @@ class Fitter:
         """
         from transformers.trainer_utils import align_special_tokens
 
-        from hf_distill.training.sharded import is_divided, saves_itself
+        from hf_distill.training.sharded import divides, saves_itself
 
         directory = Path(directory)
         hooks = hooks or TrainingHooks()
@@ -256,7 +256,7 @@ class Fitter:
         trainer.key, trainer.claim, trainer.stays_shared = key, claim, True
         if (refusal := hooks.sharded()) is not None and saves_itself(trainer):
             raise refusal
-        for callback in (*hooks.callbacks(whole), *(() if is_divided(trainer) else callbacks), EndWandbRun()):
+        for callback in (*hooks.callbacks(whole), *(() if divides(trainer) else callbacks), EndWandbRun()):
             trainer.add_callback(callback)
         for text in (*hooks.in_words(whole), *self._left_out(objectives), *trainer.decisions):
             say(text)

@@ -8,7 +8,7 @@ from hf_distill.errors import UserError
 from hf_distill.models.patching import replaced
 from hf_distill.tasks.evaluator import Predictions
 from hf_distill.trainer import DistillationTrainer
-from hf_distill.training.sharded import is_divided
+from hf_distill.training.sharded import divides
 
 if TYPE_CHECKING:
     from transformers import EvalPrediction, PreTrainedModel
@@ -47,7 +47,7 @@ class TaskTrainer(DistillationTrainer):
             **others,
         )
         self.generates = evaluator.generates((args.metric_for_best_model or "").removeprefix("eval_"))
-        if self.generates and is_divided(self):
+        if self.generates and divides(self):
             raise UserError(
                 f"{args.metric_for_best_model} is a metric of generated texts, and a model that FSDP shards cannot "
                 "generate during training. Choose the best model by loss.",

@@ -89,12 +89,6 @@ class FineTuning(TrainingHooks):
         with under("lora"):
             return merged(model)
 
-    def sharded(self) -> UserError | None:
-        """Refuse sharded weights if there are adapters to merge."""
-        from hf_distill.models.lora import SHARDED
-
-        return None if self.lora is None else UserError(SHARDED, key="lora")
-
     def callbacks(self, model: nn.Module) -> Sequence[TrainerCallback]:
         """Return the callback that ends the training early, if there is one."""
         return () if self.early_stopping is None else (self.early_stopping.callback(),)

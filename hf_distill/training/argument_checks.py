@@ -47,7 +47,7 @@ def check_terms(terms: Terms, trainer: Any) -> None:
     Raises:
         ValueError: They do not work together; the message says what to leave out, or what to pass instead.
     """
-    from hf_distill.training.sharded import is_divided  # imports Trainer, which --check does not need
+    from hf_distill.training.sharded import divides  # imports Trainer, which --check does not need
 
     args = trainer.args
     given: tuple[Any, ...] = (trainer.model_init, trainer.optimizer)
@@ -73,5 +73,5 @@ def check_terms(terms: Terms, trainer: Any) -> None:
             "the models would train nothing. Set use_reentrant: false in activation_checkpointing_kwargs (before "
             "Transformers 5.23 gradient_checkpointing_kwargs)."
         )
-    if is_divided(trainer) and terms.differentiates:
+    if divides(trainer) and terms.differentiates:
         raise ValueError("FSDP does not work with objectives that differentiate. Use DDP, or leave them out.")

@@ -66,7 +66,8 @@ def last_complete_checkpoint(
     Args:
         directory: `output_dir` of the run; it need not exist.
         key: Fingerprint of the training, as `Fitter.key` returns it; checkpoints of other trainings are skipped.
-        sealed: Skip checkpoints without `_files.json`; earlier versions did not write it.
+        sealed: Skip checkpoints without `_files.json`, which earlier versions did not write. Without it, one of several
+            processes is skipped anyhow: nothing says which files each of them must have written.
     """
     for folder in checkpoints(Path(directory)):
         reason = _checkpoint_fault(folder, key, sealed)
@@ -115,9 +116,14 @@ def _checkpoint_fault(folder: Path, key: str | None, sealed: bool) -> str | None
         return "no global_step in trainer_state.json"
     if damage := weights_fault(folder):
         return damage
-    if any(True for pattern in _SHARDED for _ in folder.glob(pattern)):
-        return None
-    return _lacking(folder) or _best_fault(folder, state.get("best_model_checkpoint"))
+    sharded = _any(folder, *_SHARDED)
+    if record is None and (sharded or _any(folder, "rng_state_*.pth")):
+        return f"no readable {SEAL}, and nothing else says which files each process must have written"
+    return (None if sharded else _lacking(folder)) or _best_fault(folder, state.get("best_model_checkpoint"))
+
+
+def _any(folder: Path, *patterns: str) -> bool:
+    return any(True for pattern in patterns for _ in folder.glob(pattern))
 
 
 def weights_fault(folder: Path) -> str | None:

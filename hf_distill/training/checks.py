@@ -26,7 +26,7 @@ from hf_distill.objectives.fit import check_fit
 from hf_distill.rows.base import RowLayout
 from hf_distill.rows.examples import ExampleRows
 from hf_distill.training.label_values import reaches_models
-from hf_distill.training.sharded import deepspeed_stage, engine
+from hf_distill.training.sharded import deepspeed_stage, engine, fsdp_version
 
 IDS = "input_ids"
 
@@ -96,6 +96,11 @@ def check_parallelism(trainer: Trainer) -> None:
         raise ValueError("DeepSpeed ZeRO-3 is not supported: it would shard the teacher. Use ZeRO-2 or FSDP.")
     if max(trainer.get_tp_size(), trainer.get_cp_size(), trainer.get_sp_size()) > 1:
         raise ValueError("tensor, context and sequence parallelism are not supported.")
+    if (version := fsdp_version(trainer)) not in (None, 2):
+        raise ValueError(
+            f"FSDP version {version} is not supported. Use version 2: fsdp_config: {{version: 2}}, or "
+            "accelerate launch --fsdp_version 2."
+        )
     optimizer = str(getattr(trainer.args.optim, "value", trainer.args.optim))
     in_backward = stage is not None or any(word in optimizer for word in ("lomo", "layerwise"))
     if in_backward and (on_nan := getattr(trainer.args, "on_nan", "stop")) != "stop":

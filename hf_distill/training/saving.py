@@ -26,7 +26,7 @@ from hf_distill.models.target_model import TargetSource
 from hf_distill.training.checkpoints import damaged, seal, weights_fault
 from hf_distill.training.learners import Learners
 from hf_distill.training.rollouts import Rollouts
-from hf_distill.training.sharded import saves_itself
+from hf_distill.training.sharded import divides, finished, gathered_state, is_divided, saves_itself, writes_shards
 from hf_distill.training.terms import Terms
 from hf_distill.training.unpickling import only_values
 from hf_distill.training.weighing import Weighing
@@ -62,16 +62,25 @@ class SavingTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save as `Trainer` does, but write no pickled arguments and no projections outside of checkpoints."""
         own, gathered = split_state(state_dict)
-        with nullcontext() if saves_itself(self) else detached(self.model):
+        with detached(self.model) if own is None else nullcontext():
             super()._save(output_dir, own)
         directory = Path(output_dir or self.args.output_dir or ".")
         if not self.args.should_save:
             return
-        if not directory.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
+        if directory.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
+            self._save_beside(directory, gathered or self.terms.learned.state_dict())
+        else:
             (directory / "training_args.bin").unlink(missing_ok=True)
-            return
-        if self.terms.learned:
-            save_learned(directory, gathered or self.terms.learned.state_dict())
+
+    def _save_beside(self, directory: Path, learned: Mapping[str, Tensor]) -> None:
+        """Write into a checkpoint what a resumed training needs besides the student and its optimizer.
+
+        Args:
+            directory: The checkpoint.
+            learned: What objectives learned; empty for nothing, or if it is stored with the student.
+        """
+        if learned:
+            save_learned(directory, learned)
         self._save_targets(directory)
         self.weighing.save(directory)
         if self._rollouts_state:
@@ -120,6 +129,8 @@ class SavingTrainer(Trainer):
         Returns:
             Size in bytes and sha256 of every file by name, in the process that writes; empty in the others.
         """
+        if is_divided(self):
+            finished(self)
         staging, sums = directory / EXPORT, {}
         if self.args.should_save:
             shutil.rmtree(staging, ignore_errors=True)
@@ -154,12 +165,26 @@ class SavingTrainer(Trainer):
         """
         if output_dir is None and self.exported is not None:
             return
-        super().save_model(output_dir, _internal_call)
+        if not divides(self):
+            super().save_model(output_dir, _internal_call)
+            return
+        directory = Path(output_dir or self.args.output_dir or ".")
+        if _internal_call and writes_shards(self) and directory.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
+            if self.args.should_save:
+                directory.mkdir(parents=True, exist_ok=True)
+                self._save_beside(directory, {})
+            return
+        # `Trainer` would write tied weights twice, and with SHARDED_STATE_DICT nothing.
+        self._save(str(directory), gathered_state(self) if is_divided(self) else None)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        """Return what `Trainer` does, with intervals given as shares of the training converted to steps.
+        """Return how many epochs, and steps of the next one, are done.
 
-        `Trainer` compares them with those of a checkpoint, which are in steps.
+        Intervals given as shares of the training are converted to steps, since `Trainer` compares them with those of a
+        checkpoint, which are in steps. After the last step of `max_steps` no epoch is left: `Trainer` would take one
+        more step of the present epoch.
         """
         names = ("logging_steps", "eval_steps", "save_steps")
         shares = {name: value for name in names if 0 < (value := getattr(self.args, name) or 0) < 1}
@@ -171,7 +196,8 @@ class SavingTrainer(Trainer):
             # Restored: another training with these arguments may have another number of steps.
             for name, share in shares.items():
                 setattr(self.args, name, share)
-        return begun
+        epochs: int = args[1]
+        return (epochs, 0) if self.state.global_step >= max_steps else begun
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         prepare: Any = super()._prepare_for_training

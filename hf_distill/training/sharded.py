@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel, Trainer
 
 from hf_distill import parallel
+from hf_distill.models.patching import replaced
+from hf_distill.models.quantization import is_placed
 
 
 def engine(trainer: Trainer) -> str | None:
@@ -18,22 +22,31 @@ def engine(trainer: Trainer) -> str | None:
     return "DeepSpeed" if trainer.is_deepspeed_enabled else None
 
 
-def choose_wrapped_layers(trainer: Trainer) -> None:
-    """Choose which layers FSDP2 shards one by one, where the policy is TRANSFORMER_BASED_WRAP and the user names none.
+def prepare_sharding(trainer: Trainer) -> None:
+    """Settle how FSDP2 will shard the student, where accelerate's own way fails or is inexact.
 
-    These are the layers that Transformers does not split over devices (`_no_split_modules`), also of models inside the
-    student. accelerate would take all of these classes; among them are BERT's embeddings, whose table it shards a
-    second time on its own, and fails.
+    - Which layers are sharded one by one, if the policy is TRANSFORMER_BASED_WRAP and the user names none: those that
+      Transformers does not split over devices (`_no_split_modules`), also of models inside the student. accelerate
+      would take all of these classes; among them are BERT's embeddings, whose table it shards a second time on its own,
+      and fails.
+    - In which precision modules return tensors: as computed. The loss is computed inside the student's forward pass
+      (`inside_forward`), and accelerate would round it to bf16.
     """
     plugin: Any = getattr(trainer.accelerator.state, "fsdp_plugin", None)
-    if plugin is None or plugin.transformer_cls_names_to_wrap is not None:
+    if plugin is None:
         return
-    student: Any = trainer.model
+    if plugin.transformer_cls_names_to_wrap is None:
+        plugin.transformer_cls_names_to_wrap = _layers(trainer.model)
+    if plugin.mixed_precision_policy is not None:
+        plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
+
+
+def _layers(student: Any) -> list[str]:
     named = {name for one in student.modules() for name in getattr(type(one), "_no_split_modules", None) or ()}
     tables = {_embeddings(one) for one in student.modules() if isinstance(one, PreTrainedModel)} - {None}
     layers = {type(one).__name__ for one in student.modules() if type(one).__name__ in named}
     holders = {type(one).__name__ for one in student.modules() if tables & set(one.modules())}
-    plugin.transformer_cls_names_to_wrap = sorted(layers - holders)
+    return sorted(layers - holders)
 
 
 def _embeddings(model: PreTrainedModel) -> nn.Module | None:
@@ -43,14 +56,25 @@ def _embeddings(model: PreTrainedModel) -> nn.Module | None:
         return None
 
 
-def is_divided(trainer: Trainer) -> bool:
-    """Return whether every process holds a part of each weight (FSDP)."""
+def divides(trainer: Trainer) -> bool:
+    """Return whether every process will hold a part of each weight only, while the student trains (FSDP)."""
     return bool(trainer.is_fsdp_enabled)
+
+
+def is_divided(trainer: Trainer) -> bool:
+    """Return whether every process holds a part of each weight only now: not before the training, nor at its end."""
+    model: Any = trainer.model
+    return divides(trainer) and bool(parallel.divided_modules(model))
 
 
 def saves_itself(trainer: Trainer) -> bool:
     """Return whether FSDP or DeepSpeed saves and loads all weights, including what objectives learned."""
     return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+
+
+def ends_whole(trainer: Trainer) -> bool:
+    """Return whether `finished` gives every process the whole student; with DeepSpeed it does not."""
+    return not trainer.is_deepspeed_enabled
 
 
 def is_wrapped(trainer: Trainer, model: nn.Module, student: nn.Module) -> bool:
@@ -64,16 +88,55 @@ def to_evaluate(trainer: Trainer) -> Any:
 
 
 def finished(trainer: Trainer) -> Any:
-    """Return the trainer's model without accelerate's changes: its forward pass no longer runs under autocast.
+    """Return the trainer's model without accelerate's changes: whole, and its forward pass no longer under autocast.
 
     accelerate leaves its autocast wrapper on the model, so that a measurement in float32 would measure bf16. It also
     marks the model as prepared, and would then not wrap it again for an evaluation in the precision of its training.
+    With FSDP all processes must call this, and each needs memory for all weights.
     """
     wrapped: Any = trainer.model
     model = parallel.unwrapped(wrapped, autocast=False)
-    if not is_divided(trainer):  # FSDP's sharding cannot be undone
-        model.__dict__.pop("_is_accelerate_prepared", None)
+    parallel.undivide(model)
+    model.__dict__.pop("_is_accelerate_prepared", None)
     return model
+
+
+@contextmanager
+def as_it_is(trainer: Trainer) -> Iterator[None]:
+    """Context manager for an evaluation: run a model that is not sharded, or not any more, as each process holds it.
+
+    `Trainer` would have FSDP shard it, which accelerate refuses without an optimizer.
+    """
+    model: Any = trainer.model
+    if not divides(trainer) or is_divided(trainer):
+        yield
+        return
+    if not is_placed(model, trainer.args.device):
+        model.to(trainer.args.device)
+    with replaced(trainer, "is_fsdp_enabled", False):
+        yield
+
+
+def gathered_state(trainer: Trainer) -> dict[str, Any]:
+    """Return all weights of a sharded student by name, in the process that saves it; all processes must call this.
+
+    A weight that has several names (tied embeddings) is there under one of them, as `save_pretrained` wants it.
+    """
+    state: dict[str, Any] = trainer.accelerator.get_state_dict(trainer.model)
+    tied: Any = getattr(trainer.model, "all_tied_weights_keys", None) or {}
+    return {name: value for name, value in state.items() if tied.get(name) not in state}
+
+
+def fsdp_version(trainer: Trainer) -> int | None:
+    """Return the version of FSDP; None without FSDP."""
+    plugin: Any = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    return None if plugin is None else int(plugin.fsdp_version)
+
+
+def writes_shards(trainer: Trainer) -> bool:
+    """Return whether a checkpoint holds the weights as one file a process (`SHARDED_STATE_DICT`), and no whole ones."""
+    plugin: Any = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    return plugin is not None and "SHARDED" in str(plugin.state_dict_type)
 
 
 def deepspeed_stage(trainer: Trainer) -> int | None:
