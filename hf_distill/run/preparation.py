@@ -37,7 +37,7 @@ from hf_distill.run.group_checks import check_groups
 from hf_distill.run.launch import check_launch, load_in_every_process, use_all_cores, use_cpu_if_needed, waiting
 from hf_distill.run.pairing import open_pair
 from hf_distill.run.parts import parts
-from hf_distill.run.requirements import check_steps, check_trainings, output_directory
+from hf_distill.run.requirements import check_steps, check_trainings, output_directory, repeated_rows
 from hf_distill.run.run import Run
 from hf_distill.run.shape_latency import ShapeLatency
 from hf_distill.run.student_cost import choose_student
@@ -138,6 +138,8 @@ def open_run(
     for line in odd if parallel.is_first() else ():
         logger.warning(line)
     check_steps(recipe, len(prepared.train), labels_of(prepared)["train_rows_with_label"], parallel.processes())
+    for line in filter(None, [repeated_rows(recipe, len(prepared.train), parallel.processes())]):
+        narrator.say(line)
     with recipe.locate("training"):
         if claims and not for_teacher:
             check_shared(directory.path, "output_dir")

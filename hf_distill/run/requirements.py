@@ -102,6 +102,24 @@ def check_steps(recipe: Recipe, rows: int, labelled: int, processes: int) -> Non
         recipe.student.check_steps(steps_of(next(_trainings(recipe))[2], own_rows, processes))
 
 
+def repeated_rows(recipe: Recipe, rows: int, processes: int) -> str | None:
+    """Return a line about the last step of an epoch, if accelerate fills it so that all processes have as many rows.
+
+    Args:
+        recipe: The recipe.
+        rows: Number of rows of the train split.
+        processes: Number of processes of the run.
+    """
+    arguments = next(_trainings(recipe))[2]
+    more = -rows % (int(arguments.get("per_device_train_batch_size", 8)) * processes)
+    if processes == 1 or not more or arguments.get("dataloader_drop_last"):
+        return None
+    return (
+        f"the last step of each epoch repeats {more:,} row{'s' * (more != 1)}, so that all processes have as many "
+        "(training.dataloader_drop_last: true leaves that step out)"
+    )
+
+
 def steps_of(arguments: Mapping[str, Any], rows: int, processes: int) -> int:
     """Return the number of optimiser steps of a training, as `Trainer` counts them."""
     if (steps := int(arguments.get("max_steps", -1))) > 0:
