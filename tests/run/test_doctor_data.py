@@ -72,7 +72,7 @@ def test_eval_rows_that_are_learned_from(look: Look, tmp_path: Path, sentiment_c
     found = look("overlap", data=section)
     said = texts(found, "warning")
     assert f"3 of {len(evaluated)} eval rows" in said
-    assert "of which 2 differ in case or spaces" in said
+    assert "(2 with other case or spaces)" in said
     assert f"3 (row {len(train) + 1} of train)" in said
     assert "20 of 32 eval rows (62.5%) are also in data.transfer" in texts(found, "mistake")
 

@@ -11,6 +11,7 @@ import numpy as np
 from hf_distill.data import column
 from hf_distill.data.transfer import TRANSFER
 from hf_distill.errors import UserError
+from hf_distill.models.tokenizers import longest_input
 from hf_distill.run.doctor.finding import CannotCheck, Finding
 from hf_distill.run.doctor.sampling import of_rows, sample, unheard
 from hf_distill.run.preparation import setup_of
@@ -39,8 +40,11 @@ def lengths(opened: Opened) -> Iterator[Finding]:
         yield Finding(NAME, "ok", f"packed: {tokens:,} train tokens in {blocks:,} blocks, nothing is truncated")
         return
     limit = opened.pair.max_length
+    most = _most(opened)
+    if limit is not None and most is not None and limit < most:
+        yield Finding(NAME, "ok", f"texts are cut at {limit:,} tokens, the models take {most:,}")
     for name, rows, found in _measured(opened):
-        yield _of_split(name, rows, found, limit)
+        yield _of_split(name, rows, found, limit, most)
         if (outlier := _outlier(name, found, limit)) is not None:
             yield outlier
 
@@ -59,6 +63,8 @@ def _measured(opened: Opened) -> Iterator[tuple[str, str, Lengths]]:
 def _whole(opened: Opened, parts: Mapping[str, Dataset]) -> dict[str, Lengths]:
     """Return the lengths of rows as the task tokenises them, without truncation."""
     setup = replace(setup_of(opened.recipe, opened.pair), max_length=None)
+    if opened.recipe.teacher.own_inputs:  # its model is of another task
+        setup = replace(setup, teacher_tokenizer=None, configs=(opened.pair.student,))
     if setup.label_names is None and opened.prepared.label_names is not None:
         setup = replace(setup, label_names=list(opened.prepared.label_names))  # some rows may lack a class
     try:
@@ -85,7 +91,14 @@ def _vectors(opened: Opened, parts: Mapping[str, Dataset]) -> dict[str, Lengths]
     return found
 
 
-def _of_split(name: str, rows: str, found: Lengths, limit: int | None) -> Finding:
+def _most(opened: Opened) -> int | None:
+    """Return how many tokens the models and their tokenizers take; None where nothing limits it."""
+    pair = opened.pair
+    tokenizers = [one for one in (pair.tokenizer, pair.teacher_tokenizer) if one is not None]
+    return longest_input((pair.teacher, pair.student), tokenizers)
+
+
+def _of_split(name: str, rows: str, found: Lengths, limit: int | None, most: int | None) -> Finding:
     said = f"{name} ({rows}): median {np.median(found):,.0f}, longest {found.max():,} tokens"
     if limit is None:
         return Finding(NAME, "ok", f"{said}, no limit")
@@ -98,7 +111,9 @@ def _of_split(name: str, rows: str, found: Lengths, limit: int | None) -> Findin
         NAME,
         "warning",
         f"{share:.1%} of {name} ({rows}) are longer than {limit:,} tokens: what comes after is not read",
-        f"data.max_length: {enough} would keep {KEPT:.0%} of them whole, if the models take as many.",
+        f"data.max_length: {enough} keeps {KEPT:.0%} of them whole."
+        if most is None or enough <= most
+        else f"The models take at most {most:,}, which keeps {(found <= most).mean():.0%}; {KEPT:.0%} need {enough:,}.",
     )
 
 

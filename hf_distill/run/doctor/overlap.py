@@ -51,7 +51,7 @@ def _learned(name: str, split: Dataset, evaluated: Dataset) -> Iterator[Finding]
         return
     share = len(alike) / len(evaluated)
     rows = ", ".join(f"{row} (row {other} of {name})" for row, other in alike[:SHOWN])
-    more = f", of which {len(alike) - len(exact):,} differ in case or spaces" if len(alike) > len(exact) else ""
+    more = f" ({len(alike) - len(exact):,} with other case or spaces)" if len(alike) > len(exact) else ""
     too_high = "the scores will be too high" if name == "train" else "the student learns the teacher's targets for them"
     yield Finding(
         NAME,
@@ -67,14 +67,17 @@ def _repeated(train: Dataset, label_role: str) -> Iterator[Finding]:
     roles, labelled = inputs_of(train), label_role in train.column_names and label_role not in inputs_of(train)
     if not roles:
         return
-    seen: dict[int, set[object]] = {}
-    labels = map(str, train[label_role]) if labelled else [""] * len(train)
+    seen: dict[int, set[str]] = {}
+    values = train[label_role][:] if labelled else [""] * len(train)
+    labels = map(str, values)
     rows = 0
     for one, label in zip(row_hashes(train, roles), labels, strict=True):
         rows += one in seen
         seen.setdefault(one, set()).add(label)
     against = sum(len(found) > 1 for found in seen.values())
-    if against:
+    if against and isinstance(next(one for one in values if one is not None), float):
+        yield Finding(NAME, "ok", f"{against:,} texts occur more than once in train, with different numbers")
+    elif against:
         yield Finding(
             NAME,
             "warning",
@@ -85,5 +88,5 @@ def _repeated(train: Dataset, label_role: str) -> Iterator[Finding]:
     text = f"{rows:,} of {len(train):,} train rows ({share:.1%}) repeat an earlier one"
     if share > REPEATED:
         yield Finding(NAME, "warning", text, "They count twice; drop them, unless that is meant.")
-    elif not against:
+    else:
         yield Finding(NAME, "ok", text)

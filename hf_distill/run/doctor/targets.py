@@ -131,7 +131,7 @@ def _sure(opened: Opened, trainer: DistillationTrainer, batches: list[Mapping[st
         yield Finding(NAME, "ok", said)
     if sums.labelled:
         agrees = sums.right / sums.labelled
-        yield Finding(NAME, "ok", f"its top class is the label in {agrees:.0%} of {sums.labelled:,} of them")
+        yield Finding(NAME, "ok", f"its top class is the label in {agrees:.0%} of {sums.labelled:,} with a label")
 
 
 def _numbers(rows: Rows) -> Tensor:

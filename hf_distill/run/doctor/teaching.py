@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hf_distill.metrics.chance import Chance
     from hf_distill.models.target_model import TargetSource
     from hf_distill.run.doctor.opened import Opened
+    from hf_distill.tasks import Prepared
     from hf_distill.tasks.evaluator import Evaluator, Predictions
 
 NAME = "teacher"
@@ -39,12 +40,14 @@ class PartlyScored:
     Attributes:
         evaluator: Evaluates these rows.
         predictions: Its predictions.
+        data: The data as it reads it.
         rows: Their number.
         total: Number of rows of the eval split.
     """
 
     evaluator: Evaluator
     predictions: Predictions
+    data: Prepared
     rows: int
     total: int
 
@@ -67,7 +70,7 @@ def teaching(opened: Opened) -> Iterator[Finding]:
     if chance is None or math.isnan(value):
         yield Finding(NAME, "ok" if chance is None else "warning", said)
         return
-    if name == PERPLEXITY and (frequency := _by_frequency(opened)) is not None:
+    if name == PERPLEXITY and (frequency := _by_frequency(scored.data)) is not None:
         chance = frequency
     guess = f"{_shown(chance.value)} by a guess ({chance.answer})"
     if not chance.explains(value, greater_is_better=scored.evaluator.greater_is_better):
@@ -85,9 +88,11 @@ def runs_here(opened: Opened) -> TargetSource:
     """Return the teacher, trained, to be asked about some rows.
 
     Raises:
-        CannotCheck: It is not trained yet, or asking it costs more than a forward pass here.
+        CannotCheck: It is not trained yet, it follows the student, or asking it costs more than a forward pass here.
     """
     source = opened.trained_teacher
+    if source.follows_student:
+        raise CannotCheck("the teacher is made of the student, which is not trained yet")
     if not source.models and opened.run.stored is None:
         raise CannotCheck("the teacher does not run here, and is not asked")
     return source
@@ -110,7 +115,7 @@ def _score(opened: Opened, source: TargetSource) -> PartlyScored:
     evaluator, rows = prepared.evaluator.on(rows)
     part = replace(fitter, prepared=replace(prepared, eval=prepared.eval.select(rows), evaluator=evaluator))
     predictions, _ = part.predict(model, opened.run.training, whose="the teacher")
-    return PartlyScored(evaluator, predictions, len(rows), len(prepared.eval))
+    return PartlyScored(evaluator, predictions, prepared, len(rows), len(prepared.eval))
 
 
 def _other_order(opened: Opened, scored: PartlyScored, said: str) -> Finding | None:
@@ -149,14 +154,14 @@ def _classes(scored: PartlyScored) -> tuple[Any, Any, int] | None:
     return (logits.argmax(-1)[known], labels[known].astype(int), logits.shape[-1]) if known.any() else None
 
 
-def _by_frequency(opened: Opened) -> Chance | None:
+def _by_frequency(data: Prepared) -> Chance | None:
     """Return the perplexity of a model that knows only how often each token occurs in the train split."""
     from hf_distill.metrics.chance import Chance
 
-    train, evaluated = opened.prepared.train, opened.prepared.eval
+    train, evaluated = data.train, data.eval
     if "labels" not in train.column_names or "labels" not in evaluated.column_names:
         return None
-    classes = int(getattr(opened.prepared.layout, "classes", None) or 0)
+    classes = int(getattr(data.layout, "classes", None) or 0)
     counted, wanted = (labels[labels >= 0] for labels in (flat(sample(train), "labels"), flat(evaluated, "labels")))
     if not classes or not len(counted) or not len(wanted):
         return None
