@@ -104,11 +104,19 @@ class Arrival:
         self._start, self._share = None, 0.0
 
     def _when(self, seconds: float) -> str:
-        now = self.now()
-        end = now + timedelta(seconds=seconds)
-        if end.date() == now.date():
-            return f"{end:%H:%M}"
-        return f"{end:%a %H:%M}" if seconds < 6 * 86_400 else f"{end:%d %b %H:%M}"
+        return clock_time(seconds, self.now())
+
+
+def clock_time(seconds: float, now: datetime) -> str:
+    """Return the time of day so many seconds from now, with the day if it is another.
+
+    >>> clock_time(3600, datetime(2026, 1, 5, 12)), clock_time(86_400, datetime(2026, 1, 5, 12))
+    ('13:00', 'Tue 12:00')
+    """
+    end = now + timedelta(seconds=seconds)
+    if end.date() == now.date():
+        return f"{end:%H:%M}"
+    return f"{end:%a %H:%M}" if seconds < 6 * 86_400 else f"{end:%d %b %H:%M}"
 
 
 def duration(seconds: float) -> str:

@@ -41,6 +41,12 @@ def parts(run: Run) -> list[Part]:
     return found
 
 
+def work_of_row(run: Run, *, live: bool) -> float:
+    """Return how much a training of the student computes for a row; with `live`, the teacher runs beside it."""
+    cost = _Cost(run)
+    return TRAINED * cost.student + (cost.teacher if live else 0.0)
+
+
 class _Cost:
     """How much the parts of a run compute."""
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import engines
 import pytest
 import torch
 from fake_hub import READ_TOKEN, WRITE_TOKEN, FakeHub, fake_hub
@@ -103,6 +104,24 @@ def test_what_does_not_fit_is_a_mistake_with_what_fits() -> None:
     assert (never.status, "Not even one row" in never.advice) == ("mistake", True)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "part"), [("ddp", 1), ("fsdp2", 2)])
+def test_processes_measure_what_each_of_them_holds(
+    write_recipe: WriteRecipe, tmp_path: Path, engine: str, part: int
+) -> None:
+    """Processes that decide differently what fits wait for each other; a sharded student must not count as a whole."""
+    path = write_recipe()
+    engines.command(engine, "doctor", path, "--json", directory=tmp_path / "logs")
+    text = (tmp_path / "logs" / "0.log").read_text()
+    document = json.loads(text[text.index("{") :])
+    (found,) = [one for one in document["findings"] if one["check"] == "memory"]
+    weights = sum(one.numel() * 4 for one in opened(path).student.parameters())
+    assert found["status"] == "ok"
+    assert found["figures"]["student_bytes"] == pytest.approx(weights / part, rel=0.1)
+    assert (found["figures"]["ddp_bytes"] > 0) == (engine == "ddp")
+    assert any(one["check"] == "speed" and one["status"] == "ok" for one in document["findings"])
+
+
 # --- time ---------------------------------------------------------------------------------------------------------
 
 
@@ -112,9 +131,24 @@ def test_steps_are_timed_and_leave_no_trace(write_recipe: WriteRecipe, tmp_path:
     run = opened(path)
     before = {name: one.clone() for name, one in run.student.state_dict().items()}
     found = findings("speed", speed.speed, run)
-    assert found[0].figures["step_seconds"] > 0
+    figures = found[0].figures
+    assert 0 < figures["step_seconds"] < figures["run_seconds"]
     assert all(one.equal(before[name]) for name, one in run.student.state_dict().items())
     assert not (tmp_path / "out").exists()
+
+
+def test_the_duration_of_the_run_is_that_of_its_parts(
+    write_recipe: WriteRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A doctor that forgets the baseline, a seed or the teacher beside the student says Friday instead of Monday."""
+    monkeypatch.setattr(speed, "step_seconds", lambda _: 2.0)
+    path = write_recipe(report={"baseline": True, "seeds": 2, "latency": False}, training={"eval_strategy": "no"})
+    figures = findings("speed", speed.speed, opened(path))[0].figures
+    assert figures["student_seconds"] == pytest.approx(8 * 2.0)  # 64 rows in steps of 8
+    assert figures["student_seed_43_seconds"] == figures["student_seconds"]
+    assert figures["baseline_seconds"] < figures["student_seconds"]  # no teacher beside it
+    parts = [value for name, value in figures.items() if name.endswith("_seconds")]
+    assert figures["run_seconds"] == pytest.approx(sum(parts) - figures["run_seconds"] - figures["step_seconds"])
 
 
 # --- disks --------------------------------------------------------------------------------------------------------

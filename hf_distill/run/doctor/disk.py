@@ -16,7 +16,7 @@ from hf_distill.models.inspection import base_model
 from hf_distill.run.doctor.finding import CannotCheck, Finding
 from hf_distill.run.doctor.memory import measured
 from hf_distill.run.doctor.trial import bytes_of
-from hf_distill.run.requirements import output_directory
+from hf_distill.run.requirements import output_directory, steps_of
 
 if TYPE_CHECKING:
     from hf_distill.run.doctor.opened import Opened
@@ -116,11 +116,12 @@ def kept_checkpoints(opened: Opened) -> int:
         return 0
     if limit := args.save_total_limit:
         return int(limit) + 1 + (bool(args.load_best_model_at_end) and limit == 1)
-    loader = len(opened.trainer.get_train_dataloader())
-    each = max(loader // args.gradient_accumulation_steps, 1)
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * each)
+    steps, data = args.max_steps, opened.trainer.train_dataset
+    if steps <= 0:  # a stream has max_steps
+        rows = len(data)  # type: ignore[arg-type]
+        steps = steps_of({**opened.training, **opened.recipe.plan[0].training}, rows, parallel.processes())
     if strategy == "epoch":
-        return math.ceil(steps / each)
+        return math.ceil(args.num_train_epochs) if args.max_steps <= 0 else 1
     every = args.save_steps if args.save_steps >= 1 else math.ceil(args.save_steps * steps)
     return max(int(steps / every), 1)
 

@@ -138,7 +138,8 @@ def _measure(opened: Opened) -> Memory:
     there = available(args.device)
     trials: list[Trial] = []
     for size in sizes:
-        if trials and max(trials[-1].peaks) * size / sizes[0] > there:
+        too_much = bool(trials) and max(trials[-1].peaks) * size / sizes[0] > there
+        if any(parallel.from_all(too_much)):
             sizes = sizes[:1]  # too much to try
             break
         steps = SETTLED if size == sizes[-1] else 2

@@ -87,6 +87,7 @@ class Opened:
         scratch: The directory.
         made: What was made, by the name of its property.
         failed: Names of what could not be made.
+        training: The run's training arguments, before they were changed for trainers of the doctor.
         base_bytes: Resident memory of the process when data was read and no model loaded; 0 before that.
     """
 
@@ -96,6 +97,7 @@ class Opened:
         self.made: dict[str, Any] = {}
         self.failed: set[str] = set()
         self.base_bytes = 0
+        self.training: dict[str, Any] = {}
         self._splits: dict[str, Dataset] = {}
         self._untrained: list[str] = []
 
@@ -104,6 +106,7 @@ class Opened:
         """The run as it is before a model is loaded. Its trainers write into `scratch`."""
         run = open_run(self.recipe, restart=False, claims=False, read=self._splits.update)
         run.teachers = (run.directory.path / TEACHERS, run.training)
+        self.training = run.training
         run.training = {**run.training, **QUIET, "output_dir": str(self.scratch)}
         self.base_bytes = psutil.Process().memory_info().rss
         return run

@@ -62,7 +62,7 @@ def try_out(opened: Opened, rows: Sequence[int], size: int, steps: int, *, count
         steps: Number of steps, at least 2: the first one makes the optimizer's states.
         counts: Whether to count the bytes that the last step allocates, which takes longer.
     """
-    wanted = size * opened.run.args.gradient_accumulation_steps * parallel.processes() * steps
+    wanted = size * opened.trainer.args.gradient_accumulation_steps * parallel.processes() * steps
     order = [rows[index % len(rows)] for index in range(wanted)]
     found = run_steps(
         opened.new_trainer(
