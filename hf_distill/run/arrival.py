@@ -123,7 +123,7 @@ def duration(seconds: float) -> str:
     """Return a duration with about two digits.
 
     >>> [duration(one) for one in (20, 95, 4000, 200_000)]
-    ['20 s', '1 min 35 s', '1 h 7 min', '2 d 8 h']
+    ['20 s', '1 min 35 s', '1 h 6 min', '2 d 7 h']
     """
     whole = round(seconds)
     for size, name, below, smaller in ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
