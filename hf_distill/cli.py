@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -23,15 +24,17 @@ from hf_distill.errors import UserError
 from hf_distill.formatting import ReadableFormatter, readable, readable_lines
 from hf_distill.run.launch import spin_little
 from hf_distill.run.streams import reader_may_go
+from hf_distill.run.watch import Lost, watching
+from hf_distill.signals import BEFORE_LIMIT, status, stopping
 
 if TYPE_CHECKING:
     from hf_distill.recipe.recipe import Recipe
 
-# Exit statuses: 0 done, 2 for a mistake in the recipe, its data or the launch, 1 for anything else. A run that a signal
-# ended gives 128 plus its number, as in shells: 130 for Ctrl-C, 143 for SIGTERM.
+# Exit statuses: 0 done, 2 for a mistake in the recipe, its data or the launch, 1 for anything else. For a run that a
+# signal ended see `signals.status`.
 FAULT = 2
 FAILED = 1
-SIGNALLED = 128
+_WORDS = {signal.SIGINT: "Interrupted.", BEFORE_LIMIT: "Stopped before the time limit."}
 # First word of the command that runs only the teacher and stores its targets.
 CACHE = "cache"
 # First word of the command that lets a model write a data set.
@@ -68,14 +71,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 done; 2 for a mistake in the recipe, its data or the launch; 1 if the disk is full, or if the doctor finds a
-        mistake; 130 after Ctrl-C, 143 after SIGTERM.
+        mistake; 130 after Ctrl-C, 143 after SIGTERM, 85 after SIGUSR1. If another process of the run has ended, its
+        status.
 
     Raises:
         SystemExit: From argparse: 0 after `--help` and `--version`, 2 for a wrong argument.
         Exception: Any other failure, with its traceback; Python then exits with 1.
     """
     spin_little()
-    with reader_may_go(), _collecting_later():
+    with reader_may_go(), _collecting_later(), stopping():
         return _main([*(sys.argv[1:] if argv is None else argv)])
 
 
@@ -102,39 +106,47 @@ def _main(words: Sequence[str]) -> int:
         logging.getLogger(library).setLevel(logging.ERROR)
     sys.excepthook = _print_traceback
     command = words[0] if words and words[0] in COMMANDS else ""
-    caches = command == CACHE
     arguments = _arguments(words[1:] if command else words, command)
     if command == DOCTOR:  # its profiler would warn of memory from before; PyTorch reads this when it is imported
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     recipe: Recipe | None = None
     try:
         recipe = _read(arguments)
-        if command == DOCTOR:
-            return 0 if _doctor(recipe, as_document=arguments.json) else FAILED
-        if command == GENERATE:
-            _generate(recipe, arguments)
-        elif arguments.check:
-            _check(recipe, publishes=arguments.targets_only)
-        elif arguments.targets_only:
-            _publish(recipe, with_size=not arguments.without_size)
-        elif caches:
-            _cache(recipe)
-        else:
-            _run(recipe, arguments.restart)
+        with watching(partial(_resume, recipe, command, hashed=False)):
+            return _command(recipe, arguments, command)
     except UserError as error:
         _say("\n".join([*error.mistakes, *_needs(error, arguments.recipe)]))
         return FAULT
     except KeyboardInterrupt as error:
         number = getattr(error, "signal", signal.SIGINT)
-        word = "Interrupted." if number == signal.SIGINT else "Terminated."
-        resumes = recipe and not arguments.check and command != DOCTOR
-        _say(f"\n{word}{_resume(recipe, command) if recipe and resumes else ''}")
-        return SIGNALLED + number
+        if parallel.is_first_of_machine():
+            resumes = recipe and not arguments.check and command != DOCTOR
+            resume = _resume(recipe, command) if recipe and resumes else ""
+            _say(f"\n{_WORDS.get(number, 'Terminated.')}{resume}")
+        return status(number)
+    except Lost as error:
+        error.say()
+        return error.status
     except Exception as error:
         if not (full := _full_disk(error)):
             raise
         _say(f"{full}. Free some space; the same command again resumes from the last checkpoint.")
         return FAILED
+
+
+def _command(recipe: Recipe, arguments: argparse.Namespace, command: str) -> int:
+    if command == DOCTOR:
+        return 0 if _doctor(recipe, as_document=arguments.json) else FAILED
+    if command == GENERATE:
+        _generate(recipe, arguments)
+    elif arguments.check:
+        _check(recipe, publishes=arguments.targets_only)
+    elif arguments.targets_only:
+        _publish(recipe, with_size=not arguments.without_size)
+    elif command == CACHE:
+        _cache(recipe)
+    else:
+        _run(recipe, arguments.restart)
     return 0
 
 
@@ -282,8 +294,20 @@ def _publish(recipe: Recipe, *, with_size: bool) -> None:
         print(readable_lines(f"{found.path}: {found.in_words()}"))
 
 
-def _resume(recipe: Recipe, command: str) -> str:
-    """Return the sentence about what an interrupted run has saved, and how to resume it."""
+def _resume(recipe: Recipe, command: str, *, hashed: bool = True) -> str:
+    """Return the sentences about what an interrupted run has saved, and how to resume it.
+
+    Args:
+        recipe: The recipe.
+        command: First word of the command; empty for a run.
+        hashed: Whether to compare all files of a checkpoint with their checksums, which takes a second for 1 to 2 GB.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    slurm = f" Under SLURM: scontrol requeue {readable(job)}" if job else ""
+    return f"{_saved(recipe, command, hashed=hashed)}{slurm}"
+
+
+def _saved(recipe: Recipe, command: str, *, hashed: bool) -> str:
     if command:
         what = "targets" if command == CACHE else "completions"
         return f" The {what} so far are stored. Run the same command again to continue."
@@ -292,7 +316,7 @@ def _resume(recipe: Recipe, command: str) -> str:
     output = Path(recipe.training["output_dir"]).expanduser()
     places = [Path(one).expanduser() if one else None for one in recipe.teacher.output_directories]
     runs = [*sorted((output / "_chain").glob("*/")), output]  # of a chain, one for each student
-    checkpoint = next(filter(None, (last_checkpoint(run, places) for run in runs)), None)
+    checkpoint = next(filter(None, (last_checkpoint(run, places, hashed=hashed) for run in runs)), None)
     trained = [record["finished"] for run in runs for _, record in records(run, places)]
     if checkpoint is None and trained and all(trained):
         return (

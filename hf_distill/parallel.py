@@ -45,6 +45,21 @@ def on_this_machine() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
 
 
+def on_one_machine() -> bool:
+    """Return whether a launcher started all processes on this machine."""
+    return on_this_machine() == started()
+
+
+def first_machine() -> str:
+    """Return the address of the machine of the first process."""
+    return os.environ.get("MASTER_ADDR", "127.0.0.1")
+
+
+def forwards_signals() -> bool:
+    """Return whether a launcher started this process that passes on the signals it gets, as `torchrun` does."""
+    return started() > 1 or "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def launched_precision() -> str:
     """Return the `--mixed_precision` of `accelerate launch`; `no` if it was not given."""
     return os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -273,6 +288,41 @@ def gathered_rows(rows: Tensor) -> Tensor:
     found = [torch.empty_like(padded) for _ in counts]
     distributed.all_gather(found, padded)
     return torch.cat([part[:count] for part, count in zip(found, counts, strict=True)])
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Return whether an error may come from another process that has ended while this one exchanged something."""
+    from torch import distributed
+
+    text = str(error)
+    known = isinstance(error, distributed.DistError) or any(word in text for word in ("gloo", "NCCL", "TCPStore"))
+    cause = error.__cause__ or error.__context__
+    return known or (cause is not None and is_lost_connection(cause))
+
+
+class Later:
+    """Numbers on a device that are read later, without making the host wait for what the device does after them.
+
+    Args:
+        values: The numbers, `(n,)`.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        import torch
+
+        self._values, self._copied = values, None
+        if values.device.type != "cpu":
+            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._copied = torch.Event(values.device)
+            self._copied.record()
+
+    def read(self) -> list[float]:
+        """Return the numbers, once they are there."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        found: list[float] = self._values.tolist()
+        return found
 
 
 # ---- Models that are wrapped or sharded ------------------------------------------------------------------------------

@@ -65,6 +65,7 @@ from hf_distill.training.following import AfterStep, check_following
 from hf_distill.training.forward import BothModels, inside_forward
 from hf_distill.training.guarding import is_of_training
 from hf_distill.training.input_values import check_input_values
+from hf_distill.training.interrupt import StopOnInterrupt
 from hf_distill.training.label_values import check_label_values, reaches_models
 from hf_distill.training.labelled import check_labelled, is_labelled
 from hf_distill.training.learners import Learners
@@ -140,6 +141,8 @@ class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
 
     # Gives the targets: the teacher itself, a wrapper around it, or stored targets.
     source: TargetSource | None
+    # Stops all processes at the end of the same step.
+    interrupt: StopOnInterrupt | None = None
 
     # `compute_loss` divides by counts of the whole accumulation window: `Trainer` must not divide again.
     loss_is_scaled_for_ga = True
@@ -535,18 +538,22 @@ class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
         """Return the counts of the accumulation window of all processes, as `Weighing` counts them."""
         self._steps += bool(batch_samples)
         self._begin_step()
-        counts = self._count(batch_samples)
+        counts = self._count(batch_samples, self.interrupt)
         self._counted += counts > 0
         self._meter.count(torch.stack([counts[UNITS.index(unit)] for unit in self.layout.token_units]).sum())
         counts = positive(counts)
         self.weighing.start_step(counts)
         return counts
 
-    def _count(self, batches: list[Any]) -> Tensor:
+    def _count(self, batches: list[Any], interrupt: StopOnInterrupt | None = None) -> Tensor:
         totals = self.weighing.no_counts()
         for batch in flat(batches):
             totals += self.weighing.count(batch, self.layout.units(batch)).to(totals)
-        return parallel.summed(totals)
+        if interrupt is None or parallel.processes() == 1:
+            return parallel.summed(totals)
+        both = parallel.summed(torch.cat((totals, interrupt.flags(totals))))
+        interrupt.agree(both[len(totals) :])
+        return both[: len(totals)]
 
     def compute_loss(
         self,

@@ -278,15 +278,14 @@ class Fitter:
         _write_record(trainer, directory, {**known, "finished": False, "seconds": before, "history": []})
         if trainer.is_world_process_zero():
             remove_checkpoints(directory, keep=found.checkpoint)  # newer ones are incomplete or damaged
-        interrupt = StopOnInterrupt()
+        interrupt = trainer.interrupt = StopOnInterrupt()
         trainer.add_callback(interrupt)
         started = time.perf_counter()
         with _naming_the_checkpoint(directory):
             with interrupt:
                 trainer.train(resume_from_checkpoint=found.checkpoint)
             seconds = before + time.perf_counter() - started
-            stopped = interrupt.signal
-            done = stopped is None
+            done = interrupt.agreed is None
             end: dict[str, Any] = {"finished": done, "seconds": seconds, "history": [], "layers": _layers(trainer)}
             if done:
                 trainer.try_last()
@@ -295,7 +294,7 @@ class Fitter:
                     trainer.own_weights(trained_only=True)
                 end |= {"history": trainer.state.log_history, "files": trainer.export(directory)}
         _write_record(trainer, directory, {**known, **end})
-        if stopped is not None:
+        if (stopped := interrupt.received) is not None:
             raise Stopped(stopped)
         if trainer.is_world_process_zero():
             remove_checkpoints(directory)

@@ -24,6 +24,7 @@ from hf_distill.models.pair import Pair
 from hf_distill.objectives.guard import guarded
 from hf_distill.recipe.plugins import outside_code
 from hf_distill.recipe.writer import dump_recipe
+from hf_distill.run import watch
 from hf_distill.run.ancestry import eval_rows
 from hf_distill.run.arrival import Arrival
 from hf_distill.run.best_model import check_best_metric, check_saving
@@ -96,6 +97,7 @@ def open_run(
     args = _arguments(recipe, training)
     # Again: some mistakes of a launch show only after the arguments have connected the processes.
     check_launch()
+    watch.connect()
     loading = load_in_every_process()
     recipe, shape = _with_shape(recipe, held, args)
     directory = RunDirectory(

@@ -55,7 +55,7 @@ def remove_checkpoints(directory: Path, keep: str | os.PathLike[str] | None = No
 
 
 def last_complete_checkpoint(
-    directory: str | os.PathLike[str], key: str | None = None, *, sealed: bool = False
+    directory: str | os.PathLike[str], key: str | None = None, *, sealed: bool = False, hashed: bool = True
 ) -> str | None:
     """Return the newest `checkpoint-N` of a run from which training can resume, or None.
 
@@ -68,9 +68,10 @@ def last_complete_checkpoint(
         key: Fingerprint of the training, as `Fitter.key` returns it; checkpoints of other trainings are skipped.
         sealed: Skip checkpoints without `_files.json`, which earlier versions did not write. Without it, one of several
             processes is skipped anyhow: nothing says which files each of them must have written.
+        hashed: Whether to compare the files with their checksums, which takes a second for 1 to 2 GB.
     """
     for folder in checkpoints(Path(directory)):
-        reason = _checkpoint_fault(folder, key, sealed)
+        reason = _checkpoint_fault(folder, key, sealed, hashed)
         if reason is None:
             return str(folder)
         logger.warning("%s is not complete (%s); not resuming from it", folder, reason)
@@ -97,7 +98,7 @@ def check_processes(checkpoint: str, processes: int) -> None:
         )
 
 
-def _checkpoint_fault(folder: Path, key: str | None, sealed: bool) -> str | None:
+def _checkpoint_fault(folder: Path, key: str | None, sealed: bool, hashed: bool) -> str | None:
     """Return what is missing or broken in a checkpoint, or None."""
     record = read_record(folder / SEAL)
     if record is None and (sealed or (folder / SEAL).exists()):
@@ -105,7 +106,7 @@ def _checkpoint_fault(folder: Path, key: str | None, sealed: bool) -> str | None
     if record is not None:
         if key is not None and record.get("key") != key:
             return "it belongs to another training"
-        if damage := fault(folder, record.get("files", {})):
+        if hashed and (damage := fault(folder, record.get("files", {}))):
             return damage
     try:
         state = json.loads((folder / "trainer_state.json").read_bytes())

@@ -1,79 +1,107 @@
-"""On Ctrl-C or SIGTERM during training: finish the step, save a checkpoint, stop."""
+"""On Ctrl-C, SIGTERM or SIGUSR1 during training: finish the step, save a checkpoint, stop, on all processes alike."""
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
 from types import FrameType
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_distill import parallel
+from hf_distill.errors import Stopped
+from hf_distill.signals import SIGNALS, FirstSignal, is_free
 
 # Message for each signal. Schedulers of clusters and containers send SIGTERM some time before SIGKILL.
 _SAID = {
-    signal.SIGINT: "\nSaving a checkpoint ... (Ctrl-C again to stop at once)",
-    signal.SIGTERM: "\nTerminated (SIGTERM). Saving a checkpoint ...",
+    "SIGINT": "\nSaving a checkpoint ... (Ctrl-C again to stop at once)",
+    "SIGTERM": "\nTerminated (SIGTERM). Saving a checkpoint ...",
+    "SIGUSR1": "\nTime is almost up (SIGUSR1). Saving a checkpoint ...",
 }
 
 
 class StopOnInterrupt(TrainerCallback):
-    """Callback that saves a checkpoint and ends the training on Ctrl-C or SIGTERM; a second Ctrl-C stops at once.
+    """Callback that saves a checkpoint and ends the training on a signal; a second one stops at once.
 
-    With several processes it does nothing: they would get the signal at different steps and wait for each other.
+    Of several processes, one or all may get the signal, at different steps. Each step, `flags` are added to the counts
+    that the processes sum anyway, and the sum is given to `agree`: all stop at the end of the same step.
 
     Attributes:
-        signal: Number of the signal that was received; None if there was none.
+        agreed: Number of the signal for which all processes stop; None if there was none.
     """
 
     def __init__(self) -> None:
-        self.signal: int | None = None
+        self.agreed: int | None = None
+        self._first = FirstSignal()
         self._previous: dict[int, Any] = {}
-        self._process = os.getpid()
+        self._sum: parallel.Later | None = None
+        self._said = False
 
     @property
-    def interrupted(self) -> bool:
-        """Whether a signal was received."""
-        return self.signal is not None
+    def signal(self) -> int | None:
+        """Number of the signal that this process received; None if there was none."""
+        return self._first.number
+
+    @property
+    def received(self) -> int | None:
+        """Number of a signal that any process received, for which the training may not have stopped; else None.
+
+        All processes must ask for it, after the training.
+        """
+        return next((one for one in parallel.from_all(self.signal) if one is not None), self.agreed)
 
     def __enter__(self) -> StopOnInterrupt:
         # Python lets only the main thread handle signals.
-        if threading.current_thread() is threading.main_thread() and parallel.started() == 1:
-            # Leave alone what the program itself has set for SIGTERM, and the ignored Ctrl-C of a shell's background
-            # job.
-            taken = []
-            if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-                taken.append(signal.SIGINT)
-            if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-                taken.append(signal.SIGTERM)
+        if threading.current_thread() is threading.main_thread():
+            taken = filter(is_free, SIGNALS)
             self._previous = {number: signal.signal(number, self._note) for number in taken}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number in [*self._previous]:
-            self._release(number)
+        while self._previous:
+            signal.signal(*self._previous.popitem())
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         # Data loader workers inherit this handler and also get Ctrl-C. They continue until their work is done.
-        if self.interrupted or os.getpid() != self._process:
-            return
-        self.signal = number
-        self._release(signal.SIGINT)
-        print(_SAID[signal.Signals(number)], file=sys.stderr, flush=True)
+        if self._first.is_first(number):
+            if parallel.started() == 1 or parallel.is_first():
+                self._say(number)
+        elif self._first.is_repeated(number):
+            raise Stopped(number)
 
-    def _release(self, number: int) -> None:
-        if number in self._previous:
-            signal.signal(number, self._previous.pop(number))
+    def _say(self, number: int) -> None:
+        if not self._said:
+            print(_SAID[signal.Signals(number).name], file=sys.stderr, flush=True)
+        self._said = True
+
+    # ---- On which all processes agree ----
+
+    def flags(self, like: Tensor) -> Tensor:
+        """Return for each signal whether this process received it, `(signals,)`, as numbers of a tensor's type."""
+        return torch.tensor([number == self.signal for number in SIGNALS]).to(like)
+
+    def agree(self, flags: Tensor) -> None:
+        """Note the sum of the flags of all processes, which is read at the end of the step."""
+        self._sum = parallel.Later(flags)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask for a checkpoint and the end."""
-        if self.interrupted:
-            control.should_save = True
-            control.should_training_stop = True
-            control.should_evaluate = False
+        if self._sum is None:  # no processes that must agree
+            self.agreed = self.signal
+        else:
+            flags = zip(SIGNALS, self._sum.read(), strict=True)
+            self.agreed = next((number for number, told in flags if told), None)
+        if self.agreed is None:
+            return
+        if parallel.is_first():
+            self._say(self.agreed)
+        control.should_save = True
+        control.should_training_stop = True
+        control.should_evaluate = False
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -82,5 +110,5 @@ class StopOnInterrupt(TrainerCallback):
 
         The history then has the same entries as that of a run without an interruption.
         """
-        if self.interrupted:
+        if self.agreed is not None:
             control.should_save = control.should_evaluate = control.should_log = False

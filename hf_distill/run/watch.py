@@ -1,0 +1,304 @@
+"""Ends all processes of a run with one line if one of them ends, stalls or fails, instead of waiting for it in vain."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing.connection import Client, Connection, Listener
+from multiprocessing.connection import wait as ready
+from typing import Any
+
+from hf_distill import parallel
+from hf_distill.errors import UserError
+from hf_distill.formatting import readable_lines
+from hf_distill.signals import status
+
+# Seconds without a sign of life after which a process is given up. A thread of its own gives them, so that a long step,
+# evaluation or checkpoint is no silence: only a process that is stopped, or a machine that is gone, is silent.
+SILENCE = 50.0
+BEAT = 1.0
+# Seconds that the other processes get to end by themselves, as they do if all have the same error.
+GRACE = 5.0
+# Seconds that the others wait for the last line of the first process: a launcher ends all when one has ended.
+LAST_LINE = 10.0
+# Bytes of a message at most.
+SIZE = 10_000
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process of the run has ended.
+
+    Attributes:
+        rank: Which one.
+        status: Its exit status.
+        text: What it said, in words.
+        signal: The signal that asked it to stop; 0 if none did.
+    """
+
+    rank: int
+    status: int
+    text: str = ""
+    signal: int = 0
+
+
+@dataclass(frozen=True)
+class _Process:
+    host: str
+    pid: int
+
+
+class Lost(Exception):
+    """Another process of the run has ended or stalled.
+
+    Args:
+        line: What happened, and how to go on; empty if another process on this machine says it.
+        status: The exit status.
+
+    Attributes:
+        status: As given.
+    """
+
+    def __init__(self, line: str, status: int) -> None:
+        super().__init__(line)
+        self.status = status
+
+    def say(self) -> None:
+        """Print the line."""
+        if str(self):
+            print(readable_lines(f"\n{self}"), file=sys.stderr, flush=True)
+
+
+class Watch:
+    """One process of a run that watches the others: the first process hears all, and tells all what it hears.
+
+    Args:
+        resume: Returns the sentence about what the same command does again.
+    """
+
+    def __init__(self, resume: Callable[[], str] = str) -> None:
+        self._resume = resume
+        self._rank = 0
+        self._all: list[_Process] = []
+        self._connections: dict[int, Connection[Any, Any]] = {}
+        self._sending = threading.Lock()
+        self._silent: dict[int, float] = {}
+        self._closed: set[int] = set()
+        self._gone: set[int] = set()
+        self._news: Ended | None = None
+        self._is_news, self._leaving = threading.Event(), threading.Event()
+
+    # ---- Beginning ----
+
+    def connect(self) -> None:
+        """Begin to watch. All processes call this, once they are connected."""
+        if self._all or parallel.started() < 2:
+            return
+        self._rank = parallel.rank()
+        listener: Listener | None = None
+        invitation: tuple[int, bytes] | None = None
+        if self._rank == 0:
+            key = secrets.token_bytes(32)
+            listener = Listener(("127.0.0.1" if parallel.on_one_machine() else "", 0), authkey=key)
+            address: Any = listener.address
+            invitation = address[1], key
+        told = parallel.from_all((_Process(socket.gethostname(), os.getpid()), invitation))
+        self._all = [one for one, _ in told]
+        _WATCHES.append(self)
+        if listener is not None:
+            _in_a_thread(partial(self._admit, listener))
+        elif told[0][1] is not None:
+            _in_a_thread(partial(self._join, *told[0][1]))
+        _in_a_thread(self._watch)
+
+    def _take(self, rank: int, connection: Connection[Any, Any]) -> None:
+        self._silent[rank] = 0.0
+        self._connections[rank] = connection
+
+    def _admit(self, listener: Listener) -> None:
+        """Admit the other processes, each of which knows the key."""
+        while len(self._connections) < len(self._all) - 1:
+            with suppress(Exception):  # a stranger, who does not know the key
+                connection = listener.accept()
+                self._take(json.loads(connection.recv_bytes(SIZE))["rank"], connection)
+        listener.close()
+
+    def _join(self, port: int, key: bytes) -> None:
+        with suppress(Exception):  # such as a firewall: then there are only the launcher and its time limits
+            host = "127.0.0.1" if parallel.on_one_machine() else parallel.first_machine()
+            connection = Client((host, port), authkey=key)
+            connection.send_bytes(json.dumps({"rank": self._rank}).encode())
+            self._take(0, connection)
+
+    # ---- Watching ----
+
+    def _watch(self) -> None:
+        before = time.monotonic()
+        while True:
+            self._hear()
+            # What this process slept itself, suspended with all the others, is no silence of theirs.
+            passed, before = min(time.monotonic() - before, 2 * BEAT), time.monotonic()
+            self._send({"beat": True})
+            for rank in self._open():
+                self._silent[rank] += passed
+                if self._silent[rank] > SILENCE and rank not in self._gone:
+                    self._hear_of(Ended(rank, 1, f"has not been heard of for {SILENCE:.0f} s"))
+
+    def _open(self) -> list[int]:
+        return [rank for rank in [*self._connections] if rank not in self._closed]
+
+    def _hear(self) -> None:
+        """Hear the others for the time between two beats."""
+        until = time.monotonic() + BEAT
+        while (left := until - time.monotonic()) > 0:
+            here: dict[Any, int] = {self._connections[rank]: rank for rank in self._open()}
+            if not here:
+                time.sleep(min(left, 0.1))
+                continue
+            for connection in ready([*here], left):
+                self._read(here[connection], connection)
+
+    def _read(self, rank: int, connection: Any) -> None:
+        try:
+            said = json.loads(connection.recv_bytes(SIZE))
+        except (OSError, EOFError, ValueError):
+            self._closed.add(rank)
+            if rank not in self._gone:
+                self._hear_of(Ended(rank, 1, "has ended without a word: it was killed, or out of memory"))
+            return
+        self._silent[rank] = 0.0
+        if "ended" in said:
+            self._hear_of(Ended(**said["ended"]))
+
+    def _hear_of(self, ended: Ended) -> None:
+        """Note how a process has ended; the first process tells the others."""
+        self._gone.add(ended.rank)
+        if not ended.status or self._news is not None:
+            return
+        self._news = ended
+        self._is_news.set()
+        if self._rank == 0:
+            self._send({"ended": asdict(ended)})
+        _in_a_thread(self._end)
+
+    def _send(self, message: dict[str, Any]) -> None:
+        content = json.dumps(message).encode()
+        for rank in self._open():
+            with self._sending, suppress(OSError, ValueError):
+                self._connections[rank].send_bytes(content)
+
+    # ---- The end ----
+
+    def _end(self) -> None:
+        """End this process, if its main thread does not by itself: it may wait for the others without end."""
+        if self._news is not None and self._news.signal and not self._leaving.is_set():
+            os.kill(os.getpid(), self._news.signal)  # so that it ends as if it had got the signal itself
+        if self._leaving.wait(GRACE):
+            return
+        lost = self._lost()
+        with suppress(Exception):
+            lost.say()
+        os._exit(lost.status)
+
+    def _lost(self) -> Lost:
+        assert self._news is not None
+        rank, here = self._news.rank, socket.gethostname()
+        left = [one for one, process in enumerate(self._all) if process.host == here and one != rank]
+        process = self._all[rank]
+        line = f"process {rank} ({process.host}, {process.pid}) {self._news.text}."
+        return Lost(f"{line}{self._resume()}" if self._rank == min(left) else "", self._news.status)
+
+    def leave(self, error: BaseException | None) -> None:
+        """Tell the others how this process ends.
+
+        Args:
+            error: The error that ends it; None if it has done all.
+
+        Raises:
+            Lost: The error is a consequence of the end of another process.
+        """
+        self._leaving.set()
+        if not self._all:
+            return
+        if error is not None and parallel.is_lost_connection(error) and self._is_news.wait(GRACE):
+            raise self._lost() from None
+        ended = _ended(self._rank, error)
+        self._send({"ended": asdict(ended)})
+        if ended.signal and self._rank:  # a launcher ends all once one has ended, and the first has a line to say
+            until = time.monotonic() + LAST_LINE
+            while time.monotonic() < until and 0 not in self._closed:
+                time.sleep(0.05)
+
+
+def _in_a_thread(work: Callable[[], None]) -> None:
+    threading.Thread(target=work, daemon=True).start()
+
+
+def _ended(rank: int, error: BaseException | None) -> Ended:
+    if error is None:
+        return Ended(rank, 0)
+    if isinstance(error, UserError):
+        return Ended(rank, 2, f"has stopped: {error}")
+    if isinstance(error, KeyboardInterrupt):
+        number = int(getattr(error, "signal", signal.SIGINT))
+        return Ended(rank, status(number), f"was told to stop ({signal.Signals(number).name})", number)
+    text = " ".join(str(error).split())[:500]
+    return Ended(rank, 1, f"has failed with {type(error).__name__}{f': {text}' if text else ''}".rstrip("."))
+
+
+_WATCHES: list[Watch] = []
+
+
+def _close() -> None:
+    """Close the connections in a process that was forked off, whose life is no sign of life of its parent."""
+    for watch in _WATCHES:
+        for connection in watch._connections.values():
+            with suppress(OSError):
+                connection.close()
+    _WATCHES.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close)
+
+
+_current: Watch | None = None
+
+
+@contextmanager
+def watching(resume: Callable[[], str]) -> Iterator[None]:
+    """Context manager of a run: within it, the processes watch each other once they are connected (`connect`).
+
+    Args:
+        resume: Returns the sentence about what the same command does again.
+
+    Raises:
+        Lost: Another process has ended or stalled.
+    """
+    global _current
+    _current = watch = Watch(resume)
+    try:
+        yield
+    except BaseException as error:
+        watch.leave(error)
+        raise
+    else:
+        watch.leave(None)
+    finally:
+        _current = None
+
+
+def connect() -> None:
+    """Begin to watch the other processes, if this one runs a command (`watching`). All processes call this."""
+    if _current is not None:
+        _current.connect()
