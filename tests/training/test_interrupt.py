@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from hf_distill import signals
+from hf_distill.signals import stopping
 from hf_distill.training.interrupt import StopOnInterrupt
 
 
@@ -26,7 +28,7 @@ def _asked(stop: StopOnInterrupt) -> TrainerControl:
     return control
 
 
-@pytest.mark.parametrize("numbers", [(signal.SIGINT,), (signal.SIGTERM,), (signal.SIGTERM,) * 2])
+@pytest.mark.parametrize("numbers", [(signal.SIGINT,), (signal.SIGUSR1,), (signal.SIGTERM,) * 2])
 def test_a_signal_asks_for_a_checkpoint_and_the_end(numbers: tuple[int, ...]) -> None:
     """A scheduler may send SIGTERM to launcher and run alike, and the end of the launcher sends one more: the second
     must not stop the checkpoint that is being saved."""
@@ -71,7 +73,7 @@ def test_ctrl_c_that_is_ignored_stays_so() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with StopOnInterrupt() as stop:
         _send(signal.SIGINT)
-        assert not stop.interrupted
+        assert stop.signal is None
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
@@ -81,12 +83,41 @@ def test_processes_that_read_data_go_on() -> None:
         child = os.fork()
         if child == 0:
             _send(signal.SIGINT)
-            os._exit(int(stop.interrupted))
+            os._exit(int(stop.signal is not None))
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_several_processes_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that stops a step before the others leaves them waiting for it for half an hour."""
-    monkeypatch.setenv("WORLD_SIZE", "2")
+def test_two_processes_that_forward_signals_count_as_one_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal sends Ctrl-C to `torchrun` and to its processes, and `torchrun` sends it once more: the second stopped
+    the checkpoint that the first had asked for."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    with StopOnInterrupt() as stop:
+        _send(signal.SIGINT, signal.SIGINT)
+    assert stop.signal == signal.SIGINT
+
+
+def test_the_same_signal_seconds_later_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever types `kill` twice means it."""
+    monkeypatch.setattr("hf_distill.signals.SECONDS_OF_ONE_STOP", 0.0)
     with pytest.raises(KeyboardInterrupt), StopOnInterrupt():
-        _send(signal.SIGINT)
+        _send(signal.SIGTERM, signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 85)])
+def test_signals_between_trainings(number: int, status: int) -> None:
+    """SIGTERM ended a run without a word while it evaluated, and SIGUSR1, which SLURM sends before a time limit, at any
+    time."""
+    with pytest.raises(KeyboardInterrupt) as stopped, stopping():
+        _send(number, number)  # the second belongs to the first
+    assert signals.status(stopped.value.signal) == status  # type: ignore[attr-defined]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_processes_that_are_forked_off_handle_signals_as_usual() -> None:
+    """A pool that prepares data ends its workers by SIGTERM: each would have raised an error, with a traceback."""
+    with stopping():
+        child = os.fork()
+        if child == 0:
+            _send(signal.SIGTERM)
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
