@@ -22,6 +22,7 @@ from hf_distill import parallel
 from hf_distill._version import __version__
 from hf_distill.errors import UserError
 from hf_distill.formatting import ReadableFormatter, readable, readable_lines
+from hf_distill.run import watch
 from hf_distill.run.launch import spin_little
 from hf_distill.run.streams import reader_may_go
 from hf_distill.run.watch import Lost, watching
@@ -80,7 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     spin_little()
     with reader_may_go(), _collecting_later(), stopping():
-        return _main([*(sys.argv[1:] if argv is None else argv)])
+        try:
+            return _main([*(sys.argv[1:] if argv is None else argv)])
+        finally:
+            watch.close()
 
 
 @contextmanager

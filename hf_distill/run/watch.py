@@ -24,7 +24,7 @@ from hf_distill.formatting import readable_lines
 from hf_distill.signals import status
 
 # Seconds without a sign of life after which a process is given up. A thread of its own gives them, so that a long step,
-# evaluation or checkpoint is no silence: only a process that is stopped, or a machine that is gone, is silent.
+# evaluation or checkpoint is not a silence: only a process that is stopped, or a machine that is gone, is silent.
 SILENCE = 50.0
 BEAT = 1.0
 # Seconds that the other processes get to end by themselves, as they do if all have the same error.
@@ -79,7 +79,7 @@ class Lost(Exception):
             print(readable_lines(f"\n{self}"), file=sys.stderr, flush=True)
 
 
-class Watch:
+class Companions:
     """One process of a run that watches the others: the first process hears all, and tells all what it hears.
 
     Args:
@@ -96,6 +96,7 @@ class Watch:
         self._closed: set[int] = set()
         self._gone: set[int] = set()
         self._news: Ended | None = None
+        self._over = False
         self._is_news, self._leaving = threading.Event(), threading.Event()
 
     # ---- Beginning ----
@@ -140,13 +141,27 @@ class Watch:
             connection.send_bytes(json.dumps({"rank": self._rank}).encode())
             self._take(0, connection)
 
+    def close(self) -> None:
+        """Stop watching, and let the others know that this process has said all."""
+        self._over = True
+        for connection in self._connections.values():
+            with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as own:
+                own.shutdown(socket.SHUT_RDWR)
+
+    def forget(self) -> None:
+        """Close the connections of the parent, in a process that was forked off."""
+        self._over = True
+        for connection in self._connections.values():
+            with suppress(OSError):
+                connection.close()
+
     # ---- Watching ----
 
     def _watch(self) -> None:
         before = time.monotonic()
-        while True:
+        while not self._over:
             self._hear()
-            # What this process slept itself, suspended with all the others, is no silence of theirs.
+            # Time for which this process was suspended itself, with all the others, does not count as their silence.
             passed, before = min(time.monotonic() - before, 2 * BEAT), time.monotonic()
             self._send({"beat": True})
             for rank in self._open():
@@ -183,7 +198,7 @@ class Watch:
     def _hear_of(self, ended: Ended) -> None:
         """Note how a process has ended; the first process tells the others."""
         self._gone.add(ended.rank)
-        if not ended.status or self._news is not None:
+        if not ended.status or self._news is not None or self._over:
             return
         self._news = ended
         self._is_news.set()
@@ -256,23 +271,21 @@ def _ended(rank: int, error: BaseException | None) -> Ended:
     return Ended(rank, 1, f"has failed with {type(error).__name__}{f': {text}' if text else ''}".rstrip("."))
 
 
-_WATCHES: list[Watch] = []
+_WATCHES: list[Companions] = []
 
 
-def _close() -> None:
-    """Close the connections in a process that was forked off, whose life is no sign of life of its parent."""
+def _forget() -> None:
+    """Close the connections in a process that was forked off, which must not seem to be its parent."""
     for watch in _WATCHES:
-        for connection in watch._connections.values():
-            with suppress(OSError):
-                connection.close()
+        watch.forget()
     _WATCHES.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close)
+    os.register_at_fork(after_in_child=_forget)
 
 
-_current: Watch | None = None
+_current: Companions | None = None
 
 
 @contextmanager
@@ -286,7 +299,7 @@ def watching(resume: Callable[[], str]) -> Iterator[None]:
         Lost: Another process has ended or stalled.
     """
     global _current
-    _current = watch = Watch(resume)
+    _current = watch = Companions(resume)
     try:
         yield
     except BaseException as error:
@@ -294,8 +307,14 @@ def watching(resume: Callable[[], str]) -> Iterator[None]:
         raise
     else:
         watch.leave(None)
-    finally:
-        _current = None
+
+
+def close() -> None:
+    """Close the connections: this process has said all that it has to say."""
+    global _current
+    if _current is not None:
+        _current.close()
+    _current = None
 
 
 def connect() -> None:

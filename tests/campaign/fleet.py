@@ -1,35 +1,39 @@
-"""A command as several processes, each forked off as a launcher would start it, and how they are disturbed."""
+"""A command as several processes, which a launcher starts or nobody; and how they are disturbed."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from campaign.trials import Child
 from forked import free_port
 
 # After this time a fleet is stuck, and killed.
 SECONDS = 180.0
+_SUBREAPER = 36
 
 
 @dataclass
 class Fleet:
-    """Processes of one run, the first of rank 0.
+    """Processes of one run.
 
     Attributes:
-        children: The processes.
+        children: The processes, by rank.
+        launcher: What has started them and kills them all when one has failed; None without it.
         stuck: Whether they had to be killed after a time.
     """
 
     children: Sequence[Child]
+    launcher: Child | None = None
     stuck: bool = False
 
     @property
@@ -56,9 +60,13 @@ class Fleet:
 
     def send(self, number: int) -> None:
         for child in self.running:
-            os.kill(child.pid, number)
+            child.send(number)
 
     def kill(self) -> None:
+        """Kill all that still runs."""
+        if self.launcher is not None and not self.launcher.has_ended:
+            self.launcher.send(signal.SIGKILL)
+            self.launcher.wait()
         self.send(signal.SIGKILL)
         for child in self.children:
             child.wait()
@@ -68,68 +76,111 @@ class Fleet:
         return "\n".join(child.said for child in self.children)
 
 
-def start(
-    words: Sequence[str | Path],
-    logs: Path,
-    count: int = 2,
-    engine: str = "",
-    disturb: Callable[[int], None] | None = None,
-) -> Fleet:
-    """Start `hf-distill WORDS` as several processes.
+@dataclass
+class Started:
+    """How to start a command.
 
-    Args:
+    Attributes:
         words: The recipe and its overrides.
         logs: Where each process prints, into a file of its own.
         count: Number of processes; one finds no launcher.
         engine: A name of `engines.ENGINES`; empty for accelerate's own choice.
         disturb: Called with the rank in each process, before it begins.
     """
-    number, port = len([*logs.iterdir()]), free_port()
+
+    words: Sequence[str | Path]
+    logs: Path
+    count: int = 2
+    engine: str = ""
+    disturb: Callable[[int], None] | None = None
+    port: int = field(default_factory=free_port)
+
+    def run(self, rank: int, log: Path) -> NoReturn:
+        """Be the process of a rank, from beginning to end."""
+        status = 1
+        try:
+            handle = os.open(log, os.O_WRONLY | os.O_APPEND)
+            os.dup2(handle, 1)
+            os.dup2(handle, 2)
+            sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+            sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+            from accelerate.state import AcceleratorState, GradientState, PartialState
+
+            for state in (AcceleratorState, GradientState, PartialState):
+                state._shared_state.clear()
+            if self.count > 1:
+                names = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": self.port}
+                names |= {"WORLD_SIZE": self.count, "LOCAL_WORLD_SIZE": self.count}
+                os.environ |= {name: str(value) for name, value in names.items()}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
+            if self.engine:
+                from engines import enter
+
+                enter(self.engine)
+            from hf_distill.cli import main
+
+            if self.disturb is not None:
+                self.disturb(rank)
+            status = main([str(word) for word in self.words])
+        except BaseException:
+            traceback.print_exc(file=sys.stderr)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+
+def start(words: Sequence[str | Path], logs: Path, *, launched: bool = False, **how: Any) -> Fleet:
+    """Start `hf-distill WORDS` as several processes.
+
+    Args:
+        words: The recipe and its overrides.
+        logs: Where each process prints, into a file of its own.
+        launched: Whether a launcher starts them. It ends all once one has failed; when it is killed itself, the
+            processes become children of this one.
+        how: As of `Started`.
+    """
+    started = Started(words, logs, **how)
+    number = len([*logs.iterdir()])
+    files = [logs / f"{number}-{rank}.log" for rank in range(started.count)]
+    for file in files:
+        file.touch()
     sys.stdout.flush()
-    children = []
-    for rank in range(count):
-        log = logs / f"{number}-{rank}.log"
-        log.touch()
-        if (pid := os.fork()) == 0:
-            _run(words, log, rank, count, port, engine, disturb)
-        children.append(Child(pid, log))
-    return Fleet(children)
+    if not launched:
+        return Fleet([Child(_fork(partial(started.run, rank, log)), log) for rank, log in enumerate(files)])
+    ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
+    reads, writes = os.pipe()
+    launcher = Child(_fork(partial(_launch, started, files, writes)), files[0])
+    os.close(writes)
+    with open(reads) as pipe:
+        pids = [int(pipe.readline()) for _ in files]
+    return Fleet([Child(pid, log, owner=launcher) for pid, log in zip(pids, files, strict=True)], launcher)
 
 
-def _run(
-    words: Sequence[str | Path],
-    log: Path,
-    rank: int,
-    count: int,
-    port: int,
-    engine: str,
-    disturb: Callable[[int], None] | None,
-) -> None:
+def _fork(work: Callable[[], NoReturn]) -> int:
+    return os.fork() or work()
+
+
+def _launch(started: Started, files: Sequence[Path], pipe: int) -> NoReturn:
+    """Be the launcher: start the processes, end all once one has failed, and write their statuses beside the logs."""
     status = 1
     try:
-        handle = os.open(log, os.O_WRONLY | os.O_APPEND)
-        os.dup2(handle, 1)
-        os.dup2(handle, 2)
-        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
-        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
-        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
-        if count > 1:
-            os.environ |= {name: str(value) for name, value in names.items()}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
-        if engine:
-            from engines import enter
-
-            enter(engine)
-        from hf_distill.cli import main
-
-        if disturb is not None:
-            disturb(rank)
-        status = main([str(word) for word in words])
-    except BaseException:
-        traceback.print_exc(file=sys.stderr)
+        os.environ["TORCHELASTIC_RUN_ID"] = "1"
+        children = [Child(_fork(partial(started.run, rank, log)), log) for rank, log in enumerate(files)]
+        os.write(pipe, "".join(f"{child.pid}\n" for child in children).encode())
+        os.close(pipe)
+        while not all(child.has_ended for child in children) and not any(child.status for child in children):
+            time.sleep(0.01)
+        fleet = Fleet(children)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            fleet.send(number)
+            until = time.monotonic() + 30
+            while fleet.running and time.monotonic() < until:
+                time.sleep(0.01)
+        for child in children:
+            child.log.with_suffix(".status").write_text(str(child.wait()))
+        status = int(any(child.status for child in children))
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(status)
 
 
@@ -160,16 +211,30 @@ def _in_a_checkpoint() -> tuple[Any, str]:
     return SavingTrainer, "_save_checkpoint"
 
 
+def _between_stages() -> tuple[Any, str]:
+    from hf_distill.run.run import Run
+
+    return Run, "stage"
+
+
+def _in_the_report() -> tuple[Any, str]:
+    from hf_distill.run import distill
+
+    return distill, "report_on"
+
+
 PLACES: dict[str, Callable[[], tuple[Any, str]]] = {
     "training": _in_training,
     "evaluation": _in_evaluation,
     "cache": _in_the_cache,
     "checkpoint": _in_a_checkpoint,
+    "stages": _between_stages,
+    "report": _in_the_report,
 }
 
 
 def at(place: str, rank: int, act: Callable[[], Any], call: int = 2) -> Callable[[int], None]:
-    """Return a function for `start` that acts in one process when it is at a place for the second time."""
+    """Return a function for `start` that acts in one process when it is at a place for the `call`-th time."""
 
     def disturb(here: int) -> None:
         owner, name = PLACES[place]()
@@ -188,6 +253,7 @@ def at(place: str, rank: int, act: Callable[[], Any], call: int = 2) -> Callable
 
 
 def send_this(number: int) -> None:
+    """Send this process a signal."""
     os.kill(os.getpid(), number)
 
 

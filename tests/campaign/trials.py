@@ -9,6 +9,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,23 +36,39 @@ class Child:
         pid: Its number.
         log: Where it prints.
         status: As a shell has it, negative where a signal ended it; None while it runs.
+        owner: The process that has started it, and writes its status beside the log; None for this one.
     """
 
     pid: int
     log: Path
     status: int | None = None
-
-    def wait(self) -> int:
-        if self.status is None:
-            self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        return self.status
+    owner: Child | None = None
 
     @property
     def has_ended(self) -> bool:
         if self.status is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self.status = os.waitstatus_to_exitcode(status) if pid else None
+            self.status = self._found()
         return self.status is not None
+
+    def _found(self) -> int | None:
+        if self.owner is not None:
+            if not self.owner.has_ended:
+                return None  # it waits for this one, and ends then
+            if (file := self.log.with_suffix(".status")).exists():
+                return int(file.read_text())
+        pid, status = os.waitpid(self.pid, os.WNOHANG)  # also a child of a launcher that was killed
+        return os.waitstatus_to_exitcode(status) if pid else None
+
+    def wait(self) -> int:
+        while not self.has_ended:
+            time.sleep(0.002)
+        assert self.status is not None
+        return self.status
+
+    def send(self, number: int) -> None:
+        """Send a signal, unless it has ended."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, number)
 
     def kill_after(self, seconds: float) -> None:
         """Kill it, unless it has ended before."""
@@ -60,7 +77,7 @@ class Child:
             if self.has_ended:
                 return
             time.sleep(0.005)
-        os.kill(self.pid, signal.SIGKILL)
+        self.send(signal.SIGKILL)
         self.wait()
 
     @property

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from campaign.fleet import ACTS, PLACES, Fleet, at, start
+from campaign.fleet import ACTS, Fleet, at, start
 
 from hf_distill.errors import UserError
 
 EVERY = [
     (place, event, rank)
-    for place in PLACES
+    for place in ("training", "evaluation", "cache", "checkpoint")
     for event in ("SIGKILL", "SIGSTOP", "RuntimeError", "UserError")
     for rank in (0, 1)
     if (place, event) != ("cache", "UserError")  # raised in all (`parallel.together`)
