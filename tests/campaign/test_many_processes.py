@@ -255,6 +255,7 @@ def cut_the_power(long: Long, draw: random.Random) -> str:
     """SIGKILL to all, as the first process changes a file; what was not forced to disk is then empty."""
     number, synced = draw.randint(1, long.sizes["operations"]), long.place / "synced"
     pids = long.place / "pids"
+    pids.unlink(missing_ok=True)
 
     def end() -> None:
         for pid in map(int, pids.read_text().split()):
