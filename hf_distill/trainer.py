@@ -76,6 +76,7 @@ from hf_distill.training.padding_free.choice import PaddingFree
 from hf_distill.training.randomness import undisturbed
 from hf_distill.training.rollback import RollbackTrainer
 from hf_distill.training.rollouts import Rollouts
+from hf_distill.training.running import ContinueSums, Running
 from hf_distill.training.saving import attach, detached, place
 from hf_distill.training.sharded import as_it_is, deepspeed_stage, divides, has_loss_scale, is_wrapped, prepare_sharding
 from hf_distill.training.sharing import SharingTrainer
@@ -259,6 +260,8 @@ class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
         self.add_callback(SetEpoch)
         self._compared = False
         self.add_callback(AfterStep(self))
+        self.running = Running(self)
+        self.add_callback(ContinueSums(self.running))
         self.add_callback(ComparesModels(lambda: self._compared))
         self.takes = taken_by(self.model), frozenset() if self.source is None else self.source.takes
         self._taken = self._taken_by_each()
@@ -703,6 +706,18 @@ class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
 
     def _sums(self) -> Sequence[Tensor]:
         return [*super()._sums(), self._totals, self._counted, self.weighing.sums]
+
+    def running_sums(self) -> dict[str, Tensor]:
+        """Return what this process has added up since the last log, for a checkpoint."""
+        steps = torch.tensor([self._steps, *self._window])
+        return {"totals": self._totals, "counted": self._counted, "steps": steps}
+
+    def continue_sums(self, found: Mapping[str, Tensor]) -> None:
+        """Continue with what `running_sums` returned."""
+        self._totals += found["totals"].to(self._totals)
+        self._counted += found["counted"].to(self._counted)
+        self._steps, *window = found["steps"].tolist()
+        self._window = window[0], window[1]
 
     # ---- Logging ----
 

@@ -15,6 +15,7 @@ from transformers.trainer_utils import TrainOutput
 from hf_distill import parallel
 from hf_distill.errors import NotFinite
 from hf_distill.training.finite import SETTLING, NonFinite, Watch, advice, bad_weight, describe_fault
+from hf_distill.training.running import Running
 from hf_distill.training.sharded import saves_itself, to_evaluate
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class GuardedTrainer(Trainer):
         model: The model that is trained.
         teacher: The model that the targets come from; None if there is none.
         watch: The values since the last check.
+        running: What the training has added up since its last log.
         whose: How messages call the model; if empty, `the student`, or `the model` without a teacher.
         skipped: Number of steps skipped so far.
         fault: What the last check that failed has found; None if none did.
@@ -44,6 +46,7 @@ class GuardedTrainer(Trainer):
 
     model: Any
     watch: Watch
+    running: Running
     whose = ""
     skipped = 0
     fault: NonFinite | None = None
@@ -214,7 +217,10 @@ class GuardedTrainer(Trainer):
             _over_taken(logs, "loss", *self._window)
             self._window = (0, 0)
         if "train_loss" in logs:
-            _over_taken(logs, "train_loss", self.state.global_step - self._begun, self.skipped - self._skipped_before)
+            begun, before = (0, 0) if self.running.is_whole else (self._begun, self._skipped_before)
+            steps = self.state.global_step - begun
+            logs["train_loss"] = self._total_loss_scalar / max(steps, 1)
+            _over_taken(logs, "train_loss", steps, self.skipped - before)
         if self.skipped and ("loss" in logs or "train_loss" in logs):
             logs["skipped_steps"] = self.skipped
         super().log(logs, start_time)

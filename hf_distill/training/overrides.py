@@ -108,10 +108,12 @@ ATTRIBUTES = {"loss_is_scaled_for_ga": "`compute_loss` divides by counts of the 
 READ = (
     "_get_collator_with_removed_columns",
     "_get_output_dir",
+    "_globalstep_last_logged",
     "_initial_global_step",
     "_prepare_inputs",
     "_remove_unused_columns",
     "_signature_columns",
+    "_total_loss_scalar",
     "_tr_loss",
     "_train_batch_size",
     "_trial",

@@ -26,6 +26,7 @@ from hf_distill.models.target_model import TargetSource
 from hf_distill.training.checkpoints import damaged, seal, weights_fault
 from hf_distill.training.learners import Learners
 from hf_distill.training.rollouts import Rollouts
+from hf_distill.training.running import Running
 from hf_distill.training.sharded import divides, finished, gathered_state, is_divided, saves_itself, writes_shards
 from hf_distill.training.terms import Terms
 from hf_distill.training.unpickling import only_values
@@ -40,6 +41,7 @@ class SavingTrainer(Trainer):
         source: Gives the targets; None if there is no teacher. Subclasses set it.
         weighing: The weights of examples and groups. Subclasses set it.
         learners: Trains models of the source beside the student; None where none trains. Subclasses set it.
+        running: What the training has added up since its last log. Subclasses set it.
         rollouts: Writes completions; None where they are in the data. Subclasses set it.
         has_model_card: Whether there is a model card that a push must not overwrite.
         key: Fingerprint of all that the training computes, stored in its checkpoints.
@@ -52,6 +54,7 @@ class SavingTrainer(Trainer):
     source: TargetSource | None
     weighing: Weighing
     learners: Learners | None = None
+    running: Running
     rollouts: Rollouts | None = None
     _rollouts_state: Mapping[str, Any] = {}
     has_model_card = False
@@ -117,6 +120,8 @@ class SavingTrainer(Trainer):
             super()._save_checkpoint(model, trial)
         finally:
             self.args.save_total_limit = limit
+        if not self.args.save_only_model:
+            self.running.save(folder)
         parallel.wait()
         if self.args.should_save:
             seal(folder, self.key, parallel.processes())
@@ -179,25 +184,34 @@ class SavingTrainer(Trainer):
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
-    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
         """Return how many epochs, and steps of the next one, are done.
 
         Intervals given as shares of the training are converted to steps, since `Trainer` compares them with those of a
         checkpoint, which are in steps. After the last step of `max_steps` no epoch is left: `Trainer` would take one
         more step of the present epoch.
         """
+        self.running.checkpoint = None if resume_from_checkpoint is None else Path(resume_from_checkpoint)
         names = ("logging_steps", "eval_steps", "save_steps")
         shares = {name: value for name in names if 0 < (value := getattr(self.args, name) or 0) < 1}
         for name, share in shares.items():
             setattr(self.args, name, math.ceil(max_steps * share))
         try:
-            begun: tuple[int, int] = super()._init_training_state(max_steps, *args, **kwargs)
+            begun: tuple[int, int] = super()._init_training_state(
+                max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+            )
         finally:
             # Restored: another training with these arguments may have another number of steps.
             for name, share in shares.items():
                 setattr(self.args, name, share)
-        epochs: int = args[1]
-        return (epochs, 0) if self.state.global_step >= max_steps else begun
+        return (num_train_epochs, 0) if self.state.global_step >= max_steps else begun
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         prepare: Any = super()._prepare_for_training

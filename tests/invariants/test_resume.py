@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from hf_distill.training.checkpoints import last_complete_checkpoint
 
 # Within an epoch of three steps, at its end, at the start of the next, in the last, and when all is done.
 AFTER = (1, 3, 4, 7, 8)
+CLOCKED = ("runtime", "per_second", "teacher_share", "peak_memory")
 
 
 def assert_bit_identical(found: Record, wanted: Record) -> None:
@@ -43,6 +45,25 @@ def test_every_step(kind: str, sampling: str, tmp_path: Path) -> None:
         rest = train(make_trainer(kind, directory, **settings), resume_from_checkpoint=True)
         assert rest.losses == whole.losses[step:]
         assert_bit_identical(rest, whole)
+
+
+def test_logs_of_a_window_that_was_cut(tmp_path: Path) -> None:
+    """The first log after a resume was the mean of the steps since the checkpoint only. `train_loss`, in the report,
+    left out all steps before: it was 0 if the last checkpoint came after the last step."""
+    settings = {**RESUMED, "per_device_train_batch_size": 4, "logging_steps": 3}
+    whole = make_trainer("classification", tmp_path / "whole", **settings)
+    whole.train()
+    for step in (2, 3, RESUMED["max_steps"]):
+        directory = tmp_path / f"after-{step}"
+        shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", directory / f"checkpoint-{step}")
+        rest = make_trainer("classification", directory, **settings)
+        rest.train(resume_from_checkpoint=True)
+        assert [logged(one) for one in rest.state.log_history] == [logged(one) for one in whole.state.log_history]
+
+
+def logged(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return an entry of the logs without what a clock says."""
+    return {name: value for name, value in entry.items() if not any(word in name for word in CLOCKED)}
 
 
 def test_dropout_is_at_work(tmp_path: Path) -> None:
