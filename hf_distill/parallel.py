@@ -300,7 +300,7 @@ def is_lost_connection(error: BaseException) -> bool:
     return known or (cause is not None and is_lost_connection(cause))
 
 
-class Later:
+class ReadLater:
     """Numbers on a device that are read later, without making the host wait for what the device does after them.
 
     Args:

@@ -38,7 +38,7 @@ class StopOnInterrupt(TrainerCallback):
         self.agreed: int | None = None
         self._first = FirstSignal()
         self._previous: dict[int, Any] = {}
-        self._sum: parallel.Later | None = None
+        self._sum: parallel.ReadLater | None = None
         self._said = False
 
     @property
@@ -86,7 +86,7 @@ class StopOnInterrupt(TrainerCallback):
 
     def agree(self, flags: Tensor) -> None:
         """Note the sum of the flags of all processes, which is read at the end of the step."""
-        self._sum = parallel.Later(flags)
+        self._sum = parallel.ReadLater(flags)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask for a checkpoint and the end."""
