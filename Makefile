@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+# Not in .venv: it is built from source, and needs what others do not.
+ZERO := $(VENV)-deepspeed
 # Overrides for `make quickstart`: make quickstart ARGS="training.num_train_epochs=1"
 ARGS ?=
 PYTEST_ARGS ?= -n auto --maxprocesses 4
@@ -29,7 +31,7 @@ ifeq ($(wildcard $(BIN)/python),)
 $(shell rm -f $(STAMP))
 endif
 
-.PHONY: help install test check slow campaign bench quickstart schema format clean
+.PHONY: help install test check slow engines campaign bench quickstart schema format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*##/\1:/p' Makefile
@@ -47,6 +49,15 @@ check: $(STAMP)  ## ruff, mypy, and which way imports run
 
 slow: $(STAMP)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+engines: $(STAMP)  ## the tests with DeepSpeed, in an environment of its own that sees the packages of .venv
+	$(BIN)/python -m venv --upgrade $(ZERO)
+	$(BIN)/python -c "import sysconfig as s; print('import site; site.addsitedir(%r)' % s.get_path('purelib'))" \
+		> $$($(ZERO)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/packages.pth
+	$(ZERO)/bin/python -m pip --disable-pip-version-check install -c constraints.txt setuptools wheel hjson einops msgpack ninja py-cpuinfo
+	DS_BUILD_OPS=0 $(ZERO)/bin/python -m pip --disable-pip-version-check install --no-build-isolation --no-deps \
+		-c constraints.txt deepspeed
+	OMP_NUM_THREADS=1 $(ZERO)/bin/python -m pytest -m deepspeed
 
 campaign: $(STAMP)  ## kills, damaged files, power cuts, two runs at once, full disks; what became of each (an hour)
 	CAMPAIGN=$(TRIALS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -q tests/campaign

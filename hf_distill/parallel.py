@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -356,13 +356,28 @@ def whole(tensor: Tensor) -> Tensor:
     return found.full_tensor() if hasattr(found, "full_tensor") else tensor
 
 
+def shape(tensor: Tensor) -> torch.Size:
+    """Return the shape of a whole tensor, also of a weight that ZeRO-3 divides."""
+    found: torch.Size = getattr(tensor, "ds_shape", tensor.shape)
+    return found
+
+
 def local(tensor: Tensor) -> Tensor:
-    """Return the part of a tensor in this process; the tensor itself if it is not sharded (`DTensor`)."""
+    """Return the part of a tensor in this process (of a `DTensor`, or a weight that ZeRO-3 divides); else all of it."""
     found: Any = tensor
-    return found.to_local() if hasattr(found, "to_local") else tensor
+    if getattr(found, "ds_tensor", None) is None or found.numel() == found.ds_numel:
+        return found.to_local() if hasattr(found, "to_local") else tensor
+    part: Tensor = found.ds_tensor.detach()
+    filled = found.ds_numel - found.get_partition_rank() * part.numel()  # the end of the last part is never written
+    return part[: max(0, min(filled, part.numel()))]
 
 
-# ---- Models that FSDP2 divides among processes -----------------------------------------------------------------------
+# ---- Models whose weights are divided among processes ----------------------------------------------------------------
+
+
+def is_divided(model: nn.Module) -> bool:
+    """Return whether FSDP2 or ZeRO-3 divides the weights of a model now."""
+    return bool(divided_modules(model)) or any(map(is_partitioned, model.modules()))
 
 
 def divided_modules(model: nn.Module) -> list[Any]:
@@ -432,6 +447,13 @@ def whole_weights(model: nn.Module) -> Iterator[None]:
     All processes must enter and leave it together. In between they may run the model as often as they like, without a
     gradient.
     """
+    with _unsharded(model), _gathered(model.parameters()), _without_hooks(model):
+        yield
+
+
+@contextmanager
+def _unsharded(model: nn.Module) -> Iterator[None]:
+    """Context manager: hold weights that FSDP2 divides whole."""
     divided = divided_modules(model)
     groups = [group for module in divided for group in module._get_fsdp_state()._fsdp_param_groups]
     after = [group.post_forward_mesh_info for group in groups]
@@ -446,3 +468,84 @@ def whole_weights(model: nn.Module) -> Iterator[None]:
             group.post_forward_mesh_info = before
         for module in divided:
             module.reshard()
+
+
+# ---- Models whose weights DeepSpeed divides --------------------------------------------------------------------------
+
+
+def load_models_whole() -> None:
+    """Have Transformers load models whole; after a configuration of ZeRO-3 was read, it would divide each at once.
+
+    Students are made of weights that are read, and the teacher runs in every process by itself. What is to be divided,
+    DeepSpeed divides when training begins. Call this after whatever may have read a configuration.
+    """
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
+
+
+def is_partitioned(module: nn.Module) -> bool:
+    """Return whether ZeRO-3 divides a module's own weights: they are whole only in its forward pass."""
+    return any(hasattr(one, "ds_id") for one in module._parameters.values())
+
+
+@contextmanager
+def _gathered(weights: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Context manager: hold weights that ZeRO-3 divides whole in every process, for reading."""
+    divided = [one for one in weights if hasattr(one, "ds_id")]
+    if not divided:
+        yield
+        return
+    from deepspeed.runtime.zero import GatheredParameters
+
+    with GatheredParameters(divided):
+        yield
+
+
+def leave_deepspeed(model: nn.Module) -> None:
+    """Give a model whole weights of its own again, after DeepSpeed has trained it; all processes must call this."""
+    from torch import nn
+
+    own: dict[int, nn.Parameter] = {}
+    for one in model.parameters():
+        if hasattr(one, "ds_id"):
+            with _gathered([one]):
+                own[id(one)] = nn.Parameter(one.detach().clone(), requires_grad=one.requires_grad)
+        else:
+            one.data, one.grad = one.data.clone(), None  # it was a view of a buffer that held several
+    for module in model.modules():
+        _take_hooks(module)
+        for name in [name for name in vars(module) if name.startswith("ds_") or name in _OF_DEEPSPEED]:
+            delattr(module, name)  # another training would take it for its own
+        module._parameters = {name: own.get(id(one), one) for name, one in module._parameters.items()}
+
+
+def _take_hooks(module: nn.Module) -> list[tuple[dict[int, Any], dict[int, Any]]]:
+    """Remove DeepSpeed's hooks from a module; return each dictionary of hooks as it was."""
+    taken = []
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        taken.append((hooks, dict(hooks)))
+        for key in [key for key, hook in hooks.items() if hook.__module__.startswith("deepspeed.")]:
+            del hooks[key]
+    return taken
+
+
+@contextmanager
+def _without_hooks(model: nn.Module) -> Iterator[None]:
+    """Context manager: run a model without DeepSpeed's hooks, which would divide its weights again."""
+    taken = [one for module in model.modules() for one in _take_hooks(module)]
+    try:
+        yield
+    finally:
+        for hooks, before in taken:
+            hooks.clear()
+            hooks.update(before)
+
+
+_OF_DEEPSPEED = (
+    "pre_bwd_fn",
+    "post_bwd_fn",
+    "applied_pre_backward_ref_cnt",
+    "_external_params",
+    "_original_parameters",
+)

@@ -78,7 +78,15 @@ from hf_distill.training.rollback import RollbackTrainer
 from hf_distill.training.rollouts import Rollouts
 from hf_distill.training.running import ContinueSums, Running
 from hf_distill.training.saving import attach, detached, place
-from hf_distill.training.sharded import as_it_is, deepspeed_stage, divides, has_loss_scale, is_wrapped, prepare_sharding
+from hf_distill.training.sharded import (
+    as_it_is,
+    deepspeed_stage,
+    has_loss_scale,
+    is_wrapped,
+    prepare_sharding,
+    will_wrap_in_place,
+    with_weights,
+)
 from hf_distill.training.sharing import SharingTrainer
 from hf_distill.training.terms import OBSERVED, Terms
 from hf_distill.training.text_columns import holds_text, text_columns
@@ -204,6 +212,7 @@ class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
                 preprocess_logits_for_metrics=preprocess_logits_for_metrics,
             )
         leave_in_place(self.accelerator, self.model)
+        parallel.load_models_whole()
         config: Any = getattr(self.model, "config", None)
         if config is not None and use_cache is not None:
             # `Trainer` turns it off for good, and the exported student would generate without a cache, many times
@@ -429,7 +438,7 @@ class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
                 "completions: the student writes, and its tokenizer says where a text ends. Pass processing_class=."
             )
         with under("completions"):
-            check_whole(divides(self), deepspeed_stage(self))
+            check_whole(will_wrap_in_place(self), deepspeed_stage(self))
             check_any_text(self.source)
             rereading = getattr(self.layout, "rereading", None)
             if rereading is None and getattr(self.layout, "mapping", None) is not None:
@@ -487,7 +496,7 @@ class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
         data: Any = self.train_dataset
         if not self.terms.undecided or data is None:
             return []
-        if divides(self):
+        if will_wrap_in_place(self):
             raise UserError(
                 "layers: 'similarity' is not supported with FSDP. Run a few steps without FSDP, which logs the "
                 "pairs, and write them in the recipe: layers: [[1, 2], ...]."
@@ -513,6 +522,7 @@ class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as `Trainer` does; at the end, undo Liger's changes of the model (`use_liger_kernel`)."""
+        prepare_sharding(self)
         self._begin_targets()
         self.weighing.begin()
         if self.learners is not None:
@@ -655,8 +665,14 @@ class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
             outputs = {key: value for key, value in comparison.student.items() if isinstance(value, Tensor)}
             if not attached:
                 outputs = {key: value.detach() for key, value in outputs.items()}
-            sums = self.terms.per_example(comparison, shares, weights)
-            return sums, (comparison.rows.agreement(), comparison.rows.extremes()), outputs
+
+            def compare() -> tuple[Tensor, Tensor, Tensor]:
+                sums = self.terms.per_example(comparison, shares, weights)
+                return sums, comparison.rows.agreement(), comparison.rows.extremes()
+
+            read = [*([] if heads is None else heads.layers), *self.terms.learned.modules()]
+            sums, agreement, extremes = with_weights(read, compare)
+            return sums, (agreement, extremes), outputs
 
         with self.terms.eager_attention():  # a user may call `compute_loss` outside of training
             if not is_wrapped(self, model, student) or self.args.torch_compile:

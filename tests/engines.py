@@ -13,14 +13,18 @@ Three ways to run something:
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pytest
 from forked import SECONDS, free_port, processes
 
 ROOT = Path(__file__).parents[1]
@@ -96,6 +100,61 @@ def _is_fsdp2(trainer: Any) -> None:
         assert sum(isinstance(one, FSDPModule) for one in trainer.model.modules()) > 1, "the layers are not wrapped"
 
 
+# ---- DeepSpeed -------------------------------------------------------------------------------------------------------
+
+
+def _zero(stage: int) -> Engine:
+    settings: dict[str, Any] = {"zero_optimization": {"stage": stage}, "gradient_clipping": "auto"}
+    settings |= {f"train_{name}": "auto" for name in ("batch_size", "micro_batch_size_per_gpu")}
+    settings |= {"gradient_accumulation_steps": "auto"}
+    if stage == 3:  # by default small weights are not divided, and all of a test's are small
+        settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    written = json.dumps(settings).encode()
+    environment = {
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_CONFIG_FILE": base64.urlsafe_b64encode(written).decode(),  # as DeepSpeed reads it too
+        "DS_ACCELERATOR": "cpu",
+    }
+    return Engine(environment=environment, prepare=_relabel_for_deepspeed, check=partial(_is_zero, stage))
+
+
+def _relabel_for_deepspeed() -> None:
+    """Tell accelerate that the CPU of this process is an accelerator that DeepSpeed trains on."""
+    import deepspeed
+    import torch
+    from accelerate import DistributedType, PartialState
+    from deepspeed.comm import torch as communication
+
+    # It would be compiled, and a process that is killed meanwhile leaves a lock that all others wait for.
+    communication.build_shm_op = _nothing
+    os.environ.pop("ACCELERATE_USE_CPU", None)
+    connect = PartialState.__init__
+
+    def relabelled(self: Any, cpu: bool = False, **kwargs: Any) -> None:
+        connect(self, True, **kwargs)
+        if self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type, self.device, self._cpu = DistributedType.DEEPSPEED, torch.device("cpu"), False
+            deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
+
+    PartialState.__init__ = relabelled  # type: ignore[method-assign]
+
+
+def _is_zero(stage: int, trainer: Any) -> None:
+    from deepspeed import DeepSpeedEngine
+
+    engine = trainer.model_wrapped
+    assert isinstance(engine, DeepSpeedEngine), type(engine)
+    assert engine.zero_optimization_stage() == stage
+    if stage == 3:
+        whole = [name for name, one in trainer.model.named_parameters() if one.numel()]
+        assert not whole, f"not divided: {whole}"
+
+
+NO_DEEPSPEED = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed: make engines")
+# For `pytest.mark.parametrize`: the engines that are slow to test, besides fsdp2.
+_MARKS = (pytest.mark.slow, pytest.mark.deepspeed, NO_DEEPSPEED)
+ZERO = tuple(pytest.param(name, marks=_MARKS) for name in ("zero2", "zero3"))
+
 ENGINES: dict[str, Engine] = {
     "one": Engine(processes=1),
     "ddp": Engine(check=_is_ddp),
@@ -104,6 +163,8 @@ ENGINES: dict[str, Engine] = {
     "fsdp2-shards": Engine(
         environment={**FSDP2, "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, prepare=_relabel, check=_is_fsdp2
     ),
+    "zero2": _zero(2),
+    "zero3": _zero(3),
 }
 
 

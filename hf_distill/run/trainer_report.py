@@ -42,7 +42,6 @@ from hf_distill.trainer import DistillationTrainer
 from hf_distill.training.checkpoints import remove_checkpoints
 from hf_distill.training.labelled import drawn_from, is_labelled, label_objective, labels_of, same_steps
 from hf_distill.training.saving import attach
-from hf_distill.training.sharded import ends_whole
 from hf_distill.training.text_columns import holds_text
 from hf_distill.training_args import DistillationArguments
 
@@ -82,10 +81,6 @@ def evaluate_distillation(
     """
     if trainer.source is None:
         raise UserError("the trainer has no teacher to compare its student with.")
-    if not ends_whole(trainer):
-        raise UserError(
-            "a sharded student cannot be evaluated here. Load the saved model in one process, or run a recipe."
-        )
     teacher = trainer.source.measured
     if teacher is None:
         raise UserError(

@@ -28,7 +28,7 @@ from hf_distill.training.held import HELD, Held
 from hf_distill.training.meter import Meter
 from hf_distill.training.padding_free.choice import PaddingFree
 from hf_distill.training.rollouts import Rollouts
-from hf_distill.training.sharded import deferring_sync
+from hf_distill.training.sharded import deferring_sync, in_own_precision
 from hf_distill.training.text_columns import TextColumns
 from hf_distill.training.token_batches import Example, Later, MicroBatches, TokenBatches, Uncollated, flat
 from hf_distill.training.weighing import Weighing
@@ -73,6 +73,11 @@ class BatchingTrainer(Trainer):
             # The model itself may be a cached teacher that is being evaluated.
             wanted = theirs.union(self.layout.columns, self.takes[0], EXAMPLE_COLUMNS, [PROMPT_LENGTH, TEACHER_PROMPT])
             self._signature_columns = taken + sorted(wanted.difference(taken))
+
+    def _prepare_input(self, data: Any) -> Any:
+        """Move a part of a batch to the device, in its own precision."""
+        with in_own_precision(self):
+            return super()._prepare_input(data)
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> DataLoader[Any]:
         """Return a data loader whose batches carry what `padding_free` needs.

@@ -92,8 +92,6 @@ def check_parallelism(trainer: Trainer) -> None:
             f"no {asked} on {trainer.args.device.type}. Start several processes on accelerators, or leave {asked} out."
         )
     stage = deepspeed_stage(trainer)
-    if stage == 3:
-        raise ValueError("DeepSpeed ZeRO-3 is not supported: it would shard the teacher. Use ZeRO-2 or FSDP.")
     if max(trainer.get_tp_size(), trainer.get_cp_size(), trainer.get_sp_size()) > 1:
         raise ValueError("tensor, context and sequence parallelism are not supported.")
     if (version := fsdp_version(trainer)) not in (None, 2):

@@ -28,6 +28,7 @@ from hf_distill.training.held import HELD, Held
 from hf_distill.training.learners import Learners
 from hf_distill.training.meter import Meter
 from hf_distill.training.padding_free.choice import PaddingFree
+from hf_distill.training.sharded import with_weights
 from hf_distill.training.terms import Terms
 
 
@@ -114,8 +115,11 @@ class BothModels:
             logits = written.places.pick(self.layout.logits(outputs))[:, :classes]
             return written.by_span(log_probability(logits, written.places.labels))
 
-        student = of(0, ours)
-        teacher = of(1, targets.outputs) if targets.spans is None else targets.spans.to(student)
+        def both() -> tuple[Tensor, Tensor]:
+            student = of(0, ours)
+            return student, of(1, targets.outputs) if targets.spans is None else targets.spans.to(student)
+
+        student, teacher = both() if heads is None else with_weights(heads.layers, both)
         return Spans(student, teacher.detach())
 
     def _taught(self, rows: Rows, targets: Targets, inputs: Mapping[str, Any]) -> Rows:

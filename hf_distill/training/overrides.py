@@ -79,12 +79,16 @@ OVERRIDES: dict[str, Override] = {
     ),
     "_load_rng_state": Override("checkpoint", "the same, with one line that says so"),
     "_load_from_checkpoint": Override("resume_from_checkpoint model", "loads what objectives have learned"),
+    "_load_optimizer_and_scheduler": Override(
+        "checkpoint", "loads what is stored beside the student; with DeepSpeed `_load_from_checkpoint` is not called"
+    ),
     "_load_best_model": Override("", "the same, and refuses a damaged best model; `Trainer` would use the last model"),
     "create_model_card": Override(
         "language license tags model_name finetuned_from tasks dataset_tags dataset dataset_args",
         "does not overwrite the report's model card",
     ),
     # ---- training/batches.py: BatchingTrainer ----
+    "_prepare_input": Override("data", "keeps stored targets and weights in their precision, which DeepSpeed rounds"),
     "_set_signature_columns_if_needed": Override("", "keeps columns that only the teacher or the layout reads"),
     "_get_dataloader": Override(
         "dataset description batch_size sampler_fn is_training dataloader_key",

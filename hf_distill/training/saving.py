@@ -27,7 +27,14 @@ from hf_distill.training.checkpoints import damaged, seal, weights_fault
 from hf_distill.training.learners import Learners
 from hf_distill.training.rollouts import Rollouts
 from hf_distill.training.running import Running
-from hf_distill.training.sharded import divides, finished, gathered_state, is_divided, saves_itself, writes_shards
+from hf_distill.training.sharded import (
+    finished,
+    gathered_state,
+    is_held,
+    loads_student,
+    saves_itself,
+    writes_shards,
+)
 from hf_distill.training.terms import Terms
 from hf_distill.training.unpickling import only_values
 from hf_distill.training.weighing import Weighing
@@ -134,7 +141,7 @@ class SavingTrainer(Trainer):
         Returns:
             Size in bytes and sha256 of every file by name, in the process that writes; empty in the others.
         """
-        if is_divided(self):
+        if is_held(self):
             finished(self)
         staging, sums = directory / EXPORT, {}
         if self.args.should_save:
@@ -170,7 +177,7 @@ class SavingTrainer(Trainer):
         """
         if output_dir is None and self.exported is not None:
             return
-        if not divides(self):
+        if not saves_itself(self):
             super().save_model(output_dir, _internal_call)
             return
         directory = Path(output_dir or self.args.output_dir or ".")
@@ -180,7 +187,7 @@ class SavingTrainer(Trainer):
                 self._save_beside(directory, {})
             return
         # `Trainer` would write tied weights twice, and with SHARDED_STATE_DICT nothing.
-        self._save(str(directory), gathered_state(self) if is_divided(self) else None)
+        self._save(str(directory), gathered_state(self) if is_held(self) else None)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -227,11 +234,22 @@ class SavingTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         with self._learned_from(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self.weighing.load(Path(resume_from_checkpoint))
+        self._load_beside(Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load as `Trainer` does; under DeepSpeed, which loads the student itself, also what is stored beside it."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and loads_student(self):
+            with self._learned_from(checkpoint):
+                self._load_beside(Path(checkpoint))
+
+    def _load_beside(self, checkpoint: Path) -> None:
+        """Load the state of all that a checkpoint holds beside the student."""
+        self.weighing.load(checkpoint)
         if self.rollouts is not None:
-            self.rollouts.load_state(read_record(Path(resume_from_checkpoint) / ROLLOUTS) or {})
+            self.rollouts.load_state(read_record(checkpoint / ROLLOUTS) or {})
         if self.learners is not None:
-            self.learners.load(Path(resume_from_checkpoint))
+            self.learners.load(checkpoint)
 
     def _load_best_model(self) -> None:
         # In a hyperparameter search, every trial has a directory of its own.
@@ -336,10 +354,11 @@ def check_learned(checkpoint: Path, learned: nn.ModuleDict) -> None:
     """
     file = checkpoint / FILE
     found = {name: value.shape for name, value in load_file(file).items()} if file.exists() else {}
-    if found != {name: value.shape for name, value in learned.state_dict().items()}:
+    wanted = {name: parallel.shape(value) for name, value in learned.state_dict(keep_vars=True).items()}
+    if found != wanted:
         raise UserError(
             f"{checkpoint} was made with other objectives: they learned {_names(found)}, and those of this training "
-            f"learn {_names(learned.state_dict())}. Start over, or resume with the same objectives."
+            f"learn {_names(wanted)}. Start over, or resume with the same objectives."
         )
 
 

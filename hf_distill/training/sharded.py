@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 from transformers import PreTrainedModel, Trainer
@@ -13,6 +13,8 @@ from transformers import PreTrainedModel, Trainer
 from hf_distill import parallel
 from hf_distill.models.patching import replaced
 from hf_distill.models.quantization import is_placed
+
+Result = TypeVar("Result")
 
 
 def engine(trainer: Trainer) -> str | None:
@@ -23,15 +25,20 @@ def engine(trainer: Trainer) -> str | None:
 
 
 def prepare_sharding(trainer: Trainer) -> None:
-    """Settle how FSDP2 will shard the student, where accelerate's own way fails or is inexact.
+    """Settle how the engine will shard the student, where accelerate's own way fails or is inexact.
 
-    - Which layers are sharded one by one, if the policy is TRANSFORMER_BASED_WRAP and the user names none: those that
+    - ZeRO-3 lets the first process save whole weights: without that, an export has none, and only a log says so.
+    - Which layers FSDP2 shards one by one, if the policy is TRANSFORMER_BASED_WRAP and the user names none: those that
       Transformers does not split over devices (`_no_split_modules`), also of models inside the student. accelerate
       would take all of these classes; among them are BERT's embeddings, whose table it shards a second time on its own,
       and fails.
-    - In which precision modules return tensors: as computed. The loss is computed inside the student's forward pass
-      (`inside_forward`), and accelerate would round it to bf16.
+    - In which precision FSDP2's modules return tensors: as computed. The loss is computed inside the student's forward
+      pass (`inside_forward`), and accelerate would round it to bf16.
     """
+    trainer.is_deepspeed_enabled = _plugin(trainer) is not None  # the training before may have ended it
+    if trainer.is_deepspeed_enabled:
+        zero = _plugin(trainer).hf_ds_config.config.setdefault("zero_optimization", {})
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
     plugin: Any = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     if plugin is None:
         return
@@ -57,14 +64,19 @@ def _embeddings(model: PreTrainedModel) -> nn.Module | None:
 
 
 def divides(trainer: Trainer) -> bool:
-    """Return whether every process will hold a part of each weight only, while the student trains (FSDP)."""
+    """Return whether every process will hold a part of each weight only, while the student trains (FSDP, ZeRO-3)."""
+    return will_wrap_in_place(trainer) or deepspeed_stage(trainer) == 3
+
+
+def will_wrap_in_place(trainer: Trainer) -> bool:
+    """Return whether the student itself becomes the sharded module (FSDP)."""
     return bool(trainer.is_fsdp_enabled)
 
 
 def is_divided(trainer: Trainer) -> bool:
     """Return whether every process holds a part of each weight only now: not before the training, nor at its end."""
     model: Any = trainer.model
-    return divides(trainer) and bool(parallel.divided_modules(model))
+    return divides(trainer) and parallel.is_divided(model)
 
 
 def saves_itself(trainer: Trainer) -> bool:
@@ -72,9 +84,14 @@ def saves_itself(trainer: Trainer) -> bool:
     return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
 
 
-def ends_whole(trainer: Trainer) -> bool:
-    """Return whether `finished` gives every process the whole student; with DeepSpeed it does not."""
-    return not trainer.is_deepspeed_enabled
+def is_held(trainer: Any) -> bool:
+    """Return whether FSDP or DeepSpeed holds the student now: not before the training, nor at its end."""
+    return trainer.deepspeed is not None if trainer.is_deepspeed_enabled else is_divided(trainer)
+
+
+def loads_student(trainer: Trainer) -> bool:
+    """Return whether the engine loads the student of a checkpoint itself, without `_load_from_checkpoint`."""
+    return bool(trainer.is_deepspeed_enabled)
 
 
 def is_wrapped(trainer: Trainer, model: nn.Module, student: nn.Module) -> bool:
@@ -94,6 +111,8 @@ def finished(trainer: Trainer) -> Any:
     marks the model as prepared, and would then not wrap it again for an evaluation in the precision of its training.
     With FSDP all processes must call this, and each needs memory for all weights.
     """
+    if trainer.is_deepspeed_enabled:
+        _end_deepspeed(trainer)
     wrapped: Any = trainer.model
     model = parallel.unwrapped(wrapped, autocast=False)
     parallel.undivide(model)
@@ -101,19 +120,40 @@ def finished(trainer: Trainer) -> Any:
     return model
 
 
-@contextmanager
-def as_it_is(trainer: Trainer) -> Iterator[None]:
-    """Context manager for an evaluation: run a model that is not sharded, or not any more, as each process holds it.
+def _end_deepspeed(trainer: Any) -> None:
+    """Take the student out of the engine: whole in every process, and a model like any other."""
+    parallel.leave_deepspeed(trainer.model)
+    trainer.accelerator.free_memory()  # ends the engine
+    trainer.deepspeed = trainer.optimizer = trainer.lr_scheduler = None
+    trainer.model_wrapped = trainer.model
+    trainer.is_deepspeed_enabled = False
 
-    `Trainer` would have FSDP shard it, which accelerate refuses without an optimizer.
+
+@contextmanager
+def as_it_is(trainer: Any) -> Iterator[None]:
+    """Context manager: evaluate or save a model that no engine holds, or not any more, as each process holds it.
+
+    `Trainer` would have FSDP shard it, which accelerate refuses without an optimizer. It would make an engine of
+    DeepSpeed to evaluate it, and cannot with ZeRO-2; and to save it, it would ask an engine for the weights.
     """
     model: Any = trainer.model
-    if not divides(trainer) or is_divided(trainer):
+    if is_held(trainer) or not saves_itself(trainer):
         yield
         return
     if not is_placed(model, trainer.args.device):
         model.to(trainer.args.device)
-    with replaced(trainer, "is_fsdp_enabled", False):
+    with replaced(trainer, "is_fsdp_enabled", False), replaced(trainer, "is_deepspeed_enabled", False):
+        yield
+
+
+@contextmanager
+def in_own_precision(trainer: Any) -> Iterator[None]:
+    """Context manager: move batches to the device as they are.
+
+    With DeepSpeed, `Trainer` converts all that is not an integer to the precision of the weights: with bf16, the
+    teacher's stored targets, the weights of examples, and values to predict would be rounded to three digits.
+    """
+    with replaced(trainer, "is_deepspeed_enabled", False):
         yield
 
 
@@ -122,7 +162,8 @@ def gathered_state(trainer: Trainer) -> dict[str, Any]:
 
     A weight that has several names (tied embeddings) is there under one of them, as `save_pretrained` wants it.
     """
-    state: dict[str, Any] = trainer.accelerator.get_state_dict(trainer.model)
+    model: Any = trainer.model_wrapped
+    state: dict[str, Any] = trainer.accelerator.get_state_dict(model) or {}
     tied: Any = getattr(trainer.model, "all_tied_weights_keys", None) or {}
     return {name: value for name, value in state.items() if tied.get(name) not in state}
 
@@ -139,9 +180,13 @@ def writes_shards(trainer: Trainer) -> bool:
     return plugin is not None and "SHARDED" in str(plugin.state_dict_type)
 
 
+def _plugin(trainer: Trainer) -> Any:
+    return getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+
+
 def deepspeed_stage(trainer: Trainer) -> int | None:
     """Return DeepSpeed's ZeRO stage; None without DeepSpeed."""
-    return int(trainer.accelerator.state.deepspeed_plugin.zero_stage) if trainer.is_deepspeed_enabled else None
+    return int(_plugin(trainer).zero_stage) if trainer.is_deepspeed_enabled else None
 
 
 def deferring_sync(trainer: Trainer, model: nn.Module) -> AbstractContextManager[Any]:
@@ -158,3 +203,34 @@ def deferring_sync(trainer: Trainer, model: nn.Module) -> AbstractContextManager
 def has_loss_scale(trainer: Trainer) -> bool:
     """Return whether the loss is scaled (float16), by `fp16: true`, an own accelerator or `accelerate launch`."""
     return "fp16" in (trainer.args.mixed_precision, trainer.accelerator.mixed_precision)
+
+
+def with_weights(modules: Iterable[nn.Module], compute: Callable[[], Result]) -> Result:
+    """Return `compute()`, which reads weights of some modules by hand: with ZeRO-3, inside their forward passes.
+
+    There the engine holds the weights whole, and gives them their gradients. Modules whose weights are not divided stay
+    as they are.
+
+    Args:
+        modules: Whose own weights are read.
+        compute: Returns a tensor, or a tuple of tensors. It may call the modules.
+    """
+    for module in modules:
+        if parallel.is_partitioned(module):
+            compute = _inside(module, compute)
+    return compute()
+
+
+def _inside(module: nn.Module, compute: Callable[[], Result]) -> Callable[[], Result]:
+    """Return a function that runs another inside the forward pass of a module."""
+
+    def called() -> Result:
+        def forward() -> Result:
+            put_back()  # `compute` may call the module
+            return compute()
+
+        with replaced(module, "forward", forward) as put_back:
+            result: Result = module()
+        return result
+
+    return called

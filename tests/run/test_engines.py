@@ -1,4 +1,4 @@
-"""Whole runs of a recipe whose student is sharded by FSDP2: they write what one process writes."""
+"""Whole runs of a recipe whose student is sharded by FSDP2 or DeepSpeed: they write what one process writes."""
 
 from __future__ import annotations
 
@@ -61,6 +61,7 @@ def figures(found: dict[str, Any]) -> dict[str, float]:
     return {**every, "agreement": found["agreement"]}
 
 
+@pytest.mark.parametrize("engine", ["fsdp2", *engines.ZERO])
 @pytest.mark.parametrize(
     "name",
     [
@@ -71,16 +72,18 @@ def figures(found: dict[str, Any]) -> dict[str, float]:
         ),
     ],
 )
-def test_sharded_run(name: str, write_recipe: WriteRecipe, make_model: Any, sentiment_csv: Any, tmp_path: Path) -> None:
+def test_sharded_run(
+    name: str, engine: str, write_recipe: WriteRecipe, make_model: Any, sentiment_csv: Any, tmp_path: Path
+) -> None:
     """A student of which a process has a part only would be evaluated, timed, merged or saved in parts; accelerate does
     not even evaluate it."""
     path = write_recipe(**sections(name, make_model, sentiment_csv), training=EXACT)
     run(path, f"training.output_dir={tmp_path / 'one'}")
     half, results = "training.per_device_train_batch_size=4", tmp_path / "processes"
     if name == "language model":
-        assert engines.command("fsdp2", path, half, directory=results) == [0, 0], (results / "0.log").read_text()
+        assert engines.command(engine, path, half, directory=results) == [0, 0], (results / "0.log").read_text()
     else:
-        engines.run("fsdp2", lambda: run(path, half) and None, results, logged=True)
+        engines.run(engine, lambda: run(path, half) and None, results, logged=True)
     one, two = report(tmp_path / "one"), report(tmp_path / "out")
     assert two["settings"]["processes"] == 2
     assert figures(two) == pytest.approx(figures(one), rel=1e-5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -65,6 +65,11 @@ class Heads:
             if model is not self._models[name] or base.get_output_embeddings() is not self._heads[name].linear:
                 return False
         return True
+
+    @property
+    def layers(self) -> Sequence[nn.Module]:
+        """The last layer of each model, whose weights are read by hand."""
+        return [head.linear for head in self._heads.values()]
 
     @contextmanager
     def capturing(self, *whose: str) -> Iterator[None]:
