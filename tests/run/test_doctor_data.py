@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from runs import WriteRecipe
 
 from hf_distill import load_recipe
-from hf_distill.run.doctor.examination import findings
+from hf_distill.run.doctor.examination import examine, findings
 from hf_distill.run.doctor.finding import Finding
 from hf_distill.run.doctor.opened import Opened
 from hf_distill.run.doctor.table import CHECKS
@@ -180,8 +181,6 @@ def test_the_teacher_is_compared_with_a_guess(
 
 def test_labels_in_another_order_are_named(look: Look, good_teacher: Path, tmp_path: Path, sentiment_csv: Any) -> None:
     """A teacher whose id2label is swapped teaches the opposite; its accuracy alone reads as a bad teacher."""
-    import shutil
-
     swapped = tmp_path / "swapped"
     shutil.copytree(good_teacher, swapped)
     config = json.loads((swapped / "config.json").read_text())
@@ -269,3 +268,75 @@ def test_every_task_is_looked_at(task: str, look: Look, make_model: Any, tmp_pat
     assert "equal bit for bit" in texts(found, "ok")
     assert ("learned" in checks) == (kind in ("llama-lm", "t5", "bert-tokens", "bert-qa"))
     assert not [one for one in found if one.status == "skipped"]
+
+
+def jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> str:
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def test_tokens_that_a_model_was_not_trained_on(look: Look, make_model: Any, tmp_path: Path) -> None:
+    """Two begin tokens, or half a text of unknown ones, cost accuracy and leave no trace in a loss."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    model = make_model("llama-lm")
+    rows = [{"text": f"<s>the film {at} 北京" if at % 2 else f"the film {at}"} for at in range(20)]
+    section = {
+        "path": {"train": jsonl(tmp_path / "train.jsonl", rows), "validation": jsonl(tmp_path / "eval.jsonl", rows)}
+    }
+    begins = tmp_path / "begins"
+    shutil.copytree(model, begins)
+    tokenizer = AutoTokenizer.from_pretrained(begins)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
+    tokenizer.save_pretrained(begins)
+    lm = {"task": "text-generation", "objectives": [{"name": "kl"}]}
+    found = look("special", data=section, teacher={"name": "pretrained", "model": str(begins)}, **lm)
+    said = texts(found, "warning")
+    assert "10 of 20 texts begin with <s> twice" in said
+    masked = {"task": "fill-mask", "teacher": {"name": "pretrained", "model": str(make_model("bert-mlm"))}}
+    said = texts(look("special", data=section, **masked), "warning")
+    assert "of the tokens of train are unknown ([UNK]), in 20 rows" in said
+
+
+def test_tokenizers_that_split_differently(look: Look, make_model: Any, tmp_path: Path) -> None:
+    """A student that sees case beside a teacher that does not, or a tokenizer that the recipe names by mistake."""
+    from transformers import BertTokenizer
+
+    other = {"name": "pretrained", "model": str(make_model("roberta", layers=2))}
+    found = look("tokenizer", student=other)
+    assert "of the student's tokens are the teacher's too" in texts(found, "ok")
+    assert "the teacher's tokenizer ignores case" in texts(found, "warning")
+    cased = tmp_path / "cased"
+    own = BertTokenizer.from_pretrained(make_model("bert"))
+    BertTokenizer(vocab=own.get_vocab(), do_lower_case=False, model_max_length=64).save_pretrained(cased)
+    said = texts(look("tokenizer", tokenizer=str(cased)), "warning")
+    assert "the teacher reads tokens that its own tokenizer would not make" in said
+
+
+def test_texts_whose_end_is_never_learned(look: Look, make_model: Any, tmp_path: Path) -> None:
+    """Cut at max_length, no example has an end, and the student writes on until it is stopped."""
+    rows = [{"text": f"{' the film is great' * 5} {at}"} for at in range(20)]
+    path = {"train": jsonl(tmp_path / "train.jsonl", rows), "validation": jsonl(tmp_path / "eval.jsonl", rows)}
+    teacher = {"name": "pretrained", "model": str(make_model("llama-lm"))}
+    lm = {"task": "text-generation", "objectives": [{"name": "kl"}], "teacher": teacher}
+    assert "is learned in 20 of 20 rows" in texts(look("learned", data={"path": path}, **lm), "ok")
+    found = look("learned", data={"path": path, "max_length": 8}, **lm)
+    assert "is learned in 0 of 20 rows" in texts(found, "warning")
+
+
+def test_what_the_run_warns_of_is_in_the_table(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> None:
+    """Warnings above the table scroll away, and a script that reads the document never sees them."""
+    kind, rows, _ = of_task("token-classification")
+    for row in rows[::3]:
+        row["tags"][:3] = ["O", "I-PER", "O"]  # inside of what has not begun
+    path = {
+        "train": jsonl(tmp_path / "train.jsonl", rows[:10]),
+        "validation": jsonl(tmp_path / "eval.jsonl", rows[10:]),
+    }
+    teacher = {"name": "pretrained", "model": str(make_model(kind, labels=list(TAGS)))}
+    recipe = load_recipe(write_recipe(task="token-classification", data={"path": path}, teacher=teacher))
+    said = [one.found for one in examine(recipe) if one.check == "run" and one.status == "warning"]
+    assert any("the beginning of a span" in text for text in said)
