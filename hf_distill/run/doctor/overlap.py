@@ -86,6 +86,7 @@ def _repeated(train: Dataset, label_role: str) -> Iterator[Finding]:
         )
     share = rows / max(len(train), 1)
     text = f"{rows:,} of {len(train):,} train rows ({share:.1%}) repeat an earlier one"
+    text = text if rows else "no train row repeats another"
     if share > REPEATED:
         yield Finding(NAME, "warning", text, "They count twice; drop them, unless that is meant.")
     else:
