@@ -144,6 +144,11 @@ class TargetSource(nn.Module, ABC):
         return False
 
     @property
+    def runs_in_training(self) -> bool:
+        """Whether `targets` can be asked while a student trains; if not, they are stored before."""
+        return True
+
+    @property
     def by_temperature(self) -> bool:
         """Whether its distributions at one temperature do not follow from those at another, as for their mean."""
         return False

@@ -262,6 +262,19 @@ def test_a_recipe_runs(path: Path, tmp_path: Path, make_model: MakeModel, serve:
     assert all(loss > 0 and math.isfinite(loss) for loss in losses)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_doctor_looks_at_a_recipe(
+    path: Path, tmp_path: Path, make_model: MakeModel, serve: Callable[[str], str]
+) -> None:
+    """A check that stops at a kind of teacher or task says that a good run will fail."""
+    from hf_distill.run.doctor.examination import examine
+
+    found = examine(load_recipe(shrink(path, tmp_path, make_model, serve)))
+    assert not [one for one in found if one.found.startswith("stopped by")]
+    assert {"memory", "speed", "disk", "machine"} <= {one.check for one in found}
+
+
 def test_recipes_are_found() -> None:
     """A glob that finds nothing would let the test above pass without a recipe."""
     assert {"bert", "tinybert"} <= {path.stem for path in RECIPES}

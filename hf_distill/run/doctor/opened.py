@@ -177,7 +177,12 @@ class Opened:
             student: The student; default: another one.
             rows: Those that it trains on, as indices of its train split; None for all.
             **training: Training arguments in place of the recipe's.
+
+        Raises:
+            CannotCheck: Student and teacher cannot run side by side.
         """
+        if not self.teacher.runs_in_training and self.run.stored is None:
+            raise CannotCheck("the targets of this teacher must be stored before a student can train")
         student = self.new_student() if student is None else student
         return self.run.first_trainer(self.teacher, student, self.scratch, {**QUIET, **training}, rows)
 

@@ -137,6 +137,11 @@ class Apart(TargetSource):
         losses = [loss(one, view) for one, view in zip(alone, self.views, strict=True)]
         self.mean = replace(self.mean, weights=by_losses(losses, classes=layout.has_classes))
 
+    @property
+    def runs_in_training(self) -> bool:
+        """Always false."""
+        return False
+
     def targets(self, batch: Mapping[str, Any], run: RunModel) -> Targets:
         """Raise: students learn from the stored targets."""
         raise AssertionError("the targets of these teachers are stored before a student is trained")
