@@ -549,3 +549,42 @@ _OF_DEEPSPEED = (
     "_external_params",
     "_original_parameters",
 )
+
+
+# ---- Models whose layers are split over processes (tensor parallelism) -----------------------------------------------
+
+
+def split_over(model: nn.Module) -> Any:
+    """Return the group of processes over which the layers of a model are split; None if each process has whole layers.
+
+    All of them have to run it together, on the same batch.
+    """
+    if (getattr(model, "_tp_size", None) or 1) == 1:
+        return None
+    meshes = (getattr(one, "device_mesh", None) for one in model.parameters())
+    mesh = next(one for one in meshes if one is not None)
+    return mesh["tp"].get_group() if len(mesh.mesh_dim_names or ()) > 1 else mesh.get_group()
+
+
+def rows_of_group(inputs: Mapping[str, Tensor], group: Any) -> tuple[dict[str, Tensor], int]:
+    """Return the inputs of a group's processes as one batch, padded to the longest, and where the own rows begin.
+
+    Args:
+        inputs: Tensors `(rows, tokens)`, whose sizes may differ between processes; their names may not.
+        group: The processes; all must call this.
+    """
+    import torch
+    from torch import distributed
+    from torch.nn import functional as F
+
+    some = next(iter(inputs.values()))
+    sizes = [torch.zeros(2, dtype=torch.long, device=some.device) for _ in range(distributed.get_world_size(group))]
+    distributed.all_gather(sizes, torch.tensor([*some.shape], device=some.device), group=group)
+    rows, lengths = zip(*(one.tolist() for one in sizes), strict=True)
+    found = {}
+    for name, one in inputs.items():
+        padded = F.pad(one, (0, max(lengths) - one.shape[1], 0, max(rows) - len(one))).contiguous()
+        parts = [torch.empty_like(padded) for _ in sizes]
+        distributed.all_gather(parts, padded, group=group)
+        found[name] = torch.cat([part[:count] for part, count in zip(parts, rows, strict=True)])
+    return found, sum(rows[: distributed.get_rank(group)])

@@ -88,6 +88,7 @@ from hf_distill.training.sharded import (
     with_weights,
 )
 from hf_distill.training.sharing import SharingTrainer
+from hf_distill.training.split_models import check_split
 from hf_distill.training.terms import OBSERVED, Terms
 from hf_distill.training.text_columns import holds_text, text_columns
 from hf_distill.training.token_batches import MicroBatches, TokenBatches, Uncollated, flat, joined
@@ -253,6 +254,8 @@ class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
             self.source, self.data_collator = narrowed
         self._place_teacher()
         self.terms = self._make_terms()
+        if self.source is not None:
+            check_split(self.source.models.values(), differentiates=self.terms.differentiates)
         self.weighing = Weighing(self.terms, self.train_dataset, self.args.device)
         self.add_callback(WeighGroups(lambda: self.weighing))
         self.learners = Learners.of(self, labelled)

@@ -86,6 +86,11 @@ def evaluate_distillation(
         raise UserError(
             "the teacher is not a model that can be evaluated here. Pass the model itself, or run a recipe."
         )
+    if parallel.split_over(teacher) is not None:
+        raise UserError(
+            "the teacher's layers are split over processes, which do not evaluate it alone. Load the saved student "
+            "and the whole teacher in another trainer, and report on that."
+        )
     task, prepared = _data(trainer, eval_dataset, metrics)
     start = _start(trainer, baseline, prepared)
     models: dict[str, Any] = {"teacher": teacher, "student": finished_model(trainer)}

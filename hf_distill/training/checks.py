@@ -93,7 +93,10 @@ def check_parallelism(trainer: Trainer) -> None:
         )
     stage = deepspeed_stage(trainer)
     if max(trainer.get_tp_size(), trainer.get_cp_size(), trainer.get_sp_size()) > 1:
-        raise ValueError("tensor, context and sequence parallelism are not supported.")
+        raise ValueError(
+            "tensor, context and sequence parallelism of the student are not supported: Transformers cannot resume a "
+            "training whose model is split when it is loaded. Load it whole, and shard it by FSDP."
+        )
     if (version := fsdp_version(trainer)) not in (None, 2):
         raise ValueError(
             f"FSDP version {version} is not supported. Use version 2: fsdp_config: {{version: 2}}, or "

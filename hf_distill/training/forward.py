@@ -29,6 +29,7 @@ from hf_distill.training.learners import Learners
 from hf_distill.training.meter import Meter
 from hf_distill.training.padding_free.choice import PaddingFree
 from hf_distill.training.sharded import with_weights
+from hf_distill.training.split_models import on_rows_of_all
 from hf_distill.training.terms import Terms
 
 
@@ -172,7 +173,7 @@ class BothModels:
 
         def run(name: str) -> Mapping[str, Any]:
             model = source.models[name]
-            with self.padding_free.running(name, read), _capturing(heads, name):
+            with self.padding_free.running(name, read), _capturing(heads, name), on_rows_of_all(model):
                 given = self._given(name, model, read, use_cache=False)
                 outputs: Mapping[str, Any] = self.padding.run(name, model, given, read, own=own)
             return outputs

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from hf_distill import parallel
 from hf_distill.errors import UserError
 from hf_distill.models.inspection import base_model, evaluating, wrapper_of
 from hf_distill.models.layers import find_stacks
@@ -155,6 +156,8 @@ def open_padding_free(model: nn.Module) -> PaddingFreeModel:
     if (wrapper := wrapper_of(model)) is not None:
         raise NeedsPadding(f"it is inside a {wrapper}")
     base: Any = base_model(model)
+    if parallel.split_over(base) is not None:
+        raise NeedsPadding("its layers are split over processes, which run it on the rows of all of them")
     if not isinstance(base, PreTrainedModel):
         raise NeedsPadding("it is not a model of Transformers")
     try:
