@@ -12,7 +12,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,7 @@ from hf_distill import parallel
 from hf_distill._version import __version__
 from hf_distill.errors import UserError
 from hf_distill.formatting import ReadableFormatter, readable, readable_lines
+from hf_distill.outside import OnlyRead, only_reading
 from hf_distill.run import watch
 from hf_distill.run.launch import spin_little
 from hf_distill.run.streams import reader_may_go
@@ -113,11 +114,22 @@ def _main(words: Sequence[str]) -> int:
     arguments = _arguments(words[1:] if command else words, command)
     if command == DOCTOR:  # its profiler would warn of memory from before; PyTorch reads this when it is imported
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # A recipe may be a stranger's: looking at it must not run its code.
+    with only_reading() if arguments.check else nullcontext():
+        return _follow(arguments, command)
+
+
+def _follow(arguments: argparse.Namespace, command: str) -> int:
+    """Do what the command line says, and return the exit status."""
     recipe: Recipe | None = None
     try:
         recipe = _read(arguments)
         with watching(partial(_resume, recipe, command, hashed=False)):
             return _command(recipe, arguments, command)
+    except OnlyRead as found:
+        if parallel.is_first_of_machine():
+            print(readable_lines("\n".join(found.lines)))
+        return 0
     except UserError as error:
         _say("\n".join([*error.mistakes, *_needs(error, arguments.recipe)]))
         return FAULT

@@ -1,14 +1,12 @@
-"""Recipes changed at random: types swapped, keys misspelt, huge values, control characters, deep nesting."""
+"""Recipes and files of data changed at random: types swapped, keys misspelt, huge values, bytes lost, deep nesting."""
 
 from __future__ import annotations
 
 import copy
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
-
-from ruamel.yaml import YAML
 
 LONG = "x" * 100_000
 VALUES: tuple[Any, ...] = (
@@ -24,7 +22,16 @@ VALUES: tuple[Any, ...] = (
         "$(id)",
     ),
     *("../../../etc/passwd", "/", "~", ".", "package:", "package:numpy/x", "a" * 300, LONG, "é" * 200, "\ufeffx"),
-    *("json:loads", "no_module_here:X", "os:system", "evaluate/none", "https://me:pa55word@host/x.csv", "train[:0]"),
+    *(
+        "planted_code:Loss",
+        "planted_code:score",
+        "json:loads",
+        "no_module_here:X",
+        "os:system",
+        "evaluate/none",
+        "https://me:pa55word@host/x.csv",
+        "train[:0]",
+    ),
     *("train[:10%]+validation", "train[", "kl", "labels", "text-generation", "LABEL_0", ["a"] * 1000, "NaN", "-inf"),
 )
 
@@ -102,17 +109,98 @@ def damaged(text: str, chance: random.Random) -> bytes:
     return bytes(raw)
 
 
-def mutants(text: str, count: int, seed: int) -> Iterator[bytes]:
-    """Yield `count` changed recipes, the same for the same seed; a third of them with their text damaged."""
-    chance = random.Random(seed)
-    recipe = YAML(typ="safe", pure=True).load(text)
-    for index in range(count):
-        if index % 3 == 2:
-            yield damaged(text, chance)
-            continue
-        changed = copy.deepcopy(recipe)
-        for _ in range(chance.choice((1, 1, 1, 2, 5))):
-            changed = mutate(changed, chance)
-            if not changed:
-                break
-        yield json.dumps(changed, ensure_ascii=chance.random() < 0.5).encode("utf-8", "surrogatepass")
+def overridden(recipe: Any, chance: random.Random) -> list[str]:
+    """Return overrides as on the command line: of keys that a recipe has, of misspelt ones, of anything."""
+    made = []
+    for _ in range(chance.choice((1, 1, 2, 4))):
+        key = "".join(f".{part}" for part in chance.choice([*places(recipe)]))[1:]
+        kind = chance.randrange(8)
+        if kind == 0:
+            key = misspelt(key, chance)
+        elif kind == 1:
+            key += chance.choice((".x", ".0", "[0]", "[999999999]", ".name", "..", "=", " ", ".a" * 40))
+        value = chance.choice(VALUES)
+        made.append(chance.choice((f"{key}={json.dumps(value)}", f"{key}={value}", f"{key}", f"={value}", f"{value}")))
+    return made
+
+
+def damaged_bytes(raw: bytes, others: Sequence[bytes], chance: random.Random) -> bytes:
+    """Change a file of data: bytes gone, repeated, turned, put in; its end cut off; a part of another file in it."""
+    made = bytearray(raw)
+    for _ in range(chance.choice((1, 1, 2, 4, 16))):
+        at = chance.randrange(len(made) + 1)
+        end = min(len(made), at + chance.choice((1, 1, 4, 40)))
+        kind = chance.randrange(8)
+        if kind == 0:
+            del made[at:end]
+        elif kind == 1:
+            made[at:at] = made[at:end] * chance.choice((1, 2, 50))
+        elif kind == 2 and made:
+            at = min(at, len(made) - 1)
+            made[at] = (made[at] + chance.randrange(1, 256)) % 256
+        elif kind == 3:
+            made[at:end] = chance.choice(PIECES)
+        elif kind == 4:
+            made[at:at] = chance.choice(PIECES)
+        elif kind == 5:
+            del made[at:]
+        elif kind == 6:
+            other = chance.choice(others)
+            made[at:end] = other[: chance.choice((1, 16, 100_000))]
+        else:
+            made[at:end] = bytes(chance.randrange(256) for _ in range(end - at))
+    return bytes(made)
+
+
+PIECES = (
+    *(
+        b"\x00",
+        b"\xff\xfe",
+        b"\xef\xbb\xbf",
+        b"\r",
+        b"\n",
+        b"\r\n",
+        b'"',
+        b"'",
+        b",",
+        b"\t",
+        b";",
+        b"[",
+        b"{",
+        b"}",
+        b"]",
+    ),
+    *(
+        b"\xed\xa0\x80",
+        b"\x1b[2J",
+        "\u202e\u2028".encode(),
+        b"NaN",
+        b"-Infinity",
+        b"1e999",
+        b"9" * 5000,
+        b"0x10",
+        b"null",
+    ),
+    *(
+        b"[" * 20_000,
+        b'{"a":' * 20_000,
+        b"\\ud800",
+        b"\\u0000",
+        b'"""',
+        b",,,,",
+        b"\n\n\n",
+        b"-DOCSTART- -X- O O",
+        b"#",
+    ),
+    *(
+        b"PAR1",
+        b"PK\x03\x04",
+        b"\x1f\x8b\x08",
+        b"ARROW1",
+        b"=cmd|'/c calc'!A1",
+        b"</script>",
+        b"x" * 70_000,
+        b"\x80\x04.",
+    ),
+    *(b"True", b"2024-01-01", b"1" * 40, b'{"text": 1, "text": 2}', b"__proto__", b"\x1a"),
+)

@@ -57,22 +57,32 @@ class Tables(Reader):
         try:
             if self.file.endings[0] == ".parquet":
                 with pq.ParquetFile(self.file.path) as parquet:
-                    yield parquet.schema_arrow, parquet.iter_batches(CHUNK)
+                    yield parquet.schema_arrow, map(_valid, parquet.iter_batches(CHUNK))
                 return
             with pa.memory_map(self.file.path) as source:
                 try:
                     stream = pa.ipc.open_stream(source)
-                    yield stream.schema, iter(stream)
+                    yield stream.schema, map(_valid, stream)
                     return
                 except pa.ArrowInvalid:
                     source.seek(0)
                 whole = pa.ipc.open_file(source)
-                yield whole.schema, (whole.get_batch(index) for index in range(whole.num_record_batches))
+                yield whole.schema, map(_valid, map(whole.get_batch, range(whole.num_record_batches)))
         except pa.ArrowInvalid as error:
             kind = self.file.endings[0].removeprefix(".")
             raise UserError(
                 f"it is not a {kind} file, or a damaged one ({' '.join(str(error).split())[:120]})"
             ) from error
+
+
+def _valid(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return a batch that is what its header says: Arrow does not look, and would read beyond the end of its memory.
+
+    Raises:
+        ArrowInvalid: It is not, or a text in it is not UTF-8.
+    """
+    batch.validate(full=True)
+    return batch
 
 
 def plain(kind: pa.DataType) -> pa.DataType:

@@ -10,6 +10,7 @@ from typing import Any
 from hf_distill.errors import UserError
 from hf_distill.locations import resolve
 from hf_distill.metrics.table import DEFAULTS, METRICS, Kind, LabelledPredictions
+from hf_distill.outside import may_run
 
 EVALUATE = "evaluate/"
 
@@ -40,6 +41,8 @@ def check_evaluate(name: str, kind: Kind, num_labels: int, label_names: Sequence
             f"{', '.join(DEFAULTS[kind])}.",
             key="metrics",
         )
+    if not may_run():
+        return
     if kind == "texts":
         compute_on_texts(name, ["a text"], ["a text"])
         return
@@ -57,7 +60,7 @@ def check_here(names: Sequence[str]) -> None:
         UserError: A script cannot be loaded.
     """
     for name in names:
-        if name.startswith(EVALUATE) and is_here(name):
+        if name.startswith(EVALUATE) and is_here(name) and may_run():
             _load(_location(name), None)
 
 

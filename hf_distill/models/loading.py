@@ -16,6 +16,7 @@ from hf_distill.models.merging import merge
 from hf_distill.models.outline import HeadKind, head_kind, outline
 from hf_distill.models.placement import Placement
 from hf_distill.models.quantization import Quantization, check_whole, loading, ready
+from hf_distill.outside import may_run
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -94,6 +95,7 @@ def _open_base(adapter: Adapter, trust_remote_code: bool) -> PretrainedConfig:
 def _open(model: str, where: str, revision: str | None, trust_remote_code: bool, **file: str) -> PretrainedConfig:
     from transformers import AutoConfig
 
+    trust_remote_code = trust_remote_code and may_run()
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(
             where, revision=revision, trust_remote_code=trust_remote_code, **file
@@ -137,6 +139,20 @@ def _cannot_open(what: str, where: str, error: Exception, key: str) -> UserError
     return UserError(f"cannot open {what}: {first_line(error)}", key=key)
 
 
+def names_code(model: str | None) -> bool:
+    """Return whether a model on this machine comes with Python code; of an adapter, whether its base does."""
+    if model is None:
+        return False
+    if (adapter := find_adapter(model)) is not None and names_code(adapter.base):
+        return True
+    place = Path(resolve(model))
+    return any(_says(place / name, b"auto_map") for name in ("config.json", "tokenizer_config.json"))
+
+
+def _says(file: Path, word: bytes) -> bool:
+    return file.is_file() and word in file.read_bytes()
+
+
 def open_tokenizer(
     model: str, *, key: str = "tokenizer", revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
@@ -147,6 +163,7 @@ def open_tokenizer(
     """
     from transformers import AutoTokenizer
 
+    trust_remote_code = trust_remote_code and may_run()
     where, file = _place(model, key)
     adapter = find_adapter(model, key)
     if adapter is not None and not any(os.path.isfile(os.path.join(where, name)) for name in _OF_TOKENIZERS):

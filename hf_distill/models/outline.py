@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_distill.errors import UserError, first_line
+from hf_distill.outside import may_run
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -91,7 +92,7 @@ def _from_config(auto_class: Any, config: PretrainedConfig, trust_remote_code: b
 
     whole = getattr(transformers, auto_class) if isinstance(auto_class, str) else auto_class
     try:
-        model: PreTrainedModel = whole.from_config(config, trust_remote_code=trust_remote_code)
+        model: PreTrainedModel = whole.from_config(config, trust_remote_code=trust_remote_code and may_run())
     except Exception as error:  # model code may raise any exception
         raise UserError(
             f"cannot build a model from its configuration ({type(error).__name__}: {first_line(error)})", key="model"

@@ -199,7 +199,7 @@ class _Walk:
         try:
             value = self.read[kind](node)
             str(value).encode()
-        except (ValueError, KeyError):  # `!!int x`; UnicodeEncodeError: half of a surrogate pair
+        except (ValueError, KeyError, IndexError):  # `!!int x`, `!!int`; UnicodeEncodeError: half of a surrogate pair
             return self.fault(node, path, f"{node.value!a} cannot be read as {kind}.")
         return value
 

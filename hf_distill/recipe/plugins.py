@@ -6,7 +6,7 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import import_module, invalidate_caches
 from pathlib import Path
 from types import ModuleType
@@ -14,12 +14,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hf_distill.errors import UserError, first_line
 from hf_distill.metrics.function import is_function
+from hf_distill.mistakes import join
+from hf_distill.models.adapters import find_adapter
+from hf_distill.outside import may_run
+from hf_distill.recipe.source_code import class_mistakes, find_file, function_mistake
 
 if TYPE_CHECKING:
     from hf_distill.recipe.recipe import Recipe
 
 Part = TypeVar("Part")
 
+_THERE = "The module must be installed, on PYTHONPATH or beside the recipe."
 PLUGIN = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*)")
 
 
@@ -53,6 +58,41 @@ def import_entry(module: str, name: str, base: type[Part], beside: Path | None =
     return entry
 
 
+def look_at_entry(
+    module: str, name: str, base: type, given: Mapping[str, Any], path: str, beside: Path
+) -> tuple[str, list[tuple[str, str]]]:
+    """Return where the code of a class is, and what is wrong with its entry as far as its source says. It is not run.
+
+    Args:
+        module: Dotted name of the module.
+        name: Name of the class.
+        base: Required base class.
+        given: The keys of the entry.
+        path: Key path of the entry.
+        beside: The folder of the recipe.
+    """
+    try:
+        file = _source(module, beside)
+    except UserError as error:
+        return "", [(join(path, "name"), str(error))]
+    where = f"{module}:{name}, of {file or 'no file'}"
+    return where, [] if file is None else list(class_mistakes(file, module, name, base, given, path))
+
+
+def _source(module: str, beside: Path) -> Path | None:
+    """Return the source of a module, as it would be found; None if it is in no file.
+
+    Raises:
+        UserError: There is no such module, or another one of its name is found first.
+    """
+    mine, installed = _beside(module, beside), find_file(module)
+    if mine is not None and installed is not None and installed.resolve() != mine:
+        raise UserError(_another(module, mine, installed))
+    if mine is None and installed is None and module.partition(".")[0] not in {*sys.builtin_module_names, *sys.modules}:
+        raise UserError(f"cannot import '{module}' (there is no such module). {_THERE}")
+    return mine or installed
+
+
 def find_functions(names: object, beside: Path) -> None:
     """Let the modules of metrics that are named as `module:function` be found beside the recipe.
 
@@ -67,6 +107,11 @@ def find_functions(names: object, beside: Path) -> None:
         match = PLUGIN.fullmatch(name) if isinstance(name, str) else None
         if match is None:
             continue
+        if not may_run():
+            file = _source(match["module"], beside)
+            if file is not None and (fault := function_mistake(file, match["module"], match["name"])):
+                raise UserError(fault)
+            continue
         mine = _beside(match["module"], beside)
         if mine is not None:
             _find_last(match["module"], mine)
@@ -79,17 +124,42 @@ def find_functions(names: object, beside: Path) -> None:
 
 def outside_code(recipe: Recipe) -> Iterator[str]:
     """Yield a line for all code from outside that a recipe runs: `my_losses:LogitsL1, of /home/me/my_losses.py`."""
-    shown = []
+    shown = [where for _, where in recipe.unread]
     for cls in map(type, _entries(recipe)):
         module = cls.__module__
         if module.partition(".")[0] != __name__.partition(".")[0]:
             shown.append(f"{module}:{cls.__qualname__}, of {getattr(sys.modules.get(module), '__file__', 'no file')}")
-    trusted = [("teacher", one.source) for _, one in recipe.teacher.members() if one.trusts_code]
-    trusted += [("student", one.source) for _, one in recipe.students if getattr(one, "trust_remote_code", False)]
-    shown += [f"the repository of the {side}'s model {source} (trust_remote_code)" for side, source in trusted]
+    for side, source in _trusted(recipe):
+        adapter = find_adapter(source)
+        base = "" if adapter is None else f" and of its base {adapter.base}"
+        shown.append(f"the repository of the {side}'s model {source}{base} (trust_remote_code)")
     metrics = recipe.evaluation.metrics
-    shown += [f"the metric {name}" for name in metrics if name.startswith("evaluate/") or is_function(name)]
+    shown += [
+        f"the metric {name}{_of(recipe, name)}" for name in metrics if name.startswith("evaluate/") or is_function(name)
+    ]
+    tasks = recipe.evaluation.lm_eval
+    shown += [f"what the task {name} of lm_eval names" for name in tasks if name.endswith((".yaml", ".yml"))]
     yield from dict.fromkeys(shown)
+
+
+def _trusted(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Yield side and model of each entry with `trust_remote_code: true`."""
+    teachers: list[Any] = [*recipe.teacher.every_entry()]
+    students: list[Any] = [inner for _, one in recipe.students for inner in one.every_entry()]
+    sides = [("teacher", one) for one in teachers]
+    sides += [("teacher", peer) for one in teachers for peer in getattr(one, "peers", None) or ()]
+    sides += [("student", one) for one in students]
+    yield from (
+        (side, one.model) for side, one in sides if getattr(one, "trust_remote_code", False) and hasattr(one, "model")
+    )
+
+
+def _of(recipe: Recipe, name: str) -> str:
+    """Return the file of a metric that is a function, if it is found."""
+    match = PLUGIN.fullmatch(name)
+    beside = Path(recipe.origin.file).parent if recipe.origin else None
+    file = None if match is None else _beside(match["module"], beside) or find_file(match["module"])
+    return f", of {file}" if file else ""
 
 
 def _entries(recipe: Recipe) -> Iterator[Any]:
@@ -124,10 +194,14 @@ def _check_same(module: str, outside: ModuleType, mine: Path | None) -> None:
     """Refuse an imported module if another module of this name lies beside the recipe."""
     theirs = getattr(outside, "__file__", None)
     if mine is not None and (theirs is None or Path(theirs).resolve() != mine):
-        raise UserError(
-            f"'{module}' lies beside the recipe ({mine}), but another module of this name is found first or is already "
-            f"imported ({theirs}). Rename one of them."
-        )
+        raise UserError(_another(module, mine, theirs))
+
+
+def _another(module: str, mine: Path, theirs: object) -> str:
+    return (
+        f"'{module}' lies beside the recipe ({mine}), but another module of this name is found first or is already "
+        f"imported ({theirs}). Rename one of them."
+    )
 
 
 def _not_imported(module: str, error: BaseException) -> str:
@@ -137,8 +211,7 @@ def _not_imported(module: str, error: BaseException) -> str:
     known = isinstance(error, ImportError) or "importlib" in last.filename
     where = "" if known else f" at {last.filename}:{last.lineno}"
     what = f"cannot import '{module}' ({type(error).__name__}: {first_line(error)}{where})."
-    there = "The module must be installed, on PYTHONPATH or beside the recipe."
-    return f"{what} {there}" if isinstance(error, ImportError) else what
+    return f"{what} {_THERE}" if isinstance(error, ImportError) else what
 
 
 def _unfit(found: Any, base: type) -> str | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -22,9 +24,10 @@ from hf_distill.metrics.section import Evaluation
 from hf_distill.mistakes import component_of, describe, explain, join, unknown_key
 from hf_distill.objectives import OBJECTIVES, PRESETS, Objective
 from hf_distill.objectives.presets import ON_OWN_TEXTS
+from hf_distill.outside import OnlyRead, may_run
 from hf_distill.recipe.document import Document, read_document
 from hf_distill.recipe.overrides import apply_overrides
-from hf_distill.recipe.plugins import PLUGIN, find_functions, import_entry
+from hf_distill.recipe.plugins import PLUGIN, find_functions, import_entry, look_at_entry
 from hf_distill.recipe.recipe import (
     TWO_CHAINS,
     TWO_STUDENTS,
@@ -57,7 +60,7 @@ INSIDE: dict[str, tuple[str, Mapping[str, type], Any]] = {
 }
 STUDENT: Any = Student  # mypy does not accept an abstract class as a type argument
 # A preset is replaced by its objectives when the recipe is read.
-SECTION_KEYS = [*(key for key in Recipe.__annotations__ if key not in ("origin", "places")), "preset"]
+SECTION_KEYS = [*(key for key in Recipe.__annotations__ if key not in ("origin", "places", "unread")), "preset"]
 STAGE_KEYS = [*Stage.__annotations__, "preset"]
 # Beside the keys of its student.
 LINK_KEYS = [*(key for key in Link.__annotations__ if key != "student"), "preset"]
@@ -70,6 +73,8 @@ REQUIRED = {
     "training.output_dir": "the directory for the student and its report",
 }
 
+# Key path of an objective.
+OBJECTIVE = re.compile(r"(^|\.)objectives\[\d+\]$")
 # What a recipe may have in place of a required key.
 INSTEAD = {"objectives": ("preset", "stages"), "student": ("chain",)}
 
@@ -83,6 +88,7 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 
     Raises:
         UserError: One line for each mistake: `file:line: key: what was wanted, what was found, what to do`.
+        OnlyRead: Code from outside may not run now (`outside.only_reading`), and the recipe cannot be built without it.
     """
     document = read_document(os.fspath(path))
     apply_overrides(document, overrides)
@@ -109,6 +115,7 @@ class _Reading:
                     )
         self.origin = document.origin
         self.mistakes: list[tuple[str, str]] = []
+        self.unread: list[tuple[str, str]] = []
 
     def add(self, path: str, message: str) -> None:
         """Record a mistake at a key path."""
@@ -140,7 +147,14 @@ class _Reading:
         self.data_keys(parts["task"])
         if lines := self.document.messages(self.mistakes):
             raise UserError(*lines)
-        return Recipe(**parts, origin=self.origin)
+        if any(not OBJECTIVE.search(path) for path, _ in self.unread) or self.is_bare():
+            raise OnlyRead(where for _, where in self.unread)
+        return Recipe(**parts, origin=self.origin, unread=tuple(self.unread))
+
+    def is_bare(self) -> bool:
+        """Return whether a list of objectives has none that was read."""
+        lists = Counter(path.rpartition("[")[0] for path, _ in self.unread)
+        return any(count == len(_at(self.data, path)) for path, count in lists.items())
 
     def functions(self, evaluation: Any) -> None:
         """Let metrics that are functions be found beside the recipe; record why one cannot."""
@@ -224,10 +238,16 @@ class _Reading:
             what = f"wanted text, found {describe(name)}." if "name" in value else "missing."
             self.add(join(path, "name"), f"{what} {known}")
             return None
+        given = {key: item for key, item in value.items() if key != "name"}
+        if name not in table and not may_run() and (match := PLUGIN.fullmatch(name)):
+            beside = Path(self.origin.file).parent
+            where, mistakes = look_at_entry(match["module"], match["name"], base, given, path, beside)
+            self.mistakes += mistakes
+            self.unread.append((path, where))
+            return None
         cls = table.get(name) or self.outside(name, path if short else join(path, "name"), table, base)
         if cls is None:
             return None
-        given = {key: item for key, item in value.items() if key != "name"}
         if isinstance(given.get("training"), dict) and "training" in getattr(cls, "__pydantic_fields__", ()):
             elsewhere = {"output_dir": f"The directory of the result is {path}.output_dir."}
             self.training(join(path, "training"), given["training"], elsewhere)
@@ -461,6 +481,13 @@ class _Reading:
             for word in given if isinstance(given, dict) and choices else ():
                 if word not in choices:
                     self.add(f"data.{key}.{word}", f"unknown key.{did_you_mean(word, choices)}")
+
+
+def _at(data: Any, path: str) -> Any:
+    """Return the value at a key path."""
+    for part in re.findall(r"[^.\[\]]+", path):
+        data = data[int(part) if isinstance(data, list) else part]
+    return data
 
 
 def _listed(data: Mapping[str, Any], key: str) -> list[tuple[str, dict[str, Any]]]:

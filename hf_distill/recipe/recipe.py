@@ -127,6 +127,7 @@ class Recipe:
         generations: How many times the same student is trained, each generation being the teacher of the next one:
             `3`, or `{count: 3, ensemble: true}`.
         origin: Set by the reader, so that an error found later still names its line.
+        unread: Objectives that were left out since their code may not run now: key path, and class and file of each.
         places: For one run of a chain: key path in this recipe -> key path in the recipe of the chain.
         task: What the models do: a pipeline tag of the Hub, such as `text-classification`.
         data: Where the examples come from.
@@ -153,6 +154,7 @@ class Recipe:
     report: ReportOptions = ReportOptions()
     hub: Hub = Hub()
     origin: SkipValidation[Origin | None] = field(default=None, repr=False, compare=False)
+    unread: SkipValidation[tuple[tuple[str, str], ...]] = field(default=(), repr=False, compare=False)
     places: SkipValidation[Mapping[str, str]] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -19,12 +19,14 @@ from hf_distill.locations import resolve, sibling
 from hf_distill.metrics.evaluate_library import is_here
 from hf_distill.mistakes import join
 from hf_distill.models.adapters import find_adapter
+from hf_distill.models.loading import names_code
 from hf_distill.models.outline import outline
 from hf_distill.models.pair import Pair
 from hf_distill.models.parts import Parts
 from hf_distill.models.tokenizers import tokenizer_name
 from hf_distill.objectives.features import FeatureObjective
 from hf_distill.objectives.hidden import Hidden, Hint, Patient
+from hf_distill.outside import may_run
 from hf_distill.recipe.plugins import outside_code
 from hf_distill.recipe.writer import describe_entry
 from hf_distill.run.best_model import check_best_metric, check_saving
@@ -173,7 +175,8 @@ def _lines(recipe: Recipe, found: _Findings) -> list[str]:
         plan.append(f"hub         push to {recipe.hub.repo_id or Path(recipe.training['output_dir']).name}")
     plan += [f"code        {line}" for line in outside_code(recipe)]
     plan += [f"note        {line}" for line in (*remarks(recipe, found.pair), *cut_off(recipe), *found.notes)]
-    return [*plan, *(f"not checked {line}" for line in found.unchecked)]
+    unread = [f"{path}: its code runs in a run, and not in --check" for path, _ in recipe.unread]
+    return [*plan, *(f"not checked {line}" for line in (*unread, *found.unchecked))]
 
 
 def is_local(source: str | None) -> bool:
@@ -206,16 +209,21 @@ def _is_cached(model: str) -> bool:
 def _check_pair(recipe: Recipe, found: _Findings) -> None:
     local = {"teacher": True, "student": True}
     mistakes: list[str] = []
-    sources = [("teacher", path, one.source) for path, one in recipe.teacher.members()]
-    for side, path, source in (*sources, ("student", "", recipe.student.source)):
-        here = True
+    sources = [("teacher", path, one.source, one.trusts_code) for path, one in recipe.teacher.members()]
+    trusted = bool(getattr(recipe.student, "trust_remote_code", False))
+    sources.append(("student", "", recipe.student.source, trusted))
+    for side, path, source, trusts in sources:
+        here, runs_code = True, False
         try:
             with recipe.locate(join(side, path)):
                 here = is_local(source)
+                runs_code = here and trusts and not may_run() and names_code(source)
         except UserError as error:
             mistakes += error.mistakes
-        local[side] &= here
-        if not here:
+        local[side] &= here and not runs_code
+        if runs_code:
+            found.unchecked.append(f"{side} {source}: its own Python code runs in a run, and not in --check")
+        elif not here:
             adapter = find_adapter(source)
             of = f"{side} {source}" if adapter is None else f"{side} {source}, an adapter for {adapter.base}"
             hint = sibling(adapter.base if adapter else str(source), having="config.json")
