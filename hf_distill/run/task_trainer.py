@@ -49,8 +49,8 @@ class TaskTrainer(DistillationTrainer):
         self.generates = evaluator.generates((args.metric_for_best_model or "").removeprefix("eval_"))
         if self.generates and divides(self):
             raise UserError(
-                f"{args.metric_for_best_model} is a metric of generated texts, and a model that FSDP shards cannot "
-                "generate during training. Choose the best model by loss.",
+                f"{args.metric_for_best_model} is a metric of generated texts, and a model whose weights are divided "
+                "cannot generate during training. Choose the best model by loss.",
                 key="training.metric_for_best_model",
             )
         if self.generates:

@@ -47,7 +47,7 @@ def check_terms(terms: Terms, trainer: Any) -> None:
     Raises:
         ValueError: They do not work together; the message says what to leave out, or what to pass instead.
     """
-    from hf_distill.training.sharded import divides  # imports Trainer, which --check does not need
+    from hf_distill.training.sharded import deepspeed_stage, divides  # imports Trainer, which --check does not need
 
     args = trainer.args
     given: tuple[Any, ...] = (trainer.model_init, trainer.optimizer)
@@ -74,4 +74,5 @@ def check_terms(terms: Terms, trainer: Any) -> None:
             "Transformers 5.23 gradient_checkpointing_kwargs)."
         )
     if divides(trainer) and terms.differentiates:
-        raise ValueError("FSDP does not work with objectives that differentiate. Use DDP, or leave them out.")
+        how = "DeepSpeed ZeRO-3" if deepspeed_stage(trainer) == 3 else "FSDP"
+        raise ValueError(f"{how} does not work with objectives that differentiate. Use DDP, or leave them out.")
