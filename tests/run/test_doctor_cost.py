@@ -177,7 +177,7 @@ def test_a_file_system_without_locks_is_a_warning(tmp_path: Path, monkeypatch: p
 
 def test_room_on_the_disk(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     """A disk that is full after three days costs the three days."""
-    written = [disk.Written(tmp_path, "models", 600), disk.Written(tmp_path, "checkpoints", 400)]
+    written = [disk.OnDisk(tmp_path, "models", 600), disk.OnDisk(tmp_path, "checkpoints", 400)]
     assert [disk.room(written, free).status for free in (2000, 1400, 900)] == ["ok", "warning", "mistake"]
     cached = {
         "name": "cached",

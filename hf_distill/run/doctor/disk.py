@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SPARE = 1.5
 
 
-class Written(NamedTuple):
+class OnDisk(NamedTuple):
     """What a run writes into a directory: in words, and its size in bytes."""
 
     folder: Path
@@ -38,7 +38,7 @@ def disk(opened: Opened) -> Iterator[Finding]:
     output = output_directory(opened.recipe)
     yield from place(output)
     written = [*_models(opened, output), *_cache(opened)]
-    disks: dict[int, list[Written]] = {}
+    disks: dict[int, list[OnDisk]] = {}
     for one in written:
         disks.setdefault(os.stat(existing(one.folder)).st_dev, []).append(one)
     for each in disks.values():
@@ -57,7 +57,7 @@ def place(folder: Path) -> Iterator[Finding]:
         yield Finding("disk", "warning", text, "Start one run there at a time.")
 
 
-def room(written: list[Written], free: int) -> Finding:
+def room(written: list[OnDisk], free: int) -> Finding:
     """Say whether there is room on a disk.
 
     Args:
@@ -85,7 +85,7 @@ def existing(folder: Path) -> Path:
     return folder
 
 
-def _models(opened: Opened, output: Path) -> Iterator[Written]:
+def _models(opened: Opened, output: Path) -> Iterator[OnDisk]:
     """Yield the finished models, and the most checkpoints that are there at once."""
     recipe, trainer = opened.recipe, opened.trainer
     model = parallel.unwrapped(trainer.model)
@@ -100,12 +100,12 @@ def _models(opened: Opened, output: Path) -> Iterator[Written]:
     every = len(opened.run.seeds) * (1 + recipe.report.baseline) * len(recipe.plan)
     teachers = [how for how in recipe.teacher.fine_tuning.values() if how.directory is None]
     teacher = bytes_of(one for each in opened.teacher.models.values() for one in each.parameters()) if teachers else 0
-    yield Written(output, f"{every} finished student{'s' if every > 1 else ''}", every * student)
+    yield OnDisk(output, f"{every} finished student{'s' if every > 1 else ''}", every * student)
     if teachers:
-        yield Written(output, "fine-tuned teacher", teacher)
+        yield OnDisk(output, "fine-tuned teacher", teacher)
         checkpoint = max(checkpoint, 3 * teacher // len(teachers))
     if kept := kept_checkpoints(opened):
-        yield Written(output, f"{kept} checkpoint{'s' if kept > 1 else ''} at once", kept * checkpoint)
+        yield OnDisk(output, f"{kept} checkpoint{'s' if kept > 1 else ''} at once", kept * checkpoint)
 
 
 def kept_checkpoints(opened: Opened) -> int:
@@ -126,10 +126,10 @@ def kept_checkpoints(opened: Opened) -> int:
     return max(int(steps / every), 1)
 
 
-def _cache(opened: Opened) -> Iterator[Written]:
+def _cache(opened: Opened) -> Iterator[OnDisk]:
     """Yield the teacher's stored targets, if the run stores them and they are not there yet."""
     if not opened.recipe.teacher.caches or opened.run.stored is not None:
         return
     stored = opened.run.targets_of(opened.teacher)
     if not stored.path.exists():
-        yield Written(stored.path, "the teacher's targets", stored.size)
+        yield OnDisk(stored.path, "the teacher's targets", stored.size)
