@@ -31,7 +31,7 @@ ifeq ($(wildcard $(BIN)/python),)
 $(shell rm -f $(STAMP))
 endif
 
-.PHONY: help install test check slow engines campaign bench quickstart schema format clean
+.PHONY: help install test check slow engines parity campaign bench quickstart schema format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*##/\1:/p' Makefile
@@ -58,6 +58,9 @@ engines: $(STAMP)  ## the tests with DeepSpeed, in an environment of its own tha
 	DS_BUILD_OPS=0 $(ZERO)/bin/python -m pip --disable-pip-version-check install --no-build-isolation --no-deps \
 		-c constraints.txt deepspeed
 	OMP_NUM_THREADS=1 $(ZERO)/bin/python -m pytest -m deepspeed
+
+parity: $(STAMP)  ## loss, gradient, weights and evaluation under every engine beside one process: a table (minutes)
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m invariants.engine_table
 
 campaign: $(STAMP)  ## kills, damaged files, power cuts, full disks, 50,000 made-up inputs; what became of each (two hours)
 	CAMPAIGN=$(TRIALS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -q tests/campaign

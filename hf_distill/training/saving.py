@@ -32,6 +32,7 @@ from hf_distill.training.sharded import (
     gathered_state,
     is_held,
     loads_student,
+    preparing,
     saves_itself,
     writes_shards,
 )
@@ -223,7 +224,8 @@ class SavingTrainer(Trainer):
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         prepare: Any = super()._prepare_for_training
         # The optimizer's state is loaded there; with FSDP and DeepSpeed the weights too.
-        with nullcontext() if resume_from_checkpoint is None else only_values(resume_from_checkpoint):
+        values = nullcontext() if resume_from_checkpoint is None else only_values(resume_from_checkpoint)
+        with preparing(self), values:
             return prepare(max_steps, train_dataloader, resume_from_checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -61,6 +61,48 @@ def _embeddings(model: PreTrainedModel) -> nn.Module | None:
         return model.get_input_embeddings()
     except NotImplementedError:  # a model without a table, such as one of images
         return None
+
+
+@contextmanager
+def preparing(trainer: Trainer) -> Iterator[None]:
+    """Context manager around `Trainer`'s wrapping of the student: let FSDP2 shard a table that several modules share.
+
+    accelerate shards the input embeddings, or them and the head, on their own. In T5 and BART encoder and decoder have
+    the same table, and torch refuses one that is in two groups: there it stays with the rest of the model.
+    """
+    student: Any = trainer.model
+    tables = [name for name in ("get_input_embeddings", "get_output_embeddings") if will_wrap_in_place(trainer)]
+    if tables and isinstance(student, nn.Module):
+        own = {getattr(student, name, lambda: None)() for name in tables}
+        weights = {id(weight) for one in own if (weight := getattr(one, "weight", None)) is not None}
+        holders = {one for one in student.modules() if weights & {id(each) for each in one._parameters.values()}}
+        tables = tables if holders - own else []
+    with ExitStack() as stack:
+        for name in tables:
+            stack.enter_context(replaced(student, name, lambda: None))
+        if will_wrap_in_place(trainer):
+            stack.enter_context(_loading_what_was_trained())
+        yield
+
+
+@contextmanager
+def _loading_what_was_trained() -> Iterator[None]:
+    """Context manager: load an optimizer that has no state of weights which no objective reaches, such as a pooler's.
+
+    accelerate asks for a state of every weight that could be trained, and a resumed training would fail.
+    """
+    from accelerate.utils import fsdp_utils
+    from transformers import trainer
+
+    load = fsdp_utils.load_fsdp_optimizer
+    options = fsdp_utils._prepare_sd_options
+
+    def lenient(*args: Any, **kwargs: Any) -> Any:
+        with replaced(fsdp_utils, "_prepare_sd_options", lambda plugin: replace(options(plugin), strict=False)):
+            return load(*args, **kwargs)
+
+    with replaced(trainer, "load_fsdp_optimizer", lenient):
+        yield
 
 
 def divides(trainer: Trainer) -> bool:
