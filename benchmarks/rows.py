@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,17 @@ def of_trainer(settings: Settings, train: str, _: str) -> Iterable[Any]:
     yield from trainer(arguments(settings), train_dataset=split, processing_class=tokenizer()).get_train_dataloader()
 
 
+def of_stream(settings: Settings, train: str, _: str) -> Iterable[Any]:
+    """Yield the batches of `DistillationTrainer` on a stream of text, as many as there are rows."""
+    from datasets import load_dataset
+
+    stream = load_dataset("csv", data_files={"train": train}, split="train", streaming=True)
+    rows = 100 if settings == Settings.quick() else settings.rows  # then the file is the small one
+    steps = -(-rows // settings.batch)
+    made = trainer(arguments(settings, max_steps=steps), train_dataset=stream, processing_class=tokenizer())
+    yield from islice(made.get_train_dataloader(), steps)
+
+
 VARIANTS: dict[str, Variant] = {
     "datasets": Variant(measured(of_datasets), "`datasets`: load, map, a shuffled loader", "rows"),
     "ours_trainer": Variant(measured(of_trainer), "**ours**, `DistillationTrainer` on text", "rows"),
@@ -177,6 +189,10 @@ VARIANTS: dict[str, Variant] = {
         "**ours**, a run, batches of like length",
         "rows",
     ),
+    "ours_stream": Variant(measured(of_stream), "**ours**, `DistillationTrainer` on a stream of text"),
 }
 BASELINE = "datasets"
-RATIOS = (("a run, of `datasets`", "ours_run", "datasets"),)
+RATIOS = (
+    ("a run, of `datasets`", "ours_run", "datasets"),
+    ("a stream, of `datasets`", "ours_stream", "datasets"),
+)

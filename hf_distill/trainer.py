@@ -89,6 +89,7 @@ from hf_distill.training.sharded import (
 )
 from hf_distill.training.sharing import SharingTrainer
 from hf_distill.training.split_models import check_split
+from hf_distill.training.streams import TextStream, check_stream, check_stream_features, collected, first_rows
 from hf_distill.training.terms import OBSERVED, Terms
 from hf_distill.training.text_columns import holds_text, text_columns
 from hf_distill.training.token_batches import MicroBatches, TokenBatches, Uncollated, flat, joined
@@ -132,7 +133,8 @@ class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
         completions: Who writes the completions that a language model learns from; by default they are in the data.
         data_collator: As in `transformers.Trainer`, like all arguments that follow.
         train_dataset: Tokenised; or with text columns, named as the task names them (`docs/trainer.md`), which are
-            tokenised here unless a `data_collator` is given.
+            tokenised here unless a `data_collator` is given. A stream of text (`datasets.IterableDataset`) is tokenised
+            as it is read, and needs `max_steps`.
         eval_dataset: Tokenised or with text columns, as `train_dataset`; or a dict of several.
         processing_class: The tokenizer. It is saved with the student, and its size tells which outputs of a head are
             only padding.
@@ -189,6 +191,8 @@ class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
         args = args if args is not None else DistillationArguments(output_dir="trainer_output")
         check_arguments(args)
         check_devices(args)
+        check_stream(train_dataset, args)
+        eval_dataset = collected(eval_dataset)
         self.completions = completions or Completions()
         # It would replace a loss that is NaN in the logs, and read the loss from the device in every micro-batch.
         args.logging_nan_inf_filter = False
@@ -234,8 +238,11 @@ class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
         if self.source is not None:
             self.source.read_by(self.layout, getattr(self.processing_class, "tokenizer", self.processing_class))
         chosen = _defaults(self.layout) if objectives is None else objectives
-        settled = settle_class_weights(chosen, self.layout, self.model, self.train_dataset)
-        self.objectives = settle_group_weights(settled, self.train_dataset)
+        if isinstance(self.train_dataset, TextStream):
+            assert self.texts is not None
+            check_stream_features(self.texts.task, chosen, stored, self.accelerator.dataloader_config)
+        settled = settle_class_weights(chosen, self.layout, self.model, self.known_rows)
+        self.objectives = settle_group_weights(settled, self.known_rows)
         # With the default objectives, data without labels is allowed.
         labelled = self._labelled()
         if objectives is None and labelled is False and self.is_world_process_zero():
@@ -256,7 +263,7 @@ class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
         self.terms = self._make_terms()
         if self.source is not None:
             check_split(self.source.models.values(), differentiates=self.terms.differentiates)
-        self.weighing = Weighing(self.terms, self.train_dataset, self.args.device)
+        self.weighing = Weighing(self.terms, self.known_rows, self.args.device)
         self.add_callback(WeighGroups(lambda: self.weighing))
         self.learners = Learners.of(self, labelled)
         self._made_for = self._models()
@@ -310,16 +317,24 @@ class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
     def teacher(self, teacher: nn.Module | None) -> None:
         self.source = as_source(teacher)
 
+    @property
+    def known_rows(self) -> Any:
+        """The train rows that are known before the first step: of a stream of texts the first ones, else all."""
+        return self.train_dataset.first if isinstance(self.train_dataset, TextStream) else self.train_dataset
+
     def _tokenise(self, teacher: nn.Module | None, task: Task | None, completions: Completions | None) -> None:
         """Tokenise data sets with text columns, as a run of the student's task does."""
         with parallel.first_process_first():
+            rows = first_rows(self.train_dataset)
             self.texts = text_columns(
-                self.model, teacher, self.train_dataset, self.eval_dataset, self.processing_class, task, completions
+                self.model, teacher, rows, self.eval_dataset, self.processing_class, task, completions
             )
             if self.texts is None:
                 return
-            if self.train_dataset is self.texts.train:
-                self.train_dataset = self.texts.prepared.train
+            if rows is self.texts.train:
+                stream = rows is not self.train_dataset
+                made = TextStream(self.train_dataset, self.texts) if stream else self.texts.prepared.train
+                self.train_dataset = made
             self.eval_dataset = self.texts(self.eval_dataset)
         self.data_collator = self.texts.prepared.collator
         logger.info("data sets of text are %s", self.texts.describe())
@@ -357,12 +372,12 @@ class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
 
     def _labelled(self) -> bool | None:
         """Return whether the train split has labels; None if only its batches show that."""
-        split = self.train_dataset
+        split = self.known_rows
         return is_labelled(split, self.layout) if reaches_models(split, self.data_collator) else None
 
     def _check_splits(self) -> None:
         """Refuse rows that the models cannot read or learn from; splits changed by a transform are not checked."""
-        every = {"train_dataset": self.train_dataset, **_named(self.eval_dataset)}
+        every = {"train_dataset": self.known_rows, **_named(self.eval_dataset)}
         for name, split in every.items():
             check_weights(split, name)
         splits = {name: split for name, split in every.items() if reaches_models(split, self.data_collator)}
@@ -481,7 +496,7 @@ class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
             self._place_teacher()
             if not self.terms.learned:  # which are part of the student
                 self.terms = self._make_terms()
-                self.weighing = Weighing(self.terms, self.train_dataset, self.args.device)
+                self.weighing = Weighing(self.terms, self.known_rows, self.args.device)
             self.padding_free = PaddingFree(self.args, now[0], self.source, self.terms)
             self._taken = self._taken_by_each()
             if self.rollouts is not None and (now[0] is not self._made_for[0] or self.completions.by == "mixture"):

@@ -42,6 +42,7 @@ from hf_distill.trainer import DistillationTrainer
 from hf_distill.training.checkpoints import remove_checkpoints
 from hf_distill.training.labelled import drawn_from, is_labelled, label_objective, labels_of, same_steps
 from hf_distill.training.saving import attach
+from hf_distill.training.streams import is_stream
 from hf_distill.training.text_columns import holds_text
 from hf_distill.training_args import DistillationArguments
 
@@ -199,6 +200,11 @@ def _start(trainer: DistillationTrainer, baseline: Any, prepared: Prepared) -> A
     """
     if baseline is False:
         return None
+    if is_stream(trainer.train_dataset):
+        raise UserError(
+            "a baseline is trained on the labelled rows of train_dataset, which is a stream. Pass baseline=False, or "
+            "the rows as a datasets.Dataset."
+        )
     if not prepared.labelled:
         raise UserError("a baseline learns from labels, and train_dataset has none. Leave out baseline.")
     if trainer.brings_optimizer:

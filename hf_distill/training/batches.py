@@ -29,6 +29,7 @@ from hf_distill.training.meter import Meter
 from hf_distill.training.padding_free.choice import PaddingFree
 from hf_distill.training.rollouts import Rollouts
 from hf_distill.training.sharded import deferring_sync, in_own_precision
+from hf_distill.training.streams import TextStream, collected, in_worker
 from hf_distill.training.text_columns import TextColumns
 from hf_distill.training.token_batches import Example, Later, MicroBatches, TokenBatches, Uncollated, flat
 from hf_distill.training.weighing import Weighing
@@ -84,6 +85,8 @@ class BatchingTrainer(Trainer):
 
         Computed later, from a batch on the device, it would make the host wait for the device.
         """
+        if not kwargs.get("is_training"):
+            dataset = collected(dataset)
         if self.texts is not None:
             dataset = self.texts(dataset)
         plain: Any = self.data_collator
@@ -97,9 +100,16 @@ class BatchingTrainer(Trainer):
             else:
                 self._collate_eval = collate.collate
             dispatched = False  # accelerate can slice only tensors; a stream is read by every process
+        workers = self.args.dataloader_num_workers
+        if isinstance(dataset, TextStream):
+            dispatched = False  # accelerate cannot join batches that differ in width
+            workers = min(workers, 1)  # several would each read other files, in another order
         self.data_collator = collate
         try:
-            with replaced(loading, "dispatch_batches", dispatched):
+            with (
+                replaced(loading, "dispatch_batches", dispatched),
+                replaced(self.args, "dataloader_num_workers", workers),
+            ):
                 loader: DataLoader[Any] = super()._get_dataloader(dataset, *args, **kwargs)
         finally:
             self.data_collator = plain
@@ -146,7 +156,7 @@ class BatchingTrainer(Trainer):
         A data set without a length may end in the middle of a step. `Trainer` would compute the gradient of the
         incomplete step, take no step, and add the gradient to the next one.
         """
-        batches = list(islice(epoch_iterator, num_batches))
+        batches = in_worker(lambda: list(islice(epoch_iterator, num_batches)))
         if 0 < len(batches) < num_batches:
             if self.state.global_step == 0:
                 raise ValueError(

@@ -126,7 +126,7 @@ def check_objectives(trainer: Any, source: TargetSource | None, *, labelled: boo
         raise UserError("no objective: pass at least one, e.g. KLDivergence(temperature=2.0).")
     ours = getattr(base_model(trainer.model), "config", None)
     theirs = None if source is None else source.config
-    split = trainer.train_dataset
+    split = trainer.known_rows
     gives = None if source is None else source.gives()
     if gives is not None and isinstance(split, datasets.Dataset):
         gives = replace(gives, own_tokens=MARK in split.column_names)
@@ -165,7 +165,7 @@ def _texts(split: Any) -> int | None:
     return len(ids) if ids and isinstance(ids[0], list) else None
 
 
-def check_data(trainer: Trainer, layout: RowLayout, teacher: nn.Module | None) -> None:
+def check_data(trainer: Any, layout: RowLayout, teacher: nn.Module | None) -> None:
     """Refuse texts whose end a classifier would not find, before the first step.
 
     Raises:
@@ -173,7 +173,7 @@ def check_data(trainer: Trainer, layout: RowLayout, teacher: nn.Module | None) -
     """
     if not isinstance(layout, ExampleRows):
         return
-    splits: dict[str, Any] = {"train": trainer.train_dataset, "eval": trainer.eval_dataset}
+    splits: dict[str, Any] = {"train": trainer.known_rows, "eval": trainer.eval_dataset}
     for model, name in ((trainer.model, IDS), (teacher, MARK), (teacher, IDS)):
         config: Any = None if model is None else getattr(base_model(model), "config", None)
         for split, data in splits.items():

@@ -77,7 +77,11 @@ class TextColumns:
         """
         setup = replace(self.setup, metrics=metrics)
         with remembering(self._tokenised):
-            return self.task.prepare({"train": self._named(self.train), "eval": self._named(split)}, setup)
+            return self.prepare_as(self.train, split, setup)
+
+    def prepare_as(self, train: datasets.Dataset, evaluated: datasets.Dataset, setup: Setup) -> Prepared:
+        """Return what the task makes of other splits with the same columns."""
+        return self.task.prepare({"train": self._named(train), "eval": self._named(evaluated)}, setup)
 
     def raw(self, split: datasets.Dataset) -> datasets.Dataset | None:
         """Return a split as it was given if it holds text or was tokenised here; None if it was given tokenised."""
