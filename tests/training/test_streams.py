@@ -22,7 +22,21 @@ from hf_distill.training import streams
 if TYPE_CHECKING:
     from conftest import MakeModel
 
-WORDS = ("the", "film", "plot", "is", "dull", "great", "charming", "cast", "moving", "story", "boring", "fresh", "funny")
+WORDS = (
+    "the",
+    "film",
+    "plot",
+    "is",
+    "dull",
+    "great",
+    "charming",
+    "cast",
+    "moving",
+    "story",
+    "boring",
+    "fresh",
+    "funny",
+)
 TEXTS = [" ".join(WORDS[(row * 7 + place * 3) % len(WORDS)] for place in range(2 + row % 9)) for row in range(24)]
 KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "classes": (
