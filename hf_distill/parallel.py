@@ -295,7 +295,9 @@ def is_lost_connection(error: BaseException) -> bool:
     from torch import distributed
 
     text = str(error)
-    known = isinstance(error, distributed.DistError) or any(word in text for word in ("gloo", "NCCL", "TCPStore"))
+    words = "Connection closed", "Connection reset", "Connection refused", "Broken pipe", "remote process exited"
+    lost = any(word in text for word in words)
+    known = lost and (isinstance(error, distributed.DistError) or "gloo" in text or "NCCL" in text)
     cause = error.__cause__ or error.__context__
     return known or (cause is not None and is_lost_connection(cause))
 

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 FILE = "_lock"
 _TAKEN = (errno.EAGAIN, errno.EACCES)
 _POLL_SECONDS = 1.0
+# Longer than `holder` holds the lock of a free directory.
+_PROBE_SECONDS = 0.1
 
 
 class Lock:
@@ -54,7 +56,7 @@ class Lock:
             if error.errno != errno.ELOOP:
                 raise
             raise UserError(f"{self.file} is a symbolic link. Remove it.") from error
-        if not _flock(handle, self.file):
+        if not (_flock(handle, self.file) or _flock(handle, self.file, after=_PROBE_SECONDS)):
             os.close(handle)
             return False
         since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
@@ -66,7 +68,10 @@ class Lock:
 
     @property
     def holder(self) -> str | None:
-        """Who holds the lock, as `process 12 on host, since ...`; None if it is free. Writes nothing."""
+        """Who holds the lock, as `process 12 on host, since ...`; None if it is free. Writes nothing.
+
+        Several processes may ask at once: each locks the file for a moment, so as to share it.
+        """
         if not LOCKS or self._handle is not None or not self.file.is_file():
             return None
         try:
@@ -74,7 +79,7 @@ class Lock:
         except OSError:  # no right to write, or a link; `take` reports that
             return None
         try:
-            if _flock(handle, self.file):
+            if _flock(handle, self.file, fcntl.LOCK_SH):
                 return None
             return os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
         finally:
@@ -154,10 +159,18 @@ if LOCKS:
     os.register_at_fork(after_in_child=_let_go)
 
 
-def _flock(handle: int, file: Path) -> bool:
-    """Lock an open file; return False if another process holds the lock."""
+def _flock(handle: int, file: Path, kind: int | None = None, *, after: float = 0.0) -> bool:
+    """Lock an open file; return False if another process holds the lock.
+
+    Args:
+        handle: The open file.
+        file: Its path.
+        kind: `LOCK_EX`, the default, or `LOCK_SH`.
+        after: Seconds to wait before.
+    """
+    time.sleep(after)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, (fcntl.LOCK_EX if kind is None else kind) | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in _TAKEN:
             return False

@@ -31,6 +31,8 @@ BEAT = 1.0
 GRACE = 5.0
 # Seconds that the others wait for the last line of the first process: a launcher ends all when one has ended.
 LAST_LINE = 10.0
+# Seconds that the processes get to join each other.
+JOIN = 2.0
 # Bytes of a message at most.
 SIZE = 10_000
 
@@ -141,6 +143,11 @@ class Companions:
             connection.send_bytes(json.dumps({"rank": self._rank}).encode())
             self._take(0, connection)
 
+    @property
+    def _wanted(self) -> int:
+        """Number of connections of this process, once all have joined."""
+        return 1 if self._rank else len(self._all) - 1
+
     def close(self) -> None:
         """Stop watching, and let the others know that this process has said all."""
         self._over = True
@@ -245,9 +252,15 @@ class Companions:
         self._leaving.set()
         if not self._all:
             return
-        if error is not None and parallel.is_lost_connection(error) and self._is_news.wait(GRACE):
-            raise self._lost() from None
+        if error is not None and parallel.is_lost_connection(error):
+            if self._is_news.wait(GRACE):
+                raise self._lost() from None
+            text = " ".join(str(error).split())[:200]
+            raise Lost(f"the connection to another process of the run was lost ({text}).{self._resume()}", 1) from None
         ended = _ended(self._rank, error)
+        until = time.monotonic() + JOIN
+        while error is not None and time.monotonic() < until and len(self._connections) < self._wanted:
+            time.sleep(0.01)  # an error right at the start, before the others have joined
         self._send({"ended": asdict(ended)})
         if ended.signal and self._rank:  # a launcher ends all once one has ended, and the first has a line to say
             until = time.monotonic() + LAST_LINE

@@ -187,6 +187,12 @@ def _launch(started: Started, files: Sequence[Path], pipe: int) -> NoReturn:
 # ---- At a chosen place -----------------------------------------------------------------------------------------------
 
 
+def _at_the_start() -> tuple[Any, str]:
+    from hf_distill.run import preparation
+
+    return preparation, "_with_shape"
+
+
 def _in_training() -> tuple[Any, str]:
     from hf_distill.trainer import DistillationTrainer
 
@@ -224,6 +230,7 @@ def _in_the_report() -> tuple[Any, str]:
 
 
 PLACES: dict[str, Callable[[], tuple[Any, str]]] = {
+    "start": _at_the_start,
     "training": _in_training,
     "evaluation": _in_evaluation,
     "cache": _in_the_cache,

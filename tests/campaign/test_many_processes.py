@@ -34,7 +34,7 @@ from campaign.trials import (
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks and signals of POSIX")
 # Trials of a kind on an engine; `make campaign` says how many.
 TRIALS = int(os.environ.get("CAMPAIGN", "0"))
-COUNTS = {"one": 1, "ddp": 2}
+COUNTS = {"one": 1, "ddp": 2, "fsdp2": 2, "fsdp2-shards": 2}
 OTHER_REPORT = "OTHER REPORT"
 WRONG_STATUS = "WRONG STATUS"
 TABLE = Table()

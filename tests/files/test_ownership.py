@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -278,6 +279,15 @@ def test_links_below_what_runs_write(write_recipe: WriteRecipe, tmp_path: Path) 
     forge(out, ["_runs"])
     with pytest.raises(UserError, match="checkpoint-1 is a symbolic link"):
         run(write_recipe(training={"max_steps": 1}))
+
+
+def test_processes_that_ask_at_once(tmp_path: Path) -> None:
+    """Each locks the file for a moment: one of the processes of a run took another one for a run of its own."""
+    with Lock(tmp_path) as lock:
+        assert lock.take()
+    with open(tmp_path / "_lock") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        assert Lock(tmp_path).holder is None
 
 
 def test_a_lock_is_no_link(tmp_path: Path) -> None:

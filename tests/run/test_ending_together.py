@@ -23,8 +23,8 @@ EVERY = [
     for event in ("SIGKILL", "SIGSTOP", "RuntimeError", "UserError")
     for rank in (0, 1)
     if (place, event) != ("cache", "UserError")  # raised in all (`parallel.together`)
-]
-SAMPLE = [("training", "SIGKILL", 1), ("checkpoint", "SIGSTOP", 0), ("evaluation", "UserError", 1)]
+] + [("start", "UserError", 0), ("start", "UserError", 1)]
+SAMPLE = [("training", "SIGKILL", 1), ("checkpoint", "SIGSTOP", 0), ("start", "UserError", 0)]
 SIGNALS = [(event, status, rank) for event, status in (("SIGTERM", 143), ("SIGUSR1", 85)) for rank in (0, 1)]
 
 
@@ -95,7 +95,7 @@ def begin(recipe: Path, place: str, rank: int, act: Callable[[], Any], call: int
 @pytest.mark.parametrize(("place", "event", "rank"), sampled(EVERY, SAMPLE))
 def test_the_others_end_with_one_line(recipe: Path, place: str, event: str, rank: int) -> None:
     """Without it they wait for half an hour in an exchange that never ends, and then show a traceback of gloo."""
-    fleet = begin(recipe, place, rank, EVENTS[event])
+    fleet = begin(recipe, place, rank, EVENTS[event], call=1 if place == "start" else 2)
     statuses = fleet.wait(60, alone=[rank] if event == "SIGSTOP" else ())
     other = fleet.children[1 - rank]
     assert not fleet.stuck, fleet.said
