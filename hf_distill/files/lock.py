@@ -26,8 +26,6 @@ logger = logging.getLogger(__name__)
 FILE = "_lock"
 _TAKEN = (errno.EAGAIN, errno.EACCES)
 _POLL_SECONDS = 1.0
-# Longer than `holder` holds the lock of a free directory.
-_PROBE_SECONDS = 0.1
 
 
 class Lock:
@@ -56,7 +54,7 @@ class Lock:
             if error.errno != errno.ELOOP:
                 raise
             raise UserError(f"{self.file} is a symbolic link. Remove it.") from error
-        if not (_flock(handle, self.file) or _flock(handle, self.file, after=_PROBE_SECONDS)):
+        if not _flock(handle, self.file):
             os.close(handle)
             return False
         since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
@@ -159,16 +157,14 @@ if LOCKS:
     os.register_at_fork(after_in_child=_let_go)
 
 
-def _flock(handle: int, file: Path, kind: int | None = None, *, after: float = 0.0) -> bool:
+def _flock(handle: int, file: Path, kind: int | None = None) -> bool:
     """Lock an open file; return False if another process holds the lock.
 
     Args:
         handle: The open file.
         file: Its path.
         kind: `LOCK_EX`, the default, or `LOCK_SH`.
-        after: Seconds to wait before.
     """
-    time.sleep(after)
     try:
         fcntl.flock(handle, (fcntl.LOCK_EX if kind is None else kind) | fcntl.LOCK_NB)
     except OSError as error:
