@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, TextIO
 from hf_distill._version import __version__
 from hf_distill.errors import Stopped, UserError
 from hf_distill.files.ownership import LOG
-from hf_distill.formatting import readable_lines
+from hf_distill.formatting import readable, readable_lines
 
 # Seconds between two states of a progress bar that is drawn in place.
 OFTEN = 15.0
@@ -40,13 +41,14 @@ class LogFile:
         self.close()
         with suppress(OSError):
             # Never through a link that somebody else has put there.
-            handle = os.open(directory / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0))
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+            handle = os.open(directory / LOG, flags, 0o666)
             self._file = os.fdopen(handle, "a", encoding="utf-8", errors="replace")
         self._write("")
 
     def add(self, line: str) -> None:
-        """Add a line, without its colours."""
-        if text := _CONTROL.sub("", line).rstrip():
+        """Add a line, without its colours, and without the secrets that another library may have printed."""
+        if text := readable(_CONTROL.sub("", line).rstrip()):
             self._write(f"{_now()} {text}\n")
 
     def add_state(self, line: str) -> None:
@@ -98,6 +100,11 @@ class CopiedStream:
             self._log.add_state(self._rest)
         return written
 
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write several texts."""
+        for line in lines:
+            self.write(line)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
@@ -111,9 +118,13 @@ def logging_output(*, enabled: bool) -> Iterator[LogFile]:
     """
     log = LogFile()
     before = sys.stdout, sys.stderr
+    handlers: list[tuple[logging.StreamHandler[Any], Any]] = []
     if enabled:
         copied: Any = tuple(CopiedStream(stream, log) for stream in before)
         sys.stdout, sys.stderr = copied
+        handlers = [(one, one.stream) for one in _handlers() if one.stream in before]
+        for handler, stream in handlers:
+            handler.setStream(copied[before.index(stream)])
     try:
         yield log
         log.add("done")
@@ -124,7 +135,17 @@ def logging_output(*, enabled: bool) -> Iterator[LogFile]:
     finally:
         if enabled:
             sys.stdout, sys.stderr = before
+            for handler, stream in handlers:
+                handler.setStream(stream)
         log.close()
+
+
+def _handlers() -> Iterator[logging.StreamHandler[Any]]:
+    """Yield the handlers that print; those that libraries made when they were imported hold the stream of that time."""
+    for logger in (logging.root, *logging.root.manager.loggerDict.values()):
+        for handler in getattr(logger, "handlers", ()):
+            if isinstance(handler, logging.StreamHandler) and hasattr(handler, "stream"):
+                yield handler
 
 
 def _lines_of(error: BaseException) -> list[str]:

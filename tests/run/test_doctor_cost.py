@@ -179,6 +179,9 @@ def test_room_on_the_disk(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     """A disk that is full after three days costs the three days."""
     written = [disk.OnDisk(tmp_path, "models", 600), disk.OnDisk(tmp_path, "checkpoints", 400)]
     assert [disk.room(written, free).status for free in (2000, 1400, 900)] == ["ok", "warning", "mistake"]
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "model").write_bytes(b"x" * 700)  # of a run that is half done: it writes that much less
+    assert disk.room(written, 900, disk.held(tmp_path / "half")).status == "ok"
     cached = {
         "name": "cached",
         "path": str(tmp_path / "cache"),
@@ -208,6 +211,17 @@ def test_checkpoints_that_are_there_at_once(write_recipe: WriteRecipe, training:
     assert disk.kept_checkpoints(opened(write_recipe(training=training))) == kept
 
 
+def test_files_that_were_read_count_as_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's figure counts cached pages of the data: a run that fits would be called too large after a copy."""
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    assert memory._limit() is None
+    for name, text in (("max", "1000\n"), ("current", "900\n"), ("stat", "anon 100\ninactive_file 700\nfile 800\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert memory._limit() == 800
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory._limit() is None
+
+
 # --- machine ------------------------------------------------------------------------------------------------------
 
 
@@ -218,6 +232,7 @@ def test_threads_and_others() -> None:
     assert (over.status, over.advice) == ("warning", "Set OMP_NUM_THREADS=2.")
     assert machine.threads(4, 1, 4, 0.9).status == "warning"
     assert [machine.others("cuda:0", held, 80).status for held in (1, 40)] == ["ok", "warning"]
+    assert machine.precision("fp16", on_cpu=True).found.startswith("precision fp16")
 
 
 # --- Hub ----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ from runs import WriteRecipe
 from torch.nn import functional as F
 
 from hf_distill import load_recipe
-from hf_distill.run.doctor import gradients, values
+from hf_distill.run.doctor import gradients, targets, values
 from hf_distill.run.doctor.examination import findings
 from hf_distill.run.doctor.opened import Opened
+from hf_distill.run.doctor.table import CHECKS
 
 FULL = {"name": "copy_layers", "layers": 4}  # every layer of the teacher: the student is the teacher
 
@@ -115,3 +117,36 @@ def test_a_teacher_that_is_not_trained_yet_is_no_measure(write_recipe: WriteReci
     run = opened(write_recipe(teacher=teacher))
     assert [one.status for one in findings("gradients", gradients.gradients, run)] == ["skipped"]
     assert [one.status for one in findings("start", values.values, run)] == ["skipped"]
+
+
+def test_values_that_are_not_finite_are_a_mistake(write_recipe: WriteRecipe) -> None:
+    """NaN is neither larger nor smaller than a bound: every check would call it right, and the run stops in step 1."""
+    held = opened(write_recipe(objectives=[{"name": "kl", "temperature": 2.0}, {"name": "labels"}]))
+    with torch.no_grad():
+        held.teacher.model.classifier.weight[0] = torch.nan
+    for check in ("start", "gradients", "targets"):
+        found = [one for one in findings(check, CHECKS[check], held) if one.status != "ok"]
+        assert {one.status for one in found} == {"mistake"}, found
+        assert all("NaN" in one.found + one.advice for one in found)
+    assert [one.status for one in gradients.judge([gradients.TermGradient("kl", 1.0, torch.nan, 0.5)], {}, ["a"])] == [
+        "mistake"
+    ]
+    none = gradients.TermGradient("kl", 1.0, torch.nan, torch.nan, batches=0)
+    assert [one.status for one in gradients.judge([none], {}, ["a"])] == ["skipped"]
+
+
+def test_targets_are_found_wherever_they_are() -> None:
+    """Two times nothing is equal: the check would say OK of a teacher whose hidden states alone are compared."""
+    rows, states = SimpleNamespace(teacher=None), (torch.zeros(2), torch.ones(2))
+    found: Any = targets._numbers
+    assert len(found(SimpleNamespace(rows=rows, teacher={"hidden_states": states}))) == 2
+    assert found(SimpleNamespace(rows=rows, teacher=None)) == []
+
+
+def test_micro_batches_by_tokens_are_looked_at(write_recipe: WriteRecipe) -> None:
+    """With `max_tokens_per_batch` rows come unpadded: a check that expects tensors calls a sound recipe a mistake."""
+    recipe = write_recipe(training={"max_tokens_per_batch": 64}, objectives=[{"name": "kl", "temperature": 2.0}])
+    held = opened(recipe)
+    for check in ("targets", "start", "gradients", "memory", "speed"):
+        found = findings(check, CHECKS[check], held)
+        assert {one.status for one in found} <= {"ok", "warning"}, found

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
+import sys
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +18,7 @@ from transformers.integrations import integration_utils
 
 from hf_distill.cli import main
 from hf_distill.run.arrival import Arrival, Part
+from hf_distill.run.log_file import logging_output
 
 FEW: dict[str, Any] = {"max_steps": 4, "logging_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
 # Terms, agreement and speeds of a training; these names are promised in docs/running.md.
@@ -211,6 +214,28 @@ def test_no_log_through_a_link(write_recipe: WriteRecipe, tmp_path: Path) -> Non
     other.write_text("mine\n")
     assert main([str(path)]) == 0
     assert other.read_text() == "mine\n"
+
+
+def test_the_log_is_safe_to_show_and_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Libraries print addresses with passwords, and text that a terminal obeys; their handlers keep an old stream."""
+    library = logging.getLogger("a_library_that_prints")
+    library.addHandler(handler := logging.StreamHandler(sys.stderr))
+    library.propagate = False
+    with logging_output(enabled=True) as log:
+        log.into(tmp_path)
+        library.warning("by a handler")
+        sys.stdout.writelines(["by ", "lines\n"])
+        print("https://me:pa55word@host/x of hf_abcdefghijklmnopqrstuv \x1b]0;title\x07")
+    library.removeHandler(handler)
+    assert handler.stream is sys.stderr
+    text = (tmp_path / "_log.txt").read_text()
+    assert "by a handler" in text
+    assert "by lines" in text
+    assert "pa55word" not in text
+    assert "hf_abc" not in text
+    assert not {"\x1b", "\x07"} & {*text}
+    assert not (tmp_path / "_log.txt").stat().st_mode & 0o111
+    assert "pa55word" in capsys.readouterr().out  # what a library prints is its own
 
 
 # ---- The time of arrival ---------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -42,7 +43,8 @@ def disk(opened: Opened) -> Iterator[Finding]:
     for one in written:
         disks.setdefault(os.stat(existing(one.folder)).st_dev, []).append(one)
     for each in disks.values():
-        yield room(each, shutil.disk_usage(existing(each[0].folder)).free)
+        there = held(output) if any(one.folder == output for one in each) else 0
+        yield room(each, shutil.disk_usage(existing(each[0].folder)).free, there)
 
 
 def place(folder: Path) -> Iterator[Finding]:
@@ -57,24 +59,37 @@ def place(folder: Path) -> Iterator[Finding]:
         yield Finding("disk", "warning", text, "Start one run there at a time.")
 
 
-def room(written: list[OnDisk], free: int) -> Finding:
+def room(written: list[OnDisk], free: int, there: int = 0) -> Finding:
     """Say whether there is room on a disk.
 
     Args:
         written: What a run writes to it.
         free: Number of free bytes.
+        there: Bytes that an earlier start of the run has written: they stay, or are deleted before others are written.
     """
     needed = sum(one.size for one in written)
     said = ", ".join(f"{one.what} {amount(one.size)}" for one in written)
     folders = " and ".join(dict.fromkeys(str(one.folder) for one in written))
     text = f"the run writes at most {amount(needed)} to the disk of {folders} ({said}); {amount(free)} are free"
+    text += f", and {amount(there)} are in the output directory already" if there else ""
     figures = {"needed_bytes": needed, "free_bytes": free}
+    free += min(there, needed)
     if needed > free:
         advice = "Free some space, choose another output_dir, or store fewer checkpoints (save_total_limit)."
         return Finding("disk", "mistake", f"{text}.", advice, figures)
     if needed * SPARE > free:
         return Finding("disk", "warning", f"{text}: that is tight.", "Free some space.", figures)
     return Finding("disk", "ok", text, figures=figures)
+
+
+def held(folder: Path) -> int:
+    """Return the size of all files in a directory; links are not followed."""
+    found = 0
+    for at, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):  # another run may delete it meanwhile
+                found += os.lstat(Path(at, name)).st_size
+    return found
 
 
 def existing(folder: Path) -> Path:

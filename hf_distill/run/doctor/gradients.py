@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from hf_distill import parallel
 from hf_distill.mistakes import join
 from hf_distill.objectives.schedule import Schedule
 from hf_distill.run.doctor.finding import Finding
+from hf_distill.training.token_batches import flat
 
 if TYPE_CHECKING:
     from hf_distill.objectives import Objective
@@ -40,12 +42,14 @@ class TermGradient:
         weight: The largest weight that it has in the training.
         norm: Mean norm over the batches in which something counted for it; NaN if there was none.
         value: Mean value of the objective there.
+        batches: Number of these batches.
     """
 
     name: str
     weight: float
     norm: float
     value: float
+    batches: int = BATCHES
 
     @property
     def weighted(self) -> float:
@@ -69,7 +73,7 @@ def batches_of(trainer: DistillationTrainer, number: int) -> list[dict[str, Any]
     stream, device = iter(loader), trainer.args.device
     found: list[dict[str, Any]] = []
     for _ in range(min(number, len(loader)) if hasattr(loader, "__len__") else number):
-        found += trainer.get_batch_samples(stream, 1, device)[0]
+        found += flat(trainer.get_batch_samples(stream, 1, device)[0])
     return [trainer._prepare_inputs(one) for one in islice(found, number)]
 
 
@@ -113,7 +117,7 @@ def measure(
     model.zero_grad(set_to_none=True)
     trainer.watch.clear()
     named = [
-        TermGradient(name, _largest_weight(objective), _mean(norms[index]), _mean(values[index]))
+        TermGradient(name, _largest_weight(objective), _mean(norms[index]), _mean(values[index]), len(norms[index]))
         for index, (name, objective) in enumerate(zip(terms.names, terms.objectives, strict=True))
     ]
     return named, {(terms.names[one], terms.names[other]): _mean(each) for (one, other), each in cosines.items()}
@@ -129,12 +133,14 @@ def judge(
         cosines: Mean cosine of each two of them.
         paths: Key path of the weight of each of them.
     """
-    figures = {f"{one.name}_gradient_norm": one.weighted for one in terms if one.norm == one.norm}
+    figures = {f"{one.name}_gradient_norm": one.weighted for one in terms if math.isfinite(one.norm)}
     figures |= {f"{one}_{other}_cosine": value for (one, other), value in cosines.items()}
-    present = [(one, path) for one, path in zip(terms, paths, strict=True) if one.weight and one.weighted > NOTHING]
+    present = [(one, path) for one, path in zip(terms, paths, strict=True) if NOTHING < one.weighted < math.inf]
     for one, path in zip(terms, paths, strict=True):
-        if one.weight and one.norm != one.norm:
+        if one.weight and not one.batches:
             yield Finding("gradients", "skipped", f"nothing counts for {one.name} in the first {BATCHES} batches")
+        elif one.weight and not math.isfinite(one.norm):
+            yield _not_finite(one)
         elif one.weight and one.weighted <= NOTHING:
             yield _nothing(one, path)
     if not present:
@@ -158,6 +164,13 @@ def judge(
     angles = ", ".join(f"{one} and {other} {value:.2f}" for (one, other), value in cosines.items())
     text = f"norm of each objective's gradient, with its weight: {said}{f'; cosine: {angles}' if angles else ''}"
     yield Finding("gradients", "ok", text, figures=figures)
+
+
+def _not_finite(one: TermGradient) -> Finding:
+    """Return what to say of an objective whose gradient is NaN or infinite."""
+    text = f"the gradient of {one.name} is not finite when training starts; its value is {one.value:.4g}."
+    advice = "Look for NaN in weights and data, or compute in another precision (bf16 in place of fp16, or none)."
+    return Finding("gradients", "mistake", text, advice)
 
 
 def _nothing(one: TermGradient, path: str) -> Finding:

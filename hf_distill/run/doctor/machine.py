@@ -25,7 +25,8 @@ BUSY, HELD = 0.5, 0.1
 def machine(opened: Opened) -> Iterator[Finding]:
     """Check precision and device of the run."""
     args = opened.run.args
-    yield precision(asked=bool(args.bf16), on_cpu=args.device.type == "cpu")
+    name = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
+    yield precision(name, on_cpu=args.device.type == "cpu")
     if args.device.type == "cpu":
         busy = psutil.cpu_percent(LISTEN) / 100
         cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count()
@@ -36,11 +37,11 @@ def machine(opened: Opened) -> Iterator[Finding]:
         yield others(str(args.device), total - free - own, total)
 
 
-def precision(*, asked: bool, on_cpu: bool) -> Finding:
-    """Say whether the device computes in the precision of the training."""
+def precision(name: str, *, on_cpu: bool) -> Finding:
+    """Say whether the device is fast in the precision of the training: `bf16`, `fp16` or `fp32`."""
     found = fast_bf16(on_cpu)
-    text = f"precision {'bf16' if asked else 'fp32'} ({found.reason})"
-    if asked and not found.fast:
+    text = f"precision {name} ({found.reason})"
+    if name == "bf16" and not found.fast:
         return Finding("machine", "warning", f"bf16 is asked for, and it is slow here: {found.reason}.", "bf16: auto")
     return Finding("machine", "ok", text)
 

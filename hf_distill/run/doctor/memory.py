@@ -224,9 +224,15 @@ def available(device: torch.device) -> int:
 
 
 def _limit() -> int | None:
-    """Return how much more the container of this process may take; None if it has no limit."""
+    """Return how much more the container of this process may take; None if it has no limit.
+
+    Pages of files that were read count as free: the kernel drops them before it ends a process.
+    """
     try:
         most, held = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        return None if most == "max" else max(int(most) - int(held), 0)
+        if most == "max":
+            return None
+        pages = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        return max(int(most) - int(held) + int(pages.get("inactive_file", 0)), 0)
     except (OSError, ValueError):
         return None

@@ -12,13 +12,16 @@ import torch
 from torch import Tensor
 
 from hf_distill.data import column
+from hf_distill.models.patching import replaced
 from hf_distill.run.doctor.finding import CannotCheck, Finding
 from hf_distill.run.doctor.sampling import chosen
 from hf_distill.run.doctor.teaching import runs_here
+from hf_distill.run.doctor.trial import tensors_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from hf_distill.objectives.base import Comparison
     from hf_distill.rows.base import Rows
     from hf_distill.run.doctor.opened import Opened
     from hf_distill.trainer import DistillationTrainer
@@ -40,8 +43,15 @@ def targets(opened: Opened) -> Iterator[Finding]:
     trainer = opened.trainer
     batches = list(_batches(opened, trainer))
     trainer.model.train()  # as in a step; the teacher must not follow
-    first, again = (_numbers(trainer.compare(batches[0]).rows) for _ in range(2))
-    if not torch.equal(first, again) or any(part.training for one in source.models.values() for part in one.modules()):
+    first, again = (_numbers(trainer.compare(batches[0])) for _ in range(2))
+    if not first:
+        raise CannotCheck("the objectives of the first stage compare nothing that the teacher says")
+    if any((one.isnan() | one.isposinf()).any() for one in first):
+        text = "the teacher's targets are NaN or infinite"
+        yield Finding(NAME, "mistake", text, "Look for NaN in its weights, or load it in another precision (dtype).")
+        return
+    training = any(part.training for one in source.models.values() for part in one.modules())
+    if training or not all(map(torch.equal, first, again)):
         yield Finding(
             NAME,
             "mistake",
@@ -65,7 +75,8 @@ def _batches(opened: Opened, trainer: DistillationTrainer) -> Iterator[Mapping[s
         rows = rows[: max(int(within.sum()), 1)]
     given = trainer.train_dataset.select(rows)  # type: ignore[union-attr]
     trainer.args.per_device_eval_batch_size = 1 if by_token else 32
-    yield from trainer.get_eval_dataloader(given)
+    with replaced(trainer, "token_batches", None):  # these batches are small, and wanted padded
+        yield from trainer.get_eval_dataloader(given)
 
 
 @dataclass
@@ -134,7 +145,9 @@ def _sure(opened: Opened, trainer: DistillationTrainer, batches: list[Mapping[st
         yield Finding(NAME, "ok", f"its top class is the label in {agrees:.0%} of {sums.labelled:,} with a label")
 
 
-def _numbers(rows: Rows) -> Tensor:
-    if rows.teacher is None:
-        return torch.zeros(0)
-    return rows.teacher if isinstance(rows.teacher, Tensor) else rows.teacher.numbers
+def _numbers(comparison: Comparison) -> list[Tensor]:
+    """Return what the teacher says of a batch: its rows, else the hidden states that an objective asks for."""
+    rows = comparison.rows.teacher
+    if rows is not None:
+        return [rows if isinstance(rows, Tensor) else rows.numbers]
+    return [*tensors_of(dict(comparison.teacher or {}))]

@@ -168,7 +168,7 @@ class _Watch(TrainerCallback):
         optimizer: Any = self._trainer.optimizer
         found.optimizer = type(getattr(optimizer, "optimizer", optimizer)).__name__
         states: Any = getattr(optimizer, "state", {})
-        found.optimizer_bytes = bytes_of(value for one in states.values() for value in _tensors(one))
+        found.optimizer_bytes = bytes_of(value for one in states.values() for value in tensors_of(one))
         student = _weights([parallel.unwrapped(self._trainer.model)])
         every = [*student, *_weights(() if self._trainer.source is None else self._trainer.source.models.values())]
         found.student_bytes = bytes_of(student)
@@ -227,12 +227,13 @@ def _weights(models: Iterable[nn.Module]) -> list[torch.Tensor]:
     return [one for model in models for one in (*model.parameters(), *model.buffers())]
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
+def tensors_of(value: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in mappings, lists and tuples."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, dict | list | tuple):
         for one in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(one)
+            yield from tensors_of(one)
 
 
 def bytes_of(tensors: Iterable[torch.Tensor]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,11 @@ def judge(name: str, start: float, floor: float | None, why: str = "", *, imitat
         why: Why it is not known.
         imitates: Whether the teacher's value is the least that there is; else that of a good model (`labels`).
     """
+    if not math.isfinite(start) or (floor is not None and not math.isfinite(floor)):
+        text = f"{name} is {start:.4g} when training starts"
+        text += "." if floor is None else f", and {floor:.4g} for the teacher itself."
+        advice = "Look for NaN in weights and data, or compute in another precision (bf16 in place of fp16, or none)."
+        return Finding("start", "mistake", text, advice)
     if floor is None:
         text = f"{name} is {start:.4g} when training starts{f'; at the teacher it is not known: {why}' if why else ''}"
         return Finding("start", "ok", text, figures={f"{name}_start": start})
