@@ -118,7 +118,7 @@ class TextStream(IterableDataset[dict[str, Any]]):
     def _prepare(self, rows: list[dict[str, Any]]) -> datasets.Dataset:
         """Return the examples of some rows.
 
-        A row that is known to be good stands after them, so that a split that has nothing else is no mistake.
+        A row that is known to be good stands after them, so that a split that has nothing else is not a mistake.
         """
         made = self._of([*rows, *self._anchor])
         known, found = self._texts.prepared, made.train.select(range(len(made.train) - self._anchored))
