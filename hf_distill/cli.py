@@ -295,6 +295,7 @@ def _doctor(recipe: Recipe, *, as_document: bool) -> bool:
     from hf_distill.run.launch import end_with_launcher
 
     end_with_launcher()
+    gc.enable()
     return doctor(recipe, as_document=as_document)
 
 

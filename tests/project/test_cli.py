@@ -125,9 +125,14 @@ def test_garbage_is_collected_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
         collecting["check"] = gc.isenabled()
         return ""
 
+    def doctor(*_: Any, **__: Any) -> bool:
+        collecting["doctor"] = gc.isenabled()
+        return True
+
     _replace(monkeypatch, distill=distill, check=check)
-    assert main(["r.yaml"]) == main(["r.yaml", "--check"]) == 0
-    assert collecting == {"run": True, "check": False}
+    monkeypatch.setattr("hf_distill.run.doctor.command.doctor", doctor)
+    assert main(["r.yaml"]) == main(["r.yaml", "--check"]) == main(["doctor", "r.yaml"]) == 0
+    assert collecting == {"run": True, "check": False, "doctor": True}
     assert gc.isenabled()
 
 
