@@ -34,12 +34,14 @@ def run_name(training: Mapping[str, Any], part: str) -> str:
     'bert student stage 1'
     >>> run_name({"output_dir": "outputs/bert", "run_name": "try 3"}, "report")
     'try 3 report'
+    >>> run_name({"output_dir": "."}, "report") == f"{Path.cwd().name} report"
+    True
 
     Args:
         training: The recipe's training arguments.
         part: Name of the training.
     """
-    return f"{training.get('run_name') or Path(str(training['output_dir'])).name} {part}"
+    return f"{training.get('run_name') or Path(str(training['output_dir'])).absolute().name} {part}"
 
 
 class EndWandbRun(TrainerCallback):
