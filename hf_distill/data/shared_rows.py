@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 # Roles that are predicted, not read: the same text with another label counts as the same row.
 _PREDICTED = ("label", "tags", "answers")
 # Rows of the train split to look at; of a larger one, the first.
-_MOST = 2_000_000
+MOST_COMPARED = 2_000_000
 _BATCH = 10_000
 
 
@@ -82,7 +82,7 @@ def same_rows(train: Dataset, evaluated: Dataset, spell: Callable[[str], str] | 
         return []  # for example single texts in train and pairs of texts in eval
     wanted = set(theirs := list(row_hashes(evaluated, roles, spell)))
     found: dict[int, int] = {}
-    for row, one in enumerate(row_hashes(train.select(range(min(len(train), _MOST))), roles, spell)):
+    for row, one in enumerate(row_hashes(train.select(range(min(len(train), MOST_COMPARED))), roles, spell)):
         if one in wanted:
             found.setdefault(one, row)
     return [(row, found[one]) for row, one in enumerate(theirs) if one in found]

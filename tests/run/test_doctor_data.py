@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,20 @@ def test_eval_rows_that_are_learned_from(look: Look, tmp_path: Path, sentiment_c
     assert "(2 with other case or spaces)" in said
     assert f"3 (row {len(train) + 1} of train)" in said
     assert "20 of 32 eval rows (62.5%) are also in data.transfer" in texts(found, "mistake")
+
+
+def test_rows_that_cannot_be_compared() -> None:
+    """Single texts and pairs are never equal: the check would say that no eval row is learned from."""
+    from datasets import Dataset
+
+    splits = {
+        "train": Dataset.from_dict({"text": ["a"]}),
+        "eval": Dataset.from_dict({"text": ["a"], "text_pair": [""]}),
+    }
+    held: Any = SimpleNamespace(splits=splits, recipe=SimpleNamespace(task=SimpleNamespace(label_role="label")))
+    found = findings("overlap", CHECKS["overlap"], held)
+    assert [one.status for one in found] == ["skipped", "ok"]
+    assert "text, text_pair; text" in found[0].found
 
 
 def test_a_text_with_two_labels(look: Look, tmp_path: Path, sentiment_csv: Any) -> None:

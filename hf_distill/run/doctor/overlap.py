@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from hf_distill.data.shared_rows import inputs_of, row_hashes, same_rows
+from hf_distill.data.shared_rows import MOST_COMPARED, inputs_of, row_hashes, same_rows
 from hf_distill.data.sources import CUT
 from hf_distill.data.transfer import TRANSFER
 from hf_distill.run.doctor.finding import Finding
@@ -27,11 +27,16 @@ def overlap(opened: Opened) -> Iterator[Finding]:
     """Yield which eval rows are learned from, and which train rows occur twice."""
     splits = opened.splits
     named = {"train": splits["train"], **({"data.transfer": splits[TRANSFER]} if TRANSFER in splits else {})}
+    inputs = set(inputs_of(splits["eval"]))
+    other = [name for name, split in named.items() if not inputs or not inputs <= set(split.column_names)]
     shared = [finding for name, split in named.items() for finding in _learned(name, split, splits["eval"])]
     yield from shared
-    if not shared:
+    for name in other:
+        text = f"eval and {name} have other columns ({', '.join(sorted(inputs))}; {', '.join(inputs_of(named[name]))})"
+        yield Finding(NAME, "skipped", text)
+    if not shared and (seen := [_seen(name, split) for name, split in named.items() if name not in other]):
         eval_rows = len(splits["eval"])
-        yield Finding(NAME, "ok", f"none of {eval_rows:,} eval rows is in {' or '.join(named)}, case and spaces aside")
+        yield Finding(NAME, "ok", f"none of {eval_rows:,} eval rows is in {' or '.join(seen)}, case and spaces aside")
     yield from _repeated(splits["train"], opened.recipe.task.label_role)
 
 
@@ -42,6 +47,10 @@ def spelled(text: str) -> str:
     'very good'
     """
     return " ".join(text.casefold().split())
+
+
+def _seen(name: str, split: Dataset) -> str:
+    return name if len(split) <= MOST_COMPARED else f"the first {MOST_COMPARED:,} rows of {name}"
 
 
 def _learned(name: str, split: Dataset, evaluated: Dataset) -> Iterator[Finding]:
