@@ -24,9 +24,10 @@ from hf_distill.errors import UserError
 from hf_distill.formatting import ReadableFormatter, readable, readable_lines
 from hf_distill.outside import OnlyRead, only_reading
 from hf_distill.run import watch
+from hf_distill.run.ended import Lost
 from hf_distill.run.launch import spin_little
 from hf_distill.run.streams import reader_may_go
-from hf_distill.run.watch import Lost, watching
+from hf_distill.run.watch import watching
 from hf_distill.signals import BEFORE_LIMIT, status, stopping
 
 if TYPE_CHECKING:

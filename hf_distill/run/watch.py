@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
-import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing.connection import Client, Connection, Listener
+from multiprocessing.connection import Client, Connection, answer_challenge, deliver_challenge
 from multiprocessing.connection import wait as ready
 from typing import Any
 
 from hf_distill import parallel
-from hf_distill.errors import UserError
-from hf_distill.formatting import readable_lines
-from hf_distill.signals import status
+from hf_distill.run.ended import Ended, Lost, ended_by
+
+logger = logging.getLogger(__name__)
 
 # Seconds without a sign of life after which a process is given up. A thread of its own gives them, so that a long step,
 # evaluation or checkpoint is not a silence: only a process that is stopped, or a machine that is gone, is silent.
@@ -33,52 +32,14 @@ GRACE = 5.0
 LAST_LINE = 10.0
 # Seconds that the processes get to join each other.
 JOIN = 2.0
-# Bytes of a message at most.
+# Bytes of a message at most. `ended.MOST` characters fit, also as JSON writes those that are not ASCII.
 SIZE = 10_000
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a process of the run has ended.
-
-    Attributes:
-        rank: Which one.
-        status: Its exit status.
-        text: What it said, in words.
-        signal: The signal that asked it to stop; 0 if none did.
-    """
-
-    rank: int
-    status: int
-    text: str = ""
-    signal: int = 0
 
 
 @dataclass(frozen=True)
 class _Process:
     host: str
     pid: int
-
-
-class Lost(Exception):
-    """Another process of the run has ended or stalled.
-
-    Args:
-        line: What happened, and how to go on; empty if another process on this machine says it.
-        status: The exit status.
-
-    Attributes:
-        status: As given.
-    """
-
-    def __init__(self, line: str, status: int) -> None:
-        super().__init__(line)
-        self.status = status
-
-    def say(self) -> None:
-        """Print the line."""
-        if str(self):
-            print(readable_lines(f"\n{self}"), file=sys.stderr, flush=True)
 
 
 class Companions:
@@ -108,39 +69,57 @@ class Companions:
         if self._all or parallel.started() < 2:
             return
         self._rank = parallel.rank()
-        listener: Listener | None = None
+        listener: socket.socket | None = None
         invitation: tuple[int, bytes] | None = None
         if self._rank == 0:
-            key = secrets.token_bytes(32)
-            listener = Listener(("127.0.0.1" if parallel.on_one_machine() else "", 0), authkey=key)
-            address: Any = listener.address
-            invitation = address[1], key
+            place = "127.0.0.1" if parallel.on_one_machine() else ""
+            listener = socket.create_server((place, 0), backlog=parallel.started())  # all connect at the same moment
+            invitation = listener.getsockname()[1], secrets.token_bytes(32)
         told = parallel.from_all((_Process(socket.gethostname(), os.getpid()), invitation))
         self._all = [one for one, _ in told]
         _WATCHES.append(self)
+        port, key = told[0][1] or (0, b"")
         if listener is not None:
-            _in_a_thread(partial(self._admit, listener))
-        elif told[0][1] is not None:
-            _in_a_thread(partial(self._join, *told[0][1]))
+            _in_a_thread(partial(self._admit, listener, key))
+        else:
+            _in_a_thread(partial(self._join, port, key))
         _in_a_thread(self._watch)
 
     def _take(self, rank: int, connection: Connection[Any, Any]) -> None:
         self._silent[rank] = 0.0
         self._connections[rank] = connection
 
-    def _admit(self, listener: Listener) -> None:
+    def _admit(self, listener: socket.socket, key: bytes) -> None:
         """Admit the other processes, each of which knows the key."""
-        while len(self._connections) < len(self._all) - 1:
-            with suppress(Exception):  # a stranger, who does not know the key
-                connection = listener.accept()
-                self._take(json.loads(connection.recv_bytes(SIZE))["rank"], connection)
+        listener.settimeout(BEAT)
+        while not self._over and len(self._connections) < self._wanted:
+            with suppress(OSError):
+                accepted, _ = listener.accept()
+                accepted.setblocking(True)
+                # In a thread of its own: a stranger, such as a scanner of ports, may connect and say nothing.
+                _in_a_thread(partial(self._welcome, Connection(accepted.detach()), key))
         listener.close()
 
+    def _welcome(self, connection: Connection[Any, Any], key: bytes) -> None:
+        try:
+            deliver_challenge(connection, key)
+            answer_challenge(connection, key)
+            self._take(json.loads(connection.recv_bytes(SIZE))["rank"], connection)
+        except Exception:  # a stranger, who does not know the key
+            connection.close()
+
     def _join(self, port: int, key: bytes) -> None:
-        with suppress(Exception):  # such as a firewall: then there are only the launcher and its time limits
-            host = "127.0.0.1" if parallel.on_one_machine() else parallel.first_machine()
+        host = "127.0.0.1" if parallel.on_one_machine() else parallel.first_machine()
+        try:
             connection = Client((host, port), authkey=key)
             connection.send_bytes(json.dumps({"rank": self._rank}).encode())
+        except Exception as error:  # such as a firewall
+            logger.warning(
+                "%s cannot connect to the first process, at %s:%s (%s). If one of them ends or stalls, the other waits "
+                "for it until a time limit of the launcher or of the exchange (ddp_timeout)",
+                *(parallel.here(), host, port, error),
+            )
+        else:
             self._take(0, connection)
 
     @property
@@ -238,7 +217,8 @@ class Companions:
         left = [one for one, process in enumerate(self._all) if process.host == here and one != rank]
         process = self._all[rank]
         line = f"process {rank} ({process.host}, {process.pid}) {self._news.text}."
-        return Lost(f"{line}{self._resume()}" if self._rank == min(left) else "", self._news.status)
+        says = min(left, default=rank)  # alone on its machine, one that was given up says it itself
+        return Lost(f"{line}{self._resume()}" if self._rank == says else "", self._news.status)
 
     def leave(self, error: BaseException | None) -> None:
         """Tell the others how this process ends.
@@ -257,7 +237,7 @@ class Companions:
                 raise self._lost() from None
             text = " ".join(str(error).split())[:200]
             raise Lost(f"the connection to another process of the run was lost ({text}).{self._resume()}", 1) from None
-        ended = _ended(self._rank, error)
+        ended = ended_by(self._rank, error)
         until = time.monotonic() + JOIN
         while error is not None and time.monotonic() < until and len(self._connections) < self._wanted:
             time.sleep(0.01)  # an error right at the start, before the others have joined
@@ -270,18 +250,6 @@ class Companions:
 
 def _in_a_thread(work: Callable[[], None]) -> None:
     threading.Thread(target=work, daemon=True).start()
-
-
-def _ended(rank: int, error: BaseException | None) -> Ended:
-    if error is None:
-        return Ended(rank, 0)
-    if isinstance(error, UserError):
-        return Ended(rank, 2, f"has stopped: {error}")
-    if isinstance(error, KeyboardInterrupt):
-        number = int(getattr(error, "signal", signal.SIGINT))
-        return Ended(rank, status(number), f"was told to stop ({signal.Signals(number).name})", number)
-    text = " ".join(str(error).split())[:500]
-    return Ended(rank, 1, f"has failed with {type(error).__name__}{f': {text}' if text else ''}".rstrip("."))
 
 
 _WATCHES: list[Companions] = []
