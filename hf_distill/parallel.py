@@ -240,19 +240,45 @@ def summed(values: Tensor) -> Tensor:
     return total
 
 
-def averaged(tensors: Sequence[Tensor]) -> None:
-    """Replace tensors by their mean over all processes, in place; all must call this with tensors of equal shapes."""
-    if processes() == 1:
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace gradients by their mean over all processes; all must call this with parameters of equal shapes.
+
+    Which parameters have a gradient may differ: an expert may have got no token in one of them. It counts as 0 there. A
+    parameter without a gradient in any process stays without one.
+    """
+    trained = [one for one in parameters if one.requires_grad]
+    if processes() == 1 or not trained:
         return
     import torch
 
-    for dtype in dict.fromkeys(one.dtype for one in tensors):  # joined: one exchange instead of hundreds
-        some = [one for one in tensors if one.dtype == dtype]
+    has = torch.tensor([float(one.grad is not None) for one in trained], device=trained[0].device)
+    used = [one for one, number in zip(trained, summed(has).tolist(), strict=True) if number]
+    for one in used:
+        if one.grad is None:
+            one.grad = torch.zeros_like(one)
+    for some in _joined([one.grad for one in used if one.grad is not None]):
         means = summed(torch.cat([one.reshape(-1) for one in some])) / processes()
         start = 0
         for one in some:
             one.copy_(means[start : start + one.numel()].view_as(one))
             start += one.numel()
+
+
+def _joined(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield tensors of one dtype that are exchanged together: few exchanges, and no second copy of all of them."""
+    for dtype in dict.fromkeys(one.dtype for one in tensors):
+        some: list[Tensor] = []
+        for one in tensors:
+            if one.dtype != dtype:
+                continue
+            if some and sum(each.numel() for each in some) + one.numel() > _TOGETHER:
+                yield some
+                some = []
+            some.append(one)
+        yield some
+
+
+_TOGETHER = 2**24  # numbers of an exchange
 
 
 def first_to_all(tensors: Sequence[Tensor]) -> None:
@@ -283,7 +309,7 @@ def gathered_rows(rows: Tensor) -> Tensor:
         return rows
     sizes = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(distributed.get_world_size())]
     distributed.all_gather(sizes, torch.tensor([len(rows)], device=rows.device))
-    counts = [int(size) for size in sizes]
+    counts = torch.cat(sizes).tolist()
     padded = F.pad(rows, (0, 0, 0, max(counts) - len(rows))).contiguous()
     found = [torch.empty_like(padded) for _ in counts]
     distributed.all_gather(found, padded)
@@ -582,7 +608,7 @@ def rows_of_group(inputs: Mapping[str, Tensor], group: Any) -> tuple[dict[str, T
     some = next(iter(inputs.values()))
     sizes = [torch.zeros(2, dtype=torch.long, device=some.device) for _ in range(distributed.get_world_size(group))]
     distributed.all_gather(sizes, torch.tensor([*some.shape], device=some.device), group=group)
-    rows, lengths = zip(*(one.tolist() for one in sizes), strict=True)
+    rows, lengths = torch.stack(sizes).T.tolist()
     found = {}
     for name, one in inputs.items():
         padded = F.pad(one, (0, max(lengths) - one.shape[1], 0, max(rows) - len(one))).contiguous()

@@ -22,6 +22,8 @@ SEAL = "_files.json"
 _WEIGHTS = ("model.safetensors", "adapter_model.safetensors", "pytorch_model.bin", "pytorch_model_fsdp.bin")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SHARDED = ("pytorch_model_fsdp_0", "global_step*")  # directories that FSDP and DeepSpeed write
+# What resuming needs besides weights; FSDP and DeepSpeed may write it into directories of their own.
+_NEEDED = (("optimizer.*", "optimizer_0/*", "global_step*/*"), ("scheduler.pt", "global_step*/*"), ("rng_state*.pth",))
 
 
 def seal(folder: Path, key: str, processes: int) -> None:
@@ -117,10 +119,10 @@ def _checkpoint_fault(folder: Path, key: str | None, sealed: bool, hashed: bool)
         return "no global_step in trainer_state.json"
     if damage := weights_fault(folder):
         return damage
-    sharded = _any(folder, *_SHARDED)
-    if record is None and (sharded or _any(folder, "rng_state_*.pth")):
+    if record is None and _any(folder, *_SHARDED, "rng_state_*.pth"):
         return f"no readable {SEAL}, and nothing else says which files each process must have written"
-    return (None if sharded else _lacking(folder)) or _best_fault(folder, state.get("best_model_checkpoint"))
+    lacking = _lacking(folder, 1 if record is None else record.get("processes", 1))
+    return lacking or _best_fault(folder, state.get("best_model_checkpoint"))
 
 
 def _any(folder: Path, *patterns: str) -> bool:
@@ -147,11 +149,15 @@ def _best_fault(folder: Path, best: str | None) -> str | None:
     return None if damage is None else f"the best model until then, {other.name}, is damaged: {damage}"
 
 
-def _lacking(folder: Path) -> str | None:
+def _lacking(folder: Path, processes: int) -> str | None:
     """Return which file is missing without which a resumed training would end with other weights, or None."""
-    for pattern in ("optimizer.*", "scheduler.pt", "rng_state*.pth"):
-        if not any(folder.glob(pattern)):
+    for pattern, *others in _NEEDED:
+        if not _any(folder, pattern, *others):
             return f"no {pattern}, as with save_only_model"
+    if processes > 1:
+        for rank in range(processes):
+            if not (folder / f"rng_state_{rank}.pth").is_file():
+                return f"no rng_state_{rank}.pth, which process {rank} of {processes} writes"
     return None
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -75,14 +75,18 @@ class StopOnInterrupt(TrainerCallback):
 
     def _say(self, number: int) -> None:
         if not self._said:
-            print(_SAID[signal.Signals(number).name], file=sys.stderr, flush=True)
+            with suppress(RuntimeError):  # the signal came while a line was being printed: Python refuses another
+                print(_SAID[signal.Signals(number).name], file=sys.stderr, flush=True)
         self._said = True
 
     # ---- On which all processes agree ----
 
     def flags(self, like: Tensor) -> Tensor:
         """Return for each signal whether this process received it, `(signals,)`, as numbers of a tensor's type."""
-        return torch.tensor([number == self.signal for number in SIGNALS]).to(like)
+        flags = like.new_zeros(len(SIGNALS))  # made there: a copy to the device would wait for all that it has to do
+        if self.signal is not None:
+            flags[SIGNALS.index(self.signal)] = 1
+        return flags
 
     def agree(self, flags: Tensor) -> None:
         """Note the sum of the flags of all processes, which is read at the end of the step."""

@@ -172,8 +172,8 @@ class Learners:
         norms = []
         most = self._trainer.args.max_grad_norm or float("inf")
         for name in self._optimizers:
-            trained = [one for one in self._trainer.source.models[name].parameters() if one.grad is not None]
-            parallel.averaged([one.grad for one in trained if one.grad is not None])
+            trained = [*self._trainer.source.models[name].parameters()]
+            parallel.average_gradients(trained)
             norms.append(nn.utils.clip_grad_norm_(trained, most))
         return norms
 

@@ -65,6 +65,13 @@ class LeftOut:
         return new
 
 
+def _begun_with(directory: Path, *, resumes: bool) -> LeftOut:
+    """Return what a training leaves out from the beginning; a new one forgets what is recorded of an earlier one."""
+    if not resumes:
+        (directory / FILE).unlink(missing_ok=True)
+    return LeftOut.read(directory)
+
+
 def lacking(args: TrainingArguments) -> str | None:
     """Return why a training could not return to a checkpoint with `on_nan: rollback`; None if it could, or never does.
 
@@ -112,10 +119,8 @@ class RollbackTrainer(GuardedTrainer):
         if (why := lacking(self.args)) is not None:
             raise ValueError(why)
         directory = Path(str(self.args.output_dir))
-        if not resume_from_checkpoint and self.args.should_save:
-            (directory / FILE).unlink(missing_ok=True)
-        parallel.wait()
-        self._left_out = LeftOut.read(directory)
+        # Read in one process: a network file system may still show another machine what was there before.
+        self._left_out = parallel.asked_once(lambda: _begun_with(directory, resumes=bool(resume_from_checkpoint)))
         while True:
             self.fault = None
             try:

@@ -131,6 +131,9 @@ class SavingTrainer(Trainer):
         if not self.args.save_only_model:
             self.running.save(folder)
         parallel.wait()
+        if parallel.is_first_of_machine() and folder.is_dir():  # no machine can flush what another has written
+            sync_tree(folder)
+        parallel.wait()
         if self.args.should_save:
             seal(folder, self.key, parallel.processes())
             best = self.state.best_model_checkpoint
@@ -257,7 +260,8 @@ class SavingTrainer(Trainer):
         # In a hyperparameter search, every trial has a directory of its own.
         folder = Path(self._get_output_dir(getattr(self, "_trial", None)))
         best = folder / Path(str(self.state.best_model_checkpoint)).name
-        if damage := weights_fault(best) or damaged(best):  # `Trainer` would warn, and use the last model
+        # One process hashes it for all. `Trainer` would warn, and use the last model.
+        if damage := parallel.asked_once(lambda: weights_fault(best) or damaged(best)):
             raise UserError(f"the best model of this training, {best}, cannot be loaded ({damage}). Start over.")
         self.state.best_model_checkpoint = str(best)  # the directory may have moved
         with self._learned_from(str(self.state.best_model_checkpoint)):

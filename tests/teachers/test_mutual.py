@@ -21,7 +21,7 @@ from runs import WriteRecipe, run, same, unfinish, weights
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hf_distill import load_recipe
+from hf_distill import load_recipe, parallel
 from hf_distill.errors import UserError
 from hf_distill.models.fingerprint import model_fingerprint
 from hf_distill.objectives import Hidden, KLDivergence, Labels
@@ -428,3 +428,21 @@ def test_weights_reach_all_models(online: bool, tmp_path: Path) -> None:
         one.train()
         found.append([one.model, *models])
     assert_equal(found[0], found[1])
+
+
+def test_a_gradient_that_only_one_process_has(tmp_path: Path) -> None:
+    """An expert without a token in one process: the two exchanged gradients of different sizes, and stopped for good or
+    added those of other weights."""
+
+    def work() -> list[list[float] | None]:
+        from accelerate import PartialState
+
+        rank = PartialState(cpu=True).process_index
+        trained = [torch.nn.Parameter(torch.zeros(2)) for _ in range(3)]
+        trained[0].grad = torch.full((2,), float(rank))
+        if rank:
+            trained[1].grad = torch.tensor([4.0, 6.0])
+        parallel.average_gradients(trained)
+        return [None if one.grad is None else one.grad.tolist() for one in trained]
+
+    assert two_processes(work, tmp_path / "results") == [[[0.5, 0.5], [2.0, 3.0], None]] * 2

@@ -13,7 +13,7 @@ from invariants.cases import make_trainer, split
 from safetensors.torch import save_file
 from transformers.trainer_utils import HPSearchBackend
 
-from hf_distill.training.checkpoints import last_complete_checkpoint
+from hf_distill.training.checkpoints import last_complete_checkpoint, seal
 
 
 def _checkpoint(root: Path, step: int) -> Path:
@@ -86,3 +86,28 @@ def test_the_best_model_of_a_trial(tmp_path):
     trainer.state.best_model_checkpoint = str(tmp_path / "run-0" / "checkpoint-1")
     trainer._load_best_model()
     assert all(torch.equal(wanted[name], one) for name, one in trainer.model.state_dict().items())
+
+
+def _sharded(folder: Path) -> None:
+    """Make a checkpoint one of two processes, as FSDP writes it with SHARDED_STATE_DICT."""
+    (folder / "model.safetensors").unlink()
+    (folder / "rng_state.pth").unlink()
+    for part, file in (("pytorch_model_fsdp_0", "optimizer.pt"), ("optimizer_0", "scheduler.pt")):
+        (folder / part).mkdir()
+        (folder / part / "__0_0.distcp").write_bytes((folder / file).read_bytes())
+    (folder / "optimizer.pt").unlink()
+    for rank in range(2):
+        torch.save({"lr": 0.1}, folder / f"rng_state_{rank}.pth")
+
+
+@pytest.mark.parametrize("missing", ["optimizer_0", "scheduler.pt", "rng_state_1.pth"])
+def test_a_sharded_checkpoint_needs_all_that_others_need(tmp_path: Path, missing: str) -> None:
+    """`save_only_model` with sharded weights, or a file that another machine never wrote: the training went on with a
+    new optimizer, or other random numbers, and only a log said so."""
+    folder = _checkpoint(tmp_path, 1)
+    _sharded(folder)
+    seal(folder, "key", 2)
+    assert last_complete_checkpoint(tmp_path, "key") == str(folder)
+    (folder / missing).rename(tmp_path / "elsewhere")
+    seal(folder, "key", 2)
+    assert last_complete_checkpoint(tmp_path, "key") is None

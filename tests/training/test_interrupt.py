@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from typing import Any
 
@@ -121,3 +122,26 @@ def test_processes_that_are_forked_off_handle_signals_as_usual() -> None:
             _send(signal.SIGTERM)
             os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+
+
+def test_a_signal_while_a_line_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Into a pipe that nobody reads at the moment, such as `tee` on a full disk: Python refuses to print in the handler
+    then, and the error of that ended the training in place of a checkpoint."""
+    source, sink = os.pipe()
+
+    def signal_then_read() -> None:
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)
+        while os.read(source, 2**20):
+            pass
+
+    with open(sink, "w") as errors, StopOnInterrupt() as stop:
+        monkeypatch.setattr("sys.stderr", errors)
+        reader = threading.Thread(target=signal_then_read)
+        reader.start()
+        print("x" * 2**19, file=errors, flush=True)
+        errors.close()
+    reader.join()
+    os.close(source)
+    assert stop.signal == signal.SIGTERM
