@@ -257,11 +257,11 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         if one.grad is None:
             one.grad = torch.zeros_like(one)
     for some in _joined([one.grad for one in used if one.grad is not None]):
-        means = summed(torch.cat([one.reshape(-1) for one in some])) / processes()
+        means = summed(torch.cat([gradient.reshape(-1) for gradient in some])) / processes()
         start = 0
-        for one in some:
-            one.copy_(means[start : start + one.numel()].view_as(one))
-            start += one.numel()
+        for gradient in some:
+            gradient.copy_(means[start : start + gradient.numel()].view_as(gradient))
+            start += gradient.numel()
 
 
 def _joined(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
