@@ -14,6 +14,7 @@ import torch
 from pydantic import AfterValidator, BeforeValidator, Field
 from torch import Tensor
 
+from hf_distill import parallel
 from hf_distill.errors import UserError
 from hf_distill.models.layers import Index, each_once
 
@@ -199,11 +200,19 @@ class Similarity:
     def settle(self, otherwise: tuple[tuple[int, int], ...]) -> tuple[tuple[tuple[int, int], ...], str]:
         """Return the pairs of layers, numbered from 1, and a table of what was measured; forget the states.
 
+        The first process decides: elsewhere the last digit, and so the pair, may differ. All processes must call this.
+
         Args:
             otherwise: The pairs to take where no token counted. One for each of the student's blocks.
         """
         states = [torch.cat(layer) for layer in self._states if layer]
         self._states = [[] for _ in self._states]
+        return parallel.asked_once(lambda: self._paired(states, otherwise))
+
+    @staticmethod
+    def _paired(
+        states: list[Tensor], otherwise: tuple[tuple[int, int], ...]
+    ) -> tuple[tuple[tuple[int, int], ...], str]:
         if not states or not len(states[0]):
             return otherwise, f"layers: similarity has seen no token that counts; {_written(otherwise)} it is."
         mine, theirs = torch.stack(states[: len(otherwise)]), torch.stack(states[len(otherwise) :])
