@@ -125,7 +125,7 @@ def _moved(located: Located, mirror: Path, folder: Path) -> Located:
 
     def real(file: File) -> File:
         inside = os.path.relpath(file.path, mirror)
-        if inside.startswith(os.pardir):
+        if Path(inside).parts[:1] == (os.pardir,):  # not a name that begins with two dots
             raise _outside(str(folder), file.path)
         path = str(folder / inside)
         return File(path, path)

@@ -116,6 +116,7 @@ def test_texts_that_are_cut_or_empty(look: Look, tmp_path: Path, sentiment_csv: 
     assert enough == 47
     assert f"data.max_length: {enough}" in cut
     assert "1 of 69 rows of train have an empty text, first row 68" in said
+    assert "both models say the same" in said
     assert not [one for one in look("length", data=section) if "longer" in one.found and one.status == "warning"]
 
 

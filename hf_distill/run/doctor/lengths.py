@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_distill.data import column
+from hf_distill.data.shared_rows import inputs_of
 from hf_distill.data.transfer import TRANSFER
 from hf_distill.errors import UserError
 from hf_distill.models.tokenizers import longest_input
@@ -148,5 +149,7 @@ def _empty(splits: Mapping[str, Dataset]) -> Iterator[Finding]:
                     "warning",
                     f"{many:,} of {len(split):,} rows of {name} have an empty {role}, first row "
                     f"{pc.index(empty, True).as_py()} (counted from 0)",
-                    "Drop them: both models say the same to all of them.",
+                    "Drop them: both models say the same to all of them."
+                    if inputs_of(split) == [role]
+                    else "Drop them, unless that is meant.",
                 )
