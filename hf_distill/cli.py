@@ -26,6 +26,7 @@ from hf_distill.outside import OnlyRead, only_reading
 from hf_distill.run import watch
 from hf_distill.run.ended import Lost
 from hf_distill.run.launch import spin_little
+from hf_distill.run.log_file import logging_output
 from hf_distill.run.streams import reader_may_go
 from hf_distill.run.watch import watching
 from hf_distill.signals import BEFORE_LIMIT, status, stopping
@@ -82,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exception: Any other failure, with its traceback; Python then exits with 1.
     """
     spin_little()
-    with reader_may_go(), _collecting_later(), stopping():
+    with reader_may_go(), logging_output(enabled=parallel.is_first_of_all()), _collecting_later(), stopping():
         try:
             return _main([*(sys.argv[1:] if argv is None else argv)])
         finally:
@@ -338,7 +339,8 @@ def _saved(recipe: Recipe, command: str, *, hashed: bool) -> str:
     trained = [record["finished"] for run in runs for _, record in records(run, places)]
     if checkpoint is None and trained and all(trained):
         return (
-            f" No training was interrupted in {output}. Run the same command again: it repeats none that is finished."
+            f" All trainings in {output} are finished. Run the same command again: it repeats none of them, and makes "
+            "the report."
         )
     if checkpoint is None:
         return f" No checkpoint yet in {output}. Run the same command again: it repeats only the unfinished training."

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -49,12 +50,25 @@ def files_in(folder: Path) -> list[str]:
 
 
 def sync_tree(folder: Path) -> None:
-    """Force all files below a folder to disk, then the folders that contain them."""
+    """Force all files below a folder to disk, then the folders that contain them.
+
+    Files that their writer has left readable for their owner alone, as safetensors does, get the usual permissions: on
+    a shared disk others could read all of a model but its weights.
+    """
+    _share(folder)
     folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
     for name in files_in(folder):
         sync(folder / name)
     for path in reversed(folders):
         sync(path)
+
+
+def _share(folder: Path) -> None:
+    os.umask(mask := os.umask(0o077))  # the only way to read it
+    for name in files_in(folder):
+        file = folder / name
+        if not file.is_symlink() and stat.S_IMODE(file.stat().st_mode) == 0o600:
+            file.chmod(0o666 & ~mask)
 
 
 def checksums(folder: Path) -> dict[str, list[int | str]]:

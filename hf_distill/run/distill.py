@@ -62,6 +62,7 @@ def distill(recipe: Recipe, *, restart: bool = False) -> Report:
                 log.into(run.directory.path)
                 report = _distill(run, beside.of(training, run))
             beside = beside.after(training, run, report)
+        log.add("done")
     return report
 
 

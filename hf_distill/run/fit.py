@@ -258,6 +258,8 @@ class Fitter:
             raise refusal
         for callback in (*hooks.callbacks(whole), *(() if divides(trainer) else callbacks), EndWandbRun()):
             trainer.add_callback(callback)
+        if found.checkpoint is not None and found.damage is None:
+            say(f"resuming from {found.checkpoint}")
         for text in (*hooks.in_words(whole), *self._left_out(objectives), *trainer.decisions):
             say(text)
         seconds = self._train(trainer, directory, found, hooks)

@@ -109,13 +109,22 @@ class CopiedStream:
         return getattr(self._stream, name)
 
 
+# The log of this process while there is one.
+_CURRENT: list[LogFile] = []
+
+
 @contextmanager
 def logging_output(*, enabled: bool) -> Iterator[LogFile]:
-    """Context manager: copy what is printed within it, and the error that ends it, into a log file.
+    """Context manager: copy what is printed within it, and an error that leaves it, into a log file.
+
+    Within another such block, it is the log of that one: the last line of the command is in the log of its run.
 
     Args:
         enabled: Whether this process writes the log.
     """
+    if _CURRENT:
+        yield _CURRENT[0]
+        return
     log = LogFile()
     before = sys.stdout, sys.stderr
     handlers: list[tuple[logging.StreamHandler[Any], Any]] = []
@@ -125,14 +134,15 @@ def logging_output(*, enabled: bool) -> Iterator[LogFile]:
         handlers = [(one, one.stream) for one in _handlers() if one.stream in before]
         for handler, stream in handlers:
             handler.setStream(copied[before.index(stream)])
+    _CURRENT.append(log)
     try:
         yield log
-        log.add("done")
     except BaseException as error:
         for line in _lines_of(error):
             log.add(line)
         raise
     finally:
+        _CURRENT.clear()
         if enabled:
             sys.stdout, sys.stderr = before
             for handler, stream in handlers:

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 # `on_nan: skip` gives up if more than this share of the steps was skipped, once there were so many steps.
 MOST_SKIPPED = 0.1
 LEAST_STEPS = 20
+# A loss so many times that of the start is told.
+GROWN = 20
 # Number of skipped steps that are logged one by one.
 TOLD = 3
 
@@ -51,6 +53,8 @@ class GuardedTrainer(Trainer):
     skipped = 0
     fault: NonFinite | None = None
     _skipped_before = 0
+    # The first loss that was logged; infinite once it was told that the loss has grown.
+    _first_loss: float | None = None
     _skipped_last = ""
     # Steps in a row whose gradient is not finite, with a loss scale (fp16).
     _unsettled_steps = 0
@@ -209,11 +213,28 @@ class GuardedTrainer(Trainer):
                 f"The last one: {last}"
             )
 
+    def _warn_if_grown(self, loss: float) -> None:
+        """Warn once if the loss is far above that at the start: it is finite, so nothing else stops the training."""
+        if self._first_loss is None:
+            self._first_loss = loss
+        elif 0 < self._first_loss * GROWN < loss < math.inf:
+            if self.is_world_process_zero():
+                logger.warning(
+                    "step %s: the loss was %.4g at the start and is %.4g now, %.0f times as much. %s",
+                    self.state.global_step,
+                    self._first_loss,
+                    loss,
+                    loss / self._first_loss,
+                    self._advice("student"),
+                )
+            self._first_loss = math.inf
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Check all values first; average the loss over the steps that were taken, and add `skipped_steps`."""
         if is_of_training(logs):
             self.check_finite()
         if "loss" in logs:
+            self._warn_if_grown(logs["loss"])
             _over_taken(logs, "loss", *self._window)
             self._window = (0, 0)
         if "train_loss" in logs:
@@ -231,6 +252,7 @@ class GuardedTrainer(Trainer):
         """Train as `Trainer` does, from a clean state; raise an error at the end if too many steps were skipped."""
         self.watch.clear()
         self._window, self._last, self.skipped, self._unsettled_steps = (0, 0), None, 0, 0
+        self._first_loss = None
         output: TrainOutput = super()._inner_training_loop(*args, **kwargs)
         self._give_up(self.state.global_step, at_least=1)
         return output._replace(training_loss=output.metrics["train_loss"])

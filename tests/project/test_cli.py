@@ -205,7 +205,7 @@ def test_interruption(
     write_record(tmp_path / "out" / TRAINING, {"key": "", "finished": True, "seconds": 0.0, "history": []})
     monkeypatch.chdir(tmp_path)
     assert main(["r.yaml"]) == status
-    assert "No training was interrupted in out." in capsys.readouterr().err, "not in the report, which trains nothing"
+    assert "All trainings in out are finished." in capsys.readouterr().err, "not in the report, which trains nothing"
 
 
 @pytest.mark.parametrize(

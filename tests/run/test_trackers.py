@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
 from hf_distill.cli import main
+from hf_distill.errors import Stopped
 from hf_distill.run.arrival import Arrival, Part
 from hf_distill.run.log_file import logging_output
 
@@ -202,6 +203,30 @@ def test_the_log_file(
     again = log.read_text().splitlines()
     assert again[: len(lines)] == lines
     assert again[-1].endswith("OSError: the disk is gone")
+
+
+def test_the_last_line_is_in_the_log(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the morning the log ends with a signal's number, and what to type next was on a terminal that is gone."""
+    from hf_distill.run import distill
+
+    def stop(*_: Any) -> None:
+        raise Stopped(15)
+
+    path = write_recipe(training=FEW, report={"latency": False})
+    monkeypatch.setattr(distill, "report_on", stop)
+    assert main([str(path)]) == 143
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "Run the same command again" in last
+    assert (tmp_path / "out" / "_log.txt").read_text().splitlines()[-1].endswith(last)
+
+
+def test_others_can_read_the_weights(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """safetensors writes for the owner alone: on a shared disk, a server reads all of a student but its weights."""
+    assert main([str(write_recipe(training=FEW, report={"latency": False}))]) == 0
+    modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "out").iterdir() if file.is_file()}
+    assert modes["model.safetensors"] == modes["config.json"]
 
 
 def test_no_log_through_a_link(write_recipe: WriteRecipe, tmp_path: Path) -> None:

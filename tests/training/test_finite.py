@@ -137,6 +137,17 @@ def test_a_plain_training_behaves_alike(tmp_path: Path) -> None:
         trainer.train()
 
 
+def test_a_loss_that_grows_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A learning rate of 10 keeps every number finite, and the run ends hours later with a model that guesses."""
+    trainer = in_order(tmp_path, optim="adamw_torch", learning_rate=10.0, max_steps=8, logging_steps=1)
+    trainer.train()
+    (said,) = [one.message for one in caplog.records if "times as much" in one.message]
+    assert "learning_rate (now 10)" in said
+    caplog.clear()
+    in_order(tmp_path, optim="adamw_torch", learning_rate=1e-3, max_steps=8, logging_steps=1).train()
+    assert "times as much" not in caplog.text
+
+
 def test_the_best_model_is_not_chosen_by_nan(tmp_path: Path) -> None:
     """NaN is neither greater nor less: `load_best_model_at_end` would load nothing, and export the last."""
     trainer = in_order(
