@@ -126,7 +126,7 @@ def _follow(arguments: argparse.Namespace, command: str) -> int:
     recipe: Recipe | None = None
     try:
         recipe = _read(arguments)
-        with watching(partial(_resume, recipe, command, hashed=False)):
+        with watching(partial(_resume, recipe, command)):
             return _command(recipe, arguments, command)
     except OnlyRead as found:
         if parallel.is_first_of_machine():
@@ -313,20 +313,19 @@ def _publish(recipe: Recipe, *, with_size: bool) -> None:
         print(readable_lines(f"{found.path}: {found.in_words()}"))
 
 
-def _resume(recipe: Recipe, command: str, *, hashed: bool = True) -> str:
+def _resume(recipe: Recipe, command: str) -> str:
     """Return the sentences about what an interrupted run has saved, and how to resume it.
 
     Args:
         recipe: The recipe.
         command: First word of the command; empty for a run.
-        hashed: Whether to compare all files of a checkpoint with their checksums, which takes a second for 1 to 2 GB.
     """
     job = os.environ.get("SLURM_JOB_ID")
     slurm = f" Under SLURM: scontrol requeue {readable(job)}" if job else ""
-    return f"{_saved(recipe, command, hashed=hashed)}{slurm}"
+    return f"{_saved(recipe, command)}{slurm}"
 
 
-def _saved(recipe: Recipe, command: str, *, hashed: bool) -> str:
+def _saved(recipe: Recipe, command: str) -> str:
     if command:
         what = "targets" if command == CACHE else "completions"
         return f" The {what} so far are stored. Run the same command again to continue."
@@ -335,7 +334,7 @@ def _saved(recipe: Recipe, command: str, *, hashed: bool) -> str:
     output = Path(recipe.training["output_dir"]).expanduser()
     places = [Path(one).expanduser() if one else None for one in recipe.teacher.output_directories]
     runs = [*sorted((output / "_chain").glob("*/")), output]  # of a chain, one for each student
-    checkpoint = next(filter(None, (last_checkpoint(run, places, hashed=hashed) for run in runs)), None)
+    checkpoint = next(filter(None, (last_checkpoint(run, places) for run in runs)), None)
     trained = [record["finished"] for run in runs for _, record in records(run, places)]
     if checkpoint is None and trained and all(trained):
         return (

@@ -119,19 +119,21 @@ class RunDirectory:
                 place.unlink(missing_ok=True)
 
 
-def last_checkpoint(path: Path, teachers: Iterable[Path | None] = (), *, hashed: bool = True) -> str | None:
+def last_checkpoint(path: Path, teachers: Iterable[Path | None] = ()) -> str | None:
     """Return the checkpoint from which an interrupted run will resume; None if its training has none yet.
+
+    Its files are not compared with their checksums: a run that was told to stop must end before it is killed, and
+    hundreds of gigabytes take minutes. Whoever resumes compares them.
 
     Args:
         path: Directory of the run.
         teachers: Directories of fine-tuned teachers; None for the usual one inside `path`.
-        hashed: Whether to compare the files of a checkpoint with their checksums.
     """
     for folder, record in records(path, teachers):
         if record["finished"]:
             continue
         sealed = record.get("sealed", False)
-        if found := last_complete_checkpoint(folder, record["key"], sealed=sealed, hashed=hashed):
+        if found := last_complete_checkpoint(folder, record["key"], sealed=sealed, hashed=False):
             return found
     return None
 

@@ -422,7 +422,7 @@ def _naming_the_checkpoint(directory: Path) -> Iterator[None]:
     try:
         yield
     except NotFinite as error:
-        checkpoint = last_complete_checkpoint(directory)
+        checkpoint = last_complete_checkpoint(directory, hashed=False)  # by every process, at once
         rest = (
             f"The same command resumes from {checkpoint}, the last checkpoint, which is finite; run a changed recipe "
             "with --restart."

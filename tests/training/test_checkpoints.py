@@ -13,6 +13,9 @@ from invariants.cases import make_trainer, split
 from safetensors.torch import save_file
 from transformers.trainer_utils import HPSearchBackend
 
+from hf_distill.files.ownership import TRAINING
+from hf_distill.files.records import write_record
+from hf_distill.run.directory import last_checkpoint
 from hf_distill.training.checkpoints import last_complete_checkpoint, seal
 
 
@@ -111,3 +114,14 @@ def test_a_sharded_checkpoint_needs_all_that_others_need(tmp_path: Path, missing
     (folder / missing).rename(tmp_path / "elsewhere")
     seal(folder, "key", 2)
     assert last_complete_checkpoint(tmp_path, "key") is None
+
+
+def test_the_last_line_of_a_stopped_run_reads_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler kills a run half a minute after its SIGTERM: hashing hundreds of gigabytes again, to name them, took
+    longer, and the run was not queued again."""
+    folder = _checkpoint(tmp_path, 1)
+    seal(folder, "key", 1)
+    record = {"key": "key", "finished": False, "seconds": 0.0, "history": [], "sealed": True}
+    write_record(tmp_path / TRAINING, record)
+    monkeypatch.delattr("hf_distill.training.checkpoints.fault")
+    assert last_checkpoint(tmp_path) == str(folder)
