@@ -17,7 +17,7 @@ from runs import WriteRecipe, run, same, unfinish, weights
 from hf_distill.errors import UserError
 from hf_distill.files import durable
 from hf_distill.files.records import read_record, write_record
-from hf_distill.training.checkpoints import SEAL
+from hf_distill.training.checkpoints import SEAL, seal
 
 STEPS = {"save_strategy": "steps", "save_steps": 3, "save_total_limit": 9}
 
@@ -152,8 +152,11 @@ def test_checkpoints_of_another_training_do_not_count(interrupted: tuple[Path, P
 def test_other_processes_are_refused(interrupted: tuple[Path, Path, dict[str, Any]]) -> None:
     """Their random numbers are not in the checkpoint: Transformers goes on without, at the level of its infos."""
     path, out, _ = interrupted
-    record = read_record(out / "checkpoint-6" / SEAL)
-    write_record(out / "checkpoint-6" / SEAL, {**(record or {}), "processes": 2})
+    folder = out / "checkpoint-6"
+    record = read_record(folder / SEAL) or {}
+    shutil.copy(folder / "rng_state.pth", folder / "rng_state_1.pth")
+    (folder / "rng_state.pth").rename(folder / "rng_state_0.pth")
+    seal(folder, record["key"], processes=2)
     with pytest.raises(UserError, match="was made by 2 process"):
         run(path)
 
