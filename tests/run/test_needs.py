@@ -137,6 +137,7 @@ def test_all_three_refuse_the_same(
             model=Model(pair.student),
             layout=prepared.layout,
             train_dataset=prepared.train,
+            known_rows=prepared.train,
             completions=recipe.completions,
         )
         labelled = is_labelled(prepared.train, prepared.layout)
