@@ -415,7 +415,7 @@ def test_iterable_dataset(tmp_path: Path) -> None:
     """A stream has no length: nothing may ask for one, and an end before `max_steps` is no step."""
     student, teacher = make_models("classification", dtype=torch.float32)
     stream = rows("classification").to_iterable_dataset()
-    args = small(tmp_path, max_steps=5, gradient_accumulation_steps=2, train_sampling_strategy="group_by_length")
+    args = small(tmp_path, max_steps=5, gradient_accumulation_steps=2)
     trainer = quiet(student, args, teacher=teacher, train_dataset=stream, eval_dataset=stream)
     trainer.train()
     assert trainer.state.global_step == 5
