@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from hf_distill.errors import UserError
@@ -57,7 +57,12 @@ def remove_checkpoints(directory: Path, keep: str | os.PathLike[str] | None = No
 
 
 def last_complete_checkpoint(
-    directory: str | os.PathLike[str], key: str | None = None, *, sealed: bool = False, hashed: bool = True
+    directory: str | os.PathLike[str],
+    key: str | None = None,
+    *,
+    sealed: bool = False,
+    hashed: bool = True,
+    among: Container[str] | None = None,
 ) -> str | None:
     """Return the newest `checkpoint-N` of a run from which training can resume, or None.
 
@@ -71,8 +76,11 @@ def last_complete_checkpoint(
         sealed: Skip checkpoints without `_files.json`, which earlier versions did not write. Without it, one of several
             processes is skipped anyhow: nothing says which files each of them must have written.
         hashed: Whether to compare the files with their checksums, which takes a second for 1 to 2 GB.
+        among: Names of the folders that count; None for all.
     """
     for folder in checkpoints(Path(directory)):
+        if among is not None and folder.name not in among:
+            continue
         reason = _checkpoint_fault(folder, key, sealed, hashed)
         if reason is None:
             return str(folder)

@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import nn
 from transformers import TrainingArguments
-from transformers.trainer_utils import SaveStrategy
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 from hf_distill import parallel
 from hf_distill.errors import NotFinite
 from hf_distill.files.records import read_record, write_record
-from hf_distill.training.checkpoints import last_complete_checkpoint
+from hf_distill.training.checkpoints import checkpoints, last_complete_checkpoint
 from hf_distill.training.guarding import MOST_SKIPPED, GuardedTrainer
 
 logger = logging.getLogger(__name__)
@@ -102,6 +102,8 @@ class RollbackTrainer(GuardedTrainer):
     claim: Callable[[Iterable[str]], None] | None
     key: str
     _left_out = LeftOut()
+    # Names of the checkpoints of this training. The directory may hold those of an earlier one.
+    _own: frozenset[str] = frozenset()
 
     @property
     def _rolls_back(self) -> bool:
@@ -114,6 +116,7 @@ class RollbackTrainer(GuardedTrainer):
             NotFinite: There is no checkpoint, or the training fails again and again after the same one.
             ValueError: No checkpoint would be written from which it could continue.
         """
+        self._left_out = LeftOut()
         if not self._rolls_back:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         if (why := lacking(self.args)) is not None:
@@ -121,6 +124,9 @@ class RollbackTrainer(GuardedTrainer):
         directory = Path(str(self.args.output_dir))
         # Read in one process: a network file system may still show another machine what was there before.
         self._left_out = parallel.asked_once(lambda: _begun_with(directory, resumes=bool(resume_from_checkpoint)))
+        newest = next(iter(checkpoints(directory)), None)  # which `Trainer` takes for True
+        begun = newest if resume_from_checkpoint is True else resume_from_checkpoint
+        self._own = frozenset({Path(begun).name} if begun else ())
         while True:
             self.fault = None
             try:
@@ -142,7 +148,9 @@ class RollbackTrainer(GuardedTrainer):
         if fault is None or fault.evaluation or (self._scales and fault.norm is not None):
             raise error
         key = self.key or None
-        found = parallel.asked_once(lambda: last_complete_checkpoint(directory, key, sealed=key is not None))
+        found = parallel.asked_once(
+            lambda: last_complete_checkpoint(directory, key, sealed=key is not None, among=self._own)
+        )
         if found is None:
             raise NotFinite(
                 f"{error} on_nan: rollback found no checkpoint yet: save more often (save_steps)."
@@ -168,6 +176,10 @@ class RollbackTrainer(GuardedTrainer):
             logger.warning("%s Going back to %s; the rows of %s are left out (on_nan: rollback).", error, found, steps)
         parallel.wait()
         return found
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self._own |= {f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"}
 
     # ---- Steps that are left out ----
 

@@ -247,6 +247,25 @@ def test_all_steps_since_the_checkpoint_are_left_out_the_second_time(tmp_path: P
     assert trainer.skipped == 3
 
 
+def test_no_checkpoint_of_an_earlier_training_is_returned_to(tmp_path: Path) -> None:
+    """Trained again in the same directory, the student would go on with the weights of another training."""
+    in_order(tmp_path, terms=[Marked()], rows=marked_rows(count=88), **SAVED).train()
+    assert (tmp_path / "checkpoint-9").is_dir()
+    again = in_order(tmp_path, terms=[Marked()], rows=marked_rows(9, count=88), **SAVED)
+    with pytest.raises(NotFinite, match=r"step 2: marked .* no checkpoint yet"):
+        again.train()
+
+
+def test_steps_are_left_out_of_the_next_training_only_if_it_fails_too(tmp_path: Path) -> None:
+    """The same trainer with `on_nan: stop` would pass over rows without a word."""
+    trainer = in_order(tmp_path, terms=[Marked()], rows=marked_rows(33, count=88), **SAVED)
+    trainer.train()
+    assert trainer.skipped == 1
+    trainer.args.on_nan = "stop"  # type: ignore[attr-defined]
+    with pytest.raises(NotFinite, match=r"^step 5"):
+        trainer.train()
+
+
 def test_going_back_ends(tmp_path: Path) -> None:
     """A student whose weights are NaN would be trained again without end."""
     before = in_order(tmp_path, terms=[Marked()], rows=marked_rows(9, count=88), **SAVED)
