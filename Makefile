@@ -31,12 +31,16 @@ ifeq ($(wildcard $(BIN)/python),)
 $(shell rm -f $(STAMP))
 endif
 
-.PHONY: help install test check slow engines parity campaign bench quickstart schema format clean
+.PHONY: help install docs test check slow engines parity campaign bench quickstart schema format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*##/\1:/p' Makefile
 
 install: $(STAMP)  ## create .venv and install everything into it
+
+docs: $(STAMP)  ## the site of the documents, into build/docs; fails on a dead link, a page nobody links, a name without docstring
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -n -q -d build/doctrees docs build/docs
+	@echo "build/docs/index.html"
 
 test: check  ## ruff, mypy and the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -1,0 +1,53 @@
+"""The site of the documents: `make docs` writes it into build/docs."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(Path(__file__).with_name("_ext"))]
+
+from hf_distill._version import __version__  # noqa: E402
+
+project = "hf_distill"
+author = "The hf_distill authors"
+copyright = author
+version = release = __version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "repository_links",
+]
+exclude_patterns = ["_ext", "_static"]
+
+# Pages are read on GitHub as well: headings get GitHub's anchors, and nothing is used that only MyST understands.
+myst_heading_anchors = 6
+myst_enable_extensions = ["colon_fence"]
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented_params"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 90
+
+html_theme = "furo"
+html_title = f"hf_distill {version}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_show_sphinx = False
+html_show_copyright = False
+html_theme_options = {"navigation_with_keys": True, "footer_icons": []}
+pygments_style = "friendly"
+pygments_dark_style = "github-dark"
+copybutton_exclude = ".linenos, .gp, .go"
+
+# Toctrees of index.md may name folders that have no page yet.
+logging.getLogger("sphinx.sphinx.directives.other").addFilter(lambda record: "didn't match" not in str(record.msg))
