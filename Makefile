@@ -31,7 +31,7 @@ ifeq ($(wildcard $(BIN)/python),)
 $(shell rm -f $(STAMP))
 endif
 
-.PHONY: help install docs test check slow engines parity campaign bench quickstart schema format clean
+.PHONY: help install docs test check slow engines parity campaign bench quickstart pictures schema format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*##/\1:/p' Makefile
@@ -75,6 +75,9 @@ bench: $(STAMP)  ## what a step costs here and elsewhere, into benchmarks/result
 quickstart: $(STAMP)  ## fetch a real model and real data, distil, report (about 5 minutes on 2 cores)
 	$(BIN)/python scripts/fetch_quickstart.py
 	$(LAUNCH) --num_cpu_threads_per_process $$($(THREADS)) scripts/distill.py recipes/quickstart.yaml $(ARGS)
+
+pictures: $(STAMP)  ## draw docs/pictures anew from what `make quickstart` left in outputs/quickstart
+	$(BIN)/python scripts/make_pictures.py
 
 schema: $(STAMP)  ## write recipes/recipe.schema.json and the tables of docs/ anew
 	$(BIN)/python -m hf_distill.recipe.json_schema
