@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -46,6 +47,9 @@ GENERATE = "generate"
 # First word of the command that loads what a run would load, and says what is wrong with it.
 DOCTOR = "doctor"
 COMMANDS = (CACHE, GENERATE, DOCTOR)
+# First words of commands that read the other words themselves: the module below `run` whose `main(words)` does what
+# they say and returns the exit status. It may raise `UserError`, as all others.
+OWN_WORDS = {"env": "env.command"}
 
 _NO_SPACE = ("No space left on device", "Disk quota exceeded")
 _TORCH_SAVE = ("PytorchStreamWriter failed", "unexpected pos ")
@@ -58,6 +62,7 @@ EPILOG = """examples:
   hf-distill cache recipe.yaml
   hf-distill cache recipe.yaml --targets-only
   hf-distill generate recipe.yaml --by student --into rollouts
+  hf-distill env
 
 The same command again resumes a run that was interrupted."""
 
@@ -112,6 +117,8 @@ def _main(words: Sequence[str]) -> int:
     for library in CHATTY:
         logging.getLogger(library).setLevel(logging.ERROR)
     sys.excepthook = _print_traceback
+    if words and words[0] in OWN_WORDS:
+        return _follow_own(words[0], words[1:])
     command = words[0] if words and words[0] in COMMANDS else ""
     arguments = _arguments(words[1:] if command else words, command)
     if command == DOCTOR:  # its profiler would warn of memory from before; PyTorch reads this when it is imported
@@ -136,7 +143,7 @@ def _follow(arguments: argparse.Namespace, command: str) -> int:
         _say("\n".join([*error.mistakes, *_needs(error, arguments.recipe)]))
         return FAULT
     except KeyboardInterrupt as error:
-        number = getattr(error, "signal", signal.SIGINT)
+        number = _signal(error)
         if parallel.is_first_of_machine():
             resumes = recipe and not arguments.check and command != DOCTOR
             resume = _resume(recipe, command) if recipe and resumes else ""
@@ -150,6 +157,28 @@ def _follow(arguments: argparse.Namespace, command: str) -> int:
             raise
         _say(f"{full}. Free some space; the same command again resumes from the last checkpoint.")
         return FAILED
+
+
+def _follow_own(command: str, words: Sequence[str]) -> int:
+    """Do what the words behind a command of `OWN_WORDS` say, and return the exit status."""
+    try:
+        return int(import_module(f"hf_distill.run.{OWN_WORDS[command]}").main(words))
+    except UserError as error:
+        _say("\n".join(error.mistakes))
+        return FAULT
+    except KeyboardInterrupt as error:
+        number = _signal(error)
+        _say(f"\n{_WORDS.get(number, 'Terminated.')}")
+        return status(number)
+    except Exception as error:
+        if not (full := _full_disk(error)):
+            raise
+        _say(f"{full}. Free some space, and give the same command again.")
+        return FAILED
+
+
+def _signal(error: KeyboardInterrupt) -> int:
+    return int(getattr(error, "signal", signal.SIGINT))
 
 
 def _command(recipe: Recipe, arguments: argparse.Namespace, command: str) -> int:

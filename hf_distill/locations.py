@@ -120,6 +120,14 @@ def _likeness(one: str, other: str) -> float:
     return SequenceMatcher(None, one.lower(), other.lower()).ratio()
 
 
+def existing(folder: Path) -> Path:
+    """Return a directory, or the nearest one above it that exists."""
+    folder = folder.absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
 # Module -> what to install with pip, if that is not the module's name with dashes. The extras are this project's.
 PIP = {
     **dict.fromkeys(("rouge_score", "sacrebleu"), "'hf-distill[text]'"),

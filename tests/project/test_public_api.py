@@ -131,12 +131,12 @@ def own_arguments() -> Iterator[str]:
 
 def options() -> Iterator[str]:
     """Yield what the command line takes."""
-    from hf_distill.cli import CACHE, parser
+    from hf_distill.cli import COMMANDS, OWN_WORDS, parser
 
     for action in parser()._actions:
         names = ", ".join(action.option_strings) or f"{action.metavar or action.dest} (nargs={action.nargs})"
         yield f"hf-distill {names}"
-    yield f"hf-distill {CACHE} ..."
+    yield from (f"hf-distill {command} ..." for command in (*COMMANDS, *OWN_WORDS))
 
 
 def public() -> Iterator[str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from hf_distill import parallel
 from hf_distill.cache.cache import amount
 from hf_distill.files.lock import has_locks
+from hf_distill.locations import existing
 from hf_distill.models.inspection import base_model
 from hf_distill.run.doctor.finding import CannotCheck, Finding
 from hf_distill.run.doctor.memory import measured
@@ -90,14 +91,6 @@ def held(folder: Path) -> int:
             with suppress(OSError):  # another run may delete it meanwhile
                 found += os.lstat(Path(at, name)).st_size
     return found
-
-
-def existing(folder: Path) -> Path:
-    """Return a directory, or the nearest one above it that exists."""
-    folder = folder.absolute()
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return folder
 
 
 def _models(opened: Opened, output: Path) -> Iterator[OnDisk]:
