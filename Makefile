@@ -13,6 +13,8 @@ TRIALS ?= 20
 # What `make bench` runs, for instance make bench BENCH="loss --rounds 3"; with QUICK=1 tiny sizes, into build/
 BENCH ?= loss step classification epochs teacher growth
 QUICK ?=
+# Rows of `make results`, for instance make results ROW=topics/kl; all that are missing without it
+ROW ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -31,7 +33,7 @@ ifeq ($(wildcard $(BIN)/python),)
 $(shell rm -f $(STAMP))
 endif
 
-.PHONY: help install docs test check slow engines parity campaign bench quickstart pictures schema format clean
+.PHONY: help install docs test check slow engines parity campaign bench results quickstart pictures schema format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*##/\1:/p' Makefile
@@ -71,6 +73,9 @@ campaign: $(STAMP)  ## kills, damaged files, power cuts, full disks, 50,000 made
 
 bench: $(STAMP)  ## what a step costs here and elsewhere, into benchmarks/results (hours; QUICK=1: minutes)
 	$(BIN)/python -m benchmarks.run $(BENCH) $(if $(QUICK),--quick --into build/benchmarks)
+
+results: $(STAMP)  ## train what is missing of the table of objectives, and write docs/results.md (hours; ROW=topics/kl: one row)
+	$(BIN)/python -m benchmarks.quality $(ROW)
 
 quickstart: $(STAMP)  ## fetch a real model and real data, distil, report (about 5 minutes on 2 cores)
 	$(BIN)/python scripts/fetch_quickstart.py
