@@ -21,6 +21,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
+    "generated",
     "repository_links",
 ]
 exclude_patterns = ["_ext", "_static"]
@@ -29,11 +30,12 @@ exclude_patterns = ["_ext", "_static"]
 myst_heading_anchors = 6
 myst_enable_extensions = ["colon_fence"]
 
+# Docstrings are written as they read best in an editor: `name` is code there.
+default_role = "code"
 autodoc_member_order = "bysource"
-autodoc_typehints = "description"
-autodoc_typehints_description_target = "documented_params"
-napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_attr_annotations = False  # types stand in the signature; of a recipe's keys, their values in words
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 90
 

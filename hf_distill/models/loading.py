@@ -219,8 +219,8 @@ def load_model(
         trust_remote_code: Run model code from the checkpoint.
 
     Returns:
-        The model in eval mode, and the names of weights with random initial values: those that the checkpoint does not
-        have (usually a head), or has in another size (the head of another task).
+        The model in eval mode, and the names of weights with random initial values. The checkpoint does not have them
+        (usually a head), or has them in another size (the head of another task).
 
     Raises:
         UserError: The model does not exist, cannot be reached, has no safetensors, or other weights than its

@@ -96,10 +96,10 @@ def _table(what: str) -> str:
     if what == "arguments":
         return _lines(("key", "values", "default", ""), _arguments())
     if what in ALONE:
-        return _lines(("key", "values", "default", ""), _keys(ALONE[what], WITHOUT.get(what, ())))
+        return _lines(("key", "values", "default", ""), key_rows(ALONE[what], WITHOUT.get(what, ())))
     table = ENTRIES[kind]
     if names in table:
-        return _lines(("key", "values", "default", ""), _keys(table[names], SHARED.get(kind, ())))
+        return _lines(("key", "values", "default", ""), key_rows(table[names], SHARED.get(kind, ())))
     chosen = names.split(",") if names else list(table)
     return _lines(("name", "key", "values", "default", ""), _named({name: table[name] for name in chosen}, kind))
 
@@ -116,12 +116,12 @@ def _named(classes: Mapping[str, type], kind: str) -> Iterator[list[str]]:
         yield [f"`{name}`", "", "", "", summary(cls)]
         # A temperature of something else than a softmax over classes is the entry's own.
         own = () if issubclass(cls, Softened) else ("temperature",)
-        for row in _keys(cls, set(SHARED.get(kind, ())).difference(own)):
+        for row in key_rows(cls, set(SHARED.get(kind, ())).difference(own)):
             before = said.setdefault((row[0], row[3]), name)
             yield ["", *row[:3], row[3] if before == name else f"as for `{before}`"]
 
 
-def _keys(cls: Any, without: Iterable[str] = ()) -> Iterator[list[str]]:
+def key_rows(cls: Any, without: Iterable[str] = ()) -> Iterator[list[str]]:
     """Yield key, values, default and help of each field."""
     schema, said = plain_schema(TypeAdapter(cls)), attributes(cls)
     for key, field in cls.__pydantic_fields__.items():

@@ -17,15 +17,16 @@ REPORT = "report.json"
 
 R = TypeVar("R", bound=Results)
 MODELS = ("teacher", "student", "baseline")
+# Properties of `Results` that are written beside its fields.
+DERIVED = ("retention", "gain", "gain_over_best", "gain_std", "compression", "speedup")
 
 
 def to_plain(report: Results) -> dict[str, Any]:
     """Return what `report.json` holds: plain values, None for what is not a number."""
-    derived = ("retention", "gain", "gain_over_best", "gain_std", "compression", "speedup")
     own = {item.name: getattr(report, item.name) for item in fields(report) if item.name not in MODELS}
     content: dict[str, Any] = {"task": report.task, "metric": report.metric, "verdict": verdict(report)}
     content |= {name: _model_dict(report.models.get(name)) for name in MODELS}
-    content |= {name: getattr(report, name) for name in derived}
+    content |= {name: getattr(report, name) for name in DERIVED}
     content |= {name: value for name, value in own.items() if name not in content}
     plain = _plain(content)
     assert isinstance(plain, dict)
