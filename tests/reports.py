@@ -11,9 +11,9 @@ from hf_distill.metrics.bootstrap import Units
 from hf_distill.report.calibration import by_label, calibration, confusion
 from hf_distill.report.comparison import compare, parts_by_class, parts_by_group
 from hf_distill.report.for_whom import ForWhom
-from hf_distill.report.latency import Latency, Timing
 from hf_distill.report.report import Report
 from hf_distill.report.results import ModelResult, SeedResult
+from hf_distill.report.timing import Latency, Timing
 
 RECIPE = """\
 task: text-classification

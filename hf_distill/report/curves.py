@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_distill.report.model_card import recipe_of
+from hf_distill.report.recipe_facts import recipe_of
 
 if TYPE_CHECKING:
     from hf_distill.report.results import Results

@@ -6,7 +6,6 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hf_distill.models.inspection import taken_by
+from hf_distill.report.timing import Latency, Timing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,49 +24,6 @@ WARM_UP = 3
 TURN = 3
 # `min_repeats` is reduced if it would take more than this many times the budget.
 PATIENCE = 10
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Repeated forward passes over one batch.
-
-    Attributes:
-        median_ms: Median of the time of a pass, in milliseconds.
-        p90_ms: 90th percentile, in milliseconds.
-        repeats: Number of timed passes.
-        batch_size: Examples in the batch.
-        sequence_length: Tokens per example, padding included; None for inputs without tokens.
-    """
-
-    median_ms: float
-    p90_ms: float
-    repeats: int
-    batch_size: int
-    sequence_length: int | None
-
-
-@dataclass(frozen=True)
-class Latency:
-    """The speed of one model.
-
-    Attributes:
-        single: Timing of one example at a time (the latency for a user).
-        batch: Timing of a full batch (the cost of serving).
-        device: Product name of the device.
-        dtype: Precision of the weights that are not quantized.
-        threads: Number of threads of torch's CPU operators.
-    """
-
-    single: Timing
-    batch: Timing
-    device: str
-    dtype: str
-    threads: int
-
-    @property
-    def throughput(self) -> float:
-        """Examples per second, from the median time of a full batch."""
-        return self.batch.batch_size / self.batch.median_ms * 1000
 
 
 def measure_all(

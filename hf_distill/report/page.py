@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from hf_distill.formatting import readable_lines
 from hf_distill.report.group_text import groups_shown, heading, notes
 from hf_distill.report.lineage import generations
-from hf_distill.report.model_card import TEMPLATES, model_name, recipe_of, teachers
 from hf_distill.report.plots import plots
+from hf_distill.report.recipe_facts import model_name, recipe_of, teachers
+from hf_distill.report.rendering import render
 from hf_distill.report.svg import COLOURS
 from hf_distill.report.text import (
     TITLES,
@@ -53,21 +53,12 @@ class Tile:
 
 def html(report: Results) -> str:
     """Return the page. The same report gives the same bytes."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    # Label names and recipes are foreign text: everything is escaped except the plots made here.
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_shown,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     recipe = recipe_of(report.recipe)
     drawn = [replace(plot, svg=Markup(plot.svg)) for plot in plots(report)]
-    return environment.get_template("report.html.jinja").render(
+    return render(
+        "report.html.jinja",
         name=model_name(recipe),
         teachers=[teacher.name for teacher in teachers(recipe)],
         report=report,
@@ -90,13 +81,6 @@ def html(report: Results) -> str:
         plots=drawn,
         settings=list(flat(report.settings)),
     )
-
-
-def _shown(value: Any) -> Any:
-    """Return a value for the page; foreign text without control characters and secrets."""
-    from markupsafe import Markup
-
-    return readable_lines(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def tiles(report: Results) -> list[Tile]:

@@ -16,9 +16,9 @@ from hf_distill.report.ancestors import Ancestor
 from hf_distill.report.best import Best
 from hf_distill.report.calibration import Calibration, Confusion, Group
 from hf_distill.report.for_whom import ForWhom
-from hf_distill.report.latency import Latency
 from hf_distill.report.own_samples import OwnSamples, ShownTexts
 from hf_distill.report.speculation import Speculation
+from hf_distill.report.timing import Latency
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

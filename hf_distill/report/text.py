@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from hf_distill.formatting import count
 
 if TYPE_CHECKING:
-    from hf_distill.report.latency import Timing
     from hf_distill.report.results import Results
+    from hf_distill.report.timing import Timing
 
 TITLES = {"teacher": "teacher", "student": "student", "baseline": "student without teacher"}
 NOTHING = "-"

@@ -17,7 +17,7 @@ from hf_distill.locations import resolve
 from hf_distill.recipe.writer import describe_entry
 from hf_distill.report.ancestors import Ancestor, read_lineage
 from hf_distill.report.files import REPORT
-from hf_distill.report.model_card import model_name, place, public
+from hf_distill.report.recipe_facts import model_name, place, public
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -19,12 +19,13 @@ from hf_distill.models.quantization import size
 from hf_distill.models.tokenizers import tokenizer_name
 from hf_distill.report.best import best_of
 from hf_distill.report.costs import costs_of, skipped_of
-from hf_distill.report.latency import Latency, measure_all
+from hf_distill.report.latency import measure_all
 from hf_distill.report.partitions import by_partition, for_whom
 from hf_distill.report.predictions import Evaluated, class_figures
 from hf_distill.report.report import Report
 from hf_distill.report.results import ModelResult, SeedResult
 from hf_distill.report.text import HEAD_IS_LEFT
+from hf_distill.report.timing import Latency
 from hf_distill.run.ancestry import lineage_of
 from hf_distill.run.beside import mean_of
 from hf_distill.run.checks import leaves_head

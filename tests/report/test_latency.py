@@ -14,7 +14,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from hf_distill.models.quantization import size
 from hf_distill.report import latency
-from hf_distill.report.latency import Latency, Timing, measure, measure_all
+from hf_distill.report.latency import measure, measure_all
+from hf_distill.report.timing import Latency, Timing
 
 if TYPE_CHECKING:  # run a second time, it would move the caches
     from conftest import MakeModel

@@ -10,7 +10,8 @@ import yaml
 from huggingface_hub import ModelCard
 from reports import RECIPE, model, regression, unlabelled, whole
 
-from hf_distill.report.model_card import card, objectives, place, recipe_of
+from hf_distill.report.model_card import card, objectives
+from hf_distill.report.recipe_facts import place, recipe_of
 from hf_distill.report.report import Report
 
 

@@ -16,7 +16,8 @@ from hf_distill.objectives import PRESETS, KLDivergence, Labels, LogitsMSE, RowO
 from hf_distill.recipe.reader import load_recipe
 from hf_distill.recipe.recipe import Recipe, Stage
 from hf_distill.recipe.writer import dump_recipe
-from hf_distill.report.model_card import objectives, recipe_of
+from hf_distill.report.model_card import objectives
+from hf_distill.report.recipe_facts import recipe_of
 from hf_distill.run.dry_run import check
 
 if TYPE_CHECKING:
