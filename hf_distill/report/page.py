@@ -12,7 +12,6 @@ from hf_distill.report.lineage import generations
 from hf_distill.report.plots import plots
 from hf_distill.report.recipe_facts import model_name, recipe_of, teachers
 from hf_distill.report.rendering import render
-from hf_distill.report.svg import COLOURS
 from hf_distill.report.text import (
     TITLES,
     flat,
@@ -63,7 +62,6 @@ def html(report: Results) -> str:
         teachers=[teacher.name for teacher in teachers(recipe)],
         report=report,
         titles={key: TITLES[key] for key in report.models},
-        colours=COLOURS,
         verdict=verdict(report),
         tiles=tiles(report),
         rows=rows(report),

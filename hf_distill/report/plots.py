@@ -1,42 +1,61 @@
-"""Draw the plots of a report."""
+"""The plots of a report; what would be a plot of a single point is a number."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-
-from hf_distill.report.curves import OBJECTIVE, Curve, Curves, Quantity, panels
+from hf_distill.report.curves import OBJECTIVE, Curves, Quantity, panels
+from hf_distill.report.drawing import (
+    Bars,
+    Line,
+    draw_bars,
+    draw_calibration,
+    draw_confusion,
+    draw_groups,
+    draw_lines,
+)
 from hf_distill.report.group_text import heading
-from hf_distill.report.svg import COLOURS, INK, LINE, MARKERS, WIDTH, to_svg
+from hf_distill.report.svg import COLOURS, to_svg
 from hf_distill.report.text import (
+    TITLES,
     heads_left,
     metric_names,
     metric_title,
     metric_value,
     milliseconds,
+    number,
     percent,
     undefined,
 )
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from hf_distill.report.calibration import Calibration, Confusion
-    from hf_distill.report.for_whom import ForWhom
     from hf_distill.report.results import Results
 
 logger = logging.getLogger(__name__)
 
-POINTS = 300
 PANELS = 6
-NAME_LENGTH = 18
-DOTS = 12
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number in place of a plot.
+
+    Attributes:
+        key: Key of the colour: whose number it is.
+        value: The number, as text.
+        label: The text below it.
+    """
+
+    key: str
+    value: str
+    label: str
 
 
 @dataclass(frozen=True)
@@ -45,93 +64,104 @@ class Plot:
 
     Attributes:
         title: Text above it.
-        svg: The `<svg>` element; empty if it could not be drawn.
+        svg: The `<svg>` element; empty if it could not be drawn, or is numbers.
         note: Text below it.
         wide: Whether it needs the whole width of the page.
+        numbers: What is shown where a plot would have a single point.
     """
 
     title: str
-    svg: str
+    svg: str = ""
     note: str = ""
     wide: bool = False
+    numbers: Sequence[Number] = field(default=())
 
 
 def plots(report: Results) -> list[Plot]:
     """Return every plot that the report has numbers for."""
-    found = []
-    if _drawn(report):
-        found.append(_plot("Metrics", _metrics, report, note=_metrics_note(report)))
-    if any(model.latency for model in report.models.values()):
-        note = "Bars: medians. The thin lines end at the 90th percentile. Shorter is better."
-        found.append(_plot("Latency", _latency, report, note=note))
-    every = panels(report)
-    for quantity in list(every)[:PANELS]:
-        found.append(_plot(quantity.title, _curves, every[quantity], note=_curves_note(report, quantity, every)))
-    for whom in report.for_whom:
-        note = "The groups that lost most. Thin lines: the 95 % interval of the student's difference from the teacher."
-        found.append(_plot(heading(whom), _by_group, whom, note=note))
-    if report.confusion is not None and report.confusion.counts:
-        note = _confusion_note(report.confusion)
-        plot = _plot("Student against teacher", _confusion, report.confusion, note=note)
-        found.append(replace(plot, wide=len(report.confusion.names) > 8))
-    if report.calibration:
-        note = (
-            "Dashed line: confidence equals accuracy; below it a model is overconfident. Larger dots: more predictions."
-        )
-        found.append(_plot("Calibration", _calibration, report.calibration, note=note))
-    return found
+    return [*_measured(report), *_curves(report), *_by_group(report), *_by_class(report)]
 
 
-def _plot(title: str, draw: Callable[[Figure, Any], None], data: Any, note: str) -> Plot:
+def plot(
+    title: str, draw: Callable[[Figure, Any], None], data: Any, *, says: str, note: str = "", wide: bool = False
+) -> Plot:
+    """Return a drawing of some data; `says` tells somebody who does not see it what it shows."""
     try:
-        return Plot(title, to_svg(title, draw, data), note)
+        return Plot(title, to_svg(title, draw, data, says), note, wide)
     except Exception:  # an error in a plot must not cost the results of a finished run
         logger.warning("the plot '%s' of the report could not be drawn", title, exc_info=True)
-        return Plot(title, "", "This plot could not be drawn; the log says why.")
+        return Plot(title, note="This plot could not be drawn; the log says why.")
 
 
-def shorten(name: str, length: int = NAME_LENGTH) -> str:
-    """Return a name that fits beside an axis.
+def bars_plot(title: str, found: Sequence[Bars], *, says: str, note: str = "") -> Plot:
+    """Return bars; numbers where no panel has more than one bar.
 
-    >>> shorten("a label nobody would ever write")
-    'a label nobody wo…'
+    Args:
+        title: Title.
+        found: The panels, each with a bar.
+        says: What it shows, for somebody who does not see it.
+        note: Text below it.
     """
-    line = "".join(char if char.isprintable() else " " for char in name)
-    return line if len(line) <= length else line[: length - 1] + "…"
+    if all(len(panel.values) == 1 for panel in found):
+        numbers = [Number(key, text, panel.title) for panel in found for key, text in panel.texts.items()]
+        return Plot(title, note=note, numbers=numbers)
+    return plot(title, draw_bars, found, says=says, note=note)
 
 
-def _bars(axes: Axes, values: Mapping[str, float], texts: Mapping[str, str], ends: Mapping[str, float]) -> None:
-    """Draw a horizontal bar for each model, its value beside it, and a thin line from the bar's end to `ends`."""
-    names = list(values)
-    colours = [COLOURS[name] for name in names]
-    axes.barh(range(len(names)), list(values.values()), color=colours, height=0.72)
-    low, high = min(0.0, *values.values()), max(0.0, *values.values(), *ends.values())
-    for place, name in enumerate(names):
-        value, end = values[name], max(values[name], ends.get(name, 0.0))
-        if name in ends:
-            axes.plot([value, end], [place, place], color=COLOURS[name], linewidth=1.2)
-        axes.annotate(texts[name], (max(end, 0.0), place), (4, 0), textcoords="offset points", va="center")
-    axes.set_xlim(low, low + ((high - low) or 1.0) * 1.3)  # room for the text
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines["bottom"].set_visible(False)
+def lines_plot(
+    title: str, lines: Sequence[Line], names: Mapping[str, str], shown: Callable[[float], str], *, note: str = ""
+) -> Plot:
+    """Return values by optimiser step; numbers where no line has more than one.
+
+    Args:
+        title: Title.
+        lines: The lines; those without a finite value are left out.
+        names: Key of a colour -> whose it is.
+        shown: Returns a value as text.
+        note: Text below it.
+    """
+    finite = [[value for value in line.values if math.isfinite(value)] for line in lines]
+    last: dict[str, list[str]] = {}
+    for line, values in zip(lines, finite, strict=True):
+        if values:
+            last.setdefault(line.key, []).append(shown(values[-1]))
+    if all(len(values) <= 1 for values in finite):
+        numbers = [Number(key, ", ".join(texts[:5]), names[key]) for key, texts in last.items()]
+        return Plot(title, note=note, numbers=numbers)
+    ends = ", ".join(f"{names[key]} {texts[0]}" for key, texts in last.items())
+    return plot(title, draw_lines, lines, says=f"Lines by optimiser step. Last values: {ends}.", note=note)
 
 
-def _metrics(figure: Figure, report: Results) -> None:
-    names = _drawn(report)[:PANELS]
-    rows = len(report.models)
-    figure.set_size_inches(WIDTH, len(names) * (0.24 * rows + 0.34) + 0.1)
-    for axes, name in zip(figure.subplots(len(names), 1, squeeze=False)[:, 0], names, strict=True):
-        values = {key: model.metrics.get(name) for key, model in report.models.items()}
-        finite = {key: float(value) for key, value in values.items() if value is not None and math.isfinite(value)}
-        seeds = {key: _over_seeds(report, key, name) for key in ("student", "baseline") if key in finite}
-        texts = {key: metric_value(report, name, value) for key, value in finite.items()}
-        _bars(axes, finite, texts, {key: max(found) for key, found in seeds.items() if len(found) > 1})
-        for key, found in seeds.items():
-            if len(found) > 1:
-                axes.plot(found, [list(finite).index(key)] * len(found), "|", color=INK, markersize=7)
-        axes.set_title(shorten(metric_title(name), 60), loc="left", fontsize=9, pad=2)
+# ---- Metrics and latency ---------------------------------------------------------------------------------------------
+
+
+def _measured(report: Results) -> Iterator[Plot]:
+    table = "Bars; the table has the same values."
+    if names := _drawn(report):
+        found = [_metric_bars(report, name) for name in names[:PANELS]]
+        yield bars_plot("Metrics", found, says=table, note=_metrics_note(report))
+    known = {name: model.latency for name, model in report.models.items() if model.latency is not None}
+    if known:
+        note = "Bars: medians. The thin lines end at the 90th percentile. Shorter is better."
+        found = []
+        for kind in ("single", "batch"):
+            timings = {name: getattr(latency, kind) for name, latency in known.items()}
+            medians = {name: timing.median_ms for name, timing in timings.items()}
+            texts = {name: milliseconds(median) for name, median in medians.items()}
+            ends = {name: timing.p90_ms for name, timing in timings.items()}
+            found.append(Bars(f"batch {next(iter(timings.values())).batch_size}", medians, texts, ends, {}))
+        alone = len(known) == 1
+        yield bars_plot("Latency", found, says=table, note="Medians." if alone else note)
+
+
+def _metric_bars(report: Results, name: str) -> Bars:
+    values = {key: model.metrics.get(name) for key, model in report.models.items()}
+    finite = {key: float(value) for key, value in values.items() if value is not None and math.isfinite(value)}
+    seeds = {key: _over_seeds(report, key, name) for key in finite if key != "teacher"}
+    strokes = {key: found for key, found in seeds.items() if len(found) > 1}
+    texts = {key: metric_value(report, name, value) for key, value in finite.items()}
+    ends = {key: max(found) for key, found in strokes.items()}
+    return Bars(metric_title(name), finite, texts, ends, strokes)
 
 
 def _drawn(report: Results) -> list[str]:
@@ -153,28 +183,45 @@ def _metrics_note(report: Results) -> str:
     return f"{seeds}{more}{without}".strip()
 
 
-def _latency(figure: Figure, report: Results) -> None:
-    known = {name: model.latency for name, model in report.models.items() if model.latency is not None}
-    figure.set_size_inches(WIDTH, 2 * (0.24 * len(known) + 0.34) + 0.1)
-    for axes, kind in zip(figure.subplots(2, 1), ("single", "batch"), strict=True):
-        timings = {name: getattr(latency, kind) for name, latency in known.items()}
-        medians = {name: timing.median_ms for name, timing in timings.items()}
-        texts = {name: milliseconds(median) for name, median in medians.items()}
-        _bars(axes, medians, texts, {name: timing.p90_ms for name, timing in timings.items()})
-        axes.set_title(f"batch {next(iter(timings.values())).batch_size}", loc="left", fontsize=9, pad=2)
+# ---- Curves ----------------------------------------------------------------------------------------------------------
+
+
+def _curves(report: Results) -> Iterator[Plot]:
+    every = panels(report)
+    for quantity in list(every)[:PANELS]:
+
+        def shown(value: float, quantity: Quantity = quantity) -> str:
+            return metric_value(report, report.metric, value) if quantity.name == report.metric else number(value)
+
+        lines = list(_lines(every[quantity]))
+        yield lines_plot(quantity.title, lines, TITLES, shown, note=_curves_note(report, quantity, every))
+
+
+def _lines(curves: Curves) -> Iterator[Line]:
+    seen: set[tuple[str, bool]] = set()
+    for (run, evaluated), curve in curves.items():
+        model = _model(run)
+        several = (model, evaluated) in seen  # further seeds are drawn pale
+        seen.add((model, evaluated))
+        alpha = 0.35 if several else 1.0 if evaluated else 0.7
+        yield Line(model, curve.steps, curve.values, marked=evaluated, alpha=alpha)
 
 
 def _curves_note(report: Results, quantity: Quantity, every: Mapping[Quantity, Curves]) -> str:
     curves = every[quantity]
+    single = all(len(curve.values) == 1 for curve in curves.values())
     if quantity.name.startswith(OBJECTIVE):
-        note = "Mean, without the weight of the objective. Thin line: training. Dots: eval split."
+        note = "Mean, without the weight of the objective."
+        note += "" if single else " Thin line: training. Dots: eval split."
     elif quantity.name == "loss":
         note = "Weighted sum of the objectives, on the eval split: comparable only within this training."
     else:
         note = "On the eval split."
+    if single:
+        note += f" One value each: {_when(curves)}."
     if any(not math.isfinite(value) for curve in curves.values() for value in curve.values):
         note += " Gaps: not a finite number."
-    if len({run for run, _ in curves}) > len({_model(run) for run, _ in curves}):
+    if not single and len({run for run, _ in curves}) > len({_model(run) for run, _ in curves}):
         note += " Pale lines: the other seeds."
     if any(" stage " in run for run in report.history) and "stage" not in quantity.of:
         note += " Stages one after the other."
@@ -185,61 +232,75 @@ def _curves_note(report: Results, quantity: Quantity, every: Mapping[Quantity, C
     return note
 
 
+def _when(curves: Curves) -> str:
+    steps = {curve.steps[0] for curve in curves.values()}
+    splits = {evaluated for _, evaluated in curves}
+    of = "" if len(splits) > 1 else "the eval split " if True in splits else "training "
+    return f"of {of}at step {next(iter(steps)):,.0f}".replace("of at", "at") if len(steps) == 1 else "at the last step"
+
+
 def _model(run: str) -> str:
-    return next((name for name in COLOURS if run.startswith(name)), "baseline")
+    return next((name for name in TITLES if run.startswith(name)), "baseline")
 
 
-def _curves(figure: Figure, curves: Curves) -> None:
-    axes = figure.subplots()
-    figure.set_size_inches(WIDTH, 2.5)
-    seen: set[tuple[str, bool]] = set()
-    for (run, evaluated), curve in curves.items():
-        model = _model(run)
-        steps, values = _thinned(curve)
-        several = (model, evaluated) in seen  # further seeds are drawn pale
-        seen.add((model, evaluated))
-        style: dict[str, Any] = {"linewidth": 1.0}
-        if evaluated or len(steps) == 1:
-            style = {"linewidth": 1.0, "marker": MARKERS[model], "markersize": 4}
-        alpha = 0.35 if several else 1.0 if evaluated else 0.7
-        axes.plot(steps, values, color=COLOURS[model], alpha=alpha, **style)
-    axes.set_xlabel("optimiser step")
-    axes.grid(axis="y")
-    axes.locator_params(nbins=5)
+# ---- Groups and classes ----------------------------------------------------------------------------------------------
 
 
-def _thinned(curve: Curve) -> tuple[list[float], list[float]]:
-    """Return about `POINTS` of the points at most, including the last one."""
-    stride = max(1, len(curve.steps) // POINTS)
-    last = (len(curve.steps) - 1) % stride
-    return curve.steps[last::stride], curve.values[last::stride]
+def _by_group(report: Results) -> Iterator[Plot]:
+    for whom in report.for_whom:
+        known = [group for group in whom.groups if group.metrics]
+        if len(known) == 1:
+            values = known[0].metrics
+            numbers = [Number(key, metric_value(report, whom.metric, values[key]), TITLES[key]) for key in values]
+            yield Plot(heading(whom), note=f"The only one is '{known[0].name}'.", numbers=numbers)
+        elif known:
+            note = (
+                "The groups that lost most. Thin lines: the 95 % interval of the student's difference from the teacher."
+            )
+            says = "The metric of each model on the groups that lost most; the table has the same values."
+            yield plot(heading(whom), draw_groups, whom, says=says, note=note)
 
 
-def _confusion(figure: Figure, confusion: Confusion) -> None:
-    axes = figure.subplots()
-    size = len(confusion.names)
-    figure.set_size_inches(WIDTH, 1.2 + min(3.4, 0.6 * size))
-    font = 9 if size <= 6 else 7 if size <= 12 else 5
-    for i, row in enumerate(confusion.counts):
-        for j, counted in enumerate(row):
-            # The shade is the square root of the share of the row, so that shares of a few percent are visible.
-            share = 0.9 * math.sqrt(counted / max(sum(row), 1))
-            colour = LINE if i == j else COLOURS["student"]
-            axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=colour, alpha=share, linewidth=0))
-            if counted:
-                axes.text(j, i, str(counted), ha="center", va="center", fontsize=font)
-    names = [shorten(name) for name in confusion.names]
-    axes.set_xticks(range(size), names, rotation=0 if size <= 3 else 60, fontsize=max(font, 6))
-    if size > 3:
-        for label in axes.get_xticklabels():
-            label.set_horizontalalignment("right")
-            label.set_rotation_mode("anchor")
-    axes.set_yticks(range(size), names, fontsize=max(font, 6))
-    axes.tick_params(length=0)
-    axes.set_xlim(-0.5, size - 0.5)
-    axes.set_ylim(size - 0.5, -0.5)
-    axes.set_xlabel("student says")
-    axes.set_ylabel("teacher says")
+def _by_class(report: Results) -> Iterator[Plot]:
+    confusion, title = report.confusion, "Student against teacher"
+    if confusion is not None and any(any(row) for row in confusion.counts):
+        if len(confusion.counts) == 1:
+            label = f"rows: both say '{confusion.names[0]}'"
+            yield Plot(title, numbers=[Number("student", f"{confusion.counts[0][0]:,}", label)])
+        else:
+            wide, note = len(confusion.names) > 8, _confusion_note(confusion)
+            yield plot(title, draw_confusion, confusion, says=_confused(confusion), note=note, wide=wide)
+    known = {key: one for key, one in report.calibration.items() if sum(one.counts)}
+    if known and all(sum(n > 0 for n in one.counts) == 1 for one in known.values()):
+        yield Plot("Calibration", note="All predictions are in one bin of confidence.", numbers=list(_one_bin(known)))
+    elif known:
+        note = (
+            "Dashed line: confidence equals accuracy; below it a model is overconfident. Larger dots: more predictions."
+        )
+        errors = ", ".join(f"{TITLES[key]} {percent(one.ece)}" for key, one in known.items())
+        says = f"Accuracy by confidence. Calibration errors: {errors}."
+        yield plot("Calibration", draw_calibration, known, says=says, note=note)
+
+
+def _one_bin(known: Mapping[str, Calibration]) -> Iterator[Number]:
+    for key in [name for name in COLOURS if name in known]:
+        bins = known[key]
+        place = next(place for place, n in enumerate(bins.counts) if n)
+        confidence, right = percent(bins.confidence[place]), percent(bins.accuracy[place])
+        yield Number(key, percent(bins.ece), f"calibration error: confidence {confidence}, accuracy {right}")
+
+
+def _confused(confusion: Confusion) -> str:
+    """Return the largest disagreement in words."""
+    names, counts = confusion.names, confusion.counts
+    every = [(counts[i][j], i, j) for i in range(len(names)) for j in range(len(names)) if i != j]
+    most, teacher, student = max(every)
+    same = sum(counts[i][i] for i in range(len(names)))
+    text = f"A table of counts. Both predict the same on {same:,} of {sum(map(sum, counts)):,} rows."
+    if not most:
+        return text
+    where = f"the teacher says '{names[teacher]}' and the student '{names[student]}'"
+    return f"{text} Most often they differ where {where}: {most:,}."
 
 
 def _confusion_note(confusion: Confusion) -> str:
@@ -247,51 +308,3 @@ def _confusion_note(confusion: Confusion) -> str:
     if confusion.left_out:
         note += f" The {len(confusion.names)} classes they differ on most; {confusion.left_out:,} more are not shown."
     return note
-
-
-def _by_group(figure: Figure, whom: ForWhom) -> None:
-    groups = [group for group in whom.groups if group.metrics][:DOTS]
-    axes = figure.subplots()
-    figure.set_size_inches(WIDTH, 0.7 + 0.32 * len(groups))
-    for model in [name for name in COLOURS if any(name in group.metrics for group in groups)]:
-        places = [place for place, group in enumerate(groups) if model in group.metrics]
-        values = [groups[place].metrics[model] for place in places]
-        axes.plot(values, places, MARKERS[model], color=COLOURS[model], markersize=6, alpha=0.9, linewidth=0)
-    for place, group in enumerate(groups):
-        if group.interval is not None and "student" in group.metrics:
-            middle = group.metrics["student"]
-            ends = [middle - group.interval, middle + group.interval]
-            axes.plot(ends, [place, place], color=COLOURS["student"], linewidth=1.0)
-    names = [shorten(f"{group.name} ({group.rows:,})", NAME_LENGTH + 8) for group in groups]
-    axes.set_yticks(range(len(groups)), names)
-    axes.set_ylim(len(groups) - 0.5, -0.5)
-    axes.set_xlabel(metric_title(whom.metric))
-    axes.grid()
-
-
-def _calibration(figure: Figure, calibration: Mapping[str, Calibration]) -> None:
-    axes = figure.subplots()
-    figure.set_size_inches(WIDTH, 3.2)
-    axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
-    most = max((n for bins in calibration.values() for n in bins.counts), default=0) or 1
-    for model in [name for name in COLOURS if name in calibration]:
-        bins = calibration[model]
-        x, y = ([math.nan if one is None else one for one in values] for values in (bins.confidence, bins.accuracy))
-        sizes = [8 + 60 * n / most for n in bins.counts]
-        axes.plot(x, y, color=COLOURS[model], linewidth=1.0)
-        label = f"ECE {percent(bins.ece)}"
-        axes.scatter(x, y, s=sizes, color=COLOURS[model], marker=MARKERS[model], linewidth=0, label=label)
-    axes.set_xlim(_lowest(calibration.values()), 1.02)
-    axes.set_ylim(0, 1.02)
-    axes.set_xlabel("confidence")
-    axes.set_ylabel("accuracy")
-    axes.grid()
-    legend = axes.legend(loc="lower right", frameon=False)
-    for handle in legend.legend_handles:
-        handle.set_sizes([30.0])  # type: ignore[union-attr]
-
-
-def _lowest(calibrations: Any) -> float:
-    # With two classes no confidence is below 0.5, and half of the plot would be empty.
-    lowest: Sequence[float] = [x for item in calibrations for x in item.confidence if x is not None]
-    return max(0.0, math.floor(min(lowest, default=0.0) * 10) / 10 - 0.02)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_distill.formatting import readable_lines
+from hf_distill.report.svg import PALETTE
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -27,7 +28,7 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(**values)
+    return environment.get_template(template).render(palette=PALETTE, **values)
 
 
 def _shown(value: Any) -> Any:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hf_distill.formatting import readable
+from hf_distill.formatting import LIMIT, readable
 from hf_distill.report.group_text import groups_shown, notes
 from hf_distill.report.lineage import in_one_line
 from hf_distill.report.text import TITLES, rows, trained_on, undefined, who_teaches
@@ -51,7 +51,7 @@ def groups_table(report: Report, whom: ForWhom, *, ascii_only: bool = False) -> 
     grid.add_column(overflow="fold")
     for line in groups_shown(report, whom, GROUPS):
         texts = (line.name, f"{line.rows:,}", *line.cells.values(), line.difference, line.outcome)
-        grid.add_row(*(escape(_shown(text, ascii_only)) for text in texts))
+        grid.add_row(*(escape(shown(text, ascii_only)) for text in texts))
     return grid
 
 
@@ -61,7 +61,7 @@ def section_table(section: Section, *, ascii_only: bool = False) -> Table:
     for place, title in enumerate(section.head):
         grid.add_column(escape(readable(title)), justify="right" if place else "left", overflow="fold")
     for row in section.rows:
-        grid.add_row(*(escape(_shown(cell, ascii_only)) for cell in row))
+        grid.add_row(*(escape(shown(cell, ascii_only)) for cell in row))
     return grid
 
 
@@ -88,9 +88,10 @@ def show(report: Report, console: Console | None = None, page: str | Path | None
         lines.append(f"Full report: {page}")
     for line in filter(None, lines):
         # With soft wrap the terminal breaks lines, so that paths can be copied and logs searched.
-        console.print(_shown(line, ascii_only), markup=False, highlight=False, soft_wrap=True)
+        console.print(shown(line, ascii_only), markup=False, highlight=False, soft_wrap=True)
 
 
-def _shown(text: str, ascii_only: bool) -> str:
-    text = readable(text)
+def shown(text: str, ascii_only: bool, limit: int = LIMIT) -> str:
+    """Return foreign text as one line for this terminal."""
+    text = readable(text, limit)
     return text.replace("±", "+/-").encode("ascii", "replace").decode() if ascii_only else text

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from reports import RECIPE, whole
 
 from hf_distill.objectives import KLDivergence, Labels
-from hf_distill.report import plots
+from hf_distill.report import drawing, plots
 from hf_distill.report.calibration import Calibration, Confusion
 from hf_distill.report.curves import Quantity, panels
 
@@ -98,8 +98,8 @@ def test_a_thinned_curve_ends_where_the_training_ended() -> None:
     """The last value is the one that is read off."""
     log = [{"step": step, "objective/kl": 1.0 / step} for step in range(1, 1000)]
     curve = panels(whole(history={"student": log}))[Quantity("objective/kl")]["student", False]
-    steps, values = plots._thinned(curve)
-    assert len(steps) <= 2 * plots.POINTS
+    steps, values = drawing.thinned(curve.steps, curve.values)
+    assert len(steps) <= 2 * drawing.POINTS
     assert (steps[-1], values[-1]) == (999, 1.0 / 999)
 
 
@@ -117,12 +117,12 @@ def test_dots_and_shades_have_one_scale() -> None:
         name: Calibration(0.1, (count, 100, 0), (0.2, 0.6, None), (0.3, 0.5, None))
         for name, count in (("teacher", 50), ("student", 100))
     }
-    plots._calibration(figure, bins)
+    drawing.draw_calibration(figure, bins)
     teacher, student = (one for one in figure.axes[0].collections if isinstance(one, PathCollection))
     (few, many, _), (first, second, _) = (map(float, dots.get_sizes()) for dots in (teacher, student))
     assert few < many == first == second
     figure = Figure()
-    plots._confusion(figure, Confusion(("a", "b"), ((50, 50), (10, 90))))
+    drawing.draw_confusion(figure, Confusion(("a", "b"), ((50, 50), (10, 90))))
     shades = [patch.get_alpha() or 0.0 for patch in figure.axes[0].patches]
     assert shades[0] == shades[1]
     assert shades[2] < shades[0] < shades[3]

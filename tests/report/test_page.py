@@ -147,7 +147,7 @@ def test_a_plot_that_fails_costs_only_itself(monkeypatch: pytest.MonkeyPatch, ca
     def fail(figure: object, data: object) -> None:
         raise ZeroDivisionError("a plot")
 
-    monkeypatch.setattr(plots, "_calibration", fail)
+    monkeypatch.setattr(plots, "draw_calibration", fail)
     text = html(whole())
     assert "This plot could not be drawn" in text
     assert len(svgs(text)) == len(svgs(html(whole(calibration={})))) > 3

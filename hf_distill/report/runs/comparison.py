@@ -1,0 +1,165 @@
+"""Which of several runs is best, which of the others could be as good, and what may be compared at all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from statistics import mean, stdev
+
+from hf_distill.report.results import NOTHING, Results, SeedResult
+from hf_distill.report.runs.reading import Run
+from hf_distill.report.timing import Timing
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a run is behind another one, or ahead of it.
+
+    Attributes:
+        value: Student's headline metric minus the other one's, mean over the seeds that both have.
+        noise: Half-width of its 95 % interval; None if it is not known.
+        seeds: Number of seeds that both have.
+    """
+
+    value: float
+    noise: float | None
+    seeds: int
+
+    @property
+    def within_noise(self) -> bool | None:
+        """Whether the two could be equally good; None if that is not known."""
+        if self.noise is None:
+            return True if abs(self.value) <= NOTHING else None
+        return abs(self.value) <= self.noise
+
+
+def difference(one: Results, other: Results) -> Difference | None:
+    """Return the student of one run minus that of another, as the effect of a teacher is computed: seed by seed.
+
+    The interval is the larger of two: that of the spread over the seeds that both have (Student's t), and that of an
+    eval split of this size. Reports hold no predictions, so the second is known for shares of rows only (accuracy,
+    exact match), and ignores that both students were evaluated on the same rows: it is rather too wide.
+
+    Returns:
+        The difference; None where a student does not have the metric.
+    """
+    theirs = {seed.seed: seed.student for seed in other.seeds}
+    pairs = tuple(SeedResult(seed.seed, seed.student, theirs[seed.seed]) for seed in one.seeds if seed.seed in theirs)
+    if len(pairs) < 2:  # also where only one of the two has several seeds
+        one, other = (_mean_of_seeds(each) for each in (one, other))
+        pairs = ()
+    paired = replace(one, baseline=other.student, seeds=pairs, gain_error=None, best={})
+    return None if paired.gain is None else Difference(paired.gain, paired.noise, max(len(paired.gains), 1))
+
+
+def over_seeds(report: Results, metric: str, model: str = "student") -> tuple[float | None, float | None]:
+    """Return a metric of student or baseline, mean over seeds, and its standard deviation; of one seed, None for it."""
+    found = [(getattr(seed, model) or {}).get(metric) for seed in report.seeds]
+    known = [float(value) for value in found if value is not None and math.isfinite(value)]
+    if len(known) > 1:
+        return mean(known), stdev(known)
+    value = report.models[model].metrics.get(metric) if model in report.models else None
+    return (None if value is None or not math.isfinite(value) else float(value)), None
+
+
+def _mean_of_seeds(report: Results) -> Results:
+    """Return a report whose student has the mean of its seeds as its headline metric."""
+    value, spread = over_seeds(report, report.metric)
+    if value is None or spread is None:
+        return report
+    return replace(report, student=replace(report.student, metrics={**report.student.metrics, report.metric: value}))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several runs, and what may be said of them together.
+
+    Attributes:
+        runs: The runs, in the order in which they were named.
+    """
+
+    runs: tuple[Run, ...]
+
+    @cached_property
+    def alike(self) -> list[list[Run]]:
+        """The runs in groups with the same task, headline metric and eval rows: only these are compared on quality."""
+        found: dict[tuple[str, ...], list[Run]] = {}
+        for run in self.runs:
+            report = run.report
+            # Without a fingerprint it is not known whether the rows are the same as those of any other run.
+            rows = run.rows or f"unknown {run.name}"
+            found.setdefault((report.task, report.metric, rows), []).append(run)
+        return list(found.values())
+
+    def best(self, runs: Sequence[Run]) -> Run | None:
+        """Return the best of some runs with the same metric; None if none has it."""
+        values = {run.name: over_seeds(run.report, run.report.metric)[0] for run in runs}
+        known = [(value, run) for run in runs if (value := values[run.name]) is not None]
+        choose = max if runs[0].report.greater_is_better else min
+        return choose(known, key=lambda one: one[0])[1] if known else None
+
+    def behind(self, runs: Sequence[Run]) -> dict[str, Difference]:
+        """Return name -> difference from the best of some runs, for each of the others that has the metric."""
+        best = self.best(runs)
+        if best is None:
+            return {}
+        found = {run.name: difference(run.report, best.report) for run in runs if run is not best}
+        return {name: one for name, one in found.items() if one is not None}
+
+    @cached_property
+    def why_not_compared(self) -> str:
+        """Why not all runs are compared on quality, in words; empty if they are."""
+        if len(self.alike) == 1:
+            return ""
+        tasks = _values({run.name: run.report.task for run in self.runs})
+        metrics = _values({run.name: run.report.metric for run in self.runs})
+        if len(tasks) > 1:
+            return f"their tasks differ ({_told(tasks)})"
+        if len(metrics) > 1:
+            return f"their headline metrics differ ({_told(metrics)})"
+        unknown = [run.name for run in self.runs if not run.rows]
+        if unknown:
+            return f"it is not known whether {', '.join(unknown)} had the same eval rows"
+        return f"their eval rows differ ({' / '.join(', '.join(run.name for run in group) for group in self.alike)})"
+
+    @cached_property
+    def why_no_speed(self) -> str:
+        """Why the speeds of the runs are not compared, in words; empty if they are, or if none was measured."""
+        known = {run.name: run.report.student.latency for run in self.runs if run.report.student.latency is not None}
+        if not known:
+            return ""
+        if len(known) < 2:
+            return f"only that of {next(iter(known))} was measured"
+        for what, values in (
+            ("the machines differ", {name: one.device for name, one in known.items()}),
+            ("the threads differ", {name: f"{one.threads}" for name, one in known.items()}),
+            ("the inputs differ", {name: _inputs(one.single, one.batch) for name, one in known.items()}),
+        ):
+            if len(found := _values(values)) > 1:
+                return f"{what} ({_told(found)})"
+        return ""
+
+
+def _inputs(*timings: Timing) -> str:
+    def shape(one: Timing) -> str:
+        return f"{one.batch_size} x {one.sequence_length} tokens" if one.sequence_length else f"{one.batch_size}"
+
+    return " and ".join(map(shape, timings))
+
+
+def _values(by_run: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return value -> names of the runs that have it."""
+    found: dict[str, list[str]] = {}
+    for name, value in by_run.items():
+        found.setdefault(value, []).append(name)
+    return found
+
+
+def _told(values: Mapping[str, Sequence[str]]) -> str:
+    def one() -> Iterator[str]:
+        for value, names in values.items():
+            yield f"{value}: {', '.join(names)}"
+
+    return "; ".join(one())
