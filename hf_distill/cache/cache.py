@@ -243,9 +243,10 @@ class Cache:
         from torch.utils.data import DataLoader
 
         schema = features.arrow_schema
-        places = range(start, min(stop, len(self.contents.order)))
-        size = args.per_device_eval_batch_size
-        parts = [places[first : first + size] for first in range(0, len(places), size)]
+        places, size = range(start, min(stop, len(self.contents.order))), args.per_device_eval_batch_size
+        # No batch of both splits: the examples of one may be pairs of texts, and those of the other single ones.
+        splits = [[place for place in places if self.contents.order[place][0] == name] for name in self.contents.splits]
+        parts = [split[first : first + size] for split in splits for first in range(0, len(split), size)]
         collated: Any = _Batches(self.contents, recorder.padding.collating(self.data.collator), parts)
         batches: Any = DataLoader(collated, batch_size=None, num_workers=args.dataloader_num_workers)
         for part, batch in zip(parts, batches, strict=True):
@@ -265,7 +266,7 @@ class _Batches:
 
     contents: Contents
     collator: Callable[[list[dict[str, Any]]], Mapping[str, Any]]
-    parts: Sequence[range]
+    parts: Sequence[Sequence[int]]
 
     def __len__(self) -> int:
         return len(self.parts)

@@ -787,6 +787,33 @@ def test_a_translation_is_read_by_the_student_alone(bert: Path, make_model: Any,
 SGD = {"optim": "sgd", "learning_rate": 0.1, "lr_scheduler_type": "constant", "bf16": False}
 
 
+def test_a_cached_teacher_reads_single_texts_and_pairs(bert: Path, tmp_path: Path) -> None:
+    """Texts to learn from, pairs to evaluate on: a batch of both ended in an IndexError while targets were stored."""
+    train, pairs = tmp_path / "train.jsonl", tmp_path / "pairs.jsonl"
+    train.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS), encoding="utf-8")
+    scored = enumerate(zip(TEXTS, reversed(TEXTS), strict=True))
+    rows = [{"text": one, "text_pair": other, "label": n / len(TEXTS)} for n, (one, other) in scored]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    live = {"name": "pretrained", "model": str(bert)}
+    figures = []
+    for entry in (live, {"name": "cached", "teacher": live, "path": str(tmp_path / "targets")}):
+        out = tmp_path / str(entry["name"])
+        recipe = {
+            "task": "sentence-similarity",
+            "data": {"path": {"train": str(train), "validation": str(pairs)}},
+            "teacher": entry,
+            "student": {"name": "copy_layers", "layers": 1},
+            "objectives": [{"name": "sentence_embedding"}],
+            "training": {"output_dir": str(out), "max_steps": 2, "disable_tqdm": True, **SGD},
+            "report": {"latency": False},
+        }
+        path = tmp_path / f"{out.name}.yaml"
+        path.write_text(json.dumps(recipe), encoding="utf-8")
+        models = run(path).models
+        figures.append([models[name].metrics["spearman"] for name in ("teacher", "student")])
+    assert figures[1] == pytest.approx(figures[0])
+
+
 @pytest.mark.parametrize("teacher", ["pretrained", "cached"])
 def test_a_run_on_translations(teacher: str, bert: Path, tmp_path: Path) -> None:
     """Both roads to the teacher's vectors give the same student."""
