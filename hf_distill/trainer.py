@@ -78,6 +78,7 @@ from hf_distill.training.rollback import RollbackTrainer
 from hf_distill.training.rollouts import Rollouts
 from hf_distill.training.running import ContinueSums, Running
 from hf_distill.training.saving import attach, detached, place
+from hf_distill.training.search import compare_by
 from hf_distill.training.sharded import (
     as_it_is,
     deepspeed_stage,
@@ -402,7 +403,8 @@ class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
 
     def _begin_targets(self) -> None:
         """Pass the student to the source of targets, which may follow the student's weights."""
-        if self.source is not None:
+        # Between the trials of a search there is no student, and no source follows one that `model_init` makes.
+        if self.source is not None and self.model is not None:
             with detached(self.model):
                 self.source.begin(self.model)
 
@@ -552,6 +554,16 @@ class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
         self.args.liger_kernel_config = layers_only(self.args.liger_kernel_config)
         with undone_afterwards(lambda: self.model):
             return super().train(*args, **kwargs)
+
+    def hyperparameter_search(
+        self,
+        hp_space: Any = None,
+        compute_objective: Callable[[dict[str, float]], float] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Search as `Trainer` does; by default, trials are compared by `training.search.compare_by`."""
+        return super().hyperparameter_search(hp_space, compute_objective or compare_by, *args, **kwargs)
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Train as `Trainer` does, after resetting the sums of an earlier or aborted training."""

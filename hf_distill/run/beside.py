@@ -19,6 +19,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Shared:
+    """Directories of what several runs train once, each with a folder for every training that is different.
+
+    Attributes:
+        teachers: Of fine-tuned teachers that have no `output_dir` of their own.
+        baselines: Of the students that are trained without a teacher.
+    """
+
+    teachers: Path
+    baselines: Path
+
+
+@dataclass(frozen=True)
 class Beside:
     """What a run of a chain gets from those before it.
 
@@ -34,9 +47,12 @@ class Beside:
     alone: Scored | None = None
     teachers: tuple[Path, Mapping[str, Any]] | None = None
 
-    def of(self, training: ChainRun, run: Run) -> Beside:
-        """Return what the report of a run needs, and let the run find the teachers that are trained already."""
+    def of(self, training: ChainRun, run: Run, shared: Shared | None = None) -> Beside:
+        """Return what the report of a run needs, and let the run find the models that are trained already."""
         run.teachers = self.teachers
+        if shared is not None:
+            run.teachers = self.teachers or (shared.teachers, run.training)
+            run.baselines = shared.baselines
         return replace(self, together=training.together)
 
     def after(self, training: ChainRun, run: Run, report: Report) -> Beside:
@@ -45,7 +61,7 @@ class Beside:
         return Beside(
             direct=own if training.direct else (),
             alone=run.scored if training.direct else None,
-            teachers=self.teachers or (run.directory.path / TEACHERS, run.training),
+            teachers=run.teachers or (run.directory.path / TEACHERS, run.training),
         )
 
 

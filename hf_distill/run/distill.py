@@ -10,7 +10,7 @@ from transformers.utils.logging import disable_progress_bar
 from hf_distill import parallel
 from hf_distill.report.terminal import show
 from hf_distill.run.benchmarks import benchmarks
-from hf_distill.run.beside import Beside
+from hf_distill.run.beside import Beside, Shared
 from hf_distill.run.chain import trainings
 from hf_distill.run.completing import write_completions
 from hf_distill.run.console import Narrator
@@ -46,6 +46,17 @@ def distill(recipe: Recipe, *, restart: bool = False) -> Report:
     Raises:
         UserError: There is a mistake in the recipe, its data or the launch.
     """
+    return distill_among(recipe, restart=restart)
+
+
+def distill_among(recipe: Recipe, *, restart: bool = False, shared: Shared | None = None) -> Report:
+    """Run a recipe, as `distill` does, as one of several runs that train some models once for all.
+
+    Args:
+        recipe: The recipe.
+        restart: As of `distill`.
+        shared: Where these models are.
+    """
     check_launch()
     # Hides the bars of loading and saving weights, which take no time here; those of training stay.
     disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -60,7 +71,7 @@ def distill(recipe: Recipe, *, restart: bool = False) -> Report:
             run = open_run(training.recipe, restart, whole=training.stored)
             with run.directory.lock:
                 log.into(run.directory.path)
-                report = _distill(run, beside.of(training, run))
+                report = _distill(run, beside.of(training, run, shared))
             beside = beside.after(training, run, report)
         log.add("done")
     return report

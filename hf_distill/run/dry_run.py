@@ -17,6 +17,7 @@ from hf_distill.errors import UserError
 from hf_distill.formatting import count, readable_lines
 from hf_distill.locations import resolve, sibling
 from hf_distill.metrics.evaluate_library import is_here
+from hf_distill.metrics.table import AGREEMENT
 from hf_distill.mistakes import join
 from hf_distill.models.adapters import find_adapter
 from hf_distill.models.loading import names_code
@@ -69,7 +70,8 @@ UNCUT = "; before its vocabulary is cut"
 class _Findings:
     """What `--check` has found: lines of the plan, mistakes, notes, what was not checked.
 
-    If the models could be opened, also these, the head, and the recipe with the shape that was chosen for the student.
+    If the models could be opened, also these, the head, and the recipe with the shape that was chosen for the student;
+    if all data could be read, also the names of the metrics.
     """
 
     plan: list[str] = field(default_factory=list)
@@ -79,6 +81,7 @@ class _Findings:
     pair: Pair | None = None
     recipe: Recipe | None = None
     head: Head | None = None
+    metrics: Sequence[str] = ()
 
     def settle(self, before: Sequence[str], after: Sequence[str]) -> None:
         """Put lines of the plan in the place of others, which follow each other."""
@@ -86,7 +89,7 @@ class _Findings:
         self.plan[start : start + len(before)] = after
 
 
-def check(recipe: Recipe, *, claims: bool = True) -> str:
+def check(recipe: Recipe, *, claims: bool = True, metric: str = "") -> str:
     """Check a recipe with all that is on this machine, without loading weights, training or writing.
 
     Models and data on the Hub are not downloaded: they are listed as not checked.
@@ -94,6 +97,7 @@ def check(recipe: Recipe, *, claims: bool = True) -> str:
     Args:
         recipe: The recipe.
         claims: Whether what is checked writes into the output directory.
+        metric: A metric that the report must have; empty for none. Checked where all data is on this machine.
 
     Returns:
         What a run would do, line by line.
@@ -107,6 +111,9 @@ def check(recipe: Recipe, *, claims: bool = True) -> str:
         lines = _check_each(recipe)
     else:
         found = _look(runs[0], claims=claims)
+        if metric and found.metrics and metric not in (*found.metrics, AGREEMENT):
+            known = ", ".join((*found.metrics, AGREEMENT))
+            raise UserError(f"{metric}: models are evaluated by {known}. Add it to evaluation.metrics.")
         found.notes += _larger(found)
         lines = _lines(runs[0].recipe, found)
     return readable_lines("\n".join(" ".join(line.split("\n")) for line in lines))
@@ -324,7 +331,7 @@ def _check_rows(recipe: Recipe, found: _Findings, pair: Pair, sample: Sample) ->
                 found.settle(_student(recipe, before, UNCUT), _student(recipe, pair))
                 found.settle([f"tokenizer   {_tokenizer(before)}"], [f"tokenizer   {_tokenizer(pair)}"])
             found.plan += [line.replace("vocabulary: ", "vocabulary  ", 1) for line in in_words(recipe, pair)]
-            found.head = prepared.head
+            found.head, found.metrics = prepared.head, prepared.evaluator.names
             written = recipe.completions.by != "data"  # the lines about completions say which rows have one
             if not written and (labels := describe_labels(prepared, recipe.teacher.answers)) is not None:
                 found.plan.append(labels.replace("labels: ", "labels      ", 1))

@@ -94,6 +94,8 @@ class Run:
         completions: What the report says about completions that were written before the training.
         teachers: Directory of the teachers that are fine-tuned, and the training arguments that they share. Default: in
             the directory of this run, and its own.
+        baselines: Directory of the baselines, with a folder for each that is different, if several runs share them.
+            Default: those of this run, by name in its directory.
         arrival: Its parts, and when it ends.
     """
 
@@ -120,6 +122,7 @@ class Run:
     of_data: Fitter | None = None
     completions: dict[str, Any] = field(default_factory=dict)
     teachers: tuple[Path, Mapping[str, Any]] | None = None
+    baselines: Path | None = None
     arrival: Arrival = field(default_factory=Arrival)
 
     @property
@@ -337,13 +340,16 @@ class Run:
                     objectives = (label_objective([*stage.objectives, *self._objectives]),)
                     training |= self._same_steps(self.histories[part.replace("baseline", "student", 1)], training)
                 hooks = self._hooks(number)
+                place = self.directory.path
+                if baseline and self.baselines is not None:
+                    place = self.baselines / fitter.key(student, None, objectives, training, hooks.deciding())
+                elif not (saved and last):
+                    place = place / RUNS / (name if last else part).replace(" ", "-")
                 fitted = fitter.fit(
                     student,
                     objectives=objectives,
                     training={**training, **(self.hub if saved and last else {})},
-                    directory=self.directory.path
-                    if saved and last
-                    else self.directory.path / RUNS / (name if last else part).replace(" ", "-"),
+                    directory=place,
                     teacher=target,
                     say=self.narrator.say,
                     claim=self.directory.owned.take if saved and last else None,

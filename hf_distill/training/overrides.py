@@ -36,6 +36,10 @@ OVERRIDES: dict[str, Override] = {
     "train": Override(
         "resume_from_checkpoint trial ignore_keys_for_eval", "undoes what Liger changes in the student's classes"
     ),
+    "hyperparameter_search": Override(
+        "hp_space compute_objective n_trials direction backend hp_name **kwargs",
+        "compares trials by the user's metrics or the loss; `Trainer` would add agreement and objectives up",
+    ),
     "_inner_training_loop": Override(
         "batch_size args resume_from_checkpoint trial ignore_keys_for_eval",
         "resets the sums of an earlier training, and prepares a new student that `model_init` has made",

@@ -33,10 +33,11 @@ class SharingTrainer(SavingTrainer):
     def share_weights(self) -> None:
         """Hold frozen weights once, if this trainer trains, its teacher does not change, and no weight is sharded."""
         source = self.source
-        if source is None or source.follows_student or source.learners:
-            return
+        student: Any = self.model
+        if student is None or source is None or source.follows_student or source.learners:
+            return  # between the trials of a search for hyperparameters there is no student
         if self.train_dataset is not None and not saves_itself(self):
-            self.shared = share_frozen(self.model, source.models.values())
+            self.shared = share_frozen(student, source.models.values())
 
     def own_weights(self, *, trained_only: bool = False) -> None:
         """Give the student's weights a memory of their own again.

@@ -1,0 +1,1 @@
+"""The command `hf-distill sweep`: a recipe run once for every combination of some of its values."""

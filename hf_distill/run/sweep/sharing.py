@@ -1,0 +1,83 @@
+"""Says what the runs of a sweep share: how many of their teachers, targets and baselines are different."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from hf_distill.component import entry, settings
+from hf_distill.run.sweep.settings import Planned
+from hf_distill.run.training_defaults import fine_tuning
+from hf_distill.training.deciding import deciding
+from hf_distill.training.labelled import label_objective
+
+if TYPE_CHECKING:
+    from hf_distill.recipe.recipe import Recipe
+    from hf_distill.report.sweep.results import Trial
+    from hf_distill.run.sweep.planning import Plan
+
+
+def in_words(plan: Plan, asked: Sequence[Planned], known: Mapping[str, Trial]) -> Iterator[str]:
+    """Yield lines about a sweep: its settings, how many are to be run, and what is trained once for several.
+
+    Args:
+        plan: The sweep.
+        asked: Its settings; of a random search those that are checked.
+        known: Those that are there already, and those of a grid.
+    """
+    done = sum(one.state == "finished" for one in known.values())
+    total = plan.options.trials if plan.options.trials is not None else len(asked)
+    yield f"sweep       {total} settings of {_axes(plan)}, in {plan.directory}"
+    left = max(total - done, 0) if plan.draws else sum(known[one.setting.name].report is None for one in asked)
+    seeds = plan.base.report.seeds
+    each = f", each with {seeds} seeds" if seeds > 1 else ""
+    yield f"runs        {left} to run{each}" + (f", {done} finished" if done else "")
+    if plan.draws:
+        return
+    recipes = [one.recipe for one in asked]
+    if plan.base.teacher.fine_tuning:
+        yield f"teacher     {_times(_different(map(_teacher, recipes)), 'fine-tuned', len(recipes))}"
+    if plan.base.report.baseline:
+        yield f"baseline    {_times(_different(map(_baseline, recipes)), 'trained', len(recipes))}"
+
+
+def _axes(plan: Plan) -> str:
+    axes = plan.words.axes
+    if not plan.draws:
+        sizes = [f"{len(axis.values)} {axis.key}" for axis in axes]
+        return " x ".join(sizes) + (f" = {prod(len(axis.values) for axis in axes)}" if len(axes) > 1 else "")
+    ranges = [
+        f"{axis.key} {f'{axis.kind}({axis.low:g}, {axis.high:g})' if axis.kind else f'({len(axis.values)} values)'}"
+        for axis in axes
+    ]
+    return f"{', '.join(ranges)}, drawn by {plan.options.sampler or 'random'}"
+
+
+def _times(number: int, done: str, runs: int) -> str:
+    if number == 1:
+        return f"{done} once for all {runs} settings" if runs > 1 else f"{done} once"
+    return f"{done} {number} times at most for {runs} settings, as what they are made of differs"
+
+
+def _different(things: Iterator[Any]) -> int:
+    return len({repr(one) for one in things})
+
+
+def _teacher(recipe: Recipe) -> Any:
+    """Return what decides on the trainings of a recipe's teachers."""
+    how = [deciding(fine_tuning(recipe.training, one)) for one in recipe.teacher.fine_tuning.values()]
+    return entry(recipe.teacher), how, _data(recipe), recipe.training.get("seed")
+
+
+def _baseline(recipe: Recipe) -> Any:
+    """Return what decides on the training of a recipe's baseline."""
+    every = [objective for stage in recipe.plan for objective in stage.objectives]
+    losses = [entry(label_objective([*stage.objectives, *every])) for stage in recipe.plan]
+    training = [deciding({**recipe.training, **stage.training}) for stage in recipe.plan]
+    teacher = entry(recipe.teacher) if recipe.student.copies_teacher else None
+    return entry(recipe.student), losses, training, _data(recipe), teacher
+
+
+def _data(recipe: Recipe) -> Any:
+    return entry(recipe.task), settings(recipe.data), recipe.tokenizer
