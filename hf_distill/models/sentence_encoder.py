@@ -152,7 +152,7 @@ def _sentence_class(backbone: type[PreTrainedModel], encoding: Encoding) -> type
     """
 
     @wraps(backbone.forward)  # the trainer and the stopwatch read the inputs from its signature
-    def forward(self: Any, input_ids: Tensor, attention_mask: Tensor | None = None, **inputs: Any) -> SentenceOutput:
+    def pooled_forward(self: Any, input_ids: Tensor, attention_mask: Tensor | None = None, **inputs: Any) -> SentenceOutput:
         texts = input_ids.shape[1:-1]
         given = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
         flat = {key: sequences(value) if isinstance(value, Tensor) else value for key, value in given.items()}
@@ -166,6 +166,11 @@ def _sentence_class(backbone: type[PreTrainedModel], encoding: Encoding) -> type
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
         )
+
+    # When accelerate takes off its autocast, it follows `__wrapped__` to the end, and would take this off as well.
+    forward: Any = pooled_forward
+    forward.__signature__ = signature(backbone.forward)
+    del forward.__wrapped__
 
     def save_pretrained(self: Any, save_directory: Any, is_main_process: bool = True, **settings: Any) -> None:
         # Before the backbone, since `push_to_hub` uploads the files that are there.

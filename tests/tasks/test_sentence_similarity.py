@@ -788,7 +788,10 @@ SGD = {"optim": "sgd", "learning_rate": 0.1, "lr_scheduler_type": "constant", "b
 
 
 def test_a_cached_teacher_reads_single_texts_and_pairs(bert: Path, tmp_path: Path) -> None:
-    """Texts to learn from, pairs to evaluate on: a batch of both ended in an IndexError while targets were stored."""
+    """Texts to learn from, pairs to evaluate on: a batch of both ended in an IndexError while targets were stored.
+
+    With bf16, accelerate took the pooling off with its autocast: the report of every such run ended in a traceback.
+    """
     train, pairs = tmp_path / "train.jsonl", tmp_path / "pairs.jsonl"
     train.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS), encoding="utf-8")
     scored = enumerate(zip(TEXTS, reversed(TEXTS), strict=True))
@@ -804,14 +807,14 @@ def test_a_cached_teacher_reads_single_texts_and_pairs(bert: Path, tmp_path: Pat
             "teacher": entry,
             "student": {"name": "copy_layers", "layers": 1},
             "objectives": [{"name": "sentence_embedding"}],
-            "training": {"output_dir": str(out), "max_steps": 2, "disable_tqdm": True, **SGD},
+            "training": {"output_dir": str(out), "max_steps": 2, "disable_tqdm": True, **SGD, "bf16": True},
             "report": {"latency": False},
         }
         path = tmp_path / f"{out.name}.yaml"
         path.write_text(json.dumps(recipe), encoding="utf-8")
         models = run(path).models
         figures.append([models[name].metrics["spearman"] for name in ("teacher", "student")])
-    assert figures[1] == pytest.approx(figures[0])
+    assert figures[1] == pytest.approx(figures[0], abs=0.05)
 
 
 @pytest.mark.parametrize("teacher", ["pretrained", "cached"])
