@@ -152,7 +152,9 @@ def _sentence_class(backbone: type[PreTrainedModel], encoding: Encoding) -> type
     """
 
     @wraps(backbone.forward)  # the trainer and the stopwatch read the inputs from its signature
-    def pooled_forward(self: Any, input_ids: Tensor, attention_mask: Tensor | None = None, **inputs: Any) -> SentenceOutput:
+    def pooled_forward(
+        self: Any, input_ids: Tensor, attention_mask: Tensor | None = None, **inputs: Any
+    ) -> SentenceOutput:
         texts = input_ids.shape[1:-1]
         given = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
         flat = {key: sequences(value) if isinstance(value, Tensor) else value for key, value in given.items()}
