@@ -87,5 +87,5 @@ def _shown(metric: str, values: Sequence[float]) -> str:
 
 
 def _number(metric: str, value: float) -> str:
-    """Return a share of rows in percent or points, with one digit; anything else with three significant digits."""
-    return f"{100 * value:.1f}" if metric in POINTS else f"{value:.3g}"
+    """Return a share of rows in percent or points, with one digit; anything else with two."""
+    return f"{100 * value:.1f}" if metric in POINTS else f"{value:.2f}"
