@@ -142,7 +142,7 @@ def _trainings(recipe: Recipe) -> Iterator[_Training]:
             place,
             own,
             recipe.training,
-            fine_tuning(shared, how),
+            fine_tuning(recipe, shared, how),
             tuple(how.objectives) or alone,
             compares=False,
             whose=whose,

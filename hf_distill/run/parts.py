@@ -63,7 +63,7 @@ class _Cost:
             rows = labelled if how.rows is None else len(how.rows(labelled))
             each = self.each[index] if len(self.each) == len(run.recipe.teacher.fine_tuning) else self.teacher
             name = f"teacher {how.which}" if how.which else "teacher"
-            yield self._training(name, fine_tuning(run.training, how), rows, each, 0.0)
+            yield self._training(name, fine_tuning(run.recipe, run.training, how), rows, each, 0.0)
 
     def students(self, seed: int) -> Iterator[Part]:
         run = self._run

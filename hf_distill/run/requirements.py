@@ -137,7 +137,7 @@ def _trainings(recipe: Recipe) -> Iterator[tuple[str, Mapping[str, Any], dict[st
         own = stage.training if recipe.stages else recipe.training
         yield join(recipe.stage_path(index), "training"), own, {**shared, **stage.training}
     for path, how in recipe.teacher.fine_tuning.items():
-        yield join("teacher", path), how.training, fine_tuning(shared, how)
+        yield join("teacher", path), how.training, fine_tuning(recipe, shared, how)
 
 
 def _mistakes(arguments: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

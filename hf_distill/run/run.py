@@ -284,7 +284,7 @@ class Run:
             fitter = fitter.on_labelled(how.rows)
         if how.early_stopping is not None:
             fitter = fitter.holding_out(how.early_stopping.share)
-        settings, _ = resolve_bf16(fine_tuning(shared, how, fitter.prepared.evaluator.in_training))
+        settings, _ = resolve_bf16(fine_tuning(self.recipe, shared, how, fitter.prepared.evaluator.in_training))
         # One folder for each combination of settings: a change never overwrites a teacher that took hours.
         key = fitter.key(model, None, objectives, settings, how.deciding())
         return PlannedTeacher(fitter, objectives, settings, root / key)

@@ -39,15 +39,23 @@ def training_defaults(recipe: Recipe) -> dict[str, Any]:
     return {**TRAINING_DEFAULTS, **({SAMPLING: GROUPED} if grouped else {})}
 
 
-def fine_tuning(shared: Mapping[str, Any], how: FineTuning, metrics: Iterable[str] = ()) -> dict[str, Any]:
+def fine_tuning(
+    recipe: Recipe, shared: Mapping[str, Any], how: FineTuning, metrics: Iterable[str] = ()
+) -> dict[str, Any]:
     """Return the arguments of a teacher's fine-tuning: its own, and the run's except length and learning rate.
 
+    What its student learns from does not change it: its batches group examples of similar length also where an
+    objective of the student compares the examples of a batch. Else another objective would mean another teacher.
+
     Args:
+        recipe: The recipe.
         shared: The run's training arguments.
         how: How the teacher is trained.
         metrics: Metrics that its evaluations have, the headline first; empty if not known.
     """
-    return how.arguments({key: value for key, value in shared.items() if not key.startswith(_LEARNING)}, metrics)
+    order = {SAMPLING: GROUPED} if recipe.task.groups_by_length and SAMPLING not in recipe.training else {}
+    others = {key: value for key, value in shared.items() if not key.startswith(_LEARNING)}
+    return how.arguments({**others, **order}, metrics)
 
 
 def within_batch(recipe: Recipe) -> list[str]:

@@ -66,7 +66,7 @@ def _different(things: Iterator[Any]) -> int:
 
 def _teacher(recipe: Recipe) -> Any:
     """Return what decides on the trainings of a recipe's teachers."""
-    how = [deciding(fine_tuning(recipe.training, one)) for one in recipe.teacher.fine_tuning.values()]
+    how = [deciding(fine_tuning(recipe, recipe.training, one)) for one in recipe.teacher.fine_tuning.values()]
     return entry(recipe.teacher), how, _data(recipe), recipe.training.get("seed")
 
 
