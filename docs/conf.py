@@ -24,7 +24,8 @@ extensions = [
     "generated",
     "repository_links",
 ]
-exclude_patterns = ["_ext", "_static"]
+exclude_patterns = ["_ext", "_static", "_templates"]
+templates_path = ["_templates"]
 
 # Pages are read on GitHub as well: headings get GitHub's anchors, and nothing is used that only MyST understands.
 myst_heading_anchors = 6
@@ -43,6 +44,17 @@ html_theme = "furo"
 html_title = f"hf_distill {version}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = ["versions.js"]
+html_sidebars = {
+    "**": [
+        "sidebar/brand.html",
+        "versions.html",
+        "sidebar/search.html",
+        "sidebar/scroll-start.html",
+        "sidebar/navigation.html",
+        "sidebar/scroll-end.html",
+    ]
+}
 html_copy_source = False
 html_show_sphinx = False
 html_show_copyright = False
