@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 
@@ -62,6 +61,3 @@ html_theme_options = {"navigation_with_keys": True, "footer_icons": []}
 pygments_style = "friendly"
 pygments_dark_style = "github-dark"
 copybutton_exclude = ".linenos, .gp, .go"
-
-# Toctrees of index.md may name folders that have no page yet.
-logging.getLogger("sphinx.sphinx.directives.other").addFilter(lambda record: "didn't match" not in str(record.msg))
