@@ -12,7 +12,9 @@ import shutil
 import sys
 from pathlib import Path
 
-INDEX = '<!doctype html><title>hf_distill</title><meta http-equiv="refresh" content="0; url={0}/"><a href="{0}/">{0}</a>\n'
+INDEX = (
+    '<!doctype html><title>hf_distill</title><meta http-equiv="refresh" content="0; url={0}/"><a href="{0}/">{0}</a>'
+)
 
 
 def version_of(site: Path) -> str:

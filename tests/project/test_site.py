@@ -1,4 +1,4 @@
-"""The site that `make docs` built, in a browser: nothing to scroll sideways, nothing from elsewhere, versions to choose.
+"""The site that `make docs` built, in a browser: no page scrolls sideways or asks for anything, versions to choose.
 
 Skipped where there is no site or no browser.
 """
