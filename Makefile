@@ -15,6 +15,10 @@ BENCH ?= loss step classification epochs teacher growth
 QUICK ?=
 # Rows of `make results`, for instance make results ROW=topics/kl; all that are missing without it
 ROW ?=
+# make release VERSION=0.2.0; with COMMIT=1 it commits and makes the tag
+VERSION ?=
+COMMIT ?=
+UV ?= uv
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -92,6 +96,14 @@ schema: $(STAMP)  ## write recipes/recipe.schema.json and the tables of docs/ an
 format: $(STAMP)  ## format, and repair what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+resolve:  ## whether the exact versions go together on every Python (needs uv and the network, installs nothing)
+	@for python in 3.10 3.11 3.12 3.13; do \
+		$(UV) pip compile -q pyproject.toml --extra dev --python-version $$python -c constraints.txt -o /dev/null \
+		&& echo "Python $$python: constraints.txt goes together" || exit 1; done
+
+release: $(STAMP)  ## changelog, version and CITATION.cff to VERSION; wheel and sdist into dist/, checked (COMMIT=1: commit and tag)
+	@$(BIN)/python scripts/release.py $(if $(VERSION),$(VERSION),$(error which one? make release VERSION=0.2.0)) $(if $(COMMIT),--commit)
 
 clean:  ## remove caches and build products; .venv, data and outputs stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage
