@@ -37,7 +37,7 @@ ifeq ($(wildcard $(BIN)/python),)
 $(shell rm -f $(STAMP))
 endif
 
-.PHONY: help install docs test check slow engines parity campaign bench results quickstart pictures schema format clean
+.PHONY: help install docs test check slow engines parity campaign bench results quickstart pictures schema format resolve release clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*##/\1:/p' Makefile
