@@ -1,6 +1,7 @@
 """What others build on: names, parameters and defaults, held to `public_api.txt`.
 
-Run this file to write that one anew: `python tests/project/test_public_api.py`.
+Run this file to write that one anew: `python tests/project/test_public_api.py`. What differs between it and
+`public_api_released.txt`, which `make release` writes, has to be named in CHANGELOG.md under "Unreleased".
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import dataclasses
 import difflib
 import inspect
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from enum import Enum
 from importlib import import_module
@@ -19,10 +21,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 KEPT = Path(__file__).with_name("public_api.txt")
+RELEASED = Path(__file__).with_name("public_api_released.txt")
 REMEDY = (
-    "If users are to see this, run `python tests/project/test_public_api.py`, and tell them in CHANGELOG.md; "
-    "a name that goes needs a reason."
+    "If users are to see this, run `python tests/project/test_public_api.py`, and tell them in CHANGELOG.md: "
+    "`Name` and each `parameter` that changed, in one entry under Unreleased. A name that goes needs a reason."
 )
+# A parameter that so many names get, or lose, at once is told once.
+SEVERAL = 4
 
 # Packages whose `__all__` is what Python users import from.
 PACKAGES = ("", "objectives", "teachers", "students", "tasks", "rows", "data", "models", "metrics")
@@ -160,6 +165,62 @@ def public() -> Iterator[str]:
     yield from options()
 
 
+def _parts(line: str) -> tuple[str, dict[str, str]]:
+    """Return the path in a line of `public_api.txt`, and parameter -> how it is taken; a value has the name ""."""
+    if line.startswith("hf-distill "):
+        return line, {}
+    path, mark, rest = re.fullmatch(r"([\w.]+(?:\['[\w-]+'\])?)(?:(\(| = |: )(.*))?", line, re.DOTALL).groups("")  # type: ignore[union-attr]
+    if mark != "(":
+        return path, {"": rest} if rest else {}
+    depth, texts = 0, [""]
+    for sign in rest.removesuffix(")"):
+        depth += (sign in "([{") - (sign in ")]}")
+        if sign == "," and not depth:
+            texts.append("")
+        else:
+            texts[-1] += sign
+    named = [text.strip() for text in texts if text.strip() not in ("", "*", "/")]
+    return path, {text.partition("=")[0].lstrip("*"): text for text in named}
+
+
+def _name(path: str) -> str:
+    """Return by what name users know a path: the last one of it."""
+    inside = re.search(r"\['([\w-]+)'\]$", path)
+    return inside[1] if inside else path.removeprefix("hf-distill ").removesuffix(" ...").split(", ")[-1].split(".")[-1]
+
+
+def untold(before: list[str], now: list[str], unreleased: str) -> list[str]:
+    """Return what differs between two public APIs and no entry of the changelog names.
+
+    Args:
+        before: Lines of the API of the last release.
+        now: Lines of today's.
+        unreleased: What stands under "Unreleased" in the changelog.
+    """
+    entries = [
+        {word for span in re.findall(r"`([^`]+)`", entry) for word in re.findall(r"-*\w[\w-]*", span)}
+        for entry in re.split(r"^[-*] ", unreleased, flags=re.MULTILINE)[1:]
+    ]
+    old, new = dict(map(_parts, before)), dict(map(_parts, now))
+    changed: dict[str, set[str]] = {}
+    for path in old.keys() | new.keys():
+        one, other = old.get(path), new.get(path)
+        if one is None or other is None:
+            changed[path] = set()  # it came, or went: its name is enough
+        elif one != other:
+            changed[path] = {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)} - {""}
+    common = Counter(parameter for parameters in changed.values() for parameter in parameters)
+    found = []
+    for path, parameters in sorted(changed.items()):
+        alone = {parameter for parameter in parameters if common[parameter] < SEVERAL}
+        needed = [{_name(path), *alone}] if alone or not parameters else []
+        needed += [{parameter} for parameter in parameters - alone]
+        for words in needed:
+            if not any(words <= entry for entry in entries):
+                found.append(f"{path}: {', '.join(f'`{word}`' for word in sorted(words))}")
+    return list(dict.fromkeys(found))
+
+
 def _each(value: Any) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,)
 
@@ -173,6 +234,43 @@ def test_the_public_api_is_what_it_was() -> None:
     ]
     if changes:
         pytest.fail("\n".join(["The public API changed:", *changes, REMEDY]), pytrace=False)
+
+
+def unreleased() -> str:
+    """Return what stands under "Unreleased" in the changelog."""
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    return text.partition("## [Unreleased]")[2].partition("\n## [")[0]
+
+
+def test_what_changed_since_the_last_release_is_in_the_changelog() -> None:
+    """`public_api.txt` is written anew with one command: users would find a parameter gone, and no word about it."""
+    before, now = (path.read_text(encoding="utf-8").splitlines() for path in (RELEASED, KEPT))
+    if missing := untold(before, now, unreleased()):
+        lines = ["CHANGELOG.md does not say under Unreleased, in one entry each:", *missing]
+        pytest.fail("\n".join(lines), pytrace=False)
+
+
+@pytest.mark.parametrize(
+    ("now", "entry", "missing"),
+    [
+        ("distill(recipe, *, restart=False)", "", []),
+        ("distill(recipe, *, restart=True)", "- Runs are faster.", ["distill: `distill`, `restart`"]),
+        ("distill(recipe, *, restart=True)", "- `distill`.\n- `restart`.", ["distill: `distill`, `restart`"]),
+        ("distill(recipe, *, restart=True)", "- `distill` has\n  `restart=True`.", []),
+        ("distill(recipe)", "- `distill(restart=...)` is gone.", []),
+        ("distill(recipe, *, restart=False, of=('a', 'b'))", "- `distill` takes `of`.", []),
+        ("", "- Nothing.", ["distill: `distill`"]),
+        ("distill(recipe, *, restart=False)\nobjectives.OBJECTIVES['kl']: KL", "- `KL`.", ["OBJECTIVES['kl']: `kl`"]),
+        ("distill(recipe, *, restart=False)\nhf-distill -q, --quiet", "- `--quiet` is new.", []),
+        ("distill(recipe, *, restart=False)\nhf-distill env ...", "- `hf-distill env`.", []),
+        ("distill(recipe, *, restart=False)\n" + "\n".join(f"c.C{i}(b)" for i in range(4)), "- All take `b`.", []),
+    ],
+)
+def test_what_counts_as_told(now: str, entry: str, missing: list[str]) -> None:
+    """A rule that any text satisfies holds nothing, and one that asks for every class by name is switched off."""
+    before = ["distill(recipe, *, restart=False)", *(f"c.C{i}(a)" for i in range(4) if "c.C" in now)]
+    told = entry.replace("`b`", "`b` in place of `a`")
+    assert [one.removeprefix("objectives.") for one in untold(before, now.splitlines(), told)] == missing
 
 
 if __name__ == "__main__":
