@@ -23,8 +23,8 @@ ROOT = Path(__file__).parents[2]
 KEPT = Path(__file__).with_name("public_api.txt")
 RELEASED = Path(__file__).with_name("public_api_released.txt")
 REMEDY = (
-    "If users are to see this, run `python tests/project/test_public_api.py`, and tell them in CHANGELOG.md: "
-    "`Name` and each `parameter` that changed, in one entry under Unreleased. A name that goes needs a reason."
+    "If users are to see this, run `python tests/project/test_public_api.py`, and tell them in CHANGELOG.md under "
+    "Unreleased, in one entry: `Name` and each `parameter` that changed; a name that goes under Changed or Removed."
 )
 # A parameter that so many names get, or lose, at once is told once.
 SEVERAL = 4
@@ -198,8 +198,10 @@ def untold(before: list[str], now: list[str], unreleased: str) -> list[str]:
         unreleased: What stands under "Unreleased" in the changelog.
     """
     entries = [
-        {word for span in re.findall(r"`([^`]+)`", entry) for word in re.findall(r"-*\w[\w-]*", span)}
-        for entry in re.split(r"^[-*] ", unreleased, flags=re.MULTILINE)[1:]
+        (section.partition("\n")[0].strip(), {word for span in spans for word in re.findall(r"-*\w[\w-]*", span)})
+        for section in unreleased.split("\n### ")
+        for entry in re.split(r"^[-*] ", section, flags=re.MULTILINE)[1:]
+        if (spans := re.findall(r"`([^`]+)`", entry))
     ]
     old, new = dict(map(_parts, before)), dict(map(_parts, now))
     changed: dict[str, set[str]] = {}
@@ -215,8 +217,10 @@ def untold(before: list[str], now: list[str], unreleased: str) -> list[str]:
         alone = {parameter for parameter in parameters if common[parameter] < SEVERAL}
         needed = [{_name(path), *alone}] if alone or not parameters else []
         needed += [{parameter} for parameter in parameters - alone]
+        # What is gone may be named where it was new.
+        places = {place for place, _ in entries} if path in new else {"Changed", "Removed"}
         for words in needed:
-            if not any(words <= entry for entry in entries):
+            if not any(words <= said for place, said in entries if place in places):
                 found.append(f"{path}: {', '.join(f'`{word}`' for word in sorted(words))}")
     return list(dict.fromkeys(found))
 
@@ -259,7 +263,8 @@ def test_what_changed_since_the_last_release_is_in_the_changelog() -> None:
         ("distill(recipe, *, restart=True)", "- `distill` has\n  `restart=True`.", []),
         ("distill(recipe)", "- `distill(restart=...)` is gone.", []),
         ("distill(recipe, *, restart=False, of=('a', 'b'))", "- `distill` takes `of`.", []),
-        ("", "- Nothing.", ["distill: `distill`"]),
+        ("", "### Added\n\n- `distill`.", ["distill: `distill`"]),
+        ("", "### Added\n\n- `x`.\n\n### Removed\n\n- `distill`.", []),
         ("distill(recipe, *, restart=False)\nobjectives.OBJECTIVES['kl']: KL", "- `KL`.", ["OBJECTIVES['kl']: `kl`"]),
         ("distill(recipe, *, restart=False)\nhf-distill -q, --quiet", "- `--quiet` is new.", []),
         ("distill(recipe, *, restart=False)\nhf-distill env ...", "- `hf-distill env`.", []),
