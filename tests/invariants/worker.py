@@ -14,6 +14,7 @@ from invariants import cases
 from invariants.cases import KINDS, NotingTrainer, make_trainer, split, train
 from invariants.projected import Hooked, Projected
 from transformers import TrainerCallback
+from versions import CHECKPOINTING
 
 from hf_distill.objectives import InputGradient, KLDivergence, Labels
 from hf_distill.teachers import AdapterOffTeacher
@@ -30,7 +31,7 @@ SHARDED = ("classification", "causal-lm")
 LEARNED: dict[str, tuple[str, dict[str, Any]]] = {
     "with labels": ("classification", {"terms": [Projected(weight=0.5), Labels()]}),
     "alone": ("classification", {"terms": [Projected()]}),
-    "alone, activation checkpointing": ("classification", {"terms": [Projected()], "activation_checkpointing": True}),
+    "alone, activation checkpointing": ("classification", {"terms": [Projected()], **CHECKPOINTING}),
     "second derivatives": ("classification", {"terms": [InputGradient(), Labels()]}),
     "hooked": ("causal-lm", {"terms": [Projected(), Hooked(weight=0.1)]}),
 }

@@ -15,6 +15,7 @@ from features import EXAMPLES, Pair, make_pair
 from invariants.cases import largest_difference, make_models, make_trainer, split, train
 from invariants.test_batch_splits import assert_same
 from torch import Tensor
+from versions import CHECKPOINTING
 
 from hf_distill import UserError
 from hf_distill.objectives import InputGradient, KLDivergence
@@ -164,7 +165,7 @@ def test_same_on_every_split(kind: str, tmp_path: Path) -> None:
     whole = train(make_trainer(kind, tmp_path, **settings, **split(8)))
     for batch_size in (4, 1):
         assert_same(train(make_trainer(kind, tmp_path, **settings, **split(batch_size))), whole)
-    saved = train(make_trainer(kind, tmp_path, activation_checkpointing=True, **settings, **split(4)))
+    saved = train(make_trainer(kind, tmp_path, **CHECKPOINTING, **settings, **split(4)))
     assert saved.losses == pytest.approx(whole.losses, rel=1e-12)
     assert largest_difference(saved, whole) < 1e-10
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from runs import WriteRecipe, run, same, weights
 from safetensors.torch import load_file
+from versions import CHECKPOINTING
 
 from hf_distill.errors import UserError
 
@@ -69,7 +70,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "int8": {"teacher": {"quantization": "int8"}},
     "nf4": {"teacher": {"quantization": "nf4"}},
     "adapters": {"student": {"name": "lora", "r": 4}},
-    "activation checkpointing": {"training": {"activation_checkpointing": True}},
+    "activation checkpointing": {"training": CHECKPOINTING},
     "both": {"teacher": {"quantization": "int8"}, "student": {"name": "lora", "r": 4}},
 }
 

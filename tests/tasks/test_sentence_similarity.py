@@ -20,6 +20,7 @@ from conftest import NEGATIVE, NEUTRAL, POSITIVE
 from prepared import batch, dataset
 from runs import run, weights
 from sentence_models import copied, describe
+from versions import CHECKPOINTING
 
 from hf_distill.errors import UserError
 from hf_distill.models.fingerprint import model_fingerprint
@@ -502,7 +503,7 @@ def test_a_pooler_without_gradient_is_looked_for(bert: Path, tmp_path: Path) -> 
     from hf_distill import DistillationArguments, DistillationTrainer
 
     student, teacher = (sentence_encoder(AutoModel.from_pretrained(bert)) for _ in range(2))
-    args = DistillationArguments(output_dir=str(tmp_path), report_to="none", activation_checkpointing=True)
+    args = DistillationArguments(output_dir=str(tmp_path), report_to="none", **CHECKPOINTING)
     trainer = DistillationTrainer(student, args, teacher=teacher, objectives=[LogitsMSE()])
     (handler,) = trainer._build_accelerator_args()["kwargs_handlers"]
     assert handler.find_unused_parameters

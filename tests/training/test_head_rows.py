@@ -12,6 +12,7 @@ import transformers
 from invariants.cases import largest_difference, make_trainer, split, train
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from versions import CHECKPOINTING
 
 from hf_distill.models.heads import OutputHead, open_head
 from hf_distill.models.projection import Side
@@ -361,9 +362,7 @@ def test_no_tensor_of_all_logits_exists(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("kind", ["causal-lm", "masked-lm", "sequence-to-sequence"])
-@pytest.mark.parametrize(
-    "settings", [{}, {"activation_checkpointing": True}], ids=["plain", "activation checkpointing"]
-)
+@pytest.mark.parametrize("settings", [{}, CHECKPOINTING], ids=["plain", "activation checkpointing"])
 def test_training_is_that_of_all_logits(
     kind: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

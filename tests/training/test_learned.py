@@ -19,6 +19,7 @@ from invariants.projected import Hooked, Projected, ProjectedTerm
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PrinterCallback
+from versions import CHECKPOINTING
 
 from hf_distill import DistillationArguments, DistillationTrainer
 from hf_distill.component import component
@@ -418,7 +419,7 @@ def test_attention_is_as_before_after_training(checkpointing: bool, tmp_path: Pa
     student, teacher = two_models()
     models = (student, teacher)
     found: list[list[str]] = []
-    trainer = quiet(student, tmp_path, teacher, Attentive(), Labels(), activation_checkpointing=checkpointing)
+    trainer = quiet(student, tmp_path, teacher, Attentive(), Labels(), **(CHECKPOINTING if checkpointing else {}))
 
     def implementations() -> list[str]:
         return [one.config._attn_implementation for one in models]

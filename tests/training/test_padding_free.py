@@ -25,6 +25,7 @@ from invariants.cases import (
 )
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from versions import CHECKPOINTING
 
 from hf_distill import DistillationArguments, DistillationTrainer, UserError
 from hf_distill.models.heads import open_head
@@ -755,7 +756,7 @@ def test_checkpointing_that_would_forget_the_bins(
     """Layers that are computed again together with their hooks, which are gone by then, get the padded masks: such a
     student runs padded. Its teacher never runs twice."""
     monkeypatch.setattr(PaddingFreeModel, "can_recompute", False)
-    one = make_trainer("classification", tmp_path, activation_checkpointing=True, **split(8))
+    one = make_trainer("classification", tmp_path, **CHECKPOINTING, **split(8))
     (decision,) = one.decisions
     assert decision.startswith(
         "padding_free: for the teacher, wherever it makes a batch at least 10 % smaller (student: "

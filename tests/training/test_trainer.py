@@ -29,6 +29,7 @@ from invariants.cases import (
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from versions import CHECKPOINTING
 
 from hf_distill import DistillationArguments, DistillationTrainer
 from hf_distill.component import component
@@ -537,7 +538,7 @@ def test_bf16_on_cpu(tmp_path: Path) -> None:
 def test_activation_checkpointing_changes_nothing(kind: str, tmp_path: Path) -> None:
     """The recomputation runs the student's layers again, in the backward pass, with hooks of its own."""
     plain = train(make_trainer(kind, tmp_path, max_steps=2, **split(4)))
-    saved = train(make_trainer(kind, tmp_path, max_steps=2, activation_checkpointing=True, **split(4)))
+    saved = train(make_trainer(kind, tmp_path, max_steps=2, **CHECKPOINTING, **split(4)))
     assert saved.losses == pytest.approx(plain.losses, rel=1e-12)
     assert largest_difference(saved, plain) < 1e-12
 
