@@ -37,7 +37,7 @@ ifeq ($(wildcard $(BIN)/python),)
 $(shell rm -f $(STAMP))
 endif
 
-.PHONY: help install docs test check slow engines parity campaign bench results quickstart pictures schema format resolve release clean
+.PHONY: help install docs test check slow engines parity campaign bench results quickstart examples pictures schema format resolve release clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*##/\1:/p' Makefile
@@ -85,6 +85,11 @@ results: $(STAMP)  ## train what is missing of the table of objectives, and writ
 quickstart: $(STAMP)  ## fetch a real model and real data, distil, report (about 5 minutes on 2 cores)
 	$(BIN)/python scripts/fetch_quickstart.py
 	$(LAUNCH) --num_cpu_threads_per_process $$($(THREADS)) scripts/distill.py recipes/quickstart.yaml $(ARGS)
+
+examples: $(STAMP)  ## execute the notebooks of examples/ on real data, and write their outputs into them (20 minutes)
+	$(BIN)/python scripts/fetch_quickstart.py
+	@test -f outputs/quickstart/report.json || $(MAKE) quickstart
+	$(BIN)/python scripts/run_notebooks.py
 
 pictures: $(STAMP)  ## draw docs/pictures anew from what `make quickstart` left in outputs/quickstart
 	$(BIN)/python scripts/make_pictures.py

@@ -10,6 +10,7 @@ from typing import Any
 from hf_distill.files.atomic import write_atomic
 from hf_distill.report.files import REPORT, from_plain, to_plain
 from hf_distill.report.model_card import card
+from hf_distill.report.notebook import summary
 from hf_distill.report.page import html
 from hf_distill.report.results import Results
 from hf_distill.report.verdict import verdict
@@ -22,6 +23,10 @@ class Report(Results):
     def verdict(self) -> list[str]:
         """Return one to four sentences: the student's quality, the teacher's effect, and what got worse."""
         return verdict(self)
+
+    def _repr_markdown_(self) -> str:
+        """Return what a notebook shows for a report: its table and its verdict."""
+        return summary(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of `report.json`: plain values, None for NaN and infinite numbers."""

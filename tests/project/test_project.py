@@ -32,7 +32,12 @@ ROOT = Path(__file__).parents[2]
 RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "accelerate")
 LAUNCHES = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
 SOURCES = sorted((ROOT / "hf_distill").rglob("*.py"))
-DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "recipes").rglob("*.md")]
+DOCUMENTS = [
+    *ROOT.glob("*.md"),
+    *(ROOT / "docs").rglob("*.md"),
+    *(ROOT / "recipes").rglob("*.md"),
+    *(ROOT / "examples").rglob("*.md"),
+]
 OLDEST = (3, 10)
 
 

@@ -395,3 +395,16 @@ def test_without_labels_baseline_or_metric() -> None:
     assert "The student's mse is 0.5 against the teacher's 0" in perfect
     negative = whole(student=model(1, None, accuracy=-0.1))
     assert "-0.1 against the teacher's 0.852" in verdict(negative)
+
+
+def test_a_notebook_shows_the_table_with_foreign_text_escaped() -> None:
+    """A metric named with a pipe would shift the numbers of its row into the columns of other models."""
+    report = whole()
+    named = {name: replace(one, metrics={**one.metrics, "a|b <i>": 0.5}) for name, one in report.models.items()}
+    shown = replace(report, **named)._repr_markdown_().splitlines()
+    assert shown[:3] == [
+        "| | teacher | student | student without teacher |",
+        "|---|---:|---:|---:|",
+        "| **accuracy** | **85.2 %** | **83.1 %** | **81.9 %** |",
+    ]
+    assert r"| a\|b &lt;i&gt; | 0.5 | 0.5 | 0.5 |" in shown
