@@ -46,7 +46,6 @@ install: $(STAMP)  ## create .venv and install everything into it
 
 docs: $(STAMP)  ## the site of the documents, into build/docs; fails on a dead link, a page nobody links, a name without docstring
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -n -q -d build/doctrees docs build/docs
-	$(BIN)/python -m pytest -q -m slow tests/project/test_site.py
 	@echo "build/docs/index.html"
 
 test: check  ## ruff, mypy and the tests
