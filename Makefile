@@ -85,7 +85,7 @@ quickstart: $(STAMP)  ## fetch a real model and real data, distil, report (about
 	$(BIN)/python scripts/fetch_quickstart.py
 	$(LAUNCH) --num_cpu_threads_per_process $$($(THREADS)) scripts/distill.py recipes/quickstart.yaml $(ARGS)
 
-examples: $(STAMP)  ## execute the notebooks of examples/ on real data, and write their outputs into them (20 minutes)
+examples: $(STAMP)  ## execute the notebooks of examples/ on real data, and write their outputs into them (minutes)
 	$(BIN)/python scripts/fetch_quickstart.py
 	@test -f outputs/quickstart/report.json || $(MAKE) quickstart
 	$(BIN)/python scripts/run_notebooks.py
