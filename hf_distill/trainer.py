@@ -494,9 +494,11 @@ class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
     def _follow_models(self) -> None:
         """Rebuild what depends on the models if they have changed: `model_init` makes a student for every training."""
         now = self._models()
+        made = False
         if any(one is not other for one, other in zip(now, self._made_for, strict=True)):
             self._place_teacher()
-            if not self.terms.learned:  # which are part of the student
+            made = not self.terms.learned or now[0] is not self._made_for[0]  # what is learned is part of the student
+            if made:
                 self.terms = self._make_terms()
                 self.weighing = Weighing(self.terms, self.known_rows, self.args.device)
             self.padding_free = PaddingFree(self.args, now[0], self.source, self.terms)
@@ -507,6 +509,8 @@ class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
             self._made_for = now
         if self._heads is not None and not self._heads.are_of(now[0], self._teachers):
             self._heads = self._open_heads()
+        if made:
+            self._settle_terms()
 
     def _models(self) -> tuple[nn.Module, nn.Module | None]:
         return parallel.unwrapped(self.model), self.teacher
@@ -564,6 +568,11 @@ class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
     ) -> Any:
         """Search as `Trainer` does; by default, trials are compared by `training.search.compare_by`."""
         return super().hyperparameter_search(hp_space, compute_objective or compare_by, *args, **kwargs)
+
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Load what is stored beside the student into what belongs to the student of this training."""
+        self._follow_models()
+        super()._load_from_checkpoint(*args, **kwargs)
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Train as `Trainer` does, after resetting the sums of an earlier or aborted training."""

@@ -50,11 +50,10 @@ def check_terms(terms: Terms, trainer: Any) -> None:
     from hf_distill.training.sharded import deepspeed_stage, divides  # imports Trainer, which --check does not need
 
     args = trainer.args
-    given: tuple[Any, ...] = (trainer.model_init, trainer.optimizer)
-    if terms.learned and any(one is not None for one in given):
+    if terms.learned and trainer.optimizer is not None:
         raise ValueError(
-            "an objective has parameters of its own to learn, and the trainer must create them together with the "
-            "student and its optimizer. Pass `model`, not `model_init`, and no `optimizers`."
+            "an objective has parameters of its own to learn, and the trainer must create the optimizer together with "
+            "them. Pass no `optimizers`."
         )
     if args.torch_compile and (terms.learned or terms.watch or terms.differentiates):
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 from hf_distill import parallel
 from hf_distill.files.atomic import check_writable
 from hf_distill.files.lock import Lock
+from hf_distill.run.arrival import duration
 from hf_distill.run.console import Narrator
 from hf_distill.run.sweep import record
 from hf_distill.run.sweep.drawing import Past, draw
@@ -90,11 +92,16 @@ def _run(trials: Trials, asked: Sequence[Planned], narrator: Narrator) -> None:
     total = plan.options.trials or len(asked)
     trials.save()
     tried: set[str] = set()
+    began = time.monotonic()
     while (name := _next(trials, tried)) is not None:
         tried.add(name)
         one = by_name.get(name) or plan.read(Setting(dict(trials.known[name].values)))
         place = list(trials.known).index(name) + 1
         narrator.heading(f"Setting {place} of {max(total, place)}: {one.setting.in_words()}")
+        if done := len(tried) - 1:
+            left = sum(found.state in ("waiting", "running") for found in trials.known.values())
+            left += max(total - len(trials.known), 0)
+            narrator.say(f"about {duration((time.monotonic() - began) / done * left)} left in this sweep")
         trials.run(one)
 
 

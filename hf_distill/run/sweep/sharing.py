@@ -33,6 +33,8 @@ def in_words(plan: Plan, asked: Sequence[Planned], known: Mapping[str, Trial]) -
     seeds = plan.base.report.seeds
     each = f", each with {seeds} seeds" if seeds > 1 else ""
     yield f"runs        {left} to run{each}" + (f", {done} finished" if done else "")
+    if plan.base.hub.push:
+        yield "hub         nothing is pushed; the command of the best setting does that"
     if plan.draws:
         return
     recipes = [one.recipe for one in asked]
