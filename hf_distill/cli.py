@@ -49,7 +49,7 @@ DOCTOR = "doctor"
 COMMANDS = (CACHE, GENERATE, DOCTOR)
 # First words of commands that read the other words themselves: the module below `run` whose `main(words)` does what
 # they say and returns the exit status. It may raise `UserError`, as all others.
-OWN_WORDS = {"env": "env.command", "compare": "compare_command", "sweep": "sweep.main"}
+OWN_WORDS = {"env": "env.command", "compare": "compare_command", "sweep": "sweep.main", "export": "exporting.command"}
 
 _NO_SPACE = ("No space left on device", "Disk quota exceeded")
 _TORCH_SAVE = ("PytorchStreamWriter failed", "unexpected pos ")
@@ -62,6 +62,7 @@ EPILOG = """examples:
   hf-distill cache recipe.yaml
   hf-distill cache recipe.yaml --targets-only
   hf-distill generate recipe.yaml --by student --into rollouts
+  hf-distill export outputs/quickstart --format onnx --format onnx-int8
   hf-distill compare outputs/one outputs/two --into compare.html
   hf-distill sweep recipe.yaml objectives.0.temperature=[1,2,4] training.learning_rate=[1e-4,2e-4]
   hf-distill env

@@ -134,6 +134,7 @@ PIP = {
     **dict.fromkeys(("torchao", "bitsandbytes"), "'hf-distill[quantization]'"),
     "fairlearn": "'hf-distill[fairness]'",
     "dp_accounting": "'hf-distill[privacy]'",
+    **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "'hf-distill[onnx]'"),
     "gguf": "'hf-distill[gguf]'",
     "httpx2": "'hf-distill[served]'",
     "azure_ml": "azureml-sdk",

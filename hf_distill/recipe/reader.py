@@ -20,6 +20,7 @@ from hf_distill.completions.section import Completions
 from hf_distill.data.example_columns import EXAMPLE_ROLES
 from hf_distill.data.section import Data
 from hf_distill.errors import FieldError, UserError, did_you_mean
+from hf_distill.export.section import Export
 from hf_distill.metrics.section import Evaluation
 from hf_distill.mistakes import component_of, describe, explain, join, unknown_key
 from hf_distill.objectives import OBJECTIVES, PRESETS, Objective
@@ -51,6 +52,7 @@ SECTIONS: dict[str, type] = {
     "completions": Completions,
     "evaluation": Evaluation,
     "report": ReportOptions,
+    "export": Export,
     "hub": Hub,
 }
 # Section -> its key that is an entry of a table, with the table and its base class.

@@ -13,6 +13,7 @@ from hf_distill.completions.section import Completions
 from hf_distill.component import component
 from hf_distill.data.section import Data
 from hf_distill.errors import UserError
+from hf_distill.export.section import Export
 from hf_distill.metrics.section import Evaluation
 from hf_distill.objectives.base import Objective
 from hf_distill.recipe.origin import Origin
@@ -136,6 +137,7 @@ class Recipe:
         completions: Who writes the completions that a language model learns from. Default: they are in the data.
         evaluation: Which metrics are computed.
         report: What the report measures besides the student.
+        export: In which formats the finished student is written, to run without PyTorch.
         hub: Where the finished student is published.
     """
 
@@ -152,6 +154,7 @@ class Recipe:
     completions: Completions = Completions()
     evaluation: Evaluation = Evaluation()
     report: ReportOptions = ReportOptions()
+    export: Export = Export()
     hub: Hub = Hub()
     origin: SkipValidation[Origin | None] = field(default=None, repr=False, compare=False)
     unread: SkipValidation[tuple[tuple[str, str], ...]] = field(default=(), repr=False, compare=False)

@@ -47,7 +47,7 @@ def dump_recipe(recipe: Recipe) -> str:
         content["task"] = content["task"]["name"]
     if recipe.tokenizer is not None:
         content["tokenizer"] = recipe.tokenizer
-    for key in ("completions", "evaluation", "report", "hub"):
+    for key in ("completions", "evaluation", "report", "export", "hub"):
         if changed := settings(getattr(recipe, key)):
             content[key] = changed
     if "backend" in content.get("completions", {}):

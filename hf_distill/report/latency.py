@@ -121,6 +121,42 @@ def accepted(model: torch.nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, 
     return {key: value for key, value in inputs.items() if key in names}
 
 
+def measure_calls(
+    calls: Mapping[str, tuple[Callable[[], object], Callable[[], object]]],
+    shapes: tuple[tuple[int, int], tuple[int, int]],
+    dtypes: Mapping[str, str],
+    *,
+    seconds: float = 2.0,
+    min_repeats: int = 10,
+) -> dict[str, Latency]:
+    """Time functions that run the same model in several ways on the CPU, taking turns as in `measure_all`.
+
+    Args:
+        calls: Name -> its call for one example, and that for a full batch.
+        shapes: Examples and tokens of these two inputs.
+        dtypes: Name -> type of its weights.
+        seconds: Approximate time to spend on each; half of it for each of the two inputs.
+        min_repeats: Least number of timed calls.
+
+    Returns:
+        Name -> latency.
+    """
+    budget = seconds * len(calls) / 2
+    alone, together = (
+        _time({name: both[size] for name, both in calls.items()}, budget, min_repeats) for size in (0, 1)
+    )
+    return {
+        name: Latency(
+            single=_summary(alone[name], *shapes[0]),
+            batch=_summary(together[name], *shapes[1]),
+            device=device_name(torch.device("cpu")),
+            dtype=dtypes[name],
+            threads=torch.get_num_threads(),
+        )
+        for name in calls
+    }
+
+
 def _forward(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Callable[[], None]:
     device = model.device
     # Moved once, so that the copy to the device is not timed.
@@ -135,7 +171,7 @@ def _forward(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Callable[[
     return run
 
 
-def _time(forwards: Mapping[str, Callable[[], None]], budget: float, min_repeats: int) -> dict[str, list[float]]:
+def _time(forwards: Mapping[str, Callable[[], object]], budget: float, min_repeats: int) -> dict[str, list[float]]:
     for forward in forwards.values():
         for _ in range(WARM_UP):
             forward()
@@ -159,10 +195,14 @@ def _time(forwards: Mapping[str, Callable[[], None]], budget: float, min_repeats
 def _timing(milliseconds: list[float], inputs: Mapping[str, Tensor]) -> Timing:
     first = next(iter(inputs.values()))
     tokens = inputs.get("input_ids")
+    return _summary(milliseconds, len(first), None if tokens is None else int(tokens.shape[-1]))
+
+
+def _summary(milliseconds: list[float], batch_size: int, sequence_length: int | None) -> Timing:
     return Timing(
         median_ms=float(np.median(milliseconds)),
         p90_ms=float(np.percentile(milliseconds, 90)),
         repeats=len(milliseconds),
-        batch_size=len(first),
-        sequence_length=None if tokens is None else int(tokens.shape[-1]),
+        batch_size=batch_size,
+        sequence_length=sequence_length,
     )

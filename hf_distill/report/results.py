@@ -15,6 +15,7 @@ from hf_distill.models.quantization import describe_weights, size, weights
 from hf_distill.report.ancestors import Ancestor
 from hf_distill.report.best import Best
 from hf_distill.report.calibration import Calibration, Confusion, Group
+from hf_distill.report.exports import Exported
 from hf_distill.report.for_whom import ForWhom
 from hf_distill.report.own_samples import OwnSamples, ShownTexts
 from hf_distill.report.speculation import Speculation
@@ -117,6 +118,7 @@ class Results:
         samples: A few of these prompts, with what was written after them at the start, in the middle and at the end of
             the student's training, by the teacher and by the baseline.
         speculation: How fast the teacher writes with the student as draft; None if that was not measured.
+        exports: The student in other formats, PyTorch first; empty if there are none.
         benchmarks: Model -> task and metric of the lm-evaluation-harness -> value.
         history: Run (`student`, `baseline`, `teacher`, also `student seed 43`, `student stage 1`) -> `log_history` of
             its Trainer. Stages follow each other in the order of their training.
@@ -149,6 +151,7 @@ class Results:
     own_samples: OwnSamples | None = None
     samples: tuple[ShownTexts, ...] = ()
     speculation: Speculation | None = None
+    exports: tuple[Exported, ...] = ()
     benchmarks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     history: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)

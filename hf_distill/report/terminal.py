@@ -14,7 +14,7 @@ from hf_distill.formatting import LIMIT, readable
 from hf_distill.report.group_text import groups_shown, notes
 from hf_distill.report.lineage import in_one_line
 from hf_distill.report.text import TITLES, rows, trained_on, undefined, who_teaches
-from hf_distill.report.written import sections
+from hf_distill.report.written import exports_section, sections
 
 if TYPE_CHECKING:
     from hf_distill.report.for_whom import ForWhom
@@ -63,6 +63,16 @@ def section_table(section: Section, *, ascii_only: bool = False) -> Table:
     for row in section.rows:
         grid.add_row(*(escape(shown(cell, ascii_only)) for cell in row))
     return grid
+
+
+def show_exports(report: Report, console: Console | None = None) -> None:
+    """Print how the exports of a student compare with it; to standard output by default."""
+    console = console or Console()
+    ascii_only = console.options.ascii_only
+    section = exports_section(report)
+    console.print(section_table(section, ascii_only=ascii_only))
+    for line in section.notes:
+        console.print(_shown(line, ascii_only), markup=False, highlight=False, soft_wrap=True)
 
 
 def show(report: Report, console: Console | None = None, page: str | Path | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What language models wrote, as tables: figures on their own samples, and a few of these beside each other."""
+"""Tables below the main one: the student's exports, and what language models wrote."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hf_distill.report import export_text
 from hf_distill.report.own_samples import SHARES, TITLES, OwnSamples
 from hf_distill.report.text import NOTHING, number, percent
 from hf_distill.report.text import TITLES as MODELS
@@ -35,13 +36,15 @@ class Section:
 
 
 def sections(report: Results, *, samples: int | None = None) -> list[Section]:
-    """Return the tables of what models wrote; none if they wrote nothing.
+    """Return the tables below the main one: exports, and what models wrote; none if there is nothing of either.
 
     Args:
         report: The report.
         samples: How many prompts to show texts of; None for all.
     """
-    found = [] if report.own_samples is None else [_figures(report.own_samples)]
+    found = [exports_section(report)] if report.exports else []
+    if report.own_samples is not None:
+        found.append(_figures(report.own_samples))
     if report.speculation is not None:
         found.append(_speculation(report.speculation))
     if report.benchmarks:
@@ -58,6 +61,12 @@ def sections(report: Results, *, samples: int | None = None) -> list[Section]:
             )
         )
     return found
+
+
+def exports_section(report: Results) -> Section:
+    """Return the table of a student's exports."""
+    head, rows = export_text.table(report)
+    return Section("The student in other formats", head, rows, tuple(export_text.notes(report)))
 
 
 def _figures(own: OwnSamples) -> Section:

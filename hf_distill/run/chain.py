@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from hf_distill.component import entry
 from hf_distill.errors import UserError
+from hf_distill.export import Export
 from hf_distill.files.ownership import CHAIN
 from hf_distill.recipe.recipe import Hub, Link, Recipe
 from hf_distill.recipe.writer import describe_entry, dump_recipe
@@ -96,6 +97,7 @@ def trainings(recipe: Recipe, models: Path | None = None) -> tuple[ChainRun, ...
                 "output_dir": str(output if last else folders[number]),
             },
             report=recipe.report if last else replace(recipe.report, baseline=False, seeds=1),
+            export=recipe.export if last else Export(),
             hub=recipe.hub if last else Hub(),
             places=_places(recipe, link, number),
         )
@@ -117,6 +119,7 @@ def _direct(recipe: Recipe, last: Recipe, output: Path) -> ChainRun:
         teacher=recipe.teacher,
         training={**last.training, "output_dir": str(output / CHAIN / "direct")},
         report=replace(recipe.report, baseline=False, direct=False),
+        export=Export(),
         hub=Hub(),
         places={key: place for key, place in last.places.items() if key != "teacher"},
     )

@@ -13,6 +13,7 @@ from hf_distill.objectives.fit import check_fit
 from hf_distill.objectives.presets import PRESETS
 from hf_distill.run.completion_checks import check_completions
 from hf_distill.run.data_options import check_data_options
+from hf_distill.run.exporting.stage import check_exports
 from hf_distill.run.harness import check_installed
 from hf_distill.run.private_rows import check_private
 from hf_distill.run.text_ends import ends_in_words
@@ -59,6 +60,7 @@ def check_plan(recipe: Recipe, pair: Pair | None) -> None:
     _check_metrics(recipe)
     _check_writing(recipe)
     _check_harness(recipe)
+    check_exports(recipe, None if pair is None else pair.student)
     if recipe.teacher.is_quantized:
         _check_as_loaded(recipe, "quantized")
     if recipe.teacher.is_offloaded:

@@ -32,8 +32,8 @@ class RunDirectory:
 
     Attributes:
         path: The directory.
-        recipe: Resolved text of the recipe that is to run there. Its `report` and `hub` sections may change between
-            runs, since no result of training depends on them.
+        recipe: Resolved text of the recipe that is to run there. Its `report`, `export` and `hub` sections may change
+            between runs, since no result of training depends on them.
     """
 
     path: Path
@@ -184,11 +184,12 @@ def _plain(text: str) -> dict[str, Any]:
 def _differences(stored: str, wanted: str) -> list[tuple[str, Any, Any]]:
     """Return (key path, stored value, wanted value) for each difference between two resolved recipes.
 
-    `report` and `hub` are ignored, since no result of training depends on them, and so is `output_dir`, since the same
-    directory can be written in several ways.
+    `report`, `export` and `hub` are ignored, since no result of training depends on them, and so is `output_dir`, since
+    the same directory can be written in several ways.
     """
     one, other = (
-        {key: value for key, value in _plain(text).items() if key not in ("report", "hub")} for text in (stored, wanted)
+        {key: value for key, value in _plain(text).items() if key not in ("report", "export", "hub")}
+        for text in (stored, wanted)
     )
     for recipe in (one, other):
         if isinstance(training := recipe.get("training"), dict):

@@ -15,6 +15,7 @@ from hf_distill.run.chain import trainings
 from hf_distill.run.completing import write_completions
 from hf_distill.run.console import Narrator
 from hf_distill.run.evaluation import report_on
+from hf_distill.run.exporting.stage import with_exports
 from hf_distill.run.harness import Harness
 from hf_distill.run.launch import check_launch
 from hf_distill.run.log_file import logging_output
@@ -95,6 +96,8 @@ def _distill(run: Run, beside: Beside) -> Report:
         report = report_on(run, teacher.at_end(students[0].trainer.source or teacher), students, baselines, beside)
         if harness is not None:
             report = replace(report, benchmarks=benchmarks(run, harness, teacher, students[0], baselines))
+        if recipe.export.formats:
+            report = with_exports(run, report)
         if run.is_main:
             report.save(run.directory.path)
             send_report(report, run.args, students[0].model, run_name(run.training, "report"))

@@ -178,6 +178,8 @@ def _lines(recipe: Recipe, found: _Findings) -> list[str]:
         f"training    {describe_entry(recipe.training)}",
         f"report      {_report(recipe)}",
     ]
+    if recipe.export.formats:
+        plan.append(f"export      {describe_entry(settings(recipe.export))}")
     if recipe.hub.push:
         plan.append(f"hub         push to {recipe.hub.repo_id or Path(recipe.training['output_dir']).name}")
     plan += [f"code        {line}" for line in outside_code(recipe)]

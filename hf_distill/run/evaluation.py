@@ -268,18 +268,25 @@ def latencies(
         batch_size: Examples of the batch.
         seconds: Time to spend on each model. Default: that of `measure_all`.
     """
-
-    def collate(data: Prepared) -> tuple[dict[str, Any], dict[str, Any]]:
-        rows = len(data.eval)  # another tokenizer may cut a long text into another number of windows
-        middle = rows // 2  # the split is sorted by length
-        start = max(0, min(middle - batch_size // 2, rows - batch_size))
-        around = range(start, min(start + batch_size, rows))
-        single, batch = ([inputs_of(data.eval[row]) for row in chosen] for chosen in ([middle], around))
-        return dict(data.collator(single)), dict(data.collator(batch))
-
-    own = {} if prepared.for_teacher is None else {"teacher": collate(prepared.for_teacher)}
+    theirs = prepared.for_teacher
+    own = {} if theirs is None else {"teacher": timed_inputs(theirs, batch_size)}
     how: dict[str, Any] = {} if seconds is None else {"seconds": seconds}
-    return measure_all(models, *collate(prepared), own=own, **how)
+    return measure_all(models, *timed_inputs(prepared, batch_size), own=own, **how)
+
+
+def timed_inputs(prepared: Prepared, batch_size: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the inputs on which models are timed: the eval row of median length, and the batch around it.
+
+    Args:
+        prepared: The data.
+        batch_size: Examples of the batch.
+    """
+    rows = len(prepared.eval)  # another tokenizer may cut a long text into another number of windows
+    middle = rows // 2  # the split is sorted by length
+    start = max(0, min(middle - batch_size // 2, rows - batch_size))
+    around = range(start, min(start + batch_size, rows))
+    single, batch = ([inputs_of(prepared.eval[row]) for row in chosen] for chosen in ([middle], around))
+    return dict(prepared.collator(single)), dict(prepared.collator(batch))
 
 
 def environment() -> dict[str, str]:

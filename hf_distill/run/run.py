@@ -398,7 +398,7 @@ class Run:
 
     def _hooks(self, number: int) -> TrainingHooks:
         """Return what happens around the training of a student's stage, counted from 1."""
-        hooks = self.recipe.student.hooks(self._calibration, number)
+        hooks = self.recipe.student.hooks(self.calibration, number)
         return hooks if number == len(self.recipe.plan) else hooks.goes_on()
 
     @property
@@ -413,7 +413,8 @@ class Run:
         return same_steps(student, training, eval_rows=len(self.prepared.eval), batch=batch)
 
     @property
-    def _calibration(self) -> CalibrationRows:
+    def calibration(self) -> CalibrationRows:
+        """Rows of the train split on which the student is measured, without private ones."""
         data = self.prepared
         if self.stored is not None and self.recipe.teacher.keeps_private:
             data = self.stored[0].prepared  # without the private rows, which the student must not depend on
@@ -440,7 +441,7 @@ class Run:
 
         set_seed(seed)
         with self.recipe.locate("student"):
-            made = self.recipe.student.made(teacher.copied, self.prepared.head, self._calibration)
+            made = self.recipe.student.made(teacher.copied, self.prepared.head, self.calibration)
             student = freeze(made.model, self.recipe.student.freeze)
         if saved:
             self.made = dict(made.facts)

@@ -1,0 +1,86 @@
+"""The table of a student's exports, for terminal, page and model card."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from hf_distill.report.exports import PYTORCH
+from hf_distill.report.text import NOTHING, metric_title, metric_value, milliseconds, number, percent
+
+if TYPE_CHECKING:
+    from hf_distill.report.exports import Exported
+    from hf_distill.report.timing import Timing
+    from hf_distill.report.results import Results
+
+# More than this share of a metric that is a share is worth a remark: a point.
+POINT = 0.01
+
+
+def table(report: Results) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """Return the titles of the columns, one for each format with PyTorch first, and the rows: name and cells."""
+    shown, metric = report.exports, _metric(report)
+    rows: dict[str, list[str]] = {"size": [f"{one.bytes / 1e6:,.1f} MB" for one in shown]}
+    if metric:
+        rows[metric_title(metric)] = [metric_value(report, metric, one.metrics.get(metric)) for one in shown]
+    if any(one.agreement is not None for one in shown):
+        rows["same prediction as PyTorch"] = [percent(one.agreement) for one in shown]
+    rows["largest difference"] = [number(one.difference) for one in shown]
+    for timings in zip(*((_timings(one)) for one in shown), strict=True):
+        if (first := timings[0]) is not None:
+            rows[f"latency, batch {first.batch_size}"] = [
+                NOTHING if t is None else milliseconds(t.median_ms) for t in timings
+            ]
+    if any(one.edge is not None for one in shown):
+        alone = [one.edge for one in shown]
+        rows["alone: a text"] = [NOTHING if one is None else milliseconds(one.text_ms) for one in alone]
+        rows["alone: loading"] = [NOTHING if one is None else milliseconds(one.load_ms) for one in alone]
+        rows["alone: memory"] = [NOTHING if one is None else f"{one.peak_memory / 1e6:,.0f} MB" for one in alone]
+    head = ("", *("PyTorch" if one.format == PYTORCH else one.format for one in shown))
+    return head, tuple((name, *cells) for name, cells in rows.items())
+
+
+def _timings(one: Exported) -> tuple[Timing | None, Timing | None]:
+    return (None, None) if one.latency is None else (one.latency.single, one.latency.batch)
+
+
+def _metric(report: Results) -> str:
+    """Return the metric of the table: the headline, or the first that was measured; "" for none."""
+    names = [name for one in report.exports for name in one.metrics]
+    return report.metric if report.metric in names else next(iter(names), "")
+
+
+def notes(report: Results) -> Iterator[str]:
+    """Yield sentences below the table: how it was measured, and which format loses more than a point."""
+    exports = report.exports
+    timed = next((one.latency for one in exports if one.latency is not None), None)
+    first = exports[0]
+    how = (
+        f"All formats on the same {first.rows:,} eval rows"
+        if _metric(report)
+        else f"All formats on {first.rows:,} rows"
+    )
+    if timed is not None:
+        threads = f"{timed.threads} CPU thread{'s' * (timed.threads != 1)}"
+        how += f"; one forward pass with {threads}, taking turns"
+    yield f"{how}."
+    alone = next((one.edge for one in exports if one.edge is not None), None)
+    if alone is not None:
+        yield (
+            f"Alone: a process with onnxruntime, tokenizers and numpy, {alone.texts:,} texts one by one, tokenising "
+            "included, and its largest memory."
+        )
+    yield from filter(None, dict.fromkeys(one.note for one in exports))
+
+
+def lost(report: Results, one: Exported) -> float | None:
+    """Return how much of the headline metric an export loses against PyTorch, if it is more than a point; else None."""
+    metric = _metric(report)
+    if not metric or metric != report.metric or not report.exports:
+        return None
+    theirs, ours = report.exports[0].metrics.get(metric), one.metrics.get(metric)
+    if theirs is None or ours is None or not (math.isfinite(theirs) and math.isfinite(ours)):
+        return None
+    less = theirs - ours if report.greater_is_better else ours - theirs
+    return less if less > POINT * (1 if abs(theirs) <= 1 else abs(theirs)) else None

@@ -1,0 +1,64 @@
+"""The finished student in other formats: how far its outputs are from PyTorch's, how good, large and fast it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import SkipValidation
+
+from hf_distill.report.timing import Latency
+
+# Name of the student itself in the list of exports, measured like them.
+PYTORCH = "pytorch"
+
+
+@dataclass(frozen=True)
+class Edge:
+    """An export in a process of its own that imports neither PyTorch nor Transformers.
+
+    Attributes:
+        load_ms: Time to load model and tokenizer, in milliseconds.
+        text_ms: Median time of a text, tokenising included, one at a time, in milliseconds.
+        peak_memory: Largest memory of the process, in bytes.
+        texts: Number of texts.
+        threads: Number of CPU threads.
+    """
+
+    load_ms: float
+    text_ms: float
+    peak_memory: int
+    texts: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The finished student in one format.
+
+    Attributes:
+        format: Name of the format; `pytorch` for the student itself, measured in float32 on the CPU like the others.
+        directory: Where it is, from the directory of the report.
+        weights: Type of the weights.
+        bytes: Size of the files that hold the model, without tokenizer and configuration.
+        rows: Number of eval rows behind the other figures; without data, of rows of random tokens.
+        metrics: Name -> value on these rows; empty without labels.
+        difference: Largest absolute difference of an output from PyTorch's; None for PyTorch itself.
+        agreement: Share of the rows (tokens) for which PyTorch predicts the same; None for regression and vectors.
+        latency: Speed; None if it was not measured.
+        edge: Alone in a process; None if it was not measured.
+        note: What else there is to know of the figures, a sentence; mostly empty.
+    """
+
+    format: str
+    directory: str
+    weights: str
+    bytes: int
+    rows: int
+    metrics: Mapping[str, Annotated[float, SkipValidation]] = field(default_factory=dict)
+    difference: float | None = None
+    agreement: float | None = None
+    latency: Latency | None = None
+    edge: Edge | None = None
+    note: str = ""

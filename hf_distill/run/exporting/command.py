@@ -1,0 +1,135 @@
+"""The command `hf-distill export DIR`: writes the finished student of a run in other formats."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_distill import parallel
+from hf_distill.errors import UserError
+from hf_distill.files.ownership import RECIPE
+from hf_distill.report.files import REPORT
+from hf_distill.run.console import Narrator
+from hf_distill.run.requirements import output_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hf_distill.recipe.recipe import Recipe
+    from hf_distill.report.exports import Exported
+    from hf_distill.report.report import Report
+
+NAME = "export"
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of this command."""
+    made = argparse.ArgumentParser(
+        prog=f"hf-distill {NAME}",
+        description="Write the student of a finished run in formats that run without PyTorch; compare each with it.",
+        allow_abbrev=False,
+    )
+    made.add_argument("directory", metavar="DIR", help="output_dir of a finished run")
+    made.add_argument(
+        "overrides", metavar="export.key=value", nargs="*", default=[], help="replaces a value of the run's recipe"
+    )
+    made.add_argument(
+        "--format", action="append", default=[], metavar="NAME", dest="formats", help="such as onnx; may be repeated"
+    )
+    made.add_argument("--into", metavar="DIR", help="where each format gets its folder; default: beside the student")
+    return made
+
+
+def main(words: Sequence[str]) -> int:
+    """Export the student of a finished run, print how the formats compare, and return the exit status: 0.
+
+    Args:
+        words: Arguments behind `hf-distill export`.
+
+    Raises:
+        UserError: The directory is not that of a finished run, or a format cannot be written.
+        SystemExit: From argparse, for `--help` and wrong arguments.
+    """
+    arguments = parser().parse_intermixed_args(words)
+    recipe = read(arguments)
+    from hf_distill.report.terminal import show_exports
+    from hf_distill.run.launch import end_with_launcher
+
+    end_with_launcher()
+    gc.enable()
+    report = export(recipe, arguments.into)
+    if parallel.is_first():
+        show_exports(report)
+    return 0
+
+
+def read(arguments: argparse.Namespace) -> Recipe:
+    """Return the recipe of a finished run, with the formats that the command line names.
+
+    Raises:
+        UserError: The directory is not that of a finished run, or no format is named.
+    """
+    from hf_distill.recipe.paths import check_paths
+    from hf_distill.recipe.reader import load_recipe
+
+    directory = Path(arguments.directory)
+    if not (directory / RECIPE).is_file():
+        raise UserError(
+            f"{directory} has no {RECIPE}. Wanted the output_dir of a finished run: its recipe says what the student "
+            "does, and on which data an export is compared with it."
+        )
+    named = [f"export.formats=[{', '.join(arguments.formats)}]"] if arguments.formats else []
+    recipe = load_recipe(directory / RECIPE, [*arguments.overrides, *named, f"training.output_dir={directory}"])
+    if not recipe.export.formats:
+        raise UserError("no format is named. Write, for example, --format onnx --format onnx-int8.")
+    check_paths(recipe)
+    return recipe
+
+
+def export(recipe: Recipe, into: str | None) -> Report:
+    """Write the student of a finished run in the formats of its recipe, and add their figures to its report.
+
+    Args:
+        recipe: Its recipe.
+        into: Where the folders of the formats are made; the report of the run then stays as it is. None for beside the
+            student.
+
+    Returns:
+        The report with the figures.
+
+    Raises:
+        UserError: The run is not finished, or a format cannot be written.
+    """
+    from transformers.utils.logging import disable_progress_bar
+
+    from hf_distill.report.report import Report
+    from hf_distill.run.exporting.stage import with_exports
+    from hf_distill.run.preparation import open_run
+
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    directory = output_directory(recipe)
+    if not (directory / REPORT).is_file():
+        raise UserError(
+            f"{directory} has no {REPORT}: its run is not finished. Run its recipe again to finish it, then export."
+        )
+    run = replace(open_run(recipe, restart=False, claims=False), narrator=Narrator(enabled=parallel.is_first()))
+    before = Report.load(directory)
+    place = directory if into is None else Path(into).expanduser()
+    with run.directory.lock as lock:
+        parallel.asked_once(lock.take_or_refuse)
+        report = with_exports(run, before, place)
+        if into is None and run.is_main:
+            report = replace(report, exports=merged(before.exports, report.exports))
+            report.save(directory)
+    parallel.wait()
+    return report
+
+
+def merged(before: Sequence[Exported], after: Sequence[Exported]) -> tuple[Exported, ...]:
+    """Return exports that were there, with those of the same format replaced, and new ones at the end."""
+    new = {one.format: one for one in after}
+    kept = [new.pop(one.format, one) for one in before]
+    return (*kept, *new.values())

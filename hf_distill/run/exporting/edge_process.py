@@ -1,0 +1,78 @@
+"""Measures an exported student in a process that imports neither PyTorch nor Transformers; started by its path.
+
+Reads texts as JSON from standard input, and prints JSON: milliseconds to load, median milliseconds of a text, the
+largest memory of the process, the tokens of each text, and the outputs of the first one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+# Not there on a small device, and not needed.
+BLOCKED = ("torch", "transformers", "hf_distill", "onnx", "optimum")
+
+
+class Blocked:
+    """Refuses to import packages, as if they were not installed."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> None:
+        """Raise an error for a blocked package."""
+        if name.partition(".")[0] in BLOCKED:
+            raise ImportError(f"{name} is not there, as on a device without it")
+
+
+def peak_memory() -> int:
+    """Return the largest memory of this process, in bytes.
+
+    Linux also counts in `getrusage` what the process was before it became this program: that of PyTorch.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def main(directory: Path, threads: int) -> None:
+    """Load the student of a directory, run the texts, and print what was measured."""
+    texts = json.load(sys.stdin)
+    sys.meta_path.insert(0, Blocked)
+    found = importlib.util.spec_from_file_location("exported", directory / "run.py")
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    started = time.perf_counter()
+    student = module.Student(directory, threads=threads)
+    loaded = time.perf_counter() - started
+    first = student(texts[:1])  # also warms up
+    times = []
+    for text in texts:
+        started = time.perf_counter()
+        student([text])
+        times.append(time.perf_counter() - started)
+    assert not set(BLOCKED) & set(sys.modules)
+    print(
+        json.dumps(
+            {
+                "load_ms": loaded * 1000,
+                "text_ms": statistics.median(times) * 1000,
+                "peak_memory": peak_memory(),
+                "ids": [student.encode([text])["input_ids"][0].tolist() for text in texts],
+                "first": {name: value.tolist() for name, value in first.items()},
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

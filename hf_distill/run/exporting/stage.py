@@ -1,0 +1,124 @@
+"""What a run does about exports: it checks them before anything is trained, and makes them beside its report."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from hf_distill import parallel
+from hf_distill.data.example_columns import inputs_of
+from hf_distill.errors import UserError
+from hf_distill.export import FORMATS, Student
+from hf_distill.locations import is_here, missing
+from hf_distill.report.export_text import lost
+from hf_distill.report.text import metric_title, unsigned
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from datasets import Dataset
+    from transformers import PretrainedConfig
+
+    from hf_distill.recipe.recipe import Recipe
+    from hf_distill.report.report import Report
+    from hf_distill.run.run import Run
+
+logger = logging.getLogger(__name__)
+
+
+def check_exports(recipe: Recipe, student: PretrainedConfig | None) -> None:
+    """Refuse formats in which a student cannot be written, or whose packages are missing. Loads no weights.
+
+    Args:
+        recipe: The recipe.
+        student: The student's configuration; None if it is not known.
+
+    Raises:
+        UserError: A line for each mistake.
+    """
+    mistakes: list[str] = []
+    for index, name in enumerate(recipe.export.formats):
+        one, path = FORMATS[name](), f"export.formats[{index}]"
+        absent = [package for package in one.needs if not is_here(package)]
+        why = missing(absent[0], f"'{name}'") if absent else None
+        if why is None and student is not None:
+            why = one.refuses(recipe.task.auto_class, student)
+        if why is not None:
+            mistakes += recipe.mistake(path, why).mistakes
+    if mistakes:
+        raise UserError(*mistakes)
+
+
+def with_exports(run: Run, report: Report, into: Path | None = None) -> Report:
+    """Return the report with the exports of the finished student, which are written by the first process.
+
+    Args:
+        run: The run, with the student saved.
+        report: Its report.
+        into: Where each format gets its folder; None for beside the student.
+
+    Raises:
+        UserError: A format cannot be written, or gives wrong results.
+    """
+    from hf_distill.run.exporting.measuring import Job
+
+    options = run.recipe.export
+    student = Student(
+        run.directory.path,
+        run.prepared.head,
+        rows_of(run.calibration.train),
+        trust_remote_code=run.recipe.trusts_code,
+    )
+    run.narrator.say(f"exporting the student: {', '.join(options.formats)}")
+    job = Job(
+        student,
+        into or run.directory.path,
+        options,
+        run.prepared,
+        run.args.per_device_eval_batch_size,
+        run.recipe.report.latency,
+        run.narrator.say,
+    )
+    with run.recipe.locate("export"):
+        made = replace(report, exports=parallel.asked_once(job.exports))
+    if run.is_main:
+        warn_of_losses(made)
+    return made
+
+
+def warn_of_losses(report: Report) -> None:
+    """Warn of each format that loses more than a point of the headline metric."""
+    for one in report.exports:
+        if (less := lost(report, one)) is not None:
+            logger.warning(
+                "%s loses %s of %s against PyTorch: see docs/export.md for what helps",
+                one.format,
+                unsigned(report, less),
+                metric_title(report.metric),
+            )
+
+
+def rows_of(train: Dataset) -> Callable[[int], Sequence[Mapping[str, Sequence[int]]]]:
+    """Return a function that returns train rows from the first to the last, as many as asked for.
+
+    Of rows with several texts, it returns the first.
+    """
+
+    def rows(count: int) -> Sequence[Mapping[str, Sequence[int]]]:
+        import numpy as np
+
+        wanted = np.unique(np.linspace(0, len(train) - 1, min(count, len(train))).round().astype(int))
+        return [_first(inputs_of(train[int(row)])) for row in wanted]
+
+    return rows
+
+
+def _first(row: Mapping[str, Any]) -> dict[str, list[int]]:
+    texts = row["input_ids"] and isinstance(row["input_ids"][0], list)
+    return {
+        name: list(values[0] if texts else values)
+        for name, values in row.items()
+        if name in ("input_ids", "attention_mask", "token_type_ids")
+    }
