@@ -39,6 +39,7 @@ class Export:
         optimise: Store graphs as onnxruntime optimises them. They load faster, and only onnxruntime reads them;
             otherwise it does the same whenever it loads one.
         calibration: From which train rows `onnx-int8-static` takes the ranges of activations.
+            Default: all that occurs in 128 rows.
     """
 
     formats: list[str] = Field(default_factory=list)

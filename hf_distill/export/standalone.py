@@ -63,7 +63,9 @@ class Student:
             return [[round(float(value), 6) for value in row] for row in found["sentence_embedding"]]
         read = self.tokenizer.encode_batch(texts)
         if "start_logits" in found:
-            return [self._answer(*one) for one in zip(texts, read, found["start_logits"], found["end_logits"], strict=True)]
+            return [
+                self._answer(*one) for one in zip(texts, read, found["start_logits"], found["end_logits"], strict=True)
+            ]
         logits = found["logits"]
         if logits.ndim == 2:
             return [self._labels(row) for row in logits]

@@ -11,8 +11,8 @@ from hf_distill.report.text import NOTHING, metric_title, metric_value, millisec
 
 if TYPE_CHECKING:
     from hf_distill.report.exports import Exported
-    from hf_distill.report.timing import Timing
     from hf_distill.report.results import Results
+    from hf_distill.report.timing import Timing
 
 # More than this share of a metric that is a share is worth a remark: a point.
 POINT = 0.01

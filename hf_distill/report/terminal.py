@@ -72,7 +72,7 @@ def show_exports(report: Report, console: Console | None = None) -> None:
     section = exports_section(report)
     console.print(section_table(section, ascii_only=ascii_only))
     for line in section.notes:
-        console.print(_shown(line, ascii_only), markup=False, highlight=False, soft_wrap=True)
+        console.print(shown(line, ascii_only), markup=False, highlight=False, soft_wrap=True)
 
 
 def show(report: Report, console: Console | None = None, page: str | Path | None = None) -> None:

@@ -13,7 +13,7 @@ from hf_distill.objectives.fit import check_fit
 from hf_distill.objectives.presets import PRESETS
 from hf_distill.run.completion_checks import check_completions
 from hf_distill.run.data_options import check_data_options
-from hf_distill.run.exporting.stage import check_exports
+from hf_distill.run.export_checks import check_exports
 from hf_distill.run.harness import check_installed
 from hf_distill.run.private_rows import check_private
 from hf_distill.run.text_ends import ends_in_words

@@ -1,4 +1,4 @@
-"""What a run does about exports: it checks them before anything is trained, and makes them beside its report."""
+"""Makes the exports of a finished student, and puts them into its report."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_distill import parallel
 from hf_distill.data.example_columns import inputs_of
-from hf_distill.errors import UserError
-from hf_distill.export import FORMATS, Student
-from hf_distill.locations import is_here, missing
+from hf_distill.export import Student
 from hf_distill.report.export_text import lost
 from hf_distill.report.text import metric_title, unsigned
 
@@ -19,36 +17,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from datasets import Dataset
-    from transformers import PretrainedConfig
 
-    from hf_distill.recipe.recipe import Recipe
     from hf_distill.report.report import Report
     from hf_distill.run.run import Run
 
 logger = logging.getLogger(__name__)
-
-
-def check_exports(recipe: Recipe, student: PretrainedConfig | None) -> None:
-    """Refuse formats in which a student cannot be written, or whose packages are missing. Loads no weights.
-
-    Args:
-        recipe: The recipe.
-        student: The student's configuration; None if it is not known.
-
-    Raises:
-        UserError: A line for each mistake.
-    """
-    mistakes: list[str] = []
-    for index, name in enumerate(recipe.export.formats):
-        one, path = FORMATS[name](), f"export.formats[{index}]"
-        absent = [package for package in one.needs if not is_here(package)]
-        why = missing(absent[0], f"'{name}'") if absent else None
-        if why is None and student is not None:
-            why = one.refuses(recipe.task.auto_class, student)
-        if why is not None:
-            mistakes += recipe.mistake(path, why).mistakes
-    if mistakes:
-        raise UserError(*mistakes)
 
 
 def with_exports(run: Run, report: Report, into: Path | None = None) -> Report:
