@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from hf_distill.export.base import Format, Session, Student
+from hf_distill.export.base import Format, Session, FinishedStudent
 from hf_distill.export.onnx_float import Onnx
 from hf_distill.export.onnx_int8 import OnnxInt8
 from hf_distill.export.onnx_int8_static import OnnxInt8Static
-from hf_distill.export.section import Calibration, Export
+from hf_distill.export.section import CalibrationOptions, Export
 
 FORMATS: dict[str, type[Format]] = {
     "onnx": Onnx,
@@ -16,12 +16,12 @@ FORMATS: dict[str, type[Format]] = {
 
 __all__ = [
     "FORMATS",
-    "Calibration",
+    "CalibrationOptions",
     "Export",
     "Format",
     "Onnx",
     "OnnxInt8",
     "OnnxInt8Static",
     "Session",
-    "Student",
+    "FinishedStudent",
 ]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Student:
+class FinishedStudent:
     """A finished student, as it was saved.
 
     Attributes:
@@ -115,7 +115,7 @@ class Format(ABC):
         return 0
 
     @abstractmethod
-    def write(self, student: Student, into: Path, options: Export) -> None:
+    def write(self, student: FinishedStudent, into: Path, options: Export) -> None:
         """Write the files of a student into an empty directory, also those that it needs there to be run.
 
         Args:

@@ -11,13 +11,13 @@ from hf_distill.export import standalone
 from hf_distill.models.tokenizers import longest_input
 
 if TYPE_CHECKING:
-    from hf_distill.export.base import Student
+    from hf_distill.export.base import FinishedStudent
 
 TOKENIZER = "tokenizer.json"
 SCRIPT = "run.py"
 
 
-def write_beside(student: Student, into: Path) -> None:
+def write_beside(student: FinishedStudent, into: Path) -> None:
     """Write tokenizer, configuration and script.
 
     The tokenizer's file itself says where texts are cut and how they are padded, as the package `tokenizers` reads
@@ -38,7 +38,7 @@ def write_beside(student: Student, into: Path) -> None:
     shutil.copyfile(standalone.__file__, into / SCRIPT)
 
 
-def _whole(student: Student, inside: Any) -> str:
+def _whole(student: FinishedStudent, inside: Any) -> str:
     """Return the content of `tokenizer.json`, with the length of texts and the padding."""
     from tokenizers import Tokenizer
 
@@ -58,7 +58,7 @@ def _whole(student: Student, inside: Any) -> str:
     return json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False)
 
 
-def longest(student: Student) -> int | None:
+def longest(student: FinishedStudent) -> int | None:
     """Return how many tokens of a text the student reads; None for no limit."""
     own = getattr(getattr(student.model, "sentence_encoding", None), "max_length", None)
     known = (own, longest_input([student.config], [student.tokenizer]))

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hf_distill.export.base import Format, Session, Student
+from hf_distill.export.base import Format, Session, FinishedStudent
 from hf_distill.export.beside import write_beside
 from hf_distill.export.graph import write_graph
 
@@ -71,7 +71,7 @@ class OnnxEncoder(Format):
         """Return those of the options on which the graph depends."""
         return {"opset": options.opset, "optimise": options.optimise}
 
-    def write(self, student: Student, into: Path, options: Export) -> None:
+    def write(self, student: FinishedStudent, into: Path, options: Export) -> None:
         """Write graph, tokenizer, configuration and script."""
         whole = student.scratch / f"opset-{options.opset}" / MODEL
         if not whole.exists():
@@ -81,7 +81,7 @@ class OnnxEncoder(Format):
         write_beside(student, into)
 
     @abstractmethod
-    def convert(self, whole: Path, file: Path, student: Student, options: Export) -> None:
+    def convert(self, whole: Path, file: Path, student: FinishedStudent, options: Export) -> None:
         """Write the graph of this format.
 
         Args:

@@ -17,7 +17,7 @@ from hf_distill.models.inspection import taken_by
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from hf_distill.export.base import Student
+    from hf_distill.export.base import FinishedStudent
     from hf_distill.models.outline import HeadKind
 
 # What the head predicts -> names of the outputs.
@@ -37,14 +37,14 @@ _OPERATOR = re.compile(r"(?:No ONNX function found for|No decompositions registe
                        r"(?:<OpOverload\(op=')?([\w:.]+)")  # fmt: skip
 
 
-def input_names(student: Student) -> tuple[str, ...]:
+def input_names(student: FinishedStudent) -> tuple[str, ...]:
     """Return which outputs of the tokenizer the model reads, `input_ids` and `attention_mask` first."""
     taken = taken_by(student.model)
     given = dict.fromkeys(("input_ids", "attention_mask", *student.tokenizer.model_input_names))
     return tuple(name for name in given if name in taken)
 
 
-def write_graph(student: Student, file: Path, opset: int) -> None:
+def write_graph(student: FinishedStudent, file: Path, opset: int) -> None:
     """Write the model's graph for a batch of any size and length.
 
     Args:

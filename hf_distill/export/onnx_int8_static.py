@@ -11,7 +11,7 @@ from hf_distill.export.encoder import OnnxEncoder, OnnxSession, is_large, optimi
 from hf_distill.export.onnx_int8 import QUANTISED, QUANTISED_OPERATORS
 
 if TYPE_CHECKING:
-    from hf_distill.export.base import Student
+    from hf_distill.export.base import FinishedStudent
     from hf_distill.export.section import Export
 
 
@@ -30,7 +30,7 @@ class OnnxInt8Static(OnnxEncoder):
         """Return how many train rows are run."""
         return options.calibration.rows
 
-    def convert(self, whole: Path, file: Path, student: Student, options: Export) -> None:
+    def convert(self, whole: Path, file: Path, student: FinishedStudent, options: Export) -> None:
         """Run train rows, and quantise matrix products by weights."""
         from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 

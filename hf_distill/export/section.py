@@ -14,7 +14,7 @@ OPSETS = (18, 23)
 
 
 @component
-class Calibration:
+class CalibrationOptions:
     """The train rows from which the ranges of activations are taken, for int8 with fixed ranges.
 
     Attributes:
@@ -45,7 +45,7 @@ class Export:
     formats: list[str] = Field(default_factory=list)
     opset: Annotated[int, Field(ge=OPSETS[0], le=OPSETS[1])] = 20
     optimise: bool = False
-    calibration: Calibration = Calibration()
+    calibration: CalibrationOptions = CalibrationOptions()
 
     @field_validator("formats")
     @classmethod

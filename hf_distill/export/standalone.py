@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve().parent
 PROMPTS = "config_sentence_transformers.json"
 
 
-class Student:
+class ExportedStudent:
     """An exported student with its tokenizer.
 
     Args:
@@ -104,6 +104,6 @@ class Student:
 if __name__ == "__main__":
     words = sys.argv[1:]
     pairs = words[:1] == ["--pair"]
-    student = Student()
+    student = ExportedStudent()
     for prediction in student.predict([tuple(words[1:3])] if pairs else words):
         print(json.dumps(prediction, ensure_ascii=False))

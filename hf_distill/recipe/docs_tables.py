@@ -25,7 +25,7 @@ from hf_distill.completions.backends import BACKENDS
 from hf_distill.data.pseudo_labels import PseudoLabels
 from hf_distill.data.selecting import Select
 from hf_distill.data.transfer import Transfer
-from hf_distill.export.section import Calibration
+from hf_distill.export.section import CalibrationOptions
 from hf_distill.mistakes import attributes
 from hf_distill.objectives import OBJECTIVES, Objective
 from hf_distill.objectives.features import StackObjective
@@ -63,7 +63,7 @@ ALONE: dict[str, type] = {
     "generations": Generations,
     "schedule": Schedule,
     "data.transfer": Transfer,
-    "export.calibration": Calibration,
+    "export.calibration": CalibrationOptions,
     "every_student": Student,
     "cost": SizedStudent,
     "every_objective": Objective,

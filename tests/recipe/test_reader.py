@@ -342,7 +342,7 @@ def test_duplicate_keys() -> None:
 
 KEYS = (
     "task, data, teacher, student, chain, generations, objectives, stages, training, tokenizer, completions, "
-    "evaluation, report, hub, preset"
+    "evaluation, report, export, hub, preset"
 )
 OWN_MODEL = "A model goes under 'model': {name: pretrained, model: bert-base}."
 # Line of WHOLE that is replaced (11: added) -> the line(s) instead -> what is said, without the file's name.

@@ -52,7 +52,7 @@ def main(directory: Path, threads: int) -> None:
     module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
     started = time.perf_counter()
-    student = module.Student(directory, threads=threads)
+    student = module.ExportedStudent(directory, threads=threads)
     loaded = time.perf_counter() - started
     first = student(texts[:1])  # also warms up
     times = []

@@ -25,7 +25,7 @@ from hf_distill.run.exporting.writing import weight_of, write
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hf_distill.export import Export, Format, Session, Student
+    from hf_distill.export import Export, Format, Session, FinishedStudent
     from hf_distill.report.exports import Edge
     from hf_distill.report.timing import Latency
     from hf_distill.tasks import Prepared
@@ -55,7 +55,7 @@ class Job:
         say: Called with lines for the user.
     """
 
-    student: Student
+    student: FinishedStudent
     into: Path
     options: Export
     prepared: Prepared
@@ -146,6 +146,6 @@ def _spread(count: int, most: int) -> list[int]:
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()  # type: ignore[no-any-return]
 
 
-def _weights(student: Student) -> int:
+def _weights(student: FinishedStudent) -> int:
     """Return the bytes of the student's weights in PyTorch, each once."""
     return sum(one.numel() * one.element_size() for one in student.model.parameters())

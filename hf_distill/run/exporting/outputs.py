@@ -38,7 +38,7 @@ class Outputs:
         agreed: Number of the layout's rows with the same class as in the first format.
         compared: Number of the layout's rows.
         logits: As the evaluator takes them, batch by batch; empty if it needs none.
-        labels: Likewise.
+        labels: Labels of the rows, batch by batch; empty if there are none.
         losses: Sum and number of label losses of each example, batch by batch.
     """
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_distill import parallel
 from hf_distill.data.example_columns import inputs_of
-from hf_distill.export import Student
+from hf_distill.export import FinishedStudent
 from hf_distill.report.export_text import lost
 from hf_distill.report.text import metric_title, unsigned
 
@@ -38,7 +38,7 @@ def with_exports(run: Run, report: Report, into: Path | None = None) -> Report:
     from hf_distill.run.exporting.measuring import Job
 
     options = run.recipe.export
-    student = Student(
+    student = FinishedStudent(
         run.directory.path,
         run.prepared.head,
         rows_of(run.calibration.train),

@@ -17,7 +17,7 @@ from hf_distill.models.fingerprint import model_fingerprint
 from hf_distill.models.tokenizers import tokenizer_state
 
 if TYPE_CHECKING:
-    from hf_distill.export import Export, Format, Student
+    from hf_distill.export import Export, Format, FinishedStudent
 
 # Written last: what is exported, from what, and the checksums of its files.
 RECORD = "_export.json"
@@ -25,7 +25,7 @@ RECORD = "_export.json"
 _LIBRARIES = ("torch", "transformers")
 
 
-def write(format: Format, student: Student, into: Path, options: Export) -> bool:
+def write(format: Format, student: FinishedStudent, into: Path, options: Export) -> bool:
     """Write a student in a format into the folder of its name, unless that holds it already.
 
     Args:
@@ -71,7 +71,7 @@ def _is_ours(into: Path, name: str) -> bool:
     return name in (Ownership(into).names() or ())
 
 
-def _key(format: Format, student: Student, options: Export) -> str:
+def _key(format: Format, student: FinishedStudent, options: Export) -> str:
     """Return a fingerprint of all that decides what is written."""
     reads = format.reads(options)
     rows = list(student.rows(reads)) if reads and student.rows is not None else []
