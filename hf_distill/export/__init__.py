@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hf_distill.export.base import Format, Session, FinishedStudent
+from hf_distill.export.base import FinishedStudent, Format, Session
 from hf_distill.export.onnx_float import Onnx
 from hf_distill.export.onnx_int8 import OnnxInt8
 from hf_distill.export.onnx_int8_static import OnnxInt8Static
@@ -18,10 +18,10 @@ __all__ = [
     "FORMATS",
     "CalibrationOptions",
     "Export",
+    "FinishedStudent",
     "Format",
     "Onnx",
     "OnnxInt8",
     "OnnxInt8Static",
     "Session",
-    "FinishedStudent",
 ]

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hf_distill.export.base import Format, Session, FinishedStudent
+from hf_distill.export.base import FinishedStudent, Format, Session
 from hf_distill.export.beside import write_beside
 from hf_distill.export.graph import write_graph
 

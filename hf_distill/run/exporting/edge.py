@@ -18,7 +18,7 @@ from hf_distill.report.exports import Edge
 from hf_distill.run.exporting import edge_process
 
 if TYPE_CHECKING:
-    from hf_distill.export import Session, FinishedStudent
+    from hf_distill.export import FinishedStudent, Session
 
 # A process that takes longer does not answer any more.
 PATIENCE = 600.0
@@ -26,7 +26,9 @@ PATIENCE = 600.0
 _SAME = 1e-4
 
 
-def on_edge(directory: Path, student: FinishedStudent, session: Session, texts: Sequence[str], threads: int) -> Edge | None:
+def on_edge(
+    directory: Path, student: FinishedStudent, session: Session, texts: Sequence[str], threads: int
+) -> Edge | None:
     """Return what a process without PyTorch measures of an exported student; None if it has no script.
 
     Args:
@@ -65,7 +67,9 @@ def _run(directory: Path, texts: Sequence[str], threads: int) -> dict[str, Any]:
     return read
 
 
-def _check(directory: Path, student: FinishedStudent, session: Session, texts: Sequence[str], found: dict[str, Any]) -> None:
+def _check(
+    directory: Path, student: FinishedStudent, session: Session, texts: Sequence[str], found: dict[str, Any]
+) -> None:
     limit = longest(student)
     prompt = getattr(getattr(student.model, "sentence_encoding", None), "prompts", None)
     for text, ids in zip(texts, found["ids"], strict=True):

@@ -25,7 +25,7 @@ from hf_distill.run.exporting.writing import weight_of, write
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hf_distill.export import Export, Format, Session, FinishedStudent
+    from hf_distill.export import Export, FinishedStudent, Format, Session
     from hf_distill.report.exports import Edge
     from hf_distill.report.timing import Latency
     from hf_distill.tasks import Prepared

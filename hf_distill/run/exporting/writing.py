@@ -17,7 +17,7 @@ from hf_distill.models.fingerprint import model_fingerprint
 from hf_distill.models.tokenizers import tokenizer_state
 
 if TYPE_CHECKING:
-    from hf_distill.export import Export, Format, FinishedStudent
+    from hf_distill.export import Export, FinishedStudent, Format
 
 # Written last: what is exported, from what, and the checksums of its files.
 RECORD = "_export.json"
