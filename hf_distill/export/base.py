@@ -29,8 +29,8 @@ class FinishedStudent:
     Attributes:
         directory: Its directory. Adapters are merged into their base when it is loaded.
         head: How to load it for its task.
-        rows: Returns a number of tokenised train rows of all lengths, fewer if there are not as many; None where there
-            is no data.
+        rows: Returns a number of tokenised train rows of all lengths, fewer if there are not as many; None without
+            data.
         trust_remote_code: Whether its own Python code may run.
     """
 

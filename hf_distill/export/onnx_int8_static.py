@@ -66,7 +66,7 @@ def _reader(names: tuple[str, ...], rows: Any) -> Any:
     import numpy as np
     from onnxruntime.quantization import CalibrationDataReader
 
-    class Rows(CalibrationDataReader):  # type: ignore[misc, unused-ignore]
+    class RowReader(CalibrationDataReader):  # type: ignore[misc, unused-ignore]
         def __init__(self) -> None:
             self.left: Iterator[Any] = iter(rows)
 
@@ -77,4 +77,4 @@ def _reader(names: tuple[str, ...], rows: Any) -> Any:
             zeros = [0] * len(row["input_ids"])
             return {name: np.array([row.get(name, zeros)], np.int64) for name in names}
 
-    return Rows()
+    return RowReader()
