@@ -143,7 +143,7 @@ def test_every_task_exports(case: str, write_recipe: WriteRecipe, make_model: An
     assert onnx.metrics == pytest.approx(torch.metrics, rel=1e-4, nan_ok=True)
     assert torch.metrics == pytest.approx(report.student.metrics, rel=1e-3, nan_ok=True)
     for one in smaller:
-        assert onnx.difference < one.difference < 1
+        assert onnx.difference < one.difference < 4  # ranges of four rows, of random weights
         assert one.edge is not None
         assert one.edge.texts == len(ROWS)
 
