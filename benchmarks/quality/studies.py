@@ -31,7 +31,7 @@ class Study:
     labels: float | None = 0.5
     seeds: int = 3
     fixed: tuple[str, ...] = ()
-    names: tuple[str, ...] = ("kl", "kl_hidden", "relational", "tinybert", "minilmv2")
+    names: tuple[str, ...] = ("kl", "kl_random", "kl_hidden", "relational", "tinybert", "minilmv2")
 
     def overrides(self, name: str) -> list[str]:
         """Return the `key=value` of a row.
@@ -46,7 +46,7 @@ class Study:
             f"report.seeds={self.seeds}",
             f"report.baseline={with_baseline}".lower(),
         ]
-        words += ["report.latency=false", "training.save_strategy=no", *self.fixed]
+        words += ["report.latency=false", "training.save_strategy=no", *self.fixed, *row.fixed]
         if row.live and (teacher := self._uncached) is not None:
             words.append(f"teacher={_flow(teacher)}")
         if row.first is None:
@@ -85,17 +85,28 @@ class Row:
         objectives: On the teacher's outputs, which come first, and beside them.
         first: A stage before: what is compared in the first half of the steps.
         live: Whether the teacher has to run in every step.
+        fixed: Overrides of this row alone.
     """
 
     title: str
     objectives: tuple[Mapping[str, Any], ...]
     first: Mapping[str, Any] | None = None
     live: bool = False
+    fixed: tuple[str, ...] = ()
 
 
 KL = {"name": "kl", "temperature": 2.0}
 ROWS = {
     "kl": Row("`kl`", (KL,)),
+    # `relational` compares the examples of a batch, and so brings batches of any length: this is `kl` with these.
+    "kl_random": Row(
+        "`kl`, batches of any length",
+        (KL,),
+        fixed=(
+            "training.train_sampling_strategy=random",
+            "teacher.teacher.training.train_sampling_strategy=group_by_length",
+        ),
+    ),
     "kl_hidden": Row("`kl` and `hidden`", (KL, {"name": "hidden", "layers": "uniform"})),
     "relational": Row("`kl` and `relational`", (KL, {"name": "relational"})),
     "tinybert": Row(
@@ -136,7 +147,12 @@ STUDIES = {
         ),
         names=("kl", "kl_hidden", "reverse_kl", "js", "skewed_kl"),
     ),
-    "part_of_speech": Study("Parts of speech, 6,000 sentences", "recipes/part_of_speech.yaml", 190),
+    "part_of_speech": Study(
+        "Parts of speech, 6,000 sentences",
+        "recipes/part_of_speech.yaml",
+        190,
+        names=("kl", "kl_hidden", "relational", "tinybert", "minilmv2"),
+    ),
 }
 
 
