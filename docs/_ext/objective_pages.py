@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import json
+from functools import cache
+from pathlib import Path
+
 from hf_distill.objectives import OBJECTIVES, PRESETS, Objective
 from hf_distill.recipe.docs_tables import ARXIV
 from hf_distill.recipe.json_schema import summary
 from hf_distill.recipe.writer import objective_entries, to_yaml
 
+COSTS = Path(__file__).parents[2] / "benchmarks" / "results" / "objectives.json"
+
 
 def objectives() -> str:
     """Return a table of all objectives, and a section for each."""
     rows = [
-        f"| [`{name}`](#{name}) | {summary(cls)} | {_reads(cls)} | {cls().unit} |" for name, cls in OBJECTIVES.items()
+        f"| [`{name}`](#{name}) | {summary(cls)} | {_reads(cls)} | {cls().unit} | {_cost(name)} |"
+        for name, cls in OBJECTIVES.items()
     ]
-    table = ["| objective | what it is | what it needs of the teacher | divided by |", "|---|---|---|---|", *rows]
-    return "\n".join([*table, "", *(_section(name, cls) for name, cls in OBJECTIVES.items())])
+    head = ["objective", "what it is", "what it needs of the teacher", "divided by", "time of a step, `kl` is 1"]
+    table = [f"| {' | '.join(head)} |", "|---|---|---|---|---|", *rows, ""]
+    return "\n".join([*table, *(_section(name, cls) for name, cls in OBJECTIVES.items())])
+
+
+@cache
+def _seconds() -> dict[str, float]:
+    content: dict[str, dict[str, float]] = json.loads(COSTS.read_text(encoding="utf-8"))
+    return content["seconds"]
+
+
+def _cost(name: str) -> str:
+    return f"{_seconds()[name] / _seconds()['kl']:.2f}" if name in _seconds() else "not measured"
 
 
 def _section(name: str, cls: type[Objective]) -> str:
@@ -25,6 +43,7 @@ def _section(name: str, cls: type[Objective]) -> str:
         "of the teacher": _reads(cls),
         "divided by": f"number of its unit, `{cls().unit}`, in the optimiser step",
         "however a step is split": _split(cls),
+        "a step costs": f"{_cost(name)} times one with `kl`" if name in _seconds() else "not measured",
         "tasks": ", ".join(f"`{one}`" for one in cls.tasks) or "any whose rows it fits",
         "in Python": f"{{py:class}}`~hf_distill.objectives.{cls.__name__}`",
     }
