@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.report.drawing import shorten
@@ -181,10 +182,16 @@ def _dots(figure: Figure, sweep: Sweep) -> None:
         panel.grid(axis="y")
 
 
+def _label(values: Mapping[str, Any]) -> str:
+    """Return a setting in at most three short lines; without its key, if there is one key alone."""
+    text = shown(next(iter(values.values()))) if len(values) == 1 else in_words(values)
+    return "\n".join(wrap(text, 34, max_lines=3, placeholder=" ..."))
+
+
 def _bars(figure: Figure, sweep: Sweep) -> None:
     shown_ = sweep.ranked[:BARS]
-    axes = figure.subplots()
-    figure.set_size_inches(WIDTH, 0.7 + 0.3 * len(shown_))
+    axes, labels = figure.subplots(), [_label(one.trial.values) for one in shown_]
+    figure.set_size_inches(WIDTH, 0.7 + 0.15 * sum(2 + label.count("\n") for label in labels))
     values = [one.value for one in shown_]
     errors = [_half_width(one) for one in shown_]
     low = min(value - error for value, error in zip(values, errors, strict=True))
@@ -202,7 +209,7 @@ def _bars(figure: Figure, sweep: Sweep) -> None:
         elinewidth=1.0,
     )
     axes.set_xlim(low - 0.1 * room, high + 0.1 * room)
-    axes.set_yticks(range(len(shown_)), [shorten(in_words(one.trial.values), 36) for one in shown_], fontsize=8)
+    axes.set_yticks(range(len(shown_)), labels, fontsize=8)
     axes.set_ylim(len(shown_) - 0.5, -0.5)
     axes.set_xlabel(metric_title(sweep.headline))
     axes.grid()
