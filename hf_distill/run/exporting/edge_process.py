@@ -45,6 +45,7 @@ def peak_memory() -> int:
 def main(directory: Path, threads: int) -> None:
     """Load the student of a directory, run the texts, and print what was measured."""
     texts = json.load(sys.stdin)
+    sys.dont_write_bytecode = True  # the folder is published with the student
     sys.meta_path.insert(0, Blocked)
     found = importlib.util.spec_from_file_location("exported", directory / "run.py")
     assert found is not None
