@@ -97,6 +97,8 @@ def _distill(run: Run, beside: Beside) -> Report:
         if harness is not None:
             report = replace(report, benchmarks=benchmarks(run, harness, teacher, students[0], baselines))
         if recipe.export.formats:
+            if run.is_main:  # an export that fails leaves the student and its report
+                report.save(run.directory.path)
             report = with_exports(run, report)
         if run.is_main:
             report.save(run.directory.path)
