@@ -1,6 +1,7 @@
 """What a page has from the code: `<!-- generated: NAME -->` in a page is replaced by text when the site is built.
 
-The text is Markdown, made by the function of that name in `GENERATORS`. On GitHub a reader sees the page without it.
+The text is Markdown, made by the function of that name in `GENERATORS`. On GitHub a reader sees the line in italics that
+stands below the mark, and says where the text is; the site leaves it out.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import report_fields
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
-MARK = re.compile(r"^<!-- generated: (\S+) -->$", re.MULTILINE)
+MARK = re.compile(r"^<!-- generated: (\S+) -->$(?:\n\n\*[^\n]+\*$)?", re.MULTILINE)
 GENERATORS: dict[str, Callable[[], str]] = {
     "command-line": command_line.markdown,
     "objectives": objective_pages.objectives,
