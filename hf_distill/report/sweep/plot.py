@@ -64,7 +64,7 @@ def _levels(sweep: Sweep, key: str) -> list[str]:
 
 
 def numbers(sweep: Sweep, key: str) -> dict[str, float] | None:
-    """Return each value of a key, as text, with the number that stands for it; None if they are no numbers.
+    """Return each value of a key, as text, with the number that stands for it; None if they do not stand for numbers.
 
     Texts that differ in a single number, such as `train[:100]` and `train[:300]`, count as these numbers.
     """
