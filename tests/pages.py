@@ -17,6 +17,8 @@ from hf_distill.report.runs import page as runs
 from hf_distill.report.runs.comparison import Comparison
 from hf_distill.report.runs.reading import Run
 from hf_distill.report.speculation import Rates, Speculation
+from hf_distill.report.sweep import page as sweeps
+from hf_distill.report.sweep.results import Sweep, Trial
 
 SETTINGS = {
     "versions": {"hf_distill": "0.1.0", "transformers": "5.23.0", "torch": "2.13.0", "python": "3.11.7"},
@@ -64,7 +66,8 @@ def five_seeds() -> Report:
 
 def many_classes() -> Report:
     """Return the report of 150 classes."""
-    return whole(tuple(f"intent_{index}_of_a_customer" for index in range(150)), rows=9000, settings=SETTINGS)
+    report = whole(tuple(f"intent_{index}_of_a_customer" for index in range(150)), rows=9000, settings=SETTINGS)
+    return replace(report, for_whom=report.for_whom[1:])
 
 
 def chain() -> Report:
@@ -160,6 +163,23 @@ def compared() -> str:
     return runs.html(Comparison(tuple(runs_)))
 
 
+def swept() -> str:
+    """Return the page of a sweep over two keys."""
+    keys = ("objectives.0.temperature", "objectives.0.weight")
+    trials = tuple(
+        Trial(f"t{place}", dict(zip(keys, values, strict=True)), "finished", on_accuracy(0.80 + place / 100))
+        for place, values in enumerate(((1.0, 0.5), (2.0, 0.5), (4.0, 0.5), (1.0, 0.9), (2.0, 0.9), (4.0, 0.9)))
+    )
+    failed = Trial("t6", dict(zip(keys, (8.0, LONG), strict=True)), "failed", error=EVIL)
+    return sweeps.html(Sweep("recipes/bert.yaml", keys, (*trials, failed)))
+
+
+def on_accuracy(value: float) -> Report:
+    """Return an ordinary report with this accuracy of the student."""
+    report = ordinary()
+    return replace(report, student=replace(report.student, metrics={"accuracy": value}))
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "two": lambda: html(ordinary()),
     "classes": lambda: html(many_classes()),
@@ -171,4 +191,5 @@ PAGES: dict[str, Callable[[], str]] = {
     "hostile": lambda: html(hostile()),
     "single": lambda: html(single()),
     "compare": compared,
+    "sweep": swept,
 }

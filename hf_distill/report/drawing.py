@@ -103,7 +103,7 @@ class Line:
 def draw_lines(figure: Figure, lines: Sequence[Line]) -> None:
     """Draw values by optimiser step."""
     axes = figure.subplots()
-    figure.set_size_inches(WIDTH, 2.5)
+    figure.set_size_inches(WIDTH, 2.2)
     for line in lines:
         steps, values = thinned(line.steps, line.values)
         style: dict[str, Any] = {"linewidth": 1.0}
@@ -126,7 +126,7 @@ def draw_confusion(figure: Figure, confusion: Confusion) -> None:
     """Draw the student's predictions against the teacher's."""
     axes = figure.subplots()
     size = len(confusion.names)
-    figure.set_size_inches(WIDTH, 1.2 + min(3.4, 0.6 * size))
+    figure.set_size_inches(WIDTH, 1.1 + min(3.3, 0.5 * size))
     font = 9 if size <= 6 else 7 if size <= 12 else 5
     for i, row in enumerate(confusion.counts):
         for j, counted in enumerate(row):
@@ -164,7 +164,7 @@ def draw_groups(figure: Figure, whom: ForWhom) -> None:
             middle = group.metrics["student"]
             ends = [middle - group.interval, middle + group.interval]
             axes.plot(ends, [place, place], color=COLOURS["student"], linewidth=1.0)
-    names = [shorten(f"{group.name} ({group.rows:,})", NAME_LENGTH + 8) for group in groups]
+    names = [f"{shorten(group.name)} ({group.rows:,})" for group in groups]
     axes.set_yticks(range(len(groups)), names)
     axes.set_ylim(len(groups) - 0.5, -0.5)
     axes.set_xlabel(metric_title(whom.metric))
@@ -174,7 +174,7 @@ def draw_groups(figure: Figure, whom: ForWhom) -> None:
 def draw_calibration(figure: Figure, calibration: Mapping[str, Calibration]) -> None:
     """Draw accuracy by confidence."""
     axes = figure.subplots()
-    figure.set_size_inches(WIDTH, 3.2)
+    figure.set_size_inches(WIDTH, 2.6)
     axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
     most = max((n for bins in calibration.values() for n in bins.counts), default=0) or 1
     for model in [name for name in COLOURS if name in calibration]:

@@ -87,8 +87,22 @@ def notes(report: Results, whom: ForWhom, limit: int) -> list[str]:
         told.append(f"{len(whom.groups) - limit} more are in report.json.")
     if whom.with_outcome("too few rows"):
         told.append(f"Too few rows: fewer than {FEWEST}.")
-    told += [f"{group.name}: not defined, {group.reason}." for group in whom.groups[:limit] if group.reason]
+    told += [f"{_some(names)}: not defined, {reason}." for reason, names in _undefined(whom, limit).items()]
     return [*told, *whom.notes, *fairness_shown(whom)]
+
+
+def _undefined(whom: ForWhom, limit: int) -> dict[str, list[str]]:
+    """Return why a metric is not defined -> the groups."""
+    found: dict[str, list[str]] = {}
+    for group in whom.groups[:limit]:
+        if group.reason:
+            found.setdefault(group.reason, []).append(group.name)
+    return found
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
 
 
 def fairness_shown(whom: ForWhom) -> list[str]:

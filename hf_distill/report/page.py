@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from hf_distill.report.group_text import groups_shown, heading, notes
+from hf_distill.report.confused import confused
+from hf_distill.report.group_text import Line, groups_shown, heading, notes
 from hf_distill.report.lineage import generations
 from hf_distill.report.plots import plots
 from hf_distill.report.recipe_facts import model_name, recipe_of, teachers
@@ -27,12 +28,16 @@ from hf_distill.report.text import (
     who_teaches,
 )
 from hf_distill.report.verdict import not_compared, verdict
-from hf_distill.report.written import sections
+from hf_distill.report.written import SAMPLES_NOTE, sections, side_by_side
 
 if TYPE_CHECKING:
+    from hf_distill.report.for_whom import ForWhom
     from hf_distill.report.results import Results
 
-GROUPS = 20
+# Groups that are listed on the page, also those that are folded away.
+GROUPS = 500
+# Of more groups than these together, those that lost most and those that lost least are shown, the others folded.
+WORST, BEST = 8, 4
 
 
 @dataclass(frozen=True)
@@ -70,11 +75,10 @@ def html(report: Results) -> str:
         trained_on=trained_on(report),
         lineage=generations(report),
         seeds=list(_seeds(report)),
-        whom=[
-            (heading(one), one, groups_shown(report, one, GROUPS), notes(report, one, GROUPS))
-            for one in report.for_whom
-        ],
-        sections=sections(report),
+        whom=[_groups(report, one) for one in report.for_whom],
+        sections=[*sections(report, samples=0), *(one for one in [confused(report.confusion)] if one)],
+        samples=side_by_side(report),
+        samples_note=SAMPLES_NOTE,
         metric=metric_title(report.metric),
         plots=drawn,
         settings=list(flat(report.settings)),
@@ -111,6 +115,38 @@ def tiles(report: Results) -> list[Tile]:
             label, tone = (better, "") if ratio >= 1 else (worse, "bad")
             found.append(Tile(f"{times:.{1 if times < 10 else 0}f}×", label, tone))
     return found
+
+
+@dataclass(frozen=True)
+class Groups:
+    """A table of groups.
+
+    Attributes:
+        title: Heading.
+        of: The groups.
+        worst: Those that lost most; all of them if there are few.
+        best: Those that lost least, of those that were compared; empty if all are in `worst`.
+        others: The others, to be folded away.
+        notes: Sentences below it.
+    """
+
+    title: str
+    of: ForWhom
+    worst: list[Line]
+    best: list[Line]
+    others: list[Line]
+    notes: list[str]
+
+
+def _groups(report: Results, whom: ForWhom) -> Groups:
+    lines, told = groups_shown(report, whom, GROUPS), notes(report, whom, GROUPS)
+    if len(lines) <= WORST + BEST:
+        return Groups(heading(whom), whom, lines, [], [], told)
+    # In order: those that were compared, the one that lost most first; then those of which nothing can be said.
+    last = min(max(WORST, whom.compared - BEST), len(lines))
+    best = lines[last : max(whom.compared, last)]
+    others = lines[WORST:last] + lines[last + len(best) :]
+    return Groups(heading(whom), whom, lines[:WORST], best, others, told)
 
 
 def _seeds(report: Results) -> Iterator[tuple[int, str, str, str]]:

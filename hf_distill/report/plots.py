@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from hf_distill.report.confused import LARGEST
 from hf_distill.report.curves import OBJECTIVE, Curves, Quantity, panels
 from hf_distill.report.drawing import (
     Bars,
@@ -68,13 +69,17 @@ class Plot:
         note: Text below it.
         wide: Whether it needs the whole width of the page.
         numbers: What is shown where a plot would have a single point.
+        again: Whether a table of the page has all of it, so that it is not printed too.
+        folded: What it shows, where it is folded away; else empty.
     """
 
     title: str
     svg: str = ""
     note: str = ""
     wide: bool = False
-    numbers: Sequence[Number] = field(default=())
+    numbers: Sequence[Number] = ()
+    again: bool = False
+    folded: str = ""
 
 
 def plots(report: Results) -> list[Plot]:
@@ -218,7 +223,7 @@ def _curves_note(report: Results, quantity: Quantity, every: Mapping[Quantity, C
     else:
         note = "On the eval split."
     if single:
-        note += f" One value each: {_when(curves)}."
+        note += f" One value, {_when(curves)}."
     if any(not math.isfinite(value) for curve in curves.values() for value in curve.values):
         note += " Gaps: not a finite number."
     if not single and len({run for run, _ in curves}) > len({_model(run) for run, _ in curves}):
@@ -234,9 +239,7 @@ def _curves_note(report: Results, quantity: Quantity, every: Mapping[Quantity, C
 
 def _when(curves: Curves) -> str:
     steps = {curve.steps[0] for curve in curves.values()}
-    splits = {evaluated for _, evaluated in curves}
-    of = "" if len(splits) > 1 else "the eval split " if True in splits else "training "
-    return f"of {of}at step {next(iter(steps)):,.0f}".replace("of at", "at") if len(steps) == 1 else "at the last step"
+    return f"at step {next(iter(steps)):,.0f}" if len(steps) == 1 else "each at its last step"
 
 
 def _model(run: str) -> str:
@@ -258,7 +261,7 @@ def _by_group(report: Results) -> Iterator[Plot]:
                 "The groups that lost most. Thin lines: the 95 % interval of the student's difference from the teacher."
             )
             says = "The metric of each model on the groups that lost most; the table has the same values."
-            yield plot(heading(whom), draw_groups, whom, says=says, note=note)
+            yield replace(plot(heading(whom), draw_groups, whom, says=says, note=note), again=True)
 
 
 def _by_class(report: Results) -> Iterator[Plot]:
@@ -268,8 +271,10 @@ def _by_class(report: Results) -> Iterator[Plot]:
             label = f"rows: both say '{confusion.names[0]}'"
             yield Plot(title, numbers=[Number("student", f"{confusion.counts[0][0]:,}", label)])
         else:
-            wide, note = len(confusion.names) > 8, _confusion_note(confusion)
-            yield plot(title, draw_confusion, confusion, says=_confused(confusion), note=note, wide=wide)
+            many, note = len(confusion.names) > LARGEST, _confusion_note(confusion)
+            drawn = plot(title, draw_confusion, confusion, says=_confused(confusion), note=note, wide=many)
+            # Of many classes, a table has the pairs that matter.
+            yield replace(drawn, folded=f"all of {len(confusion.names)} classes") if many else drawn
     known = {key: one for key, one in report.calibration.items() if sum(one.counts)}
     if known and all(sum(n > 0 for n in one.counts) == 1 for one in known.values()):
         yield Plot("Calibration", note="All predictions are in one bin of confidence.", numbers=list(_one_bin(known)))

@@ -52,7 +52,7 @@ STYLE: Any = {
     "grid.color": LINE,
     "grid.linewidth": 0.6,
 }
-WIDTH = 4.6  # inches; narrow, so that the text can be read on a phone
+WIDTH = 4.2  # inches; narrow, so that the text can be read on a phone
 
 
 def to_svg(title: str, draw: Callable[[Figure, Any], None], data: Any, says: str) -> str:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from hf_distill.report.speculation import Speculation
 
 
+SAMPLES_NOTE = "The same prompts each time, with the same draws, at temperature 1. Long texts are cut."
+
+
 @dataclass(frozen=True)
 class Section:
     """A table with a heading. Its cells may be foreign text.
@@ -51,15 +54,8 @@ def sections(report: Results, *, samples: int | None = None) -> list[Section]:
         found.append(_benchmarks(report))
     shown = report.samples[:samples]
     if shown:
-        found.append(
-            Section(
-                "What they write",
-                ("", "text"),
-                tuple(row for sample in shown for row in (("prompt", sample.prompt), *sample.texts.items())),
-                ("The same prompts each time, with the same draws, at temperature 1. Long texts are cut.",),
-                texts=True,
-            )
-        )
+        rows = tuple(row for sample in shown for row in (("prompt", sample.prompt), *sample.texts.items()))
+        found.append(Section("What they write", ("", "text"), rows, (SAMPLES_NOTE,), texts=True))
     return found
 
 
@@ -67,6 +63,33 @@ def exports_section(report: Results) -> Section:
     """Return the table of a student's exports."""
     head, rows = export_text.table(report)
     return Section("The student in other formats", head, rows, tuple(export_text.notes(report)))
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """What was written after one prompt, to be shown side by side.
+
+    Attributes:
+        prompt: The prompt.
+        final: Key of a colour, title and text of each model.
+        during: Title and text of the student at some steps of its training.
+    """
+
+    prompt: str
+    final: tuple[tuple[str, str, str], ...]
+    during: tuple[tuple[str, str], ...]
+
+
+def side_by_side(report: Results) -> list[SideBySide]:
+    """Return what models wrote after each prompt: teacher, student and baseline, then the student in training."""
+    return [
+        SideBySide(
+            sample.prompt,
+            tuple((model, MODELS[model], sample.texts[model]) for model in MODELS if model in sample.texts),
+            tuple((who, text) for who, text in sample.texts.items() if who not in MODELS),
+        )
+        for sample in report.samples
+    ]
 
 
 def _figures(own: OwnSamples) -> Section:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +170,45 @@ def test_steps_without_a_label_do_not_lower_the_curve_of_labels(make_model: Any,
     losses = torch.nn.functional.cross_entropy(logits[[0, 2]], torch.tensor([0, 1]), reduction="none")
     assert log["objective/labels"] == pytest.approx(losses.mean().item(), rel=1e-5)
     assert log["loss"] == pytest.approx(log["objective/kl"] + losses.sum().item() / 4, rel=1e-3)
+
+
+def test_a_single_point_is_a_number() -> None:
+    """A plot with one dot in it looks broken, and says less than its number."""
+    logs = {
+        "student": [{"step": 9, "objective/kl": 0.4}, {"step": 9, "eval_accuracy": 0.831, "eval_loss": 0.5}],
+        "baseline": [{"step": 9, "eval_accuracy": 0.819}],
+        "student seed 43": [{"step": 9, "eval_accuracy": 0.84}],
+    }
+    alone = Calibration(0.1, (0, 40), (None, 0.9), (None, 0.8))
+    one_group = replace(whole().for_whom[0], groups=whole().for_whom[0].groups[:1])
+    report = whole(
+        history=logs,
+        calibration={"student": alone, "teacher": Calibration(0.0, (0, 0), (None, None), (None, None))},
+        confusion=Confusion(("yes",), ((40,),)),
+        for_whom=(one_group,),
+        teacher=replace(whole().teacher, metrics={}, latency=None),
+        student=replace(whole().student, metrics={"accuracy": 0.831}),
+        baseline=None,
+    )
+    found = {plot.title: plot for plot in plots.plots(report)}
+    assert not any(plot.svg for plot in found.values())
+    told = {title: {(one.key, one.value) for one in plot.numbers} for title, plot in found.items()}
+    assert told == {
+        "Metrics": {("student", "83.1 %")},
+        "Latency": {("student", "10.0 ms"), ("student", "160 ms")},
+        "objective/kl": {("student", "0.4")},
+        "eval accuracy": {("student", "83.1 %, 84.0 %"), ("baseline", "81.9 %")},
+        "eval loss, student": {("student", "0.5")},
+        "For whom did it get worse? By 'age'": {("teacher", "76.8 %"), ("student", "75.6 %")},
+        "Student against teacher": {("student", "40")},
+        "Calibration": {("student", "10.0 %")},
+    }
+    assert "One value, at step 9." in found["eval accuracy"].note
+
+
+def test_without_a_point_there_is_no_plot() -> None:
+    """Empty axes are a riddle."""
+    nothing = Calibration(0.0, (0, 0), (None, None), (None, None))
+    empty = replace(whole().for_whom[0], groups=())
+    report = whole(history={}, calibration={"student": nothing}, confusion=Confusion((), ()), for_whom=(empty,))
+    assert [plot.title for plot in plots.plots(report)] == ["Metrics", "Latency"]

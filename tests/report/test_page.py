@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import matplotlib
@@ -180,5 +181,36 @@ def test_many_classes_and_metrics() -> None:
     text = Page(html(report)).text
     assert "20 more are not shown" in text
     assert "more in the table" in text
-    assert "20 more are in report.json" in text
+    assert "The 28 others" in text
+    assert "a rather long intent name 39" in text
     assert "metric_29" in text
+
+
+def test_the_classes_at_both_ends() -> None:
+    """Of 150 classes the ones that lost most matter, and those that gained; a table of all is read by nobody."""
+    from hf_distill.report.page import BEST, WORST, _groups
+
+    report = whole(tuple(f"c{index}" for index in range(60)), rows=3000)
+    whom = report.for_whom[0]
+    found = _groups(report, whom)
+    order = [group.name for group in whom.groups]
+    assert [line.name for line in found.worst] == order[:WORST]
+    assert [line.name for line in found.best] == order[whom.compared - BEST : whom.compared]
+    assert sorted([line.name for line in (*found.worst, *found.best, *found.others)]) == sorted(order)
+    few = replace(whom, groups=whom.groups[:12])
+    assert (len(_groups(report, few).worst), _groups(report, few).others) == (12, [])
+    tiny = whole(tuple(f"c{index}" for index in range(40)), rows=400)  # none has enough rows to be compared
+    found = _groups(tiny, tiny.for_whom[0])
+    assert (len(found.worst), len(found.best), len(found.others)) == (WORST, 0, 32)
+
+
+def test_the_pairs_that_are_confused_most() -> None:
+    """A matrix of twenty classes in five point type hides the pair to look at."""
+    from hf_distill.report.confused import confused
+
+    teacher, student = np.array([0] * 9 + [1] * 5 + [2] * 6), np.array([0] * 5 + [3] * 4 + [1, 1, 2, 2, 2] + [2] * 6)
+    found = confused(confusion(student, teacher, [f"c{index}" for index in range(30)]))
+    assert found is not None
+    assert found.rows == (("c0", "c3", "4", "44.4 %"), ("c1", "c2", "3", "60.0 %"))
+    assert "10 more are not shown" in found.notes[-1]
+    assert confused(confusion(student, teacher, list("abcd"))) is None

@@ -22,6 +22,7 @@ def html(compared: Comparison) -> str:
         "runs.html.jinja",
         tasks=tasks,
         keys={run.name: key.get(run.name, "") for run in runs},
+        legend={key: name for name, key in key.items()},
         verdict=verdict(compared),
         parts=parts(compared),
         notes=notes(compared),

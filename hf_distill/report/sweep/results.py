@@ -9,7 +9,8 @@ from functools import cached_property
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any, Literal
 
-from hf_distill.report.results import ModelResult, Results, SeedResult
+from hf_distill.report.results import ModelResult, Results
+from hf_distill.report.runs.comparison import difference
 
 if TYPE_CHECKING:
     from hf_distill.report.report import Report
@@ -203,17 +204,15 @@ def _agreeing(model: ModelResult, agreement: float | None) -> ModelResult:
 
 
 def against(best: Results, other: Results) -> Against:
-    """Return the difference between two settings, as the effect of a teacher is computed: seed by seed.
+    """Return the difference between two settings; see `runs.comparison.difference`.
 
-    The interval is the larger of two: that of the spread over the seeds that both have, and that of an eval split of
-    this size. The second is known for shares of rows only (accuracy), and ignores that both saw the same rows, so it is
-    rather too large.
+    Raises:
+        ValueError: One of them does not have the metric.
     """
-    theirs = {seed.seed: seed.student for seed in other.seeds}
-    pairs = tuple(SeedResult(one.seed, one.student, theirs[one.seed]) for one in best.seeds if one.seed in theirs)
-    paired = replace(best, baseline=other.student, seeds=pairs, gain_error=None, best={})
-    assert paired.gain is not None
-    return Against(paired.gain, paired.noise)
+    found = difference(best, other)
+    if found is None:
+        raise ValueError("wanted two reports with the headline metric")
+    return Against(found.value, found.noise)
 
 
 def short_keys(keys: Iterable[str]) -> dict[str, str]:
