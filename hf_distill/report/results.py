@@ -100,6 +100,8 @@ class Results:
         baseline_agreement: Share of eval rows for which baseline and teacher predict the same; None for regression.
         eval_rows: Number of labelled rows on which the metrics were computed.
         gain_error: Standard error of the gain on an eval split of this size (`calibration.gain_error`).
+        resampled: The student's headline metric on resampled eval splits, the same ones for all runs on these rows:
+            `hf-distill compare` gets the noise of a difference from them. Empty if it cannot be computed.
         best: `student` and `baseline` -> its best evaluation during training, of the first seed.
         chance: Score of a trivial guesser; None if not known.
         seeds: One entry for each seed, the saved student's first; may be empty for a single seed.
@@ -137,6 +139,7 @@ class Results:
     baseline_agreement: float | None = None
     eval_rows: int | None = None
     gain_error: float | None = None
+    resampled: tuple[float, ...] = ()
     best: Mapping[str, Best] = field(default_factory=dict)
     chance: Chance | None = None
     seeds: tuple[SeedResult, ...] = ()

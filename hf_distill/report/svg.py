@@ -26,7 +26,7 @@ PALETTE = {
     "run3": ("#00806a", "#35c7a4"),
     "run4": ("#a2559c", "#dd97d6"),
     "run5": ("#857000", "#e0c341"),
-    "run6": ("#7c8490", "#a4acb6"),
+    "run6": ("#7b858f", "#a4acb6"),
 }
 COLOURS = {key: light for key, (light, _) in PALETTE.items()}
 MARKERS = dict(zip(PALETTE, ("s", "o", "^", "s", "o", "^", "D", "v", "P"), strict=True))

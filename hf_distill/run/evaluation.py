@@ -114,6 +114,7 @@ def compared(prepared: Prepared, found: Mapping[str, Evaluated]) -> dict[str, An
         "baseline_agreement": None if baseline is None else baseline.agreement,
         "eval_rows": evaluator.count(student),
         "gain_error": None if baseline is None else evaluator.gain_error(student, baseline.predictions),
+        "resampled": evaluator.resampled(student),
         "chance": theirs.chance(found["teacher"].predictions) if same else None,
         **class_figures(prepared, found),
     }

@@ -107,6 +107,16 @@ class Evaluator(ABC):
         own, other = self.units(student), self.units(baseline)
         return None if own is None or other is None else gain_error(own, other)
 
+    def resampled(self, predictions: Predictions) -> tuple[float, ...]:
+        """Return the headline metric on resampled eval splits of this size; empty if it cannot be computed.
+
+        All models that are evaluated on the same rows are resampled in the same way, so that the differences of two
+        such lists are those of a paired bootstrap, as in `gain_error`.
+        """
+        units = self.units(predictions)
+        values = [] if units is None else units.resampled().tolist()
+        return tuple(values) if all(map(math.isfinite, values)) else ()
+
     @abstractmethod
     def chance(self, predictions: Predictions) -> Chance | None:
         """Return the headline metric of a trivial guesser; None if it cannot be computed.

@@ -181,7 +181,7 @@ def test_many_classes_and_metrics() -> None:
     text = Page(html(report)).text
     assert "20 more are not shown" in text
     assert "more in the table" in text
-    assert "The 28 others" in text
+    assert "The 32 others" in text  # none of 40 has enough rows to be compared
     assert "a rather long intent name 39" in text
     assert "metric_29" in text
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from reports import RECIPE, regression, several_seeds, speed, unlabelled, whole
 from rich.console import Console
@@ -17,6 +18,7 @@ from scipy.stats import t
 
 from hf_distill.cli import main
 from hf_distill.errors import UserError
+from hf_distill.metrics.bootstrap import Units, gain_error
 from hf_distill.report.ancestors import Ancestor
 from hf_distill.report.report import Report
 from hf_distill.report.results import Results
@@ -37,10 +39,16 @@ def on(rows: str, report: Report, **metrics: float) -> Report:
     return replace(report, lineage=lineage, student=student)
 
 
+def store(report: Report, place: Path) -> None:
+    """Write the file that is read; pages and plots would take seconds."""
+    place.mkdir(parents=True)
+    (place / "report.json").write_text(json.dumps(report.to_dict()), encoding="utf-8")
+
+
 def compared(tmp_path: Path, **reports: Report) -> Comparison:
     """Return the comparison of reports that were saved to disk, and read again."""
     for name, report in reports.items():
-        report.save(tmp_path / name)
+        store(report, tmp_path / name)
     return Comparison(tuple(read_runs([tmp_path / name for name in reports])))
 
 
@@ -58,6 +66,35 @@ def test_the_interval_of_one_seed_is_that_of_two_shares() -> None:
     smaller = difference(whole(), on("", whole(), accuracy=0.851))
     assert smaller is not None
     assert smaller.within_noise is False
+
+
+def test_the_same_rows_are_compared_in_pairs(tmp_path: Path) -> None:
+    """Rows that are hard for both students are not noise of their difference, and would hide what was gained. By hand:
+    the standard error of the mean of the differences of rows."""
+    rng = np.random.default_rng(0)
+    hard = rng.random(2000) < 0.2
+    right = [(~hard & (rng.random(2000) < share)).astype(float) for share in (0.99, 0.96)]
+    one, other = (
+        replace(
+            on("x", whole(), accuracy=float(rows.mean())),
+            resampled=tuple(Units.means(rows).resampled()),
+            eval_rows=2000,
+        )
+        for rows in right
+    )
+    found = difference(one, other)
+    assert found is not None
+    by_hand = float(np.std(right[0] - right[1], ddof=1)) / math.sqrt(2000)
+    assert found.noise == pytest.approx(1.96 * by_hand, rel=0.2)
+    assert found.noise == pytest.approx(1.96 * (gain_error(*map(Units.means, right)) or 0.0))
+    alone = difference(one, replace(other, resampled=()))
+    assert alone is not None
+    assert alone.noise is not None
+    assert alone.noise > 2 * found.noise
+    assert difference(one, replace(other, eval_rows=1999)) == difference(
+        one, replace(other, eval_rows=1999, resampled=())
+    )
+    assert not any("earlier version" in line for line in notes(compared(tmp_path, one=one, two=other)))
 
 
 def test_seeds_are_compared_in_pairs() -> None:
@@ -82,7 +119,7 @@ def test_an_error_is_best_where_it_is_small(tmp_path: Path) -> None:
     said = " ".join(verdict(found))
     assert said.startswith("small has the lowest mse, 0.45.")
     assert "not known" in said
-    assert "several seeds" in " ".join(notes(found))
+    assert "small and large: reports of an earlier version" in " ".join(notes(found))
     assert table(found)["difference from small"].cells == {"small": "best", "large": "+0.05"}
 
 
@@ -162,7 +199,7 @@ def test_curves_have_one_scale(tmp_path: Path) -> None:
 def test_mistakes_are_one_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A directory beside the right one is the usual mistake: the message should name the right one."""
     for name in ("bert", "runs/small"):
-        whole().save(tmp_path / name)
+        store(whole(), tmp_path / name)
     (tmp_path / "bert" / "checkpoint-50").mkdir()
     (tmp_path / "stopped" / "checkpoint-9").mkdir(parents=True)
     (tmp_path / "broken").mkdir()
@@ -188,8 +225,8 @@ def test_mistakes_are_one_line_each(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_without_pytorch(tmp_path: Path) -> None:
     """A table of what is on disk must not wait ten seconds for PyTorch, nor need it."""
-    on("x", whole()).save(tmp_path / "one")
-    on("x", several_seeds((0.84, 0.85), (0.8, 0.8))).save(tmp_path / "two")
+    store(on("x", whole()), tmp_path / "one")
+    store(on("x", several_seeds((0.84, 0.85), (0.8, 0.8))), tmp_path / "two")
     words = ["compare", str(tmp_path / "one"), str(tmp_path / "two"), "--into", str(tmp_path)]
     script = (
         "import sys; sys.modules.update(torch=None, transformers=None); from hf_distill.cli import main;"

@@ -86,6 +86,7 @@ def test_the_report_of_a_trainer(make_model: MakeModel, tmp_path: Path, tokenise
     # The baseline is what Trainer itself makes of the start on labels alone.
     assert report.baseline is not None
     assert report.gain_error is not None
+    assert len(report.resampled) == 100
     assert len(report.history["baseline"]) == len(report.history["student"])
     alone = opened(make_model("bert", layers=1, **NO_DROPOUT), "AutoModelForSequenceClassification")
     plain = transformers.Trainer(

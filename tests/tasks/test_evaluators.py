@@ -94,6 +94,9 @@ def test_every_task_has_a_whole_evaluator(prepared: Prepared) -> None:
     assert error is not None
     assert 0 < error < abs(gain)
     assert evaluator.gain_error(student, student) == 0
+    # Two runs on the same rows have the noise of their difference from what each of them stores.
+    apart = np.subtract(evaluator.resampled(student), evaluator.resampled(baseline))
+    assert np.std(apart, ddof=1) == pytest.approx(error)
     units = evaluator.units(student)
     assert units is not None
     assert evaluator.has_units

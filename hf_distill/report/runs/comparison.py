@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import mean, stdev
 
+import numpy as np
+
+from hf_distill.metrics.bootstrap import spread
 from hf_distill.report.results import NOTHING, Results, SeedResult
 from hf_distill.report.runs.reading import Run
 from hf_distill.report.timing import Timing
@@ -39,19 +42,33 @@ def difference(one: Results, other: Results) -> Difference | None:
     """Return the student of one run minus that of another, as the effect of a teacher is computed: seed by seed.
 
     The interval is the larger of two: that of the spread over the seeds that both have (Student's t), and that of an
-    eval split of this size. Reports hold no predictions, so the second is known for shares of rows only (accuracy,
-    exact match), and ignores that both students were evaluated on the same rows: it is rather too wide.
+    eval split of this size, by a paired bootstrap over its rows (`Results.resampled`). Where a report does not have
+    that, the second is known for shares of rows only (accuracy, exact match), and ignores that both students were
+    evaluated on the same rows: it is rather too wide.
+
+    Args:
+        one: A report.
+        other: Another one, on the same eval rows.
 
     Returns:
         The difference; None where a student does not have the metric.
     """
+    error = None
+    if is_paired(one, other):
+        error = spread(np.array(one.resampled) - np.array(other.resampled))
     theirs = {seed.seed: seed.student for seed in other.seeds}
     pairs = tuple(SeedResult(seed.seed, seed.student, theirs[seed.seed]) for seed in one.seeds if seed.seed in theirs)
     if len(pairs) < 2:  # also where only one of the two has several seeds
         one, other = (_mean_of_seeds(each) for each in (one, other))
         pairs = ()
-    paired = replace(one, baseline=other.student, seeds=pairs, gain_error=None, best={})
+    paired = replace(one, baseline=other.student, seeds=pairs, gain_error=error, best={})
     return None if paired.gain is None else Difference(paired.gain, paired.noise, max(len(paired.gains), 1))
+
+
+def is_paired(one: Results, other: Results) -> bool:
+    """Return whether two reports on the same eval rows have their metric on the same resampled splits."""
+    same = (one.metric, one.eval_rows) == (other.metric, other.eval_rows)
+    return same and bool(one.resampled) and len(one.resampled) == len(other.resampled)
 
 
 def over_seeds(report: Results, metric: str, model: str = "student") -> tuple[float | None, float | None]:
@@ -66,8 +83,8 @@ def over_seeds(report: Results, metric: str, model: str = "student") -> tuple[fl
 
 def _mean_of_seeds(report: Results) -> Results:
     """Return a report whose student has the mean of its seeds as its headline metric."""
-    value, spread = over_seeds(report, report.metric)
-    if value is None or spread is None:
+    value, apart = over_seeds(report, report.metric)
+    if value is None or apart is None:
         return report
     return replace(report, student=replace(report.student, metrics={**report.student.metrics, report.metric: value}))
 
@@ -107,6 +124,12 @@ class Comparison:
             return {}
         found = {run.name: difference(run.report, best.report) for run in runs if run is not best}
         return {name: one for name, one in found.items() if one is not None}
+
+    @property
+    def not_resampled(self) -> list[str]:
+        """Names of the runs that are compared on quality without a paired bootstrap."""
+        groups = [(group, self.best(group)) for group in self.alike if len(group) > 1]
+        return [run.name for group, best in groups if best for run in group if not is_paired(run.report, best.report)]
 
     @cached_property
     def why_not_compared(self) -> str:

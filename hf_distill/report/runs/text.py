@@ -195,13 +195,13 @@ def notes(compared: Comparison) -> list[str]:
     if any(one.noise is not None for one in behind):
         found.append(
             "± after a difference: its 95 % interval, the wider of two: over the seeds that both runs have, and over "
-            "eval splits of this size. Reports hold no predictions, so it does not use that both students saw the same "
-            "rows, and is rather too wide. Each interval stands alone: of 20 equal runs, one looks worse by chance."
+            "eval splits of this size (a paired bootstrap over rows). Each interval stands alone: of 20 equal runs, "
+            "one looks worse by chance."
         )
-    if any(one.noise is None for one in behind):
+    if lacking := compared.not_resampled:
         found.append(
-            "Without predictions in the reports, the noise of a difference is known for accuracy and exact match, or "
-            "with several seeds (report: {seeds: 3})."
+            f"{_listed(lacking)}: reports of an earlier version, or of a metric that is not computed row by row. Their "
+            "noise is known for accuracy and exact match, where it is rather too wide, and with several seeds."
         )
     if any(len(run.report.seeds) > 1 for run in compared.runs):
         seeds = {run.name: max(len(run.report.seeds), 1) for run in compared.runs}
