@@ -14,11 +14,11 @@ from hf_distill.report.page import html
 from hf_distill.report.recipe_facts import recipe_of
 from hf_distill.report.report import Report
 from hf_distill.report.runs import page as runs
-from hf_distill.report.runs.comparison import Comparison
-from hf_distill.report.runs.reading import Run
+from hf_distill.report.runs.comparison import RunComparison
+from hf_distill.report.runs.reading import ComparedRun
 from hf_distill.report.speculation import Rates, Speculation
 from hf_distill.report.sweep import page as sweeps
-from hf_distill.report.sweep.results import Sweep, Trial
+from hf_distill.report.sweep.results import SettingRun, Sweep
 
 SETTINGS = {
     "versions": {"hf_distill": "0.1.0", "transformers": "5.23.0", "torch": "2.13.0", "python": "3.11.7"},
@@ -159,18 +159,18 @@ def compared() -> str:
         "long-name-of-a-run-" * 4: replace(ordinary(), recipe=RECIPE.replace("weight: 0.5, temp", "weight: 0.9, temp")),
     }
     lineage = (Ancestor(name="student", rows="x"),)
-    runs_ = [Run(name, replace(one, lineage=lineage), recipe_of(one.recipe)) for name, one in reports.items()]
-    return runs.html(Comparison(tuple(runs_)))
+    runs_ = [ComparedRun(name, replace(one, lineage=lineage), recipe_of(one.recipe)) for name, one in reports.items()]
+    return runs.html(RunComparison(tuple(runs_)))
 
 
 def swept() -> str:
     """Return the page of a sweep over two keys."""
     keys = ("objectives.0.temperature", "objectives.0.weight")
     trials = tuple(
-        Trial(f"t{place}", dict(zip(keys, values, strict=True)), "finished", on_accuracy(0.80 + place / 100))
+        SettingRun(f"t{place}", dict(zip(keys, values, strict=True)), "finished", on_accuracy(0.80 + place / 100))
         for place, values in enumerate(((1.0, 0.5), (2.0, 0.5), (4.0, 0.5), (1.0, 0.9), (2.0, 0.9), (4.0, 0.9)))
     )
-    failed = Trial("t6", dict(zip(keys, (8.0, LONG), strict=True)), "failed", error=EVIL)
+    failed = SettingRun("t6", dict(zip(keys, (8.0, LONG), strict=True)), "failed", error=EVIL)
     return sweeps.html(Sweep("recipes/bert.yaml", keys, (*trials, failed)))
 
 

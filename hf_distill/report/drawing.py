@@ -82,7 +82,7 @@ def _bars(axes: Axes, panel: Bars) -> None:
 
 
 @dataclass(frozen=True)
-class Line:
+class PlotLine:
     """One line of a plot.
 
     Attributes:
@@ -100,7 +100,7 @@ class Line:
     alpha: float = 1.0
 
 
-def draw_lines(figure: Figure, lines: Sequence[Line]) -> None:
+def draw_lines(figure: Figure, lines: Sequence[PlotLine]) -> None:
     """Draw values by optimiser step."""
     axes = figure.subplots()
     figure.set_size_inches(WIDTH, 2.2)

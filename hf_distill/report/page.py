@@ -118,7 +118,7 @@ def tiles(report: Results) -> list[Tile]:
 
 
 @dataclass(frozen=True)
-class Groups:
+class GroupTable:
     """A table of groups.
 
     Attributes:
@@ -138,15 +138,15 @@ class Groups:
     notes: list[str]
 
 
-def _groups(report: Results, whom: ForWhom) -> Groups:
+def _groups(report: Results, whom: ForWhom) -> GroupTable:
     lines, told = groups_shown(report, whom, GROUPS), notes(report, whom, GROUPS)
     if len(lines) <= WORST + BEST:
-        return Groups(heading(whom), whom, lines, [], [], told)
+        return GroupTable(heading(whom), whom, lines, [], [], told)
     # In order: those that were compared, the one that lost most first; then those of which nothing can be said.
     last = min(max(WORST, whom.compared - BEST), len(lines))
     best = lines[last : max(whom.compared, last)]
     others = lines[WORST:last] + lines[last + len(best) :]
-    return Groups(heading(whom), whom, lines[:WORST], best, others, told)
+    return GroupTable(heading(whom), whom, lines[:WORST], best, others, told)
 
 
 def _seeds(report: Results) -> Iterator[tuple[int, str, str, str]]:

@@ -12,7 +12,7 @@ from hf_distill.report.confused import LARGEST
 from hf_distill.report.curves import OBJECTIVE, Curves, Quantity, panels
 from hf_distill.report.drawing import (
     Bars,
-    Line,
+    PlotLine,
     draw_bars,
     draw_calibration,
     draw_confusion,
@@ -114,7 +114,7 @@ def bars_plot(title: str, found: Sequence[Bars], *, says: str, note: str = "") -
 
 
 def lines_plot(
-    title: str, lines: Sequence[Line], names: Mapping[str, str], shown: Callable[[float], str], *, note: str = ""
+    title: str, lines: Sequence[PlotLine], names: Mapping[str, str], shown: Callable[[float], str], *, note: str = ""
 ) -> Plot:
     """Return values by optimiser step; numbers where no line has more than one.
 
@@ -202,14 +202,14 @@ def _curves(report: Results) -> Iterator[Plot]:
         yield lines_plot(quantity.title, lines, TITLES, shown, note=_curves_note(report, quantity, every))
 
 
-def _lines(curves: Curves) -> Iterator[Line]:
+def _lines(curves: Curves) -> Iterator[PlotLine]:
     seen: set[tuple[str, bool]] = set()
     for (run, evaluated), curve in curves.items():
         model = _model(run)
         several = (model, evaluated) in seen  # further seeds are drawn pale
         seen.add((model, evaluated))
         alpha = 0.35 if several else 1.0 if evaluated else 0.7
-        yield Line(model, curve.steps, curve.values, marked=evaluated, alpha=alpha)
+        yield PlotLine(model, curve.steps, curve.values, marked=evaluated, alpha=alpha)
 
 
 def _curves_note(report: Results, quantity: Quantity, every: Mapping[Quantity, Curves]) -> str:

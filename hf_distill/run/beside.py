@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Shared:
+class SharedTrainings:
     """Directories of what several runs train once, each with a folder for every training that is different.
 
     Attributes:
@@ -47,7 +47,7 @@ class Beside:
     alone: Scored | None = None
     teachers: tuple[Path, Mapping[str, Any]] | None = None
 
-    def of(self, training: ChainRun, run: Run, shared: Shared | None = None) -> Beside:
+    def of(self, training: ChainRun, run: Run, shared: SharedTrainings | None = None) -> Beside:
         """Return what the report of a run needs, and let the run find the models that are trained already."""
         run.teachers = self.teachers
         if shared is not None:

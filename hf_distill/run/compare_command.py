@@ -11,7 +11,7 @@ from hf_distill import parallel
 from hf_distill.errors import UserError
 
 if TYPE_CHECKING:
-    from hf_distill.report.runs.comparison import Comparison
+    from hf_distill.report.runs.comparison import RunComparison
 
 PAGE = "compare.html"
 
@@ -34,18 +34,18 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("directories", metavar="DIR", nargs="+", help="output directory of a finished run")
     parser.add_argument("--into", metavar="PAGE.html", help="also write a page that opens offline")
     arguments = parser.parse_args(words)
-    from hf_distill.report.runs.comparison import Comparison
+    from hf_distill.report.runs.comparison import RunComparison
     from hf_distill.report.runs.reading import read_runs
     from hf_distill.report.runs.terminal import show
 
-    compared = Comparison(tuple(read_runs(arguments.directories)))
+    compared = RunComparison(tuple(read_runs(arguments.directories)))
     page = _page(compared, arguments.into) if arguments.into else None
     if parallel.is_first_of_all():
         show(compared, page=page)
     return 0
 
 
-def _page(compared: Comparison, into: str) -> Path:
+def _page(compared: RunComparison, into: str) -> Path:
     from hf_distill.files.atomic import write_atomic
     from hf_distill.report.runs.page import html
 

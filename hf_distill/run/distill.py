@@ -10,7 +10,7 @@ from transformers.utils.logging import disable_progress_bar
 from hf_distill import parallel
 from hf_distill.report.terminal import show
 from hf_distill.run.benchmarks import benchmarks
-from hf_distill.run.beside import Beside, Shared
+from hf_distill.run.beside import Beside, SharedTrainings
 from hf_distill.run.chain import trainings
 from hf_distill.run.completing import write_completions
 from hf_distill.run.console import Narrator
@@ -50,7 +50,7 @@ def distill(recipe: Recipe, *, restart: bool = False) -> Report:
     return distill_among(recipe, restart=restart)
 
 
-def distill_among(recipe: Recipe, *, restart: bool = False, shared: Shared | None = None) -> Report:
+def distill_among(recipe: Recipe, *, restart: bool = False, shared: SharedTrainings | None = None) -> Report:
     """Run a recipe, as `distill` does, as one of several runs that train some models once for all.
 
     Args:

@@ -22,7 +22,7 @@ from hf_distill.metrics.bootstrap import Units, gain_error
 from hf_distill.report.ancestors import Ancestor
 from hf_distill.report.report import Report
 from hf_distill.report.results import Results
-from hf_distill.report.runs.comparison import Comparison, difference
+from hf_distill.report.runs.comparison import RunComparison, difference
 from hf_distill.report.runs.page import html
 from hf_distill.report.runs.plots import plots
 from hf_distill.report.runs.reading import read_runs
@@ -45,14 +45,14 @@ def store(report: Report, place: Path) -> None:
     (place / "report.json").write_text(json.dumps(report.to_dict()), encoding="utf-8")
 
 
-def compared(tmp_path: Path, **reports: Report) -> Comparison:
+def compared(tmp_path: Path, **reports: Report) -> RunComparison:
     """Return the comparison of reports that were saved to disk, and read again."""
     for name, report in reports.items():
         store(report, tmp_path / name)
-    return Comparison(tuple(read_runs([tmp_path / name for name in reports])))
+    return RunComparison(tuple(read_runs([tmp_path / name for name in reports])))
 
 
-def table(comparison: Comparison) -> dict[str, Row]:
+def table(comparison: RunComparison) -> dict[str, Row]:
     return {row.label: row for part in parts(comparison) for row in part.rows}
 
 

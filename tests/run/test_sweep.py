@@ -19,7 +19,7 @@ from hf_distill.report.report import Report
 from hf_distill.run.sweep.axes import Axis, read_words, text_of
 from hf_distill.run.sweep.command import check, sweep
 from hf_distill.run.sweep.drawing import Past, draw
-from hf_distill.run.sweep.planning import Options, plan
+from hf_distill.run.sweep.planning import SweepOptions, plan
 
 TEMPERATURES = "objectives.0.temperature=[1,2]"
 RATES = "training.learning_rate=[1e-3,2e-3]"
@@ -41,7 +41,7 @@ def recipe(write_recipe: WriteRecipe, make_model: Any, monkeypatch: pytest.Monke
 def told(*words: str, of: Path, **options: Any) -> list[str]:
     """Return the mistakes that `--check` finds."""
     with pytest.raises(UserError) as caught:
-        check(plan(str(of), words, Options(**options)))
+        check(plan(str(of), words, SweepOptions(**options)))
     return list(caught.value.mistakes)
 
 
@@ -141,7 +141,7 @@ def test_a_directory_of_something_else_is_left_alone(recipe: Path, tmp_path: Pat
 def test_a_grid(recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Each run must be the run that its setting alone would be; teachers and equal baselines are trained once; a second
     start runs what is new and nothing else; another recipe is refused."""
-    said = "\n".join(check(plan(str(recipe), [TEMPERATURES, RATES], Options())))
+    said = "\n".join(check(plan(str(recipe), [TEMPERATURES, RATES], SweepOptions())))
     assert "4 settings" in said
     assert "fine-tuned once for all 4" in said
     assert "trained 2 times at most for 4" in said
@@ -259,8 +259,8 @@ def test_a_random_search(recipe: Path, tmp_path: Path) -> None:
     """More trials of the same search draw further settings, and keep those before."""
     pytest.importorskip("optuna")
     words = ["training.learning_rate=log(1e-4,1e-2)"]
-    first = sweep(plan(str(recipe), words, Options(trials=1)))
-    again = sweep(plan(str(recipe), words, Options(trials=2)))
+    first = sweep(plan(str(recipe), words, SweepOptions(trials=1)))
+    again = sweep(plan(str(recipe), words, SweepOptions(trials=2)))
     assert len(first.trials) == 1
     assert len(again.trials) == 2
     assert again.trials[0].values == first.trials[0].values != again.trials[1].values
@@ -269,7 +269,10 @@ def test_a_random_search(recipe: Path, tmp_path: Path) -> None:
 
 def test_two_processes_run_the_same_settings(recipe: Path, tmp_path: Path) -> None:
     """Processes that draw or choose different settings would wait for each other without end."""
-    words, options = ["training.learning_rate=[1e-3,2e-3]", "training.use_cpu=true"], Options(trials=2, sampler="tpe")
+    words, options = (
+        ["training.learning_rate=[1e-3,2e-3]", "training.use_cpu=true"],
+        SweepOptions(trials=2, sampler="tpe"),
+    )
 
     def work() -> list[Any]:
         return [(dict(one.values), one.state) for one in sweep(plan(str(recipe), words, options)).trials]

@@ -12,12 +12,12 @@ import numpy as np
 
 from hf_distill.metrics.bootstrap import spread
 from hf_distill.report.results import NOTHING, Results, SeedResult
-from hf_distill.report.runs.reading import Run
+from hf_distill.report.runs.reading import ComparedRun
 from hf_distill.report.timing import Timing
 
 
 @dataclass(frozen=True)
-class Difference:
+class RunDifference:
     """How far a run is behind another one, or ahead of it.
 
     Attributes:
@@ -38,7 +38,7 @@ class Difference:
         return abs(self.value) <= self.noise
 
 
-def difference(one: Results, other: Results) -> Difference | None:
+def difference(one: Results, other: Results) -> RunDifference | None:
     """Return the student of one run minus that of another, as the effect of a teacher is computed: seed by seed.
 
     The interval is the larger of two: that of the spread over the seeds that both have (Student's t), and that of an
@@ -62,7 +62,7 @@ def difference(one: Results, other: Results) -> Difference | None:
         one, other = (_mean_of_seeds(each) for each in (one, other))
         pairs = ()
     paired = replace(one, baseline=other.student, seeds=pairs, gain_error=error, best={})
-    return None if paired.gain is None else Difference(paired.gain, paired.noise, max(len(paired.gains), 1))
+    return None if paired.gain is None else RunDifference(paired.gain, paired.noise, max(len(paired.gains), 1))
 
 
 def is_paired(one: Results, other: Results) -> bool:
@@ -90,19 +90,19 @@ def _mean_of_seeds(report: Results) -> Results:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """Several runs, and what may be said of them together.
 
     Attributes:
         runs: The runs, in the order in which they were named.
     """
 
-    runs: tuple[Run, ...]
+    runs: tuple[ComparedRun, ...]
 
     @cached_property
-    def alike(self) -> list[list[Run]]:
+    def alike(self) -> list[list[ComparedRun]]:
         """The runs in groups with the same task, headline metric and eval rows: only these are compared on quality."""
-        found: dict[tuple[str, ...], list[Run]] = {}
+        found: dict[tuple[str, ...], list[ComparedRun]] = {}
         for run in self.runs:
             report = run.report
             # Without a fingerprint it is not known whether the rows are the same as those of any other run.
@@ -110,14 +110,14 @@ class Comparison:
             found.setdefault((report.task, report.metric, rows), []).append(run)
         return list(found.values())
 
-    def best(self, runs: Sequence[Run]) -> Run | None:
+    def best(self, runs: Sequence[ComparedRun]) -> ComparedRun | None:
         """Return the best of some runs with the same metric; None if none has it."""
         values = {run.name: over_seeds(run.report, run.report.metric)[0] for run in runs}
         known = [(value, run) for run in runs if (value := values[run.name]) is not None]
         choose = max if runs[0].report.greater_is_better else min
         return choose(known, key=lambda one: one[0])[1] if known else None
 
-    def behind(self, runs: Sequence[Run]) -> dict[str, Difference]:
+    def behind(self, runs: Sequence[ComparedRun]) -> dict[str, RunDifference]:
         """Return name -> difference from the best of some runs, for each of the others that has the metric."""
         best = self.best(runs)
         if best is None:

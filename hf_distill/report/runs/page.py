@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hf_distill.report.rendering import render
-from hf_distill.report.runs.comparison import Comparison
+from hf_distill.report.runs.comparison import RunComparison
 from hf_distill.report.runs.plots import keys, plots
 from hf_distill.report.runs.text import notes, parts, verdict
 
 
-def html(compared: Comparison) -> str:
+def html(compared: RunComparison) -> str:
     """Return the page. The same reports give the same bytes."""
     from markupsafe import Markup
 

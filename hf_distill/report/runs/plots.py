@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from hf_distill.report.curves import OBJECTIVE, Curve, Quantity, panels
-from hf_distill.report.drawing import Bars, Line
+from hf_distill.report.drawing import Bars, PlotLine
 from hf_distill.report.plots import Plot, bars_plot, lines_plot
 from hf_distill.report.runs.comparison import over_seeds
 from hf_distill.report.runs.recipes import differing
@@ -16,25 +16,25 @@ from hf_distill.report.svg import RUNS
 from hf_distill.report.text import metric_title, metric_value, number
 
 if TYPE_CHECKING:
-    from hf_distill.report.runs.comparison import Comparison
-    from hf_distill.report.runs.reading import Run
+    from hf_distill.report.runs.comparison import RunComparison
+    from hf_distill.report.runs.reading import ComparedRun
 
 STUDENT = "student"
 # Panels of curves of objectives.
 PANELS = 5
 
 
-def keys(runs: Sequence[Run]) -> dict[str, str]:
+def keys(runs: Sequence[ComparedRun]) -> dict[str, str]:
     """Return name -> key of its colour, for the runs that there are colours for: the first ones."""
     return dict(zip((run.name for run in runs), RUNS, strict=False))
 
 
-def plots(compared: Comparison) -> list[Plot]:
+def plots(compared: RunComparison) -> list[Plot]:
     """Return the plots: the headline metric, the effect of distillation, and the curves that have one scale."""
     return [*_bars(compared), *_curves(compared)]
 
 
-def _bars(compared: Comparison) -> Iterator[Plot]:
+def _bars(compared: RunComparison) -> Iterator[Plot]:
     key = keys(compared.runs)
     runs = [run for group in compared.alike if len(group) > 1 for run in group if run.name in key]
     values = {run: over_seeds(run.report, run.report.metric)[0] for run in runs} if len(compared.alike) == 1 else {}
@@ -64,11 +64,11 @@ def _bars(compared: Comparison) -> Iterator[Plot]:
         yield bars_plot("Effect of distillation", [panel], says=says, note=note)
 
 
-def _curves(compared: Comparison) -> Iterator[Plot]:
+def _curves(compared: RunComparison) -> Iterator[Plot]:
     """Yield the curves of the students: the metric on the same eval rows, and objectives with the same settings."""
     key = keys(compared.runs)
     names = {key[run.name]: run.name for run in compared.runs if run.name in key}
-    found: dict[Quantity, dict[Run, Mapping[bool, Curve]]] = {}
+    found: dict[Quantity, dict[ComparedRun, Mapping[bool, Curve]]] = {}
     for run in compared.runs:
         for quantity, curves in panels(run.report).items() if run.name in key else ():
             own = {evaluated: curve for (part, evaluated), curve in curves.items() if part == STUDENT}
@@ -79,7 +79,7 @@ def _curves(compared: Comparison) -> Iterator[Plot]:
         report = next(iter(found[quantity])).report
         is_metric = quantity.name == report.metric
         lines = [
-            Line(key[run.name], curve.steps, curve.values, marked=evaluated, alpha=1.0 if evaluated else 0.7)
+            PlotLine(key[run.name], curve.steps, curve.values, marked=evaluated, alpha=1.0 if evaluated else 0.7)
             for run, own in found[quantity].items()
             for evaluated, curve in own.items()
         ]
@@ -93,7 +93,7 @@ def _curves(compared: Comparison) -> Iterator[Plot]:
         yield lines_plot(quantity.title, lines, names, text, note=f"{note}{first}")
 
 
-def _same(compared: Comparison, quantity: Quantity, runs: Sequence[Run]) -> bool:
+def _same(compared: RunComparison, quantity: Quantity, runs: Sequence[ComparedRun]) -> bool:
     """Return whether a quantity has one scale in some runs."""
     if any(all(run in group for run in runs) for group in compared.alike):
         if not quantity.name.startswith(OBJECTIVE):

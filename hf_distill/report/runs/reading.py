@@ -20,7 +20,7 @@ NAMED = 3
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class ComparedRun:
     """A finished run.
 
     Attributes:
@@ -39,7 +39,7 @@ class Run:
         return self.report.lineage[-1].rows if self.report.lineage else ""
 
 
-def read_runs(paths: Sequence[str | Path]) -> list[Run]:
+def read_runs(paths: Sequence[str | Path]) -> list[ComparedRun]:
     """Return the runs in some output directories, in their order.
 
     Args:
@@ -65,7 +65,7 @@ def read_runs(paths: Sequence[str | Path]) -> list[Run]:
         raise UserError.together(mistakes)
     names = short_names([str(one.parent if one.name == REPORT else one) for one in resolved])
     return [
-        Run(name, report, recipe_of(report.recipe)) for name, report in zip(names, reports, strict=True)
+        ComparedRun(name, report, recipe_of(report.recipe)) for name, report in zip(names, reports, strict=True)
     ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hf_distill.formatting import readable
-from hf_distill.report.runs.comparison import Comparison
+from hf_distill.report.runs.comparison import RunComparison
 from hf_distill.report.runs.text import notes, parts, verdict
 from hf_distill.report.terminal import shown
 
@@ -18,7 +18,7 @@ from hf_distill.report.terminal import shown
 LONGEST = 60
 
 
-def table(compared: Comparison, *, ascii_only: bool = False) -> Table:
+def table(compared: RunComparison, *, ascii_only: bool = False) -> Table:
     """Return the table, one column a run."""
     grid = Table(box=SIMPLE_HEAD, pad_edge=False)
     grid.add_column(overflow="fold")
@@ -32,7 +32,7 @@ def table(compared: Comparison, *, ascii_only: bool = False) -> Table:
     return grid
 
 
-def show(compared: Comparison, console: Console | None = None, page: str | Path | None = None) -> None:
+def show(compared: RunComparison, console: Console | None = None, page: str | Path | None = None) -> None:
     """Print several runs.
 
     Args:

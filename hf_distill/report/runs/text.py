@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from hf_distill.formatting import count
 from hf_distill.report.results import Results
-from hf_distill.report.runs.comparison import Comparison, Difference, over_seeds
-from hf_distill.report.runs.reading import Run
+from hf_distill.report.runs.comparison import RunComparison, RunDifference, over_seeds
+from hf_distill.report.runs.reading import ComparedRun
 from hf_distill.report.runs.recipes import differing
 from hf_distill.report.text import (
     NOTHING,
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Part:
+class RunPart:
     """Some rows of the table with a heading.
 
     Attributes:
@@ -42,7 +42,7 @@ class Part:
     rows: tuple[Row, ...]
 
 
-def parts(compared: Comparison) -> list[Part]:
+def parts(compared: RunComparison) -> list[RunPart]:
     """Return the table: in what the recipes differ, then quality, then size and speed. Empty parts are left out."""
     recipes = differing([run.recipe for run in compared.runs])
     names = [run.name for run in compared.runs]
@@ -51,14 +51,14 @@ def parts(compared: Comparison) -> list[Part]:
         for key, values in recipes.items()
     )
     found = [
-        Part("Recipe", tuple(keys)),
-        Part("Quality", tuple(_quality(compared))),
-        Part("Size and speed", tuple(_cost(compared))),
+        RunPart("Recipe", tuple(keys)),
+        RunPart("Quality", tuple(_quality(compared))),
+        RunPart("Size and speed", tuple(_cost(compared))),
     ]
     return [part for part in found if part.rows]
 
 
-def _quality(compared: Comparison) -> Iterator[Row]:
+def _quality(compared: RunComparison) -> Iterator[Row]:
     runs = compared.runs
     metrics = {run.report.metric for run in runs}
     same = len(metrics) == 1
@@ -85,7 +85,7 @@ def _quality(compared: Comparison) -> Iterator[Row]:
         yield Row("eval rows", _cells(runs, lambda one: NOTHING if one.eval_rows is None else f"{one.eval_rows:,}"))
 
 
-def _differences(compared: Comparison) -> Iterator[Row]:
+def _differences(compared: RunComparison) -> Iterator[Row]:
     for group in compared.alike:
         best, behind = compared.best(group), compared.behind(group)
         if best is not None and behind:
@@ -95,7 +95,7 @@ def _differences(compared: Comparison) -> Iterator[Row]:
             yield Row(f"difference from {best.name}", {**cells, best.name: "best"})
 
 
-def _cells(runs: Sequence[Run], text: Callable[[Results], str]) -> dict[str, str]:
+def _cells(runs: Sequence[ComparedRun], text: Callable[[Results], str]) -> dict[str, str]:
     return {run.name: text(run.report) for run in runs}
 
 
@@ -124,7 +124,7 @@ def _plain(report: Results, value: float, metric: str = "") -> str:
     return unsigned(report, value, metric).removesuffix(" points")
 
 
-def _cost(compared: Comparison) -> Iterator[Row]:
+def _cost(compared: RunComparison) -> Iterator[Row]:
     runs = compared.runs
     if len({run.report.student.weights for run in runs}) > 1:
         yield Row("weights", _cells(runs, lambda one: one.student.weights or NOTHING))
@@ -148,7 +148,7 @@ def _known(value: T | None, text: Callable[[T], str]) -> str:
 # ---- Sentences -------------------------------------------------------------------------------------------------------
 
 
-def verdict(compared: Comparison) -> list[str]:
+def verdict(compared: RunComparison) -> list[str]:
     """Return which run is best, which of the others could be as good, and what is not compared, and why."""
     lines = []
     if compared.why_not_compared:
@@ -157,7 +157,7 @@ def verdict(compared: Comparison) -> list[str]:
     return lines
 
 
-def _best(compared: Comparison, group: Sequence[Run]) -> str:
+def _best(compared: RunComparison, group: Sequence[ComparedRun]) -> str:
     best, behind = compared.best(group), compared.behind(group)
     if best is None or not behind:
         return ""
@@ -171,7 +171,7 @@ def _best(compared: Comparison, group: Sequence[Run]) -> str:
     return " ".join([start[0].upper() + start[1:] if among else start, *_certainty(report, behind)])
 
 
-def _certainty(report: Results, behind: dict[str, Difference]) -> Iterator[str]:
+def _certainty(report: Results, behind: dict[str, RunDifference]) -> Iterator[str]:
     def told(names: Sequence[str]) -> str:
         return _listed([f"{name} ({with_noise(report, behind[name].value, behind[name].noise)})" for name in names])
 
@@ -188,7 +188,7 @@ def _certainty(report: Results, behind: dict[str, Difference]) -> Iterator[str]:
         yield f"Whether the difference from {told(unknown)} is more than noise is not known."
 
 
-def notes(compared: Comparison) -> list[str]:
+def notes(compared: RunComparison) -> list[str]:
     """Return sentences on how to read the table."""
     found = []
     behind = [one for group in compared.alike for one in compared.behind(group).values()]

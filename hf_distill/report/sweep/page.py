@@ -12,7 +12,7 @@ from hf_distill.report.sweep.plot import plot
 from hf_distill.report.sweep.text import rows, titles, verdict
 
 if TYPE_CHECKING:
-    from hf_distill.report.sweep.results import Scored, Sweep
+    from hf_distill.report.sweep.results import ScoredSetting, Sweep
 
 
 def to_plain(sweep: Sweep) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def to_plain(sweep: Sweep) -> dict[str, Any]:
     }
 
 
-def _figures(sweep: Sweep, one: Scored) -> dict[str, Any]:
+def _figures(sweep: Sweep, one: ScoredSetting) -> dict[str, Any]:
     against = sweep.against_best.get(one.trial.name)
     report = one.report
     return {

@@ -11,7 +11,7 @@ from hf_distill.report.drawing import shorten
 from hf_distill.report.plots import plot as drawing
 from hf_distill.report.results import NORMAL_95, T_95
 from hf_distill.report.svg import COLOURS, INK, MARKERS, RUNS, WIDTH
-from hf_distill.report.sweep.results import Scored, Sweep, short_keys
+from hf_distill.report.sweep.results import ScoredSetting, Sweep, short_keys
 from hf_distill.report.sweep.text import in_words, shown
 from hf_distill.report.text import metric_title, number
 
@@ -64,7 +64,7 @@ def _levels(sweep: Sweep, key: str) -> list[str]:
 
 
 def numbers(sweep: Sweep, key: str) -> dict[str, float] | None:
-    """Return each value of a key, as text, with the number that stands for it; None if they do not stand for numbers.
+    """Return each value of a key, as text, with the number that stands for it; None if there is none.
 
     Texts that differ in a single number, such as `train[:100]` and `train[:300]`, count as these numbers.
     """
@@ -91,7 +91,7 @@ def _roles(sweep: Sweep, numeric: Sequence[str], others: Sequence[str]) -> tuple
     return first, rest[0] if rest else None
 
 
-def _half_width(one: Scored) -> float:
+def _half_width(one: ScoredSetting) -> float:
     """Return half of the 95 % interval of the mean over seeds; 0 for a single one."""
     if one.spread is None:
         return 0.0

@@ -19,7 +19,7 @@ State = Literal["finished", "failed", "running", "waiting"]
 
 
 @dataclass(frozen=True)
-class Trial:
+class SettingRun:
     """One setting and what became of it.
 
     Attributes:
@@ -58,7 +58,7 @@ class Against:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredSetting:
     """A finished setting with the numbers of the table; `metric` stands for the metric of the sweep.
 
     Attributes:
@@ -66,7 +66,7 @@ class Scored:
         report: Its report, with the metric of the sweep as its headline.
     """
 
-    trial: Trial
+    trial: SettingRun
     report: Results
 
     @cached_property
@@ -128,15 +128,15 @@ class Sweep:
 
     recipe: str
     keys: tuple[str, ...]
-    trials: tuple[Trial, ...]
+    trials: tuple[SettingRun, ...]
     metric: str = ""
     command: Mapping[str, str] | None = None
     drawn: bool = False
 
     @cached_property
-    def ranked(self) -> list[Scored]:
+    def ranked(self) -> list[ScoredSetting]:
         """The finished settings that have the metric, the best first."""
-        found = [Scored(one, _by(one.report, self.metric)) for one in self.trials if one.report is not None]
+        found = [ScoredSetting(one, _by(one.report, self.metric)) for one in self.trials if one.report is not None]
         known = [one for one in found if one.values]
         return sorted(known, key=lambda one: one.value, reverse=self.greater_is_better)
 
@@ -147,7 +147,7 @@ class Sweep:
         return report is None or _by(report, self.metric).greater_is_better
 
     @property
-    def best(self) -> Scored | None:
+    def best(self) -> ScoredSetting | None:
         """The best setting; None if none is finished."""
         return self.ranked[0] if self.ranked else None
 
@@ -157,7 +157,7 @@ class Sweep:
         return self.best.report.metric if self.best else self.metric
 
     @property
-    def failed(self) -> list[Trial]:
+    def failed(self) -> list[SettingRun]:
         """The settings whose runs have failed."""
         return [one for one in self.trials if one.state == "failed"]
 

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.formatting import count
-from hf_distill.report.sweep.results import Scored, Sweep, short_keys
+from hf_distill.report.sweep.results import ScoredSetting, Sweep, short_keys
 from hf_distill.report.text import NOTHING, metric_title, metric_value, milliseconds, signed, unsigned
 
 if TYPE_CHECKING:
     from hf_distill.report.results import Results
-    from hf_distill.report.sweep.results import Trial
+    from hf_distill.report.sweep.results import SettingRun
 
 # Settings that are named in a sentence.
 NAMED = 3
 
 
 @dataclass(frozen=True)
-class Row:
+class SettingRow:
     """A line of the table.
 
     Attributes:
@@ -52,7 +52,7 @@ def titles(sweep: Sweep) -> list[str]:
     ]
 
 
-def rows(sweep: Sweep) -> list[Row]:
+def rows(sweep: Sweep) -> list[SettingRow]:
     """Return the lines of the table, the best first, then the settings without a result."""
     columns = titles(sweep)
     found = [_row(sweep, one, columns) for one in sweep.ranked]
@@ -60,19 +60,19 @@ def rows(sweep: Sweep) -> list[Row]:
     for trial in sweep.trials:
         if trial.name not in scored:
             cells = [*_values(sweep, trial), _state(trial)]
-            found.append(Row((*cells, *[""] * (len(columns) - len(cells)))))
+            found.append(SettingRow((*cells, *[""] * (len(columns) - len(cells)))))
     return found
 
 
-def _state(trial: Trial) -> str:
+def _state(trial: SettingRun) -> str:
     return "no value" if trial.state == "finished" else trial.state
 
 
-def _values(sweep: Sweep, trial: Trial) -> list[str]:
+def _values(sweep: Sweep, trial: SettingRun) -> list[str]:
     return [shown(trial.values[key]) for key in sweep.keys]
 
 
-def _row(sweep: Sweep, one: Scored, columns: list[str]) -> Row:
+def _row(sweep: Sweep, one: ScoredSetting, columns: list[str]) -> SettingRow:
     report, metric = one.report, one.report.metric
     best = one is sweep.best
     against = sweep.against_best.get(one.trial.name)
@@ -90,10 +90,10 @@ def _row(sweep: Sweep, one: Scored, columns: list[str]) -> Row:
         "step": NOTHING if one.step_seconds is None else milliseconds(1000 * one.step_seconds),
     }
     texts = [*_values(sweep, one.trial), *(cells[title] for title in columns[len(sweep.keys) :])]
-    return Row(tuple(texts), best, against is not None and against.within_noise is not False)
+    return SettingRow(tuple(texts), best, against is not None and against.within_noise is not False)
 
 
-def _gain(one: Scored) -> str:
+def _gain(one: ScoredSetting) -> str:
     report = one.report
     if report.gain is None:
         return NOTHING
@@ -158,7 +158,7 @@ def _best(sweep: Sweep) -> Iterator[str]:
         )
 
 
-def _certainty(sweep: Sweep, best: Scored) -> str:
+def _certainty(sweep: Sweep, best: ScoredSetting) -> str:
     others = sweep.against_best
     close, unknown = sweep.within_noise, [name for name, one in others.items() if one.within_noise is None]
     more = "" if best.spread is not None else " Only one seed was trained: --seeds 3 shows the spread over seeds."

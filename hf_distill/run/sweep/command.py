@@ -15,7 +15,7 @@ from hf_distill.run.console import Narrator
 from hf_distill.run.sweep import record
 from hf_distill.run.sweep.drawing import Past, draw
 from hf_distill.run.sweep.planning import Plan, check_each
-from hf_distill.run.sweep.settings import Planned, Setting
+from hf_distill.run.sweep.settings import PlannedSetting, Setting
 from hf_distill.run.sweep.sharing import in_words
 from hf_distill.run.sweep.trials import Trials, in_order
 
@@ -70,24 +70,24 @@ def saved(directory: Path) -> str:
     )
 
 
-def _look(plan: Plan) -> tuple[Trials, list[Planned]]:
+def _look(plan: Plan) -> tuple[Trials, list[PlannedSetting]]:
     """Return the settings that are there and that are asked for; of a random search, those that are checked."""
     from hf_distill.run.sweep.planning import each
 
     trials = Trials(plan, tuple(record.read(plan.directory) or ()))
     trials.find()
-    asked: list[Planned] = each(plan.words, plan.settings(), plan.read)
+    asked: list[PlannedSetting] = each(plan.words, plan.settings(), plan.read)
     if not plan.draws:
         by_name = {one.setting.name: one for one in asked}
         each(plan.words, [one.setting for one in asked], lambda one: trials.add(by_name[one.name]))
     return trials, asked
 
 
-def _unfinished(trials: Trials, asked: Sequence[Planned]) -> list[Planned]:
+def _unfinished(trials: Trials, asked: Sequence[PlannedSetting]) -> list[PlannedSetting]:
     return [one for one in asked if (found := trials.known.get(one.setting.name)) is None or found.report is None]
 
 
-def _run(trials: Trials, asked: Sequence[Planned], narrator: Narrator) -> None:
+def _run(trials: Trials, asked: Sequence[PlannedSetting], narrator: Narrator) -> None:
     plan, by_name = trials.plan, {one.setting.name: one for one in asked}
     total = plan.options.trials or len(asked)
     trials.save()

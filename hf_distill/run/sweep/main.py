@@ -16,7 +16,7 @@ from hf_distill.formatting import readable, readable_lines
 from hf_distill.outside import OnlyRead, only_reading
 from hf_distill.run.ended import Lost
 from hf_distill.run.sweep.drawing import SAMPLERS
-from hf_distill.run.sweep.planning import Options, Plan, plan
+from hf_distill.run.sweep.planning import Plan, SweepOptions, plan
 from hf_distill.run.watch import watching
 from hf_distill.signals import status
 
@@ -45,7 +45,7 @@ def main(words: Sequence[str]) -> int:
         SystemExit: From argparse, for `--help` and wrong arguments.
     """
     arguments = _arguments(words)
-    options = Options(
+    options = SweepOptions(
         arguments.trials,
         arguments.sampler or "",
         arguments.seeds,

@@ -13,7 +13,7 @@ from hf_distill.formatting import readable
 from hf_distill.metrics.table import AGREEMENT
 from hf_distill.run.sweep.axes import Words, read_words, text_of
 from hf_distill.run.sweep.drawing import SAMPLERS, check_installed
-from hf_distill.run.sweep.settings import Planned, Setting, ends, grid, planned
+from hf_distill.run.sweep.settings import PlannedSetting, Setting, ends, grid, planned
 
 if TYPE_CHECKING:
     from hf_distill.recipe.recipe import Recipe
@@ -23,7 +23,7 @@ LINES = 20
 
 
 @dataclass(frozen=True)
-class Options:
+class SweepOptions:
     """What the options of the command say.
 
     Attributes:
@@ -57,7 +57,7 @@ class Plan:
 
     file: str
     words: Words
-    options: Options
+    options: SweepOptions
     directory: Path
     base: Recipe
 
@@ -70,7 +70,7 @@ class Plan:
         """Return all settings of a grid; of a random search those that are checked."""
         return ends(self.words) if self.draws else grid(self.words)
 
-    def read(self, setting: Setting) -> Planned:
+    def read(self, setting: Setting) -> PlannedSetting:
         """Return a setting with its recipe.
 
         Raises:
@@ -79,7 +79,7 @@ class Plan:
         return planned(setting, _read(self.file, self.words, setting.values, self.options), self.directory)
 
 
-def plan(file: str, words: Sequence[str], options: Options) -> Plan:
+def plan(file: str, words: Sequence[str], options: SweepOptions) -> Plan:
     """Return a sweep as it is asked for; nothing is opened but the recipe.
 
     Raises:
@@ -151,7 +151,7 @@ def _hint(words: Words, line: str) -> str:
     return ""
 
 
-def _read(file: str, words: Words, values: Mapping[str, Any], options: Options) -> Recipe:
+def _read(file: str, words: Words, values: Mapping[str, Any], options: SweepOptions) -> Recipe:
     """Return the recipe with some values.
 
     Raises:
@@ -170,7 +170,7 @@ def _read(file: str, words: Words, values: Mapping[str, Any], options: Options) 
     return recipe
 
 
-def _check(words: Words, options: Options) -> None:
+def _check(words: Words, options: SweepOptions) -> None:
     """Refuse words and options that do not fit together.
 
     Raises:
@@ -216,7 +216,7 @@ def _check_metric(metric: str) -> None:
         raise UserError(f"--metric {readable(metric)}: {error.mistakes[0]}") from error
 
 
-def check_each(of: Plan, settings: Sequence[Planned]) -> list[str]:
+def check_each(of: Plan, settings: Sequence[PlannedSetting]) -> list[str]:
     """Check settings with all that is on this machine, as `--check` does; return what each would do.
 
     Raises:

@@ -82,7 +82,7 @@ def _combinations(words: Words) -> Iterator[dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedSetting:
     """A setting with its recipe.
 
     Attributes:
@@ -99,7 +99,7 @@ class Planned:
         return Path(self.recipe.training["output_dir"]).expanduser()
 
 
-def planned(setting: Setting, recipe: Recipe, sweep: Path) -> Planned:
+def planned(setting: Setting, recipe: Recipe, sweep: Path) -> PlannedSetting:
     """Return a setting with its recipe, in its directory below that of the sweep."""
     training: Mapping[str, Any] = {**recipe.training, "output_dir": str(sweep / setting.name)}
-    return Planned(setting, replace(recipe, training=dict(training), hub=Hub()))
+    return PlannedSetting(setting, replace(recipe, training=dict(training), hub=Hub()))

@@ -7,18 +7,18 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.component import entry, settings
-from hf_distill.run.sweep.settings import Planned
+from hf_distill.run.sweep.settings import PlannedSetting
 from hf_distill.run.training_defaults import fine_tuning
 from hf_distill.training.deciding import deciding
 from hf_distill.training.labelled import label_objective
 
 if TYPE_CHECKING:
     from hf_distill.recipe.recipe import Recipe
-    from hf_distill.report.sweep.results import Trial
+    from hf_distill.report.sweep.results import SettingRun
     from hf_distill.run.sweep.planning import Plan
 
 
-def in_words(plan: Plan, asked: Sequence[Planned], known: Mapping[str, Trial]) -> Iterator[str]:
+def in_words(plan: Plan, asked: Sequence[PlannedSetting], known: Mapping[str, SettingRun]) -> Iterator[str]:
     """Yield lines about a sweep: its settings, how many are to be run, and what is trained once for several.
 
     Args:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from hf_distill import parallel
 from hf_distill.errors import UserError
 from hf_distill.recipe.writer import dump_recipe
-from hf_distill.report.sweep.results import State, Sweep, Trial
-from hf_distill.run.beside import Shared
+from hf_distill.report.sweep.results import SettingRun, State, Sweep
+from hf_distill.run.beside import SharedTrainings
 from hf_distill.run.directory import RunDirectory, stored_recipe
 from hf_distill.run.sweep import record
 from hf_distill.run.sweep.planning import Plan, alone
-from hf_distill.run.sweep.settings import Planned, Setting
+from hf_distill.run.sweep.settings import PlannedSetting, Setting
 from hf_distill.run.sweep.sources import sources
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Trials:
 
     plan: Plan
     earlier: Sequence[Mapping[str, Any]] = ()
-    known: dict[str, Trial] = field(default_factory=dict)
+    known: dict[str, SettingRun] = field(default_factory=dict)
 
     def find(self) -> None:
         """Look which settings of earlier starts, with the same keys and recipe, are there."""
@@ -51,11 +51,11 @@ class Trials:
                 continue
             if report is not None:
                 files = str(entry["sources"])
-                self.known[setting.name] = Trial(setting.name, setting.values, "finished", report, sources=files)
+                self.known[setting.name] = SettingRun(setting.name, setting.values, "finished", report, sources=files)
             elif self.plan.draws and all(axis.holds(setting.values[axis.key]) for axis in self.plan.words.axes):
                 self.known[setting.name] = _unfinished(setting, entry)
 
-    def add(self, one: Planned) -> None:
+    def add(self, one: PlannedSetting) -> None:
         """Add a setting that is asked for, if it is new.
 
         Raises:
@@ -97,7 +97,7 @@ class Trials:
 
             write_atomic(self.plan.directory / record.PAGE, html(sweep))
 
-    def run(self, one: Planned) -> bool:
+    def run(self, one: PlannedSetting) -> bool:
         """Run a setting, or resume it; return whether it is finished.
 
         A mistake that shows only now is noted, and the other settings go on. With several processes it ends the sweep,
@@ -106,7 +106,7 @@ class Trials:
         from hf_distill.run.distill import distill_among
 
         name = one.setting.name
-        shared = Shared(self.plan.directory / record.TEACHERS, self.plan.directory / record.BASELINES)
+        shared = SharedTrainings(self.plan.directory / record.TEACHERS, self.plan.directory / record.BASELINES)
         self.note(name, state="running", error="", sources=sources(one.recipe))
         try:
             report = distill_among(one.recipe, restart=self.plan.options.restart, shared=shared)
@@ -122,11 +122,11 @@ class Trials:
         return True
 
 
-def _unfinished(setting: Setting, entry: Mapping[str, Any]) -> Trial:
+def _unfinished(setting: Setting, entry: Mapping[str, Any]) -> SettingRun:
     """Return a setting that is to be run, as the record of an earlier start has left it."""
     left: State = "failed" if entry.get("state") == "failed" else "waiting"
     state: State = "running" if entry.get("state") == "running" else left
-    return Trial(setting.name, setting.values, state, error=str(entry.get("error", "")))
+    return SettingRun(setting.name, setting.values, state, error=str(entry.get("error", "")))
 
 
 def _failures() -> tuple[type[Exception], ...]:
@@ -135,7 +135,7 @@ def _failures() -> tuple[type[Exception], ...]:
     return UserError, torch.OutOfMemoryError
 
 
-def check_place(one: Planned) -> None:
+def check_place(one: PlannedSetting) -> None:
     """Refuse a setting whose directory holds a run of another recipe, or is in use.
 
     Raises:
@@ -145,7 +145,7 @@ def check_place(one: Planned) -> None:
     RunDirectory(one.directory, dump_recipe(one.recipe)).check(restart=one.recipe.student.cost is not None)
 
 
-def finished(one: Planned, entry: Mapping[str, Any]) -> Report | None:
+def finished(one: PlannedSetting, entry: Mapping[str, Any]) -> Report | None:
     """Return the report of a setting that is finished, of the same recipe in all its sections and the same files.
 
     Args:
@@ -178,7 +178,7 @@ def _reported(text: str) -> Any:
     return (parse(text)[0] or {}).get("report")
 
 
-def in_order(trials: Mapping[str, Trial]) -> Iterator[str]:
+def in_order(trials: Mapping[str, SettingRun]) -> Iterator[str]:
     """Yield the names of the settings to run: first the one that was interrupted, and last those that have failed."""
     for states in (("running",), ("waiting",), ("failed",)):
         yield from [name for name, one in trials.items() if one.state in states]
