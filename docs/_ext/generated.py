@@ -1,7 +1,7 @@
 """What a page has from the code: `<!-- generated: NAME -->` in a page is replaced by text when the site is built.
 
-The text is Markdown, made by the function of that name in `GENERATORS`. On GitHub a reader sees the line in italics that
-stands below the mark, and says where the text is; the site leaves it out.
+The text is Markdown, made by the function of that name in `GENERATORS`. On GitHub a reader sees the line in italics
+that stands below the mark, and says where the text is; the site leaves it out.
 """
 
 from __future__ import annotations
