@@ -99,6 +99,8 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     "unknown key. Did you mean 'temperature'?"
     """
     choices = list(known)
+    if glued := glued_key(key):
+        return f"unknown key. {glued}"
     if former := former_name(key, choices):
         return f"unknown key. {former}"
     if key in ("token", "hub_token", "use_auth_token"):
@@ -121,6 +123,16 @@ def former_name(key: str, known: Iterable[str]) -> str | None:
     """
     name, does = FORMER.get(key, ("", ""))
     return f"'{key}' is now '{name}': {does}" if name in known else None
+
+
+def glued_key(key: str) -> str | None:
+    """Return what to do about a key that holds its value, as YAML reads `{text:review}`; None for any other.
+
+    >>> glued_key("text:review")
+    "Write a space after the colon: 'text: review'."
+    """
+    name, _, value = key.partition(":")
+    return f"Write a space after the colon: '{name}: {value}'." if name and value else None
 
 
 def attributes(cls: type) -> dict[str, str]:

@@ -39,7 +39,7 @@ from hf_distill.recipe.recipe import (
     ReportOptions,
     Stage,
 )
-from hf_distill.recipe.training_section import OF_CHAIN, SHARED, training_mistakes
+from hf_distill.recipe.training_section import OF_CHAIN, SHARED, belongs_in_training, training_mistakes
 from hf_distill.recipe.writer import objective_entries
 from hf_distill.students import STUDENTS, Student
 from hf_distill.tasks import TASKS, Task
@@ -131,7 +131,8 @@ class _Reading:
         """
         for key in self.data:
             if key not in SECTION_KEYS:
-                self.add(key, unknown_key(key, SECTION_KEYS))
+                inside = f"unknown key. It belongs in training: 'training.{key}'."
+                self.add(key, inside if belongs_in_training(key) else unknown_key(key, SECTION_KEYS))
         parts: dict[str, Any] = {
             "task": self.component("task", self.data.get("task"), TASKS, Task),
             "teacher": self.component("teacher", self.data.get("teacher"), TEACHERS, Teacher),

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from hf_distill.mistakes import attributes, explain, former_name
+from hf_distill.mistakes import attributes, explain, former_name, glued_key
 from hf_distill.recipe.training_source import declarations
 
 CONFIG = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
@@ -185,6 +185,11 @@ def _accepted(name: str, annotation: Any, choices: Iterable[str] | None) -> Any:
     return Literal.__getitem__((*words, *optional))
 
 
+def belongs_in_training(key: str) -> bool:
+    """Return whether a key that stands beside `training` is one of those inside it."""
+    return key in argument_types() and key not in OWNED
+
+
 def training_mistakes(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield key path and message of every mistake in a `training` mapping."""
     types = argument_types()
@@ -206,8 +211,8 @@ def training_mistakes(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _unknown(key: str, known: list[str]) -> str:
-    if former := former_name(key, known):
-        return f"unknown key. {former}"
+    if told := former_name(key, known) or glued_key(key):
+        return f"unknown key. {told}"
     if key in RENAMED:
         return f"unknown to Transformers 5. {RENAMED[key]}"
     if key in FOREIGN:

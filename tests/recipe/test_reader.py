@@ -351,6 +351,12 @@ WRONG: list[tuple[int, str, list[str]]] = [
     (11, "lr: 1", [f"11: lr: unknown key. Known: {KEYS}."]),
     (11, "reprot: {}", ["11: reprot: unknown key. Did you mean 'report'?"]),
     (11, "losses: []", ["11: losses: unknown key. It is called 'objectives' here."]),
+    (11, "max_steps: 6", ["11: max_steps: unknown key. It belongs in training: 'training.max_steps'."]),
+    (
+        7,
+        "  - {name: labels, weight:2}",
+        ["7: objectives[1].weight:2: unknown key. Write a space after the colon: 'weight: 2'."],
+    ),
     (2, "data: {path: x, colums: {}}", ["2: data.colums: unknown key. Did you mean 'columns'?"]),
     (2, "data: {path: x, max_seq_length: 8}", ["2: data.max_seq_length: unknown key. It is called 'max_length' here."]),
     (2, "data: {path: x, columns: {txt: a}}", ["2: data.columns.txt: unknown key. Did you mean 'text'?"]),
