@@ -14,6 +14,7 @@ from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent, NodeEve
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from hf_distill.errors import UserError, first_line
+from hf_distill.locations import sibling
 from hf_distill.mistakes import describe, join
 from hf_distill.recipe.origin import Origin
 
@@ -103,7 +104,7 @@ def _text(path: Path) -> str:
         with path.open("rb") as stream:
             raw = stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise Fault((0, f"no such file (looked from {Path.cwd()}).")) from None
+        raise Fault((0, f"no such file (looked from {Path.cwd()}).{sibling(str(path))}")) from None
     except IsADirectoryError:
         raise Fault((0, "this is a directory. Name the recipe inside it.")) from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path

@@ -323,8 +323,10 @@ def test_text_that_is_no_recipe(name: str) -> None:
 
 def test_files_that_cannot_be_read(directory: Path) -> None:
     """A wrong path is the commonest mistake of all; it is no traceback either."""
+    Path("reviews.yaml").touch()
     for path, line in {
         "none.yaml": f"none.yaml: no such file (looked from {directory}).",
+        "reviews.yml": f"reviews.yml: no such file (looked from {directory}). Did you mean 'reviews.yaml'?",
         ".": ".: this is a directory. Name the recipe inside it.",
     }.items():
         with pytest.raises(UserError) as error:
