@@ -22,7 +22,7 @@ from hf_distill.data.section import Data
 from hf_distill.errors import FieldError, UserError, did_you_mean
 from hf_distill.export.section import Export
 from hf_distill.metrics.section import Evaluation
-from hf_distill.mistakes import component_of, describe, explain, join, unknown_key
+from hf_distill.mistakes import component_of, describe, explain, glued_key, join, unknown_key
 from hf_distill.objectives import OBJECTIVES, PRESETS, Objective
 from hf_distill.objectives.presets import ON_OWN_TEXTS
 from hf_distill.outside import OnlyRead, may_run
@@ -483,7 +483,8 @@ class _Reading:
                 given = given.get(part) if isinstance(given, dict) else None
             for word in given if isinstance(given, dict) and choices else ():
                 if word not in choices:
-                    self.add(f"data.{key}.{word}", f"unknown key.{did_you_mean(word, choices)}")
+                    hint = f" {glued}" if (glued := glued_key(word)) else did_you_mean(word, choices)
+                    self.add(f"data.{key}.{word}", f"unknown key.{hint}")
 
 
 def _at(data: Any, path: str) -> Any:
