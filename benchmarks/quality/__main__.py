@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine
+from benchmarks.quality import sweeps
 from benchmarks.quality.studies import ROOT, STUDIES, Study
 from benchmarks.quality.table import write_document
 
@@ -23,22 +24,33 @@ OUTPUTS = ROOT / "outputs" / "results"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the rows that are named and not there yet, write the table of docs/results.md, and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__.partition("\n")[0])
-    parser.add_argument("rows", nargs="*", help="STUDY or STUDY/ROW; all if none is named")
+    parser.add_argument("rows", nargs="*", help="STUDY, STUDY/ROW or sweep/NAME; all if none is named")
     parser.add_argument("--again", action="store_true", help="also rows that were measured before")
     parser.add_argument("--outputs", type=Path, default=OUTPUTS, help="where the students go")
     parser.add_argument("--table", action="store_true", help="write the table alone, from what was measured")
     options = parser.parse_args(arguments)
     known = {f"{name}/{row}": (name, study, row) for name, study in STUDIES.items() for row in study.names}
+    swept = {f"sweep/{name}": name for name in sweeps.SWEEPS}
     wanted = [one for one in known if not options.rows or one in options.rows or one.split("/")[0] in options.rows]
-    if strange := [row for row in options.rows if row not in known and row not in STUDIES]:
-        parser.error(f"{strange[0]}: no such row. There are {', '.join((*STUDIES, *known))}")
+    if strange := [row for row in options.rows if row not in known | swept and row not in STUDIES]:
+        parser.error(f"{strange[0]}: no such row. There are {', '.join((*STUDIES, *known, *swept))}")
     for one in () if options.table else wanted:
         name, study, row = known[one]
         if options.again or row not in read(name):
             print(f"{one}: {shlex.join(command(study, row))}", flush=True)
             keep(name, row, run(name, study, row, options.outputs))
-    write_document({name: read(name) for name in STUDIES})
+    for one in () if options.table else swept:
+        if (not options.rows or one in options.rows) and (options.again or not read(_file(swept[one]))):
+            print(f"{one}: {shlex.join(sweeps.words(swept[one]))}", flush=True)
+            into = options.outputs / "sweeps" / swept[one]
+            start([*sweeps.words(swept[one]), "--into", str(into)])
+            write(_file(swept[one]), {**sweeps.summary(swept[one], into), "machine": machine()})
+    write_document({name: read(name) for name in STUDIES}, {name: read(_file(name)) for name in sweeps.SWEEPS})
     return 0
+
+
+def _file(sweep: str) -> str:
+    return f"sweep_{sweep}"
 
 
 def command(study: Study, row: str) -> list[str]:
@@ -55,7 +67,17 @@ def run(name: str, study: Study, row: str, outputs: Path) -> dict[str, Any]:
         SystemExit: The run failed; its output was shown.
     """
     into = outputs / name / row
-    words = [*command(study, row), f"training.output_dir={into}"]
+    start([*command(study, row), f"training.output_dir={into}"])
+    report = json.loads((into / "report.json").read_text(encoding="utf-8"))
+    return {"command": shlex.join(command(study, row)), **summary(report), "machine": machine()}
+
+
+def start(words: Sequence[str]) -> None:
+    """Run `hf-distill` with this Python.
+
+    Raises:
+        SystemExit: It failed; its output was shown.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "hf_distill", *words[1:]],
         cwd=ROOT,
@@ -64,8 +86,6 @@ def run(name: str, study: Study, row: str, outputs: Path) -> dict[str, Any]:
     )
     if done.returncode:
         raise SystemExit(done.returncode)
-    report = json.loads((into / "report.json").read_text(encoding="utf-8"))
-    return {"command": shlex.join(command(study, row)), **summary(report), "machine": machine()}
 
 
 def summary(report: dict[str, Any]) -> dict[str, Any]:
@@ -92,7 +112,7 @@ def summary(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def read(study: str) -> dict[str, Any]:
-    """Return row -> what was measured of a study."""
+    """Return row -> what was measured of a study; of a sweep, what its table needs."""
     file = RESULTS / f"{study}.json"
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     return found
@@ -100,10 +120,14 @@ def read(study: str) -> dict[str, Any]:
 
 def keep(study: str, row: str, measured: dict[str, Any]) -> None:
     """Store what was measured of a row."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
     rows = {**read(study), row: measured}
-    ordered = {name: rows[name] for name in STUDIES[study].names if name in rows}
-    (RESULTS / f"{study}.json").write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
+    write(study, {name: rows[name] for name in STUDIES[study].names if name in rows})
+
+
+def write(name: str, content: dict[str, Any]) -> None:
+    """Write a file of results."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

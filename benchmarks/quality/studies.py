@@ -11,6 +11,15 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 
 
+def flow(value: Any) -> str:
+    """Return a value as one line of YAML."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {flow(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(flow, value)) + "]"
+    return str(value)
+
+
 @dataclass(frozen=True)
 class Study:
     """One task: every row is a run of its recipe with other objectives, over the same seeds.
@@ -48,16 +57,16 @@ class Study:
         ]
         words += ["report.latency=false", "training.save_strategy=no", *self.fixed, *row.fixed]
         if row.live and (teacher := self._uncached) is not None:
-            words.append(f"teacher={_flow(teacher)}")
+            words.append(f"teacher={flow(teacher)}")
         if row.first is None:
-            words.append(f"objectives={_flow(self._with_labels(row.objectives))}")
+            words.append(f"objectives={flow(self._with_labels(row.objectives))}")
         else:  # features first, then outputs: half of the steps each, with a learning rate schedule each
             half = {"max_steps": self.steps // 2}
             stages = [
                 {**row.first, "training": half},
                 {"objectives": self._with_labels(row.objectives), "training": half},
             ]
-            words += ["objectives=null", f"stages={_flow(stages)}"]
+            words += ["objectives=null", f"stages={flow(stages)}"]
         return words
 
     def _with_labels(self, objectives: tuple[Mapping[str, Any], ...]) -> list[dict[str, Any]]:
@@ -154,12 +163,3 @@ STUDIES = {
         names=("kl", "kl_hidden", "relational", "tinybert", "minilmv2"),
     ),
 }
-
-
-def _flow(value: Any) -> str:
-    """Return a value as one line of YAML."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_flow(one)}" for key, one in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_flow, value)) + "]"
-    return str(value)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
+from benchmarks.quality import sweeps
 from benchmarks.quality.studies import ROOT, ROWS, STUDIES
 from hf_distill.metrics.significance import half_width
 
@@ -16,14 +17,15 @@ POINTS = ("accuracy", "f1")
 Measured = Mapping[str, Mapping[str, Any]]
 
 
-def write_document(studies: Mapping[str, Measured]) -> None:
-    """Write the table of every study that has rows between `<!-- measured: NAME -->` and `<!-- end -->`."""
+def write_document(studies: Mapping[str, Measured], swept: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write every table that has something measured between `<!-- measured: NAME -->` and `<!-- end -->`."""
+    tables = {name: lines(name, rows) for name, rows in studies.items() if rows}
+    tables |= {f"sweep {name}": sweeps.lines(name, found) for name, found in swept.items() if found}
     text = DOCUMENT.read_text(encoding="utf-8")
-    for name, rows in studies.items():
-        if rows:
-            between = rf"(<!-- measured: {name} -->\n).*?(<!-- end -->)"
-            table = "\n".join(lines(name, rows))
-            text = re.sub(between, lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text, flags=re.DOTALL)
+    for name, table in tables.items():
+        between = rf"(<!-- measured: {name} -->\n).*?(<!-- end -->)"
+        written = "\n".join(table)
+        text = re.sub(between, lambda found, new=written: f"{found[1]}{new}\n{found[2]}", text, flags=re.DOTALL)
     DOCUMENT.write_text(text, encoding="utf-8")
 
 
