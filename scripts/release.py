@@ -62,6 +62,7 @@ def release(root: Path, version: str, *, commit: bool) -> None:
     if why := list(reasons(root, version)):
         raise Refused(*why)
     texts = written(root, version, datetime.now(timezone.utc).date().isoformat())
+    start = _git(root, "rev-parse", "HEAD")
     before = {name: (root / name).read_bytes() if (root / name).exists() else None for name in texts}
     try:
         for name, text in texts.items():
@@ -72,6 +73,8 @@ def release(root: Path, version: str, *, commit: bool) -> None:
             _git(root, "commit", "--quiet", "-m", f"Release {version}")
             _git(root, "tag", "-a", f"v{version}", "-m", f"hf_distill {version}")
     except BaseException:
+        if commit:  # a hook may refuse the commit, or a missing key the tag
+            _git(root, "reset", "--quiet", start)
         for name, data in before.items():
             (root / name).unlink() if data is None else (root / name).write_bytes(data)
         raise

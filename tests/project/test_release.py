@@ -120,6 +120,24 @@ def test_a_failing_build_leaves_everything_as_it_was(
     assert git(repository, "tag") == ""
 
 
+@pytest.mark.parametrize("step", ["commit", "tag"])
+def test_a_commit_or_tag_that_git_refuses_leaves_everything_as_it_was(
+    step: str, script: ModuleType, repository: Path
+) -> None:
+    """The next try would find changes that are not committed, or a version that is not newer."""
+    if step == "commit":
+        hook = repository / ".git" / "hooks" / "pre-commit"
+        hook.parent.mkdir(exist_ok=True)
+        hook.write_text("#!/bin/sh\nexit 1\n")
+        hook.chmod(0o755)
+    else:
+        git(repository, "config", "tag.gpgSign", "true")
+        git(repository, "config", "gpg.program", "false")
+    assert script.main(["0.2.0", "--commit"], repository) == 1
+    assert (git(repository, "status", "--porcelain"), git(repository, "tag")) == ("", "")
+    assert git(repository, "log", "--format=%s") == "start"
+
+
 def test_the_first_release_has_the_version_there_is(script: ModuleType, repository: Path) -> None:
     """The package is born as 0.1.0: asking for a newer one would leave 0.1.0 out for ever."""
     (repository / "CHANGELOG.md").write_text(CHANGELOG.partition("## [0.1.0]")[0])
