@@ -27,7 +27,7 @@ def write_beside(student: FinishedStudent, into: Path) -> None:
         student: The student.
         into: The directory.
     """
-    student.config.save_pretrained(into)
+    student.model.config.save_pretrained(into)  # with the labels that an adapter has and its base has not
     student.tokenizer.save_pretrained(into)
     if (prompts := student.directory / standalone.PROMPTS).is_file():
         shutil.copy(prompts, into / prompts.name)

@@ -91,6 +91,8 @@ class ExportedStudent:
         known = {int(index): name for index, name in self.config.get("id2label", {}).items()}
         if len(known) == count:
             return [known[index] for index in range(count)]
+        if count < self.tokenizer.get_vocab_size():
+            return [f"LABEL_{index}" for index in range(count)]  # labels without names, as Transformers calls them
         return [self.tokenizer.id_to_token(index) or "" for index in range(count)]
 
     @staticmethod
@@ -104,6 +106,8 @@ class ExportedStudent:
 if __name__ == "__main__":
     words = sys.argv[1:]
     pairs = words[:1] == ["--pair"]
+    if not words or (pairs and len(words) != 3):
+        sys.exit(__doc__)
     student = ExportedStudent()
     for prediction in student.predict([tuple(words[1:3])] if pairs else words):
         print(json.dumps(prediction, ensure_ascii=False))

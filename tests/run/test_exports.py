@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +76,75 @@ def test_a_run_exports_checks_and_reports(write_recipe: WriteRecipe, tmp_path: P
     assert (out / "onnx" / "model.onnx").stat().st_mtime_ns == before
     stored = json.loads((out / "report.json").read_text(encoding="utf-8"))["exports"]
     assert [one["format"] for one in stored] == ["pytorch", "onnx", "onnx-int8"]
+    assert stored[0]["latency"] == json.loads(json.dumps(dataclasses.asdict(torch.latency)))
     assert stored[2]["bytes"] < stored[1]["bytes"]
+
+
+def test_labels_of_an_adapter_go_with_it(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> None:
+    """The base of an adapter has no labels: the script would print others, and probabilities of one label for those of
+    several."""
+    import numpy as np
+    import onnxruntime
+    from transformers import AutoTokenizer
+
+    base, names = str(make_model("bert-bare", layers=2, seed=1)), ["comedy", "drama", "crime"]
+    path = tmp_path / "data.jsonl"
+    path.write_text(
+        "\n".join(json.dumps({"text": text, "label": names[: place % 3]}) for place, text in enumerate(ROWS))
+    )
+    teacher = {"name": "pretrained", "model": str(make_model("bert", layers=2, seed=1, labels=names))}
+    student = {"name": "lora", "model": base, "r": 2, "merge": False}
+    data = {"path": {"train": str(path), "validation": str(path)}, "labels": names}
+    run(write_recipe(data=data, teacher=teacher, student=student, export={"formats": ["onnx"]}))
+    folder = tmp_path / "out" / "onnx"
+    (odds,) = alone(folder, ROWS[0])
+    inputs = dict(AutoTokenizer.from_pretrained(base)(ROWS[0], return_tensors="np"))
+    (logits,) = onnxruntime.InferenceSession(folder / "model.onnx").run(["logits"], inputs)
+    assert odds == pytest.approx(dict(zip(names, 1 / (1 + np.exp(-logits[0])), strict=True)), abs=1e-3)
+    for words in ((), ("--pair", "alone")):
+        command = [sys.executable, str(folder / "run.py"), *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert done.stderr.startswith("Runs an exported student")
+
+
+def test_speeds_of_two_measurements_are_not_mixed() -> None:
+    """An export that was measured on a busy machine would look slower than one that was measured later."""
+    from hf_distill.report.exports import Edge, Exported
+    from hf_distill.report.timing import Latency, Timing
+    from hf_distill.run.exporting.command import merged
+
+    def one(name: str, ms: float | None) -> Exported:
+        timing = Timing(ms or 0.0, 0.0, 1, 1, 1)
+        latency = None if ms is None else Latency(timing, timing, "cpu", "float32", 1)
+        edge = None if ms is None else Edge(1.0, 1.0, 1, 1, 1)
+        return Exported(name, name, "float32", 1, 1, latency=latency, edge=edge)
+
+    before = one("pytorch", 4.0), one("onnx", 2.0)
+    timed = merged(before, (one("pytorch", 8.0), one("onnx-int8", 3.0)))
+    assert timed == (one("pytorch", 8.0), one("onnx", None), one("onnx-int8", 3.0))
+    untimed = merged(before, (replace(one("pytorch", None), rows=2), one("onnx-int8", None)))
+    assert [found.latency for found in untimed] == [*(found.latency for found in before), None]
+    assert untimed[0].rows == 2
+
+
+def test_only_the_student_of_the_run_is_exported_by_command(
+    write_recipe: WriteRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], sentiment_csv: Any
+) -> None:
+    """Metrics on other rows would stand in the report beside those of the run."""
+    run(write_recipe())
+    out, data = tmp_path / "out", Path(sentiment_csv.validation)
+    assert main(["export", str(out), "--format", "onnx", "data.max_length=8"]) == 2
+    assert "data.max_length=8" in capsys.readouterr().err
+    other, moved = tmp_path / "other.csv", tmp_path / "moved.csv"
+    other.write_text("".join(data.read_text().splitlines(keepends=True)[:9]))
+    moved.write_text(data.read_text())
+    assert main(["export", str(out), "--format", "onnx", f"data.path.validation={other}"]) == 2
+    assert "eval rows are not those of the run" in capsys.readouterr().err
+    assert json.loads((out / "report.json").read_text(encoding="utf-8"))["exports"] == []
+    assert main(["export", str(out), "--format", "onnx", f"data.path.validation={moved}"]) == 0
+    assert main(["export", str(out), "--format", "onnx", "--into", str(moved)]) == 2
+    assert "there is a file in its place" in capsys.readouterr().err
 
 
 ROWS = [

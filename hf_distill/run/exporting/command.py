@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 
 from hf_distill import parallel
 from hf_distill.errors import UserError
+from hf_distill.files.atomic import check_writable
 from hf_distill.files.ownership import RECIPE
+from hf_distill.formatting import readable
+from hf_distill.report.exports import PYTORCH
 from hf_distill.report.files import REPORT
 from hf_distill.run.console import Narrator
 from hf_distill.run.requirements import output_directory
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from hf_distill.report.report import Report
 
 NAME = "export"
+# Beginnings of the keys that may have another value than in the run.
+CHANGES = ("export.", "report.", "data.path")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -85,6 +90,11 @@ def read(arguments: argparse.Namespace) -> Recipe:
     recipe = load_recipe(directory / RECIPE, [*arguments.overrides, *named, f"training.output_dir={directory}"])
     if not recipe.export.formats:
         raise UserError("no format is named. Write, for example, --format onnx --format onnx-int8.")
+    if other := [word for word in arguments.overrides if not word.startswith(CHANGES)]:
+        raise UserError(
+            f"'{readable(other[0])}' would compare another student, or on other data, than the run. Only export.* and "
+            "report.* can be changed here, and data.path* if the same files lie somewhere else now."
+        )
     check_paths(recipe)
     return recipe
 
@@ -117,7 +127,14 @@ def export(recipe: Recipe, into: str | None) -> Report:
         )
     run = replace(open_run(recipe, restart=False, claims=False), narrator=Narrator(enabled=parallel.is_first()))
     before = Report.load(directory)
+    if before.rows_fingerprint not in ("", run.eval_rows):
+        raise UserError(
+            f"the eval rows are not those of the run in {directory}: its report has figures of other rows, and an "
+            "export cannot be compared with them. Bring the data back, or run the recipe again.",
+            key="data",
+        )
     place = directory if into is None else Path(into).expanduser()
+    parallel.asked_once(lambda: check_writable(place))
     with run.directory.lock as lock:
         parallel.asked_once(lock.take_or_refuse)
         report = with_exports(run, before, place)
@@ -129,7 +146,15 @@ def export(recipe: Recipe, into: str | None) -> Report:
 
 
 def merged(before: Sequence[Exported], after: Sequence[Exported]) -> tuple[Exported, ...]:
-    """Return exports that were there, with those of the same format replaced, and new ones at the end."""
+    """Return exports that were there, with those of the same format replaced, and new ones at the end.
+
+    All speeds are of one measurement, in which the formats take turns: of two, at different loads or with other numbers
+    of threads, one format would look faster than another by chance. Those of an earlier one stay if none is measured.
+    """
     new = {one.format: one for one in after}
+    if any(one.latency is not None for one in after):
+        before = [replace(one, latency=None, edge=None) for one in before]
+    elif (torch := next((one for one in before if one.format == PYTORCH), None)) is not None:
+        new[PYTORCH] = replace(new[PYTORCH], latency=torch.latency)
     kept = [new.pop(one.format, one) for one in before]
     return (*kept, *new.values())

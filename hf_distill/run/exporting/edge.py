@@ -49,17 +49,23 @@ def on_edge(
 
 
 def _run(directory: Path, texts: Sequence[str], threads: int) -> dict[str, Any]:
-    done = subprocess.run(
-        # Isolated: neither the directory of this file nor PYTHONPATH is searched for modules.
-        [sys.executable, "-I", str(edge_process.__file__), str(directory), str(threads)],
-        input=json.dumps(list(texts)),
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=PATIENCE,
-        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            # Isolated: neither the directory of this file nor PYTHONPATH is searched for modules.
+            [sys.executable, "-I", str(edge_process.__file__), str(directory), str(threads)],
+            input=json.dumps(list(texts)),
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=PATIENCE,
+            env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise UserError(
+            f"{directory} takes more than {PATIENCE:.0f} seconds for {len(texts)} texts in a process of its own. "
+            "Without measuring its speed: report.latency=false"
+        ) from error
     if done.returncode != 0:
         reason = next(iter(done.stderr.strip().splitlines()[-1:]), f"exit status {done.returncode}")
         raise UserError(f"{directory} does not run without PyTorch: {reason}")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from hf_distill.data.example_columns import inputs_of
+from hf_distill.models.inspection import taken_by
 from hf_distill.models.sentence_encoder import sequences
 from hf_distill.objectives import Labels
 from hf_distill.tasks.evaluator import Predictions
@@ -57,11 +58,11 @@ class Outputs:
 
 def from_model(model: Any) -> Call:
     """Return a PyTorch model on the CPU as a function of arrays."""
-    from hf_distill.report.latency import accepted
+    names = taken_by(model)  # once: to find them out in each call would be counted as time of the model
 
     def call(batch: Batch) -> Batch:
         with torch.inference_mode():
-            found = model(**accepted(model, {name: torch.from_numpy(value) for name, value in batch.items()}))
+            found = model(**{name: torch.from_numpy(value) for name, value in batch.items() if name in names})
         return {name: value.numpy() for name, value in found.items() if isinstance(value, torch.Tensor)}
 
     return call
