@@ -166,6 +166,11 @@ class Results:
         all_models = {"teacher": self.teacher, "student": self.student, "baseline": self.baseline}
         return {name: model for name, model in all_models.items() if model is not None}
 
+    @property
+    def rows_fingerprint(self) -> str:
+        """Fingerprint of the eval rows; empty if it is not known."""
+        return self.lineage[-1].rows if self.lineage else ""
+
     def headline(self, model: str) -> float | None:
         """Return the headline metric of a model; None if it is missing or not a finite number."""
         return _number(self.models[model].metrics, self.metric) if model in self.models else None

@@ -55,6 +55,71 @@ def trained(path: Path) -> dict[Path, int]:
     return {one: one.stat().st_mtime_ns for one in path.rglob("model.safetensors") if "checkpoint" not in str(one)}
 
 
+def test_settings_on_other_rows_are_not_ranked() -> None:
+    """`data.splits.eval` with two values has a winner: the easier rows."""
+    from dataclasses import replace
+
+    from reports import whole
+
+    from hf_distill.report.ancestors import Ancestor
+    from hf_distill.report.sweep.plot import plot as drawn
+    from hf_distill.report.sweep.results import SettingRun, Sweep
+    from hf_distill.report.sweep.text import rows, verdict
+
+    def trial(name: str, on: str, accuracy: float) -> SettingRun:
+        report = whole()
+        student = replace(report.student, metrics={**report.student.metrics, "accuracy": accuracy})
+        report = replace(report, student=student, lineage=(Ancestor(name="student", rows=on),))
+        return SettingRun(name, {"data.splits.eval": name}, "finished", report)
+
+    trials = trial("a", "one", 0.8), trial("b", "other", 0.9)
+    apart = Sweep("recipe.yaml", ("data.splits.eval",), trials)
+    assert (apart.best, apart.within_noise, apart.is_certain, drawn(apart)) == (None, [], False, None)
+    assert "eval rows" in verdict(apart)[0]
+    assert [row.cells[:2] for row in rows(apart)] == [("a", "80.0 %"), ("b", "90.0 %")]
+    alike = Sweep("recipe.yaml", ("data.splits.eval",), (trials[0], trial("b", "one", 0.9)))
+    assert alike.best_of == "b"
+
+
+def test_a_setting_is_as_far_behind_as_its_mean_says() -> None:
+    """With `report.seeds` as a key the first seeds would be compared, and the best setting could be behind another."""
+    from dataclasses import replace
+
+    from reports import several_seeds, whole
+
+    from hf_distill.report.sweep.results import SettingRun, Sweep
+
+    several = several_seeds((0.9, 0.7, 0.7), (0.5,) * 3)
+    single = replace(whole(), seeds=(), student=replace(whole().student, metrics={"accuracy": 0.8}))
+    settings = (SettingRun(str(n), {"k": n}, "finished", one) for n, one in enumerate((several, single)))
+    found = Sweep("r", ("k",), tuple(settings))
+    assert found.best_of == "1"
+    assert found.against_best["0"].difference == pytest.approx(0.8 - (0.9 + 0.7 + 0.7) / 3)
+
+
+def test_a_finished_setting_is_run_again_to_be_exported(recipe: Path) -> None:
+    """The sweep would say that all is done, and no setting would have the format that was asked for."""
+    from dataclasses import replace
+
+    from reports import whole
+
+    from hf_distill.recipe.writer import dump_recipe
+    from hf_distill.run.directory import RunDirectory
+    from hf_distill.run.sweep.sources import sources
+    from hf_distill.run.sweep.trials import finished
+
+    asked = plan(str(recipe), [TEMPERATURES], Options())
+    one = asked.read(asked.settings()[0])
+    directory = RunDirectory(one.directory, dump_recipe(one.recipe))
+    directory.claim(False)
+    directory.lock.release()
+    replace(whole(), recipe=dump_recipe(one.recipe)).save(one.directory)
+    entry = {"state": "finished", "sources": sources(one.recipe)}
+    assert finished(one, entry) is not None
+    exported = replace(one.recipe, export=replace(one.recipe.export, formats=["onnx"]))
+    assert finished(replace(one, recipe=exported), entry) is None
+
+
 # --- words and mistakes -----------------------------------------------------------------------------------------------
 
 

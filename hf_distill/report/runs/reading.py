@@ -36,7 +36,7 @@ class ComparedRun:
     @property
     def rows(self) -> str:
         """Fingerprint of the eval rows; empty if it is not known."""
-        return self.report.lineage[-1].rows if self.report.lineage else ""
+        return self.report.rows_fingerprint
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[ComparedRun]:

@@ -29,8 +29,8 @@ NUMBER = re.compile(r"\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
 
 def plot(sweep: Sweep) -> Plot | None:
-    """Return the plot of a sweep; None for less than two settings, which are a number in the table."""
-    if len(sweep.ranked) < 2:
+    """Return the plot of a sweep; None for less than two settings, and for those that cannot be compared."""
+    if len(sweep.ranked) < 2 or not sweep.is_comparable:
         return None
     axes = {key: found for key in _varying(sweep) if (found := numbers(sweep, key)) is not None}
     others = [key for key in _varying(sweep) if key not in axes]

@@ -134,11 +134,22 @@ class Sweep:
     drawn: bool = False
 
     @cached_property
-    def ranked(self) -> list[ScoredSetting]:
-        """The finished settings that have the metric, the best first."""
+    def scored(self) -> list[ScoredSetting]:
+        """The finished settings that have the metric, in the order of their runs."""
         found = [ScoredSetting(one, _by(one.report, self.metric)) for one in self.trials if one.report is not None]
-        known = [one for one in found if one.values]
-        return sorted(known, key=lambda one: one.value, reverse=self.greater_is_better)
+        return [one for one in found if one.values]
+
+    @cached_property
+    def is_comparable(self) -> bool:
+        """Whether all settings have the same task, metric and eval rows; else none of them is the best."""
+        return len({(one.report.task, one.report.metric, one.report.rows_fingerprint) for one in self.scored}) < 2
+
+    @cached_property
+    def ranked(self) -> list[ScoredSetting]:
+        """The finished settings that have the metric, the best first; as they were run if they cannot be compared."""
+        if not self.is_comparable:
+            return self.scored
+        return sorted(self.scored, key=lambda one: one.value, reverse=self.greater_is_better)
 
     @cached_property
     def greater_is_better(self) -> bool:
@@ -148,13 +159,13 @@ class Sweep:
 
     @property
     def best(self) -> ScoredSetting | None:
-        """The best setting; None if none is finished."""
-        return self.ranked[0] if self.ranked else None
+        """The best setting; None if none is finished, or they cannot be compared."""
+        return self.ranked[0] if self.ranked and self.is_comparable else None
 
     @property
     def headline(self) -> str:
         """Name of the metric by which the settings are sorted."""
-        return self.best.report.metric if self.best else self.metric
+        return self.ranked[0].report.metric if self.ranked else self.metric
 
     @property
     def failed(self) -> list[SettingRun]:
@@ -163,7 +174,9 @@ class Sweep:
 
     @cached_property
     def against_best(self) -> dict[str, Against]:
-        """Name -> the difference from the best setting, for each of the others."""
+        """Name -> the difference from the best setting, for each of the others; empty if they cannot be compared."""
+        if not self.is_comparable:
+            return {}
         return {other.trial.name: against(self.ranked[0].report, other.report) for other in self.ranked[1:]}
 
     @property
@@ -178,7 +191,7 @@ class Sweep:
 
     @property
     def best_of(self) -> str:
-        """Name of the best setting; empty if none is finished."""
+        """Name of the best setting; empty if there is none."""
         return self.best.trial.name if self.best else ""
 
 

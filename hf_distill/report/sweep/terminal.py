@@ -44,7 +44,8 @@ def show(sweep: Sweep, directory: Path, console: Console | None = None) -> None:
         lines += [
             f"Its student: {directory / sweep.best_of}",
             f"To run it alone: {(sweep.command or {}).get(sweep.best_of, '')}",
-            f"Table and plot: {directory / 'sweep.html'}",
         ]
+    if sweep.ranked:
+        lines.append(f"Table and plot: {directory / 'sweep.html'}")
     for line in lines:
         console.print(readable(line, limit=2000), markup=False, highlight=False, soft_wrap=True)

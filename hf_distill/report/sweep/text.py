@@ -141,8 +141,15 @@ def verdict(sweep: Sweep) -> list[str]:
 
 def _best(sweep: Sweep) -> Iterator[str]:
     best = sweep.best
-    if best is None:
+    if not sweep.is_comparable:
+        yield (
+            "Which setting is best is not said: they do not all have the same task, metric and eval rows, so that "
+            "their figures cannot be compared. To vary the train rows, name rows of their own for the evaluation: "
+            "data.splits.eval."
+        )
+    elif best is None:
         yield "No setting has a result yet."
+    if best is None:
         return
     report, name = best.report, metric_title(best.report.metric)
     seeds = f", mean of {len(best.values)} seeds" if len(best.values) > 1 else ", one seed"

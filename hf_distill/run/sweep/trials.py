@@ -92,7 +92,7 @@ class Trials:
             return
         sweep = self.sweep()
         record.write(self.plan.directory, to_plain(sweep), self.earlier)
-        if sweep.best is not None:
+        if sweep.ranked:
             from hf_distill.files.atomic import write_atomic
 
             write_atomic(self.plan.directory / record.PAGE, html(sweep))
@@ -167,15 +167,17 @@ def finished(one: PlannedSetting, entry: Mapping[str, Any]) -> Report | None:
         report = Report.load(one.directory)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if stored_recipe(one.directory) is None or _reported(report.recipe) != _reported(dump_recipe(one.recipe)):
+    if stored_recipe(one.directory) is None or _after(report.recipe) != _after(dump_recipe(one.recipe)):
         return None
     return report
 
 
-def _reported(text: str) -> Any:
+def _after(text: str) -> Any:
+    """Return the sections of a recipe on which no training depends, so that a directory of a run allows others."""
     from hf_distill.recipe.document import parse
 
-    return (parse(text)[0] or {}).get("report")
+    content = parse(text)[0] or {}
+    return content.get("report"), content.get("export")
 
 
 def in_order(trials: Mapping[str, SettingRun]) -> Iterator[str]:
