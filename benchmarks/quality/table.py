@@ -53,10 +53,11 @@ def lines(name: str, rows: Measured) -> list[str]:
             other = "" if row == study.names[0] else _gain(metric, values, reference, error, units)
             found.append(_row(ROWS[row].title, metric, values, gain, other))
     command, machine = first["command"].split(" training.")[0], first["machine"]
+    measured = ", ".join(f"`{row}`" for row in study.names if row in rows)
     found += [
         "",
         f"`{command}` and the overrides of each row: `make results ROW={name}/ROW` with ROW one of "
-        f"{', '.join(f'`{row}`' for row in study.names)}. {first['eval_rows']:,} eval rows; {machine['processor']}, "
+        f"{measured}. {first['eval_rows']:,} eval rows; {machine['processor']}, "
         f"{machine['packages'].split(', trl')[0]}; commit {machine['commit']}, {machine['date']}.",
     ]
     return found

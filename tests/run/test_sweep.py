@@ -108,7 +108,7 @@ def test_a_finished_setting_is_run_again_to_be_exported(recipe: Path) -> None:
     from hf_distill.run.sweep.sources import sources
     from hf_distill.run.sweep.trials import finished
 
-    asked = plan(str(recipe), [TEMPERATURES], Options())
+    asked = plan(str(recipe), [TEMPERATURES], SweepOptions())
     one = asked.read(asked.settings()[0])
     directory = RunDirectory(one.directory, dump_recipe(one.recipe))
     directory.claim(False)
