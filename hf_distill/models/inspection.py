@@ -98,6 +98,9 @@ def taken_by(model: nn.Module) -> frozenset[str]:
     return frozenset(names) - LABELS
 
 
+FAKE = "_fake_quantizer"  # how torchao's names of such modules end
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Context manager: put every module of a model into eval mode, and restore its mode afterwards."""
@@ -113,6 +116,24 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
         for one, kind in zip(switched, kinds, strict=True):
             one.set_attention_type(kind)
+
+
+@contextmanager
+def unrounded(model: nn.Module) -> Iterator[None]:
+    """Context manager: switch off the rounding of a student that is trained with it, and on again afterwards."""
+    on: list[Any] = rounding(model)
+    for one in on:
+        one.enabled = False
+    try:
+        yield
+    finally:
+        for one in on:
+            one.enabled = True
+
+
+def rounding(model: nn.Module) -> list[nn.Module]:
+    """Return the modules of a model that round while it trains (torchao's fake quantizers) and are switched on."""
+    return [one for name, one in model.named_modules() if name.endswith(FAKE) and getattr(one, "enabled", False)]
 
 
 # Positions of these models start after the padding index, so the first rows of their table are not used.

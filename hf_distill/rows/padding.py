@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hf_distill.data.collators import AroundCollator, Collate
 from hf_distill.data.two_tokenizers import ALIGNED_AT, MARK, PREFIX, SAME
-from hf_distill.models.inspection import base_model, evaluating, taken_by
+from hf_distill.models.inspection import base_model, evaluating, taken_by, unrounded
 from hf_distill.rows.base import RowLayout
 from hf_distill.rows.examples import check_batch
 from hf_distill.rows.tokens import TargetRows
@@ -282,7 +282,7 @@ def side_of(model: nn.Module, layout: RowLayout, pad: int | None = None) -> Side
         pad = config.pad_token_id if pad is None else pad
         if pad is None:  # such a model is given no padded batch
             return "right"
-        with evaluating(model), torch.no_grad(), _own_chance(model):
+        with evaluating(model), unrounded(model), torch.no_grad(), _own_chance(model):
             alone = _answer(model, layout, config, pad, None)
             return next((side for side in SIDES if _same(alone, _answer(model, layout, config, pad, side))), "none")
     # Model code may raise anything on unexpected inputs; if that matters, training will raise it again.

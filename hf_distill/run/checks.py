@@ -139,7 +139,7 @@ def student_in_words(recipe: Recipe, student: PretrainedConfig) -> Sequence[str]
 
     with recipe.locate("student"):
         model = outline(recipe.task.auto_class, student, trust_remote_code=recipe.trusts_code)
-        return recipe.student.in_words(model)
+        return recipe.student.described(model, followed=recipe.teacher.follows_student)
 
 
 def _merged(recipe: Recipe) -> Iterator[str]:

@@ -54,8 +54,9 @@ class AroundStudent(MeasuredStudent):
     @field_validator("student")
     @classmethod
     def _fits_inside(cls, student: Student) -> Student:
-        if student.freeze:
-            raise ValueError("freeze is a key of the outer entry: write it beside `student`, not in it")
+        for key in ("freeze", "qat"):
+            if getattr(student, key):
+                raise ValueError(f"{key} is a key of the outer entry: write it beside `student`, not in it")
         if type(student).hooks is not Student.hooks:  # the hooks of the outer entry are the ones that are called
             raise ValueError(
                 f"{student.name} does something while the model trains, which is lost inside another entry: only the "

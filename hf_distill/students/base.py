@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from hf_distill.component import component
 from hf_distill.errors import UserError, first_line
 from hf_distill.models.training_hooks import TrainingHooks
+from hf_distill.students.quantization_aware import RoundedTraining, Rounding, check_words
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -44,11 +45,24 @@ class Student(ABC):
         freeze: Parts that are not trained: `embeddings`, `head`, `layers.0-3`, `encoder.layers.0-3`,
             `decoder.layers.0-1`, or module paths such as `bert.encoder.layer.0`. Weights shared with a frozen part are
             frozen too: in most language models `embeddings` includes the head. Default: none.
+        qat: `int8`: train with linear layers that round their weights and inputs to int8 (by torchao), so that an
+            export to int8 loses less. The student is saved unrounded. Default: no rounding.
     """
 
     name: ClassVar[str]
 
     freeze: list[str] = Field(default_factory=list)
+    qat: Rounding | None = None
+
+    @field_validator("qat")
+    @classmethod
+    def _alone_around_training(cls, qat: Rounding | None) -> Rounding | None:
+        if qat is not None and cls.hooks is not Student.hooks:
+            raise ValueError(
+                f"{cls.name} has something of its own around the training, and weights that change there are not those "
+                "that are rounded. Leave qat out"
+            )
+        return qat
 
     @property
     def source(self) -> str | None:
@@ -150,13 +164,26 @@ class Student(ABC):
         """
 
     def hooks(self, rows: CalibrationRows, stage: int = 1) -> TrainingHooks:
-        """Return what happens around a training of the student and of the baseline; by default nothing.
+        """Return what happens around a training of the student and of the baseline; by default the rounding of `qat`.
 
         Args:
             rows: Rows of the train split.
             stage: Which of the recipe's stages is trained, from 1.
         """
-        return TrainingHooks()
+        return TrainingHooks() if self.qat is None else RoundedTraining(self.qat)
+
+    def described(self, model: PreTrainedModel, *, followed: bool) -> Sequence[str]:
+        """Return `in_words`, and a line about `qat`.
+
+        Args:
+            model: As for `in_words`.
+            followed: Whether the teacher changes with the student.
+
+        Raises:
+            UserError: The entry, or `qat`, cannot work for this model.
+        """
+        words = self.in_words(model)
+        return words if self.qat is None else (*words, check_words(model, self.qat, followed=followed))
 
     def in_words(self, model: PreTrainedModel) -> Sequence[str]:
         """Return lines for `--check` about what becomes of the student; by default none.

@@ -75,6 +75,8 @@ class MutualTeacher(Teacher):
         for index, one in enumerate(self.peers or ()):
             if isinstance(one, MeasuredStudent):
                 raise ValueError(f"peers[{index}]: {_not_a_peer(one)}")
+            if one.qat is not None:
+                raise ValueError(f"peers[{index}]: qat is for the student, and peers train unrounded. Leave it out")
             if one.copies_teacher or one.source is None:
                 raise ValueError(f"peers[{index}]: there is no teacher to take layers or sizes from. Add model: ...")
         if self.teacher is not None:

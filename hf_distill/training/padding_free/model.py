@@ -20,7 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hf_distill import parallel
 from hf_distill.errors import UserError
-from hf_distill.models.inspection import base_model, evaluating, wrapper_of
+from hf_distill.models.inspection import base_model, evaluating, rounding, wrapper_of
 from hf_distill.models.layers import find_stacks
 from hf_distill.training.padding_free.bins import Bins, arrange
 
@@ -176,6 +176,8 @@ def open_padding_free(model: nn.Module) -> PaddingFreeModel:
 
 def _check_what_a_trial_misses(model: nn.Module, config: Any) -> None:
     """Refuse models that the test cannot cover: they depend on chance, on longer texts, or on a PEFT wrapper."""
+    if rounding(model):
+        raise NeedsPadding("it is trained with rounding, and texts that lie in one row would share a range")
     if any("layerdrop" in name and value for name, value in vars(config).items()):
         raise NeedsPadding("it leaves out layers at random (layerdrop)")
     if getattr(config, "expert_capacity", None):
