@@ -81,6 +81,14 @@ class Session(ABC):
             batch: `input_ids`, `attention_mask`, ...: int64 `(batch, tokens)`. What it does not read is ignored.
         """
 
+    def alone(self, batch: Arrays) -> dict[str, NDArray[Any]]:
+        """Return what the script beside it returns for a text.
+
+        Args:
+            batch: As when called.
+        """
+        return self(batch)
+
 
 class Format(ABC):
     """A way to store a student so that it runs without PyTorch.

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_distill.export import standalone
+from hf_distill.export import standalone, standalone_writing
 from hf_distill.models.tokenizers import longest_input
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ TOKENIZER = "tokenizer.json"
 SCRIPT = "run.py"
 
 
-def write_beside(student: FinishedStudent, into: Path) -> None:
+def write_beside(student: FinishedStudent, into: Path, *, writes: bool = False) -> None:
     """Write tokenizer, configuration and script.
 
     The tokenizer's file itself says where texts are cut and how they are padded, as the package `tokenizers` reads
@@ -26,16 +26,19 @@ def write_beside(student: FinishedStudent, into: Path) -> None:
     Args:
         student: The student.
         into: The directory.
+        writes: Whether it writes texts.
     """
     student.model.config.save_pretrained(into)  # with the labels that an adapter has and its base has not
     student.tokenizer.save_pretrained(into)
-    if (prompts := student.directory / standalone.PROMPTS).is_file():
-        shutil.copy(prompts, into / prompts.name)
+    for name in (standalone.PROMPTS, standalone_writing.GENERATION):
+        if (told := student.directory / name).is_file():
+            shutil.copy(told, into / name)
     inside: Any = getattr(student.tokenizer, "backend_tokenizer", None)
     if inside is None:
         return
     (into / TOKENIZER).write_text(_whole(student, inside), encoding="utf-8")
-    shutil.copyfile(standalone.__file__, into / SCRIPT)
+    script = standalone_writing if writes else standalone
+    shutil.copyfile(script.__file__, into / SCRIPT)
 
 
 def _whole(student: FinishedStudent, inside: Any) -> str:

@@ -1,4 +1,4 @@
-"""ONNX of encoders: the graph with float32 weights, from which the int8 formats are made, and how all are opened."""
+"""ONNX: the graph with float32 weights, from which the int8 formats are made, and how all are opened."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hf_distill.export.base import FinishedStudent, Format, Session
 from hf_distill.export.beside import write_beside
+from hf_distill.export.causal import WritingSession, has_other_memory, other_memory, write_with_cache
 from hf_distill.export.graph import write_graph
+from hf_distill.export.session import OnnxSession
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from transformers import PretrainedConfig
 
-    from hf_distill.export.base import Arrays
     from hf_distill.export.section import Export
 
 MODEL = "model.onnx"
@@ -26,45 +26,28 @@ READERS = (
     "AutoModelForMaskedLM",
     "AutoModel",
 )
-
-
-class OnnxSession(Session):
-    """A graph in onnxruntime, on the CPU.
-
-    Args:
-        file: The graph.
-        threads: Number of threads; None for one on each core.
-    """
-
-    def __init__(self, file: Path, threads: int | None = None) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        self._session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        self.inputs = tuple(one.name for one in self._session.get_inputs())
-        self._outputs = [one.name for one in self._session.get_outputs()]
-
-    def __call__(self, batch: Arrays) -> dict[str, NDArray[Any]]:
-        """Return the outputs by name; token types that are not given are 0."""
-        import numpy as np
-
-        zeros = np.zeros(batch["input_ids"].shape, np.int64)
-        feeds = {name: np.asarray(batch.get(name, zeros), np.int64) for name in self.inputs}
-        return dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
+# The one of models that continue a text.
+WRITER = "AutoModelForCausalLM"
 
 
 class OnnxEncoder(Format):
-    """A graph of a model that reads a text at once, with the tokenizer and a script that runs both."""
+    """A graph with the tokenizer and a script that runs both.
+
+    Attributes:
+        writes: Whether it takes models that write texts.
+    """
 
     needs: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnxruntime")
+    writes: ClassVar[bool] = True
 
     def refuses(self, auto_class: str, config: PretrainedConfig) -> str | None:
         """Return why such a student cannot be written; None if it can."""
-        if auto_class not in READERS or getattr(config, "is_encoder_decoder", False):
-            return f"{self.name} is for models that read a text at once, and this student writes texts token by token."
+        if getattr(config, "is_encoder_decoder", False):
+            return f"{self.name} is one graph, and this student has two: an encoder that reads, a decoder that writes."
+        if auto_class == WRITER and self.writes:
+            return other_memory(config) if has_other_memory(config) else None
+        if auto_class not in READERS:
+            return f"{self.name} is for models that read a text at once, and this student writes texts: take onnx-int8."
         return None
 
     def settings(self, options: Export) -> dict[str, Any]:
@@ -76,9 +59,10 @@ class OnnxEncoder(Format):
         whole = student.scratch / f"opset-{options.opset}" / MODEL
         if not whole.exists():
             whole.parent.mkdir()
-            write_graph(student, whole, options.opset)
+            written = write_with_cache if student.head.auto_class == WRITER else write_graph
+            written(student, whole, options.opset)
         self.convert(whole, into / MODEL, student, options)
-        write_beside(student, into)
+        write_beside(student, into, writes=student.head.auto_class == WRITER)
 
     @abstractmethod
     def convert(self, whole: Path, file: Path, student: FinishedStudent, options: Export) -> None:
@@ -93,7 +77,8 @@ class OnnxEncoder(Format):
 
     def open(self, directory: Path, threads: int | None = None) -> Session:
         """Return the graph in onnxruntime."""
-        return OnnxSession(directory / MODEL, threads)
+        graph = OnnxSession(directory / MODEL, threads)
+        return WritingSession(graph) if WritingSession.fits(graph) else graph
 
 
 def optimised(graph: Path, file: Path, level: str) -> None:

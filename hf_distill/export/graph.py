@@ -7,7 +7,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,24 +65,49 @@ def write_graph(student: FinishedStudent, file: Path, opset: int) -> None:
     mask[1, 4:] = 0
     example = {name: torch.zeros_like(ids) for name in names} | {"input_ids": ids, "attention_mask": mask}
     free = torch.export.Dim.DYNAMIC
+    with exporting(model):
+        program = torch.onnx.export(
+            _positional(model, names, outputs),
+            tuple(example[name] for name in names),
+            dynamo=True,
+            input_names=names,
+            output_names=outputs,
+            dynamic_shapes={"inputs": tuple({0: free, 1: free} for _ in names)},
+            opset_version=opset,
+            verbose=False,
+        )
+    save_graph(program, file, model, lambda name: ("batch", "sequence"))
+
+
+@contextlib.contextmanager
+def exporting(model: PreTrainedModel) -> Iterator[None]:
+    """Context manager around PyTorch's exporter: no gradients, no remarks, and one line for what goes wrong.
+
+    Raises:
+        UserError: PyTorch cannot write the model; the line names the operator, if it is one that ONNX does not have.
+    """
+    import torch
+
     try:
         with torch.no_grad(), _quiet():
-            program: Any = torch.onnx.export(
-                _positional(model, names, outputs),
-                tuple(example[name] for name in names),
-                dynamo=True,
-                input_names=names,
-                output_names=outputs,
-                dynamic_shapes={"inputs": tuple({0: free, 1: free} for _ in names)},
-                opset_version=opset,
-                verbose=False,
-            )
+            yield
     # The exporter raises errors of its own, and whatever the model's code raises for tensors without values.
     except Exception as error:
         raise UserError(_why(model, error)) from error
+
+
+def save_graph(program: Any, file: Path, model: PreTrainedModel, axes: Callable[[str], Sequence[str]]) -> None:
+    """Write what PyTorch's exporter returned.
+
+    Args:
+        program: What it returned.
+        file: The file; weights of more than 1.9 GB go into a second one beside it.
+        model: The model.
+        axes: Returns names for the axes of an input or output, of which the free axes are called so.
+    """
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     _clean(program.model)
-    _name_axes(program.model.graph)
+    _name_axes(program.model.graph, axes)
     program.save(str(file), external_data=size > LARGEST)
 
 
@@ -116,14 +141,14 @@ def _clean(model: Any) -> None:
             value.doc_string = None
 
 
-def _name_axes(graph: Any) -> None:
+def _name_axes(graph: Any, axes: Callable[[str], Sequence[str]]) -> None:
     """Name the free axes of inputs and outputs; the exporter numbers them."""
     import onnx_ir
 
     for value in (*graph.inputs, *graph.outputs):
-        shape = [batch_or_length if isinstance(size, onnx_ir.SymbolicDim) else size for size, batch_or_length in zip(
-            value.shape, ("batch", "sequence", None), strict=False)]  # fmt: skip
-        value.shape = onnx_ir.Shape(shape)
+        names = [*axes(value.name), *[None] * len(value.shape)]
+        free = [isinstance(size, onnx_ir.SymbolicDim) for size in value.shape]
+        value.shape = onnx_ir.Shape([names[axis] if free[axis] else size for axis, size in enumerate(value.shape)])
 
 
 def _why(model: PreTrainedModel, error: Exception) -> str:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hf_distill.errors import UserError
-from hf_distill.export.encoder import OnnxEncoder, OnnxSession, is_large, optimised, ready
+from hf_distill.export.encoder import OnnxEncoder, is_large, optimised, ready
 from hf_distill.export.onnx_int8 import QUANTISED, QUANTISED_OPERATORS
+from hf_distill.export.session import OnnxSession
 
 if TYPE_CHECKING:
     from hf_distill.export.base import FinishedStudent
@@ -20,6 +21,7 @@ class OnnxInt8Static(OnnxEncoder):
 
     name: ClassVar[str] = "onnx-int8-static"
     weights: ClassVar[str] = "int8"
+    writes: ClassVar[bool] = False  # the cache of a row that is run is empty
 
     def settings(self, options: Export) -> dict[str, Any]:
         """Return those of the options on which the graph depends."""

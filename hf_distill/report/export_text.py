@@ -32,9 +32,17 @@ def table(report: Results) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]
             rows[f"latency, batch {first.batch_size}"] = [
                 NOTHING if t is None else milliseconds(t.median_ms) for t in timings
             ]
+    if any(one.writing is not None for one in shown):
+        texts = [one.writing for one in shown]
+        rows["writes the same as PyTorch"] = [NOTHING if one is None else percent(one.same) for one in texts]
+        rows["tokens a second"] = [NOTHING if one is None else f"{one.tokens_per_second:,.1f}" for one in texts]
     if any(one.edge is not None for one in shown):
         alone = [one.edge for one in shown]
         rows["alone: a text"] = [NOTHING if one is None else milliseconds(one.text_ms) for one in alone]
+        if any(one is not None and one.token_ms is not None for one in alone):
+            rows["alone: a further token"] = [
+                NOTHING if one is None or one.token_ms is None else milliseconds(one.token_ms) for one in alone
+            ]
         rows["alone: loading"] = [NOTHING if one is None else milliseconds(one.load_ms) for one in alone]
         rows["alone: memory"] = [NOTHING if one is None else f"{one.peak_memory / 1e6:,.0f} MB" for one in alone]
     head = ("", *("PyTorch" if one.format == PYTORCH else one.format for one in shown))
@@ -70,6 +78,12 @@ def notes(report: Results) -> Iterator[str]:
         yield (
             f"Alone: a process with onnxruntime, tokenizers and numpy, {alone.texts:,} texts one by one, tokenising "
             "included, and its largest memory."
+        )
+    written = next((one.writing for one in exports if one.writing is not None), None)
+    if written is not None:
+        yield (
+            f"Writing: {written.tokens:,} tokens behind each of {written.prompts:,} prompts, each the likeliest, one "
+            "text at a time, with the cache."
         )
     yield from filter(None, dict.fromkeys(one.note for one in exports))
 

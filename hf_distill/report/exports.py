@@ -24,12 +24,37 @@ class Edge:
         peak_memory: Largest memory of the process, in bytes.
         texts: Number of texts.
         threads: Number of CPU threads.
+        token_ms: Time of each further token that it writes, in milliseconds; None if it writes none.
     """
 
     load_ms: float
     text_ms: float
     peak_memory: int
     texts: int
+    threads: int
+    token_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Writing:
+    """The texts that a student writes in one format with its cache, each token the likeliest.
+
+    Attributes:
+        tokens_per_second: Number of tokens written in a second, one text at a time, the time to read its prompt
+            included.
+        same: Share of the prompts behind which it writes the tokens that PyTorch writes; None for PyTorch itself.
+        difference: Largest difference of a logit, token by token, from PyTorch's pass over the whole text; None for
+            PyTorch itself.
+        prompts: Number of prompts.
+        tokens: Number of tokens written behind each.
+        threads: Number of CPU threads.
+    """
+
+    tokens_per_second: float
+    same: float | None
+    difference: float | None
+    prompts: int
+    tokens: int
     threads: int
 
 
@@ -48,6 +73,7 @@ class Exported:
         agreement: Share of the rows (tokens) for which PyTorch predicts the same; None for regression and vectors.
         latency: Speed; None if it was not measured.
         edge: Alone in a process; None if it was not measured.
+        writing: The texts that it writes; None if it writes none.
         note: What else there is to know of the figures, a sentence; mostly empty.
     """
 
@@ -61,4 +87,5 @@ class Exported:
     agreement: float | None = None
     latency: Latency | None = None
     edge: Edge | None = None
+    writing: Writing | None = None
     note: str = ""

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from exported import alone, mistakes_of
 from runs import WriteRecipe, run
 
 from hf_distill import load_recipe
@@ -19,28 +18,6 @@ from hf_distill.cli import main
 from hf_distill.errors import UserError
 from hf_distill.report.report import Report
 from hf_distill.run.dry_run import check
-
-# A device without PyTorch: a program that imports it fails there.
-WITHOUT = """
-import runpy, sys
-class Absent:
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        if name.partition(".")[0] in ("torch", "transformers", "hf_distill", "onnx"):
-            raise ImportError(name)
-sys.meta_path.insert(0, Absent)
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-def alone(folder: Path, *words: str) -> list[Any]:
-    """Return what the script in an exported folder prints where there is no PyTorch."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [sys.executable, "-I", "-c", WITHOUT, str(folder / "run.py"), *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_a_run_exports_checks_and_reports(write_recipe: WriteRecipe, tmp_path: Path, capsys: Any) -> None:
@@ -217,17 +194,6 @@ def test_every_task_exports(case: str, write_recipe: WriteRecipe, make_model: An
         assert onnx.difference < one.difference < 4  # ranges of four rows, of random weights
         assert one.edge is not None
         assert one.edge.texts == len(ROWS)
-
-
-def mistakes_of(path: Path, *overrides: str) -> str:
-    """Return the lines of a mistake, the same from --check and a run."""
-    found = []
-    for how in (lambda recipe: check(recipe), lambda recipe: __import__("hf_distill").distill(recipe)):
-        with pytest.raises(UserError) as error:
-            how(load_recipe(path, overrides))
-        found.append(str(error.value))
-    assert found[0] == found[1]
-    return found[0]
 
 
 def test_what_cannot_be_exported_is_said_before_training(

@@ -1,7 +1,8 @@
 """Measures an exported student in a process that imports neither PyTorch nor Transformers; started by its path.
 
-Reads texts as JSON from standard input, and prints JSON: milliseconds to load, median milliseconds of a text, the
-largest memory of the process, the tokens of each text, and the outputs of the first one.
+Reads texts as JSON from standard input, and prints JSON: milliseconds to load, median milliseconds of a text and of
+a further token (null if it writes none), the largest memory of the process, the tokens of each text, and the
+outputs of the first one.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+# Tokens that are written to measure the time of one.
+TOKENS = 24
 # Not there on a small device, and not needed.
 BLOCKED = ("torch", "transformers", "hf_distill", "onnx", "optimum")
 
@@ -42,6 +45,15 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def token_ms(student: Any, text: str) -> float:
+    """Return the milliseconds of each further token that a student writes: without those to read the text."""
+    started = time.perf_counter()
+    student.write(text, 1, ends=False)
+    first = time.perf_counter()
+    student.write(text, 1 + TOKENS, ends=False)
+    return (time.perf_counter() - first - (first - started)) / TOKENS * 1000
+
+
 def main(directory: Path, threads: int) -> None:
     """Load the student of a directory, run the texts, and print what was measured."""
     texts = json.load(sys.stdin)
@@ -61,12 +73,14 @@ def main(directory: Path, threads: int) -> None:
         started = time.perf_counter()
         student([text])
         times.append(time.perf_counter() - started)
+    token = token_ms(student, texts[0]) if hasattr(student, "write") else None
     assert not set(BLOCKED) & set(sys.modules)
     print(
         json.dumps(
             {
                 "load_ms": loaded * 1000,
                 "text_ms": statistics.median(times) * 1000,
+                "token_ms": token,
                 "peak_memory": peak_memory(),
                 "ids": [student.encode([text])["input_ids"][0].tolist() for text in texts],
                 "first": {name: value.tolist() for name, value in first.items()},

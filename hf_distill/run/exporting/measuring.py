@@ -14,6 +14,7 @@ import torch
 from hf_distill.errors import UserError
 from hf_distill.export import FORMATS
 from hf_distill.export.beside import SCRIPT
+from hf_distill.export.causal import WritingSession
 from hf_distill.export.graph import input_names
 from hf_distill.report.exports import PYTORCH, Exported
 from hf_distill.report.latency import measure_calls
@@ -21,12 +22,13 @@ from hf_distill.run.evaluation import timed_inputs
 from hf_distill.run.exporting import outputs
 from hf_distill.run.exporting.edge import on_edge
 from hf_distill.run.exporting.writing import weight_of, write
+from hf_distill.run.exporting.writing_texts import PROMPTS, prompts_of, write_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from hf_distill.export import Export, FinishedStudent, Format, Session
-    from hf_distill.report.exports import Edge
+    from hf_distill.report.exports import Edge, Writing
     from hf_distill.report.timing import Latency
     from hf_distill.tasks import Prepared
 
@@ -81,6 +83,7 @@ class Job:
         found = outputs.run(self.prepared, calls, names, rows, self.batch_size)
         for name, one in formats.items():
             self._check(one, found[name], sessions[name], names)
+        writing = self._writing(formats, sessions, found, threads)
         speeds = self._speeds(formats, calls, names) if self.timed else {}
         results = []
         for name, got in found.items():
@@ -98,6 +101,7 @@ class Job:
                     agreement=None if here or not got.compared else got.agreed / got.compared,
                     latency=speeds.get(name),
                     edge=None if here else self._edge(folder, sessions[name], threads),
+                    writing=writing.get(name),
                 )
             )
         return tuple(results)
@@ -106,7 +110,7 @@ class Job:
         """Refuse an exact format that differs from PyTorch, or whose results depend on the padding."""
         if not format.exact:
             return
-        limit = TOLERANCE * max(1.0, found.largest)
+        limit = _limit(found)
         if found.difference > limit:
             raise UserError(
                 f"{format.name} gives other results than PyTorch: an output differs by {found.difference:.3g}, and "
@@ -131,14 +135,38 @@ class Job:
         dtypes = {PYTORCH: "float32", **{name: one.weights for name, one in formats.items()}}
         return measure_calls(both, (shapes[0], shapes[1]), dtypes)
 
+    def _writing(
+        self,
+        formats: Mapping[str, Format],
+        sessions: Mapping[str, Session],
+        found: Mapping[str, outputs.Outputs],
+        threads: int,
+    ) -> dict[str, Writing]:
+        """Return how formats with a cache write texts, PyTorch too; empty if there are none."""
+        writers = {name: one for name, one in sessions.items() if isinstance(one, WritingSession)}
+        prompts = prompts_of(self._tokens(PROMPTS))
+        if not writers or not prompts:
+            return {}
+        limits = {name: _limit(found[name]) for name in writers if formats[name].exact}
+        return write_texts(self.student.model, writers, prompts, limits, threads)
+
+    def _tokens(self, most: int) -> list[list[int]]:
+        """Return the tokens of some texts of the eval split; of rows with several texts, of the first."""
+        rows = [self.prepared.eval[row]["input_ids"] for row in _spread(len(self.prepared.eval), most)]
+        return [row[0] if row and isinstance(row[0], list) else row for row in rows]
+
     def _edge(self, folder: Path, session: Session, threads: int) -> Edge | None:
         if not self.timed or not (folder / SCRIPT).is_file():
             return None
-        rows = [self.prepared.eval[int(row)]["input_ids"] for row in _spread(len(self.prepared.eval), TEXTS)]
-        firsts = [row[0] if row and isinstance(row[0], list) else row for row in rows]
-        decoded: list[Any] = [self.student.tokenizer.decode(ids, skip_special_tokens=True) for ids in firsts]
+        tokenizer = self.student.tokenizer
+        decoded: list[Any] = [tokenizer.decode(ids, skip_special_tokens=True) for ids in self._tokens(TEXTS)]
         texts = [text for text in decoded if text.strip()]
         return on_edge(folder, self.student, session, texts, threads) if texts else None
+
+
+def _limit(found: outputs.Outputs) -> float:
+    """Return by how much an exact format may differ."""
+    return TOLERANCE * max(1.0, found.largest)
 
 
 def _spread(count: int, most: int) -> list[int]:
