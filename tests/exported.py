@@ -45,5 +45,5 @@ def mistakes_of(path: Path, *overrides: str) -> str:
         with pytest.raises(UserError) as error:
             how(load_recipe(path, overrides))
         found.append(str(error.value))
-    assert found[0] == found[1]
+    assert found[0] == found[1], found
     return found[0]

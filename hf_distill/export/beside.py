@@ -38,7 +38,7 @@ def write_beside(student: FinishedStudent, into: Path, *, writes: bool = False) 
         return
     (into / TOKENIZER).write_text(_whole(student, inside), encoding="utf-8")
     script = standalone_writing if writes else standalone
-    shutil.copyfile(script.__file__, into / SCRIPT)
+    shutil.copyfile(str(script.__file__), into / SCRIPT)
 
 
 def _whole(student: FinishedStudent, inside: Any) -> str:

@@ -36,7 +36,7 @@ class Edge:
 
 
 @dataclass(frozen=True)
-class Writing:
+class WritingFigures:
     """The texts that a student writes in one format with its cache, each token the likeliest.
 
     Attributes:
@@ -87,5 +87,5 @@ class Exported:
     agreement: float | None = None
     latency: Latency | None = None
     edge: Edge | None = None
-    writing: Writing | None = None
+    writing: WritingFigures | None = None
     note: str = ""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,6 @@ from hf_distill import load_recipe
 from hf_distill.cli import main
 from hf_distill.errors import UserError
 from hf_distill.report.report import Report
-from hf_distill.run.dry_run import check
 
 
 def test_a_run_exports_checks_and_reports(write_recipe: WriteRecipe, tmp_path: Path, capsys: Any) -> None:

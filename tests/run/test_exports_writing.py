@@ -17,7 +17,7 @@ def write_rows(tmp_path: Path, write_recipe: WriteRecipe, model: Path, **setting
     """Return a recipe of a student that learns to write a few texts of different lengths."""
     texts = [f"the film is {word} and" + " very" * place for place, word in enumerate(("great", "dull", "moving") * 3)]
     path = tmp_path / "texts.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    path.write_text("".join(json.dumps({"text": text, "short": text[:20]}) + "\n" for text in texts))
     return write_recipe(
         task="text-generation",
         data={"path": {"train": str(path), "validation": str(path)}, "columns": {"text": "text"}},
@@ -121,7 +121,7 @@ def test_what_is_refused(
 ) -> None:
     """A graph of one of two parts, or ranges of an empty cache, would be found out after the training."""
     path = write_rows(tmp_path, write_recipe, make_model(kind, layers=2, seed=1), export={"formats": [name]})
-    columns = {"text": "text", "summary": "text"} if task == "summarization" else {"text": "text"}
+    columns = {"text": "text", "summary": "short"} if task == "summarization" else {"text": "text"}
     line = mistakes_of(path, f"task={task}", f"data.columns={json.dumps(columns)}")
     assert f"{name} is" in line
     assert "export.formats[0]" in line

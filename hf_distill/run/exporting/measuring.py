@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from hf_distill.export import Export, FinishedStudent, Format, Session
-    from hf_distill.report.exports import Edge, Writing
+    from hf_distill.report.exports import Edge, WritingFigures
     from hf_distill.report.timing import Latency
     from hf_distill.tasks import Prepared
 
@@ -141,7 +141,7 @@ class Job:
         sessions: Mapping[str, Session],
         found: Mapping[str, outputs.Outputs],
         threads: int,
-    ) -> dict[str, Writing]:
+    ) -> dict[str, WritingFigures]:
         """Return how formats with a cache write texts, PyTorch too; empty if there are none."""
         writers = {name: one for name, one in sessions.items() if isinstance(one, WritingSession)}
         prompts = prompts_of(self._tokens(PROMPTS))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from hf_distill.errors import UserError
-from hf_distill.report.exports import PYTORCH, Writing
+from hf_distill.report.exports import PYTORCH, WritingFigures
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,11 +36,11 @@ class Texts:
     seconds: float = 0.0
     difference: float = 0.0
 
-    def figures(self, wanted: Texts, threads: int) -> Writing:
+    def figures(self, wanted: Texts, threads: int) -> WritingFigures:
         """Return the figures, of which some compare with what PyTorch wrote."""
         here, count = self is wanted, len(self.tokens)
         same = sum(one == other for one, other in zip(self.tokens, wanted.tokens, strict=True))
-        return Writing(
+        return WritingFigures(
             tokens_per_second=count * WRITTEN / self.seconds,
             same=None if here else same / count,
             difference=None if here else self.difference,
@@ -61,7 +61,7 @@ def write_texts(
     prompts: Sequence[Sequence[int]],
     limits: Mapping[str, float],
     threads: int,
-) -> dict[str, Writing]:
+) -> dict[str, WritingFigures]:
     """Return how PyTorch and each format write behind the same prompts.
 
     Args:
