@@ -135,7 +135,8 @@ def _by_meaning(column: LabelColumn, stated: Stated, heads: TrainedHeads) -> Cla
     if not column.holds(str) and not column.names and set(own.values()) - set(stated.meanings):
         wanted = f"one of those that data.labels names ({shorten(list(stated.meanings))}), or a line there for this one"
         raise column.refuse(lambda value: spell(value) not in stated.meanings, wanted)
-    texts = {value: stated.meanings.get(text, text) for value, text in own.items()}
+    # Spaces at the ends make no other label elsewhere, and messages show a label without them.
+    texts = {value: stated.meanings.get(text, stated.meanings.get(tidy(text), text)) for value, text in own.items()}
     declared = [name for name in column.names or () if name not in stated.nothing]
     known = [stated.meanings.get(name, name) for name in declared] or stated.meanings.values()
     every = tuple(dict.fromkeys((*known, *sorted(set(texts.values()) - set(known)))))
