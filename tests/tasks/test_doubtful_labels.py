@@ -195,3 +195,11 @@ def test_a_recipe_with_a_separator(write_recipe: Any, make_model: Any, tmp_path:
     )
     with pytest.raises(UserError, match=r"data\.label_separator: fill-mask has no rows with several labels"):
         check(load_recipe(recipe, ["task=fill-mask", f"teacher={{name: pretrained, model: {make_model('bert-mlm')}}}"]))
+
+
+def test_a_line_for_a_label_counts_with_spaces_around_it() -> None:
+    """The warning shows 'Positive ' without its space; who followed it got no warning any more, and a class too many."""
+    found = read(["Positive ", "positive", "negative"], names={"Positive": "positive"})
+    assert set(found.names or ()) == {"negative", "positive"}
+    first, second = found.encode(["Positive ", "positive"])
+    assert first == second
