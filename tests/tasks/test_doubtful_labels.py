@@ -198,7 +198,7 @@ def test_a_recipe_with_a_separator(write_recipe: Any, make_model: Any, tmp_path:
 
 
 def test_a_line_for_a_label_counts_with_spaces_around_it() -> None:
-    """The warning shows 'Positive ' without its space; who followed it got no warning any more, and a class too many."""
+    """The warning shows the label without its space; who followed it got no warning any more, and a class too many."""
     found = read(["Positive ", "positive", "negative"], names={"Positive": "positive"})
     assert set(found.names or ()) == {"negative", "positive"}
     first, second = found.encode(["Positive ", "positive"])
