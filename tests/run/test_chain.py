@@ -353,7 +353,7 @@ def test_a_lineage_goes_on_from_a_student_of_ours(write_recipe: WriteRecipe, tmp
     card = (tmp_path / "two" / "README.md").read_text()
     assert "## Lineage" in card
     assert "first teacher" in report.verdict()[0]
-    assert "<h2>Lineage</h2>" in (tmp_path / "two" / "report.html").read_text()
+    assert ">Lineage</h2>" in (tmp_path / "two" / "report.html").read_text()
 
     # On other rows nothing is said about what was kept of the first; an unreadable report is no lineage.
     three = write_recipe(teacher=teacher, student=last, training={"output_dir": str(tmp_path / "three")})
