@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from hf_distill.export.base import FinishedStudent, Format, Session
 from hf_distill.export.beside import write_beside
 from hf_distill.export.causal import WritingSession, has_other_memory, other_memory, write_with_cache
-from hf_distill.export.graph import write_graph
+from hf_distill.export.graph import root_logger_kept, write_graph
 from hf_distill.export.session import OnnxSession
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ class OnnxEncoder(Format):
             whole.parent.mkdir()
             written = write_with_cache if student.head.auto_class == WRITER else write_graph
             written(student, whole, options.opset)
-        self.convert(whole, into / MODEL, student, options)
+        with root_logger_kept():
+            self.convert(whole, into / MODEL, student, options)
         write_beside(student, into, writes=student.head.auto_class == WRITER)
 
     @abstractmethod

@@ -165,6 +165,23 @@ def _why(model: PreTrainedModel, error: Exception) -> str:
 
 
 @contextlib.contextmanager
+def root_logger_kept() -> Iterator[None]:
+    """Context manager: without what a library does to the root logger.
+
+    `onnxruntime.quantization` sets it up when it is imported, and warns by it: from then on every message of this
+    process would come a second time, in another form.
+    """
+    root, nothing = logging.getLogger(), logging.NullHandler()
+    handlers, level = root.handlers[:], root.level
+    root.addHandler(nothing)  # basicConfig does nothing where there is one
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Context manager: without the exporter's own remarks, which say nothing to who exports a student."""
     levels = {name: logging.getLogger(name).level for name in _CHATTY}

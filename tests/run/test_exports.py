@@ -248,3 +248,16 @@ def test_an_export_that_differs_is_an_error(
     with pytest.raises(UserError, match=r"export.*padded"):
         run(path)
     assert Report.load(tmp_path / "out").exports == ()  # hours of training are reported, and nothing wrong is announced
+
+
+def test_the_root_logger_is_left_as_it_was() -> None:
+    """onnxruntime.quantization sets it up when it is imported: every later message of a run came twice."""
+    import logging
+
+    code = (
+        "import logging\nfrom hf_distill.export.graph import root_logger_kept\n"
+        "with root_logger_kept():\n    import onnxruntime.quantization.matmul_nbits_quantizer\n"
+        "print(logging.getLogger().handlers, logging.getLogger().level)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"[] {logging.WARNING}"

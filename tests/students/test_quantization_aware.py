@@ -12,13 +12,13 @@ import onnxruntime
 import pytest
 import torch
 import transformers
-from onnxruntime.quantization import QuantType, quantize_dynamic
 from runs import WriteRecipe, run, same, weights
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from hf_distill import load_recipe
 from hf_distill.errors import UserError
+from hf_distill.export.graph import root_logger_kept
 from hf_distill.export.onnx_int8 import QUANTISED
 from hf_distill.files.ownership import RUNS
 from hf_distill.models.heads import capturing, open_head
@@ -68,7 +68,10 @@ def in_onnxruntime(weight: torch.Tensor, texts: torch.Tensor, folder: Path) -> t
     onnx.save(
         onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9), folder / "w"
     )
-    quantize_dynamic(folder / "w", folder / "q", weight_type=QuantType.QInt8, **QUANTISED)
+    with root_logger_kept():
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        quantize_dynamic(folder / "w", folder / "q", weight_type=QuantType.QInt8, **QUANTISED)
     session = onnxruntime.InferenceSession(folder / "q", providers=["CPUExecutionProvider"])
     return torch.cat([torch.tensor(session.run(None, {"x": text[None].numpy()})[0]) for text in texts])
 
