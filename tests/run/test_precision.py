@@ -93,7 +93,8 @@ def test_nothing_that_a_run_computes_is_decided_by_a_clock(monkeypatch):
     measuring = {  # what they measure is told or waited for, and decides nothing that is computed
         *("run/run.py", "run/fit.py", "report/latency.py", "training/meter.py", "training/chunked/compiled.py"),
         *("files/lock.py", "servers.py", "run/speculation.py", "run/watch.py", "signals.py"),
-        *("run/arrival.py", "run/log_file.py", "run/doctor/trial.py"),
+        *("run/arrival.py", "run/log_file.py", "run/doctor/trial.py", "run/sweep/command.py"),
+        *("run/exporting/edge_process.py", "run/exporting/writing_texts.py"),
     }
     package = ROOT / "hf_distill"
     found = {
