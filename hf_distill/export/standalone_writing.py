@@ -1,4 +1,4 @@
-"""Continues texts with onnxruntime, tokenizers and numpy alone.
+"""Runs an exported student that continues texts, with onnxruntime, tokenizers and numpy alone.
 
 python run.py "Once upon a time" "A list is"
 """
@@ -93,9 +93,12 @@ class ExportedWriter:
         return made
 
 
-ExportedStudent = ExportedWriter  # the name in the script of every task
+# The name in the script of every task.
+ExportedStudent = ExportedWriter
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     student = ExportedWriter()
     for prompt in sys.argv[1:]:
         print(json.dumps(student.tokenizer.decode(student.write(prompt)), ensure_ascii=False))
