@@ -95,6 +95,7 @@ def test_other_architectures(kind: str, write_recipe: WriteRecipe, make_model: A
             name: getattr(small, name)
             for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "pad_token_id")
         }
+        sizes["vocab_size"] += 8  # the tokenizer of Qwen2 adds a token of its own
         config = {
             "qwen2": lambda: transformers.Qwen2Config(num_attention_heads=4, num_key_value_heads=2, **sizes),
             "mistral": lambda: transformers.MistralConfig(
