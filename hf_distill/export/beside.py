@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_distill.export import standalone, standalone_writing
 from hf_distill.models.tokenizers import longest_input
 
 if TYPE_CHECKING:
@@ -15,6 +14,10 @@ if TYPE_CHECKING:
 
 TOKENIZER = "tokenizer.json"
 SCRIPT = "run.py"
+# Copied, and never imported here: they import onnxruntime, which only who exports has.
+SCRIPTS = Path(__file__).parent
+# Files of the student that the scripts read, where it has them.
+READ = ("config_sentence_transformers.json", "generation_config.json")
 
 
 def write_beside(student: FinishedStudent, into: Path, *, writes: bool = False) -> None:
@@ -30,15 +33,14 @@ def write_beside(student: FinishedStudent, into: Path, *, writes: bool = False) 
     """
     student.model.config.save_pretrained(into)  # with the labels that an adapter has and its base has not
     student.tokenizer.save_pretrained(into)
-    for name in (standalone.PROMPTS, standalone_writing.GENERATION):
+    for name in READ:
         if (told := student.directory / name).is_file():
             shutil.copy(told, into / name)
     inside: Any = getattr(student.tokenizer, "backend_tokenizer", None)
     if inside is None:
         return
     (into / TOKENIZER).write_text(_whole(student, inside), encoding="utf-8")
-    script = standalone_writing if writes else standalone
-    shutil.copyfile(str(script.__file__), into / SCRIPT)
+    shutil.copyfile(SCRIPTS / ("standalone_writing.py" if writes else "standalone.py"), into / SCRIPT)
 
 
 def _whole(student: FinishedStudent, inside: Any) -> str:
