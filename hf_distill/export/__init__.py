@@ -6,7 +6,6 @@ from hf_distill.export.base import FinishedStudent, Format, Session
 from hf_distill.export.onnx_float import Onnx
 from hf_distill.export.onnx_int8 import OnnxInt8
 from hf_distill.export.onnx_int8_static import OnnxInt8Static
-from hf_distill.export.section import CalibrationOptions, Export
 
 FORMATS: dict[str, type[Format]] = {
     "onnx": Onnx,
@@ -16,8 +15,6 @@ FORMATS: dict[str, type[Format]] = {
 
 __all__ = [
     "FORMATS",
-    "CalibrationOptions",
-    "Export",
     "FinishedStudent",
     "Format",
     "Onnx",

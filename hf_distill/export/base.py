@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from hf_distill.export.section import Export
+    from hf_distill.export.options import ExportOptions
 
     # Name of an input or output -> its values.
     Arrays = Mapping[str, NDArray[Any]]
@@ -114,16 +114,16 @@ class Format(ABC):
             config: The student's configuration.
         """
 
-    def settings(self, options: Export) -> dict[str, Any]:
+    def settings(self, options: ExportOptions) -> dict[str, Any]:
         """Return those of the options on which the files depend."""
         return {}
 
-    def reads(self, options: Export) -> int:
+    def reads(self, options: ExportOptions) -> int:
         """Return how many train rows are read to write it; 0 for none."""
         return 0
 
     @abstractmethod
-    def write(self, student: FinishedStudent, into: Path, options: Export) -> None:
+    def write(self, student: FinishedStudent, into: Path, options: ExportOptions) -> None:
         """Write the files of a student into an empty directory, also those that it needs there to be run.
 
         Args:

@@ -15,7 +15,7 @@ from hf_distill.export.session import OnnxSession
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from hf_distill.export.section import Export
+    from hf_distill.export.options import ExportOptions
 
 MODEL = "model.onnx"
 # Auto classes of models that read a text at once.
@@ -50,11 +50,11 @@ class OnnxEncoder(Format):
             return f"{self.name} is for models that read a text at once, and this student writes texts: take onnx-int8."
         return None
 
-    def settings(self, options: Export) -> dict[str, Any]:
+    def settings(self, options: ExportOptions) -> dict[str, Any]:
         """Return those of the options on which the graph depends."""
         return {"opset": options.opset, "optimise": options.optimise}
 
-    def write(self, student: FinishedStudent, into: Path, options: Export) -> None:
+    def write(self, student: FinishedStudent, into: Path, options: ExportOptions) -> None:
         """Write graph, tokenizer, configuration and script."""
         whole = student.scratch / f"opset-{options.opset}" / MODEL
         if not whole.exists():
@@ -66,7 +66,7 @@ class OnnxEncoder(Format):
         write_beside(student, into, writes=student.head.auto_class == WRITER)
 
     @abstractmethod
-    def convert(self, whole: Path, file: Path, student: FinishedStudent, options: Export) -> None:
+    def convert(self, whole: Path, file: Path, student: FinishedStudent, options: ExportOptions) -> None:
         """Write the graph of this format.
 
         Args:

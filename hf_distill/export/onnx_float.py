@@ -10,7 +10,7 @@ from hf_distill.export.encoder import OnnxEncoder, optimised
 
 if TYPE_CHECKING:
     from hf_distill.export.base import FinishedStudent
-    from hf_distill.export.section import Export
+    from hf_distill.export.options import ExportOptions
 
 
 class Onnx(OnnxEncoder):
@@ -19,7 +19,7 @@ class Onnx(OnnxEncoder):
     name: ClassVar[str] = "onnx"
     exact: ClassVar[bool] = True
 
-    def convert(self, whole: Path, file: Path, student: FinishedStudent, options: Export) -> None:
+    def convert(self, whole: Path, file: Path, student: FinishedStudent, options: ExportOptions) -> None:
         """Store the graph as it is, or as onnxruntime optimises it."""
         if options.optimise:
             optimised(whole, file, "extended")

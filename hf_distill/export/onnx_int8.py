@@ -9,7 +9,7 @@ from hf_distill.export.encoder import OnnxEncoder, is_large, optimised, ready
 
 if TYPE_CHECKING:
     from hf_distill.export.base import FinishedStudent
-    from hf_distill.export.section import Export
+    from hf_distill.export.options import ExportOptions
 
 # Settings of onnxruntime.quantization that are the same with and without calibration. 7 bits of a weight: with all 8,
 # processors without VNNI add up 16-bit numbers that overflow, and give a wrong result without saying so.
@@ -27,7 +27,7 @@ class OnnxInt8(OnnxEncoder):
     name: ClassVar[str] = "onnx-int8"
     weights: ClassVar[str] = "int8"
 
-    def convert(self, whole: Path, file: Path, student: FinishedStudent, options: Export) -> None:
+    def convert(self, whole: Path, file: Path, student: FinishedStudent, options: ExportOptions) -> None:
         """Quantise matrix products by weights, and embeddings."""
         from onnxruntime.quantization import QuantType, quantize_dynamic
 

@@ -13,7 +13,7 @@ from hf_distill.export.session import OnnxSession
 
 if TYPE_CHECKING:
     from hf_distill.export.base import FinishedStudent
-    from hf_distill.export.section import Export
+    from hf_distill.export.options import ExportOptions
 
 
 class OnnxInt8Static(OnnxEncoder):
@@ -23,16 +23,16 @@ class OnnxInt8Static(OnnxEncoder):
     weights: ClassVar[str] = "int8"
     writes: ClassVar[bool] = False  # the cache of a row that is run is empty
 
-    def settings(self, options: Export) -> dict[str, Any]:
+    def settings(self, options: ExportOptions) -> dict[str, Any]:
         """Return those of the options on which the graph depends."""
         calibration = options.calibration
         return {**super().settings(options), "rows": calibration.rows, "method": calibration.method}
 
-    def reads(self, options: Export) -> int:
+    def reads(self, options: ExportOptions) -> int:
         """Return how many train rows are run."""
         return options.calibration.rows
 
-    def convert(self, whole: Path, file: Path, student: FinishedStudent, options: Export) -> None:
+    def convert(self, whole: Path, file: Path, student: FinishedStudent, options: ExportOptions) -> None:
         """Run train rows, and quantise matrix products by weights."""
         from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 

@@ -25,7 +25,7 @@ from hf_distill.completions.backends import BACKENDS
 from hf_distill.data.pseudo_labels import PseudoLabels
 from hf_distill.data.selecting import Select
 from hf_distill.data.transfer import Transfer
-from hf_distill.export.section import CalibrationOptions
+from hf_distill.export.options import CalibrationOptions
 from hf_distill.mistakes import attributes
 from hf_distill.objectives import OBJECTIVES, Objective
 from hf_distill.objectives.features import StackObjective

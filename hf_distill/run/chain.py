@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from hf_distill.component import entry
 from hf_distill.errors import UserError
-from hf_distill.export import Export
+from hf_distill.export.section import Export
 from hf_distill.files.ownership import CHAIN
 from hf_distill.recipe.recipe import Hub, Link, Recipe
 from hf_distill.recipe.writer import describe_entry, dump_recipe

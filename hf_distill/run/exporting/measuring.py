@@ -27,7 +27,8 @@ from hf_distill.run.exporting.writing_texts import PROMPTS, prompts_of, write_te
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hf_distill.export import Export, FinishedStudent, Format, Session
+    from hf_distill.export import FinishedStudent, Format, Session
+    from hf_distill.export.section import Export
     from hf_distill.report.exports import Edge, WritingFigures
     from hf_distill.report.timing import Latency
     from hf_distill.tasks import Prepared

@@ -17,7 +17,8 @@ from hf_distill.models.fingerprint import model_fingerprint
 from hf_distill.models.tokenizers import tokenizer_state
 
 if TYPE_CHECKING:
-    from hf_distill.export import Export, FinishedStudent, Format
+    from hf_distill.export import FinishedStudent, Format
+    from hf_distill.export.options import ExportOptions
 
 # Written last: what is exported, from what, and the checksums of its files.
 RECORD = "_export.json"
@@ -25,7 +26,7 @@ RECORD = "_export.json"
 _LIBRARIES = ("torch", "transformers")
 
 
-def write(format: Format, student: FinishedStudent, into: Path, options: Export) -> bool:
+def write(format: Format, student: FinishedStudent, into: Path, options: ExportOptions) -> bool:
     """Write a student in a format into the folder of its name, unless that holds it already.
 
     Args:
@@ -71,7 +72,7 @@ def _is_ours(into: Path, name: str) -> bool:
     return name in (Ownership(into).names() or ())
 
 
-def _key(format: Format, student: FinishedStudent, options: Export) -> str:
+def _key(format: Format, student: FinishedStudent, options: ExportOptions) -> str:
     """Return a fingerprint of all that decides what is written."""
     reads = format.reads(options)
     rows = list(student.rows(reads)) if reads and student.rows is not None else []
