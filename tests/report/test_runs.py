@@ -22,13 +22,14 @@ from hf_distill.metrics.bootstrap import Units, gain_error
 from hf_distill.report.ancestors import Ancestor
 from hf_distill.report.report import Report
 from hf_distill.report.results import Results
-from hf_distill.report.runs.comparison import RunComparison, difference
+from hf_distill.report.runs.comparison import RunComparison, difference, over_seeds, seed_values
 from hf_distill.report.runs.page import html
 from hf_distill.report.runs.plots import plots
 from hf_distill.report.runs.reading import read_runs
 from hf_distill.report.runs.recipes import differing
 from hf_distill.report.runs.terminal import show
 from hf_distill.report.runs.text import notes, parts, verdict
+from hf_distill.report.sweep.results import SettingRun, Sweep
 from hf_distill.report.text import Row
 
 
@@ -261,3 +262,19 @@ def test_many_runs(tmp_path: Path) -> None:
     assert "could not be drawn" not in page
     assert len(table(found)["accuracy"].cells) == 9
     assert isinstance(found.runs[0].report, Results)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, None])
+def test_a_seed_that_diverged_is_not_left_out_of_the_mean(value: float | None) -> None:
+    """The mean of the other seeds looks right: a setting that diverges every third time would be called the best."""
+    report = several_seeds((0.8, 0.82, 0.81), (0.7, 0.71, 0.72))
+    last = report.seeds[-1]
+    student = {name: one for name, one in last.student.items() if name != report.metric}
+    if value is not None:
+        student[report.metric] = value
+    wrong = replace(report, seeds=(*report.seeds[:-1], replace(last, student=student)))
+    assert len(seed_values(report, report.metric)) == len(report.seeds) > 1
+    assert seed_values(wrong, report.metric) == ()
+    assert over_seeds(wrong, report.metric) == (None, None)
+    setting = SettingRun("one", {"student.layers": 2}, "finished", report=wrong)
+    assert Sweep("recipe.yaml", ("student.layers",), (setting,)).scored == []

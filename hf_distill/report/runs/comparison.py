@@ -71,14 +71,22 @@ def is_paired(one: Results, other: Results) -> bool:
     return same and bool(one.resampled) and len(one.resampled) == len(other.resampled)
 
 
+def seed_values(report: Results, metric: str, model: str = "student") -> tuple[float, ...]:
+    """Return a metric of student or baseline for each seed; of one seed, that of the report.
+
+    Empty if the value of a seed is missing or not finite: the mean of the others would hide a training that diverged.
+    """
+    found = [(getattr(seed, model) or {}).get(metric) for seed in report.seeds]
+    if len(found) < 2 or all(value is None for value in found):
+        found = [report.models[model].metrics.get(metric) if model in report.models else None]
+    known = tuple(float(value) for value in found if value is not None and math.isfinite(value))
+    return known if len(known) == len(found) else ()
+
+
 def over_seeds(report: Results, metric: str, model: str = "student") -> tuple[float | None, float | None]:
     """Return a metric of student or baseline, mean over seeds, and its standard deviation; of one seed, None for it."""
-    found = [(getattr(seed, model) or {}).get(metric) for seed in report.seeds]
-    known = [float(value) for value in found if value is not None and math.isfinite(value)]
-    if len(known) > 1:
-        return mean(known), stdev(known)
-    value = report.models[model].metrics.get(metric) if model in report.models else None
-    return (None if value is None or not math.isfinite(value) else float(value)), None
+    values = seed_values(report, metric, model)
+    return (mean(values) if values else None), (stdev(values) if len(values) > 1 else None)
 
 
 def _mean_of_seeds(report: Results) -> Results:

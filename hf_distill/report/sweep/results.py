@@ -10,7 +10,7 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_distill.report.results import ModelResult, Results
-from hf_distill.report.runs.comparison import difference
+from hf_distill.report.runs.comparison import difference, over_seeds, seed_values
 
 if TYPE_CHECKING:
     from hf_distill.report.report import Report
@@ -71,11 +71,8 @@ class ScoredSetting:
 
     @cached_property
     def values(self) -> tuple[float, ...]:
-        """The student's metric for each seed."""
-        found = [seed.student.get(self.report.metric) for seed in self.report.seeds]
-        known = tuple(float(one) for one in found if one is not None and one == one)
-        own = self.report.headline("student")
-        return known if len(known) > 1 else () if own is None else (own,)
+        """The student's metric for each seed; empty if a seed has none."""
+        return seed_values(self.report, self.report.metric)
 
     @property
     def value(self) -> float:
@@ -95,9 +92,7 @@ class ScoredSetting:
     @property
     def baseline(self) -> float | None:
         """The baseline's metric, mean over seeds; None without baseline."""
-        found = [(seed.baseline or {}).get(self.report.metric) for seed in self.report.seeds]
-        known = [float(one) for one in found if one is not None and one == one]
-        return mean(known) if len(known) > 1 else self.report.headline("baseline")
+        return over_seeds(self.report, self.report.metric, "baseline")[0]
 
     @property
     def step_seconds(self) -> float | None:

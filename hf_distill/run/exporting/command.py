@@ -153,7 +153,7 @@ def merged(before: Sequence[Exported], after: Sequence[Exported]) -> tuple[Expor
     """
     new = {one.format: one for one in after}
     if any(one.latency is not None for one in after):
-        before = [replace(one, latency=None, edge=None) for one in before]
+        before = [replace(one, latency=None, edge=None, writing=None) for one in before]
     elif (torch := next((one for one in before if one.format == PYTORCH), None)) is not None:
         new[PYTORCH] = replace(new[PYTORCH], latency=torch.latency)
     kept = [new.pop(one.format, one) for one in before]

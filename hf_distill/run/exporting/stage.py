@@ -66,10 +66,11 @@ def warn_of_losses(report: Report) -> None:
     for one in report.exports:
         if (less := lost(report, one)) is not None:
             logger.warning(
-                "%s loses %s of %s against PyTorch: see docs/export.md for what helps",
+                "%s loses %s of %s against PyTorch on %s rows: see docs/export.md for what helps",
                 one.format,
                 unsigned(report, less),
                 metric_title(report.metric),
+                f"{one.rows:,}",
             )
 
 
