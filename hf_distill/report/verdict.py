@@ -319,11 +319,25 @@ def _for_whom(report: Results, kind: Kind) -> list[str]:
     return [for_whom_sentence(report, one) for one in report.for_whom if one.kind == kind]
 
 
+def _seeds_without(report: Results) -> list[str]:
+    """Return a line for the seeds that the means leave out, as their training gave no finite metric."""
+    found = {
+        seed.seed: [one.get(report.metric) for one in (seed.student, seed.baseline) if one] for seed in report.seeds
+    }
+    lost = [str(seed) for seed, values in found.items() if any(one is None or not math.isfinite(one) for one in values)]
+    if not lost or len(lost) == len(found):
+        return []
+    has = f"Seed {lost[0]} has" if len(lost) == 1 else f"Seeds {', '.join(lost)} have"
+    left = "is" if len(lost) == 1 else "are"
+    return [f"{has} no finite {metric_title(report.metric)} and {left} left out of every mean: training may diverge."]
+
+
 def _cautions(report: Results) -> list[str]:
     lines = [
         f"{steps} steps of the {training} were skipped, as a loss or gradient was not finite (on_nan)."
         for training, steps in report.settings.get("skipped_steps", {}).items()
     ]
+    lines += _seeds_without(report)
     if report.is_chance("student") and not report.is_chance("teacher"):
         lines.append(f"The student itself is no better than a trivial guess: {_against_chance(report, 'student')}.")
     teacher, baseline = report.headline("teacher"), report.headline("baseline")

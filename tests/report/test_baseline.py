@@ -252,3 +252,10 @@ def test_the_best_has_a_row_of_its_own() -> None:
     table = {row.label: row.cells for row in rows(whole(best=at_best(0.84)))}
     assert table["best evaluation during training"] == {"teacher": "-", "student": "-", "baseline": "84.0 %"}
     assert "best evaluation during training" not in {row.label for row in rows(whole())}
+
+
+def test_a_seed_that_diverged_is_said() -> None:
+    """ "Over 2 seeds it is 81.0" says nothing of the third, whose training diverged: the method looks stable."""
+    report = several_seeds((0.8, float("nan"), 0.82), (0.7, 0.71, 0.72))
+    assert "Seed 43 has no finite accuracy" in verdict(report)
+    assert "no finite" not in verdict(several_seeds((0.8, 0.81, 0.82), (0.7, 0.71, 0.72)))
