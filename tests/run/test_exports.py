@@ -144,7 +144,11 @@ def data_of(task: str) -> list[dict[str, Any]]:
         return [{"text": text, "text_pair": "a plot", "label": place / 8} for place, text in enumerate(texts)]
     if task == "fill-mask":
         return [{"text": text} for text in texts]
-    label: Any = {"several": [0], "number": 0.5}
+    label: Any = {"number": 0.5}
+    if task == "several":
+        return [
+            {"text": text, "label": [["dull"], ["dull", "great"], []][place % 3]} for place, text in enumerate(texts)
+        ]
     return [{"text": text, "label": label.get(task, place % 2)} for place, text in enumerate(texts)]
 
 
@@ -154,6 +158,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "sentence-similarity": ("sentence-similarity", "bert-bare", {"objectives": ["sentence_embedding"]}),
     "fill-mask": ("fill-mask", "bert-mlm", {}),
     "number": ("text-classification", "bert", {"objectives": ["logits_mse"], "labels": ["score"]}),
+    "several": ("text-classification", "bert", {"labels": ["dull", "great"]}),
     "distilbert": ("text-classification", "distilbert", {}),
     "roberta": ("text-classification", "roberta", {}),
     "gpt2": ("text-classification", "gpt2", {}),
@@ -170,7 +175,7 @@ def test_every_task_exports(case: str, write_recipe: WriteRecipe, make_model: An
     labels = {"labels": settings.pop("labels")} if "labels" in settings else {}
     model = str(make_model(kind, layers=2, seed=1, **labels))
     path = tmp_path / "data.jsonl"
-    path.write_text("\n".join(map(json.dumps, data_of("number" if case == "number" else task))))
+    path.write_text("\n".join(map(json.dumps, data_of(case if case in ("number", "several") else task))))
     data: dict[str, Any] = {"path": {"train": str(path), "validation": str(path)}}
     if "classification" in task and not labels:
         data["labels"] = ["negative", "positive"]
