@@ -52,30 +52,36 @@ def _with_our_messages(construct: Callable[..., None]) -> Callable[..., None]:
     return constructed
 
 
-def settings(instance: Any) -> dict[str, Any]:
-    """Return the fields of a component that differ from their default, as a recipe would give them."""
+def settings(instance: Any, *, whole: bool = False) -> dict[str, Any]:
+    """Return the fields of a component as a recipe would give them.
+
+    Args:
+        instance: The component.
+        whole: All fields; by default those that differ from their default.
+    """
     values = {
         # Not `dataclasses.fields`, which does not see the default factories of pydantic's `Field`.
         name: getattr(instance, name)
         for name, info in type(instance).__pydantic_fields__.items()
-        if getattr(instance, name) != info.get_default(call_default_factory=True)
+        if whole or getattr(instance, name) != info.get_default(call_default_factory=True)
     }
-    return {key: _written(value) for key, value in values.items()}
+    return {key: _written(value, whole) for key, value in values.items()}
 
 
-def _written(value: Any) -> Any:
+def _written(value: Any, whole: bool) -> Any:
     if (fields := getattr(type(value), "__pydantic_fields__", None)) is not None:  # a component inside another one
-        return entry(value) if hasattr(value, "name") and "name" not in fields else settings(value)
+        named = hasattr(value, "name") and "name" not in fields
+        return entry(value, whole=whole) if named else settings(value, whole=whole)
     if isinstance(value, dict):
-        return {key: _written(item) for key, item in value.items()}
-    return [_written(item) for item in value] if isinstance(value, tuple | list) else value
+        return {key: _written(item, whole) for key, item in value.items()}
+    return [_written(item, whole) for item in value] if isinstance(value, tuple | list) else value
 
 
-def entry(instance: Any) -> dict[str, Any]:
-    """Return the recipe entry that builds `instance`: its name and the fields that differ from the default.
+def entry(instance: Any, *, whole: bool = False) -> dict[str, Any]:
+    """Return the recipe entry that builds `instance`: its name, and fields as `settings` returns them.
 
     >>> from hf_distill.objectives import KLDivergence
     >>> entry(KLDivergence(temperature=4.0))
     {'name': 'kl', 'temperature': 4.0}
     """
-    return {"name": instance.name, **settings(instance)}
+    return {"name": instance.name, **settings(instance, whole=whole)}

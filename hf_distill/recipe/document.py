@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
@@ -88,9 +88,21 @@ def read_document(path: str | Path) -> Document:
     Raises:
         UserError: The file cannot be read or is not a YAML mapping.
     """
-    file = str(path)
+    return document_of(lambda: _text(Path(path)), str(path))
+
+
+def document_of(read: Callable[[], str], file: str) -> Document:
+    """Return a recipe from its text.
+
+    Args:
+        read: Returns the text.
+        file: How messages call it.
+
+    Raises:
+        UserError: It cannot be read or is not a YAML mapping.
+    """
     try:
-        data, lines = parse(_text(Path(path)))
+        data, lines = parse(read())
         if not isinstance(data, dict):
             raise Fault((1, f"a recipe is a mapping (task: ..., data: ...), found {describe(data)}."))
     except Fault as fault:

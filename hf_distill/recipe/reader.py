@@ -26,7 +26,7 @@ from hf_distill.mistakes import component_of, describe, explain, glued_key, join
 from hf_distill.objectives import OBJECTIVES, PRESETS, Objective
 from hf_distill.objectives.presets import ON_OWN_TEXTS
 from hf_distill.outside import OnlyRead, may_run
-from hf_distill.recipe.document import Document, read_document
+from hf_distill.recipe.document import Document, document_of, read_document
 from hf_distill.recipe.overrides import apply_overrides
 from hf_distill.recipe.plugins import PLUGIN, find_functions, import_entry, look_at_entry
 from hf_distill.recipe.recipe import (
@@ -95,6 +95,16 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     document = read_document(os.fspath(path))
     apply_overrides(document, overrides)
     return _Reading(document).recipe()
+
+
+def parse_recipe(text: str, file: str = "recipe.yaml") -> Recipe:
+    """Return a recipe from its text, as `load_recipe` reads it from a file.
+
+    Args:
+        text: YAML, such as `dump_recipe` returns.
+        file: How messages call it; classes of one's own are looked for beside it.
+    """
+    return _Reading(document_of(lambda: text, file)).recipe()
 
 
 class _Reading:

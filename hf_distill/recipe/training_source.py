@@ -14,6 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+# Where `DistillationArguments` is.
+OWN = Path(__file__).parents[1] / "training_args.py"
+
 
 class Declaration(NamedTuple):
     """One argument.
@@ -46,6 +49,32 @@ def declarations() -> dict[str, Declaration | None]:
         for node in owner.body
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
     }
+
+
+def default_values() -> dict[str, Any]:
+    """Return the default of each argument of `DistillationArguments`; without those that are computed."""
+    places = (package_folder() / "training_args.py", "TrainingArguments"), (OWN, "DistillationArguments")
+    found: dict[str, Any] = {}
+    for file, name in places:
+        try:
+            tree = ast.parse(file.read_bytes())
+        except (OSError, SyntaxError):
+            return {}
+        owner = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
+        for node in (node for one in owner for node in one.body if isinstance(node, ast.AnnAssign)):
+            if isinstance(node.target, ast.Name):
+                found.pop(node.target.id, None)
+                found.update((node.target.id, ast.literal_eval(value)) for value in _plain_default(node.value))
+    return found
+
+
+def _plain_default(value: ast.expr | None) -> list[ast.expr]:
+    """Return the default in a declaration if it is a plain value; else nothing."""
+    if isinstance(value, ast.Call):
+        value = next((item.value for item in value.keywords if item.arg == "default"), None)
+    if isinstance(value, ast.UnaryOp):  # a negative number
+        return [value] if isinstance(value.operand, ast.Constant) else []
+    return [value] if isinstance(value, ast.Constant) else []
 
 
 def package_folder() -> Path:

@@ -28,31 +28,42 @@ def dump_recipe(recipe: Recipe) -> str:
 
     Tokens and passwords are left out too, since the file is published with the student.
     """
+    content = to_plain(recipe)
+    if list(content["task"]) == ["name"]:
+        content["task"] = content["task"]["name"]
+    return to_yaml(content)
+
+
+def to_plain(recipe: Recipe, *, whole: bool = False) -> dict[str, Any]:
+    """Return a recipe as plain values, each entry a mapping with its name.
+
+    Args:
+        recipe: The recipe.
+        whole: With the keys that have their default values, except those of `training`, which are not known here.
+    """
     content: dict[str, Any] = {
-        "task": _entry(recipe.task, TASKS),
-        "data": settings(recipe.data),
-        "teacher": _entry(recipe.teacher, TEACHERS),
-        "student": student_entry(recipe.student),
-        "chain": [_link(link) for link in recipe.chain],
-        "objectives": objective_entries(recipe.objectives),
-        "stages": [_stage(stage, recipe.completions) for stage in recipe.stages],
+        "task": _entry(recipe.task, TASKS, whole),
+        "data": settings(recipe.data, whole=whole),
+        "teacher": _entry(recipe.teacher, TEACHERS, whole),
+        "student": student_entry(recipe.student, whole=whole),
+        "chain": [_link(link, whole) for link in recipe.chain],
+        "objectives": objective_entries(recipe.objectives, whole=whole),
+        "stages": [_stage(stage, recipe, whole) for stage in recipe.stages],
         "training": dict(recipe.training),
     }
     if recipe.data.augment is not None:
-        content["data"]["augment"] = _entry(recipe.data.augment, AUGMENTATIONS)
+        content["data"]["augment"] = _entry(recipe.data.augment, AUGMENTATIONS, whole)
     del content["objectives" if recipe.stages else "stages"], content["student" if recipe.chain else "chain"]
     if recipe.generations is not None:
-        content["generations"] = settings(recipe.generations)
-    if list(content["task"]) == ["name"]:
-        content["task"] = content["task"]["name"]
-    if recipe.tokenizer is not None:
+        content["generations"] = settings(recipe.generations, whole=whole)
+    if whole or recipe.tokenizer is not None:
         content["tokenizer"] = recipe.tokenizer
     for key in ("completions", "evaluation", "report", "export", "hub"):
-        if changed := settings(getattr(recipe, key)):
+        if changed := settings(getattr(recipe, key), whole=whole):
             content[key] = changed
     if "backend" in content.get("completions", {}):
-        content["completions"]["backend"] = _entry(recipe.completions.backend, BACKENDS)
-    return to_yaml(content)
+        content["completions"]["backend"] = _entry(recipe.completions.backend, BACKENDS, whole)
+    return content
 
 
 def to_yaml(content: Mapping[str, Any]) -> str:
@@ -66,34 +77,37 @@ def to_yaml(content: Mapping[str, Any]) -> str:
     return masked(stream.getvalue())
 
 
-def objective_entries(objectives: Sequence[Objective]) -> list[dict[str, Any]]:
-    """Return objectives as the list of entries in a recipe."""
-    return [_entry(objective, OBJECTIVES) for objective in objectives]
+def objective_entries(objectives: Sequence[Objective], *, whole: bool = False) -> list[dict[str, Any]]:
+    """Return objectives as the list of entries in a recipe; `whole` as of `to_plain`."""
+    return [_entry(objective, OBJECTIVES, whole) for objective in objectives]
 
 
-def student_entry(student: Student) -> dict[str, Any]:
-    """Return the entry of a student in plain values, as a stored recipe has it."""
-    found: dict[str, Any] = _plain(_entry(student, STUDENTS))
+def student_entry(student: Student, *, whole: bool = False) -> dict[str, Any]:
+    """Return the entry of a student in plain values, as a stored recipe has it; `whole` as of `to_plain`."""
+    found: dict[str, Any] = _plain(_entry(student, STUDENTS, whole))
     return found
 
 
-def _stage(stage: Stage, shared: Completions) -> dict[str, Any]:
-    own: dict[str, Any] = {"training": dict(stage.training)} if stage.training else {}
-    if stage.completions is not None:
+def _stage(stage: Stage, recipe: Recipe, whole: bool) -> dict[str, Any]:
+    training = {**(recipe.training if whole else {}), **stage.training}
+    own: dict[str, Any] = {"training": training} if training else {}
+    if whole or stage.completions is not None:
         names = (name for name in Completions.__annotations__ if name != "backend")
-        given = ((name, getattr(stage.completions, name)) for name in names)
-        own["completions"] = {name: value for name, value in given if value != getattr(shared, name)}
-    return {"objectives": objective_entries(stage.objectives), **own}
+        given = ((name, getattr(recipe.completions_in(stage), name)) for name in names)
+        own["completions"] = {
+            name: value for name, value in given if whole or value != getattr(recipe.completions, name)
+        }
+    return {"objectives": objective_entries(stage.objectives, whole=whole), **own}
 
 
-def _link(link: Link) -> dict[str, Any]:
-    own = {"objectives": objective_entries(link.objectives), "training": dict(link.training)}
-    return {**student_entry(link.student), **{key: value for key, value in own.items() if value}}
+def _link(link: Link, whole: bool) -> dict[str, Any]:
+    own = {"objectives": objective_entries(link.objectives, whole=whole), "training": dict(link.training)}
+    return {**student_entry(link.student, whole=whole), **{key: value for key, value in own.items() if value}}
 
 
-def _entry(instance: Any, table: Mapping[str, type]) -> dict[str, Any]:
+def _entry(instance: Any, table: Mapping[str, type], whole: bool) -> dict[str, Any]:
     cls = type(instance)
-    fields = entry(instance)
+    fields = entry(instance, whole=whole)
     if table.get(instance.name) is not cls:
         fields["name"] = f"{cls.__module__}:{cls.__qualname__}"
     return fields

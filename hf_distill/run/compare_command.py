@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from hf_distill.errors import UserError
 
 if TYPE_CHECKING:
     from hf_distill.report.runs.comparison import RunComparison
+    from hf_distill.report.runs.reading import ComparedRun
 
 PAGE = "compare.html"
 
@@ -38,11 +40,22 @@ def main(words: Sequence[str]) -> int:
     from hf_distill.report.runs.reading import read_runs
     from hf_distill.report.runs.terminal import show
 
-    compared = RunComparison(tuple(read_runs(arguments.directories)))
+    compared = RunComparison(tuple(_with_defaults(read_runs(arguments.directories))))
     page = _page(compared, arguments.into) if arguments.into else None
     if parallel.is_first_of_all():
         show(compared, page=page)
     return 0
+
+
+def _with_defaults(runs: Sequence[ComparedRun]) -> Sequence[ComparedRun]:
+    """Return runs with the default values of their recipes, if a recipe leaves out a key that another one has."""
+    from hf_distill.report.runs.recipes import leave_out
+
+    if not leave_out([run.recipe for run in runs]):
+        return runs  # reading a recipe takes seconds, as it imports PyTorch
+    from hf_distill.run.whole_recipe import whole_recipe
+
+    return [replace(run, whole=whole_recipe(run.report.recipe)) for run in runs]
 
 
 def _page(compared: RunComparison, into: str) -> Path:

@@ -185,6 +185,51 @@ def test_settings_that_differ() -> None:
     }
 
 
+def test_a_key_that_is_left_out_has_its_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`-` beside a value that is the default says that the recipes differ, and one run would explain the other. Against
+    the arguments as Transformers has them."""
+    from dataclasses import MISSING, fields
+
+    from hf_distill.recipe.training_source import default_values
+    from hf_distill.run.whole_recipe import whole_recipe
+    from hf_distill.training_args import DistillationArguments
+
+    same = RECIPE.replace("epochs: 3", "epochs: 3.0, learning_rate: 5.0e-5, save_strategy: epoch").replace(
+        "name: sst2", "name: sst2\n  max_length: null"
+    )
+    other = (
+        same.replace("5.0e-5", "1.0e-4")
+        .replace("temperature: 2.0", "temperature: 4.0")
+        .replace("name: labels,", "name: labels, label_smoothing: 0.1,")
+    )
+    scheduled = RECIPE.replace(", temperature: 2.0", ", temperature: {start: 4.0, end: 1.0}")
+    plain = RECIPE.replace(", temperature: 2.0", "")
+    for name, text in {"plain": plain, "same": same, "other": other, "scheduled": scheduled}.items():
+        store(replace(on("x", whole()), recipe=text), tmp_path / name)
+
+    def listed(*names: str) -> dict[str, list[str]]:
+        assert main(["compare", *(str(tmp_path / name) for name in names)]) == 0
+        rows = (line.split("  ") for line in capsys.readouterr().out.splitlines())
+        return {
+            row[0].strip(): [cell.strip() for cell in row[1:] if cell.strip()]
+            for row in rows
+            if "." in row[0] and row[0].strip().partition(".")[0] in ("data", "objectives", "training")
+        }
+
+    default = {item.name: item.default for item in fields(DistillationArguments) if item.default is not MISSING}
+    temperature = whole_recipe(plain)["objectives"][0]["temperature"]
+    assert listed("plain", "same") == ({} if temperature == 2 else {"objectives.kl.temperature": ["1 (default)", "2"]})
+    assert listed("same", "other")["training.learning_rate"] == [f"{default['learning_rate']:g}", "0.0001"]
+    assert listed("plain", "other")["training.learning_rate"] == ["5e-05 (default)", "0.0001"]
+    assert listed("plain", "other")["objectives.labels.label_smoothing"] == ["0 (default)", "0.1"]
+    assert listed("plain", "scheduled")["objectives.kl.temperature"] == [f"{temperature:g} (default)", "-"]
+    read = default_values()
+    assert {key: default[key] for key in read} == read
+    assert len(read) > 100
+    store(replace(on("x", whole()), recipe=RECIPE.replace("name: kl", "name: of_a_later_version")), tmp_path / "later")
+    assert listed("later", "same")["training.learning_rate"] == ["-", "5e-05"]
+
+
 def test_curves_have_one_scale(tmp_path: Path) -> None:
     """The same objective at two temperatures is two quantities: on one plot, the wrong run learns faster."""
     one = on("x", whole())

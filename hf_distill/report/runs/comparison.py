@@ -13,6 +13,7 @@ import numpy as np
 from hf_distill.metrics.bootstrap import spread
 from hf_distill.report.results import NOTHING, Results, SeedResult
 from hf_distill.report.runs.reading import ComparedRun
+from hf_distill.report.runs.recipes import differing
 from hf_distill.report.timing import Timing
 
 
@@ -108,6 +109,11 @@ class RunComparison:
     runs: tuple[ComparedRun, ...]
 
     @cached_property
+    def changed(self) -> dict[str, tuple[str | None, ...]]:
+        """The recipe keys whose values differ -> the value in each run; see `recipes.differing`."""
+        return changed(self.runs)
+
+    @cached_property
     def alike(self) -> list[list[ComparedRun]]:
         """The runs in groups with the same task, headline metric and eval rows: only these are compared on quality."""
         found: dict[tuple[str, ...], list[ComparedRun]] = {}
@@ -171,6 +177,11 @@ class RunComparison:
             if len(found := _values(values)) > 1:
                 return f"{what} ({_told(found)})"
         return ""
+
+
+def changed(runs: Sequence[ComparedRun]) -> dict[str, tuple[str | None, ...]]:
+    """Return the recipe keys whose values differ between some runs -> the value in each (`recipes.differing`)."""
+    return differing([run.recipe for run in runs], [run.whole for run in runs])
 
 
 def _inputs(*timings: Timing) -> str:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from hf_distill.report.curves import OBJECTIVE, Curve, Quantity, panels
 from hf_distill.report.drawing import Bars, PlotLine
 from hf_distill.report.plots import Plot, bars_plot, lines_plot
-from hf_distill.report.runs.comparison import over_seeds
-from hf_distill.report.runs.recipes import differing
+from hf_distill.report.runs.comparison import changed, over_seeds
 from hf_distill.report.runs.text import with_noise
 from hf_distill.report.svg import RUNS
 from hf_distill.report.text import metric_title, metric_value, number
@@ -99,10 +98,10 @@ def _same(compared: RunComparison, quantity: Quantity, runs: Sequence[ComparedRu
         if not quantity.name.startswith(OBJECTIVE):
             return quantity.name != "loss"  # a weighted sum: comparable with no other training
         path = f"objectives.{quantity.name.removeprefix(OBJECTIVE)}."
-        changed = differing([run.recipe for run in runs])
-        if any(key.startswith("stages") for key in changed):
+        keys_ = changed(runs)
+        if any(key.startswith("stages") for key in keys_):
             return False
         # The loss of a teacher's outputs depends on the teacher too.
-        teacher = path != "objectives.labels." and any(key.startswith("teacher") for key in changed)
-        return not teacher and not any(key.startswith(path) and key != f"{path}weight" for key in changed)
+        teacher = path != "objectives.labels." and any(key.startswith("teacher") for key in keys_)
+        return not teacher and not any(key.startswith(path) and key != f"{path}weight" for key in keys_)
     return False

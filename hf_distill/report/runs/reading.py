@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,13 @@ class ComparedRun:
         name: Its name in the tables: as much of the end of its path as tells it from the others.
         report: Its results.
         recipe: Its resolved recipe as plain values; empty if it is not known.
+        whole: The same with the value of every key, those that it leaves out too; empty if they are not known.
     """
 
     name: str
     report: Results
     recipe: Mapping[str, Any]
+    whole: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def rows(self) -> str:

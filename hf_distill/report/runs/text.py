@@ -11,7 +11,6 @@ from hf_distill.formatting import count
 from hf_distill.report.results import Results
 from hf_distill.report.runs.comparison import RunComparison, RunDifference, over_seeds
 from hf_distill.report.runs.reading import ComparedRun
-from hf_distill.report.runs.recipes import differing
 from hf_distill.report.text import (
     NOTHING,
     Row,
@@ -44,11 +43,10 @@ class RunPart:
 
 def parts(compared: RunComparison) -> list[RunPart]:
     """Return the table: in what the recipes differ, then quality, then size and speed. Empty parts are left out."""
-    recipes = differing([run.recipe for run in compared.runs])
     names = [run.name for run in compared.runs]
     keys = (
         Row(key, {name: NOTHING if value is None else value for name, value in zip(names, values, strict=True)})
-        for key, values in recipes.items()
+        for key, values in compared.changed.items()
     )
     found = [
         RunPart("Recipe", tuple(keys)),
