@@ -36,7 +36,7 @@ parser.add_argument("--seeds", type=int, nargs="+", default=[1])
 parser.add_argument("--out", default="outputs/compare_objectives")
 given = parser.parse_args()
 
-place, labels = resolve(given.student), AutoConfig.from_pretrained(given.teacher).label2id
+place, labels = resolve(given.student), AutoConfig.from_pretrained(resolve(given.teacher)).label2id
 fewer = {"num_hidden_layers": given.layers} if given.layers else {}
 data = load_dataset("csv", data_files={"train": given.train, "eval": given.eval}).rename_column(given.text, "text")
 for name, objectives in CANDIDATES.items():

@@ -29,7 +29,7 @@ given = parser.parse_args()
 
 set_seed(42)
 place = resolve(given.student)
-labels = AutoConfig.from_pretrained(given.teacher).label2id  # the student's classes are the teacher's
+labels = AutoConfig.from_pretrained(resolve(given.teacher)).label2id  # the student's classes are the teacher's
 fewer = {"num_hidden_layers": given.layers} if given.layers else {}
 student = AutoModelForSequenceClassification.from_pretrained(
     place, label2id=labels, id2label={index: label for label, index in labels.items()}, dtype="float32", **fewer

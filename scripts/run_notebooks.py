@@ -19,6 +19,7 @@ from typing import Any
 
 from hf_distill.errors import UserError
 from hf_distill.files.atomic import write_atomic
+from hf_distill.locations import require
 
 ROOT = Path(__file__).parents[1]
 # Of one cell.
@@ -31,8 +32,11 @@ def execute(path: Path) -> None:
     """Run a notebook and write its outputs into it.
 
     Raises:
-        UserError: A cell failed, or an output has a path of this machine.
+        UserError: A cell failed (the line says how, or what has to be run first), an output has a path of this machine,
+            or a package is missing.
     """
+    for package in ("nbformat", "nbclient", "ipykernel"):
+        require(package, "a notebook that is run")
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
@@ -43,7 +47,8 @@ def execute(path: Path) -> None:
         client = NotebookClient(notebook, timeout=SECONDS, resources=where, record_timing=False, coalesce_streams=True)
         client.execute()
     except CellExecutionError as error:
-        raise UserError(f"{path.name}: a cell failed with {error.ename}: {error.evalue}") from None
+        failed = "" if error.ename == UserError.__name__ else f"a cell failed with {error.ename}: "
+        raise UserError(f"{path.name}: {failed}{error.evalue}") from None
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]

@@ -32,6 +32,18 @@ def test_the_terminal_shows_all_that_a_run_prints(script: Any) -> None:
     assert "url(" not in re.sub(r"url\(#[^)]+\)", "", image), "an image on GitHub may load nothing"
 
 
+def test_pages_and_pictures_show_one_run() -> None:
+    """Times of one run beside the verdict of another would give one student two speeds: a reader can trust neither."""
+    shown = "".join("".join(ElementTree.parse(REPO / "docs/pictures/terminal.svg").getroot().itertext()).split())
+    page = (REPO / "docs/start/quickstart.md").read_text(encoding="utf-8")
+    printed = page.partition("```text\n")[2].partition("```")[0]
+    assert "latency, batch 64" in printed
+    assert "".join(printed.split()) in shown
+    speed = re.search(r"and \d\.\d times the\s+speed", printed)
+    assert speed
+    assert " ".join(speed[0].split()) in (REPO / "README.md").read_text(encoding="utf-8")
+
+
 def test_a_report_is_photographed_and_no_browser_is_one_line(
     script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

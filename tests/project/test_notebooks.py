@@ -11,12 +11,14 @@ import pytest
 from notebooks import run_notebook
 from runs import REPO, WriteRecipe, run
 
+from hf_distill.errors import UserError
+
 if TYPE_CHECKING:
     from conftest import MakeModel, Splits
 
 EXAMPLES = REPO / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
-pytest.importorskip("nbformat")
+nbformat = pytest.importorskip("nbformat")
 
 
 @pytest.fixture
@@ -34,9 +36,7 @@ def tiny(sentiment_csv: Splits, make_model: MakeModel, tmp_path: Path) -> dict[s
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_a_notebook_is_committed_as_it_ran(path: Path) -> None:
     """Cells without their outputs, a dead link or a directory of ours are all that a reader on GitHub would see."""
-    import nbformat
-
-    notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+    notebook = nbformat.read(path, as_version=4)
     assert notebook.cells[0].source.startswith("# ")
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     if any(cell.outputs for cell in code):
@@ -45,6 +45,37 @@ def test_a_notebook_is_committed_as_it_ran(path: Path) -> None:
     text = "".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
     assert [link for link in links if not (EXAMPLES / link).exists()] == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_notebook_says_what_to_run_first(path: Path, tmp_path: Path) -> None:
+    """Without a finished quickstart, an `IndexError` of an empty list would be all that a newcomer sees."""
+    (tmp_path / "labelled.csv").write_text("sentence,label\n")
+    (tmp_path / "_teacher/interrupted/checkpoint-4").mkdir(parents=True)
+    places = {"DATA": str(tmp_path), "TEACHER": str(tmp_path / "_teacher/*"), "OUT": str(tmp_path / "out")}
+    with pytest.raises(UserError, match=r"^Run `make quickstart` .*$"):
+        run_notebook(path, tmp_path, **places)
+    assert "make quickstart" in nbformat.read(path, as_version=4).cells[0].source
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cell_that_fails_is_one_line_and_leaves_the_notebook(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`make examples` would end in the traceback of a kernel, and half of its outputs on GitHub."""
+    pytest.importorskip("nbclient")
+    from nbformat import v4
+
+    monkeypatch.syspath_prepend(str(REPO / "scripts"))
+    import run_notebooks
+
+    path = tmp_path / "one.ipynb"
+    cells = ["print('it began')", "from hf_distill.errors import UserError\nraise UserError('Run this first.')"]
+    before = nbformat.writes(v4.new_notebook(cells=[v4.new_code_cell(cell) for cell in cells]))
+    path.write_text(before)
+    assert run_notebooks.main([str(path)]) == 2
+    assert capsys.readouterr().err == "one.ipynb: Run this first.\n"
+    assert path.read_text() == before
 
 
 def test_python_api(tiny: dict[str, Any], tmp_path: Path) -> None:
