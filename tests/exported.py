@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,23 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def alone(folder: Path, *words: str) -> list[Any]:
     """Return what the script in an exported folder prints where there is no PyTorch."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [sys.executable, "-I", "-c", WITHOUT, str(folder / "run.py"), *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    done = _started(folder, words)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def failing(folder: Path, *words: str) -> str:
+    """Return the single line that the script in an exported folder ends with."""
+    done = _started(folder, words)
+    assert (done.returncode, done.stdout) == (2, ""), (done.stdout, done.stderr)
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    return done.stderr
+
+
+def _started(folder: Path, words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-I", "-c", WITHOUT, str(folder / "run.py"), *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
 
 
 def mistakes_of(path: Path, *overrides: str) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hf_distill.models.loading import Head, load_model, open_config, open_tokenizer
+from hf_distill.models.tokenizers import Reading
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
     # Name of an input or output -> its values.
     Arrays = Mapping[str, NDArray[Any]]
+
+# Auto class of models that go on with a text.
+WRITER = "AutoModelForCausalLM"
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,19 @@ class FinishedStudent:
         rows: Returns a number of tokenised train rows of all lengths, fewer if there are not as many; None without
             data.
         trust_remote_code: Whether its own Python code may run.
+        reading: How it read long texts where it was trained and evaluated.
     """
 
     directory: Path
     head: Head
     rows: Callable[[int], Sequence[Mapping[str, Sequence[int]]]] | None = None
     trust_remote_code: bool = False
+    reading: Reading = field(default_factory=Reading)
+
+    @property
+    def writes(self) -> bool:
+        """Whether it goes on with a text."""
+        return self.head.auto_class == WRITER
 
     @cached_property
     def config(self) -> PretrainedConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -20,7 +21,7 @@ SCRIPTS = Path(__file__).parent
 READ = ("config_sentence_transformers.json", "generation_config.json")
 
 
-def write_beside(student: FinishedStudent, into: Path, *, writes: bool = False) -> None:
+def write_beside(student: FinishedStudent, into: Path) -> None:
     """Write tokenizer, configuration and script.
 
     The tokenizer's file itself says where texts are cut and how they are padded, as the package `tokenizers` reads
@@ -29,9 +30,11 @@ def write_beside(student: FinishedStudent, into: Path, *, writes: bool = False) 
     Args:
         student: The student.
         into: The directory.
-        writes: Whether it writes texts.
     """
-    student.model.config.save_pretrained(into)  # with the labels that an adapter has and its base has not
+    config = copy.deepcopy(student.model.config)  # with the labels that an adapter has and its base has not
+    if settings := student.reading.settings:
+        config.task_specific_params = {**(getattr(config, "task_specific_params", None) or {}), **settings}
+    config.save_pretrained(into)
     student.tokenizer.save_pretrained(into)
     for name in READ:
         if (told := student.directory / name).is_file():
@@ -40,7 +43,7 @@ def write_beside(student: FinishedStudent, into: Path, *, writes: bool = False) 
     if inside is None:
         return
     (into / TOKENIZER).write_text(_whole(student, inside), encoding="utf-8")
-    shutil.copyfile(SCRIPTS / ("standalone_writing.py" if writes else "standalone.py"), into / SCRIPT)
+    shutil.copyfile(SCRIPTS / ("standalone_writing.py" if student.writes else "standalone.py"), into / SCRIPT)
 
 
 def _whole(student: FinishedStudent, inside: Any) -> str:
@@ -52,7 +55,8 @@ def _whole(student: FinishedStudent, inside: Any) -> str:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if (limit := longest(student)) is not None:
-        tokenizer.enable_truncation(limit, direction=told.truncation_side)
+        reading = student.reading
+        tokenizer.enable_truncation(limit, stride=reading.stride, strategy=reading.cuts, direction=told.truncation_side)
     if told.pad_token is not None:
         tokenizer.enable_padding(
             direction=told.padding_side,
@@ -64,7 +68,11 @@ def _whole(student: FinishedStudent, inside: Any) -> str:
 
 
 def longest(student: FinishedStudent) -> int | None:
-    """Return how many tokens of a text the student reads; None for no limit."""
-    own = getattr(getattr(student.model, "sentence_encoding", None), "max_length", None)
+    """Return how many tokens of a text the student reads; None for no limit.
+
+    That is the length of its training and evaluation, so that its predictions are those that were evaluated. A prompt
+    is not cut there: what is written would go on from its middle. It has as many tokens as the model has positions.
+    """
+    own = None if student.writes else student.reading.max_length
     known = (own, longest_input([student.config], [student.tokenizer]))
     return min((one for one in known if one is not None), default=None)

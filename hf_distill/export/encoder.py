@@ -6,7 +6,7 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hf_distill.export.base import FinishedStudent, Format, Session
+from hf_distill.export.base import WRITER, FinishedStudent, Format, Session
 from hf_distill.export.beside import write_beside
 from hf_distill.export.causal import WritingSession, has_other_memory, other_memory, write_with_cache
 from hf_distill.export.graph import root_logger_kept, write_graph
@@ -26,8 +26,6 @@ READERS = (
     "AutoModelForMaskedLM",
     "AutoModel",
 )
-# The one of models that continue a text.
-WRITER = "AutoModelForCausalLM"
 
 
 class OnnxEncoder(Format):
@@ -59,11 +57,11 @@ class OnnxEncoder(Format):
         whole = student.scratch / f"opset-{options.opset}" / MODEL
         if not whole.exists():
             whole.parent.mkdir()
-            written = write_with_cache if student.head.auto_class == WRITER else write_graph
+            written = write_with_cache if student.writes else write_graph
             written(student, whole, options.opset)
         with root_logger_kept():
             self.convert(whole, into / MODEL, student, options)
-        write_beside(student, into, writes=student.head.auto_class == WRITER)
+        write_beside(student, into)
 
     @abstractmethod
     def convert(self, whole: Path, file: Path, student: FinishedStudent, options: ExportOptions) -> None:

@@ -35,16 +35,25 @@ class ExportedStudent:
         )
         # The file says where texts are cut, and how they are padded.
         self.tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-        self.config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        self.config = _read(directory / "config.json")
+        self.answering = (self.config.get("task_specific_params") or {}).get("question-answering")
+        special = _read(directory / "tokenizer_config.json")
+        names = [special.get(name) for name in ("cls_token", "bos_token")]
+        self.starts = [self.tokenizer.token_to_id(one) for one in names if isinstance(one, str)]
         self.inputs = [one.name for one in self.session.get_inputs()]
         self.outputs = [one.name for one in self.session.get_outputs()]
-        file = directory / PROMPTS
-        said = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        said = _read(directory / PROMPTS)
         self.prompt = (said.get("prompts") or {}).get(said.get("default_prompt_name"), "")
 
     def encode(self, texts: list[Any]) -> dict[str, Any]:
         """Return texts, or pairs of texts, as arrays of tokens, padded to the longest."""
-        found = self.tokenizer.encode_batch([self.prompt + text if isinstance(text, str) else text for text in texts])
+        return self._arrays(
+            self.tokenizer.encode_batch([self.prompt + text if isinstance(text, str) else text for text in texts])
+        )
+
+    def _arrays(self, found: list[Any]) -> dict[str, Any]:
+        if not found[0].ids:
+            raise ValueError("the text is empty: its tokenizer gives no token for it")
         values = {
             "input_ids": [one.ids for one in found],
             "attention_mask": [one.attention_mask for one in found],
@@ -54,19 +63,25 @@ class ExportedStudent:
 
     def __call__(self, texts: list[Any]) -> dict[str, Any]:
         """Return the outputs for texts, or pairs of texts, by name: `logits`, `sentence_embedding`, ..."""
-        return dict(zip(self.outputs, self.session.run(self.outputs, self.encode(texts)), strict=True))
+        return self._run(self.encode(texts))
+
+    def _run(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return dict(zip(self.outputs, self.session.run(self.outputs, inputs), strict=True))
 
     def predict(self, texts: list[Any]) -> list[Any]:
-        """Return labels with probabilities, tags of tokens, answers or vectors, one for each text."""
+        """Return labels with probabilities, tags of tokens, answers or vectors, one for each text.
+
+        Raises:
+            ValueError: It cannot read a text; the message says why.
+        """
+        if self.answering is not None:
+            if any(isinstance(pair, str) for pair in texts):
+                raise ValueError('it answers questions: wanted --pair "a question" "a context"')
+            return [self._answer(self.answering, *pair) for pair in texts]
         found = self(texts)
         if "sentence_embedding" in found:
             return [[round(float(value), 6) for value in row] for row in found["sentence_embedding"]]
-        read = self.tokenizer.encode_batch(texts)
-        if "start_logits" in found:
-            return [
-                self._answer(*one) for one in zip(texts, read, found["start_logits"], found["end_logits"], strict=True)
-            ]
-        logits = found["logits"]
+        logits, read = found["logits"], self.tokenizer.encode_batch(texts)
         if logits.ndim == 2:
             return [self._labels(row) for row in logits]
         names = self._names(logits.shape[-1])
@@ -95,12 +110,45 @@ class ExportedStudent:
             return [f"LABEL_{index}" for index in range(count)]  # labels without names, as Transformers calls them
         return [self.tokenizer.id_to_token(index) or "" for index in range(count)]
 
-    @staticmethod
-    def _answer(pair: Any, read: Any, starts: Any, ends: Any) -> str:
-        inside = np.array([which == 1 for which in read.sequence_ids])
-        scores = np.where(inside, starts, -np.inf)[:, None] + np.where(inside, ends, -np.inf)
-        first, last = np.unravel_index(np.triu(np.exp(scores - scores.max())).argmax(), scores.shape)
-        return pair[1][read.offsets[first][0] : read.offsets[last][1]]  # type: ignore[no-any-return]
+    def _answer(self, told: dict[str, Any], question: str, context: str) -> str:
+        """Return the best answer of all windows of a long context; "" if that there is none is more likely."""
+        question = question.lstrip()
+        self._check_room(question)
+        first = self.tokenizer.encode(question, context)
+        best, nothing, text = -np.inf, np.inf, ""
+        for read in (first, *first.overflowing):
+            found = self._run(self._arrays([read]))
+            start, end = (found[f"{name}_logits"][0].astype(np.float64) for name in ("start", "end"))
+            inside = np.array([which == 1 for which in read.sequence_ids])
+            scores = np.where(inside, start, -np.inf)[:, None] + np.where(inside, end, -np.inf)
+            length = np.arange(len(start)) - np.arange(len(start))[:, None] + 1
+            scores[(length < 1) | (length > told["max_answer_len"])] = -np.inf
+            at, to = np.unravel_index(scores.argmax(), scores.shape)
+            if scores[at, to] > best:
+                best, text = scores[at, to], context[read.offsets[at][0] : read.offsets[to][1]]
+            empty = self._nothing(read)
+            nothing = min(nothing, start[empty] + end[empty])
+        return "" if told["handle_impossible_answer"] and nothing > best else text
+
+    def _check_room(self, question: str) -> None:
+        """Refuse a question that leaves no room for a part of the context in each window."""
+        if (cut := self.tokenizer.truncation) is None:
+            return
+        self.tokenizer.no_truncation()
+        taken = len(self.tokenizer.encode(question, "").ids)
+        self.tokenizer.enable_truncation(**cut)
+        if taken + cut["stride"] >= cut["max_length"]:
+            raise ValueError(f"the question is too long: {cut['max_length']} tokens hold it and a part of the context")
+
+    def _nothing(self, read: Any) -> int:
+        """Return the position of the token that stands for no answer."""
+        special = [at for at, which in enumerate(read.sequence_ids) if which is None]
+        found = (at for token in self.starts for at in special if read.ids[at] == token)
+        return next(found, 0)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 if __name__ == "__main__":
@@ -109,5 +157,10 @@ if __name__ == "__main__":
     if not words or (pairs and len(words) != 3):
         sys.exit(__doc__)
     student = ExportedStudent()
-    for prediction in student.predict([tuple(words[1:3])] if pairs else words):
+    try:
+        predictions = student.predict([tuple(words[1:3])] if pairs else words)
+    except ValueError as error:
+        print(f"{Path(__file__).name}: {error}", file=sys.stderr)
+        sys.exit(2)
+    for prediction in predictions:
         print(json.dumps(prediction, ensure_ascii=False))

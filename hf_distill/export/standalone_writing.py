@@ -33,8 +33,10 @@ class ExportedWriter:
         self.session = onnxruntime.InferenceSession(
             str(directory / "model.onnx"), options, providers=["CPUExecutionProvider"]
         )
-        # The file says where texts are cut.
         self.tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        # The file says how many tokens the model reads. A text is not cut there: it would go on from its middle.
+        self.positions = (self.tokenizer.truncation or {}).get("max_length")
+        self.tokenizer.no_truncation()
         self.inputs = {one.name: one.shape for one in self.session.get_inputs()}
         self.caches = [name for name in self.inputs if name.startswith(CACHE)]
         file = directory / GENERATION
@@ -77,10 +79,21 @@ class ExportedWriter:
 
         Args:
             text: The text.
-            most: How many at most.
+            most: How many at most; fewer where text and tokens together reach the last position of the model.
             ends: Whether it stops at the end of the text.
+
+        Raises:
+            ValueError: The text has no tokens, or leaves no position for one; the message says so.
         """
         new = self.tokenizer.encode(text).ids
+        if not new:
+            raise ValueError("the text is empty: its tokenizer gives no token for it")
+        if self.positions is not None:
+            most = min(most, self.positions - len(new))
+        if most < 1:
+            raise ValueError(
+                f"the text has {len(new)} tokens, and the model reads at most {self.positions}: shorten it"
+            )
         made: list[int] = []
         past, before = None, 0
         while len(made) < most:
@@ -101,4 +114,9 @@ if __name__ == "__main__":
         sys.exit(__doc__)
     student = ExportedWriter()
     for prompt in sys.argv[1:]:
-        print(json.dumps(student.tokenizer.decode(student.write(prompt)), ensure_ascii=False))
+        try:
+            written = student.write(prompt)
+        except ValueError as error:
+            print(f"{Path(__file__).name}: {error}", file=sys.stderr)
+            sys.exit(2)
+        print(json.dumps(student.tokenizer.decode(written), ensure_ascii=False))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 from hf_distill.models.inspection import positions_of
 
@@ -18,6 +19,23 @@ NO_LIMIT = 1_000_000
 _PYTHON_SIDE = ("truncation_side", "padding_side", "model_input_names", "chat_template", "special_tokens_map")
 # Generic classes for any tokenizer file of the `tokenizers` library; their name says nothing.
 _ANY = ("TokenizersBackend", "PreTrainedTokenizerFast")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a task's models read a text or pair that is too long, and what turns their outputs into a prediction.
+
+    Attributes:
+        max_length: Most tokens of an input, special tokens included; None for no limit.
+        cuts: Which text of a pair is cut: the longer one, token by token, or the second.
+        stride: Tokens that an input shares with the one before, where a text that is too long becomes several inputs.
+        settings: Settings of the prediction, by the name of the task and the names that its `pipeline` has for them.
+    """
+
+    max_length: int | None = None
+    cuts: Literal["longest_first", "only_second"] = "longest_first"
+    stride: int = 0
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def tokenizer_name(tokenizer: PreTrainedTokenizerBase) -> str:

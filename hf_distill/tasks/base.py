@@ -18,6 +18,7 @@ from hf_distill.metrics.section import Evaluation
 from hf_distill.models.match import match
 from hf_distill.models.needs import Gives, TaskFacts
 from hf_distill.models.outline import HeadKind, head_kind
+from hf_distill.models.tokenizers import Reading
 from hf_distill.objectives.class_weights import NO_CLASSES
 from hf_distill.objectives.settled_groups import settle_group_weights
 from hf_distill.tasks.class_counts import ClassCounts, count_classes
@@ -134,6 +135,7 @@ class Prepared:
         shown: Lines that `--check` prints about the inputs.
         for_members: The same data as each teacher reads it, where several teachers each have tokens or inputs of their
             own; else empty.
+        reading: How the student reads texts that are longer than `Setup.max_length`, which it leaves open.
     """
 
     train: Dataset
@@ -149,6 +151,7 @@ class Prepared:
     shown: tuple[str, ...] = ()
     for_members: tuple[View, ...] = ()
     in_teacher_ids: Prepared | None = None
+    reading: Reading = field(default_factory=Reading)
 
     @property
     def own_tokens(self) -> bool:

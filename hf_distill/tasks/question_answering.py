@@ -13,6 +13,7 @@ from hf_distill.data import by_length, column
 from hf_distill.data.misfits import misfit
 from hf_distill.errors import UserError
 from hf_distill.models.loading import Head
+from hf_distill.models.tokenizers import Reading
 from hf_distill.tasks.base import Prepared, Setup, Task
 from hf_distill.tasks.evaluator import SpanEvaluator
 from hf_distill.tasks.language import check_texts
@@ -86,7 +87,12 @@ class QuestionAnswering(Task):
             label_names=None,
             labelled=known["train"][0] > 0,
             transfer_rows=_windows_after(windows["train"], len(splits["train"]) - setup.transfer_rows),
+            reading=self._reading(no_answer),
         )
+
+    def _reading(self, no_answer: bool) -> Reading:
+        told = {"max_answer_len": self.longest_answer, "handle_impossible_answer": no_answer}
+        return Reading(cuts="only_second", stride=self.stride, settings={self.name: told})
 
     def _questions(self, raw: Dataset, windows: Dataset, names: tuple[str, ...]) -> Questions:
         import numpy as np

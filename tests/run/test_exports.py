@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from exported import alone, mistakes_of
+from exported import alone, failing, mistakes_of
 from runs import WriteRecipe, run
 
 from hf_distill import load_recipe
@@ -28,7 +28,7 @@ def test_a_run_exports_checks_and_reports(write_recipe: WriteRecipe, tmp_path: P
 
     out = tmp_path / "out"
     path = write_recipe(export={"formats": ["onnx"]})
-    first = run(path, "report.latency=true")
+    first = run(path, "report.latency=true", "data.max_length=8")
     torch, onnx = first.exports
     assert (torch.format, onnx.format, onnx.rows, onnx.agreement) == ("pytorch", "onnx", 32, 1.0)
     assert 0 < onnx.difference < 1e-5
@@ -43,9 +43,12 @@ def test_a_run_exports_checks_and_reports(write_recipe: WriteRecipe, tmp_path: P
 
     text = "a wonderful and very clever film with a dull scene ."
     (odds,) = alone(out / "onnx", text)
-    scored = pipeline("text-classification", str(out), top_k=None)([text])[0]
-    wanted = {one["label"]: one["score"] for one in scored}
-    assert odds == pytest.approx(wanted, abs=1e-4)
+    model = pipeline("text-classification", str(out), top_k=None)
+    cut, whole = (
+        {one["label"]: one["score"] for one in model([text], truncation=True, max_length=most)[0]} for most in (8, 64)
+    )
+    assert odds == pytest.approx(cut, abs=1e-4)  # as it was evaluated, not up to its last position
+    assert odds != pytest.approx(whole, abs=1e-4)
     assert os.sep + "wt" + os.sep not in (out / "onnx" / "model.onnx").read_bytes().decode("latin-1")
 
     before = (out / "onnx" / "model.onnx").stat().st_mtime_ns
@@ -164,6 +167,49 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt2": ("text-classification", "gpt2", {}),
     "adapters": ("text-classification", "bert", {"student": {"name": "lora", "r": 2, "merge": False}}),
 }
+
+
+def test_answers_in_long_contexts_are_those_of_the_report(
+    write_recipe: WriteRecipe, make_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The script would read the first window of a context alone, or take longer answers, or never "no answer", and be
+    worse than the figures beside it."""
+    from hf_distill.metrics.answers import Questions
+
+    rows = [{**one, "id": str(place)} for place, one in enumerate(data_of("question-answering"))]
+    for place, row in enumerate(rows):
+        row["context"] += " the plot of a film is very fresh and moving but it is stale" * (place % 4)
+        if place % 2:
+            row["answers"] = {"text": [], "answer_start": []}
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    predicted: dict[str, str] = {}
+    right = Questions.predictions
+
+    def predictions(self: Questions, logits: Any) -> list[str]:
+        predicted.update(zip(self.contexts, found := right(self, logits), strict=True))
+        return found
+
+    monkeypatch.setattr(Questions, "predictions", predictions)
+    model = {"name": "pretrained", "model": str(make_model("bert-qa", layers=2, seed=1))}
+    report = run(
+        write_recipe(
+            task={"name": "question-answering", "stride": 4, "longest_answer": 3},
+            data={"path": {"train": str(path), "validation": str(path)}, "max_length": 24},
+            teacher=model,
+            student=model,
+            report={"latency": True},
+            export={"formats": ["onnx"]},
+        )
+    )
+    assert report.exports[1].edge is not None
+    folder = tmp_path / "out" / "onnx"
+    some = [row for row in rows if len(row["context"]) > 150][:3] + rows[:2]
+    found = {row["context"]: alone(folder, "--pair", f" {row['question']}", row["context"])[0] for row in some}
+    assert found == {context: predicted[context] for context in found}
+    line = failing(folder, "--pair", "is it " * 20, "a film")
+    assert "question is too long" in line
+    assert "--pair" in failing(folder, "a film")
 
 
 @pytest.mark.slow

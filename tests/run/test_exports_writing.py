@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from exported import alone, mistakes_of
+from exported import alone, failing, mistakes_of
 from runs import REPO, WriteRecipe, run
 
 from hf_distill.errors import UserError
@@ -79,6 +79,32 @@ def test_a_language_model_is_exported_with_its_cache(
     monkeypatch.setattr(session, "step", lambda ids, mask, past=None: right(ids, np.ones_like(mask), past))
     with pytest.raises(UserError, match="with its cache"):
         write_texts(model, {"onnx": session}, prompts, {"onnx": 1e-4}, 1)
+
+
+def test_a_model_with_few_positions(write_recipe: WriteRecipe, make_model: Any, tmp_path: Path) -> None:
+    """A model with learned positions ended in a traceback, one with rotary positions wrote beyond what it has learned;
+    a prompt that is cut at the limit would be continued in its middle."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    positions = 12
+    model = make_model("gpt2-lm", layers=2, seed=1, n_positions=positions)
+    path = write_rows(tmp_path, write_recipe, model, export={"formats": ["onnx"]})
+    plain, onnx = run(path, "report.latency=true").exports
+    assert onnx.writing.same == 1.0
+    assert onnx.writing.tokens == plain.writing.tokens == 6
+    assert onnx.writing.difference < 1e-5
+    assert onnx.edge.token_ms > 0
+
+    out = tmp_path / "out"
+    ids = AutoTokenizer.from_pretrained(out)("the film", return_tensors="pt")
+    room = positions - ids["input_ids"].shape[1]
+    made = AutoModelForCausalLM.from_pretrained(out).generate(
+        **ids, do_sample=False, max_new_tokens=room, min_new_tokens=room
+    )
+    wanted = AutoTokenizer.from_pretrained(out).decode(made[0, -room:])
+    assert alone(out / "onnx", "the film") == [wanted]
+    assert f"reads at most {positions}" in failing(out / "onnx", "the film is" + " very" * positions)
+    assert "empty" in failing(out / "onnx", "")
 
 
 @pytest.mark.slow

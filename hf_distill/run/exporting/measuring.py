@@ -13,7 +13,7 @@ import torch
 
 from hf_distill.errors import UserError
 from hf_distill.export import FORMATS
-from hf_distill.export.beside import SCRIPT
+from hf_distill.export.beside import SCRIPT, longest
 from hf_distill.export.causal import WritingSession
 from hf_distill.export.graph import input_names
 from hf_distill.report.exports import PYTORCH, Exported
@@ -147,11 +147,12 @@ class Job:
     ) -> dict[str, WritingFigures]:
         """Return how formats with a cache write texts, PyTorch too; empty if there are none."""
         writers = {name: one for name, one in sessions.items() if isinstance(one, WritingSession)}
-        prompts = prompts_of(self._tokens(PROMPTS))
+        positions = longest(self.student)
+        prompts = prompts_of(self._tokens(PROMPTS), positions)
         if not writers or not prompts:
             return {}
         limits = {name: _limit(found[name]) for name in writers if formats[name].exact}
-        return write_texts(self.student.model, writers, prompts, limits, threads)
+        return write_texts(self.student.model, writers, prompts, limits, threads, positions)
 
     def _tokens(self, most: int) -> list[list[int]]:
         """Return the tokens of some texts of the eval split; of rows with several texts, of the first."""
@@ -161,10 +162,16 @@ class Job:
     def _edge(self, folder: Path, session: Session, threads: int) -> Edge | None:
         if not self.timed or not (folder / SCRIPT).is_file():
             return None
-        tokenizer = self.student.tokenizer
-        decoded: list[Any] = [tokenizer.decode(ids, skip_special_tokens=True) for ids in self._tokens(TEXTS)]
-        texts = [text for text in decoded if text.strip()]
+        texts = [text for text in map(self._text, self._tokens(TEXTS)) if text.strip()]
         return on_edge(folder, self.student, session, texts, threads) if texts else None
+
+    def _text(self, ids: list[int]) -> str:
+        """Return the text of some tokens; without its end if its own tokens are more than the student reads."""
+        tokenizer, most = self.student.tokenizer, longest(self.student)
+        text: Any = tokenizer.decode(ids, skip_special_tokens=True)
+        if most is None or not ids or len(tokenizer(text, verbose=False)["input_ids"]) <= most:
+            return text  # type: ignore[no-any-return]
+        return self._text(ids[:-1])
 
 
 def _limit(found: outputs.Outputs) -> float:

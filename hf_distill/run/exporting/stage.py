@@ -43,6 +43,7 @@ def with_exports(run: Run, report: Report, into: Path | None = None) -> Report:
         run.prepared.head,
         rows_of(run.calibration.train),
         trust_remote_code=run.recipe.trusts_code,
+        reading=replace(run.prepared.reading, max_length=run.pair.max_length),
     )
     run.narrator.say(f"exporting the student: {', '.join(options.formats)}")
     job = Job(

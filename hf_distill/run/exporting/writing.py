@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,7 @@ def _key(format: Format, student: FinishedStudent, options: ExportOptions) -> st
         format.name,
         model_fingerprint(student.model),
         tokenizer_state(student.tokenizer),
+        asdict(student.reading),
         format.settings(options),
         rows,
         {"hf_distill": __version__, **{name: _version(name) for name in libraries}},

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from hf_distill.export.causal import WritingSession
 
-# Tokens that are written behind each prompt, tokens of the longest prompt, and prompts.
+# Tokens that are written behind each prompt, tokens of the longest prompt, and prompts; at most.
 WRITTEN, PROMPT, PROMPTS = 24, 8, 4
 
 
@@ -41,18 +41,24 @@ class Texts:
         here, count = self is wanted, len(self.tokens)
         same = sum(one == other for one, other in zip(self.tokens, wanted.tokens, strict=True))
         return WritingFigures(
-            tokens_per_second=count * WRITTEN / self.seconds,
+            tokens_per_second=sum(map(len, self.tokens)) / self.seconds,
             same=None if here else same / count,
             difference=None if here else self.difference,
             prompts=count,
-            tokens=WRITTEN,
+            tokens=len(self.tokens[0]),
             threads=threads,
         )
 
 
-def prompts_of(rows: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Return beginnings of texts, of different lengths."""
-    return [list(row[: PROMPT - place % 3]) for place, row in enumerate(rows) if len(row)]
+def prompts_of(rows: Sequence[Sequence[int]], positions: int | None) -> list[list[int]]:
+    """Return beginnings of texts, of different lengths, which leave half of a model's positions; none of a single one.
+
+    Args:
+        rows: The texts as tokens.
+        positions: Number of positions of the model; None for no limit.
+    """
+    most = PROMPT if positions is None else min(PROMPT, positions // 2)
+    return [list(row[: max(most - place % 3, 1)]) for place, row in enumerate(rows) if len(row) and most]
 
 
 def write_texts(
@@ -61,6 +67,7 @@ def write_texts(
     prompts: Sequence[Sequence[int]],
     limits: Mapping[str, float],
     threads: int,
+    positions: int | None = None,
 ) -> dict[str, WritingFigures]:
     """Return how PyTorch and each format write behind the same prompts.
 
@@ -70,19 +77,21 @@ def write_texts(
         prompts: Beginnings of texts, as tokens.
         limits: Name -> largest difference of a logit from PyTorch; not of formats that may differ more.
         threads: Number of CPU threads of all of them.
+        positions: Number of positions of the model, in which prompts and tokens stay; None for no limit.
 
     Raises:
         UserError: A format differs more with its cache, or in a batch with padding on the left.
     """
     found: dict[str, Texts] = {name: Texts() for name in (PYTORCH, *sessions)}
+    room = WRITTEN if positions is None else min(WRITTEN, positions - max(map(len, prompts)))
     for prompt in prompts:
         started = time.perf_counter()
-        found[PYTORCH].tokens.append(_by_model(model, prompt))
+        found[PYTORCH].tokens.append(_by_model(model, prompt, room))
         found[PYTORCH].seconds += time.perf_counter() - started
         for name, session in sessions.items():
             mine = found[name]
             started = time.perf_counter()
-            tokens, logits = _by_session(session, prompt)
+            tokens, logits = _by_session(session, prompt, room)
             mine.seconds += time.perf_counter() - started
             mine.tokens.append(tokens)
             mine.difference = max(mine.difference, _apart(logits, _whole(model, [*prompt, *tokens[:-1]])))
@@ -98,11 +107,11 @@ def write_texts(
     return {name: one.figures(found[PYTORCH], threads) for name, one in found.items()}
 
 
-def _by_session(session: WritingSession, prompt: Sequence[int]) -> tuple[list[int], NDArray[Any]]:
+def _by_session(session: WritingSession, prompt: Sequence[int], count: int) -> tuple[list[int], NDArray[Any]]:
     """Return the tokens that a format writes behind a prompt, and the logits of prompt and tokens but the last."""
     made, logits, past = list(prompt), [], None
     new = made
-    for _ in range(WRITTEN):
+    for _ in range(count):
         found, past = session.step(np.array([new]), np.ones((1, len(made)), np.int64), past)
         logits.append(found[0])
         new = [int(found[0, -1].argmax())]
@@ -110,11 +119,11 @@ def _by_session(session: WritingSession, prompt: Sequence[int]) -> tuple[list[in
     return made[len(prompt) :], np.concatenate(logits)
 
 
-def _by_model(model: Any, prompt: Sequence[int]) -> list[int]:
+def _by_model(model: Any, prompt: Sequence[int], count: int) -> list[int]:
     """Return the tokens that PyTorch writes behind a prompt."""
     made, new, past = list(prompt), list(prompt), None
     with torch.inference_mode():
-        for _ in range(WRITTEN):
+        for _ in range(count):
             found = model(input_ids=torch.tensor([new]), past_key_values=past, use_cache=True)
             new, past = [int(found.logits[0, -1].argmax())], found.past_key_values
             made += new
@@ -136,9 +145,10 @@ def _batched(model: Any, session: WritingSession, texts: Sequence[Sequence[int]]
     ids, mask = np.zeros((2, len(texts), longest), np.int64)
     for row, text in enumerate(texts):
         ids[row, longest - len(text) :], mask[row, longest - len(text) :] = text, 1
-    found, past = session.step(ids[:, :PROMPT], mask[:, :PROMPT])
+    first = min(PROMPT, longest - 1)
+    found, past = session.step(ids[:, :first], mask[:, :first])
     parts = [found]
-    for end in range(PROMPT + 1, longest + 1):
+    for end in range(first + 1, longest + 1):
         found, past = session.step(ids[:, end - 1 : end], mask[:, :end], past)
         parts.append(found)
     logits = np.concatenate(parts, axis=1)
