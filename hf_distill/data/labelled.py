@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_distill.data.label_names import UNLABELLED
 from hf_distill.data.loading import column
 
 if TYPE_CHECKING:
@@ -25,10 +27,22 @@ def has_label(split: Dataset) -> np.ndarray[Any, Any]:
     return np.concatenate([known_values(chunk) for chunk in chunks]) if chunks else np.zeros(0, dtype=bool)
 
 
+def fingerprint_of_labels(split: Dataset) -> str:
+    """Return a hash of the labels of a split, lists of token ids; tokens without a label count as the same."""
+    import pyarrow.compute as pc  # type: ignore[import-untyped]
+
+    labels = column(split, "labels")
+    lengths = pc.fill_null(pc.list_value_length(labels), 0).to_numpy().astype("int64")
+    tokens = pc.max_element_wise(pc.list_flatten(labels), UNLABELLED).to_numpy().astype("int64")
+    digest = hashlib.blake2b(lengths.tobytes(), digest_size=16)
+    digest.update(tokens.tobytes())
+    return digest.hexdigest()
+
+
 def known_values(values: pa.Array) -> np.ndarray[Any, Any]:
     """Return which labels are known, bool `(rows,)`; of a list of labels, whether any is."""
     import pyarrow as pa
-    import pyarrow.compute as pc  # type: ignore[import-untyped]
+    import pyarrow.compute as pc
 
     if pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or pa.types.is_fixed_size_list(values.type):
         known = np.zeros(len(values), dtype=bool)

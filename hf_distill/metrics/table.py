@@ -209,6 +209,9 @@ def _errors(power: int) -> Callable[[LabelledPredictions], np.ndarray]:
     return by_row
 
 
+# Metrics of one class of two, the second one, and of all of several: they depend on which classes there are.
+OF_CLASSES = ("f1", "precision", "recall")
+
 _LABELS: tuple[Kind, ...] = ("classes", "binary")
 _SINGLE: tuple[Kind, ...] = ("classes", "tags")
 

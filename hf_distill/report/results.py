@@ -102,6 +102,8 @@ class Results:
         gain_error: Standard error of the gain on an eval split of this size (`calibration.gain_error`).
         resampled: The student's headline metric on resampled eval splits, the same ones for all runs on these rows:
             `hf-distill compare` gets the noise of a difference from them. Empty if it cannot be computed.
+        conditions: Metric -> what it depends on beside the eval rows (`tokens`, `classes`, `references`, ...) -> its
+            value, or a fingerprint of it: runs are compared on a metric only where these are the same.
         best: `student` and `baseline` -> its best evaluation during training, of the first seed.
         chance: Score of a trivial guesser; None if not known.
         seeds: One entry for each seed, the saved student's first; may be empty for a single seed.
@@ -140,6 +142,7 @@ class Results:
     eval_rows: int | None = None
     gain_error: float | None = None
     resampled: tuple[float, ...] = ()
+    conditions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     best: Mapping[str, Best] = field(default_factory=dict)
     chance: Chance | None = None
     seeds: tuple[SeedResult, ...] = ()

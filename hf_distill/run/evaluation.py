@@ -115,6 +115,7 @@ def compared(prepared: Prepared, found: Mapping[str, Evaluated]) -> dict[str, An
         "eval_rows": evaluator.count(student),
         "gain_error": None if baseline is None else evaluator.gain_error(student, baseline.predictions),
         "resampled": evaluator.resampled(student),
+        "conditions": evaluator.conditions(prepared.eval),
         "chance": theirs.chance(found["teacher"].predictions) if same else None,
         **class_figures(prepared, found),
     }

@@ -18,7 +18,7 @@ from hf_distill.metrics.score import check
 from hf_distill.metrics.text import check_generated, takes_texts
 from hf_distill.models.inspection import positions_of
 from hf_distill.tasks.evaluator import LossEvaluator
-from hf_distill.tasks.generation import Generator, TextEvaluator, evenly
+from hf_distill.tasks.generation import Generator, TextEvaluator, evenly, limit
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -128,10 +128,17 @@ class PromptGenerator(Generator):
     Attributes:
         written: The prompts of `rows`.
         sampling: How tokens are drawn; greedy unless the recipe says otherwise.
+        longest: Number of tokens of the longest reference of the split.
     """
 
     written: EvalPrompts
     sampling: Sampling
+    longest: int = 0
+
+    @property
+    def how(self) -> str:
+        """Temperature and largest number of tokens."""
+        return f"temperature {self.sampling.temperature:g}, {limit(self.sampling.max_new_tokens, self.longest)}"
 
     @cached_property
     def references(self) -> list[str | None]:
@@ -217,7 +224,8 @@ def evaluator_for(split: Dataset, names: Sequence[str], width: int, setup: Setup
             *(f"{left:,}", f"{len(split):,}"),
         )
     sampling = Sampling(tokens, setup.evaluation.temperature)
-    generator = PromptGenerator(split, setup.tokenizer, chosen.rows, chosen, sampling)
+    longest = max(map(len, known.rest), default=0)
+    generator = PromptGenerator(split, setup.tokenizer, chosen.rows, chosen, sampling, longest)
     references: list[Any] = generator.references
     check_generated(names, references, generator.prompts)
     return TextEvaluator(tuple(names), width, generator)

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from hf_distill.data.labelled import fingerprint_of_labels
 from hf_distill.metrics.bootstrap import Units, gain_error
 from hf_distill.metrics.chance import Chance, find_chance, uniform
 from hf_distill.metrics.score import greater_is_better, row_scores, score
-from hf_distill.metrics.table import AGREEMENT, Undefined
+from hf_distill.metrics.table import AGREEMENT, OF_CLASSES, Undefined
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
@@ -129,6 +131,17 @@ class Evaluator(ABC):
     def count(self, predictions: Predictions) -> int | None:
         """Return the number of labelled rows (questions, texts) behind the metrics; None without labels."""
 
+    def conditions(self, split: Dataset) -> dict[str, dict[str, str]]:
+        """Return what metrics depend on beside the rows, so that two runs are compared only where it is the same.
+
+        Args:
+            split: The tokenised eval split.
+
+        Returns:
+            Metric -> what, in words -> its value, or a fingerprint of it; without metrics that depend on nothing else.
+        """
+        return {}
+
     def generate(self, model: PreTrainedModel, batch_size: int) -> Sequence[str | None]:
         """Return the texts that a model generates for the eval split, one for each example; empty if none are needed.
 
@@ -225,6 +238,12 @@ class LogitsEvaluator(Evaluator):
             return logits.reshape(len(logits), -1) > 0, labels.reshape(len(labels), -1) > 0.5
         every = np.arange(logits.shape[-1])
         return logits.argmax(-1)[:, None] == every, labels[:, None] == every
+
+    def conditions(self, split: Dataset) -> dict[str, dict[str, str]]:
+        """Return the classes of metrics that depend on their order and number."""
+        if self.kind != "classes" or self.label_names is None:
+            return {}
+        return {name: {"classes": ", ".join(self.label_names)} for name in self.names if name in OF_CLASSES}
 
     def _labelled(self, labels: Array) -> Array:
         """Return which rows have a label, bool `(rows,)`, as `metrics.score.score` reads them."""
@@ -340,6 +359,12 @@ class LossEvaluator(Evaluator):
             return {}
         total, labels = predictions.losses.sum(0).tolist()
         return {PERPLEXITY: perplexity(total / labels if labels else None)}
+
+    def conditions(self, split: Dataset) -> dict[str, dict[str, str]]:
+        """Return the tokens of the perplexity: those of a tokenizer, of texts that may be cut."""
+        if PERPLEXITY not in self.names or "labels" not in split.column_names:
+            return {}
+        return {PERPLEXITY: {"tokens": fingerprint_of_labels(split)}}
 
     @property
     def has_units(self) -> bool:

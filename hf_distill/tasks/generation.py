@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_distill import parallel
+from hf_distill.files.fingerprint import fingerprint
 from hf_distill.metrics.bootstrap import Units
 from hf_distill.metrics.text import has_units, score_texts, takes_texts, units_of_texts
 from hf_distill.models.patching import replaced
@@ -50,6 +51,11 @@ class Generator(ABC):
     def prompts(self) -> list[str]:
         """What each of `rows` is generated from, as text."""
 
+    @property
+    @abstractmethod
+    def how(self) -> str:
+        """How a text is generated, in words: what decides on its length, and how tokens are chosen."""
+
     def texts(self, model: PreTrainedModel, batch_size: int) -> list[str | None]:
         """Return the generated text of each row of the split, None for rows without; the same on every process."""
         # Every second row, not the first half: rows are sorted by length, and one process would get all the long ones.
@@ -71,10 +77,18 @@ class SourceGenerator(Generator):
         split: The eval split, with `input_ids` and the text `reference`.
         pad_token_id: Id of padding, which the attention mask hides.
         settings: Arguments of `generate` for all models; each model's own `generation_config` sets the rest.
+        longest: Number of tokens of the longest reference of the split.
     """
 
     pad_token_id: int
     settings: Mapping[str, Any] = field(default_factory=dict)
+    longest: int = 0
+
+    @property
+    def how(self) -> str:
+        """Number of beams and largest number of tokens."""
+        most = limit(self.settings.get("max_new_tokens"), self.longest)
+        return f"num_beams {self.settings.get('num_beams', 1)}, {most}"
 
     @property
     def references(self) -> list[str]:
@@ -106,6 +120,15 @@ class SourceGenerator(Generator):
                 **self.settings,
             )
             yield from self.tokenizer.batch_decode(made, skip_special_tokens=True)
+
+
+def limit(tokens: int | None, longest: int) -> str:
+    """Return the largest number of tokens of a generated text, in words that are the same for other tokenizers.
+
+    >>> limit(64, 80), limit(80, 80)
+    ('max_new_tokens 64', 'max_new_tokens of the longest reference')
+    """
+    return f"max_new_tokens {'of the longest reference' if tokens == longest else tokens}"
 
 
 @contextmanager
@@ -147,6 +170,14 @@ class TextEvaluator(LossEvaluator):
     def generate(self, model: PreTrainedModel, batch_size: int) -> Sequence[str | None]:
         """Return the generated text of each example of the eval split; None for those that have none."""
         return self.generator.texts(model, batch_size)
+
+    def conditions(self, split: Dataset) -> dict[str, dict[str, str]]:
+        """Return the references of metrics of generated texts, and how these are generated; the perplexity's tokens."""
+        texts = [name for name in self.names if self.generates(name)]
+        # Sorted, since the order of the rows, and spaces in decoded texts, depend on the tokenizer.
+        references = sorted(" ".join(str(one).split()) for one in self.generator.references)
+        of_texts = {"references": fingerprint(references), "ways to generate": self.generator.how}
+        return super().conditions(split) | dict.fromkeys(texts, of_texts)
 
     def generates(self, metric: str) -> bool:
         """Whether a metric is computed from generated texts."""

@@ -88,7 +88,7 @@ class SequenceToSequence(Task):
         evaluator = LossEvaluator(tuple(names), width)
         if any(map(takes_texts, names)):
             rows = evenly(setup.evaluation.generate_rows or len(eval_split), len(eval_split))
-            generator = SourceGenerator(eval_split, tokenizer, rows, padding, settings)
+            generator = SourceGenerator(eval_split, tokenizer, rows, padding, settings, _longest(eval_split))
             evaluator = TextEvaluator(tuple(names), width, generator)
         return Prepared(
             train=tokenised["train"],
@@ -135,10 +135,15 @@ class SequenceToSequence(Task):
         return wanted if wanted is not None else min(limits, default=None)
 
     def _lengths(self, eval_split: Dataset) -> dict[str, int]:
-        import pyarrow.compute as pc  # type: ignore[import-untyped]
+        return {"num_beams": self.num_beams, "max_new_tokens": self.max_new_tokens or _longest(eval_split)}
 
-        longest: int = pc.max(pc.list_value_length(column(eval_split, "labels"))).as_py()
-        return {"num_beams": self.num_beams, "max_new_tokens": self.max_new_tokens or longest}
+
+def _longest(split: Dataset) -> int:
+    """Return the number of tokens of the longest target."""
+    import pyarrow.compute as pc  # type: ignore[import-untyped]
+
+    found: int = pc.max(pc.list_value_length(column(split, "labels"))).as_py()
+    return found
 
 
 @component

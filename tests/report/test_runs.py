@@ -144,6 +144,47 @@ def test_what_cannot_be_compared(other: Report, why: str, tmp_path: Path) -> Non
     assert not found.behind(found.alike[0])
 
 
+def perplexities(value: float, **changes: Any) -> Report:
+    """Return a report of a language model on rows `x`."""
+    report = replace(regression(), task="text-generation", metric="perplexity", chance=None)
+    results = {name: replace(one, metrics={"perplexity": value}) for name, one in report.models.items()}
+    return replace(on("x", replace(report, **results)), **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"conditions": {"perplexity": {"tokens": "b"}}}, "their tokens differ (one / other; a perplexity is one of"),
+        ({"conditions": {}}, "not known whether other had the same tokens"),
+        ({"eval_rows": 900}, "their numbers of evaluated rows differ (1,000: one; 900: other; texts that are cut"),
+    ],
+)
+def test_perplexities_of_other_tokens_are_not_compared(changes: dict[str, Any], why: str, tmp_path: Path) -> None:
+    """A tokenizer with long tokens, or texts cut early, would lose to one with short ones, whatever the model."""
+    known: dict[str, Any] = {"eval_rows": 1000, "conditions": {"perplexity": {"tokens": "a"}}}
+    one, other = perplexities(20.0, **known), perplexities(10.0, **{**known, **changes})
+    found = compared(tmp_path / "runs", one=one, other=other)
+    (line,) = verdict(found)
+    assert why in line
+    assert not any(label.startswith("difference") for label in table(found))
+    assert "Effect of distillation" not in {plot.title for plot in plots(found)}
+    settings = (SettingRun(name, {"k": name}, "finished", each) for name, each in (("one", one), ("other", other)))
+    assert Sweep("recipe.yaml", ("k",), tuple(settings)).best is None
+    same = compared(tmp_path / "same", one=one, other=perplexities(10.0, **known))
+    assert verdict(same)[0].startswith("other has the lowest perplexity, 10.")
+
+
+def test_a_perplexity_beside_the_headline_metric_is_not_compared(tmp_path: Path) -> None:
+    """Side by side in the table, two perplexities of other tokens look like a difference."""
+    one, other = (
+        replace(on("x", whole(), perplexity=value), conditions={"perplexity": {"tokens": tokens}})
+        for value, tokens in ((20.0, "a"), (10.0, "b"))
+    )
+    found = compared(tmp_path, one=one, other=other)
+    assert table(found)["difference from one"].cells["one"] == "best"
+    assert [line for line in notes(found) if line.startswith("The values of perplexity are not comparable")]
+
+
 def test_of_three_runs_the_two_alike_are_compared(tmp_path: Path) -> None:
     """One run on other rows must not hide which of the others is better, nor be ranked among them."""
     a, b, c = on("x", whole()), on("x", whole(), accuracy=0.9), on("y", whole(), accuracy=0.99)

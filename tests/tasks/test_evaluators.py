@@ -115,6 +115,40 @@ def test_every_task_has_a_whole_evaluator(prepared: Prepared) -> None:
     assert set(evaluator.in_training) == set(evaluator.names) - {"perplexity"}
 
 
+@pytest.mark.parametrize(
+    ("task", "settings", "setup", "changes"),
+    [
+        ("text-generation", {}, {"max_length": 4}, {"perplexity": ["tokens"]}),
+        ("fill-mask", {"mask_share": 0.5}, {}, {"perplexity": ["tokens"]}),
+        ("fill-mask", {"loss_on": "all"}, {}, {}),
+        ("summarization", {"max_new_tokens": 7}, {}, {"rouge2": ["ways to generate"]}),
+        ("summarization", {"num_beams": 3}, {}, {"rouge2": ["ways to generate"]}),
+        ("summarization", {"max_target_length": 2}, {}, {"perplexity": ["tokens"]}),
+        ("text-classification", {}, {"label_names": ["positive", "negative"]}, {"f1": ["classes"]}),
+        ("text-classification", {}, {"max_length": 4}, {}),
+    ],
+)
+def test_what_a_metric_depends_on_beside_the_rows(
+    task: str, settings: dict[str, Any], setup: dict[str, Any], changes: dict[str, list[str]], make_model: Any
+) -> None:
+    """Two runs on the same rows whose metrics are of other tokens, texts or classes have a winner that is none."""
+    from datasets import Dataset
+
+    kind, columns = CASES[task]
+    path, data = str(make_model(kind)), Dataset.from_dict(columns)
+
+    def conditions(task_settings: dict[str, Any], **given: Any) -> Any:
+        made = Setup(open_tokenizer(path), configs=(open_config(path),) * 2, **given)
+        prepared = TASKS[task](**task_settings).prepare({"train": data, "eval": data}, made)
+        return prepared.evaluator.conditions(prepared.eval)
+
+    one, other = conditions({}), conditions(settings, **setup)
+    assert one == conditions({})
+    assert one.keys() == other.keys()
+    found = {name: [what for what in one[name] if one[name][what] != other[name][what]] for name in one}
+    assert {name: what for name, what in found.items() if what and name in (*changes, next(iter(one)))} == changes
+
+
 def test_predictions_of_nan_are_no_predictions() -> None:
     """`argmax` takes NaN for class 0: the group of that class would seem to be the best of a broken model."""
     logits, labels = np.full((40, 2), np.nan), np.zeros(40, dtype=int)

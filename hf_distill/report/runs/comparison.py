@@ -12,6 +12,7 @@ import numpy as np
 
 from hf_distill.metrics.bootstrap import spread
 from hf_distill.report.results import NOTHING, Results, SeedResult
+from hf_distill.report.runs.grounds import FINGERPRINTS, conditions, first_difference, grounds, hint
 from hf_distill.report.runs.reading import ComparedRun
 from hf_distill.report.runs.recipes import differing
 from hf_distill.report.timing import Timing
@@ -115,13 +116,12 @@ class RunComparison:
 
     @cached_property
     def alike(self) -> list[list[ComparedRun]]:
-        """The runs in groups with the same task, headline metric and eval rows: only these are compared on quality."""
+        """The runs in groups with the same `grounds`, such as eval rows: only these are compared on quality."""
         found: dict[tuple[str, ...], list[ComparedRun]] = {}
         for run in self.runs:
-            report = run.report
-            # Without a fingerprint it is not known whether the rows are the same as those of any other run.
-            rows = run.rows or f"unknown {run.name}"
-            found.setdefault((report.task, report.metric, rows), []).append(run)
+            # What a report does not know is not that of any other run.
+            same = tuple(f"{name} {value or f'unknown {run.name}'}" for name, value in grounds(run.report).items())
+            found.setdefault(same, []).append(run)
         return list(found.values())
 
     def best(self, runs: Sequence[ComparedRun]) -> ComparedRun | None:
@@ -150,16 +150,17 @@ class RunComparison:
         """Why not all runs are compared on quality, in words; empty if they are."""
         if len(self.alike) == 1:
             return ""
-        tasks = _values({run.name: run.report.task for run in self.runs})
-        metrics = _values({run.name: run.report.metric for run in self.runs})
-        if len(tasks) > 1:
-            return f"their tasks differ ({_told(tasks)})"
-        if len(metrics) > 1:
-            return f"their headline metrics differ ({_told(metrics)})"
-        unknown = [run.name for run in self.runs if not run.rows]
-        if unknown:
-            return f"it is not known whether {', '.join(unknown)} had the same eval rows"
-        return f"their eval rows differ ({' / '.join(', '.join(run.name for run in group) for group in self.alike)})"
+        return _apart({run.name: grounds(run.report) for run in self.runs})
+
+    @cached_property
+    def not_comparable(self) -> dict[str, str]:
+        """Metric beside the headline -> why its values in the table are not compared; without those that can be."""
+        metrics = dict.fromkeys(name for run in self.runs for name in run.report.student.metrics)
+        found = {}
+        for metric in (name for name in metrics if any(name != run.report.metric for run in self.runs)):
+            having = [run for run in self.runs if metric in run.report.student.metrics]
+            found[metric] = _apart({run.name: conditions(run.report, metric) for run in having})
+        return {metric: why for metric, why in found.items() if why}
 
     @cached_property
     def why_no_speed(self) -> str:
@@ -182,6 +183,19 @@ class RunComparison:
 def changed(runs: Sequence[ComparedRun]) -> dict[str, tuple[str | None, ...]]:
     """Return the recipe keys whose values differ between some runs -> the value in each (`recipes.differing`)."""
     return differing([run.recipe for run in runs], [run.whole for run in runs])
+
+
+def _apart(found: Mapping[str, Mapping[str, str]]) -> str:
+    """Return why some runs are not compared, by the first of their grounds that differs; empty if they are."""
+    what = first_difference(list(found.values())) if len(found) > 1 else ""
+    if not what:
+        return ""
+    by_run = {name: one.get(what, "") for name, one in found.items()}
+    if unknown := [name for name, value in by_run.items() if not value]:
+        return f"it is not known whether {', '.join(unknown)} had the same {what}"
+    values = _values(by_run)
+    told = " / ".join(", ".join(names) for names in values.values()) if what in FINGERPRINTS else _told(values)
+    return f"their {what} differ ({told}{hint(what)})"
 
 
 def _inputs(*timings: Timing) -> str:

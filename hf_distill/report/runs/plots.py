@@ -55,7 +55,7 @@ def _bars(compared: RunComparison) -> Iterator[Plot]:
         yield bars_plot(metric_title(report.metric), [panel], says=says, note=note)
     gains = {run: run.report.gain for run in compared.runs if run.name in key}
     known = {run: gain for run, gain in gains.items() if gain is not None}
-    if len(known) > 1 and len({run.report.metric for run in known}) == 1:
+    if len(known) > 1 and len(compared.alike) == 1:
         texts = {key[run.name]: with_noise(run.report, gain, run.report.noise) for run, gain in known.items()}
         panel = Bars("", {key[run.name]: gain for run, gain in known.items()}, texts, {}, {})
         note = "Each student minus the same student trained without its teacher; ±: 95 % interval."

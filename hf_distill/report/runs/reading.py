@@ -35,11 +35,6 @@ class ComparedRun:
     recipe: Mapping[str, Any]
     whole: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def rows(self) -> str:
-        """Fingerprint of the eval rows; empty if it is not known."""
-        return self.report.rows_fingerprint
-
 
 def read_runs(paths: Sequence[str | Path]) -> list[ComparedRun]:
     """Return the runs in some output directories, in their order.

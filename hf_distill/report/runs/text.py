@@ -205,6 +205,8 @@ def notes(compared: RunComparison) -> list[str]:
         seeds = {run.name: max(len(run.report.seeds), 1) for run in compared.runs}
         told = ", ".join(f"{name} {n}" for name, n in seeds.items())
         found.append(f"Metrics are means over seeds (± standard deviation). Number of seeds: {told}.")
+    apart = compared.not_comparable
+    found += [f"The values of {metric_title(name)} are not comparable: {why}." for name, why in apart.items()]
     if any(is_share(run.report, run.report.metric) for run in compared.runs):
         found.append("Differences of percentages are in points.")
     if compared.why_no_speed:

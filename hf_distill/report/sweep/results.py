@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hf_distill.report.results import ModelResult, Results
 from hf_distill.report.runs.comparison import difference, over_seeds, seed_values
+from hf_distill.report.runs.grounds import grounds
 
 if TYPE_CHECKING:
     from hf_distill.report.report import Report
@@ -136,8 +137,8 @@ class Sweep:
 
     @cached_property
     def is_comparable(self) -> bool:
-        """Whether all settings have the same task, metric and eval rows; else none of them is the best."""
-        return len({(one.report.task, one.report.metric, one.report.rows_fingerprint) for one in self.scored}) < 2
+        """Whether all settings have the same `grounds`, such as task and eval rows; else none of them is the best."""
+        return len({tuple(grounds(one.report).items()) for one in self.scored}) < 2
 
     @cached_property
     def ranked(self) -> list[ScoredSetting]:

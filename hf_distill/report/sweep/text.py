@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.formatting import count
+from hf_distill.report.runs.grounds import first_difference, grounds, hint
 from hf_distill.report.sweep.results import ScoredSetting, Sweep, short_keys
 from hf_distill.report.text import NOTHING, metric_title, metric_value, milliseconds, signed, unsigned
 
@@ -142,10 +143,11 @@ def verdict(sweep: Sweep) -> list[str]:
 def _best(sweep: Sweep) -> Iterator[str]:
     best = sweep.best
     if not sweep.is_comparable:
+        what = first_difference([grounds(one.report) for one in sweep.ranked])
+        rows_ = " To vary the train rows, name rows of their own for the evaluation: data.splits.eval."
         yield (
-            "Which setting is best is not said: they do not all have the same task, metric and eval rows, so that "
-            "their figures cannot be compared. To vary the train rows, name rows of their own for the evaluation: "
-            "data.splits.eval."
+            f"Which setting is best is not said: their {what} differ{hint(what)}, so that their figures cannot be "
+            f"compared.{rows_ if what == 'eval rows' else ''}"
         )
     elif best is None:
         yield "No setting has a result yet."
