@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from hf_distill.models.fingerprint import model_fingerprint
 from hf_distill.models.loading import Head, load_model, open_config, open_tokenizer
 from hf_distill.models.tokenizers import Reading
 
@@ -62,6 +63,11 @@ class FinishedStudent:
         loaded, _ = load_model(str(self.directory), self.head, own_head=known, trust_remote_code=self.trust_remote_code)
         loaded.requires_grad_(False)
         return loaded
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of what the model computes."""
+        return model_fingerprint(self.model)
 
     @cached_property
     def scratch(self) -> Path:

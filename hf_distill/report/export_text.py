@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from hf_distill.report.exports import PYTORCH
-from hf_distill.report.text import NOTHING, metric_title, metric_value, milliseconds, number, percent
+from hf_distill.report.results import NORMAL_95
+from hf_distill.report.results import NOTHING as ZERO
+from hf_distill.report.text import NOTHING, metric_title, metric_value, milliseconds, number, percent, unsigned
 
 if TYPE_CHECKING:
     from hf_distill.report.exports import Exported
@@ -85,7 +87,24 @@ def notes(report: Results) -> Iterator[str]:
             f"Writing: {written.tokens:,} tokens behind each of {written.prompts:,} prompts, each the likeliest, one "
             "text at a time, with the cache."
         )
+    yield from filter(None, (loss(report, one) for one in exports))
     yield from filter(None, dict.fromkeys(one.note for one in exports))
+
+
+def loss(report: Results, one: Exported) -> str:
+    """Return a sentence on an export that loses more than a point of the headline metric against PyTorch; else "".
+
+    It says whether that is within the sampling error of the rows, which both predict.
+    """
+    if (less := lost(report, one)) is None:
+        return ""
+    what = f"{one.format} loses {unsigned(report, less)} of {metric_title(report.metric)} against PyTorch"
+    rows = f"on {one.rows:,} rows"
+    if one.error is None or one.error <= ZERO:
+        return f"{what} {rows}; the sampling error of this difference is not known."
+    noise = NORMAL_95 * one.error
+    within = "within" if less <= noise else "more than"
+    return f"{what} {rows} (± {unsigned(report, noise)}, 95 % interval): {within} the sampling error of these rows."
 
 
 def lost(report: Results, one: Exported) -> float | None:

@@ -75,6 +75,8 @@ class Exported:
         edge: Alone in a process; None if it was not measured.
         writing: The texts that it writes; None if it writes none.
         note: What else there is to know of the figures, a sentence; mostly empty.
+        error: Standard error of the difference from PyTorch in the headline metric, from a paired bootstrap over these
+            rows; None for PyTorch itself, and where it cannot be computed.
     """
 
     format: str
@@ -89,3 +91,4 @@ class Exported:
     edge: Edge | None = None
     writing: WritingFigures | None = None
     note: str = ""
+    error: float | None = None

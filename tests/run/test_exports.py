@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -87,6 +88,72 @@ def test_labels_of_an_adapter_go_with_it(write_recipe: WriteRecipe, make_model: 
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 1
         assert done.stderr.startswith("Runs an exported student")
+
+
+def test_what_lies_in_the_place_of_an_export(make_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The export of another student would be replaced without a word, or files of others deleted with an older one."""
+    from hf_distill.export import FinishedStudent, Format
+    from hf_distill.export.options import ExportOptions
+    from hf_distill.models.loading import Head
+    from hf_distill.run.exporting.writing import write
+
+    class Plain(Format):
+        name, content, files = "plain", "one", ("model.bin",)
+
+        def refuses(self, auto_class: str, config: Any) -> None: ...
+
+        def settings(self, options: Any) -> dict[str, Any]:
+            return {"content": self.content}
+
+        def write(self, student: Any, into: Path, options: Any) -> None:
+            for file in self.files:
+                (into / file).write_text(self.content)
+
+        def open(self, directory: Path, threads: int | None = None) -> Any: ...
+
+    def export(student: FinishedStudent) -> bool:
+        return write(Plain(), student, tmp_path, ExportOptions())
+
+    head = Head("AutoModelForSequenceClassification", {})
+    mine, other = (FinishedStudent(make_model("bert", layers=1, seed=seed), head) for seed in (1, 2))
+    folder = tmp_path / "plain"
+    assert export(mine)
+    assert not export(mine)
+    (folder / "notes").mkdir()
+    (folder / "notes" / "mine.txt").write_text("measured")
+    (folder / "link").symlink_to(tmp_path)
+    (tmp_path / "theirs.txt").write_text("theirs")
+    with pytest.raises(UserError, match=f"another student.*{mine.directory.name}, BertForSequence") as error:
+        export(other)
+    assert error.value.key == "formats"
+    monkeypatch.setattr(Plain, "content", "two")
+    assert export(mine)  # written anew, with other settings
+    assert {one.name for one in tmp_path.iterdir()} == {"plain", "theirs.txt"}
+    assert (folder / "model.bin").read_text() == "two"
+    assert (folder / "notes" / "mine.txt").read_text() == "measured"
+    assert (folder / "link").readlink() == tmp_path
+
+    monkeypatch.setattr(Plain, "content", "three")
+    monkeypatch.setattr(Plain, "files", ("model.bin", "notes.txt"))
+    (folder / "notes.txt").write_text("measured too")
+    with pytest.raises(UserError, match=r"notes\.txt was not written by this package"):
+        export(mine)
+    assert (folder / "model.bin").read_text() == "two"
+    staging = tmp_path / "_export"
+    assert not staging.exists()
+    staging.mkdir()
+    (staging / "thesis.tex").write_text("years")
+    with pytest.raises(UserError, match="in the way"):
+        export(mine)
+    assert (staging / "thesis.tex").read_text() == "years"
+    (staging / "thesis.tex").rename(staging / "_export.json")  # as a kill leaves it behind
+    (folder / "notes.txt").unlink()
+    assert export(mine)
+    assert not staging.exists()
+
+    (folder / "_export.json").unlink()
+    with pytest.raises(UserError, match="is not an export of this package"):
+        export(mine)
 
 
 def test_speeds_of_two_measurements_are_not_mixed() -> None:
@@ -265,10 +332,13 @@ def test_what_cannot_be_exported_is_said_before_training(
 
 
 def test_an_export_that_differs_is_an_error(
-    write_recipe: WriteRecipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    write_recipe: WriteRecipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A wrong graph would be published with a figure beside it that nobody reads."""
+    """A wrong graph would be published with a figure beside it that nobody reads; chance on a few rows would be called
+    a loss, or a loss chance."""
     from hf_distill.export import FORMATS, Onnx, Session
+    from hf_distill.report.export_text import loss, notes
+    from hf_distill.run.exporting.stage import warn_of_losses
 
     class Shifted(Session):
         inputs = ("input_ids", "attention_mask", "token_type_ids")
@@ -299,6 +369,25 @@ def test_an_export_that_differs_is_an_error(
     with pytest.raises(UserError, match=r"export.*padded"):
         run(path)
     assert Report.load(tmp_path / "out").exports == ()  # hours of training are reported, and nothing wrong is announced
+
+    monkeypatch.setattr(Wrong, "exact", False)
+    right = Shifted.__call__
+    monkeypatch.setattr(Shifted, "__call__", lambda self, batch: {"logits": -right(self, batch)["logits"]})
+    caplog.clear()
+    found = run(path)
+    plain, other = found.exports
+    assert other.agreement < 0.5  # of the two classes it predicts the other one
+    less = plain.metrics["accuracy"] - other.metrics["accuracy"]
+    paired = math.sqrt((1 - other.agreement - less**2) / other.rows)  # each row counts -1, 0 or 1
+    assert other.error == pytest.approx(paired, rel=0.3)
+    for error, told in ((0.01, "more than"), (0.03, "within")):
+        one = replace(other, error=error, metrics={"accuracy": plain.metrics["accuracy"] - 0.05})
+        made = replace(found, exports=(plain, one))
+        assert f"{told} the sampling error" in loss(made, one)
+        assert loss(made, one) in notes(made)
+    warn_of_losses(made)
+    assert "5.0 points of accuracy" in caplog.text
+    assert "± 5.9 points, 95 % interval): within" in caplog.text
 
 
 def test_the_root_logger_is_left_as_it_was() -> None:

@@ -21,7 +21,7 @@ from hf_distill.report.latency import measure_calls
 from hf_distill.run.evaluation import timed_inputs
 from hf_distill.run.exporting import outputs
 from hf_distill.run.exporting.edge import on_edge
-from hf_distill.run.exporting.writing import weight_of, write
+from hf_distill.run.exporting.writing import check_place, weight_of, write
 from hf_distill.run.exporting.writing_texts import PROMPTS, prompts_of, write_texts
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ class Job:
             UserError: A format cannot be written, or differs from PyTorch where it must not.
         """
         formats = {name: FORMATS[name]() for name in self.options.formats}
+        for name in formats:
+            check_place(name, self.student, self.into)
         for name, one in formats.items():
             new = write(one, self.student, self.into, self.options)
             self.say(f"{name}: {'written' if new else 'found, not exported again'} in {self.into / name}")
@@ -88,9 +90,11 @@ class Job:
             self._check(one, found[name], sessions[name], names)
         writing = self._writing(formats, sessions, found, threads)
         speeds = self._speeds(formats, calls, names) if self.timed else {}
+        predictions = {name: got.predictions() for name, got in found.items()}
         results = []
         for name, got in found.items():
             here = name == PYTORCH
+            error = None if here else evaluator.gain_error(predictions[name], predictions[PYTORCH])
             folder = self.student.directory if here else self.into / name
             results.append(
                 Exported(
@@ -99,12 +103,13 @@ class Job:
                     weights="float32" if here else formats[name].weights,
                     bytes=_weights(self.student) if here else weight_of(folder, _BESIDE),
                     rows=len(rows),
-                    metrics=evaluator.evaluate(got.predictions()),
+                    metrics=evaluator.evaluate(predictions[name]),
                     difference=None if here else got.difference,
                     agreement=None if here or not got.compared else got.agreed / got.compared,
                     latency=speeds.get(name),
                     edge=None if here else self._edge(folder, sessions[name], threads),
                     writing=writing.get(name),
+                    error=error,
                 )
             )
         return tuple(results)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hf_distill import parallel
 from hf_distill.data.example_columns import inputs_of
 from hf_distill.export import FinishedStudent
-from hf_distill.report.export_text import lost
-from hf_distill.report.text import metric_title, unsigned
+from hf_distill.report.export_text import loss
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -63,16 +62,10 @@ def with_exports(run: Run, report: Report, into: Path | None = None) -> Report:
 
 
 def warn_of_losses(report: Report) -> None:
-    """Warn of each format that loses more than a point of the headline metric."""
+    """Warn of each format that loses more than a point of the headline metric, and say whether that may be chance."""
     for one in report.exports:
-        if (less := lost(report, one)) is not None:
-            logger.warning(
-                "%s loses %s of %s against PyTorch on %s rows: see docs/export.md for what helps",
-                one.format,
-                unsigned(report, less),
-                metric_title(report.metric),
-                f"{one.rows:,}",
-            )
+        if told := loss(report, one):
+            logger.warning("%s See 'If int8 loses too much' in docs/export.md", told)
 
 
 def rows_of(train: Dataset) -> Callable[[int], Sequence[Mapping[str, Sequence[int]]]]:
