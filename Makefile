@@ -13,7 +13,7 @@ TRIALS ?= 20
 # What `make bench` runs, for instance make bench BENCH="loss --rounds 3"; with QUICK=1 tiny sizes, into build/
 BENCH ?= loss step classification epochs teacher growth
 QUICK ?=
-# Rows of `make results`, for instance make results ROW=topics/kl; all that are missing without it
+# Rows of `make results`, for instance make results ROW=topics/kl, ROW=topics or ROW=sweep/size; all that are missing without it
 ROW ?=
 # make release VERSION=0.2.0; with COMMIT=1 it commits and makes the tag
 VERSION ?=
@@ -78,7 +78,7 @@ campaign: $(STAMP)  ## kills, damaged files, power cuts, full disks, 50,000 made
 bench: $(STAMP)  ## what a step costs here and elsewhere, into benchmarks/results (hours; QUICK=1: minutes)
 	$(BIN)/python -m benchmarks.run $(BENCH) $(if $(QUICK),--quick --into build/benchmarks)
 
-results: $(STAMP)  ## train what is missing of the table of objectives, and write docs/results.md (hours; ROW=topics/kl: one row)
+results: $(STAMP)  ## train what is missing of the tables and sweeps of docs/results.md, and write them there (hours; ROW=topics/kl: one row)
 	$(BIN)/python -m benchmarks.quality $(ROW)
 
 quickstart: $(STAMP)  ## fetch a real model and real data, distil, report (about 5 minutes on 2 cores)

@@ -245,6 +245,10 @@ def test_every_room_is_listed() -> None:
     there += [path for path in package.glob("*.py") if path.name not in ("__init__.py", "__main__.py")]
     assert [path for path in listed if not (ROOT / path).exists()] == []
     assert [relative(path) for path in there if relative(path) not in listed] == []
+    tiers = pyproject()["tool"]["importlinter"]["contracts"][0]["layers"]
+    height = {name.strip(): number for number, tier in enumerate(tiers) for name in tier.split("|")}
+    heights = [height[Path(path).stem] for path in listed if Path(path).parent.name == package.name]
+    assert heights == sorted(heights), "imports run down the list"
 
 
 def test_recipes_in_documents_read(tmp_path: Path) -> None:
