@@ -92,7 +92,7 @@ def _table(what: str) -> str:
     kind, _, names = what.partition(".")
     if what == "sections":
         properties = recipe_schema()["properties"]
-        return _lines(("section", ""), ((f"`{key}`", one["description"]) for key, one in properties.items()))
+        return _lines(("section", ""), ((f"[`{key}`](#{key})", one["description"]) for key, one in properties.items()))
     if what == "formulas":
         return _lines(("name", "in Python", "formula", "unit", "paper"), map(_formula, OBJECTIVES.values()))
     if what == "arguments":
