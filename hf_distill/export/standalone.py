@@ -9,11 +9,16 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import numpy as np
-import onnxruntime
-from tokenizers import Tokenizer
+try:
+    import numpy as np
+    import onnxruntime
+    from tokenizers import Tokenizer
+except ImportError as error:
+    if __name__ != "__main__":
+        raise
+    sys.exit(f"{error}: pip install onnxruntime tokenizers numpy")
 
 HERE = Path(__file__).resolve().parent
 PROMPTS = "config_sentence_transformers.json"
@@ -35,7 +40,7 @@ class ExportedStudent:
         )
         # The file says where texts are cut, and how they are padded.
         self.tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-        self.config = _read(directory / "config.json")
+        self.config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
         self.answering = (self.config.get("task_specific_params") or {}).get("question-answering")
         special = _read(directory / "tokenizer_config.json")
         names = [special.get(name) for name in ("cls_token", "bos_token")]
@@ -151,16 +156,36 @@ def _read(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
-if __name__ == "__main__":
-    words = sys.argv[1:]
+def main(words: list[str]) -> None:
+    """Print the predictions for some texts, or a pair; or a line that says what is wrong, and end with status 2."""
     pairs = words[:1] == ["--pair"]
     if not words or (pairs and len(words) != 3):
         sys.exit(__doc__)
-    student = ExportedStudent()
+    if missing := [name for name in ("model.onnx", "tokenizer.json", "config.json") if not (HERE / name).is_file()]:
+        _end(f"{HERE} is not a whole export: {missing[0]} is missing")
     try:
+        student = ExportedStudent()
+    except Exception as error:  # each library has its own
+        _end(f"{HERE} is not a whole export: {' '.join(str(error).split())}")
+    try:
+        for text in words:
+            text.encode()
         predictions = student.predict([tuple(words[1:3])] if pairs else words)
+    except UnicodeEncodeError:
+        _end("a text is not UTF-8")
     except ValueError as error:
-        print(f"{Path(__file__).name}: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end(str(error))
     for prediction in predictions:
         print(json.dumps(prediction, ensure_ascii=False))
+
+
+def _end(line: str) -> NoReturn:
+    print(f"{Path(__file__).name}: {line}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] in (["-h"], ["--help"]):
+        print(__doc__)
+        sys.exit()
+    main(sys.argv[1:])

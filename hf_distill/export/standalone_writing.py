@@ -8,11 +8,16 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import numpy as np
-import onnxruntime
-from tokenizers import Tokenizer
+try:
+    import numpy as np
+    import onnxruntime
+    from tokenizers import Tokenizer
+except ImportError as error:
+    if __name__ != "__main__":
+        raise
+    sys.exit(f"{error}: pip install onnxruntime tokenizers numpy")
 
 HERE = Path(__file__).resolve().parent
 GENERATION = "generation_config.json"
@@ -109,14 +114,34 @@ class ExportedWriter:
 # The name in the script of every task.
 ExportedStudent = ExportedWriter
 
-if __name__ == "__main__":
-    if len(sys.argv) < 2:
+
+def main(words: list[str]) -> None:
+    """Print what follows some texts; or a line that says what is wrong, and end with status 2."""
+    if not words:
         sys.exit(__doc__)
-    student = ExportedWriter()
-    for prompt in sys.argv[1:]:
-        try:
-            written = student.write(prompt)
-        except ValueError as error:
-            print(f"{Path(__file__).name}: {error}", file=sys.stderr)
-            sys.exit(2)
-        print(json.dumps(student.tokenizer.decode(written), ensure_ascii=False))
+    if missing := [name for name in ("model.onnx", "tokenizer.json", "config.json") if not (HERE / name).is_file()]:
+        _end(f"{HERE} is not a whole export: {missing[0]} is missing")
+    try:
+        student = ExportedWriter()
+    except Exception as error:  # each library has its own
+        _end(f"{HERE} is not a whole export: {' '.join(str(error).split())}")
+    try:
+        for text in words:
+            text.encode()
+            print(json.dumps(student.tokenizer.decode(student.write(text)), ensure_ascii=False), flush=True)
+    except UnicodeEncodeError:
+        _end("a text is not UTF-8")
+    except ValueError as error:
+        _end(str(error))
+
+
+def _end(line: str) -> NoReturn:
+    print(f"{Path(__file__).name}: {line}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] in (["-h"], ["--help"]):
+        print(__doc__)
+        sys.exit()
+    main(sys.argv[1:])

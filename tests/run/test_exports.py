@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -50,6 +51,9 @@ def test_a_run_exports_checks_and_reports(write_recipe: WriteRecipe, tmp_path: P
     )
     assert odds == pytest.approx(cut, abs=1e-4)  # as it was evaluated, not up to its last position
     assert odds != pytest.approx(whole, abs=1e-4)
+    assert "UTF-8" in failing(out / "onnx", text, "\udcff")
+    (shutil.copytree(out / "onnx", tmp_path / "moved") / "tokenizer.json").unlink()
+    assert "tokenizer.json is missing" in failing(tmp_path / "moved", text)
     assert os.sep + "wt" + os.sep not in (out / "onnx" / "model.onnx").read_bytes().decode("latin-1")
 
     before = (out / "onnx" / "model.onnx").stat().st_mtime_ns
