@@ -41,6 +41,20 @@ def count(value: float) -> str:
     return str(int(value))
 
 
+def counted(number: int, noun: str, several: str = "") -> str:
+    """Return a number with its noun.
+
+    Args:
+        number: The number.
+        noun: What is counted, for a single one.
+        several: The same for several. Default: with an s.
+
+    >>> counted(1, "setting"), counted(1200, "eval row"), counted(2, "entry", "entries")
+    ('1 setting', '1,200 eval rows', '2 entries')
+    """
+    return f"{number:,} {noun if number == 1 else several or f'{noun}s'}"
+
+
 def is_secret(key: str) -> bool:
     """Return whether the name of a key says that its value is a secret.
 

@@ -12,6 +12,7 @@ from typing_extensions import override
 from hf_distill.data.reader import Reader, chunks
 from hf_distill.data.texts import lines
 from hf_distill.errors import UserError
+from hf_distill.formatting import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
@@ -109,7 +110,7 @@ class Conll(Reader):
             ):
                 continue
             elif len(word) != self.width:
-                columns = f"{len(word)} column{'' if len(word) == 1 else 's'}"
+                columns = counted(len(word), "column")
                 raise UserError(
                     f"line {number} has {columns}, the others have {self.width}. Wanted one word per line with its "
                     "tags, and an empty line after each sentence."

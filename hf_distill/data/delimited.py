@@ -15,6 +15,7 @@ from hf_distill.data.marks import Marks, Record
 from hf_distill.data.reader import Reader, chunks
 from hf_distill.data.texts import File, check_nul, opened
 from hf_distill.errors import UserError
+from hf_distill.formatting import counted
 from hf_distill.locations import shorten
 
 if TYPE_CHECKING:
@@ -243,7 +244,7 @@ def _ragged(line: int, found: int, width: int, quoted: bool) -> UserError:
     hint = "A text that contains the delimiter or a line end stands between double quotes."
     if not quoted:
         hint = "A text in a TSV file cannot contain a tab or a line end."
-    return UserError(f"line {line} has {found} field{'' if found == 1 else 's'}, the lines above it {width}. {hint}")
+    return UserError(f"line {line} has {counted(found, 'field')}, the lines above it {width}. {hint}")
 
 
 def _stray(first: int, last: int, error: csv.Error) -> UserError:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from itertools import pairwise
 from typing import Any
 
-from hf_distill.formatting import is_secret, readable
+from hf_distill.formatting import counted, is_secret, readable
 from hf_distill.mistakes import describe, join
 from hf_distill.recipe.document import MAX_DEPTH, Document, Fault, parse
+
+logger = logging.getLogger(__name__)
 
 KEY = re.compile(r"[^.\[\]=\s]+(\.[^.\[\]=\s]+|\[\d+\])*")
 # A longer override is cut in the middle when shown.
@@ -72,6 +75,8 @@ def _apply(document: Document, override: str) -> None:
     _check_step(here, tokens[-1], path)
     _store(here, tokens[-1], value)
     path = join(path, tokens[-1])
+    for earlier in dict.fromkeys(document.overrides[key] for key in _below(document.overrides, path)):
+        logger.info("override '%s' replaces what '%s' has set", _shown(override), earlier)
     _forget(document, path)
     document.overrides[path] = _shown(override)
 
@@ -96,7 +101,7 @@ def _check_step(here: Any, token: str | int, path: str) -> None:
         if not isinstance(token, int):
             raise Fault((1, f"{path} is a list. Name an entry by its number: {path}.0 is the first."))
         if token > len(here):
-            size = f"{len(here)} {'entry' if len(here) == 1 else 'entries'}, counted from 0"
+            size = f"{counted(len(here), 'entry', 'entries')}, counted from 0"
             raise Fault((1, f"{path} has {size}. {path}.{len(here)} would add one."))
     else:
         raise Fault((1, f"{path} is {describe(here)}, which has no keys. Give it whole: {path}={{{token}: ...}}."))
@@ -112,5 +117,10 @@ def _store(here: Any, token: str | int, value: Any) -> None:
 def _forget(document: Document, path: str) -> None:
     """Remove the recorded lines of a value that has been replaced."""
     for places in (document.lines, document.overrides):
-        for key in [key for key in places if key == path or key.startswith((f"{path}.", f"{path}["))]:
+        for key in _below(places, path):
             del places[key]
+
+
+def _below(places: Iterable[str], path: str) -> list[str]:
+    """Return a path and those below it, of some."""
+    return [key for key in places if key == path or key.startswith((f"{path}.", f"{path}["))]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from hf_distill.formatting import counted
 from hf_distill.report.exports import PYTORCH
 from hf_distill.report.results import NORMAL_95
 from hf_distill.report.results import NOTHING as ZERO
@@ -67,25 +68,25 @@ def notes(report: Results) -> Iterator[str]:
     timed = next((one.latency for one in exports if one.latency is not None), None)
     first = exports[0]
     how = (
-        f"All formats on the same {first.rows:,} eval rows"
+        f"All formats on the same {counted(first.rows, 'eval row')}"
         if _metric(report)
-        else f"All formats on {first.rows:,} rows"
+        else f"All formats on {counted(first.rows, 'row')}"
     )
     if timed is not None:
-        threads = f"{timed.threads} CPU thread{'s' * (timed.threads != 1)}"
+        threads = counted(timed.threads, "CPU thread")
         how += f"; one forward pass with {threads}, taking turns"
     yield f"{how}."
     alone = next((one.edge for one in exports if one.edge is not None), None)
     if alone is not None:
         yield (
-            f"Alone: a process with onnxruntime, tokenizers and numpy, {alone.texts:,} texts one by one, tokenising "
-            "included, and its largest memory."
+            f"Alone: a process with onnxruntime, tokenizers and numpy, {counted(alone.texts, 'text')} one by one, "
+            "tokenising included, and its largest memory."
         )
     written = next((one.writing for one in exports if one.writing is not None), None)
     if written is not None:
         yield (
-            f"Writing: {written.tokens:,} tokens behind each of {written.prompts:,} prompts, each the likeliest, one "
-            "text at a time, with the cache."
+            f"Writing: {counted(written.tokens, 'token')} behind each of {counted(written.prompts, 'prompt')}, each "
+            "the likeliest, one text at a time, with the cache."
         )
     yield from filter(None, (loss(report, one) for one in exports))
     yield from filter(None, dict.fromkeys(one.note for one in exports))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hf_distill.formatting import counted
 from hf_distill.report.for_whom import FEWEST
 from hf_distill.report.text import TITLES, metric_title, metric_value, number, signed, unsigned
 
@@ -144,7 +145,7 @@ def _worse(report: Results, whom: ForWhom, worse: list[GroupResult]) -> str:
     ]
     facts = [signed(report, most.difference or 0.0, whom.metric)]
     facts += [f"95 % interval ± {_plain(report, whom, most.interval)}"] if most.interval is not None else []
-    facts += [f"{most.rows:,} rows"]
+    facts += [counted(most.rows, "row")]
     start, certain = f"It got worse for {len(worse)} of {whom.compared} {of}, most for '{most.name}'", "significant"
     if len(worse) == 1:
         start = f"It got worse for 1 of {whom.compared} {of}, '{most.name}'"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_distill.formatting import count
+from hf_distill.formatting import count, counted
 
 if TYPE_CHECKING:
     from hf_distill.report.results import Results
@@ -216,7 +216,7 @@ def speed_note(report: Results) -> str:
         return f"{timing.batch_size}{tokens} ({timing.repeats} repeats)"
 
     kinds = sorted({model.weights for model in report.models.values() if model.latency})
-    threads = f"{latency.threads} CPU thread{'' if latency.threads == 1 else 's'}"
+    threads = counted(latency.threads, "CPU thread")
     return (
         f"One forward pass, {' and '.join(kinds)}, on {latency.device} with {threads}; "
         f"batches of {shape(latency.single)} and {shape(latency.batch)}, models taking turns.{_other_tokens(report)}"

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from hf_distill.formatting import counted
 from hf_distill.metrics.table import AGREEMENT
 from hf_distill.models.training_hooks import IN_SHORT
 from hf_distill.report.group_text import for_whom_sentence
@@ -167,7 +168,7 @@ def _apart(report: Results, one: str, other: str) -> bool:
 
 
 def _without_metric(report: Results) -> str:
-    rows = f"of {report.eval_rows:,} eval rows" if report.eval_rows else "of the eval rows"
+    rows = f"of {counted(report.eval_rows, 'eval row')}" if report.eval_rows else "of the eval rows"
     same = f"Student and teacher predict the same on {percent(report.agreement)} {rows}"
     if report.metric == AGREEMENT and report.agreement is not None:
         return f"{same}; without labels in the eval split it is not known which of them is right."
@@ -298,7 +299,7 @@ def _equal(report: Results, seeds: int) -> str:
     """Return `(90.0, one seed, 50 eval rows)`: what two students have in common whose scores are equal."""
     value = metric_value(report, report.metric, report.headline("student")).removesuffix(" %")
     facts = f"in each of {seeds} seeds" if seeds > 1 else f"{value}, one seed"
-    rows = f", {report.eval_rows:,} eval rows" if report.eval_rows else ""
+    rows = f", {counted(report.eval_rows, 'eval row')}" if report.eval_rows else ""
     return f"({facts}{rows})"
 
 
@@ -311,7 +312,7 @@ def _facts(report: Results) -> str:
         metric_value(report, report.metric, report.headline(model)).removesuffix(" %")
         for model in ("student", "baseline")
     ]
-    size = f" from {report.eval_rows:,} eval rows" if interval and report.eval_rows else ""
+    size = f" from {counted(report.eval_rows, 'eval row')}" if interval and report.eval_rows else ""
     return f"{values[0]} against {values[1]}, one seed{interval}{size}"
 
 

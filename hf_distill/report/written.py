@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hf_distill.formatting import counted
 from hf_distill.report import export_text
 from hf_distill.report.own_samples import SHARES, TITLES, OwnSamples
 from hf_distill.report.text import NOTHING, number, percent
@@ -127,8 +128,8 @@ def _speculation(measured: Speculation) -> Section:
         for name, one in ways.items()
     )
     note = (
-        f"Speculative decoding with Transformers' assistant_model, one text at a time, {measured.prompts} prompts, "
-        f"up to {measured.new_tokens:,} tokens."
+        "Speculative decoding with Transformers' assistant_model, one text at a time, "
+        f"{counted(measured.prompts, 'prompt')}, up to {counted(measured.new_tokens, 'token')}."
     )
     if measured.greedy.same != 1:
         note += " Greedy texts differ where two tokens are equally likely but for rounding."

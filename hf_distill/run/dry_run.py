@@ -14,7 +14,7 @@ from hf_distill.data.example_columns import EXAMPLE_ROLES, examples_in_words
 from hf_distill.data.loading import PEEK, Sample, apart, peek
 from hf_distill.data.transfer import TRANSFER
 from hf_distill.errors import UserError
-from hf_distill.formatting import count, readable_lines
+from hf_distill.formatting import count, counted, readable_lines
 from hf_distill.locations import resolve, sibling
 from hf_distill.metrics.evaluate_library import is_here
 from hf_distill.metrics.table import AGREEMENT
@@ -392,7 +392,7 @@ def _size(recipe: Recipe, config: PretrainedConfig) -> str:
     text = config.get_text_config()
     layers = text.num_hidden_layers
     return (
-        f"{config.model_type}, {layers} layer{'' if layers == 1 else 's'} of {text.hidden_size}, "
+        f"{config.model_type}, {counted(layers, 'layer')} of {text.hidden_size}, "
         f"{count(model.num_parameters())} parameters"
     )
 
@@ -451,7 +451,7 @@ def _tokenizer(pair: Pair) -> str:
 
 
 def _report(recipe: Recipe) -> str:
-    seeds = "1 seed" if recipe.report.seeds == 1 else f"{recipe.report.seeds} seeds"
+    seeds = counted(recipe.report.seeds, "seed")
     return f"{'with' if recipe.report.baseline else 'without'} baseline, {seeds}"
 
 

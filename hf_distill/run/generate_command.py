@@ -14,6 +14,7 @@ from hf_distill.completions.sampling import Completion
 from hf_distill.data.example_columns import PROMPT_LENGTH
 from hf_distill.errors import UserError
 from hf_distill.files.atomic import check_writable, is_left_over, write_atomic
+from hf_distill.formatting import counted
 from hf_distill.models.fingerprint import model_fingerprint
 from hf_distill.models.target_model import ROW
 from hf_distill.run.chain import trainings
@@ -113,7 +114,7 @@ def generate(recipe: Recipe, by: str | None = None, into: str | None = None) -> 
         for name, file in FILES.items()
     }
     parallel.asked_once(lambda: _store(texts))
-    counts = ", ".join(f"{len(rows):,} rows in {FILES[name]}" for name, rows in lines.items())
+    counts = ", ".join(f"{counted(len(rows), 'row')} in {FILES[name]}" for name, rows in lines.items())
     return Generated(path, f"{counts}. Learn from them with data.path={path} data.columns={{}} completions.by=data")
 
 

@@ -17,7 +17,7 @@ from hf_distill.files.lock import FILE as LOCK
 from hf_distill.files.lock import Lock
 from hf_distill.files.ownership import RUNS, TEACHERS, TRAINING
 from hf_distill.files.shared import check_shared
-from hf_distill.formatting import count
+from hf_distill.formatting import count, counted
 from hf_distill.models.calibration import CalibrationRows
 from hf_distill.models.pair import Pair
 from hf_distill.models.quantization import describe_weights, size, weights
@@ -166,7 +166,9 @@ class Run:
 
         if self.stored is not None:
             rows = len(self.prepared.train), len(self.prepared.eval)
-            self.narrator.say(f"teacher: given as data, targets of {rows[0]:,} train rows and {rows[1]:,} eval rows")
+            self.narrator.say(
+                f"teacher: given as data, targets of {counted(rows[0], 'train row')} and {counted(rows[1], 'eval row')}"
+            )
             return self.stored[1]
         with self.stage("teacher"), self.recipe.locate("teacher"):
             set_seed(
@@ -250,7 +252,7 @@ class Run:
         name = f"teacher {how.which}" if how.which else "teacher"
         settings["run_name"] = run_name(self.training, name)
         if how.which:
-            self.narrator.heading(f"Teacher {how.which}, on {len(fitter.prepared.train):,} rows")
+            self.narrator.heading(f"Teacher {how.which}, on {counted(len(fitter.prepared.train), 'row')}")
             self.arrival.begin(name)
         with Lock(directory) as lock:
             if how.directory:  # other runs may use it at the same time

@@ -951,9 +951,15 @@ def test_an_override_reaches_into_the_short_form() -> None:
     assert load("objectives.0.weight=2", text=text).objectives[0] == KLDivergence(weight=2.0)
 
 
-def test_the_last_override_wins() -> None:
-    """Sweeps append to a base command."""
-    assert load("training.seed=1", "training.seed=2").training["seed"] == 2
+def test_the_last_override_wins_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    """Scripts append to a base command; where it was a slip, nobody would look for the first value."""
+    caplog.set_level("INFO", "hf_distill")
+    assert load("training.seed=1", "training.bf16=true", "training.seed=2").training["seed"] == 2
+    assert caplog.messages == ["override 'training.seed=2' replaces what 'training.seed=1' has set"]
+    load("objectives[0].weight=2", "objectives.0.weight=3")
+    assert caplog.messages[1] == "override 'objectives.0.weight=3' replaces what 'objectives[0].weight=2' has set"
+    load("objectives=[kl]", "objectives.0.weight=3")
+    assert len(caplog.messages) == 2
 
 
 @pytest.mark.parametrize(

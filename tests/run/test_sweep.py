@@ -145,11 +145,38 @@ def test_words() -> None:
         "x=uniform(2,1)": "smaller one first",
         "x=int(1,2.5)": "whole",
         "x=[1": "not closed",
+        "=[1,2]": "wanted key=[..]",
         "x=1": "a sweep needs values to try",
     }.items():
         with pytest.raises(UserError) as caught:
             read_words([word])
         assert part in str(caught.value)
+    assert read_words(["x=[2,1,2.0,1]"]).axes[0].values == (2, 1)
+    assert read_words(["x=[1,true,'1']"]).axes[0].values == (1, True, "1")
+
+
+@pytest.mark.parametrize(
+    "again", ["objectives.0.temperature=4", "objectives[0].temperature=[4]", "objectives=[[kl],[mse]]"]
+)
+def test_a_value_that_replaces_those_to_try(again: str) -> None:
+    """All runs of the sweep would be the same one, and the best of them chance."""
+    with pytest.raises(UserError, match=r"replaces what|given twice") as caught:
+        read_words(["objectives[0].temperature=[1,2]", again])
+    assert len(caught.value.mistakes) == 1
+    read_words(["objectives=[[kl],[mse]]", "objectives.0.weight=2"])
+
+
+def test_what_is_drawn_is_not_known_before(recipe: Path) -> None:
+    """The end of a range under "first run" would be taken for a setting that is run."""
+    pytest.importorskip("optuna")
+    ranged = ["training.learning_rate=log(1e-4,1e-2)", "objectives.0.temperature=[1,2]"]
+    said = check(plan(str(recipe), ranged, SweepOptions(trials=1)))
+    assert said[0].startswith("sweep       1 setting of training.learning_rate log(0.0001, 0.01), objectives.0.temp")
+    assert any(line.startswith("values      drawn when the sweep runs") for line in said)
+    assert not any(line.startswith("first run") for line in said)
+    said = check(plan(str(recipe), ["objectives.0.temperature=[1,2]"], SweepOptions(trials=50)))
+    assert said[0].startswith("sweep       2 settings of objectives.0.temperature [1, 2], drawn at random")
+    assert said[1] == "runs        2 to run"
 
 
 def test_mistakes_are_told_at_once_and_with_the_setting(recipe: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from hf_distill.formatting import count
+from hf_distill.formatting import count, counted
 from hf_distill.report.results import Results
 from hf_distill.report.runs.comparison import RunComparison, RunDifference, over_seeds
 from hf_distill.report.runs.reading import ComparedRun
@@ -214,7 +214,7 @@ def notes(compared: RunComparison) -> list[str]:
     else:
         latency = next((run.report.student.latency for run in compared.runs if run.report.student.latency), None)
         if latency is not None:
-            threads = f"{latency.threads} CPU thread{'' if latency.threads == 1 else 's'}"
+            threads = counted(latency.threads, "CPU thread")
             found.append(
                 f"Speed: one forward pass on {latency.device} with {threads}, measured in the run of each: "
                 "other load may have differed."

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_distill.formatting import count
+from hf_distill.formatting import count, counted
 from hf_distill.report.runs.grounds import first_difference, grounds, hint
 from hf_distill.report.sweep.results import ScoredSetting, Sweep, short_keys
 from hf_distill.report.text import NOTHING, metric_title, metric_value, milliseconds, signed, unsigned
@@ -156,10 +156,11 @@ def _best(sweep: Sweep) -> Iterator[str]:
     report, name = best.report, metric_title(best.report.metric)
     seeds = f", mean of {len(best.values)} seeds" if len(best.values) > 1 else ", one seed"
     value = metric_value(report, report.metric, best.value)
-    yield f"Best of {len(sweep.ranked)} settings: {in_words(best.trial.values)} ({name} {value}{seeds})."
+    among = f"Best of {counted(len(sweep.ranked), 'setting')}" if len(sweep.ranked) > 1 else "The only setting so far"
+    yield f"{among}: {in_words(best.trial.values)} ({name} {value}{seeds})."
     if len(sweep.ranked) > 1:
         yield _certainty(sweep, best)
-        rows_ = f"the {report.eval_rows:,} eval rows" if report.eval_rows else "the eval rows"
+        rows_ = f"the {counted(report.eval_rows, 'eval row')}" if report.eval_rows else "the eval rows"
         yield (
             f"It was chosen on {rows_}, so that its {name} there is rather better than on other rows. For a figure "
             "that was not chosen, run it on rows that this sweep has not seen (data.splits.eval, and a "
@@ -178,7 +179,7 @@ def _certainty(sweep: Sweep, best: ScoredSetting) -> str:
     by_name = {one.trial.name: one.trial for one in sweep.ranked}
     told = "; ".join(in_words(by_name[name].values) for name in close[:NAMED])
     rest = f"; and {len(close) - NAMED} more" if len(close) > NAMED else ""
-    doubt = f" Of {len(unknown)} others it is not known." if unknown else ""
+    doubt = f" Of {counted(len(unknown), 'other')} it is not known." if unknown else ""
     many = f"all {len(others)} others" if len(close) == len(others) else f"{len(close)} of the {len(others)} others"
     which = "another setting is" if len(close) == 1 else f"{many} are"
     return f"That it is the best is not certain: {which} within noise of it ({told}{rest}).{doubt}{more}"
@@ -188,10 +189,10 @@ def _problems(sweep: Sweep) -> Iterator[str]:
     for trial in sweep.failed:
         yield f"Failed: {in_words(trial.values)}: {trial.error}"
     if waiting := sum(one.state in ("waiting", "running") for one in sweep.trials):
-        yield f"{waiting} settings have not been run to their end."
+        yield f"Not run to the end: {counted(waiting, 'setting')}."
     without = [one for one in sweep.trials if one.report is not None and one.name not in _scored(sweep)]
     if without:
-        yield f"{len(without)} finished settings have no {sweep.headline or 'value'}."
+        yield f"Finished without {sweep.headline or 'a value'}: {counted(len(without), 'setting')}."
 
 
 def _scored(sweep: Sweep) -> set[str]:

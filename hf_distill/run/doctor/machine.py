@@ -10,6 +10,7 @@ import torch
 
 from hf_distill import parallel
 from hf_distill.cache.cache import amount
+from hf_distill.formatting import counted
 from hf_distill.run.doctor.finding import Finding
 from hf_distill.run.training_defaults import fast_bf16
 
@@ -56,7 +57,7 @@ def threads(each: int, processes: int, cores: int, busy: float) -> Finding:
         busy: Share of all cores that is busy with others.
     """
     figures = {"threads": each, "processes": processes, "cores": cores, "busy_share": busy}
-    text = f"{processes} process{'es' if processes > 1 else ''} of {each} threads on {cores} cores"
+    text = f"{counted(processes, 'process', 'processes')} of {counted(each, 'thread')} on {counted(cores, 'core')}"
     if each * processes > cores:
         advice = f"Set OMP_NUM_THREADS={max(cores // processes, 1)}."
         return Finding("machine", "warning", f"{text}: they wait for each other.", advice, figures)

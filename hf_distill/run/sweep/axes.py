@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 from hf_distill.errors import UserError
@@ -46,6 +47,19 @@ class Axis:
             return text_of(value) in map(text_of, self.values)
         return isinstance(value, int | float) and self.low <= value <= self.high
 
+    @property
+    def number(self) -> int | None:
+        """How many values there are; None for a range without end."""
+        if self.values:
+            return len(self.values)
+        return int(self.high - self.low) + 1 if self.kind == "int" else None
+
+    def in_words(self) -> str:
+        """Return the values, such as `log(1e-05, 0.001)` or `[1, 2]`."""
+        if self.kind:
+            return f"{self.kind}({self.low:g}, {self.high:g})"
+        return f"[{', '.join(map(text_of, self.values))}]"
+
 
 @dataclass(frozen=True)
 class Words:
@@ -53,7 +67,7 @@ class Words:
 
     Attributes:
         given: Each word's key, with its axis, or the override as it is written; in their order, as a later override
-            may change what an earlier one has set.
+            may change a part of what an earlier one has set.
     """
 
     given: tuple[tuple[str, Axis | str], ...] = ()
@@ -69,9 +83,10 @@ class Words:
         return tuple(axis.key for axis in self.axes)
 
     @property
-    def has_ranges(self) -> bool:
-        """Whether a value comes from a range."""
-        return any(axis.kind for axis in self.axes)
+    def number(self) -> int | None:
+        """How many different settings there are; None if a range has no end."""
+        numbers = [axis.number for axis in self.axes]
+        return None if None in numbers else prod(number or 0 for number in numbers)
 
     def overrides(self, values: dict[str, Any]) -> list[str]:
         """Return the overrides of the recipe for these values of the keys that vary."""
@@ -92,13 +107,19 @@ def read_words(words: Sequence[str]) -> Words:
     for word in words:
         key, equals, text = word.partition("=")
         key = key.strip()
+        if not key:
+            mistakes.append(
+                f"'{readable(word, limit=100)}': wanted key=[..], such as training.learning_rate=[1e-4,2e-4]."
+            )
+            continue
         try:
             one = _axis(key, text.strip()) if equals else None
         except UserError as error:
             mistakes += error.mistakes
             continue
-        if key in [before for before, _ in given]:
-            mistakes.append(f"'{readable(key)}' is given twice. Keep one.")
+        if lost := next((before for before, _ in given if _replaces(key, before)), None):
+            again = "is given twice. Keep one" if lost == key else f"replaces what '{readable(lost)}' sets. Keep one"
+            mistakes.append(f"'{readable(key)}' {again}.")
         given.append((key, word if one is None else one))
     if not mistakes and not any(isinstance(one, Axis) for _, one in given):
         mistakes.append(
@@ -108,6 +129,16 @@ def read_words(words: Sequence[str]) -> Words:
     if mistakes:
         raise UserError(*mistakes)
     return Words(tuple(given))
+
+
+def _replaces(key: str, before: str) -> bool:
+    """Return whether the value of a key takes the place of that of a key given before, however they are written.
+
+    >>> [_replaces(key, "objectives[0].weight") for key in ("objectives.0.weight", "objectives", "objectives.1")]
+    [True, True, False]
+    """
+    own, theirs = (re.findall(r"[^.\[\]]+", one) for one in (key, before))
+    return theirs[: len(own)] == own
 
 
 def _axis(key: str, text: str) -> Axis | None:
@@ -122,7 +153,11 @@ def _axis(key: str, text: str) -> Axis | None:
         raise UserError(f"'{readable(key)}={readable(text, limit=100)}': {fault.faults[0][1]}") from None
     if not values:
         raise UserError(f"'{readable(key)}=[]': wanted values to try, such as [1,2,4].")
-    return Axis(key, tuple({text_of(value): value for value in values}.values()))
+    different: dict[Any, Any] = {}
+    for value in values:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        different.setdefault(value if is_number else text_of(value), value)  # 2 and 2.0 are one setting
+    return Axis(key, tuple(different.values()))
 
 
 def _are_numbers(found: re.Match[str]) -> bool:

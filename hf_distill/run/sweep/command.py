@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from hf_distill import parallel
 from hf_distill.files.atomic import check_writable
 from hf_distill.files.lock import Lock
+from hf_distill.formatting import counted
 from hf_distill.run.arrival import duration
 from hf_distill.run.console import Narrator
 from hf_distill.run.sweep import record
@@ -58,15 +59,16 @@ def check(plan: Plan) -> list[str]:
     trials, asked = _look(plan)
     found = check_each(plan, asked)
     first = [f"  {line}" for line in found[0].splitlines()]
-    return [*in_words(plan, asked, trials.known), f"first run   {asked[0].setting.in_words()}:", *first]
+    title = "for example" if plan.draws else "first run  "
+    return [*in_words(plan, asked, trials.known), f"{title} {asked[0].setting.in_words()}:", *first]
 
 
 def saved(directory: Path) -> str:
     """Return the sentence about what an interrupted sweep has finished."""
     states = [one.get("state") for one in record.read(directory) or []]
     return (
-        f" {states.count('finished')} settings are finished in {directory}. Run the same command again: it goes on "
-        "with the one that was interrupted."
+        f" Finished in {directory}: {counted(states.count('finished'), 'setting')}. Run the same command again: it "
+        "goes on with the one that was interrupted."
     )
 
 

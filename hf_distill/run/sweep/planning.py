@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.errors import UserError
-from hf_distill.formatting import readable
+from hf_distill.formatting import counted, readable
 from hf_distill.metrics.table import AGREEMENT
 from hf_distill.run.sweep.axes import Words, read_words, text_of
 from hf_distill.run.sweep.drawing import SAMPLERS, check_installed
@@ -92,6 +92,8 @@ def plan(file: str, words: Sequence[str], options: SweepOptions) -> Plan:
     base = gathered[0]
     if options.metric:
         _check_metric(options.metric)
+    if options.trials is not None and found.number is not None:
+        options = replace(options, trials=min(options.trials, found.number))
     place = options.into or f"{str(base.training['output_dir']).rstrip('/')}-sweep"
     return Plan(file, found, options, Path(place).expanduser(), base)
 
@@ -111,7 +113,7 @@ def each(words: Words, settings: Sequence[Setting], look: Callable[[Setting], An
                 lines.setdefault(_without_values(line, setting), []).append((setting, line))
     if lines:
         told = [_told(words, made, settings) for made in lines.values()]
-        more = [f"and {len(told) - LINES} more mistakes"] if len(told) > LINES else []
+        more = [f"and {counted(len(told) - LINES, 'more mistake')}"] if len(told) > LINES else []
         raise UserError(*told[:LINES], *more)
     return found
 

@@ -7,6 +7,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from hf_distill.component import entry, settings
+from hf_distill.formatting import counted
 from hf_distill.run.sweep.settings import PlannedSetting
 from hf_distill.run.training_defaults import fine_tuning
 from hf_distill.training.deciding import deciding
@@ -28,7 +29,7 @@ def in_words(plan: Plan, asked: Sequence[PlannedSetting], known: Mapping[str, Se
     """
     done = sum(one.state == "finished" for one in known.values())
     total = plan.options.trials if plan.options.trials is not None else len(asked)
-    yield f"sweep       {total} settings of {_axes(plan)}, in {plan.directory}"
+    yield f"sweep       {counted(total, 'setting')} of {_axes(plan)}, in {plan.directory}"
     left = max(total - done, 0) if plan.draws else sum(known[one.setting.name].report is None for one in asked)
     seeds = plan.base.report.seeds
     each = f", each with {seeds} seeds" if seeds > 1 else ""
@@ -36,6 +37,7 @@ def in_words(plan: Plan, asked: Sequence[PlannedSetting], known: Mapping[str, Se
     if plan.base.hub.push:
         yield "hub         nothing is pushed; the command of the best setting does that"
     if plan.draws:
+        yield "values      drawn when the sweep runs; checked are the ends of each range and each value of a list"
         return
     recipes = [one.recipe for one in asked]
     if plan.base.teacher.fine_tuning:
@@ -49,17 +51,15 @@ def _axes(plan: Plan) -> str:
     if not plan.draws:
         sizes = [f"{len(axis.values)} {axis.key}" for axis in axes]
         return " x ".join(sizes) + (f" = {prod(len(axis.values) for axis in axes)}" if len(axes) > 1 else "")
-    ranges = [
-        f"{axis.key} {f'{axis.kind}({axis.low:g}, {axis.high:g})' if axis.kind else f'({len(axis.values)} values)'}"
-        for axis in axes
-    ]
-    return f"{', '.join(ranges)}, drawn by {plan.options.sampler or 'random'}"
+    ranges = [f"{axis.key} {axis.in_words()}" for axis in axes]
+    how = "at random" if plan.options.sampler in ("", "random") else f"by {plan.options.sampler}"
+    return f"{', '.join(ranges)}, drawn {how}"
 
 
 def _times(number: int, done: str, runs: int) -> str:
     if number == 1:
         return f"{done} once for all {runs} settings" if runs > 1 else f"{done} once"
-    return f"{done} {number} times at most for {runs} settings, as what they are made of differs"
+    return f"{done} {number} times at most for {counted(runs, 'setting')}, as what they are made of differs"
 
 
 def _different(things: Iterator[Any]) -> int:
