@@ -38,7 +38,9 @@ def table(report: Results) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]
     if any(one.writing is not None for one in shown):
         texts = [one.writing for one in shown]
         rows["writes the same as PyTorch"] = [NOTHING if one is None else percent(one.same) for one in texts]
-        rows["tokens a second"] = [NOTHING if one is None else f"{one.tokens_per_second:,.1f}" for one in texts]
+        speeds = [None if one is None else one.tokens_per_second for one in texts]
+        if any(one is not None for one in speeds):
+            rows["tokens a second"] = [NOTHING if one is None else f"{one:,.1f}" for one in speeds]
     if any(one.edge is not None for one in shown):
         alone = [one.edge for one in shown]
         rows["alone: a text"] = [NOTHING if one is None else milliseconds(one.text_ms) for one in alone]

@@ -41,7 +41,7 @@ class WritingFigures:
 
     Attributes:
         tokens_per_second: Number of tokens written in a second, one text at a time, the time to read its prompt
-            included.
+            included; None if speed was not measured.
         same: Share of the prompts behind which it writes the tokens that PyTorch writes; None for PyTorch itself.
         difference: Largest difference of a logit, token by token, from PyTorch's pass over the whole text; None for
             PyTorch itself.
@@ -50,7 +50,7 @@ class WritingFigures:
         threads: Number of CPU threads.
     """
 
-    tokens_per_second: float
+    tokens_per_second: float | None
     same: float | None
     difference: float | None
     prompts: int

@@ -162,7 +162,7 @@ def test_what_lies_in_the_place_of_an_export(make_model: Any, tmp_path: Path, mo
 
 def test_speeds_of_two_measurements_are_not_mixed() -> None:
     """An export that was measured on a busy machine would look slower than one that was measured later."""
-    from hf_distill.report.exports import Edge, Exported
+    from hf_distill.report.exports import Edge, Exported, WritingFigures
     from hf_distill.report.timing import Latency, Timing
     from hf_distill.run.exporting.command import merged
 
@@ -170,13 +170,15 @@ def test_speeds_of_two_measurements_are_not_mixed() -> None:
         timing = Timing(ms or 0.0, 0.0, 1, 1, 1)
         latency = None if ms is None else Latency(timing, timing, "cpu", "float32", 1)
         edge = None if ms is None else Edge(1.0, 1.0, 1, 1, 1)
-        return Exported(name, name, "float32", 1, 1, latency=latency, edge=edge)
+        writing = WritingFigures(ms, 1.0, 0.0, 4, 24, 1)
+        return Exported(name, name, "float32", 1, 1, latency=latency, edge=edge, writing=writing)
 
     before = one("pytorch", 4.0), one("onnx", 2.0)
     timed = merged(before, (one("pytorch", 8.0), one("onnx-int8", 3.0)))
     assert timed == (one("pytorch", 8.0), one("onnx", None), one("onnx-int8", 3.0))
     untimed = merged(before, (replace(one("pytorch", None), rows=2), one("onnx-int8", None)))
     assert [found.latency for found in untimed] == [*(found.latency for found in before), None]
+    assert [found.writing.tokens_per_second for found in untimed if found.writing] == [4.0, 2.0, None]
     assert untimed[0].rows == 2
 
 

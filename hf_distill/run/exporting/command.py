@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from hf_distill.recipe.recipe import Recipe
-    from hf_distill.report.exports import Exported
+    from hf_distill.report.exports import Exported, WritingFigures
     from hf_distill.report.report import Report
 
 NAME = "export"
@@ -153,8 +153,14 @@ def merged(before: Sequence[Exported], after: Sequence[Exported]) -> tuple[Expor
     """
     new = {one.format: one for one in after}
     if any(one.latency is not None for one in after):
-        before = [replace(one, latency=None, edge=None, writing=None) for one in before]
+        before = [replace(one, latency=None, edge=None, writing=_at(one.writing, None)) for one in before]
     elif (torch := next((one for one in before if one.format == PYTORCH), None)) is not None:
-        new[PYTORCH] = replace(new[PYTORCH], latency=torch.latency)
+        speed = None if torch.writing is None else torch.writing.tokens_per_second
+        new[PYTORCH] = replace(new[PYTORCH], latency=torch.latency, writing=_at(new[PYTORCH].writing, speed))
     kept = [new.pop(one.format, one) for one in before]
     return (*kept, *new.values())
+
+
+def _at(writing: WritingFigures | None, speed: float | None) -> WritingFigures | None:
+    """Return figures of writing with another speed."""
+    return None if writing is None else replace(writing, tokens_per_second=speed)

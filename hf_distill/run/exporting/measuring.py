@@ -157,7 +157,7 @@ class Job:
         if not writers or not prompts:
             return {}
         limits = {name: _limit(found[name]) for name in writers if formats[name].exact}
-        return write_texts(self.student.model, writers, prompts, limits, threads, positions)
+        return write_texts(self.student.model, writers, prompts, limits, threads, positions, timed=self.timed)
 
     def _tokens(self, most: int) -> list[list[int]]:
         """Return the tokens of some texts of the eval split; of rows with several texts, of the first."""

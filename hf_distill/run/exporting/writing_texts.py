@@ -36,12 +36,12 @@ class Texts:
     seconds: float = 0.0
     difference: float = 0.0
 
-    def figures(self, wanted: Texts, threads: int) -> WritingFigures:
-        """Return the figures, of which some compare with what PyTorch wrote."""
+    def figures(self, wanted: Texts, threads: int, *, timed: bool) -> WritingFigures:
+        """Return the figures, of which some compare with what PyTorch wrote; the speed only if it is `timed`."""
         here, count = self is wanted, len(self.tokens)
         same = sum(one == other for one, other in zip(self.tokens, wanted.tokens, strict=True))
         return WritingFigures(
-            tokens_per_second=sum(map(len, self.tokens)) / self.seconds,
+            tokens_per_second=sum(map(len, self.tokens)) / self.seconds if timed else None,
             same=None if here else same / count,
             difference=None if here else self.difference,
             prompts=count,
@@ -68,6 +68,8 @@ def write_texts(
     limits: Mapping[str, float],
     threads: int,
     positions: int | None = None,
+    *,
+    timed: bool = True,
 ) -> dict[str, WritingFigures]:
     """Return how PyTorch and each format write behind the same prompts.
 
@@ -78,6 +80,7 @@ def write_texts(
         limits: Name -> largest difference of a logit from PyTorch; not of formats that may differ more.
         threads: Number of CPU threads of all of them.
         positions: Number of positions of the model, in which prompts and tokens stay; None for no limit.
+        timed: Whether to return the speed.
 
     Raises:
         UserError: A format differs more with its cache, or in a batch with padding on the left.
@@ -104,7 +107,7 @@ def write_texts(
                 f"{apart:.3g}, and rounding explains {limit:.3g}. It is not usable. Please report this, with the "
                 "student's config.json."
             )
-    return {name: one.figures(found[PYTORCH], threads) for name, one in found.items()}
+    return {name: one.figures(found[PYTORCH], threads, timed=timed) for name, one in found.items()}
 
 
 def _by_session(session: WritingSession, prompt: Sequence[int], count: int) -> tuple[list[int], NDArray[Any]]:
