@@ -166,7 +166,7 @@ def _stored_text(path: Path) -> str | None:
         return None
     wanted = Ownership(path).recipe_sum
     if wanted is not None and hashlib.sha256(content).hexdigest() != wanted:
-        logger.warning("%s was changed or damaged since it was written; it is written again", path / RECIPE)
+        logger.warning("%s was changed or damaged since it was written; a run writes it again", path / RECIPE)
         return None
     return content.decode(errors="replace")
 

@@ -183,9 +183,13 @@ def test_speeds_of_two_measurements_are_not_mixed() -> None:
 
 
 def test_only_the_student_of_the_run_is_exported_by_command(
-    write_recipe: WriteRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], sentiment_csv: Any
+    write_recipe: WriteRecipe,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    sentiment_csv: Any,
 ) -> None:
-    """Metrics on other rows would stand in the report beside those of the run."""
+    """Metrics on other rows, or of texts that are cut elsewhere, would stand in the report beside those of the run."""
     run(write_recipe())
     out, data = tmp_path / "out", Path(sentiment_csv.validation)
     assert main(["export", str(out), "--format", "onnx", "data.max_length=8"]) == 2
@@ -196,7 +200,11 @@ def test_only_the_student_of_the_run_is_exported_by_command(
     assert main(["export", str(out), "--format", "onnx", f"data.path.validation={other}"]) == 2
     assert "eval rows are not those of the run" in capsys.readouterr().err
     assert json.loads((out / "report.json").read_text(encoding="utf-8"))["exports"] == []
+    assert "was changed" not in caplog.text
+    with (out / "recipe.yaml").open("a") as recipe:
+        recipe.write("# mine\n")
     assert main(["export", str(out), "--format", "onnx", f"data.path.validation={moved}"]) == 0
+    assert "recipe.yaml was changed since its run wrote it" in caplog.text
     assert main(["export", str(out), "--format", "onnx", "--into", str(moved)]) == 2
     assert "there is a file in its place" in capsys.readouterr().err
 

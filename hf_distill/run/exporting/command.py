@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING
 from hf_distill import parallel
 from hf_distill.errors import UserError
 from hf_distill.files.atomic import check_writable
-from hf_distill.files.ownership import RECIPE
+from hf_distill.files.durable import sha256
+from hf_distill.files.ownership import RECIPE, Ownership
 from hf_distill.formatting import readable
 from hf_distill.report.exports import PYTORCH
 from hf_distill.report.files import REPORT
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from hf_distill.recipe.recipe import Recipe
     from hf_distill.report.exports import Exported, WritingFigures
     from hf_distill.report.report import Report
+
+logger = logging.getLogger(__name__)
 
 NAME = "export"
 # Beginnings of the keys that may have another value than in the run.
@@ -96,6 +100,12 @@ def read(arguments: argparse.Namespace) -> Recipe:
             "report.* can be changed here, and data.path* if the same files lie somewhere else now."
         )
     check_paths(recipe)
+    if Ownership(directory).recipe_sum not in (None, sha256(directory / RECIPE)):
+        logger.warning(
+            "%s was changed since its run wrote it: texts are cut, and the export is compared, as it says now. The "
+            "report may have been measured otherwise",
+            directory / RECIPE,
+        )
     return recipe
 
 
