@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,11 +16,24 @@ KL_AND_LABELS = [{"name": "kl", "weight": 0.5, "temperature": 2.0}, {"name": "la
 WriteRecipe = Callable[..., Path]
 
 
-def run(path: Path, *overrides: str, restart: bool = False, drawn: bool = False) -> Any:
-    """Run a recipe; unless `drawn`, the page of its report is without plots, a third of the time of a tiny run."""
+def run(path: Path, *overrides: str, restart: bool = False, drawn: bool = False, may_take_over: bool = False) -> Any:
+    """Run a recipe.
+
+    Args:
+        path: The recipe.
+        *overrides: Its overrides.
+        restart: As of `distill`.
+        drawn: Whether the page of its report has plots, which take two thirds of the time of a tiny run.
+        may_take_over: Whether the report of a finished run may be taken over. By default its models are evaluated
+            again, which shows that they are loaded as they were trained.
+    """
     from hf_distill import distill, load_recipe
 
-    with nullcontext() if drawn else mock.patch("hf_distill.report.page.plots", return_value=[]):
+    with ExitStack() as patched:
+        if not drawn:
+            patched.enter_context(mock.patch("hf_distill.report.page.plots", return_value=[]))
+        if not may_take_over:
+            patched.enter_context(mock.patch("hf_distill.run.distill.measured_before", return_value=None))
         return distill(load_recipe(path, overrides), restart=restart)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,12 @@ class Ownership:
         record = self._record()
         return None if record is None else record.get("recipe")
 
+    @property
+    def report(self) -> dict[str, str]:
+        """What `take` recorded of the report that was measured last; empty if not recorded."""
+        found = (self._record() or {}).get("report")
+        return found if isinstance(found, dict) else {}
+
     def check(self) -> None:
         """Refuse a directory in which the run would overwrite files that this package did not write.
 
@@ -81,12 +87,15 @@ class Ownership:
         self._refuse(name for name in present if name not in ours and (name in _ALWAYS or _STUDENT.fullmatch(name)))
         self._refuse_links(name for name in present if name in (*ours, *_HARMLESS))
 
-    def take(self, names: Iterable[str] = (), recipe: str | None = None) -> None:
+    def take(
+        self, names: Iterable[str] = (), recipe: str | None = None, report: Mapping[str, str] | None = None
+    ) -> None:
         """Record names before the files are written. Call it in one process only.
 
         Args:
             names: Files and folders besides those that every run writes.
             recipe: The sha256 of the recipe, if a new one is going to be written.
+            report: What the report depends on that was just written.
 
         Raises:
             UserError: One of these names exists and was not written by this package.
@@ -94,9 +103,10 @@ class Ownership:
         ours = self.names() or set()
         new = {*names} - ours
         self._refuse(name for name in new if (self.path / name).exists())
-        if new or recipe is not None or self._record() is None:
-            wrote = sorted({*ours, *new, *_ALWAYS})
-            write_record(self.path / FILE, {"by": "hf_distill", "recipe": recipe or self.recipe_sum, "wrote": wrote})
+        if new or recipe is not None or report is not None or self._record() is None:
+            record = {"by": "hf_distill", "recipe": recipe or self.recipe_sum, "wrote": sorted({*ours, *new, *_ALWAYS})}
+            measured = dict(report or self.report)
+            write_record(self.path / FILE, {**record, **({"report": measured} if measured else {})})
 
     def _refuse(self, names: Iterable[str]) -> None:
         if foreign := sorted(names):

@@ -19,6 +19,7 @@ from hf_distill.run.exporting.stage import with_exports
 from hf_distill.run.harness import Harness
 from hf_distill.run.launch import check_launch
 from hf_distill.run.log_file import logging_output
+from hf_distill.run.measured_before import measured_before, remember
 from hf_distill.run.planned_chain import check_models
 from hf_distill.run.preparation import open_run
 from hf_distill.run.pseudo_labels import leave_out_unsure
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 def distill(recipe: Recipe, *, restart: bool = False) -> Report:
     """Run a recipe: teacher, student, baseline, report, push.
 
-    The same call again resumes an interrupted run, which ends with the same weights; a finished run is only evaluated
-    and reported again.
+    The same call again resumes an interrupted run, which ends with the same weights. A finished run is not trained
+    again, and its report is measured again only if something that it depends on has changed.
 
     Args:
         recipe: From `load_recipe`, or built in Python.
@@ -72,13 +73,13 @@ def distill_among(recipe: Recipe, *, restart: bool = False, shared: SharedTraini
             run = open_run(training.recipe, restart, whole=training.stored)
             with run.directory.lock:
                 log.into(run.directory.path)
-                report = _distill(run, beside.of(training, run, shared))
+                report = _distill(run, beside.of(training, run, shared), alone=len(every) == 1)
             beside = beside.after(training, run, report)
         log.add("done")
     return report
 
 
-def _distill(run: Run, beside: Beside) -> Report:
+def _distill(run: Run, beside: Beside, *, alone: bool) -> Report:
     recipe = run.recipe
     with recipe.locate("evaluation"):
         harness = Harness(recipe.evaluation.lm_eval) if recipe.evaluation.lm_eval else None
@@ -93,7 +94,9 @@ def _distill(run: Run, beside: Beside) -> Report:
         if recipe.report.baseline:
             baselines.append(run.train_student(teacher, seed, baseline=True))
     with run.stage("report"):
-        report = report_on(run, teacher.at_end(students[0].trainer.source or teacher), students, baselines, beside)
+        before = measured_before(run, [*students, *baselines]) if alone else None
+        taught = teacher.at_end(students[0].trainer.source or teacher)
+        report = before or report_on(run, taught, students, baselines, beside)
         if harness is not None:
             report = replace(report, benchmarks=benchmarks(run, harness, teacher, students[0], baselines))
         if recipe.export.formats:
@@ -102,6 +105,8 @@ def _distill(run: Run, beside: Beside) -> Report:
             report = with_exports(run, report)
         if run.is_main:
             report.save(run.directory.path)
+        if run.is_main and before is None:
+            remember(run)
             send_report(report, run.args, students[0].model, run_name(run.training, "report"))
     if recipe.hub.push:
         with run.stage("push"):

@@ -197,6 +197,7 @@ def test_the_log_file(
     def fail(*_: Any) -> None:
         raise OSError("the disk is gone")
 
+    (tmp_path / "out" / "report.json").unlink()
     monkeypatch.setattr(distill, "report_on", fail)
     with pytest.raises(OSError, match="is gone"):
         main([str(path)])
