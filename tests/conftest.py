@@ -9,6 +9,7 @@ import csv
 import gc
 import ipaddress
 import json
+import logging
 import os
 import random
 import signal
@@ -140,6 +141,26 @@ def in_the_foreground() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True)
+def no_handler_left() -> Iterator[None]:
+    """A handler that a test leaves behind prints into that test's closed output, in other tests, as a traceback."""
+    before = _handlers()
+    yield
+    assert _handlers() <= before, "this test leaves a handler of log messages behind"
+
+
+def _handlers() -> set[tuple[str, int]]:
+    """Return the handlers of all and of our messages, but for those that pytest sets for each test."""
+    ours = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "hf_distill"]
+    loggers = [logging.root, *map(logging.getLogger, ours)]
+    return {
+        (logger.name, id(handler))
+        for logger in loggers
+        for handler in logger.handlers
+        if not type(handler).__module__.startswith("_pytest")
+    }
 
 
 @pytest.fixture(scope="session")
