@@ -42,7 +42,7 @@ def lineage_of(run: Run, metric: str, models: Mapping[str, ModelResult]) -> tupl
         metric: Its headline metric.
         models: `teacher` and `student` as they were measured.
     """
-    before = parallel.asked_once(lambda: _before(run.recipe.teacher))
+    before = parallel.asked_once(lambda: ancestors(run.recipe.teacher))
     recipe = run.recipe
     student = Ancestor(
         name=model_name({"hub": {"repo_id": recipe.hub.repo_id}, "training": recipe.training}),
@@ -67,7 +67,7 @@ def lineage_of(run: Run, metric: str, models: Mapping[str, ModelResult]) -> tupl
     return (*before, measured(student, models["student"]))
 
 
-def _before(teacher: Teacher) -> tuple[Ancestor, ...]:
+def ancestors(teacher: Teacher) -> tuple[Ancestor, ...]:
     """Return the lineage of a teacher, itself at the end; of several, of the last one if all others are in it."""
     members = [one for _, one in teacher.members() if one.source is not None]
     found = [_lineage_of_model(one) for one in members]

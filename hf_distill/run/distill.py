@@ -94,7 +94,8 @@ def _distill(run: Run, beside: Beside, *, alone: bool) -> Report:
         if recipe.report.baseline:
             baselines.append(run.train_student(teacher, seed, baseline=True))
     with run.stage("report"):
-        before = measured_before(run, [*students, *baselines]) if alone else None
+        trained = [*students, *baselines]
+        before = measured_before(run, trained) if alone else None
         taught = teacher.at_end(students[0].trainer.source or teacher)
         report = before or report_on(run, taught, students, baselines, beside)
         if harness is not None:
@@ -106,7 +107,7 @@ def _distill(run: Run, beside: Beside, *, alone: bool) -> Report:
         if run.is_main:
             report.save(run.directory.path)
         if run.is_main and before is None:
-            remember(run)
+            remember(run, trained)
             send_report(report, run.args, students[0].model, run_name(run.training, "report"))
     if recipe.hub.push:
         with run.stage("push"):

@@ -66,6 +66,7 @@ class Fitted:
         history: `log_history` of the training.
         seconds: Seconds of training, in all runs together.
         reused: Whether it was found finished, and not trained in this run.
+        key: Fingerprint of everything that influences its weights (`Fitter.key`).
         layers: For each objective that compares layers, by name, the pairs `[student, teacher]`.
     """
 
@@ -74,6 +75,7 @@ class Fitted:
     history: list[dict[str, Any]]
     seconds: float
     reused: bool
+    key: str
     layers: dict[str, list[list[int]]] = field(default_factory=dict)
 
 
@@ -246,7 +248,13 @@ class Fitter:
                 remove_checkpoints(directory)
             record, layers = found.record, found.record.get("layers", {})
             return Fitted(
-                finished_model(trainer), trainer, record["history"], record["seconds"], reused=True, layers=layers
+                finished_model(trainer),
+                trainer,
+                record["history"],
+                record["seconds"],
+                reused=True,
+                key=key,
+                layers=layers,
             )
         if found.damage is not None:
             again = f"from {found.checkpoint}" if found.checkpoint else "from the beginning"
@@ -264,7 +272,8 @@ class Fitter:
             say(text)
         seconds = self._train(trainer, directory, found, hooks)
         layers = _layers(trainer)
-        return Fitted(finished_model(trainer), trainer, trainer.state.log_history, seconds, reused=False, layers=layers)
+        history = trainer.state.log_history
+        return Fitted(finished_model(trainer), trainer, history, seconds, reused=False, key=key, layers=layers)
 
     def _left_out(self, objectives: Sequence[Objective]) -> list[str]:
         rows, every = len(self.rows(objectives)), len(self.prepared.train)

@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import hf_distill
 from hf_distill import parallel
+from hf_distill.data.example_columns import GROUP
 from hf_distill.data.fingerprints import dataset_fingerprint
 from hf_distill.files.fingerprint import fingerprint
 from hf_distill.recipe.plugins import outside_code
 from hf_distill.report.files import REPORT
 from hf_distill.report.report import Report
+from hf_distill.run.ancestry import ancestors
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from hf_distill.run.fit import Fitted
     from hf_distill.run.run import Run
 
@@ -26,8 +30,9 @@ def measured_before(run: Run, trained: Sequence[Fitted]) -> Report | None:
     """Return the report of this run as it was measured before; None if anything that it depends on may have changed.
 
     Only where all models were found finished, with their checksums, by the same data, models and settings. Beside that
-    the whole recipe, the rows, the code and its libraries, and the machine have to be the same. Code from outside,
-    exports and the lm-evaluation-harness are not looked at: with them a report is always measured.
+    the whole recipe, the rows with their groups, the lineage of the teacher, the code and its libraries, and the
+    machine have to be the same. Code from outside, exports and the lm-evaluation-harness are not looked at: with them a
+    report is always measured.
 
     Args:
         run: The run, which is the only one of its recipe.
@@ -38,7 +43,7 @@ def measured_before(run: Run, trained: Sequence[Fitted]) -> Report | None:
         return None
     if not all(one.reused for one in trained):
         return None
-    found = parallel.asked_once(lambda: _find(run))
+    found = parallel.asked_once(lambda: _find(run, trained))
     if found is None:
         return None
     report, when = found
@@ -49,17 +54,17 @@ def measured_before(run: Run, trained: Sequence[Fitted]) -> Report | None:
     return report
 
 
-def remember(run: Run) -> None:
+def remember(run: Run, trained: Sequence[Fitted]) -> None:
     """Write down what the report that was just saved depends on. Call it in one process only."""
-    mark = _whole(run.directory.path, _of_run(run))
+    mark = _whole(run.directory.path, _of_run(run, trained))
     run.directory.owned.take(report={"of": mark, "on": time.strftime("%Y-%m-%d %H:%M")})
 
 
-def _find(run: Run) -> tuple[Report, str] | None:
+def _find(run: Run, trained: Sequence[Fitted]) -> tuple[Report, str] | None:
     """Return the report that is there and when it was measured, if it is that of this run."""
     directory, record = run.directory.path, run.directory.owned.report
     try:
-        same = bool(record) and record["of"] == _whole(directory, _of_run(run))
+        same = bool(record) and record["of"] == _whole(directory, _of_run(run, trained))
         return (Report.load(directory), record["on"]) if same else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -69,17 +74,31 @@ def _whole(directory: Path, mark: str) -> str:
     return fingerprint(mark, hashlib.sha256((directory / REPORT).read_bytes()).hexdigest())
 
 
-def _of_run(run: Run) -> str:
-    """Return a fingerprint of what a report depends on beside the trained models."""
+def _of_run(run: Run, trained: Sequence[Fitted]) -> str:
+    """Return a fingerprint of what a report depends on."""
     import torch
 
     from hf_distill.report.latency import device_name
     from hf_distill.run.evaluation import environment
 
     views = [run.prepared, *filter(None, [run.prepared.for_teacher])]
-    machine = [device_name(run.args.device), torch.get_num_threads(), parallel.processes()]
-    parts: list[Any] = [run.directory.recipe, run.eval_rows, [dataset_fingerprint(one.eval) for one in views]]
-    return fingerprint(*parts, environment(), _code(), machine)
+    parts: list[Any] = [
+        run.directory.recipe,
+        # A run may have trained other models here, and have ended before its report.
+        [one.key for one in trained],
+        run.eval_rows,
+        [dataset_fingerprint(one.eval) for one in views],
+        _groups(run.prepared.train),  # no weight depends on them, unless an objective weighs them
+        repr(ancestors(run.recipe.teacher)),
+        environment(),
+        _code(),
+        [device_name(run.args.device), torch.get_num_threads(), parallel.processes()],
+    ]
+    return fingerprint(*parts)
+
+
+def _groups(train: Dataset) -> str:
+    return dataset_fingerprint(train.select_columns([name for name in train.column_names if name == GROUP]))
 
 
 @cache

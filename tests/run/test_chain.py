@@ -22,7 +22,7 @@ from hf_distill.recipe.recipe import Recipe
 from hf_distill.recipe.writer import dump_recipe
 from hf_distill.report.ancestors import Ancestor
 from hf_distill.report.report import Report
-from hf_distill.run.ancestry import _before
+from hf_distill.run.ancestry import ancestors
 from hf_distill.run.beside import mean_of
 from hf_distill.run.cache_command import capture
 from hf_distill.run.chain import trainings
@@ -404,8 +404,8 @@ def test_a_stranger_s_lineage_that_is_none(wrong: Any, tmp_path: Path) -> None:
     lineage = [{"name": "first", **(wrong or {})}] * (1 if wrong else 300)
     (tmp_path / "model" / "report.json").write_text(json.dumps({"lineage": lineage}))
     teacher = PretrainedTeacher(model=str(tmp_path / "model"))
-    assert _before(teacher) == (Ancestor(name="model"),)
+    assert ancestors(teacher) == (Ancestor(name="model"),)
     (tmp_path / "model" / "report.json").write_text(
         json.dumps({"lineage": [{"name": "first", "of later versions": 1}]})
     )
-    assert _before(teacher) == (Ancestor(name="first"),)
+    assert ancestors(teacher) == (Ancestor(name="first"),)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from runs import WriteRecipe, run
@@ -60,3 +62,38 @@ def test_a_report_is_measured_once(
         with monkeypatch.context() as patch:
             patch.setattr(place, value)
             assert is_measured("report.seeds=2"), place
+
+
+def test_a_report_follows_what_weights_do_not_show(
+    write_recipe: WriteRecipe, sentiment_csv: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The groups of the train rows and the lineage of the teacher are in the report, and no weight depends on them. A
+    student that was trained anew, in a run that ended before its report, has the report of the one before."""
+    csv = {}
+    for name, source in (("train", sentiment_csv.train), ("validation", sentiment_csv.validation)):
+        csv[name] = tmp_path / f"{name}.csv"
+        lines = source.read_text("utf-8").splitlines()
+        rows = (f"{line},{'aab'[place % 3]}" for place, line in enumerate(lines[1:]))
+        csv[name].write_text("\n".join([f"{lines[0]},part", *rows]), "utf-8")
+    data = {"path": {name: str(file) for name, file in csv.items()}, "columns": {"text": "sentence", "group": "part"}}
+    path = write_recipe(data=data, training={"max_steps": 2})
+    teacher = shutil.copytree(json.loads(path.read_text("utf-8"))["teacher"]["model"], tmp_path / "teacher")
+    first = run(path, f"teacher.model={teacher}", may_take_over=True)
+    assert first.for_whom[0].notes == ()
+    assert run(path, f"teacher.model={teacher}", may_take_over=True) == first
+
+    csv["train"].write_text(csv["train"].read_text("utf-8").replace(",b", ",c"), "utf-8")
+    assert run(path, f"teacher.model={teacher}", may_take_over=True).for_whom[0].notes
+
+    before = [{"name": "its-own-teacher"}, {"name": "teacher"}]
+    (teacher / "report.json").write_text(json.dumps({"lineage": before}), "utf-8")
+    assert run(path, f"teacher.model={teacher}", may_take_over=True).lineage[0].name == "its-own-teacher"
+
+    (tmp_path / "out" / "_fit.json").unlink()
+    csv["train"].write_text(csv["train"].read_text("utf-8").replace("positive,a", "negative,a", 8), "utf-8")
+    with monkeypatch.context() as patch:
+        patch.setattr("hf_distill.run.distill.report_on", mock.Mock(side_effect=InterruptedError))
+        with pytest.raises(InterruptedError):
+            run(path, f"teacher.model={teacher}", may_take_over=True)
+    last = run(path, f"teacher.model={teacher}", may_take_over=True)
+    assert last.history != first.history
