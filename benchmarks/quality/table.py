@@ -10,9 +10,9 @@ from typing import Any
 from benchmarks.quality import sweeps
 from benchmarks.quality.studies import ROOT, ROWS, STUDIES
 from hf_distill.metrics.significance import half_width
+from hf_distill.report.text import SHARES
 
 DOCUMENT = ROOT / "docs" / "results.md"
-POINTS = ("accuracy", "f1")
 
 Measured = Mapping[str, Mapping[str, Any]]
 
@@ -91,4 +91,5 @@ def _shown(metric: str, values: Sequence[float]) -> str:
 
 def _number(metric: str, value: float) -> str:
     """Return a share of rows in percent or points, with one digit; anything else with two."""
-    return f"{100 * value:.1f}" if metric in POINTS else f"{value:.2f}"
+    is_share = any(f"_{metric}".endswith(f"_{share}") for share in SHARES)
+    return f"{100 * value:.1f}" if is_share else f"{value:.2f}"
