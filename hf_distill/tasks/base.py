@@ -135,7 +135,8 @@ class Prepared:
         shown: Lines that `--check` prints about the inputs.
         for_members: The same data as each teacher reads it, where several teachers each have tokens or inputs of their
             own; else empty.
-        reading: How the student reads texts that are longer than `Setup.max_length`, which it leaves open.
+        reading: How the student reads texts that are too long: longer than its `max_length`, if it names one, else
+            than `Setup.max_length`.
     """
 
     train: Dataset

@@ -14,6 +14,7 @@ from hf_distill.data import by_length, column
 from hf_distill.data.two_tokenizers import PadBoth, side_by_side, teacher_view
 from hf_distill.errors import UserError
 from hf_distill.models.loading import Head
+from hf_distill.models.tokenizers import Reading
 from hf_distill.rows.similarity import MARGIN
 from hf_distill.tasks.base import Prepared, Setup, Task
 from hf_distill.tasks.evaluator import LogitsEvaluator
@@ -113,6 +114,7 @@ class SentenceSimilarity(Task):
             label_names=None,
             labelled="train" in scores.labelled,
             transfer_rows=setup.transfer_rows,
+            reading=Reading(student.max_length),
         )
         if not prepared.evaluator.names and not translated:
             logger.warning("the eval split has no pairs with scores: the report has no metrics of the models")

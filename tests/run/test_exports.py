@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from exported import alone, failing, mistakes_of
 from runs import REPO, WriteRecipe, run
+from sentence_models import describe
 
 from hf_distill import load_recipe
 from hf_distill.cli import main
@@ -290,6 +291,29 @@ def test_answers_in_long_contexts_are_those_of_the_report(
     line = failing(folder, "--pair", "is it " * 20, "a film")
     assert "question is too long" in line
     assert "--pair" in failing(folder, "a film")
+
+
+def test_vectors_of_long_texts_are_those_of_the_report(
+    write_recipe: WriteRecipe, make_model: Any, tmp_path: Path
+) -> None:
+    """A sentence encoder is cut where its files say, long before its last position: longer inputs give other vectors
+    than those that were evaluated."""
+    model = shutil.copytree(make_model("bert-bare", layers=2, seed=1), tmp_path / "model")
+    describe(model, "m.Transformer", "m.Pooling", sentence_bert_config={"max_seq_length": 8})
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(map(json.dumps, data_of("sentence-similarity"))))
+    run(
+        write_recipe(
+            task="sentence-similarity",
+            data={"path": {"train": str(path), "validation": str(path)}},
+            teacher={"name": "pretrained", "model": str(model)},
+            student={"name": "pretrained", "model": str(model)},
+            objectives=["sentence_embedding"],
+            export={"formats": ["onnx"]},
+        )
+    )
+    long, cut = alone(tmp_path / "out" / "onnx", "the film is great and fresh but dull", "the film is great and fresh")
+    assert long == pytest.approx(cut, abs=1e-5)
 
 
 @pytest.mark.slow

@@ -36,13 +36,13 @@ def with_exports(run: Run, report: Report, into: Path | None = None) -> Report:
     """
     from hf_distill.run.exporting.measuring import Job
 
-    options = run.recipe.export
+    options, reading = run.recipe.export, run.prepared.reading
     student = FinishedStudent(
         run.directory.path,
         run.prepared.head,
         rows_of(run.calibration.train),
         trust_remote_code=run.recipe.trusts_code,
-        reading=replace(run.prepared.reading, max_length=run.pair.max_length),
+        reading=replace(reading, max_length=reading.max_length or run.pair.max_length),
     )
     run.narrator.say(f"exporting the student: {', '.join(options.formats)}")
     job = Job(
