@@ -99,7 +99,7 @@ def test_what_lies_in_the_place_of_an_export(make_model: Any, tmp_path: Path, mo
     from hf_distill.export import FinishedStudent, Format
     from hf_distill.export.options import ExportOptions
     from hf_distill.models.loading import Head
-    from hf_distill.run.exporting.writing import write
+    from hf_distill.run.exporting.writing import weight_of, write
 
     class Plain(Format):
         name, content, files = "plain", "one", ("model.bin",)
@@ -125,6 +125,7 @@ def test_what_lies_in_the_place_of_an_export(make_model: Any, tmp_path: Path, mo
     assert not export(mine)
     (folder / "notes").mkdir()
     (folder / "notes" / "mine.txt").write_text("measured")
+    assert weight_of(folder, (".json",)) == len("one")
     (folder / "link").symlink_to(tmp_path)
     (tmp_path / "theirs.txt").write_text("theirs")
     with pytest.raises(UserError, match=f"another student.*{mine.directory.name}, BertForSequence") as error:

@@ -166,10 +166,11 @@ def _version(module: str) -> str:
 
 
 def weight_of(folder: Path, beside: tuple[str, ...]) -> int:
-    """Return the bytes of a folder's files that hold the model.
+    """Return the bytes of the files that hold the model of an export, without those that others put there.
 
     Args:
-        folder: The folder.
-        beside: Endings of files that do not.
+        folder: Its folder, as `write` left it.
+        beside: Endings of files that do not hold it.
     """
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and not file.name.endswith(beside))
+    files = (read_record(folder / RECORD) or {}).get("files", {})
+    return sum(int(size) for name, (size, _) in files.items() if not name.endswith(beside))
