@@ -31,6 +31,7 @@ from hf_distill.completions.backends import Writer
 from hf_distill.completions.section import Completions
 from hf_distill.data.example_columns import check_weights
 from hf_distill.errors import NotFinite, UserError, under
+from hf_distill.models import sharding
 from hf_distill.models.inspection import base_model, taken_by
 from hf_distill.models.quantization import evaluable, leave_in_place
 from hf_distill.models.sentence_encoder import encoding_of
@@ -218,7 +219,7 @@ class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
                 preprocess_logits_for_metrics=preprocess_logits_for_metrics,
             )
         leave_in_place(self.accelerator, self.model)
-        parallel.load_models_whole()
+        sharding.load_models_whole()
         config: Any = getattr(self.model, "config", None)
         if config is not None and use_cache is not None:
             # `Trainer` turns it off for good, and the exported student would generate without a cache, many times
@@ -473,7 +474,7 @@ class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
     def _open_writer(self, completions: Completions, tokenizer: Any) -> Writer:
         with under("completions"):
             second = beside(completions, self.source, self.layout)
-            return completions.backend.open(parallel.unwrapped(self.model), tokenizer, second)
+            return completions.backend.open(sharding.unwrapped(self.model), tokenizer, second)
 
     def _open_heads(self) -> Heads | None:
         """Separate both models from their heads, to compute logits in chunks; None if all are computed at once."""
@@ -513,7 +514,7 @@ class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
             self._settle_terms()
 
     def _models(self) -> tuple[nn.Module, nn.Module | None]:
-        return parallel.unwrapped(self.model), self.teacher
+        return sharding.unwrapped(self.model), self.teacher
 
     def _settle_terms(self) -> list[str]:
         """Show the same few batches to the undecided terms in every process; return a line about each decision."""
@@ -694,7 +695,7 @@ class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
             each example where both models agree, `(batch,)`, and the largest logits, `(batch, 2)`; and the student's
             outputs.
         """
-        student = parallel.unwrapped(model)
+        student = sharding.unwrapped(model)
 
         def compute() -> tuple[Tensor, tuple[Tensor, Tensor], dict[str, Any]]:
             with self.terms.watching():
@@ -736,7 +737,7 @@ class DistillationTrainer(RollbackTrainer, SharingTrainer, BatchingTrainer):
     def compare(self, batch: Mapping[str, Any]) -> Comparison:
         """Return what objectives compare on a collated batch, all logits at once, without a gradient."""
         with torch.no_grad(), self.compute_loss_context_manager():
-            return self._compare(parallel.unwrapped(self.model), self._prepare_inputs(dict(batch)))
+            return self._compare(sharding.unwrapped(self.model), self._prepare_inputs(dict(batch)))
 
     def evaluate_batch(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the sums of all terms, `(batch, terms)`, and the largest logits, `(batch, 2)`, without a gradient."""

@@ -12,10 +12,10 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.import_utils import is_liger_kernel_available
 
-from hf_distill import parallel
 from hf_distill.errors import UserError
 from hf_distill.metrics.score import greater_is_better
 from hf_distill.mistakes import former_name
+from hf_distill.models import sharding
 
 
 def _say_new_names(cls: type[TrainingArguments]) -> Any:
@@ -106,7 +106,7 @@ class DistillationArguments(TrainingArguments):
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             self.greater_is_better = _is_better_when_greater(self.metric_for_best_model.removeprefix("eval_"))
         super().__post_init__()  # type: ignore[no-untyped-call]
-        parallel.load_models_whole()
+        sharding.load_models_whole()
 
 
 def _is_better_when_greater(figure: str) -> bool:

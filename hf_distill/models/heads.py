@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_distill import parallel
+from hf_distill.models import sharding
 from hf_distill.models.inspection import base_model, evaluating, wrapper_of
 from hf_distill.models.patching import replaced
 
@@ -70,7 +70,7 @@ def open_head(model: nn.Module) -> OutputHead | None:
     linear = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
     if type(linear) is not nn.Linear or type(linear.weight).__module__.startswith("torchao"):
         return None  # no head, or one with an adapter or quantized weights
-    if parallel.split_over(base) is not None:  # each process has some of its rows
+    if sharding.split_over(base) is not None:  # each process has some of its rows
         return None
     if linear.weight.is_meta:  # offloaded: accelerate loads the weights only during its forward pass
         return None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from hf_distill import parallel
+from hf_distill.models import sharding
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -46,7 +46,7 @@ def _inside(model: nn.Module) -> nn.Module | None:
     if (get_base_model := getattr(model, "get_base_model", None)) is not None:
         peft: nn.Module = get_base_model()
         return peft
-    for inside in (model._modules.get("_orig_mod"), parallel.inside_wrapper(model)):
+    for inside in (model._modules.get("_orig_mod"), sharding.inside_wrapper(model)):
         if inside is not None:
             return inside
     from transformers import PreTrainedModel

@@ -18,6 +18,7 @@ from hf_distill.data.example_columns import held
 from hf_distill.errors import UserError
 from hf_distill.files.ownership import RUNS
 from hf_distill.mistakes import describe
+from hf_distill.models import sharding
 from hf_distill.models.inspection import base_model
 from hf_distill.models.loading import Head
 from hf_distill.recipe.writer import objective_entries, to_yaml
@@ -87,7 +88,7 @@ def evaluate_distillation(
         raise UserError(
             "the teacher is not a model that can be evaluated here. Pass the model itself, or run a recipe."
         )
-    if parallel.split_over(teacher) is not None:
+    if sharding.split_over(teacher) is not None:
         raise UserError(
             "the teacher's layers are split over processes, which do not evaluate it alone. Load the saved student "
             "and the whole teacher in another trainer, and report on that."

@@ -20,6 +20,7 @@ from hf_distill import parallel
 from hf_distill.data import column
 from hf_distill.data.example_columns import EXAMPLE_COLUMNS, PROMPT_LENGTH
 from hf_distill.data.two_tokenizers import PREFIX, TEACHER_PROMPT
+from hf_distill.models import sharding
 from hf_distill.models.patching import replaced
 from hf_distill.models.target_model import TargetSource
 from hf_distill.rows.base import RowLayout
@@ -180,7 +181,7 @@ class BatchingTrainer(Trainer):
     def _written(self, rollouts: Rollouts, batches: list[Uncollated]) -> list[Any]:
         """Return the micro-batches of a step with the completions that a model writes for them, on the device."""
         assert self.model is not None
-        model, step = parallel.unwrapped(self.model), self.state.global_step
+        model, step = sharding.unwrapped(self.model), self.state.global_step
         # Targets that change with the student are those of the present step.
         source = self.source
         held = rollouts.completions.reuse > 1 and source is not None and not source.follows_student

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_distill import parallel
+from hf_distill.models import sharding
 
 # Micro-batches that are stored at most before they are checked, also if nothing is logged: about a kilobyte each.
 MOST = 1024
@@ -155,7 +155,7 @@ def _finite(values: Tensor) -> Tensor:
 
 def _tensor(norm: Any, device: torch.device | None = None) -> Tensor:
     # With FSDP the norm is sharded: all processes together have it.
-    found = torch.as_tensor(parallel.whole(norm))
+    found = torch.as_tensor(sharding.whole(norm))
     return found if device is None else found.to(device)
 
 
@@ -181,7 +181,7 @@ def bad_weight(model: nn.Module) -> str | None:
 
 def _local(one: Tensor) -> Tensor | None:
     """Return the part of a tensor in this process; None if there is none, or if it is quantized."""
-    here = parallel.local(one.detach())
+    here = sharding.local(one.detach())
     plain = type(here) is Tensor and here.is_floating_point() and not here.is_meta
     return here if plain and here.numel() else None
 

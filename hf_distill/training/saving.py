@@ -20,6 +20,7 @@ from hf_distill.errors import UserError
 from hf_distill.files.durable import checksums, move_into, sync_tree
 from hf_distill.files.ownership import EXPORT
 from hf_distill.files.records import read_record, write_record
+from hf_distill.models import sharding
 from hf_distill.models.sentence_encoder import load_dense
 from hf_distill.models.sentence_files import at
 from hf_distill.models.target_model import TargetSource
@@ -169,7 +170,7 @@ class SavingTrainer(Trainer):
     def _export_beside(self, directory: Path) -> None:
         """Save the models that the source of targets exports, each with the tokenizer in a folder of its own."""
         for folder, model in ({} if self.source is None else self.source.exported).items():
-            saved: Any = parallel.unwrapped(model, autocast=False)
+            saved: Any = sharding.unwrapped(model, autocast=False)
             saved.save_pretrained(str(directory / folder))
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(str(directory / folder))
@@ -360,7 +361,7 @@ def check_learned(checkpoint: Path, learned: nn.ModuleDict) -> None:
     """
     file = checkpoint / FILE
     found = {name: value.shape for name, value in load_file(file).items()} if file.exists() else {}
-    wanted = {name: parallel.shape(value) for name, value in learned.state_dict(keep_vars=True).items()}
+    wanted = {name: sharding.shape(value) for name, value in learned.state_dict(keep_vars=True).items()}
     if found != wanted:
         raise UserError(
             f"{checkpoint} was made with other objectives: they learned {_names(found)}, and those of this training "

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from torch import nn
 from transformers import PreTrainedModel, Trainer
 
-from hf_distill import parallel
+from hf_distill.models import sharding
 from hf_distill.models.patching import replaced
 from hf_distill.models.quantization import is_placed
 
@@ -118,7 +118,7 @@ def will_wrap_in_place(trainer: Trainer) -> bool:
 def is_divided(trainer: Trainer) -> bool:
     """Return whether every process holds a part of each weight only now: not before the training, nor at its end."""
     model: Any = trainer.model
-    return divides(trainer) and parallel.is_divided(model)
+    return divides(trainer) and sharding.is_divided(model)
 
 
 def saves_itself(trainer: Trainer) -> bool:
@@ -156,15 +156,15 @@ def finished(trainer: Trainer) -> Any:
     if trainer.is_deepspeed_enabled:
         _end_deepspeed(trainer)
     wrapped: Any = trainer.model
-    model = parallel.unwrapped(wrapped, autocast=False)
-    parallel.undivide(model)
+    model = sharding.unwrapped(wrapped, autocast=False)
+    sharding.undivide(model)
     model.__dict__.pop("_is_accelerate_prepared", None)
     return model
 
 
 def _end_deepspeed(trainer: Any) -> None:
     """Take the student out of the engine: whole in every process, and a model like any other."""
-    parallel.leave_deepspeed(trainer.model)
+    sharding.leave_deepspeed(trainer.model)
     trainer.accelerator.free_memory()  # ends the engine
     trainer.deepspeed = trainer.optimizer = trainer.lr_scheduler = None
     trainer.model_wrapped = trainer.model
@@ -258,7 +258,7 @@ def with_weights(modules: Iterable[nn.Module], compute: Callable[[], Result]) ->
         compute: Returns a tensor, or a tuple of tensors. It may call the modules.
     """
     for module in modules:
-        if parallel.is_partitioned(module):
+        if sharding.is_partitioned(module):
             compute = _inside(module, compute)
     return compute()
 

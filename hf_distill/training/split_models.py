@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_distill import parallel
+from hf_distill.models import sharding
 from hf_distill.models.patching import replaced
 
 
 @contextmanager
 def on_rows_of_all(model: nn.Module) -> Iterator[None]:
     """Context manager: a split model runs on the rows of all processes of its group; any other stays as it is."""
-    group = parallel.split_over(model)
+    group = sharding.split_over(model)
     if group is None:
         yield
         return
@@ -32,7 +32,7 @@ def on_rows_of_all(model: nn.Module) -> Iterator[None]:
         if "attention_mask" not in own:  # what is added to shorter rows must not be read
             own["attention_mask"] = torch.ones_like(own["input_ids"])
         rows, length = own["input_ids"].shape
-        whole, start = parallel.rows_of_group(own, group)
+        whole, start = sharding.rows_of_group(own, group)
         outputs = forward(**whole, **rest)
         return _own(outputs, slice(start, start + rows), length, whole["input_ids"].shape[1])
 
@@ -68,7 +68,7 @@ def check_split(teachers: Iterable[nn.Module], *, differentiates: bool) -> None:
         ValueError: A split one has an encoder and a decoder, or gradients are needed.
     """
     for model in teachers:
-        if parallel.split_over(model) is None:
+        if sharding.split_over(model) is None:
             continue
         config: Any = model.config
         heads, size = getattr(config, "num_key_value_heads", None), getattr(model, "_tp_size", 1)

@@ -18,7 +18,8 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 
-from hf_distill import DistillationArguments, DistillationTrainer, parallel
+from hf_distill import DistillationArguments, DistillationTrainer
+from hf_distill.models import sharding
 from hf_distill.models.lora import Lora
 from hf_distill.models.sentence_encoder import sentence_encoder
 from hf_distill.objectives import KLDivergence, Labels, LogitsMSE, MarginMSE, Objective, SentenceEmbedding
@@ -268,7 +269,7 @@ class _Notes(TrainerCallback):
         trainer.micro.clear()
         trainer.record.losses.append(loss.item())
         gradients = {name: one.grad for name, one in trainer.model.named_parameters() if one.grad is not None}
-        whole = {name: parallel.whole(gradient) for name, gradient in gradients.items()}
+        whole = {name: sharding.whole(gradient) for name, gradient in gradients.items()}
         trainer.record.gradients.append({name: gradient.clone() for name, gradient in whole.items()})
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:

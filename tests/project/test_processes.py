@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "hf_distill"
-ROOM = {"parallel.py", "training/sharded.py", "run/launch.py"}
+ROOM = {"parallel.py", "models/sharding.py", "training/sharded.py", "run/launch.py"}
 # Prints launchers' variables for a report of a bug, and decides nothing by them.
 PRINTED = {"run/env/variables.py"}
 # What is read as an attribute or imported. `is_world_process_zero` and `should_save`, by which `Trainer` says who

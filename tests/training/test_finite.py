@@ -17,6 +17,7 @@ from transformers import TrainerCallback, TrainingArguments
 from hf_distill import DistillationTrainer, parallel
 from hf_distill.errors import NotFinite, UserError
 from hf_distill.files.records import read_record
+from hf_distill.models import sharding
 from hf_distill.objectives import Hidden, KLDivergence, Labels
 from hf_distill.training.finite import NonFinite, Watch, bad_weight
 from hf_distill.training.guarding import GuardedTrainer
@@ -307,7 +308,7 @@ def test_going_back_where_weights_are_sharded(engine: str, tmp_path: Path) -> No
         wanted = in_order(tmp_path / "without", terms=[Marked()], rows=rows[:32] + rows[40:], **without)
         wanted.train()
         weights = [one.model.state_dict() for one in (back, wanted)]
-        return all(parallel.local(weights[0][name]).equal(parallel.local(one)) for name, one in weights[1].items()), (
+        return all(sharding.local(weights[0][name]).equal(sharding.local(one)) for name, one in weights[1].items()), (
             back.skipped
         )
 

@@ -14,6 +14,7 @@ from hf_distill import parallel
 from hf_distill.cache.cache import amount
 from hf_distill.files.lock import has_locks
 from hf_distill.locations import existing
+from hf_distill.models import sharding
 from hf_distill.models.inspection import base_model
 from hf_distill.run.doctor.finding import CannotCheck, Finding
 from hf_distill.run.doctor.memory import measured
@@ -96,7 +97,7 @@ def held(folder: Path) -> int:
 def _models(opened: Opened, output: Path) -> Iterator[OnDisk]:
     """Yield the finished models, and the most checkpoints that are there at once."""
     recipe, trainer = opened.recipe, opened.trainer
-    model = parallel.unwrapped(trainer.model)
+    model = sharding.unwrapped(trainer.model)
     student = bytes_of(opened.student.parameters())
     trained = bytes_of(one for one in model.parameters() if one.requires_grad)
     try:

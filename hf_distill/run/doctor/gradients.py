@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hf_distill import parallel
 from hf_distill.mistakes import join
+from hf_distill.models import sharding
 from hf_distill.objectives.schedule import Schedule
 from hf_distill.run.doctor.finding import Finding
 from hf_distill.training.token_batches import flat
@@ -89,7 +89,7 @@ def measure(
         trainer: Of the training.
         batches: Micro-batches.
     """
-    terms, model = trainer.terms, parallel.unwrapped(trainer.model)
+    terms, model = trainer.terms, sharding.unwrapped(trainer.model)
     learned = {id(one) for one in terms.learned.parameters()}
     own = [one for one in model.parameters() if one.requires_grad and id(one) not in learned]
     norms: list[list[float]] = [[] for _ in terms]

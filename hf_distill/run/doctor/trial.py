@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PrinterCallback, TrainerCallback
 
 from hf_distill import parallel
+from hf_distill.models import sharding
 from hf_distill.run.doctor.allocations import Allocations
 from hf_distill.run.doctor.finding import CannotCheck
 from hf_distill.training.batches import known_lengths
@@ -148,13 +149,13 @@ class _Watch(TrainerCallback):
         self._note()
         if self._counts and state.global_step == self._steps - 1:
             # With sharded weights the parts of a backward pass are not told apart.
-            model = None if saves_itself(self._trainer) else parallel.unwrapped(self._trainer.model)
+            model = None if saves_itself(self._trainer) else sharding.unwrapped(self._trainer.model)
             self._open = _counting(model, args.device, self._found)
             self._open.__enter__()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note the size of the gradients."""
-        model = parallel.unwrapped(self._trainer.model)
+        model = sharding.unwrapped(self._trainer.model)
         self._found.gradient_bytes = bytes_of(one.grad for one in model.parameters() if one.grad is not None)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -169,7 +170,7 @@ class _Watch(TrainerCallback):
         found.optimizer = type(getattr(optimizer, "optimizer", optimizer)).__name__
         states: Any = getattr(optimizer, "state", {})
         found.optimizer_bytes = bytes_of(value for one in states.values() for value in tensors_of(one))
-        student = _weights([parallel.unwrapped(self._trainer.model)])
+        student = _weights([sharding.unwrapped(self._trainer.model)])
         every = [*student, *_weights(() if self._trainer.source is None else self._trainer.source.models.values())]
         found.student_bytes = bytes_of(student)
         found.teacher_bytes = bytes_of(every) - found.student_bytes
@@ -240,7 +241,7 @@ def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
     """Return the size of tensors in bytes, of sharded ones the part here; memory that several share counts once."""
     sizes: dict[int, int] = {}
     for one in tensors:
-        plain = parallel.local(one)
+        plain = sharding.local(one)
         try:
             storage = plain.untyped_storage()
             sizes[storage.data_ptr() or id(one)] = storage.nbytes()

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hf_distill import parallel
 from hf_distill.errors import UserError, first_line
+from hf_distill.models import sharding
 from hf_distill.run.doctor.finding import CannotCheck, Finding
 from hf_distill.run.doctor.gradients import batches_of
 
@@ -77,7 +77,7 @@ def measure(trainer: DistillationTrainer, batches: Sequence[dict[str, Any]]) -> 
         trainer: Of the student.
         batches: Micro-batches.
     """
-    terms, model = trainer.terms, parallel.unwrapped(trainer.model)
+    terms, model = trainer.terms, sharding.unwrapped(trainer.model)
     model.train(False)
     terms.go_to_end()
     sums = counts = torch.zeros(len(terms), dtype=torch.float64)

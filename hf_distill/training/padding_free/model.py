@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from hf_distill import parallel
 from hf_distill.errors import UserError
+from hf_distill.models import sharding
 from hf_distill.models.inspection import base_model, evaluating, rounding, wrapper_of
 from hf_distill.models.layers import find_stacks
 from hf_distill.training.padding_free.bins import Bins, arrange
@@ -156,7 +156,7 @@ def open_padding_free(model: nn.Module) -> PaddingFreeModel:
     if (wrapper := wrapper_of(model)) is not None:
         raise NeedsPadding(f"it is inside a {wrapper}")
     base: Any = base_model(model)
-    if parallel.split_over(base) is not None:
+    if sharding.split_over(base) is not None:
         raise NeedsPadding("its layers are split over processes, which run it on the rows of all of them")
     if not isinstance(base, PreTrainedModel):
         raise NeedsPadding("it is not a model of Transformers")
