@@ -348,7 +348,7 @@ def test_draws(sampler: str) -> None:
 
 
 def test_a_random_search(recipe: Path, tmp_path: Path) -> None:
-    """More trials of the same search draw further settings, and keep those before."""
+    """More trials of the same search draw further settings, and keep those before; so do other values of its keys."""
     pytest.importorskip("optuna")
     words = ["training.learning_rate=log(1e-4,1e-2)"]
     first = sweep(plan(str(recipe), words, SweepOptions(trials=1)))
@@ -356,6 +356,8 @@ def test_a_random_search(recipe: Path, tmp_path: Path) -> None:
     assert len(first.trials) == 1
     assert len(again.trials) == 2
     assert again.trials[0].values == first.trials[0].values != again.trials[1].values
+    other = sweep(plan(str(recipe), ["training.learning_rate=[0.03]"], SweepOptions(trials=9)))
+    assert [one.values["training.learning_rate"] for one in other.trials[2:]] == [0.03]
     assert "<svg" in (tmp_path / "out-sweep" / "sweep.html").read_text()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -87,6 +87,10 @@ class Words:
         """How many different settings there are; None if a range has no end."""
         numbers = [axis.number for axis in self.axes]
         return None if None in numbers else prod(number or 0 for number in numbers)
+
+    def holds(self, values: Mapping[str, Any]) -> bool:
+        """Return whether the sweep could try the values of a setting of the same keys."""
+        return all(axis.holds(values[axis.key]) for axis in self.axes)
 
     def overrides(self, values: dict[str, Any]) -> list[str]:
         """Return the overrides of the recipe for these values of the keys that vary."""

@@ -91,7 +91,7 @@ def _unfinished(trials: Trials, asked: Sequence[PlannedSetting]) -> list[Planned
 
 def _run(trials: Trials, asked: Sequence[PlannedSetting], narrator: Narrator) -> None:
     plan, by_name = trials.plan, {one.setting.name: one for one in asked}
-    total = plan.options.trials or len(asked)
+    total = trials.total or len(asked)
     trials.save()
     tried: set[str] = set()
     began = time.monotonic()
@@ -113,12 +113,12 @@ def _next(trials: Trials, tried: set[str]) -> str | None:
     if waiting and trials.known[waiting[0]].state != "failed":
         return waiting[0]
     plan = trials.plan
-    if plan.options.trials is not None and len(trials.known) < plan.options.trials:
+    if trials.total is not None and len(trials.known) < trials.total:
         scores = {one.trial.name: one.value for one in trials.sweep().ranked}
         past = [Past(one.values, scores.get(name)) for name, one in trials.known.items()]
         found = draw(
             plan.words.axes,
-            [one for one in past if all(axis.holds(one.values[axis.key]) for axis in plan.words.axes)],
+            [one for one in past if plan.words.holds(one.values)],
             sampler=plan.options.sampler or "random",
             seed=int(plan.base.training.get("seed", 42)),
             greater_is_better=trials.sweep().greater_is_better,

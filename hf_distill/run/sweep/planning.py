@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +70,17 @@ class Plan:
         """Return all settings of a grid; of a random search those that are checked."""
         return ends(self.words) if self.draws else grid(self.words)
 
+    def total(self, known: Iterable[Mapping[str, Any]]) -> int | None:
+        """Return how many settings a random search ends with, those of earlier starts included; None for a grid.
+
+        Args:
+            known: The values of the settings that are there already.
+        """
+        trials, different = self.options.trials, self.words.number
+        if trials is None or different is None:
+            return trials
+        return min(trials, different + sum(not self.words.holds(values) for values in known))
+
     def read(self, setting: Setting) -> PlannedSetting:
         """Return a setting with its recipe.
 
@@ -92,8 +103,6 @@ def plan(file: str, words: Sequence[str], options: SweepOptions) -> Plan:
     base = gathered[0]
     if options.metric:
         _check_metric(options.metric)
-    if options.trials is not None and found.number is not None:
-        options = replace(options, trials=min(options.trials, found.number))
     place = options.into or f"{str(base.training['output_dir']).rstrip('/')}-sweep"
     return Plan(file, found, options, Path(place).expanduser(), base)
 

@@ -28,7 +28,7 @@ def in_words(plan: Plan, asked: Sequence[PlannedSetting], known: Mapping[str, Se
         known: Those that are there already, and those of a grid.
     """
     done = sum(one.state == "finished" for one in known.values())
-    total = plan.options.trials if plan.options.trials is not None else len(asked)
+    total = plan.total(one.values for one in known.values()) or len(asked)
     yield f"sweep       {counted(total, 'setting')} of {_axes(plan)}, in {plan.directory}"
     left = max(total - done, 0) if plan.draws else sum(known[one.setting.name].report is None for one in asked)
     seeds = plan.base.report.seeds

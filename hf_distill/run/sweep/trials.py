@@ -39,6 +39,11 @@ class Trials:
     earlier: Sequence[Mapping[str, Any]] = ()
     known: dict[str, SettingRun] = field(default_factory=dict)
 
+    @property
+    def total(self) -> int | None:
+        """How many settings a random search ends with; None for a grid."""
+        return self.plan.total(one.values for one in self.known.values())
+
     def find(self) -> None:
         """Look which settings of earlier starts, with the same keys and recipe, are there."""
         for entry in self.earlier:
@@ -52,7 +57,7 @@ class Trials:
             if report is not None:
                 files = str(entry["sources"])
                 self.known[setting.name] = SettingRun(setting.name, setting.values, "finished", report, sources=files)
-            elif self.plan.draws and all(axis.holds(setting.values[axis.key]) for axis in self.plan.words.axes):
+            elif self.plan.draws and self.plan.words.holds(setting.values):
                 self.known[setting.name] = _unfinished(setting, entry)
 
     def add(self, one: PlannedSetting) -> None:
