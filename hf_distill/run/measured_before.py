@@ -13,7 +13,9 @@ import hf_distill
 from hf_distill import parallel
 from hf_distill.data.example_columns import GROUP
 from hf_distill.data.fingerprints import dataset_fingerprint
+from hf_distill.files.durable import sha256
 from hf_distill.files.fingerprint import fingerprint
+from hf_distill.files.ownership import Ownership
 from hf_distill.recipe.plugins import outside_code
 from hf_distill.report.files import REPORT
 from hf_distill.report.report import Report
@@ -31,8 +33,8 @@ def measured_before(run: Run, trained: Sequence[Fitted]) -> Report | None:
 
     Only where all models were found finished, with their checksums, by the same data, models and settings. Beside that
     the whole recipe, the rows with their groups, the lineage of the teacher, the code and its libraries, and the
-    machine have to be the same. Code from outside, exports and the lm-evaluation-harness are not looked at: with them a
-    report is always measured.
+    machine have to be the same. Code from outside, exports of the recipe and the lm-evaluation-harness are not looked
+    at: with them a report is always measured.
 
     Args:
         run: The run, which is the only one of its recipe.
@@ -56,22 +58,31 @@ def measured_before(run: Run, trained: Sequence[Fitted]) -> Report | None:
 
 def remember(run: Run, trained: Sequence[Fitted]) -> None:
     """Write down what the report that was just saved depends on. Call it in one process only."""
-    mark = _whole(run.directory.path, _of_run(run, trained))
-    run.directory.owned.take(report={"of": mark, "on": time.strftime("%Y-%m-%d %H:%M")})
+    told = {"of": _of_run(run, trained), "on": time.strftime("%Y-%m-%d %H:%M")}
+    run.directory.owned.take(report={**told, "sha256": sha256(run.directory.path / REPORT)})
+
+
+def save_with_more(report: Report, directory: Path) -> None:
+    """Save the report of a finished run to which something was added. Call it in one process only.
+
+    A run that finds it still takes it over, if it would have done so before.
+    """
+    owned = Ownership(directory)
+    told, file = owned.report, directory / REPORT
+    measured = told.get("sha256") == sha256(file)
+    report.save(directory)
+    if measured:
+        owned.take(report={**told, "sha256": sha256(file)})
 
 
 def _find(run: Run, trained: Sequence[Fitted]) -> tuple[Report, str] | None:
     """Return the report that is there and when it was measured, if it is that of this run."""
-    directory, record = run.directory.path, run.directory.owned.report
+    directory, told = run.directory.path, run.directory.owned.report
     try:
-        same = bool(record) and record["of"] == _whole(directory, _of_run(run, trained))
-        return (Report.load(directory), record["on"]) if same else None
+        same = told["sha256"] == sha256(directory / REPORT) and told["of"] == _of_run(run, trained)
+        return (Report.load(directory), told["on"]) if same else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _whole(directory: Path, mark: str) -> str:
-    return fingerprint(mark, hashlib.sha256((directory / REPORT).read_bytes()).hexdigest())
 
 
 def _of_run(run: Run, trained: Sequence[Fitted]) -> str:

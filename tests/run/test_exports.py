@@ -190,7 +190,8 @@ def test_only_the_student_of_the_run_is_exported_by_command(
     caplog: pytest.LogCaptureFixture,
     sentiment_csv: Any,
 ) -> None:
-    """Metrics on other rows, or of texts that are cut elsewhere, would stand in the report beside those of the run."""
+    """Metrics on other rows, or of texts that are cut elsewhere, would stand in the report beside those of the run; the
+    run's own command would take its exports out of the report again."""
     run(write_recipe())
     out, data = tmp_path / "out", Path(sentiment_csv.validation)
     assert main(["export", str(out), "--format", "onnx", "data.max_length=8"]) == 2
@@ -206,6 +207,7 @@ def test_only_the_student_of_the_run_is_exported_by_command(
         recipe.write("# mine\n")
     assert main(["export", str(out), "--format", "onnx", f"data.path.validation={moved}"]) == 0
     assert "recipe.yaml was changed since its run wrote it" in caplog.text
+    assert [one.format for one in run(write_recipe(), may_take_over=True).exports] == ["pytorch", "onnx"]
     assert main(["export", str(out), "--format", "onnx", "--into", str(moved)]) == 2
     assert "there is a file in its place" in capsys.readouterr().err
 

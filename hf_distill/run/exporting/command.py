@@ -127,6 +127,7 @@ def export(recipe: Recipe, into: str | None) -> Report:
 
     from hf_distill.report.report import Report
     from hf_distill.run.exporting.stage import with_exports
+    from hf_distill.run.measured_before import save_with_more
     from hf_distill.run.preparation import open_run
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -150,7 +151,7 @@ def export(recipe: Recipe, into: str | None) -> Report:
         report = with_exports(run, before, place)
         if into is None and run.is_main:
             report = replace(report, exports=merged(before.exports, report.exports))
-            report.save(directory)
+            save_with_more(report, directory)
     parallel.wait()
     return report
 
