@@ -179,6 +179,14 @@ def test_dataset_fingerprint_sees_rows_not_storage(tmp_path):
         assert dataset_fingerprint(same) == expected
 
 
+def test_dataset_fingerprint_of_no_columns():
+    """A run asks for the fingerprint of some columns; where there are none it ended in a traceback after its report."""
+    chosen = Dataset.from_dict({"n": [*range(16)]}).filter(lambda row: row["n"] % 2 == 0)
+    nothing = dataset_fingerprint(chosen.select_columns([]))
+    assert nothing == dataset_fingerprint(chosen.select_columns([]))
+    assert nothing != dataset_fingerprint(chosen)
+
+
 @pytest.mark.parametrize(
     "change",
     [
