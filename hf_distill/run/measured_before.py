@@ -58,8 +58,8 @@ def measured_before(run: Run, trained: Sequence[Fitted]) -> Report | None:
 
 def remember(run: Run, trained: Sequence[Fitted]) -> None:
     """Write down what the report that was just saved depends on. Call it in one process only."""
-    told = {"of": _of_run(run, trained), "on": time.strftime("%Y-%m-%d %H:%M")}
-    run.directory.owned.take(report={**told, "sha256": sha256(run.directory.path / REPORT)})
+    record = {"of": _of_run(run, trained), "on": time.strftime("%Y-%m-%d %H:%M")}
+    run.directory.owned.take(report={**record, "sha256": sha256(run.directory.path / REPORT)})
 
 
 def save_with_more(report: Report, directory: Path) -> None:
@@ -68,19 +68,19 @@ def save_with_more(report: Report, directory: Path) -> None:
     A run that finds it still takes it over, if it would have done so before.
     """
     owned = Ownership(directory)
-    told, file = owned.report, directory / REPORT
-    measured = told.get("sha256") == sha256(file)
+    record, file = owned.report, directory / REPORT
+    measured = record.get("sha256") == sha256(file)
     report.save(directory)
     if measured:
-        owned.take(report={**told, "sha256": sha256(file)})
+        owned.take(report={**record, "sha256": sha256(file)})
 
 
 def _find(run: Run, trained: Sequence[Fitted]) -> tuple[Report, str] | None:
     """Return the report that is there and when it was measured, if it is that of this run."""
-    directory, told = run.directory.path, run.directory.owned.report
+    directory, record = run.directory.path, run.directory.owned.report
     try:
-        same = told["sha256"] == sha256(directory / REPORT) and told["of"] == _of_run(run, trained)
-        return (Report.load(directory), told["on"]) if same else None
+        same = record["sha256"] == sha256(directory / REPORT) and record["of"] == _of_run(run, trained)
+        return (Report.load(directory), record["on"]) if same else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
